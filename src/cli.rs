@@ -1,0 +1,145 @@
+//! The command line: types only.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+use crate::quadlet::PodmanVersion;
+use crate::settings::Service;
+
+/// Run a LiteLLM gateway, with PostgreSQL and Redis, as Podman Quadlet and systemd units.
+#[derive(Debug, Parser)]
+#[command(
+    version,
+    max_term_width = 100,
+    after_help = "Exit status: 0 success; 1 failure, or drift with --check; 2 wrong usage; 3 stopped; 4 degraded; 78 wrong configuration.\nFirst steps: litellm-units up"
+)]
+pub struct Cli {
+    /// Where and as whom.
+    #[command(flatten)]
+    pub target: Target,
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Which deployment a command is about.
+#[derive(Clone, Debug, Args)]
+pub struct Target {
+    /// Deployment directory [default: /opt/litellm-server; rootless: ~/.local/share/litellm-server]
+    #[arg(long, env = "LITELLM_DIR", value_name = "DIR", global = true)]
+    pub litellm_dir: Option<PathBuf>,
+    /// Use the calling user's systemd and rootless Podman (the default for everyone but root)
+    #[arg(long, global = true, conflicts_with = "system")]
+    pub user: bool,
+    /// Use the system's systemd and rootful Podman (the default for root)
+    #[arg(long, global = true)]
+    pub system: bool,
+}
+
+/// The verbs.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Prepare the deployment directory and install the units; start nothing
+    Generate(Generate),
+    /// Generate, pull what is missing, start everything and wait until the gateway is ready
+    Up(Up),
+    /// Stop everything; data stays
+    Down(Down),
+    /// Show each unit's state, health, uptime, restarts, memory and image
+    #[command(visible_alias = "ps")]
+    Status(Status),
+    /// Pull the images that .env names
+    Pull(Pull),
+    /// What the units call
+    #[command(hide = true, subcommand)]
+    Unit(Unit),
+}
+
+/// Arguments of `generate`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  litellm-units generate\n  litellm-units generate --dry-run\n  litellm-units generate --check && echo up to date\n  litellm-units generate --output ./units --podman 4.9")]
+pub struct Generate {
+    /// Print what would change as a unified diff, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Change nothing; exit with 1 if anything would change
+    #[arg(long, conflicts_with = "dry_run")]
+    pub check: bool,
+    /// Write the units into DIR instead of installing them; needs neither Podman nor systemd
+    #[arg(long, value_name = "DIR", conflicts_with_all = ["dry_run", "check"])]
+    pub output: Option<PathBuf>,
+    /// With --output: the version of Podman to write for
+    #[arg(long, value_name = "VERSION", requires = "output", value_parser = podman_version)]
+    pub podman: Option<PodmanVersion>,
+}
+
+/// Arguments of `up`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  litellm-units up\n  litellm-units up --timeout 120")]
+pub struct Up {
+    /// Seconds that starting and becoming ready may take; pulling images does not count
+    #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = seconds)]
+    pub timeout: Duration,
+}
+
+/// Arguments of `down`.
+#[derive(Debug, Args)]
+pub struct Down {
+    /// Seconds that stopping may take
+    #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = seconds)]
+    pub timeout: Duration,
+}
+
+/// Arguments of `status`.
+#[derive(Debug, Args)]
+pub struct Status {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+}
+
+/// Arguments of `pull`.
+#[derive(Debug, Args)]
+pub struct Pull {
+    /// Pull only what this host does not have yet
+    #[arg(long)]
+    pub missing: bool,
+}
+
+/// Plumbing between the units and this program.
+#[derive(Debug, Subcommand)]
+pub enum Unit {
+    /// Before a container starts: register its secrets with Podman
+    Prepare {
+        /// The container.
+        service: Service,
+    },
+    /// Called by Podman: print the value of one secret
+    Secret {
+        /// The container.
+        service: Service,
+        /// The variable or file.
+        name: String,
+    },
+    /// Wait until a container's health check passes
+    AwaitHealthy {
+        /// The container.
+        service: Service,
+    },
+}
+
+fn seconds(text: &str) -> Result<Duration, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err("not a whole number of seconds above 0".into()),
+        Ok(seconds) => Ok(Duration::from_secs(seconds)),
+    }
+}
+
+fn podman_version(text: &str) -> Result<PodmanVersion, String> {
+    PodmanVersion::parse(text)
+        .ok_or_else(|| "not a version such as 5.4".to_owned())?
+        .check()
+        .map_err(|error| error.to_string())
+}

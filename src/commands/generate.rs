@@ -1,0 +1,202 @@
+//! `generate`: from `.env` to installed units.
+
+use std::path::Path;
+
+use anyhow::Context;
+
+use crate::cli;
+use crate::deployment::{self, kernel_random};
+use crate::error::{Exit, Failure, Result};
+use crate::host::{self, Host};
+use crate::install;
+use crate::install::plan::Plan;
+use crate::output::{self, say, warn};
+use crate::paths::Scope;
+use crate::quadlet::{self, Place, PodmanVersion, UnitFile};
+use crate::settings::Settings;
+
+/// Runs the command.
+///
+/// # Errors
+/// When the settings are wrong, or the host can't run the units.
+pub async fn run(host: &Host, arguments: cli::Generate) -> Result<Exit> {
+    if let Some(directory) = &arguments.output {
+        return render_into(host, directory, arguments.podman.unwrap_or(PodmanVersion::DEFAULT));
+    }
+    let prepared = prepare(host).await?;
+    if arguments.dry_run || arguments.check {
+        for change in &prepared.deployment.changes {
+            output::line(&format!("# {change}"))?;
+        }
+        if arguments.dry_run {
+            output::text(&prepared.units.diff())?;
+            return Ok(Exit::Success);
+        }
+        for change in &prepared.units.changes {
+            output::line(&format!("# {} {}", change.verb(), change.path.display()))?;
+        }
+        return Ok(if prepared.is_current() { Exit::Success } else { Exit::Failure });
+    }
+    let current = prepared.is_current();
+    prepared.apply(host).await?;
+    if current {
+        output::line("nothing to do")?;
+    } else {
+        say(&format!(
+            "next: {} start litellm.target, or litellm-units up",
+            host.scope().systemctl()
+        ));
+    }
+    Ok(Exit::Success)
+}
+
+/// What `generate` would do, checked as far as that is possible without doing it.
+#[derive(Debug)]
+pub struct Prepared {
+    /// The deployment directory.
+    pub deployment: deployment::Plan,
+    /// The units.
+    pub units: Plan,
+    /// Whether this is the first installation, after which the target is enabled for boot.
+    first: bool,
+}
+
+/// Works out what has to be done, and refuses what can't be.
+///
+/// # Errors
+/// When the settings are wrong, or the host can't run the units.
+pub async fn prepare(host: &Host) -> Result<Prepared> {
+    let podman = host.podman().await?;
+    let version = podman.version().await?;
+    let deployment = deployment::Plan::new(&host.paths, &mut kernel_random)?;
+    for warning in &deployment.warnings {
+        warn(warning);
+    }
+    let program = host::program()?;
+    let mut files = render(host, &deployment.settings, version, &program)?;
+    if !host.paths.packaged_units.join("litellm.target").exists() {
+        files.insert(0, quadlet::target(host.scope()));
+    }
+    let units = Plan::new(&host.paths, &files)?;
+    let first = !host.paths.quadlets.join("litellm.container").exists();
+    if !units.is_empty() {
+        podman.check_quadlets(&files, host.scope()).await?;
+        // Without systemd the units would be installed, but not known to it: so ask before.
+        host.systemd().await?;
+    }
+    Ok(Prepared { deployment, units, first })
+}
+
+impl Prepared {
+    /// Whether there is nothing to do.
+    #[must_use]
+    pub fn is_current(&self) -> bool {
+        self.units.is_empty() && self.deployment.changes.is_empty()
+    }
+
+    /// The settings as they will be.
+    #[must_use]
+    pub fn settings(&self) -> &Settings {
+        &self.deployment.settings
+    }
+
+    /// Does it, saying each thing done.
+    ///
+    /// # Errors
+    /// When the disk or systemd refuses. Running it again goes on from there.
+    pub async fn apply(&self, host: &Host) -> Result<()> {
+        self.deployment.apply().map_err(on_full_disk)?;
+        for change in &self.deployment.changes {
+            output::line(&format!("prepare {change}"))?;
+        }
+        if self.units.is_empty() {
+            return Ok(());
+        }
+        let systemd = host.systemd().await?;
+        // The target is enabled before the gateway's unit appears, which marks the installation
+        // as complete: an interruption in between is mended by the next run, and an operator who
+        // disables the target later is not overruled.
+        let (gateway, rest): (Vec<_>, Vec<_>) = self
+            .units
+            .changes
+            .iter()
+            .cloned()
+            .partition(|change| change.path.ends_with("litellm.container"));
+        Plan { changes: rest }.apply().map_err(on_full_disk)?;
+        if self.first {
+            systemd.enable("litellm.target").await?;
+        }
+        Plan { changes: gateway }.apply().map_err(on_full_disk)?;
+        for change in &self.units.changes {
+            output::line(&format!("{} {}", change.verb(), change.path.display()))?;
+        }
+        if self.first {
+            output::line("enable litellm.target")?;
+        }
+        systemd.reload().await?;
+        output::line("reload systemd")?;
+        if host.scope() == Scope::User {
+            advise_linger();
+        }
+        Ok(())
+    }
+}
+
+fn render(
+    host: &Host,
+    settings: &Settings,
+    podman: PodmanVersion,
+    program: &Path,
+) -> Result<Vec<UnitFile>> {
+    quadlet::render(settings, &quadlet::Host { paths: &host.paths, podman, program })
+}
+
+/// Without lingering, a user's units end with the last session and don't start at boot.
+fn advise_linger() {
+    let Ok(Some(user)) = nix::unistd::User::from_uid(nix::unistd::geteuid()) else { return };
+    if !Path::new("/var/lib/systemd/linger").join(&user.name).exists() {
+        warn(&format!(
+            "{0} does not linger, so the gateway would stop at logout and not start at boot: loginctl enable-linger {0}",
+            user.name
+        ));
+    }
+}
+
+fn render_into(host: &Host, directory: &Path, podman: PodmanVersion) -> Result<Exit> {
+    let env = host.paths.env_file();
+    let text = if env.exists() { crate::settings::read_env(&env)? } else { String::new() };
+    let found = deployment::Found { cluster: false };
+    let completed = deployment::complete(&text, &env, found, &mut kernel_random)?;
+    let settings = Settings::from_env(&completed.env, &env)?;
+    // The path of an installed package: the units may go to another host.
+    let mut files = render(host, &settings, podman, Path::new("/usr/bin/litellm-units"))?;
+    files.push(quadlet::target(host.scope()));
+    for file in files {
+        let place = directory.join(match file.place {
+            Place::Quadlet => "containers",
+            Place::Unit => "systemd",
+        });
+        std::fs::create_dir_all(&place)
+            .with_context(|| format!("can't create {}", place.display()))?;
+        let path = place.join(file.name);
+        install::write_atomically(&path, file.text.as_bytes(), 0o644)?;
+        output::line(&path.display().to_string())?;
+    }
+    Ok(Exit::Success)
+}
+
+fn on_full_disk(error: anyhow::Error) -> anyhow::Error {
+    let full = error.chain().any(|cause| {
+        cause
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|cause| cause.kind() == std::io::ErrorKind::StorageFull)
+    });
+    if full {
+        error.context(
+            Failure::new("the disk is full; every file is either as before or complete")
+                .hint("free some space and run the command again: it goes on where it stopped"),
+        )
+    } else {
+        error
+    }
+}

@@ -1,0 +1,193 @@
+//! What the units themselves call: `.env` stays the one source of every value.
+//!
+//! Podman's `shell` secret driver keeps no values: it runs a command each time a container that
+//! uses the secret starts. So a restart always gets what `.env` says at that moment, nothing is
+//! written elsewhere, and `podman inspect` shows names only.
+
+use std::io::Write;
+use std::time::Duration;
+
+use anyhow::Context;
+use secrecy::ExposeSecret;
+use serde::Deserialize;
+use tokio::io::AsyncWriteExt;
+
+use crate::cli::Unit;
+use crate::error::{Exit, Failure, Result};
+use crate::host::{self, Host};
+use crate::install;
+use crate::paths::Scope;
+use crate::settings::{Delivery, Parcel, Service, Settings};
+
+/// Runs the verb.
+///
+/// # Errors
+/// When `.env` is wrong or Podman refuses.
+pub async fn run(host: &Host, verb: Unit) -> Result<Exit> {
+    match verb {
+        Unit::Prepare { service } => prepare(host, service).await?,
+        Unit::Secret { service, name } => secret(host, service, &name)?,
+        Unit::AwaitHealthy { service } => await_healthy(host, service).await?,
+    }
+    Ok(Exit::Success)
+}
+
+/// A secret as `podman secret inspect` shows it.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Registered {
+    spec: Spec,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Spec {
+    name: String,
+    driver: Driver,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Driver {
+    name: String,
+    #[serde(default)]
+    options: std::collections::HashMap<String, String>,
+}
+
+/// Registers the names of the service's secrets, and writes which of them its container gets.
+async fn prepare(host: &Host, service: Service) -> Result<()> {
+    let settings = Settings::load(&host.paths.env_file())?;
+    let parcels = settings.parcels(service);
+    let podman = host.podman().await?;
+
+    // Fails if one of them does not exist yet, and still prints the others.
+    let names: Vec<String> = parcels.iter().map(|parcel| secret_name(service, parcel)).collect();
+    let output = podman
+        .command(["secret", "inspect"].into_iter().chain(names.iter().map(String::as_str)))
+        .output()
+        .await
+        .context("can't run podman")?;
+    let registered: Vec<Registered> = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    for (parcel, name) in parcels.iter().zip(&names) {
+        let lookup = lookup_command(host, service, parcel)?;
+        let current = registered.iter().any(|found| {
+            found.spec.name == *name
+                && found.spec.driver.name == "shell"
+                && found.spec.driver.options.get("lookup") == Some(&lookup)
+        });
+        if !current {
+            register(podman, name, &lookup).await?;
+        }
+    }
+
+    let mut options = String::from("LITELLM_UNITS_SECRETS=");
+    for (parcel, name) in parcels.iter().zip(&names) {
+        options.push_str("--secret ");
+        options.push_str(name);
+        match parcel.delivery {
+            Delivery::Variable => options.push_str(&format!(",type=env,target={} ", parcel.name)),
+            Delivery::File => {
+                let owner = settings
+                    .image(service)
+                    .and_then(|image| crate::deployment::container_owner(service, image));
+                let (uid, gid) = owner.unwrap_or_default();
+                options.push_str(&format!(
+                    ",type=mount,target={},uid={uid},gid={gid},mode=0400 ",
+                    parcel.name
+                ));
+            }
+        }
+    }
+    let directory = host.paths.runtime_state();
+    std::fs::create_dir_all(&directory)
+        .with_context(|| format!("can't create {}", directory.display()))?;
+    let file = directory.join(format!("{}.env", service.container()));
+    install::write_atomically(&file, format!("{}\n", options.trim_end()).as_bytes(), 0o644)
+}
+
+fn secret_name(service: Service, parcel: &Parcel) -> String {
+    format!("{}.{}", service.container(), parcel.name)
+}
+
+/// The command by which Podman asks for the value. The deployment directory and the variable
+/// names hold no character that `sh` or Podman's comma-separated options would split at.
+fn lookup_command(host: &Host, service: Service, parcel: &Parcel) -> Result<String> {
+    let program = host::program()?;
+    let program = program.to_str().context("the path of this program is not valid UTF-8")?;
+    if program.contains(['\'', ',', '"', '\\']) {
+        return Err(Failure::new(format!("{program} holds a character that Podman can't pass on"))
+            .hint("install litellm-units in a directory without quotes and commas in its name")
+            .into());
+    }
+    let scope = match host.scope() {
+        Scope::System => "--system",
+        Scope::User => "--user",
+    };
+    Ok(format!(
+        "'{program}' {scope} --litellm-dir '{}' unit secret {} {}",
+        host.paths.deployment.display(),
+        service.name(),
+        parcel.name
+    ))
+}
+
+async fn register(podman: &crate::podman::Podman, name: &str, lookup: &str) -> Result<()> {
+    let options = format!("lookup={lookup},store=cat >/dev/null,delete=true,list=true");
+    let mut child = podman
+        .command(["secret", "create", "--replace", "--driver=shell", "--driver-opts", &options, name, "-"])
+        .stdin(std::process::Stdio::piped())
+        .stdout(std::process::Stdio::null())
+        .stderr(std::process::Stdio::piped())
+        .spawn()
+        .context("can't run podman")?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // Podman demands some value at creation; the driver throws it away.
+        stdin.write_all(b"from .env").await.context("can't talk to podman")?;
+    }
+    let output = child.wait_with_output().await.context("can't run podman")?;
+    if output.status.success() {
+        return Ok(());
+    }
+    anyhow::bail!(
+        "podman can't register the secret {name}: {}",
+        String::from_utf8_lossy(&output.stderr).trim()
+    )
+}
+
+fn secret(host: &Host, service: Service, name: &str) -> Result<()> {
+    let settings = Settings::load(&host.paths.env_file())?;
+    let parcels = settings.parcels(service);
+    let parcel = parcels.iter().find(|parcel| parcel.name == name).ok_or_else(|| {
+        Failure::config(format!(
+            "{} gives {} no {name}",
+            host.paths.env_file().display(),
+            service.container()
+        ))
+        .hint(format!("restart the unit to use what the file says now: {}", service.unit()))
+    })?;
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(parcel.value.expose_secret().as_bytes())?;
+    stdout.flush()?;
+    Ok(())
+}
+
+/// systemd's `TimeoutStartSec=` is the deadline.
+async fn await_healthy(host: &Host, service: Service) -> Result<()> {
+    let podman = host.podman().await?;
+    loop {
+        let output = podman
+            .command(["healthcheck", "run", service.container()])
+            .output()
+            .await
+            .context("can't run podman")?;
+        match output.status.code() {
+            Some(0) => return Ok(()),
+            Some(1) => tokio::time::sleep(Duration::from_millis(200)).await,
+            _ => anyhow::bail!(
+                "{} can't be checked: {}",
+                service.container(),
+                String::from_utf8_lossy(&output.stderr).trim()
+            ),
+        }
+    }
+}

@@ -1,0 +1,77 @@
+//! One failure type that carries what a person needs next: a hint and an exit status.
+
+use std::fmt;
+
+/// What every fallible function of the program returns.
+pub type Result<T, E = anyhow::Error> = std::result::Result<T, E>;
+
+/// Exit statuses, as documented in `litellm-units(1)`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(u8)]
+pub enum Exit {
+    /// All is as asked.
+    Success = 0,
+    /// The operation failed, or `--check` found drift.
+    Failure = 1,
+    /// The stack is stopped (`status`, `health`).
+    Stopped = 3,
+    /// The stack runs, but not all of it is healthy (`status`, `health`).
+    Degraded = 4,
+    /// `.env` or the gateway's configuration is wrong: `EX_CONFIG` of sysexits(3). The units do
+    /// not restart on it, since only an edit can help.
+    Config = 78,
+}
+
+impl From<Exit> for std::process::ExitCode {
+    fn from(exit: Exit) -> Self {
+        Self::from(exit as u8)
+    }
+}
+
+/// A failure with the next step.
+#[derive(Debug)]
+pub struct Failure {
+    message: String,
+    hint: Option<String>,
+    exit: Exit,
+}
+
+impl Failure {
+    /// An operation that did not succeed.
+    pub fn new(message: impl Into<String>) -> Self {
+        Self { message: message.into(), hint: None, exit: Exit::Failure }
+    }
+
+    /// A mistake in what the operator wrote.
+    pub fn config(message: impl Into<String>) -> Self {
+        Self { exit: Exit::Config, ..Self::new(message) }
+    }
+
+    /// Adds the next step, shown on a line of its own after `hint:`.
+    #[must_use]
+    pub fn hint(self, hint: impl Into<String>) -> Self {
+        Self { hint: Some(hint.into()), ..self }
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Failure {}
+
+/// The hints that `error` carries, outermost first.
+pub fn hints(error: &anyhow::Error) -> impl Iterator<Item = &str> {
+    error.chain().filter_map(|cause| cause.downcast_ref::<Failure>()?.hint.as_deref())
+}
+
+/// The status to exit with for `error`.
+#[must_use]
+pub fn exit(error: &anyhow::Error) -> Exit {
+    error
+        .chain()
+        .find_map(|cause| cause.downcast_ref::<Failure>())
+        .map_or(Exit::Failure, |failure| failure.exit)
+}

@@ -1,0 +1,236 @@
+//! Image references: what may be run, and what is refused before it is pulled.
+
+use std::fmt;
+
+use thiserror::Error;
+
+/// A fully qualified image reference that pins what it names: a version tag, a digest or both.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ImageReference {
+    text: String,
+    tag: Option<std::ops::Range<usize>>,
+    digest: Option<std::ops::Range<usize>>,
+    name_end: usize,
+}
+
+/// Tags that are moved to another image from time to time.
+const FLOATING_TAGS: [&str; 9] = [
+    "latest", "stable", "main", "edge", "dev", "nightly", "main-latest", "main-stable", "rc",
+];
+
+/// Releases of LiteLLM that carried a credential stealer (BerriAI/litellm issue 24512).
+const COMPROMISED_LITELLM: [&str; 2] = ["1.82.7", "1.82.8"];
+
+/// Why a reference is refused.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum ImageError {
+    /// It is not a reference at all.
+    #[error("{0:?} is not an image reference: {1}")]
+    Malformed(String, &'static str),
+    /// It leaves the registry to the host's search list.
+    #[error("{0:?} does not name its registry")]
+    Unqualified(String),
+    /// It has neither tag nor digest.
+    #[error("{0:?} has no version tag and no digest")]
+    Unpinned(String),
+    /// Its tag is moved from image to image.
+    #[error("{0:?} has the floating tag {1:?}")]
+    Floating(String, String),
+    /// The release is known to be malicious.
+    #[error("{0:?} is LiteLLM {1}, a compromised release that steals credentials")]
+    Compromised(String, &'static str),
+}
+
+impl ImageError {
+    /// The next step.
+    #[must_use]
+    pub fn hint(&self) -> &'static str {
+        match self {
+            Self::Malformed(..) => "write it as registry/name:tag, e.g. ghcr.io/berriai/litellm:v1.80.11-stable",
+            Self::Unqualified(_) => "write the registry too, e.g. docker.io/library/postgres:17.7",
+            Self::Unpinned(_) => "add a version tag, e.g. :v1.80.11-stable",
+            Self::Floating(..) => "name a version, e.g. :v1.80.11-stable, or add the digest (@sha256:…)",
+            Self::Compromised(..) => {
+                "choose another release, and rotate every credential that this one has seen \
+                 (https://github.com/BerriAI/litellm/issues/24512)"
+            }
+        }
+    }
+}
+
+impl ImageReference {
+    /// Parses and vets a reference.
+    ///
+    /// # Errors
+    /// When it is malformed, leaves the registry open, is not pinned, or names a release that is
+    /// known to be malicious.
+    pub fn parse(text: &str) -> Result<Self, ImageError> {
+        let malformed = |reason| ImageError::Malformed(text.to_owned(), reason);
+        if text.is_empty() {
+            return Err(malformed("it is empty"));
+        }
+        if text.chars().any(|c| !c.is_ascii_alphanumeric() && !"./:@_-+".contains(c)) {
+            return Err(malformed("only letters, digits and ./:@_-+ can be in one"));
+        }
+        let (rest, digest) = match text.split_once('@') {
+            None => (text, None),
+            Some((rest, digest)) => {
+                let hex = digest
+                    .strip_prefix("sha256:")
+                    .ok_or_else(|| malformed("the digest does not start with sha256:"))?;
+                if hex.len() != 64 || hex.chars().any(|c| !matches!(c, '0'..='9' | 'a'..='f')) {
+                    return Err(malformed("a sha256 digest has 64 hexadecimal digits"));
+                }
+                (rest, Some(rest.len() + 1..text.len()))
+            }
+        };
+        // A colon before the last slash belongs to the registry's port.
+        let path_start = rest.rfind('/').map_or(0, |slash| slash + 1);
+        let (name_end, tag) = match rest[path_start..].find(':') {
+            None => (rest.len(), None),
+            Some(colon) => (path_start + colon, Some(path_start + colon + 1..rest.len())),
+        };
+        if tag.as_ref().is_some_and(|tag| !is_tag(&rest[tag.clone()])) {
+            return Err(malformed("the tag is not valid"));
+        }
+        let reference = Self { text: text.to_owned(), tag, digest, name_end };
+        let Some((registry, path)) = reference.name().split_once('/') else {
+            return Err(ImageError::Unqualified(text.to_owned()));
+        };
+        if !(registry.contains(['.', ':']) || registry == "localhost") {
+            return Err(ImageError::Unqualified(text.to_owned()));
+        }
+        if path.split('/').any(|part| part.is_empty() || part.chars().any(|c| c.is_ascii_uppercase())) {
+            return Err(malformed("its path has an empty part or a capital letter"));
+        }
+        reference.vet()?;
+        Ok(reference)
+    }
+
+    fn vet(&self) -> Result<(), ImageError> {
+        let text = self.text.clone();
+        let tag = self.tag().unwrap_or_default();
+        let version = self.version().unwrap_or_default();
+        if self.name().contains("litellm")
+            && let Some(bad) = COMPROMISED_LITELLM.iter().find(|bad| {
+                version.strip_prefix(**bad).is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_digit()))
+            })
+        {
+            return Err(ImageError::Compromised(text, bad));
+        }
+        if self.digest.is_some() {
+            return Ok(());
+        }
+        if tag.is_empty() {
+            return Err(ImageError::Unpinned(text));
+        }
+        if FLOATING_TAGS.contains(&tag) || tag.contains("nightly") || tag.ends_with("-latest") {
+            return Err(ImageError::Floating(text, tag.to_owned()));
+        }
+        Ok(())
+    }
+
+    /// The whole reference, as it was written.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// Registry and path, without tag and digest.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.text[..self.name_end]
+    }
+
+    /// The tag, if there is one.
+    #[must_use]
+    pub fn tag(&self) -> Option<&str> {
+        self.tag.clone().map(|range| &self.text[range])
+    }
+
+    /// The digest (`sha256:…`), if there is one.
+    #[must_use]
+    pub fn digest(&self) -> Option<&str> {
+        self.digest.clone().map(|range| &self.text[range])
+    }
+
+    /// The tag from its first digit on: `1.80.11-stable` of `v1.80.11-stable`.
+    #[must_use]
+    pub fn version(&self) -> Option<&str> {
+        let tag = self.tag()?;
+        tag.find(|c: char| c.is_ascii_digit()).map(|start| &tag[start..])
+    }
+
+    /// The first number of the version.
+    #[must_use]
+    pub fn major(&self) -> Option<u32> {
+        let version = self.version()?;
+        let end = version.find(|c: char| !c.is_ascii_digit()).unwrap_or(version.len());
+        version[..end].parse().ok()
+    }
+
+    /// Whether the tag says that the image is built on Alpine, whose user numbers differ.
+    #[must_use]
+    pub fn is_alpine(&self) -> bool {
+        self.tag().is_some_and(|tag| tag.contains("alpine"))
+    }
+}
+
+impl fmt::Display for ImageReference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+fn is_tag(text: &str) -> bool {
+    text.len() <= 128
+        && text.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_')
+        && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn parts_of_a_reference() {
+        let digest = format!("sha256:{}", "a".repeat(64));
+        let reference =
+            ImageReference::parse(&format!("127.0.0.1:5000/a/litellm:v1.80.11-stable@{digest}")).unwrap();
+        assert_eq!(reference.name(), "127.0.0.1:5000/a/litellm");
+        assert_eq!(reference.tag(), Some("v1.80.11-stable"));
+        assert_eq!(reference.version(), Some("1.80.11-stable"));
+        assert_eq!(reference.major(), Some(1));
+        assert_eq!(reference.digest(), Some(digest.as_str()));
+    }
+
+    #[test]
+    fn refusals_say_why() {
+        for (text, message) in [
+            ("", r#""" is not an image reference: it is empty"#),
+            ("litellm:v1", r#""litellm:v1" does not name its registry"#),
+            ("berriai/litellm:v1", r#""berriai/litellm:v1" does not name its registry"#),
+            ("ghcr.io/berriai/litellm", r#""ghcr.io/berriai/litellm" has no version tag and no digest"#),
+            ("ghcr.io/berriai/litellm:main-stable", r#""ghcr.io/berriai/litellm:main-stable" has the floating tag "main-stable""#),
+            ("ghcr.io/berriai/litellm:v1.82.7-stable", r#""ghcr.io/berriai/litellm:v1.82.7-stable" is LiteLLM 1.82.7, a compromised release that steals credentials"#),
+            ("ghcr.io/Berriai/litellm:v1", r#""ghcr.io/Berriai/litellm:v1" is not an image reference: its path has an empty part or a capital letter"#),
+            ("ghcr.io/a/b:v 1", r#""ghcr.io/a/b:v 1" is not an image reference: only letters, digits and ./:@_-+ can be in one"#),
+            ("ghcr.io/a/b@sha256:12", r#""ghcr.io/a/b@sha256:12" is not an image reference: a sha256 digest has 64 hexadecimal digits"#),
+        ] {
+            assert_eq!(ImageReference::parse(text).unwrap_err().to_string(), message);
+        }
+    }
+
+    #[test]
+    fn neighbours_of_a_compromised_release_are_fine() {
+        for text in ["ghcr.io/berriai/litellm:v1.82.70", "ghcr.io/berriai/litellm:v1.82.6-stable"] {
+            assert!(ImageReference::parse(text).is_ok(), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_floating_tag_with_a_digest_is_pinned() {
+        let text = format!("ghcr.io/berriai/litellm:main-stable@sha256:{}", "0".repeat(64));
+        assert!(ImageReference::parse(&text).is_ok());
+    }
+}

@@ -1,0 +1,46 @@
+//! `litellm-units` generates Podman Quadlet and systemd units for a LiteLLM gateway with its
+//! PostgreSQL and Redis, and manages them over D-Bus.
+//!
+//! The library is the program's own: it promises no stable interface.
+
+pub mod cli;
+pub mod commands;
+pub mod deployment;
+pub mod error;
+pub mod host;
+pub mod image;
+pub mod install;
+pub mod journal;
+pub mod litellm;
+pub mod output;
+pub mod paths;
+pub mod podman;
+pub mod quadlet;
+pub mod settings;
+pub mod systemd;
+
+use cli::{Cli, Command};
+use error::{Exit, Result};
+use host::Host;
+use paths::{Paths, Scope};
+
+/// Runs one command.
+///
+/// # Errors
+/// When the command fails; `main` prints the error, its hints and chooses the exit status.
+pub async fn run(cli: Cli) -> Result<Exit> {
+    let scope = match (cli.target.system, cli.target.user) {
+        (true, _) => Scope::System,
+        (_, true) => Scope::User,
+        _ => Scope::of_caller(),
+    };
+    let host = Host::new(Paths::detect(scope, cli.target.litellm_dir)?);
+    match cli.command {
+        Command::Generate(arguments) => commands::generate::run(&host, arguments).await,
+        Command::Up(arguments) => commands::up::run(&host, &arguments).await,
+        Command::Down(arguments) => commands::down::run(&host, &arguments).await,
+        Command::Status(arguments) => commands::status::run(&host, &arguments).await,
+        Command::Pull(arguments) => commands::pull::run(&host, &arguments).await,
+        Command::Unit(verb) => commands::unit::run(&host, verb).await,
+    }
+}

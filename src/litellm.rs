@@ -1,0 +1,47 @@
+//! The gateway's HTTP interface.
+
+pub mod health;
+
+use std::time::Duration;
+
+use anyhow::Context;
+
+use crate::error::Result;
+use crate::settings::GATEWAY_PORT;
+
+/// A client of one gateway.
+#[derive(Clone, Debug)]
+pub struct Client {
+    http: reqwest::Client,
+    base: String,
+}
+
+impl Client {
+    /// A client of the gateway on this host. Each request is given up after `timeout`.
+    ///
+    /// # Errors
+    /// When the HTTP client can't be set up.
+    pub fn local(timeout: Duration) -> Result<Self> {
+        Self::at(format!("http://127.0.0.1:{GATEWAY_PORT}"), timeout)
+    }
+
+    /// A client of the gateway at `base`, without a slash at its end.
+    ///
+    /// # Errors
+    /// When the HTTP client can't be set up.
+    pub fn at(base: String, timeout: Duration) -> Result<Self> {
+        let http = reqwest::Client::builder()
+            .timeout(timeout)
+            // The gateway is on this host: a proxy of the environment must not see the request.
+            .no_proxy()
+            .build()
+            .context("can't set up the HTTP client")?;
+        Ok(Self { http, base })
+    }
+
+    /// The address that requests go to.
+    #[must_use]
+    pub fn base(&self) -> &str {
+        &self.base
+    }
+}

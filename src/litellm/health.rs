@@ -1,0 +1,76 @@
+//! Liveliness and readiness.
+
+use serde::{Deserialize, Serialize};
+
+use super::Client;
+
+/// How far the gateway is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "state", rename_all = "lowercase")]
+pub enum Health {
+    /// It answers and its database is connected.
+    Ready {
+        /// LiteLLM's version, as it says.
+        version: Option<String>,
+    },
+    /// It answers, but can't serve keys yet.
+    Live {
+        /// What is missing.
+        reason: String,
+    },
+    /// It does not answer.
+    Down {
+        /// What the connection said.
+        reason: String,
+    },
+}
+
+impl Health {
+    /// Whether it can serve.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        matches!(self, Self::Ready { .. })
+    }
+}
+
+/// The answer of `/health/readiness`, as far as it matters here.
+#[derive(Debug, Deserialize)]
+struct Readiness {
+    db: Option<String>,
+    litellm_version: Option<String>,
+}
+
+impl Client {
+    /// Asks `/health/readiness`. Without a database LiteLLM says `healthy` all the same, so
+    /// ready means that `db` is `connected`.
+    pub async fn health(&self) -> Health {
+        let answer = match self.http.get(format!("{}/health/readiness", self.base)).send().await {
+            Ok(answer) => answer,
+            Err(error) => return Health::Down { reason: innermost(&error) },
+        };
+        let status = answer.status();
+        if !status.is_success() {
+            return Health::Live { reason: format!("/health/readiness answers {status}") };
+        }
+        match answer.json::<Readiness>().await {
+            Ok(Readiness { db: Some(db), litellm_version }) if db == "connected" => {
+                Health::Ready { version: litellm_version }
+            }
+            Ok(Readiness { db, .. }) => Health::Live {
+                reason: format!("database: {}", db.as_deref().unwrap_or("not mentioned")),
+            },
+            Err(error) => Health::Live {
+                reason: format!("/health/readiness answers no JSON: {}", innermost(&error)),
+            },
+        }
+    }
+}
+
+/// reqwest's outer messages repeat the URL; the innermost says what happened.
+fn innermost(error: &reqwest::Error) -> String {
+    let mut cause: &dyn std::error::Error = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    if error.is_timeout() { "no answer in time".into() } else { cause.to_string() }
+}

@@ -1,0 +1,92 @@
+//! stdout is data, stderr is talk.
+
+use std::io::Write;
+
+use serde::Serialize;
+
+use crate::error::Result;
+
+/// Prints a line of data.
+///
+/// # Errors
+/// When stdout is closed.
+pub fn line(text: &str) -> Result<()> {
+    writeln!(std::io::stdout(), "{text}").map_err(Into::into)
+}
+
+/// Prints data as it is.
+///
+/// # Errors
+/// When stdout is closed.
+pub fn text(text: &str) -> Result<()> {
+    std::io::stdout().write_all(text.as_bytes()).map_err(Into::into)
+}
+
+/// Prints a value as indented JSON.
+///
+/// # Errors
+/// When stdout is closed.
+pub fn json(value: &impl Serialize) -> Result<()> {
+    line(&serde_json::to_string_pretty(value)?)
+}
+
+/// Tells the operator what goes on.
+pub fn say(text: &str) {
+    eprintln!("{text}");
+}
+
+/// Tells the operator what may surprise later.
+pub fn warn(text: &str) {
+    eprintln!("warning: {text}");
+}
+
+/// A duration as people say it: `0.4 s`, `12 s`, `3 min`, `5 h`, `2 d`.
+#[must_use]
+pub fn duration(duration: std::time::Duration) -> String {
+    let seconds = duration.as_secs();
+    match seconds {
+        0..10 => format!("{:.1} s", duration.as_secs_f64()),
+        10..120 => format!("{seconds} s"),
+        120..7200 => format!("{} min", seconds / 60),
+        7200..172_800 => format!("{} h", seconds / 3600),
+        _ => format!("{} d", seconds / 86400),
+    }
+}
+
+/// A number of bytes as people say it, in binary units: `512 B`, `31 MiB`, `1.2 GiB`.
+#[must_use]
+pub fn bytes(count: u64) -> String {
+    const UNITS: [(&str, u64); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
+    for (unit, size) in UNITS {
+        if count >= size {
+            let tenths = count * 10 / size;
+            return if tenths < 100 {
+                format!("{}.{} {unit}", tenths / 10, tenths % 10)
+            } else {
+                format!("{} {unit}", count / size)
+            };
+        }
+    }
+    format!("{count} B")
+}
+
+/// Rows as columns, two spaces apart; every row has as many cells as the first.
+#[must_use]
+pub fn columns(rows: &[Vec<String>]) -> String {
+    let count = rows.first().map_or(0, Vec::len);
+    let widths: Vec<usize> = (0..count)
+        .map(|column| {
+            rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+        })
+        .collect();
+    let mut text = String::new();
+    for row in rows {
+        let mut line = String::new();
+        for (cell, width) in row.iter().zip(&widths) {
+            line.push_str(&format!("{cell:width$}  "));
+        }
+        text.push_str(line.trim_end());
+        text.push('\n');
+    }
+    text
+}

@@ -1,0 +1,166 @@
+//! The `podman` program and its Quadlet generator.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+
+use anyhow::Context;
+use tokio::process::Command;
+
+use crate::error::{Failure, Result};
+use crate::paths::Scope;
+use crate::quadlet::{Place, PodmanVersion, UnitFile};
+
+/// Where distributions put the generator that turns Quadlet files into units.
+const GENERATOR: &str = "/usr/lib/systemd/system-generators/podman-system-generator";
+
+/// The host's Podman.
+#[derive(Clone, Debug)]
+pub struct Podman {
+    program: PathBuf,
+    generator: PathBuf,
+}
+
+impl Podman {
+    /// Finds Podman and its generator.
+    ///
+    /// # Errors
+    /// When one of them is missing.
+    pub fn find() -> Result<Self> {
+        let program = std::env::var_os("PATH")
+            .iter()
+            .flat_map(std::env::split_paths)
+            .map(|directory| directory.join("podman"))
+            .find(|path| is_executable(path))
+            .ok_or_else(|| {
+                Failure::new("Podman is not installed")
+                    .hint("install it: apt install podman, or dnf install podman")
+            })?;
+        let generator = PathBuf::from(GENERATOR);
+        if !generator.exists() {
+            return Err(Failure::new(format!(
+                "{} has no Quadlet: {GENERATOR} is missing",
+                program.display()
+            ))
+            .hint(format!("install Podman {} or newer from the distribution", PodmanVersion::OLDEST))
+            .into());
+        }
+        Ok(Self { program, generator })
+    }
+
+    /// Podman's version, asked of the generator, which answers ten times faster than `podman`.
+    ///
+    /// # Errors
+    /// When the generator doesn't run, or is too old for the units.
+    pub async fn version(&self) -> Result<PodmanVersion> {
+        let output = Command::new(&self.generator)
+            .arg("-version")
+            .stdin(Stdio::null())
+            .output()
+            .await
+            .with_context(|| format!("can't run {}", self.generator.display()))?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        PodmanVersion::parse(&text)
+            .with_context(|| {
+                format!("{} -version says {:?}, which is no version", self.generator.display(), text.trim())
+            })?
+            .check()
+    }
+
+    /// Has the host's own generator read the Quadlet files among `files`. In a daemon-reload its
+    /// errors would go to the kernel log only, and the unit would silently be missing.
+    ///
+    /// # Errors
+    /// With the generator's own words when it refuses one.
+    pub async fn check_quadlets(&self, files: &[UnitFile], scope: Scope) -> Result<()> {
+        let staged = tempfile::tempdir().context("can't stage the units for Quadlet's check")?;
+        for file in files.iter().filter(|file| file.place == Place::Quadlet) {
+            std::fs::write(staged.path().join(file.name), &file.text)
+                .context("can't stage the units for Quadlet's check")?;
+        }
+        let mut command = Command::new(&self.generator);
+        command.env("QUADLET_UNIT_DIRS", staged.path()).arg("-dryrun").stdin(Stdio::null());
+        if scope == Scope::User {
+            command.arg("-user");
+        }
+        let output =
+            command.output().await.with_context(|| format!("can't run {}", self.generator.display()))?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let words = String::from_utf8_lossy(&output.stderr);
+        Err(Failure::new(format!(
+            "Podman's Quadlet generator refuses the units, so nothing was installed:\n{}",
+            words.trim().replace(&*staged.path().to_string_lossy(), "…")
+        ))
+        .hint("this is a defect of litellm-units for this version of Podman: please report it with the lines above")
+        .into())
+    }
+
+    /// A command line of Podman that reads nothing from stdin.
+    #[must_use]
+    pub fn command<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(arguments).stdin(Stdio::null());
+        command
+    }
+
+    /// Runs Podman and returns its stdout.
+    ///
+    /// # Errors
+    /// With Podman's own words when it fails.
+    pub async fn run<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Result<String> {
+        let mut command = self.command(arguments);
+        let output = command.output().await.context("can't run podman")?;
+        if !output.status.success() {
+            return Err(failed(&output));
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Whether the image is in local storage.
+    ///
+    /// # Errors
+    /// When Podman can't tell.
+    pub async fn has_image(&self, image: &str) -> Result<bool> {
+        let output = self
+            .command(["image", "exists", image])
+            .output()
+            .await
+            .context("can't run podman")?;
+        match output.status.code() {
+            Some(0) => Ok(true),
+            Some(1) => Ok(false),
+            _ => Err(failed(&output)),
+        }
+    }
+
+    /// Pulls an image; Podman draws its progress on stderr.
+    ///
+    /// # Errors
+    /// When it can't be pulled. Podman's words are on stderr by then.
+    pub async fn pull(&self, image: &str) -> Result<()> {
+        let status = self
+            .command(["pull", image])
+            .stdout(Stdio::null())
+            .status()
+            .await
+            .context("can't run podman")?;
+        if status.success() {
+            return Ok(());
+        }
+        Err(Failure::new(format!("can't pull {image}"))
+            .hint("check the image's name and tag in .env, and that this host reaches its registry")
+            .into())
+    }
+}
+
+fn failed(output: &Output) -> anyhow::Error {
+    let words = String::from_utf8_lossy(&output.stderr);
+    anyhow::anyhow!("podman failed ({}): {}", output.status, words.trim())
+}
+
+fn is_executable(path: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    path.metadata().is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+}

@@ -1,0 +1,258 @@
+//! From settings to unit files. Pure: the same settings give the same bytes.
+
+pub mod escape;
+
+use std::fmt;
+use std::path::Path;
+
+use anyhow::Context as _;
+use askama::Template;
+
+use crate::deployment::container_owner;
+use crate::error::{Failure, Result};
+use crate::paths::{Paths, Scope};
+use crate::settings::{Cache, Database, GATEWAY_PORT, Service, Settings};
+
+/// The first line of every file that this program writes and may therefore change or remove.
+pub const MARKER: &str =
+    "# Written by litellm-units. Do not edit: use a drop-in (systemctl edit), or .env and `litellm-units apply`.";
+
+/// The first words of the marker, by which a file of ours is recognised.
+pub const MARKER_PREFIX: &str = "# Written by litellm-units.";
+
+/// Podman's version, as far as it decides which Quadlet keys exist.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PodmanVersion {
+    /// The first number.
+    pub major: u32,
+    /// The second number.
+    pub minor: u32,
+}
+
+impl PodmanVersion {
+    /// The oldest version that the units can be written for.
+    pub const OLDEST: Self = Self { major: 4, minor: 9 };
+    /// What `--output` writes for when no version is given.
+    pub const DEFAULT: Self = Self { major: 5, minor: 4 };
+    /// From here on, Podman itself can hold a unit's start until its container is healthy.
+    const HEALTHY_START: Self = Self { major: 5, minor: 2 };
+
+    /// Reads `5.4.2`, `v5.8.0-dev` or `podman version 5.4.2`.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let word = text.split_whitespace().last()?;
+        let mut numbers = word.trim_start_matches('v').split(['.', '-', '+']);
+        Some(Self { major: numbers.next()?.parse().ok()?, minor: numbers.next()?.parse().ok()? })
+    }
+
+    /// Refuses a Podman that can't run the units.
+    ///
+    /// # Errors
+    /// When it is older than 4.9.
+    pub fn check(self) -> Result<Self> {
+        if self < Self::OLDEST {
+            return Err(Failure::new(format!(
+                "Podman {self} is too old: the units need {} or newer",
+                Self::OLDEST
+            ))
+            .hint("Debian 13, Ubuntu 24.04, RHEL 9.4 and Fedora 40 have one: upgrade the distribution, or install a newer Podman")
+            .into());
+        }
+        Ok(self)
+    }
+}
+
+impl fmt::Display for PodmanVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
+}
+
+/// Where a unit file goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Place {
+    /// Quadlet's directory.
+    Quadlet,
+    /// systemd's own directory.
+    Unit,
+}
+
+/// One file to install.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnitFile {
+    /// Which directory it goes to.
+    pub place: Place,
+    /// Its name there.
+    pub name: &'static str,
+    /// All of it.
+    pub text: String,
+}
+
+/// What the units depend on beside the settings.
+#[derive(Clone, Debug)]
+pub struct Host<'a> {
+    /// The locations that the units name.
+    pub paths: &'a Paths,
+    /// The Podman that will read them.
+    pub podman: PodmanVersion,
+    /// This program, as the units call it.
+    pub program: &'a Path,
+}
+
+/// The names under which a file of ours may be found in `place`.
+#[must_use]
+pub fn is_ours_by_name(place: Place, name: &str) -> bool {
+    let mut parts = name.rsplitn(2, '.');
+    let suffix = parts.next().unwrap_or_default();
+    let stem = parts.next().unwrap_or_default();
+    (stem == "litellm" || stem.starts_with("litellm-"))
+        && match place {
+            Place::Quadlet => matches!(suffix, "container" | "network"),
+            Place::Unit => matches!(suffix, "service" | "target" | "timer"),
+        }
+}
+
+/// `litellm.target`, as it is installed when no package brought it.
+#[must_use]
+pub fn target(scope: Scope) -> UnitFile {
+    let text = match scope {
+        Scope::System => include_str!("../units/litellm.target"),
+        Scope::User => include_str!("../units/litellm.user.target"),
+    };
+    UnitFile { place: Place::Unit, name: "litellm.target", text: text.to_owned() }
+}
+
+/// Renders every file that `settings` call for, but the target.
+///
+/// # Errors
+/// When a value can't be written in a unit file.
+pub fn render(settings: &Settings, host: &Host<'_>) -> Result<Vec<UnitFile>> {
+    let deployment = path_text(&host.paths.deployment)?;
+    let mut arguments = format!(" --litellm-dir {}", escape::word(deployment));
+    if host.paths.scope == Scope::User {
+        arguments.push_str(" --user");
+    }
+    let common = Common {
+        marker: MARKER,
+        unit_command: escape::word(path_text(host.program)?),
+        arguments,
+        modern: host.podman >= PodmanVersion::HEALTHY_START,
+        local_database: matches!(settings.database, Database::Local { .. }),
+        local_cache: matches!(settings.cache, Cache::Local { .. }),
+        rootless: host.paths.scope == Scope::User,
+        port: GATEWAY_PORT,
+        config: path_text(&host.paths.config())?.to_owned(),
+        logs: path_text(&host.paths.logs())?.to_owned(),
+        postgres_data: path_text(&host.paths.postgres_data())?.to_owned(),
+        redis_data: path_text(&host.paths.redis_data())?.to_owned(),
+    };
+    let common = &common;
+    let mut files = vec![
+        file(Place::Quadlet, "litellm.network", &Network { common })?,
+        file(Place::Unit, "litellm-images.service", &Images { common })?,
+    ];
+    for service in settings.services() {
+        let Some(image) = settings.image(service) else { continue };
+        let (uid, gid) = container_owner(service, image).unwrap_or_default();
+        let values = Container {
+            name: service.name(),
+            container: service.container(),
+            image: image.as_str(),
+            uid,
+            gid,
+        };
+        let place = Place::Quadlet;
+        files.push(match service {
+            Service::Postgres => {
+                file(place, "litellm-postgres.container", &Postgres { common, service: values })?
+            }
+            Service::Redis => {
+                file(place, "litellm-redis.container", &Redis { common, service: values })?
+            }
+            Service::Migrate => {
+                file(place, "litellm-migrate.container", &Migrate { common, service: values })?
+            }
+            Service::Litellm => {
+                file(place, "litellm.container", &Gateway { common, service: values })?
+            }
+        });
+    }
+    Ok(files)
+}
+
+fn path_text(path: &Path) -> Result<&str> {
+    path.to_str().with_context(|| format!("{} is not valid UTF-8", path.display()))
+}
+
+fn file(place: Place, name: &'static str, template: &impl Template) -> Result<UnitFile> {
+    let mut text = template
+        .render()
+        .with_context(|| format!("a value can't be written in {name}: it holds a control character"))?;
+    if !text.ends_with('\n') {
+        text.push('\n');
+    }
+    Ok(UnitFile { place, name, text })
+}
+
+struct Common {
+    marker: &'static str,
+    unit_command: String,
+    arguments: String,
+    modern: bool,
+    local_database: bool,
+    local_cache: bool,
+    rootless: bool,
+    port: u16,
+    config: String,
+    logs: String,
+    postgres_data: String,
+    redis_data: String,
+}
+
+struct Container<'a> {
+    name: &'static str,
+    container: &'static str,
+    image: &'a str,
+    uid: u32,
+    gid: u32,
+}
+
+#[derive(Template)]
+#[template(path = "litellm.network")]
+struct Network<'a> {
+    common: &'a Common,
+}
+
+#[derive(Template)]
+#[template(path = "litellm-images.service")]
+struct Images<'a> {
+    common: &'a Common,
+}
+
+#[derive(Template)]
+#[template(path = "litellm-postgres.container")]
+struct Postgres<'a> {
+    common: &'a Common,
+    service: Container<'a>,
+}
+
+#[derive(Template)]
+#[template(path = "litellm-redis.container")]
+struct Redis<'a> {
+    common: &'a Common,
+    service: Container<'a>,
+}
+
+#[derive(Template)]
+#[template(path = "litellm-migrate.container")]
+struct Migrate<'a> {
+    common: &'a Common,
+    service: Container<'a>,
+}
+
+#[derive(Template)]
+#[template(path = "litellm.container")]
+struct Gateway<'a> {
+    common: &'a Common,
+    service: Container<'a>,
+}

@@ -1,0 +1,446 @@
+//! The validated settings of one deployment, read from its `.env`.
+
+pub mod env_file;
+
+use std::fmt::Write as _;
+use std::path::Path;
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
+use secrecy::{ExposeSecret, SecretString};
+
+use crate::error::{Failure, Result};
+use crate::image::ImageReference;
+use env_file::EnvFile;
+
+/// The image that a new deployment is pinned to.
+pub const DEFAULT_LITELLM_IMAGE: &str = "ghcr.io/berriai/litellm:v1.80.11-stable";
+/// Used when `.env` has no `POSTGRES_IMAGE`.
+pub const DEFAULT_POSTGRES_IMAGE: &str = "docker.io/library/postgres:17.7";
+/// Used when `.env` has no `REDIS_IMAGE`.
+pub const DEFAULT_REDIS_IMAGE: &str = "docker.io/library/redis:7.4.6";
+/// The name of PostgreSQL's role and of its database in a new deployment.
+pub const DEFAULT_POSTGRES_NAME: &str = "litellm";
+/// The gateway's port, on the loopback address only.
+pub const GATEWAY_PORT: u16 = 24157;
+
+/// Podman's limit on the size of one secret, in bytes.
+const SECRET_LIMIT: usize = 512_000;
+
+/// Variables that concern this program or another container, and so never reach the gateway.
+const NOT_FOR_GATEWAY: [&str; 8] = [
+    "LITELLM_IMAGE",
+    "POSTGRES_IMAGE",
+    "REDIS_IMAGE",
+    "POSTGRES_USER",
+    "POSTGRES_PASSWORD",
+    "POSTGRES_DB",
+    // Set by the unit itself, since the units rely on them.
+    "DISABLE_SCHEMA_UPDATE",
+    "LITELLM_MODE",
+];
+
+/// Variables that count as not set when they are empty. With an empty `UI_USERNAME` and
+/// `UI_PASSWORD`, LiteLLM lets everyone log in as administrator with empty fields; an empty
+/// provider key or base URL is worse than none.
+pub const OPTIONAL: [&str; 5] =
+    ["OPENAI_API_KEY", "ANTHROPIC_API_KEY", "UI_USERNAME", "UI_PASSWORD", "PROXY_BASE_URL"];
+
+/// One of the containers that can get variables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, clap::ValueEnum)]
+pub enum Service {
+    /// PostgreSQL.
+    Postgres,
+    /// Redis.
+    Redis,
+    /// The database migration, which runs before the gateway.
+    Migrate,
+    /// The gateway.
+    Litellm,
+}
+
+impl Service {
+    /// Every service, in start order.
+    pub const ALL: [Self; 4] = [Self::Postgres, Self::Redis, Self::Migrate, Self::Litellm];
+
+    /// The word for it on the command line.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Postgres => "postgres",
+            Self::Redis => "redis",
+            Self::Migrate => "migrate",
+            Self::Litellm => "litellm",
+        }
+    }
+
+    /// The name of its container, and of its unit without the suffix.
+    #[must_use]
+    pub fn container(self) -> &'static str {
+        match self {
+            Self::Postgres => "litellm-postgres",
+            Self::Redis => "litellm-redis",
+            Self::Migrate => "litellm-migrate",
+            Self::Litellm => "litellm",
+        }
+    }
+
+    /// The name of its unit.
+    #[must_use]
+    pub fn unit(self) -> &'static str {
+        match self {
+            Self::Postgres => "litellm-postgres.service",
+            Self::Redis => "litellm-redis.service",
+            Self::Migrate => "litellm-migrate.service",
+            Self::Litellm => "litellm.service",
+        }
+    }
+}
+
+/// The gateway's database.
+#[derive(Clone, Debug)]
+pub enum Database {
+    /// The PostgreSQL that runs beside the gateway.
+    Local {
+        /// Its image.
+        image: ImageReference,
+        /// The role that owns the database.
+        user: String,
+        /// That role's password.
+        password: SecretString,
+        /// The database.
+        name: String,
+    },
+    /// A server elsewhere: `DATABASE_URL` in `.env`.
+    External {
+        /// As written.
+        url: SecretString,
+    },
+}
+
+/// The gateway's cache.
+#[derive(Clone, Debug)]
+pub enum Cache {
+    /// The Redis that runs beside the gateway.
+    Local {
+        /// Its image.
+        image: ImageReference,
+        /// What `requirepass` is set to.
+        password: SecretString,
+    },
+    /// A server elsewhere: `REDIS_HOST` in `.env`.
+    External,
+}
+
+/// How a container receives a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// As an environment variable.
+    Variable,
+    /// As a file under `/run/secrets`, readable by the container's user alone.
+    File,
+}
+
+/// One value for one container.
+#[derive(Clone, Debug)]
+pub struct Parcel {
+    /// The variable's or file's name.
+    pub name: String,
+    /// How it gets there.
+    pub delivery: Delivery,
+    /// What it is.
+    pub value: SecretString,
+}
+
+/// What `.env` asks for, checked.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The gateway's image.
+    pub litellm_image: ImageReference,
+    /// The gateway's database.
+    pub database: Database,
+    /// The gateway's cache.
+    pub cache: Cache,
+    /// `LITELLM_MASTER_KEY`: for bootstrap only.
+    pub master_key: SecretString,
+    gateway: Vec<(String, SecretString)>,
+}
+
+impl Settings {
+    /// Reads and checks the `.env` at `path`.
+    ///
+    /// # Errors
+    /// When it can't be read or parsed, or a value in it can't be used; with file and line.
+    pub fn load(path: &Path) -> Result<Self> {
+        let text = read_env(path)?;
+        Self::from_text(&text, path)
+    }
+
+    /// Like [`Settings::load`], from text; `path` is for messages only.
+    ///
+    /// # Errors
+    /// As [`Settings::load`].
+    pub fn from_text(text: &str, path: &Path) -> Result<Self> {
+        let env = parse_env(text, path)?;
+        Self::from_env(&env, path)
+    }
+
+    /// Like [`Settings::load`], from a parsed file; `path` is for messages only.
+    ///
+    /// # Errors
+    /// When a required variable is missing or a value can't be used.
+    pub fn from_env(env: &EnvFile, path: &Path) -> Result<Self> {
+        let reader = Reader { env, path };
+        reader.check_carriage()?;
+        let database = match reader.filled("DATABASE_URL") {
+            Some(url) => {
+                if !(url.starts_with("postgresql://") || url.starts_with("postgres://")) {
+                    return Err(reader.wrong(
+                        "DATABASE_URL",
+                        "is not a PostgreSQL URL",
+                        "write it as postgresql://USER:PASSWORD@HOST:PORT/DATABASE, or remove it to use the local PostgreSQL",
+                    ));
+                }
+                Database::External { url: url.into() }
+            }
+            None => Database::Local {
+                image: reader.image("POSTGRES_IMAGE", Some(DEFAULT_POSTGRES_IMAGE))?,
+                user: reader.postgres_name("POSTGRES_USER")?,
+                password: reader.required("POSTGRES_PASSWORD")?,
+                name: reader.postgres_name("POSTGRES_DB")?,
+            },
+        };
+        let cache = if reader.filled("REDIS_HOST").is_some() {
+            Cache::External
+        } else {
+            Cache::Local {
+                image: reader.image("REDIS_IMAGE", Some(DEFAULT_REDIS_IMAGE))?,
+                password: reader.required("REDIS_PASSWORD")?,
+            }
+        };
+        let master_key = reader.required("LITELLM_MASTER_KEY")?;
+        if !master_key.expose_secret().starts_with("sk-") {
+            return Err(reader.wrong(
+                "LITELLM_MASTER_KEY",
+                "does not start with sk-, which LiteLLM demands of every key",
+                "change it to start with sk-",
+            ));
+        }
+        let mut gateway: Vec<(String, SecretString)> = env
+            .iter()
+            .filter(|(name, value)| {
+                !NOT_FOR_GATEWAY.contains(name)
+                    && !(value.is_empty() && OPTIONAL.contains(name))
+                    && *name != "DATABASE_URL"
+                    && !name.starts_with("REDIS_")
+            })
+            .map(|(name, value)| (name.to_owned(), SecretString::from(value)))
+            .collect();
+        gateway.push(("DATABASE_URL".into(), database.url()));
+        match &cache {
+            Cache::Local { password, .. } => {
+                gateway.push(("REDIS_HOST".into(), "redis".into()));
+                gateway.push(("REDIS_PORT".into(), "6379".into()));
+                gateway.push(("REDIS_PASSWORD".into(), password.clone()));
+            }
+            Cache::External => gateway.extend(
+                env.iter()
+                    .filter(|(name, value)| {
+                        name.starts_with("REDIS_") && *name != "REDIS_IMAGE" && !value.is_empty()
+                    })
+                    .map(|(name, value)| (name.to_owned(), SecretString::from(value))),
+            ),
+        }
+        Ok(Self {
+            litellm_image: reader.image("LITELLM_IMAGE", None)?,
+            database,
+            cache,
+            master_key,
+            gateway,
+        })
+    }
+
+    /// The services that these settings call for, in start order.
+    pub fn services(&self) -> impl Iterator<Item = Service> {
+        Service::ALL.into_iter().filter(|service| self.image(*service).is_some())
+    }
+
+    /// The image of `service`, or nothing when that service is external.
+    #[must_use]
+    pub fn image(&self, service: Service) -> Option<&ImageReference> {
+        match (service, &self.database, &self.cache) {
+            (Service::Litellm | Service::Migrate, ..) => Some(&self.litellm_image),
+            (Service::Postgres, Database::Local { image, .. }, _)
+            | (Service::Redis, _, Cache::Local { image, .. }) => Some(image),
+            (Service::Postgres | Service::Redis, ..) => None,
+        }
+    }
+
+    /// What `service` gets from `.env`, and nothing more.
+    #[must_use]
+    pub fn parcels(&self, service: Service) -> Vec<Parcel> {
+        let variable = |name: &str, value: SecretString| Parcel {
+            name: name.to_owned(),
+            delivery: Delivery::Variable,
+            value,
+        };
+        match (service, &self.database, &self.cache) {
+            (Service::Postgres, Database::Local { user, password, name, .. }, _) => vec![
+                variable("POSTGRES_USER", user.as_str().into()),
+                variable("POSTGRES_PASSWORD", password.clone()),
+                variable("POSTGRES_DB", name.as_str().into()),
+            ],
+            (Service::Redis, _, Cache::Local { password, .. }) => vec![
+                Parcel {
+                    name: "redis.conf".into(),
+                    delivery: Delivery::File,
+                    value: redis_conf(password).into(),
+                },
+                // Read by redis-cli in the health check.
+                variable("REDISCLI_AUTH", password.clone()),
+            ],
+            (Service::Migrate, ..) => vec![variable("DATABASE_URL", self.database.url())],
+            (Service::Litellm, ..) => {
+                self.gateway.iter().map(|(name, value)| variable(name, value.clone())).collect()
+            }
+            (Service::Postgres | Service::Redis, ..) => Vec::new(),
+        }
+    }
+}
+
+impl Database {
+    /// The URL by which the gateway reaches it, every part percent-encoded.
+    #[must_use]
+    pub fn url(&self) -> SecretString {
+        match self {
+            Self::External { url } => url.clone(),
+            Self::Local { user, password, name, .. } => format!(
+                "postgresql://{}:{}@postgres:5432/{}",
+                encode(user),
+                encode(password.expose_secret()),
+                encode(name)
+            )
+            .into(),
+        }
+    }
+}
+
+fn encode(text: &str) -> percent_encoding::PercentEncode<'_> {
+    const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+    utf8_percent_encode(text, RESERVED)
+}
+
+/// Redis' configuration grammar takes `\xHH` in double quotes, so any byte can be carried
+/// (<https://redis.io/docs/latest/operate/oss_and_stack/management/config/>).
+fn redis_conf(password: &SecretString) -> String {
+    let mut text = String::from("requirepass \"");
+    for byte in password.expose_secret().bytes() {
+        // Writing to a String can't fail.
+        let _ = write!(text, "\\x{byte:02x}");
+    }
+    text.push_str("\"\n");
+    text
+}
+
+/// Reads a `.env`, with its own message when there is none.
+///
+/// # Errors
+/// When the file is missing, unreadable or not UTF-8.
+pub fn read_env(path: &Path) -> Result<String> {
+    let bytes = std::fs::read(path).map_err(|error| {
+        let message = format!("can't read {}: {error}", path.display());
+        if error.kind() == std::io::ErrorKind::NotFound {
+            Failure::config(message)
+                .hint("create the deployment with `litellm-units generate`, or name its directory with --litellm-dir")
+        } else {
+            Failure::config(message).hint("run this command as the user who owns the deployment")
+        }
+    })?;
+    String::from_utf8(bytes).map_err(|error| {
+        let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = good.iter().filter(|byte| **byte == b'\n').count() + 1;
+        Failure::config(format!("{}, line {line}: not valid UTF-8", path.display()))
+            .hint("save the file as UTF-8")
+            .into()
+    })
+}
+
+/// Parses a `.env`; `path` is for messages only.
+///
+/// # Errors
+/// With file, line, column and the next step.
+pub fn parse_env(text: &str, path: &Path) -> Result<EnvFile> {
+    EnvFile::parse(text).map_err(|error| {
+        Failure::config(format!("{}, {error}", path.display())).hint(error.hint()).into()
+    })
+}
+
+struct Reader<'a> {
+    env: &'a EnvFile,
+    path: &'a Path,
+}
+
+impl Reader<'_> {
+    fn filled(&self, name: &str) -> Option<&str> {
+        self.env.get(name).filter(|value| !value.is_empty())
+    }
+
+    fn wrong(&self, name: &str, problem: &str, hint: &str) -> anyhow::Error {
+        let line = self.env.line(name).map(|line| format!(", line {line}")).unwrap_or_default();
+        Failure::config(format!("{}{line}: {name} {problem}", self.path.display())).hint(hint).into()
+    }
+
+    fn required(&self, name: &str) -> Result<SecretString> {
+        self.filled(name).map(SecretString::from).ok_or_else(|| {
+            self.wrong(name, "has no value", "`litellm-units generate` adds what is missing")
+        })
+    }
+
+    fn image(&self, name: &str, default: Option<&str>) -> Result<ImageReference> {
+        let Some(text) = self.filled(name).or(default) else {
+            return Err(self.wrong(name, "has no value", "`litellm-units generate` adds what is missing"));
+        };
+        ImageReference::parse(text)
+            .map_err(|error| self.wrong(name, &format!("can't be used: {error}"), error.hint()))
+    }
+
+    fn postgres_name(&self, name: &str) -> Result<String> {
+        let value = self.filled(name).unwrap_or(DEFAULT_POSTGRES_NAME);
+        // PostgreSQL truncates longer identifiers silently (NAMEDATALEN - 1).
+        if value.len() > 63 {
+            return Err(self.wrong(name, "is longer than PostgreSQL's 63 bytes", "choose a shorter one"));
+        }
+        Ok(value.to_owned())
+    }
+
+    /// Every value must survive the way into a container: environment variables end at a NUL,
+    /// and Podman limits a secret's size.
+    fn check_carriage(&self) -> Result<()> {
+        for (name, value) in self.env.iter() {
+            if value.contains('\0') {
+                return Err(self.wrong(name, "holds a NUL, which no environment variable can carry", "remove it"));
+            }
+            // Worst case of the transport: every byte of Redis' password takes four.
+            if value.len() > SECRET_LIMIT / 4 - 64 {
+                return Err(self.wrong(
+                    name,
+                    &format!("is longer than {} bytes, more than a Podman secret can hold", SECRET_LIMIT / 4 - 64),
+                    "put it into a file under config/ and name the file instead",
+                ));
+            }
+            if !is_variable(name) {
+                return Err(self.wrong(
+                    name,
+                    "is not a name that a process' environment can hold",
+                    "use letters, digits and _ only, and no digit first",
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn is_variable(name: &str) -> bool {
+    name.len() < 200
+        && !name.starts_with(|c: char| c.is_ascii_digit())
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+}

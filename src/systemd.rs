@@ -1,0 +1,285 @@
+//! systemd's manager over D-Bus.
+
+pub mod job;
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use anyhow::Context;
+use zbus_systemd::systemd1::ManagerProxy;
+use zbus_systemd::zbus::{self, Connection, OwnedVariant, Variant};
+
+use crate::error::{Failure, Result};
+use crate::paths::Scope;
+
+/// How long the bus may take to answer a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A connection to the systemd manager of one scope.
+#[derive(Clone, Debug)]
+pub struct Systemd {
+    connection: Connection,
+    scope: Scope,
+}
+
+impl Systemd {
+    /// Connects to the manager of `scope`.
+    ///
+    /// # Errors
+    /// When there is no bus, or it doesn't answer within five seconds.
+    pub async fn connect(scope: Scope) -> Result<Self> {
+        let attempt = async {
+            match scope {
+                Scope::System => Connection::system().await,
+                Scope::User => Connection::session().await,
+            }
+        };
+        let connection = match tokio::time::timeout(CONNECT_TIMEOUT, attempt).await {
+            Ok(Ok(connection)) => connection,
+            Ok(Err(error)) => return Err(no_bus(scope, &error.to_string())),
+            Err(_) => return Err(no_bus(scope, "it did not answer within 5 s")),
+        };
+        Ok(Self::over(connection, scope))
+    }
+
+    /// Speaks over an existing connection.
+    #[must_use]
+    pub fn over(connection: Connection, scope: Scope) -> Self {
+        Self { connection, scope }
+    }
+
+    /// Whose manager this is.
+    #[must_use]
+    pub fn scope(&self) -> Scope {
+        self.scope
+    }
+
+    async fn manager(&self) -> Result<ManagerProxy<'_>> {
+        ManagerProxy::new(&self.connection).await.context("can't address systemd on the bus")
+    }
+
+    /// Makes systemd read its units again, and run the generators.
+    ///
+    /// # Errors
+    /// When systemd refuses.
+    pub async fn reload(&self) -> Result<()> {
+        self.manager()
+            .await?
+            .reload()
+            .await
+            .map_err(|error| explain(error, self.scope))
+            .context("systemd can't reload its units")
+    }
+
+    /// Enables a unit for boot.
+    ///
+    /// # Errors
+    /// When systemd refuses.
+    pub async fn enable(&self, unit: &str) -> Result<()> {
+        self.manager()
+            .await?
+            .enable_unit_files(vec![unit.to_owned()], false, false)
+            .await
+            .map_err(|error| explain(error, self.scope))
+            .with_context(|| format!("can't enable {unit}"))?;
+        Ok(())
+    }
+
+    /// The state of a unit, loaded or not.
+    ///
+    /// # Errors
+    /// When systemd does not answer.
+    pub async fn unit(&self, name: &str) -> Result<UnitState> {
+        let path = unit_path(name);
+        let read = async |interface: &str| -> zbus::Result<Properties> {
+            let reply = self
+                .connection
+                .call_method(
+                    Some("org.freedesktop.systemd1"),
+                    path.as_str(),
+                    Some("org.freedesktop.DBus.Properties"),
+                    "GetAll",
+                    &(interface,),
+                )
+                .await?;
+            reply.body().deserialize().map(Properties)
+        };
+        let service = async {
+            if name.ends_with(".service") {
+                read("org.freedesktop.systemd1.Service").await
+            } else {
+                Ok(Properties(HashMap::new()))
+            }
+        };
+        let (unit, service) = futures_util::try_join!(read("org.freedesktop.systemd1.Unit"), service)
+            .map_err(|error| explain(error, self.scope))
+            .with_context(|| format!("can't read the state of {name}"))?;
+        Ok(UnitState {
+            name: name.to_owned(),
+            load: unit.text("LoadState"),
+            active: unit.text("ActiveState"),
+            sub: unit.text("SubState"),
+            active_since: unit.number("ActiveEnterTimestamp").filter(|usec| *usec > 0),
+            invocation: unit.bytes("InvocationID"),
+            needs_reload: unit.flag("NeedDaemonReload"),
+            result: service.text("Result"),
+            restarts: service.number("NRestarts").unwrap_or_default(),
+            memory: service.number("MemoryCurrent").filter(|bytes| *bytes != u64::MAX),
+            cpu: service.number("CPUUsageNSec").filter(|nsec| *nsec != u64::MAX),
+            exit_code: service.number("ExecMainCode").unwrap_or_default(),
+            exit_status: service.number("ExecMainStatus").unwrap_or_default(),
+        })
+    }
+}
+
+/// What systemd says about one unit.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UnitState {
+    /// Its name.
+    pub name: String,
+    /// `loaded`, `not-found`, `masked`, …
+    pub load: String,
+    /// `active`, `inactive`, `failed`, `activating`, …
+    pub active: String,
+    /// `running`, `dead`, `auto-restart`, …
+    pub sub: String,
+    /// When it last became active, in microseconds since the epoch.
+    pub active_since: Option<u64>,
+    /// The run that its journal lines carry, in hexadecimal; empty before the first.
+    pub invocation: String,
+    /// Whether its file changed since systemd read it.
+    pub needs_reload: bool,
+    /// Why the last run ended: `success`, `exit-code`, `timeout`, …; services only.
+    pub result: String,
+    /// How often systemd restarted it by itself since it was started.
+    pub restarts: u64,
+    /// Memory of its control group, in bytes.
+    pub memory: Option<u64>,
+    /// CPU time of its control group, in nanoseconds.
+    pub cpu: Option<u64>,
+    /// How the main process ended: `CLD_EXITED`, `CLD_KILLED`, …; 0 before that.
+    pub exit_code: u64,
+    /// The main process' exit status or signal.
+    pub exit_status: u64,
+}
+
+impl UnitState {
+    /// Whether the unit does what it is for.
+    #[must_use]
+    pub fn is_active(&self) -> bool {
+        self.active == "active"
+    }
+
+    /// Why the last run ended, in words.
+    #[must_use]
+    pub fn reason(&self) -> String {
+        match (self.result.as_str(), self.exit_code) {
+            ("exit-code", 1) => format!("exited with status {}", self.exit_status),
+            ("exit-code", _) => "a command of the unit failed".into(),
+            ("signal" | "core-dump", _) => format!("killed by signal {}", self.exit_status),
+            ("timeout", _) => "took too long".into(),
+            ("oom-kill", _) => "ran out of memory".into(),
+            ("start-limit-hit", _) => "failed too often".into(),
+            ("success" | "", _) => "no reason given".into(),
+            (other, _) => other.into(),
+        }
+    }
+}
+
+/// The answer of `GetAll`.
+struct Properties(HashMap<String, OwnedVariant>);
+
+impl Properties {
+    fn text(&self, name: &str) -> String {
+        match self.0.get(name).map(|value| &**value) {
+            Some(Variant::Str(text)) => text.as_str().to_owned(),
+            _ => String::new(),
+        }
+    }
+
+    fn number(&self, name: &str) -> Option<u64> {
+        match &**self.0.get(name)? {
+            Variant::U64(number) => Some(*number),
+            Variant::U32(number) => Some(u64::from(*number)),
+            Variant::I32(number) => u64::try_from(*number).ok(),
+            _ => None,
+        }
+    }
+
+    fn flag(&self, name: &str) -> bool {
+        matches!(self.0.get(name).map(|value| &**value), Some(Variant::Bool(true)))
+    }
+
+    fn bytes(&self, name: &str) -> String {
+        match self.0.get(name).map(|value| &**value) {
+            Some(Variant::Array(array)) => array
+                .iter()
+                .filter_map(|item| match item {
+                    Variant::U8(byte) => Some(format!("{byte:02x}")),
+                    _ => None,
+                })
+                .collect(),
+            _ => String::new(),
+        }
+    }
+}
+
+/// The object path of a unit: bytes other than letters and digits (and a leading digit) become
+/// `_xx` (`bus_label_escape` of systemd).
+fn unit_path(name: &str) -> String {
+    let mut path = String::from("/org/freedesktop/systemd1/unit/");
+    for (index, byte) in name.bytes().enumerate() {
+        if byte.is_ascii_alphabetic() || (index > 0 && byte.is_ascii_digit()) {
+            path.push(char::from(byte));
+        } else {
+            path.push_str(&format!("_{byte:02x}"));
+        }
+    }
+    path
+}
+
+fn no_bus(scope: Scope, reason: &str) -> anyhow::Error {
+    match scope {
+        Scope::System => Failure::new(format!("can't reach systemd over the system D-Bus: {reason}"))
+            .hint("check that this host booted with systemd and that dbus runs: systemctl status dbus"),
+        Scope::User => Failure::new(format!("can't reach the user's systemd over D-Bus: {reason}")).hint(
+            "log in as that user directly (ssh, machinectl shell USER@; not su or sudo), and run `loginctl enable-linger`",
+        ),
+    }
+    .into()
+}
+
+/// Turns systemd's refusal into words and a next step.
+fn explain(error: zbus::Error, scope: Scope) -> anyhow::Error {
+    let zbus::Error::MethodError(name, message, _) = &error else { return error.into() };
+    let words = message.as_deref().unwrap_or_else(|| name.as_str());
+    let failure = Failure::new(words);
+    match name.as_str() {
+        "org.freedesktop.DBus.Error.AccessDenied"
+        | "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired" => failure.hint(
+            "run the command as root (sudo), or use --user to manage a deployment of your own",
+        ),
+        "org.freedesktop.systemd1.NoSuchUnit" => {
+            failure.hint("install the units first: litellm-units generate")
+        }
+        "org.freedesktop.systemd1.UnitMasked" => failure.hint(match scope {
+            Scope::System => "systemctl unmask the unit, if it should run again",
+            Scope::User => "systemctl --user unmask the unit, if it should run again",
+        }),
+        _ => return error.into(),
+    }
+    .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::unit_path;
+
+    #[test]
+    fn paths_of_units() {
+        assert_eq!(
+            unit_path("litellm-postgres.service"),
+            "/org/freedesktop/systemd1/unit/litellm_2dpostgres_2eservice"
+        );
+    }
+}

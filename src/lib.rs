@@ -5,6 +5,7 @@
 
 pub mod cli;
 pub mod commands;
+pub mod container;
 pub mod deployment;
 pub mod error;
 pub mod host;

@@ -145,6 +145,22 @@ impl Paths {
         self.data().join("redis")
     }
 
+    /// Podman's per-boot state of one container.
+    #[must_use]
+    pub fn container_state(&self, id: &str) -> PathBuf {
+        let storage = match self.scope {
+            Scope::System => "containers/storage/overlay-containers",
+            Scope::User => "containers/overlay-containers",
+        };
+        self.runtime.join(storage).join(id)
+    }
+
+    /// Where a Quadlet unit writes the identifier of its container.
+    #[must_use]
+    pub fn container_id_file(&self, container: &str) -> PathBuf {
+        self.runtime.join(format!("{container}.cid"))
+    }
+
     /// Per-boot files of this program: names of the secrets that each container gets.
     #[must_use]
     pub fn runtime_state(&self) -> PathBuf {

@@ -125,6 +125,7 @@ impl Systemd {
             result: service.text("Result"),
             restarts: service.number("NRestarts").unwrap_or_default(),
             memory: service.number("MemoryCurrent").filter(|bytes| *bytes != u64::MAX),
+            control_group: service.text("ControlGroup"),
             cpu: service.number("CPUUsageNSec").filter(|nsec| *nsec != u64::MAX),
             exit_code: service.number("ExecMainCode").unwrap_or_default(),
             exit_status: service.number("ExecMainStatus").unwrap_or_default(),
@@ -153,8 +154,10 @@ pub struct UnitState {
     pub result: String,
     /// How often systemd restarted it by itself since it was started.
     pub restarts: u64,
-    /// Memory of its control group, in bytes.
+    /// Memory of its control group in bytes, where the kernel counts it.
     pub memory: Option<u64>,
+    /// Its control group, from the root of the hierarchy; empty when it does not run.
+    pub control_group: String,
     /// CPU time of its control group, in nanoseconds.
     pub cpu: Option<u64>,
     /// How the main process ended: `CLD_EXITED`, `CLD_KILLED`, …; 0 before that.

@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 
 use crate::cli;
+use crate::container;
 use crate::error::{Exit, Result};
 use crate::host::Host;
 use crate::litellm::Client;
@@ -48,7 +49,7 @@ struct ServiceReport {
     active: String,
     sub: String,
     result: String,
-    health: Option<String>,
+    health: Option<container::Health>,
     uptime_seconds: Option<u64>,
     restarts: u64,
     memory_bytes: Option<u64>,
@@ -106,10 +107,10 @@ fn service_report(host: &Host, service: Service, unit: UnitState) -> ServiceRepo
     ServiceReport {
         service: service.name(),
         unit: service.unit(),
-        health: None,
+        health: unit.is_active().then(|| container::health(&host.paths, service)).flatten(),
         uptime_seconds,
         restarts: unit.restarts,
-        memory_bytes: unit.memory,
+        memory_bytes: unit.memory.or_else(|| container::resident_memory(&unit.control_group)),
         image: image(host, service),
         active: unit.active,
         sub: unit.sub,
@@ -126,7 +127,7 @@ fn image(host: &Host, service: Service) -> Option<String> {
 
 impl ServiceReport {
     fn is_well(&self) -> bool {
-        self.active == "active" && self.health.as_deref().is_none_or(|health| health == "healthy")
+        self.active == "active" && self.health.is_none_or(container::Health::is_good)
     }
 }
 
@@ -141,7 +142,7 @@ fn table(report: &Report) -> String {
                 "failed" => format!("failed ({})", service.result),
                 _ => format!("{} ({})", service.active, service.sub),
             },
-            service.health.clone().unwrap_or_else(|| "-".into()),
+            service.health.map_or("-".into(), |health| health.to_string()),
             service
                 .uptime_seconds
                 .map_or("-".into(), |seconds| duration(Duration::from_secs(seconds))),

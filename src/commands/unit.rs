@@ -70,14 +70,18 @@ async fn prepare(host: &Host, service: Service) -> Result<()> {
     let registered: Vec<Registered> = serde_json::from_slice(&output.stdout).unwrap_or_default();
     for (parcel, name) in parcels.iter().zip(&names) {
         let lookup = lookup_command(host, service, parcel)?;
-        let current = registered.iter().any(|found| {
-            found.spec.name == *name
-                && found.spec.driver.name == "shell"
-                && found.spec.driver.options.get("lookup") == Some(&lookup)
-        });
-        if !current {
-            register(podman, name, &lookup).await?;
+        match registered.iter().find(|found| found.spec.name == *name).map(|found| &found.spec.driver) {
+            Some(Driver { name, options })
+                if name == "shell" && options.get("lookup") == Some(&lookup) =>
+            {
+                continue;
+            }
+            // Not `create --replace`: in Podman 5.4, that removes another secret when there is
+            // none of this name.
+            Some(_) => drop(podman.run(["secret", "rm", name]).await?),
+            None => {}
         }
+        register(podman, name, &lookup).await?;
     }
 
     let mut options = String::from("LITELLM_UNITS_SECRETS=");
@@ -134,7 +138,7 @@ fn lookup_command(host: &Host, service: Service, parcel: &Parcel) -> Result<Stri
 async fn register(podman: &crate::podman::Podman, name: &str, lookup: &str) -> Result<()> {
     let options = format!("lookup={lookup},store=cat >/dev/null,delete=true,list=true");
     let mut child = podman
-        .command(["secret", "create", "--replace", "--driver=shell", "--driver-opts", &options, name, "-"])
+        .command(["secret", "create", "--driver=shell", "--driver-opts", &options, name, "-"])
         .stdin(std::process::Stdio::piped())
         .stdout(std::process::Stdio::null())
         .stderr(std::process::Stdio::piped())

@@ -10,11 +10,15 @@
 //!
 //! - The process environment is never read: the file alone decides. A name
 //!   without `=`, which compose would take from the environment, stays unset
-//!   (with a [`Warning`]), and references see only the lines above them.
+//!   (with a [`Warning`]), and references see only the lines above them. So
+//!   they do when compose reads its project's `.env`; but a service that names
+//!   that same `.env` as its `env_file` has it read a second time, and there a
+//!   reference gives the last definition of the whole file.
 //! - A last line without a line break is read as if it had one. Compose takes
 //!   a lone name there for the *value* of a variable without a name.
 //! - A default or message that is not needed is not looked into. Compose did
 //!   look before compose-go 2.10, and then refused `${SET:-${OTHER:?}}`.
+//! - A value without a name, which compose loses without a word, is refused.
 //! - A NUL character in a value is refused, as is a file whose values add up
 //!   to more than 16 MiB or nest more than 64 references: no program could be
 //!   started with such a variable. A name may hold what Unicode calls
@@ -519,7 +523,8 @@ impl<'a> Parser<'a> {
         let raw = start..self.pos;
         let after = self.rest().trim_start_matches(is_blank);
         if !(after.is_empty() || after.starts_with(['\n', '#'])) {
-            self.noted.push((self.pos, WarningKind::AfterQuote));
+            let at = self.text.len() - after.len();
+            self.noted.push((at, WarningKind::AfterQuote));
         }
         Ok((value, style, raw))
     }
@@ -1096,5 +1101,116 @@ impl SetError {
             | Self::Defined { name, .. }
             | Self::Unreadable { name, .. } => name,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The error with its hint, or all warnings.
+    fn said(text: &str) -> Vec<String> {
+        match EnvFile::parse(text) {
+            Ok(file) => file.warnings().iter().map(ToString::to_string).collect(),
+            Err(error) => vec![error.to_string(), error.hint().into_owned()],
+        }
+    }
+
+    #[test]
+    fn errors_say_where_and_what_next() {
+        assert_eq!(
+            said("A=1\nB= \"two\nC=3\n"),
+            [
+                "line 2, column 4: the double quote opened here is never closed",
+                "close it with `\"`, or write `\\\"` for a quote within the value",
+            ]
+        );
+        assert_eq!(
+            said("A=1\n\nB=x${C:?C please}"),
+            [
+                "line 3, column 4: this line requires C, which has no value up to here",
+                "give C a value above this line",
+            ]
+        );
+        assert_eq!(
+            said("\u{feff}\u{e9}$=1")[0],
+            "line 1, column 2: this character cannot be part of a variable's name"
+        );
+        assert_eq!(
+            said("A=\"\\n\u{e9}\\t${\"")[0],
+            "line 1, column 9: `${` does not start a complete reference here"
+        );
+        assert_eq!(
+            said("A='\n\n'B=x\0y")[0],
+            "line 3, column 4: this value contains a NUL character"
+        );
+    }
+
+    #[test]
+    fn warnings_are_in_the_order_of_the_file() {
+        assert_eq!(
+            said("A=${B}${C:-$D}\nB=1\nA=$B$E\nF\n"),
+            [
+                "line 1, column 3: B has no value up to here, so this is empty: it is defined further down, on line 2",
+                "line 1, column 12: the variable that `$` refers to here has no value, so this is empty: for a plain dollar sign write `$$` or use single quotes",
+                "line 3, column 1: A is defined again: this line counts and line 1 does not",
+                "line 3, column 5: the variable that `$` refers to here has no value, so this is empty: for a plain dollar sign write `$$` or use single quotes",
+                "line 4, column 1: there is no `=` here, so this line sets nothing: values are not taken from the environment",
+            ]
+        );
+        let columns = |text| {
+            EnvFile::parse(text).map(|file| {
+                file.warnings()
+                    .iter()
+                    .map(Warning::column)
+                    .collect::<Vec<_>>()
+            })
+        };
+        assert_eq!(
+            columns("A=\"\\n${B} \\$C \\\\$D\" e\n"),
+            Ok(vec![6, 17, 21, 21])
+        );
+    }
+
+    #[test]
+    fn a_variable_is_where_it_was_defined_last() {
+        let file = EnvFile::parse("A=1\nB='x\ny'\nC=3\nA=4 # c\n");
+        let file = file.unwrap_or_default();
+        assert!(file.iter().eq([("B", "x\ny"), ("C", "3"), ("A", "4")]));
+        assert_eq!(file.line("A"), Some(5));
+        assert_eq!(file.line("C"), Some(4));
+        assert_eq!(file.line("D"), None);
+        assert_eq!(file.get("D"), None);
+    }
+
+    #[test]
+    fn quotes_only_as_much_as_needed() {
+        assert_eq!(quote(""), "");
+        assert_eq!(
+            quote("sk-1234_a.b/c:d@e%f+g,h=="),
+            "sk-1234_a.b/c:d@e%f+g,h=="
+        );
+        assert_eq!(quote("a b"), "'a b'");
+        assert_eq!(quote("$A#\"`"), "'$A#\"`'");
+        assert_eq!(quote("it's $5"), r#""it's \$5""#);
+        assert_eq!(quote("a\\b\"\n\u{1b}1"), r#""a\\b\"\n\00331""#);
+    }
+
+    #[test]
+    fn limits_stop_what_only_an_attacker_writes() {
+        let nested = |depth| format!("A={}x{}", "${B:-".repeat(depth), "}".repeat(depth));
+        assert_eq!(said(&nested(MAX_DEPTH)), [""; 0]);
+        assert!(said(&nested(MAX_DEPTH + 1))[0].ends_with("references are nested too deep here"));
+        let doubling = format!("A=0123456789\n{}", "A=$A$A\n".repeat(40));
+        assert!(said(&doubling)[0].ends_with("all values together are too long"));
+    }
+
+    #[test]
+    fn braces_close_as_in_compose() {
+        let close = |template: &str| closing_brace(template, 1, template.len() - 1);
+        assert_eq!(close("${A:-x} y}"), 6);
+        assert_eq!(close("${A:-{x}} y}"), 8);
+        assert_eq!(close("${A:-{} y}"), 9);
+        assert_eq!(close("${A:-}"), 5);
     }
 }

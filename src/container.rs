@@ -1,0 +1,92 @@
+//! What Podman and the kernel know about a running container, read without starting Podman: its
+//! own answer takes longer than everything else that `status` does.
+
+use std::fmt;
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use crate::paths::Paths;
+use crate::settings::Service;
+
+/// The state of a container's health check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Health {
+    /// It has not passed yet.
+    Starting,
+    /// The last checks passed.
+    Healthy,
+    /// Several checks in a row failed.
+    Unhealthy,
+    /// The container was stopped.
+    Stopped,
+    /// A word that only a newer Podman knows.
+    #[serde(other)]
+    Unknown,
+}
+
+impl Health {
+    /// Whether nothing is known to be wrong.
+    #[must_use]
+    pub fn is_good(self) -> bool {
+        matches!(self, Self::Healthy)
+    }
+}
+
+impl fmt::Display for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Starting => "starting",
+            Self::Healthy => "healthy",
+            Self::Unhealthy => "unhealthy",
+            Self::Stopped => "stopped",
+            Self::Unknown => "unknown",
+        })
+    }
+}
+
+/// Podman's health check log, as far as it matters here.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Log {
+    status: Health,
+}
+
+/// The health of a service's container, from the log that Podman keeps beside its state
+/// (`healthCheckLogPath` of libpod). Nothing when the container does not run or has no check.
+#[must_use]
+pub fn health(paths: &Paths, service: Service) -> Option<Health> {
+    let id = std::fs::read_to_string(paths.container_id_file(service.container())).ok()?;
+    let log = paths.container_state(id.trim()).join("healthcheck.log");
+    let log: Log = serde_json::from_slice(&std::fs::read(log).ok()?).ok()?;
+    Some(log.status)
+}
+
+/// The resident memory of every process in a control group and below, in bytes: an upper bound,
+/// since shared pages count once for each process. For hosts whose kernel does not count memory
+/// by control group.
+#[must_use]
+pub fn resident_memory(control_group: &str) -> Option<u64> {
+    if control_group.is_empty() {
+        return None;
+    }
+    let mut pages = 0;
+    add_resident_pages(&Path::new("/sys/fs/cgroup").join(control_group.trim_start_matches('/')), &mut pages);
+    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok()??;
+    Some(pages * u64::try_from(page).ok()?).filter(|bytes| *bytes > 0)
+}
+
+fn add_resident_pages(group: &Path, pages: &mut u64) {
+    if let Ok(processes) = std::fs::read_to_string(group.join("cgroup.procs")) {
+        for process in processes.lines() {
+            let statm = std::fs::read_to_string(format!("/proc/{process}/statm")).unwrap_or_default();
+            let resident = statm.split_whitespace().nth(1).and_then(|word| word.parse::<u64>().ok());
+            *pages += resident.unwrap_or_default();
+        }
+    }
+    let Ok(children) = std::fs::read_dir(group) else { return };
+    for child in children.flatten().filter(|child| child.file_type().is_ok_and(|kind| kind.is_dir())) {
+        add_resident_pages(&child.path(), pages);
+    }
+}

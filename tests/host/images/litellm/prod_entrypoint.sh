@@ -1,0 +1,3 @@
+#!/bin/sh
+# Stands where the official image has its entrypoint.
+exec litellm "$@"

@@ -1,0 +1,7 @@
+//! The one integration test binary.
+//!
+//! Everything outside `e2e` runs anywhere. `e2e` boots real hosts (tests/host) and needs root.
+
+mod e2e;
+mod env_file;
+mod support;

@@ -1,0 +1,166 @@
+//! A real host: systemd as PID 1, Podman with Quadlet, booted for one test (tests/host/README.md).
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
+use std::time::{Duration, Instant};
+
+/// Who runs a command in the host, and so which systemd and which Podman it addresses.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Who {
+    /// root: the system's manager.
+    Root,
+    /// An unprivileged user who lingers.
+    Operator,
+}
+
+/// A booted host; its disk goes with it when it is dropped.
+#[derive(Debug)]
+pub struct TestHost {
+    name: String,
+}
+
+/// What a command left.
+#[derive(Debug)]
+pub struct Ran {
+    pub code: i32,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Ran {
+    /// stdout of a command that must have succeeded.
+    #[track_caller]
+    pub fn ok(self) -> String {
+        assert_eq!(self.code, 0, "stdout:\n{}\nstderr:\n{}", self.stdout, self.stderr);
+        self.stdout
+    }
+}
+
+impl TestHost {
+    /// Boots a host with the program installed as a package would; `name` is the test's own.
+    pub fn boot(name: &str) -> Self {
+        Self::boot_with(name, &[])
+    }
+
+    /// As [`TestHost::boot`], with further words for `tests/host/host boot`.
+    pub fn boot_with(name: &str, options: &[&str]) -> Self {
+        // Two runs of the tests (two checkouts, say) must not meet.
+        let name = format!("{name}-{}", std::process::id());
+        let suite = std::env::var("LITELLM_UNITS_TEST_SUITE").unwrap_or_else(|_| "trixie".into());
+        let host = Self { name };
+        host.script(&[&["boot", &host.name, "--suite", &suite], options].concat());
+        host.put(Path::new(env!("CARGO_BIN_EXE_litellm-units")), "/usr/bin/litellm-units");
+        host
+    }
+
+    #[track_caller]
+    fn script(&self, arguments: &[&str]) -> String {
+        let output = Command::new(script()).args(arguments).stdin(Stdio::null()).output().unwrap();
+        assert!(
+            output.status.success(),
+            "tests/host/host {arguments:?}: {}",
+            String::from_utf8_lossy(&output.stderr)
+        );
+        String::from_utf8(output.stdout).unwrap()
+    }
+
+    /// Copies a file or directory into the host.
+    pub fn put(&self, source: &Path, destination: &str) {
+        self.script(&["put", &self.name, source.to_str().unwrap(), destination]);
+    }
+
+    /// Shuts the host down and boots it again; its disk is kept.
+    pub fn reboot(&self) {
+        self.script(&["reboot", &self.name]);
+    }
+
+    /// Takes the power away and boots the host again; its disk is kept.
+    pub fn crash(&self) {
+        self.script(&["crash", &self.name]);
+    }
+
+    /// A command in the host, for tests that need pipes or a child.
+    pub fn command(&self, who: Who, words: &[&str]) -> Command {
+        let mut command = Command::new(script());
+        command.args(["exec", &self.name]);
+        if who == Who::Operator {
+            command.args(["--user", "operator"]);
+        }
+        command.arg("--").args(words).stdin(Stdio::null());
+        command
+    }
+
+    /// Runs a command to its end.
+    pub fn run(&self, who: Who, words: &[&str]) -> Ran {
+        let Output { status, stdout, stderr } = self.command(who, words).output().unwrap();
+        Ran {
+            code: status.code().unwrap_or(-1),
+            stdout: String::from_utf8_lossy(&stdout).into_owned(),
+            stderr: String::from_utf8_lossy(&stderr).into_owned(),
+        }
+    }
+
+    /// Runs a script of `bash` to its end; it stops at the first failure.
+    pub fn bash(&self, who: Who, script: &str) -> Ran {
+        self.run(who, &["bash", "-euo", "pipefail", "-c", script])
+    }
+
+    /// Runs the program under test.
+    pub fn units(&self, who: Who, words: &[&str]) -> Ran {
+        self.run(who, &[&["litellm-units"], words].concat())
+    }
+
+    /// Tries `probe` until it gives something or `patience` is over.
+    #[track_caller]
+    pub fn wait<T>(&self, what: &str, patience: Duration, mut probe: impl FnMut(&Self) -> Option<T>) -> T {
+        let deadline = Instant::now() + patience;
+        loop {
+            if let Some(found) = probe(self) {
+                return found;
+            }
+            assert!(Instant::now() < deadline, "waited {patience:?} in vain for {what}");
+            std::thread::sleep(Duration::from_millis(200));
+        }
+    }
+}
+
+impl Drop for TestHost {
+    fn drop(&mut self) {
+        // LITELLM_UNITS_KEEP_HOST leaves the host of a failed test for a look around.
+        if std::thread::panicking() && std::env::var_os("LITELLM_UNITS_KEEP_HOST").is_some() {
+            eprintln!("kept: tests/host/host exec {} -- bash", self.name);
+            return;
+        }
+        let _ = Command::new(script()).args(["stop", &self.name]).stdin(Stdio::null()).status();
+    }
+}
+
+impl Who {
+    /// The deployment directory of a default installation.
+    pub fn deployment(self) -> &'static str {
+        match self {
+            Self::Root => "/opt/litellm-server",
+            Self::Operator => "/home/operator/.local/share/litellm-server",
+        }
+    }
+
+    /// Quadlet's directory.
+    pub fn quadlets(self) -> &'static str {
+        match self {
+            Self::Root => "/etc/containers/systemd",
+            Self::Operator => "/home/operator/.config/containers/systemd",
+        }
+    }
+
+    /// `systemctl` of this scope.
+    pub fn systemctl(self) -> &'static str {
+        match self {
+            Self::Root => "systemctl",
+            Self::Operator => "systemctl --user",
+        }
+    }
+}
+
+fn script() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/host/host")
+}

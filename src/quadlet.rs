@@ -34,8 +34,9 @@ impl PodmanVersion {
     pub const OLDEST: Self = Self { major: 4, minor: 9 };
     /// What `--output` writes for when no version is given.
     pub const DEFAULT: Self = Self { major: 5, minor: 4 };
-    /// From here on, Podman itself can hold a unit's start until its container is healthy.
-    const HEALTHY_START: Self = Self { major: 5, minor: 2 };
+    /// From here on, Podman itself can hold a unit's start until its container is healthy
+    /// (without a panic: 5.2), and Quadlet's default dependencies can be turned off.
+    const MODERN: Self = Self { major: 5, minor: 3 };
 
     /// Reads `5.4.2`, `v5.8.0-dev` or `podman version 5.4.2`.
     #[must_use]
@@ -136,10 +137,14 @@ pub fn render(settings: &Settings, host: &Host<'_>) -> Result<Vec<UnitFile>> {
         marker: MARKER,
         unit_command: escape::word(path_text(host.program)?),
         arguments,
-        modern: host.podman >= PodmanVersion::HEALTHY_START,
+        modern: host.podman >= PodmanVersion::MODERN,
         local_database: matches!(settings.database, Database::Local { .. }),
         local_cache: matches!(settings.cache, Cache::Local { .. }),
         rootless: host.paths.scope == Scope::User,
+        // In a user's session there is no such target; the restarts make up for it.
+        awaits_network: host.paths.scope == Scope::System
+            && (matches!(settings.database, Database::External { .. })
+                || matches!(settings.cache, Cache::External)),
         port: GATEWAY_PORT,
         config: path_text(&host.paths.config())?.to_owned(),
         logs: path_text(&host.paths.logs())?.to_owned(),
@@ -202,6 +207,7 @@ struct Common {
     local_database: bool,
     local_cache: bool,
     rootless: bool,
+    awaits_network: bool,
     port: u16,
     config: String,
     logs: String,

@@ -58,7 +58,10 @@ TEXT
   local file
   for file in /docker-entrypoint-initdb.d/*; do
     case $file in
-      *.sh) if [[ -x $file ]]; then "$file"; else . "$file"; fi ;;
+      *.sh)
+        # shellcheck source=/dev/null
+        if [[ -x $file ]]; then "$file"; else . "$file"; fi
+        ;;
       *.sql) psql_init --dbname "$POSTGRES_DB" -f "$file" ;;
       *.sql.gz) gunzip -c "$file" | psql_init --dbname "$POSTGRES_DB" ;;
       *.sql.zst) zstd -dc "$file" | psql_init --dbname "$POSTGRES_DB" ;;
@@ -78,7 +81,7 @@ if [[ ${1:-} == postgres ]]; then
   from_file POSTGRES_INITDB_ARGS
   : "${POSTGRES_HOST_AUTH_METHOD:=}"
   prepare_directories
-  [[ $(id -u) != 0 ]] || exec gosu postgres "$BASH_SOURCE" "$@"
+  [[ $(id -u) != 0 ]] || exec gosu postgres "${BASH_SOURCE[0]}" "$@"
   if [[ -s $PGDATA/PG_VERSION ]]; then
     printf '\nPostgreSQL Database directory appears to contain a database; Skipping initialization\n\n'
   else

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use nix::unistd::{Gid, Uid};
 
+use crate::applied::hex;
 use crate::error::{Failure, Result};
 use crate::image::ImageReference;
 use crate::install;
@@ -156,7 +157,7 @@ fn secret_key(random: Random<'_>) -> Result<String> {
 fn password(random: Random<'_>) -> Result<String> {
     let mut bytes = [0; 32];
     random(&mut bytes)?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex(&bytes))
 }
 
 struct Editor<'a> {

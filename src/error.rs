@@ -20,6 +20,8 @@ pub enum Exit {
     /// `.env` or the gateway's configuration is wrong: `EX_CONFIG` of sysexits(3). The units do
     /// not restart on it, since only an edit can help.
     Config = 78,
+    /// Ctrl-C: 128 and the number of SIGINT, as shells have it.
+    Interrupted = 130,
 }
 
 impl From<Exit> for std::process::ExitCode {
@@ -45,6 +47,11 @@ impl Failure {
     /// A mistake in what the operator wrote.
     pub fn config(message: impl Into<String>) -> Self {
         Self { exit: Exit::Config, ..Self::new(message) }
+    }
+
+    /// Ctrl-C came while waiting.
+    pub fn interrupted(message: impl Into<String>) -> Self {
+        Self { exit: Exit::Interrupted, ..Self::new(message) }
     }
 
     /// Adds the next step, shown on a line of its own after `hint:`.

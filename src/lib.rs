@@ -3,6 +3,7 @@
 //!
 //! The library is the program's own: it promises no stable interface.
 
+pub mod applied;
 pub mod cli;
 pub mod commands;
 pub mod container;
@@ -18,6 +19,7 @@ pub mod paths;
 pub mod podman;
 pub mod quadlet;
 pub mod settings;
+pub mod stack;
 pub mod systemd;
 
 use cli::{Cli, Command};

@@ -12,6 +12,7 @@ use secrecy::ExposeSecret;
 use serde::Deserialize;
 use tokio::io::AsyncWriteExt;
 
+use crate::applied::Applied;
 use crate::cli::Unit;
 use crate::error::{Exit, Failure, Result};
 use crate::host::{self, Host};
@@ -106,7 +107,8 @@ async fn prepare(host: &Host, service: Service) -> Result<()> {
     std::fs::create_dir_all(&directory)
         .with_context(|| format!("can't create {}", directory.display()))?;
     let file = directory.join(format!("{}.env", service.container()));
-    install::write_atomically(&file, format!("{}\n", options.trim_end()).as_bytes(), 0o644)
+    install::write_atomically(&file, format!("{}\n", options.trim_end()).as_bytes(), 0o644)?;
+    Applied::now(&host.paths, &settings, service)?.record(&host.paths, service)
 }
 
 fn secret_name(service: Service, parcel: &Parcel) -> String {

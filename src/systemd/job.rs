@@ -139,6 +139,15 @@ impl<'a> Jobs<'a> {
         units
     }
 
+    /// Takes back what can be taken back: jobs that have ended by now are no error.
+    pub async fn cancel(&mut self) {
+        for path in std::mem::take(&mut self.pending).into_keys() {
+            if let Some(id) = path.rsplit('/').next().and_then(|id| id.parse().ok()) {
+                let _ = self.manager.cancel_job(id).await;
+            }
+        }
+    }
+
     /// Waits at most `patience` for the next of these jobs to end. Nothing when none is left or
     /// the time is over: [`Jobs::pending`] tells which.
     ///

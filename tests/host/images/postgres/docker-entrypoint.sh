@@ -74,7 +74,7 @@ TEXT
 }
 
 [[ ${1:-} != -* ]] || set -- postgres "$@"
-if [[ ${1:-} == postgres ]]; then
+if [[ ${1:-} == postgres && " $* " != *' '@(-\?|--help|--describe-config|-V|--version)' '* ]]; then
   from_file POSTGRES_PASSWORD
   from_file POSTGRES_USER postgres
   from_file POSTGRES_DB "$POSTGRES_USER"

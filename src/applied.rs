@@ -1,0 +1,149 @@
+//! What a running container was started with, so that an edit since then can be named and only
+//! the units that it concerns are restarted.
+//!
+//! `ExecStartPre=` records a keyed hash of each input beside the per-boot state; comparing it with
+//! the inputs of now costs no call of Podman and reveals no value.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use secrecy::ExposeSecret;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::deployment::kernel_random;
+use crate::error::Result;
+use crate::install;
+use crate::paths::Paths;
+use crate::settings::{Delivery, Service, Settings};
+
+/// The record of one container's inputs.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Applied {
+    salt: String,
+    inputs: BTreeMap<String, String>,
+}
+
+/// One difference between the inputs of a running container and those of now.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Difference {
+    /// A variable, a file, or `unit`.
+    pub input: String,
+    /// `added`, `changed` or `removed`.
+    pub kind: &'static str,
+}
+
+impl Applied {
+    /// Hashes the inputs that `service` would be started with now.
+    ///
+    /// # Errors
+    /// When a file that the container gets can't be read.
+    pub fn now(paths: &Paths, settings: &Settings, service: Service) -> Result<Self> {
+        let mut salt = [0; 16];
+        kernel_random(&mut salt)?;
+        Self::hash(paths, settings, service, hex(&salt))
+    }
+
+    fn hash(paths: &Paths, settings: &Settings, service: Service, salt: String) -> Result<Self> {
+        let mut inputs = BTreeMap::new();
+        let mut add = |name: String, bytes: &[u8]| {
+            let hash = Sha256::new().chain_update(&salt).chain_update(bytes).finalize();
+            inputs.insert(name, hex(&hash));
+        };
+        let unit = paths.quadlets.join(format!("{}.container", service.container()));
+        if let Ok(text) = std::fs::read(&unit) {
+            add("unit".into(), &text);
+        }
+        for parcel in settings.parcels(service) {
+            let name = match parcel.delivery {
+                Delivery::Variable => parcel.name,
+                Delivery::File => format!("/run/secrets/{}", parcel.name),
+            };
+            add(name, parcel.value.expose_secret().as_bytes());
+        }
+        if service == Service::Litellm {
+            for path in files_below(&paths.config())? {
+                let name = path.strip_prefix(&paths.deployment).unwrap_or(&path).display().to_string();
+                let bytes =
+                    std::fs::read(&path).with_context(|| format!("can't read {}", path.display()))?;
+                add(name, &bytes);
+            }
+        }
+        Ok(Self { salt, inputs })
+    }
+
+    /// Records that the container starts with these inputs.
+    ///
+    /// # Errors
+    /// When the per-boot directory can't be written.
+    pub fn record(&self, paths: &Paths, service: Service) -> Result<()> {
+        let text = serde_json::to_vec(self).context("can't write the record of the inputs")?;
+        install::write_atomically(&record_file(paths, service), &text, 0o600)
+    }
+
+    /// How the inputs of now differ from those that the running container was started with.
+    /// Empty when there is no record: then the container does not run, or never did.
+    ///
+    /// # Errors
+    /// When a file that the container gets can't be read.
+    pub fn differences(paths: &Paths, settings: &Settings, service: Service) -> Result<Vec<Difference>> {
+        let Ok(text) = std::fs::read(record_file(paths, service)) else { return Ok(Vec::new()) };
+        let Ok(before) = serde_json::from_slice::<Self>(&text) else { return Ok(Vec::new()) };
+        let now = Self::hash(paths, settings, service, before.salt.clone())?;
+        let mut differences: Vec<Difference> = now
+            .inputs
+            .iter()
+            .filter_map(|(input, hash)| {
+                let kind = match before.inputs.get(input) {
+                    None => "added",
+                    Some(old) if old != hash => "changed",
+                    Some(_) => return None,
+                };
+                Some(Difference { input: input.clone(), kind })
+            })
+            .collect();
+        differences.extend(
+            before
+                .inputs
+                .keys()
+                .filter(|input| !now.inputs.contains_key(*input))
+                .map(|input| Difference { input: input.clone(), kind: "removed" }),
+        );
+        differences.sort();
+        Ok(differences)
+    }
+}
+
+fn record_file(paths: &Paths, service: Service) -> PathBuf {
+    paths.runtime_state().join(format!("{}.applied", service.container()))
+}
+
+/// Every regular file below `directory`, sorted; links are followed, but not out of depth.
+fn files_below(directory: &Path) -> Result<Vec<PathBuf>> {
+    const DEPTH: usize = 8;
+    fn walk(directory: &Path, depth: usize, found: &mut Vec<PathBuf>) -> std::io::Result<()> {
+        for entry in std::fs::read_dir(directory)? {
+            let path = entry?.path();
+            // A link that leads nowhere is the gateway's to complain about.
+            let Ok(metadata) = std::fs::metadata(&path) else { continue };
+            if metadata.is_dir() && depth > 0 {
+                walk(&path, depth - 1, found)?;
+            } else if metadata.is_file() {
+                found.push(path);
+            }
+        }
+        Ok(())
+    }
+    let mut found = Vec::new();
+    walk(directory, DEPTH, &mut found)
+        .with_context(|| format!("can't read {}", directory.display()))?;
+    found.sort();
+    Ok(found)
+}
+
+/// Bytes in hexadecimal.
+#[must_use]
+pub fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,363 @@
+//! The stack as a whole: its units started, restarted and stopped together, and waited for.
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::Instant;
+
+use crate::applied::{Applied, Difference};
+use crate::error::{Failure, Result};
+use crate::host::Host;
+use crate::journal;
+use crate::litellm::Client;
+use crate::litellm::health::Health;
+use crate::output::{duration, say};
+use crate::paths::Scope;
+use crate::settings::{GATEWAY_PORT, Service, Settings};
+use crate::systemd::job::{JobResult, Jobs, Verb};
+use crate::systemd::{Systemd, UnitState};
+
+/// How many lines of a failed unit's journal are quoted.
+const QUOTED_LINES: usize = 12;
+/// How often the states of units under way are looked at.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+/// How often the gateway is asked whether it is ready.
+const ASK_INTERVAL: Duration = Duration::from_millis(100);
+/// A unit that systemd had to restart this often while it was starting won't get up by itself.
+const ATTEMPTS: u64 = 2;
+
+/// The unit that pulls images before the others start.
+const IMAGES_UNIT: &str = "litellm-images.service";
+
+/// Starts what does not run, restarts what runs with other inputs than those of now, and waits
+/// until the gateway is ready.
+///
+/// # Errors
+/// When a unit fails, or the gateway is not ready within `timeout`.
+pub async fn bring_up(host: &Host, settings: &Settings, timeout: Duration) -> Result<()> {
+    let differences = differences(host, settings)?;
+    let systemd = host.systemd().await?;
+    let mut steps = Vec::new();
+    for service in settings.services() {
+        let changed = differences.iter().any(|(other, _)| *other == service);
+        let runs = systemd.unit(service.unit()).await?.is_active();
+        steps.push((if changed && runs { Verb::Restart } else { Verb::Start }, service.unit()));
+    }
+    for (service, differences) in &differences {
+        say(&format!("{} changed: {}", service.unit(), list(differences)));
+    }
+    steps.push((Verb::Start, "litellm.target"));
+    change(host, &steps, timeout).await
+}
+
+/// Starts or restarts units, then waits until the gateway is ready, if it is among them or
+/// depends on one of them.
+///
+/// # Errors
+/// When a unit fails, or the gateway is not ready within `timeout`.
+pub async fn change(host: &Host, steps: &[(Verb, &str)], timeout: Duration) -> Result<()> {
+    let deadline = Instant::now() + timeout;
+    let systemd = host.systemd().await?;
+    let gateway = Service::Litellm.unit();
+    let before = systemd.unit(gateway).await?;
+    if steps.iter().any(|(_, unit)| *unit == gateway)
+        && matches!(before.active.as_str(), "inactive" | "failed")
+    {
+        check_port()?;
+    }
+    let mut wait = Wait::new(systemd, deadline).await?;
+    for (verb, unit) in steps {
+        wait.ask(*verb, unit).await?;
+    }
+    wait.finish().await?;
+    let state = systemd.unit(gateway).await?;
+    if matches!(state.active.as_str(), "inactive" | "failed") {
+        return Ok(());
+    }
+    let version = wait.ready().await?;
+    say(&format!(
+        "ready after {}: http://127.0.0.1:{GATEWAY_PORT}, LiteLLM {}, database connected",
+        duration(wait.begin.elapsed()),
+        version.as_deref().unwrap_or("of unknown version"),
+    ));
+    Ok(())
+}
+
+/// Stops units.
+///
+/// # Errors
+/// When systemd refuses, or a unit does not stop within `timeout`.
+pub async fn stop(host: &Host, units: &[&str], timeout: Duration) -> Result<()> {
+    let systemd = host.systemd().await?;
+    let mut wait = Wait::new(systemd, Instant::now() + timeout).await?;
+    for unit in units {
+        wait.ask(Verb::Stop, unit).await?;
+    }
+    wait.finish().await?;
+    say(&format!("stopped in {}", duration(wait.begin.elapsed())));
+    Ok(())
+}
+
+/// For each service that runs with other inputs than those of now: what differs.
+///
+/// # Errors
+/// When a file that a container gets can't be read.
+pub fn differences(host: &Host, settings: &Settings) -> Result<Vec<(Service, Vec<Difference>)>> {
+    let mut all = Vec::new();
+    for service in settings.services() {
+        let differences = Applied::differences(&host.paths, settings, service)?;
+        if !differences.is_empty() {
+            all.push((service, differences));
+        }
+    }
+    Ok(all)
+}
+
+/// Differences as words: `OPENAI_API_KEY changed, config/litellm-config.yaml changed`.
+#[must_use]
+pub fn list(differences: &[Difference]) -> String {
+    let words: Vec<String> = differences
+        .iter()
+        .map(|difference| match difference.input.as_str() {
+            "unit" => format!("the unit {}", difference.kind),
+            input => format!("{input} {}", difference.kind),
+        })
+        .collect();
+    words.join(", ")
+}
+
+/// Every service unit of ours that systemd knows, in start order.
+///
+/// # Errors
+/// When systemd does not answer.
+pub async fn member_units(systemd: &Systemd) -> Result<Vec<&'static str>> {
+    let mut units = Vec::new();
+    for unit in std::iter::once(IMAGES_UNIT).chain(Service::ALL.into_iter().map(Service::unit)) {
+        if systemd.unit(unit).await?.load == "loaded" {
+            units.push(unit);
+        }
+    }
+    Ok(units)
+}
+
+/// The gateway can't start while another process has its port, and Podman's message on that is
+/// long and late.
+fn check_port() -> Result<()> {
+    match std::net::TcpListener::bind(("127.0.0.1", GATEWAY_PORT)) {
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
+            Err(Failure::new(format!("port {GATEWAY_PORT} is taken by another process"))
+                .hint(format!("find and stop it: ss -ltnp 'sport = :{GATEWAY_PORT}'"))
+                .into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Jobs under way, and what their units were like before.
+struct Wait<'a> {
+    systemd: &'a Systemd,
+    jobs: Jobs<'a>,
+    begin: Instant,
+    deadline: Instant,
+    restarts: HashMap<String, u64>,
+    verb: Verb,
+    interrupt: Signal,
+}
+
+impl<'a> Wait<'a> {
+    async fn new(systemd: &'a Systemd, deadline: Instant) -> Result<Self> {
+        Ok(Self {
+            systemd,
+            jobs: Jobs::new(systemd).await?,
+            begin: Instant::now(),
+            deadline,
+            restarts: HashMap::new(),
+            verb: Verb::Start,
+            interrupt: signal(SignalKind::interrupt()).context("can't listen for Ctrl-C")?,
+        })
+    }
+
+    async fn ask(&mut self, verb: Verb, unit: &str) -> Result<()> {
+        let before = self.systemd.unit(unit).await?;
+        self.restarts.insert(unit.to_owned(), before.restarts);
+        self.verb = verb;
+        self.jobs.ask(verb, unit).await
+    }
+
+    /// Waits for every job, saying each result; fails with the unit that caused the failure.
+    async fn finish(&mut self) -> Result<()> {
+        say(&format!("waiting for {}", self.names()));
+        let mut failures: Vec<(String, JobResult)> = Vec::new();
+        while !self.jobs.pending().is_empty() {
+            let left = self.deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(self.too_late().await);
+            }
+            let next = tokio::select! {
+                next = self.jobs.next(left.min(LOOK_INTERVAL)) => next?,
+                _ = self.interrupt.recv() => return Err(self.interrupted().await),
+            };
+            match next {
+                Some((unit, result)) if result.is_success() => {
+                    if unit.ends_with(".service") {
+                        let done = if self.verb == Verb::Stop { "stopped" } else { "ready" };
+                        say(&format!("  {unit}: {done} after {}", duration(self.begin.elapsed())));
+                    }
+                }
+                Some(failure) => failures.push(failure),
+                None => {
+                    if let Some(unit) = self.restarting().await? {
+                        return Err(failed(self.systemd, &unit, "keeps failing").await);
+                    }
+                }
+            }
+        }
+        // What failed for want of another unit says nothing itself.
+        let cause = failures
+            .iter()
+            .find(|(_, result)| !matches!(result, JobResult::Dependency))
+            .or(failures.first());
+        match cause {
+            None => Ok(()),
+            Some((unit, result)) => {
+                let unit = match result {
+                    JobResult::Dependency => self.failed_unit().await?.unwrap_or(unit.clone()),
+                    _ => unit.clone(),
+                };
+                Err(failed(self.systemd, &unit, "failed").await)
+            }
+        }
+    }
+
+    fn names(&self) -> String {
+        let names: Vec<&str> = self
+            .jobs
+            .pending()
+            .into_iter()
+            .filter_map(|unit| unit.strip_suffix(".service"))
+            .collect();
+        names.join(", ")
+    }
+
+    /// A unit that systemd had to restart too often since the wait began.
+    async fn restarting(&self) -> Result<Option<String>> {
+        let mut units: Vec<&str> = self.jobs.pending();
+        units.push(IMAGES_UNIT);
+        for unit in units {
+            let state = self.systemd.unit(unit).await?;
+            let before = self.restarts.get(unit).copied().unwrap_or_default();
+            // An explicit start sets the counter back to zero.
+            let since = if state.restarts < before { state.restarts } else { state.restarts - before };
+            if since >= ATTEMPTS {
+                return Ok(Some(unit.to_owned()));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn failed_unit(&self) -> Result<Option<String>> {
+        for unit in member_units(self.systemd).await? {
+            if self.systemd.unit(unit).await?.active == "failed" {
+                return Ok(Some(unit.to_owned()));
+            }
+        }
+        Ok(None)
+    }
+
+    async fn too_late(&self) -> anyhow::Error {
+        let waited = duration(self.begin.elapsed());
+        let pending = self.jobs.pending();
+        // Among several, the one that is at work is the one that the others wait for.
+        for unit in &pending {
+            if let Ok(state) = self.systemd.unit(unit).await
+                && matches!(state.active.as_str(), "activating" | "deactivating" | "failed")
+            {
+                let problem = format!("was not ready after {waited}");
+                return failed(self.systemd, unit, &problem).await;
+            }
+        }
+        Failure::new(format!("{} did not finish within {waited}", pending.join(", ")))
+            .hint("see what they do: systemctl list-jobs")
+            .into()
+    }
+
+    /// Polls the gateway until it can serve. Returns LiteLLM's version.
+    async fn ready(&mut self) -> Result<Option<String>> {
+        let client = Client::local(Duration::from_secs(5))?;
+        let unit = Service::Litellm.unit();
+        let before = self.systemd.unit(unit).await?.restarts;
+        let mut said = false;
+        loop {
+            let reason = match client.health().await {
+                Health::Ready { version } => return Ok(version),
+                Health::Live { reason } | Health::Down { reason } => reason,
+            };
+            if !said {
+                say(&format!("waiting for the gateway to be ready ({reason})"));
+                said = true;
+            }
+            let state = self.systemd.unit(unit).await?;
+            if state.restarts >= before + ATTEMPTS || state.active == "failed" {
+                return Err(failed(self.systemd, unit, "keeps failing").await);
+            }
+            if Instant::now() >= self.deadline {
+                let problem = format!("runs, but is not ready: {reason}");
+                return Err(failed(self.systemd, unit, &problem).await);
+            }
+            tokio::select! {
+                () = tokio::time::sleep(ASK_INTERVAL) => {}
+                _ = self.interrupt.recv() => return Err(self.interrupted().await),
+            }
+        }
+    }
+
+    /// After Ctrl-C: jobs that have not begun are cancelled; what has begun, systemd carries on.
+    async fn interrupted(&mut self) -> anyhow::Error {
+        self.jobs.cancel().await;
+        let mut going_on = Vec::new();
+        for unit in self.restarts.keys() {
+            if let Ok(state) = self.systemd.unit(unit).await
+                && matches!(state.active.as_str(), "activating" | "deactivating" | "reloading")
+            {
+                going_on.push(format!("{unit} is {}", state.active));
+            }
+        }
+        going_on.sort();
+        let rest = if going_on.is_empty() {
+            "nothing is under way any more".to_owned()
+        } else {
+            format!("systemd goes on with this: {}", going_on.join(", "))
+        };
+        Failure::interrupted(format!("interrupted; {rest}"))
+            .hint("see where it is: litellm-units status; stop it: litellm-units down")
+            .into()
+    }
+}
+
+/// The failure of `unit`, with its reason and the last lines of its journal.
+pub async fn failed(systemd: &Systemd, unit: &str, problem: &str) -> anyhow::Error {
+    let state: UnitState = systemd.unit(unit).await.unwrap_or_default();
+    let mut message = format!("{unit} {problem}");
+    if state.result != "success" && !state.result.is_empty() {
+        message.push_str(&format!(": {}", state.reason()));
+    }
+    let lines = journal::last_lines(systemd.scope(), unit, QUOTED_LINES).await;
+    if lines.is_empty() {
+        message.push_str("\n(its journal holds no lines)");
+    } else {
+        message.push_str("\nlast lines of its journal:");
+        for line in lines {
+            message.push_str("\n  | ");
+            message.push_str(&line);
+        }
+    }
+    let scope = match systemd.scope() {
+        Scope::System => "-u",
+        Scope::User => "--user -u",
+    };
+    Failure::new(message)
+        .hint(format!("systemd goes on trying; all lines: journalctl {scope} {unit}; give up: litellm-units down"))
+        .into()
+}

@@ -5,6 +5,7 @@
 //! the inputs of now costs no call of Podman and reveals no value.
 
 use std::collections::BTreeMap;
+use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -48,10 +49,15 @@ impl Applied {
     fn hash(paths: &Paths, settings: &Settings, service: Service, salt: String) -> Result<Self> {
         let mut inputs = BTreeMap::new();
         let mut add = |name: String, bytes: &[u8]| {
-            let hash = Sha256::new().chain_update(&salt).chain_update(bytes).finalize();
+            let hash = Sha256::new()
+                .chain_update(&salt)
+                .chain_update(bytes)
+                .finalize();
             inputs.insert(name, hex(&hash));
         };
-        let unit = paths.quadlets.join(format!("{}.container", service.container()));
+        let unit = paths
+            .quadlets
+            .join(format!("{}.container", service.container()));
         if let Ok(text) = std::fs::read(&unit) {
             add("unit".into(), &text);
         }
@@ -64,9 +70,13 @@ impl Applied {
         }
         if service == Service::Litellm {
             for path in files_below(&paths.config())? {
-                let name = path.strip_prefix(&paths.deployment).unwrap_or(&path).display().to_string();
-                let bytes =
-                    std::fs::read(&path).with_context(|| format!("can't read {}", path.display()))?;
+                let name = path
+                    .strip_prefix(&paths.deployment)
+                    .unwrap_or(&path)
+                    .display()
+                    .to_string();
+                let bytes = std::fs::read(&path)
+                    .with_context(|| format!("can't read {}", path.display()))?;
                 add(name, &bytes);
             }
         }
@@ -87,9 +97,17 @@ impl Applied {
     ///
     /// # Errors
     /// When a file that the container gets can't be read.
-    pub fn differences(paths: &Paths, settings: &Settings, service: Service) -> Result<Vec<Difference>> {
-        let Ok(text) = std::fs::read(record_file(paths, service)) else { return Ok(Vec::new()) };
-        let Ok(before) = serde_json::from_slice::<Self>(&text) else { return Ok(Vec::new()) };
+    pub fn differences(
+        paths: &Paths,
+        settings: &Settings,
+        service: Service,
+    ) -> Result<Vec<Difference>> {
+        let Ok(text) = std::fs::read(record_file(paths, service)) else {
+            return Ok(Vec::new());
+        };
+        let Ok(before) = serde_json::from_slice::<Self>(&text) else {
+            return Ok(Vec::new());
+        };
         let now = Self::hash(paths, settings, service, before.salt.clone())?;
         let mut differences: Vec<Difference> = now
             .inputs
@@ -100,7 +118,10 @@ impl Applied {
                     Some(old) if old != hash => "changed",
                     Some(_) => return None,
                 };
-                Some(Difference { input: input.clone(), kind })
+                Some(Difference {
+                    input: input.clone(),
+                    kind,
+                })
             })
             .collect();
         differences.extend(
@@ -108,7 +129,10 @@ impl Applied {
                 .inputs
                 .keys()
                 .filter(|input| !now.inputs.contains_key(*input))
-                .map(|input| Difference { input: input.clone(), kind: "removed" }),
+                .map(|input| Difference {
+                    input: input.clone(),
+                    kind: "removed",
+                }),
         );
         differences.sort();
         Ok(differences)
@@ -116,17 +140,24 @@ impl Applied {
 }
 
 fn record_file(paths: &Paths, service: Service) -> PathBuf {
-    paths.runtime_state().join(format!("{}.applied", service.container()))
+    paths
+        .runtime_state()
+        .join(format!("{}.applied", service.container()))
 }
 
 /// Every regular file below `directory`, sorted; links are followed, but not out of depth.
-fn files_below(directory: &Path) -> Result<Vec<PathBuf>> {
+///
+/// # Errors
+/// When a directory can't be read.
+pub fn files_below(directory: &Path) -> Result<Vec<PathBuf>> {
     const DEPTH: usize = 8;
     fn walk(directory: &Path, depth: usize, found: &mut Vec<PathBuf>) -> std::io::Result<()> {
         for entry in std::fs::read_dir(directory)? {
             let path = entry?.path();
             // A link that leads nowhere is the gateway's to complain about.
-            let Ok(metadata) = std::fs::metadata(&path) else { continue };
+            let Ok(metadata) = std::fs::metadata(&path) else {
+                continue;
+            };
             if metadata.is_dir() && depth > 0 {
                 walk(&path, depth - 1, found)?;
             } else if metadata.is_file() {
@@ -145,5 +176,11 @@ fn files_below(directory: &Path) -> Result<Vec<PathBuf>> {
 /// Bytes in hexadecimal.
 #[must_use]
 pub fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+    bytes
+        .iter()
+        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
+            // Writing to a String can't fail.
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
 }

@@ -50,8 +50,28 @@ pub enum Command {
     /// Show each unit's state, health, uptime, restarts, memory and image
     #[command(visible_alias = "ps")]
     Status(Status),
+    /// Put an edit of .env or config/ into force; if the gateway does not get ready with it, put
+    /// the last good configuration back
+    Apply(Apply),
+    /// Start services that are stopped
+    Start(Units),
+    /// Stop services; a service that needs one of them stops too
+    Stop(Units),
+    /// Restart services with what .env and config/ say now
+    Restart(Units),
+    /// Show the services' logs from the journal
+    Logs(Logs),
+    /// Run a command in a service's container
+    Exec(Exec),
+    /// Ask the gateway whether it is ready
+    Health(Health),
     /// Pull the images that .env names
     Pull(Pull),
+    /// Print a completion script for a shell
+    Completion {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
     /// What the units call
     #[command(hide = true, subcommand)]
     Unit(Unit),
@@ -59,7 +79,9 @@ pub enum Command {
 
 /// Arguments of `generate`.
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  litellm-units generate\n  litellm-units generate --dry-run\n  litellm-units generate --check && echo up to date\n  litellm-units generate --output ./units --podman 4.9")]
+#[command(
+    after_help = "Examples:\n  litellm-units generate\n  litellm-units generate --dry-run\n  litellm-units generate --check && echo up to date\n  litellm-units generate --output ./units --podman 4.9"
+)]
 pub struct Generate {
     /// Print what would change as a unified diff, and change nothing
     #[arg(long)]
@@ -90,6 +112,92 @@ pub struct Down {
     /// Seconds that stopping may take
     #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = seconds)]
     pub timeout: Duration,
+}
+
+/// Arguments of `apply`.
+#[derive(Debug, Args)]
+#[command(after_help = "Examples:\n  litellm-units apply --dry-run\n  litellm-units apply")]
+pub struct Apply {
+    /// Say what changed and which units would restart, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Seconds that restarting and becoming ready may take
+    #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = seconds)]
+    pub timeout: Duration,
+}
+
+/// Arguments of `start`, `stop` and `restart`.
+#[derive(Debug, Args)]
+pub struct Units {
+    /// The services [default: all]
+    pub services: Vec<Service>,
+    /// Seconds that it may take
+    #[arg(short, long, value_name = "SECONDS", default_value = "300", value_parser = seconds)]
+    pub timeout: Duration,
+}
+
+/// Arguments of `logs`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  litellm-units logs -f litellm\n  litellm-units logs --since 15m\n  litellm-units logs -n 50 postgres redis"
+)]
+pub struct Logs {
+    /// The services [default: all]
+    pub services: Vec<Service>,
+    /// Go on with new lines as they come
+    #[arg(short, long)]
+    pub follow: bool,
+    /// Show only the last lines of all the services together
+    #[arg(short = 'n', long, value_name = "LINES", visible_alias = "lines")]
+    pub tail: Option<u32>,
+    /// Show lines since a time (2026-01-31T12:00:00Z) or an age (42m)
+    #[arg(long, value_name = "TIME")]
+    pub since: Option<String>,
+    /// Show lines until a time or an age
+    #[arg(long, value_name = "TIME")]
+    pub until: Option<String>,
+    /// Show the time of each line
+    #[arg(short = 't', long)]
+    pub timestamps: bool,
+    /// Do not put the service's name before each line
+    #[arg(long)]
+    pub no_log_prefix: bool,
+    /// Do not colour the services' names
+    #[arg(long)]
+    pub no_color: bool,
+}
+
+/// Arguments of `exec`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  litellm-units exec postgres -- psql -U litellm\n  litellm-units exec -T redis -- redis-cli info memory"
+)]
+pub struct Exec {
+    /// The service
+    pub service: Service,
+    /// Do not allocate a terminal
+    #[arg(short = 'T', long = "no-tty")]
+    pub no_tty: bool,
+    /// Set a variable
+    #[arg(short, long, value_name = "NAME=VALUE")]
+    pub env: Vec<String>,
+    /// Run as this user
+    #[arg(short, long, value_name = "USER", id = "container_user")]
+    pub as_user: Option<String>,
+    /// Run in this directory
+    #[arg(short, long, value_name = "DIR")]
+    pub workdir: Option<String>,
+    /// The command and its arguments
+    #[arg(last = true, required = true)]
+    pub command: Vec<String>,
+}
+
+/// Arguments of `health`.
+#[derive(Debug, Args)]
+pub struct Health {
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Arguments of `status`.

@@ -1,8 +1,14 @@
 //! One module per verb.
 
+pub mod apply;
+pub mod completion;
 pub mod down;
+pub mod exec;
 pub mod generate;
+pub mod health;
+pub mod logs;
 pub mod pull;
 pub mod status;
 pub mod unit;
+pub mod units;
 pub mod up;

@@ -72,7 +72,10 @@ pub fn resident_memory(control_group: &str) -> Option<u64> {
         return None;
     }
     let mut pages = 0;
-    add_resident_pages(&Path::new("/sys/fs/cgroup").join(control_group.trim_start_matches('/')), &mut pages);
+    add_resident_pages(
+        &Path::new("/sys/fs/cgroup").join(control_group.trim_start_matches('/')),
+        &mut pages,
+    );
     let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok()??;
     Some(pages * u64::try_from(page).ok()?).filter(|bytes| *bytes > 0)
 }
@@ -80,13 +83,22 @@ pub fn resident_memory(control_group: &str) -> Option<u64> {
 fn add_resident_pages(group: &Path, pages: &mut u64) {
     if let Ok(processes) = std::fs::read_to_string(group.join("cgroup.procs")) {
         for process in processes.lines() {
-            let statm = std::fs::read_to_string(format!("/proc/{process}/statm")).unwrap_or_default();
-            let resident = statm.split_whitespace().nth(1).and_then(|word| word.parse::<u64>().ok());
+            let statm =
+                std::fs::read_to_string(format!("/proc/{process}/statm")).unwrap_or_default();
+            let resident = statm
+                .split_whitespace()
+                .nth(1)
+                .and_then(|word| word.parse::<u64>().ok());
             *pages += resident.unwrap_or_default();
         }
     }
-    let Ok(children) = std::fs::read_dir(group) else { return };
-    for child in children.flatten().filter(|child| child.file_type().is_ok_and(|kind| kind.is_dir())) {
+    let Ok(children) = std::fs::read_dir(group) else {
+        return;
+    };
+    for child in children
+        .flatten()
+        .filter(|child| child.file_type().is_ok_and(|kind| kind.is_dir()))
+    {
         add_resident_pages(&child.path(), pages);
     }
 }

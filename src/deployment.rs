@@ -85,13 +85,21 @@ pub struct Completed {
 /// # Errors
 /// When `text` can't be parsed, or a value is missing that only the operator can know.
 pub fn complete(text: &str, path: &Path, found: Found, random: Random<'_>) -> Result<Completed> {
-    let mut editor = Editor { env: parse_env(text, path)?, path, changes: Vec::new() };
+    let mut editor = Editor {
+        env: parse_env(text, path)?,
+        path,
+        changes: Vec::new(),
+    };
     let external_database = editor.has("DATABASE_URL");
 
     // LiteLLM encrypts with the master key where it has no salt key, so what an existing
     // database holds stays readable only if the salt key is that master key.
     let inherited_salt = if found.cluster || external_database {
-        editor.env.get("LITELLM_MASTER_KEY").filter(|key| !key.is_empty()).map(str::to_owned)
+        editor
+            .env
+            .get("LITELLM_MASTER_KEY")
+            .filter(|key| !key.is_empty())
+            .map(str::to_owned)
     } else {
         None
     };
@@ -113,14 +121,22 @@ pub fn complete(text: &str, path: &Path, found: Found, random: Random<'_>) -> Re
             "Encrypts credentials in the database: never change it. The same as the first master key, since LiteLLM encrypted with that until now",
             key,
         ),
-        None => ("Encrypts credentials in the database: never change it", secret_key(random)?),
+        None => (
+            "Encrypts credentials in the database: never change it",
+            secret_key(random)?,
+        ),
     };
-    editor.fill("LITELLM_SALT_KEY", &[salt_comment], str::is_empty, || Ok(salt))?;
+    editor.fill("LITELLM_SALT_KEY", &[salt_comment], str::is_empty, || {
+        Ok(salt)
+    })?;
 
     if !external_database {
-        editor.fill("POSTGRES_USER", &["The local PostgreSQL"], str::is_empty, || {
-            Ok(DEFAULT_POSTGRES_NAME.to_owned())
-        })?;
+        editor.fill(
+            "POSTGRES_USER",
+            &["The local PostgreSQL"],
+            str::is_empty,
+            || Ok(DEFAULT_POSTGRES_NAME.to_owned()),
+        )?;
         if found.cluster && !editor.has("POSTGRES_PASSWORD") {
             return Err(Failure::config(format!(
                 "{}: POSTGRES_PASSWORD has no value, but data/postgres already holds a cluster that was made with one",
@@ -135,17 +151,43 @@ pub fn complete(text: &str, path: &Path, found: Found, random: Random<'_>) -> Re
             |value| value.is_empty() || (value == "litellm_password_change_me" && !found.cluster),
             || password(random),
         )?;
-        editor.fill("POSTGRES_DB", &[], str::is_empty, || Ok(DEFAULT_POSTGRES_NAME.to_owned()))?;
+        editor.fill("POSTGRES_DB", &[], str::is_empty, || {
+            Ok(DEFAULT_POSTGRES_NAME.to_owned())
+        })?;
     }
     if !editor.has("REDIS_HOST") {
-        editor.fill("REDIS_PASSWORD", &["The local Redis"], str::is_empty, || password(random))?;
+        editor.fill(
+            "REDIS_PASSWORD",
+            &["The local Redis"],
+            str::is_empty,
+            || password(random),
+        )?;
     }
-    editor.optional("OPENAI_API_KEY", "Providers: name each key that config/litellm-config.yaml refers to", Some("sk-your-openai-key"))?;
-    editor.optional("ANTHROPIC_API_KEY", "As above, for Anthropic's models", Some("sk-your-anthropic-key"))?;
-    editor.optional("UI_USERNAME", "Login of the web interface at /ui; while empty: admin", None)?;
+    editor.optional(
+        "OPENAI_API_KEY",
+        "Providers: name each key that config/litellm-config.yaml refers to",
+        Some("sk-your-openai-key"),
+    )?;
+    editor.optional(
+        "ANTHROPIC_API_KEY",
+        "As above, for Anthropic's models",
+        Some("sk-your-anthropic-key"),
+    )?;
+    editor.optional(
+        "UI_USERNAME",
+        "Login of the web interface at /ui; while empty: admin",
+        None,
+    )?;
     editor.optional("UI_PASSWORD", "While empty: the master key", None)?;
-    editor.optional("PROXY_BASE_URL", "The https:// address under which a reverse proxy publishes the gateway", None)?;
-    Ok(Completed { env: editor.env, changes: editor.changes })
+    editor.optional(
+        "PROXY_BASE_URL",
+        "The https:// address under which a reverse proxy publishes the gateway",
+        None,
+    )?;
+    Ok(Completed {
+        env: editor.env,
+        changes: editor.changes,
+    })
 }
 
 /// `sk-` and 256 random bits.
@@ -203,7 +245,8 @@ impl Editor<'_> {
             }
             Some(value) if Some(value) == placeholder => {
                 self.set(name, "")?;
-                self.changes.push(format!("empty {name}, which held a placeholder"));
+                self.changes
+                    .push(format!("empty {name}, which held a placeholder"));
             }
             Some(_) => {}
         }
@@ -211,7 +254,9 @@ impl Editor<'_> {
     }
 
     fn set(&mut self, name: &str, value: &str) -> Result<()> {
-        self.env.set(name, value).with_context(|| format!("can't edit {}", self.path.display()))
+        self.env
+            .set(name, value)
+            .with_context(|| format!("can't edit {}", self.path.display()))
     }
 
     fn append(&mut self, comment: &[&str], name: &str, value: &str) -> Result<()> {
@@ -256,8 +301,15 @@ impl Plan {
             _ => Some(read_env(&env_path)?),
         };
         let cluster = paths.postgres_data().join("PG_VERSION");
-        let found = Found { cluster: cluster.exists() };
-        let completed = complete(before.as_deref().unwrap_or(HEADER), &env_path, found, random)?;
+        let found = Found {
+            cluster: cluster.exists(),
+        };
+        let completed = complete(
+            before.as_deref().unwrap_or(HEADER),
+            &env_path,
+            found,
+            random,
+        )?;
         let settings = Settings::from_env(&completed.env, &env_path)?;
         check_cluster(&settings, &cluster, &env_path)?;
 
@@ -265,7 +317,9 @@ impl Plan {
         let directories = missing_directories(paths, &settings)?;
         for directory in &directories {
             changes.push(match directory.owner {
-                Some((uid, gid)) => format!("directory {} for {uid}:{gid}", directory.path.display()),
+                Some((uid, gid)) => {
+                    format!("directory {} for {uid}:{gid}", directory.path.display())
+                }
                 None => format!("directory {}", directory.path.display()),
             });
         }
@@ -275,7 +329,10 @@ impl Plan {
             let names = completed.changes.join(", ");
             changes.push(format!("{}: {names}", env_path.display()));
         } else if mode(&env_path)? != 0o600 {
-            changes.push(format!("{}: set mode 0600, others could read it", env_path.display()));
+            changes.push(format!(
+                "{}: set mode 0600, others could read it",
+                env_path.display()
+            ));
         }
         let config_path = paths.config_file();
         let config = (!config_path.exists()).then_some(CONFIG);
@@ -288,7 +345,15 @@ impl Plan {
             .iter()
             .map(|warning| format!("{}, {warning}", env_path.display()))
             .collect();
-        Ok(Self { directories, env, config, paths: paths.clone(), settings, warnings, changes })
+        Ok(Self {
+            directories,
+            env,
+            config,
+            paths: paths.clone(),
+            settings,
+            warnings,
+            changes,
+        })
     }
 
     /// Carries the plan out; each file appears complete and with its mode, or not at all.
@@ -306,7 +371,9 @@ impl Plan {
             }
             if let Some((uid, gid)) = directory.owner {
                 std::os::unix::fs::chown(&directory.path, Some(uid.as_raw()), Some(gid.as_raw()))
-                    .with_context(|| format!("can't give {} to {uid}:{gid}", directory.path.display()))?;
+                    .with_context(|| {
+                    format!("can't give {} to {uid}:{gid}", directory.path.display())
+                })?;
             }
         }
         let env_path = self.paths.env_file();
@@ -341,14 +408,31 @@ pub fn container_owner(service: Service, image: &ImageReference) -> Option<(u32,
 
 fn missing_directories(paths: &Paths, settings: &Settings) -> Result<Vec<Directory>> {
     let mut wanted = vec![
-        Directory { path: paths.deployment.clone(), mode: 0o755, owner: None },
-        Directory { path: paths.config(), mode: 0o755, owner: None },
-        Directory { path: paths.logs(), mode: 0o750, owner: None },
-        Directory { path: paths.data(), mode: 0o711, owner: None },
+        Directory {
+            path: paths.deployment.clone(),
+            mode: 0o755,
+            owner: None,
+        },
+        Directory {
+            path: paths.config(),
+            mode: 0o755,
+            owner: None,
+        },
+        Directory {
+            path: paths.logs(),
+            mode: 0o750,
+            owner: None,
+        },
+        Directory {
+            path: paths.data(),
+            mode: 0o711,
+            owner: None,
+        },
     ];
-    for (service, path) in
-        [(Service::Postgres, paths.postgres_data()), (Service::Redis, paths.redis_data())]
-    {
+    for (service, path) in [
+        (Service::Postgres, paths.postgres_data()),
+        (Service::Redis, paths.redis_data()),
+    ] {
         if let Some(image) = settings.image(service) {
             // Rootless, the container's user is mapped to the caller, who owns what it creates.
             let owner = match paths.scope {
@@ -356,7 +440,11 @@ fn missing_directories(paths: &Paths, settings: &Settings) -> Result<Vec<Directo
                     .map(|(uid, gid)| (Uid::from_raw(uid), Gid::from_raw(gid))),
                 Scope::User => None,
             };
-            wanted.push(Directory { path, mode: 0o700, owner });
+            wanted.push(Directory {
+                path,
+                mode: 0o700,
+                owner,
+            });
         }
     }
     let mut missing = Vec::new();
@@ -368,14 +456,20 @@ fn missing_directories(paths: &Paths, settings: &Settings) -> Result<Vec<Directo
                     .context(format!("can't examine {}", directory.path.display())));
             }
             Ok(found) if !found.is_dir() => {
-                return Err(Failure::new(format!("{} is not a directory", directory.path.display()))
-                    .hint("move it away and run the command again")
-                    .into());
+                return Err(Failure::new(format!(
+                    "{} is not a directory",
+                    directory.path.display()
+                ))
+                .hint("move it away and run the command again")
+                .into());
             }
             // An empty directory may be given away; one with data belongs to whoever wrote it.
             Ok(found) => {
-                directory.owner.is_some_and(|(uid, _)| found.uid() != uid.as_raw())
-                    && std::fs::read_dir(&directory.path).is_ok_and(|mut list| list.next().is_none())
+                directory
+                    .owner
+                    .is_some_and(|(uid, _)| found.uid() != uid.as_raw())
+                    && std::fs::read_dir(&directory.path)
+                        .is_ok_and(|mut list| list.next().is_none())
             }
         };
         if keep {
@@ -387,8 +481,12 @@ fn missing_directories(paths: &Paths, settings: &Settings) -> Result<Vec<Directo
 
 /// A PostgreSQL server refuses a cluster of another major version, so say it before the start.
 fn check_cluster(settings: &Settings, version_file: &Path, env_path: &Path) -> Result<()> {
-    let Database::Local { image, .. } = &settings.database else { return Ok(()) };
-    let Ok(text) = std::fs::read_to_string(version_file) else { return Ok(()) };
+    let Database::Local { image, .. } = &settings.database else {
+        return Ok(());
+    };
+    let Ok(text) = std::fs::read_to_string(version_file) else {
+        return Ok(());
+    };
     let (Ok(cluster), Some(server)) = (text.trim().parse::<u32>(), image.major()) else {
         return Ok(());
     };

@@ -36,28 +36,52 @@ pub struct Failure {
     message: String,
     hint: Option<String>,
     exit: Exit,
+    cause: Option<anyhow::Error>,
 }
 
 impl Failure {
     /// An operation that did not succeed.
     pub fn new(message: impl Into<String>) -> Self {
-        Self { message: message.into(), hint: None, exit: Exit::Failure }
+        Self {
+            message: message.into(),
+            hint: None,
+            exit: Exit::Failure,
+            cause: None,
+        }
     }
 
     /// A mistake in what the operator wrote.
     pub fn config(message: impl Into<String>) -> Self {
-        Self { exit: Exit::Config, ..Self::new(message) }
+        Self {
+            exit: Exit::Config,
+            ..Self::new(message)
+        }
     }
 
     /// Ctrl-C came while waiting.
     pub fn interrupted(message: impl Into<String>) -> Self {
-        Self { exit: Exit::Interrupted, ..Self::new(message) }
+        Self {
+            exit: Exit::Interrupted,
+            ..Self::new(message)
+        }
     }
 
     /// Adds the next step, shown on a line of its own after `hint:`.
     #[must_use]
     pub fn hint(self, hint: impl Into<String>) -> Self {
-        Self { hint: Some(hint.into()), ..self }
+        Self {
+            hint: Some(hint.into()),
+            ..self
+        }
+    }
+
+    /// Adds what led to it.
+    #[must_use]
+    pub fn caused_by(self, cause: anyhow::Error) -> Self {
+        Self {
+            cause: Some(cause),
+            ..self
+        }
     }
 }
 
@@ -67,11 +91,18 @@ impl fmt::Display for Failure {
     }
 }
 
-impl std::error::Error for Failure {}
+impl std::error::Error for Failure {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.cause.as_deref().map(|cause| cause as _)
+    }
+}
 
-/// The hints that `error` carries, outermost first.
-pub fn hints(error: &anyhow::Error) -> impl Iterator<Item = &str> {
-    error.chain().filter_map(|cause| cause.downcast_ref::<Failure>()?.hint.as_deref())
+/// The next step that `error` carries: the outermost one, which knows most.
+#[must_use]
+pub fn hint(error: &anyhow::Error) -> Option<&str> {
+    error
+        .chain()
+        .find_map(|cause| cause.downcast_ref::<Failure>()?.hint.as_deref())
 }
 
 /// The status to exit with for `error`.

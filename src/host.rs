@@ -24,7 +24,11 @@ impl Host {
     /// The host whose files are at `paths`.
     #[must_use]
     pub fn new(paths: Paths) -> Self {
-        Self { paths, podman: OnceCell::new(), systemd: OnceCell::new() }
+        Self {
+            paths,
+            podman: OnceCell::new(),
+            systemd: OnceCell::new(),
+        }
     }
 
     /// Whose units these are.
@@ -46,7 +50,9 @@ impl Host {
     /// # Errors
     /// When the bus can't be reached.
     pub async fn systemd(&self) -> Result<&Systemd> {
-        self.systemd.get_or_try_init(|| Systemd::connect(self.scope())).await
+        self.systemd
+            .get_or_try_init(|| Systemd::connect(self.scope()))
+            .await
     }
 }
 

@@ -15,7 +15,15 @@ pub struct ImageReference {
 
 /// Tags that are moved to another image from time to time.
 const FLOATING_TAGS: [&str; 9] = [
-    "latest", "stable", "main", "edge", "dev", "nightly", "main-latest", "main-stable", "rc",
+    "latest",
+    "stable",
+    "main",
+    "edge",
+    "dev",
+    "nightly",
+    "main-latest",
+    "main-stable",
+    "rc",
 ];
 
 /// Releases of LiteLLM that carried a credential stealer (BerriAI/litellm issue 24512).
@@ -46,10 +54,14 @@ impl ImageError {
     #[must_use]
     pub fn hint(&self) -> &'static str {
         match self {
-            Self::Malformed(..) => "write it as registry/name:tag, e.g. ghcr.io/berriai/litellm:v1.80.11-stable",
+            Self::Malformed(..) => {
+                "write it as registry/name:tag, e.g. ghcr.io/berriai/litellm:v1.80.11-stable"
+            }
             Self::Unqualified(_) => "write the registry too, e.g. docker.io/library/postgres:17.7",
             Self::Unpinned(_) => "add a version tag, e.g. :v1.80.11-stable",
-            Self::Floating(..) => "name a version, e.g. :v1.80.11-stable, or add the digest (@sha256:…)",
+            Self::Floating(..) => {
+                "name a version, e.g. :v1.80.11-stable, or add the digest (@sha256:…)"
+            }
             Self::Compromised(..) => {
                 "choose another release, and rotate every credential that this one has seen \
                  (https://github.com/BerriAI/litellm/issues/24512)"
@@ -69,7 +81,10 @@ impl ImageReference {
         if text.is_empty() {
             return Err(malformed("it is empty"));
         }
-        if text.chars().any(|c| !c.is_ascii_alphanumeric() && !"./:@_-+".contains(c)) {
+        if text
+            .chars()
+            .any(|c| !c.is_ascii_alphanumeric() && !"./:@_-+".contains(c))
+        {
             return Err(malformed("only letters, digits and ./:@_-+ can be in one"));
         }
         let (rest, digest) = match text.split_once('@') {
@@ -93,14 +108,22 @@ impl ImageReference {
         if tag.as_ref().is_some_and(|tag| !is_tag(&rest[tag.clone()])) {
             return Err(malformed("the tag is not valid"));
         }
-        let reference = Self { text: text.to_owned(), tag, digest, name_end };
+        let reference = Self {
+            text: text.to_owned(),
+            tag,
+            digest,
+            name_end,
+        };
         let Some((registry, path)) = reference.name().split_once('/') else {
             return Err(ImageError::Unqualified(text.to_owned()));
         };
         if !(registry.contains(['.', ':']) || registry == "localhost") {
             return Err(ImageError::Unqualified(text.to_owned()));
         }
-        if path.split('/').any(|part| part.is_empty() || part.chars().any(|c| c.is_ascii_uppercase())) {
+        if path
+            .split('/')
+            .any(|part| part.is_empty() || part.chars().any(|c| c.is_ascii_uppercase()))
+        {
             return Err(malformed("its path has an empty part or a capital letter"));
         }
         reference.vet()?;
@@ -113,7 +136,9 @@ impl ImageReference {
         let version = self.version().unwrap_or_default();
         if self.name().contains("litellm")
             && let Some(bad) = COMPROMISED_LITELLM.iter().find(|bad| {
-                version.strip_prefix(**bad).is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_digit()))
+                version
+                    .strip_prefix(**bad)
+                    .is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_digit()))
             })
         {
             return Err(ImageError::Compromised(text, bad));
@@ -158,14 +183,17 @@ impl ImageReference {
     #[must_use]
     pub fn version(&self) -> Option<&str> {
         let tag = self.tag()?;
-        tag.find(|c: char| c.is_ascii_digit()).map(|start| &tag[start..])
+        tag.find(|c: char| c.is_ascii_digit())
+            .map(|start| &tag[start..])
     }
 
     /// The first number of the version.
     #[must_use]
     pub fn major(&self) -> Option<u32> {
         let version = self.version()?;
-        let end = version.find(|c: char| !c.is_ascii_digit()).unwrap_or(version.len());
+        let end = version
+            .find(|c: char| !c.is_ascii_digit())
+            .unwrap_or(version.len());
         version[..end].parse().ok()
     }
 
@@ -185,7 +213,9 @@ impl fmt::Display for ImageReference {
 fn is_tag(text: &str) -> bool {
     text.len() <= 128
         && text.starts_with(|c: char| c.is_ascii_alphanumeric() || c == '_')
-        && text.chars().all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
+        && text
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "._-".contains(c))
 }
 
 #[cfg(test)]
@@ -195,8 +225,10 @@ mod tests {
     #[test]
     fn parts_of_a_reference() {
         let digest = format!("sha256:{}", "a".repeat(64));
-        let reference =
-            ImageReference::parse(&format!("127.0.0.1:5000/a/litellm:v1.80.11-stable@{digest}")).unwrap();
+        let reference = ImageReference::parse(&format!(
+            "127.0.0.1:5000/a/litellm:v1.80.11-stable@{digest}"
+        ))
+        .unwrap();
         assert_eq!(reference.name(), "127.0.0.1:5000/a/litellm");
         assert_eq!(reference.tag(), Some("v1.80.11-stable"));
         assert_eq!(reference.version(), Some("1.80.11-stable"));
@@ -209,28 +241,58 @@ mod tests {
         for (text, message) in [
             ("", r#""" is not an image reference: it is empty"#),
             ("litellm:v1", r#""litellm:v1" does not name its registry"#),
-            ("berriai/litellm:v1", r#""berriai/litellm:v1" does not name its registry"#),
-            ("ghcr.io/berriai/litellm", r#""ghcr.io/berriai/litellm" has no version tag and no digest"#),
-            ("ghcr.io/berriai/litellm:main-stable", r#""ghcr.io/berriai/litellm:main-stable" has the floating tag "main-stable""#),
-            ("ghcr.io/berriai/litellm:v1.82.7-stable", r#""ghcr.io/berriai/litellm:v1.82.7-stable" is LiteLLM 1.82.7, a compromised release that steals credentials"#),
-            ("ghcr.io/Berriai/litellm:v1", r#""ghcr.io/Berriai/litellm:v1" is not an image reference: its path has an empty part or a capital letter"#),
-            ("ghcr.io/a/b:v 1", r#""ghcr.io/a/b:v 1" is not an image reference: only letters, digits and ./:@_-+ can be in one"#),
-            ("ghcr.io/a/b@sha256:12", r#""ghcr.io/a/b@sha256:12" is not an image reference: a sha256 digest has 64 hexadecimal digits"#),
+            (
+                "berriai/litellm:v1",
+                r#""berriai/litellm:v1" does not name its registry"#,
+            ),
+            (
+                "ghcr.io/berriai/litellm",
+                r#""ghcr.io/berriai/litellm" has no version tag and no digest"#,
+            ),
+            (
+                "ghcr.io/berriai/litellm:main-stable",
+                r#""ghcr.io/berriai/litellm:main-stable" has the floating tag "main-stable""#,
+            ),
+            (
+                "ghcr.io/berriai/litellm:v1.82.7-stable",
+                r#""ghcr.io/berriai/litellm:v1.82.7-stable" is LiteLLM 1.82.7, a compromised release that steals credentials"#,
+            ),
+            (
+                "ghcr.io/Berriai/litellm:v1",
+                r#""ghcr.io/Berriai/litellm:v1" is not an image reference: its path has an empty part or a capital letter"#,
+            ),
+            (
+                "ghcr.io/a/b:v 1",
+                r#""ghcr.io/a/b:v 1" is not an image reference: only letters, digits and ./:@_-+ can be in one"#,
+            ),
+            (
+                "ghcr.io/a/b@sha256:12",
+                r#""ghcr.io/a/b@sha256:12" is not an image reference: a sha256 digest has 64 hexadecimal digits"#,
+            ),
         ] {
-            assert_eq!(ImageReference::parse(text).unwrap_err().to_string(), message);
+            assert_eq!(
+                ImageReference::parse(text).unwrap_err().to_string(),
+                message
+            );
         }
     }
 
     #[test]
     fn neighbours_of_a_compromised_release_are_fine() {
-        for text in ["ghcr.io/berriai/litellm:v1.82.70", "ghcr.io/berriai/litellm:v1.82.6-stable"] {
+        for text in [
+            "ghcr.io/berriai/litellm:v1.82.70",
+            "ghcr.io/berriai/litellm:v1.82.6-stable",
+        ] {
             assert!(ImageReference::parse(text).is_ok(), "{text}");
         }
     }
 
     #[test]
     fn a_floating_tag_with_a_digest_is_pinned() {
-        let text = format!("ghcr.io/berriai/litellm:main-stable@sha256:{}", "0".repeat(64));
+        let text = format!(
+            "ghcr.io/berriai/litellm:main-stable@sha256:{}",
+            "0".repeat(64)
+        );
         assert!(ImageReference::parse(&text).is_ok());
     }
 }

@@ -31,7 +31,8 @@ fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
         .tempfile_in(directory)?;
     file.write_all(bytes)?;
     // The umask may have taken bits away at creation.
-    file.as_file().set_permissions(std::fs::Permissions::from_mode(mode))?;
+    file.as_file()
+        .set_permissions(std::fs::Permissions::from_mode(mode))?;
     if let Ok(old) = std::fs::metadata(path) {
         use std::os::unix::fs::MetadataExt;
         std::os::unix::fs::fchown(file.as_file(), Some(old.uid()), Some(old.gid()))?;

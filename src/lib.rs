@@ -19,6 +19,7 @@ pub mod paths;
 pub mod podman;
 pub mod quadlet;
 pub mod settings;
+pub mod snapshot;
 pub mod stack;
 pub mod systemd;
 
@@ -26,6 +27,7 @@ use cli::{Cli, Command};
 use error::{Exit, Result};
 use host::Host;
 use paths::{Paths, Scope};
+use systemd::job::Verb;
 
 /// Runs one command.
 ///
@@ -42,6 +44,14 @@ pub async fn run(cli: Cli) -> Result<Exit> {
         Command::Generate(arguments) => commands::generate::run(&host, arguments).await,
         Command::Up(arguments) => commands::up::run(&host, &arguments).await,
         Command::Down(arguments) => commands::down::run(&host, &arguments).await,
+        Command::Apply(arguments) => commands::apply::run(&host, &arguments).await,
+        Command::Start(arguments) => commands::units::run(&host, Verb::Start, &arguments).await,
+        Command::Stop(arguments) => commands::units::run(&host, Verb::Stop, &arguments).await,
+        Command::Restart(arguments) => commands::units::run(&host, Verb::Restart, &arguments).await,
+        Command::Logs(arguments) => commands::logs::run(&host, &arguments).await,
+        Command::Exec(arguments) => commands::exec::run(&host, &arguments).await,
+        Command::Health(arguments) => commands::health::run(&arguments).await,
+        Command::Completion { shell } => commands::completion::run(shell),
         Command::Status(arguments) => commands::status::run(&host, &arguments).await,
         Command::Pull(arguments) => commands::pull::run(&host, &arguments).await,
         Command::Unit(verb) => commands::unit::run(&host, verb).await,

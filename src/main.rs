@@ -8,7 +8,10 @@ use litellm_units::error;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let runtime = match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+    let runtime = match tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+    {
         Ok(runtime) => runtime,
         Err(error) => {
             eprintln!("error: can't start: {error}");
@@ -26,7 +29,7 @@ fn main() -> ExitCode {
             });
             if !broken_pipe {
                 eprintln!("error: {error:#}");
-                for hint in error::hints(&error) {
+                if let Some(hint) = error::hint(&error) {
                     eprintln!("hint: {hint}");
                 }
             }

@@ -19,7 +19,9 @@ pub fn line(text: &str) -> Result<()> {
 /// # Errors
 /// When stdout is closed.
 pub fn text(text: &str) -> Result<()> {
-    std::io::stdout().write_all(text.as_bytes()).map_err(Into::into)
+    std::io::stdout()
+        .write_all(text.as_bytes())
+        .map_err(Into::into)
 }
 
 /// Prints a value as indented JSON.
@@ -76,7 +78,11 @@ pub fn columns(rows: &[Vec<String>]) -> String {
     let count = rows.first().map_or(0, Vec::len);
     let widths: Vec<usize> = (0..count)
         .map(|column| {
-            rows.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max().unwrap_or(0)
+            rows.iter()
+                .filter_map(|row| row.get(column))
+                .map(|cell| cell.chars().count())
+                .max()
+                .unwrap_or(0)
         })
         .collect();
     let mut text = String::new();

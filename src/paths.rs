@@ -85,12 +85,13 @@ impl Paths {
 
     fn user(deployment: Option<PathBuf>) -> Result<Self> {
         let home = directory_variable("HOME").ok_or_else(|| {
-            Failure::new("HOME is not set to an absolute path, so there is no place for a user's units")
-                .hint("log in as that user, or set HOME")
+            Failure::new(
+                "HOME is not set to an absolute path, so there is no place for a user's units",
+            )
+            .hint("log in as that user, or set HOME")
         })?;
         let config = directory_variable("XDG_CONFIG_HOME").unwrap_or_else(|| home.join(".config"));
-        let data =
-            directory_variable("XDG_DATA_HOME").unwrap_or_else(|| home.join(".local/share"));
+        let data = directory_variable("XDG_DATA_HOME").unwrap_or_else(|| home.join(".local/share"));
         let runtime = directory_variable("XDG_RUNTIME_DIR")
             .unwrap_or_else(|| format!("/run/user/{}", nix::unistd::geteuid()).into());
         Ok(Self {
@@ -145,6 +146,24 @@ impl Paths {
         self.data().join("redis")
     }
 
+    /// What this program keeps about the deployment: for root's (or the user's) eyes only.
+    #[must_use]
+    pub fn state(&self) -> PathBuf {
+        self.deployment.join(".litellm-units")
+    }
+
+    /// Configurations kept by content.
+    #[must_use]
+    pub fn snapshots(&self) -> PathBuf {
+        self.state().join("configurations")
+    }
+
+    /// Names the configuration with which the gateway last was ready.
+    #[must_use]
+    pub fn last_good(&self) -> PathBuf {
+        self.state().join("last-good")
+    }
+
     /// Podman's per-boot state of one container.
     #[must_use]
     pub fn container_state(&self, id: &str) -> PathBuf {
@@ -169,7 +188,9 @@ impl Paths {
 }
 
 fn directory_variable(name: &str) -> Option<PathBuf> {
-    std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute())
+    std::env::var_os(name)
+        .map(PathBuf::from)
+        .filter(|path| path.is_absolute())
 }
 
 /// Refuses a directory whose name would need quoting that not every reader of it understands: it
@@ -177,9 +198,12 @@ fn directory_variable(name: &str) -> Option<PathBuf> {
 /// options.
 fn check_deployment(path: &Path) -> Result<()> {
     let refuse = |reason: &str| {
-        Err(Failure::config(format!("the deployment directory {} {reason}", path.display()))
-            .hint("choose another with --litellm-dir or LITELLM_DIR")
-            .into())
+        Err(Failure::config(format!(
+            "the deployment directory {} {reason}",
+            path.display()
+        ))
+        .hint("choose another with --litellm-dir or LITELLM_DIR")
+        .into())
     };
     if !path.is_absolute() {
         return refuse("is not an absolute path");
@@ -187,8 +211,13 @@ fn check_deployment(path: &Path) -> Result<()> {
     let Some(text) = path.to_str() else {
         return refuse("is not valid UTF-8");
     };
-    if let Some(bad) = text.chars().find(|c| c.is_control() || ":,\"'\\$%".contains(*c)) {
-        return refuse(&format!("holds {bad:?}, which can't be written in a unit file"));
+    if let Some(bad) = text
+        .chars()
+        .find(|c| c.is_control() || ":,\"'\\$%".contains(*c))
+    {
+        return refuse(&format!(
+            "holds {bad:?}, which can't be written in a unit file"
+        ));
     }
     if text == "/" || path.components().any(|part| part.as_os_str() == "..") {
         return refuse("is not a directory of its own");

@@ -42,7 +42,10 @@ impl Podman {
                 "{} has no Quadlet: {GENERATOR} is missing",
                 program.display()
             ))
-            .hint(format!("install Podman {} or newer from the distribution", PodmanVersion::OLDEST))
+            .hint(format!(
+                "install Podman {} or newer from the distribution",
+                PodmanVersion::OLDEST
+            ))
             .into());
         }
         Ok(Self { program, generator })
@@ -62,7 +65,11 @@ impl Podman {
         let text = String::from_utf8_lossy(&output.stdout);
         PodmanVersion::parse(&text)
             .with_context(|| {
-                format!("{} -version says {:?}, which is no version", self.generator.display(), text.trim())
+                format!(
+                    "{} -version says {:?}, which is no version",
+                    self.generator.display(),
+                    text.trim()
+                )
             })?
             .check()
     }
@@ -79,12 +86,17 @@ impl Podman {
                 .context("can't stage the units for Quadlet's check")?;
         }
         let mut command = Command::new(&self.generator);
-        command.env("QUADLET_UNIT_DIRS", staged.path()).arg("-dryrun").stdin(Stdio::null());
+        command
+            .env("QUADLET_UNIT_DIRS", staged.path())
+            .arg("-dryrun")
+            .stdin(Stdio::null());
         if scope == Scope::User {
             command.arg("-user");
         }
-        let output =
-            command.output().await.with_context(|| format!("can't run {}", self.generator.display()))?;
+        let output = command
+            .output()
+            .await
+            .with_context(|| format!("can't run {}", self.generator.display()))?;
         if output.status.success() {
             return Ok(());
         }
@@ -109,7 +121,10 @@ impl Podman {
     ///
     /// # Errors
     /// With Podman's own words when it fails.
-    pub async fn run<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Result<String> {
+    pub async fn run<A: AsRef<OsStr>>(
+        &self,
+        arguments: impl IntoIterator<Item = A>,
+    ) -> Result<String> {
         let mut command = self.command(arguments);
         let output = command.output().await.context("can't run podman")?;
         if !output.status.success() {
@@ -162,5 +177,6 @@ fn failed(output: &Output) -> anyhow::Error {
 
 fn is_executable(path: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt;
-    path.metadata().is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+    path.metadata()
+        .is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
 }

@@ -14,8 +14,7 @@ use crate::paths::{Paths, Scope};
 use crate::settings::{Cache, Database, GATEWAY_PORT, Service, Settings};
 
 /// The first line of every file that this program writes and may therefore change or remove.
-pub const MARKER: &str =
-    "# Written by litellm-units. Do not edit: use a drop-in (systemctl edit), or .env and `litellm-units apply`.";
+pub const MARKER: &str = "# Written by litellm-units. Do not edit: use a drop-in (systemctl edit), or .env and `litellm-units apply`.";
 
 /// The first words of the marker, by which a file of ours is recognised.
 pub const MARKER_PREFIX: &str = "# Written by litellm-units.";
@@ -43,7 +42,10 @@ impl PodmanVersion {
     pub fn parse(text: &str) -> Option<Self> {
         let word = text.split_whitespace().last()?;
         let mut numbers = word.trim_start_matches('v').split(['.', '-', '+']);
-        Some(Self { major: numbers.next()?.parse().ok()?, minor: numbers.next()?.parse().ok()? })
+        Some(Self {
+            major: numbers.next()?.parse().ok()?,
+            minor: numbers.next()?.parse().ok()?,
+        })
     }
 
     /// Refuses a Podman that can't run the units.
@@ -120,7 +122,11 @@ pub fn target(scope: Scope) -> UnitFile {
         Scope::System => include_str!("../units/litellm.target"),
         Scope::User => include_str!("../units/litellm.user.target"),
     };
-    UnitFile { place: Place::Unit, name: "litellm.target", text: text.to_owned() }
+    UnitFile {
+        place: Place::Unit,
+        name: "litellm.target",
+        text: text.to_owned(),
+    }
 }
 
 /// Renders every file that `settings` call for, but the target.
@@ -157,42 +163,65 @@ pub fn render(settings: &Settings, host: &Host<'_>) -> Result<Vec<UnitFile>> {
         file(Place::Unit, "litellm-images.service", &Images { common })?,
     ];
     for service in settings.services() {
-        let Some(image) = settings.image(service) else { continue };
+        let Some(image) = settings.image(service) else {
+            continue;
+        };
         let (uid, gid) = container_owner(service, image).unwrap_or_default();
         let values = Container {
             name: service.name(),
-            container: service.container(),
+            unit: service.container(),
             image: image.as_str(),
             uid,
             gid,
         };
         let place = Place::Quadlet;
         files.push(match service {
-            Service::Postgres => {
-                file(place, "litellm-postgres.container", &Postgres { common, service: values })?
-            }
-            Service::Redis => {
-                file(place, "litellm-redis.container", &Redis { common, service: values })?
-            }
-            Service::Migrate => {
-                file(place, "litellm-migrate.container", &Migrate { common, service: values })?
-            }
-            Service::Litellm => {
-                file(place, "litellm.container", &Gateway { common, service: values })?
-            }
+            Service::Postgres => file(
+                place,
+                "litellm-postgres.container",
+                &Postgres {
+                    common,
+                    service: values,
+                },
+            )?,
+            Service::Redis => file(
+                place,
+                "litellm-redis.container",
+                &Redis {
+                    common,
+                    service: values,
+                },
+            )?,
+            Service::Migrate => file(
+                place,
+                "litellm-migrate.container",
+                &Migrate {
+                    common,
+                    service: values,
+                },
+            )?,
+            Service::Litellm => file(
+                place,
+                "litellm.container",
+                &Gateway {
+                    common,
+                    service: values,
+                },
+            )?,
         });
     }
     Ok(files)
 }
 
 fn path_text(path: &Path) -> Result<&str> {
-    path.to_str().with_context(|| format!("{} is not valid UTF-8", path.display()))
+    path.to_str()
+        .with_context(|| format!("{} is not valid UTF-8", path.display()))
 }
 
 fn file(place: Place, name: &'static str, template: &impl Template) -> Result<UnitFile> {
-    let mut text = template
-        .render()
-        .with_context(|| format!("a value can't be written in {name}: it holds a control character"))?;
+    let mut text = template.render().with_context(|| {
+        format!("a value can't be written in {name}: it holds a control character")
+    })?;
     if !text.ends_with('\n') {
         text.push('\n');
     }
@@ -217,7 +246,7 @@ struct Common {
 
 struct Container<'a> {
     name: &'static str,
-    container: &'static str,
+    unit: &'static str,
     image: &'a str,
     uid: u32,
     gid: u32,

@@ -42,8 +42,13 @@ const NOT_FOR_GATEWAY: [&str; 8] = [
 /// Variables that count as not set when they are empty. With an empty `UI_USERNAME` and
 /// `UI_PASSWORD`, LiteLLM lets everyone log in as administrator with empty fields; an empty
 /// provider key or base URL is worse than none.
-pub const OPTIONAL: [&str; 5] =
-    ["OPENAI_API_KEY", "ANTHROPIC_API_KEY", "UI_USERNAME", "UI_PASSWORD", "PROXY_BASE_URL"];
+pub const OPTIONAL: [&str; 5] = [
+    "OPENAI_API_KEY",
+    "ANTHROPIC_API_KEY",
+    "UI_USERNAME",
+    "UI_PASSWORD",
+    "PROXY_BASE_URL",
+];
 
 /// One of the containers that can get variables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, clap::ValueEnum)]
@@ -228,10 +233,9 @@ impl Settings {
         let mut gateway: Vec<(String, SecretString)> = env
             .iter()
             .filter(|(name, value)| {
-                !NOT_FOR_GATEWAY.contains(name)
-                    && !(value.is_empty() && OPTIONAL.contains(name))
-                    && *name != "DATABASE_URL"
-                    && !name.starts_with("REDIS_")
+                let unset = value.is_empty() && OPTIONAL.contains(name);
+                let derived = *name == "DATABASE_URL" || name.starts_with("REDIS_");
+                !unset && !derived && !NOT_FOR_GATEWAY.contains(name)
             })
             .map(|(name, value)| (name.to_owned(), SecretString::from(value)))
             .collect();
@@ -261,7 +265,9 @@ impl Settings {
 
     /// The services that these settings call for, in start order.
     pub fn services(&self) -> impl Iterator<Item = Service> {
-        Service::ALL.into_iter().filter(|service| self.image(*service).is_some())
+        Service::ALL
+            .into_iter()
+            .filter(|service| self.image(*service).is_some())
     }
 
     /// The image of `service`, or nothing when that service is external.
@@ -284,7 +290,16 @@ impl Settings {
             value,
         };
         match (service, &self.database, &self.cache) {
-            (Service::Postgres, Database::Local { user, password, name, .. }, _) => vec![
+            (
+                Service::Postgres,
+                Database::Local {
+                    user,
+                    password,
+                    name,
+                    ..
+                },
+                _,
+            ) => vec![
                 variable("POSTGRES_USER", user.as_str().into()),
                 variable("POSTGRES_PASSWORD", password.clone()),
                 variable("POSTGRES_DB", name.as_str().into()),
@@ -299,9 +314,11 @@ impl Settings {
                 variable("REDISCLI_AUTH", password.clone()),
             ],
             (Service::Migrate, ..) => vec![variable("DATABASE_URL", self.database.url())],
-            (Service::Litellm, ..) => {
-                self.gateway.iter().map(|(name, value)| variable(name, value.clone())).collect()
-            }
+            (Service::Litellm, ..) => self
+                .gateway
+                .iter()
+                .map(|(name, value)| variable(name, value.clone()))
+                .collect(),
             (Service::Postgres | Service::Redis, ..) => Vec::new(),
         }
     }
@@ -313,7 +330,12 @@ impl Database {
     pub fn url(&self) -> SecretString {
         match self {
             Self::External { url } => url.clone(),
-            Self::Local { user, password, name, .. } => format!(
+            Self::Local {
+                user,
+                password,
+                name,
+                ..
+            } => format!(
                 "postgresql://{}:{}@postgres:5432/{}",
                 encode(user),
                 encode(password.expose_secret()),
@@ -325,7 +347,11 @@ impl Database {
 }
 
 fn encode(text: &str) -> percent_encoding::PercentEncode<'_> {
-    const RESERVED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+    const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
+        .remove(b'-')
+        .remove(b'.')
+        .remove(b'_')
+        .remove(b'~');
     utf8_percent_encode(text, RESERVED)
 }
 
@@ -357,7 +383,7 @@ pub fn read_env(path: &Path) -> Result<String> {
     })?;
     String::from_utf8(bytes).map_err(|error| {
         let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
-        let line = good.iter().filter(|byte| **byte == b'\n').count() + 1;
+        let line = good.split(|byte| *byte == b'\n').count();
         Failure::config(format!("{}, line {line}: not valid UTF-8", path.display()))
             .hint("save the file as UTF-8")
             .into()
@@ -370,7 +396,9 @@ pub fn read_env(path: &Path) -> Result<String> {
 /// With file, line, column and the next step.
 pub fn parse_env(text: &str, path: &Path) -> Result<EnvFile> {
     EnvFile::parse(text).map_err(|error| {
-        Failure::config(format!("{}, {error}", path.display())).hint(error.hint()).into()
+        Failure::config(format!("{}, {error}", path.display()))
+            .hint(error.hint())
+            .into()
     })
 }
 
@@ -385,19 +413,33 @@ impl Reader<'_> {
     }
 
     fn wrong(&self, name: &str, problem: &str, hint: &str) -> anyhow::Error {
-        let line = self.env.line(name).map(|line| format!(", line {line}")).unwrap_or_default();
-        Failure::config(format!("{}{line}: {name} {problem}", self.path.display())).hint(hint).into()
+        let line = self
+            .env
+            .line(name)
+            .map(|line| format!(", line {line}"))
+            .unwrap_or_default();
+        Failure::config(format!("{}{line}: {name} {problem}", self.path.display()))
+            .hint(hint)
+            .into()
     }
 
     fn required(&self, name: &str) -> Result<SecretString> {
         self.filled(name).map(SecretString::from).ok_or_else(|| {
-            self.wrong(name, "has no value", "`litellm-units generate` adds what is missing")
+            self.wrong(
+                name,
+                "has no value",
+                "`litellm-units generate` adds what is missing",
+            )
         })
     }
 
     fn image(&self, name: &str, default: Option<&str>) -> Result<ImageReference> {
         let Some(text) = self.filled(name).or(default) else {
-            return Err(self.wrong(name, "has no value", "`litellm-units generate` adds what is missing"));
+            return Err(self.wrong(
+                name,
+                "has no value",
+                "`litellm-units generate` adds what is missing",
+            ));
         };
         ImageReference::parse(text)
             .map_err(|error| self.wrong(name, &format!("can't be used: {error}"), error.hint()))
@@ -407,7 +449,11 @@ impl Reader<'_> {
         let value = self.filled(name).unwrap_or(DEFAULT_POSTGRES_NAME);
         // PostgreSQL truncates longer identifiers silently (NAMEDATALEN - 1).
         if value.len() > 63 {
-            return Err(self.wrong(name, "is longer than PostgreSQL's 63 bytes", "choose a shorter one"));
+            return Err(self.wrong(
+                name,
+                "is longer than PostgreSQL's 63 bytes",
+                "choose a shorter one",
+            ));
         }
         Ok(value.to_owned())
     }
@@ -417,13 +463,20 @@ impl Reader<'_> {
     fn check_carriage(&self) -> Result<()> {
         for (name, value) in self.env.iter() {
             if value.contains('\0') {
-                return Err(self.wrong(name, "holds a NUL, which no environment variable can carry", "remove it"));
+                return Err(self.wrong(
+                    name,
+                    "holds a NUL, which no environment variable can carry",
+                    "remove it",
+                ));
             }
             // Worst case of the transport: every byte of Redis' password takes four.
             if value.len() > SECRET_LIMIT / 4 - 64 {
                 return Err(self.wrong(
                     name,
-                    &format!("is longer than {} bytes, more than a Podman secret can hold", SECRET_LIMIT / 4 - 64),
+                    &format!(
+                        "is longer than {} bytes, more than a Podman secret can hold",
+                        SECRET_LIMIT / 4 - 64
+                    ),
                     "put it into a file under config/ and name the file instead",
                 ));
             }

@@ -16,11 +16,12 @@ use crate::litellm::health::Health;
 use crate::output::{duration, say};
 use crate::paths::Scope;
 use crate::settings::{GATEWAY_PORT, Service, Settings};
+use crate::snapshot;
 use crate::systemd::job::{JobResult, Jobs, Verb};
 use crate::systemd::{Systemd, UnitState};
 
 /// How many lines of a failed unit's journal are quoted.
-const QUOTED_LINES: usize = 12;
+const QUOTED_LINES: usize = 15;
 /// How often the states of units under way are looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// How often the gateway is asked whether it is ready.
@@ -42,13 +43,22 @@ pub async fn bring_up(host: &Host, settings: &Settings, timeout: Duration) -> Re
     let mut steps = Vec::new();
     for service in settings.services() {
         let changed = differences.iter().any(|(other, _)| *other == service);
-        let runs = systemd.unit(service.unit()).await?.is_active();
-        steps.push((if changed && runs { Verb::Restart } else { Verb::Start }, service.unit()));
+        match (changed, systemd.unit(service.unit()).await?.is_active()) {
+            (true, true) => steps.push((Verb::Restart, service.unit())),
+            (_, false) => steps.push((Verb::Start, service.unit())),
+            (false, true) => {}
+        }
     }
     for (service, differences) in &differences {
-        say(&format!("{} changed: {}", service.unit(), list(differences)));
+        say(&format!(
+            "{} changed: {}",
+            service.unit(),
+            list(differences)
+        ));
     }
-    steps.push((Verb::Start, "litellm.target"));
+    if !systemd.unit("litellm.target").await?.is_active() {
+        steps.push((Verb::Start, "litellm.target"));
+    }
     change(host, &steps, timeout).await
 }
 
@@ -71,17 +81,30 @@ pub async fn change(host: &Host, steps: &[(Verb, &str)], timeout: Duration) -> R
     for (verb, unit) in steps {
         wait.ask(*verb, unit).await?;
     }
-    wait.finish().await?;
+    if !steps.is_empty() {
+        wait.finish().await?;
+    }
     let state = systemd.unit(gateway).await?;
     if matches!(state.active.as_str(), "inactive" | "failed") {
         return Ok(());
     }
     let version = wait.ready().await?;
+    remember_good(host)?;
     say(&format!(
         "ready after {}: http://127.0.0.1:{GATEWAY_PORT}, LiteLLM {}, database connected",
         duration(wait.begin.elapsed()),
         version.as_deref().unwrap_or("of unknown version"),
     ));
+    Ok(())
+}
+
+/// Remembers the present configuration as the last good one, if all of it is what runs: an edit
+/// that has not come into force yet proves nothing.
+fn remember_good(host: &Host) -> Result<()> {
+    let settings = Settings::load(&host.paths.env_file())?;
+    if differences(host, &settings)?.is_empty() {
+        snapshot::mark_good(&host.paths, &snapshot::keep(&host.paths)?)?;
+    }
     Ok(())
 }
 
@@ -146,11 +169,13 @@ pub async fn member_units(systemd: &Systemd) -> Result<Vec<&'static str>> {
 /// long and late.
 fn check_port() -> Result<()> {
     match std::net::TcpListener::bind(("127.0.0.1", GATEWAY_PORT)) {
-        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => {
-            Err(Failure::new(format!("port {GATEWAY_PORT} is taken by another process"))
-                .hint(format!("find and stop it: ss -ltnp 'sport = :{GATEWAY_PORT}'"))
-                .into())
-        }
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => Err(Failure::new(format!(
+            "port {GATEWAY_PORT} is taken by another process"
+        ))
+        .hint(format!(
+            "find and stop it: ss -ltnp 'sport = :{GATEWAY_PORT}'"
+        ))
+        .into()),
         _ => Ok(()),
     }
 }
@@ -202,8 +227,15 @@ impl<'a> Wait<'a> {
             match next {
                 Some((unit, result)) if result.is_success() => {
                     if unit.ends_with(".service") {
-                        let done = if self.verb == Verb::Stop { "stopped" } else { "ready" };
-                        say(&format!("  {unit}: {done} after {}", duration(self.begin.elapsed())));
+                        let done = if self.verb == Verb::Stop {
+                            "stopped"
+                        } else {
+                            "ready"
+                        };
+                        say(&format!(
+                            "  {unit}: {done} after {}",
+                            duration(self.begin.elapsed())
+                        ));
                     }
                 }
                 Some(failure) => failures.push(failure),
@@ -249,7 +281,11 @@ impl<'a> Wait<'a> {
             let state = self.systemd.unit(unit).await?;
             let before = self.restarts.get(unit).copied().unwrap_or_default();
             // An explicit start sets the counter back to zero.
-            let since = if state.restarts < before { state.restarts } else { state.restarts - before };
+            let since = if state.restarts < before {
+                state.restarts
+            } else {
+                state.restarts - before
+            };
             if since >= ATTEMPTS {
                 return Ok(Some(unit.to_owned()));
             }
@@ -272,15 +308,21 @@ impl<'a> Wait<'a> {
         // Among several, the one that is at work is the one that the others wait for.
         for unit in &pending {
             if let Ok(state) = self.systemd.unit(unit).await
-                && matches!(state.active.as_str(), "activating" | "deactivating" | "failed")
+                && matches!(
+                    state.active.as_str(),
+                    "activating" | "deactivating" | "failed"
+                )
             {
                 let problem = format!("was not ready after {waited}");
                 return failed(self.systemd, unit, &problem).await;
             }
         }
-        Failure::new(format!("{} did not finish within {waited}", pending.join(", ")))
-            .hint("see what they do: systemctl list-jobs")
-            .into()
+        Failure::new(format!(
+            "{} did not finish within {waited}",
+            pending.join(", ")
+        ))
+        .hint("see what they do: systemctl list-jobs")
+        .into()
     }
 
     /// Polls the gateway until it can serve. Returns LiteLLM's version.
@@ -319,7 +361,10 @@ impl<'a> Wait<'a> {
         let mut going_on = Vec::new();
         for unit in self.restarts.keys() {
             if let Ok(state) = self.systemd.unit(unit).await
-                && matches!(state.active.as_str(), "activating" | "deactivating" | "reloading")
+                && matches!(
+                    state.active.as_str(),
+                    "activating" | "deactivating" | "reloading"
+                )
             {
                 going_on.push(format!("{unit} is {}", state.active));
             }

@@ -55,7 +55,9 @@ impl Systemd {
     }
 
     async fn manager(&self) -> Result<ManagerProxy<'_>> {
-        ManagerProxy::new(&self.connection).await.context("can't address systemd on the bus")
+        ManagerProxy::new(&self.connection)
+            .await
+            .context("can't address systemd on the bus")
     }
 
     /// Makes systemd read its units again, and run the generators.
@@ -111,9 +113,10 @@ impl Systemd {
                 Ok(Properties(HashMap::new()))
             }
         };
-        let (unit, service) = futures_util::try_join!(read("org.freedesktop.systemd1.Unit"), service)
-            .map_err(|error| explain(error, self.scope))
-            .with_context(|| format!("can't read the state of {name}"))?;
+        let (unit, service) =
+            futures_util::try_join!(read("org.freedesktop.systemd1.Unit"), service)
+                .map_err(|error| explain(error, self.scope))
+                .with_context(|| format!("can't read the state of {name}"))?;
         Ok(UnitState {
             name: name.to_owned(),
             load: unit.text("LoadState"),
@@ -124,9 +127,13 @@ impl Systemd {
             needs_reload: unit.flag("NeedDaemonReload"),
             result: service.text("Result"),
             restarts: service.number("NRestarts").unwrap_or_default(),
-            memory: service.number("MemoryCurrent").filter(|bytes| *bytes != u64::MAX),
+            memory: service
+                .number("MemoryCurrent")
+                .filter(|bytes| *bytes != u64::MAX),
             control_group: service.text("ControlGroup"),
-            cpu: service.number("CPUUsageNSec").filter(|nsec| *nsec != u64::MAX),
+            cpu: service
+                .number("CPUUsageNSec")
+                .filter(|nsec| *nsec != u64::MAX),
             exit_code: service.number("ExecMainCode").unwrap_or_default(),
             exit_status: service.number("ExecMainStatus").unwrap_or_default(),
         })
@@ -210,7 +217,10 @@ impl Properties {
     }
 
     fn flag(&self, name: &str) -> bool {
-        matches!(self.0.get(name).map(|value| &**value), Some(Variant::Bool(true)))
+        matches!(
+            self.0.get(name).map(|value| &**value),
+            Some(Variant::Bool(true))
+        )
     }
 
     fn bytes(&self, name: &str) -> String {
@@ -254,7 +264,9 @@ fn no_bus(scope: Scope, reason: &str) -> anyhow::Error {
 
 /// Turns systemd's refusal into words and a next step.
 fn explain(error: zbus::Error, scope: Scope) -> anyhow::Error {
-    let zbus::Error::MethodError(name, message, _) = &error else { return error.into() };
+    let zbus::Error::MethodError(name, message, _) = &error else {
+        return error.into();
+    };
     let words = message.as_deref().unwrap_or_else(|| name.as_str());
     let failure = Failure::new(words);
     match name.as_str() {

@@ -21,7 +21,11 @@ use crate::settings::Settings;
 /// When the settings are wrong, or the host can't run the units.
 pub async fn run(host: &Host, arguments: cli::Generate) -> Result<Exit> {
     if let Some(directory) = &arguments.output {
-        return render_into(host, directory, arguments.podman.unwrap_or(PodmanVersion::DEFAULT));
+        return render_into(
+            host,
+            directory,
+            arguments.podman.unwrap_or(PodmanVersion::DEFAULT),
+        );
     }
     let prepared = prepare(host).await?;
     if arguments.dry_run || arguments.check {
@@ -35,7 +39,11 @@ pub async fn run(host: &Host, arguments: cli::Generate) -> Result<Exit> {
         for change in &prepared.units.changes {
             output::line(&format!("# {} {}", change.verb(), change.path.display()))?;
         }
-        return Ok(if prepared.is_current() { Exit::Success } else { Exit::Failure });
+        return Ok(if prepared.is_current() {
+            Exit::Success
+        } else {
+            Exit::Failure
+        });
     }
     let current = prepared.is_current();
     prepared.apply(host).await?;
@@ -84,7 +92,11 @@ pub async fn prepare(host: &Host) -> Result<Prepared> {
         // Without systemd the units would be installed, but not known to it: so ask before.
         host.systemd().await?;
     }
-    Ok(Prepared { deployment, units, first })
+    Ok(Prepared {
+        deployment,
+        units,
+        first,
+    })
 }
 
 impl Prepared {
@@ -148,13 +160,25 @@ fn render(
     podman: PodmanVersion,
     program: &Path,
 ) -> Result<Vec<UnitFile>> {
-    quadlet::render(settings, &quadlet::Host { paths: &host.paths, podman, program })
+    quadlet::render(
+        settings,
+        &quadlet::Host {
+            paths: &host.paths,
+            podman,
+            program,
+        },
+    )
 }
 
 /// Without lingering, a user's units end with the last session and don't start at boot.
 fn advise_linger() {
-    let Ok(Some(user)) = nix::unistd::User::from_uid(nix::unistd::geteuid()) else { return };
-    if !Path::new("/var/lib/systemd/linger").join(&user.name).exists() {
+    let Ok(Some(user)) = nix::unistd::User::from_uid(nix::unistd::geteuid()) else {
+        return;
+    };
+    if !Path::new("/var/lib/systemd/linger")
+        .join(&user.name)
+        .exists()
+    {
         warn(&format!(
             "{0} does not linger, so the gateway would stop at logout and not start at boot: loginctl enable-linger {0}",
             user.name
@@ -164,7 +188,11 @@ fn advise_linger() {
 
 fn render_into(host: &Host, directory: &Path, podman: PodmanVersion) -> Result<Exit> {
     let env = host.paths.env_file();
-    let text = if env.exists() { crate::settings::read_env(&env)? } else { String::new() };
+    let text = if env.exists() {
+        crate::settings::read_env(&env)?
+    } else {
+        String::new()
+    };
     let found = deployment::Found { cluster: false };
     let completed = deployment::complete(&text, &env, found, &mut kernel_random)?;
     let settings = Settings::from_env(&completed.env, &env)?;
@@ -192,10 +220,10 @@ fn on_full_disk(error: anyhow::Error) -> anyhow::Error {
             .is_some_and(|cause| cause.kind() == std::io::ErrorKind::StorageFull)
     });
     if full {
-        error.context(
-            Failure::new("the disk is full; every file is either as before or complete")
-                .hint("free some space and run the command again: it goes on where it stopped"),
-        )
+        Failure::new("the disk is full; every file is either as before or complete")
+            .hint("free some space and run the command again: it goes on where it stopped")
+            .caused_by(error)
+            .into()
     } else {
         error
     }

@@ -28,7 +28,8 @@ pub async fn pull_missing(host: &Host, settings: &Settings) -> Result<()> {
     let podman = host.podman().await?;
     let images = images(settings);
     let present =
-        futures_util::future::try_join_all(images.iter().map(|image| podman.has_image(image))).await?;
+        futures_util::future::try_join_all(images.iter().map(|image| podman.has_image(image)))
+            .await?;
     let missing: Vec<&str> = images
         .into_iter()
         .zip(present)

@@ -78,7 +78,9 @@ async fn gather(host: &Host) -> Result<Report> {
     let systemd = host.systemd().await?;
     let client = Client::local(PATIENCE)?;
     let units = futures_util::future::try_join_all(
-        Service::ALL.into_iter().map(|service| systemd.unit(service.unit())),
+        Service::ALL
+            .into_iter()
+            .map(|service| systemd.unit(service.unit())),
     );
     let (units, health) = futures_util::join!(units, client.health());
     let services: Vec<ServiceReport> = Service::ALL
@@ -94,12 +96,22 @@ async fn gather(host: &Host) -> Result<Report> {
     } else {
         State::Degraded
     };
-    let gateway = Gateway { address: format!("http://127.0.0.1:{GATEWAY_PORT}"), health };
-    Ok(Report { schema: 1, state, gateway, services })
+    let gateway = Gateway {
+        address: format!("http://127.0.0.1:{GATEWAY_PORT}"),
+        health,
+    };
+    Ok(Report {
+        schema: 1,
+        state,
+        gateway,
+        services,
+    })
 }
 
 fn service_report(host: &Host, service: Service, unit: UnitState) -> ServiceReport {
-    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let now = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default();
     let uptime_seconds = unit
         .active_since
         .filter(|_| unit.is_active())
@@ -107,10 +119,15 @@ fn service_report(host: &Host, service: Service, unit: UnitState) -> ServiceRepo
     ServiceReport {
         service: service.name(),
         unit: service.unit(),
-        health: unit.is_active().then(|| container::health(&host.paths, service)).flatten(),
+        health: unit
+            .is_active()
+            .then(|| container::health(&host.paths, service))
+            .flatten(),
         uptime_seconds,
         restarts: unit.restarts,
-        memory_bytes: unit.memory.or_else(|| container::resident_memory(&unit.control_group)),
+        memory_bytes: unit
+            .memory
+            .or_else(|| container::resident_memory(&unit.control_group)),
         image: image(host, service),
         active: unit.active,
         sub: unit.sub,
@@ -120,9 +137,14 @@ fn service_report(host: &Host, service: Service, unit: UnitState) -> ServiceRepo
 
 /// The image that the installed unit names.
 fn image(host: &Host, service: Service) -> Option<String> {
-    let file = host.paths.quadlets.join(format!("{}.container", service.container()));
+    let file = host
+        .paths
+        .quadlets
+        .join(format!("{}.container", service.container()));
     let text = std::fs::read_to_string(file).ok()?;
-    text.lines().find_map(|line| line.strip_prefix("Image=")).map(str::to_owned)
+    text.lines()
+        .find_map(|line| line.strip_prefix("Image="))
+        .map(str::to_owned)
 }
 
 impl ServiceReport {
@@ -132,9 +154,13 @@ impl ServiceReport {
 }
 
 fn table(report: &Report) -> String {
-    let mut rows = vec![["SERVICE", "STATE", "HEALTH", "UPTIME", "RESTARTS", "MEMORY", "IMAGE"]
+    let mut rows = vec![
+        [
+            "SERVICE", "STATE", "HEALTH", "UPTIME", "RESTARTS", "MEMORY", "IMAGE",
+        ]
         .map(str::to_owned)
-        .to_vec()];
+        .to_vec(),
+    ];
     for service in &report.services {
         rows.push(vec![
             service.service.to_owned(),
@@ -142,7 +168,9 @@ fn table(report: &Report) -> String {
                 "failed" => format!("failed ({})", service.result),
                 _ => format!("{} ({})", service.active, service.sub),
             },
-            service.health.map_or("-".into(), |health| health.to_string()),
+            service
+                .health
+                .map_or("-".into(), |health| health.to_string()),
             service
                 .uptime_seconds
                 .map_or("-".into(), |seconds| duration(Duration::from_secs(seconds))),
@@ -152,14 +180,9 @@ fn table(report: &Report) -> String {
         ]);
     }
     let mut text = output::columns(&rows);
-    let words = match &report.gateway.health {
-        Health::Ready { version } => format!(
-            "ready, database connected, LiteLLM {}",
-            version.as_deref().unwrap_or("of unknown version")
-        ),
-        Health::Live { reason } => format!("answers, but is not ready: {reason}"),
-        Health::Down { reason } => format!("does not answer: {reason}"),
-    };
-    text.push_str(&format!("gateway {}: {words}\n", report.gateway.address));
+    text.push_str(&format!(
+        "gateway {}: {}\n",
+        report.gateway.address, report.gateway.health
+    ));
     text
 }

@@ -62,16 +62,27 @@ async fn prepare(host: &Host, service: Service) -> Result<()> {
     let podman = host.podman().await?;
 
     // Fails if one of them does not exist yet, and still prints the others.
-    let names: Vec<String> = parcels.iter().map(|parcel| secret_name(service, parcel)).collect();
+    let names: Vec<String> = parcels
+        .iter()
+        .map(|parcel| secret_name(service, parcel))
+        .collect();
     let output = podman
-        .command(["secret", "inspect"].into_iter().chain(names.iter().map(String::as_str)))
+        .command(
+            ["secret", "inspect"]
+                .into_iter()
+                .chain(names.iter().map(String::as_str)),
+        )
         .output()
         .await
         .context("can't run podman")?;
     let registered: Vec<Registered> = serde_json::from_slice(&output.stdout).unwrap_or_default();
     for (parcel, name) in parcels.iter().zip(&names) {
         let lookup = lookup_command(host, service, parcel)?;
-        match registered.iter().find(|found| found.spec.name == *name).map(|found| &found.spec.driver) {
+        match registered
+            .iter()
+            .find(|found| found.spec.name == *name)
+            .map(|found| &found.spec.driver)
+        {
             Some(Driver { name, options })
                 if name == "shell" && options.get("lookup") == Some(&lookup) =>
             {
@@ -119,11 +130,15 @@ fn secret_name(service: Service, parcel: &Parcel) -> String {
 /// names hold no character that `sh` or Podman's comma-separated options would split at.
 fn lookup_command(host: &Host, service: Service, parcel: &Parcel) -> Result<String> {
     let program = host::program()?;
-    let program = program.to_str().context("the path of this program is not valid UTF-8")?;
+    let program = program
+        .to_str()
+        .context("the path of this program is not valid UTF-8")?;
     if program.contains(['\'', ',', '"', '\\']) {
-        return Err(Failure::new(format!("{program} holds a character that Podman can't pass on"))
-            .hint("install litellm-units in a directory without quotes and commas in its name")
-            .into());
+        return Err(Failure::new(format!(
+            "{program} holds a character that Podman can't pass on"
+        ))
+        .hint("install litellm-units in a directory without quotes and commas in its name")
+        .into());
     }
     let scope = match host.scope() {
         Scope::System => "--system",
@@ -140,7 +155,15 @@ fn lookup_command(host: &Host, service: Service, parcel: &Parcel) -> Result<Stri
 async fn register(podman: &crate::podman::Podman, name: &str, lookup: &str) -> Result<()> {
     let options = format!("lookup={lookup},store=cat >/dev/null,delete=true,list=true");
     let mut child = podman
-        .command(["secret", "create", "--driver=shell", "--driver-opts", &options, name, "-"])
+        .command([
+            "secret",
+            "create",
+            "--driver=shell",
+            "--driver-opts",
+            &options,
+            name,
+            "-",
+        ])
         .stdin(std::process::Stdio::piped())
         .stdout(std::process::Stdio::null())
         .stderr(std::process::Stdio::piped())
@@ -148,7 +171,10 @@ async fn register(podman: &crate::podman::Podman, name: &str, lookup: &str) -> R
         .context("can't run podman")?;
     if let Some(mut stdin) = child.stdin.take() {
         // Podman demands some value at creation; the driver throws it away.
-        stdin.write_all(b"from .env").await.context("can't talk to podman")?;
+        stdin
+            .write_all(b"from .env")
+            .await
+            .context("can't talk to podman")?;
     }
     let output = child.wait_with_output().await.context("can't run podman")?;
     if output.status.success() {
@@ -163,14 +189,20 @@ async fn register(podman: &crate::podman::Podman, name: &str, lookup: &str) -> R
 fn secret(host: &Host, service: Service, name: &str) -> Result<()> {
     let settings = Settings::load(&host.paths.env_file())?;
     let parcels = settings.parcels(service);
-    let parcel = parcels.iter().find(|parcel| parcel.name == name).ok_or_else(|| {
-        Failure::config(format!(
-            "{} gives {} no {name}",
-            host.paths.env_file().display(),
-            service.container()
-        ))
-        .hint(format!("restart the unit to use what the file says now: {}", service.unit()))
-    })?;
+    let parcel = parcels
+        .iter()
+        .find(|parcel| parcel.name == name)
+        .ok_or_else(|| {
+            Failure::config(format!(
+                "{} gives {} no {name}",
+                host.paths.env_file().display(),
+                service.container()
+            ))
+            .hint(format!(
+                "restart the unit to use what the file says now: {}",
+                service.unit()
+            ))
+        })?;
     let mut stdout = std::io::stdout().lock();
     stdout.write_all(parcel.value.expose_secret().as_bytes())?;
     stdout.flush()?;

@@ -36,8 +36,14 @@ impl Change {
     #[must_use]
     pub fn diff(&self) -> String {
         let path = self.path.display();
-        let old = self.before.as_ref().map_or("/dev/null".to_owned(), |_| path.to_string());
-        let new = self.after.as_ref().map_or("/dev/null".to_owned(), |_| path.to_string());
+        let old = self
+            .before
+            .as_ref()
+            .map_or("/dev/null".to_owned(), |_| path.to_string());
+        let new = self
+            .after
+            .as_ref()
+            .map_or("/dev/null".to_owned(), |_| path.to_string());
         TextDiff::from_lines(
             self.before.as_deref().unwrap_or_default(),
             self.after.as_deref().unwrap_or_default(),
@@ -67,11 +73,18 @@ impl Plan {
             let directory = directory(paths, place);
             for name in present(directory, place)? {
                 let path = directory.join(&name);
-                if wanted.iter().any(|file| file.place == place && file.name == name) {
+                if wanted
+                    .iter()
+                    .any(|file| file.place == place && file.name == name)
+                {
                     continue;
                 }
                 if let Some(before) = read_ours(&path)?.ours() {
-                    changes.push(Change { path, before: Some(before), after: None });
+                    changes.push(Change {
+                        path,
+                        before: Some(before),
+                        after: None,
+                    });
                 }
             }
         }
@@ -90,7 +103,11 @@ impl Plan {
                 }
             };
             if before.as_deref() != Some(file.text.as_str()) {
-                changes.push(Change { path, before, after: Some(file.text.clone()) });
+                changes.push(Change {
+                    path,
+                    before,
+                    after: Some(file.text.clone()),
+                });
             }
         }
         Ok(Self { changes })
@@ -118,7 +135,10 @@ impl Plan {
     /// When the disk refuses. Each file is then either old or new, and the next run goes on.
     pub fn apply(&self) -> Result<()> {
         for change in &self.changes {
-            let directory = change.path.parent().context("a unit file without a directory")?;
+            let directory = change
+                .path
+                .parent()
+                .context("a unit file without a directory")?;
             if let Some(text) = &change.after {
                 std::fs::create_dir_all(directory)
                     .with_context(|| format!("can't create {}", directory.display()))?;

@@ -1,5 +1,7 @@
 //! Liveliness and readiness.
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
 use super::Client;
@@ -33,6 +35,20 @@ impl Health {
     }
 }
 
+impl fmt::Display for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Ready { version } => write!(
+                f,
+                "ready, database connected, LiteLLM {}",
+                version.as_deref().unwrap_or("of unknown version")
+            ),
+            Self::Live { reason } => write!(f, "answers, but is not ready: {reason}"),
+            Self::Down { reason } => write!(f, "does not answer: {reason}"),
+        }
+    }
+}
+
 /// The answer of `/health/readiness`, as far as it matters here.
 #[derive(Debug, Deserialize)]
 struct Readiness {
@@ -44,18 +60,32 @@ impl Client {
     /// Asks `/health/readiness`. Without a database LiteLLM says `healthy` all the same, so
     /// ready means that `db` is `connected`.
     pub async fn health(&self) -> Health {
-        let answer = match self.http.get(format!("{}/health/readiness", self.base)).send().await {
+        let answer = match self
+            .http
+            .get(format!("{}/health/readiness", self.base))
+            .send()
+            .await
+        {
             Ok(answer) => answer,
-            Err(error) => return Health::Down { reason: innermost(&error) },
+            Err(error) => {
+                return Health::Down {
+                    reason: innermost(&error),
+                };
+            }
         };
         let status = answer.status();
         if !status.is_success() {
-            return Health::Live { reason: format!("/health/readiness answers {status}") };
+            return Health::Live {
+                reason: format!("/health/readiness answers {status}"),
+            };
         }
         match answer.json::<Readiness>().await {
-            Ok(Readiness { db: Some(db), litellm_version }) if db == "connected" => {
-                Health::Ready { version: litellm_version }
-            }
+            Ok(Readiness {
+                db: Some(db),
+                litellm_version,
+            }) if db == "connected" => Health::Ready {
+                version: litellm_version,
+            },
             Ok(Readiness { db, .. }) => Health::Live {
                 reason: format!("database: {}", db.as_deref().unwrap_or("not mentioned")),
             },
@@ -72,5 +102,9 @@ fn innermost(error: &reqwest::Error) -> String {
     while let Some(source) = cause.source() {
         cause = source;
     }
-    if error.is_timeout() { "no answer in time".into() } else { cause.to_string() }
+    if error.is_timeout() {
+        "no answer in time".into()
+    } else {
+        cause.to_string()
+    }
 }

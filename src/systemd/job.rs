@@ -8,7 +8,7 @@ use anyhow::Context;
 use futures_util::StreamExt;
 use tokio::time::Instant;
 use zbus_systemd::systemd1::{JobRemovedStream, ManagerProxy};
-use zbus_systemd::zbus::OwnedObjectPath;
+use zbus_systemd::zbus::{self, OwnedObjectPath};
 
 use super::{Systemd, explain};
 use crate::error::Result;
@@ -99,12 +99,22 @@ impl<'a> Jobs<'a> {
             .await
             .map_err(|error| explain(error, systemd.scope()))
             .context("can't listen for systemd's job results")?;
-        manager
-            .subscribe()
-            .await
-            .map_err(|error| explain(error, systemd.scope()))
-            .context("can't subscribe to systemd's signals")?;
-        Ok(Self { manager, scope: systemd.scope(), removed, pending: HashMap::new() })
+        match manager.subscribe().await {
+            Ok(()) => {}
+            // An earlier set of jobs of this process did.
+            Err(zbus::Error::MethodError(name, ..))
+                if name == "org.freedesktop.systemd1.AlreadySubscribed" => {}
+            Err(error) => {
+                return Err(explain(error, systemd.scope()))
+                    .context("can't subscribe to systemd's signals");
+            }
+        }
+        Ok(Self {
+            manager,
+            scope: systemd.scope(),
+            removed,
+            pending: HashMap::new(),
+        })
     }
 
     /// Asks for one job. A job that is already under way for the same end is joined.
@@ -159,8 +169,11 @@ impl<'a> Jobs<'a> {
             let Ok(signal) = tokio::time::timeout_at(deadline, self.removed.next()).await else {
                 return Ok(None);
             };
-            let signal = signal.context("the connection to systemd ended while waiting for a job")?;
-            let arguments = signal.args().context("systemd sent a malformed JobRemoved")?;
+            let signal =
+                signal.context("the connection to systemd ended while waiting for a job")?;
+            let arguments = signal
+                .args()
+                .context("systemd sent a malformed JobRemoved")?;
             if let Some(unit) = self.pending.remove(arguments.job()) {
                 return Ok(Some((unit, JobResult::parse(arguments.result()))));
             }

@@ -13,13 +13,26 @@ curl -sSf -H "Authorization: Bearer $key" -H 'Content-Type: application/json' \
 "#;
 
 fn chat(host: &TestHost, who: Who) -> String {
-    host.run(who, &["bash", "-euo", "pipefail", "-c", CHAT, "chat", who.deployment()]).ok()
+    host.run(
+        who,
+        &[
+            "bash",
+            "-euo",
+            "pipefail",
+            "-c",
+            CHAT,
+            "chat",
+            who.deployment(),
+        ],
+    )
+    .ok()
 }
 
 fn generate_and_start(who: Who, name: &str) {
     let host = TestHost::boot(name);
     host.units(who, &["generate"]).ok();
-    host.bash(who, &format!("{} start litellm.target", who.systemctl())).ok();
+    host.bash(who, &format!("{} start litellm.target", who.systemctl()))
+        .ok();
     // The target does not wait for its members; `up` does, and finds nothing else to do.
     host.units(who, &["up"]).ok();
     assert_eq!(chat(&host, who), "Hello from your LiteLLM gateway.\n");

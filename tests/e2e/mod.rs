@@ -1,4 +1,8 @@
 //! On a real host, with the real LiteLLM, PostgreSQL and Redis.
-#![expect(clippy::unwrap_used, clippy::panic, reason = "a test stops at the first surprise")]
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "a test stops at the first surprise"
+)]
 
 mod main_job;

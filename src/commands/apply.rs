@@ -1,0 +1,111 @@
+//! `apply`: an edit comes into force, or everything is as before.
+
+use super::generate;
+use crate::cli;
+use crate::error::{Exit, Failure, Result, exit};
+use crate::host::Host;
+use crate::output::{self, say};
+use crate::snapshot::{self, SnapshotId};
+use crate::stack;
+
+/// Runs the command.
+///
+/// # Errors
+/// When the edit is wrong (then nothing was touched), or the gateway does not get ready with it
+/// (then the last good configuration is back).
+pub async fn run(host: &Host, arguments: &cli::Apply) -> Result<Exit> {
+    let prepared = generate::prepare(host).await?;
+    if arguments.dry_run {
+        return dry_run(host, &prepared);
+    }
+    let edited = snapshot::keep(&host.paths)?;
+    let attempt = async {
+        prepared.apply(host).await?;
+        super::pull::pull_missing(host, prepared.settings()).await?;
+        stack::bring_up(host, prepared.settings(), arguments.timeout).await
+    };
+    let Err(error) = attempt.await else {
+        return Ok(Exit::Success);
+    };
+    // Ctrl-C is a person's decision, not a fault of the configuration.
+    if exit(&error) == Exit::Interrupted {
+        return Err(error);
+    }
+    match snapshot::last_good(&host.paths) {
+        Some(good) if good != edited => {
+            Err(take_back(host, arguments, &edited, &good, error).await)
+        }
+        _ => Err(Failure::new(
+            "the configuration does not work, and there is no other one that did",
+        )
+        .hint("mend it and run litellm-units apply again")
+        .caused_by(error)
+        .into()),
+    }
+}
+
+async fn take_back(
+    host: &Host,
+    arguments: &cli::Apply,
+    edited: &SnapshotId,
+    good: &SnapshotId,
+    error: anyhow::Error,
+) -> anyhow::Error {
+    say("the edit does not work: putting the last good configuration back");
+    let attempt = async {
+        snapshot::restore(&host.paths, good)?;
+        let prepared = generate::prepare(host).await?;
+        prepared.apply(host).await?;
+        stack::bring_up(host, prepared.settings(), arguments.timeout).await
+    };
+    let kept = snapshot::directory(&host.paths, edited);
+    let hint = format!("your edit is kept in {}", kept.display());
+    match attempt.await {
+        Ok(()) => Failure::new(
+            "the edit was taken back; the gateway is ready with the last good configuration",
+        )
+        .hint(hint)
+        .caused_by(error),
+        Err(second) => {
+            Failure::new("the edit was taken back, but the gateway is not ready without it either")
+                .hint(hint)
+                .caused_by(second.context(error))
+        }
+    }
+    .into()
+}
+
+fn dry_run(host: &Host, prepared: &generate::Prepared) -> Result<Exit> {
+    for change in &prepared.deployment.changes {
+        output::line(&format!("# {change}"))?;
+    }
+    output::text(&prepared.units.diff())?;
+    let differences = stack::differences(host, prepared.settings())?;
+    let mut restarts = 0;
+    for service in prepared.settings().services() {
+        let unit_changes = prepared.units.changes.iter().any(|change| {
+            change
+                .path
+                .ends_with(format!("{}.container", service.container()))
+        });
+        let mut words: Vec<String> = Vec::new();
+        if unit_changes {
+            words.push("the unit changed".into());
+        }
+        if let Some((_, differences)) = differences.iter().find(|(other, _)| *other == service) {
+            words.push(stack::list(differences));
+        }
+        if !words.is_empty() {
+            restarts += 1;
+            output::line(&format!(
+                "# restart {}: {}",
+                service.unit(),
+                words.join(", ")
+            ))?;
+        }
+    }
+    if restarts == 0 && prepared.is_current() {
+        output::line("nothing to do")?;
+    }
+    Ok(Exit::Success)
+}

@@ -1,0 +1,54 @@
+//! `exec`: a command in a running container.
+
+use std::io::IsTerminal;
+use std::os::unix::process::CommandExt;
+
+use anyhow::Context;
+
+use crate::cli;
+use crate::error::{Exit, Failure, Result};
+use crate::host::Host;
+
+/// Runs the command; on success this process becomes `podman exec`, whose exit status is the
+/// command's.
+///
+/// # Errors
+/// When the service does not run, or Podman can't be started.
+pub async fn run(host: &Host, arguments: &cli::Exec) -> Result<Exit> {
+    let unit = arguments.service.unit();
+    let state = host.systemd().await?.unit(unit).await?;
+    if !state.is_active() || state.sub != "running" {
+        return Err(Failure::new(format!(
+            "{unit} is {} ({}), so nothing can run in it",
+            state.active, state.sub
+        ))
+        .hint(format!(
+            "start it: litellm-units start {}",
+            arguments.service.name()
+        ))
+        .into());
+    }
+    let mut command = host
+        .podman()
+        .await?
+        .command(["exec", "--interactive"])
+        .into_std();
+    // Podman's own stdin is the caller's.
+    command.stdin(std::process::Stdio::inherit());
+    if !arguments.no_tty && std::io::stdin().is_terminal() && std::io::stdout().is_terminal() {
+        command.arg("--tty");
+    }
+    for variable in &arguments.env {
+        command.args(["--env", variable]);
+    }
+    if let Some(user) = &arguments.as_user {
+        command.args(["--user", user]);
+    }
+    if let Some(directory) = &arguments.workdir {
+        command.args(["--workdir", directory]);
+    }
+    command
+        .arg(arguments.service.container())
+        .args(&arguments.command);
+    Err(command.exec()).context("can't run podman")
+}

@@ -1,0 +1,111 @@
+//! `logs`: the journal of the services, as compose shows logs.
+
+use std::io::Write;
+
+use anstyle::{AnsiColor, Style};
+
+use crate::cli;
+use crate::error::{Exit, Failure, Result};
+use crate::host::Host;
+use crate::journal::{self, Query};
+use crate::settings::Service;
+
+/// Runs the command.
+///
+/// # Errors
+/// When journalctl can't run or refuses a time.
+pub async fn run(host: &Host, arguments: &cli::Logs) -> Result<Exit> {
+    let services: Vec<Service> = if arguments.services.is_empty() {
+        Service::ALL.into()
+    } else {
+        arguments.services.clone()
+    };
+    let query = Query {
+        scope: host.scope(),
+        units: services.iter().map(|service| service.unit()).collect(),
+        follow: arguments.follow,
+        tail: arguments.tail,
+        since: arguments.since.as_deref().map(time).transpose()?,
+        until: arguments.until.as_deref().map(time).transpose()?,
+    };
+    let width = services
+        .iter()
+        .map(|service| service.name().len())
+        .max()
+        .unwrap_or(0);
+    let mut out: Box<dyn Write> = if arguments.no_color {
+        Box::new(anstream::StripStream::new(std::io::stdout()))
+    } else {
+        Box::new(anstream::stdout())
+    };
+    journal::read(&query, |entry| {
+        let Some(service) = services.iter().find(|service| entry.unit == service.unit()) else {
+            return Ok(());
+        };
+        for line in entry.message.lines() {
+            if !arguments.no_log_prefix {
+                let style = style(*service);
+                write!(out, "{style}{:width$} |{style:#} ", service.name())?;
+            }
+            if arguments.timestamps {
+                write!(out, "{} ", entry.time)?;
+            }
+            writeln!(out, "{line}")?;
+        }
+        out.flush()
+    })
+    .await?;
+    Ok(Exit::Success)
+}
+
+fn style(service: Service) -> Style {
+    match service {
+        Service::Litellm => AnsiColor::Cyan,
+        Service::Postgres => AnsiColor::Yellow,
+        Service::Redis => AnsiColor::Green,
+        Service::Migrate => AnsiColor::Magenta,
+    }
+    .on_default()
+}
+
+/// Translates compose's times into journalctl's: `42m` is an age, RFC 3339 loses its `T` and `Z`.
+fn time(text: &str) -> Result<String> {
+    let age = !text.is_empty()
+        && text.starts_with(|c: char| c.is_ascii_digit())
+        && text
+            .chars()
+            .all(|c| c.is_ascii_digit() || "smhdw".contains(c))
+        && text.ends_with(|c: char| c.is_ascii_alphabetic());
+    if age {
+        return Ok(format!("-{text}"));
+    }
+    if text.is_empty() || text.starts_with('-') {
+        return Err(Failure::new(format!("{text:?} is not a time"))
+            .hint("write an age such as 42m, or a time such as 2026-01-31T12:00:00Z")
+            .into());
+    }
+    let text = match text.split_once('T') {
+        Some((date, clock)) if date.len() == 10 => format!("{date} {clock}"),
+        _ => text.to_owned(),
+    };
+    Ok(match text.strip_suffix('Z') {
+        Some(time) => format!("{time} UTC"),
+        None => text,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::time;
+
+    #[test]
+    fn times_of_compose() {
+        assert_eq!(time("1h30m").unwrap(), "-1h30m");
+        assert_eq!(
+            time("2026-01-31T12:00:00Z").unwrap(),
+            "2026-01-31 12:00:00 UTC"
+        );
+        assert_eq!(time("yesterday").unwrap(), "yesterday");
+        assert_eq!(time("").unwrap_err().to_string(), "\"\" is not a time");
+    }
+}

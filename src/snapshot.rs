@@ -1,0 +1,188 @@
+//! Configurations kept by content: `.env` and everything under `config/`, so that a change that
+//! does not work can be taken back, and nothing that an operator wrote is ever lost.
+
+use std::collections::BTreeMap;
+use std::fs::Permissions;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use sha2::{Digest, Sha256};
+
+use crate::applied::{files_below, hex};
+use crate::error::{Failure, Result};
+use crate::install;
+use crate::paths::Paths;
+
+/// How many configurations are kept beside the last good one.
+const KEPT: usize = 20;
+
+/// The name of a kept configuration: the first 16 hexadecimal digits of its SHA-256.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotId(String);
+
+impl std::fmt::Display for SnapshotId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+struct Kept {
+    bytes: Vec<u8>,
+    mode: u32,
+}
+
+/// Keeps the present configuration; returns the name under which it is kept. The same content has
+/// the same name, so keeping it again costs nothing.
+///
+/// # Errors
+/// When a file can't be read, or the disk refuses.
+pub fn keep(paths: &Paths) -> Result<SnapshotId> {
+    let files = collect(paths)?;
+    let mut hash = Sha256::new();
+    for (name, file) in &files {
+        for part in [name.as_os_str().as_encoded_bytes(), &file.bytes] {
+            hash.update(part.len().to_le_bytes());
+            hash.update(part);
+        }
+    }
+    let id = SnapshotId(hex(&hash.finalize())[..16].to_owned());
+    let place = directory(paths, &id);
+    if !place.is_dir() {
+        write(paths, &place, &files)
+            .with_context(|| format!("can't keep the configuration in {}", place.display()))?;
+    }
+    prune(paths, &id);
+    Ok(id)
+}
+
+fn write(paths: &Paths, place: &Path, files: &BTreeMap<PathBuf, Kept>) -> Result<()> {
+    let parent = paths.snapshots();
+    private_directory(&paths.state())?;
+    private_directory(&parent)?;
+    let staged = tempfile::Builder::new()
+        .prefix(".new-")
+        .permissions(Permissions::from_mode(0o700))
+        .tempdir_in(&parent)?;
+    for (name, file) in files {
+        let path = staged.path().join(name);
+        if let Some(directory) = path.parent() {
+            std::fs::create_dir_all(directory)?;
+        }
+        install::write_atomically(&path, &file.bytes, file.mode)?;
+    }
+    std::fs::rename(staged.keep(), place)?;
+    install::sync_directory(&parent)
+}
+
+/// Remembers `id` as the configuration with which the gateway last was ready.
+///
+/// # Errors
+/// When the disk refuses.
+pub fn mark_good(paths: &Paths, id: &SnapshotId) -> Result<()> {
+    install::write_atomically(&paths.last_good(), id.0.as_bytes(), 0o600)
+}
+
+/// The configuration with which the gateway last was ready, if there ever was one.
+#[must_use]
+pub fn last_good(paths: &Paths) -> Option<SnapshotId> {
+    let text = std::fs::read_to_string(paths.last_good()).ok()?;
+    let id = SnapshotId(text.trim().to_owned());
+    directory(paths, &id).is_dir().then_some(id)
+}
+
+/// Puts a kept configuration back: files that differ are replaced, files that it did not have are
+/// removed. [`keep`] the present one before.
+///
+/// # Errors
+/// When the disk refuses. Each file is then either old or new.
+pub fn restore(paths: &Paths, id: &SnapshotId) -> Result<()> {
+    let place = directory(paths, id);
+    let mut wanted = BTreeMap::new();
+    for path in files_below(&place)? {
+        let name = path
+            .strip_prefix(&place)
+            .context("a file outside of its directory")?
+            .to_owned();
+        wanted.insert(name, read(&path)?);
+    }
+    if !wanted.contains_key(Path::new(".env")) {
+        return Err(Failure::new(format!("{} is not complete", place.display())).into());
+    }
+    let present = collect(paths)?;
+    for (name, file) in &wanted {
+        if present
+            .get(name)
+            .is_none_or(|other| other.bytes != file.bytes)
+        {
+            let path = paths.deployment.join(name);
+            if let Some(directory) = path.parent() {
+                std::fs::create_dir_all(directory)
+                    .with_context(|| format!("can't create {}", directory.display()))?;
+            }
+            install::write_atomically(&path, &file.bytes, file.mode)?;
+        }
+    }
+    for name in present.keys().filter(|name| !wanted.contains_key(*name)) {
+        let path = paths.deployment.join(name);
+        std::fs::remove_file(&path).with_context(|| format!("can't remove {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// Where a kept configuration is.
+#[must_use]
+pub fn directory(paths: &Paths, id: &SnapshotId) -> PathBuf {
+    paths.snapshots().join(&id.0)
+}
+
+/// `.env` and everything under `config/`, by path relative to the deployment directory.
+fn collect(paths: &Paths) -> Result<BTreeMap<PathBuf, Kept>> {
+    let mut found = BTreeMap::new();
+    found.insert(PathBuf::from(".env"), read(&paths.env_file())?);
+    for path in files_below(&paths.config())? {
+        if let Ok(name) = path.strip_prefix(&paths.deployment) {
+            found.insert(name.to_owned(), read(&path)?);
+        }
+    }
+    Ok(found)
+}
+
+fn read(path: &Path) -> Result<Kept> {
+    let attempt = || -> std::io::Result<Kept> {
+        let mode = std::fs::metadata(path)?.permissions().mode() & 0o7777;
+        Ok(Kept {
+            bytes: std::fs::read(path)?,
+            mode,
+        })
+    };
+    attempt().with_context(|| format!("can't read {}", path.display()))
+}
+
+fn private_directory(path: &Path) -> std::io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    std::fs::DirBuilder::new().mode(0o700).create(path)
+}
+
+/// Removes the oldest configurations; failing to is no reason to fail a command.
+fn prune(paths: &Paths, current: &SnapshotId) {
+    let good = last_good(paths);
+    let Ok(entries) = std::fs::read_dir(paths.snapshots()) else {
+        return;
+    };
+    let mut old: Vec<_> = entries
+        .flatten()
+        .filter(|entry| {
+            let name = entry.file_name();
+            name != current.0.as_str() && good.as_ref().is_none_or(|good| name != good.0.as_str())
+        })
+        .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
+        .collect();
+    old.sort();
+    old.truncate(old.len().saturating_sub(KEPT));
+    for (_, path) in old {
+        let _ = std::fs::remove_dir_all(path);
+    }
+}

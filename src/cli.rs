@@ -55,7 +55,7 @@ pub enum Command {
     Apply(Apply),
     /// Start services that are stopped
     Start(Units),
-    /// Stop services; a service that needs one of them stops too
+    /// Stop services
     Stop(Units),
     /// Restart services with what .env and config/ say now
     Restart(Units),

@@ -43,10 +43,13 @@ pub async fn bring_up(host: &Host, settings: &Settings, timeout: Duration) -> Re
     let mut steps = Vec::new();
     for service in settings.services() {
         let changed = differences.iter().any(|(other, _)| *other == service);
-        match (changed, systemd.unit(service.unit()).await?.is_active()) {
-            (true, true) => steps.push((Verb::Restart, service.unit())),
-            (_, false) => steps.push((Verb::Start, service.unit())),
-            (false, true) => {}
+        let state = systemd.unit(service.unit()).await?;
+        // One that is still starting has read the inputs of a moment ago.
+        let stopped = matches!(state.active.as_str(), "inactive" | "failed");
+        if changed && !stopped {
+            steps.push((Verb::Restart, service.unit()));
+        } else if !state.is_active() {
+            steps.push((Verb::Start, service.unit()));
         }
     }
     for (service, differences) in &differences {

@@ -4,4 +4,5 @@
 
 mod e2e;
 mod env_file;
+mod golden;
 mod support;

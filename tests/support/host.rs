@@ -31,7 +31,11 @@ impl Ran {
     /// stdout of a command that must have succeeded.
     #[track_caller]
     pub fn ok(self) -> String {
-        assert_eq!(self.code, 0, "stdout:\n{}\nstderr:\n{}", self.stdout, self.stderr);
+        assert_eq!(
+            self.code, 0,
+            "stdout:\n{}\nstderr:\n{}",
+            self.stdout, self.stderr
+        );
         self.stdout
     }
 }
@@ -49,13 +53,20 @@ impl TestHost {
         let suite = std::env::var("LITELLM_UNITS_TEST_SUITE").unwrap_or_else(|_| "trixie".into());
         let host = Self { name };
         host.script(&[&["boot", &host.name, "--suite", &suite], options].concat());
-        host.put(Path::new(env!("CARGO_BIN_EXE_litellm-units")), "/usr/bin/litellm-units");
+        host.put(
+            Path::new(env!("CARGO_BIN_EXE_litellm-units")),
+            "/usr/bin/litellm-units",
+        );
         host
     }
 
     #[track_caller]
     fn script(&self, arguments: &[&str]) -> String {
-        let output = Command::new(script()).args(arguments).stdin(Stdio::null()).output().unwrap();
+        let output = Command::new(script())
+            .args(arguments)
+            .stdin(Stdio::null())
+            .output()
+            .unwrap();
         assert!(
             output.status.success(),
             "tests/host/host {arguments:?}: {}",
@@ -72,7 +83,14 @@ impl TestHost {
     /// As [`TestHost::put`]; the copy belongs to `who`.
     pub fn put_for(&self, who: Who, source: &Path, destination: &str) {
         let source = source.to_str().unwrap();
-        self.script(&["put", &self.name, "--owner", who.user(), source, destination]);
+        self.script(&[
+            "put",
+            &self.name,
+            "--owner",
+            who.user(),
+            source,
+            destination,
+        ]);
     }
 
     /// Shuts the host down and boots it again; its disk is kept.
@@ -98,7 +116,11 @@ impl TestHost {
 
     /// Runs a command to its end.
     pub fn run(&self, who: Who, words: &[&str]) -> Ran {
-        let Output { status, stdout, stderr } = self.command(who, words).output().unwrap();
+        let Output {
+            status,
+            stdout,
+            stderr,
+        } = self.command(who, words).output().unwrap();
         Ran {
             code: status.code().unwrap_or(-1),
             stdout: String::from_utf8_lossy(&stdout).into_owned(),
@@ -118,13 +140,21 @@ impl TestHost {
 
     /// Tries `probe` until it gives something or `patience` is over.
     #[track_caller]
-    pub fn wait<T>(&self, what: &str, patience: Duration, mut probe: impl FnMut(&Self) -> Option<T>) -> T {
+    pub fn wait<T>(
+        &self,
+        what: &str,
+        patience: Duration,
+        mut probe: impl FnMut(&Self) -> Option<T>,
+    ) -> T {
         let deadline = Instant::now() + patience;
         loop {
             if let Some(found) = probe(self) {
                 return found;
             }
-            assert!(Instant::now() < deadline, "waited {patience:?} in vain for {what}");
+            assert!(
+                Instant::now() < deadline,
+                "waited {patience:?} in vain for {what}"
+            );
             std::thread::sleep(Duration::from_millis(200));
         }
     }
@@ -137,7 +167,10 @@ impl Drop for TestHost {
             eprintln!("kept: tests/host/host exec {} -- bash", self.name);
             return;
         }
-        let _ = Command::new(script()).args(["stop", &self.name]).stdin(Stdio::null()).status();
+        let _ = Command::new(script())
+            .args(["stop", &self.name])
+            .stdin(Stdio::null())
+            .status();
     }
 }
 

@@ -6,4 +6,5 @@ mod deployment;
 mod e2e;
 mod env_file;
 mod golden;
+mod settings;
 mod support;

@@ -56,7 +56,8 @@ fn parcels(settings: &Settings) -> String {
 fn each_container_gets_what_it_needs_and_no_more() {
     let text = format!(
         "{ENV}POSTGRES_IMAGE=docker.io/library/postgres:17.7\n\
-         REDIS_IMAGE=docker.io/library/redis:7.4.6\nAZURE_API_KEY=a\nEMPTY=\n"
+         REDIS_IMAGE=docker.io/library/redis:7.4.6\nAZURE_API_KEY=a\nEMPTY=\n\
+         LITELLM_MODE=DEV\nDISABLE_SCHEMA_UPDATE=false\n"
     );
     assert_eq!(
         parcels(&settings(&text)),

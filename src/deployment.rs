@@ -241,7 +241,7 @@ impl Editor<'_> {
         match self.env.get(name) {
             None => {
                 self.append(&[comment], name, "")?;
-                self.changes.push(format!("add {name}, empty"));
+                self.changes.push(format!("add empty {name}"));
             }
             Some(value) if Some(value) == placeholder => {
                 self.set(name, "")?;

@@ -23,8 +23,10 @@ pub const DEFAULT_POSTGRES_NAME: &str = "litellm";
 /// The gateway's port, on the loopback address only.
 pub const GATEWAY_PORT: u16 = 24157;
 
-/// Podman's limit on the size of one secret, in bytes.
-const SECRET_LIMIT: usize = 512_000;
+/// The most that one value may have, in bytes: a quarter of Podman's limit of 512,000 for one
+/// secret, since every byte of Redis' password takes four, and less than the kernel's 128 KiB for
+/// one variable with its name.
+const VALUE_LIMIT: usize = 512_000 / 4 - 64;
 
 /// Variables that concern this program or another container, and so never reach the gateway.
 const NOT_FOR_GATEWAY: [&str; 8] = [
@@ -214,6 +216,15 @@ impl Settings {
                 name: reader.postgres_name("POSTGRES_DB")?,
             },
         };
+        if matches!(database, Database::Local { .. })
+            && database.url().expose_secret().len() > VALUE_LIMIT
+        {
+            return Err(reader.wrong(
+                "POSTGRES_PASSWORD",
+                &format!("makes DATABASE_URL longer than {VALUE_LIMIT} bytes, more than a variable can hold"),
+                "choose a shorter one",
+            ));
+        }
         let cache = if reader.filled("REDIS_HOST").is_some() {
             Cache::External
         } else {
@@ -469,13 +480,11 @@ impl Reader<'_> {
                     "remove it",
                 ));
             }
-            // Worst case of the transport: every byte of Redis' password takes four.
-            if value.len() > SECRET_LIMIT / 4 - 64 {
+            if value.len() > VALUE_LIMIT {
                 return Err(self.wrong(
                     name,
                     &format!(
-                        "is longer than {} bytes, more than a Podman secret can hold",
-                        SECRET_LIMIT / 4 - 64
+                        "is longer than {VALUE_LIMIT} bytes, more than a Podman secret can hold"
                     ),
                     "put it into a file under config/ and name the file instead",
                 ));

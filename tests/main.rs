@@ -2,6 +2,11 @@
 //!
 //! Everything outside `e2e` runs anywhere. `e2e` boots real hosts (tests/host) and needs root.
 
+mod cli;
+mod deployment;
 mod e2e;
 mod env_file;
+mod golden;
+mod plan;
+mod settings;
 mod support;

@@ -469,7 +469,8 @@ impl<'a> Parser<'a> {
         let line = self.cursor.line;
         let (value, style, raw) = self.value()?;
         if value.contains('\0') {
-            return Err(Fault::new(raw.start, ParseErrorKind::Nul));
+            let name = name.to_owned();
+            return Err(Fault::new(raw.start, ParseErrorKind::Nul { name }));
         }
         if let Some(before) = self.file.definition(name) {
             let kind = WarningKind::Duplicate {
@@ -898,7 +899,7 @@ impl ParseError {
                 "write each variable as NAME=value, with no space within the name"
             }
             ParseErrorKind::NoName => "put the variable's name in front, or delete the line",
-            ParseErrorKind::Nul => "take the NUL character out of the value",
+            ParseErrorKind::Nul { .. } => "take the NUL character out of the value",
             ParseErrorKind::Reference => {
                 "for a plain dollar sign write `$$` or put the value in single quotes; a reference is `${NAME}`"
             }
@@ -933,8 +934,11 @@ pub enum ParseErrorKind {
     #[error("there is no variable name here")]
     NoName,
     /// A NUL character, written as such or as `\0000`.
-    #[error("this value contains a NUL character")]
-    Nul,
+    #[error("the value of {name} contains a NUL character")]
+    Nul {
+        /// The variable.
+        name: String,
+    },
     /// `${` without a name, or without an end on the same line.
     #[error("`${{` does not start a complete reference here")]
     Reference,
@@ -1142,7 +1146,7 @@ mod tests {
         );
         assert_eq!(
             said("A='\n\n'B=x\0y")[0],
-            "line 3, column 4: this value contains a NUL character"
+            "line 3, column 4: the value of B contains a NUL character"
         );
     }
 

@@ -80,6 +80,19 @@ impl TestHost {
         self.script(&["put", &self.name, source.to_str().unwrap(), destination]);
     }
 
+    /// As [`TestHost::put`]; the copy belongs to `who`.
+    pub fn put_for(&self, who: Who, source: &Path, destination: &str) {
+        let source = source.to_str().unwrap();
+        self.script(&[
+            "put",
+            &self.name,
+            "--owner",
+            who.user(),
+            source,
+            destination,
+        ]);
+    }
+
     /// Shuts the host down and boots it again; its disk is kept.
     pub fn reboot(&self) {
         self.script(&["reboot", &self.name]);
@@ -162,6 +175,14 @@ impl Drop for TestHost {
 }
 
 impl Who {
+    /// The user's name.
+    pub fn user(self) -> &'static str {
+        match self {
+            Self::Root => "root",
+            Self::Operator => "operator",
+        }
+    }
+
     /// The deployment directory of a default installation.
     pub fn deployment(self) -> &'static str {
         match self {

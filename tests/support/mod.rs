@@ -5,4 +5,52 @@
     reason = "a test stops at the first surprise"
 )]
 
+pub mod cases;
 pub mod host;
+
+use std::fmt::Write;
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+
+/// An error as `main` prints it.
+pub fn failure(error: &anyhow::Error) -> String {
+    let mut text = format!("error: {error:#}\n");
+    for hint in litellm_units::error::hints(error) {
+        writeln!(text, "hint: {hint}").unwrap();
+    }
+    text
+}
+
+/// Everything below `root`, for comparison: kind, mode, inode, path and content.
+pub fn tree(root: &Path) -> String {
+    let mut text = String::new();
+    add(root, root, &mut text);
+    text
+}
+
+fn add(root: &Path, directory: &Path, text: &mut String) {
+    let mut paths: Vec<_> = std::fs::read_dir(directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .collect();
+    paths.sort();
+    for path in paths {
+        let metadata = std::fs::symlink_metadata(&path).unwrap();
+        let name = path.strip_prefix(root).unwrap().display();
+        write!(text, "{:o} {} {name}", metadata.mode(), metadata.ino()).unwrap();
+        if metadata.is_symlink() {
+            write!(text, " -> {}", std::fs::read_link(&path).unwrap().display()).unwrap();
+        }
+        writeln!(text).unwrap();
+        if metadata.is_file() {
+            writeln!(
+                text,
+                "{}",
+                String::from_utf8_lossy(&std::fs::read(&path).unwrap())
+            )
+            .unwrap();
+        } else if metadata.is_dir() {
+            add(root, &path, text);
+        }
+    }
+}

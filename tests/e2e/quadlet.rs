@@ -1,0 +1,88 @@
+//! The host's own Quadlet and systemd read the units of every case without a word of complaint.
+
+use std::path::Path;
+
+use crate::support::cases::{self, Case};
+use crate::support::host::{TestHost, Who};
+use litellm_units::paths::Scope;
+use litellm_units::quadlet::Place;
+
+/// Turns `containers/` into services as a daemon-reload would, and verifies them together with
+/// what is in `systemd/`. Prints the names of all units.
+const VERIFY: &str = r#"
+cd "$1"
+generator=/usr/lib/systemd/system-generators/podman-system-generator
+export QUADLET_UNIT_DIRS=$PWD/containers SYSTEMD_UNIT_PATH=$PWD/generated:
+mkdir generated
+"$generator" $2 --dryrun >/dev/null
+"$generator" $2 generated generated generated
+cp systemd/* generated
+systemd-analyze $2 verify --man=no generated/*.service generated/*.target
+cd generated
+ls -- *.service *.target
+"#;
+
+fn write(case: &Case, directory: &Path) {
+    for unit in case.units() {
+        let place = directory.join(match unit.place {
+            Place::Quadlet => "containers",
+            Place::Unit => "systemd",
+        });
+        std::fs::create_dir_all(&place).unwrap();
+        std::fs::write(place.join(unit.name), unit.text).unwrap();
+    }
+}
+
+fn is_harmless(line: &str) -> bool {
+    // In a dry run Quadlet names each file that it reads.
+    line.contains(": Loading source unit file /")
+        // It quotes a volume's path in ExecStart=, but not here.
+        || line.contains("RequiresMountsFor= path is not absolute, ignoring: gateway/")
+}
+
+#[test]
+fn quadlet_and_systemd_accept_the_units_of_every_case() {
+    let host = TestHost::boot("quadlet");
+    let directory = tempfile::tempdir().unwrap();
+    for case in cases::all() {
+        write(&case, &directory.path().join(&case.name));
+    }
+    host.bash(Who::Operator, "mkdir /tmp/cases").ok();
+    host.put_for(Who::Operator, directory.path(), "/tmp/cases");
+    for case in cases::all() {
+        let (who, option) = match case.scope {
+            Scope::System => (Who::Root, ""),
+            Scope::User => (Who::Operator, "--user"),
+        };
+        let of_case = format!("/tmp/cases/{}", case.name);
+        let ran = host.run(
+            who,
+            &[
+                "bash", "-euo", "pipefail", "-c", VERIFY, "verify", &of_case, option,
+            ],
+        );
+        let external = |what| case.name.contains(what) || case.name.contains("external-both");
+        let mut expected = String::from(
+            "litellm-images.service\nlitellm-migrate.service\nlitellm-network.service\n",
+        );
+        if !external("external-database") {
+            expected.push_str("litellm-postgres.service\n");
+        }
+        if !external("external-redis") {
+            expected.push_str("litellm-redis.service\n");
+        }
+        expected.push_str("litellm.service\nlitellm.target\n");
+        let complaints: Vec<&str> = ran
+            .stderr
+            .lines()
+            .filter(|line| !is_harmless(line))
+            .collect();
+        assert_eq!(
+            (complaints, ran.stdout),
+            (Vec::new(), expected),
+            "{}",
+            case.name
+        );
+        assert_eq!(ran.code, 0, "{}", case.name);
+    }
+}

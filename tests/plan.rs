@@ -1,0 +1,296 @@
+//! From the units that should be there to the changes on disk.
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use litellm_units::install::plan::Plan;
+use litellm_units::paths::{Paths, Scope};
+use litellm_units::quadlet::{MARKER, Place, UnitFile};
+
+use crate::support::{cases, failure, tree};
+
+/// An empty host's directories.
+struct Root {
+    directory: tempfile::TempDir,
+    paths: Paths,
+}
+
+impl Root {
+    fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let at = |name: &str| directory.path().join(name);
+        let paths = Paths {
+            scope: Scope::System,
+            deployment: at("deployment"),
+            quadlets: at("etc/containers/systemd"),
+            units: at("etc/systemd/system"),
+            packaged_units: at("usr"),
+            runtime: at("run"),
+        };
+        Self { directory, paths }
+    }
+
+    fn quadlet(&self, name: &str) -> PathBuf {
+        self.paths.quadlets.join(name)
+    }
+
+    fn write(&self, path: &Path, text: &str) {
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, text).unwrap();
+    }
+
+    fn plan(&self, wanted: &[UnitFile]) -> Plan {
+        Plan::new(&self.paths, wanted).unwrap()
+    }
+
+    /// Paths without the temporary directory in front.
+    fn relative(&self, text: &str) -> String {
+        text.replace(&format!("{}/", self.directory.path().display()), "")
+    }
+
+    fn verbs(&self, plan: &Plan) -> Vec<String> {
+        let line = |change: &litellm_units::install::plan::Change| {
+            self.relative(&format!("{} {}", change.verb(), change.path.display()))
+        };
+        plan.changes.iter().map(line).collect()
+    }
+
+    fn tree(&self) -> String {
+        tree(self.directory.path())
+    }
+}
+
+fn unit(place: Place, name: &'static str, body: &str) -> UnitFile {
+    UnitFile {
+        place,
+        name,
+        text: format!("{MARKER}\n{body}\n"),
+    }
+}
+
+/// The units of a usual deployment.
+fn usual() -> Vec<UnitFile> {
+    cases::all().first().unwrap().units()
+}
+
+#[test]
+fn an_empty_host_gets_everything_the_gateway_last_and_only_once() {
+    let root = Root::new();
+    let plan = root.plan(&usual());
+    assert_eq!(
+        root.verbs(&plan),
+        [
+            "create etc/systemd/system/litellm.target",
+            "create etc/containers/systemd/litellm.network",
+            "create etc/systemd/system/litellm-images.service",
+            "create etc/containers/systemd/litellm-postgres.container",
+            "create etc/containers/systemd/litellm-redis.container",
+            "create etc/containers/systemd/litellm-migrate.container",
+            "create etc/containers/systemd/litellm.container",
+        ]
+    );
+    assert_eq!(root.tree(), "", "planning alone writes nothing");
+    plan.apply().unwrap();
+    for file in usual() {
+        let directory = match file.place {
+            Place::Quadlet => &root.paths.quadlets,
+            Place::Unit => &root.paths.units,
+        };
+        assert_eq!(
+            fs::read_to_string(directory.join(file.name)).unwrap(),
+            file.text
+        );
+    }
+    let before = root.tree();
+    assert_eq!(root.plan(&usual()), Plan::default());
+    plan.apply().unwrap();
+    assert_eq!(root.plan(&usual()), Plan::default());
+    // Applied again, the same plan gives the same names, modes and contents.
+    let without_inodes = |tree: &str| {
+        let words = |line: &str| {
+            line.split(' ')
+                .enumerate()
+                .filter(|(at, _)| *at != 1)
+                .map(|(_, word)| word.to_owned())
+                .collect::<Vec<_>>()
+        };
+        tree.lines().map(words).collect::<Vec<_>>()
+    };
+    assert_eq!(without_inodes(&root.tree()), without_inodes(&before));
+}
+
+#[test]
+fn only_what_differs_is_written() {
+    let root = Root::new();
+    root.plan(&usual()).apply().unwrap();
+    let gateway = root.quadlet("litellm.container");
+    let text = fs::read_to_string(&gateway).unwrap();
+    root.write(&gateway, &text.replace("Pull=never", "Pull=always"));
+    fs::remove_file(root.quadlet("litellm.network")).unwrap();
+    let kept = fs::metadata(root.quadlet("litellm-redis.container")).unwrap();
+    let plan = root.plan(&usual());
+    assert_eq!(
+        root.verbs(&plan),
+        [
+            "create etc/containers/systemd/litellm.network",
+            "update etc/containers/systemd/litellm.container"
+        ]
+    );
+    plan.apply().unwrap();
+    assert_eq!(fs::read_to_string(&gateway).unwrap(), text);
+    let redis = fs::metadata(root.quadlet("litellm-redis.container")).unwrap();
+    assert_eq!(redis.modified().unwrap(), kept.modified().unwrap());
+}
+
+#[test]
+fn the_difference_is_a_unified_diff() {
+    let root = Root::new();
+    root.write(
+        &root.quadlet("litellm-old.container"),
+        &format!("{MARKER}\n[Container]\n"),
+    );
+    root.write(
+        &root.quadlet("litellm.container"),
+        &format!("{MARKER}\n[Container]\nPull=always\nImage=a\n"),
+    );
+    let wanted = [
+        unit(Place::Quadlet, "litellm.network", "[Network]"),
+        unit(
+            Place::Quadlet,
+            "litellm.container",
+            "[Container]\nPull=never\nImage=a",
+        ),
+    ];
+    assert_eq!(
+        root.relative(&root.plan(&wanted).diff()),
+        format!(
+            "\
+--- etc/containers/systemd/litellm-old.container
++++ /dev/null
+@@ -1,2 +0,0 @@
+-{MARKER}
+-[Container]
+--- /dev/null
++++ etc/containers/systemd/litellm.network
+@@ -0,0 +1,2 @@
++{MARKER}
++[Network]
+--- etc/containers/systemd/litellm.container
++++ etc/containers/systemd/litellm.container
+@@ -1,4 +1,4 @@
+ {MARKER}
+ [Container]
+-Pull=always
++Pull=never
+ Image=a
+"
+        )
+    );
+    assert_eq!(root.plan(&[]).diff().matches("+++ /dev/null").count(), 2);
+}
+
+#[test]
+fn obsolete_files_of_ours_are_removed_and_others_stay() {
+    let root = Root::new();
+    let ours = format!("{MARKER}\n");
+    root.write(&root.quadlet("litellm-postgres.container"), &ours);
+    root.write(&root.paths.units.join("litellm-old.service"), &ours);
+    // Theirs, by its text, by its name or by its kind.
+    root.write(&root.quadlet("litellm-mine.container"), "[Container]\n");
+    root.write(&root.quadlet("other.container"), &ours);
+    root.write(&root.quadlet("litellm-postgres.container.d/10.conf"), &ours);
+    root.write(&root.quadlet("litellm.volume"), &ours);
+    root.write(&root.paths.units.join("litellm.conf"), &ours);
+    root.write(&root.paths.units.join("litellmd.service"), &ours);
+    std::os::unix::fs::symlink("/dev/null", root.paths.units.join("litellm-x.service")).unwrap();
+    let plan = root.plan(&[]);
+    assert_eq!(
+        root.verbs(&plan),
+        [
+            "remove etc/systemd/system/litellm-old.service",
+            "remove etc/containers/systemd/litellm-postgres.container"
+        ]
+    );
+    plan.apply().unwrap();
+    let names: Vec<String> = root
+        .tree()
+        .lines()
+        .filter_map(|line| Some(line.split_once(" etc/")?.1.to_owned()))
+        .collect();
+    assert_eq!(
+        names,
+        [
+            "containers",
+            "containers/systemd",
+            "containers/systemd/litellm-mine.container",
+            "containers/systemd/litellm-postgres.container.d",
+            "containers/systemd/litellm-postgres.container.d/10.conf",
+            "containers/systemd/litellm.volume",
+            "containers/systemd/other.container",
+            "systemd",
+            "systemd/system",
+            "systemd/system/litellm-x.service -> /dev/null",
+            "systemd/system/litellm.conf",
+            "systemd/system/litellmd.service",
+        ]
+    );
+    assert_eq!(root.plan(&[]), Plan::default());
+}
+
+#[test]
+fn a_foreign_file_in_the_way_is_refused() {
+    type Put = fn(&Path);
+    let ways: [Put; 5] = [
+        |path| fs::write(path, "[Container]\nImage=theirs\n").unwrap(),
+        |path| fs::write(path, "").unwrap(),
+        |path| fs::write(path, b"\xff\xfe").unwrap(),
+        |path| std::os::unix::fs::symlink("/dev/null", path).unwrap(),
+        |path| fs::create_dir(path).unwrap(),
+    ];
+    for put in ways {
+        let root = Root::new();
+        fs::create_dir_all(&root.paths.quadlets).unwrap();
+        put(&root.quadlet("litellm-redis.container"));
+        let before = root.tree();
+        let error = Plan::new(&root.paths, &usual()).unwrap_err();
+        assert_eq!(
+            root.relative(&failure(&error)),
+            "error: etc/containers/systemd/litellm-redis.container was not written by litellm-units, so it is left alone\n\
+             hint: move it away, then run the command again\n"
+        );
+        assert_eq!(root.tree(), before);
+    }
+}
+
+/// After each possible interruption, the next run completes what the first began.
+#[test]
+fn an_interrupted_installation_is_completed() {
+    let steps = Root::new().plan(&usual()).changes.len();
+    for done in 0..=steps {
+        let root = Root::new();
+        let mut first = root.plan(&usual());
+        first.changes.truncate(done);
+        first.apply().unwrap();
+        // What a killed writer leaves beside its goal is neither ours nor in the way.
+        root.write(&root.quadlet(".litellm-units-x1y2z3"), "half a fi");
+        let second = root.plan(&usual());
+        assert_eq!(second.changes.len(), steps - done);
+        second.apply().unwrap();
+        assert_eq!(root.plan(&usual()), Plan::default());
+    }
+}
+
+#[test]
+fn a_directory_that_can_not_be_read_is_named() {
+    let root = Root::new();
+    root.write(
+        &root.directory.path().join("etc/containers"),
+        "in the way\n",
+    );
+    let error = Plan::new(&root.paths, &usual()).unwrap_err();
+    assert_eq!(
+        root.relative(&failure(&error)),
+        "error: can't read etc/containers/systemd: Not a directory (os error 20)\n"
+    );
+}

@@ -1,0 +1,323 @@
+//! Which variable of `.env` reaches which container, and which values are refused.
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
+
+use std::fmt::Write;
+use std::path::Path;
+
+use litellm_units::error::{self, Exit};
+use litellm_units::settings::env_file::quote;
+use litellm_units::settings::{Delivery, Service, Settings};
+use secrecy::ExposeSecret;
+
+use crate::support::failure;
+
+const ENV: &str = "\
+LITELLM_IMAGE=ghcr.io/berriai/litellm:v1.80.11-stable
+LITELLM_MASTER_KEY=sk-mine
+LITELLM_SALT_KEY=sk-salt
+POSTGRES_USER=me
+POSTGRES_PASSWORD=p
+POSTGRES_DB=db
+REDIS_PASSWORD=r
+OPENAI_API_KEY=
+ANTHROPIC_API_KEY=
+UI_USERNAME=
+UI_PASSWORD=
+PROXY_BASE_URL=
+";
+
+fn settings(text: &str) -> Settings {
+    Settings::from_text(text, Path::new("/srv/.env")).unwrap()
+}
+
+/// Everything that every container gets.
+fn parcels(settings: &Settings) -> String {
+    let mut text = String::new();
+    for service in Service::ALL {
+        writeln!(text, "{}", service.container()).unwrap();
+        for parcel in settings.parcels(service) {
+            let file = match parcel.delivery {
+                Delivery::Variable => "",
+                Delivery::File => "file ",
+            };
+            writeln!(
+                text,
+                "  {file}{}={}",
+                parcel.name,
+                parcel.value.expose_secret().escape_debug()
+            )
+            .unwrap();
+        }
+    }
+    text
+}
+
+#[test]
+fn each_container_gets_what_it_needs_and_no_more() {
+    let text = format!(
+        "{ENV}POSTGRES_IMAGE=docker.io/library/postgres:17.7\n\
+         REDIS_IMAGE=docker.io/library/redis:7.4.6\nAZURE_API_KEY=a\nEMPTY=\n\
+         LITELLM_MODE=DEV\nDISABLE_SCHEMA_UPDATE=false\n"
+    );
+    assert_eq!(
+        parcels(&settings(&text)),
+        r#"litellm-postgres
+  POSTGRES_USER=me
+  POSTGRES_PASSWORD=p
+  POSTGRES_DB=db
+litellm-redis
+  file redis.conf=requirepass \"\\x72\"\n
+  REDISCLI_AUTH=r
+litellm-migrate
+  DATABASE_URL=postgresql://me:p@postgres:5432/db
+litellm
+  LITELLM_MASTER_KEY=sk-mine
+  LITELLM_SALT_KEY=sk-salt
+  AZURE_API_KEY=a
+  EMPTY=
+  DATABASE_URL=postgresql://me:p@postgres:5432/db
+  REDIS_HOST=redis
+  REDIS_PORT=6379
+  REDIS_PASSWORD=r
+"#
+    );
+}
+
+#[test]
+fn optional_variables_count_when_they_are_filled() {
+    let text = ENV
+        .replace("OPENAI_API_KEY=", "OPENAI_API_KEY=o")
+        .replace("UI_PASSWORD=", "UI_PASSWORD=u");
+    let parcels = settings(&text).parcels(Service::Litellm);
+    let names: Vec<&str> = parcels.iter().map(|parcel| parcel.name.as_str()).collect();
+    assert_eq!(
+        names,
+        [
+            "LITELLM_MASTER_KEY",
+            "LITELLM_SALT_KEY",
+            "OPENAI_API_KEY",
+            "UI_PASSWORD",
+            "DATABASE_URL",
+            "REDIS_HOST",
+            "REDIS_PORT",
+            "REDIS_PASSWORD"
+        ]
+    );
+}
+
+#[test]
+fn external_servers_replace_the_local_ones() {
+    let external = format!(
+        "{ENV}DATABASE_URL='postgresql://a:b%25@db:5433/x?sslmode=require'\n\
+         REDIS_HOST=cache\nREDIS_PORT=6380\nREDIS_SSL=True\nREDIS_USERNAME=\n"
+    );
+    let settings = settings(&external);
+    assert_eq!(
+        parcels(&settings),
+        "\
+litellm-postgres
+litellm-redis
+litellm-migrate
+  DATABASE_URL=postgresql://a:b%25@db:5433/x?sslmode=require
+litellm
+  LITELLM_MASTER_KEY=sk-mine
+  LITELLM_SALT_KEY=sk-salt
+  DATABASE_URL=postgresql://a:b%25@db:5433/x?sslmode=require
+  REDIS_PASSWORD=r
+  REDIS_HOST=cache
+  REDIS_PORT=6380
+  REDIS_SSL=True
+"
+    );
+    let services: Vec<Service> = settings.services().collect();
+    assert_eq!(services, [Service::Migrate, Service::Litellm]);
+}
+
+#[test]
+fn an_external_server_needs_no_password_of_a_local_one() {
+    let text = "\
+LITELLM_IMAGE=ghcr.io/berriai/litellm:v1.80.11-stable
+LITELLM_MASTER_KEY=sk-mine
+DATABASE_URL=postgres://a@db/x
+REDIS_HOST=cache
+";
+    assert_eq!(
+        parcels(&settings(text)),
+        "\
+litellm-postgres
+litellm-redis
+litellm-migrate
+  DATABASE_URL=postgres://a@db/x
+litellm
+  LITELLM_MASTER_KEY=sk-mine
+  DATABASE_URL=postgres://a@db/x
+  REDIS_HOST=cache
+"
+    );
+}
+
+/// What a password can hold arrives unchanged, in each of the grammars on its way.
+#[test]
+fn any_value_is_carried() {
+    let nasty = "\" ' $A ${B} %s \\ # é 🔑 @:/?&=+\n\r\t end ";
+    let text = ENV
+        .replace("PASSWORD=p\n", &format!("PASSWORD={}\n", quote(nasty)))
+        .replace(
+            "REDIS_PASSWORD=r\n",
+            &format!("REDIS_PASSWORD={}\n", quote("é\"\n")),
+        )
+        .replace("POSTGRES_USER=me", "POSTGRES_USER='m e@'")
+        .replace("POSTGRES_DB=db", "POSTGRES_DB='d/b?'");
+    let settings = settings(&text);
+    let escaped = nasty.escape_debug();
+    let url = "postgresql://m%20e%40:%22%20%27%20%24A%20%24%7BB%7D%20%25s%20%5C%20%23%20%C3%A9%20\
+               %F0%9F%94%91%20%40%3A%2F%3F%26%3D%2B%0A%0D%09%20end%20@postgres:5432/d%2Fb%3F";
+    assert_eq!(
+        parcels(&settings),
+        format!(
+            r#"litellm-postgres
+  POSTGRES_USER=m e@
+  POSTGRES_PASSWORD={escaped}
+  POSTGRES_DB=d/b?
+litellm-redis
+  file redis.conf=requirepass \"\\xc3\\xa9\\x22\\x0a\"\n
+  REDISCLI_AUTH=é\"\n
+litellm-migrate
+  DATABASE_URL={url}
+litellm
+  LITELLM_MASTER_KEY=sk-mine
+  LITELLM_SALT_KEY=sk-salt
+  DATABASE_URL={url}
+  REDIS_HOST=redis
+  REDIS_PORT=6379
+  REDIS_PASSWORD=é\"\n
+"#
+        )
+    );
+}
+
+/// Replaces a line of [`ENV`], or adds one, and gives what `main` would print.
+fn refusal(name: &str, line: &str) -> String {
+    let mut text: String = ENV
+        .lines()
+        .map(|old| {
+            if old.starts_with(&format!("{name}=")) {
+                line
+            } else {
+                old
+            }
+        })
+        .fold(String::new(), |text, line| text + line + "\n");
+    if !text.contains(line) {
+        text = text + line + "\n";
+    }
+    let error = Settings::from_text(&text, Path::new("/srv/.env")).unwrap_err();
+    assert_eq!(error::exit(&error), Exit::Config);
+    failure(&error)
+}
+
+#[test]
+fn what_can_not_be_used_is_refused_by_name_file_and_line() {
+    let generate = "hint: `litellm-units generate` adds what is missing\n";
+    for (name, line, expected) in [
+        ("LITELLM_IMAGE", "", format!("error: /srv/.env: LITELLM_IMAGE has no value\n{generate}")),
+        ("LITELLM_IMAGE", "LITELLM_IMAGE=", format!("error: /srv/.env, line 1: LITELLM_IMAGE has no value\n{generate}")),
+        (
+            "LITELLM_IMAGE",
+            "LITELLM_IMAGE=ghcr.io/berriai/litellm:main-stable",
+            "error: /srv/.env, line 1: LITELLM_IMAGE can't be used: \"ghcr.io/berriai/litellm:main-stable\" has the floating tag \"main-stable\"\n\
+             hint: name a version, e.g. :v1.80.11-stable, or add the digest (@sha256:…)\n".to_owned(),
+        ),
+        (
+            "LITELLM_IMAGE",
+            "LITELLM_IMAGE=ghcr.io/berriai/litellm:v1.82.8",
+            "error: /srv/.env, line 1: LITELLM_IMAGE can't be used: \"ghcr.io/berriai/litellm:v1.82.8\" is LiteLLM 1.82.8, a compromised release that steals credentials\n\
+             hint: choose another release, and rotate every credential that this one has seen (https://github.com/BerriAI/litellm/issues/24512)\n".to_owned(),
+        ),
+        (
+            "POSTGRES_IMAGE",
+            "POSTGRES_IMAGE=postgres:17",
+            "error: /srv/.env, line 13: POSTGRES_IMAGE can't be used: \"postgres:17\" does not name its registry\n\
+             hint: write the registry too, e.g. docker.io/library/postgres:17.7\n".to_owned(),
+        ),
+        ("LITELLM_MASTER_KEY", "LITELLM_MASTER_KEY=", format!("error: /srv/.env, line 2: LITELLM_MASTER_KEY has no value\n{generate}")),
+        (
+            "LITELLM_MASTER_KEY",
+            "LITELLM_MASTER_KEY=secret",
+            "error: /srv/.env, line 2: LITELLM_MASTER_KEY does not start with sk-, which LiteLLM demands of every key\n\
+             hint: change it to start with sk-\n".to_owned(),
+        ),
+        ("POSTGRES_PASSWORD", "POSTGRES_PASSWORD=''", format!("error: /srv/.env, line 5: POSTGRES_PASSWORD has no value\n{generate}")),
+        ("REDIS_PASSWORD", "REDIS_PASSWORD", format!("error: /srv/.env: REDIS_PASSWORD has no value\n{generate}")),
+        (
+            "DATABASE_URL",
+            "DATABASE_URL=mysql://secret",
+            "error: /srv/.env, line 13: DATABASE_URL is not a PostgreSQL URL\n\
+             hint: write it as postgresql://USER:PASSWORD@HOST:PORT/DATABASE, or remove it to use the local PostgreSQL\n".to_owned(),
+        ),
+        (
+            "POSTGRES_DB",
+            &format!("POSTGRES_DB={}", "d".repeat(64)),
+            "error: /srv/.env, line 6: POSTGRES_DB is longer than PostgreSQL's 63 bytes\nhint: choose a shorter one\n".to_owned(),
+        ),
+        (
+            "POSTGRES_PASSWORD",
+            &format!("POSTGRES_PASSWORD='{}'", "#".repeat(42_700)),
+            "error: /srv/.env, line 5: POSTGRES_PASSWORD makes DATABASE_URL longer than 127936 bytes, more than a variable can hold\nhint: choose a shorter one\n".to_owned(),
+        ),
+        (
+            "A.B",
+            "A.B=1",
+            "error: /srv/.env, line 13: A.B is not a name that a process' environment can hold\n\
+             hint: use letters, digits and _ only, and no digit first\n".to_owned(),
+        ),
+        (
+            "LONG",
+            &format!("LONG={}", "x".repeat(127_937)),
+            "error: /srv/.env, line 13: LONG is longer than 127936 bytes, more than a Podman secret can hold\n\
+             hint: put it into a file under config/ and name the file instead\n".to_owned(),
+        ),
+    ] {
+        assert_eq!(refusal(name, line), expected, "{name}");
+    }
+}
+
+#[test]
+fn the_longest_value_is_accepted() {
+    settings(&format!("{ENV}LONG={}\n", "x".repeat(127_936)));
+}
+
+#[test]
+fn settings_show_no_secret_when_debugged() {
+    let text = ENV
+        .replace("sk-mine", "sk-S3CR3T")
+        .replace("PASSWORD=p", "PASSWORD=S3CR3T");
+    let shown = format!("{:?}", settings(&text));
+    assert!(!shown.contains("S3CR3T"), "{shown}");
+}
+
+#[test]
+fn a_file_that_can_not_be_read_is_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join(".env");
+    let said = |path: &Path| {
+        let error = Settings::load(path).unwrap_err();
+        assert_eq!(error::exit(&error), Exit::Config);
+        failure(&error).replace(directory.path().to_str().unwrap(), "")
+    };
+    assert_eq!(
+        said(&path),
+        "error: can't read /.env: No such file or directory (os error 2)\n\
+         hint: create the deployment with `litellm-units generate`, or name its directory with --litellm-dir\n"
+    );
+    std::fs::write(&path, b"A=1\nB=\xff\n").unwrap();
+    assert_eq!(
+        said(&path),
+        "error: /.env, line 2: not valid UTF-8\nhint: save the file as UTF-8\n"
+    );
+    std::fs::write(&path, b"A=1\nB=x\0y\n").unwrap();
+    assert_eq!(
+        said(&path),
+        "error: /.env, line 2, column 3: the value of B contains a NUL character\nhint: take the NUL character out of the value\n"
+    );
+}

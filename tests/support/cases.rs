@@ -1,0 +1,132 @@
+//! Every case in which the unit files differ.
+
+use std::path::{Path, PathBuf};
+
+use litellm_units::paths::{Paths, Scope};
+use litellm_units::quadlet::{self, PodmanVersion, UnitFile};
+use litellm_units::settings::Settings;
+
+/// What all the values of secrets hold, so that none can be in a unit file unnoticed.
+pub const SECRET: &str = "S3CR3T";
+
+/// What decides about the text of the unit files.
+#[derive(Debug)]
+pub struct Case {
+    /// `SCOPE-PODMAN-SETTINGS`.
+    pub name: String,
+    /// Whose units.
+    pub scope: Scope,
+    podman: PodmanVersion,
+    deployment: &'static str,
+    env: String,
+}
+
+/// Every case: the scopes, the versions of Podman that differ, and what `.env` can change.
+pub fn all() -> Vec<Case> {
+    let database = format!("DATABASE_URL=postgresql://me:{SECRET}@db.example.org/litellm\n");
+    let redis = format!("REDIS_HOST=cache.example.org\nREDIS_PASSWORD={SECRET}\n");
+    let alpine = "POSTGRES_IMAGE=docker.io/library/postgres:17.7-alpine\n\
+                  REDIS_IMAGE=docker.io/library/redis:7.4.6-alpine\n";
+    let mut cases = Vec::new();
+    for scope in [Scope::System, Scope::User] {
+        let deployment = match scope {
+            Scope::System => "/opt/litellm-server",
+            Scope::User => "/home/operator/.local/share/litellm-server",
+        };
+        for podman in ["5.4", "4.9"] {
+            let mut add = |settings, deployment, more: &str| {
+                cases.push(Case::new(scope, podman, settings, deployment, more));
+            };
+            add("local", deployment, "");
+            add("external-database", deployment, &database);
+            add("external-redis", deployment, &redis);
+            add("external-both", deployment, &format!("{database}{redis}"));
+            if podman == "5.4" {
+                add("alpine", deployment, alpine);
+                add("space", "/srv/my gateway", "");
+            }
+        }
+    }
+    cases
+}
+
+impl Case {
+    fn new(
+        scope: Scope,
+        podman: &str,
+        settings: &str,
+        deployment: &'static str,
+        more: &str,
+    ) -> Self {
+        let scope_name = match scope {
+            Scope::System => "system",
+            Scope::User => "user",
+        };
+        Self {
+            name: format!("{scope_name}-{podman}-{settings}"),
+            scope,
+            podman: PodmanVersion::parse(podman).unwrap(),
+            deployment,
+            env: format!(
+                "LITELLM_IMAGE=ghcr.io/berriai/litellm:v1.80.11-stable\n\
+                 LITELLM_MASTER_KEY=sk-{SECRET}\n\
+                 LITELLM_SALT_KEY=sk-{SECRET}\n\
+                 POSTGRES_PASSWORD={SECRET}\n\
+                 REDIS_PASSWORD={SECRET}\n\
+                 OPENAI_API_KEY=sk-{SECRET}\n\
+                 {more}"
+            ),
+        }
+    }
+
+    /// All the files, the target included, in the order in which they are installed.
+    pub fn units(&self) -> Vec<UnitFile> {
+        let paths = self.paths();
+        let settings = Settings::from_text(&self.env, &paths.env_file()).unwrap();
+        let program = Path::new("/usr/bin/litellm-units");
+        let host = quadlet::Host {
+            paths: &paths,
+            podman: self.podman,
+            program,
+        };
+        let mut units = vec![quadlet::target(self.scope)];
+        units.extend(quadlet::render(&settings, &host).unwrap());
+        units
+    }
+
+    /// The locations of a default installation, whoever runs the test.
+    fn paths(&self) -> Paths {
+        let (quadlets, units, packaged_units, runtime) = match self.scope {
+            Scope::System => (
+                "/etc/containers/systemd",
+                "/etc/systemd/system",
+                "/usr/lib/systemd/system",
+                "/run",
+            ),
+            Scope::User => (
+                "/home/operator/.config/containers/systemd",
+                "/home/operator/.config/systemd/user",
+                "/usr/lib/systemd/user",
+                "/run/user/1000",
+            ),
+        };
+        Paths {
+            scope: self.scope,
+            deployment: self.deployment.into(),
+            quadlets: quadlets.into(),
+            units: units.into(),
+            packaged_units: packaged_units.into(),
+            runtime: runtime.into(),
+        }
+    }
+
+    /// Where the recorded text of the case is.
+    pub fn golden(&self) -> PathBuf {
+        golden_directory().join(format!("{}.txt", self.name))
+    }
+}
+
+/// Where the recorded texts are.
+pub fn golden_directory() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
+}

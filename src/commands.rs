@@ -1,5 +1,6 @@
 //! One module per verb.
 
+pub mod config;
 pub mod down;
 pub mod generate;
 pub mod pull;

@@ -44,6 +44,7 @@ pub async fn run(cli: Cli) -> Result<Exit> {
         Command::Down(arguments) => commands::down::run(&host, &arguments).await,
         Command::Status(arguments) => commands::status::run(&host, &arguments).await,
         Command::Pull(arguments) => commands::pull::run(&host, &arguments).await,
+        Command::Config(arguments) => commands::config::run(&host, &arguments),
         Command::Unit(verb) => commands::unit::run(&host, verb).await,
     }
 }

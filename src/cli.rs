@@ -72,6 +72,8 @@ pub enum Command {
         /// The shell
         shell: clap_complete::Shell,
     },
+    /// Print the effective settings, or check the gateway's configuration
+    Config(Config),
     /// What the units call
     #[command(hide = true, subcommand)]
     Unit(Unit),
@@ -214,6 +216,38 @@ pub struct Pull {
     /// Pull only what this host does not have yet
     #[arg(long)]
     pub missing: bool,
+}
+
+/// Arguments of `config`.
+#[derive(Debug, Args)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "Examples:\n  litellm-units config\n  litellm-units config --unmask | grep DATABASE_URL   (refused without --force)\n  litellm-units config check"
+)]
+pub struct Config {
+    /// The part of it that is asked for.
+    #[command(subcommand)]
+    pub command: Option<ConfigCommand>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Show secrets; only on a terminal, or with --force
+    #[arg(long)]
+    pub unmask: bool,
+    /// With --unmask: show them to whatever reads the output
+    #[arg(long, requires = "unmask")]
+    pub force: bool,
+}
+
+/// What `config` can do besides printing.
+#[derive(Debug, Subcommand)]
+pub enum ConfigCommand {
+    /// Check config/litellm-config.yaml without restarting anything; exit with 78 if it is wrong
+    Check {
+        /// Print JSON
+        #[arg(long)]
+        json: bool,
+    },
 }
 
 /// Plumbing between the units and this program.

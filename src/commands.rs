@@ -2,6 +2,7 @@
 
 pub mod apply;
 pub mod completion;
+pub mod config;
 pub mod down;
 pub mod exec;
 pub mod generate;

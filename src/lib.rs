@@ -54,6 +54,7 @@ pub async fn run(cli: Cli) -> Result<Exit> {
         Command::Completion { shell } => commands::completion::run(shell),
         Command::Status(arguments) => commands::status::run(&host, &arguments).await,
         Command::Pull(arguments) => commands::pull::run(&host, &arguments).await,
+        Command::Config(arguments) => commands::config::run(&host, &arguments),
         Command::Unit(verb) => commands::unit::run(&host, verb).await,
     }
 }

@@ -1,5 +1,6 @@
 //! The gateway's HTTP interface.
 
+pub mod config;
 pub mod health;
 
 use std::time::Duration;

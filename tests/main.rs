@@ -4,6 +4,7 @@
 
 mod cli;
 mod deployment;
+mod config_check;
 mod e2e;
 mod env_file;
 mod golden;

@@ -1,0 +1,292 @@
+//! `config`: the effective settings, and `config check`: whether the gateway can use its own.
+
+use std::io::IsTerminal;
+
+use secrecy::ExposeSecret;
+use serde::Serialize;
+
+use crate::cli::{Config, ConfigCommand};
+use crate::error::{Exit, Failure, Result};
+use crate::host::Host;
+use crate::litellm::config::{Finding, Severity, check_deployment};
+use crate::output;
+use crate::settings::{Delivery, Service, Settings};
+
+/// Shown in place of a secret; always the same, so that it does not tell a length.
+const MASK: &str = "********";
+
+/// Variables whose values are known to be harmless. All others are masked: what a variable of
+/// tomorrow holds is not for a list of today to say.
+const HARMLESS: [&str; 15] = [
+    "LITELLM_LOCAL_MODEL_COST_MAP",
+    "LITELLM_LOG",
+    "LITELLM_MODE",
+    "POSTGRES_DB",
+    "POSTGRES_USER",
+    "PROXY_BASE_URL",
+    "REDIS_DB",
+    "REDIS_HOST",
+    "REDIS_PORT",
+    "REDIS_SSL",
+    "REDIS_USERNAME",
+    "SERVER_ROOT_PATH",
+    "STORE_MODEL_IN_DB",
+    "TZ",
+    "UI_USERNAME",
+];
+
+/// Runs the command.
+///
+/// # Errors
+/// When `.env` is wrong, a file can't be read, or secrets would be shown to a pipe.
+pub fn run(host: &Host, arguments: &Config) -> Result<Exit> {
+    match arguments.command {
+        Some(ConfigCommand::Check { json }) => check(host, json),
+        None => show(host, arguments),
+    }
+}
+
+/// The answer of `config check --json`.
+#[derive(Serialize)]
+struct Checked<'a> {
+    schema: u32,
+    file: String,
+    errors: usize,
+    warnings: usize,
+    findings: &'a [Finding],
+}
+
+fn check(host: &Host, json: bool) -> Result<Exit> {
+    let findings = check_deployment(host)?;
+    let count = |severity| {
+        findings
+            .iter()
+            .filter(|finding| finding.severity == severity)
+            .count()
+    };
+    let errors = count(Severity::Error);
+    let file = host.paths.config_file().display().to_string();
+    if json {
+        let warnings = count(Severity::Warning);
+        output::json(&Checked {
+            schema: 1,
+            file,
+            errors,
+            warnings,
+            findings: &findings,
+        })?;
+    } else if findings.is_empty() {
+        output::line(&format!("{file}: no errors"))?;
+    } else {
+        for finding in &findings {
+            output::line(&finding.to_string())?;
+        }
+    }
+    Ok(if errors == 0 {
+        Exit::Success
+    } else {
+        Exit::Config
+    })
+}
+
+/// The answer of `config --json`.
+#[derive(Serialize)]
+struct Effective {
+    schema: u32,
+    paths: Vec<Line>,
+    services: Vec<ServiceSettings>,
+}
+
+#[derive(Serialize)]
+struct ServiceSettings {
+    service: &'static str,
+    container: &'static str,
+    image: String,
+    variables: Vec<Line>,
+    files: Vec<Line>,
+}
+
+#[derive(Serialize)]
+struct Line {
+    name: String,
+    value: String,
+}
+
+fn show(host: &Host, arguments: &Config) -> Result<Exit> {
+    if arguments.unmask && !arguments.force && !std::io::stdout().is_terminal() {
+        return Err(
+            Failure::new("--unmask shows secrets, and the output is not a terminal")
+                .hint("add --force if whatever reads the output may know them")
+                .into(),
+        );
+    }
+    let settings = Settings::load(&host.paths.env_file())?;
+    let effective = gather(host, &settings, arguments.unmask);
+    if arguments.json {
+        output::json(&effective)?;
+    } else {
+        output::text(&text(&effective))?;
+    }
+    Ok(Exit::Success)
+}
+
+fn gather(host: &Host, settings: &Settings, unmask: bool) -> Effective {
+    let paths = &host.paths;
+    let paths = [
+        ("deployment", &paths.deployment),
+        ("env", &paths.env_file()),
+        ("config", &paths.config_file()),
+        ("logs", &paths.logs()),
+        ("data", &paths.data()),
+        ("quadlets", &paths.quadlets),
+        ("units", &paths.units),
+    ]
+    .map(|(name, path)| Line {
+        name: name.to_owned(),
+        value: path.display().to_string(),
+    })
+    .into();
+    let services = settings
+        .services()
+        .map(|service| {
+            let (mut variables, mut files) = (Vec::new(), Vec::new());
+            for parcel in settings.parcels(service) {
+                let value = parcel.value.expose_secret();
+                let value = if unmask {
+                    value.to_owned()
+                } else {
+                    masked(&parcel.name, value)
+                };
+                match parcel.delivery {
+                    Delivery::Variable => variables.push(Line {
+                        name: parcel.name,
+                        value,
+                    }),
+                    Delivery::File => files.push(Line {
+                        name: format!("/run/secrets/{}", parcel.name),
+                        value,
+                    }),
+                }
+            }
+            variables.sort_by(|one, two| one.name.cmp(&two.name));
+            ServiceSettings {
+                service: service.name(),
+                container: service.container(),
+                image: image(settings, service),
+                variables,
+                files,
+            }
+        })
+        .collect();
+    Effective {
+        schema: 1,
+        paths,
+        services,
+    }
+}
+
+fn image(settings: &Settings, service: Service) -> String {
+    settings
+        .image(service)
+        .map(ToString::to_string)
+        .unwrap_or_default()
+}
+
+/// Lines of three words, for people and for `grep`: what it is about, the name, the value.
+fn text(effective: &Effective) -> String {
+    let mut text = String::new();
+    let mut line = |about: &str, name: &str, value: &str| {
+        let value = if value.contains(char::is_control) {
+            value.escape_default().to_string()
+        } else {
+            value.to_owned()
+        };
+        for part in [about, " ", name, "=", &value, "\n"] {
+            text.push_str(part);
+        }
+    };
+    for path in &effective.paths {
+        line("path", &path.name, &path.value);
+    }
+    for service in &effective.services {
+        line("image", service.service, &service.image);
+    }
+    for service in &effective.services {
+        for variable in service.variables.iter().chain(&service.files) {
+            line(service.service, &variable.name, &variable.value);
+        }
+    }
+    text
+}
+
+/// A value as everyone may see it. That one is empty is no secret, and often the answer.
+fn masked(name: &str, value: &str) -> String {
+    if value.is_empty() {
+        return String::new();
+    }
+    if name == "DATABASE_URL" {
+        return masked_url(value).unwrap_or_else(|| MASK.to_owned());
+    }
+    // A URL may carry a password even where none is expected.
+    if HARMLESS.contains(&name) && !value.contains('@') {
+        value.to_owned()
+    } else {
+        MASK.to_owned()
+    }
+}
+
+/// `scheme://user:********@host/database`. Parameters are shown by name only, since
+/// `?password=` is one. Nothing when the URL has another form.
+fn masked_url(url: &str) -> Option<String> {
+    let (scheme, rest) = url.split_once("://")?;
+    let (rest, query) = rest
+        .split_once('?')
+        .map_or((rest, None), |(rest, query)| (rest, Some(query)));
+    let (credentials, place) = rest.rsplit_once('@')?;
+    let user = credentials.split_once(':')?.0;
+    let mut masked = format!("{scheme}://{user}:{MASK}@{place}");
+    for (index, parameter) in query
+        .into_iter()
+        .flat_map(|query| query.split('&'))
+        .enumerate()
+    {
+        let name = parameter.split('=').next().unwrap_or_default();
+        for part in [if index == 0 { "?" } else { "&" }, name, "=", MASK] {
+            masked.push_str(part);
+        }
+    }
+    Some(masked)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::masked;
+
+    #[test]
+    fn what_is_shown() {
+        for (name, value, shown) in [
+            ("POSTGRES_USER", "litellm", "litellm"),
+            ("POSTGRES_USER", "postgres://a:b@c", "********"),
+            ("OPENAI_API_KEY", "sk-1", "********"),
+            ("SOME_NEW_SETTING", "1", "********"),
+            ("SOME_NEW_SETTING", "", ""),
+            (
+                "DATABASE_URL",
+                "postgresql://litellm:p%40ss@postgres:5432/litellm",
+                "postgresql://litellm:********@postgres:5432/litellm",
+            ),
+            (
+                "DATABASE_URL",
+                "postgresql://u:a/b@c:d@db/x?sslmode=require&sslpassword=s",
+                "postgresql://u:********@db/x?sslmode=********&sslpassword=********",
+            ),
+            (
+                "DATABASE_URL",
+                "postgresql://host/x?user=u&password=p",
+                "********",
+            ),
+        ] {
+            assert_eq!(masked(name, value), shown, "{name}");
+        }
+    }
+}

@@ -1,0 +1,768 @@
+//! LiteLLM's own configuration, checked before a restart finds out.
+//!
+//! An error is what keeps the gateway from starting, makes it ignore what the file plainly asks
+//! for, or puts a secret where it does not belong. Everything else is a warning: LiteLLM's
+//! releases add keys all the time, so an unknown one is only worth a word when it resembles a
+//! known one.
+
+mod tree;
+
+use std::collections::HashSet;
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::rc::Rc;
+
+use secrecy::ExposeSecret;
+use serde::Serialize;
+
+use crate::error::{Failure, Result};
+use crate::host::Host;
+use crate::settings::env_file::EnvFile;
+use crate::settings::{Cache, Service, Settings, parse_env, read_env};
+use tree::{Node, Position, SyntaxError, Value};
+
+/// The keys that `ProxyConfig` of litellm 1.80.11 and 1.110.2 reads (proxy/proxy_server.py).
+const TOP_LEVEL: &str = include_str!("config/top_level.keys");
+/// `ConfigGeneralSettings` and every look into `general_settings` in the same releases.
+const GENERAL_SETTINGS: &str = include_str!("config/general_settings.keys");
+/// The attributes of the module `litellm`, which this section sets, in the same releases.
+const LITELLM_SETTINGS: &str = include_str!("config/litellm_settings.keys");
+/// The parameters of `Router.__init__` in the same releases.
+const ROUTER_SETTINGS: &str = include_str!("config/router_settings.keys");
+
+/// What a reference to a variable begins with.
+const REFERENCE: &str = "os.environ/";
+
+/// Set in the container by the unit or the image, not by `.env`.
+const OF_THE_CONTAINER: [&str; 4] = ["DISABLE_SCHEMA_UPDATE", "HOME", "HOSTNAME", "PATH"];
+
+/// How bad a finding is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// The gateway must not be restarted with this.
+    Error,
+    /// It can, but this is hardly meant.
+    Warning,
+}
+
+/// One thing that is wrong in the file.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// The file.
+    pub file: PathBuf,
+    /// The line, from 1.
+    pub line: usize,
+    /// The column in characters, from 1.
+    pub column: usize,
+    /// How bad it is.
+    pub severity: Severity,
+    /// What is wrong; never a value that may be secret.
+    pub message: String,
+    /// The next step.
+    pub hint: Option<String>,
+}
+
+impl fmt::Display for Severity {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Error => "error",
+            Self::Warning => "warning",
+        })
+    }
+}
+
+/// `FILE:LINE:COLUMN: error: …`, as compilers say it, with the hint on a line of its own.
+impl fmt::Display for Finding {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self {
+            file,
+            line,
+            column,
+            severity,
+            message,
+            hint,
+        } = self;
+        write!(
+            f,
+            "{}:{line}:{column}: {severity}: {message}",
+            file.display()
+        )?;
+        match hint {
+            Some(hint) => write!(f, "\n  hint: {hint}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Checks the gateway's configuration of this host's deployment, and the files that it includes.
+///
+/// # Errors
+/// When `.env` is wrong, or a file can't be read.
+pub fn check_deployment(host: &Host) -> Result<Vec<Finding>> {
+    let env_path = host.paths.env_file();
+    let env = parse_env(&read_env(&env_path)?, &env_path)?;
+    let settings = Settings::from_env(&env, &env_path)?;
+    let path = host.paths.config_file();
+    let text = read(&path)?;
+    let (mut findings, includes) = check_one(&text, &path, &env, &settings);
+    for (at, include) in includes {
+        let missing = |message: String| Finding {
+            file: path.clone(),
+            line: at.line,
+            column: at.column,
+            severity: Severity::Error,
+            message,
+            hint: Some(format!(
+                "put the file below {} and name it relative to that",
+                host.paths.config().display()
+            )),
+        };
+        let inside = Path::new(&include)
+            .strip_prefix("/app/config")
+            .unwrap_or(Path::new(&include));
+        if inside.is_absolute() || inside.components().any(|part| part.as_os_str() == "..") {
+            findings.push(missing(format!(
+                "{include} is outside of what the gateway sees"
+            )));
+            continue;
+        }
+        let target = host.paths.config().join(inside);
+        if !target.is_file() {
+            findings.push(missing(format!("{} does not exist", target.display())));
+            continue;
+        }
+        findings.extend(check(&read(&target)?, &target, &env, &settings));
+    }
+    Ok(findings)
+}
+
+fn read(path: &Path) -> Result<String> {
+    let bytes = std::fs::read(path).map_err(|error| {
+        Failure::config(format!("can't read {}: {error}", path.display()))
+            .hint("`litellm-units generate` writes one to begin with")
+    })?;
+    String::from_utf8(bytes).map_err(|error| {
+        let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = good.iter().filter(|byte| **byte == b'\n').count() + 1;
+        Failure::config(format!("{}, line {line}: not valid UTF-8", path.display()))
+            .hint("save the file as UTF-8")
+            .into()
+    })
+}
+
+/// Checks a text; `file` is for messages only. In the order of the text.
+#[must_use]
+pub fn check(text: &str, file: &Path, env: &EnvFile, settings: &Settings) -> Vec<Finding> {
+    check_one(text, file, env, settings).0
+}
+
+/// The findings, and the files that the text includes.
+fn check_one(
+    text: &str,
+    file: &Path,
+    env: &EnvFile,
+    settings: &Settings,
+) -> (Vec<Finding>, Vec<(Position, String)>) {
+    let given = settings
+        .parcels(Service::Litellm)
+        .into_iter()
+        .map(|parcel| (parcel.name, parcel.value.expose_secret().is_empty()))
+        .collect();
+    let mut checker = Checker {
+        file,
+        env,
+        settings,
+        given,
+        findings: Vec::new(),
+        seen: HashSet::new(),
+        includes: Vec::new(),
+    };
+    match tree::parse(text) {
+        Err(SyntaxError { at, message }) => {
+            checker.error(at, format!("not valid YAML: {message}"), None);
+        }
+        Ok(Some(root)) => checker.document(&root),
+        Ok(None) => checker.error(
+            Position { line: 1, column: 1 },
+            "the file is empty, and LiteLLM does not start without a configuration",
+            Some("`litellm-units generate` writes one when there is none"),
+        ),
+    }
+    checker
+        .findings
+        .sort_by_key(|finding| (finding.line, finding.column));
+    (checker.findings, checker.includes)
+}
+
+struct Checker<'a> {
+    file: &'a Path,
+    env: &'a EnvFile,
+    settings: &'a Settings,
+    /// What the gateway gets, and whether it is empty.
+    given: std::collections::HashMap<String, bool>,
+    findings: Vec<Finding>,
+    /// Nodes already walked: an alias leads to one again.
+    seen: HashSet<*const Node>,
+    includes: Vec<(Position, String)>,
+}
+
+impl Checker<'_> {
+    fn add(
+        &mut self,
+        severity: Severity,
+        at: Position,
+        message: impl Into<String>,
+        hint: Option<&str>,
+    ) {
+        self.findings.push(Finding {
+            file: self.file.to_owned(),
+            line: at.line,
+            column: at.column,
+            severity,
+            message: message.into(),
+            hint: hint.map(str::to_owned),
+        });
+    }
+
+    fn error(&mut self, at: Position, message: impl Into<String>, hint: Option<&str>) {
+        self.add(Severity::Error, at, message, hint);
+    }
+
+    fn warning(&mut self, at: Position, message: impl Into<String>, hint: Option<&str>) {
+        self.add(Severity::Warning, at, message, hint);
+    }
+
+    fn document(&mut self, root: &Rc<Node>) {
+        if !matches!(root.value, Value::Mapping(_)) {
+            let message =
+                "the file holds no mapping of sections such as model_list and general_settings";
+            return self.error(root.at, message, None);
+        }
+        self.top_level(root);
+        for (section, keys) in [
+            ("general_settings", GENERAL_SETTINGS),
+            ("litellm_settings", LITELLM_SETTINGS),
+            ("router_settings", ROUTER_SETTINGS),
+        ] {
+            self.section(root, section, keys);
+        }
+        self.models(root);
+        self.master_key(root);
+        self.database_url(root);
+        self.redis(root);
+        self.include(root);
+        self.walk(root, &mut Vec::new());
+    }
+
+    fn top_level(&mut self, root: &Node) {
+        for (key, _) in root.entries() {
+            let Some(name) = key.text() else { continue };
+            if TOP_LEVEL.lines().any(|known| known == name)
+                || name.starts_with("x-")
+                || name.starts_with('.')
+            {
+                continue;
+            }
+            if let Some(known) = nearest(name, TOP_LEVEL.lines()) {
+                self.error(
+                    key.at,
+                    format!("unknown section {name:?}, which LiteLLM ignores"),
+                    Some(&format!("did you mean {known}?")),
+                );
+            } else if let Some(section) = section_of(name) {
+                self.error(
+                    key.at,
+                    format!("{name:?} is not a section, so LiteLLM ignores it"),
+                    Some(&format!("indent it below {section}:")),
+                );
+            } else {
+                self.warning(
+                    key.at,
+                    format!("unknown section {name:?}, which LiteLLM ignores"),
+                    Some("known to this version of litellm-units: model_list, litellm_settings, general_settings, router_settings, environment_variables, …"),
+                );
+            }
+        }
+    }
+
+    fn section(&mut self, root: &Node, section: &str, keys: &str) {
+        let Some(node) = root.get(section).filter(|node| !node.is_null()) else {
+            return;
+        };
+        if !matches!(node.value, Value::Mapping(_)) {
+            return self.error(
+                node.at,
+                format!("{section} is not a mapping of settings"),
+                None,
+            );
+        }
+        for (key, _) in node.entries() {
+            let Some(name) = key.text() else { continue };
+            if keys.lines().any(|known| known == name) {
+                continue;
+            }
+            if let Some(known) = nearest(name, keys.lines()) {
+                self.warning(
+                    key.at,
+                    format!("{section} has no setting {name:?}"),
+                    Some(&format!("did you mean {known}?")),
+                );
+            }
+        }
+    }
+
+    fn models(&mut self, root: &Node) {
+        let Some(list) = root.get("model_list").filter(|list| !list.is_null()) else {
+            return;
+        };
+        if !matches!(list.value, Value::Sequence(_)) {
+            return self.error(
+                list.at,
+                "model_list is not a list",
+                Some("begin each model with a dash: - model_name: …"),
+            );
+        }
+        for (index, model) in list.items().iter().enumerate() {
+            if !matches!(model.value, Value::Mapping(_)) {
+                self.error(
+                    model.at,
+                    "not a model: it has neither model_name nor litellm_params",
+                    None,
+                );
+                continue;
+            }
+            if model.get("model_name").and_then(Node::text).is_none() {
+                self.error(
+                    model.at,
+                    "this model has no model_name",
+                    Some("model_name is what clients ask for"),
+                );
+            }
+            match model.get("litellm_params") {
+                Some(parameters) if matches!(parameters.value, Value::Mapping(_)) => {
+                    if parameters.get("model").and_then(Node::text).is_none() {
+                        self.error(
+                            parameters.at,
+                            "litellm_params has no model, and LiteLLM does not start without it",
+                            Some("model is the provider and its model, e.g. openai/gpt-4o"),
+                        );
+                    }
+                }
+                found => self.error(
+                    found.map_or(model.at, |found| found.at),
+                    "this model has no litellm_params, and LiteLLM does not start without them",
+                    Some("at least: litellm_params: {model: PROVIDER/MODEL}"),
+                ),
+            }
+            let first = list.items()[..index].iter().find(|other| {
+                ["model_name", "litellm_params"].iter().all(|name| {
+                    match (model.get(name), other.get(name)) {
+                        (Some(one), Some(two)) => one.same(two),
+                        _ => false,
+                    }
+                })
+            });
+            if let (Some(first), Some(name)) = (first, model.get("model_name").and_then(Node::text))
+            {
+                self.warning(
+                    model.at,
+                    format!("{name:?} is the same as in line {}, name and litellm_params", first.at.line),
+                    Some("remove one; models of one name share the load only if something in litellm_params differs"),
+                );
+            }
+        }
+    }
+
+    fn master_key(&mut self, root: &Node) {
+        let Some(key) = root
+            .get("general_settings")
+            .and_then(|general| general.get("master_key"))
+        else {
+            return;
+        };
+        const RIGHT: &str = "write it as master_key: os.environ/LITELLM_MASTER_KEY";
+        match reference(key) {
+            Some("LITELLM_MASTER_KEY") => {}
+            Some(name) if self.given.contains_key(name) => self.warning(
+                key.at,
+                format!(
+                    "the master key is taken from {name}, but litellm-units uses LITELLM_MASTER_KEY"
+                ),
+                Some(RIGHT),
+            ),
+            Some(_) => {}
+            None if key.text().is_none_or(str::is_empty) => {
+                self.error(
+                    key.at,
+                    "master_key is empty, so the gateway would serve everyone",
+                    Some(RIGHT),
+                );
+            }
+            None => self.error(
+                key.at,
+                "master_key stands here in clear text",
+                Some(&format!(
+                    "move it to LITELLM_MASTER_KEY in .env, and {RIGHT}"
+                )),
+            ),
+        }
+    }
+
+    fn database_url(&mut self, root: &Node) {
+        let Some(url) = root
+            .get("general_settings")
+            .and_then(|general| general.get("database_url"))
+        else {
+            return;
+        };
+        const RIGHT: &str = "write it as database_url: os.environ/DATABASE_URL";
+        match reference(url) {
+            Some("DATABASE_URL") => {}
+            Some(name) if self.given.contains_key(name) => self.warning(
+                url.at,
+                format!("the database is taken from {name}, but the migration uses DATABASE_URL"),
+                Some(RIGHT),
+            ),
+            Some(_) => {}
+            None if url.text().is_none_or(str::is_empty) => {}
+            None => self.error(
+                url.at,
+                "database_url stands here in clear text",
+                Some(&format!(
+                    "{RIGHT}; for a database elsewhere, move the URL to DATABASE_URL in .env"
+                )),
+            ),
+        }
+    }
+
+    fn redis(&mut self, root: &Node) {
+        const SLOW: &str = "Redis as a URL is slower (80 requests/s less by LiteLLM's own account)";
+        let mut hosts = Vec::new();
+        if let Some(cache) = root
+            .get("litellm_settings")
+            .and_then(|settings| settings.get("cache_params"))
+        {
+            let kind = cache.get("type").and_then(Node::text).unwrap_or("redis");
+            if kind.starts_with("redis") || kind == "valkey" {
+                for name in ["url", "redis_url"] {
+                    if let Some(url) = cache.get(name).filter(|url| !url.is_null()) {
+                        self.warning(
+                            url.at,
+                            SLOW,
+                            Some("use host: os.environ/REDIS_HOST, port: os.environ/REDIS_PORT, password: os.environ/REDIS_PASSWORD"),
+                        );
+                    }
+                }
+                hosts.extend(cache.get("host"));
+            }
+        }
+        if let Some(router) = root.get("router_settings") {
+            if let Some(url) = router.get("redis_url").filter(|url| !url.is_null()) {
+                self.warning(
+                    url.at,
+                    SLOW,
+                    Some("use redis_host: os.environ/REDIS_HOST, redis_port: os.environ/REDIS_PORT, redis_password: os.environ/REDIS_PASSWORD"),
+                );
+            }
+            hosts.extend(router.get("redis_host"));
+        }
+        for host in hosts {
+            if host.text().is_some_and(is_loopback) {
+                let hint = match self.settings.cache {
+                    Cache::Local { .. } => "use os.environ/REDIS_HOST",
+                    Cache::External => "the host is reached as host.containers.internal",
+                };
+                self.error(
+                    host.at,
+                    "inside the gateway's container this address is the container itself",
+                    Some(hint),
+                );
+            }
+        }
+    }
+
+    fn include(&mut self, root: &Node) {
+        let Some(include) = root.get("include") else {
+            return;
+        };
+        if !matches!(include.value, Value::Sequence(_)) {
+            return self.error(
+                include.at,
+                "include is not a list of files",
+                Some("write it as: include: [FILE]"),
+            );
+        }
+        for item in include.items() {
+            if let Some(path) = item.text() {
+                self.includes.push((item.at, path.to_owned()));
+            }
+        }
+    }
+
+    /// What can stand anywhere: references, secrets and keys given twice.
+    fn walk<'a>(&mut self, node: &'a Rc<Node>, path: &mut Vec<&'a str>) {
+        if !self.seen.insert(Rc::as_ptr(node)) {
+            return;
+        }
+        match &node.value {
+            Value::Scalar { text, .. } => self.scalar(node, text, path),
+            Value::Sequence(items) => items.iter().for_each(|item| self.walk(item, path)),
+            Value::Mapping(pairs) => {
+                for (index, (key, value)) in pairs.iter().enumerate() {
+                    let name = key.text().unwrap_or_default();
+                    if let Some((first, _)) =
+                        pairs[..index].iter().find(|(other, _)| other.same(key))
+                    {
+                        self.warning(
+                            key.at,
+                            format!(
+                                "{name:?} is also in line {}; only this one counts",
+                                first.at.line
+                            ),
+                            Some("join the two"),
+                        );
+                    }
+                    path.push(name);
+                    self.walk(value, path);
+                    path.pop();
+                }
+            }
+        }
+    }
+
+    fn scalar(&mut self, node: &Node, text: &str, path: &[&str]) {
+        let key = path.last().copied().unwrap_or_default();
+        if let Some(name) = text.strip_prefix(REFERENCE) {
+            return self.reference(node.at, name, path);
+        }
+        if text.contains(REFERENCE) {
+            return self.warning(
+                node.at,
+                "os.environ/ is only replaced at the beginning of a value",
+                Some("put the whole value into a variable of .env"),
+            );
+        }
+        // They have errors of their own.
+        if path == ["general_settings", "master_key"]
+            || path == ["general_settings", "database_url"]
+        {
+            return;
+        }
+        if is_secret(key, text) {
+            let key = if key.is_empty() { "this value" } else { key };
+            self.warning(
+                node.at,
+                format!("{key} looks like a secret in clear text"),
+                Some("move the value to a variable of .env, and write os.environ/NAME here"),
+            );
+        } else if matches!(key, "api_base" | "base_url") && is_loopback(host_of(text)) {
+            self.warning(
+                node.at,
+                "inside the gateway's container this address is the container itself",
+                Some("a server on this host is reached as host.containers.internal"),
+            );
+        }
+    }
+
+    fn reference(&mut self, at: Position, name: &str, path: &[&str]) {
+        let line = |name| {
+            self.env
+                .line(name)
+                .map(|line| format!(" (line {line})"))
+                .unwrap_or_default()
+        };
+        match self.given.get(name) {
+            Some(false) => {}
+            None if OF_THE_CONTAINER.contains(&name) => {}
+            // Optional variables are not passed on while they are empty.
+            found if found.is_some() || self.env.get(name) == Some("") => {
+                let message = format!("{name} is empty in .env{}", line(name));
+                if matches!(path.first(), Some(&("model_list" | "credential_list"))) {
+                    let hint = "set it, or remove the model; until then the gateway starts, but can't serve this model";
+                    self.warning(at, message, Some(hint));
+                } else {
+                    self.error(at, message, Some(&format!("set {name} in .env")));
+                }
+            }
+            _ if self.env.get(name).is_some() => {
+                let message = format!("{name} is in .env{}, but not for the gateway", line(name));
+                let hint = "the gateway gets the database as DATABASE_URL and Redis as REDIS_HOST, REDIS_PORT and REDIS_PASSWORD";
+                self.error(at, message, Some(hint));
+            }
+            _ if !is_variable(name) => {
+                let hint = "write the name of a variable of .env after os.environ/, not its value";
+                self.error(
+                    at,
+                    "os.environ/ is not followed by the name of a variable",
+                    Some(hint),
+                );
+            }
+            _ => {
+                let near = nearest(
+                    name,
+                    self.given
+                        .keys()
+                        .map(String::as_str)
+                        .chain(self.env.iter().map(|(name, _)| name)),
+                );
+                let hint = match near {
+                    Some(near) => format!("did you mean {near}? Else add {name}=… to .env"),
+                    None => format!("add {name}=… to .env"),
+                };
+                self.error(at, format!("{name} is not in .env"), Some(&hint));
+            }
+        }
+    }
+}
+
+/// The variable that a value refers to.
+fn reference(node: &Node) -> Option<&str> {
+    node.text()?.strip_prefix(REFERENCE)
+}
+
+/// The section that a setting belongs to, if it is one.
+fn section_of(name: &str) -> Option<&'static str> {
+    [
+        ("general_settings", GENERAL_SETTINGS),
+        ("litellm_settings", LITELLM_SETTINGS),
+        ("router_settings", ROUTER_SETTINGS),
+    ]
+    .into_iter()
+    .find(|(_, keys)| keys.lines().any(|known| known == name))
+    .map(|(section, _)| section)
+}
+
+/// A name that can be shown: what is no variable's name may be a secret that was put in its place.
+fn is_variable(name: &str) -> bool {
+    name.starts_with(|c: char| c.is_ascii_uppercase() || c == '_')
+        && name
+            .chars()
+            .all(|c| c.is_ascii_uppercase() || c.is_ascii_digit() || c == '_')
+}
+
+fn is_loopback(host: &str) -> bool {
+    matches!(host, "localhost" | "::1" | "[::1]") || host.starts_with("127.")
+}
+
+/// The host of a URL, without user and port.
+fn host_of(url: &str) -> &str {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let authority = rest.split(['/', '?', '#']).next().unwrap_or_default();
+    let host = authority
+        .rsplit_once('@')
+        .map_or(authority, |(_, host)| host);
+    match host.split_once(']') {
+        Some(_) => host.split_inclusive(']').next().unwrap_or_default(),
+        None => host.split(':').next().unwrap_or_default(),
+    }
+}
+
+/// Whether a value is a secret, judged by its key and its looks. Placeholders such as `none` and
+/// `dummy` are not.
+fn is_secret(key: &str, text: &str) -> bool {
+    const PREFIXES: [&str; 16] = [
+        "sk-",
+        "sk_",
+        "pk-lf-",
+        "gsk_",
+        "xai-",
+        "hf_",
+        "ghp_",
+        "github_pat_",
+        "glpat-",
+        "AIza",
+        "AKIA",
+        "pplx-",
+        "r8_",
+        "nvapi-",
+        "xoxb-",
+        "-----BEGIN ",
+    ];
+    let key = key.to_ascii_lowercase();
+    let named = |words: &[&str]| {
+        words
+            .iter()
+            .any(|word| key == *word || key.ends_with(&format!("_{word}")))
+    };
+    let has_digit = text.contains(|c: char| c.is_ascii_digit());
+    let is_number = text.parse::<f64>().is_ok();
+    if PREFIXES.iter().any(|prefix| {
+        text.strip_prefix(prefix)
+            .is_some_and(|rest| rest.len() >= 12)
+    }) {
+        return true;
+    }
+    // A password in a URL.
+    if let Some((_, rest)) = text.split_once("://")
+        && let Some((user, _)) = rest
+            .split(['/', '?'])
+            .next()
+            .unwrap_or_default()
+            .rsplit_once('@')
+        && user
+            .split_once(':')
+            .is_some_and(|(_, password)| !password.is_empty())
+    {
+        return true;
+    }
+    if named(&["password", "passwd", "passphrase"]) {
+        return !text.is_empty();
+    }
+    if key.ends_with("_public_key") || text.contains(char::is_whitespace) {
+        return false;
+    }
+    named(&[
+        "key",
+        "secret",
+        "token",
+        "license",
+        "access_key",
+        "credential",
+    ]) && !is_number
+        && has_digit
+        && text.len() >= 12
+        || key.ends_with("api_key") && text.starts_with("sk-")
+}
+
+/// The known name that `name` is most likely a misspelling of.
+fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
+    let plain = |name: &str| name.to_ascii_lowercase().replace(['-', ' ', '.'], "_");
+    let name = plain(name);
+    let limit = match name.len() {
+        0..4 => 0,
+        4..8 => 1,
+        8..16 => 2,
+        _ => 3,
+    };
+    known
+        .map(|known| (distance(&name, &plain(known)), known))
+        .filter(|(distance, _)| *distance <= limit)
+        .min()
+        .map(|(_, known)| known)
+}
+
+/// How many letters have to be inserted, removed, replaced or swapped with their neighbour.
+fn distance(one: &str, two: &str) -> usize {
+    let (one, two): (Vec<char>, Vec<char>) = (one.chars().collect(), two.chars().collect());
+    let mut rows: Vec<Vec<usize>> = vec![(0..=two.len()).collect()];
+    for row in 1..=one.len() {
+        let mut cells = vec![row];
+        for column in 1..=two.len() {
+            let different = usize::from(one[row - 1] != two[column - 1]);
+            let mut best = (rows[row - 1][column] + 1)
+                .min(cells[column - 1] + 1)
+                .min(rows[row - 1][column - 1] + different);
+            if row > 1
+                && column > 1
+                && one[row - 1] == two[column - 2]
+                && one[row - 2] == two[column - 1]
+            {
+                best = best.min(rows[row - 2][column - 2] + 1);
+            }
+            cells.push(best);
+        }
+        rows.push(cells);
+    }
+    rows[one.len()][two.len()]
+}

@@ -1,0 +1,281 @@
+//! What `config check` says about a file, whole.
+
+#![expect(
+    clippy::unwrap_used,
+    clippy::panic,
+    reason = "that is how a test fails"
+)]
+
+use std::path::Path;
+
+use litellm_units::litellm::config::check;
+use litellm_units::settings::Settings;
+use litellm_units::settings::env_file::EnvFile;
+
+const ENV: &str = "\
+LITELLM_IMAGE=ghcr.io/berriai/litellm:v1.80.11-stable
+LITELLM_MASTER_KEY=sk-1
+POSTGRES_USER=litellm
+POSTGRES_PASSWORD=p
+POSTGRES_DB=litellm
+REDIS_PASSWORD=r
+OPENAI_API_KEY=sk-2
+ANTHROPIC_API_KEY=
+LANGFUSE_SECRET_KEY=
+OTHER_KEY=sk-3
+";
+
+#[track_caller]
+fn expect(text: &str, expected: &str) {
+    let env = EnvFile::parse(ENV).unwrap();
+    let settings = Settings::from_env(&env, Path::new(".env")).unwrap();
+    let findings = check(text, Path::new("c.yaml"), &env, &settings);
+    let said: String = findings
+        .iter()
+        .map(|finding| format!("{finding}\n"))
+        .collect();
+    assert!(said == expected, "{said}");
+    for secret in ["sk-1", "sk-2", "hunter2"] {
+        assert!(!said.contains(secret), "{said}");
+    }
+}
+
+#[test]
+fn a_good_file() {
+    expect(
+        "\
+# Everything that is used here exists.
+x-shared: &shared
+  rpm: 10
+model_list:
+  - model_name: gpt-4o
+    litellm_params: {model: openai/gpt-4o, api_key: os.environ/OPENAI_API_KEY, <<: *shared}
+  - model_name: gpt-4o
+    litellm_params: {model: azure/gpt-4o, api_key: os.environ/OPENAI_API_KEY}
+  - model_name: hello
+    litellm_params: {model: openai/hello, api_key: none, mock_response: hi}
+litellm_settings:
+  cache: true
+  cache_params: {type: redis, host: os.environ/REDIS_HOST, port: os.environ/REDIS_PORT, password: os.environ/REDIS_PASSWORD}
+  a_setting_of_next_year: true
+general_settings:
+  master_key: os.environ/LITELLM_MASTER_KEY
+  database_url: os.environ/DATABASE_URL
+router_settings:
+",
+        "",
+    );
+}
+
+#[test]
+fn what_is_not_yaml() {
+    expect(
+        "model_list:\n  - model_name: a\n   litellm_params: {}\n",
+        "\
+c.yaml:3:4: error: not valid YAML: while parsing a block collection, did not find expected '-' indicator
+",
+    );
+    expect(
+        "a: [1, 2\n",
+        "\
+c.yaml:2:1: error: not valid YAML: while parsing a flow sequence, expected ',' or ']'
+",
+    );
+    expect(
+        "\n",
+        "\
+c.yaml:1:1: error: the file is empty, and LiteLLM does not start without a configuration
+  hint: `litellm-units generate` writes one when there is none
+",
+    );
+    expect(
+        "- a\n",
+        "\
+c.yaml:1:1: error: the file holds no mapping of sections such as model_list and general_settings
+",
+    );
+    expect(
+        "a: *b\n",
+        "\
+c.yaml:1:4: error: not valid YAML: while parsing node, found unknown anchor
+",
+    );
+    expect(
+        "include: [a]\n---\ninclude: [b]\n",
+        "\
+c.yaml:2:1: error: not valid YAML: a second document begins here; LiteLLM reads one only
+",
+    );
+    expect(
+        "include: !file [a]\n",
+        "\
+c.yaml:1:10: error: not valid YAML: LiteLLM's YAML parser knows no tags such as this one
+",
+    );
+}
+
+#[test]
+fn sections() {
+    expect(
+        "\
+model-list: []
+generalsettings: {}
+master_key: os.environ/LITELLM_MASTER_KEY
+plugins_of_ours: []
+general_settings:
+  databse_url: os.environ/DATABASE_URL
+litellm_settings: [drop_params]
+router_settings:
+  routing_stratgy: least-busy
+router_settings:
+  num_retries: 2
+",
+        "\
+c.yaml:1:1: error: unknown section \"model-list\", which LiteLLM ignores
+  hint: did you mean model_list?
+c.yaml:2:1: error: unknown section \"generalsettings\", which LiteLLM ignores
+  hint: did you mean general_settings?
+c.yaml:3:1: error: \"master_key\" is not a section, so LiteLLM ignores it
+  hint: indent it below general_settings:
+c.yaml:4:1: warning: unknown section \"plugins_of_ours\", which LiteLLM ignores
+  hint: known to this version of litellm-units: model_list, litellm_settings, general_settings, router_settings, environment_variables, …
+c.yaml:6:3: warning: general_settings has no setting \"databse_url\"
+  hint: did you mean database_url?
+c.yaml:7:19: error: litellm_settings is not a mapping of settings
+c.yaml:10:1: warning: \"router_settings\" is also in line 8; only this one counts
+  hint: join the two
+",
+    );
+}
+
+#[test]
+fn models() {
+    expect(
+        "\
+model_list:
+  - litellm_params:
+      model: openai/a
+  - model_name: b
+  - model_name: c
+    litellm_params:
+      api_base: http://localhost:11434
+  - d
+  - model_name: e
+    litellm_params: {model: openai/e, rpm: 1}
+  - litellm_params: {rpm: 1, model: openai/e}
+    model_name: e
+",
+        "\
+c.yaml:2:5: error: this model has no model_name
+  hint: model_name is what clients ask for
+c.yaml:4:5: error: this model has no litellm_params, and LiteLLM does not start without them
+  hint: at least: litellm_params: {model: PROVIDER/MODEL}
+c.yaml:7:7: error: litellm_params has no model, and LiteLLM does not start without it
+  hint: model is the provider and its model, e.g. openai/gpt-4o
+c.yaml:7:17: warning: inside the gateway's container this address is the container itself
+  hint: a server on this host is reached as host.containers.internal
+c.yaml:8:5: error: not a model: it has neither model_name nor litellm_params
+c.yaml:11:5: warning: \"e\" is the same as in line 9, name and litellm_params
+  hint: remove one; models of one name share the load only if something in litellm_params differs
+",
+    );
+    expect(
+        "model_list:\n  gpt-4o: {}\n",
+        "\
+c.yaml:2:3: error: model_list is not a list
+  hint: begin each model with a dash: - model_name: …
+",
+    );
+}
+
+#[test]
+fn variables() {
+    expect(
+        "\
+model_list:
+  - model_name: a
+    litellm_params:
+      model: anthropic/a
+      api_key: os.environ/ANTHROPIC_API_KEY
+      organization: os.environ/OPENAI_API_KEYS
+      api_base: https://os.environ/OTHER_KEY/v1
+      api_version: os.environ/sk-hunter2
+environment_variables:
+  LANGFUSE_SECRET_KEY: os.environ/LANGFUSE_SECRET_KEY
+general_settings:
+  master_key: os.environ/MASTER
+  database_url: os.environ/POSTGRES_PASSWORD
+  allowed_ips: [os.environ/SOMEWHERE]
+",
+        "\
+c.yaml:5:16: warning: ANTHROPIC_API_KEY is empty in .env (line 8)
+  hint: set it, or remove the model; until then the gateway starts, but can't serve this model
+c.yaml:6:21: error: OPENAI_API_KEYS is not in .env
+  hint: did you mean OPENAI_API_KEY? Else add OPENAI_API_KEYS=… to .env
+c.yaml:7:17: warning: os.environ/ is only replaced at the beginning of a value
+  hint: put the whole value into a variable of .env
+c.yaml:8:20: error: os.environ/ is not followed by the name of a variable
+  hint: write the name of a variable of .env after os.environ/, not its value
+c.yaml:10:24: error: LANGFUSE_SECRET_KEY is empty in .env (line 9)
+  hint: set LANGFUSE_SECRET_KEY in .env
+c.yaml:12:15: error: MASTER is not in .env
+  hint: add MASTER=… to .env
+c.yaml:13:17: error: POSTGRES_PASSWORD is in .env (line 4), but not for the gateway
+  hint: the gateway gets the database as DATABASE_URL and Redis as REDIS_HOST, REDIS_PORT and REDIS_PASSWORD
+c.yaml:14:17: error: SOMEWHERE is not in .env
+  hint: add SOMEWHERE=… to .env
+",
+    );
+}
+
+#[test]
+fn secrets() {
+    expect(
+        "\
+model_list:
+  - model_name: a
+    litellm_params: {model: openai/a, api_key: sk-hunter2hunter2}
+environment_variables:
+  HTTPS_PROXY: http://user:hunter2@proxy:3128
+  MAX_TOKENS: '1234567890123'
+litellm_settings:
+  cache_params: {password: hunter2, host: localhost, url: os.environ/REDIS_HOST}
+general_settings:
+  master_key: sk-hunter2
+  database_url: postgresql://litellm:hunter2@db/litellm
+router_settings:
+  redis_url: redis://redis
+",
+        "\
+c.yaml:3:48: warning: api_key looks like a secret in clear text
+  hint: move the value to a variable of .env, and write os.environ/NAME here
+c.yaml:5:16: warning: HTTPS_PROXY looks like a secret in clear text
+  hint: move the value to a variable of .env, and write os.environ/NAME here
+c.yaml:8:28: warning: password looks like a secret in clear text
+  hint: move the value to a variable of .env, and write os.environ/NAME here
+c.yaml:8:43: error: inside the gateway's container this address is the container itself
+  hint: use os.environ/REDIS_HOST
+c.yaml:8:59: warning: Redis as a URL is slower (80 requests/s less by LiteLLM's own account)
+  hint: use host: os.environ/REDIS_HOST, port: os.environ/REDIS_PORT, password: os.environ/REDIS_PASSWORD
+c.yaml:10:15: error: master_key stands here in clear text
+  hint: move it to LITELLM_MASTER_KEY in .env, and write it as master_key: os.environ/LITELLM_MASTER_KEY
+c.yaml:11:17: error: database_url stands here in clear text
+  hint: write it as database_url: os.environ/DATABASE_URL; for a database elsewhere, move the URL to DATABASE_URL in .env
+c.yaml:13:14: warning: Redis as a URL is slower (80 requests/s less by LiteLLM's own account)
+  hint: use redis_host: os.environ/REDIS_HOST, redis_port: os.environ/REDIS_PORT, redis_password: os.environ/REDIS_PASSWORD
+",
+    );
+    expect(
+        "general_settings:\n  master_key:\n",
+        "\
+c.yaml:2:13: error: master_key is empty, so the gateway would serve everyone
+  hint: write it as master_key: os.environ/LITELLM_MASTER_KEY
+",
+    );
+    expect("general_settings:\n  master_key: os.environ/OTHER_KEY\n  database_url: os.environ/OTHER_KEY\n", "\
+c.yaml:2:15: warning: the master key is taken from OTHER_KEY, but litellm-units uses LITELLM_MASTER_KEY
+  hint: write it as master_key: os.environ/LITELLM_MASTER_KEY
+c.yaml:3:17: warning: the database is taken from OTHER_KEY, but the migration uses DATABASE_URL
+  hint: write it as database_url: os.environ/DATABASE_URL
+");
+}

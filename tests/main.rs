@@ -3,8 +3,8 @@
 //! Everything outside `e2e` runs anywhere. `e2e` boots real hosts (tests/host) and needs root.
 
 mod cli;
-mod deployment;
 mod config_check;
+mod deployment;
 mod e2e;
 mod env_file;
 mod golden;

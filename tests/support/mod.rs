@@ -15,7 +15,7 @@ use std::path::Path;
 /// An error as `main` prints it.
 pub fn failure(error: &anyhow::Error) -> String {
     let mut text = format!("error: {error:#}\n");
-    for hint in litellm_units::error::hints(error) {
+    if let Some(hint) = litellm_units::error::hint(error) {
         writeln!(text, "hint: {hint}").unwrap();
     }
     text

@@ -15,6 +15,7 @@ use sha2::{Digest, Sha256};
 
 use crate::deployment::kernel_random;
 use crate::error::Result;
+use crate::images_lock::ImagesLock;
 use crate::install;
 use crate::paths::Paths;
 use crate::settings::{Delivery, Service, Settings};
@@ -58,8 +59,11 @@ impl Applied {
         let unit = paths
             .quadlets
             .join(format!("{}.container", service.container()));
-        if let Ok(text) = std::fs::read(&unit) {
-            add("unit".into(), &text);
+        if let Ok(text) = std::fs::read_to_string(&unit) {
+            add(
+                "unit".into(),
+                pinned(&text, &ImagesLock::load(&paths.images_lock())?).as_bytes(),
+            );
         }
         for parcel in settings.parcels(service) {
             let name = match parcel.delivery {
@@ -137,6 +141,19 @@ impl Applied {
         differences.sort();
         Ok(differences)
     }
+}
+
+/// The unit with the digest of its image: a first start may pull a tag, and that tag's digest,
+/// written into the unit afterwards, is no other image.
+fn pinned(unit: &str, images: &ImagesLock) -> String {
+    unit.lines()
+        .fold(String::with_capacity(unit.len() + 128), |mut text, line| {
+            match line.strip_prefix("Image=") {
+                Some(image) => text.extend(["Image=", &images.pin_text(image), "\n"]),
+                None => text.extend([line, "\n"]),
+            }
+            text
+        })
 }
 
 fn record_file(paths: &Paths, service: Service) -> PathBuf {

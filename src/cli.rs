@@ -216,6 +216,9 @@ pub struct Pull {
     /// Pull only what this host does not have yet
     #[arg(long)]
     pub missing: bool,
+    /// Take the image that a tag means now, where that is another one than recorded
+    #[arg(long, conflicts_with = "missing")]
+    pub accept: bool,
 }
 
 /// Arguments of `config`.

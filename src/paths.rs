@@ -110,6 +110,12 @@ impl Paths {
         self.deployment.join(".env")
     }
 
+    /// The digests of the images that were pulled.
+    #[must_use]
+    pub fn images_lock(&self) -> PathBuf {
+        self.deployment.join("images.lock")
+    }
+
     /// The directory mounted read-only into the gateway.
     #[must_use]
     pub fn config(&self) -> PathBuf {

@@ -150,6 +150,20 @@ impl Podman {
         }
     }
 
+    /// The digest of an image's manifest, if the image is in local storage.
+    ///
+    /// # Errors
+    /// When Podman can't be run.
+    pub async fn digest(&self, image: &str) -> Result<Option<String>> {
+        let output = self
+            .command(["image", "inspect", "--format", "{{.Digest}}", image])
+            .output()
+            .await
+            .context("can't run podman")?;
+        let digest = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+        Ok((output.status.success() && digest.starts_with("sha256:")).then_some(digest))
+    }
+
     /// Pulls an image; Podman draws its progress on stderr.
     ///
     /// # Errors

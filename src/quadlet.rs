@@ -10,6 +10,7 @@ use askama::Template;
 
 use crate::deployment::container_owner;
 use crate::error::{Failure, Result};
+use crate::images_lock::ImagesLock;
 use crate::paths::{Paths, Scope};
 use crate::settings::{Cache, Database, GATEWAY_PORT, Service, Settings};
 
@@ -100,6 +101,8 @@ pub struct Host<'a> {
     pub podman: PodmanVersion,
     /// This program, as the units call it.
     pub program: &'a Path,
+    /// The digests to run, where they are known.
+    pub images: &'a ImagesLock,
 }
 
 /// The names under which a file of ours may be found in `place`.
@@ -166,11 +169,12 @@ pub fn render(settings: &Settings, host: &Host<'_>) -> Result<Vec<UnitFile>> {
         let Some(image) = settings.image(service) else {
             continue;
         };
+        let pinned = host.images.pin(image);
         let (uid, gid) = container_owner(service, image).unwrap_or_default();
         let values = Container {
             name: service.name(),
             unit: service.container(),
-            image: image.as_str(),
+            image: &pinned,
             uid,
             gid,
         };

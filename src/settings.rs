@@ -292,6 +292,13 @@ impl Settings {
         }
     }
 
+    /// Every image without repetition: the migration uses the gateway's.
+    pub fn images(&self) -> impl Iterator<Item = &ImageReference> {
+        self.services()
+            .filter(|service| *service != Service::Migrate)
+            .filter_map(|service| self.image(service))
+    }
+
     /// What `service` gets from `.env`, and nothing more.
     #[must_use]
     pub fn parcels(&self, service: Service) -> Vec<Parcel> {

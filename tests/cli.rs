@@ -231,6 +231,7 @@ fn expected_output(
         paths: &paths,
         podman: PodmanVersion::parse(podman).unwrap(),
         program: Path::new("/usr/bin/litellm-units"),
+        images: &ImagesLock::default(),
     };
     let mut files = quadlet::render(&settings, &host).unwrap();
     files.push(quadlet::target(scope));

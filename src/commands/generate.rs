@@ -8,6 +8,7 @@ use crate::cli;
 use crate::deployment::{self, kernel_random};
 use crate::error::{Exit, Failure, Result};
 use crate::host::{self, Host};
+use crate::images_lock::ImagesLock;
 use crate::install;
 use crate::install::plan::Plan;
 use crate::output::{self, say, warn};
@@ -65,6 +66,8 @@ pub struct Prepared {
     pub deployment: deployment::Plan,
     /// The units.
     pub units: Plan,
+    /// `images.lock` with the digests of images that were not in it.
+    images: Option<ImagesLock>,
     /// Whether this is the first installation, after which the target is enabled for boot.
     first: bool,
 }
@@ -80,8 +83,18 @@ pub async fn prepare(host: &Host) -> Result<Prepared> {
     for warning in &deployment.warnings {
         warn(warning);
     }
+    let images_path = host.paths.images_lock();
+    let before = ImagesLock::load(&images_path)?;
+    let mut images = before.clone();
+    for image in deployment.settings.images() {
+        if images.lacks(image)
+            && let Some(digest) = podman.digest(image.as_str()).await?
+        {
+            images.record(image, digest);
+        }
+    }
     let program = host::program()?;
-    let mut files = render(host, &deployment.settings, version, &program)?;
+    let mut files = render(host, &deployment.settings, version, &program, &images)?;
     if !host.paths.packaged_units.join("litellm.target").exists() {
         files.insert(0, quadlet::target(host.scope()));
     }
@@ -92,9 +105,11 @@ pub async fn prepare(host: &Host) -> Result<Prepared> {
         // Without systemd the units would be installed, but not known to it: so ask before.
         host.systemd().await?;
     }
+    let images = (images != before).then_some(images);
     Ok(Prepared {
         deployment,
         units,
+        images,
         first,
     })
 }
@@ -103,7 +118,7 @@ impl Prepared {
     /// Whether there is nothing to do.
     #[must_use]
     pub fn is_current(&self) -> bool {
-        self.units.is_empty() && self.deployment.changes.is_empty()
+        self.units.is_empty() && self.deployment.changes.is_empty() && self.images.is_none()
     }
 
     /// The settings as they will be.
@@ -120,6 +135,14 @@ impl Prepared {
         self.deployment.apply().map_err(on_full_disk)?;
         for change in &self.deployment.changes {
             output::line(&format!("prepare {change}"))?;
+        }
+        if let Some(images) = &self.images {
+            let path = host.paths.images_lock();
+            images.save(&path).map_err(on_full_disk)?;
+            output::line(&format!(
+                "prepare {}: record the images' digests",
+                path.display()
+            ))?;
         }
         if self.units.is_empty() {
             return Ok(());
@@ -159,6 +182,7 @@ fn render(
     settings: &Settings,
     podman: PodmanVersion,
     program: &Path,
+    images: &ImagesLock,
 ) -> Result<Vec<UnitFile>> {
     quadlet::render(
         settings,
@@ -166,6 +190,7 @@ fn render(
             paths: &host.paths,
             podman,
             program,
+            images,
         },
     )
 }
@@ -197,7 +222,13 @@ fn render_into(host: &Host, directory: &Path, podman: PodmanVersion) -> Result<E
     let completed = deployment::complete(&text, &env, found, &mut kernel_random)?;
     let settings = Settings::from_env(&completed.env, &env)?;
     // The path of an installed package: the units may go to another host.
-    let mut files = render(host, &settings, podman, Path::new("/usr/bin/litellm-units"))?;
+    let mut files = render(
+        host,
+        &settings,
+        podman,
+        Path::new("/usr/bin/litellm-units"),
+        &ImagesLock::load(&host.paths.images_lock())?,
+    )?;
     files.push(quadlet::target(host.scope()));
     for file in files {
         let place = directory.join(match file.place {

@@ -1,0 +1,106 @@
+//! `images.lock`: which image each tag meant when it was pulled, so that a tag that is moved
+//! later is never run unnoticed.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Failure, Result};
+use crate::image::ImageReference;
+use crate::install;
+
+/// The file's content.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct ImagesLock {
+    schema: u32,
+    images: BTreeMap<String, Locked>,
+}
+
+/// What one reference meant.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Locked {
+    /// The manifest's digest (`sha256:…`).
+    pub digest: String,
+    /// When it was recorded, in RFC 3339.
+    pub recorded: String,
+}
+
+impl Default for ImagesLock {
+    fn default() -> Self {
+        Self {
+            schema: 1,
+            images: BTreeMap::new(),
+        }
+    }
+}
+
+impl ImagesLock {
+    /// Reads the file; a missing one is empty.
+    ///
+    /// # Errors
+    /// When it can't be read, or was damaged.
+    pub fn load(path: &Path) -> Result<Self> {
+        let bytes = match std::fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Ok(Self::default());
+            }
+            Err(error) => {
+                return Err(error).with_context(|| format!("can't read {}", path.display()));
+            }
+        };
+        serde_json::from_slice(&bytes).map_err(|error| {
+            Failure::config(format!("{}, line {}: {error}", path.display(), error.line()))
+                .hint("restore it from a backup, or remove it and run `litellm-units pull` to record the images anew")
+                .into()
+        })
+    }
+
+    /// Writes the file.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let mut text = serde_json::to_string_pretty(self).context("can't write images.lock")?;
+        text.push('\n');
+        install::write_atomically(path, text.as_bytes(), 0o644)
+    }
+
+    /// Whether nothing says which image the reference means: neither itself nor a record.
+    #[must_use]
+    pub fn lacks(&self, image: &ImageReference) -> bool {
+        image.digest().is_none() && !self.images.contains_key(image.as_str())
+    }
+
+    /// What is recorded for a reference.
+    #[must_use]
+    pub fn get(&self, image: &ImageReference) -> Option<&Locked> {
+        self.images.get(image.as_str())
+    }
+
+    /// Records what a reference means now.
+    pub fn record(&mut self, image: &ImageReference, digest: String) {
+        let recorded = jiff::Timestamp::now()
+            .strftime("%Y-%m-%dT%H:%M:%SZ")
+            .to_string();
+        self.images
+            .insert(image.as_str().to_owned(), Locked { digest, recorded });
+    }
+
+    /// The reference with its digest, as far as one is known.
+    #[must_use]
+    pub fn pin(&self, image: &ImageReference) -> String {
+        self.pin_text(image.as_str())
+    }
+
+    /// As [`ImagesLock::pin`], for a reference that was accepted before.
+    #[must_use]
+    pub fn pin_text(&self, image: &str) -> String {
+        match self.images.get(image) {
+            Some(locked) if !image.contains('@') => format!("{image}@{}", locked.digest),
+            _ => image.to_owned(),
+        }
+    }
+}

@@ -74,6 +74,8 @@ pub enum Command {
     },
     /// Print the effective settings, or check the gateway's configuration
     Config(Config),
+    /// Check every precondition and every known trap, and say what mends each fault
+    Doctor(Doctor),
     /// What the units call
     #[command(hide = true, subcommand)]
     Unit(Unit),
@@ -251,6 +253,18 @@ pub enum ConfigCommand {
         #[arg(long)]
         json: bool,
     },
+}
+
+/// Arguments of `doctor`.
+#[derive(Debug, Args)]
+#[command(after_help = "--fix sets the mode of files with secrets, enables lingering for oneself, does what `generate` does, has systemd read its units again and starts failed units. It restarts nothing that runs.\nExit status: 0 without a failure, 1 with one.")]
+pub struct Doctor {
+    /// Mend what can be mended without interrupting anything, and say what was done
+    #[arg(long)]
+    pub fix: bool,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Plumbing between the units and this program.

@@ -3,6 +3,7 @@
 pub mod apply;
 pub mod completion;
 pub mod config;
+pub mod doctor;
 pub mod down;
 pub mod exec;
 pub mod generate;

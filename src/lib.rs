@@ -8,6 +8,7 @@ pub mod cli;
 pub mod commands;
 pub mod container;
 pub mod deployment;
+pub mod doctor;
 pub mod error;
 pub mod host;
 pub mod image;
@@ -57,6 +58,7 @@ pub async fn run(cli: Cli) -> Result<Exit> {
         Command::Status(arguments) => commands::status::run(&host, &arguments).await,
         Command::Pull(arguments) => commands::pull::run(&host, &arguments).await,
         Command::Config(arguments) => commands::config::run(&host, &arguments),
+        Command::Doctor(arguments) => commands::doctor::run(&host, &arguments).await,
         Command::Unit(verb) => commands::unit::run(&host, verb).await,
     }
 }

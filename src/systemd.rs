@@ -60,6 +60,14 @@ impl Systemd {
             .context("can't address systemd on the bus")
     }
 
+    /// systemd's version, as it says: `257.13-1~deb13u1`.
+    ///
+    /// # Errors
+    /// When systemd does not answer.
+    pub async fn version(&self) -> Result<String> {
+        self.manager().await?.version().await.context("systemd does not tell its version")
+    }
+
     /// Makes systemd read its units again, and run the generators.
     ///
     /// # Errors

@@ -1,0 +1,104 @@
+//! `doctor`: what is wrong, and what mends it.
+
+use std::io::IsTerminal;
+
+use serde::Serialize;
+
+use crate::cli;
+use crate::doctor::{Check, Outcome, examine};
+use crate::error::{Exit, Result, hints};
+use crate::host::Host;
+use crate::output::{self, say};
+
+/// The answer of `--json`.
+#[derive(Serialize)]
+struct Report<'a> {
+    schema: u32,
+    outcome: Outcome,
+    fixed: &'a [String],
+    checks: &'a [Check],
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When stdout is closed; what is wrong with the host is the answer, not an error.
+pub async fn run(host: &Host, arguments: &cli::Doctor) -> Result<Exit> {
+    let mut checks = examine(host).await;
+    let mut fixed = Vec::new();
+    if arguments.fix && checks.iter().any(|check| check.fix.is_some()) {
+        fixed = fix(host, &checks).await;
+        checks = examine(host).await;
+    }
+    let outcome = worst(&checks);
+    if arguments.json {
+        output::json(&Report { schema: 1, outcome, fixed: &fixed, checks: &checks })?;
+    } else {
+        let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        output::text(&text(&checks, colour))?;
+        let fixable = checks.iter().filter(|check| check.fix.is_some()).count();
+        if fixable > 0 && !arguments.fix {
+            say(&format!("{fixable} of these can be mended now: litellm-units doctor --fix"));
+        }
+    }
+    Ok(if outcome == Outcome::Failure { Exit::Failure } else { Exit::Success })
+}
+
+/// Mends what can be mended. What can't after all is said, and found again afterwards.
+async fn fix(host: &Host, checks: &[Check]) -> Vec<String> {
+    let mut done = Vec::new();
+    let mut tried = Vec::new();
+    for check in checks {
+        let Some(fix) = check.fix.as_ref().filter(|fix| !tried.contains(fix)) else { continue };
+        tried.push(fix);
+        match fix.apply(host).await {
+            Ok(lines) => {
+                for line in lines {
+                    say(&format!("fixed {}: {line}", check.name));
+                    done.push(format!("{}: {line}", check.name));
+                }
+            }
+            Err(error) => {
+                say(&format!("not fixed {}: {error:#}", check.name));
+                for hint in hints(&error) {
+                    say(&format!("hint: {hint}"));
+                }
+            }
+        }
+    }
+    done
+}
+
+fn worst(checks: &[Check]) -> Outcome {
+    let has = |outcome| checks.iter().any(|check| check.outcome == outcome);
+    if has(Outcome::Failure) {
+        Outcome::Failure
+    } else if has(Outcome::Warning) {
+        Outcome::Warning
+    } else {
+        Outcome::Ok
+    }
+}
+
+/// One line for each check, and what mends it on the next.
+fn text(checks: &[Check], colour: bool) -> String {
+    let mut text = String::new();
+    for check in checks {
+        let (word, code) = match check.outcome {
+            Outcome::Ok => ("ok     ", "32"),
+            Outcome::Warning => ("warning", "33"),
+            Outcome::Failure => ("FAILURE", "1;31"),
+        };
+        let word = if colour { format!("\u{1b}[{code}m{word}\u{1b}[0m") } else { word.to_owned() };
+        let message = check.message.replace('\n', "\n         ");
+        for part in [word.as_str(), "  ", check.name, ": ", &message, "\n"] {
+            text.push_str(part);
+        }
+        if let Some(remedy) = &check.remedy {
+            for part in ["         hint: ", remedy, "\n"] {
+                text.push_str(part);
+            }
+        }
+    }
+    text
+}

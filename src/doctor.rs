@@ -1,0 +1,214 @@
+//! Every precondition and every known trap, one check each.
+//!
+//! What can't be known on a host (a clock that no service keeps, say) is no fault: such a check
+//! is `ok` and says so. A check that another one's failure makes pointless is left out, so that
+//! each fault is named once.
+
+mod files;
+mod network;
+mod platform;
+mod rootless;
+mod units;
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use crate::error::Result;
+use crate::host::Host;
+use crate::paths::Scope;
+use crate::settings::env_file::EnvFile;
+use crate::settings::{Service, Settings, parse_env, read_env};
+use crate::systemd::UnitState;
+
+/// What came out of a check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// Nothing is known to be wrong.
+    Ok,
+    /// It works, but not as well or as safely as it should, or not for long.
+    Warning,
+    /// It does not work, or a secret lies open.
+    Failure,
+}
+
+/// The answer of one check.
+#[derive(Debug, Serialize)]
+pub struct Check {
+    /// Its name, for scripts.
+    pub name: &'static str,
+    /// How it is.
+    pub outcome: Outcome,
+    /// What was found.
+    pub message: String,
+    /// What mends it: a command, or words.
+    pub remedy: Option<String>,
+    /// What `--fix` would do.
+    #[serde(rename = "fixable", serialize_with = "is_some")]
+    pub fix: Option<Fix>,
+}
+
+#[expect(clippy::ref_option, reason = "serde calls it with a reference to the field")]
+fn is_some<S: serde::Serializer>(fix: &Option<Fix>, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+    serializer.serialize_bool(fix.is_some())
+}
+
+/// What `--fix` does: only what interrupts nothing that runs and loses nothing that was written.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Fix {
+    /// Let nobody but the owner read these files.
+    Protect(Vec<PathBuf>),
+    /// Let the calling user's units run without a login.
+    Linger,
+    /// Have systemd read its units again.
+    Reload,
+    /// Do what `generate` does: missing directories and files, units of now. Nothing is restarted.
+    Generate,
+    /// Start units that have failed.
+    Start(Vec<&'static str>),
+}
+
+impl Check {
+    fn ok(name: &'static str, message: impl Into<String>) -> Self {
+        Self { name, outcome: Outcome::Ok, message: message.into(), remedy: None, fix: None }
+    }
+
+    fn warning(name: &'static str, message: impl Into<String>) -> Self {
+        Self { outcome: Outcome::Warning, ..Self::ok(name, message) }
+    }
+
+    fn failure(name: &'static str, message: impl Into<String>) -> Self {
+        Self { outcome: Outcome::Failure, ..Self::ok(name, message) }
+    }
+
+    /// A failure in the words of an error, its hint as the remedy.
+    fn error(name: &'static str, error: &anyhow::Error) -> Self {
+        let remedy = crate::error::hints(error).next().map(str::to_owned);
+        Self { remedy, ..Self::failure(name, format!("{error:#}")) }
+    }
+
+    fn remedy(self, remedy: impl Into<String>) -> Self {
+        Self { remedy: Some(remedy.into()), ..self }
+    }
+
+    fn fix(self, fix: Fix) -> Self {
+        Self { fix: Some(fix), ..self }
+    }
+}
+
+/// What several checks need, found out once.
+struct Patient<'a> {
+    host: &'a Host,
+    /// `.env`, if there is a deployment and the file can be parsed.
+    env: Option<EnvFile>,
+    /// What it asks for, if that can be used.
+    settings: Option<Settings>,
+    /// Our services, if systemd can be asked; those that are not installed are left out.
+    units: Option<Vec<(Service, UnitState)>>,
+}
+
+impl Patient<'_> {
+    fn unit(&self, service: Service) -> Option<&UnitState> {
+        self.units.as_ref()?.iter().find(|(other, _)| *other == service).map(|(_, unit)| unit)
+    }
+
+    fn gateway_runs(&self) -> bool {
+        self.unit(Service::Litellm).is_some_and(UnitState::is_active)
+    }
+}
+
+/// Examines the host, in the order in which one thing rests on another.
+pub async fn examine(host: &Host) -> Vec<Check> {
+    let (podman, dbus) = futures_util::join!(platform::podman(host), units::read(host));
+    let (units, dbus) = match dbus {
+        Ok(units) => (Some(units), Check::ok("dbus", "systemd answers over D-Bus")),
+        Err(error) => (None, Check::error("dbus", &error)),
+    };
+    let mut checks = vec![podman, platform::cgroup()];
+    if host.scope() == Scope::User {
+        checks.push(rootless::session(host));
+    }
+    // Without a session there is no bus: named once.
+    let has_session = checks.iter().all(|check| check.name != "session" || check.outcome == Outcome::Ok);
+    if has_session {
+        checks.push(dbus);
+    }
+    if host.scope() == Scope::User {
+        checks.extend(rootless::checks(host).await);
+    }
+
+    let (env, settings, of_settings) = settings(host);
+    let patient = Patient { host, env, settings, units };
+    let has_podman = checks.iter().all(|check| check.name != "podman" || check.outcome != Outcome::Failure);
+    let (systemd, clock, disk, inside, docker, drift, gateway) = futures_util::join!(
+        platform::systemd(&patient),
+        platform::clock(host),
+        files::space(host, has_podman),
+        async { if has_podman { network::inside(&patient).await } else { Vec::new() } },
+        network::docker(host),
+        async { if has_podman { units::drift(&patient).await } else { Vec::new() } },
+        units::gateway(&patient),
+    );
+    checks.extend(systemd);
+    checks.push(platform::selinux());
+    checks.push(clock);
+    checks.extend(disk);
+    checks.extend(of_settings);
+    if patient.env.is_some() {
+        checks.push(files::secrets(host));
+        checks.extend(files::data(&patient));
+        checks.extend(files::gateway_config(&patient));
+    }
+    checks.push(network::port(&patient));
+    checks.push(network::loopback(&patient));
+    checks.extend(inside);
+    checks.push(docker);
+    checks.extend(drift);
+    checks.extend(units::states(&patient));
+    checks.extend(units::applied(&patient));
+    checks.extend(gateway);
+    checks
+}
+
+/// Reads `.env`. The images are vetted one by one, so that a bad one is not called a bad file.
+fn settings(host: &Host) -> (Option<EnvFile>, Option<Settings>, Vec<Check>) {
+    let path = host.paths.env_file();
+    if !path.exists() && !host.paths.quadlets.join("litellm.container").exists() {
+        let message = format!("no deployment in {} yet; litellm-units up makes one", host.paths.deployment.display());
+        return (None, None, vec![Check::ok("settings", message)]);
+    }
+    let env = match read_env(&path).and_then(|text| parse_env(&text, &path)) {
+        Ok(env) => env,
+        Err(error) => return (None, None, vec![Check::error("settings", &error)]),
+    };
+    let images = files::images(&env, &path);
+    let settings = files::without_bad_images(&env).and_then(|env| Settings::from_env(&env, &path));
+    match settings {
+        Ok(settings) => {
+            let good = images.outcome == Outcome::Ok;
+            let message = format!("{} can be used", path.display());
+            (Some(env), good.then_some(settings), vec![Check::ok("settings", message), images])
+        }
+        Err(error) => (Some(env), None, vec![Check::error("settings", &error), images]),
+    }
+}
+
+impl Fix {
+    /// Does it. Returns what was done, one line each.
+    ///
+    /// # Errors
+    /// When it can't be done.
+    pub async fn apply(&self, host: &Host) -> Result<Vec<String>> {
+        match self {
+            Self::Protect(files) => files::protect(files),
+            Self::Linger => rootless::enable_linger().await,
+            Self::Reload => {
+                host.systemd().await?.reload().await?;
+                Ok(vec!["systemd read its units again".into()])
+            }
+            Self::Generate => units::generate(host).await,
+            Self::Start(failed) => units::start(host, failed).await,
+        }
+    }
+}

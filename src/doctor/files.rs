@@ -1,0 +1,212 @@
+//! The deployment directory and the file systems below it.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use nix::sys::statvfs::{Statvfs, statvfs};
+use nix::unistd::geteuid;
+
+use super::{Check, Fix, Patient};
+use crate::deployment::container_owner;
+use crate::error::Result;
+use crate::host::Host;
+use crate::image::ImageReference;
+use crate::install;
+use crate::litellm::config::{Severity, check_deployment};
+use crate::output::bytes;
+use crate::paths::Scope;
+use crate::settings::env_file::EnvFile;
+use crate::settings::{DEFAULT_LITELLM_IMAGE, Service};
+
+/// Less than this, and the database may stop at any time.
+const TOO_LITTLE: u64 = 512 << 20;
+/// Less than this, and a new image or a backup may not fit.
+const LITTLE: u64 = 2 << 30;
+
+/// Space and inodes of every file system that the deployment and its containers write to.
+pub async fn space(host: &Host, has_podman: bool) -> Vec<Check> {
+    let paths = &host.paths;
+    let mut places =
+        vec![paths.deployment.clone(), paths.config(), paths.logs(), paths.postgres_data(), paths.redis_data()];
+    if has_podman
+        && let Ok(podman) = host.podman().await
+        && let Ok(root) = podman.run(["info", "--format", "{{.Store.GraphRoot}}"]).await
+    {
+        places.push(root.trim().into());
+    }
+    // One line for each file system, named by the first place on it.
+    let mut systems: BTreeMap<u64, (PathBuf, Statvfs)> = BTreeMap::new();
+    for place in places {
+        let Some(existing) = place.ancestors().find(|path| path.exists()) else { continue };
+        if let (Ok(metadata), Ok(found)) = (existing.metadata(), statvfs(existing)) {
+            systems.entry(metadata.dev()).or_insert((existing.to_owned(), found));
+        }
+    }
+    let systems: Vec<_> = systems.into_values().collect();
+    let free = |found: &Statvfs| u64::from(found.blocks_available()) * u64::from(found.fragment_size());
+    let tightest = systems.iter().min_by_key(|(_, found)| free(found));
+    let disk = tightest.map(|(path, found)| disk(path, free(found)));
+    // Some file systems (btrfs) have no fixed number of inodes, and say 0.
+    let fewest = systems
+        .iter()
+        .filter(|(_, found)| found.files() > 0)
+        .min_by_key(|(_, found)| u64::from(found.files_available()) * 1000 / u64::from(found.files()));
+    let inodes = match fewest {
+        Some((path, found)) => inodes(path, found.files_available().into(), found.files().into()),
+        None => Check::ok("inodes", "the file systems have no limit"),
+    };
+    disk.into_iter().chain([inodes]).collect()
+}
+
+fn disk(path: &Path, free: u64) -> Check {
+    let message = format!("{} free for {}", bytes(free), path.display());
+    let remedy = format!("free or add space; what takes it: du -xh --max-depth=2 {} | sort -h", path.display());
+    match free {
+        ..TOO_LITTLE => Check::failure("disk", message).remedy(remedy),
+        TOO_LITTLE..LITTLE => Check::warning("disk", message).remedy(remedy),
+        _ => Check::ok("disk", message),
+    }
+}
+
+fn inodes(path: &Path, free: u64, all: u64) -> Check {
+    let message = format!("{free} of {all} inodes free for {}", path.display());
+    let remedy = format!("remove small files; where they are: du --inodes -x --max-depth=2 {} | sort -n", path.display());
+    if free * 100 < all {
+        Check::failure("inodes", message).remedy(remedy)
+    } else if free * 20 < all {
+        Check::warning("inodes", message).remedy(remedy)
+    } else {
+        Check::ok("inodes", message)
+    }
+}
+
+/// Files that hold secrets: theirs who runs the deployment, and readable by nobody else.
+pub fn secrets(host: &Host) -> Check {
+    let files = [host.paths.env_file(), host.paths.deployment.join("service-key.txt")];
+    let (mut open, mut foreign) = (Vec::new(), Vec::new());
+    let mut words = Vec::new();
+    for path in files {
+        let Ok(found) = path.metadata() else { continue };
+        if found.mode() & 0o077 != 0 {
+            words.push(format!("{} can be read by others (mode {:04o})", path.display(), found.mode() & 0o7777));
+            open.push(path.clone());
+        }
+        let owner = match host.scope() {
+            Scope::System => 0,
+            Scope::User => geteuid().as_raw(),
+        };
+        if found.uid() != owner {
+            words.push(format!("{} belongs to user {}, not {owner}", path.display(), found.uid()));
+            foreign.push(format!("chown {owner} {}", path.display()));
+        }
+    }
+    if words.is_empty() {
+        return Check::ok("secrets", format!("only the owner can read {}", host.paths.env_file().display()));
+    }
+    let mut commands: Vec<String> = open.iter().map(|path| format!("chmod 600 {}", path.display())).collect();
+    let check = Check::failure("secrets", words.join("; "));
+    let may_fix = foreign.is_empty() && !open.is_empty();
+    commands.extend(foreign);
+    let check = check.remedy(commands.join(" && "));
+    if may_fix { check.fix(Fix::Protect(open)) } else { check }
+}
+
+/// Takes reading from everyone but the owner.
+///
+/// # Errors
+/// When the files are not the caller's.
+pub fn protect(files: &[PathBuf]) -> Result<Vec<String>> {
+    for file in files {
+        install::set_mode(file, 0o600)?;
+    }
+    Ok(files.iter().map(|file| format!("set mode 0600 of {}", file.display())).collect())
+}
+
+const IMAGES: [&str; 3] = ["LITELLM_IMAGE", "POSTGRES_IMAGE", "REDIS_IMAGE"];
+
+/// Whether each image is pinned, and none is a release known to be malicious.
+pub fn images(env: &EnvFile, path: &Path) -> Check {
+    for name in IMAGES {
+        let Some(text) = env.get(name).filter(|text| !text.is_empty()) else { continue };
+        if let Err(error) = ImageReference::parse(text) {
+            let line = env.line(name).map(|line| format!(", line {line}")).unwrap_or_default();
+            return Check::failure("images", format!("{}{line}: {name}: {error}", path.display())).remedy(error.hint());
+        }
+    }
+    Check::ok("images", "every image is pinned, and none is known to be malicious")
+}
+
+/// The same file with images that can be used, so that the rest of it can be judged.
+///
+/// # Errors
+/// When the file can't be edited.
+pub fn without_bad_images(env: &EnvFile) -> Result<EnvFile> {
+    let mut env = env.clone();
+    for name in IMAGES {
+        if env.get(name).is_some_and(|text| !text.is_empty() && ImageReference::parse(text).is_err()) {
+            env.set(name, DEFAULT_LITELLM_IMAGE)?;
+        }
+    }
+    Ok(env)
+}
+
+/// Data that the container's user does not own keeps its server from starting.
+pub fn data(patient: &Patient<'_>) -> Option<Check> {
+    let settings = patient.settings.as_ref()?;
+    let paths = &patient.host.paths;
+    for (service, path) in [(Service::Postgres, paths.postgres_data()), (Service::Redis, paths.redis_data())] {
+        let Some(image) = settings.image(service) else { continue };
+        let owner = match patient.host.scope() {
+            Scope::System => container_owner(service, image),
+            Scope::User => Some((geteuid().as_raw(), nix::unistd::getegid().as_raw())),
+        };
+        let (Some((uid, gid)), Ok(found)) = (owner, path.metadata()) else { continue };
+        if found.uid() != uid {
+            return Some(
+                Check::failure(
+                    "data",
+                    format!("{} belongs to user {}, but {} runs as {uid}", path.display(), found.uid(), service.name()),
+                )
+                .remedy(format!("as root: chown -R {uid}:{gid} {}", path.display())),
+            );
+        }
+    }
+    Some(Check::ok("data", format!("{} belongs to those who write to it", paths.data().display())))
+}
+
+/// The errors of `config check`; its warnings are its own.
+pub fn gateway_config(patient: &Patient<'_>) -> Option<Check> {
+    patient.settings.as_ref()?;
+    let path = patient.host.paths.config_file();
+    let findings = match check_deployment(patient.host) {
+        Ok(findings) => findings,
+        Err(error) => return Some(Check::error("config", &error)),
+    };
+    let errors: Vec<_> = findings.iter().filter(|finding| finding.severity == Severity::Error).collect();
+    Some(match errors.as_slice() {
+        [] => Check::ok("config", format!("{} can be used", path.display())),
+        [first, rest @ ..] => {
+            let more = if rest.is_empty() { String::new() } else { format!(" (and {} more)", rest.len()) };
+            let place = format!("{}:{}:{}", first.file.display(), first.line, first.column);
+            Check::failure("config", format!("{place}: {}{more}", first.message)).remedy("see all: litellm-units config check")
+        }
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Outcome;
+    use super::*;
+
+    #[test]
+    fn limits() {
+        let path = Path::new("/x");
+        assert_eq!(disk(path, TOO_LITTLE - 1).outcome, Outcome::Failure);
+        assert_eq!(disk(path, TOO_LITTLE).outcome, Outcome::Warning);
+        assert_eq!(disk(path, LITTLE).outcome, Outcome::Ok);
+        assert_eq!(inodes(path, 0, 100).outcome, Outcome::Failure);
+        assert_eq!(inodes(path, 4, 100).outcome, Outcome::Warning);
+        assert_eq!(inodes(path, 5, 100).outcome, Outcome::Ok);
+    }
+}

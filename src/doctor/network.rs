@@ -1,0 +1,407 @@
+//! Who listens where, and whether the containers find each other.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use secrecy::ExposeSecret;
+use serde::Deserialize;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpStream, UnixStream};
+
+use super::{Check, Patient};
+use crate::host::Host;
+use crate::settings::{Cache, Database, GATEWAY_PORT, Service};
+
+/// How long a connection may take.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// How long all questions put inside the gateway's container may take.
+const INSIDE_PATIENCE: Duration = Duration::from_secs(20);
+/// Where Docker listens.
+const DOCKER: &str = "/run/docker.sock";
+/// What a docker compose stack of LiteLLM publishes.
+const STACK_PORTS: [u16; 3] = [GATEWAY_PORT, 5432, 6379];
+
+/// A socket that waits for connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Listener {
+    address: IpAddr,
+    inode: u64,
+}
+
+/// The listeners on `port` in a text of the form of `/proc/net/tcp`.
+fn listeners(text: &str, port: u16) -> Vec<Listener> {
+    text.lines()
+        .skip(1)
+        .filter_map(|line| {
+            let fields: Vec<&str> = line.split_whitespace().collect();
+            let (address, its_port) = fields.get(1)?.split_once(':')?;
+            // TCP_LISTEN
+            if *fields.get(3)? != "0A" || u16::from_str_radix(its_port, 16).ok()? != port {
+                return None;
+            }
+            Some(Listener { address: address_of(address)?, inode: fields.get(9)?.parse().ok()? })
+        })
+        .collect()
+}
+
+/// The kernel prints each 32 bits of an address as a number of the machine's own byte order.
+fn address_of(hexadecimal: &str) -> Option<IpAddr> {
+    let mut bytes = Vec::new();
+    for start in (0..hexadecimal.len()).step_by(8) {
+        bytes.extend(u32::from_str_radix(hexadecimal.get(start..start + 8)?, 16).ok()?.to_ne_bytes());
+    }
+    if let Ok(bytes) = <[u8; 4]>::try_from(bytes.as_slice()) {
+        return Some(bytes.into());
+    }
+    <[u8; 16]>::try_from(bytes.as_slice()).ok().map(|bytes| Ipv6Addr::from(bytes).to_canonical())
+}
+
+fn listening() -> Vec<Listener> {
+    ["/proc/net/tcp", "/proc/net/tcp6"]
+        .iter()
+        .filter_map(|path| std::fs::read_to_string(path).ok())
+        .flat_map(|text| listeners(&text, GATEWAY_PORT))
+        .collect()
+}
+
+/// The process that has a socket open, as far as the caller may see it.
+fn process_with(inode: u64) -> Option<(u32, String)> {
+    let wanted = PathBuf::from(format!("socket:[{inode}]"));
+    std::fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
+        let process: u32 = entry.file_name().to_str()?.parse().ok()?;
+        let mut open = std::fs::read_dir(entry.path().join("fd")).ok()?.flatten();
+        open.find(|file| std::fs::read_link(file.path()).is_ok_and(|target| target == wanted))?;
+        let name = std::fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+        Some((process, name.trim().to_owned()))
+    })
+}
+
+/// Whether a process belongs to a unit.
+fn is_in(process: u32, control_group: &str) -> bool {
+    !control_group.is_empty()
+        && std::fs::read_to_string(format!("/proc/{process}/cgroup")).is_ok_and(|text| {
+            text.lines().filter_map(|line| line.strip_prefix("0::")).any(|group| {
+                group.strip_prefix(control_group).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+            })
+        })
+}
+
+/// The gateway's port: free, or ours.
+pub fn port(patient: &Patient<'_>) -> Check {
+    let found = listening();
+    let unit = patient.unit(Service::Litellm);
+    let runs = unit.is_some_and(|unit| !matches!(unit.active.as_str(), "inactive" | "failed"));
+    if found.is_empty() {
+        return if patient.gateway_runs() {
+            Check::failure("port", format!("litellm.service runs, but nothing listens on port {GATEWAY_PORT}"))
+                .remedy("restart it: litellm-units restart litellm")
+        } else {
+            Check::ok("port", format!("port {GATEWAY_PORT} is free"))
+        };
+    }
+    let foreign = found.iter().find_map(|listener| match process_with(listener.inode) {
+        // systemd itself holds the port where a socket unit does.
+        Some((process, name)) => {
+            let ours = name == "systemd" || unit.is_some_and(|unit| is_in(process, &unit.control_group));
+            (!ours).then(|| format!("{name} (process {process})"))
+        }
+        None => (!runs).then(|| "a process of another user".to_owned()),
+    });
+    match foreign {
+        None => Check::ok("port", format!("the gateway listens on port {GATEWAY_PORT}")),
+        Some(who) => Check::failure("port", format!("port {GATEWAY_PORT} is taken by {who}"))
+            .remedy(format!("find and stop it: ss -ltnp 'sport = :{GATEWAY_PORT}'")),
+    }
+}
+
+/// Whether the gateway can be reached from this host only: by what listens, and by what the units
+/// would publish at the next start.
+pub fn loopback(patient: &Patient<'_>) -> Check {
+    let listener = patient
+        .gateway_runs()
+        .then(listening)
+        .into_iter()
+        .flatten()
+        .find(|listener| !listener.address.is_loopback());
+    if let Some(listener) = listener {
+        return Check::failure("loopback", format!("port {GATEWAY_PORT} is open on {}", listener.address)).remedy(
+            "remove what publishes it (systemctl cat litellm.service), then: litellm-units generate && litellm-units restart litellm",
+        );
+    }
+    for service in Service::ALL {
+        for file in unit_files(patient.host, service) {
+            let text = std::fs::read_to_string(&file).unwrap_or_default();
+            if let Some(open) = text.lines().filter_map(published).find(|address| !is_loopback(address)) {
+                return Check::failure("loopback", format!("{} publishes {open} beyond this host", file.display()))
+                    .remedy("publish on 127.0.0.1 only, and let a reverse proxy with TLS do the rest");
+            }
+        }
+    }
+    Check::ok("loopback", "nothing is published beyond 127.0.0.1")
+}
+
+/// A container's Quadlet file and its drop-ins.
+fn unit_files(host: &Host, service: Service) -> Vec<PathBuf> {
+    let file = host.paths.quadlets.join(format!("{}.container", service.container()));
+    let mut files = vec![file.clone()];
+    let drop_ins = std::fs::read_dir(format!("{}.d", file.display()));
+    let mut more: Vec<PathBuf> = drop_ins.into_iter().flatten().flatten().map(|entry| entry.path()).collect();
+    more.retain(|path| path.extension().is_some_and(|extension| extension == "conf"));
+    more.sort();
+    files.append(&mut more);
+    files
+}
+
+fn published(line: &str) -> Option<&str> {
+    let (key, value) = line.split_once('=')?;
+    Some(value.trim()).filter(|value| key.trim() == "PublishPort" && !value.is_empty())
+}
+
+/// Of `127.0.0.1:80:80`, `[::1]:80:80`, `80:80` or `80`, the first two.
+fn is_loopback(published: &str) -> bool {
+    let host = match published.strip_prefix('[') {
+        Some(rest) => rest.split(']').next(),
+        None => published.rsplitn(3, ':').nth(2),
+    };
+    host.and_then(|host| host.parse::<IpAddr>().ok()).is_some_and(|address| address.is_loopback())
+}
+
+/// Asked inside the gateway's container, which has Python but no other tool.
+const QUESTIONS: &str = r"
+import json, socket, sys
+names, host, port = sys.argv[1].split(), sys.argv[2], sys.argv[3]
+answer = {'names': {}, 'database': None}
+for name in names:
+    try: socket.getaddrinfo(name, None)
+    except OSError as error: answer['names'][name] = str(error)
+if host and not answer['names']:
+    try: socket.create_connection((host, int(port)), 3).close()
+    except OSError as error: answer['database'] = str(error)
+print(json.dumps(answer))
+";
+
+#[derive(Debug, Deserialize)]
+struct Answers {
+    /// Names that have no address, and why.
+    names: HashMap<String, String>,
+    /// Why the database can't be reached.
+    database: Option<String>,
+}
+
+/// Names on the bridge, and the way to the database.
+pub async fn inside(patient: &Patient<'_>) -> Vec<Check> {
+    let Some(settings) = &patient.settings else { return Vec::new() };
+    let database = match &settings.database {
+        Database::Local { .. } => Some(("postgres".to_owned(), 5432)),
+        Database::External { url } => host_and_port(url.expose_secret()),
+    };
+    let is_local = matches!(settings.database, Database::Local { .. });
+    if !patient.gateway_runs() {
+        // Another host's database can be tried from here.
+        let Some((host, port)) = database.filter(|_| !is_local) else { return Vec::new() };
+        let attempt = tokio::time::timeout(PATIENCE, TcpStream::connect((host.as_str(), port))).await;
+        let error = match attempt {
+            Ok(Ok(_)) => None,
+            Ok(Err(error)) => Some(error.to_string()),
+            Err(_) => Some("no answer".to_owned()),
+        };
+        return vec![reach(&host, port, error)];
+    }
+    let mut names = Vec::new();
+    if is_local {
+        names.push("postgres");
+    }
+    if matches!(settings.cache, Cache::Local { .. }) {
+        names.push("redis");
+    }
+    let (host, port) = database.clone().unwrap_or_default();
+    let Ok(podman) = patient.host.podman().await else { return Vec::new() };
+    let mut command = podman.command(["exec", Service::Litellm.container(), "python3", "-c", QUESTIONS]);
+    command.args([names.join(" "), host, port.to_string()]).kill_on_drop(true);
+    let output = match tokio::time::timeout(INSIDE_PATIENCE, command.output()).await {
+        Ok(Ok(output)) => output,
+        Ok(Err(error)) => return vec![Check::failure("dns", format!("can't run podman: {error}"))],
+        Err(_) => {
+            let message = format!("the gateway's container answered nothing within {} s", INSIDE_PATIENCE.as_secs());
+            return vec![Check::failure("dns", message).remedy("restart the containers: litellm-units restart")];
+        }
+    };
+    let Ok(answers) = serde_json::from_slice::<Answers>(&output.stdout) else {
+        let words = String::from_utf8_lossy(&output.stderr);
+        let last = words.trim().lines().last().unwrap_or("no words");
+        return vec![
+            Check::failure("dns", format!("can't ask inside the gateway's container: {last}"))
+                .remedy("restart the container: litellm-units restart litellm"),
+        ];
+    };
+    let mut lost: Vec<String> =
+        answers.names.iter().map(|(name, error)| format!("{name} ({error})")).collect();
+    lost.sort();
+    if !lost.is_empty() {
+        return vec![
+            Check::failure("dns", format!("inside the gateway's container there is no address for {}", lost.join(", ")))
+                .remedy("Podman's name server (aardvark-dns) is gone or wrong; it comes back with: litellm-units restart"),
+        ];
+    }
+    let mut checks = Vec::new();
+    if !names.is_empty() {
+        checks.push(Check::ok("dns", format!("the gateway finds {} by name", names.join(" and "))));
+    }
+    if let Some((host, port)) = database {
+        checks.push(reach(&host, port, answers.database));
+    }
+    checks
+}
+
+fn reach(host: &str, port: u16, error: Option<String>) -> Check {
+    match error {
+        None => Check::ok("database", format!("{host}:{port} accepts connections")),
+        Some(error) => Check::failure("database", format!("{host}:{port} can't be reached: {error}")).remedy(
+            if host == "postgres" {
+                "see what it says: litellm-units logs postgres"
+            } else {
+                "check DATABASE_URL in .env, the server, and the firewalls between"
+            },
+        ),
+    }
+}
+
+/// Of a PostgreSQL URL. Nothing for a socket or several hosts.
+fn host_and_port(url: &str) -> Option<(String, u16)> {
+    let url = reqwest::Url::parse(url).ok()?;
+    let host = url.host_str().filter(|host| !host.is_empty() && !host.contains([',', '%']))?;
+    Some((host.trim_matches(['[', ']']).to_owned(), url.port().unwrap_or(5432)))
+}
+
+/// What a docker compose stack leaves behind: containers, or its file.
+pub async fn docker(host: &Host) -> Check {
+    let containers = match tokio::time::timeout(PATIENCE, docker_containers()).await {
+        Ok(Some(containers)) => containers,
+        _ => Vec::new(),
+    };
+    let mut taken: Vec<String> = containers
+        .iter()
+        // Podman answers at Docker's address too, where podman-docker is installed.
+        .filter(|container| !container.labels.contains_key("PODMAN_SYSTEMD_UNIT"))
+        .filter_map(|container| {
+            let port = container.ports.iter().filter_map(|port| port.public).find(|port| STACK_PORTS.contains(port))?;
+            let name = container.names.first().map_or("?", |name| name.trim_start_matches('/'));
+            Some(format!("{name} (port {port})"))
+        })
+        .collect();
+    if taken.is_empty() {
+        taken = docker_proxies();
+    }
+    if !taken.is_empty() {
+        return Check::warning("docker", format!("Docker still runs a stack on the same ports: {}", taken.join(", ")))
+            .remedy("in the directory of its compose file: docker compose down");
+    }
+    let file = ["docker-compose.yml", "docker-compose.yaml", "compose.yml", "compose.yaml"]
+        .iter()
+        .map(|name| host.paths.deployment.join(name))
+        .find(|path| path.exists());
+    match file {
+        Some(file) => Check::warning("docker", format!("{} is left over: `docker compose up` there would start a second stack", file.display()))
+            .remedy(format!("mv {0} {0}.old", file.display())),
+        None => Check::ok("docker", "no docker compose stack is left over"),
+    }
+}
+
+/// A container as Docker lists it.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct DockerContainer {
+    #[serde(default)]
+    names: Vec<String>,
+    #[serde(default)]
+    ports: Vec<DockerPort>,
+    #[serde(default)]
+    labels: HashMap<String, String>,
+}
+
+#[derive(Debug, Deserialize)]
+struct DockerPort {
+    #[serde(rename = "PublicPort")]
+    public: Option<u16>,
+}
+
+/// Asks Docker, if it is there and lets us.
+async fn docker_containers() -> Option<Vec<DockerContainer>> {
+    let mut socket = UnixStream::connect(DOCKER).await.ok()?;
+    // HTTP/1.0, so that the answer comes in one piece and then ends.
+    socket.write_all(b"GET /containers/json HTTP/1.0\r\nHost: docker\r\n\r\n").await.ok()?;
+    let mut answer = Vec::new();
+    socket.take(8 << 20).read_to_end(&mut answer).await.ok()?;
+    let body = answer.windows(4).position(|window| window == b"\r\n\r\n")? + 4;
+    serde_json::from_slice(&answer[body..]).ok()
+}
+
+/// The processes by which Docker publishes ports, for callers who may not ask it.
+fn docker_proxies() -> Vec<String> {
+    std::fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .flatten()
+        .filter_map(|entry| {
+            let name = std::fs::read_to_string(entry.path().join("comm")).ok()?;
+            if name.trim() != "docker-proxy" {
+                return None;
+            }
+            let line = std::fs::read(entry.path().join("cmdline")).ok()?;
+            let words: Vec<&str> = line.split(|byte| *byte == 0).filter_map(|word| std::str::from_utf8(word).ok()).collect();
+            let port: u16 = words.iter().skip_while(|word| **word != "-host-port").nth(1)?.parse().ok()?;
+            STACK_PORTS.contains(&port).then(|| format!("docker-proxy (port {port})"))
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    #[cfg(target_endian = "little")]
+    fn listeners_of_the_kernel() {
+        let text = "\
+  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
+   0: 0100007F:5E5D 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 844059 1 0 100 0 0 10 0
+   1: 0100007F:B36A 0100007F:5E5D 06 00000000:00000000 03:0000091C 00000000     0        0 0 3 0
+   2: 00000000:5E5D 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 7 1 0 100 0 0 10 0
+";
+        let found = |address: &str, inode| Listener { address: address.parse().unwrap_or(IpAddr::from([9, 9, 9, 9])), inode };
+        assert_eq!(listeners(text, GATEWAY_PORT), [found("127.0.0.1", 844_059), found("0.0.0.0", 7)]);
+        assert_eq!(address_of("00000000000000000000000001000000"), "::1".parse().ok());
+        assert_eq!(address_of("0000000000000000FFFF00000100007F"), "127.0.0.1".parse().ok());
+        assert_eq!(address_of("0100"), None);
+    }
+
+    #[test]
+    fn what_is_published() {
+        for (line, loopback) in [
+            ("PublishPort=127.0.0.1:24157:24157", true),
+            ("PublishPort = [::1]:80:80", true),
+            ("PublishPort=24157:24157", false),
+            ("PublishPort=24157", false),
+            ("PublishPort=0.0.0.0:80:80", false),
+            ("PublishPort=[::]:80:80", false),
+        ] {
+            assert_eq!(published(line).map(is_loopback), Some(loopback), "{line}");
+        }
+        assert_eq!(published("PublishPort="), None);
+        assert_eq!(published("Image=a"), None);
+    }
+
+    #[test]
+    fn database_hosts() {
+        for (url, expected) in [
+            ("postgresql://u:p@db.example:6432/x", Some(("db.example", 6432))),
+            ("postgres://u:p@[::1]/x?sslmode=require", Some(("::1", 5432))),
+            ("postgresql:///x?host=/run/postgresql", None),
+            ("postgresql://u:p@%2Frun%2Fpostgresql/x", None),
+        ] {
+            assert_eq!(host_and_port(url), expected.map(|(host, port)| (host.to_owned(), port)), "{url}");
+        }
+    }
+}

@@ -1,0 +1,166 @@
+//! What the units rest on: Podman, control groups, systemd, the clock.
+
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use zbus_systemd::zbus::{self, Connection, OwnedVariant, Variant};
+
+use super::{Check, Patient};
+use crate::host::Host;
+
+/// How long a service of the host may take to answer.
+const PATIENCE: Duration = Duration::from_secs(3);
+/// From here on, a dependency that failed once and then came up does not take the gateway down
+/// for good (`RestartMode=direct`).
+const GOOD_SYSTEMD: u32 = 254;
+
+/// Podman and its Quadlet generator.
+pub async fn podman(host: &Host) -> Check {
+    let podman = match host.podman().await {
+        Ok(podman) => podman,
+        Err(error) => return Check::error("podman", &error),
+    };
+    match podman.version().await {
+        Ok(version) => Check::ok("podman", format!("Podman {version} with Quadlet")),
+        Err(error) => Check::error("podman", &error),
+    }
+}
+
+/// Podman 6 knows the unified hierarchy only, and rootless limits need it at any version.
+pub fn cgroup() -> Check {
+    if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
+        Check::ok("cgroup", "cgroup v2")
+    } else {
+        Check::failure("cgroup", "this host uses cgroup v1, or none")
+            .remedy("boot the kernel with systemd.unified_cgroup_hierarchy=1")
+    }
+}
+
+/// systemd's version, if it can be asked.
+pub async fn systemd(patient: &Patient<'_>) -> Option<Check> {
+    let text = patient.host.systemd().await.ok()?.version().await.ok()?;
+    Some(systemd_version(&text))
+}
+
+fn systemd_version(text: &str) -> Check {
+    let number = text.trim_start_matches('v').split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default();
+    match number.parse::<u32>() {
+        Ok(version) if version < GOOD_SYSTEMD => Check::warning(
+            "systemd",
+            format!("systemd {version}: if the database fails at its first start, the gateway stays down"),
+        )
+        .remedy(format!("upgrade the distribution: systemd {GOOD_SYSTEMD} or newer tries again")),
+        Ok(version) => Check::ok("systemd", format!("systemd {version}")),
+        Err(_) => Check::ok("systemd", format!("systemd {text}, whose number is not known")),
+    }
+}
+
+/// Whether SELinux lets containers read what is labelled for them.
+pub fn selinux() -> Check {
+    let enforce = std::fs::read_to_string("/sys/fs/selinux/enforce").ok();
+    // Installed by container-selinux on every distribution that has it.
+    let policy = ["/usr/share/selinux/packages/container.pp.bz2", "/usr/share/containers/selinux/contexts"]
+        .iter()
+        .any(|path| Path::new(path).exists());
+    selinux_state(enforce.as_deref(), policy)
+}
+
+fn selinux_state(enforce: Option<&str>, policy: bool) -> Check {
+    match enforce.map(str::trim) {
+        None => Check::ok("selinux", "SELinux is not in use"),
+        Some("1") if !policy => {
+            Check::failure("selinux", "SELinux is enforcing, but has no policy for containers")
+                .remedy("install the policy: dnf install container-selinux")
+        }
+        Some("1") => Check::ok("selinux", "SELinux is enforcing; the units label their volumes"),
+        Some(_) => Check::ok("selinux", "SELinux is permissive"),
+    }
+}
+
+/// A wrong clock breaks TLS, budgets and the expiry of keys.
+pub async fn clock(host: &Host) -> Check {
+    // A file can't be older than the present.
+    let newest = [host.paths.env_file(), host.paths.config_file()]
+        .iter()
+        .filter_map(|path| path.metadata().and_then(|found| found.modified()).ok())
+        .max();
+    if let Some(ahead) = newest.and_then(|newest| newest.duration_since(SystemTime::now()).ok())
+        && ahead > Duration::from_secs(24 * 3600)
+    {
+        return Check::warning(
+            "clock",
+            format!(
+                "the clock is {} behind the newest file of the deployment",
+                crate::output::duration(ahead)
+            ),
+        )
+        .remedy("compare with another clock; set it: timedatectl set-ntp true");
+    }
+    match tokio::time::timeout(PATIENCE, time_properties()).await {
+        Ok(Ok(properties)) => {
+            let flag = |name: &str| matches!(properties.get(name).map(|value| &**value), Some(Variant::Bool(true)));
+            synchronised(flag("NTPSynchronized"), flag("CanNTP"), flag("NTP"))
+        }
+        _ => Check::ok("clock", "no service tells whether the clock is kept"),
+    }
+}
+
+async fn time_properties() -> zbus::Result<std::collections::HashMap<String, OwnedVariant>> {
+    let reply = Connection::system()
+        .await?
+        .call_method(
+            Some("org.freedesktop.timedate1"),
+            "/org/freedesktop/timedate1",
+            Some("org.freedesktop.DBus.Properties"),
+            "GetAll",
+            &("org.freedesktop.timedate1",),
+        )
+        .await?;
+    reply.body().deserialize()
+}
+
+/// `possible`: there is a service that could keep the clock; `enabled`: it is switched on.
+fn synchronised(now: bool, possible: bool, enabled: bool) -> Check {
+    match (now, possible, enabled) {
+        (true, ..) => Check::ok("clock", "the clock is synchronised"),
+        (_, false, _) => Check::ok("clock", "no time service is installed here, so the clock is the machine's"),
+        (_, _, true) => Check::warning("clock", "the time service runs, but has not reached a server")
+            .remedy("see why: timedatectl timesync-status"),
+        (_, _, false) => Check::warning("clock", "the time service is switched off")
+            .remedy("timedatectl set-ntp true"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Outcome;
+    use super::*;
+
+    #[test]
+    fn systemd_versions() {
+        for (text, outcome) in [
+            ("252-32.el9", Outcome::Warning),
+            ("v254.5", Outcome::Ok),
+            ("257.13-1~deb13u1", Outcome::Ok),
+            ("unknown", Outcome::Ok),
+        ] {
+            assert_eq!(systemd_version(text).outcome, outcome, "{text}");
+        }
+    }
+
+    #[test]
+    fn selinux_states() {
+        assert_eq!(selinux_state(None, false).message, "SELinux is not in use");
+        assert_eq!(selinux_state(Some("0"), false).message, "SELinux is permissive");
+        assert_eq!(selinux_state(Some("1\n"), true).outcome, Outcome::Ok);
+        assert_eq!(selinux_state(Some("1\n"), false).outcome, Outcome::Failure);
+    }
+
+    #[test]
+    fn clocks() {
+        assert_eq!(synchronised(true, false, false).outcome, Outcome::Ok);
+        assert_eq!(synchronised(false, false, false).outcome, Outcome::Ok);
+        assert_eq!(synchronised(false, true, false).message, "the time service is switched off");
+        assert_eq!(synchronised(false, true, true).outcome, Outcome::Warning);
+    }
+}

@@ -1,0 +1,216 @@
+//! The units: what is installed, what systemd knows, what runs.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::time::Instant;
+
+use super::{Check, Fix, Patient};
+use crate::commands::generate;
+use crate::container;
+use crate::error::{Failure, Result};
+use crate::host::{self, Host};
+use crate::litellm::Client;
+use crate::litellm::health::Health;
+use crate::paths::Scope;
+use crate::settings::Service;
+use crate::stack;
+use crate::systemd::UnitState;
+use crate::systemd::job::{Jobs, Verb};
+
+/// How long the gateway may take to answer.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// How long failed units may take to start.
+const START_PATIENCE: Duration = Duration::from_secs(180);
+/// A unit that systemd had to restart this often without becoming active won't get up by itself.
+const ATTEMPTS: u64 = 2;
+
+/// The states of those of our services that are installed.
+///
+/// # Errors
+/// When systemd can't be reached.
+pub async fn read(host: &Host) -> Result<Vec<(Service, UnitState)>> {
+    let systemd = host.systemd().await?;
+    let states = futures_util::future::try_join_all(Service::ALL.map(|service| systemd.unit(service.unit()))).await?;
+    Ok(Service::ALL.into_iter().zip(states).filter(|(_, unit)| unit.load != "not-found").collect())
+}
+
+/// Whether `generate` would find anything to do.
+pub async fn drift(patient: &Patient<'_>) -> Vec<Check> {
+    // Without a deployment, or with a wrong one, there is nothing to compare with.
+    if patient.settings.is_none() || patient.units.is_none() {
+        return Vec::new();
+    }
+    let prepared = match generate::prepare(patient.host).await {
+        Ok(prepared) => prepared,
+        Err(error) => return vec![Check::error("drift", &error)],
+    };
+    let (directories, files): (Vec<&String>, Vec<&String>) = prepared
+        .deployment
+        .changes
+        .iter()
+        // Its own check says that.
+        .filter(|change| !change.contains("set mode 0600"))
+        .partition(|change| change.starts_with("directory "));
+    let mut files: Vec<String> = files.into_iter().cloned().collect();
+    files.extend(prepared.units.changes.iter().map(|change| format!("{} {}", change.verb(), change.path.display())));
+    vec![
+        if directories.is_empty() {
+            Check::ok("directories", format!("{} is complete", patient.host.paths.deployment.display()))
+        } else {
+            let list: Vec<&str> = directories.iter().map(|change| change.trim_start_matches("directory ")).collect();
+            Check::failure("directories", format!("missing or not given to its user: {}", list.join(", ")))
+                .remedy("litellm-units generate")
+                .fix(Fix::Generate)
+        },
+        if files.is_empty() {
+            Check::ok("drift", "the installed units are those of now")
+        } else {
+            Check::warning("drift", format!("`generate` would: {}", files.join(", ")))
+                .remedy("look: litellm-units generate --dry-run; then: litellm-units up")
+                .fix(Fix::Generate)
+        },
+    ]
+}
+
+/// Runs `generate` as a process of its own, whose lines say what was done.
+///
+/// # Errors
+/// With the words of `generate`.
+pub async fn generate(host: &Host) -> Result<Vec<String>> {
+    let output = tokio::process::Command::new(host::program()?)
+        .arg(match host.scope() {
+            Scope::System => "--system",
+            Scope::User => "--user",
+        })
+        .arg("--litellm-dir")
+        .arg(&host.paths.deployment)
+        .arg("generate")
+        .stdin(Stdio::null())
+        .output()
+        .await
+        .context("can't run generate")?;
+    if !output.status.success() {
+        let words = String::from_utf8_lossy(&output.stderr);
+        anyhow::bail!("generate failed: {}", words.trim().trim_start_matches("error: "));
+    }
+    let done = String::from_utf8_lossy(&output.stdout);
+    Ok(done.lines().filter(|line| *line != "nothing to do").map(str::to_owned).collect())
+}
+
+/// Whether systemd knows the files of now, and whether all that ought to run does.
+pub fn states(patient: &Patient<'_>) -> Vec<Check> {
+    let Some(units) = &patient.units else { return Vec::new() };
+    if units.is_empty() {
+        return vec![Check::ok("units", "none is installed yet")];
+    }
+    let stale: Vec<&str> =
+        units.iter().filter(|(_, unit)| unit.needs_reload).map(|(service, _)| service.unit()).collect();
+    let reload = if stale.is_empty() {
+        Check::ok("daemon-reload", "systemd has read the units of now")
+    } else {
+        Check::warning("daemon-reload", format!("changed since systemd read it: {}", stale.join(", ")))
+            .remedy(format!("{} daemon-reload", patient.host.scope().systemctl()))
+            .fix(Fix::Reload)
+    };
+    vec![reload, faults(patient, units)]
+}
+
+fn faults(patient: &Patient<'_>, units: &[(Service, UnitState)]) -> Check {
+    let (mut words, mut failed) = (Vec::new(), Vec::new());
+    let mut first = None;
+    for (service, unit) in units {
+        let health = container::health(&patient.host.paths, *service);
+        let problem = if unit.load != "loaded" {
+            format!("is {}", unit.load)
+        } else if unit.active == "failed" {
+            failed.push(service.unit());
+            format!("failed: {}", unit.reason())
+        } else if unit.active == "activating" && unit.restarts >= ATTEMPTS {
+            format!("keeps failing: {} restarts, the last time {}", unit.restarts, unit.reason())
+        } else if unit.is_active() && health == Some(container::Health::Unhealthy) {
+            "is unhealthy".to_owned()
+        } else {
+            continue;
+        };
+        words.push(format!("{} {problem}", service.unit()));
+        first.get_or_insert(service.name());
+    }
+    let Some(first) = first else {
+        let active = units.iter().filter(|(_, unit)| unit.is_active()).count();
+        return Check::ok("units", format!("{active} of {} active, none failed", units.len()));
+    };
+    let check = Check::failure("units", words.join("; "))
+        .remedy(format!("see why: litellm-units logs {first}; then: litellm-units up"));
+    if failed.is_empty() { check } else { check.fix(Fix::Start(failed)) }
+}
+
+/// Starts failed units, and waits for them.
+///
+/// # Errors
+/// When one fails again; with its reason and the last lines of its journal.
+pub async fn start(host: &Host, failed: &[&'static str]) -> Result<Vec<String>> {
+    let systemd = host.systemd().await?;
+    let mut jobs = Jobs::new(systemd).await?;
+    for unit in failed {
+        jobs.ask(Verb::Start, unit).await?;
+    }
+    let deadline = Instant::now() + START_PATIENCE;
+    let mut done = Vec::new();
+    while !jobs.pending().is_empty() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match jobs.next(left).await? {
+            Some((unit, result)) if result.is_success() => done.push(format!("started {unit}")),
+            Some((unit, _)) => return Err(stack::failed(systemd, &unit, "failed again").await),
+            None => {
+                let waited = START_PATIENCE.as_secs();
+                let message = format!("{} did not start within {waited} s", jobs.pending().join(", "));
+                return Err(Failure::new(message).hint("see what it waits for: litellm-units status").into());
+            }
+        }
+    }
+    Ok(done)
+}
+
+/// Whether what runs was started with the settings of now.
+pub fn applied(patient: &Patient<'_>) -> Option<Check> {
+    let settings = patient.settings.as_ref()?;
+    if !patient.gateway_runs() {
+        return None;
+    }
+    Some(match stack::differences(patient.host, settings) {
+        Err(error) => Check::error("applied", &error),
+        Ok(differences) if differences.is_empty() => {
+            Check::ok("applied", "every container runs with the settings of now")
+        }
+        Ok(differences) => {
+            let words: Vec<String> = differences
+                .iter()
+                .map(|(service, differences)| format!("{}: {}", service.name(), stack::list(differences)))
+                .collect();
+            Check::warning("applied", format!("changed since the start: {}", words.join("; ")))
+                .remedy("litellm-units up")
+        }
+    })
+}
+
+/// Whether the gateway can serve.
+pub async fn gateway(patient: &Patient<'_>) -> Option<Check> {
+    if !patient.gateway_runs() {
+        return None;
+    }
+    let client = match Client::local(PATIENCE) {
+        Ok(client) => client,
+        Err(error) => return Some(Check::error("gateway", &error)),
+    };
+    Some(match client.health().await {
+        Health::Ready { version } => {
+            Check::ok("gateway", format!("ready, LiteLLM {}", version.as_deref().unwrap_or("of unknown version")))
+        }
+        Health::Live { reason } => Check::failure("gateway", format!("answers, but is not ready: {reason}"))
+            .remedy("see why: litellm-units logs litellm"),
+        Health::Down { reason } => Check::failure("gateway", format!("does not answer: {reason}"))
+            .remedy("see why: litellm-units logs litellm"),
+    })
+}

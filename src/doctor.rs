@@ -49,8 +49,14 @@ pub struct Check {
     pub fix: Option<Fix>,
 }
 
-#[expect(clippy::ref_option, reason = "serde calls it with a reference to the field")]
-fn is_some<S: serde::Serializer>(fix: &Option<Fix>, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+#[expect(
+    clippy::ref_option,
+    reason = "serde calls it with a reference to the field"
+)]
+fn is_some<S: serde::Serializer>(
+    fix: &Option<Fix>,
+    serializer: S,
+) -> std::result::Result<S::Ok, S::Error> {
     serializer.serialize_bool(fix.is_some())
 }
 
@@ -71,29 +77,50 @@ pub enum Fix {
 
 impl Check {
     fn ok(name: &'static str, message: impl Into<String>) -> Self {
-        Self { name, outcome: Outcome::Ok, message: message.into(), remedy: None, fix: None }
+        Self {
+            name,
+            outcome: Outcome::Ok,
+            message: message.into(),
+            remedy: None,
+            fix: None,
+        }
     }
 
     fn warning(name: &'static str, message: impl Into<String>) -> Self {
-        Self { outcome: Outcome::Warning, ..Self::ok(name, message) }
+        Self {
+            outcome: Outcome::Warning,
+            ..Self::ok(name, message)
+        }
     }
 
     fn failure(name: &'static str, message: impl Into<String>) -> Self {
-        Self { outcome: Outcome::Failure, ..Self::ok(name, message) }
+        Self {
+            outcome: Outcome::Failure,
+            ..Self::ok(name, message)
+        }
     }
 
     /// A failure in the words of an error, its hint as the remedy.
     fn error(name: &'static str, error: &anyhow::Error) -> Self {
         let remedy = crate::error::hints(error).next().map(str::to_owned);
-        Self { remedy, ..Self::failure(name, format!("{error:#}")) }
+        Self {
+            remedy,
+            ..Self::failure(name, format!("{error:#}"))
+        }
     }
 
     fn remedy(self, remedy: impl Into<String>) -> Self {
-        Self { remedy: Some(remedy.into()), ..self }
+        Self {
+            remedy: Some(remedy.into()),
+            ..self
+        }
     }
 
     fn fix(self, fix: Fix) -> Self {
-        Self { fix: Some(fix), ..self }
+        Self {
+            fix: Some(fix),
+            ..self
+        }
     }
 }
 
@@ -110,11 +137,16 @@ struct Patient<'a> {
 
 impl Patient<'_> {
     fn unit(&self, service: Service) -> Option<&UnitState> {
-        self.units.as_ref()?.iter().find(|(other, _)| *other == service).map(|(_, unit)| unit)
+        self.units
+            .as_ref()?
+            .iter()
+            .find(|(other, _)| *other == service)
+            .map(|(_, unit)| unit)
     }
 
     fn gateway_runs(&self) -> bool {
-        self.unit(Service::Litellm).is_some_and(UnitState::is_active)
+        self.unit(Service::Litellm)
+            .is_some_and(UnitState::is_active)
     }
 }
 
@@ -130,7 +162,9 @@ pub async fn examine(host: &Host) -> Vec<Check> {
         checks.push(rootless::session(host));
     }
     // Without a session there is no bus: named once.
-    let has_session = checks.iter().all(|check| check.name != "session" || check.outcome == Outcome::Ok);
+    let has_session = checks
+        .iter()
+        .all(|check| check.name != "session" || check.outcome == Outcome::Ok);
     if has_session {
         checks.push(dbus);
     }
@@ -139,15 +173,34 @@ pub async fn examine(host: &Host) -> Vec<Check> {
     }
 
     let (env, settings, of_settings) = settings(host);
-    let patient = Patient { host, env, settings, units };
-    let has_podman = checks.iter().all(|check| check.name != "podman" || check.outcome != Outcome::Failure);
+    let patient = Patient {
+        host,
+        env,
+        settings,
+        units,
+    };
+    let has_podman = checks
+        .iter()
+        .all(|check| check.name != "podman" || check.outcome != Outcome::Failure);
     let (systemd, clock, disk, inside, docker, drift, gateway) = futures_util::join!(
         platform::systemd(&patient),
         platform::clock(host),
         files::space(host, has_podman),
-        async { if has_podman { network::inside(&patient).await } else { Vec::new() } },
+        async {
+            if has_podman {
+                network::inside(&patient).await
+            } else {
+                Vec::new()
+            }
+        },
         network::docker(host),
-        async { if has_podman { units::drift(&patient).await } else { Vec::new() } },
+        async {
+            if has_podman {
+                units::drift(&patient).await
+            } else {
+                Vec::new()
+            }
+        },
         units::gateway(&patient),
     );
     checks.extend(systemd);
@@ -160,13 +213,19 @@ pub async fn examine(host: &Host) -> Vec<Check> {
         checks.extend(files::data(&patient));
         checks.extend(files::gateway_config(&patient));
     }
-    checks.push(network::port(&patient));
+    checks.extend(network::port(&patient));
     checks.push(network::loopback(&patient));
     checks.extend(inside);
     checks.push(docker);
+    let is_current = drift.iter().all(|check| check.outcome == Outcome::Ok);
+    let config_is_good = checks
+        .iter()
+        .all(|check| check.name != "config" || check.outcome == Outcome::Ok);
     checks.extend(drift);
-    checks.extend(units::states(&patient));
-    checks.extend(units::applied(&patient));
+    checks.extend(units::states(&patient, is_current));
+    if config_is_good {
+        checks.extend(units::applied(&patient, is_current));
+    }
     checks.extend(gateway);
     checks
 }
@@ -175,7 +234,10 @@ pub async fn examine(host: &Host) -> Vec<Check> {
 fn settings(host: &Host) -> (Option<EnvFile>, Option<Settings>, Vec<Check>) {
     let path = host.paths.env_file();
     if !path.exists() && !host.paths.quadlets.join("litellm.container").exists() {
-        let message = format!("no deployment in {} yet; litellm-units up makes one", host.paths.deployment.display());
+        let message = format!(
+            "no deployment in {} yet; litellm-units up makes one",
+            host.paths.deployment.display()
+        );
         return (None, None, vec![Check::ok("settings", message)]);
     }
     let env = match read_env(&path).and_then(|text| parse_env(&text, &path)) {
@@ -188,9 +250,17 @@ fn settings(host: &Host) -> (Option<EnvFile>, Option<Settings>, Vec<Check>) {
         Ok(settings) => {
             let good = images.outcome == Outcome::Ok;
             let message = format!("{} can be used", path.display());
-            (Some(env), good.then_some(settings), vec![Check::ok("settings", message), images])
+            (
+                Some(env),
+                good.then_some(settings),
+                vec![Check::ok("settings", message), images],
+            )
         }
-        Err(error) => (Some(env), None, vec![Check::error("settings", &error), images]),
+        Err(error) => (
+            Some(env),
+            None,
+            vec![Check::error("settings", &error), images],
+        ),
     }
 }
 

@@ -32,16 +32,28 @@ pub async fn run(host: &Host, arguments: &cli::Doctor) -> Result<Exit> {
     }
     let outcome = worst(&checks);
     if arguments.json {
-        output::json(&Report { schema: 1, outcome, fixed: &fixed, checks: &checks })?;
+        output::json(&Report {
+            schema: 1,
+            outcome,
+            fixed: &fixed,
+            checks: &checks,
+        })?;
     } else {
-        let colour = std::io::stdout().is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
+        let colour = std::io::stdout().is_terminal()
+            && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty());
         output::text(&text(&checks, colour))?;
         let fixable = checks.iter().filter(|check| check.fix.is_some()).count();
         if fixable > 0 && !arguments.fix {
-            say(&format!("{fixable} of these can be mended now: litellm-units doctor --fix"));
+            say(&format!(
+                "{fixable} of these can be mended now: litellm-units doctor --fix"
+            ));
         }
     }
-    Ok(if outcome == Outcome::Failure { Exit::Failure } else { Exit::Success })
+    Ok(if outcome == Outcome::Failure {
+        Exit::Failure
+    } else {
+        Exit::Success
+    })
 }
 
 /// Mends what can be mended. What can't after all is said, and found again afterwards.
@@ -49,7 +61,9 @@ async fn fix(host: &Host, checks: &[Check]) -> Vec<String> {
     let mut done = Vec::new();
     let mut tried = Vec::new();
     for check in checks {
-        let Some(fix) = check.fix.as_ref().filter(|fix| !tried.contains(fix)) else { continue };
+        let Some(fix) = check.fix.as_ref().filter(|fix| !tried.contains(fix)) else {
+            continue;
+        };
         tried.push(fix);
         match fix.apply(host).await {
             Ok(lines) => {
@@ -89,7 +103,11 @@ fn text(checks: &[Check], colour: bool) -> String {
             Outcome::Warning => ("warning", "33"),
             Outcome::Failure => ("FAILURE", "1;31"),
         };
-        let word = if colour { format!("\u{1b}[{code}m{word}\u{1b}[0m") } else { word.to_owned() };
+        let word = if colour {
+            format!("\u{1b}[{code}m{word}\u{1b}[0m")
+        } else {
+            word.to_owned()
+        };
         let message = check.message.replace('\n', "\n         ");
         for part in [word.as_str(), "  ", check.name, ": ", &message, "\n"] {
             text.push_str(part);

@@ -27,31 +27,45 @@ const LITTLE: u64 = 2 << 30;
 /// Space and inodes of every file system that the deployment and its containers write to.
 pub async fn space(host: &Host, has_podman: bool) -> Vec<Check> {
     let paths = &host.paths;
-    let mut places =
-        vec![paths.deployment.clone(), paths.config(), paths.logs(), paths.postgres_data(), paths.redis_data()];
+    let mut places = vec![
+        paths.deployment.clone(),
+        paths.config(),
+        paths.logs(),
+        paths.postgres_data(),
+        paths.redis_data(),
+    ];
     if has_podman
         && let Ok(podman) = host.podman().await
-        && let Ok(root) = podman.run(["info", "--format", "{{.Store.GraphRoot}}"]).await
+        && let Ok(root) = podman
+            .run(["info", "--format", "{{.Store.GraphRoot}}"])
+            .await
     {
         places.push(root.trim().into());
     }
     // One line for each file system, named by the first place on it.
     let mut systems: BTreeMap<u64, (PathBuf, Statvfs)> = BTreeMap::new();
     for place in places {
-        let Some(existing) = place.ancestors().find(|path| path.exists()) else { continue };
+        let Some(existing) = place.ancestors().find(|path| path.exists()) else {
+            continue;
+        };
         if let (Ok(metadata), Ok(found)) = (existing.metadata(), statvfs(existing)) {
-            systems.entry(metadata.dev()).or_insert((existing.to_owned(), found));
+            systems
+                .entry(metadata.dev())
+                .or_insert((existing.to_owned(), found));
         }
     }
     let systems: Vec<_> = systems.into_values().collect();
-    let free = |found: &Statvfs| u64::from(found.blocks_available()) * u64::from(found.fragment_size());
+    let free =
+        |found: &Statvfs| u64::from(found.blocks_available()) * u64::from(found.fragment_size());
     let tightest = systems.iter().min_by_key(|(_, found)| free(found));
     let disk = tightest.map(|(path, found)| disk(path, free(found)));
     // Some file systems (btrfs) have no fixed number of inodes, and say 0.
     let fewest = systems
         .iter()
         .filter(|(_, found)| found.files() > 0)
-        .min_by_key(|(_, found)| u64::from(found.files_available()) * 1000 / u64::from(found.files()));
+        .min_by_key(|(_, found)| {
+            u64::from(found.files_available()) * 1000 / u64::from(found.files())
+        });
     let inodes = match fewest {
         Some((path, found)) => inodes(path, found.files_available().into(), found.files().into()),
         None => Check::ok("inodes", "the file systems have no limit"),
@@ -61,7 +75,10 @@ pub async fn space(host: &Host, has_podman: bool) -> Vec<Check> {
 
 fn disk(path: &Path, free: u64) -> Check {
     let message = format!("{} free for {}", bytes(free), path.display());
-    let remedy = format!("free or add space; what takes it: du -xh --max-depth=2 {} | sort -h", path.display());
+    let remedy = format!(
+        "free or add space; what takes it: du -xh --max-depth=2 {} | sort -h",
+        path.display()
+    );
     match free {
         ..TOO_LITTLE => Check::failure("disk", message).remedy(remedy),
         TOO_LITTLE..LITTLE => Check::warning("disk", message).remedy(remedy),
@@ -71,7 +88,10 @@ fn disk(path: &Path, free: u64) -> Check {
 
 fn inodes(path: &Path, free: u64, all: u64) -> Check {
     let message = format!("{free} of {all} inodes free for {}", path.display());
-    let remedy = format!("remove small files; where they are: du --inodes -x --max-depth=2 {} | sort -n", path.display());
+    let remedy = format!(
+        "remove small files; where they are: du --inodes -x --max-depth=2 {} | sort -n",
+        path.display()
+    );
     if free * 100 < all {
         Check::failure("inodes", message).remedy(remedy)
     } else if free * 20 < all {
@@ -83,13 +103,20 @@ fn inodes(path: &Path, free: u64, all: u64) -> Check {
 
 /// Files that hold secrets: theirs who runs the deployment, and readable by nobody else.
 pub fn secrets(host: &Host) -> Check {
-    let files = [host.paths.env_file(), host.paths.deployment.join("service-key.txt")];
+    let files = [
+        host.paths.env_file(),
+        host.paths.deployment.join("service-key.txt"),
+    ];
     let (mut open, mut foreign) = (Vec::new(), Vec::new());
     let mut words = Vec::new();
     for path in files {
         let Ok(found) = path.metadata() else { continue };
         if found.mode() & 0o077 != 0 {
-            words.push(format!("{} can be read by others (mode {:04o})", path.display(), found.mode() & 0o7777));
+            words.push(format!(
+                "{} can be read by others (mode {:04o})",
+                path.display(),
+                found.mode() & 0o7777
+            ));
             open.push(path.clone());
         }
         let owner = match host.scope() {
@@ -97,19 +124,36 @@ pub fn secrets(host: &Host) -> Check {
             Scope::User => geteuid().as_raw(),
         };
         if found.uid() != owner {
-            words.push(format!("{} belongs to user {}, not {owner}", path.display(), found.uid()));
+            words.push(format!(
+                "{} belongs to user {}, not {owner}",
+                path.display(),
+                found.uid()
+            ));
             foreign.push(format!("chown {owner} {}", path.display()));
         }
     }
     if words.is_empty() {
-        return Check::ok("secrets", format!("only the owner can read {}", host.paths.env_file().display()));
+        return Check::ok(
+            "secrets",
+            format!(
+                "only the owner can read {}",
+                host.paths.env_file().display()
+            ),
+        );
     }
-    let mut commands: Vec<String> = open.iter().map(|path| format!("chmod 600 {}", path.display())).collect();
+    let mut commands: Vec<String> = open
+        .iter()
+        .map(|path| format!("chmod 600 {}", path.display()))
+        .collect();
     let check = Check::failure("secrets", words.join("; "));
     let may_fix = foreign.is_empty() && !open.is_empty();
     commands.extend(foreign);
     let check = check.remedy(commands.join(" && "));
-    if may_fix { check.fix(Fix::Protect(open)) } else { check }
+    if may_fix {
+        check.fix(Fix::Protect(open))
+    } else {
+        check
+    }
 }
 
 /// Takes reading from everyone but the owner.
@@ -120,7 +164,10 @@ pub fn protect(files: &[PathBuf]) -> Result<Vec<String>> {
     for file in files {
         install::set_mode(file, 0o600)?;
     }
-    Ok(files.iter().map(|file| format!("set mode 0600 of {}", file.display())).collect())
+    Ok(files
+        .iter()
+        .map(|file| format!("set mode 0600 of {}", file.display()))
+        .collect())
 }
 
 const IMAGES: [&str; 3] = ["LITELLM_IMAGE", "POSTGRES_IMAGE", "REDIS_IMAGE"];
@@ -128,13 +175,25 @@ const IMAGES: [&str; 3] = ["LITELLM_IMAGE", "POSTGRES_IMAGE", "REDIS_IMAGE"];
 /// Whether each image is pinned, and none is a release known to be malicious.
 pub fn images(env: &EnvFile, path: &Path) -> Check {
     for name in IMAGES {
-        let Some(text) = env.get(name).filter(|text| !text.is_empty()) else { continue };
+        let Some(text) = env.get(name).filter(|text| !text.is_empty()) else {
+            continue;
+        };
         if let Err(error) = ImageReference::parse(text) {
-            let line = env.line(name).map(|line| format!(", line {line}")).unwrap_or_default();
-            return Check::failure("images", format!("{}{line}: {name}: {error}", path.display())).remedy(error.hint());
+            let line = env
+                .line(name)
+                .map(|line| format!(", line {line}"))
+                .unwrap_or_default();
+            return Check::failure(
+                "images",
+                format!("{}{line}: {name}: {error}", path.display()),
+            )
+            .remedy(error.hint());
         }
     }
-    Check::ok("images", "every image is pinned, and none is known to be malicious")
+    Check::ok(
+        "images",
+        "every image is pinned, and none is known to be malicious",
+    )
 }
 
 /// The same file with images that can be used, so that the rest of it can be judged.
@@ -144,7 +203,10 @@ pub fn images(env: &EnvFile, path: &Path) -> Check {
 pub fn without_bad_images(env: &EnvFile) -> Result<EnvFile> {
     let mut env = env.clone();
     for name in IMAGES {
-        if env.get(name).is_some_and(|text| !text.is_empty() && ImageReference::parse(text).is_err()) {
+        if env
+            .get(name)
+            .is_some_and(|text| !text.is_empty() && ImageReference::parse(text).is_err())
+        {
             env.set(name, DEFAULT_LITELLM_IMAGE)?;
         }
     }
@@ -155,24 +217,42 @@ pub fn without_bad_images(env: &EnvFile) -> Result<EnvFile> {
 pub fn data(patient: &Patient<'_>) -> Option<Check> {
     let settings = patient.settings.as_ref()?;
     let paths = &patient.host.paths;
-    for (service, path) in [(Service::Postgres, paths.postgres_data()), (Service::Redis, paths.redis_data())] {
-        let Some(image) = settings.image(service) else { continue };
+    for (service, path) in [
+        (Service::Postgres, paths.postgres_data()),
+        (Service::Redis, paths.redis_data()),
+    ] {
+        let Some(image) = settings.image(service) else {
+            continue;
+        };
         let owner = match patient.host.scope() {
             Scope::System => container_owner(service, image),
             Scope::User => Some((geteuid().as_raw(), nix::unistd::getegid().as_raw())),
         };
-        let (Some((uid, gid)), Ok(found)) = (owner, path.metadata()) else { continue };
+        let (Some((uid, gid)), Ok(found)) = (owner, path.metadata()) else {
+            continue;
+        };
         if found.uid() != uid {
             return Some(
                 Check::failure(
                     "data",
-                    format!("{} belongs to user {}, but {} runs as {uid}", path.display(), found.uid(), service.name()),
+                    format!(
+                        "{} belongs to user {}, but {} runs as {uid}",
+                        path.display(),
+                        found.uid(),
+                        service.name()
+                    ),
                 )
                 .remedy(format!("as root: chown -R {uid}:{gid} {}", path.display())),
             );
         }
     }
-    Some(Check::ok("data", format!("{} belongs to those who write to it", paths.data().display())))
+    Some(Check::ok(
+        "data",
+        format!(
+            "{} belongs to those who write to it",
+            paths.data().display()
+        ),
+    ))
 }
 
 /// The errors of `config check`; its warnings are its own.
@@ -183,13 +263,21 @@ pub fn gateway_config(patient: &Patient<'_>) -> Option<Check> {
         Ok(findings) => findings,
         Err(error) => return Some(Check::error("config", &error)),
     };
-    let errors: Vec<_> = findings.iter().filter(|finding| finding.severity == Severity::Error).collect();
+    let errors: Vec<_> = findings
+        .iter()
+        .filter(|finding| finding.severity == Severity::Error)
+        .collect();
     Some(match errors.as_slice() {
         [] => Check::ok("config", format!("{} can be used", path.display())),
         [first, rest @ ..] => {
-            let more = if rest.is_empty() { String::new() } else { format!(" (and {} more)", rest.len()) };
+            let more = if rest.is_empty() {
+                String::new()
+            } else {
+                format!(" (and {} more)", rest.len())
+            };
             let place = format!("{}:{}:{}", first.file.display(), first.line, first.column);
-            Check::failure("config", format!("{place}: {}{more}", first.message)).remedy("see all: litellm-units config check")
+            Check::failure("config", format!("{place}: {}{more}", first.message))
+                .remedy("see all: litellm-units config check")
         }
     })
 }

@@ -13,6 +13,7 @@ use tokio::net::{TcpStream, UnixStream};
 use super::{Check, Patient};
 use crate::host::Host;
 use crate::settings::{Cache, Database, GATEWAY_PORT, Service};
+use crate::systemd::UnitState;
 
 /// How long a connection may take.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -41,7 +42,10 @@ fn listeners(text: &str, port: u16) -> Vec<Listener> {
             if *fields.get(3)? != "0A" || u16::from_str_radix(its_port, 16).ok()? != port {
                 return None;
             }
-            Some(Listener { address: address_of(address)?, inode: fields.get(9)?.parse().ok()? })
+            Some(Listener {
+                address: address_of(address)?,
+                inode: fields.get(9)?.parse().ok()?,
+            })
         })
         .collect()
 }
@@ -50,12 +54,18 @@ fn listeners(text: &str, port: u16) -> Vec<Listener> {
 fn address_of(hexadecimal: &str) -> Option<IpAddr> {
     let mut bytes = Vec::new();
     for start in (0..hexadecimal.len()).step_by(8) {
-        bytes.extend(u32::from_str_radix(hexadecimal.get(start..start + 8)?, 16).ok()?.to_ne_bytes());
+        bytes.extend(
+            u32::from_str_radix(hexadecimal.get(start..start + 8)?, 16)
+                .ok()?
+                .to_ne_bytes(),
+        );
     }
     if let Ok(bytes) = <[u8; 4]>::try_from(bytes.as_slice()) {
         return Some(bytes.into());
     }
-    <[u8; 16]>::try_from(bytes.as_slice()).ok().map(|bytes| Ipv6Addr::from(bytes).to_canonical())
+    <[u8; 16]>::try_from(bytes.as_slice())
+        .ok()
+        .map(|bytes| Ipv6Addr::from(bytes).to_canonical())
 }
 
 fn listening() -> Vec<Listener> {
@@ -69,50 +79,73 @@ fn listening() -> Vec<Listener> {
 /// The process that has a socket open, as far as the caller may see it.
 fn process_with(inode: u64) -> Option<(u32, String)> {
     let wanted = PathBuf::from(format!("socket:[{inode}]"));
-    std::fs::read_dir("/proc").ok()?.flatten().find_map(|entry| {
-        let process: u32 = entry.file_name().to_str()?.parse().ok()?;
-        let mut open = std::fs::read_dir(entry.path().join("fd")).ok()?.flatten();
-        open.find(|file| std::fs::read_link(file.path()).is_ok_and(|target| target == wanted))?;
-        let name = std::fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
-        Some((process, name.trim().to_owned()))
-    })
+    std::fs::read_dir("/proc")
+        .ok()?
+        .flatten()
+        .find_map(|entry| {
+            let process: u32 = entry.file_name().to_str()?.parse().ok()?;
+            let mut open = std::fs::read_dir(entry.path().join("fd")).ok()?.flatten();
+            open.find(|file| std::fs::read_link(file.path()).is_ok_and(|target| target == wanted))?;
+            let name = std::fs::read_to_string(entry.path().join("comm")).unwrap_or_default();
+            Some((process, name.trim().to_owned()))
+        })
 }
 
 /// Whether a process belongs to a unit.
 fn is_in(process: u32, control_group: &str) -> bool {
     !control_group.is_empty()
         && std::fs::read_to_string(format!("/proc/{process}/cgroup")).is_ok_and(|text| {
-            text.lines().filter_map(|line| line.strip_prefix("0::")).any(|group| {
-                group.strip_prefix(control_group).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-            })
+            text.lines()
+                .filter_map(|line| line.strip_prefix("0::"))
+                .any(|group| {
+                    group
+                        .strip_prefix(control_group)
+                        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+                })
         })
 }
 
 /// The gateway's port: free, or ours.
-pub fn port(patient: &Patient<'_>) -> Check {
-    let found = listening();
+pub fn port(patient: &Patient<'_>) -> Option<Check> {
+    // Without systemd's word there is no telling what is ours.
+    patient.units.as_ref()?;
+    Some(judge_port(patient, &listening()))
+}
+
+fn judge_port(patient: &Patient<'_>, found: &[Listener]) -> Check {
     let unit = patient.unit(Service::Litellm);
     let runs = unit.is_some_and(|unit| !matches!(unit.active.as_str(), "inactive" | "failed"));
     if found.is_empty() {
         return if patient.gateway_runs() {
-            Check::failure("port", format!("litellm.service runs, but nothing listens on port {GATEWAY_PORT}"))
-                .remedy("restart it: litellm-units restart litellm")
+            Check::failure(
+                "port",
+                format!("litellm.service runs, but nothing listens on port {GATEWAY_PORT}"),
+            )
+            .remedy("restart it: litellm-units restart litellm")
         } else {
             Check::ok("port", format!("port {GATEWAY_PORT} is free"))
         };
     }
-    let foreign = found.iter().find_map(|listener| match process_with(listener.inode) {
-        // systemd itself holds the port where a socket unit does.
-        Some((process, name)) => {
-            let ours = name == "systemd" || unit.is_some_and(|unit| is_in(process, &unit.control_group));
-            (!ours).then(|| format!("{name} (process {process})"))
-        }
-        None => (!runs).then(|| "a process of another user".to_owned()),
-    });
+    let foreign = found
+        .iter()
+        .find_map(|listener| match process_with(listener.inode) {
+            // systemd itself holds the port where a socket unit does.
+            Some((process, name)) => {
+                let ours = name == "systemd"
+                    || unit.is_some_and(|unit| is_in(process, &unit.control_group));
+                (!ours).then(|| format!("{name} (process {process})"))
+            }
+            None => (!runs).then(|| "a process of another user".to_owned()),
+        });
     match foreign {
-        None => Check::ok("port", format!("the gateway listens on port {GATEWAY_PORT}")),
+        None => Check::ok(
+            "port",
+            format!("the gateway listens on port {GATEWAY_PORT}"),
+        ),
         Some(who) => Check::failure("port", format!("port {GATEWAY_PORT} is taken by {who}"))
-            .remedy(format!("find and stop it: ss -ltnp 'sport = :{GATEWAY_PORT}'")),
+            .remedy(format!(
+                "find and stop it: ss -ltnp 'sport = :{GATEWAY_PORT}'"
+            )),
     }
 }
 
@@ -133,9 +166,16 @@ pub fn loopback(patient: &Patient<'_>) -> Check {
     for service in Service::ALL {
         for file in unit_files(patient.host, service) {
             let text = std::fs::read_to_string(&file).unwrap_or_default();
-            if let Some(open) = text.lines().filter_map(published).find(|address| !is_loopback(address)) {
-                return Check::failure("loopback", format!("{} publishes {open} beyond this host", file.display()))
-                    .remedy("publish on 127.0.0.1 only, and let a reverse proxy with TLS do the rest");
+            if let Some(open) = text
+                .lines()
+                .filter_map(published)
+                .find(|address| !is_loopback(address))
+            {
+                return Check::failure(
+                    "loopback",
+                    format!("{} publishes {open} beyond this host", file.display()),
+                )
+                .remedy("publish on 127.0.0.1 only, and let a reverse proxy with TLS do the rest");
             }
         }
     }
@@ -144,11 +184,22 @@ pub fn loopback(patient: &Patient<'_>) -> Check {
 
 /// A container's Quadlet file and its drop-ins.
 fn unit_files(host: &Host, service: Service) -> Vec<PathBuf> {
-    let file = host.paths.quadlets.join(format!("{}.container", service.container()));
+    let file = host
+        .paths
+        .quadlets
+        .join(format!("{}.container", service.container()));
     let mut files = vec![file.clone()];
     let drop_ins = std::fs::read_dir(format!("{}.d", file.display()));
-    let mut more: Vec<PathBuf> = drop_ins.into_iter().flatten().flatten().map(|entry| entry.path()).collect();
-    more.retain(|path| path.extension().is_some_and(|extension| extension == "conf"));
+    let mut more: Vec<PathBuf> = drop_ins
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|entry| entry.path())
+        .collect();
+    more.retain(|path| {
+        path.extension()
+            .is_some_and(|extension| extension == "conf")
+    });
     more.sort();
     files.append(&mut more);
     files
@@ -165,7 +216,8 @@ fn is_loopback(published: &str) -> bool {
         Some(rest) => rest.split(']').next(),
         None => published.rsplitn(3, ':').nth(2),
     };
-    host.and_then(|host| host.parse::<IpAddr>().ok()).is_some_and(|address| address.is_loopback())
+    host.and_then(|host| host.parse::<IpAddr>().ok())
+        .is_some_and(|address| address.is_loopback())
 }
 
 /// Asked inside the gateway's container, which has Python but no other tool.
@@ -192,16 +244,23 @@ struct Answers {
 
 /// Names on the bridge, and the way to the database.
 pub async fn inside(patient: &Patient<'_>) -> Vec<Check> {
-    let Some(settings) = &patient.settings else { return Vec::new() };
+    let Some(settings) = &patient.settings else {
+        return Vec::new();
+    };
     let database = match &settings.database {
         Database::Local { .. } => Some(("postgres".to_owned(), 5432)),
         Database::External { url } => host_and_port(url.expose_secret()),
     };
     let is_local = matches!(settings.database, Database::Local { .. });
+    // One that does not run has no address, and a check of its own says so.
+    let runs = |service| patient.unit(service).is_some_and(UnitState::is_active);
     if !patient.gateway_runs() {
         // Another host's database can be tried from here.
-        let Some((host, port)) = database.filter(|_| !is_local) else { return Vec::new() };
-        let attempt = tokio::time::timeout(PATIENCE, TcpStream::connect((host.as_str(), port))).await;
+        let Some((host, port)) = database.filter(|_| !is_local) else {
+            return Vec::new();
+        };
+        let attempt =
+            tokio::time::timeout(PATIENCE, TcpStream::connect((host.as_str(), port))).await;
         let error = match attempt {
             Ok(Ok(_)) => None,
             Ok(Err(error)) => Some(error.to_string()),
@@ -210,44 +269,70 @@ pub async fn inside(patient: &Patient<'_>) -> Vec<Check> {
         return vec![reach(&host, port, error)];
     }
     let mut names = Vec::new();
-    if is_local {
+    if is_local && runs(Service::Postgres) {
         names.push("postgres");
     }
-    if matches!(settings.cache, Cache::Local { .. }) {
+    if matches!(settings.cache, Cache::Local { .. }) && runs(Service::Redis) {
         names.push("redis");
     }
+    let database = database.filter(|_| !is_local || runs(Service::Postgres));
     let (host, port) = database.clone().unwrap_or_default();
-    let Ok(podman) = patient.host.podman().await else { return Vec::new() };
-    let mut command = podman.command(["exec", Service::Litellm.container(), "python3", "-c", QUESTIONS]);
-    command.args([names.join(" "), host, port.to_string()]).kill_on_drop(true);
+    let Ok(podman) = patient.host.podman().await else {
+        return Vec::new();
+    };
+    let mut command = podman.command([
+        "exec",
+        Service::Litellm.container(),
+        "python3",
+        "-c",
+        QUESTIONS,
+    ]);
+    command
+        .args([names.join(" "), host, port.to_string()])
+        .kill_on_drop(true);
     let output = match tokio::time::timeout(INSIDE_PATIENCE, command.output()).await {
         Ok(Ok(output)) => output,
         Ok(Err(error)) => return vec![Check::failure("dns", format!("can't run podman: {error}"))],
         Err(_) => {
-            let message = format!("the gateway's container answered nothing within {} s", INSIDE_PATIENCE.as_secs());
-            return vec![Check::failure("dns", message).remedy("restart the containers: litellm-units restart")];
+            let message = format!(
+                "the gateway's container answered nothing within {} s",
+                INSIDE_PATIENCE.as_secs()
+            );
+            return vec![
+                Check::failure("dns", message)
+                    .remedy("restart the containers: litellm-units restart"),
+            ];
         }
     };
     let Ok(answers) = serde_json::from_slice::<Answers>(&output.stdout) else {
         let words = String::from_utf8_lossy(&output.stderr);
         let last = words.trim().lines().last().unwrap_or("no words");
         return vec![
-            Check::failure("dns", format!("can't ask inside the gateway's container: {last}"))
-                .remedy("restart the container: litellm-units restart litellm"),
+            Check::failure(
+                "dns",
+                format!("can't ask inside the gateway's container: {last}"),
+            )
+            .remedy("restart the container: litellm-units restart litellm"),
         ];
     };
-    let mut lost: Vec<String> =
-        answers.names.iter().map(|(name, error)| format!("{name} ({error})")).collect();
+    let mut lost: Vec<String> = answers
+        .names
+        .iter()
+        .map(|(name, error)| format!("{name} ({error})"))
+        .collect();
     lost.sort();
     if !lost.is_empty() {
         return vec![
             Check::failure("dns", format!("inside the gateway's container there is no address for {}", lost.join(", ")))
-                .remedy("Podman's name server (aardvark-dns) is gone or wrong; it comes back with: litellm-units restart"),
+                .remedy("Podman's name server (aardvark-dns) is gone or wrong; it comes back with: podman network reload --all"),
         ];
     }
     let mut checks = Vec::new();
     if !names.is_empty() {
-        checks.push(Check::ok("dns", format!("the gateway finds {} by name", names.join(" and "))));
+        checks.push(Check::ok(
+            "dns",
+            format!("the gateway finds {} by name", names.join(" and ")),
+        ));
     }
     if let Some((host, port)) = database {
         checks.push(reach(&host, port, answers.database));
@@ -258,21 +343,28 @@ pub async fn inside(patient: &Patient<'_>) -> Vec<Check> {
 fn reach(host: &str, port: u16, error: Option<String>) -> Check {
     match error {
         None => Check::ok("database", format!("{host}:{port} accepts connections")),
-        Some(error) => Check::failure("database", format!("{host}:{port} can't be reached: {error}")).remedy(
-            if host == "postgres" {
-                "see what it says: litellm-units logs postgres"
-            } else {
-                "check DATABASE_URL in .env, the server, and the firewalls between"
-            },
-        ),
+        Some(error) => Check::failure(
+            "database",
+            format!("{host}:{port} can't be reached: {error}"),
+        )
+        .remedy(if host == "postgres" {
+            "see what it says: litellm-units logs postgres"
+        } else {
+            "check DATABASE_URL in .env, the server, and the firewalls between"
+        }),
     }
 }
 
 /// Of a PostgreSQL URL. Nothing for a socket or several hosts.
 fn host_and_port(url: &str) -> Option<(String, u16)> {
     let url = reqwest::Url::parse(url).ok()?;
-    let host = url.host_str().filter(|host| !host.is_empty() && !host.contains([',', '%']))?;
-    Some((host.trim_matches(['[', ']']).to_owned(), url.port().unwrap_or(5432)))
+    let host = url
+        .host_str()
+        .filter(|host| !host.is_empty() && !host.contains([',', '%']))?;
+    Some((
+        host.trim_matches(['[', ']']).to_owned(),
+        url.port().unwrap_or(5432),
+    ))
 }
 
 /// What a docker compose stack leaves behind: containers, or its file.
@@ -286,8 +378,15 @@ pub async fn docker(host: &Host) -> Check {
         // Podman answers at Docker's address too, where podman-docker is installed.
         .filter(|container| !container.labels.contains_key("PODMAN_SYSTEMD_UNIT"))
         .filter_map(|container| {
-            let port = container.ports.iter().filter_map(|port| port.public).find(|port| STACK_PORTS.contains(port))?;
-            let name = container.names.first().map_or("?", |name| name.trim_start_matches('/'));
+            let port = container
+                .ports
+                .iter()
+                .filter_map(|port| port.public)
+                .find(|port| STACK_PORTS.contains(port))?;
+            let name = container
+                .names
+                .first()
+                .map_or("?", |name| name.trim_start_matches('/'));
             Some(format!("{name} (port {port})"))
         })
         .collect();
@@ -295,16 +394,33 @@ pub async fn docker(host: &Host) -> Check {
         taken = docker_proxies();
     }
     if !taken.is_empty() {
-        return Check::warning("docker", format!("Docker still runs a stack on the same ports: {}", taken.join(", ")))
-            .remedy("in the directory of its compose file: docker compose down");
+        return Check::warning(
+            "docker",
+            format!(
+                "Docker still runs a stack on the same ports: {}",
+                taken.join(", ")
+            ),
+        )
+        .remedy("in the directory of its compose file: docker compose down");
     }
-    let file = ["docker-compose.yml", "docker-compose.yaml", "compose.yml", "compose.yaml"]
-        .iter()
-        .map(|name| host.paths.deployment.join(name))
-        .find(|path| path.exists());
+    let file = [
+        "docker-compose.yml",
+        "docker-compose.yaml",
+        "compose.yml",
+        "compose.yaml",
+    ]
+    .iter()
+    .map(|name| host.paths.deployment.join(name))
+    .find(|path| path.exists());
     match file {
-        Some(file) => Check::warning("docker", format!("{} is left over: `docker compose up` there would start a second stack", file.display()))
-            .remedy(format!("mv {0} {0}.old", file.display())),
+        Some(file) => Check::warning(
+            "docker",
+            format!(
+                "{} is left over: `docker compose up` there would start a second stack",
+                file.display()
+            ),
+        )
+        .remedy(format!("mv {0} {0}.old", file.display())),
         None => Check::ok("docker", "no docker compose stack is left over"),
     }
 }
@@ -331,7 +447,10 @@ struct DockerPort {
 async fn docker_containers() -> Option<Vec<DockerContainer>> {
     let mut socket = UnixStream::connect(DOCKER).await.ok()?;
     // HTTP/1.0, so that the answer comes in one piece and then ends.
-    socket.write_all(b"GET /containers/json HTTP/1.0\r\nHost: docker\r\n\r\n").await.ok()?;
+    socket
+        .write_all(b"GET /containers/json HTTP/1.0\r\nHost: docker\r\n\r\n")
+        .await
+        .ok()?;
     let mut answer = Vec::new();
     socket.take(8 << 20).read_to_end(&mut answer).await.ok()?;
     let body = answer.windows(4).position(|window| window == b"\r\n\r\n")? + 4;
@@ -350,9 +469,19 @@ fn docker_proxies() -> Vec<String> {
                 return None;
             }
             let line = std::fs::read(entry.path().join("cmdline")).ok()?;
-            let words: Vec<&str> = line.split(|byte| *byte == 0).filter_map(|word| std::str::from_utf8(word).ok()).collect();
-            let port: u16 = words.iter().skip_while(|word| **word != "-host-port").nth(1)?.parse().ok()?;
-            STACK_PORTS.contains(&port).then(|| format!("docker-proxy (port {port})"))
+            let words: Vec<&str> = line
+                .split(|byte| *byte == 0)
+                .filter_map(|word| std::str::from_utf8(word).ok())
+                .collect();
+            let port: u16 = words
+                .iter()
+                .skip_while(|word| **word != "-host-port")
+                .nth(1)?
+                .parse()
+                .ok()?;
+            STACK_PORTS
+                .contains(&port)
+                .then(|| format!("docker-proxy (port {port})"))
         })
         .collect()
 }
@@ -370,10 +499,22 @@ mod tests {
    1: 0100007F:B36A 0100007F:5E5D 06 00000000:00000000 03:0000091C 00000000     0        0 0 3 0
    2: 00000000:5E5D 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 7 1 0 100 0 0 10 0
 ";
-        let found = |address: &str, inode| Listener { address: address.parse().unwrap_or(IpAddr::from([9, 9, 9, 9])), inode };
-        assert_eq!(listeners(text, GATEWAY_PORT), [found("127.0.0.1", 844_059), found("0.0.0.0", 7)]);
-        assert_eq!(address_of("00000000000000000000000001000000"), "::1".parse().ok());
-        assert_eq!(address_of("0000000000000000FFFF00000100007F"), "127.0.0.1".parse().ok());
+        let found = |address: &str, inode| Listener {
+            address: address.parse().unwrap_or(IpAddr::from([9, 9, 9, 9])),
+            inode,
+        };
+        assert_eq!(
+            listeners(text, GATEWAY_PORT),
+            [found("127.0.0.1", 844_059), found("0.0.0.0", 7)]
+        );
+        assert_eq!(
+            address_of("00000000000000000000000001000000"),
+            "::1".parse().ok()
+        );
+        assert_eq!(
+            address_of("0000000000000000FFFF00000100007F"),
+            "127.0.0.1".parse().ok()
+        );
         assert_eq!(address_of("0100"), None);
     }
 
@@ -396,12 +537,22 @@ mod tests {
     #[test]
     fn database_hosts() {
         for (url, expected) in [
-            ("postgresql://u:p@db.example:6432/x", Some(("db.example", 6432))),
-            ("postgres://u:p@[::1]/x?sslmode=require", Some(("::1", 5432))),
+            (
+                "postgresql://u:p@db.example:6432/x",
+                Some(("db.example", 6432)),
+            ),
+            (
+                "postgres://u:p@[::1]/x?sslmode=require",
+                Some(("::1", 5432)),
+            ),
             ("postgresql:///x?host=/run/postgresql", None),
             ("postgresql://u:p@%2Frun%2Fpostgresql/x", None),
         ] {
-            assert_eq!(host_and_port(url), expected.map(|(host, port)| (host.to_owned(), port)), "{url}");
+            assert_eq!(
+                host_and_port(url),
+                expected.map(|(host, port)| (host.to_owned(), port)),
+                "{url}"
+            );
         }
     }
 }

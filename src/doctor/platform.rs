@@ -43,7 +43,11 @@ pub async fn systemd(patient: &Patient<'_>) -> Option<Check> {
 }
 
 fn systemd_version(text: &str) -> Check {
-    let number = text.trim_start_matches('v').split(|c: char| !c.is_ascii_digit()).next().unwrap_or_default();
+    let number = text
+        .trim_start_matches('v')
+        .split(|c: char| !c.is_ascii_digit())
+        .next()
+        .unwrap_or_default();
     match number.parse::<u32>() {
         Ok(version) if version < GOOD_SYSTEMD => Check::warning(
             "systemd",
@@ -59,20 +63,27 @@ fn systemd_version(text: &str) -> Check {
 pub fn selinux() -> Check {
     let enforce = std::fs::read_to_string("/sys/fs/selinux/enforce").ok();
     // Installed by container-selinux on every distribution that has it.
-    let policy = ["/usr/share/selinux/packages/container.pp.bz2", "/usr/share/containers/selinux/contexts"]
-        .iter()
-        .any(|path| Path::new(path).exists());
+    let policy = [
+        "/usr/share/selinux/packages/container.pp.bz2",
+        "/usr/share/containers/selinux/contexts",
+    ]
+    .iter()
+    .any(|path| Path::new(path).exists());
     selinux_state(enforce.as_deref(), policy)
 }
 
 fn selinux_state(enforce: Option<&str>, policy: bool) -> Check {
     match enforce.map(str::trim) {
         None => Check::ok("selinux", "SELinux is not in use"),
-        Some("1") if !policy => {
-            Check::failure("selinux", "SELinux is enforcing, but has no policy for containers")
-                .remedy("install the policy: dnf install container-selinux")
-        }
-        Some("1") => Check::ok("selinux", "SELinux is enforcing; the units label their volumes"),
+        Some("1") if !policy => Check::failure(
+            "selinux",
+            "SELinux is enforcing, but has no policy for containers",
+        )
+        .remedy("install the policy: dnf install container-selinux"),
+        Some("1") => Check::ok(
+            "selinux",
+            "SELinux is enforcing; the units label their volumes",
+        ),
         Some(_) => Check::ok("selinux", "SELinux is permissive"),
     }
 }
@@ -98,7 +109,12 @@ pub async fn clock(host: &Host) -> Check {
     }
     match tokio::time::timeout(PATIENCE, time_properties()).await {
         Ok(Ok(properties)) => {
-            let flag = |name: &str| matches!(properties.get(name).map(|value| &**value), Some(Variant::Bool(true)));
+            let flag = |name: &str| {
+                matches!(
+                    properties.get(name).map(|value| &**value),
+                    Some(Variant::Bool(true))
+                )
+            };
             synchronised(flag("NTPSynchronized"), flag("CanNTP"), flag("NTP"))
         }
         _ => Check::ok("clock", "no service tells whether the clock is kept"),
@@ -123,9 +139,15 @@ async fn time_properties() -> zbus::Result<std::collections::HashMap<String, Own
 fn synchronised(now: bool, possible: bool, enabled: bool) -> Check {
     match (now, possible, enabled) {
         (true, ..) => Check::ok("clock", "the clock is synchronised"),
-        (_, false, _) => Check::ok("clock", "no time service is installed here, so the clock is the machine's"),
-        (_, _, true) => Check::warning("clock", "the time service runs, but has not reached a server")
-            .remedy("see why: timedatectl timesync-status"),
+        (_, false, _) => Check::ok(
+            "clock",
+            "no time service is installed here, so the clock is the machine's",
+        ),
+        (_, _, true) => Check::warning(
+            "clock",
+            "the time service runs, but has not reached a server",
+        )
+        .remedy("see why: timedatectl timesync-status"),
         (_, _, false) => Check::warning("clock", "the time service is switched off")
             .remedy("timedatectl set-ntp true"),
     }
@@ -151,7 +173,10 @@ mod tests {
     #[test]
     fn selinux_states() {
         assert_eq!(selinux_state(None, false).message, "SELinux is not in use");
-        assert_eq!(selinux_state(Some("0"), false).message, "SELinux is permissive");
+        assert_eq!(
+            selinux_state(Some("0"), false).message,
+            "SELinux is permissive"
+        );
         assert_eq!(selinux_state(Some("1\n"), true).outcome, Outcome::Ok);
         assert_eq!(selinux_state(Some("1\n"), false).outcome, Outcome::Failure);
     }
@@ -160,7 +185,10 @@ mod tests {
     fn clocks() {
         assert_eq!(synchronised(true, false, false).outcome, Outcome::Ok);
         assert_eq!(synchronised(false, false, false).outcome, Outcome::Ok);
-        assert_eq!(synchronised(false, true, false).message, "the time service is switched off");
+        assert_eq!(
+            synchronised(false, true, false).message,
+            "the time service is switched off"
+        );
         assert_eq!(synchronised(false, true, true).outcome, Outcome::Warning);
     }
 }

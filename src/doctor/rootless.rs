@@ -18,7 +18,10 @@ const ENOUGH_IDS: u64 = 65536;
 /// All but the session.
 pub async fn checks(host: &Host) -> Vec<Check> {
     let Ok(Some(user)) = User::from_uid(geteuid()) else {
-        let message = format!("user number {} has no name, so neither lingering nor subordinate ids", geteuid());
+        let message = format!(
+            "user number {} has no name, so neither lingering nor subordinate ids",
+            geteuid()
+        );
         return vec![Check::failure("linger", message).remedy("run this as a user of /etc/passwd")];
     };
     vec![linger(&user), subordinate_ids(&user), pasta(host).await]
@@ -31,25 +34,43 @@ pub fn session(host: &Host) -> Check {
     match runtime.metadata() {
         Err(_) => Check::failure(
             "session",
-            format!("{} is not there, so this user has no session", runtime.display()),
+            format!(
+                "{} is not there, so this user has no session",
+                runtime.display()
+            ),
         )
         .remedy(again),
         Ok(found) if found.uid() != geteuid().as_raw() => Check::failure(
             "session",
-            format!("{} belongs to another user: XDG_RUNTIME_DIR is of another session", runtime.display()),
+            format!(
+                "{} belongs to another user: XDG_RUNTIME_DIR is of another session",
+                runtime.display()
+            ),
         )
         .remedy(again),
-        Ok(_) => Check::ok("session", format!("the user's session is in {}", runtime.display())),
+        Ok(_) => Check::ok(
+            "session",
+            format!("the user's session is in {}", runtime.display()),
+        ),
     }
 }
 
 fn linger(user: &User) -> Check {
-    if Path::new("/var/lib/systemd/linger").join(&user.name).exists() {
-        return Check::ok("linger", format!("{} lingers: the units start at boot", user.name));
+    if Path::new("/var/lib/systemd/linger")
+        .join(&user.name)
+        .exists()
+    {
+        return Check::ok(
+            "linger",
+            format!("{} lingers: the units start at boot", user.name),
+        );
     }
     Check::failure(
         "linger",
-        format!("{} does not linger: the gateway stops at logout and does not start at boot", user.name),
+        format!(
+            "{} does not linger: the gateway stops at logout and does not start at boot",
+            user.name
+        ),
     )
     .remedy(format!("loginctl enable-linger {}", user.name))
     .fix(Fix::Linger)
@@ -60,7 +81,9 @@ fn linger(user: &User) -> Check {
 /// # Errors
 /// When logind refuses.
 pub async fn enable_linger() -> Result<Vec<String>> {
-    let connection = Connection::system().await.context("can't reach the system's D-Bus")?;
+    let connection = Connection::system()
+        .await
+        .context("can't reach the system's D-Bus")?;
     ManagerProxy::new(&connection)
         .await
         .context("can't address logind")?
@@ -73,17 +96,28 @@ pub async fn enable_linger() -> Result<Vec<String>> {
 fn subordinate_ids(user: &User) -> Check {
     // Somewhere else than in the files (sssd, FreeIPA).
     let elsewhere = std::fs::read_to_string("/etc/nsswitch.conf").is_ok_and(|text| {
-        text.lines().any(|line| line.strip_prefix("subid:").is_some_and(|sources| sources.trim() != "files"))
+        text.lines().any(|line| {
+            line.strip_prefix("subid:")
+                .is_some_and(|sources| sources.trim() != "files")
+        })
     });
     if elsewhere {
-        return Check::ok("subids", "subordinate ids come from the directory that /etc/nsswitch.conf names");
+        return Check::ok(
+            "subids",
+            "subordinate ids come from the directory that /etc/nsswitch.conf names",
+        );
     }
     if find("newuidmap").is_none() || find("newgidmap").is_none() {
         return Check::failure("subids", "newuidmap and newgidmap are not installed")
             .remedy("as root: apt install uidmap, or dnf install shadow-utils");
     }
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
-    judge_ids(&user.name, user.uid.as_raw(), &read("/etc/subuid"), &read("/etc/subgid"))
+    judge_ids(
+        &user.name,
+        user.uid.as_raw(),
+        &read("/etc/subuid"),
+        &read("/etc/subgid"),
+    )
 }
 
 /// `files` are those of subuid(5) and subgid(5): `USER:FIRST:COUNT`.
@@ -95,29 +129,54 @@ fn judge_ids(name: &str, uid: u32, subuid: &str, subgid: &str) -> Check {
                 let mut fields = line.trim().split(':');
                 let owner = fields.next()?;
                 let first = fields.next()?.parse().ok()?;
-                Some((owner == name || owner == uid, first, fields.next()?.parse().ok()?))
+                Some((
+                    owner == name || owner == uid,
+                    first,
+                    fields.next()?.parse().ok()?,
+                ))
             })
             .collect()
     };
     let (uids, gids) = (lines(subuid), lines(subgid));
     let count = |lines: &[(bool, u64, u64)]| -> u64 {
-        lines.iter().filter(|(own, ..)| *own).map(|(_, _, count)| count).sum()
+        lines
+            .iter()
+            .filter(|(own, ..)| *own)
+            .map(|(_, _, count)| count)
+            .sum()
     };
     let least = count(&uids).min(count(&gids));
     if least >= ENOUGH_IDS {
         return Check::ok("subids", format!("{least} subordinate ids"));
     }
-    let free = uids.iter().chain(&gids).map(|(_, first, count)| first + count).max().unwrap_or_default().max(100_000);
+    let free = uids
+        .iter()
+        .chain(&gids)
+        .map(|(_, first, count)| first + count)
+        .max()
+        .unwrap_or_default()
+        .max(100_000);
     let range = format!("{free}-{}", free + ENOUGH_IDS - 1);
     let remedy = format!(
         "as root: usermod --add-subuids {range} --add-subgids {range} {name}; then as {name}: podman system migrate"
     );
     if least == 0 {
-        let file = if count(&uids) == 0 { "/etc/subuid" } else { "/etc/subgid" };
-        Check::failure("subids", format!("{name} has no range in {file}, so no container can start")).remedy(remedy)
+        let file = if count(&uids) == 0 {
+            "/etc/subuid"
+        } else {
+            "/etc/subgid"
+        };
+        Check::failure(
+            "subids",
+            format!("{name} has no range in {file}, so no container can start"),
+        )
+        .remedy(remedy)
     } else {
-        Check::warning("subids", format!("{name} has {least} subordinate ids; images may need {ENOUGH_IDS}"))
-            .remedy(remedy)
+        Check::warning(
+            "subids",
+            format!("{name} has {least} subordinate ids; images may need {ENOUGH_IDS}"),
+        )
+        .remedy(remedy)
     }
 }
 
@@ -127,21 +186,39 @@ async fn pasta(host: &Host) -> Check {
         return Check::ok("pasta", format!("{}", path.display()));
     }
     let old = match host.podman().await {
-        Ok(podman) => podman.version().await.is_ok_and(|version| version.major < 5),
+        Ok(podman) => podman
+            .version()
+            .await
+            .is_ok_and(|version| version.major < 5),
         Err(_) => false,
     };
     if old && let Some(path) = find("slirp4netns") {
-        return Check::ok("pasta", format!("{}, which this Podman uses", path.display()));
+        return Check::ok(
+            "pasta",
+            format!("{}, which this Podman uses", path.display()),
+        );
     }
-    Check::failure("pasta", "pasta is not installed, so rootless containers have no network")
-        .remedy("as root: apt install passt, or dnf install passt")
+    Check::failure(
+        "pasta",
+        "pasta is not installed, so rootless containers have no network",
+    )
+    .remedy("as root: apt install passt, or dnf install passt")
 }
 
 /// A program of the PATH or of Podman's own directories.
 fn find(program: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
-        .chain(["/usr/bin", "/usr/sbin", "/usr/libexec/podman", "/usr/lib/podman", "/usr/local/bin"].map(PathBuf::from))
+        .chain(
+            [
+                "/usr/bin",
+                "/usr/sbin",
+                "/usr/libexec/podman",
+                "/usr/lib/podman",
+                "/usr/local/bin",
+            ]
+            .map(PathBuf::from),
+        )
         .map(|directory| directory.join(program))
         .find(|file| file.is_file())
 }
@@ -155,14 +232,22 @@ mod tests {
     fn ranges() {
         let enough = "root:1:1\nann:100000:65536\n";
         assert_eq!(judge_ids("ann", 1000, enough, enough).outcome, Outcome::Ok);
-        assert_eq!(judge_ids("bob", 1001, enough, "1001:5:70000").outcome, Outcome::Failure);
+        assert_eq!(
+            judge_ids("bob", 1001, enough, "1001:5:70000").outcome,
+            Outcome::Failure
+        );
         let by_number = judge_ids("bob", 1001, "1001:200000:1000", "bob:200000:1000");
         assert_eq!(by_number.outcome, Outcome::Warning);
         let none = judge_ids("bob", 1001, enough, enough);
-        assert_eq!(none.message, "bob has no range in /etc/subuid, so no container can start");
+        assert_eq!(
+            none.message,
+            "bob has no range in /etc/subuid, so no container can start"
+        );
         assert_eq!(
             none.remedy.as_deref(),
-            Some("as root: usermod --add-subuids 165536-231071 --add-subgids 165536-231071 bob; then as bob: podman system migrate")
+            Some(
+                "as root: usermod --add-subuids 165536-231071 --add-subgids 165536-231071 bob; then as bob: podman system migrate"
+            )
         );
     }
 }

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::time::Instant;
 
-use super::{Check, Fix, Patient};
+use super::{Check, Fix, Outcome, Patient};
 use crate::commands::generate;
 use crate::container;
 use crate::error::{Failure, Result};
@@ -32,8 +32,15 @@ const ATTEMPTS: u64 = 2;
 /// When systemd can't be reached.
 pub async fn read(host: &Host) -> Result<Vec<(Service, UnitState)>> {
     let systemd = host.systemd().await?;
-    let states = futures_util::future::try_join_all(Service::ALL.map(|service| systemd.unit(service.unit()))).await?;
-    Ok(Service::ALL.into_iter().zip(states).filter(|(_, unit)| unit.load != "not-found").collect())
+    let states = futures_util::future::try_join_all(
+        Service::ALL.map(|service| systemd.unit(service.unit())),
+    )
+    .await?;
+    Ok(Service::ALL
+        .into_iter()
+        .zip(states)
+        .filter(|(_, unit)| unit.load != "not-found")
+        .collect())
 }
 
 /// Whether `generate` would find anything to do.
@@ -54,15 +61,30 @@ pub async fn drift(patient: &Patient<'_>) -> Vec<Check> {
         .filter(|change| !change.contains("set mode 0600"))
         .partition(|change| change.starts_with("directory "));
     let mut files: Vec<String> = files.into_iter().cloned().collect();
-    files.extend(prepared.units.changes.iter().map(|change| format!("{} {}", change.verb(), change.path.display())));
+    files.extend(
+        prepared
+            .units
+            .changes
+            .iter()
+            .map(|change| format!("{} {}", change.verb(), change.path.display())),
+    );
     vec![
         if directories.is_empty() {
-            Check::ok("directories", format!("{} is complete", patient.host.paths.deployment.display()))
+            Check::ok(
+                "directories",
+                format!("{} is complete", patient.host.paths.deployment.display()),
+            )
         } else {
-            let list: Vec<&str> = directories.iter().map(|change| change.trim_start_matches("directory ")).collect();
-            Check::failure("directories", format!("missing or not given to its user: {}", list.join(", ")))
-                .remedy("litellm-units generate")
-                .fix(Fix::Generate)
+            let list: Vec<&str> = directories
+                .iter()
+                .map(|change| change.trim_start_matches("directory "))
+                .collect();
+            Check::failure(
+                "directories",
+                format!("missing or not given to its user: {}", list.join(", ")),
+            )
+            .remedy("litellm-units generate")
+            .fix(Fix::Generate)
         },
         if files.is_empty() {
             Check::ok("drift", "the installed units are those of now")
@@ -93,28 +115,48 @@ pub async fn generate(host: &Host) -> Result<Vec<String>> {
         .context("can't run generate")?;
     if !output.status.success() {
         let words = String::from_utf8_lossy(&output.stderr);
-        anyhow::bail!("generate failed: {}", words.trim().trim_start_matches("error: "));
+        anyhow::bail!(
+            "generate failed: {}",
+            words.trim().trim_start_matches("error: ")
+        );
     }
     let done = String::from_utf8_lossy(&output.stdout);
-    Ok(done.lines().filter(|line| *line != "nothing to do").map(str::to_owned).collect())
+    Ok(done
+        .lines()
+        .filter(|line| *line != "nothing to do")
+        .map(str::to_owned)
+        .collect())
 }
 
-/// Whether systemd knows the files of now, and whether all that ought to run does.
-pub fn states(patient: &Patient<'_>) -> Vec<Check> {
-    let Some(units) = &patient.units else { return Vec::new() };
+/// Whether systemd knows the files of now, and whether all that ought to run does. `is_current`:
+/// the files are as they should be; if not, `generate` writes them and has them read.
+pub fn states(patient: &Patient<'_>, is_current: bool) -> Vec<Check> {
+    let Some(units) = &patient.units else {
+        return Vec::new();
+    };
     if units.is_empty() {
         return vec![Check::ok("units", "none is installed yet")];
     }
-    let stale: Vec<&str> =
-        units.iter().filter(|(_, unit)| unit.needs_reload).map(|(service, _)| service.unit()).collect();
+    let stale: Vec<&str> = units
+        .iter()
+        .filter(|(_, unit)| unit.needs_reload)
+        .map(|(service, _)| service.unit())
+        .collect();
     let reload = if stale.is_empty() {
         Check::ok("daemon-reload", "systemd has read the units of now")
     } else {
-        Check::warning("daemon-reload", format!("changed since systemd read it: {}", stale.join(", ")))
-            .remedy(format!("{} daemon-reload", patient.host.scope().systemctl()))
-            .fix(Fix::Reload)
+        Check::warning(
+            "daemon-reload",
+            format!("changed since systemd read it: {}", stale.join(", ")),
+        )
+        .remedy(format!(
+            "{} daemon-reload",
+            patient.host.scope().systemctl()
+        ))
+        .fix(Fix::Reload)
     };
-    vec![reload, faults(patient, units)]
+    let reload = Some(reload).filter(|check| is_current || check.outcome == Outcome::Ok);
+    reload.into_iter().chain([faults(patient, units)]).collect()
 }
 
 fn faults(patient: &Patient<'_>, units: &[(Service, UnitState)]) -> Check {
@@ -128,7 +170,11 @@ fn faults(patient: &Patient<'_>, units: &[(Service, UnitState)]) -> Check {
             failed.push(service.unit());
             format!("failed: {}", unit.reason())
         } else if unit.active == "activating" && unit.restarts >= ATTEMPTS {
-            format!("keeps failing: {} restarts, the last time {}", unit.restarts, unit.reason())
+            format!(
+                "keeps failing: {} restarts, the last time {}",
+                unit.restarts,
+                unit.reason()
+            )
         } else if unit.is_active() && health == Some(container::Health::Unhealthy) {
             "is unhealthy".to_owned()
         } else {
@@ -139,11 +185,19 @@ fn faults(patient: &Patient<'_>, units: &[(Service, UnitState)]) -> Check {
     }
     let Some(first) = first else {
         let active = units.iter().filter(|(_, unit)| unit.is_active()).count();
-        return Check::ok("units", format!("{active} of {} active, none failed", units.len()));
+        return Check::ok(
+            "units",
+            format!("{active} of {} active, none failed", units.len()),
+        );
     };
-    let check = Check::failure("units", words.join("; "))
-        .remedy(format!("see why: litellm-units logs {first}; then: litellm-units up"));
-    if failed.is_empty() { check } else { check.fix(Fix::Start(failed)) }
+    let check = Check::failure("units", words.join("; ")).remedy(format!(
+        "see why: litellm-units logs {first}; then: litellm-units up"
+    ));
+    if failed.is_empty() {
+        check
+    } else {
+        check.fix(Fix::Start(failed))
+    }
 }
 
 /// Starts failed units, and waits for them.
@@ -165,21 +219,34 @@ pub async fn start(host: &Host, failed: &[&'static str]) -> Result<Vec<String>> 
             Some((unit, _)) => return Err(stack::failed(systemd, &unit, "failed again").await),
             None => {
                 let waited = START_PATIENCE.as_secs();
-                let message = format!("{} did not start within {waited} s", jobs.pending().join(", "));
-                return Err(Failure::new(message).hint("see what it waits for: litellm-units status").into());
+                let message = format!(
+                    "{} did not start within {waited} s",
+                    jobs.pending().join(", ")
+                );
+                return Err(Failure::new(message)
+                    .hint("see what it waits for: litellm-units status")
+                    .into());
             }
         }
     }
     Ok(done)
 }
 
-/// Whether what runs was started with the settings of now.
-pub fn applied(patient: &Patient<'_>) -> Option<Check> {
+/// Whether what runs was started with the settings of now. Units that are not `is_current` have a
+/// check of their own.
+pub fn applied(patient: &Patient<'_>, is_current: bool) -> Option<Check> {
     let settings = patient.settings.as_ref()?;
     if !patient.gateway_runs() {
         return None;
     }
-    Some(match stack::differences(patient.host, settings) {
+    let differences = stack::differences(patient.host, settings).map(|mut all| {
+        for (_, differences) in &mut all {
+            differences.retain(|difference| is_current || difference.input != "unit");
+        }
+        all.retain(|(_, differences)| !differences.is_empty());
+        all
+    });
+    Some(match differences {
         Err(error) => Check::error("applied", &error),
         Ok(differences) if differences.is_empty() => {
             Check::ok("applied", "every container runs with the settings of now")
@@ -187,10 +254,15 @@ pub fn applied(patient: &Patient<'_>) -> Option<Check> {
         Ok(differences) => {
             let words: Vec<String> = differences
                 .iter()
-                .map(|(service, differences)| format!("{}: {}", service.name(), stack::list(differences)))
+                .map(|(service, differences)| {
+                    format!("{}: {}", service.name(), stack::list(differences))
+                })
                 .collect();
-            Check::warning("applied", format!("changed since the start: {}", words.join("; ")))
-                .remedy("litellm-units up")
+            Check::warning(
+                "applied",
+                format!("changed since the start: {}", words.join("; ")),
+            )
+            .remedy("litellm-units up")
         }
     })
 }
@@ -205,11 +277,17 @@ pub async fn gateway(patient: &Patient<'_>) -> Option<Check> {
         Err(error) => return Some(Check::error("gateway", &error)),
     };
     Some(match client.health().await {
-        Health::Ready { version } => {
-            Check::ok("gateway", format!("ready, LiteLLM {}", version.as_deref().unwrap_or("of unknown version")))
+        Health::Ready { version } => Check::ok(
+            "gateway",
+            format!(
+                "ready, LiteLLM {}",
+                version.as_deref().unwrap_or("of unknown version")
+            ),
+        ),
+        Health::Live { reason } => {
+            Check::failure("gateway", format!("answers, but is not ready: {reason}"))
+                .remedy("see why: litellm-units logs litellm")
         }
-        Health::Live { reason } => Check::failure("gateway", format!("answers, but is not ready: {reason}"))
-            .remedy("see why: litellm-units logs litellm"),
         Health::Down { reason } => Check::failure("gateway", format!("does not answer: {reason}"))
             .remedy("see why: litellm-units logs litellm"),
     })

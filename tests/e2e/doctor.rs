@@ -1,0 +1,439 @@
+//! `doctor` finds nothing on a clean host, and of each fault that is planted exactly that one.
+
+use crate::support::host::{TestHost, Who};
+
+/// One fault: planted, found, mended.
+struct Fault<'a> {
+    /// What plants it, as root; `$D` is the deployment directory, `$Q` Quadlet's.
+    plant: &'a str,
+    /// Words before `litellm-units doctor`, for faults of the environment.
+    prefix: &'a [&'a str],
+    /// All lines that are not `ok`; `{D}` and `{Q}` as above, `*` for what differs from run to run.
+    found: &'a [&'a str],
+    /// What `doctor --fix` says that it did, if it is to mend the fault.
+    fixed: &'a [&'a str],
+    /// What mends it otherwise, or cleans up after the mending, as root.
+    mend: &'a str,
+}
+
+const FAULT: Fault<'static> = Fault { plant: "", prefix: &[], found: &[], fixed: &[], mend: "" };
+
+/// Reports so far must not pile up in one message: each fault is checked by itself.
+struct Ward {
+    host: TestHost,
+    who: Who,
+}
+
+impl Ward {
+    fn admit(who: Who, name: &str) -> Self {
+        let host = TestHost::boot(name);
+        host.units(who, &["up"]).ok();
+        Self { host, who }
+    }
+
+    #[track_caller]
+    fn root(&self, script: &str) -> String {
+        let (deployment, quadlets) = (self.who.deployment(), self.who.quadlets());
+        self.host.bash(Who::Root, &format!("D={deployment} Q={quadlets}\n{script}")).ok()
+    }
+
+    /// The lines of `doctor` that are not `ok`, and its exit status.
+    fn doctor(&self, prefix: &[&str], arguments: &[&str]) -> (Vec<String>, i32, String) {
+        let ran = self.host.run(self.who, &[prefix, &["litellm-units", "doctor"], arguments].concat());
+        let lines = ran.stdout.lines().filter(|line| !line.starts_with("ok       ")).map(str::to_owned);
+        (lines.collect(), ran.code, ran.stderr)
+    }
+
+    #[track_caller]
+    fn is_clean(&self) {
+        // What was planted may take a moment to go.
+        self.host.wait("a clean bill of health", std::time::Duration::from_secs(20), |_| {
+            (self.doctor(&[], &[]).0.is_empty()).then_some(())
+        });
+        let (lines, code, stderr) = self.doctor(&[], &[]);
+        assert_eq!((lines.as_slice(), code, stderr.as_str()), (&[] as &[String], 0, ""));
+    }
+
+    #[track_caller]
+    fn treat(&self, fault: &Fault) {
+        let fill = |text: &&str| text.replace("{D}", self.who.deployment()).replace("{Q}", self.who.quadlets());
+        self.root(fault.plant);
+        let (lines, code, _) = self.doctor(fault.prefix, &[]);
+        let expected: Vec<String> = fault.found.iter().map(fill).collect();
+        assert!(
+            lines.len() == expected.len() && lines.iter().zip(&expected).all(|(line, pattern)| matches(line, pattern)),
+            "planted: {}\nfound: {lines:#?}\nexpected: {expected:#?}",
+            fault.plant
+        );
+        let failed = expected.iter().any(|line| line.starts_with("FAILURE"));
+        assert_eq!(code, i32::from(failed), "planted: {}", fault.plant);
+        if !fault.fixed.is_empty() {
+            let (lines, code, stderr) = self.doctor(&[], &["--fix"]);
+            let said: Vec<&str> = stderr.lines().collect();
+            let expected: Vec<String> = fault.fixed.iter().map(fill).collect();
+            assert_eq!((said, lines.len(), code), (expected.iter().map(String::as_str).collect(), 0, 0), "{lines:#?}");
+        }
+        self.root(fault.mend);
+    }
+}
+
+/// Whether `line` is `pattern`, in which `*` stands for anything.
+fn matches(line: &str, pattern: &str) -> bool {
+    let mut parts = pattern.split('*');
+    let Some(mut rest) = parts.next().and_then(|first| line.strip_prefix(first)) else { return false };
+    let mut parts: Vec<&str> = parts.collect();
+    let Some(last) = parts.pop() else { return rest.is_empty() };
+    for part in parts {
+        let Some((_, after)) = rest.split_once(part) else { return false };
+        rest = after;
+    }
+    rest.ends_with(last)
+}
+
+fn faults(who: Who) {
+    let name = match who {
+        Who::Root => "doctor-rootful",
+        Who::Operator => "doctor-rootless",
+    };
+    let ward = Ward::admit(who, name);
+    ward.is_clean();
+    let systemctl = match who {
+        Who::Root => "systemctl",
+        Who::Operator => "systemctl --user -M operator@",
+    };
+    let unit_dropins = match who {
+        Who::Root => "/run/systemd/system",
+        Who::Operator => "/run/user/1000/systemd/user",
+    };
+    let podman = match who {
+        Who::Root => "podman",
+        Who::Operator => "runuser -u operator -- env -C / XDG_RUNTIME_DIR=/run/user/1000 podman",
+    };
+
+    // Podman's generator is gone: nothing that rests on it is reported.
+    ward.treat(&Fault {
+        plant: "mv /usr/lib/systemd/system-generators/podman-system-generator /root/",
+        found: &[
+            "FAILURE  podman: /usr/bin/podman has no Quadlet: /usr/lib/systemd/system-generators/podman-system-generator is missing",
+            "         hint: install Podman 4.9 or newer from the distribution",
+        ],
+        mend: "mv /root/podman-system-generator /usr/lib/systemd/system-generators/",
+        ..FAULT
+    });
+
+    // No bus.
+    let (bus, message, hint) = match who {
+        Who::Root => (
+            "DBUS_SYSTEM_BUS_ADDRESS=unix:path=/nonexistent",
+            "can't reach systemd over the system D-Bus",
+            "check that this host booted with systemd and that dbus runs: systemctl status dbus",
+        ),
+        Who::Operator => (
+            "DBUS_SESSION_BUS_ADDRESS=unix:path=/nonexistent",
+            "can't reach the user's systemd over D-Bus",
+            "log in as that user directly (ssh, machinectl shell USER@; not su or sudo), and run `loginctl enable-linger`",
+        ),
+    };
+    ward.treat(&Fault {
+        prefix: &["env", bus],
+        found: &[&format!("FAILURE  dbus: {message}: *"), &format!("         hint: {hint}")],
+        ..FAULT
+    });
+
+    // Disks.
+    ward.treat(&Fault {
+        plant: "mount -t tmpfs -o size=16m,nr_inodes=1000 tmpfs $D/logs",
+        found: &[
+            "FAILURE  disk: 16 MiB free for {D}/logs",
+            "         hint: free or add space; what takes it: du -xh --max-depth=2 {D}/logs | sort -h",
+        ],
+        mend: "umount $D/logs",
+        ..FAULT
+    });
+    ward.treat(&Fault {
+        plant: "mount -t tmpfs -o size=4g,nr_inodes=20 tmpfs $D/logs; touch $D/logs/{1..19}",
+        found: &[
+            "FAILURE  inodes: 0 of 20 inodes free for {D}/logs",
+            "         hint: remove small files; where they are: du --inodes -x --max-depth=2 {D}/logs | sort -n",
+        ],
+        mend: "umount $D/logs",
+        ..FAULT
+    });
+
+    // The clock: as good as at fault are files from the future.
+    ward.treat(&Fault {
+        plant: "touch -d '+3 days' $D/.env",
+        found: &[
+            "warning  clock: the clock is 2 d behind the newest file of the deployment",
+            "         hint: compare with another clock; set it: timedatectl set-ntp true",
+        ],
+        mend: "touch $D/.env",
+        ..FAULT
+    });
+
+    // .env
+    let restore = "cat /root/env > $D/.env";
+    ward.root("cp $D/.env /root/env");
+    ward.treat(&Fault {
+        plant: "sed -i 's/^POSTGRES_PASSWORD=.*/POSTGRES_PASSWORD=/' $D/.env",
+        found: &[
+            "FAILURE  settings: {D}/.env, line *: POSTGRES_PASSWORD has no value",
+            "         hint: `litellm-units generate` adds what is missing",
+        ],
+        mend: restore,
+        ..FAULT
+    });
+    for (image, message, hint) in [
+        (
+            "ghcr.io/berriai/litellm:main-latest",
+            r#""ghcr.io/berriai/litellm:main-latest" has the floating tag "main-latest""#,
+            "name a version, e.g. :v1.80.11-stable, or add the digest (@sha256:…)",
+        ),
+        (
+            "ghcr.io/berriai/litellm:v1.82.8",
+            r#""ghcr.io/berriai/litellm:v1.82.8" is LiteLLM 1.82.8, a compromised release that steals credentials"#,
+            "choose another release, and rotate every credential that this one has seen (https://github.com/BerriAI/litellm/issues/24512)",
+        ),
+    ] {
+        ward.treat(&Fault {
+            plant: &format!("sed -i 's|^LITELLM_IMAGE=.*|LITELLM_IMAGE={image}|' $D/.env"),
+            found: &[&format!("FAILURE  images: {{D}}/.env, line *: LITELLM_IMAGE: {message}"), &format!("         hint: {hint}")],
+            mend: restore,
+            ..FAULT
+        });
+    }
+    ward.treat(&Fault {
+        plant: "echo NEW_VARIABLE=1 >> $D/.env",
+        found: &[
+            "warning  applied: changed since the start: litellm: NEW_VARIABLE added",
+            "         hint: litellm-units up",
+        ],
+        mend: restore,
+        ..FAULT
+    });
+    ward.treat(&Fault {
+        plant: "chmod 644 $D/.env; install -m 640 -o $(stat -c %u $D/.env) /dev/null $D/service-key.txt",
+        found: &[
+            "FAILURE  secrets: {D}/.env can be read by others (mode 0644); {D}/service-key.txt can be read by others (mode 0640)",
+            "         hint: chmod 600 {D}/.env && chmod 600 {D}/service-key.txt",
+        ],
+        fixed: &["fixed secrets: set mode 0600 of {D}/.env", "fixed secrets: set mode 0600 of {D}/service-key.txt"],
+        mend: "rm $D/service-key.txt",
+        ..FAULT
+    });
+    if who == Who::Root {
+        ward.treat(&Fault {
+            plant: "chown operator $D/.env",
+            found: &[
+                "FAILURE  secrets: {D}/.env belongs to user 1000, not 0",
+                "         hint: chown 0 {D}/.env",
+            ],
+            mend: "chown root $D/.env",
+            ..FAULT
+        });
+    }
+
+    // What is beside it.
+    ward.treat(&Fault {
+        plant: "cp -p $D/config/litellm-config.yaml /root/; echo 'general_setings: {}' >> $D/config/litellm-config.yaml",
+        found: &[
+            "FAILURE  config: {D}/config/litellm-config.yaml:*:1: unknown section \"general_setings\", which LiteLLM ignores",
+            "         hint: see all: litellm-units config check",
+        ],
+        mend: "cat /root/litellm-config.yaml > $D/config/litellm-config.yaml",
+        ..FAULT
+    });
+    let owner = if who == Who::Root { "999:999" } else { "1000:1000" };
+    ward.treat(&Fault {
+        plant: "chown nolinger $D/data/redis",
+        found: &[
+            &format!("FAILURE  data: {{D}}/data/redis belongs to user 1001, but redis runs as {}", &owner[..owner.len() / 2]),
+            &format!("         hint: as root: chown -R {owner} {{D}}/data/redis"),
+        ],
+        mend: &format!("chown {owner} $D/data/redis"),
+        ..FAULT
+    });
+    ward.treat(&Fault {
+        plant: "mv $D/logs $D/away",
+        found: &[
+            "FAILURE  directories: missing or not given to its user: {D}/logs",
+            "         hint: litellm-units generate",
+        ],
+        fixed: &["fixed directories: prepare directory {D}/logs"],
+        mend: "rmdir $D/logs; mv $D/away $D/logs",
+        ..FAULT
+    });
+    ward.treat(&Fault {
+        plant: "touch $D/docker-compose.yml",
+        found: &[
+            "warning  docker: {D}/docker-compose.yml is left over: `docker compose up` there would start a second stack",
+            "         hint: mv {D}/docker-compose.yml {D}/docker-compose.yml.old",
+        ],
+        mend: "rm $D/docker-compose.yml",
+        ..FAULT
+    });
+    // Podman speaks Docker's language: a container that no unit owns is what a compose stack leaves.
+    ward.treat(&Fault {
+        plant: "systemd-run --quiet --unit=docker podman system service --time=0 unix:///run/docker.sock
+            podman run --quiet --detach --name=old-redis --publish=127.0.0.1:6379:6379 docker.io/library/redis:7.4.6
+            until [[ -S /run/docker.sock ]]; do sleep 0.1; done
+            chmod 666 /run/docker.sock",
+        found: &[
+            "warning  docker: Docker still runs a stack on the same ports: old-redis (port 6379)",
+            "         hint: in the directory of its compose file: docker compose down",
+        ],
+        mend: "podman rm --force --time=0 old-redis; systemctl stop docker; rm -f /run/docker.sock",
+        ..FAULT
+    });
+
+    // Network.
+    ward.treat(&Fault {
+        plant: "mkdir $Q/litellm.container.d; printf '[Container]\\nPublishPort=24158:24157\\n' >$Q/litellm.container.d/10-open.conf",
+        found: &[
+            "FAILURE  loopback: {Q}/litellm.container.d/10-open.conf publishes 24158:24157 beyond this host",
+            "         hint: publish on 127.0.0.1 only, and let a reverse proxy with TLS do the rest",
+        ],
+        mend: "rm -r $Q/litellm.container.d",
+        ..FAULT
+    });
+    ward.treat(&Fault {
+        plant: "pkill aardvark-dns; while pgrep aardvark-dns; do sleep 0.1; done",
+        found: &[
+            "FAILURE  dns: inside the gateway's container there is no address for postgres (*), redis (*)",
+            "         hint: Podman's name server (aardvark-dns) is gone or wrong; it comes back with: podman network reload --all",
+        ],
+        mend: &format!("{podman} network reload --all"),
+        ..FAULT
+    });
+    let inside = format!("pid=$({podman} inspect --format={{{{.State.Pid}}}} litellm-postgres)\nnsenter --net --target=$pid nft");
+    ward.treat(&Fault {
+        plant: &format!(
+            "{inside} 'add table inet t; add chain inet t i {{ type filter hook input priority 0; }}; \
+             add rule inet t i iifname != lo tcp dport 5432 tcp flags & (syn|ack) == syn reject with tcp reset'"
+        ),
+        found: &[
+            "FAILURE  database: postgres:5432 can't be reached: [Errno 111] Connection refused",
+            "         hint: see what it says: litellm-units logs postgres",
+        ],
+        mend: &format!("{inside} delete table inet t"),
+        ..FAULT
+    });
+
+    // Units.
+    ward.treat(&Fault {
+        plant: "echo '# edited' >> $Q/litellm.container",
+        found: &[
+            "warning  drift: `generate` would: update {Q}/litellm.container",
+            "         hint: look: litellm-units generate --dry-run; then: litellm-units up",
+        ],
+        fixed: &["fixed drift: update {Q}/litellm.container", "fixed drift: reload systemd"],
+        ..FAULT
+    });
+    ward.treat(&Fault {
+        plant: "touch $Q/litellm-redis.container",
+        found: &[
+            "warning  daemon-reload: changed since systemd read it: litellm-redis.service",
+            &format!("         hint: {} daemon-reload", who.systemctl()),
+        ],
+        fixed: &["fixed daemon-reload: systemd read its units again"],
+        ..FAULT
+    });
+    ward.treat(&Fault {
+        plant: &format!(
+            "mkdir -p {unit_dropins}/litellm-redis.service.d
+            printf '[Service]\\nRestart=no\\n' >{unit_dropins}/litellm-redis.service.d/50-test.conf
+            {systemctl} daemon-reload
+            {podman} kill --signal=KILL litellm-redis
+            until {systemctl} is-failed litellm-redis.service; do sleep 0.1; done"
+        ),
+        found: &[
+            "FAILURE  units: litellm-redis.service failed: *",
+            "         hint: see why: litellm-units logs redis; then: litellm-units up",
+        ],
+        fixed: &["fixed units: started litellm-redis.service"],
+        mend: &format!("rm -r {unit_dropins}/litellm-redis.service.d; {systemctl} daemon-reload"),
+        ..FAULT
+    });
+    let gateway = format!("pid=$({podman} inspect --format={{{{.State.Pid}}}} litellm); kill");
+    ward.treat(&Fault {
+        plant: &format!("{gateway} -STOP $pid"),
+        found: &[
+            "FAILURE  gateway: does not answer: no answer in time",
+            "         hint: see why: litellm-units logs litellm",
+        ],
+        mend: &format!("{gateway} -CONT $pid"),
+        ..FAULT
+    });
+    if who == Who::Operator {
+        rootless_faults(&ward);
+    }
+    ward.is_clean();
+
+    // Last, since the gateway has to go for it.
+    ward.treat(&Fault {
+        plant: &format!(
+            "{systemctl} stop litellm.service
+            podman run --quiet --detach --name=squatter --publish=127.0.0.1:24157:6379 docker.io/library/redis:7.4.6"
+        ),
+        found: &[
+            match who {
+                Who::Root => "FAILURE  port: port 24157 is taken by conmon (process *)",
+                Who::Operator => "FAILURE  port: port 24157 is taken by a process of another user",
+            },
+            "         hint: find and stop it: ss -ltnp 'sport = :24157'",
+        ],
+        mend: "podman rm --force --time=0 squatter",
+        ..FAULT
+    });
+    ward.is_clean();
+    let json = ward.host.units(who, &["doctor", "--json"]).ok();
+    assert!(json.starts_with("{\n  \"schema\": 1,\n  \"outcome\": \"ok\",\n  \"fixed\": [],\n"), "{json}");
+}
+
+fn rootless_faults(ward: &Ward) {
+    ward.treat(&Fault {
+        prefix: &["env", "XDG_RUNTIME_DIR=/nonexistent"],
+        found: &[
+            "FAILURE  session: /nonexistent is not there, so this user has no session",
+            "         hint: log in as that user directly (ssh, machinectl shell USER@; not su or sudo)",
+        ],
+        ..FAULT
+    });
+    ward.treat(&Fault {
+        plant: "rm /var/lib/systemd/linger/operator",
+        found: &[
+            "FAILURE  linger: operator does not linger: the gateway stops at logout and does not start at boot",
+            "         hint: loginctl enable-linger operator",
+        ],
+        fixed: &["fixed linger: enabled lingering"],
+        ..FAULT
+    });
+    ward.treat(&Fault {
+        plant: "cp /etc/subuid /root/; sed -i /^operator:/d /etc/subuid",
+        found: &[
+            "FAILURE  subids: operator has no range in /etc/subuid, so no container can start",
+            "         hint: as root: usermod --add-subuids 231072-296607 --add-subgids 231072-296607 operator; then as operator: podman system migrate",
+        ],
+        mend: "cp /root/subuid /etc/",
+        ..FAULT
+    });
+    ward.treat(&Fault {
+        plant: "mkdir -p /root/passt; mv /usr/bin/pasta* /root/passt/",
+        found: &[
+            "FAILURE  pasta: pasta is not installed, so rootless containers have no network",
+            "         hint: as root: apt install passt, or dnf install passt",
+        ],
+        mend: "mv /root/passt/* /usr/bin/",
+        ..FAULT
+    });
+}
+
+#[test]
+fn rootful_doctor() {
+    faults(Who::Root);
+}
+
+#[test]
+fn rootless_doctor() {
+    faults(Who::Operator);
+}

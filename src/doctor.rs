@@ -173,21 +173,23 @@ pub async fn examine(host: &Host) -> Vec<Check> {
     }
 
     let (env, settings, of_settings) = settings(host);
+    // Nor does Podman work then.
+    let podman_works = has_session
+        && checks
+            .iter()
+            .all(|check| check.name != "podman" || check.outcome != Outcome::Failure);
     let patient = Patient {
         host,
         env,
         settings,
-        units,
+        units: units.filter(|_| has_session),
     };
-    let has_podman = checks
-        .iter()
-        .all(|check| check.name != "podman" || check.outcome != Outcome::Failure);
     let (systemd, clock, disk, inside, docker, drift, gateway) = futures_util::join!(
         platform::systemd(&patient),
         platform::clock(host),
-        files::space(host, has_podman),
+        files::space(host, podman_works),
         async {
-            if has_podman {
+            if podman_works {
                 network::inside(&patient).await
             } else {
                 Vec::new()
@@ -195,7 +197,7 @@ pub async fn examine(host: &Host) -> Vec<Check> {
         },
         network::docker(host),
         async {
-            if has_podman {
+            if podman_works {
                 units::drift(&patient).await
             } else {
                 Vec::new()

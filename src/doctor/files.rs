@@ -25,7 +25,7 @@ const TOO_LITTLE: u64 = 512 << 20;
 const LITTLE: u64 = 2 << 30;
 
 /// Space and inodes of every file system that the deployment and its containers write to.
-pub async fn space(host: &Host, has_podman: bool) -> Vec<Check> {
+pub async fn space(host: &Host, podman_works: bool) -> Vec<Check> {
     let paths = &host.paths;
     let mut places = vec![
         paths.deployment.clone(),
@@ -34,7 +34,7 @@ pub async fn space(host: &Host, has_podman: bool) -> Vec<Check> {
         paths.postgres_data(),
         paths.redis_data(),
     ];
-    if has_podman
+    if podman_works
         && let Ok(podman) = host.podman().await
         && let Ok(root) = podman
             .run(["info", "--format", "{{.Store.GraphRoot}}"])
@@ -55,19 +55,16 @@ pub async fn space(host: &Host, has_podman: bool) -> Vec<Check> {
         }
     }
     let systems: Vec<_> = systems.into_values().collect();
-    let free =
-        |found: &Statvfs| u64::from(found.blocks_available()) * u64::from(found.fragment_size());
+    let free = |found: &Statvfs| found.blocks_available() * found.fragment_size();
     let tightest = systems.iter().min_by_key(|(_, found)| free(found));
     let disk = tightest.map(|(path, found)| disk(path, free(found)));
     // Some file systems (btrfs) have no fixed number of inodes, and say 0.
     let fewest = systems
         .iter()
         .filter(|(_, found)| found.files() > 0)
-        .min_by_key(|(_, found)| {
-            u64::from(found.files_available()) * 1000 / u64::from(found.files())
-        });
+        .min_by_key(|(_, found)| found.files_available() * 1000 / found.files());
     let inodes = match fewest {
-        Some((path, found)) => inodes(path, found.files_available().into(), found.files().into()),
+        Some((path, found)) => inodes(path, found.files_available(), found.files()),
         None => Check::ok("inodes", "the file systems have no limit"),
     };
     disk.into_iter().chain([inodes]).collect()

@@ -120,8 +120,8 @@ fn subordinate_ids(user: &User) -> Check {
     )
 }
 
-/// `files` are those of subuid(5) and subgid(5): `USER:FIRST:COUNT`.
-fn judge_ids(name: &str, uid: u32, subuid: &str, subgid: &str) -> Check {
+/// `files` are those of subuid(5) and subgid(5), for `users` and `groups`: `USER:FIRST:COUNT`.
+fn judge_ids(name: &str, uid: u32, users: &str, groups: &str) -> Check {
     let uid = uid.to_string();
     let lines = |text: &str| -> Vec<(bool, u64, u64)> {
         text.lines()
@@ -137,7 +137,7 @@ fn judge_ids(name: &str, uid: u32, subuid: &str, subgid: &str) -> Check {
             })
             .collect()
     };
-    let (uids, gids) = (lines(subuid), lines(subgid));
+    let (uids, gids) = (lines(users), lines(groups));
     let count = |lines: &[(bool, u64, u64)]| -> u64 {
         lines
             .iter()

@@ -16,7 +16,13 @@ struct Fault<'a> {
     mend: &'a str,
 }
 
-const FAULT: Fault<'static> = Fault { plant: "", prefix: &[], found: &[], fixed: &[], mend: "" };
+const FAULT: Fault<'static> = Fault {
+    plant: "",
+    prefix: &[],
+    found: &[],
+    fixed: &[],
+    mend: "",
+};
 
 /// Reports so far must not pile up in one message: each fault is checked by itself.
 struct Ward {
@@ -34,34 +40,55 @@ impl Ward {
     #[track_caller]
     fn root(&self, script: &str) -> String {
         let (deployment, quadlets) = (self.who.deployment(), self.who.quadlets());
-        self.host.bash(Who::Root, &format!("D={deployment} Q={quadlets}\n{script}")).ok()
+        self.host
+            .bash(Who::Root, &format!("D={deployment} Q={quadlets}\n{script}"))
+            .ok()
     }
 
     /// The lines of `doctor` that are not `ok`, and its exit status.
     fn doctor(&self, prefix: &[&str], arguments: &[&str]) -> (Vec<String>, i32, String) {
-        let ran = self.host.run(self.who, &[prefix, &["litellm-units", "doctor"], arguments].concat());
-        let lines = ran.stdout.lines().filter(|line| !line.starts_with("ok       ")).map(str::to_owned);
+        let ran = self.host.run(
+            self.who,
+            &[prefix, &["litellm-units", "doctor"], arguments].concat(),
+        );
+        let lines = ran
+            .stdout
+            .lines()
+            .filter(|line| !line.starts_with("ok       "))
+            .map(str::to_owned);
         (lines.collect(), ran.code, ran.stderr)
     }
 
     #[track_caller]
     fn is_clean(&self) {
         // What was planted may take a moment to go.
-        self.host.wait("a clean bill of health", std::time::Duration::from_secs(20), |_| {
-            (self.doctor(&[], &[]).0.is_empty()).then_some(())
-        });
+        self.host.wait(
+            "a clean bill of health",
+            std::time::Duration::from_secs(20),
+            |_| (self.doctor(&[], &[]).0.is_empty()).then_some(()),
+        );
         let (lines, code, stderr) = self.doctor(&[], &[]);
-        assert_eq!((lines.as_slice(), code, stderr.as_str()), (&[] as &[String], 0, ""));
+        assert_eq!(
+            (lines.as_slice(), code, stderr.as_str()),
+            (&[] as &[String], 0, "")
+        );
     }
 
     #[track_caller]
     fn treat(&self, fault: &Fault) {
-        let fill = |text: &&str| text.replace("{D}", self.who.deployment()).replace("{Q}", self.who.quadlets());
+        let fill = |text: &&str| {
+            text.replace("{D}", self.who.deployment())
+                .replace("{Q}", self.who.quadlets())
+        };
         self.root(fault.plant);
         let (lines, code, _) = self.doctor(fault.prefix, &[]);
         let expected: Vec<String> = fault.found.iter().map(fill).collect();
         assert!(
-            lines.len() == expected.len() && lines.iter().zip(&expected).all(|(line, pattern)| matches(line, pattern)),
+            lines.len() == expected.len()
+                && lines
+                    .iter()
+                    .zip(&expected)
+                    .all(|(line, pattern)| matches(line, pattern)),
             "planted: {}\nfound: {lines:#?}\nexpected: {expected:#?}",
             fault.plant
         );
@@ -71,7 +98,11 @@ impl Ward {
             let (lines, code, stderr) = self.doctor(&[], &["--fix"]);
             let said: Vec<&str> = stderr.lines().collect();
             let expected: Vec<String> = fault.fixed.iter().map(fill).collect();
-            assert_eq!((said, lines.len(), code), (expected.iter().map(String::as_str).collect(), 0, 0), "{lines:#?}");
+            assert_eq!(
+                (said, lines.len(), code),
+                (expected.iter().map(String::as_str).collect(), 0, 0),
+                "{lines:#?}"
+            );
         }
         self.root(fault.mend);
     }
@@ -80,11 +111,17 @@ impl Ward {
 /// Whether `line` is `pattern`, in which `*` stands for anything.
 fn matches(line: &str, pattern: &str) -> bool {
     let mut parts = pattern.split('*');
-    let Some(mut rest) = parts.next().and_then(|first| line.strip_prefix(first)) else { return false };
+    let Some(mut rest) = parts.next().and_then(|first| line.strip_prefix(first)) else {
+        return false;
+    };
     let mut parts: Vec<&str> = parts.collect();
-    let Some(last) = parts.pop() else { return rest.is_empty() };
+    let Some(last) = parts.pop() else {
+        return rest.is_empty();
+    };
     for part in parts {
-        let Some((_, after)) = rest.split_once(part) else { return false };
+        let Some((_, after)) = rest.split_once(part) else {
+            return false;
+        };
         rest = after;
     }
     rest.ends_with(last)
@@ -136,7 +173,10 @@ fn faults(who: Who) {
     };
     ward.treat(&Fault {
         prefix: &["env", bus],
-        found: &[&format!("FAILURE  dbus: {message}: *"), &format!("         hint: {hint}")],
+        found: &[
+            &format!("FAILURE  dbus: {message}: *"),
+            &format!("         hint: {hint}"),
+        ],
         ..FAULT
     });
 
@@ -197,7 +237,10 @@ fn faults(who: Who) {
     ] {
         ward.treat(&Fault {
             plant: &format!("sed -i 's|^LITELLM_IMAGE=.*|LITELLM_IMAGE={image}|' $D/.env"),
-            found: &[&format!("FAILURE  images: {{D}}/.env, line *: LITELLM_IMAGE: {message}"), &format!("         hint: {hint}")],
+            found: &[
+                &format!("FAILURE  images: {{D}}/.env, line *: LITELLM_IMAGE: {message}"),
+                &format!("         hint: {hint}"),
+            ],
             mend: restore,
             ..FAULT
         });
@@ -243,11 +286,18 @@ fn faults(who: Who) {
         mend: "cat /root/litellm-config.yaml > $D/config/litellm-config.yaml",
         ..FAULT
     });
-    let owner = if who == Who::Root { "999:999" } else { "1000:1000" };
+    let owner = if who == Who::Root {
+        "999:999"
+    } else {
+        "1000:1000"
+    };
     ward.treat(&Fault {
         plant: "chown nolinger $D/data/redis",
         found: &[
-            &format!("FAILURE  data: {{D}}/data/redis belongs to user 1001, but redis runs as {}", &owner[..owner.len() / 2]),
+            &format!(
+                "FAILURE  data: {{D}}/data/redis belongs to user 1001, but redis runs as {}",
+                &owner[..owner.len() / 2]
+            ),
             &format!("         hint: as root: chown -R {owner} {{D}}/data/redis"),
         ],
         mend: &format!("chown {owner} $D/data/redis"),
@@ -305,7 +355,9 @@ fn faults(who: Who) {
         mend: &format!("{podman} network reload --all"),
         ..FAULT
     });
-    let inside = format!("pid=$({podman} inspect --format={{{{.State.Pid}}}} litellm-postgres)\nnsenter --net --target=$pid nft");
+    let inside = format!(
+        "pid=$({podman} inspect --format={{{{.State.Pid}}}} litellm-postgres)\nnsenter --net --target=$pid nft"
+    );
     ward.treat(&Fault {
         plant: &format!(
             "{inside} 'add table inet t; add chain inet t i {{ type filter hook input priority 0; }}; \
@@ -326,7 +378,10 @@ fn faults(who: Who) {
             "warning  drift: `generate` would: update {Q}/litellm.container",
             "         hint: look: litellm-units generate --dry-run; then: litellm-units up",
         ],
-        fixed: &["fixed drift: update {Q}/litellm.container", "fixed drift: reload systemd"],
+        fixed: &[
+            "fixed drift: update {Q}/litellm.container",
+            "fixed drift: reload systemd",
+        ],
         ..FAULT
     });
     ward.treat(&Fault {
@@ -387,7 +442,10 @@ fn faults(who: Who) {
     });
     ward.is_clean();
     let json = ward.host.units(who, &["doctor", "--json"]).ok();
-    assert!(json.starts_with("{\n  \"schema\": 1,\n  \"outcome\": \"ok\",\n  \"fixed\": [],\n"), "{json}");
+    assert!(
+        json.starts_with("{\n  \"schema\": 1,\n  \"outcome\": \"ok\",\n  \"fixed\": [],\n"),
+        "{json}"
+    );
 }
 
 fn rootless_faults(ward: &Ward) {

@@ -7,6 +7,7 @@ use std::process::{Command, Stdio};
 
 use clap::CommandFactory;
 use litellm_units::cli::Cli;
+use litellm_units::images_lock::ImagesLock;
 use litellm_units::paths::Paths;
 use litellm_units::paths::Scope;
 use litellm_units::quadlet::{self, Place, PodmanVersion};

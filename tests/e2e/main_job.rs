@@ -1,50 +1,437 @@
-//! From nothing to a chat completion, and back up after everything that can befall a host.
+//! From nothing to a chat completion on a fresh host, and what must hold from then on.
 
+use std::process::Stdio;
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use crate::support::gateway::{
+    HELLO, chat, database_state, environment, new_key, process, stored_keys, variable,
+};
 use crate::support::host::{TestHost, Who};
 
-const CHAT: &str = r#"
-cd "$1"
-master=$(sed -n 's/^LITELLM_MASTER_KEY=//p' .env)
-key=$(curl -sSf -H "Authorization: Bearer $master" -H 'Content-Type: application/json' \
-  -d '{"models":["hello"]}' http://127.0.0.1:24157/key/generate | jq -r .key)
-curl -sSf -H "Authorization: Bearer $key" -H 'Content-Type: application/json' \
-  -d '{"model":"hello","messages":[{"role":"user","content":"hi"}]}' \
-  http://127.0.0.1:24157/v1/chat/completions | jq -r '.choices[0].message.content'
-"#;
+/// Units are changed only where they differ, and only if they are ours.
+fn drift_is_seen_and_mended(host: &TestHost, who: Who) {
+    assert_eq!(host.units(who, &["generate"]).stdout, "nothing to do\n");
+    assert_eq!(
+        host.units(who, &["generate", "--check"]).all(),
+        (0, String::new(), String::new())
+    );
+    assert_eq!(
+        host.units(who, &["generate", "--dry-run"]).all(),
+        (0, String::new(), String::new())
+    );
 
-fn chat(host: &TestHost, who: Who) -> String {
-    host.run(
-        who,
-        &[
-            "bash",
-            "-euo",
-            "pipefail",
-            "-c",
-            CHAT,
-            "chat",
-            who.deployment(),
-        ],
-    )
-    .ok()
-}
-
-fn generate_and_start(who: Who, name: &str) {
-    let host = TestHost::boot(name);
-    host.units(who, &["generate"]).ok();
-    host.bash(who, &format!("{} start litellm.target", who.systemctl()))
+    let quadlets = who.quadlets();
+    let listing = "cd \"$1\" && sha256sum litellm* && stat -c '%n %a %Y' litellm*";
+    let before = host
+        .run(who, &["bash", "-c", listing, "listing", quadlets])
         .ok();
-    // The target does not wait for its members; `up` does, and finds nothing else to do.
-    host.units(who, &["up"]).ok();
-    assert_eq!(chat(&host, who), "Hello from your LiteLLM gateway.\n");
+    host.sh(who, &format!("cd {quadlets}; sed -i s/HealthRetries=3/HealthRetries=9/ litellm-redis.container; rm litellm.network"));
+    assert_eq!(
+        host.units(who, &["generate", "--check"]).all(),
+        (
+            1,
+            format!(
+                "# create {quadlets}/litellm.network\n# update {quadlets}/litellm-redis.container\n"
+            ),
+            String::new()
+        )
+    );
+    let dry_run = host.units(who, &["generate", "--dry-run"]).ok();
+    let network = host.sh(who, "litellm-units generate --output /tmp/out >/dev/null; cat /tmp/out/containers/litellm.network; rm -r /tmp/out");
+    let network: String = network
+        .lines()
+        .fold(String::new(), |text, line| text + "+" + line + "\n");
+    let lines = network.lines().count();
+    let path = format!("{quadlets}/litellm-redis.container");
+    let at = host.sh(who, &format!("grep -n HealthRetries {path}"));
+    let at: usize = at.split(':').next().unwrap().parse().unwrap();
+    assert_eq!(
+        dry_run,
+        format!(
+            "\
+--- /dev/null
++++ {quadlets}/litellm.network
+@@ -0,0 +1,{lines} @@
+{network}--- {path}
++++ {path}
+@@ -{first},7 +{first},7 @@
+ HealthCmd=[\"redis-cli\",\"-e\",\"ping\"]
+ HealthInterval=10s
+ HealthTimeout=5s
+-HealthRetries=9
++HealthRetries=3
+ HealthOnFailure=kill
+ 
+ [Service]
+",
+            first = at - 3,
+        )
+    );
+    assert_eq!(
+        host.units(who, &["generate"]).ok(),
+        format!("create {quadlets}/litellm.network\nupdate {path}\nreload systemd\n")
+    );
+    let untimed = |text: &str| {
+        text.lines()
+            .map(|line| line.rsplit_once(' ').unwrap().0.to_owned())
+            .collect::<Vec<_>>()
+    };
+    let after = host
+        .run(who, &["bash", "-c", listing, "listing", quadlets])
+        .ok();
+    assert_eq!(untimed(&after), untimed(&before));
+
+    let theirs = "[Container]\nImage=theirs\n";
+    host.sh(who, &format!("mv {path} /tmp/ours"));
+    host.write(who, &path, theirs);
+    let refusal = format!(
+        "error: {path} was not written by litellm-units, so it is left alone\n\
+         hint: move it away, then run the command again\n"
+    );
+    for words in [
+        &["generate"][..],
+        &["generate", "--check"],
+        &["generate", "--dry-run"],
+        &["up"],
+    ] {
+        assert_eq!(
+            host.units(who, words).all(),
+            (1, String::new(), refusal.clone())
+        );
+    }
+    assert_eq!(host.sh(who, &format!("cat {path}")), theirs);
+    host.sh(who, &format!("mv /tmp/ours {path}"));
     assert_eq!(host.units(who, &["generate"]).ok(), "nothing to do\n");
 }
 
-#[test]
-fn rootful_generate_and_start() {
-    generate_and_start(Who::Root, "main-rootful");
+fn status_tells_everything(host: &TestHost, who: Who) {
+    let report: Value = serde_json::from_str(&host.units(who, &["status", "--json"]).ok()).unwrap();
+    assert_eq!(report["state"], "healthy");
+    assert_eq!(
+        report["gateway"],
+        json!({"address": "http://127.0.0.1:24157", "state": "ready", "version": "1.80.11"})
+    );
+    let services: Vec<Value> = report["services"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .map(|service| {
+            let runs = service["service"] != "migrate";
+            assert!(
+                service["uptime_seconds"].as_u64().unwrap() < 600,
+                "{service}"
+            );
+            let memory = service["memory_bytes"].as_u64();
+            assert_eq!(
+                memory.is_some_and(|bytes| bytes > 1 << 20),
+                runs,
+                "{service}"
+            );
+            json!([
+                service["service"],
+                service["unit"],
+                service["active"],
+                service["sub"],
+                service["health"],
+                service["restarts"],
+                service["image"]
+            ])
+        })
+        .collect();
+    assert_eq!(
+        Value::from(services),
+        json!([
+            [
+                "postgres",
+                "litellm-postgres.service",
+                "active",
+                "running",
+                "healthy",
+                0,
+                "docker.io/library/postgres:17.7"
+            ],
+            [
+                "redis",
+                "litellm-redis.service",
+                "active",
+                "running",
+                "healthy",
+                0,
+                "docker.io/library/redis:7.4.6"
+            ],
+            [
+                "migrate",
+                "litellm-migrate.service",
+                "active",
+                "exited",
+                null,
+                0,
+                "ghcr.io/berriai/litellm:v1.80.11-stable"
+            ],
+            [
+                "litellm",
+                "litellm.service",
+                "active",
+                "running",
+                "healthy",
+                0,
+                "ghcr.io/berriai/litellm:v1.80.11-stable"
+            ],
+        ])
+    );
+    let text = host.units(who, &["status"]).ok();
+    // Uptime and memory, which differ from run to run, are columns four and six.
+    let stable: Vec<String> = text
+        .lines()
+        .map(|line| {
+            let cells: Vec<&str> = line
+                .split("  ")
+                .map(str::trim)
+                .filter(|cell| !cell.is_empty())
+                .collect();
+            match cells[..] {
+                [service, state, health, _, restarts, _, image] => {
+                    [service, state, health, restarts, image].join(" | ")
+                }
+                _ => line.to_owned(),
+            }
+        })
+        .collect();
+    assert_eq!(
+        stable,
+        [
+            "SERVICE | STATE | HEALTH | RESTARTS | IMAGE",
+            "postgres | active (running) | healthy | 0 | docker.io/library/postgres:17.7",
+            "redis | active (running) | healthy | 0 | docker.io/library/redis:7.4.6",
+            "migrate | active (exited) | - | 0 | ghcr.io/berriai/litellm:v1.80.11-stable",
+            "litellm | active (running) | healthy | 0 | ghcr.io/berriai/litellm:v1.80.11-stable",
+            "gateway http://127.0.0.1:24157: ready, database connected, LiteLLM 1.80.11",
+        ],
+        "{text}"
+    );
+}
+
+/// Only the gateway listens, and only on the loopback address.
+fn nothing_else_listens(host: &TestHost, who: Who) {
+    let listening = host.sh(Who::Root, "ss -Hltn | awk '{print $4}' | sort");
+    // The registry is the test host's own; the other is Podman's resolver on the containers' bridge.
+    let resolver = if who == Who::Root {
+        "10.89.0.1:53\n"
+    } else {
+        ""
+    };
+    assert_eq!(
+        listening,
+        format!("{resolver}127.0.0.1:24157\n127.0.0.1:5000\n")
+    );
+}
+
+/// Everything that any user of the host can read, and the journal.
+const SECRET_SEARCH: &str = r#"
+patterns=/root/patterns
+search() { local where=$1; shift; if "$@" | grep -aoF -f "$patterns"; then echo "^ in $where"; fi }
+search 'unit files' cat /etc/containers/systemd/* /etc/systemd/system/litellm* /home/operator/.config/{containers/systemd,systemd/user}/*
+search 'arguments' sh -c 'cat /proc/[0-9]*/cmdline'
+search 'the journal' journalctl -a -o export
+setpriv --reuid nobody --regid nogroup --clear-groups \
+    find /etc /run /opt /home /srv /tmp /var -type f -readable -print0 2>/dev/null |
+    xargs -0 grep -alF -f "$patterns"
+"#;
+
+fn no_secret_is_shown(host: &TestHost, who: Who) {
+    let env = host.env(who);
+    let secrets: Vec<&str> = [
+        "LITELLM_MASTER_KEY",
+        "LITELLM_SALT_KEY",
+        "POSTGRES_PASSWORD",
+        "REDIS_PASSWORD",
+    ]
+    .iter()
+    .map(|name| env.get(name).unwrap())
+    .collect();
+    let mut patterns = secrets.join("\n") + "\n";
+    // As Redis' configuration writes it.
+    patterns.extend(secrets[3].bytes().map(|byte| format!("\\x{byte:02x}")));
+    patterns.push('\n');
+    host.sh(Who::Root, "install -m 600 /dev/null /root/patterns");
+    host.write(Who::Root, "/root/patterns", &patterns);
+    let found = host.run(
+        Who::Root,
+        &["bash", "-c", &format!("shopt -s nullglob; {SECRET_SEARCH}")],
+    );
+    assert_eq!(found.stdout, "", "{}", found.stderr);
+    let shown = host.sh(
+        who,
+        "podman inspect $(podman ps -aq); podman secret inspect $(podman secret ls -q); systemctl show litellm.service",
+    );
+    for secret in patterns.lines() {
+        assert!(!shown.contains(secret), "podman shows {secret}");
+    }
+    // Only so does the search prove anything: the same patterns do find what is protected.
+    let deployment = who.deployment();
+    assert_eq!(
+        host.sh(
+            Who::Root,
+            &format!(
+                "grep -lF -f /root/patterns {deployment}/.env; stat -c '%a %U' {deployment}/.env"
+            )
+        ),
+        format!("{deployment}/.env\n600 {}\n", who.user())
+    );
+}
+
+/// `systemctl restart litellm.service` is enough for new values, added and removed variables.
+fn an_edit_takes_effect_on_restart(host: &TestHost, who: Who) {
+    let postgres = process(host, who, "litellm-postgres");
+    host.set_env(
+        who,
+        &[("OPENAI_API_KEY", "sk-new"), ("ADDED", "a 'b' \"c\" $d")],
+    );
+    host.systemctl(who, &["restart", "litellm.service"]);
+    assert_eq!(
+        variable(host, who, "litellm", "OPENAI_API_KEY").as_deref(),
+        Some("sk-new")
+    );
+    assert_eq!(
+        variable(host, who, "litellm", "ADDED").as_deref(),
+        Some("a 'b' \"c\" $d")
+    );
+    host.sh(
+        who,
+        "sed -i '/^ADDED=/d; s/^OPENAI_API_KEY=.*/OPENAI_API_KEY=sk-newer/' \"$1/.env\"",
+    );
+    host.systemctl(who, &["restart", "litellm.service"]);
+    assert_eq!(
+        variable(host, who, "litellm", "OPENAI_API_KEY").as_deref(),
+        Some("sk-newer")
+    );
+    assert_eq!(variable(host, who, "litellm", "ADDED"), None);
+    assert_eq!(
+        process(host, who, "litellm-postgres"),
+        postgres,
+        "PostgreSQL was restarted"
+    );
+    // Other containers do not even see the gateway's variables.
+    for container in ["litellm-postgres", "litellm-redis"] {
+        let names: Vec<String> = environment(host, who, container)
+            .into_iter()
+            .map(|(name, _)| name)
+            .collect();
+        assert!(
+            !names
+                .iter()
+                .any(|name| name.contains("KEY") || name == "DATABASE_URL"),
+            "{names:?}"
+        );
+    }
+}
+
+/// A request that runs when the stack is stopped gets its answer.
+fn a_running_request_is_finished(host: &TestHost, who: Who, key: &str) {
+    let script = r#"
+        curl -sS --max-time 60 -H "Authorization: Bearer $1" -H 'Content-Type: application/json' \
+            -d '{"model":"hello","mock_delay":5,"messages":[{"role":"user","content":"hi"}]}' \
+            http://127.0.0.1:24157/v1/chat/completions | jq -r '.choices[0].message.content'
+    "#;
+    let mut slow = host
+        .command(
+            who,
+            &["bash", "-euo", "pipefail", "-c", script, "slow", key],
+        )
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    host.wait("the request to arrive", Duration::from_secs(20), |host| {
+        let sent = host.sh(who, "ss -Htni state established '( dport = :24157 )'");
+        if sent.contains("bytes_acked:") || slow.try_wait().unwrap().is_some() {
+            Ok(())
+        } else {
+            Err(sent)
+        }
+    });
+    let down = host.units(who, &["down"]);
+    let answer = slow.wait_with_output().unwrap();
+    let said = String::from_utf8_lossy(&answer.stderr).into_owned();
+    assert_eq!(
+        (
+            String::from_utf8_lossy(&answer.stdout).as_ref(),
+            said.as_str()
+        ),
+        (HELLO, "")
+    );
+    assert_eq!(down.code, 0, "{}", down.stderr);
+    assert_eq!(host.sh(who, "podman ps -aq"), "");
+    let status = host.units(who, &["status"]);
+    assert_eq!(
+        (status.code, status.stderr.as_str()),
+        (3, ""),
+        "{}",
+        status.stdout
+    );
+    let refused = chat(host, who, key).unwrap_err();
+    assert!(refused.contains("curl: (7)"), "{refused}");
+}
+
+fn main_job(who: Who, name: &str) {
+    let host = TestHost::boot(name);
+    let deployment = who.deployment();
+    let (quadlets, units) = (who.quadlets(), who.units());
+    let generated = host.units(who, &["generate"]);
+    let owner = if who == Who::Root { " for 999:999" } else { "" };
+    assert_eq!(
+        generated.all(),
+        (
+            0,
+            format!(
+                "\
+prepare directory {deployment}
+prepare directory {deployment}/config
+prepare directory {deployment}/logs
+prepare directory {deployment}/data
+prepare directory {deployment}/data/postgres{owner}
+prepare directory {deployment}/data/redis{owner}
+prepare {deployment}/.env: add LITELLM_IMAGE, add LITELLM_MASTER_KEY, add LITELLM_SALT_KEY, add POSTGRES_USER, add POSTGRES_PASSWORD, add POSTGRES_DB, add REDIS_PASSWORD, add empty OPENAI_API_KEY, add empty ANTHROPIC_API_KEY, add empty UI_USERNAME, add empty UI_PASSWORD, add empty PROXY_BASE_URL
+prepare {deployment}/config/litellm-config.yaml
+create {units}/litellm.target
+create {quadlets}/litellm.network
+create {units}/litellm-images.service
+create {quadlets}/litellm-postgres.container
+create {quadlets}/litellm-redis.container
+create {quadlets}/litellm-migrate.container
+create {quadlets}/litellm.container
+enable litellm.target
+reload systemd
+"
+            ),
+            format!("next: {} start litellm.target, or litellm-units up\n", who.systemctl())
+        )
+    );
+    host.systemctl(who, &["start", "litellm.target"]);
+    assert_eq!(database_state(&host, who), "connected\n");
+    let before = stored_keys(&host, who);
+    let key = new_key(&host, who);
+    assert_eq!(stored_keys(&host, who), before + 1);
+    assert_eq!(chat(&host, who, &key).as_deref(), Ok(HELLO));
+    assert!(chat(&host, who, "sk-wrong").unwrap_err().contains("401"));
+
+    status_tells_everything(&host, who);
+    nothing_else_listens(&host, who);
+    no_secret_is_shown(&host, who);
+    drift_is_seen_and_mended(&host, who);
+    an_edit_takes_effect_on_restart(&host, who);
+    assert_eq!(chat(&host, who, &key).as_deref(), Ok(HELLO));
+    a_running_request_is_finished(&host, who, &key);
 }
 
 #[test]
-fn rootless_generate_and_start() {
-    generate_and_start(Who::Operator, "main-rootless");
+fn main_job_rootful() {
+    main_job(Who::Root, "main-rootful");
+}
+
+#[test]
+fn main_job_rootless() {
+    main_job(Who::Operator, "main-rootless");
 }

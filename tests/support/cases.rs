@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use litellm_units::image::ImageReference;
+use litellm_units::images_lock::ImagesLock;
 use litellm_units::paths::{Paths, Scope};
 use litellm_units::quadlet::{self, PodmanVersion, UnitFile};
 use litellm_units::settings::Settings;
@@ -19,6 +21,7 @@ pub struct Case {
     podman: PodmanVersion,
     deployment: &'static str,
     env: String,
+    images: ImagesLock,
 }
 
 /// Every case: the scopes, the versions of Podman that differ, and what `.env` can change.
@@ -44,6 +47,7 @@ pub fn all() -> Vec<Case> {
             if podman == "5.4" {
                 add("alpine", deployment, alpine);
                 add("space", "/srv/my gateway", "");
+                add("pinned", deployment, "");
             }
         }
     }
@@ -62,7 +66,19 @@ impl Case {
             Scope::System => "system",
             Scope::User => "user",
         };
+        let mut images = ImagesLock::default();
+        if settings == "pinned" {
+            for (image, digit) in [
+                ("ghcr.io/berriai/litellm:v1.80.11-stable", "a"),
+                ("docker.io/library/postgres:17.7", "b"),
+                ("docker.io/library/redis:7.4.6", "c"),
+            ] {
+                let digest = format!("sha256:{}", digit.repeat(64));
+                images.record(&ImageReference::parse(image).unwrap(), digest);
+            }
+        }
         Self {
+            images,
             name: format!("{scope_name}-{podman}-{settings}"),
             scope,
             podman: PodmanVersion::parse(podman).unwrap(),
@@ -87,6 +103,7 @@ impl Case {
         let host = quadlet::Host {
             paths: &paths,
             podman: self.podman,
+            images: &self.images,
             program,
         };
         let mut units = vec![quadlet::target(self.scope)];

@@ -1,8 +1,11 @@
 //! A real host: systemd as PID 1, Podman with Quadlet, booted for one test (tests/host/README.md).
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
+
+use litellm_units::settings::env_file::EnvFile;
 
 /// Who runs a command in the host, and so which systemd and which Podman it addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +40,11 @@ impl Ran {
             self.stdout, self.stderr
         );
         self.stdout
+    }
+
+    /// All of it, for a comparison of the whole.
+    pub fn all(self) -> (i32, String, String) {
+        (self.code, self.stdout, self.stderr)
     }
 }
 
@@ -133,30 +141,102 @@ impl TestHost {
         self.run(who, &["bash", "-euo", "pipefail", "-c", script])
     }
 
+    /// stdout of a script of `bash` that must succeed. `$1` is the deployment directory.
+    #[track_caller]
+    pub fn sh(&self, who: Who, script: &str) -> String {
+        let words = [
+            "bash",
+            "-euo",
+            "pipefail",
+            "-c",
+            script,
+            "script",
+            who.deployment(),
+        ];
+        self.run(who, &words).ok()
+    }
+
+    /// Writes a file, whose mode and owner stay if it is there already.
+    #[track_caller]
+    pub fn write(&self, who: Who, path: &str, text: &str) {
+        let mut child = self
+            .command(who, &["sh", "-c", "cat >\"$1\"", "write", path])
+            .stdin(Stdio::piped())
+            .spawn()
+            .unwrap();
+        child
+            .stdin
+            .take()
+            .unwrap()
+            .write_all(text.as_bytes())
+            .unwrap();
+        assert!(child.wait().unwrap().success(), "can't write {path}");
+    }
+
+    /// The `.env` of the default deployment.
+    #[track_caller]
+    pub fn env(&self, who: Who) -> EnvFile {
+        EnvFile::parse(&self.sh(who, "cat \"$1/.env\"")).unwrap()
+    }
+
+    /// Gives variables values in the `.env` of the default deployment.
+    #[track_caller]
+    pub fn set_env(&self, who: Who, values: &[(&str, &str)]) {
+        let mut env = self.env(who);
+        for (name, value) in values {
+            env.set(name, value).unwrap();
+        }
+        self.write(who, &format!("{}/.env", who.deployment()), env.text());
+    }
+
+    /// `systemctl VERB UNIT…` of `who`, which must succeed.
+    #[track_caller]
+    pub fn systemctl(&self, who: Who, words: &[&str]) {
+        let systemctl: &[&str] = match who {
+            Who::Root => &["systemctl"],
+            Who::Operator => &["systemctl", "--user"],
+        };
+        self.run(who, &[systemctl, words].concat()).ok();
+    }
+
+    /// What the manager of `who` says about a unit.
+    #[track_caller]
+    pub fn property(&self, who: Who, unit: &str, name: &str) -> String {
+        let script = format!("{} show --value -p {name} {unit}", who.systemctl());
+        self.sh(who, &script).trim_end().to_owned()
+    }
+
     /// Runs the program under test.
     pub fn units(&self, who: Who, words: &[&str]) -> Ran {
         self.run(who, &[&["litellm-units"], words].concat())
     }
 
-    /// Tries `probe` until it gives something or `patience` is over.
+    /// Tries `probe` until it succeeds or `patience` is over; its error is what is still missing.
     #[track_caller]
     pub fn wait<T>(
         &self,
         what: &str,
         patience: Duration,
-        mut probe: impl FnMut(&Self) -> Option<T>,
+        mut probe: impl FnMut(&Self) -> Result<T, String>,
     ) -> T {
         let deadline = Instant::now() + patience;
         loop {
-            if let Some(found) = probe(self) {
-                return found;
+            match probe(self) {
+                Ok(found) => return found,
+                Err(missing) => assert!(
+                    Instant::now() < deadline,
+                    "waited {patience:?} in vain for {what}: {missing}\n{}",
+                    self.look_around()
+                ),
             }
-            assert!(
-                Instant::now() < deadline,
-                "waited {patience:?} in vain for {what}"
-            );
-            std::thread::sleep(Duration::from_millis(200));
+            std::thread::sleep(Duration::from_millis(100));
         }
+    }
+
+    /// What may explain a failure: failed units and the end of the journal.
+    fn look_around(&self) -> String {
+        let script = "systemctl --failed --no-legend; journalctl --no-pager -o short-precise -n 60";
+        self.bash(Who::Root, script).stdout
     }
 }
 
@@ -196,6 +276,14 @@ impl Who {
         match self {
             Self::Root => "/etc/containers/systemd",
             Self::Operator => "/home/operator/.config/containers/systemd",
+        }
+    }
+
+    /// systemd's own directory.
+    pub fn units(self) -> &'static str {
+        match self {
+            Self::Root => "/etc/systemd/system",
+            Self::Operator => "/home/operator/.config/systemd/user",
         }
     }
 

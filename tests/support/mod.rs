@@ -6,6 +6,7 @@
 )]
 
 pub mod cases;
+pub mod gateway;
 pub mod host;
 
 use std::fmt::Write;

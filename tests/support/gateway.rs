@@ -1,0 +1,105 @@
+//! The gateway as its users see it, from inside a host.
+
+use std::time::Duration;
+
+use super::host::{TestHost, Who};
+
+/// What the mock model answers.
+pub const HELLO: &str = "Hello from your LiteLLM gateway.\n";
+
+/// Makes a key for the mock model, with the master key of `.env`.
+#[track_caller]
+pub fn new_key(host: &TestHost, who: Who) -> String {
+    let env = host.env(who);
+    let header = format!(
+        "Authorization: Bearer {}",
+        env.get("LITELLM_MASTER_KEY").unwrap()
+    );
+    let script = r#"
+        curl -sSf --max-time 20 -H "$2" -H 'Content-Type: application/json' \
+            -d '{"models":["hello"]}' http://127.0.0.1:24157/key/generate | jq -r .key
+    "#;
+    let words = [
+        "bash", "-euo", "pipefail", "-c", script, "new-key", "", &header,
+    ];
+    host.run(who, &words).ok().trim_end().to_owned()
+}
+
+/// Asks the mock model. Gives its answer, or what curl and jq said.
+pub fn chat(host: &TestHost, who: Who, key: &str) -> Result<String, String> {
+    let script = r#"
+        curl -sSf --max-time 20 -H "Authorization: Bearer $1" -H 'Content-Type: application/json' \
+            -d '{"model":"hello","messages":[{"role":"user","content":"hi"}]}' \
+            http://127.0.0.1:24157/v1/chat/completions | jq -r '.choices[0].message.content'
+    "#;
+    let ran = host.run(
+        who,
+        &["bash", "-euo", "pipefail", "-c", script, "chat", key],
+    );
+    if ran.code == 0 {
+        Ok(ran.stdout)
+    } else {
+        Err(ran.stderr)
+    }
+}
+
+/// Waits until the mock model answers: the gateway is back, and its key is in the database.
+#[track_caller]
+pub fn wait_for_chat(host: &TestHost, who: Who, key: &str, patience: Duration) {
+    host.wait("a chat completion", patience, |host| {
+        let answer = chat(host, who, key)?;
+        assert_eq!(answer, HELLO);
+        Ok(())
+    });
+}
+
+/// `db` of `/health/readiness`.
+#[track_caller]
+pub fn database_state(host: &TestHost, who: Who) -> String {
+    host.sh(
+        who,
+        "curl -sSf --max-time 20 http://127.0.0.1:24157/health/readiness | jq -r .db",
+    )
+}
+
+/// The number of keys in PostgreSQL, without the gateway's help.
+#[track_caller]
+pub fn stored_keys(host: &TestHost, who: Who) -> usize {
+    let count = r#"select count(*) from "LiteLLM_VerificationToken""#;
+    let script = format!(
+        "podman exec litellm-postgres sh -c 'psql -U $POSTGRES_USER -d $POSTGRES_DB -Atc \"$1\"' psql '{count}'"
+    );
+    host.sh(who, &script).trim().parse().unwrap()
+}
+
+/// The process of a container, seen from the host.
+#[track_caller]
+pub fn process(host: &TestHost, who: Who, container: &str) -> u32 {
+    host.sh(
+        who,
+        &format!("podman inspect -f '{{{{.State.Pid}}}}' {container}"),
+    )
+    .trim()
+    .parse()
+    .unwrap()
+}
+
+/// The environment of a container's main process, as the kernel has it.
+#[track_caller]
+pub fn environment(host: &TestHost, who: Who, container: &str) -> Vec<(String, String)> {
+    let process = process(host, who, container);
+    let text = host.sh(Who::Root, &format!("cat /proc/{process}/environ"));
+    text.split_terminator('\0')
+        .filter_map(|pair| pair.split_once('='))
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect()
+}
+
+/// One variable of [`environment`].
+#[track_caller]
+pub fn variable(host: &TestHost, who: Who, container: &str, name: &str) -> Option<String> {
+    environment(host, who, container)
+        .into_iter()
+        .find(|(found, _)| found == name)
+        .map(|(_, value)| value)
+}

@@ -257,7 +257,9 @@ pub enum ConfigCommand {
 
 /// Arguments of `doctor`.
 #[derive(Debug, Args)]
-#[command(after_help = "--fix sets the mode of files with secrets, enables lingering for oneself, does what `generate` does, has systemd read its units again and starts failed units. It restarts nothing that runs.\nExit status: 0 without a failure, 1 with one.")]
+#[command(
+    after_help = "--fix sets the mode of files with secrets, enables lingering for oneself, does what `generate` does, has systemd read its units again and starts failed units. It restarts nothing that runs.\nExit status: 0 without a failure, 1 with one."
+)]
 pub struct Doctor {
     /// Mend what can be mended without interrupting anything, and say what was done
     #[arg(long)]

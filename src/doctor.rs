@@ -102,7 +102,7 @@ impl Check {
 
     /// A failure in the words of an error, its hint as the remedy.
     fn error(name: &'static str, error: &anyhow::Error) -> Self {
-        let remedy = crate::error::hints(error).next().map(str::to_owned);
+        let remedy = crate::error::hint(error).map(str::to_owned);
         Self {
             remedy,
             ..Self::failure(name, format!("{error:#}"))

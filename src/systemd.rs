@@ -65,7 +65,11 @@ impl Systemd {
     /// # Errors
     /// When systemd does not answer.
     pub async fn version(&self) -> Result<String> {
-        self.manager().await?.version().await.context("systemd does not tell its version")
+        self.manager()
+            .await?
+            .version()
+            .await
+            .context("systemd does not tell its version")
     }
 
     /// Makes systemd read its units again, and run the generators.

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use crate::cli;
 use crate::doctor::{Check, Outcome, examine};
-use crate::error::{Exit, Result, hints};
+use crate::error::{Exit, Result, hint};
 use crate::host::Host;
 use crate::output::{self, say};
 
@@ -74,7 +74,7 @@ async fn fix(host: &Host, checks: &[Check]) -> Vec<String> {
             }
             Err(error) => {
                 say(&format!("not fixed {}: {error:#}", check.name));
-                for hint in hints(&error) {
+                if let Some(hint) = hint(&error) {
                     say(&format!("hint: {hint}"));
                 }
             }

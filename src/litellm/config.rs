@@ -21,7 +21,7 @@ use crate::settings::env_file::EnvFile;
 use crate::settings::{Cache, Service, Settings, parse_env, read_env};
 use tree::{Node, Position, SyntaxError, Value};
 
-/// The keys that `ProxyConfig` of litellm 1.80.11 and 1.110.2 reads (proxy/proxy_server.py).
+/// The keys that `ProxyConfig` of litellm 1.80.11 and 1.110.2 reads (`proxy/proxy_server.py`).
 const TOP_LEVEL: &str = include_str!("config/top_level.keys");
 /// `ConfigGeneralSettings` and every look into `general_settings` in the same releases.
 const GENERAL_SETTINGS: &str = include_str!("config/general_settings.keys");
@@ -144,7 +144,7 @@ fn read(path: &Path) -> Result<String> {
     })?;
     String::from_utf8(bytes).map_err(|error| {
         let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
-        let line = good.iter().filter(|byte| **byte == b'\n').count() + 1;
+        let line = good.split(|byte| *byte == b'\n').count();
         Failure::config(format!("{}, line {line}: not valid UTF-8", path.display()))
             .hint("save the file as UTF-8")
             .into()
@@ -375,13 +375,13 @@ impl Checker<'_> {
     }
 
     fn master_key(&mut self, root: &Node) {
+        const RIGHT: &str = "write it as master_key: os.environ/LITELLM_MASTER_KEY";
         let Some(key) = root
             .get("general_settings")
             .and_then(|general| general.get("master_key"))
         else {
             return;
         };
-        const RIGHT: &str = "write it as master_key: os.environ/LITELLM_MASTER_KEY";
         match reference(key) {
             Some("LITELLM_MASTER_KEY") => {}
             Some(name) if self.given.contains_key(name) => self.warning(
@@ -410,13 +410,13 @@ impl Checker<'_> {
     }
 
     fn database_url(&mut self, root: &Node) {
+        const RIGHT: &str = "write it as database_url: os.environ/DATABASE_URL";
         let Some(url) = root
             .get("general_settings")
             .and_then(|general| general.get("database_url"))
         else {
             return;
         };
-        const RIGHT: &str = "write it as database_url: os.environ/DATABASE_URL";
         match reference(url) {
             Some("DATABASE_URL") => {}
             Some(name) if self.given.contains_key(name) => self.warning(

@@ -65,7 +65,10 @@ impl Ward {
         self.host.wait(
             "a clean bill of health",
             std::time::Duration::from_secs(20),
-            |_| (self.doctor(&[], &[]).0.is_empty()).then_some(()),
+            |_| match self.doctor(&[], &[]).0 {
+                lines if lines.is_empty() => Ok(()),
+                lines => Err(lines.join("\n")),
+            },
         );
         let (lines, code, stderr) = self.doctor(&[], &[]);
         assert_eq!(

@@ -96,9 +96,9 @@ impl Node {
                 for (_, merged) in pairs.iter().filter(|(key, _)| is_merge(key)) {
                     match &merged.value {
                         Value::Sequence(items) => {
-                            items
-                                .iter()
-                                .for_each(|item| item.collect(entries, depth + 1));
+                            for item in items {
+                                item.collect(entries, depth + 1);
+                            }
                         }
                         _ => merged.collect(entries, depth + 1),
                     }

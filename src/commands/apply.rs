@@ -15,6 +15,9 @@ use crate::stack;
 /// (then the last good configuration is back).
 pub async fn run(host: &Host, arguments: &cli::Apply) -> Result<Exit> {
     let prepared = generate::prepare(host).await?;
+    if host.paths.config_file().exists() && host.paths.env_file().exists() {
+        super::config::refuse_errors(host)?;
+    }
     if arguments.dry_run {
         return dry_run(host, &prepared);
     }

@@ -46,6 +46,28 @@ pub fn run(host: &Host, arguments: &Config) -> Result<Exit> {
     }
 }
 
+/// Refuses a gateway configuration with errors, before any unit is touched.
+///
+/// # Errors
+/// With every error that was found.
+pub fn refuse_errors(host: &Host) -> Result<()> {
+    let findings = check_deployment(host)?;
+    let errors: Vec<String> = findings
+        .iter()
+        .filter(|finding| finding.severity == Severity::Error)
+        .map(|finding| format!("\n  {finding}"))
+        .collect();
+    if errors.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::config(format!(
+        "the gateway would not work with this configuration, so nothing was restarted:{}",
+        errors.concat()
+    ))
+    .hint("mend the file; litellm-units config check shows all findings")
+    .into())
+}
+
 /// The answer of `config check --json`.
 #[derive(Serialize)]
 struct Checked<'a> {

@@ -14,6 +14,7 @@ use crate::stack;
 pub async fn run(host: &Host, arguments: &cli::Up) -> Result<Exit> {
     let prepared = generate::prepare(host).await?;
     prepared.apply(host).await?;
+    super::config::refuse_errors(host)?;
     super::pull::pull_missing(host, prepared.settings()).await?;
     stack::bring_up(host, prepared.settings(), arguments.timeout).await?;
     Ok(Exit::Success)

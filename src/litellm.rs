@@ -2,6 +2,7 @@
 
 pub mod config;
 pub mod health;
+pub mod keys;
 
 use std::time::Duration;
 

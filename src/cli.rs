@@ -1,5 +1,7 @@
 //! The command line: types only.
 
+pub mod key;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -67,6 +69,9 @@ pub enum Command {
     Health(Health),
     /// Pull the images that .env names
     Pull(Pull),
+    /// Make, list, change and revoke the gateway's keys
+    #[command(subcommand)]
+    Key(key::Key),
     /// Print a completion script for a shell
     Completion {
         /// The shell

@@ -8,6 +8,7 @@ pub mod down;
 pub mod exec;
 pub mod generate;
 pub mod health;
+pub mod key;
 pub mod logs;
 pub mod pull;
 pub mod status;

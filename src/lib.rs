@@ -4,6 +4,8 @@
 //! The library is the program's own: it promises no stable interface.
 
 pub mod applied;
+
+pub mod change;
 pub mod cli;
 pub mod commands;
 pub mod container;
@@ -17,6 +19,7 @@ pub mod install;
 pub mod journal;
 pub mod litellm;
 pub mod lock;
+pub mod model_list;
 pub mod output;
 pub mod paths;
 pub mod podman;
@@ -54,6 +57,8 @@ pub async fn run(cli: Cli) -> Result<Exit> {
         Command::Logs(arguments) => commands::logs::run(&host, &arguments).await,
         Command::Exec(arguments) => commands::exec::run(&host, &arguments).await,
         Command::Health(arguments) => commands::health::run(&arguments).await,
+        Command::Key(verb) => commands::key::run(&host, verb).await,
+
         Command::Completion { shell } => commands::completion::run(shell),
         Command::Status(arguments) => commands::status::run(&host, &arguments).await,
         Command::Pull(arguments) => commands::pull::run(&host, &arguments).await,

@@ -3,6 +3,7 @@
 pub mod config;
 pub mod health;
 pub mod keys;
+pub mod models;
 
 use std::time::Duration;
 

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeMap;
 
+use percent_encoding::{NON_ALPHANUMERIC, PercentEncode, utf8_percent_encode};
 use reqwest::{Method, RequestBuilder, StatusCode};
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
@@ -270,7 +271,7 @@ impl Keys<'_> {
     /// As [`KeyError`] says.
     pub async fn info(&self, token: &str) -> Result<Key, KeyError> {
         const PATH: &str = "/key/info";
-        let request = self.request(Method::GET, PATH).query(&[("key", token)]);
+        let request = self.request(Method::GET, &format!("{PATH}?key={}", encode(token)));
         let Info { info, .. } = self.send(PATH, request, Some(token)).await?;
         Ok(Key {
             token: token.to_owned(),
@@ -301,16 +302,13 @@ impl Keys<'_> {
         let mut all: Vec<Key> = Vec::new();
         let mut number: u64 = 1;
         loop {
-            let mut request = self.request(Method::GET, PATH).query(&[
-                ("return_full_object", "true"),
-                ("sort_by", "created_at"),
-                ("sort_order", "asc"),
-                ("size", &PAGE.to_string()),
-                ("page", &number.to_string()),
-            ]);
+            let mut path = format!(
+                "{PATH}?return_full_object=true&sort_by=created_at&sort_order=asc&size={PAGE}&page={number}"
+            );
             if let Some(alias) = alias {
-                request = request.query(&[("key_alias", alias)]);
+                path.push_str(&format!("&key_alias={}", encode(alias)));
             }
+            let request = self.request(Method::GET, &path);
             let page: Page = self.send(PATH, request, None).await?;
             let last = page.keys.is_empty() || number >= page.total_pages;
             all.extend(page.keys);
@@ -430,6 +428,10 @@ impl Keys<'_> {
             reason: scrub(&error.to_string()),
         })
     }
+}
+
+fn encode(text: &str) -> PercentEncode<'_> {
+    utf8_percent_encode(text, NON_ALPHANUMERIC)
 }
 
 /// LiteLLM says "invalid user key" about the key that is to be changed, too.

@@ -16,7 +16,7 @@ use crate::cli::key::{
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 use crate::litellm::keys::{Key, KeyError, Keys, Limits, hash};
-use crate::model_list;
+use crate::litellm::models;
 use crate::output::{self, say, warn};
 
 /// LiteLLM's name for everything that calls a model. Without a limit of its own, a key could do
@@ -300,7 +300,7 @@ fn pairs(business: &Business) -> Result<Map<String, Value>> {
 /// LiteLLM takes any name, and the key then can't use it.
 fn check_models(host: &Host, models: &[String]) {
     let path = host.paths.config_file();
-    let Ok(known) = model_list::load(&path) else {
+    let Ok(known) = models::configured(&path) else {
         return;
     };
     for model in models.iter().filter(|model| !known.contains(model)) {

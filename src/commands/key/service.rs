@@ -19,7 +19,7 @@ use crate::host::Host;
 use crate::install;
 use crate::litellm::Client;
 use crate::litellm::keys::{Invalid, Key, KeyError, Limits, hash};
-use crate::model_list;
+use crate::litellm::models;
 use crate::output::{self, say, warn};
 
 /// Its name in LiteLLM, unless another is asked for.
@@ -177,7 +177,7 @@ fn limits(gateway: &Gateway<'_>, arguments: &ServiceKey, before: Option<&Key>) -
         (before.models.clone(), AS_GIVEN)
     } else {
         (
-            model_list::load(&gateway.host.paths.config_file())?,
+            models::configured(&gateway.host.paths.config_file())?,
             FROM_CONFIG,
         )
     };

@@ -1,6 +1,7 @@
 //! The command line: types only.
 
 pub mod key;
+pub mod secrets;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -72,6 +73,11 @@ pub enum Command {
     /// Make, list, change and revoke the gateway's keys
     #[command(subcommand)]
     Key(key::Key),
+    /// Rotate secrets, and look for them where they do not belong
+    #[command(subcommand)]
+    Secrets(secrets::Secrets),
+    /// Set the login and the public address of the web interface
+    Ui(secrets::Ui),
     /// Print a completion script for a shell
     Completion {
         /// The shell

@@ -59,6 +59,8 @@ pub async fn run(cli: Cli) -> Result<Exit> {
         Command::Health(arguments) => commands::health::run(&arguments).await,
         Command::Key(verb) => commands::key::run(&host, verb).await,
 
+        Command::Secrets(verb) => commands::secrets::run(&host, verb).await,
+        Command::Ui(arguments) => commands::ui::run(&host, &arguments).await,
         Command::Completion { shell } => commands::completion::run(shell),
         Command::Status(arguments) => commands::status::run(&host, &arguments).await,
         Command::Pull(arguments) => commands::pull::run(&host, &arguments).await,

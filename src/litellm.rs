@@ -4,6 +4,7 @@ pub mod config;
 pub mod health;
 pub mod keys;
 pub mod models;
+pub mod ui;
 
 use std::time::Duration;
 

@@ -67,7 +67,7 @@ pub struct KeyLimits {
     /// Tokens per minute
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..=i64::MAX as u64))]
     pub tpm: Option<u64>,
-    /// How long it is valid from now: a number with s, m, h, d, w or mo
+    /// How long it is valid from now: a number with s, m, h, d or w
     #[arg(long, value_name = "TIME", value_parser = duration)]
     pub duration: Option<String>,
     /// A path that it may call, or one of LiteLLM's names for groups of paths; repeat for several
@@ -132,8 +132,8 @@ pub struct CreateKey {
 /// What only business keys have.
 #[derive(Clone, Debug, Default, Args)]
 pub struct Business {
-    /// After which time the budget starts anew: a number with s, m, h, d, w or mo
-    #[arg(long, value_name = "TIME", value_parser = duration)]
+    /// After which time the budget starts anew: a number with s, m, h, d or mo
+    #[arg(long, value_name = "TIME", value_parser = period)]
     pub budget_duration: Option<String>,
     /// The identifier of the team that it belongs to
     #[arg(long, value_name = "TEAM", value_parser = filled)]
@@ -214,20 +214,26 @@ pub struct ChangeKey {
     pub credential: Option<As>,
 }
 
-/// LiteLLM takes `7 parrots` for seven days, so it is not left to it.
+/// LiteLLM takes `7 parrots` for seven days, so it is not left to it. It can't count months.
 fn duration(text: &str) -> Result<String, String> {
+    time(text, &["s", "m", "h", "d", "w"])
+        .ok_or_else(|| "not a number with s, m, h, d or w, such as 30d".into())
+}
+
+/// LiteLLM takes any other unit, weeks too, for a day.
+fn period(text: &str) -> Result<String, String> {
+    time(text, &["s", "m", "h", "d", "mo"])
+        .ok_or_else(|| "not a number with s, m, h, d or mo, such as 30d".into())
+}
+
+fn time(text: &str, units: &[&str]) -> Option<String> {
     let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let unit = &text[digits.len()..];
     let good = !digits.is_empty()
         && digits.len() <= 9
         && digits.bytes().all(|byte| byte.is_ascii_digit())
         && digits.bytes().any(|byte| byte != b'0')
-        && matches!(unit, "s" | "m" | "h" | "d" | "w" | "mo");
-    if good {
-        Ok(text.to_owned())
-    } else {
-        Err("not a number with s, m, h, d, w or mo, such as 30d".into())
-    }
+        && units.contains(&&text[digits.len()..]);
+    good.then(|| text.to_owned())
 }
 
 /// LiteLLM takes a negative budget.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::generate;
+use crate::change;
 use crate::cli;
 use crate::error::{Exit, Result};
 use crate::host::Host;
@@ -28,6 +29,7 @@ pub async fn everything(
     timeout: Duration,
     tell: fn(&str) -> Result<()>,
 ) -> Result<()> {
+    change::recover(host, timeout).await?;
     let prepared = generate::prepare(host).await?;
     prepared.apply_telling(host, tell).await?;
     super::pull::pull_missing(host, prepared.settings()).await?;

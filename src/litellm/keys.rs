@@ -257,12 +257,35 @@ struct Info {
 impl Keys<'_> {
     /// Makes a key.
     ///
+    /// LiteLLM lets a new key end where a calendar would: one for `30d` at the end of the month,
+    /// one for `1d` at midnight. A changed key ends exactly when asked, so a new one is changed at
+    /// once.
+    ///
     /// # Errors
-    /// As [`KeyError`] says.
+    /// As [`KeyError`] says. Then no new key is left.
     pub async fn generate(&self, limits: &Limits) -> Result<Generated, KeyError> {
         const PATH: &str = "/key/generate";
         let request = self.request(Method::POST, PATH).json(limits);
-        self.send(PATH, request, limits.alias.as_deref()).await
+        let mut made: Generated = self.send(PATH, request, limits.alias.as_deref()).await?;
+        if limits.duration.is_some() {
+            let end = Limits {
+                duration: limits.duration.clone(),
+                ..Limits::default()
+            };
+            let exact = async {
+                self.update(&made.token, &end).await?;
+                self.info(&made.token).await
+            };
+            match exact.await {
+                Ok(key) => made.expires = key.expires,
+                Err(error) => {
+                    // Of the two failures, the first one counts.
+                    let _ = self.delete(&made.token).await;
+                    return Err(error);
+                }
+            }
+        }
+        Ok(made)
     }
 
     /// What is known about the key with this hash.

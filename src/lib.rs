@@ -4,6 +4,7 @@
 //! The library is the program's own: it promises no stable interface.
 
 pub mod applied;
+pub mod audit;
 
 pub mod change;
 pub mod cli;
@@ -19,7 +20,6 @@ pub mod install;
 pub mod journal;
 pub mod litellm;
 pub mod lock;
-pub mod model_list;
 pub mod output;
 pub mod paths;
 pub mod podman;

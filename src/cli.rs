@@ -1,5 +1,8 @@
 //! The command line: types only.
 
+pub mod key;
+pub mod secrets;
+
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -67,6 +70,14 @@ pub enum Command {
     Health(Health),
     /// Pull the images that .env names
     Pull(Pull),
+    /// Make, list, change and revoke the gateway's keys
+    #[command(subcommand)]
+    Key(key::Key),
+    /// Rotate secrets, and look for them where they do not belong
+    #[command(subcommand)]
+    Secrets(secrets::Secrets),
+    /// Set the login and the public address of the web interface
+    Ui(secrets::Ui),
     /// Print a completion script for a shell
     Completion {
         /// The shell

@@ -1,6 +1,7 @@
 //! One module per verb.
 
 pub mod apply;
+pub mod audit;
 pub mod completion;
 pub mod config;
 pub mod doctor;
@@ -8,9 +9,12 @@ pub mod down;
 pub mod exec;
 pub mod generate;
 pub mod health;
+pub mod key;
 pub mod logs;
 pub mod pull;
+pub mod secrets;
 pub mod status;
+pub mod ui;
 pub mod unit;
 pub mod units;
 pub mod up;

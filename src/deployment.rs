@@ -191,12 +191,18 @@ pub fn complete(text: &str, path: &Path, found: Found, random: Random<'_>) -> Re
 }
 
 /// `sk-` and 256 random bits.
-fn secret_key(random: Random<'_>) -> Result<String> {
+///
+/// # Errors
+/// When there are no random bytes.
+pub fn secret_key(random: Random<'_>) -> Result<String> {
     Ok(format!("sk-{}", password(random)?))
 }
 
 /// 256 random bits in hexadecimal, which no grammar on the way has to quote.
-fn password(random: Random<'_>) -> Result<String> {
+///
+/// # Errors
+/// When there are no random bytes.
+pub fn password(random: Random<'_>) -> Result<String> {
     let mut bytes = [0; 32];
     random(&mut bytes)?;
     Ok(hex(&bytes))

@@ -4,6 +4,8 @@
 //! The library is the program's own: it promises no stable interface.
 
 pub mod applied;
+pub mod audit;
+pub mod change;
 pub mod cli;
 pub mod commands;
 pub mod container;
@@ -54,6 +56,9 @@ pub async fn run(cli: Cli) -> Result<Exit> {
         Command::Logs(arguments) => commands::logs::run(&host, &arguments).await,
         Command::Exec(arguments) => commands::exec::run(&host, &arguments).await,
         Command::Health(arguments) => commands::health::run(&arguments).await,
+        Command::Key(verb) => commands::key::run(&host, verb).await,
+        Command::Secrets(verb) => commands::secrets::run(&host, verb).await,
+        Command::Ui(arguments) => commands::ui::run(&host, &arguments).await,
         Command::Completion { shell } => commands::completion::run(shell),
         Command::Status(arguments) => commands::status::run(&host, &arguments).await,
         Command::Pull(arguments) => commands::pull::run(&host, &arguments).await,

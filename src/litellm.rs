@@ -2,6 +2,9 @@
 
 pub mod config;
 pub mod health;
+pub mod keys;
+pub mod models;
+pub mod ui;
 
 use std::time::Duration;
 

@@ -158,6 +158,18 @@ impl Paths {
         self.deployment.join(".litellm-units")
     }
 
+    /// The key that stands in for the master key in daily use.
+    #[must_use]
+    pub fn service_key(&self) -> PathBuf {
+        self.deployment.join("service-key.txt")
+    }
+
+    /// What a change of secrets under way changes, so that an interrupted one can be finished.
+    #[must_use]
+    pub fn pending_change(&self) -> PathBuf {
+        self.state().join("change.json")
+    }
+
     /// Configurations kept by content.
     #[must_use]
     pub fn snapshots(&self) -> PathBuf {

@@ -281,6 +281,33 @@ impl Settings {
             .filter(|service| self.image(*service).is_some())
     }
 
+    /// The web interface's user name, if one is set.
+    #[must_use]
+    pub fn ui_username(&self) -> Option<&str> {
+        self.gateway_value("UI_USERNAME")
+            .map(ExposeSecret::expose_secret)
+    }
+
+    /// The web interface's password, if one is set.
+    #[must_use]
+    pub fn ui_password(&self) -> Option<&SecretString> {
+        self.gateway_value("UI_PASSWORD")
+    }
+
+    /// The address under which a reverse proxy publishes the gateway, if one is set.
+    #[must_use]
+    pub fn public_address(&self) -> Option<&str> {
+        self.gateway_value("PROXY_BASE_URL")
+            .map(ExposeSecret::expose_secret)
+    }
+
+    fn gateway_value(&self, name: &str) -> Option<&SecretString> {
+        self.gateway
+            .iter()
+            .find(|(other, _)| other == name)
+            .map(|(_, value)| value)
+    }
+
     /// The image of `service`, or nothing when that service is external.
     #[must_use]
     pub fn image(&self, service: Service) -> Option<&ImageReference> {

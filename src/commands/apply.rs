@@ -1,6 +1,7 @@
 //! `apply`: an edit comes into force, or everything is as before.
 
 use super::generate;
+use crate::change;
 use crate::cli;
 use crate::error::{Exit, Failure, Result, exit};
 use crate::host::Host;
@@ -14,6 +15,9 @@ use crate::stack;
 /// When the edit is wrong (then nothing was touched), or the gateway does not get ready with it
 /// (then the last good configuration is back).
 pub async fn run(host: &Host, arguments: &cli::Apply) -> Result<Exit> {
+    if !arguments.dry_run {
+        change::recover(host, arguments.timeout).await?;
+    }
     let prepared = generate::prepare(host).await?;
     if host.paths.config_file().exists() && host.paths.env_file().exists() {
         super::config::refuse_errors(host)?;

@@ -132,9 +132,17 @@ impl Prepared {
     /// # Errors
     /// When the disk or systemd refuses. Running it again goes on from there.
     pub async fn apply(&self, host: &Host) -> Result<()> {
+        self.apply_telling(host, output::line).await
+    }
+
+    /// As [`Prepared::apply`], with another way to say it.
+    ///
+    /// # Errors
+    /// As [`Prepared::apply`].
+    pub async fn apply_telling(&self, host: &Host, tell: fn(&str) -> Result<()>) -> Result<()> {
         self.deployment.apply().map_err(on_full_disk)?;
         for change in &self.deployment.changes {
-            output::line(&format!("prepare {change}"))?;
+            tell(&format!("prepare {change}"))?;
         }
         if let Some(images) = &self.images {
             let path = host.paths.images_lock();
@@ -163,13 +171,13 @@ impl Prepared {
         }
         Plan { changes: gateway }.apply().map_err(on_full_disk)?;
         for change in &self.units.changes {
-            output::line(&format!("{} {}", change.verb(), change.path.display()))?;
+            tell(&format!("{} {}", change.verb(), change.path.display()))?;
         }
         if self.first {
-            output::line("enable litellm.target")?;
+            tell("enable litellm.target")?;
         }
         systemd.reload().await?;
-        output::line("reload systemd")?;
+        tell("reload systemd")?;
         if host.scope() == Scope::User {
             advise_linger();
         }

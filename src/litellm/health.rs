@@ -97,7 +97,7 @@ impl Client {
 }
 
 /// reqwest's outer messages repeat the URL; the innermost says what happened.
-fn innermost(error: &reqwest::Error) -> String {
+pub(super) fn innermost(error: &reqwest::Error) -> String {
     let mut cause: &dyn std::error::Error = error;
     while let Some(source) = cause.source() {
         cause = source;

@@ -1,0 +1,311 @@
+//! Changes of secrets that either come into force everywhere or are taken back: in `.env`, in the
+//! server that knows the secret, and in what runs.
+//!
+//! What is to change is written down before anything is touched. If the program ends in between,
+//! by a loss of power or otherwise, the next run goes on from there: every step can be repeated.
+
+mod server;
+
+use std::fs::{DirBuilder, File};
+use std::os::unix::fs::DirBuilderExt;
+use std::time::Duration;
+
+use anyhow::Context;
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Failure, Result};
+use crate::host::Host;
+use crate::install;
+use crate::output::say;
+use crate::paths::Paths;
+use crate::settings::{Settings, parse_env, read_env};
+use crate::stack;
+
+/// Held while keys or secrets are changed.
+#[derive(Debug)]
+pub struct Lock {
+    _file: File,
+}
+
+/// Makes sure that only one process changes keys or secrets.
+///
+/// # Errors
+/// When another one does.
+pub fn lock(paths: &Paths) -> Result<Lock> {
+    let directory = paths.state();
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(&directory)
+        .with_context(|| format!("can't create {}", directory.display()))?;
+    let path = directory.join("lock");
+    let file = File::options()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&path)
+        .with_context(|| format!("can't open {}", path.display()))?;
+    match file.try_lock() {
+        Ok(()) => Ok(Lock { _file: file }),
+        Err(std::fs::TryLockError::WouldBlock) => Err(Failure::new(
+            "another litellm-units is changing keys or secrets",
+        )
+        .hint("wait until it has finished, and run the command again")
+        .into()),
+        Err(std::fs::TryLockError::Error(error)) => {
+            Err(error).with_context(|| format!("can't lock {}", path.display()))
+        }
+    }
+}
+
+/// One variable of `.env` that gets another value.
+#[derive(Clone, Deserialize, Serialize)]
+struct Edit {
+    name: String,
+    before: String,
+    after: String,
+}
+
+/// Which way a change goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Way {
+    Forward,
+    Back,
+}
+
+/// A change under way, as it is written down: all that is needed to finish it or take it back.
+#[derive(Clone, Deserialize, Serialize)]
+struct Pending {
+    what: String,
+    way: Way,
+    edits: Vec<Edit>,
+    env_before: String,
+    env_after: String,
+}
+
+/// Gives variables of `.env` other values, has what runs use them, and checks that the new
+/// secrets are accepted and the old ones refused. If anything fails, all is put back. The caller
+/// holds the [`Lock`], and everything runs.
+///
+/// # Errors
+/// When the change failed; the message says whether all is as before.
+pub async fn carry_out(
+    host: &Host,
+    what: &str,
+    values: &[(&str, SecretString)],
+    timeout: Duration,
+) -> Result<()> {
+    let path = host.paths.env_file();
+    let env_before = read_env(&path)?;
+    let mut env = parse_env(&env_before, &path)?;
+    let mut edits = Vec::new();
+    for (name, value) in values {
+        let before = env.get(name).unwrap_or_default().to_owned();
+        let after = value.expose_secret().to_owned();
+        if before != after {
+            match comment(name) {
+                Some(comment) if env.get(name).is_none() => env.append(&[comment], name, &after),
+                _ => env.set(name, &after),
+            }
+            .with_context(|| format!("can't edit {}", path.display()))?;
+            edits.push(Edit {
+                name: (*name).to_owned(),
+                before,
+                after,
+            });
+        }
+    }
+    if edits.is_empty() {
+        say("nothing to change");
+        return Ok(());
+    }
+    Settings::from_env(&env, &path)?;
+    let pending = Pending {
+        what: what.to_owned(),
+        way: Way::Forward,
+        edits,
+        env_before,
+        env_after: env.text().to_owned(),
+    };
+    finish(host, pending, timeout).await
+}
+
+/// Finishes, or takes back, a change that was interrupted.
+///
+/// # Errors
+/// When that fails; the next run tries again.
+pub async fn recover(host: &Host, timeout: Duration) -> Result<()> {
+    let path = host.paths.pending_change();
+    if !path.exists() {
+        return Ok(());
+    }
+    let _lock = lock(&host.paths)?;
+    let text = match std::fs::read(&path) {
+        // Another process has just finished it.
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+        text => text.with_context(|| format!("can't read {}", path.display()))?,
+    };
+    let pending: Pending = serde_json::from_slice(&text).map_err(|_| {
+        Failure::new(format!("{} is damaged", path.display()))
+            .hint("compare the passwords in .env with those of the servers, then remove the file")
+    })?;
+    match pending.way {
+        Way::Forward => {
+            say(&format!("finishing what was interrupted: {}", pending.what));
+            finish(host, pending, timeout).await
+        }
+        Way::Back => {
+            say(&format!(
+                "taking back what was interrupted: {}",
+                pending.what
+            ));
+            go(host, &pending, timeout).await?;
+            forget(host)
+        }
+    }
+}
+
+/// Goes forward, or else back.
+async fn finish(host: &Host, pending: Pending, timeout: Duration) -> Result<()> {
+    let attempt = async {
+        write_down(host, &pending)?;
+        go(host, &pending, timeout).await?;
+        for edit in &pending.edits {
+            check(host, edit).await?;
+        }
+        if pending
+            .edits
+            .iter()
+            .any(|edit| concerns_interface(&edit.name))
+        {
+            server::check_interface(&Settings::load(&host.paths.env_file())?).await?;
+        }
+        forget(host)
+    };
+    let Err(error) = attempt.await else {
+        return Ok(());
+    };
+    say(&format!("{error:#}"));
+    say(&format!(
+        "that did not work, so it is taken back: {}",
+        pending.what
+    ));
+    let what = pending.what.clone();
+    let back = Pending {
+        way: Way::Back,
+        ..pending
+    };
+    let attempt = async {
+        write_down(host, &back)?;
+        go(host, &back, timeout).await?;
+        forget(host)
+    };
+    Err(match attempt.await {
+        Ok(()) => Failure::new(format!("{what} failed; everything is as before")).caused_by(error),
+        Err(second) => Failure::new(format!("{what} failed, and so did taking it back"))
+            .hint("mend what is wrong, then: litellm-units up; it goes on with taking it back")
+            .caused_by(second),
+    }
+    .into())
+}
+
+/// What a variable that `generate` does not write is for.
+fn comment(name: &str) -> Option<&'static str> {
+    (name == "FORWARDED_ALLOW_IPS").then_some(
+        "Whose X-Forwarded-Proto the gateway believes: that of the reverse proxy on this host",
+    )
+}
+
+fn concerns_interface(name: &str) -> bool {
+    name.starts_with("UI_") || matches!(name, "PROXY_BASE_URL" | "FORWARDED_ALLOW_IPS")
+}
+
+fn write_down(host: &Host, pending: &Pending) -> Result<()> {
+    let text = serde_json::to_vec(pending).context("can't write down what changes")?;
+    install::write_atomically(&host.paths.pending_change(), &text, 0o600)
+}
+
+fn forget(host: &Host) -> Result<()> {
+    let path = host.paths.pending_change();
+    std::fs::remove_file(&path).with_context(|| format!("can't remove {}", path.display()))?;
+    install::sync_directory(&host.paths.state())
+}
+
+/// Every step in one direction; each can be repeated.
+async fn go(host: &Host, pending: &Pending, timeout: Duration) -> Result<()> {
+    let path = host.paths.env_file();
+    let (text, other) = match pending.way {
+        Way::Forward => (&pending.env_after, &pending.env_before),
+        Way::Back => (&pending.env_before, &pending.env_after),
+    };
+    let present = read_env(&path)?;
+    let text = if present == *text || present == *other {
+        text.clone()
+    } else {
+        // Edited since: only what this change is about is touched.
+        let mut env = parse_env(&present, &path)?;
+        for edit in &pending.edits {
+            let value = value(edit, pending.way);
+            if env.get(&edit.name).unwrap_or_default() != value {
+                env.set(&edit.name, value)
+                    .with_context(|| format!("can't edit {}", path.display()))?;
+            }
+        }
+        env.text().to_owned()
+    };
+    let settings = Settings::from_text(&text, &path)?;
+    for edit in &pending.edits {
+        let value = value(edit, pending.way);
+        if edit.name == "POSTGRES_PASSWORD" {
+            server::set_postgres_password(host, &settings, value, timeout).await?;
+        }
+    }
+    if present != text {
+        install::write_atomically(&path, text.as_bytes(), 0o600)?;
+    }
+    let ends_sessions = |edit: &Edit| {
+        matches!(
+            edit.name.as_str(),
+            "UI_USERNAME" | "UI_PASSWORD" | "LITELLM_MASTER_KEY"
+        )
+    };
+    if pending.way == Way::Forward && pending.edits.iter().any(ends_sessions) {
+        server::end_sessions(host, &settings).await;
+    }
+    stack::bring_up(host, &settings, timeout).await
+}
+
+fn value(edit: &Edit, way: Way) -> &str {
+    match way {
+        Way::Forward => &edit.after,
+        Way::Back => &edit.before,
+    }
+}
+
+/// Checks that the new value is accepted, and the old one refused.
+async fn check(host: &Host, edit: &Edit) -> Result<()> {
+    let settings = Settings::load(&host.paths.env_file())?;
+    let what = edit.name.as_str();
+    let accepted = async |value: &str| -> Result<Option<bool>> {
+        let value = SecretString::from(value);
+        Ok(Some(match what {
+            "LITELLM_MASTER_KEY" => server::master_key_is_valid(&value).await?,
+            "POSTGRES_PASSWORD" => {
+                server::postgres_accepts(host, &settings, value.expose_secret()).await?
+            }
+            "REDIS_PASSWORD" => server::redis_accepts(host, value.expose_secret()).await?,
+            "UI_PASSWORD" => server::login_is_valid(&settings, &value).await?,
+            _ => return Ok(None),
+        }))
+    };
+    if accepted(&edit.after).await? == Some(false) {
+        return Err(Failure::new(format!("the new {what} is not accepted")).into());
+    }
+    // An empty one was never one.
+    if !edit.before.is_empty() && accepted(&edit.before).await? == Some(true) {
+        return Err(Failure::new(format!("the old {what} is still accepted")).into());
+    }
+    Ok(())
+}

@@ -1,0 +1,513 @@
+//! Business keys: one for each party that uses the gateway.
+
+use std::io::Read;
+use std::path::Path;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use anyhow::Context;
+use secrecy::{ExposeSecret, SecretString};
+use serde::Serialize;
+use serde_json::{Map, Value};
+
+use super::{CREATED_BY, Gateway, ROLE, ROLE_NAME, SERVICE_ROLE, USER, short};
+use crate::cli::key::{
+    As, Business, ChangeKey, CreateKey, InfoKey, KeyLimits, ListKeys, Selector, UpdateKey,
+};
+use crate::error::{Exit, Failure, Result};
+use crate::host::Host;
+use crate::litellm::keys::{Key, KeyError, Keys, Limits, hash};
+use crate::litellm::models;
+use crate::output::{self, say, warn};
+
+/// LiteLLM's name for everything that calls a model. Without a limit of its own, a key could do
+/// all that its user may, and so manage the other keys.
+const MODEL_ROUTES: &str = "llm_api_routes";
+
+/// Makes a key and prints it.
+pub(super) async fn create(host: &Host, arguments: &CreateKey) -> Result<Exit> {
+    refuse_key(&arguments.alias)?;
+    let gateway = Gateway::new(host)?;
+    let mut limits = limits(&arguments.limits, &arguments.business);
+    limits.alias = Some(arguments.alias.clone());
+    limits.user = Some(USER.into());
+    limits
+        .allowed_routes
+        .get_or_insert_with(|| vec![MODEL_ROUTES.into()]);
+    let mut metadata = pairs(&arguments.business)?;
+    metadata.insert(CREATED_BY.0.into(), CREATED_BY.1.into());
+    limits.metadata = Some(metadata);
+    check_models(host, &arguments.limits.models);
+    let limits = &limits;
+    let made = gateway
+        .act(arguments.credential, async |keys: Keys<'_>| {
+            // Only an administrator's key may; with the service key, the user exists.
+            match keys.ensure_user(USER, USER, ROLE).await {
+                Ok(()) | Err(KeyError::Forbidden { .. }) => keys.generate(limits).await,
+                Err(error) => Err(error),
+            }
+        })
+        .await?;
+    if arguments.json {
+        #[derive(Serialize)]
+        struct Made<'a> {
+            schema: u32,
+            alias: &'a str,
+            key: &'a str,
+            token: &'a str,
+            expires: Option<&'a str>,
+        }
+        output::json(&Made {
+            schema: 1,
+            alias: &arguments.alias,
+            key: made.key.expose_secret(),
+            token: &made.token,
+            expires: made.expires.as_deref(),
+        })?;
+    } else {
+        output::line(made.key.expose_secret())?;
+        say("LiteLLM keeps a hash of it only: this is the one time that it is shown");
+    }
+    Ok(Exit::Success)
+}
+
+/// Lists the keys.
+pub(super) async fn list(host: &Host, arguments: &ListKeys) -> Result<Exit> {
+    let gateway = Gateway::new(host)?;
+    // LiteLLM shows a service key the keys of its own user only, and says nothing of others.
+    let credential = arguments.credential.unwrap_or(As::Master);
+    let keys = gateway
+        .act(Some(credential), async |keys: Keys<'_>| {
+            keys.list(None).await
+        })
+        .await?;
+    if arguments.json {
+        #[derive(Serialize)]
+        struct List {
+            schema: u32,
+            keys: Vec<Shown>,
+        }
+        let keys = keys.into_iter().map(Shown::from).collect();
+        output::json(&List { schema: 1, keys })?;
+    } else {
+        output::text(&table(&keys))?;
+    }
+    Ok(Exit::Success)
+}
+
+/// Shows one key.
+pub(super) async fn info(host: &Host, arguments: &InfoKey) -> Result<Exit> {
+    let gateway = Gateway::new(host)?;
+    let target = Target::of(&arguments.selector)?;
+    let key = gateway
+        .act(arguments.credential, async |keys: Keys<'_>| {
+            target.find(keys).await
+        })
+        .await?;
+    let key = Shown::from(key);
+    if arguments.json {
+        output::json(&key)?;
+    } else {
+        output::text(&details(&key))?;
+    }
+    Ok(Exit::Success)
+}
+
+/// Changes what a key may do.
+pub(super) async fn update(host: &Host, arguments: &UpdateKey) -> Result<Exit> {
+    let mut limits = limits(&arguments.limits, &arguments.business);
+    limits.alias.clone_from(&arguments.alias);
+    let metadata = pairs(&arguments.business)?;
+    if limits == Limits::default() && metadata.is_empty() {
+        return Err(Failure::new("nothing to change was given")
+            .hint("see what can be: litellm-units key update --help")
+            .into());
+    }
+    if let Some(alias) = &arguments.alias {
+        refuse_key(alias)?;
+    }
+    check_models(host, &arguments.limits.models);
+    let gateway = Gateway::new(host)?;
+    let target = Target::of(&arguments.selector)?;
+    let (limits, metadata) = (&limits, &metadata);
+    let key = gateway
+        .act(arguments.credential, async |keys: Keys<'_>| {
+            let key = target.find(keys).await?;
+            let mut limits = limits.clone();
+            if !metadata.is_empty() {
+                // LiteLLM replaces all of it.
+                let mut all: Map<String, Value> = key
+                    .metadata
+                    .clone()
+                    .unwrap_or_default()
+                    .into_iter()
+                    .collect();
+                all.extend(metadata.clone());
+                limits.metadata = Some(all);
+            }
+            keys.update(&key.token, &limits).await?;
+            Ok(key)
+        })
+        .await?;
+    say(&format!("changed {}", name(&key)));
+    Ok(Exit::Success)
+}
+
+/// Blocks a key, or takes that back.
+pub(super) async fn block(host: &Host, arguments: &ChangeKey, block: bool) -> Result<Exit> {
+    let gateway = Gateway::new(host)?;
+    let target = Target::of(&arguments.selector)?;
+    let key = gateway
+        .act(arguments.credential, async |keys: Keys<'_>| {
+            let key = target.find(keys).await?;
+            if block {
+                keys.block(&key.token).await?;
+            } else {
+                keys.unblock(&key.token).await?;
+            }
+            Ok(key)
+        })
+        .await?;
+    say(&format!(
+        "{} {}",
+        if block { "blocked" } else { "unblocked" },
+        name(&key)
+    ));
+    Ok(Exit::Success)
+}
+
+/// Deletes a key.
+pub(super) async fn delete(host: &Host, arguments: &ChangeKey) -> Result<Exit> {
+    let gateway = Gateway::new(host)?;
+    let target = Target::of(&arguments.selector)?;
+    let in_file = gateway.service.as_ref().map(hash);
+    let key = gateway
+        .act(arguments.credential, async |keys: Keys<'_>| {
+            let key = target.find(keys).await?;
+            if Some(&key.token) != in_file.as_ref() {
+                keys.delete(&key.token).await?;
+            }
+            Ok(key)
+        })
+        .await?;
+    if Some(&key.token) == in_file.as_ref() {
+        return Err(Failure::new(format!(
+            "{} is the service key in {}",
+            name(&key),
+            host.paths.service_key().display()
+        ))
+        .hint("replace it instead: litellm-units key rotate service")
+        .into());
+    }
+    say(&format!("deleted {}", name(&key)));
+    Ok(Exit::Success)
+}
+
+/// Which key a command is about.
+enum Target {
+    Alias(String),
+    Token(String),
+}
+
+impl Target {
+    fn of(selector: &Selector) -> Result<Self> {
+        if let Some(name) = &selector.name {
+            refuse_key(name)?;
+            let is_hash = name.len() == 64 && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+            return Ok(if is_hash {
+                Self::Token(name.to_ascii_lowercase())
+            } else {
+                Self::Alias(name.clone())
+            });
+        }
+        let path = selector.key_file.as_deref().unwrap_or(Path::new("-"));
+        Ok(Self::Token(hash(&key_in(path)?)))
+    }
+
+    async fn find(&self, keys: Keys<'_>) -> Result<Key, KeyError> {
+        match self {
+            Self::Token(token) => keys.info(token).await,
+            Self::Alias(alias) => keys
+                .list(Some(alias))
+                .await?
+                .into_iter()
+                .next()
+                .ok_or(KeyError::NotFound),
+        }
+    }
+}
+
+fn key_in(path: &Path) -> Result<SecretString> {
+    let mut text = String::new();
+    if path == Path::new("-") {
+        std::io::stdin()
+            .take(4096)
+            .read_to_string(&mut text)
+            .context("can't read the key from stdin")?;
+    } else {
+        text = std::fs::read_to_string(path)
+            .with_context(|| format!("can't read {}", path.display()))?;
+    }
+    let text = text.trim();
+    if text.starts_with("sk-") {
+        Ok(text.into())
+    } else {
+        Err(Failure::new("what was read is not a key: those of LiteLLM start with sk-").into())
+    }
+}
+
+/// Arguments are for all to see.
+fn refuse_key(argument: &str) -> Result<()> {
+    if !argument.starts_with("sk-") {
+        return Ok(());
+    }
+    Err(Failure::new(
+        "a key does not belong among the arguments, where other users (ps) and the shell's history see it",
+    )
+    .hint("name it by its alias or hash, or write it to stdin and add --key-file -; if others use this host, replace it, too")
+    .into())
+}
+
+fn limits(asked: &KeyLimits, business: &Business) -> Limits {
+    let list = |list: &Vec<String>| (!list.is_empty()).then(|| list.clone());
+    Limits {
+        models: list(&asked.models),
+        max_budget: asked.max_budget,
+        requests_per_minute: asked.rpm,
+        tokens_per_minute: asked.tpm,
+        duration: asked.duration.clone(),
+        allowed_routes: list(&asked.allowed_routes),
+        budget_duration: business.budget_duration.clone(),
+        team: business.team.clone(),
+        ..Limits::default()
+    }
+}
+
+fn pairs(business: &Business) -> Result<Map<String, Value>> {
+    let mut map = Map::new();
+    for (name, value) in &business.metadata {
+        if [CREATED_BY.0, ROLE_NAME].contains(&name.as_str()) {
+            return Err(
+                Failure::new(format!("the metadata {name} is litellm-units' own"))
+                    .hint("choose another name")
+                    .into(),
+            );
+        }
+        map.insert(name.clone(), value.as_str().into());
+    }
+    Ok(map)
+}
+
+/// LiteLLM takes any name, and the key then can't use it.
+fn check_models(host: &Host, models: &[String]) {
+    let path = host.paths.config_file();
+    let Ok(known) = models::configured(&path) else {
+        return;
+    };
+    for model in models.iter().filter(|model| !known.contains(model)) {
+        warn(&format!(
+            "{} has no model {model}: the key can use it only if LiteLLM has it from elsewhere",
+            short(&path)
+        ));
+    }
+}
+
+fn name(key: &Key) -> String {
+    let masked = masked(key.key.as_deref());
+    match &key.alias {
+        Some(alias) => format!("{alias} ({masked})"),
+        None => masked,
+    }
+}
+
+/// `sk-…abcd`; LiteLLM writes three dots.
+fn masked(key: Option<&str>) -> String {
+    key.map_or_else(|| "sk-…".to_owned(), |key| key.replace("...", "…"))
+}
+
+/// A key as it is shown.
+#[derive(Debug, Serialize)]
+struct Shown {
+    state: &'static str,
+    #[serde(flatten)]
+    key: Key,
+}
+
+impl From<Key> for Shown {
+    fn from(key: Key) -> Self {
+        let key = Key {
+            key: Some(masked(key.key.as_deref())),
+            ..key
+        };
+        Self {
+            state: state(&key),
+            key,
+        }
+    }
+}
+
+fn state(key: &Key) -> &'static str {
+    if key.blocked {
+        "blocked"
+    } else if key.expires.as_deref().is_some_and(|end| *end < *now()) {
+        "expired"
+    } else if key.max_budget.is_some_and(|budget| key.spend >= budget) {
+        "budget spent"
+    } else {
+        "valid"
+    }
+}
+
+/// The time in UTC as LiteLLM writes it, so that the two can be compared as texts.
+fn now() -> String {
+    let seconds = SystemTime::now()
+        .duration_since(UNIX_EPOCH)
+        .unwrap_or_default()
+        .as_secs();
+    utc(seconds)
+}
+
+fn utc(seconds: u64) -> String {
+    let (mut days, time) = (seconds / 86_400, seconds % 86_400);
+    let mut year = 1970;
+    let leap = |year: u64| {
+        year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
+    };
+    while days >= 365 + u64::from(leap(year)) {
+        days -= 365 + u64::from(leap(year));
+        year += 1;
+    }
+    let february = 28 + u64::from(leap(year));
+    let mut month = 1;
+    for length in [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31] {
+        if days < length {
+            break;
+        }
+        days -= length;
+        month += 1;
+    }
+    format!(
+        "{year:04}-{month:02}-{:02}T{:02}:{:02}:{:02}",
+        days + 1,
+        time / 3600,
+        time / 60 % 60,
+        time % 60
+    )
+}
+
+fn table(keys: &[Key]) -> String {
+    let mut rows = vec![
+        [
+            "ALIAS", "KEY", "STATE", "SPENT", "BUDGET", "RPM", "TPM", "EXPIRES", "TEAM", "MODELS",
+        ]
+        .map(str::to_owned)
+        .to_vec(),
+    ];
+    let or_dash = |text: Option<String>| text.unwrap_or_else(|| "-".into());
+    for key in keys {
+        let service = key.metadata_text(CREATED_BY.0) == Some(CREATED_BY.1)
+            && key.metadata_text(ROLE_NAME) == Some(SERVICE_ROLE);
+        rows.push(vec![
+            or_dash(key.alias.clone()),
+            masked(key.key.as_deref()),
+            if service {
+                format!("{}, service", state(key))
+            } else {
+                state(key).to_owned()
+            },
+            money(key.spend),
+            or_dash(budget(key)),
+            or_dash(key.rpm_limit.map(|limit| limit.to_string())),
+            or_dash(key.tpm_limit.map(|limit| limit.to_string())),
+            or_dash(key.expires.as_deref().map(minute)),
+            or_dash(key.team.clone()),
+            models(key),
+        ]);
+    }
+    output::columns(&rows)
+}
+
+fn details(shown: &Shown) -> String {
+    let key = &shown.key;
+    let list = |list: &[String]| list.join(", ");
+    let mut rows = Vec::new();
+    let mut row = |name: &str, value: Option<String>| {
+        if let Some(value) = value.filter(|value| !value.is_empty()) {
+            rows.push(vec![name.to_owned(), value]);
+        }
+    };
+    row("alias", key.alias.clone());
+    row("key", key.key.clone());
+    row("hash", Some(key.token.clone()));
+    row("state", Some(shown.state.to_owned()));
+    row("models", Some(models(key)));
+    row("may call", key.allowed_routes.as_deref().map(list));
+    row("spent", Some(money(key.spend)));
+    row("budget", budget(key));
+    row("budget anew", key.budget_reset_at.as_deref().map(minute));
+    row(
+        "requests per minute",
+        key.rpm_limit.map(|limit| limit.to_string()),
+    );
+    row(
+        "tokens per minute",
+        key.tpm_limit.map(|limit| limit.to_string()),
+    );
+    row("team", key.team.clone());
+    row("user", key.user.clone());
+    row("created", key.created_at.as_deref().map(minute));
+    row("expires", key.expires.as_deref().map(minute));
+    for (name, value) in key.metadata.iter().flatten() {
+        let value = value
+            .as_str()
+            .map_or_else(|| value.to_string(), str::to_owned);
+        row("metadata", Some(format!("{name}={value}")));
+    }
+    output::columns(&rows)
+}
+
+fn models(key: &Key) -> String {
+    if key.models.is_empty() {
+        "all".into()
+    } else {
+        key.models.join(", ")
+    }
+}
+
+fn budget(key: &Key) -> Option<String> {
+    let budget = money(key.max_budget?);
+    Some(match &key.budget_duration {
+        Some(duration) => format!("{budget}/{duration}"),
+        None => budget,
+    })
+}
+
+fn money(amount: f64) -> String {
+    if amount > 0.0 && amount < 0.01 {
+        "<$0.01".into()
+    } else {
+        format!("${amount:.2}")
+    }
+}
+
+/// `2026-11-24T20:57:09.823000+00:00` to the minute, which is in UTC.
+fn minute(time: &str) -> String {
+    time.get(..16).map_or_else(
+        || time.to_owned(),
+        |minute| format!("{}Z", minute.replace('T', " ")),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::utc;
+
+    #[test]
+    fn times() {
+        // date -u -d @SECONDS +%FT%T
+        assert_eq!(utc(0), "1970-01-01T00:00:00");
+        assert_eq!(utc(951_782_399), "2000-02-28T23:59:59");
+        assert_eq!(utc(951_868_799), "2000-02-29T23:59:59");
+        assert_eq!(utc(4_107_542_400), "2100-03-01T00:00:00");
+        assert_eq!(utc(1_798_761_599), "2026-12-31T23:59:59");
+    }
+}

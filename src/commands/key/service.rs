@@ -1,0 +1,395 @@
+//! `key service` and `key rotate service`: the key in `service-key.txt`.
+
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
+use std::time::Duration;
+
+use anyhow::Context;
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::Map;
+
+use super::{CREATED_BY, Gateway, ROLE, ROLE_NAME, SERVICE_ROLE, USER, short};
+use crate::applied::hex;
+use crate::change;
+use crate::cli::key::{As, RotateKey, ServiceKey};
+use crate::commands::up;
+use crate::deployment::kernel_random;
+use crate::error::{Exit, Failure, Result};
+use crate::host::Host;
+use crate::install;
+use crate::litellm::Client;
+use crate::litellm::keys::{Invalid, Key, KeyError, Limits, hash};
+use crate::litellm::models;
+use crate::output::{self, say, warn};
+
+/// Its name in LiteLLM, unless another is asked for.
+const ALIAS: &str = "litellm-units-service";
+/// What it may call: models, and keys. Named one by one, since in LiteLLM 1.80 a key that is no
+/// administrator's may call by group only what its user may by role.
+const ROUTES: [&str; 8] = [
+    "llm_api_routes",
+    "/key/generate",
+    "/key/list",
+    "/key/info",
+    "/key/update",
+    "/key/block",
+    "/key/unblock",
+    "/key/delete",
+];
+/// The names in its metadata that say where its models are from and how long it was made for.
+const MODELS: &str = "models";
+const DURATION: &str = "duration";
+const FROM_CONFIG: &str = "config";
+const AS_GIVEN: &str = "given";
+
+/// Makes sure that the file holds a valid key.
+pub(super) async fn ensure(host: &Host, arguments: &ServiceKey) -> Result<Exit> {
+    make_ready(host, arguments.timeout).await?;
+    let _lock = change::lock(&host.paths)?;
+    let gateway = Gateway::new(host)?;
+    let path = host.paths.service_key();
+    let key = match &gateway.service {
+        None => replace(&gateway, arguments, None, 0).await?,
+        Some(key) => match validity(&gateway, key).await? {
+            Ok(()) => {
+                adjust(&gateway, arguments, key).await?;
+                key.clone()
+            }
+            Err(problem) => {
+                say(&format!(
+                    "the gateway does not accept the key in {} ({problem}): making a new one",
+                    path.display()
+                ));
+                replace(&gateway, arguments, Some(key), 0).await?
+            }
+        },
+    };
+    print(&path, &key, arguments.show)
+}
+
+/// Replaces the key in the file.
+pub(super) async fn rotate(host: &Host, arguments: &RotateKey) -> Result<Exit> {
+    make_ready(host, arguments.key.timeout).await?;
+    let _lock = change::lock(&host.paths)?;
+    let gateway = Gateway::new(host)?;
+    let old = gateway.service.as_ref();
+    let key = replace(&gateway, &arguments.key, old, arguments.grace).await?;
+    print(&host.paths.service_key(), &key, arguments.key.show)
+}
+
+fn print(path: &Path, key: &SecretString, show: bool) -> Result<Exit> {
+    if show {
+        output::line(key.expose_secret())?;
+    } else {
+        output::line(&path.display().to_string())?;
+    }
+    Ok(Exit::Success)
+}
+
+/// Starts the stack if the gateway is not ready.
+async fn make_ready(host: &Host, timeout: Duration) -> Result<()> {
+    if Client::local(Duration::from_secs(5))?
+        .health()
+        .await
+        .is_ready()
+    {
+        return Ok(());
+    }
+    say("the gateway is not ready: starting the stack");
+    // stdout is for the key.
+    up::everything(host, timeout, |text| {
+        say(text);
+        Ok(())
+    })
+    .await
+}
+
+/// Reads the key in the file at `path`, if there is one, and mends the file's mode.
+pub(super) fn read(path: &Path) -> Result<Option<SecretString>> {
+    let metadata = match std::fs::metadata(path) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        found => found.with_context(|| format!("can't examine {}", path.display()))?,
+    };
+    if !metadata.is_file() {
+        return Err(Failure::new(format!("{} is not a file", path.display()))
+            .hint("move it away and run the command again")
+            .into());
+    }
+    let mode = metadata.mode() & 0o7777;
+    if mode != 0o600 {
+        install::set_mode(path, 0o600)?;
+        say(&format!(
+            "set mode 0600 on {}, which had {mode:04o}",
+            path.display()
+        ));
+        if mode & 0o077 != 0 && metadata.len() > 0 {
+            warn(
+                "others could read the service key: replace it with litellm-units key rotate service",
+            );
+        }
+    }
+    let bytes = std::fs::read(path).map_err(|error| {
+        Failure::new(format!("can't read {}: {error}", path.display()))
+            .hint("run this command as the user who owns the deployment")
+    })?;
+    let text = String::from_utf8_lossy(&bytes);
+    let text = text.trim();
+    if text.is_empty() {
+        say(&format!("{} is empty", path.display()));
+        return Ok(None);
+    }
+    let is_key = text.starts_with("sk-")
+        && text
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
+    if !is_key {
+        say(&format!("{} holds no key of LiteLLM's", path.display()));
+        return Ok(None);
+    }
+    Ok(Some(text.into()))
+}
+
+/// Asks the gateway whether `key` is valid.
+async fn validity(
+    gateway: &Gateway<'_>,
+    key: &SecretString,
+) -> Result<std::result::Result<(), Invalid>> {
+    match gateway.client.keys(key).own().await {
+        // Valid, though without the right to call that path.
+        Ok(_) | Err(KeyError::Forbidden { .. }) => Ok(Ok(())),
+        Err(KeyError::Unauthorized(problem)) => Ok(Err(problem)),
+        Err(KeyError::NotFound)
+            if *key.expose_secret() == *gateway.settings.master_key.expose_secret() =>
+        {
+            say("the file holds the master key, which is not for daily use");
+            Ok(Err(Invalid::Other))
+        }
+        Err(error) => Err(gateway.explain(error, As::Service)),
+    }
+}
+
+/// What the key shall be able to do: as asked for, else as the one before, else the default.
+fn limits(gateway: &Gateway<'_>, arguments: &ServiceKey, before: Option<&Key>) -> Result<Limits> {
+    let asked = &arguments.limits;
+    let (models, origin) = if !asked.models.is_empty() {
+        (asked.models.clone(), AS_GIVEN)
+    } else if let Some(before) = before.filter(|key| key.metadata_text(MODELS) == Some(AS_GIVEN)) {
+        (before.models.clone(), AS_GIVEN)
+    } else {
+        (
+            models::configured(&gateway.host.paths.config_file())?,
+            FROM_CONFIG,
+        )
+    };
+    let duration = asked
+        .duration
+        .clone()
+        .or_else(|| before?.metadata_text(DURATION).map(str::to_owned));
+    let allowed_routes = if !asked.allowed_routes.is_empty() {
+        asked.allowed_routes.clone()
+    } else {
+        before
+            .and_then(|key| key.allowed_routes.clone())
+            .filter(|routes| !routes.is_empty())
+            .unwrap_or_else(|| ROUTES.map(str::to_owned).to_vec())
+    };
+    let mut metadata = Map::new();
+    metadata.insert(CREATED_BY.0.into(), CREATED_BY.1.into());
+    metadata.insert(ROLE_NAME.into(), SERVICE_ROLE.into());
+    metadata.insert(MODELS.into(), origin.into());
+    if let Some(duration) = &duration {
+        metadata.insert(DURATION.into(), duration.as_str().into());
+    }
+    Ok(Limits {
+        alias: Some(
+            arguments
+                .alias
+                .clone()
+                .or_else(|| before?.alias.as_deref().map(final_name))
+                .unwrap_or_else(|| ALIAS.to_owned()),
+        ),
+        models: Some(models),
+        max_budget: asked.max_budget.or_else(|| before?.max_budget),
+        requests_per_minute: asked.rpm.or_else(|| before?.rpm_limit),
+        tokens_per_minute: asked.tpm.or_else(|| before?.tpm_limit),
+        duration,
+        allowed_routes: Some(allowed_routes),
+        user: Some(USER.into()),
+        metadata: Some(metadata),
+        ..Limits::default()
+    })
+}
+
+/// Makes a new key, has the gateway accept it, writes it, and only then deletes those before it.
+async fn replace(
+    gateway: &Gateway<'_>,
+    arguments: &ServiceKey,
+    old: Option<&SecretString>,
+    grace: u64,
+) -> Result<SecretString> {
+    let master = gateway.master();
+    let explain = |error| gateway.explain(error, As::Master);
+    master
+        .ensure_user(USER, USER, ROLE)
+        .await
+        .map_err(explain)?;
+    let before = match old {
+        Some(old) => match master.info(&hash(old)).await {
+            Ok(key) => Some(key),
+            Err(KeyError::NotFound) => None,
+            Err(error) => return Err(explain(error)),
+        },
+        None => None,
+    };
+    let mut limits = limits(gateway, arguments, before.as_ref())?;
+    let alias = limits.alias.clone().unwrap_or_default();
+    let new = match master.generate(&limits).await {
+        Err(KeyError::DuplicateAlias { .. }) => {
+            limits.alias = Some(provisional(&alias)?);
+            master.generate(&limits).await
+        }
+        other => other,
+    }
+    .map_err(explain)?;
+    if let Err(problem) = validity(gateway, &new.key).await? {
+        // Nothing holds it, so it would only be in the way.
+        let _ = master.delete(&new.token).await;
+        return Err(Failure::new(format!(
+            "the gateway made a key that it does not accept ({problem}); the old one is still in place"
+        ))
+        .hint("see what the gateway says: litellm-units logs litellm")
+        .into());
+    }
+    let path = gateway.host.paths.service_key();
+    let text = format!("{}\n", new.key.expose_secret());
+    install::write_atomically(&path, text.as_bytes(), 0o600)?;
+    say(&match &new.expires {
+        Some(expires) => format!(
+            "wrote a new service key to {}, valid until {expires}",
+            path.display()
+        ),
+        None => format!("wrote a new service key to {}", path.display()),
+    });
+    if grace > 0 && old.is_some() {
+        say(&format!("the old one stays valid for {grace} s"));
+        tokio::time::sleep(Duration::from_secs(grace)).await;
+    }
+    tidy(gateway, &new.token, &alias).await?;
+    Ok(new.key)
+}
+
+/// Deletes every other service key: the one before, and what an interruption or a lost file left.
+/// Then gives the key with the hash `token` its name, if the one before had it.
+async fn tidy(gateway: &Gateway<'_>, token: &str, alias: &str) -> Result<()> {
+    let master = gateway.master();
+    let explain = |error| gateway.explain(error, As::Master);
+    let all = master.list(None).await.map_err(explain)?;
+    let mut has_name = false;
+    let mut taken = false;
+    for key in all {
+        if key.token == token {
+            has_name = key.alias.as_deref() == Some(alias);
+        } else if key.metadata_text(CREATED_BY.0) == Some(CREATED_BY.1)
+            && key.metadata_text(ROLE_NAME) == Some(SERVICE_ROLE)
+        {
+            match master.delete(&key.token).await {
+                Ok(()) => say(&format!(
+                    "deleted the service key {} before it",
+                    key.key.as_deref().unwrap_or_default().replace("...", "…")
+                )),
+                Err(KeyError::NotFound) => {}
+                Err(error) => return Err(explain(error)),
+            }
+        } else if key.alias.as_deref() == Some(alias) {
+            taken = true;
+        }
+    }
+    if has_name {
+        return Ok(());
+    }
+    if taken {
+        warn(&format!(
+            "a key that litellm-units did not make has the alias {alias}, so the service key has another"
+        ));
+        return Ok(());
+    }
+    let name = Limits {
+        alias: Some(alias.to_owned()),
+        ..Limits::default()
+    };
+    master.update(token, &name).await.map_err(explain)
+}
+
+/// Gives a valid key what is asked for now, or what the configuration says now.
+async fn adjust(gateway: &Gateway<'_>, arguments: &ServiceKey, key: &SecretString) -> Result<()> {
+    let master = gateway.master();
+    let explain = |error| gateway.explain(error, As::Master);
+    let token = hash(key);
+    let before = master.info(&token).await.map_err(explain)?;
+    if before.metadata_text(ROLE_NAME) != Some(SERVICE_ROLE) {
+        // Someone put a key of their own there: it is theirs to change.
+        return Ok(());
+    }
+    let wanted = limits(gateway, arguments, Some(&before))?;
+    let changed = |same: bool| (!same).then_some(());
+    let change = Limits {
+        models: changed(wanted.models.as_ref() == Some(&before.models)).and(wanted.models),
+        max_budget: changed(wanted.max_budget == before.max_budget).and(wanted.max_budget),
+        requests_per_minute: changed(wanted.requests_per_minute == before.rpm_limit)
+            .and(wanted.requests_per_minute),
+        tokens_per_minute: changed(wanted.tokens_per_minute == before.tpm_limit)
+            .and(wanted.tokens_per_minute),
+        // Counts from now, so only when it is asked for.
+        duration: arguments.limits.duration.clone(),
+        allowed_routes: changed(wanted.allowed_routes == before.allowed_routes)
+            .and(wanted.allowed_routes),
+        ..Limits::default()
+    };
+    if change != Limits::default() {
+        let words = words(&change, &short(&gateway.host.paths.config_file()));
+        let change = Limits {
+            metadata: wanted.metadata,
+            ..change
+        };
+        master.update(&token, &change).await.map_err(explain)?;
+        say(&format!("changed the service key's {words}"));
+    }
+    let alias = wanted.alias.unwrap_or_default();
+    tidy(gateway, &token, &alias).await
+}
+
+fn words(change: &Limits, config: &str) -> String {
+    let mut words = Vec::new();
+    if let Some(models) = &change.models {
+        words.push(format!(
+            "models, now {} ({config} or --model)",
+            models.join(", ")
+        ));
+    }
+    for (name, set) in [
+        ("budget", change.max_budget.is_some()),
+        ("requests per minute", change.requests_per_minute.is_some()),
+        ("tokens per minute", change.tokens_per_minute.is_some()),
+        ("end", change.duration.is_some()),
+        ("allowed routes", change.allowed_routes.is_some()),
+    ] {
+        if set {
+            words.push(name.to_owned());
+        }
+    }
+    words.join(", ")
+}
+
+const PROVISIONAL: &str = "~new-";
+
+/// A name for the time in which the key before it has the right one.
+fn provisional(alias: &str) -> Result<String> {
+    let mut bytes = [0; 4];
+    kernel_random(&mut bytes)?;
+    Ok(format!("{alias}{PROVISIONAL}{}", hex(&bytes)))
+}
+
+/// The name that a key with a provisional one is to have.
+fn final_name(alias: &str) -> String {
+    alias.split(PROVISIONAL).next().unwrap_or(alias).to_owned()
+}

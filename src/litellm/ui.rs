@@ -1,0 +1,112 @@
+//! The web interface, as a browser behind a reverse proxy sees it.
+
+use anyhow::Context;
+use reqwest::{StatusCode, Url, header};
+use secrecy::{ExposeSecret, SecretString};
+use serde_json::json;
+
+use super::Client;
+use super::health::innermost;
+use super::keys::scrub;
+use crate::error::{Failure, Result};
+
+/// The name to log in with where none is set.
+pub const DEFAULT_USERNAME: &str = "admin";
+
+/// Where a browser may begin.
+const PAGES: [&str; 5] = [
+    "/ui",
+    "/ui/",
+    "/ui/login",
+    "/sso/key/generate",
+    "/fallback/login",
+];
+
+/// Whether the web interface lets this user in.
+///
+/// # Errors
+/// When it can't be asked.
+pub async fn login(client: &Client, username: &str, password: &SecretString) -> Result<bool> {
+    let answer = client
+        .http
+        .post(format!("{}/v2/login", client.base))
+        .json(&json!({ "username": username, "password": password.expose_secret() }))
+        .send()
+        .await
+        .map_err(|error| unreachable(&error))?;
+    match answer.status() {
+        status if status.is_success() => Ok(true),
+        StatusCode::UNAUTHORIZED => Ok(false),
+        status => {
+            let words = answer.text().await.unwrap_or_default();
+            Err(
+                Failure::new(format!("the login answers {status}: {}", scrub(&words)))
+                    .hint("see what the gateway says: litellm-units logs litellm")
+                    .into(),
+            )
+        }
+    }
+}
+
+/// Checks that the login page answers, and, where the interface is published at `public`, that
+/// no redirect and no form leads from there to plain http.
+///
+/// # Errors
+/// When one of that is not so.
+pub async fn check_pages(client: &Client, public: Option<&Url>) -> Result<()> {
+    let http = reqwest::Client::builder()
+        .timeout(std::time::Duration::from_secs(30))
+        .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
+        .build()
+        .context("can't set up the HTTP client")?;
+    for page in PAGES {
+        let mut request = http.get(format!("{}{page}", client.base));
+        if let Some(authority) = public.and_then(authority) {
+            request = request
+                .header(header::HOST, authority)
+                .header("X-Forwarded-Proto", "https")
+                .header("X-Forwarded-For", "192.0.2.1");
+        }
+        let answer = request.send().await.map_err(|error| unreachable(&error))?;
+        let status = answer.status();
+        let wrong = |problem: String| -> anyhow::Error {
+            Failure::new(problem)
+                .hint("see what the gateway says: litellm-units logs litellm")
+                .into()
+        };
+        if status.is_redirection() {
+            let place = answer
+                .headers()
+                .get(header::LOCATION)
+                .and_then(|place| place.to_str().ok())
+                .unwrap_or_default();
+            if public.is_some() && place.starts_with("http:") {
+                return Err(wrong(format!("{page} redirects to plain http: {place}")));
+            }
+        } else if !status.is_success() {
+            return Err(wrong(format!("{page} answers {status}")));
+        } else {
+            let text = answer.text().await.map_err(|error| unreachable(&error))?;
+            if public.is_some() && text.contains("action=\"http:") {
+                return Err(wrong(format!("the form of {page} leads to plain http")));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Host and port of a URL, as a browser sends them.
+fn authority(url: &Url) -> Option<String> {
+    let host = url.host_str()?;
+    Some(match url.port() {
+        Some(port) => format!("{host}:{port}"),
+        None => host.to_owned(),
+    })
+}
+
+fn unreachable(error: &reqwest::Error) -> anyhow::Error {
+    Failure::new(format!("the gateway does not answer: {}", innermost(error)))
+        .hint("see what runs: litellm-units status")
+        .into()
+}

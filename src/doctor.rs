@@ -184,7 +184,7 @@ pub async fn examine(host: &Host) -> Vec<Check> {
         settings,
         units: units.filter(|_| has_session),
     };
-    let (systemd, clock, disk, inside, docker, drift, gateway) = futures_util::join!(
+    let (systemd, clock, disk, inside, docker, drift, digests, gateway) = futures_util::join!(
         platform::systemd(&patient),
         platform::clock(host),
         files::space(host, podman_works),
@@ -201,6 +201,13 @@ pub async fn examine(host: &Host) -> Vec<Check> {
                 units::drift(&patient).await
             } else {
                 Vec::new()
+            }
+        },
+        async {
+            if podman_works {
+                units::digests(&patient).await
+            } else {
+                None
             }
         },
         units::gateway(&patient),
@@ -225,6 +232,7 @@ pub async fn examine(host: &Host) -> Vec<Check> {
         .all(|check| check.name != "config" || check.outcome == Outcome::Ok);
     checks.extend(drift);
     checks.extend(units::states(&patient, is_current));
+    checks.extend(digests);
     if config_is_good {
         checks.extend(units::applied(&patient, is_current));
     }

@@ -98,11 +98,12 @@ fn inodes(path: &Path, free: u64, all: u64) -> Check {
     }
 }
 
-/// Files that hold secrets: theirs who runs the deployment, and readable by nobody else.
+/// What holds secrets: theirs who runs the deployment, and readable by nobody else.
 pub fn secrets(host: &Host) -> Check {
     let files = [
         host.paths.env_file(),
         host.paths.deployment.join("service-key.txt"),
+        host.paths.state(),
     ];
     let (mut open, mut foreign) = (Vec::new(), Vec::new());
     let mut words = Vec::new();
@@ -140,7 +141,7 @@ pub fn secrets(host: &Host) -> Check {
     }
     let mut commands: Vec<String> = open
         .iter()
-        .map(|path| format!("chmod 600 {}", path.display()))
+        .map(|path| format!("chmod go= {}", path.display()))
         .collect();
     let check = Check::failure("secrets", words.join("; "));
     let may_fix = foreign.is_empty() && !open.is_empty();
@@ -153,18 +154,18 @@ pub fn secrets(host: &Host) -> Check {
     }
 }
 
-/// Takes reading from everyone but the owner.
+/// Takes every right from everyone but the owner.
 ///
 /// # Errors
 /// When the files are not the caller's.
 pub fn protect(files: &[PathBuf]) -> Result<Vec<String>> {
+    let mut done = Vec::new();
     for file in files {
-        install::set_mode(file, 0o600)?;
+        let mode = file.metadata()?.mode() & 0o700;
+        install::set_mode(file, mode)?;
+        done.push(format!("set mode {mode:04o} of {}", file.display()));
     }
-    Ok(files
-        .iter()
-        .map(|file| format!("set mode 0600 of {}", file.display()))
-        .collect())
+    Ok(done)
 }
 
 const IMAGES: [&str; 3] = ["LITELLM_IMAGE", "POSTGRES_IMAGE", "REDIS_IMAGE"];

@@ -59,7 +59,7 @@ fn systemd_version(text: &str) -> Check {
     }
 }
 
-/// Whether SELinux lets containers read what is labelled for them.
+/// Whether `SELinux` lets containers read what is labelled for them.
 pub fn selinux() -> Check {
     let enforce = std::fs::read_to_string("/sys/fs/selinux/enforce").ok();
     // Installed by container-selinux on every distribution that has it.

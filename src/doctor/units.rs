@@ -11,6 +11,7 @@ use crate::commands::generate;
 use crate::container;
 use crate::error::{Failure, Result};
 use crate::host::{self, Host};
+use crate::images_lock::ImagesLock;
 use crate::litellm::Client;
 use crate::litellm::health::Health;
 use crate::paths::Scope;
@@ -90,7 +91,7 @@ pub async fn drift(patient: &Patient<'_>) -> Vec<Check> {
             Check::ok("drift", "the installed units are those of now")
         } else {
             Check::warning("drift", format!("`generate` would: {}", files.join(", ")))
-                .remedy("look: litellm-units generate --dry-run; then: litellm-units up")
+                .remedy("look: litellm-units generate --dry-run; then: litellm-units apply")
                 .fix(Fix::Generate)
         },
     ]
@@ -232,6 +233,58 @@ pub async fn start(host: &Host, failed: &[&'static str]) -> Result<Vec<String>> 
     Ok(done)
 }
 
+/// Whether each container runs the image that `images.lock` records.
+pub async fn digests(patient: &Patient<'_>) -> Option<Check> {
+    let settings = patient.settings.as_ref()?;
+    // A damaged file is what `drift` comes upon.
+    let lock = ImagesLock::load(&patient.host.paths.images_lock()).ok()?;
+    let podman = patient.host.podman().await.ok()?;
+    let running: Vec<(Service, String)> = patient
+        .units
+        .as_ref()?
+        .iter()
+        .filter(|(service, unit)| *service != Service::Migrate && unit.is_active())
+        .filter_map(|(service, _)| {
+            let image = settings.image(*service)?;
+            let recorded = lock.get(image)?;
+            Some((*service, format!("{}@{}", image.name(), recorded.digest)))
+        })
+        .collect();
+    if running.is_empty() {
+        return None;
+    }
+    // By identifier, since one image can have several digests.
+    let compared = running.iter().map(async |(service, image)| {
+        let id = async |kind: &str, field: &str, name: &str| {
+            podman
+                .run([kind, "inspect", "--format", field, name])
+                .await
+                .ok()
+        };
+        let (runs, recorded) = futures_util::join!(
+            id("container", "{{.Image}}", service.container()),
+            id("image", "{{.Id}}", image),
+        );
+        // A container that has just gone is for the units' own check.
+        let other = runs.is_some_and(|runs| recorded.is_none_or(|recorded| recorded != runs));
+        other.then(|| format!("{} does not run {image}", service.container()))
+    });
+    let others: Vec<String> = futures_util::future::join_all(compared)
+        .await
+        .into_iter()
+        .flatten()
+        .collect();
+    Some(if others.is_empty() {
+        Check::ok(
+            "digests",
+            "every container runs the image that images.lock records",
+        )
+    } else {
+        Check::failure("digests", others.join("; "))
+            .remedy("remove the drop-in that names another image, if there is one; then: litellm-units restart")
+    })
+}
+
 /// Whether what runs was started with the settings of now. Units that are not `is_current` have a
 /// check of their own.
 pub fn applied(patient: &Patient<'_>, is_current: bool) -> Option<Check> {
@@ -262,7 +315,7 @@ pub fn applied(patient: &Patient<'_>, is_current: bool) -> Option<Check> {
                 "applied",
                 format!("changed since the start: {}", words.join("; ")),
             )
-            .remedy("litellm-units up")
+            .remedy("litellm-units apply")
         }
     })
 }

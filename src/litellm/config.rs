@@ -34,7 +34,13 @@ const ROUTER_SETTINGS: &str = include_str!("config/router_settings.keys");
 const REFERENCE: &str = "os.environ/";
 
 /// Set in the container by the unit or the image, not by `.env`.
-const OF_THE_CONTAINER: [&str; 4] = ["DISABLE_SCHEMA_UPDATE", "HOME", "HOSTNAME", "PATH"];
+const OF_THE_CONTAINER: [&str; 5] = [
+    "DISABLE_SCHEMA_UPDATE",
+    "HOME",
+    "HOSTNAME",
+    "LITELLM_MODE",
+    "PATH",
+];
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

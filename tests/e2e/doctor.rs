@@ -252,7 +252,7 @@ fn faults(who: Who) {
         plant: "echo NEW_VARIABLE=1 >> $D/.env",
         found: &[
             "warning  applied: changed since the start: litellm: NEW_VARIABLE added",
-            "         hint: litellm-units up",
+            "         hint: litellm-units apply",
         ],
         mend: restore,
         ..FAULT
@@ -261,7 +261,7 @@ fn faults(who: Who) {
         plant: "chmod 644 $D/.env; install -m 640 -o $(stat -c %u $D/.env) /dev/null $D/service-key.txt",
         found: &[
             "FAILURE  secrets: {D}/.env can be read by others (mode 0644); {D}/service-key.txt can be read by others (mode 0640)",
-            "         hint: chmod 600 {D}/.env && chmod 600 {D}/service-key.txt",
+            "         hint: chmod go= {D}/.env && chmod go= {D}/service-key.txt",
         ],
         fixed: &["fixed secrets: set mode 0600 of {D}/.env", "fixed secrets: set mode 0600 of {D}/service-key.txt"],
         mend: "rm $D/service-key.txt",
@@ -379,7 +379,7 @@ fn faults(who: Who) {
         plant: "echo '# edited' >> $Q/litellm.container",
         found: &[
             "warning  drift: `generate` would: update {Q}/litellm.container",
-            "         hint: look: litellm-units generate --dry-run; then: litellm-units up",
+            "         hint: look: litellm-units generate --dry-run; then: litellm-units apply",
         ],
         fixed: &[
             "fixed drift: update {Q}/litellm.container",
@@ -402,7 +402,7 @@ fn faults(who: Who) {
             printf '[Service]\\nRestart=no\\n' >{unit_dropins}/litellm-redis.service.d/50-test.conf
             {systemctl} daemon-reload
             {podman} kill --signal=KILL litellm-redis
-            until {systemctl} is-failed litellm-redis.service; do sleep 0.1; done"
+            until {systemctl} --quiet is-failed litellm-redis.service; do sleep 0.1; done"
         ),
         found: &[
             "FAILURE  units: litellm-redis.service failed: *",
@@ -410,6 +410,25 @@ fn faults(who: Who) {
         ],
         fixed: &["fixed units: started litellm-redis.service"],
         mend: &format!("rm -r {unit_dropins}/litellm-redis.service.d; {systemctl} daemon-reload"),
+        ..FAULT
+    });
+    ward.treat(&Fault {
+        plant: &format!(
+            "{podman} commit --quiet litellm-redis localhost/other:1
+            mkdir $Q/litellm-redis.container.d
+            printf '[Container]\\nImage=localhost/other:1\\n' >$Q/litellm-redis.container.d/10-other.conf
+            {systemctl} daemon-reload
+            {systemctl} restart litellm-redis.service"
+        ),
+        found: &[
+            "FAILURE  digests: litellm-redis does not run docker.io/library/redis@sha256:*",
+            "         hint: remove the drop-in that names another image, if there is one; then: litellm-units restart",
+        ],
+        mend: &format!(
+            "rm -r $Q/litellm-redis.container.d
+            {systemctl} daemon-reload
+            {systemctl} restart litellm-redis.service"
+        ),
         ..FAULT
     });
     let gateway = format!("pid=$({podman} inspect --format={{{{.State.Pid}}}} litellm); kill");

@@ -102,7 +102,7 @@ fn inodes(path: &Path, free: u64, all: u64) -> Check {
 pub fn secrets(host: &Host) -> Check {
     let files = [
         host.paths.env_file(),
-        host.paths.deployment.join("service-key.txt"),
+        host.paths.service_key(),
         host.paths.state(),
     ];
     let (mut open, mut foreign) = (Vec::new(), Vec::new());

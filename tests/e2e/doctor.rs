@@ -24,7 +24,7 @@ const FAULT: Fault<'static> = Fault {
     mend: "",
 };
 
-/// Reports so far must not pile up in one message: each fault is checked by itself.
+/// A host with a running stack, to plant faults in.
 struct Ward {
     host: TestHost,
     who: Who,
@@ -35,6 +35,29 @@ impl Ward {
         let host = TestHost::boot(name);
         host.units(who, &["up"]).ok();
         Self { host, who }
+    }
+
+    fn systemctl(&self) -> &'static str {
+        match self.who {
+            Who::Root => "systemctl",
+            Who::Operator => "systemctl --user -M operator@",
+        }
+    }
+
+    fn podman(&self) -> &'static str {
+        match self.who {
+            Who::Root => "podman",
+            Who::Operator => {
+                "runuser -u operator -- env -C / XDG_RUNTIME_DIR=/run/user/1000 podman"
+            }
+        }
+    }
+
+    fn unit_dropins(&self) -> &'static str {
+        match self.who {
+            Who::Root => "/run/systemd/system",
+            Who::Operator => "/run/user/1000/systemd/user",
+        }
     }
 
     #[track_caller]
@@ -65,9 +88,13 @@ impl Ward {
         self.host.wait(
             "a clean bill of health",
             std::time::Duration::from_secs(20),
-            |_| match self.doctor(&[], &[]).0 {
-                lines if lines.is_empty() => Ok(()),
-                lines => Err(lines.join("\n")),
+            |_| {
+                let (lines, ..) = self.doctor(&[], &[]);
+                if lines.is_empty() {
+                    Ok(())
+                } else {
+                    Err(lines.join("\n"))
+                }
             },
         );
         let (lines, code, stderr) = self.doctor(&[], &[]);
@@ -137,19 +164,27 @@ fn faults(who: Who) {
     };
     let ward = Ward::admit(who, name);
     ward.is_clean();
-    let systemctl = match who {
-        Who::Root => "systemctl",
-        Who::Operator => "systemctl --user -M operator@",
-    };
-    let unit_dropins = match who {
-        Who::Root => "/run/systemd/system",
-        Who::Operator => "/run/user/1000/systemd/user",
-    };
-    let podman = match who {
-        Who::Root => "podman",
-        Who::Operator => "runuser -u operator -- env -C / XDG_RUNTIME_DIR=/run/user/1000 podman",
-    };
+    platform_faults(&ward);
+    env_faults(&ward);
+    deployment_faults(&ward);
+    network_faults(&ward);
+    unit_faults(&ward);
+    if who == Who::Operator {
+        rootless_faults(&ward);
+    }
+    ward.is_clean();
+    port_fault(&ward);
+    ward.is_clean();
+    let json = ward.host.units(who, &["doctor", "--json"]).ok();
+    assert!(
+        json.starts_with("{\n  \"schema\": 1,\n  \"outcome\": \"ok\",\n  \"fixed\": [],\n"),
+        "{json}"
+    );
+}
 
+/// What the units rest on.
+fn platform_faults(ward: &Ward) {
+    let who = ward.who;
     // Podman's generator is gone: nothing that rests on it is reported.
     ward.treat(&Fault {
         plant: "mv /usr/lib/systemd/system-generators/podman-system-generator /root/",
@@ -213,8 +248,11 @@ fn faults(who: Who) {
         mend: "touch $D/.env",
         ..FAULT
     });
+}
 
-    // .env
+/// `.env`.
+fn env_faults(ward: &Ward) {
+    let who = ward.who;
     let restore = "cat /root/env > $D/.env";
     ward.root("cp $D/.env /root/env");
     ward.treat(&Fault {
@@ -278,8 +316,11 @@ fn faults(who: Who) {
             ..FAULT
         });
     }
+}
 
-    // What is beside it.
+/// What is beside `.env`.
+fn deployment_faults(ward: &Ward) {
+    let who = ward.who;
     ward.treat(&Fault {
         plant: "cp -p $D/config/litellm-config.yaml /root/; echo 'general_setings: {}' >> $D/config/litellm-config.yaml",
         found: &[
@@ -338,8 +379,11 @@ fn faults(who: Who) {
         mend: "podman rm --force --time=0 old-redis; systemctl stop docker; rm -f /run/docker.sock",
         ..FAULT
     });
+}
 
-    // Network.
+/// Who listens, and who finds whom.
+fn network_faults(ward: &Ward) {
+    let podman = ward.podman();
     ward.treat(&Fault {
         plant: "mkdir $Q/litellm.container.d; printf '[Container]\\nPublishPort=24158:24157\\n' >$Q/litellm.container.d/10-open.conf",
         found: &[
@@ -373,8 +417,14 @@ fn faults(who: Who) {
         mend: &format!("{inside} delete table inet t"),
         ..FAULT
     });
+}
 
-    // Units.
+/// Units and what runs in them.
+fn unit_faults(ward: &Ward) {
+    let who = ward.who;
+    let systemctl = ward.systemctl();
+    let podman = ward.podman();
+    let unit_dropins = ward.unit_dropins();
     ward.treat(&Fault {
         plant: "echo '# edited' >> $Q/litellm.container",
         found: &[
@@ -441,12 +491,12 @@ fn faults(who: Who) {
         mend: &format!("{gateway} -CONT $pid"),
         ..FAULT
     });
-    if who == Who::Operator {
-        rootless_faults(&ward);
-    }
-    ward.is_clean();
+}
 
-    // Last, since the gateway has to go for it.
+/// The gateway has to go for this one.
+fn port_fault(ward: &Ward) {
+    let who = ward.who;
+    let systemctl = ward.systemctl();
     ward.treat(&Fault {
         plant: &format!(
             "{systemctl} stop litellm.service
@@ -462,12 +512,6 @@ fn faults(who: Who) {
         mend: "podman rm --force --time=0 squatter",
         ..FAULT
     });
-    ward.is_clean();
-    let json = ward.host.units(who, &["doctor", "--json"]).ok();
-    assert!(
-        json.starts_with("{\n  \"schema\": 1,\n  \"outcome\": \"ok\",\n  \"fixed\": [],\n"),
-        "{json}"
-    );
 }
 
 fn rootless_faults(ward: &Ward) {

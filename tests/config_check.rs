@@ -1,12 +1,9 @@
 //! What `config check` says about a file, whole.
 
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "that is how a test fails"
-)]
+#![expect(clippy::unwrap_used, reason = "that is how a test fails")]
 
 use std::path::Path;
+use std::process::Command;
 
 use litellm_units::litellm::config::check;
 use litellm_units::settings::Settings;
@@ -277,4 +274,124 @@ c.yaml:2:15: warning: the master key is taken from OTHER_KEY, but litellm-units 
 c.yaml:3:17: warning: the database is taken from OTHER_KEY, but the migration uses DATABASE_URL
   hint: write it as database_url: os.environ/DATABASE_URL
 ");
+}
+
+/// Runs `litellm-units config …` for a deployment with this configuration. The deployment's
+/// directory is `~` in what it says.
+fn config(text: &str, words: &[&str]) -> (Option<i32>, String, String) {
+    let directory = tempfile::tempdir().unwrap();
+    let root = directory.path().to_str().unwrap();
+    std::fs::create_dir(directory.path().join("config")).unwrap();
+    std::fs::write(directory.path().join(".env"), ENV).unwrap();
+    std::fs::write(directory.path().join("config/litellm-config.yaml"), text).unwrap();
+    let output = Command::new(env!("CARGO_BIN_EXE_litellm-units"))
+        .args(["--system", "--litellm-dir", root, "config"])
+        .args(words)
+        .output()
+        .unwrap();
+    let text = |bytes| String::from_utf8(bytes).unwrap().replace(root, "~");
+    (
+        output.status.code(),
+        text(output.stdout),
+        text(output.stderr),
+    )
+}
+
+#[test]
+fn the_command() {
+    let included = "include: [more.yaml, ../secret.yaml]\nmodel_list: []\n";
+    assert_eq!(
+        config(included, &["check"]),
+        (
+            Some(78),
+            "\
+~/config/litellm-config.yaml:1:11: error: ~/config/more.yaml does not exist
+  hint: put the file below ~/config and name it relative to that
+~/config/litellm-config.yaml:1:22: error: ../secret.yaml is outside of what the gateway sees
+  hint: put the file below ~/config and name it relative to that
+"
+            .to_owned(),
+            String::new()
+        )
+    );
+    assert_eq!(
+        config("model_list: []\n", &["check"]),
+        (
+            Some(0),
+            "~/config/litellm-config.yaml: no errors\n".to_owned(),
+            String::new()
+        )
+    );
+    assert_eq!(
+        config("plugin: {}\n", &["check", "--json"]),
+        (
+            Some(0),
+            r#"{
+  "schema": 1,
+  "file": "~/config/litellm-config.yaml",
+  "errors": 0,
+  "warnings": 1,
+  "findings": [
+    {
+      "file": "~/config/litellm-config.yaml",
+      "line": 1,
+      "column": 1,
+      "severity": "warning",
+      "message": "unknown section \"plugin\", which LiteLLM ignores",
+      "hint": "known to this version of litellm-units: model_list, litellm_settings, general_settings, router_settings, environment_variables, …"
+    }
+  ]
+}
+"#
+            .to_owned(),
+            String::new()
+        )
+    );
+}
+
+#[test]
+fn effective_settings() {
+    let shown = "\
+path deployment=~
+path env=~/.env
+path config=~/config/litellm-config.yaml
+path logs=~/logs
+path data=~/data
+path quadlets=/etc/containers/systemd
+path units=/etc/systemd/system
+image postgres=docker.io/library/postgres:17.7
+image redis=docker.io/library/redis:7.4.6
+image migrate=ghcr.io/berriai/litellm:v1.80.11-stable
+image litellm=ghcr.io/berriai/litellm:v1.80.11-stable
+postgres POSTGRES_DB=litellm
+postgres POSTGRES_PASSWORD=********
+postgres POSTGRES_USER=litellm
+redis REDISCLI_AUTH=********
+redis /run/secrets/redis.conf=********
+migrate DATABASE_URL=postgresql://litellm:********@postgres:5432/litellm
+litellm DATABASE_URL=postgresql://litellm:********@postgres:5432/litellm
+litellm LANGFUSE_SECRET_KEY=
+litellm LITELLM_MASTER_KEY=********
+litellm OPENAI_API_KEY=********
+litellm OTHER_KEY=********
+litellm REDIS_HOST=redis
+litellm REDIS_PASSWORD=********
+litellm REDIS_PORT=6379
+";
+    assert_eq!(config("", &[]), (Some(0), shown.to_owned(), String::new()));
+    assert_eq!(
+        config("", &["--unmask"]),
+        (
+            Some(1),
+            String::new(),
+            "\
+error: --unmask shows secrets, and the output is not a terminal
+hint: add --force if whatever reads the output may know them
+"
+            .to_owned()
+        )
+    );
+    let (code, open, _) = config("", &["--unmask", "--force"]);
+    assert_eq!(code, Some(0));
+    assert!(open.contains("litellm OPENAI_API_KEY=sk-2\n"), "{open}");
 }

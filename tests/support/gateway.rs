@@ -10,18 +10,17 @@ pub const HELLO: &str = "Hello from your LiteLLM gateway.\n";
 /// Makes a key for the mock model, with the master key of `.env`.
 #[track_caller]
 pub fn new_key(host: &TestHost, who: Who) -> String {
-    let env = host.env(who);
-    let header = format!(
-        "Authorization: Bearer {}",
-        env.get("LITELLM_MASTER_KEY").unwrap()
-    );
+    new_key_with(host, who, host.env(who).get("LITELLM_MASTER_KEY").unwrap())
+}
+
+/// Makes a key for the mock model.
+#[track_caller]
+pub fn new_key_with(host: &TestHost, who: Who, master_key: &str) -> String {
     let script = r#"
-        curl -sSf --max-time 20 -H "$2" -H 'Content-Type: application/json' \
+        curl -sSf --max-time 20 -H "Authorization: Bearer $1" -H 'Content-Type: application/json' \
             -d '{"models":["hello"]}' http://127.0.0.1:24157/key/generate | jq -r .key
     "#;
-    let words = [
-        "bash", "-euo", "pipefail", "-c", script, "new-key", "", &header,
-    ];
+    let words = ["bash", "-euo", "pipefail", "-c", script, "key", master_key];
     host.run(who, &words).ok().trim_end().to_owned()
 }
 

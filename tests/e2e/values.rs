@@ -58,7 +58,7 @@ fn any_value_arrives(who: Who, name: &str) {
     for (name, value) in [
         ("POSTGRES_PASSWORD", PASSWORD),
         ("POSTGRES_USER", "the user"),
-        ("POSTGRES_DB", "a/b?c"),
+        ("POSTGRES_DB", "a-b.c_~"),
         ("REDIS_PASSWORD", PASSWORD),
         ("LITELLM_MASTER_KEY", MASTER_KEY),
     ]
@@ -94,7 +94,7 @@ fn any_value_arrives(who: Who, name: &str) {
         &[
             ("POSTGRES_USER", "the user"),
             ("POSTGRES_PASSWORD", PASSWORD),
-            ("POSTGRES_DB", "a/b?c"),
+            ("POSTGRES_DB", "a-b.c_~"),
         ],
     );
     assert_variables(&host, who, "litellm-redis", &[("REDISCLI_AUTH", PASSWORD)]);

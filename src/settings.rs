@@ -212,8 +212,8 @@ impl Settings {
             None => Database::Local {
                 image: reader.image("POSTGRES_IMAGE", Some(DEFAULT_POSTGRES_IMAGE))?,
                 user: reader.postgres_name("POSTGRES_USER")?,
-                password: reader.required("POSTGRES_PASSWORD")?,
-                name: reader.postgres_name("POSTGRES_DB")?,
+                password: reader.postgres_password()?,
+                name: reader.postgres_database()?,
             },
         };
         if matches!(database, Database::Local { .. })
@@ -501,6 +501,35 @@ impl Reader<'_> {
             ));
         }
         Ok(value.to_owned())
+    }
+
+    /// The image's entrypoint gives the password to initdb, which reads one line of it.
+    fn postgres_password(&self) -> Result<SecretString> {
+        let password = self.required("POSTGRES_PASSWORD")?;
+        if password.expose_secret().contains(['\n', '\r']) {
+            return Err(self.wrong(
+                "POSTGRES_PASSWORD",
+                "holds a line break, which PostgreSQL's image does not take",
+                "remove it",
+            ));
+        }
+        Ok(password)
+    }
+
+    /// Prisma takes the name from the URL as it is there, without decoding it.
+    fn postgres_database(&self) -> Result<String> {
+        let name = self.postgres_name("POSTGRES_DB")?;
+        if !name
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "-._~".contains(c))
+        {
+            return Err(self.wrong(
+                "POSTGRES_DB",
+                "holds a character that LiteLLM's database client can't take",
+                "use letters, digits and - . _ ~ only",
+            ));
+        }
+        Ok(name)
     }
 
     /// Every value must survive the way into a container: environment variables end at a NUL,

@@ -159,7 +159,7 @@ litellm
 /// What a password can hold arrives unchanged, in each of the grammars on its way.
 #[test]
 fn any_value_is_carried() {
-    let nasty = "\" ' $A ${B} %s \\ # é 🔑 @:/?&=+\n\r\t end ";
+    let nasty = "\" ' $A ${B} %s \\ # é 🔑 @:/?&=+\t end ";
     let text = ENV
         .replace("PASSWORD=p\n", &format!("PASSWORD={}\n", quote(nasty)))
         .replace(
@@ -167,18 +167,18 @@ fn any_value_is_carried() {
             &format!("REDIS_PASSWORD={}\n", quote("é\"\n")),
         )
         .replace("POSTGRES_USER=me", "POSTGRES_USER='m e@'")
-        .replace("POSTGRES_DB=db", "POSTGRES_DB='d/b?'");
+        .replace("POSTGRES_DB=db", "POSTGRES_DB=d-b.1_~");
     let settings = settings(&text);
     let escaped = nasty.escape_debug();
     let url = "postgresql://m%20e%40:%22%20%27%20%24A%20%24%7BB%7D%20%25s%20%5C%20%23%20%C3%A9%20\
-               %F0%9F%94%91%20%40%3A%2F%3F%26%3D%2B%0A%0D%09%20end%20@postgres:5432/d%2Fb%3F";
+               %F0%9F%94%91%20%40%3A%2F%3F%26%3D%2B%09%20end%20@postgres:5432/d-b.1_~";
     assert_eq!(
         parcels(&settings),
         format!(
             r#"litellm-postgres
   POSTGRES_USER=m e@
   POSTGRES_PASSWORD={escaped}
-  POSTGRES_DB=d/b?
+  POSTGRES_DB=d-b.1_~
 litellm-redis
   file redis.conf=requirepass \"\\xc3\\xa9\\x22\\x0a\"\n
   REDISCLI_AUTH=é\"\n
@@ -264,6 +264,16 @@ fn what_can_not_be_used_is_refused_by_name_file_and_line() {
             "POSTGRES_PASSWORD",
             &format!("POSTGRES_PASSWORD='{}'", "#".repeat(42_700)),
             "error: /srv/.env, line 5: POSTGRES_PASSWORD makes DATABASE_URL longer than 127936 bytes, more than a variable can hold\nhint: choose a shorter one\n".to_owned(),
+        ),
+        (
+            "POSTGRES_PASSWORD",
+            "POSTGRES_PASSWORD=\"S3CR3T\\nx\"",
+            "error: /srv/.env, line 5: POSTGRES_PASSWORD holds a line break, which PostgreSQL's image does not take\nhint: remove it\n".to_owned(),
+        ),
+        (
+            "POSTGRES_DB",
+            "POSTGRES_DB='my db'",
+            "error: /srv/.env, line 6: POSTGRES_DB holds a character that LiteLLM's database client can't take\nhint: use letters, digits and - . _ ~ only\n".to_owned(),
         ),
         (
             "A.B",

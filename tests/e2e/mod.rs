@@ -8,3 +8,5 @@
 mod doctor;
 mod main_job;
 mod quadlet;
+mod recovery;
+mod values;

@@ -1,0 +1,122 @@
+//! Back up by itself after everything that can befall a process or a host.
+
+use std::time::{Duration, Instant};
+
+use crate::support::gateway::{HELLO, chat, new_key, process, wait_for_chat};
+use crate::support::host::{TestHost, Who};
+
+const CONTAINERS: [&str; 3] = ["litellm-postgres", "litellm-redis", "litellm"];
+
+/// Which run of its unit each container is in.
+fn runs(host: &TestHost, who: Who) -> Vec<String> {
+    CONTAINERS
+        .iter()
+        .map(|unit| host.property(who, &format!("{unit}.service"), "InvocationID"))
+        .collect()
+}
+
+/// Waits until the unit runs another process than `old`, and is ready.
+#[track_caller]
+fn wait_for_another(host: &TestHost, who: Who, container: &str, old: u32, patience: Duration) {
+    let unit = format!("{container}.service");
+    host.wait(
+        &format!("another process of {container}"),
+        patience,
+        |host| {
+            let state = host.property(who, &unit, "ActiveState");
+            if state != "active" {
+                return Err(format!("{unit} is {state}"));
+            }
+            match process(host, who, container) {
+                new if new == old || new == 0 => Err(format!("process {new}")),
+                _ => Ok(()),
+            }
+        },
+    );
+}
+
+/// Each container's unit restarts alone; the gateway outlives its servers.
+fn killed_processes_come_back(host: &TestHost, who: Who, key: &str) {
+    for (at, container) in CONTAINERS.iter().enumerate() {
+        let before = runs(host, who);
+        let old = process(host, who, container);
+        host.sh(Who::Root, &format!("kill -KILL {old}"));
+        wait_for_another(host, who, container, old, Duration::from_secs(60));
+        wait_for_chat(host, who, key, Duration::from_secs(60));
+        let after = runs(host, who);
+        for (unit, (before, after)) in before.iter().zip(&after).enumerate() {
+            assert_eq!(
+                before != after,
+                unit == at,
+                "{} after {container} was killed",
+                CONTAINERS[unit]
+            );
+        }
+    }
+}
+
+/// A gateway whose processes stand still is found out by its health check, and replaced.
+fn a_hung_gateway_is_replaced(host: &TestHost, who: Who, key: &str) {
+    let old = process(host, who, "litellm");
+    let start = Instant::now();
+    let processes = host.sh(who, "podman top litellm hpid | tail -n +2");
+    host.sh(
+        Who::Root,
+        &format!("kill -STOP {}", processes.replace('\n', " ")),
+    );
+    wait_for_another(host, who, "litellm", old, Duration::from_secs(120));
+    wait_for_chat(host, who, key, Duration::from_secs(60));
+    eprintln!("a hung gateway was replaced after {:?}", start.elapsed());
+}
+
+fn recovers(who: Who, name: &str) {
+    let host = TestHost::boot(name);
+    host.units(who, &["up"]).ok();
+    let key = new_key(&host, who);
+    assert_eq!(chat(&host, who, &key).as_deref(), Ok(HELLO));
+    killed_processes_come_back(&host, who, &key);
+    a_hung_gateway_is_replaced(&host, who, &key);
+}
+
+#[test]
+fn processes_recover_rootful() {
+    recovers(Who::Root, "recover-rootful");
+}
+
+#[test]
+fn processes_recover_rootless() {
+    recovers(Who::Operator, "recover-rootless");
+}
+
+fn outlives_reboots(who: Who, name: &str) {
+    let host = TestHost::boot(name);
+    host.units(who, &["up"]).ok();
+    let key = new_key(&host, who);
+    for again in [TestHost::reboot, TestHost::crash] {
+        again(&host);
+        wait_for_chat(&host, who, &key, Duration::from_secs(120));
+        host.wait(
+            "every unit to be healthy",
+            Duration::from_secs(30),
+            |host| {
+                let status = host.units(who, &["status"]);
+                if status.code == 0 {
+                    Ok(())
+                } else {
+                    Err(status.stdout)
+                }
+            },
+        );
+        assert_eq!(host.units(who, &["generate"]).ok(), "nothing to do\n");
+    }
+}
+
+#[test]
+fn hosts_reboot_rootful() {
+    outlives_reboots(Who::Root, "reboot-rootful");
+}
+
+#[test]
+fn hosts_reboot_rootless() {
+    outlives_reboots(Who::Operator, "reboot-rootless");
+}

@@ -6,6 +6,7 @@
 )]
 
 mod doctor;
+mod faults;
 mod main_job;
 mod quadlet;
 mod recovery;

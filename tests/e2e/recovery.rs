@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::gateway::{HELLO, chat, new_key, process, wait_for_chat};
+use crate::support::gateway::{HELLO, chat, new_key, process, running_process, wait_for_chat};
 use crate::support::host::{TestHost, Who};
 
 const CONTAINERS: [&str; 3] = ["litellm-postgres", "litellm-redis", "litellm"];
@@ -24,11 +24,9 @@ fn wait_for_another(host: &TestHost, who: Who, container: &str, old: u32, patien
         patience,
         |host| {
             let state = host.property(who, &unit, "ActiveState");
-            if state != "active" {
-                return Err(format!("{unit} is {state}"));
-            }
-            match process(host, who, container) {
-                new if new == old || new == 0 => Err(format!("process {new}")),
+            match running_process(host, who, container)? {
+                process if process == old => Err(format!("process {process} is still there")),
+                _ if state != "active" => Err(format!("{unit} is {state}")),
                 _ => Ok(()),
             }
         },

@@ -71,16 +71,22 @@ pub fn stored_keys(host: &TestHost, who: Who) -> usize {
     host.sh(who, &script).trim().parse().unwrap()
 }
 
-/// The process of a container, seen from the host.
+/// The main process of a container, seen from the host.
 #[track_caller]
 pub fn process(host: &TestHost, who: Who, container: &str) -> u32 {
-    host.sh(
+    running_process(host, who, container).unwrap()
+}
+
+/// As [`process`], for a container that may not run at the moment.
+pub fn running_process(host: &TestHost, who: Who, container: &str) -> Result<u32, String> {
+    let ran = host.run(
         who,
-        &format!("podman inspect -f '{{{{.State.Pid}}}}' {container}"),
-    )
-    .trim()
-    .parse()
-    .unwrap()
+        &["podman", "inspect", "-f", "{{.State.Pid}}", container],
+    );
+    match ran.stdout.trim().parse() {
+        Ok(0) | Err(_) => Err(format!("{container} does not run: {}", ran.stderr)),
+        Ok(process) => Ok(process),
+    }
 }
 
 /// The environment of a container, byte for byte.

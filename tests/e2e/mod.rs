@@ -6,5 +6,7 @@
 )]
 
 mod doctor;
+mod keys;
 mod main_job;
 mod quadlet;
+mod secrets;

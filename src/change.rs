@@ -6,8 +6,6 @@
 
 mod server;
 
-use std::fs::{DirBuilder, File};
-use std::os::unix::fs::DirBuilderExt;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -18,46 +16,8 @@ use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::install;
 use crate::output::say;
-use crate::paths::Paths;
 use crate::settings::{Settings, parse_env, read_env};
 use crate::stack;
-
-/// Held while keys or secrets are changed.
-#[derive(Debug)]
-pub struct Lock {
-    _file: File,
-}
-
-/// Makes sure that only one process changes keys or secrets.
-///
-/// # Errors
-/// When another one does.
-pub fn lock(paths: &Paths) -> Result<Lock> {
-    let directory = paths.state();
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(&directory)
-        .with_context(|| format!("can't create {}", directory.display()))?;
-    let path = directory.join("lock");
-    let file = File::options()
-        .create(true)
-        .truncate(false)
-        .write(true)
-        .open(&path)
-        .with_context(|| format!("can't open {}", path.display()))?;
-    match file.try_lock() {
-        Ok(()) => Ok(Lock { _file: file }),
-        Err(std::fs::TryLockError::WouldBlock) => Err(Failure::new(
-            "another litellm-units is changing keys or secrets",
-        )
-        .hint("wait until it has finished, and run the command again")
-        .into()),
-        Err(std::fs::TryLockError::Error(error)) => {
-            Err(error).with_context(|| format!("can't lock {}", path.display()))
-        }
-    }
-}
 
 /// One variable of `.env` that gets another value.
 #[derive(Clone, Deserialize, Serialize)]
@@ -87,7 +47,7 @@ struct Pending {
 
 /// Gives variables of `.env` other values, has what runs use them, and checks that the new
 /// secrets are accepted and the old ones refused. If anything fails, all is put back. The caller
-/// holds the [`Lock`], and everything runs.
+/// holds the operation lock, and everything runs.
 ///
 /// # Errors
 /// When the change failed; the message says whether all is as before.
@@ -132,7 +92,7 @@ pub async fn carry_out(
     finish(host, pending, timeout).await
 }
 
-/// Finishes, or takes back, a change that was interrupted.
+/// Finishes, or takes back, a change that was interrupted. The caller holds the operation lock.
 ///
 /// # Errors
 /// When that fails; the next run tries again.
@@ -141,12 +101,7 @@ pub async fn recover(host: &Host, timeout: Duration) -> Result<()> {
     if !path.exists() {
         return Ok(());
     }
-    let _lock = lock(&host.paths)?;
-    let text = match std::fs::read(&path) {
-        // Another process has just finished it.
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-        text => text.with_context(|| format!("can't read {}", path.display()))?,
-    };
+    let text = std::fs::read(&path).with_context(|| format!("can't read {}", path.display()))?;
     let pending: Pending = serde_json::from_slice(&text).map_err(|_| {
         Failure::new(format!("{} is damaged", path.display()))
             .hint("compare the passwords in .env with those of the servers, then remove the file")
@@ -203,8 +158,10 @@ async fn finish(host: &Host, pending: Pending, timeout: Duration) -> Result<()> 
         forget(host)
     };
     Err(match attempt.await {
-        Ok(()) => Failure::new(format!("{what} failed; everything is as before")).caused_by(error),
-        Err(second) => Failure::new(format!("{what} failed, and so did taking it back"))
+        Ok(()) => {
+            Failure::new(format!("the {what} failed; everything is as before")).caused_by(error)
+        }
+        Err(second) => Failure::new(format!("the {what} failed, and so did taking it back"))
             .hint("mend what is wrong, then: litellm-units up; it goes on with taking it back")
             .caused_by(second),
     }

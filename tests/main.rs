@@ -8,6 +8,7 @@ mod deployment;
 mod e2e;
 mod env_file;
 mod golden;
+mod keys_http;
 mod plan;
 mod settings;
 mod support;

@@ -18,15 +18,15 @@ pub enum Secrets {
 /// What `secrets rotate` is asked to replace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Secret {
-    /// LITELLM_MASTER_KEY
+    /// The master key
     Master,
     /// The password of PostgreSQL's role
     Postgres,
     /// Redis' password
     Redis,
-    /// UI_PASSWORD
+    /// The password of the web interface
     Ui,
-    /// LITELLM_SALT_KEY, which can't be replaced
+    /// The salt key, which can't be replaced
     #[value(hide = true)]
     Salt,
 }

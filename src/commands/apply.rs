@@ -5,6 +5,7 @@ use crate::change;
 use crate::cli;
 use crate::error::{Exit, Failure, Result, exit};
 use crate::host::Host;
+use crate::lock::OperationLock;
 use crate::output::{self, say};
 use crate::snapshot::{self, SnapshotId};
 use crate::stack;
@@ -15,6 +16,8 @@ use crate::stack;
 /// When the edit is wrong (then nothing was touched), or the gateway does not get ready with it
 /// (then the last good configuration is back).
 pub async fn run(host: &Host, arguments: &cli::Apply) -> Result<Exit> {
+    let lock = || OperationLock::take(&host.paths, "apply");
+    let _lock = (!arguments.dry_run).then(lock).transpose()?;
     if !arguments.dry_run {
         change::recover(host, arguments.timeout).await?;
     }

@@ -147,7 +147,7 @@ impl Prepared {
         if let Some(images) = &self.images {
             let path = host.paths.images_lock();
             images.save(&path).map_err(on_full_disk)?;
-            output::line(&format!(
+            tell(&format!(
                 "prepare {}: record the images' digests",
                 path.display()
             ))?;

@@ -95,7 +95,7 @@ impl<'a> Gateway<'a> {
                     Err(KeyError::Unauthorized(problem)) if credential.is_none() => say(&format!(
                         "the gateway does not accept the service key ({problem}): using the master key; make a new one with litellm-units key service"
                     )),
-                    Err(error) => return Err(self.explain(error, As::Service)),
+                    Err(error) => return Err(self.explain(&error, As::Service)),
                 },
                 None if credential == Some(As::Service) => {
                     return Err(Failure::new(format!(
@@ -110,11 +110,11 @@ impl<'a> Gateway<'a> {
         }
         work(self.master())
             .await
-            .map_err(|error| self.explain(error, As::Master))
+            .map_err(|error| self.explain(&error, As::Master))
     }
 
     /// The error with the next step.
-    fn explain(&self, error: KeyError, used: As) -> anyhow::Error {
+    fn explain(&self, error: &KeyError, used: As) -> anyhow::Error {
         let env = self.host.paths.env_file();
         let failure = Failure::new(error.to_string());
         match error {

@@ -10,6 +10,7 @@ use crate::cli::secrets::{RotateSecret, Secret, Secrets as Verb};
 use crate::deployment::{kernel_random, password, secret_key};
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
+use crate::lock::OperationLock;
 use crate::output::{self, say};
 use crate::settings::{Cache, Database, Settings};
 
@@ -60,7 +61,7 @@ async fn rotate(host: &Host, arguments: &RotateSecret) -> Result<Exit> {
     }
     replace(
         host,
-        &format!("the rotation of {name}"),
+        &format!("rotation of {name}"),
         &[(name, new.into())],
         arguments.timeout,
     )
@@ -86,11 +87,11 @@ pub(super) async fn replace(
     values: &[(&str, SecretString)],
     timeout: Duration,
 ) -> Result<()> {
+    let _lock = OperationLock::take(&host.paths, what)?;
     up::everything(host, timeout, |text| {
         say(text);
         Ok(())
     })
     .await?;
-    let _lock = change::lock(&host.paths)?;
     change::carry_out(host, what, values, timeout).await
 }

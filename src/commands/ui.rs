@@ -90,7 +90,7 @@ pub async fn run(host: &Host, arguments: &Ui) -> Result<Exit> {
     }
     secrets::replace(
         host,
-        "the change of the web interface",
+        "change of the web interface",
         &values,
         arguments.timeout,
     )

@@ -7,6 +7,7 @@ use crate::change;
 use crate::cli;
 use crate::error::{Exit, Result};
 use crate::host::Host;
+use crate::lock::OperationLock;
 use crate::output;
 use crate::stack;
 
@@ -16,6 +17,7 @@ use crate::stack;
 /// When the settings are wrong, an image can't be pulled, a unit fails, or the gateway is not
 /// ready in time.
 pub async fn run(host: &Host, arguments: &cli::Up) -> Result<Exit> {
+    let _lock = OperationLock::take(&host.paths, "up")?;
     everything(host, arguments.timeout, output::line).await?;
     Ok(Exit::Success)
 }

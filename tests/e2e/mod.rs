@@ -11,3 +11,7 @@ mod main_job;
 mod quadlet;
 mod recovery;
 mod values;
+mod keys;
+mod main_job;
+mod quadlet;
+mod secrets;

@@ -10,7 +10,6 @@ use serde_json::Map;
 
 use super::{CREATED_BY, Gateway, ROLE, ROLE_NAME, SERVICE_ROLE, USER, short};
 use crate::applied::hex;
-use crate::change;
 use crate::cli::key::{As, RotateKey, ServiceKey};
 use crate::commands::up;
 use crate::deployment::kernel_random;
@@ -20,6 +19,7 @@ use crate::install;
 use crate::litellm::Client;
 use crate::litellm::keys::{Invalid, Key, KeyError, Limits, hash};
 use crate::litellm::models;
+use crate::lock::OperationLock;
 use crate::output::{self, say, warn};
 
 /// Its name in LiteLLM, unless another is asked for.
@@ -44,8 +44,8 @@ const AS_GIVEN: &str = "given";
 
 /// Makes sure that the file holds a valid key.
 pub(super) async fn ensure(host: &Host, arguments: &ServiceKey) -> Result<Exit> {
+    let _lock = OperationLock::take(&host.paths, "key service")?;
     make_ready(host, arguments.timeout).await?;
-    let _lock = change::lock(&host.paths)?;
     let gateway = Gateway::new(host)?;
     let path = host.paths.service_key();
     let key = match &gateway.service {
@@ -69,8 +69,8 @@ pub(super) async fn ensure(host: &Host, arguments: &ServiceKey) -> Result<Exit> 
 
 /// Replaces the key in the file.
 pub(super) async fn rotate(host: &Host, arguments: &RotateKey) -> Result<Exit> {
+    let _lock = OperationLock::take(&host.paths, "key rotate service")?;
     make_ready(host, arguments.key.timeout).await?;
-    let _lock = change::lock(&host.paths)?;
     let gateway = Gateway::new(host)?;
     let old = gateway.service.as_ref();
     let key = replace(&gateway, &arguments.key, old, arguments.grace).await?;
@@ -164,7 +164,7 @@ async fn validity(
             say("the file holds the master key, which is not for daily use");
             Ok(Err(Invalid::Other))
         }
-        Err(error) => Err(gateway.explain(error, As::Service)),
+        Err(error) => Err(gateway.explain(&error, As::Service)),
     }
 }
 
@@ -185,13 +185,13 @@ fn limits(gateway: &Gateway<'_>, arguments: &ServiceKey, before: Option<&Key>) -
         .duration
         .clone()
         .or_else(|| before?.metadata_text(DURATION).map(str::to_owned));
-    let allowed_routes = if !asked.allowed_routes.is_empty() {
-        asked.allowed_routes.clone()
-    } else {
+    let allowed_routes = if asked.allowed_routes.is_empty() {
         before
             .and_then(|key| key.allowed_routes.clone())
             .filter(|routes| !routes.is_empty())
             .unwrap_or_else(|| ROUTES.map(str::to_owned).to_vec())
+    } else {
+        asked.allowed_routes.clone()
     };
     let mut metadata = Map::new();
     metadata.insert(CREATED_BY.0.into(), CREATED_BY.1.into());
@@ -228,7 +228,7 @@ async fn replace(
     grace: u64,
 ) -> Result<SecretString> {
     let master = gateway.master();
-    let explain = |error| gateway.explain(error, As::Master);
+    let explain = |error| gateway.explain(&error, As::Master);
     master
         .ensure_user(USER, USER, ROLE)
         .await
@@ -282,10 +282,10 @@ async fn replace(
 /// Then gives the key with the hash `token` its name, if the one before had it.
 async fn tidy(gateway: &Gateway<'_>, token: &str, alias: &str) -> Result<()> {
     let master = gateway.master();
-    let explain = |error| gateway.explain(error, As::Master);
+    let explain = |error| gateway.explain(&error, As::Master);
     let all = master.list(None).await.map_err(explain)?;
     let mut has_name = false;
-    let mut taken = false;
+    let mut is_anothers = false;
     for key in all {
         if key.token == token {
             has_name = key.alias.as_deref() == Some(alias);
@@ -301,13 +301,13 @@ async fn tidy(gateway: &Gateway<'_>, token: &str, alias: &str) -> Result<()> {
                 Err(error) => return Err(explain(error)),
             }
         } else if key.alias.as_deref() == Some(alias) {
-            taken = true;
+            is_anothers = true;
         }
     }
     if has_name {
         return Ok(());
     }
-    if taken {
+    if is_anothers {
         warn(&format!(
             "a key that litellm-units did not make has the alias {alias}, so the service key has another"
         ));
@@ -323,7 +323,7 @@ async fn tidy(gateway: &Gateway<'_>, token: &str, alias: &str) -> Result<()> {
 /// Gives a valid key what is asked for now, or what the configuration says now.
 async fn adjust(gateway: &Gateway<'_>, arguments: &ServiceKey, key: &SecretString) -> Result<()> {
     let master = gateway.master();
-    let explain = |error| gateway.explain(error, As::Master);
+    let explain = |error| gateway.explain(&error, As::Master);
     let token = hash(key);
     let before = master.info(&token).await.map_err(explain)?;
     if before.metadata_text(ROLE_NAME) != Some(SERVICE_ROLE) {

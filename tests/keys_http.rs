@@ -1,0 +1,110 @@
+//! Faults of the gateway that the real one does not show on demand.
+#![expect(clippy::unwrap_used, reason = "that is how a test fails")]
+
+use std::io::{Read, Write};
+use std::net::TcpListener;
+use std::time::Duration;
+
+use litellm_units::litellm::Client;
+use litellm_units::litellm::keys::{KeyError, Limits};
+use secrecy::SecretString;
+
+const BEARER: &str = "sk-never-to-be-shown-0123456789";
+
+/// A server that gives each request the same answer, or none if there is none to give.
+fn server(answer: Option<&'static str>) -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = format!("http://{}", listener.local_addr().unwrap());
+    std::thread::spawn(move || {
+        let mut silent = Vec::new();
+        for stream in listener.incoming() {
+            let mut stream = stream.unwrap();
+            let mut request = [0; 4096];
+            let _ = stream.read(&mut request);
+            match answer {
+                Some(answer) => stream.write_all(answer.as_bytes()).unwrap(),
+                None => silent.push(stream),
+            }
+        }
+    });
+    address
+}
+
+fn answer(status: &str, body: &str) -> &'static str {
+    let length = body.len();
+    format!("HTTP/1.1 {status}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n{body}")
+        .leak()
+}
+
+fn ask(address: String) -> KeyError {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    runtime.block_on(async {
+        let client = Client::at(address, Duration::from_millis(300)).unwrap();
+        let bearer = SecretString::from(BEARER);
+        let error = client
+            .keys(&bearer)
+            .generate(&Limits::default())
+            .await
+            .unwrap_err();
+        assert!(!format!("{error} {error:?}").contains(BEARER));
+        error
+    })
+}
+
+#[test]
+fn faults() {
+    assert_eq!(
+        ask(server(Some(answer(
+            "500 Internal Server Error",
+            "no database for sk-never-to-be-shown-0123456789"
+        )))),
+        KeyError::Failed {
+            status: 500,
+            message: "no database for sk-…".into()
+        }
+    );
+    assert_eq!(
+        ask(server(Some(answer("502 Bad Gateway", "<html>")))),
+        KeyError::Failed {
+            status: 502,
+            message: "<html>".into()
+        }
+    );
+    assert_eq!(
+        ask(server(Some(answer("200 OK", "<html>")))),
+        KeyError::Unintelligible {
+            path: "/key/generate",
+            reason: "expected value at line 1 column 1".into()
+        }
+    );
+    assert_eq!(
+        ask(server(Some(answer("200 OK", "{\"token\":\"x\"}")))),
+        KeyError::Unintelligible {
+            path: "/key/generate",
+            reason: "missing field `key` at line 1 column 13".into()
+        }
+    );
+    let silent = server(None);
+    assert_eq!(
+        ask(silent.clone()),
+        KeyError::Unreachable {
+            address: silent,
+            reason: "no answer in time".into()
+        }
+    );
+    // Nothing listens on the port that was given back.
+    let address = {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        format!("http://{}", listener.local_addr().unwrap())
+    };
+    assert!(
+        matches!(ask(address), KeyError::Unreachable { reason, .. } if reason.contains("refused"))
+    );
+    let broken = server(Some(
+        "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{\"key\":",
+    ));
+    assert!(matches!(ask(broken), KeyError::Unreachable { .. }));
+}

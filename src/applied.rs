@@ -5,7 +5,7 @@
 //! the inputs of now costs no call of Podman and reveals no value.
 
 use std::collections::BTreeMap;
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -34,6 +34,15 @@ pub struct Difference {
     pub input: String,
     /// `added`, `changed` or `removed`.
     pub kind: &'static str,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.input.as_str() {
+            "unit" => write!(f, "the unit {}", self.kind),
+            input => write!(f, "{input} {}", self.kind),
+        }
+    }
 }
 
 impl Applied {

@@ -217,10 +217,19 @@ pub struct Health {
 
 /// Arguments of `status`.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  litellm-units status\n  litellm-units status --watch\n  litellm-units status --json | jq -r .state"
+)]
 pub struct Status {
-    /// Print JSON
+    /// Print JSON (docs/status-json.md); with --watch, one line of it each time
     #[arg(long)]
     pub json: bool,
+    /// Go on: a live screen on a terminal, else the table again and again
+    #[arg(short, long)]
+    pub watch: bool,
+    /// With --watch: seconds between two looks
+    #[arg(long, value_name = "SECONDS", default_value = "1", requires = "watch", value_parser = interval)]
+    pub interval: Duration,
 }
 
 /// Arguments of `pull`.
@@ -306,6 +315,13 @@ fn seconds(text: &str) -> Result<Duration, String> {
     match text.parse() {
         Ok(0) | Err(_) => Err("not a whole number of seconds above 0".into()),
         Ok(seconds) => Ok(Duration::from_secs(seconds)),
+    }
+}
+
+fn interval(text: &str) -> Result<Duration, String> {
+    match text.parse() {
+        Ok(seconds) if (0.1..=3600.0).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
+        _ => Err("not a number of seconds from 0.1 to 3600".into()),
     }
 }
 

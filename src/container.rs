@@ -3,6 +3,7 @@
 
 use std::fmt;
 use std::path::Path;
+use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
@@ -78,6 +79,23 @@ pub fn resident_memory(control_group: &str) -> Option<u64> {
     );
     let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok()??;
     Some(pages * u64::try_from(page).ok()?).filter(|bytes| *bytes > 0)
+}
+
+/// The CPU time of a control group and all below, by the kernel: for hosts whose systemd does not
+/// count it.
+#[must_use]
+pub fn cpu_time(control_group: &str) -> Option<Duration> {
+    if control_group.is_empty() {
+        return None;
+    }
+    let file = Path::new("/sys/fs/cgroup")
+        .join(control_group.trim_start_matches('/'))
+        .join("cpu.stat");
+    let text = std::fs::read_to_string(file).ok()?;
+    let microseconds = text
+        .lines()
+        .find_map(|line| line.strip_prefix("usage_usec "))?;
+    Some(Duration::from_micros(microseconds.parse().ok()?))
 }
 
 fn add_resident_pages(group: &Path, pages: &mut u64) {

@@ -22,6 +22,8 @@ pub enum Exit {
     Config = 78,
     /// Ctrl-C: 128 and the number of SIGINT, as shells have it.
     Interrupted = 130,
+    /// SIGTERM or SIGHUP, after the terminal was put in order: 128 and the number of SIGTERM.
+    Terminated = 143,
 }
 
 impl From<Exit> for std::process::ExitCode {

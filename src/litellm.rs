@@ -5,6 +5,7 @@ pub mod health;
 pub mod keys;
 pub mod models;
 pub mod ui;
+pub mod metrics;
 
 use std::time::Duration;
 

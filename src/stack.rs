@@ -30,7 +30,7 @@ const ASK_INTERVAL: Duration = Duration::from_millis(100);
 const ATTEMPTS: u64 = 2;
 
 /// The unit that pulls images before the others start.
-const IMAGES_UNIT: &str = "litellm-images.service";
+pub const IMAGES_UNIT: &str = "litellm-images.service";
 
 /// Starts what does not run, restarts what runs with other inputs than those of now, and waits
 /// until the gateway is ready.
@@ -144,13 +144,7 @@ pub fn differences(host: &Host, settings: &Settings) -> Result<Vec<(Service, Vec
 /// Differences as words: `OPENAI_API_KEY changed, config/litellm-config.yaml changed`.
 #[must_use]
 pub fn list(differences: &[Difference]) -> String {
-    let words: Vec<String> = differences
-        .iter()
-        .map(|difference| match difference.input.as_str() {
-            "unit" => format!("the unit {}", difference.kind),
-            input => format!("{input} {}", difference.kind),
-        })
-        .collect();
+    let words: Vec<String> = differences.iter().map(Difference::to_string).collect();
     words.join(", ")
 }
 

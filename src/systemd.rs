@@ -137,6 +137,7 @@ impl Systemd {
             active_since: unit.number("ActiveEnterTimestamp").filter(|usec| *usec > 0),
             invocation: unit.bytes("InvocationID"),
             needs_reload: unit.flag("NeedDaemonReload"),
+            queued: unit.first_number("Job").is_some_and(|job| job > 0),
             result: service.text("Result"),
             restarts: service.number("NRestarts").unwrap_or_default(),
             memory: service
@@ -169,6 +170,8 @@ pub struct UnitState {
     pub invocation: String,
     /// Whether its file changed since systemd read it.
     pub needs_reload: bool,
+    /// Whether a job of systemd waits for it or works on it.
+    pub queued: bool,
     /// Why the last run ended: `success`, `exit-code`, `timeout`, …; services only.
     pub result: String,
     /// How often systemd restarted it by itself since it was started.
@@ -224,6 +227,17 @@ impl Properties {
             Variant::U64(number) => Some(*number),
             Variant::U32(number) => Some(u64::from(*number)),
             Variant::I32(number) => u64::try_from(*number).ok(),
+            _ => None,
+        }
+    }
+
+    /// The number that a structure begins with.
+    fn first_number(&self, name: &str) -> Option<u32> {
+        match &**self.0.get(name)? {
+            Variant::Structure(structure) => match structure.fields().first()? {
+                Variant::U32(number) => Some(*number),
+                _ => None,
+            },
             _ => None,
         }
     }

@@ -1,9 +1,13 @@
 //! `status`: everything at a glance.
 
+pub mod screen;
+pub mod watch;
+
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
+use crate::applied::{Applied, Difference};
 use crate::cli;
 use crate::container;
 use crate::error::{Exit, Result};
@@ -11,49 +15,84 @@ use crate::host::Host;
 use crate::litellm::Client;
 use crate::litellm::health::Health;
 use crate::output::{self, bytes, duration};
-use crate::settings::{GATEWAY_PORT, Service};
+use crate::settings::{GATEWAY_PORT, Service, Settings};
+use crate::stack;
 use crate::systemd::UnitState;
 
 /// How long the gateway may take to answer before it counts as down.
 const PATIENCE: Duration = Duration::from_secs(2);
 
-/// The whole answer; `schema` grows when a field changes its meaning.
-#[derive(Debug, Serialize)]
+/// The answer of `status --json`, described in `docs/status-json.md`.
+///
+/// Fields and words may be added; when one changes its meaning or goes, `schema` grows.
+#[derive(Clone, Debug, Serialize)]
 pub struct Report {
-    schema: u32,
-    state: State,
-    gateway: Gateway,
-    services: Vec<ServiceReport>,
+    /// The version of this schema: 1.
+    pub schema: u32,
+    /// The sum of everything below.
+    pub state: State,
+    /// What the gateway says about itself.
+    pub gateway: Gateway,
+    /// Each service that has a unit here, in start order.
+    pub services: Vec<ServiceReport>,
+    /// What could not be found out, in words.
+    pub warnings: Vec<String>,
 }
 
-/// The sum of it.
+/// The stack as a whole; it decides about the exit status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-enum State {
+pub enum State {
+    /// Every service runs and is healthy, and the gateway is ready. Exit status 0.
     Healthy,
+    /// Nothing is wrong, but something is still starting. Exit status 4.
+    Starting,
+    /// Something is not as it should be. Exit status 4.
     Degraded,
+    /// Nothing runs, and nothing failed. Exit status 3.
     Stopped,
 }
 
-#[derive(Debug, Serialize)]
-struct Gateway {
-    address: String,
+/// The gateway's readiness.
+#[derive(Clone, Debug, Serialize)]
+pub struct Gateway {
+    /// Where it was asked.
+    pub address: String,
+    /// Its answer: `state` is `ready`, `live` or `down`; `version` or `reason` beside it.
     #[serde(flatten)]
-    health: Health,
+    pub health: Health,
 }
 
-#[derive(Debug, Serialize)]
-struct ServiceReport {
-    service: &'static str,
-    unit: &'static str,
-    active: String,
-    sub: String,
-    result: String,
-    health: Option<container::Health>,
-    uptime_seconds: Option<u64>,
-    restarts: u64,
-    memory_bytes: Option<u64>,
-    image: Option<String>,
+/// One service.
+#[derive(Clone, Debug, Serialize)]
+pub struct ServiceReport {
+    /// Its name on the command line.
+    pub service: &'static str,
+    /// systemd's unit.
+    pub unit: &'static str,
+    /// systemd's `ActiveState`: `active`, `inactive`, `failed`, `activating`, …
+    pub active: String,
+    /// systemd's `SubState`: `running`, `exited`, `dead`, `auto-restart`, …
+    pub sub: String,
+    /// Why the last run ended: `success`, `exit-code`, `signal`, `timeout`, `oom-kill`, …
+    pub result: String,
+    /// Whether a job of systemd waits for the unit or works on it.
+    pub queued: bool,
+    /// Podman's health check; null where the container does not run or has none.
+    pub health: Option<container::Health>,
+    /// How long the unit has been active; null when it is not.
+    pub uptime_seconds: Option<u64>,
+    /// How often systemd restarted it by itself since it was started.
+    pub restarts: u64,
+    /// Memory in use; null when it does not run.
+    pub memory_bytes: Option<u64>,
+    /// CPU time used since the start; null where the kernel does not count it.
+    pub cpu_seconds: Option<f64>,
+    /// The image that the installed unit names.
+    pub image: Option<String>,
+    /// What changed since the container started, names only: a restart would bring it into
+    /// force. Null when that can't be found out; `warnings` then says why.
+    pub changed: Option<Vec<String>>,
 }
 
 /// Runs the command.
@@ -61,7 +100,13 @@ struct ServiceReport {
 /// # Errors
 /// When systemd can't be asked.
 pub async fn run(host: &Host, arguments: &cli::Status) -> Result<Exit> {
+    if arguments.watch {
+        return watch::run(host, arguments).await;
+    }
     let report = gather(host).await?;
+    for warning in &report.warnings {
+        output::warn(warning);
+    }
     if arguments.json {
         output::json(&report)?;
     } else {
@@ -70,68 +115,205 @@ pub async fn run(host: &Host, arguments: &cli::Status) -> Result<Exit> {
     Ok(match report.state {
         State::Healthy => Exit::Success,
         State::Stopped => Exit::Stopped,
-        State::Degraded => Exit::Degraded,
+        State::Starting | State::Degraded => Exit::Degraded,
     })
 }
 
+/// Everything, gathered at once.
 async fn gather(host: &Host) -> Result<Report> {
-    let systemd = host.systemd().await?;
     let client = Client::local(PATIENCE)?;
-    let units = futures_util::future::try_join_all(
-        Service::ALL
-            .into_iter()
-            .map(|service| systemd.unit(service.unit())),
-    );
-    let (units, health) = futures_util::join!(units, client.health());
-    let services: Vec<ServiceReport> = Service::ALL
-        .into_iter()
-        .zip(units?)
-        .filter(|(_, unit)| unit.load != "not-found")
-        .map(|(service, unit)| service_report(host, service, unit))
-        .collect();
-    let state = if services.iter().all(|service| service.active == "inactive") {
-        State::Stopped
-    } else if health.is_ready() && services.iter().all(ServiceReport::is_well) {
-        State::Healthy
-    } else {
-        State::Degraded
-    };
-    let gateway = Gateway {
-        address: format!("http://127.0.0.1:{GATEWAY_PORT}"),
-        health,
-    };
-    Ok(Report {
-        schema: 1,
-        state,
-        gateway,
-        services,
-    })
+    let (services, health) = futures_util::join!(Services::gather(host), client.health());
+    Ok(services?.with(health))
 }
 
-fn service_report(host: &Host, service: Service, unit: UnitState) -> ServiceReport {
-    let now = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default();
-    let uptime_seconds = unit
-        .active_since
-        .filter(|_| unit.is_active())
-        .map(|since| now.saturating_sub(Duration::from_micros(since)).as_secs());
-    ServiceReport {
-        service: service.name(),
-        unit: service.unit(),
-        health: unit
-            .is_active()
+/// What systemd, the kernel and the files know, without the gateway's own answer, which may take
+/// longer.
+#[derive(Clone, Debug, Default)]
+pub struct Services {
+    reports: Vec<ServiceReport>,
+    warnings: Vec<String>,
+    /// Whether images are being pulled, for which the services wait.
+    pulling: bool,
+}
+
+impl Services {
+    async fn gather(host: &Host) -> Result<Self> {
+        let systemd = host.systemd().await?;
+        let units = futures_util::future::try_join_all(
+            Service::ALL
+                .into_iter()
+                .map(|service| systemd.unit(service.unit())),
+        );
+        let (units, images) = futures_util::try_join!(units, systemd.unit(stack::IMAGES_UNIT))?;
+        let mut warnings = Vec::new();
+        let settings = match Settings::load(&host.paths.env_file()) {
+            Ok(settings) => Some(settings),
+            Err(error) => {
+                if units.iter().any(|unit| unit.load != "not-found") {
+                    warnings.push(format!("can't tell what changed: {error:#}"));
+                }
+                None
+            }
+        };
+        let reports = Service::ALL
+            .into_iter()
+            .zip(units)
+            .filter(|(_, unit)| unit.load != "not-found")
+            .map(|(service, unit)| {
+                let changed = settings.as_ref().and_then(|settings| {
+                    changed(host, settings, service, &unit)
+                        .map_err(|error| {
+                            warnings.push(format!(
+                                "can't tell what changed for {}: {error:#}",
+                                service.name()
+                            ));
+                        })
+                        .ok()
+                });
+                ServiceReport::new(host, service, unit, changed)
+            })
+            .collect();
+        Ok(Self {
+            reports,
+            warnings,
+            pulling: images.active == "activating",
+        })
+    }
+
+    fn with(self, health: Health) -> Report {
+        Report {
+            schema: 1,
+            state: self.state(&health),
+            gateway: Gateway {
+                address: format!("http://127.0.0.1:{GATEWAY_PORT}"),
+                health,
+            },
+            services: self.reports,
+            warnings: self.warnings,
+        }
+    }
+
+    fn state(&self, health: &Health) -> State {
+        let services = &self.reports;
+        if services.iter().any(ServiceReport::is_broken) {
+            State::Degraded
+        } else if self.pulling || services.iter().any(ServiceReport::is_starting) {
+            State::Starting
+        } else if services.iter().all(|service| service.active == "inactive") {
+            State::Stopped
+        } else if health.is_ready() && services.iter().all(ServiceReport::is_well) {
+            State::Healthy
+        } else {
+            State::Degraded
+        }
+    }
+}
+
+/// What a restart would bring into force.
+fn changed(
+    host: &Host,
+    settings: &Settings,
+    service: Service,
+    unit: &UnitState,
+) -> Result<Vec<String>> {
+    // A stopped one starts with the inputs of that time anyway.
+    if matches!(unit.active.as_str(), "inactive" | "failed") {
+        return Ok(Vec::new());
+    }
+    let differences = Applied::differences(&host.paths, settings, service)?;
+    Ok(differences.iter().map(Difference::to_string).collect())
+}
+
+impl ServiceReport {
+    fn new(host: &Host, service: Service, unit: UnitState, changed: Option<Vec<String>>) -> Self {
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        let uptime_seconds = unit
+            .active_since
+            .filter(|_| unit.is_active())
+            .map(|since| now.saturating_sub(Duration::from_micros(since)).as_secs());
+        Self {
+            service: service.name(),
+            unit: service.unit(),
+            health: matches!(
+                unit.active.as_str(),
+                "active" | "activating" | "deactivating"
+            )
             .then(|| container::health(&host.paths, service))
             .flatten(),
-        uptime_seconds,
-        restarts: unit.restarts,
-        memory_bytes: unit
-            .memory
-            .or_else(|| container::resident_memory(&unit.control_group)),
-        image: image(host, service),
-        active: unit.active,
-        sub: unit.sub,
-        result: unit.result,
+            uptime_seconds,
+            restarts: unit.restarts,
+            memory_bytes: unit
+                .memory
+                .or_else(|| container::resident_memory(&unit.control_group)),
+            cpu_seconds: unit
+                .cpu
+                .map(Duration::from_nanos)
+                .or_else(|| container::cpu_time(&unit.control_group))
+                .map(|time| time.as_secs_f64()),
+            image: image(host, service),
+            active: unit.active,
+            sub: unit.sub,
+            result: unit.result,
+            queued: unit.queued,
+            changed,
+        }
+    }
+
+    fn is_well(&self) -> bool {
+        self.active == "active" && self.health.is_none_or(container::Health::is_good)
+    }
+
+    fn is_starting(&self) -> bool {
+        match self.active.as_str() {
+            "activating" => true,
+            "inactive" => self.queued,
+            "active" => self.health == Some(container::Health::Starting),
+            _ => false,
+        }
+    }
+
+    fn is_broken(&self) -> bool {
+        self.active == "failed"
+            || self.sub.starts_with("auto-restart")
+            || (self.active == "active" && self.health == Some(container::Health::Unhealthy))
+            // It failed before, and is on its next attempt.
+            || (self.active == "activating" && self.restarts > 0)
+    }
+
+    /// The state in words, for people.
+    fn state(&self) -> String {
+        match self.active.as_str() {
+            "failed" => format!("failed ({})", self.result),
+            "inactive" if self.queued => "waiting (to start)".into(),
+            active => format!("{active} ({})", self.sub),
+        }
+    }
+
+    fn health(&self) -> String {
+        self.health.map_or("-".into(), |health| health.to_string())
+    }
+
+    fn uptime(&self) -> String {
+        match self.uptime_seconds {
+            None => "-".into(),
+            Some(seconds @ 0..10) => format!("{seconds} s"),
+            Some(seconds) => duration(Duration::from_secs(seconds)),
+        }
+    }
+
+    fn memory(&self) -> String {
+        self.memory_bytes.map_or("-".into(), bytes)
+    }
+
+    /// The name, marked where a restart is pending.
+    fn marked_name(&self) -> String {
+        let mark = match &self.changed {
+            Some(changed) if !changed.is_empty() => "*",
+            _ => "",
+        };
+        format!("{}{mark}", self.service)
     }
 }
 
@@ -147,12 +329,6 @@ fn image(host: &Host, service: Service) -> Option<String> {
         .map(str::to_owned)
 }
 
-impl ServiceReport {
-    fn is_well(&self) -> bool {
-        self.active == "active" && self.health.is_none_or(container::Health::is_good)
-    }
-}
-
 fn table(report: &Report) -> String {
     let mut rows = vec![
         [
@@ -162,21 +338,16 @@ fn table(report: &Report) -> String {
         .to_vec(),
     ];
     for service in &report.services {
+        let image = service.image.as_deref().unwrap_or("-");
         rows.push(vec![
-            service.service.to_owned(),
-            match service.active.as_str() {
-                "failed" => format!("failed ({})", service.result),
-                _ => format!("{} ({})", service.active, service.sub),
-            },
-            service
-                .health
-                .map_or("-".into(), |health| health.to_string()),
-            service
-                .uptime_seconds
-                .map_or("-".into(), |seconds| duration(Duration::from_secs(seconds))),
+            service.marked_name(),
+            service.state(),
+            service.health(),
+            service.uptime(),
             service.restarts.to_string(),
-            service.memory_bytes.map_or("-".into(), bytes),
-            service.image.clone().unwrap_or_else(|| "-".into()),
+            service.memory(),
+            // The digest is in --json.
+            image.split_once('@').map_or(image, |(name, _)| name).into(),
         ]);
     }
     let mut text = output::columns(&rows);
@@ -184,5 +355,22 @@ fn table(report: &Report) -> String {
         "gateway {}: {}\n",
         report.gateway.address, report.gateway.health
     ));
+    for note in notes(report) {
+        text.push_str(&format!(
+            "* {note}; litellm-units apply brings it into force\n"
+        ));
+    }
     text
+}
+
+/// What the marks mean: `litellm: OPENAI_API_KEY changed`.
+fn notes(report: &Report) -> Vec<String> {
+    report
+        .services
+        .iter()
+        .filter_map(|service| {
+            let changed = service.changed.as_ref().filter(|list| !list.is_empty())?;
+            Some(format!("{}: {}", service.service, changed.join(", ")))
+        })
+        .collect()
 }

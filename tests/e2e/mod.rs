@@ -7,11 +7,9 @@
 
 mod doctor;
 mod faults;
-mod main_job;
-mod quadlet;
-mod recovery;
-mod values;
 mod keys;
 mod main_job;
 mod quadlet;
+mod recovery;
 mod secrets;
+mod values;

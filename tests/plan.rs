@@ -35,11 +35,6 @@ impl Root {
         self.paths.quadlets.join(name)
     }
 
-    fn write(&self, path: &Path, text: &str) {
-        fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, text).unwrap();
-    }
-
     fn plan(&self, wanted: &[UnitFile]) -> Plan {
         Plan::new(&self.paths, wanted).unwrap()
     }
@@ -59,6 +54,11 @@ impl Root {
     fn tree(&self) -> String {
         tree(self.directory.path())
     }
+}
+
+fn write(path: &Path, text: &str) {
+    fs::create_dir_all(path.parent().unwrap()).unwrap();
+    fs::write(path, text).unwrap();
 }
 
 fn unit(place: Place, name: &'static str, body: &str) -> UnitFile {
@@ -126,7 +126,7 @@ fn only_what_differs_is_written() {
     root.plan(&usual()).apply().unwrap();
     let gateway = root.quadlet("litellm.container");
     let text = fs::read_to_string(&gateway).unwrap();
-    root.write(&gateway, &text.replace("Pull=never", "Pull=always"));
+    write(&gateway, &text.replace("Pull=never", "Pull=always"));
     fs::remove_file(root.quadlet("litellm.network")).unwrap();
     let kept = fs::metadata(root.quadlet("litellm-redis.container")).unwrap();
     let plan = root.plan(&usual());
@@ -146,11 +146,11 @@ fn only_what_differs_is_written() {
 #[test]
 fn the_difference_is_a_unified_diff() {
     let root = Root::new();
-    root.write(
+    write(
         &root.quadlet("litellm-old.container"),
         &format!("{MARKER}\n[Container]\n"),
     );
-    root.write(
+    write(
         &root.quadlet("litellm.container"),
         &format!("{MARKER}\n[Container]\nPull=always\nImage=a\n"),
     );
@@ -194,15 +194,15 @@ fn the_difference_is_a_unified_diff() {
 fn obsolete_files_of_ours_are_removed_and_others_stay() {
     let root = Root::new();
     let ours = format!("{MARKER}\n");
-    root.write(&root.quadlet("litellm-postgres.container"), &ours);
-    root.write(&root.paths.units.join("litellm-old.service"), &ours);
+    write(&root.quadlet("litellm-postgres.container"), &ours);
+    write(&root.paths.units.join("litellm-old.service"), &ours);
     // Theirs, by its text, by its name or by its kind.
-    root.write(&root.quadlet("litellm-mine.container"), "[Container]\n");
-    root.write(&root.quadlet("other.container"), &ours);
-    root.write(&root.quadlet("litellm-postgres.container.d/10.conf"), &ours);
-    root.write(&root.quadlet("litellm.volume"), &ours);
-    root.write(&root.paths.units.join("litellm.conf"), &ours);
-    root.write(&root.paths.units.join("litellmd.service"), &ours);
+    write(&root.quadlet("litellm-mine.container"), "[Container]\n");
+    write(&root.quadlet("other.container"), &ours);
+    write(&root.quadlet("litellm-postgres.container.d/10.conf"), &ours);
+    write(&root.quadlet("litellm.volume"), &ours);
+    write(&root.paths.units.join("litellm.conf"), &ours);
+    write(&root.paths.units.join("litellmd.service"), &ours);
     std::os::unix::fs::symlink("/dev/null", root.paths.units.join("litellm-x.service")).unwrap();
     let plan = root.plan(&[]);
     assert_eq!(
@@ -273,7 +273,7 @@ fn an_interrupted_installation_is_completed() {
         first.changes.truncate(done);
         first.apply().unwrap();
         // What a killed writer leaves beside its goal is neither ours nor in the way.
-        root.write(&root.quadlet(".litellm-units-x1y2z3"), "half a fi");
+        write(&root.quadlet(".litellm-units-x1y2z3"), "half a fi");
         let second = root.plan(&usual());
         assert_eq!(second.changes.len(), steps - done);
         second.apply().unwrap();
@@ -284,7 +284,7 @@ fn an_interrupted_installation_is_completed() {
 #[test]
 fn a_directory_that_can_not_be_read_is_named() {
     let root = Root::new();
-    root.write(
+    write(
         &root.directory.path().join("etc/containers"),
         "in the way\n",
     );

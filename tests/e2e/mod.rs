@@ -12,4 +12,5 @@ mod main_job;
 mod quadlet;
 mod recovery;
 mod secrets;
+mod starts;
 mod values;

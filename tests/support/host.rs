@@ -60,7 +60,7 @@ impl TestHost {
         let name = format!("{name}-{}", std::process::id());
         let suite = std::env::var("LITELLM_UNITS_TEST_SUITE").unwrap_or_else(|_| "trixie".into());
         let host = Self { name };
-        host.script(&[&["boot", &host.name, "--suite", &suite], options].concat());
+        Self::script(&[&["boot", &host.name, "--suite", &suite], options].concat());
         host.put(
             Path::new(env!("CARGO_BIN_EXE_litellm-units")),
             "/usr/bin/litellm-units",
@@ -69,7 +69,7 @@ impl TestHost {
     }
 
     #[track_caller]
-    fn script(&self, arguments: &[&str]) -> String {
+    fn script(arguments: &[&str]) -> String {
         let output = Command::new(script())
             .args(arguments)
             .stdin(Stdio::null())
@@ -85,13 +85,13 @@ impl TestHost {
 
     /// Copies a file or directory into the host.
     pub fn put(&self, source: &Path, destination: &str) {
-        self.script(&["put", &self.name, source.to_str().unwrap(), destination]);
+        Self::script(&["put", &self.name, source.to_str().unwrap(), destination]);
     }
 
     /// As [`TestHost::put`]; the copy belongs to `who`.
     pub fn put_for(&self, who: Who, source: &Path, destination: &str) {
         let source = source.to_str().unwrap();
-        self.script(&[
+        Self::script(&[
             "put",
             &self.name,
             "--owner",
@@ -103,12 +103,12 @@ impl TestHost {
 
     /// Shuts the host down and boots it again; its disk is kept.
     pub fn reboot(&self) {
-        self.script(&["reboot", &self.name]);
+        Self::script(&["reboot", &self.name]);
     }
 
     /// Takes the power away and boots the host again; its disk is kept.
     pub fn crash(&self) {
-        self.script(&["crash", &self.name]);
+        Self::script(&["crash", &self.name]);
     }
 
     /// A command in the host, for tests that need pipes or a child.

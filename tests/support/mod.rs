@@ -1,9 +1,5 @@
 //! What several tests share.
-#![expect(
-    clippy::unwrap_used,
-    clippy::panic,
-    reason = "a test stops at the first surprise"
-)]
+#![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 pub mod cases;
 pub mod gateway;

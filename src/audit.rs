@@ -8,7 +8,7 @@ use std::process::Stdio;
 
 use anyhow::Context;
 use nix::unistd::{Uid, User};
-use percent_encoding::{NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
 use secrecy::{ExposeSecret, SecretString};
 use serde::Serialize;
 use tokio::io::{AsyncBufReadExt, BufReader};
@@ -22,6 +22,12 @@ use crate::settings::{Settings, parse_env, read_env};
 
 /// A shorter value would be found in many a place by chance.
 const SHORTEST: usize = 8;
+/// What has to be encoded in every part of a URL.
+const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
+    .remove(b'-')
+    .remove(b'.')
+    .remove(b'_')
+    .remove(b'~');
 /// Larger files are not looked into.
 const LARGEST: u64 = 256 << 20;
 /// How deep directories are walked.
@@ -133,9 +139,11 @@ impl Audit<'_> {
     }
 
     fn look_for(&mut self, name: &str, value: &str) {
+        // Programs differ in whether they encode what a URL may hold as it is.
         let mut forms = vec![
             value.to_owned(),
             utf8_percent_encode(value, NON_ALPHANUMERIC).to_string(),
+            utf8_percent_encode(value, RESERVED).to_string(),
         ];
         if let Some(password) = password_in_url(value) {
             forms.push(

@@ -3,9 +3,9 @@
 pub mod config;
 pub mod health;
 pub mod keys;
+pub mod metrics;
 pub mod models;
 pub mod ui;
-pub mod metrics;
 
 use std::time::Duration;
 

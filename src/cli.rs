@@ -308,6 +308,8 @@ pub enum Unit {
         /// The variable or file.
         name: String,
     },
+    /// At boot, wait until the host has a default route
+    AwaitNetwork,
     /// Wait until a container's health check passes
     AwaitHealthy {
         /// The container.

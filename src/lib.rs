@@ -19,6 +19,7 @@ pub mod install;
 pub mod journal;
 pub mod litellm;
 pub mod lock;
+pub mod network;
 pub mod output;
 pub mod paths;
 pub mod podman;

@@ -9,6 +9,7 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use crate::quadlet::PodmanVersion;
+use crate::remote::Remote;
 use crate::settings::Service;
 
 /// Run a LiteLLM gateway, with PostgreSQL and Redis, as Podman Quadlet and systemd units.
@@ -39,6 +40,9 @@ pub struct Target {
     /// Use the system's systemd and rootful Podman (the default for root)
     #[arg(long, global = true)]
     pub system: bool,
+    /// Do it on another machine, over ssh
+    #[arg(long, value_name = "USER@HOST", global = true)]
+    pub host: Option<Remote>,
 }
 
 /// The verbs.
@@ -304,6 +308,8 @@ pub enum Unit {
         /// The variable or file.
         name: String,
     },
+    /// At boot, wait until the host has a default route
+    AwaitNetwork,
     /// Wait until a container's health check passes
     AwaitHealthy {
         /// The container.

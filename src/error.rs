@@ -7,28 +7,38 @@ pub type Result<T, E = anyhow::Error> = std::result::Result<T, E>;
 
 /// Exit statuses, as documented in `litellm-units(1)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[repr(u8)]
 pub enum Exit {
     /// All is as asked.
-    Success = 0,
+    Success,
     /// The operation failed, or `--check` found drift.
-    Failure = 1,
+    Failure,
     /// The stack is stopped (`status`, `health`).
-    Stopped = 3,
+    Stopped,
     /// The stack runs, but not all of it is healthy (`status`, `health`).
-    Degraded = 4,
+    Degraded,
     /// `.env` or the gateway's configuration is wrong: `EX_CONFIG` of sysexits(3). The units do
     /// not restart on it, since only an edit can help.
-    Config = 78,
+    Config,
     /// Ctrl-C: 128 and the number of SIGINT, as shells have it.
-    Interrupted = 130,
+    Interrupted,
     /// SIGTERM or SIGHUP, after the terminal was put in order: 128 and the number of SIGTERM.
-    Terminated = 143,
+    Terminated,
+    /// What another program exited with, which this one only ran.
+    Passed(u8),
 }
 
 impl From<Exit> for std::process::ExitCode {
     fn from(exit: Exit) -> Self {
-        Self::from(exit as u8)
+        Self::from(match exit {
+            Exit::Success => 0,
+            Exit::Failure => 1,
+            Exit::Stopped => 3,
+            Exit::Degraded => 4,
+            Exit::Config => 78,
+            Exit::Interrupted => 130,
+            Exit::Terminated => 143,
+            Exit::Passed(code) => code,
+        })
     }
 }
 

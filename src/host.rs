@@ -8,6 +8,7 @@ use tokio::sync::OnceCell;
 use crate::error::Result;
 use crate::paths::{Paths, Scope};
 use crate::podman::Podman;
+use crate::remote::Remote;
 use crate::systemd::Systemd;
 
 /// The host that a command works on. Collaborators are found when they are first needed, so that
@@ -16,6 +17,8 @@ use crate::systemd::Systemd;
 pub struct Host {
     /// Where everything is.
     pub paths: Paths,
+    /// The other machine, if it is one: then only its systemd can be reached.
+    pub remote: Option<Remote>,
     podman: OnceCell<Podman>,
     systemd: OnceCell<Systemd>,
 }
@@ -26,8 +29,18 @@ impl Host {
     pub fn new(paths: Paths) -> Self {
         Self {
             paths,
+            remote: None,
             podman: OnceCell::new(),
             systemd: OnceCell::new(),
+        }
+    }
+
+    /// Another machine, of which only systemd is needed.
+    #[must_use]
+    pub fn remote(scope: Scope, remote: Remote) -> Self {
+        Self {
+            remote: Some(remote),
+            ..Self::new(Paths::elsewhere(scope))
         }
     }
 
@@ -51,7 +64,7 @@ impl Host {
     /// When the bus can't be reached.
     pub async fn systemd(&self) -> Result<&Systemd> {
         self.systemd
-            .get_or_try_init(|| Systemd::connect(self.scope()))
+            .get_or_try_init(|| Systemd::connect(self.scope(), self.remote.as_ref()))
             .await
     }
 }

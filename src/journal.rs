@@ -10,12 +10,16 @@ use tokio::process::Command;
 
 use crate::error::{Failure, Result};
 use crate::paths::Scope;
+use crate::remote::Remote;
+use crate::systemd::Systemd;
 
 /// Which lines to read.
 #[derive(Clone, Debug)]
 pub struct Query<'a> {
     /// Whose units.
     pub scope: Scope,
+    /// On which machine, unless it is this one.
+    pub remote: Option<&'a Remote>,
     /// The units.
     pub units: Vec<&'a str>,
     /// Whether to wait for new lines.
@@ -77,26 +81,37 @@ pub async fn read(
     query: &Query<'_>,
     mut show: impl FnMut(Entry) -> std::io::Result<()>,
 ) -> Result<()> {
-    let mut command = Command::new("journalctl");
-    command.args(["--no-pager", "--quiet", "--output=json", FIELDS]);
+    let mut words: Vec<String> = [
+        "journalctl",
+        "--no-pager",
+        "--quiet",
+        "--output=json",
+        FIELDS,
+    ]
+    .map(str::to_owned)
+    .into();
     for unit in &query.units {
-        match query.scope {
-            Scope::System => command.args(["--unit", unit]),
+        words.push(match query.scope {
+            Scope::System => format!("--unit={unit}"),
             // A system user's lines are in the system journal, so not `journalctl --user`.
-            Scope::User => command.args(["--user-unit", unit]),
-        };
+            Scope::User => format!("--user-unit={unit}"),
+        });
     }
-    if let Some(since) = &query.since {
-        command.arg(format!("--since={since}"));
-    }
-    if let Some(until) = &query.until {
-        command.arg(format!("--until={until}"));
-    }
+    words.extend(query.since.iter().map(|since| format!("--since={since}")));
+    words.extend(query.until.iter().map(|until| format!("--until={until}")));
     match (query.follow, query.tail) {
-        (true, Some(tail)) => command.args(["--follow".to_owned(), format!("--lines={tail}")]),
-        (true, None) => command.args(["--follow", "--lines=all"]),
-        (false, Some(tail)) => command.arg(format!("--lines={}", tail.saturating_mul(NOISE))),
-        (false, None) => &mut command,
+        (true, Some(tail)) => words.extend(["--follow".into(), format!("--lines={tail}")]),
+        (true, None) => words.extend(["--follow".into(), "--lines=all".into()]),
+        (false, Some(tail)) => words.push(format!("--lines={}", tail.saturating_mul(NOISE))),
+        (false, None) => {}
+    }
+    let mut command = match query.remote {
+        Some(remote) => remote.command(&words),
+        None => {
+            let mut command = Command::new("journalctl");
+            command.args(&words[1..]);
+            command
+        }
     };
     let mut child = command
         .stdin(Stdio::null())
@@ -149,9 +164,10 @@ pub async fn read(
 /// The last `count` messages of a unit, oldest first: its own, or if it has none, systemd's.
 ///
 /// Returns an empty list when the journal can't be read: it only ever explains another failure.
-pub async fn last_lines(scope: Scope, unit: &str, count: usize) -> Vec<String> {
+pub async fn last_lines(systemd: &Systemd, unit: &str, count: usize) -> Vec<String> {
     let query = Query {
-        scope,
+        scope: systemd.scope(),
+        remote: systemd.remote(),
         units: vec![unit],
         follow: false,
         tail: Some(200),

@@ -19,10 +19,12 @@ pub mod install;
 pub mod journal;
 pub mod litellm;
 pub mod lock;
+pub mod network;
 pub mod output;
 pub mod paths;
 pub mod podman;
 pub mod quadlet;
+pub mod remote;
 pub mod settings;
 pub mod snapshot;
 pub mod stack;
@@ -32,6 +34,7 @@ use cli::{Cli, Command};
 use error::{Exit, Result};
 use host::Host;
 use paths::{Paths, Scope};
+use remote::Use;
 use systemd::job::Verb;
 
 /// Runs one command.
@@ -39,12 +42,24 @@ use systemd::job::Verb;
 /// # Errors
 /// When the command fails; `main` prints the error, its hints and chooses the exit status.
 pub async fn run(cli: Cli) -> Result<Exit> {
-    let scope = match (cli.target.system, cli.target.user) {
-        (true, _) => Scope::System,
-        (_, true) => Scope::User,
-        _ => Scope::of_caller(),
+    let chosen = match (cli.target.system, cli.target.user) {
+        (true, _) => Some(Scope::System),
+        (_, true) => Some(Scope::User),
+        _ => None,
     };
-    let host = Host::new(Paths::detect(scope, cli.target.litellm_dir)?);
+    let host = match cli.target.host {
+        None => {
+            let scope = chosen.unwrap_or_else(Scope::of_caller);
+            Host::new(Paths::detect(scope, cli.target.litellm_dir)?)
+        }
+        Some(remote) => match use_of(&cli.command) {
+            None => {
+                let default = remote.scope().await?;
+                Host::remote(chosen.unwrap_or(default), remote)
+            }
+            Some(use_of) => return remote.run(&remote::own_arguments()?, use_of).await,
+        },
+    };
     match cli.command {
         Command::Generate(arguments) => commands::generate::run(&host, arguments).await,
         Command::Up(arguments) => commands::up::run(&host, &arguments).await,
@@ -65,5 +80,39 @@ pub async fn run(cli: Cli) -> Result<Exit> {
         Command::Config(arguments) => commands::config::run(&host, &arguments),
         Command::Doctor(arguments) => commands::doctor::run(&host, &arguments).await,
         Command::Unit(verb) => commands::unit::run(&host, verb).await,
+    }
+}
+
+/// How a command runs by way of another machine's `litellm-units`. Nothing for those that need
+/// only systemd there, or nothing at all.
+fn use_of(command: &Command) -> Option<Use> {
+    let plain = Use {
+        terminal: true,
+        input: true,
+        foreign: false,
+    };
+    match command {
+        Command::Start(_)
+        | Command::Stop(_)
+        | Command::Restart(_)
+        | Command::Down(_)
+        | Command::Completion { .. } => None,
+        Command::Exec(arguments) => Some(Use {
+            terminal: !arguments.no_tty,
+            foreign: true,
+            ..plain
+        }),
+        // `while read host; do litellm-units --host "$host" status; done` reads all its lines.
+        Command::Generate(_)
+        | Command::Up(_)
+        | Command::Apply(_)
+        | Command::Status(_)
+        | Command::Logs(_)
+        | Command::Health(_)
+        | Command::Pull(_) => Some(Use {
+            input: false,
+            ..plain
+        }),
+        _ => Some(plain),
     }
 }

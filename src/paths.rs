@@ -72,6 +72,15 @@ impl Paths {
         Ok(paths)
     }
 
+    /// For another machine, where no file is looked at from here.
+    #[must_use]
+    pub fn elsewhere(scope: Scope) -> Self {
+        Self {
+            scope,
+            ..Self::system(None)
+        }
+    }
+
     fn system(deployment: Option<PathBuf>) -> Self {
         Self {
             scope: Scope::System,

@@ -75,7 +75,8 @@ pub async fn change(host: &Host, steps: &[(Verb, &str)], timeout: Duration) -> R
     let systemd = host.systemd().await?;
     let gateway = Service::Litellm.unit();
     let before = systemd.unit(gateway).await?;
-    if steps.iter().any(|(_, unit)| *unit == gateway)
+    if host.remote.is_none()
+        && steps.iter().any(|(_, unit)| *unit == gateway)
         && matches!(before.active.as_str(), "inactive" | "failed")
     {
         check_port()?;
@@ -86,6 +87,10 @@ pub async fn change(host: &Host, steps: &[(Verb, &str)], timeout: Duration) -> R
     }
     if !steps.is_empty() {
         wait.finish().await?;
+    }
+    // The gateway answers on its own loopback address only, and its files are there.
+    if host.remote.is_some() {
+        return Ok(());
     }
     let state = systemd.unit(gateway).await?;
     if matches!(state.active.as_str(), "inactive" | "failed") {
@@ -385,7 +390,7 @@ pub async fn failed(systemd: &Systemd, unit: &str, problem: &str) -> anyhow::Err
     if state.result != "success" && !state.result.is_empty() {
         message.push_str(&format!(": {}", state.reason()));
     }
-    let lines = journal::last_lines(systemd.scope(), unit, QUOTED_LINES).await;
+    let lines = journal::last_lines(systemd, unit, QUOTED_LINES).await;
     if lines.is_empty() {
         message.push_str("\n(its journal holds no lines)");
     } else {

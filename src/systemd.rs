@@ -7,10 +7,11 @@ use std::time::Duration;
 
 use anyhow::Context;
 use zbus_systemd::systemd1::ManagerProxy;
-use zbus_systemd::zbus::{self, Connection, OwnedVariant, Variant};
+use zbus_systemd::zbus::{self, Connection, DBusError as _, OwnedVariant, Variant};
 
 use crate::error::{Failure, Result};
 use crate::paths::Scope;
+use crate::remote::Remote;
 
 /// How long the bus may take to answer a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -20,14 +21,23 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 pub struct Systemd {
     connection: Connection,
     scope: Scope,
+    remote: Option<Remote>,
 }
 
 impl Systemd {
-    /// Connects to the manager of `scope`.
+    /// Connects to the manager of `scope`, here or on another machine.
     ///
     /// # Errors
     /// When there is no bus, or it doesn't answer within five seconds.
-    pub async fn connect(scope: Scope) -> Result<Self> {
+    pub async fn connect(scope: Scope, remote: Option<&Remote>) -> Result<Self> {
+        if let Some(remote) = remote {
+            // Without a deadline: ssh has its own, and may ask for a passphrase.
+            let connection = remote.bus(scope).await?;
+            return Ok(Self {
+                remote: Some(remote.clone()),
+                ..Self::over(connection, scope)
+            });
+        }
         let attempt = async {
             match scope {
                 Scope::System => Connection::system().await,
@@ -45,13 +55,23 @@ impl Systemd {
     /// Speaks over an existing connection.
     #[must_use]
     pub fn over(connection: Connection, scope: Scope) -> Self {
-        Self { connection, scope }
+        Self {
+            connection,
+            scope,
+            remote: None,
+        }
     }
 
     /// Whose manager this is.
     #[must_use]
     pub fn scope(&self) -> Scope {
         self.scope
+    }
+
+    /// The machine that it runs on, unless it is this one.
+    #[must_use]
+    pub fn remote(&self) -> Option<&Remote> {
+        self.remote.as_ref()
     }
 
     async fn manager(&self) -> Result<ManagerProxy<'_>> {
@@ -290,15 +310,17 @@ fn no_bus(scope: Scope, reason: &str) -> anyhow::Error {
 
 /// Turns systemd's refusal into words and a next step.
 fn explain(error: zbus::Error, scope: Scope) -> anyhow::Error {
-    let zbus::Error::MethodError(name, message, _) = &error else {
-        return error.into();
+    let (name, message) = match &error {
+        zbus::Error::MethodError(name, message, _) => (name.to_string(), message.as_deref()),
+        // The names that zbus itself knows.
+        zbus::Error::FDO(known) => (known.name().to_string(), known.description()),
+        _ => return error.into(),
     };
-    let words = message.as_deref().unwrap_or_else(|| name.as_str());
-    let failure = Failure::new(words);
+    let failure = Failure::new(message.unwrap_or(&name));
     match name.as_str() {
         "org.freedesktop.DBus.Error.AccessDenied"
         | "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired" => failure.hint(
-            "run the command as root (sudo), or use --user to manage a deployment of your own",
+            "run the command as root (sudo, or --host root@HOST), or use --user to manage a deployment of your own",
         ),
         "org.freedesktop.systemd1.NoSuchUnit" => {
             failure.hint("install the units first: litellm-units generate")
@@ -307,7 +329,7 @@ fn explain(error: zbus::Error, scope: Scope) -> anyhow::Error {
             Scope::System => "systemctl unmask the unit, if it should run again",
             Scope::User => "systemctl --user unmask the unit, if it should run again",
         }),
-        _ => return error.into(),
+        _ => failure,
     }
     .into()
 }

@@ -22,6 +22,7 @@ pub async fn run(host: &Host, arguments: &cli::Logs) -> Result<Exit> {
     };
     let query = Query {
         scope: host.scope(),
+        remote: None,
         units: services.iter().map(|service| service.unit()).collect(),
         follow: arguments.follow,
         tail: arguments.tail,

@@ -17,6 +17,7 @@ use crate::cli::Unit;
 use crate::error::{Exit, Failure, Result};
 use crate::host::{self, Host};
 use crate::install;
+use crate::network;
 use crate::paths::Scope;
 use crate::settings::{Delivery, Parcel, Service, Settings};
 
@@ -28,6 +29,7 @@ pub async fn run(host: &Host, verb: Unit) -> Result<Exit> {
     match verb {
         Unit::Prepare { service } => prepare(host, service).await?,
         Unit::Secret { service, name } => secret(host, service, &name)?,
+        Unit::AwaitNetwork => network::wait().await,
         Unit::AwaitHealthy { service } => await_healthy(host, service).await?,
     }
     Ok(Exit::Success)

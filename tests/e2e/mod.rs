@@ -5,6 +5,7 @@
     reason = "a test stops at the first surprise"
 )]
 
+mod daily;
 mod doctor;
 mod faults;
 mod keys;

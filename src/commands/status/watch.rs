@@ -443,6 +443,7 @@ fn follow<'a>(
     let reader = async move {
         let query = Query {
             scope,
+            remote: None,
             units,
             follow: true,
             tail: Some(FIRST_LINES),

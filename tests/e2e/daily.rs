@@ -1,0 +1,649 @@
+//! What an operator does every day.
+
+use std::io::{Read, Write};
+use std::num::NonZero;
+use std::process::{Child, ChildStdin, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use crate::support::host::{Ran, TestHost, Who};
+
+const ALL: [&str; 4] = ["postgres", "redis", "migrate", "litellm"];
+
+/// Long enough for a cold start on a machine that has other things to do.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+#[test]
+fn rootful_day() {
+    day(Who::Root, "daily-rootful");
+}
+
+#[test]
+fn rootless_day() {
+    day(Who::Operator, "daily-rootless");
+}
+
+/// One stack for all, since its start takes longest.
+fn day(who: Who, name: &str) {
+    let host = TestHost::boot(name);
+    let day = Day { host: &host, who };
+    host.units(who, &["up"]).ok();
+    day.is_seen();
+    day.logs();
+    day.exec();
+    day.live_screen();
+    day.edit_comes_into_force();
+    day.broken_edit_is_taken_back();
+    day.stops_and_starts();
+}
+
+struct Day<'a> {
+    host: &'a TestHost,
+    who: Who,
+}
+
+impl Day<'_> {
+    fn units(&self, words: &[&str]) -> Ran {
+        self.host.units(self.who, words)
+    }
+
+    fn bash(&self, script: &str) -> Ran {
+        self.host.bash(self.who, script)
+    }
+
+    /// Which run of each unit this is, in the order of `ALL`.
+    fn runs(&self) -> Vec<String> {
+        ALL.iter()
+            .map(|service| {
+                let unit = match *service {
+                    "litellm" => "litellm.service".to_owned(),
+                    other => format!("litellm-{other}.service"),
+                };
+                let systemctl = self.who.systemctl();
+                self.bash(&format!("{systemctl} show -P InvocationID {unit}"))
+                    .ok()
+            })
+            .collect()
+    }
+
+    /// The services whose run is another one than before.
+    fn restarted_since(&self, before: &[String]) -> Vec<&'static str> {
+        let now = self.runs();
+        (0..ALL.len())
+            .filter(|index| before[*index] != now[*index])
+            .map(|index| ALL[index])
+            .collect()
+    }
+
+    fn jq(&self, filter: &str) -> String {
+        self.bash(&format!(
+            "litellm-units status --json | jq -c '{filter}' || true"
+        ))
+        .ok()
+    }
+
+    fn health_is(&self, code: i32) -> Result<(), String> {
+        let ran = self.units(&["health"]);
+        if ran.code == code {
+            Ok(())
+        } else {
+            Err(ran.stdout)
+        }
+    }
+
+    fn is_seen(&self) {
+        let status = self.units(&["status"]);
+        assert_eq!((status.code, status.stderr.as_str()), (0, ""));
+        let rows: Vec<Vec<&str>> = status
+            .stdout
+            .lines()
+            .map(|line| {
+                line.split("  ")
+                    .map(str::trim)
+                    .filter(|cell| !cell.is_empty())
+                    .collect()
+            })
+            .collect();
+        assert_eq!(
+            rows[0],
+            [
+                "SERVICE", "STATE", "HEALTH", "UPTIME", "RESTARTS", "MEMORY", "IMAGE"
+            ]
+        );
+        let seen: Vec<[&str; 4]> = rows[1..5]
+            .iter()
+            .map(|row| [row[0], row[1], row[2], row[6]])
+            .collect();
+        assert_eq!(
+            seen,
+            [
+                [
+                    "postgres",
+                    "active (running)",
+                    "healthy",
+                    "docker.io/library/postgres:17.7"
+                ],
+                [
+                    "redis",
+                    "active (running)",
+                    "healthy",
+                    "docker.io/library/redis:7.4.6"
+                ],
+                [
+                    "migrate",
+                    "active (exited)",
+                    "-",
+                    "ghcr.io/berriai/litellm:v1.80.11-stable"
+                ],
+                [
+                    "litellm",
+                    "active (running)",
+                    "healthy",
+                    "ghcr.io/berriai/litellm:v1.80.11-stable"
+                ],
+            ]
+        );
+        assert_eq!(
+            rows[5..],
+            [["gateway http://127.0.0.1:24157: ready, database connected, LiteLLM 1.80.11"]]
+        );
+        assert_eq!(
+            self.jq("[.schema, .state, .gateway.state, .warnings, [.services[] | .changed]]"),
+            "[1,\"healthy\",\"ready\",[],[[],[],[],[]]]\n"
+        );
+        assert_eq!(
+            self.jq("[.services[] | (.uptime_seconds >= 0), (.memory_bytes > 0 or .sub == \"exited\"), (.cpu_seconds > 0 or .sub == \"exited\"), .restarts] | unique"),
+            "[0,true]\n"
+        );
+        assert_eq!(
+            self.units(&["health"]).ok(),
+            "ready, database connected, LiteLLM 1.80.11\n"
+        );
+
+        // Without a terminal: the same again and again.
+        let watched = self
+            .bash("timeout 4 litellm-units status --watch --interval 0.5 || true")
+            .ok();
+        assert!(watched.matches("\nSERVICE ").count() > 1, "{watched}");
+        assert!(!watched.contains('\u{1b}'), "{watched}");
+    }
+
+    fn logs(&self) {
+        let shown = self.units(&["logs"]).ok();
+        for noise in [
+            "container start",
+            "container create",
+            "health_status",
+            "\u{1b}[3",
+        ] {
+            assert!(!shown.contains(noise), "{noise} is in:\n{shown}");
+        }
+        assert!(shown.contains("\nredis    | "), "{shown}");
+        let last = self.units(&["logs", "-n", "2", "redis"]).ok();
+        assert_eq!(last.lines().count(), 2, "{last}");
+        let bare = self
+            .units(&["logs", "-n", "2", "--no-log-prefix", "redis"])
+            .ok();
+        let prefixed: String = bare
+            .lines()
+            .map(|line| format!("redis | {line}\n"))
+            .collect();
+        assert_eq!(last, prefixed);
+        let timed = self
+            .units(&["logs", "-n", "1", "-t", "--no-log-prefix", "redis"])
+            .ok();
+        let (time, line) = timed.split_once(' ').unwrap();
+        assert!(bare.ends_with(line), "{timed}");
+        assert_eq!(
+            (&time[4..5], &time[10..11], &time[time.len() - 1..]),
+            ("-", "T", "Z")
+        );
+        assert_eq!(
+            self.units(&["logs", "--until", "2020-01-01T00:00:00Z"])
+                .ok(),
+            ""
+        );
+        assert!(
+            !self
+                .units(&["logs", "--since", "1h", "redis"])
+                .ok()
+                .is_empty()
+        );
+
+        // A line that comes while it is followed.
+        let followed = self
+            .bash(
+                "timeout 20 litellm-units logs -f -n 0 --no-log-prefix litellm > /tmp/followed & \
+                 sleep 2; curl -s http://127.0.0.1:24157/a-new-line >/dev/null; \
+                 for i in $(seq 50); do grep -q a-new-line /tmp/followed && break; sleep 0.2; done; \
+                 kill $!; cat /tmp/followed",
+            )
+            .ok();
+        assert!(followed.contains("GET /a-new-line"), "{followed}");
+    }
+
+    fn exec(&self) {
+        let ran = self.bash(
+            "echo from stdin | litellm-units exec -T -e 'A=x y' --workdir /tmp postgres -- \
+             sh -c 'cat; echo \"$A\"; pwd; exit 7' || echo \"left with $?\"",
+        );
+        assert_eq!(ran.ok(), "from stdin\nx y\n/tmp\nleft with 7\n");
+        let missing = self.units(&["exec", "redis", "--", "no-such-program"]);
+        assert_eq!(missing.code, 127, "{}", missing.stderr);
+
+        let script = "source <(litellm-units completion bash); COMP_WORDS=(litellm-units restart p); \
+                      COMP_CWORD=2; _litellm-units litellm-units p restart; echo \"${COMPREPLY[@]}\"";
+        assert_eq!(self.bash(script).ok(), "postgres\n");
+    }
+
+    fn live_screen(&self) {
+        let before = self.runs();
+        let mut screen = LiveScreen::open(self.host, self.who);
+        let rows = screen.wait_for("healthy and lines", |rows| {
+            rows[0].ends_with("healthy") && rows[9].contains(" | ")
+        });
+        assert_eq!(rows[0], "gateway http://127.0.0.1:24157   healthy");
+        assert_eq!(rows[1], "ready, database connected, LiteLLM 1.80.11");
+        assert_eq!(rows[2], "");
+        assert_eq!(
+            rows[3],
+            "  SERVICE    STATE                 HEALTH        CPU    MEMORY  UPTIME RESTARTS"
+        );
+        let states: Vec<&str> = rows[4..8].iter().map(|row| row[..43].trim_end()).collect();
+        assert_eq!(
+            states,
+            [
+                "  postgres   active (running)      healthy",
+                "  redis      active (running)      healthy",
+                "  migrate    active (exited)       -",
+                "> litellm    active (running)      healthy",
+            ]
+        );
+        assert_eq!(rows[8], format!("── logs {}", "─".repeat(72)));
+        assert_eq!(rows[23], " j/k choose   r restart   l log   q quit");
+
+        screen.press("kk");
+        screen.wait_for("redis to be chosen", |rows| rows[5].starts_with("> redis "));
+        screen.press("r");
+        screen.wait_for("the question", |rows| rows[23] == " restart redis? y/n");
+        screen.press("n");
+        screen.wait_for("the keys", |rows| rows[23].starts_with(" j/k"));
+        assert_eq!(self.restarted_since(&before), [""; 0]);
+        screen.press("ry");
+        screen.wait_for("the restart", |rows| rows[22].starts_with("ready after "));
+        assert_eq!(self.restarted_since(&before), ["redis"]);
+
+        screen.press("l");
+        let rows = screen.wait_for("its log", |rows| rows[23].starts_with(" redis: following "));
+        assert!(!rows.iter().any(|row| row.contains(" | ")), "{rows:#?}");
+        screen.press("q");
+        screen.wait_for("the overview", |rows| rows[23].starts_with(" j/k"));
+
+        // A smaller window.
+        screen.resize(self, 12, 60);
+        let rows = screen.wait_for("12 rows", |rows| rows[11].starts_with(" j/k choose"));
+        assert_eq!(
+            rows[3].trim_end(),
+            "  SERVICE    STATE                 HEALTH        CPU    MEMO"
+        );
+
+        screen.press("q");
+        screen.is_restored("left 0");
+        let mut screen = LiveScreen::open(self.host, self.who);
+        screen.wait_for("a screen", |rows| rows[0].ends_with("healthy"));
+        screen.press("\u{3}");
+        screen.is_restored("left 130");
+        let screen = LiveScreen::open(self.host, self.who);
+        screen.wait_for("a screen", |rows| rows[0].ends_with("healthy"));
+        self.bash("pkill -TERM -x litellm-units").ok();
+        screen.is_restored("left 143");
+    }
+
+    fn edit_comes_into_force(&self) {
+        let env = format!("{}/.env", self.who.deployment());
+        let before = self.runs();
+        self.units(&["apply"]).ok();
+        assert_eq!(self.units(&["apply", "--dry-run"]).ok(), "nothing to do\n");
+        assert_eq!(self.restarted_since(&before), [""; 0]);
+
+        self.bash(&format!(
+            "sed -i 's/^OPENAI_API_KEY=.*/OPENAI_API_KEY=sk-new/' {env}"
+        ))
+        .ok();
+        let status = self.units(&["status"]).ok();
+        assert!(status.contains("\nlitellm*  active (running) "), "{status}");
+        assert!(
+            status.ends_with(
+                "\n* litellm: OPENAI_API_KEY changed; litellm-units apply brings it into force\n"
+            ),
+            "{status}"
+        );
+        assert_eq!(
+            self.units(&["apply", "--dry-run"]).ok(),
+            "# restart litellm.service: OPENAI_API_KEY changed\n"
+        );
+        self.units(&["apply"]).ok();
+        assert_eq!(self.restarted_since(&before), ["litellm"]);
+        assert_eq!(self.jq(".state"), "\"healthy\"\n");
+
+        let before = self.runs();
+        self.bash(&format!(
+            "sed -i 's/^REDIS_PASSWORD=.*/REDIS_PASSWORD=another/' {env}"
+        ))
+        .ok();
+        self.units(&["apply"]).ok();
+        assert_eq!(self.restarted_since(&before), ["redis", "litellm"]);
+        let ping = "REDISCLI_AUTH=another litellm-units exec -T -e REDISCLI_AUTH=another redis -- redis-cli ping";
+        assert_eq!(self.bash(ping).ok(), "PONG\n");
+    }
+
+    fn broken_edit_is_taken_back(&self) {
+        let config = format!("{}/config/litellm-config.yaml", self.who.deployment());
+        let good = self.bash(&format!("cat {config}")).ok();
+        self.bash(&format!(
+            "printf 'litellm_settings:\\n  callbacks: [nowhere.handler]\\n' >> {config}"
+        ))
+        .ok();
+        let edited = self.bash(&format!("cat {config}")).ok();
+        let ran = self.units(&["apply"]);
+        assert_eq!(ran.code, 1, "{}", ran.stderr);
+        assert!(
+            ran.stderr.contains("nowhere")
+                && ran
+                    .stderr
+                    .contains("the edit was taken back; the gateway is ready"),
+            "{}",
+            ran.stderr
+        );
+        assert_eq!(self.bash(&format!("cat {config}")).ok(), good);
+        assert_eq!(self.jq(".state"), "\"healthy\"\n");
+        let hint = ran.stderr.lines().last().unwrap();
+        let kept = hint.strip_prefix("hint: your edit is kept in ").unwrap();
+        assert_eq!(
+            self.bash(&format!("cat {kept}/config/litellm-config.yaml"))
+                .ok(),
+            edited
+        );
+    }
+
+    fn stops_and_starts(&self) {
+        let before = self.runs();
+        self.units(&["restart", "redis"]).ok();
+        assert_eq!(self.restarted_since(&before), ["redis"]);
+        self.units(&["stop", "postgres"]).ok();
+        assert_eq!(self.units(&["status"]).code, 4);
+        assert_eq!(self.jq(".state"), "\"degraded\"\n");
+        self.host
+            .wait("the gateway to miss its database", PATIENCE, |_| {
+                self.health_is(4)
+            });
+        self.units(&["start", "postgres"]).ok();
+        self.host
+            .wait("the gateway to find its database", PATIENCE, |_| {
+                self.health_is(0)
+            });
+        assert_eq!(self.restarted_since(&before), ["postgres", "redis"]);
+
+        self.units(&["stop"]).ok();
+        assert_eq!(self.units(&["status"]).code, 3);
+        assert_eq!(self.jq(".state"), "\"stopped\"\n");
+        assert_eq!(self.units(&["health"]).code, 3);
+        let exec = self.units(&["exec", "redis", "--", "true"]);
+        assert_eq!(
+            (exec.code, exec.stderr.as_str()),
+            (
+                1,
+                "error: litellm-redis.service is inactive (dead), so nothing can run in it\n\
+                 hint: start it: litellm-units start redis\n"
+            )
+        );
+
+        // Ctrl-C while it starts.
+        let ran = self.bash(
+            "litellm-units start & sleep 3; litellm-units status --json | jq -r .state; \
+             kill -INT %1; wait %1 || echo \"left with $?\"",
+        );
+        assert_eq!(ran.stdout, "starting\nleft with 130\n", "{}", ran.stderr);
+        assert!(
+            ran.stderr.contains("error: interrupted; ")
+                && ran.stderr.ends_with(
+                    "hint: see where it is: litellm-units status; stop it: litellm-units down\n"
+                ),
+            "{}",
+            ran.stderr
+        );
+        self.units(&["down"]).ok();
+        assert_eq!(self.jq(".state"), "\"stopped\"\n");
+
+        // A deadline that can't be kept.
+        let ran = self.units(&["start", "--timeout", "1"]);
+        assert_eq!(ran.code, 1, "{}", ran.stderr);
+        assert!(
+            ran.stderr.contains("after 1.0 s") || ran.stderr.contains("within 1.0 s"),
+            "{}",
+            ran.stderr
+        );
+        self.units(&["down"]).ok();
+    }
+}
+
+/// `status --watch` on a terminal of 80 columns and 24 rows.
+struct LiveScreen {
+    child: Child,
+    keys: ChildStdin,
+    terminal: Arc<Mutex<vt100::Parser>>,
+}
+
+fn cells(count: u16) -> NonZero<u16> {
+    NonZero::new(count).unwrap()
+}
+
+impl LiveScreen {
+    fn open(host: &TestHost, who: Who) -> Self {
+        // `script` gives it a terminal; what it shows goes through a pipe to our own.
+        let inner = "stty rows 24 cols 80; export TERM=xterm-256color; tty > /tmp/terminal; \
+                     litellm-units status --watch; echo left $?; stty -a | grep -o ' icanon\\| echo '";
+        let script = [
+            "script",
+            "--quiet",
+            "--flush",
+            "--command",
+            inner,
+            "/dev/null",
+        ];
+        let mut child = host
+            .command(who, &script)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let keys = child.stdin.take().unwrap();
+        let mut shown = child.stdout.take().unwrap();
+        let terminal = Arc::new(Mutex::new(vt100::Parser::new(cells(24), cells(80), 0)));
+        let writer = Arc::clone(&terminal);
+        std::thread::spawn(move || {
+            let mut bytes = [0; 4096];
+            while let Ok(count @ 1..) = shown.read(&mut bytes) {
+                writer.lock().unwrap().process(&bytes[..count]);
+            }
+        });
+        Self {
+            child,
+            keys,
+            terminal,
+        }
+    }
+
+    fn press(&mut self, keys: &str) {
+        self.keys.write_all(keys.as_bytes()).unwrap();
+    }
+
+    fn resize(&self, day: &Day<'_>, rows: u16, columns: u16) {
+        self.terminal
+            .lock()
+            .unwrap()
+            .screen_mut()
+            .set_size(cells(rows), cells(columns));
+        day.bash(&format!(
+            "stty -F $(cat /tmp/terminal) rows {rows} cols {columns}"
+        ))
+        .ok();
+    }
+
+    fn rows(&self) -> Vec<String> {
+        let terminal = self.terminal.lock().unwrap();
+        let (_, columns) = terminal.screen().size();
+        terminal
+            .screen()
+            .rows(0, columns.get())
+            .map(|row| row.trim_end().to_owned())
+            .collect()
+    }
+
+    #[track_caller]
+    fn wait_for(&self, what: &str, good: impl Fn(&[String]) -> bool) -> Vec<String> {
+        let deadline = std::time::Instant::now() + PATIENCE;
+        loop {
+            let rows = self.rows();
+            if good(&rows) {
+                return rows;
+            }
+            assert!(
+                std::time::Instant::now() < deadline,
+                "waited in vain for {what}: {rows:#?}"
+            );
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+
+    /// After the program has ended: the screen, the cursor and the keyboard are as before.
+    #[track_caller]
+    fn is_restored(mut self, left: &str) {
+        self.wait_for("the shell's words", |rows| {
+            rows.iter().any(|row| row.starts_with("left "))
+        });
+        self.child.wait().unwrap();
+        std::thread::sleep(Duration::from_millis(200));
+        let rows = self.rows();
+        let words: Vec<&str> = rows
+            .iter()
+            .map(|row| row.trim())
+            .filter(|row| !row.is_empty())
+            .collect();
+        assert_eq!(words, [left, "icanon", "echo"]);
+        let terminal = self.terminal.lock().unwrap();
+        let screen = terminal.screen();
+        assert!(!screen.alternate_screen() && !screen.hide_cursor());
+    }
+}
+
+/// Everything that a command can be refused, each with its own words; and another machine.
+#[test]
+fn refusals_and_other_machines() {
+    let host = TestHost::boot("daily-refusals");
+    host.units(Who::Root, &["generate"]).ok();
+    let refused = |ran: Ran, message: &str, hint: &str| {
+        assert_eq!(
+            (ran.code, ran.stderr.lines().collect::<Vec<_>>()),
+            (1, vec![message, hint]),
+        );
+    };
+    refused(
+        host.units(Who::Operator, &["--system", "stop", "redis"]),
+        "error: can't stop litellm-redis.service: Interactive authentication required.",
+        "hint: run the command as root (sudo, or --host root@HOST), or use --user to manage a deployment of your own",
+    );
+    refused(
+        host.bash(
+            Who::Root,
+            "DBUS_SYSTEM_BUS_ADDRESS=unix:path=/run/no-bus litellm-units status",
+        ),
+        "error: can't reach systemd over the system D-Bus: failed to connect to `unix:path=/run/no-bus`: No such file or directory (os error 2)",
+        "hint: check that this host booted with systemd and that dbus runs: systemctl status dbus",
+    );
+    let without_session = "setpriv --reuid 1001 --regid 1001 --clear-groups \
+                           env -i PATH=$PATH HOME=/home/nolinger litellm-units status";
+    let ran = host.bash(Who::Root, without_session);
+    assert_eq!(ran.code, 1);
+    assert!(
+        ran.stderr
+            .starts_with("error: can't reach the user's systemd over D-Bus: ")
+            && ran.stderr.contains("\nhint: log in as that user directly"),
+        "{}",
+        ran.stderr
+    );
+
+    // No key is there yet.
+    let there = "--host=root@127.0.0.1";
+    let keys = "mkdir -p -m 700 ~/.ssh; ssh-keygen -q -t ed25519 -N '' -f ~/.ssh/id_ed25519; \
+                ssh-keyscan 127.0.0.1 2>/dev/null > ~/.ssh/known_hosts";
+    host.bash(Who::Root, "systemctl start ssh; for i in $(seq 50); do ss -ltn | grep -q :22 && break; sleep 0.1; done")
+        .ok();
+    host.bash(Who::Operator, keys).ok();
+    for (command, hint) in [
+        ("status", "hint: try: ssh root@127.0.0.1 true"),
+        (
+            "stop",
+            "hint: try the way there, then the bridge: ssh root@127.0.0.1 true; ssh root@127.0.0.1 systemd-stdio-bridge --version",
+        ),
+    ] {
+        let ran = host.units(Who::Operator, &[there, command]);
+        assert_eq!(
+            (ran.code, ran.stderr.lines().last()),
+            (1, Some(hint)),
+            "{}",
+            ran.stderr
+        );
+    }
+    host.bash(
+        Who::Root,
+        "install -d -m 700 ~/.ssh; cp /home/operator/.ssh/id_ed25519.pub ~/.ssh/authorized_keys; \
+         install -m 600 -o operator /home/operator/.ssh/id_ed25519.pub /home/operator/.ssh/authorized_keys",
+    )
+    .ok();
+
+    // Over the bridge.
+    host.units(Who::Operator, &[there, "start", "redis"]).ok();
+    let active = "systemctl is-active litellm-redis.service || true";
+    assert_eq!(host.bash(Who::Root, active).ok(), "active\n");
+    // A user's own systemd there, not the system's.
+    refused(
+        host.units(Who::Operator, &["--host", "127.0.0.1", "stop", "redis"]),
+        "error: there is no litellm-redis.service on this host",
+        "hint: install the units with litellm-units generate; with DATABASE_URL or REDIS_HOST in .env, that server is external",
+    );
+    // Through the program there: exit status, streams and quoting.
+    let ran = host.bash(
+        Who::Operator,
+        "echo from stdin | litellm-units --host root@127.0.0.1 exec -T -e \"A=it's \\$HOME\" redis -- \
+         sh -c 'cat; echo \"$A\"; exit 7' || echo \"left with $?\"",
+    );
+    assert_eq!(ran.ok(), "from stdin\nit's $HOME\nleft with 7\n");
+    assert_eq!(host.units(Who::Operator, &[there, "status"]).code, 4);
+    host.units(Who::Operator, &[there, "down"]).ok();
+    assert_eq!(host.bash(Who::Root, active).ok(), "inactive\n");
+    assert_eq!(host.units(Who::Operator, &[there, "status"]).code, 3);
+    let ran = host.bash(
+        Who::Root,
+        "cd /tmp; mv /usr/bin/litellm-units .; su operator -c '/tmp/litellm-units --host root@127.0.0.1 health'",
+    );
+    assert_eq!(
+        (ran.code, ran.stderr.lines().last()),
+        (
+            1,
+            Some(
+                "hint: install it there; ssh must find it: ssh root@127.0.0.1 command -v litellm-units"
+            )
+        ),
+        "{}",
+        ran.stderr
+    );
+    refused(
+        host.bash(
+            Who::Root,
+            "PATH=/nowhere /tmp/litellm-units --host root@127.0.0.1 health",
+        ),
+        "error: ssh is not installed here",
+        "hint: install it: apt install openssh-client, or dnf install openssh-clients",
+    );
+}

@@ -27,6 +27,7 @@ use crate::applied::files_below;
 use crate::deployment::kernel_random;
 use crate::error::{Failure, Result};
 use crate::host::Host;
+use crate::images_lock::ImagesLock;
 use crate::install;
 use crate::output::{bytes, duration, say};
 use crate::paths::Paths;
@@ -256,7 +257,7 @@ async fn create_uninterrupted(
     let server = Server::new(host, settings).await?;
     restore::recover_with(host, settings, &server).await?;
 
-    let snapshot = server.snapshot().await?;
+    let mut snapshot = server.snapshot().await?;
     let parent = directory(&host.paths);
     make_private(&parent)?;
     let expected = expected_size(&host.paths, snapshot.size());
@@ -291,6 +292,7 @@ async fn create_uninterrupted(
         both
     };
     let (entry, contents) = dump.map_err(|error| on_full_disk(error, &parent))?;
+    drop(snapshot);
     fail::fail_point!("backup-after-dump");
 
     let mut manifest = Manifest::new(id, created, contents);
@@ -375,14 +377,12 @@ fn files(paths: &Paths) -> Result<BTreeMap<String, PathBuf>> {
         paths.env_file(),
         paths.images_lock(),
         paths.deployment.join("service-key.txt"),
-    ] {
-        if path.is_file()
-            && let Some(name) = path.file_name().and_then(|name| name.to_str())
-        {
-            files.insert(format!("deployment/{name}"), path.clone());
-        }
-    }
-    for path in files_below(&paths.config())? {
+        paths.state().join("ledger.jsonl"),
+    ]
+    .into_iter()
+    .filter(|path| path.is_file())
+    .chain(files_below(&paths.config())?)
+    {
         let name = path
             .strip_prefix(&paths.deployment)
             .ok()
@@ -441,6 +441,7 @@ fn directories_below(directory: &Path) -> Result<Vec<PathBuf>> {
 /// The images that run, as Podman knows them. A backup does not fail for want of them.
 async fn images(host: &Host, settings: &Settings) -> BTreeMap<String, Image> {
     let mut images = BTreeMap::new();
+    let lock = ImagesLock::load(&host.paths.images_lock()).unwrap_or_default();
     let Ok(podman) = host.podman().await else {
         return images;
     };
@@ -465,13 +466,19 @@ async fn images(host: &Host, settings: &Settings) -> BTreeMap<String, Image> {
             }
         };
         if let Some((reference, digest)) = said.trim().split_once(' ') {
-            images.insert(
-                service.name().to_owned(),
-                Image {
-                    reference: reference.to_owned(),
-                    digest: digest.to_owned(),
+            // The tag says more than the digest by which the container was started.
+            let configured_now = lock
+                .get(configured)
+                .is_some_and(|locked| locked.digest == digest);
+            let image = Image {
+                reference: if configured_now {
+                    configured.to_string()
+                } else {
+                    reference.to_owned()
                 },
-            );
+                digest: digest.to_owned(),
+            };
+            images.insert(service.name().to_owned(), image);
         }
     }
     images

@@ -552,16 +552,16 @@ impl Snapshot {
         self.contents.size
     }
 
-    /// Counts everything, and ends the transaction.
+    /// Counts everything. The transaction ends with this value: `pg_dump` may need it still.
     ///
     /// # Errors
     /// With the server's words.
-    pub async fn count(mut self) -> Result<Contents> {
+    pub async fn count(&mut self) -> Result<Contents> {
         self.ask(&contents_script()).await?;
         loop {
             let line = self.line().await?;
             if line == "end" {
-                return Ok(self.contents);
+                return Ok(self.contents.clone());
             }
             add(&mut self.contents, parse(&line)?);
         }

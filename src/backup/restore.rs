@@ -207,6 +207,9 @@ pub async fn restore_data(
             restore_config(&host.paths, &backup, options)?;
             fail::fail_point!("restore-after-config");
         }
+        fail::fail_point!("restore-not-ready", |_| Err(
+            Failure::new("a test says so").into()
+        ));
         bring_back(host, options.config, runs, options.timeout).await
     };
     if let Err(error) = attempt.await {

@@ -5,6 +5,7 @@
     reason = "a test stops at the first surprise"
 )]
 
+mod backup;
 mod doctor;
 mod faults;
 mod keys;

@@ -456,14 +456,13 @@ async fn images(host: &Host, settings: &Settings) -> BTreeMap<String, Image> {
             "{{.ImageName}} {{.ImageDigest}}",
             service.container(),
         ];
-        let said = match podman.run(words).await {
-            Ok(said) => said,
+        let said = if let Ok(said) = podman.run(words).await {
+            said
+        } else {
             // It does not run: what it would run with.
-            Err(_) => {
-                let format = format!("{configured} {{{{.Digest}}}}");
-                let words = ["image", "inspect", "--format", &format, configured.as_str()];
-                podman.run(words).await.unwrap_or_default()
-            }
+            let format = format!("{configured} {{{{.Digest}}}}");
+            let words = ["image", "inspect", "--format", &format, configured.as_str()];
+            podman.run(words).await.unwrap_or_default()
         };
         if let Some((reference, digest)) = said.trim().split_once(' ') {
             // The tag says more than the digest by which the container was started.
@@ -559,9 +558,9 @@ fn expected_size(paths: &Paths, size: u64) -> u64 {
 fn check_space(directory: &Path, needed: u64) -> Result<()> {
     let found = nix::sys::statvfs::statvfs(directory)
         .with_context(|| format!("can't ask how full the disk of {} is", directory.display()))?;
-    let free = u64::from(found.blocks_available()) * u64::from(found.fragment_size());
+    let free = found.blocks_available() * found.fragment_size();
     // On a small file system, the reserve would be most of it.
-    let size = u64::from(found.blocks()) * u64::from(found.fragment_size());
+    let size = found.blocks() * found.fragment_size();
     let needed = needed.saturating_add(RESERVE.min(size / 20));
     if free >= needed {
         return Ok(());

@@ -1,8 +1,8 @@
 //! The command line: types only.
 
+pub mod backup;
 pub mod key;
 pub mod secrets;
-pub mod backup;
 
 use std::path::PathBuf;
 use std::time::Duration;

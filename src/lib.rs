@@ -5,8 +5,8 @@
 
 pub mod applied;
 pub mod audit;
-pub mod change;
 pub mod backup;
+pub mod change;
 pub mod cli;
 pub mod commands;
 pub mod container;

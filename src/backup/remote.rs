@@ -257,6 +257,5 @@ impl Remote {
 }
 
 fn key(place: &Key, name: &str) -> Key {
-    name.split('/')
-        .fold(place.clone(), |key, part| key.join(part))
+    name.split('/').fold(place.clone(), Key::join)
 }

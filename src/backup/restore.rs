@@ -241,7 +241,12 @@ pub async fn restore_data(
 async fn bring_back(host: &Host, config: bool, runs: bool, timeout: Duration) -> Result<()> {
     if config {
         let prepared = generate::prepare(host).await?;
-        prepared.apply(host).await?;
+        prepared
+            .apply_telling(host, |text| {
+                say(text);
+                Ok(())
+            })
+            .await?;
         pull::pull_missing(host, prepared.settings()).await?;
         if runs {
             stack::bring_up(host, prepared.settings(), timeout).await?;

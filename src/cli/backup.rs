@@ -47,11 +47,11 @@ pub struct Create {
     /// Remove no old backup
     #[arg(long, conflicts_with_all = ["keep_daily", "keep_monthly"])]
     pub keep_all: bool,
-    /// Encrypt to this age recipient (age1…) [default: BACKUP_AGE_RECIPIENT of .env]
+    /// Encrypt to this age recipient (age1…) [default: that of .env]
     #[arg(long, value_name = "RECIPIENT")]
     pub age_recipient: Option<String>,
-    /// Copy to a directory or an object store: file:///…, s3://…, gs://…, az://… [default:
-    /// `BACKUP_URL` of .env]
+    /// Copy to a directory or an object store: file:///…, s3://…, gs://…, az://… [default: that of
+    /// .env]
     #[arg(long, value_name = "URL")]
     pub to: Option<String>,
     /// Say nothing but warnings and errors
@@ -65,7 +65,7 @@ pub struct List {
     /// Print JSON
     #[arg(long)]
     pub json: bool,
-    /// List the copies at `BACKUP_URL` instead; names only
+    /// List the copies elsewhere instead; names only
     #[arg(long, conflicts_with = "json")]
     pub remote: bool,
 }
@@ -88,7 +88,7 @@ pub struct Verify {
 pub struct Fetch {
     /// The backup's name, or `latest`
     pub backup: String,
-    /// Where it is [default: `BACKUP_URL` of .env]
+    /// Where it is, as a URL [default: that of .env]
     #[arg(long, value_name = "URL")]
     pub from: Option<String>,
 }

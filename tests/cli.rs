@@ -281,7 +281,7 @@ fn output_renders_without_a_host() {
                     );
                 }
                 assert_eq!(tree(&home.path(&out)).matches(" containers/").count(), 5);
-                assert_eq!(tree(&home.path(&out)).matches(" systemd/").count(), 2);
+                assert_eq!(tree(&home.path(&out)).matches(" systemd/").count(), 4);
             }
         }
     }

@@ -264,11 +264,14 @@ async fn take_back(
     timeout: Duration,
     error: anyhow::Error,
 ) -> anyhow::Error {
-    say("the restored data does not work: putting the replaced database back");
+    say("the restore failed: going back to what was before");
     match restore.undo(units, timeout).await {
-        Ok(()) => Failure::new("the restore was undone; all is as before")
+        Ok(Ok(())) => Failure::new("the restore was undone; all is as before")
             .hint("the backup may need another release: litellm-units restore --config puts back the configuration of that time, too")
             .caused_by(error),
+        Ok(Err(second)) => Failure::new("the restore was undone, but the gateway is not ready with the data of before either")
+            .hint("see what ails it: litellm-units status")
+            .caused_by(second.context(error)),
         Err(second) => Failure::new("the restore failed, and undoing it failed too")
             .hint("the next backup or restore command tries again to undo it; nothing was deleted")
             .caused_by(second.context(error)),
@@ -393,11 +396,13 @@ impl<'a> Restore<'a> {
         Record::remove(&self.host.paths)
     }
 
-    /// Goes back to the state before, however far it came, and starts the gateway if it ran.
+    /// Puts the data, and the configuration if it was replaced too, back as they were, however far
+    /// the restore came; then the gateway if it ran. The data is back once this returns, and the
+    /// inner result tells about the gateway: it may not have been ready before either.
     ///
     /// # Errors
-    /// When the server refuses, or the gateway does not get ready.
-    pub async fn undo(self, units: &[&str], timeout: Duration) -> Result<()> {
+    /// When the server or the disk refuses; then [`recover`] tries again.
+    pub async fn undo(self, units: &[&str], timeout: Duration) -> Result<Result<()>> {
         let own = self.server.own_databases().await?;
         let configuration = self
             .record
@@ -408,18 +413,20 @@ impl<'a> Restore<'a> {
             stack::stop(self.host, units, timeout).await?;
             self.swap_back().await?;
         }
+        fail::fail_point!("restore-undone");
         if let Some(configuration) = &configuration {
             snapshot::restore(&self.host.paths, configuration)?;
         }
         drop_scratch(&self.server, &self.record.staged).await?;
-        bring_back(
+        let gateway = bring_back(
             self.host,
             configuration.is_some(),
             self.record.gateway,
             timeout,
         )
-        .await?;
-        Record::remove(&self.host.paths)
+        .await;
+        Record::remove(&self.host.paths)?;
+        Ok(gateway)
     }
 }
 
@@ -498,7 +505,13 @@ async fn recover_restore(
     say(&format!(
         "the restore of backup {id} was interrupted: undoing it"
     ));
-    restore.undo(&units, RECOVERY_TIMEOUT).await
+    // It may be what the restore was to mend.
+    if let Err(error) = restore.undo(&units, RECOVERY_TIMEOUT).await? {
+        warn(&format!(
+            "the data is as before the restore, but the gateway is not ready: {error:#}"
+        ));
+    }
+    Ok(())
 }
 
 async fn check(backup: &Backup, quiet: bool) -> Result<()> {

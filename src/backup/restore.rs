@@ -542,6 +542,8 @@ async fn fill(
     backup: &Backup,
     options: &Options,
 ) -> Result<Contents> {
+    // Before the database, since the key may be missing.
+    let source = open_dump(backup, options)?;
     if !options.quiet {
         say(&format!(
             "restoring backup {} beside the running database ({})",
@@ -549,8 +551,6 @@ async fn fill(
             bytes(backup.manifest.database.size)
         ));
     }
-    // Before the database, since the key may be missing.
-    let source = open_dump(backup, options)?;
     server.create_beside(name).await?;
     fail::fail_point!("restore-created");
     let progress = Progress::new("restored", backup.manifest.database.size, options.quiet);

@@ -326,20 +326,26 @@ fn rootful_backup_and_restore() {
         "there is no terminal to ask on"
     );
     damage_is_found(&host, who);
-    #[cfg(feature = "fault-points")]
-    {
-        killed_backups_leave_nothing(&host, who, &old);
-        killed_restores_end_one_way_or_the_other(&host, who, &id, &old, &new);
-    }
-    #[cfg(not(feature = "fault-points"))]
-    {
-        restore(&host, who, &id);
-        assert!(serves(&host, who, &old) && !serves(&host, who, &new));
-    }
+    restore(&host, who, &id);
+    assert!(serves(&host, who, &old) && !serves(&host, who, &new));
     assert_eq!(stored_keys(&host, who), 1);
     the_configuration_comes_back(&host, who, &old);
     encrypted_and_elsewhere(&host, who);
     a_full_disk_leaves_nothing(&host);
+}
+
+#[cfg(feature = "fault-points")]
+#[test]
+fn rootful_killed_at_every_step() {
+    let who = Who::Root;
+    let host = TestHost::boot("backup-killed");
+    host.units(who, &["up"]).ok();
+    let old = new_key(&host, who);
+    let id = backup(&host, who, &[]);
+    let new = new_key(&host, who);
+    killed_backups_leave_nothing(&host, who, &old);
+    killed_restores_end_one_way_or_the_other(&host, who, &id, &old, &new);
+    assert_eq!(stored_keys(&host, who), 1);
 }
 
 #[test]

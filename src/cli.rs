@@ -1,5 +1,6 @@
 //! The command line: types only.
 
+pub mod backup;
 pub mod key;
 pub mod secrets;
 
@@ -82,6 +83,10 @@ pub enum Command {
     Secrets(secrets::Secrets),
     /// Set the login and the public address of the web interface
     Ui(secrets::Ui),
+    /// Back up the database and the configuration while the gateway serves
+    Backup(backup::Backup),
+    /// Put the data of a backup back, in the place of what the gateway has now
+    Restore(backup::Restore),
     /// Print a completion script for a shell
     Completion {
         /// The shell

@@ -5,6 +5,7 @@
 
 pub mod applied;
 pub mod audit;
+pub mod backup;
 pub mod change;
 pub mod cli;
 pub mod commands;
@@ -74,6 +75,8 @@ pub async fn run(cli: Cli) -> Result<Exit> {
         Command::Key(verb) => commands::key::run(&host, verb).await,
         Command::Secrets(verb) => commands::secrets::run(&host, verb).await,
         Command::Ui(arguments) => commands::ui::run(&host, &arguments).await,
+        Command::Backup(arguments) => commands::backup::run(&host, arguments).await,
+        Command::Restore(arguments) => commands::backup::restore(&host, arguments).await,
         Command::Completion { shell } => commands::completion::run(shell),
         Command::Status(arguments) => commands::status::run(&host, &arguments).await,
         Command::Pull(arguments) => commands::pull::run(&host, &arguments).await,

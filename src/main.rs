@@ -7,6 +7,8 @@ use litellm_units::cli::Cli;
 use litellm_units::error;
 
 fn main() -> ExitCode {
+    #[cfg(feature = "fault-points")]
+    let _faults = faults();
     let cli = Cli::parse();
     let runtime = match tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -36,4 +38,19 @@ fn main() -> ExitCode {
             error::exit(&error).into()
         }
     }
+}
+
+/// Sets the points of `FAILPOINTS`, and kills this process at that of `LITELLM_UNITS_KILL_AT`.
+#[cfg(feature = "fault-points")]
+fn faults() -> fail::FailScenario<'static> {
+    let scenario = fail::FailScenario::setup();
+    if let Ok(point) = std::env::var("LITELLM_UNITS_KILL_AT") {
+        let kill = || {
+            let _ = nix::sys::signal::raise(nix::sys::signal::Signal::SIGKILL);
+        };
+        if let Err(error) = fail::cfg_callback(point, kill) {
+            eprintln!("warning: {error}");
+        }
+    }
+    scenario
 }

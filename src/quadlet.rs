@@ -20,6 +20,9 @@ pub const MARKER: &str = "# Written by litellm-units. Do not edit: use a drop-in
 /// The first words of the marker, by which a file of ours is recognised.
 pub const MARKER_PREFIX: &str = "# Written by litellm-units.";
 
+/// Makes a backup every day.
+pub const BACKUP_TIMER: &str = "litellm-backup.timer";
+
 /// Podman's version, as far as it decides which Quadlet keys exist.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PodmanVersion {
@@ -164,6 +167,8 @@ pub fn render(settings: &Settings, host: &Host<'_>) -> Result<Vec<UnitFile>> {
     let mut files = vec![
         file(Place::Quadlet, "litellm.network", &Network { common })?,
         file(Place::Unit, "litellm-images.service", &Images { common })?,
+        file(Place::Unit, "litellm-backup.service", &Backup { common })?,
+        file(Place::Unit, BACKUP_TIMER, &BackupTimer { common })?,
     ];
     for service in settings.services() {
         let Some(image) = settings.image(service) else {
@@ -265,6 +270,18 @@ struct Network<'a> {
 #[derive(Template)]
 #[template(path = "litellm-images.service")]
 struct Images<'a> {
+    common: &'a Common,
+}
+
+#[derive(Template)]
+#[template(path = "litellm-backup.service")]
+struct Backup<'a> {
+    common: &'a Common,
+}
+
+#[derive(Template)]
+#[template(path = "litellm-backup.timer")]
+struct BackupTimer<'a> {
     common: &'a Common,
 }
 

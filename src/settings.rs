@@ -41,6 +41,9 @@ const NOT_FOR_GATEWAY: [&str; 8] = [
     "LITELLM_MODE",
 ];
 
+/// So begin the names of variables that concern backups; they do not reach the gateway either.
+const BACKUP_PREFIX: &str = "BACKUP_";
+
 /// Variables that count as not set when they are empty. With an empty `UI_USERNAME` and
 /// `UI_PASSWORD`, LiteLLM lets everyone log in as administrator with empty fields; an empty
 /// provider key or base URL is worse than none.
@@ -158,6 +161,19 @@ pub struct Parcel {
     pub value: SecretString,
 }
 
+/// Where backups go and how: the variables `BACKUP_…`, which no container gets.
+#[derive(Clone, Debug)]
+pub struct BackupSettings {
+    /// `BACKUP_AGE_RECIPIENT`: whose key opens them.
+    pub recipient: Option<String>,
+    /// `BACKUP_URL`: where a copy goes.
+    pub url: Option<String>,
+    /// What the store at that URL needs to know, without `BACKUP_` and in small letters.
+    pub store: Vec<(String, SecretString)>,
+    /// Has the programs for a database that is elsewhere.
+    pub postgres_image: ImageReference,
+}
+
 /// What `.env` asks for, checked.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -169,6 +185,8 @@ pub struct Settings {
     pub cache: Cache,
     /// `LITELLM_MASTER_KEY`: for bootstrap only.
     pub master_key: SecretString,
+    /// Where backups go and how.
+    pub backup: BackupSettings,
     gateway: Vec<(String, SecretString)>,
 }
 
@@ -246,7 +264,8 @@ impl Settings {
             .filter(|(name, value)| {
                 let unset = value.is_empty() && OPTIONAL.contains(name);
                 let derived = *name == "DATABASE_URL" || name.starts_with("REDIS_");
-                !unset && !derived && !NOT_FOR_GATEWAY.contains(name)
+                let backup = name.starts_with(BACKUP_PREFIX);
+                !unset && !derived && !backup && !NOT_FOR_GATEWAY.contains(name)
             })
             .map(|(name, value)| (name.to_owned(), SecretString::from(value)))
             .collect();
@@ -270,6 +289,7 @@ impl Settings {
             database,
             cache,
             master_key,
+            backup: reader.backup()?,
             gateway,
         })
     }
@@ -488,6 +508,25 @@ impl Reader<'_> {
         };
         ImageReference::parse(text)
             .map_err(|error| self.wrong(name, &format!("can't be used: {error}"), error.hint()))
+    }
+
+    fn backup(&self) -> Result<BackupSettings> {
+        let own = ["BACKUP_AGE_RECIPIENT", "BACKUP_URL"];
+        let store = self
+            .env
+            .iter()
+            .filter(|(name, value)| !own.contains(name) && !value.is_empty())
+            .filter_map(|(name, value)| {
+                let option = name.strip_prefix(BACKUP_PREFIX)?.to_ascii_lowercase();
+                Some((option, SecretString::from(value)))
+            })
+            .collect();
+        Ok(BackupSettings {
+            recipient: self.filled("BACKUP_AGE_RECIPIENT").map(str::to_owned),
+            url: self.filled("BACKUP_URL").map(str::to_owned),
+            store,
+            postgres_image: self.image("POSTGRES_IMAGE", Some(DEFAULT_POSTGRES_IMAGE))?,
+        })
     }
 
     fn postgres_name(&self, name: &str) -> Result<String> {

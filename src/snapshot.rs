@@ -27,6 +27,16 @@ impl std::fmt::Display for SnapshotId {
     }
 }
 
+impl SnapshotId {
+    /// The configuration that is kept under `name`, if there is one.
+    #[must_use]
+    pub fn find(paths: &Paths, name: &str) -> Option<Self> {
+        let id = Self(name.to_owned());
+        let plain = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+        (plain && directory(paths, &id).is_dir()).then_some(id)
+    }
+}
+
 struct Kept {
     bytes: Vec<u8>,
     mode: u32,
@@ -87,8 +97,7 @@ pub fn mark_good(paths: &Paths, id: &SnapshotId) -> Result<()> {
 #[must_use]
 pub fn last_good(paths: &Paths) -> Option<SnapshotId> {
     let text = std::fs::read_to_string(paths.last_good()).ok()?;
-    let id = SnapshotId(text.trim().to_owned());
-    directory(paths, &id).is_dir().then_some(id)
+    SnapshotId::find(paths, text.trim())
 }
 
 /// Puts a kept configuration back: files that differ are replaced, files that it did not have are

@@ -281,7 +281,7 @@ fn output_renders_without_a_host() {
                     );
                 }
                 assert_eq!(tree(&home.path(&out)).matches(" containers/").count(), 5);
-                assert_eq!(tree(&home.path(&out)).matches(" systemd/").count(), 2);
+                assert_eq!(tree(&home.path(&out)).matches(" systemd/").count(), 4);
             }
         }
     }
@@ -298,7 +298,7 @@ fn output_needs_no_deployment_either() {
     let ran = home.run(&["generate", "--user", "--output", "out"]);
     assert_eq!(
         (ran.code, ran.stderr.as_str(), ran.stdout.lines().count()),
-        (0, "", 7)
+        (0, "", 9)
     );
     assert!(!home.path(".local").exists());
 }

@@ -1,6 +1,7 @@
 //! `generate`: from `.env` to installed units.
 
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Context;
 
@@ -15,6 +16,10 @@ use crate::output::{self, say, warn};
 use crate::paths::Scope;
 use crate::quadlet::{self, Place, PodmanVersion, UnitFile};
 use crate::settings::Settings;
+use crate::systemd::job::{Jobs, Verb};
+
+/// How long systemd may take to start a timer.
+const TIMER_PATIENCE: Duration = Duration::from_secs(10);
 
 /// Runs the command.
 ///
@@ -70,6 +75,9 @@ pub struct Prepared {
     images: Option<ImagesLock>,
     /// Whether this is the first installation, after which the target is enabled for boot.
     first: bool,
+    /// Whether the backup's timer appears, and is then enabled. An operator who disables it later
+    /// is not overruled.
+    timer: bool,
 }
 
 /// Works out what has to be done, and refuses what can't be.
@@ -106,11 +114,17 @@ pub async fn prepare(host: &Host) -> Result<Prepared> {
         host.systemd().await?;
     }
     let images = (images != before).then_some(images);
+    let timer = first
+        || units
+            .changes
+            .iter()
+            .any(|change| change.before.is_none() && change.path.ends_with(quadlet::BACKUP_TIMER));
     Ok(Prepared {
         deployment,
         units,
         images,
         first,
+        timer,
     })
 }
 
@@ -166,6 +180,9 @@ impl Prepared {
             .cloned()
             .partition(|change| change.path.ends_with("litellm.container"));
         Plan { changes: rest }.apply().map_err(on_full_disk)?;
+        if self.timer {
+            systemd.enable(quadlet::BACKUP_TIMER).await?;
+        }
         if self.first {
             systemd.enable("litellm.target").await?;
         }
@@ -176,8 +193,19 @@ impl Prepared {
         if self.first {
             tell("enable litellm.target")?;
         }
+        if self.timer {
+            tell(&format!(
+                "enable {}: a backup every night",
+                quadlet::BACKUP_TIMER
+            ))?;
+        }
         systemd.reload().await?;
         tell("reload systemd")?;
+        if self.timer {
+            let mut jobs = Jobs::new(systemd).await?;
+            jobs.ask(Verb::Start, quadlet::BACKUP_TIMER).await?;
+            jobs.next(TIMER_PATIENCE).await?;
+        }
         if host.scope() == Scope::User {
             advise_linger();
         }

@@ -398,11 +398,14 @@ prepare {deployment}/config/litellm-config.yaml
 create {units}/litellm.target
 create {quadlets}/litellm.network
 create {units}/litellm-images.service
+create {units}/litellm-backup.service
+create {units}/litellm-backup.timer
 create {quadlets}/litellm-postgres.container
 create {quadlets}/litellm-redis.container
 create {quadlets}/litellm-migrate.container
 create {quadlets}/litellm.container
 enable litellm.target
+enable litellm-backup.timer: a backup every night
 reload systemd
 "
             ),

@@ -6,6 +6,7 @@
 )]
 
 mod daily;
+mod backup;
 mod doctor;
 mod faults;
 mod keys;

@@ -17,9 +17,9 @@ mkdir generated
 "$generator" $2 --dryrun >/dev/null
 "$generator" $2 generated generated generated
 cp systemd/* generated
-systemd-analyze $2 verify --man=no generated/*.service generated/*.target
+systemd-analyze $2 verify --man=no generated/*.service generated/*.target generated/*.timer
 cd generated
-ls -- *.service *.target
+ls -- *.service *.target *.timer
 "#;
 
 fn write(case: &Case, directory: &Path) {
@@ -63,7 +63,7 @@ fn quadlet_and_systemd_accept_the_units_of_every_case() {
         );
         let external = |what| case.name.contains(what) || case.name.contains("external-both");
         let mut expected = String::from(
-            "litellm-images.service\nlitellm-migrate.service\nlitellm-network.service\n",
+            "litellm-backup.service\nlitellm-backup.timer\nlitellm-images.service\nlitellm-migrate.service\nlitellm-network.service\n",
         );
         if !external("external-database") {
             expected.push_str("litellm-postgres.service\n");

@@ -1,0 +1,247 @@
+//! `backup` and `restore`.
+
+use std::io::IsTerminal;
+
+use anyhow::Context;
+use serde::Serialize;
+
+use crate::backup::remote::Remote;
+use crate::backup::retention::Retention;
+use crate::backup::{self, Backup, BackupId};
+use crate::cli::backup as cli;
+use crate::error::{Exit, Failure, Result};
+use crate::host::Host;
+use crate::lock::OperationLock;
+use crate::output::{self, bytes, say};
+use crate::settings::Settings;
+
+/// Runs `backup` with its verbs.
+///
+/// # Errors
+/// When the verb fails.
+pub async fn run(host: &Host, arguments: cli::Backup) -> Result<Exit> {
+    match arguments.command {
+        None => create(host, arguments.create).await,
+        Some(cli::Command::Create(arguments)) => create(host, arguments).await,
+        Some(cli::Command::List(arguments)) => list(host, &arguments).await,
+        Some(cli::Command::Verify(arguments)) => verify(host, arguments).await,
+        Some(cli::Command::Fetch(arguments)) => fetch(host, &arguments).await,
+    }
+}
+
+async fn create(host: &Host, arguments: cli::Create) -> Result<Exit> {
+    let _lock = OperationLock::take(&host.paths, "backup")?;
+    let settings = Settings::load(&host.paths.env_file())?;
+    let retention = Retention {
+        daily: arguments.keep_daily,
+        monthly: arguments.keep_monthly,
+    };
+    let options = backup::Options {
+        retention: (!arguments.keep_all).then_some(retention),
+        protected: protected(host)?,
+        recipient: arguments.age_recipient,
+        to: arguments.to,
+        quiet: arguments.quiet,
+    };
+    let made = backup::create(host, &settings, &options).await?;
+    if !arguments.quiet {
+        output::line(&made.directory.display().to_string())?;
+    }
+    Ok(Exit::Success)
+}
+
+/// Backups that the history refers to, and that `rollback` may therefore need.
+#[expect(clippy::unnecessary_wraps, reason = "reading the ledger can fail")]
+fn protected(_host: &Host) -> Result<Vec<BackupId>> {
+    Ok(Vec::new())
+}
+
+/// A backup in `backup list --json`.
+#[derive(Debug, Serialize)]
+struct Listed<'a> {
+    #[serde(flatten)]
+    manifest: &'a backup::manifest::Manifest,
+    directory: &'a std::path::Path,
+    bytes: u64,
+}
+
+async fn list(host: &Host, arguments: &cli::List) -> Result<Exit> {
+    if arguments.remote {
+        for id in remote(host, None)?.ids().await? {
+            output::line(id.as_str())?;
+        }
+        return Ok(Exit::Success);
+    }
+    let mut backups = Vec::new();
+    let mut damaged = Vec::new();
+    for id in backup::ids(&host.paths)? {
+        match Backup::load(&host.paths, &id) {
+            Ok(found) => backups.push(found),
+            Err(error) => damaged.push(format!("{error:#}")),
+        }
+    }
+    if arguments.json {
+        let listed: Vec<Listed<'_>> = backups
+            .iter()
+            .map(|found| Listed {
+                manifest: &found.manifest,
+                directory: &found.directory,
+                bytes: found.manifest.total_size(),
+            })
+            .collect();
+        output::json(&listed)?;
+    } else if backups.is_empty() {
+        say(&format!(
+            "there is no backup in {}",
+            backup::directory(&host.paths).display()
+        ));
+    } else {
+        output::text(&output::columns(&table(&backups)))?;
+    }
+    if damaged.is_empty() {
+        return Ok(Exit::Success);
+    }
+    Err(Failure::new(damaged.join("\n"))
+        .hint("remove what is damaged, and look after the disk")
+        .into())
+}
+
+fn table(backups: &[Backup]) -> Vec<Vec<String>> {
+    let heading = ["BACKUP", "SIZE", "ROWS", "LITELLM", "ENCRYPTED"];
+    let mut rows = vec![heading.map(str::to_owned).to_vec()];
+    for found in backups {
+        let manifest = &found.manifest;
+        let image = manifest.images.get("litellm");
+        rows.push(vec![
+            manifest.id.to_string(),
+            bytes(manifest.total_size()),
+            manifest.total_rows().to_string(),
+            image.map_or("-".into(), |image| image.reference.clone()),
+            if manifest.encryption.is_some() {
+                "yes".into()
+            } else {
+                "no".into()
+            },
+        ]);
+    }
+    rows
+}
+
+async fn verify(host: &Host, arguments: cli::Verify) -> Result<Exit> {
+    let _lock = OperationLock::take(&host.paths, "backup verify")?;
+    let settings = Settings::load(&host.paths.env_file())?;
+    let found = Backup::find(&host.paths, &arguments.backup)?;
+    let options = backup::restore::Options {
+        identity: arguments.identity,
+        ..backup::restore::Options::default()
+    };
+    let verified = backup::restore::verify(host, &settings, found.id(), &options).await?;
+    if arguments.json {
+        output::json(&verified)?;
+    } else if verified.restored {
+        output::line(&format!(
+            "backup {} is good: {} files, {} rows in {} tables came back",
+            verified.id, verified.files, verified.rows, verified.tables
+        ))?;
+    } else {
+        output::line(&format!(
+            "backup {} has all {} files, and its dump can be read to the end; it was not restored, since the database is elsewhere",
+            verified.id, verified.files
+        ))?;
+    }
+    Ok(Exit::Success)
+}
+
+fn remote(host: &Host, url: Option<&str>) -> Result<Remote> {
+    let settings = Settings::load(&host.paths.env_file())?;
+    let url = url.or(settings.backup.url.as_deref()).ok_or_else(|| {
+        Failure::config(format!(
+            "{} has no BACKUP_URL",
+            host.paths.env_file().display()
+        ))
+        .hint("add it, e.g. BACKUP_URL=s3://bucket/litellm")
+    })?;
+    Remote::new(url, &settings.backup)
+}
+
+async fn fetch(host: &Host, arguments: &cli::Fetch) -> Result<Exit> {
+    let _lock = OperationLock::take(&host.paths, "backup fetch")?;
+    let remote = remote(host, arguments.from.as_deref())?;
+    let id = if arguments.backup == "latest" {
+        remote.ids().await?.pop().ok_or_else(|| {
+            Failure::new(format!("there is no backup in {}", remote.url()))
+                .hint("copies are made by `litellm-units backup` when .env has BACKUP_URL")
+        })?
+    } else {
+        BackupId::parse(&arguments.backup).ok_or_else(|| {
+            Failure::new(format!(
+                "{:?} is not the name of a backup",
+                arguments.backup
+            ))
+            .hint("say `latest`, or a name from litellm-units backup list --remote")
+        })?
+    };
+    let fetched = remote.fetch(&host.paths, &id).await?;
+    output::line(&fetched.directory.display().to_string())?;
+    Ok(Exit::Success)
+}
+
+/// Runs `restore`.
+///
+/// # Errors
+/// When the operator does not agree, the backup is not good, or the gateway does not get ready
+/// with it: then all is as before.
+pub async fn restore(host: &Host, arguments: cli::Restore) -> Result<Exit> {
+    let _lock = OperationLock::take(&host.paths, "restore")?;
+    let settings = Settings::load(&host.paths.env_file())?;
+    let found = Backup::find(&host.paths, &arguments.backup)?;
+    say(&format!(
+        "backup {}: {} rows in {} tables, LiteLLM {}",
+        found.id(),
+        found.manifest.total_rows(),
+        found.manifest.database.rows.len(),
+        found
+            .manifest
+            .images
+            .get("litellm")
+            .map_or("unknown", |image| &image.reference)
+    ));
+    if !arguments.yes && !agreed(found.id(), arguments.config)? {
+        return Err(Failure::new("nothing was changed").into());
+    }
+    let options = backup::restore::Options {
+        timeout: arguments.timeout,
+        identity: arguments.identity,
+        config: arguments.config,
+        quiet: false,
+    };
+    backup::restore::restore_data(host, &settings, found.id(), &options).await?;
+    Ok(Exit::Success)
+}
+
+fn agreed(id: &BackupId, config: bool) -> Result<bool> {
+    if !std::io::stdin().is_terminal() {
+        return Err(Failure::new(
+            "restore replaces the gateway's data, and there is no terminal to ask on",
+        )
+        .hint("if that is what you want, add --yes")
+        .into());
+    }
+    let what = if config {
+        "the gateway's data, .env and config/"
+    } else {
+        "the gateway's data"
+    };
+    eprint!(
+        "Replace {what} with those of {} UTC? Keys, teams and spend since then will be gone. [y/N] ",
+        id.created()
+    );
+    let mut answer = String::new();
+    std::io::stdin()
+        .read_line(&mut answer)
+        .context("can't read the answer")?;
+    Ok(matches!(
+        answer.trim().to_ascii_lowercase().as_str(),
+        "y" | "yes"
+    ))
+}

@@ -1,0 +1,364 @@
+//! Backups are made, thinned out, checked and restored; nothing that interrupts them loses data.
+
+use serde_json::Value;
+
+use crate::support::gateway::{HELLO, chat, new_key, stored_keys};
+use crate::support::host::{TestHost, Who};
+
+#[track_caller]
+fn list(host: &TestHost, who: Who) -> Vec<Value> {
+    serde_json::from_str(&host.units(who, &["backup", "list", "--json"]).ok()).unwrap()
+}
+
+/// Makes a backup; gives its name.
+#[track_caller]
+fn backup(host: &TestHost, who: Who, words: &[&str]) -> String {
+    let path = host
+        .units(who, &[&["backup", "create"], words].concat())
+        .ok();
+    path.trim_end().rsplit('/').next().unwrap().to_owned()
+}
+
+#[track_caller]
+fn restore(host: &TestHost, who: Who, id: &str) {
+    host.units(who, &["restore", id, "--yes"]).ok();
+}
+
+/// Whether the gateway takes a key.
+fn serves(host: &TestHost, who: Who, key: &str) -> bool {
+    chat(host, who, key).is_ok_and(|answer| answer == HELLO)
+}
+
+/// Asks the server without the program's help.
+#[track_caller]
+fn sql(host: &TestHost, who: Who, database: &str, statement: &str) -> String {
+    let psql = "psql -qAtU $POSTGRES_USER -d $1 -c \"$2\"";
+    let words = [
+        "podman",
+        "exec",
+        "litellm-postgres",
+        "sh",
+        "-c",
+        psql,
+        "sql",
+        database,
+        statement,
+    ];
+    host.run(who, &words).ok()
+}
+
+/// What must not stay: databases of ours, and unfinished directories of backups.
+#[track_caller]
+fn leftovers(host: &TestHost, who: Who) -> String {
+    let databases = "select substring(datname, 1, 22) from pg_database where datname like 'litellm_units%' order by 1";
+    sql(host, who, "postgres", databases)
+        + &host.sh(who, r#"ls -A "$1/backups" | sed -n 's/^\.new-.*/.new/p'"#)
+}
+
+/// Every file and directory is for its owner only.
+#[track_caller]
+fn is_private(host: &TestHost, who: Who) {
+    let open = r#"find "$1/backups" -type d ! -perm 700 -o -type f ! -perm 600"#;
+    assert_eq!(host.sh(who, open), "");
+}
+
+fn the_timer_makes_backups(host: &TestHost, who: Who) {
+    let timer = "litellm-backup.timer";
+    let state = |name| host.property(who, timer, name);
+    assert_eq!(
+        (state("ActiveState"), state("UnitFileState")),
+        ("active".into(), "enabled".into())
+    );
+    host.systemctl(who, &["start", "litellm-backup.service"]);
+    let listed = list(host, who);
+    assert_eq!(listed.len(), 1);
+    let first = &listed[0];
+    let rows = &first["database"]["rows"];
+    assert_eq!(rows["public.LiteLLM_VerificationToken"], 1);
+    assert_eq!(first["database"]["objects"]["view"], 8);
+    assert_eq!(
+        first["images"]["litellm"]["reference"],
+        "ghcr.io/berriai/litellm:v1.80.11-stable"
+    );
+    is_private(host, who);
+    let id = first["id"].as_str().unwrap();
+    let ran = host.units(who, &["backup", "verify", "latest"]);
+    assert!(
+        ran.stdout.starts_with(&format!("backup {id} is good: ")),
+        "{ran:?}"
+    );
+    assert_eq!(leftovers(host, who), "");
+}
+
+fn damage_is_found(host: &TestHost, who: Who) {
+    let id = backup(host, who, &["--quiet"]);
+    assert_eq!(id, "");
+    let id = list(host, who).last().unwrap()["id"]
+        .as_str()
+        .unwrap()
+        .to_owned();
+    host.sh(
+        who,
+        &format!(
+            r#"cd "$1/backups/{id}"; printf X | dd of=database.dump.zst bs=1 seek=5000 conv=notrunc status=none"#
+        ),
+    );
+    let expected = format!(
+        "error: backup {id} is damaged:\n  database.dump.zst: its SHA-256 is another\n\
+         hint: use another one: litellm-units backup list; and look after the disk\n"
+    );
+    for words in [&["backup", "verify", &id][..], &["restore", &id, "--yes"]] {
+        let ran = host.units(who, words);
+        assert_eq!(ran.code, 1);
+        assert!(ran.stderr.ends_with(&expected), "{}", ran.stderr);
+    }
+    host.sh(who, &format!(r#"rm -r "$1/backups/{id}""#));
+}
+
+fn a_full_disk_leaves_nothing(host: &TestHost) {
+    let who = Who::Root;
+    let before = list(host, who).len();
+    // Random, so that it can't be compressed: 40 MiB.
+    let noise = "create table noise as select decode(string_agg(md5(random()::text), ''), 'hex') as bytes \
+                 from generate_series(1, 2621440) as i group by i % 1000";
+    sql(host, who, "litellm", noise);
+    host.sh(
+        who,
+        r#"mv "$1/backups" /var/tmp/backups; mkdir -m 700 "$1/backups""#,
+    );
+    for (size, expected) in [
+        ("20M", "and about"),
+        (
+            "32M",
+            "the disk of /opt/litellm-server/backups is full; nothing is left of the backup that was under way",
+        ),
+    ] {
+        host.sh(
+            who,
+            &format!(r#"mount -t tmpfs -o size={size},mode=700 tmpfs "$1/backups""#),
+        );
+        let ran = host.units(who, &["backup"]);
+        assert_eq!(ran.code, 1);
+        assert!(ran.stderr.contains(expected), "{}", ran.stderr);
+        assert_eq!(host.sh(who, r#"ls -A "$1/backups""#), "");
+        host.sh(who, r#"umount "$1/backups""#);
+    }
+    host.sh(
+        who,
+        r#"rmdir "$1/backups"; mv /var/tmp/backups "$1/backups""#,
+    );
+    sql(host, who, "litellm", "drop table noise");
+    assert_eq!(list(host, who).len(), before);
+}
+
+fn encrypted_and_elsewhere(host: &TestHost, who: Who) {
+    use age::secrecy::ExposeSecret;
+    let identity = age::x25519::Identity::generate();
+    let recipient = identity.to_public().to_string();
+    host.write(who, "/tmp/key.txt", identity.to_string().expose_secret());
+    let copies = "/tmp/copies";
+    host.sh(who, &format!("mkdir -m 700 {copies}"));
+    // The variables are for the backup alone.
+    host.sh(
+        who,
+        &format!(
+            r#"printf 'BACKUP_AGE_RECIPIENT=%s\nBACKUP_URL=file://%s\n' {recipient} {copies} >>"$1/.env""#
+        ),
+    );
+    let id = backup(host, who, &[]);
+    is_private(host, who);
+    let secret = r#"
+        master=$(sed -n 's/^LITELLM_MASTER_KEY=//p' "$1/.env")
+        ! grep -rqF "$master" "$1/backups/$id" && ! grep -rqF "$master" /tmp/copies
+        test -e /tmp/copies/$id/manifest.json && rm -r "$1/backups/$id"
+        find /tmp/copies -type f ! -perm 600"#;
+    assert_eq!(host.sh(who, &format!("id={id}\n{secret}")), "");
+    assert_eq!(
+        host.units(who, &["backup", "list", "--remote"]).ok(),
+        format!("{id}\n")
+    );
+    host.units(who, &["backup", "fetch", "latest"]).ok();
+    is_private(host, who);
+    assert_eq!(
+        host.units(who, &["backup", "verify", &id]).all(),
+        (
+            1,
+            String::new(),
+            format!(
+                "error: backup {id} is encrypted to {recipient}\n\
+                 hint: name the file with the secret key: --identity FILE\n"
+            )
+        )
+    );
+    let words = ["backup", "verify", &id, "--identity", "/tmp/key.txt"];
+    assert!(host.units(who, &words).ok().contains(" is good: "));
+    assert_eq!(leftovers(host, who), "");
+    host.sh(who, r#"sed -i /^BACKUP_/d "$1/.env""#);
+}
+
+/// Runs the program until it is killed at a fault point.
+#[cfg(feature = "fault-points")]
+#[track_caller]
+fn kill_at(host: &TestHost, who: Who, point: &str, words: &str) {
+    host.sh(
+        who,
+        &format!(
+            "if LITELLM_UNITS_KILL_AT={point} litellm-units {words}; then exit 1; else test $? = 137; fi"
+        ),
+    );
+}
+
+#[cfg(feature = "fault-points")]
+fn killed_backups_leave_nothing(host: &TestHost, who: Who, old: &str) {
+    let before = list(host, who).len();
+    for point in ["backup-begun", "backup-after-dump", "backup-before-rename"] {
+        kill_at(host, who, point, "backup");
+        assert_eq!(list(host, who).len(), before);
+        assert_eq!(leftovers(host, who), ".new\n");
+    }
+    let ran = host.units(who, &["backup", "--keep-all"]);
+    assert_eq!(
+        ran.stderr.matches("left by an interrupted backup").count(),
+        1,
+        "each run has removed what the one before left: {}",
+        ran.stderr
+    );
+    assert_eq!(leftovers(host, who), "");
+    assert_eq!(list(host, who).len(), before + 1);
+    assert!(serves(host, who, old));
+}
+
+#[cfg(feature = "fault-points")]
+fn killed_restores_end_one_way_or_the_other(
+    host: &TestHost,
+    who: Who,
+    id: &str,
+    old: &str,
+    new: &str,
+) {
+    let words = format!("restore {id} --yes");
+    for point in ["restore-recorded", "restore-created", "restore-staged"] {
+        kill_at(host, who, point, &words);
+        // The gateway has not noticed.
+        assert!(serves(host, who, old) && serves(host, who, new), "{point}");
+        host.units(who, &["backup"]).ok();
+        assert_eq!(leftovers(host, who), "");
+    }
+
+    kill_at(host, who, "restore-after-stop", &words);
+    let ran = host.units(who, &["backup"]);
+    assert!(
+        ran.stderr.contains(&format!(
+            "the restore of backup {id} was interrupted: undoing it"
+        )),
+        "{}",
+        ran.stderr
+    );
+    assert!(serves(host, who, old) && serves(host, who, new));
+    assert_eq!(leftovers(host, who), "");
+
+    // With the data in place, but not ready: as before, too.
+    let failing = format!("FAILPOINTS=restore-not-ready=return litellm-units {words}");
+    let ran = host.bash(who, &failing);
+    assert_eq!(ran.code, 1);
+    assert!(
+        ran.stderr
+            .contains("error: the restore was undone; all is as before: a test says so"),
+        "{}",
+        ran.stderr
+    );
+    assert!(serves(host, who, old) && serves(host, who, new));
+    assert_eq!(leftovers(host, who), "");
+
+    kill_at(host, who, "restore-after-swap", &words);
+    let ran = host.units(who, &["backup", "verify", id]);
+    assert!(
+        ran.stderr
+            .contains("was interrupted after the data was in place: finishing it"),
+        "{}",
+        ran.stderr
+    );
+    assert_eq!(ran.code, 0);
+    assert!(serves(host, who, old) && !serves(host, who, new));
+    assert_eq!(leftovers(host, who), "litellm_units_replaced\n");
+}
+
+fn the_configuration_comes_back(host: &TestHost, who: Who, old: &str) {
+    let before = host.env(who);
+    let id = backup(host, who, &[]);
+    host.sh(
+        who,
+        r#"sed -i 's/^OPENAI_API_KEY=.*/OPENAI_API_KEY=sk-changed/; s/^LITELLM_SALT_KEY=.*/LITELLM_SALT_KEY=sk-other/' "$1/.env"
+        echo '# changed' >>"$1/config/litellm-config.yaml"; echo more >"$1/config/more.txt""#,
+    );
+    let ran = host.units(who, &["restore", &id, "--yes"]);
+    assert_eq!(ran.code, 78);
+    assert!(
+        ran.stderr.contains("LITELLM_SALT_KEY in "),
+        "{}",
+        ran.stderr
+    );
+    host.units(who, &["restore", &id, "--yes", "--config"]).ok();
+    assert_eq!(host.env(who).text(), before.text());
+    assert_eq!(
+        host.sh(
+            who,
+            r#"ls "$1/config"; grep -c changed "$1/config/litellm-config.yaml" || :"#
+        ),
+        "litellm-config.yaml\n0\n"
+    );
+    assert!(serves(host, who, old));
+    assert_eq!(leftovers(host, who), "litellm_units_replaced\n");
+}
+
+#[test]
+fn rootful_backup_and_restore() {
+    let who = Who::Root;
+    let host = TestHost::boot("backup-rootful");
+    host.units(who, &["up"]).ok();
+    let old = new_key(&host, who);
+    the_timer_makes_backups(&host, who);
+    let id = list(&host, who)[0]["id"].as_str().unwrap().to_owned();
+    let new = new_key(&host, who);
+    assert_eq!(
+        host.units(who, &["restore", &id]).code,
+        1,
+        "there is no terminal to ask on"
+    );
+    damage_is_found(&host, who);
+    restore(&host, who, &id);
+    assert!(serves(&host, who, &old) && !serves(&host, who, &new));
+    assert_eq!(stored_keys(&host, who), 1);
+    the_configuration_comes_back(&host, who, &old);
+    encrypted_and_elsewhere(&host, who);
+    a_full_disk_leaves_nothing(&host);
+}
+
+#[cfg(feature = "fault-points")]
+#[test]
+fn rootful_killed_at_every_step() {
+    let who = Who::Root;
+    let host = TestHost::boot("backup-killed");
+    host.units(who, &["up"]).ok();
+    let old = new_key(&host, who);
+    let id = backup(&host, who, &[]);
+    let new = new_key(&host, who);
+    killed_backups_leave_nothing(&host, who, &old);
+    killed_restores_end_one_way_or_the_other(&host, who, &id, &old, &new);
+    assert_eq!(stored_keys(&host, who), 1);
+}
+
+#[test]
+fn rootless_backup_and_restore() {
+    let who = Who::Operator;
+    let host = TestHost::boot("backup-rootless");
+    host.units(who, &["up"]).ok();
+    let old = new_key(&host, who);
+    the_timer_makes_backups(&host, who);
+    let new = new_key(&host, who);
+    assert!(serves(&host, who, &new));
+    restore(&host, who, "latest");
+    assert!(serves(&host, who, &old) && !serves(&host, who, &new));
+    assert_eq!(stored_keys(&host, who), 1);
+    assert_eq!(leftovers(&host, who), "litellm_units_replaced\n");
+}

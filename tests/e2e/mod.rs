@@ -5,10 +5,12 @@
     reason = "a test stops at the first surprise"
 )]
 
+mod docs;
 mod doctor;
 mod faults;
 mod keys;
 mod main_job;
+mod packages;
 mod quadlet;
 mod recovery;
 mod secrets;

@@ -6,8 +6,10 @@
 )]
 
 pub mod cases;
+pub mod docs;
 pub mod gateway;
 pub mod host;
+pub mod packages;
 
 use std::fmt::Write;
 use std::os::unix::fs::MetadataExt;

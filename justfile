@@ -54,6 +54,14 @@ _in-host user words:
 demo *words:
     tests/host/demo {{ words }}
 
+# The package for Debian and Ubuntu, in target/package
+deb:
+    PATH="{{ target }}/tools/bin:$PATH" packaging/build deb
+
+# The package for Fedora and its like, in target/package
+rpm:
+    PATH="{{ target }}/tools/bin:$PATH" packaging/build rpm
+
 # Times and sizes beside what they can be compared with
 bench *words:
     benches/run {{ words }}

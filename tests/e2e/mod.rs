@@ -5,12 +5,14 @@
     reason = "a test stops at the first surprise"
 )]
 
-mod daily;
 mod backup;
+mod daily;
+mod docs;
 mod doctor;
 mod faults;
 mod keys;
 mod main_job;
+mod packages;
 mod quadlet;
 mod recovery;
 mod secrets;

@@ -105,13 +105,12 @@ pub async fn read(
         (false, Some(tail)) => words.push(format!("--lines={}", tail.saturating_mul(NOISE))),
         (false, None) => {}
     }
-    let mut command = match query.remote {
-        Some(remote) => remote.command(&words),
-        None => {
-            let mut command = Command::new("journalctl");
-            command.args(&words[1..]);
-            command
-        }
+    let mut command = if let Some(remote) = query.remote {
+        remote.command(&words)
+    } else {
+        let mut command = Command::new("journalctl");
+        command.args(&words[1..]);
+        command
     };
     let mut child = command
         .stdin(Stdio::null())

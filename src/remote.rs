@@ -186,9 +186,9 @@ pub fn own_arguments() -> Result<Vec<String>> {
     let arguments = std::env::args_os()
         .skip(1)
         .map(|argument| {
-            argument
-                .into_string()
-                .map_err(|argument| Failure::new(format!("{argument:?} is not valid UTF-8")))
+            argument.into_string().map_err(|argument| {
+                Failure::new(format!("{} is not valid UTF-8", argument.display()))
+            })
         })
         .collect::<Result<Vec<String>, Failure>>()?;
     Ok(without_host(arguments))

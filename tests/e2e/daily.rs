@@ -288,15 +288,15 @@ impl Day<'_> {
         );
 
         screen.press("q");
-        screen.is_restored("left 0");
+        screen.assert_restored("left 0");
         let mut screen = LiveScreen::open(self.host, self.who);
         screen.wait_for("a screen", |rows| rows[0].ends_with("healthy"));
         screen.press("\u{3}");
-        screen.is_restored("left 130");
+        screen.assert_restored("left 130");
         let screen = LiveScreen::open(self.host, self.who);
         screen.wait_for("a screen", |rows| rows[0].ends_with("healthy"));
         self.bash("pkill -TERM -x litellm-units").ok();
-        screen.is_restored("left 143");
+        screen.assert_restored("left 143");
     }
 
     fn edit_comes_into_force(&self) {
@@ -518,7 +518,7 @@ impl LiveScreen {
 
     /// After the program has ended: the screen, the cursor and the keyboard are as before.
     #[track_caller]
-    fn is_restored(mut self, left: &str) {
+    fn assert_restored(mut self, left: &str) {
         self.wait_for("the shell's words", |rows| {
             rows.iter().any(|row| row.starts_with("left "))
         });

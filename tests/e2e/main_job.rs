@@ -395,6 +395,7 @@ prepare directory {deployment}/data/postgres{owner}
 prepare directory {deployment}/data/redis{owner}
 prepare {deployment}/.env: add LITELLM_IMAGE, add LITELLM_MASTER_KEY, add LITELLM_SALT_KEY, add POSTGRES_USER, add POSTGRES_PASSWORD, add POSTGRES_DB, add REDIS_PASSWORD, add empty OPENAI_API_KEY, add empty ANTHROPIC_API_KEY, add empty UI_USERNAME, add empty UI_PASSWORD, add empty PROXY_BASE_URL
 prepare {deployment}/config/litellm-config.yaml
+prepare {deployment}/images.lock: record the images' digests
 create {units}/litellm.target
 create {quadlets}/litellm.network
 create {units}/litellm-images.service

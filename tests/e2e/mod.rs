@@ -7,12 +7,10 @@
 
 mod backup;
 mod daily;
-mod docs;
 mod doctor;
 mod faults;
 mod keys;
 mod main_job;
-mod packages;
 mod quadlet;
 mod recovery;
 mod secrets;

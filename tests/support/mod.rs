@@ -2,10 +2,8 @@
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 pub mod cases;
-pub mod docs;
 pub mod gateway;
 pub mod host;
-pub mod packages;
 
 use std::fmt::Write;
 use std::os::unix::fs::MetadataExt;

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, Write};
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::os::unix::fs::OpenOptionsExt;
 
 use anyhow::Context;
 use nix::fcntl::{Flock, FlockArg};
@@ -14,7 +14,7 @@ use crate::paths::Paths;
 /// ends, however it ends.
 #[derive(Debug)]
 pub struct OperationLock {
-    _file: Flock<File>,
+    _file: Option<Flock<File>>,
 }
 
 impl OperationLock {
@@ -23,14 +23,16 @@ impl OperationLock {
     /// # Errors
     /// When another operation holds it: the message names its process and command.
     pub fn take(paths: &Paths, command: &str) -> Result<Self> {
-        let state = paths.state();
-        if !state.is_dir() {
-            std::fs::DirBuilder::new()
-                .recursive(true)
-                .mode(0o700)
-                .create(&state)
-                .with_context(|| format!("can't create {}", state.display()))?;
+        if !paths.runtime.is_dir() {
+            // Without a session there is no systemd to change anything with: the command will
+            // say so itself.
+            return Ok(Self { _file: None });
         }
+        let state = paths.runtime_state();
+        std::fs::create_dir_all(&state).map_err(|error| {
+            Failure::new(format!("can't create {}: {error}", state.display()))
+                .hint("run the command as the user who owns the deployment")
+        })?;
         let path = state.join("lock");
         let file = File::options()
             .read(true)
@@ -61,6 +63,6 @@ impl OperationLock {
             .and_then(|()| file.rewind())
             .and_then(|()| file.write_all(words.as_bytes()))
             .with_context(|| format!("can't write {}", path.display()))?;
-        Ok(Self { _file: file })
+        Ok(Self { _file: Some(file) })
     }
 }

@@ -18,7 +18,7 @@ pub fn run(shell: Shell) -> Result<Exit> {
     Ok(Exit::Success)
 }
 
-/// In bash, clap_complete 4.6 looks subcommands up under another name than it files them, where
+/// In bash, `clap_complete` 4.6 looks subcommands up under another name than it files them, where
 /// the program's name has a hyphen: nothing after `litellm-units` would be completed.
 fn mended(script: &str) -> String {
     script.replace("litellm__subcmd__units", "litellm__units")

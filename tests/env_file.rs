@@ -1,7 +1,7 @@
 //! The `.env` reader and writer, against what docker compose said.
 //!
-//! `tests/fixtures/env/record` makes each NAME.json from NAME.env; the ignored
-//! test below writes `quoted.env`, to be recorded with the others.
+//! `tests/fixtures/env/record` makes each NAME.json from NAME.env. With LITELLM_UNITS_RECORD set,
+//! `quoted.env` is written anew first, to be recorded with the others.
 
 #![expect(
     clippy::unwrap_used,
@@ -140,21 +140,18 @@ fn quoted_env() -> String {
     text
 }
 
-#[test]
-#[ignore = "writes a fixture, which must then be recorded"]
-fn write_quoted_env() {
-    fs::write(fixtures().join("quoted.env"), quoted_env()).unwrap();
-}
-
 /// `quoted.env` holds what `quote` makes of hundreds of values, so that
 /// recording it asks compose for its opinion of `quote`.
 #[test]
 fn compose_reads_back_what_was_quoted() {
     let values = tricky_values();
+    if std::env::var_os("LITELLM_UNITS_RECORD").is_some() {
+        fs::write(fixtures().join("quoted.env"), quoted_env()).unwrap();
+    }
     let text = fs::read_to_string(fixtures().join("quoted.env")).unwrap();
     assert!(
         text == quoted_env(),
-        "run the test write_quoted_env, then record"
+        "run this test with LITELLM_UNITS_RECORD=1, then tests/fixtures/env/record"
     );
     let corpus = corpus();
     let (_, _, compose) = corpus.iter().find(|case| case.0 == "quoted").unwrap();

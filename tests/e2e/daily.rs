@@ -153,7 +153,7 @@ impl Day<'_> {
         );
         assert_eq!(
             self.jq("[.services[] | (.uptime_seconds >= 0), (.memory_bytes > 0 or .sub == \"exited\"), (.cpu_seconds > 0 or .sub == \"exited\"), .restarts] | unique"),
-            "[0,true]\n"
+            "[true,0]\n"
         );
         assert_eq!(
             self.units(&["health"]).ok(),
@@ -231,8 +231,11 @@ impl Day<'_> {
         let missing = self.units(&["exec", "redis", "--", "no-such-program"]);
         assert_eq!(missing.code, 127, "{}", missing.stderr);
 
-        let script = "source <(litellm-units completion bash); COMP_WORDS=(litellm-units restart p); \
-                      COMP_CWORD=2; _litellm-units litellm-units p restart; echo \"${COMPREPLY[@]}\"";
+        let script = "source <(litellm-units completion bash)
+            function=$(complete -p litellm-units | sed 's/.*-F \\([^ ]*\\).*/\\1/')
+            COMP_WORDS=(litellm-units restart p) COMP_CWORD=2
+            $function litellm-units p restart
+            echo \"${COMPREPLY[@]}\"";
         assert_eq!(self.bash(script).ok(), "postgres\n");
     }
 
@@ -314,13 +317,13 @@ impl Day<'_> {
         assert!(status.contains("\nlitellm*  active (running) "), "{status}");
         assert!(
             status.ends_with(
-                "\n* litellm: OPENAI_API_KEY changed; litellm-units apply brings it into force\n"
+                "\n* litellm: OPENAI_API_KEY added; litellm-units apply brings it into force\n"
             ),
             "{status}"
         );
         assert_eq!(
             self.units(&["apply", "--dry-run"]).ok(),
-            "# restart litellm.service: OPENAI_API_KEY changed\n"
+            "# restart litellm.service: OPENAI_API_KEY added\n"
         );
         self.units(&["apply"]).ok();
         assert_eq!(self.restarted_since(&before), ["litellm"]);

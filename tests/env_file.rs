@@ -1,6 +1,6 @@
 //! The `.env` reader and writer, against what docker compose said.
 //!
-//! `tests/fixtures/env/record` makes each NAME.json from NAME.env. With LITELLM_UNITS_RECORD set,
+//! `tests/fixtures/env/record` makes each NAME.json from NAME.env. With `LITELLM_UNITS_RECORD` set,
 //! `quoted.env` is written anew first, to be recorded with the others.
 
 #![expect(

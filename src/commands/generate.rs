@@ -155,15 +155,17 @@ impl Prepared {
     /// As [`Prepared::apply`].
     pub async fn apply_telling(&self, host: &Host, tell: fn(&str) -> Result<()>) -> Result<()> {
         self.deployment.apply().map_err(on_full_disk)?;
+        let lock = host.paths.images_lock();
+        if let Some(images) = &self.images {
+            images.save(&lock).map_err(on_full_disk)?;
+        }
         for change in &self.deployment.changes {
             tell(&format!("prepare {change}"))?;
         }
-        if let Some(images) = &self.images {
-            let path = host.paths.images_lock();
-            images.save(&path).map_err(on_full_disk)?;
+        if self.images.is_some() {
             tell(&format!(
                 "prepare {}: record the images' digests",
-                path.display()
+                lock.display()
             ))?;
         }
         if self.units.is_empty() {

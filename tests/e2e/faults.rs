@@ -4,11 +4,11 @@ use std::time::{Duration, Instant};
 
 use crate::support::host::{Ran, TestHost, Who};
 
-/// Every file that the program writes: kind, mode, owner, path, and a hash of the content.
+/// Every file that the program writes, but for its lock: kind, mode, owner, path, and a hash of the content.
 fn everything(host: &TestHost, who: Who) -> String {
     let script = r#"
         shopt -s nullglob
-        for place in "$1" "$2" "$3" /etc/systemd/system /opt /run/litellm-units /run/user/1000/litellm-units; do
+        for place in "$1" "$2" "$3" /etc/systemd/system /opt {/run,/run/user/1000}/litellm-units/*.{env,applied}; do
             [ ! -e "$place" ] || find "$place" -printf '%M %u %p %l\n' -type f -exec sha256sum {} \;
         done
     "#;

@@ -34,14 +34,16 @@ pub async fn run(host: &Host, arguments: &cli::Pull) -> Result<Exit> {
 }
 
 /// Pulls those images that local storage lacks, each by the digest that is recorded for it, and
-/// records the digest of one that has none yet.
+/// records the digest of one that has none yet. Returns whether there was such a one, which makes
+/// the units another text.
 ///
 /// # Errors
 /// When an image can't be pulled.
-pub async fn pull_missing(host: &Host, settings: &Settings) -> Result<()> {
+pub async fn pull_missing(host: &Host, settings: &Settings) -> Result<bool> {
     let podman = host.podman().await?;
     let path = host.paths.images_lock();
     let mut lock = ImagesLock::load(&path)?;
+    let mut recorded = false;
     let images: Vec<&ImageReference> = settings.images().collect();
     let pinned: Vec<String> = images.iter().map(|image| lock.pin(image)).collect();
     let present =
@@ -56,9 +58,10 @@ pub async fn pull_missing(host: &Host, settings: &Settings) -> Result<()> {
         {
             lock.record(image, digest);
             lock.save(&path)?;
+            recorded = true;
         }
     }
-    Ok(())
+    Ok(recorded)
 }
 
 /// Asks the registry what the tag means now. What was recorded stays in force unless `accept`;

@@ -35,6 +35,10 @@ pub async fn everything(
     let prepared = generate::prepare(host).await?;
     prepared.apply_telling(host, tell).await?;
     super::config::refuse_errors(host)?;
-    super::pull::pull_missing(host, prepared.settings()).await?;
+    if super::pull::pull_missing(host, prepared.settings()).await? {
+        // The units name the digests, which are known only now.
+        let pinned = generate::prepare(host).await?;
+        pinned.apply_telling(host, tell).await?;
+    }
     stack::bring_up(host, prepared.settings(), timeout).await
 }

@@ -18,6 +18,7 @@ pub mod image;
 pub mod images_lock;
 pub mod install;
 pub mod journal;
+pub mod ledger;
 pub mod litellm;
 pub mod lock;
 pub mod network;

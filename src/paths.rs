@@ -179,6 +179,12 @@ impl Paths {
         self.state().join("change.json")
     }
 
+    /// What was done to the deployment, in order.
+    #[must_use]
+    pub fn ledger(&self) -> PathBuf {
+        self.state().join("ledger.jsonl")
+    }
+
     /// Configurations kept by content.
     #[must_use]
     pub fn snapshots(&self) -> PathBuf {

@@ -13,7 +13,10 @@ use crate::applied::{files_below, hex};
 use crate::error::{Failure, Result};
 use crate::install;
 use crate::paths::Paths;
+use crate::settings::read_env;
 
+/// The name of the settings among the files.
+const ENV: &str = ".env";
 /// How many configurations are kept beside the last good one.
 const KEPT: usize = 20;
 
@@ -48,9 +51,34 @@ struct Kept {
 /// # Errors
 /// When a file can't be read, or the disk refuses.
 pub fn keep(paths: &Paths) -> Result<SnapshotId> {
-    let files = collect(paths)?;
+    keep_files(paths, &collect(paths)?)
+}
+
+/// As [`keep`], with another `.env` than the present one.
+///
+/// # Errors
+/// As [`keep`].
+pub fn keep_with(paths: &Paths, env: &str) -> Result<SnapshotId> {
+    let mut files = collect(paths)?;
+    let env = Kept {
+        bytes: env.into(),
+        mode: 0o600,
+    };
+    files.insert(ENV.into(), env);
+    keep_files(paths, &files)
+}
+
+/// The `.env` of a kept configuration.
+///
+/// # Errors
+/// When it can't be read.
+pub fn env(paths: &Paths, id: &SnapshotId) -> Result<String> {
+    read_env(&directory(paths, id).join(ENV))
+}
+
+fn keep_files(paths: &Paths, files: &BTreeMap<PathBuf, Kept>) -> Result<SnapshotId> {
     let mut hash = Sha256::new();
-    for (name, file) in &files {
+    for (name, file) in files {
         for part in [name.as_os_str().as_encoded_bytes(), &file.bytes] {
             hash.update(part.len().to_le_bytes());
             hash.update(part);
@@ -59,7 +87,7 @@ pub fn keep(paths: &Paths) -> Result<SnapshotId> {
     let id = SnapshotId(hex(&hash.finalize())[..16].to_owned());
     let place = directory(paths, &id);
     if !place.is_dir() {
-        write(paths, &place, &files)
+        write(paths, &place, files)
             .with_context(|| format!("can't keep the configuration in {}", place.display()))?;
     }
     prune(paths, &id);
@@ -115,7 +143,7 @@ pub fn restore(paths: &Paths, id: &SnapshotId) -> Result<()> {
             .to_owned();
         wanted.insert(name, read(&path)?);
     }
-    if !wanted.contains_key(Path::new(".env")) {
+    if !wanted.contains_key(Path::new(ENV)) {
         return Err(Failure::new(format!("{} is not complete", place.display())).into());
     }
     let present = collect(paths)?;
@@ -148,7 +176,7 @@ pub fn directory(paths: &Paths, id: &SnapshotId) -> PathBuf {
 /// `.env` and everything under `config/`, by path relative to the deployment directory.
 fn collect(paths: &Paths) -> Result<BTreeMap<PathBuf, Kept>> {
     let mut found = BTreeMap::new();
-    found.insert(PathBuf::from(".env"), read(&paths.env_file())?);
+    found.insert(PathBuf::from(ENV), read(&paths.env_file())?);
     for path in files_below(&paths.config())? {
         if let Ok(name) = path.strip_prefix(&paths.deployment) {
             found.insert(name.to_owned(), read(&path)?);
@@ -168,7 +196,11 @@ fn read(path: &Path) -> Result<Kept> {
     attempt().with_context(|| format!("can't read {}", path.display()))
 }
 
-fn private_directory(path: &Path) -> std::io::Result<()> {
+/// Creates a directory for its owner only.
+///
+/// # Errors
+/// When the disk refuses.
+pub fn private_directory(path: &Path) -> std::io::Result<()> {
     if path.is_dir() {
         return Ok(());
     }

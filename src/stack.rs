@@ -106,6 +106,16 @@ pub async fn change(host: &Host, steps: &[(Verb, &str)], timeout: Duration) -> R
     Ok(())
 }
 
+/// Starts a unit that ends by itself, and waits until it has.
+///
+/// # Errors
+/// When it fails, or is not done within `timeout`.
+pub async fn run(host: &Host, unit: &str, timeout: Duration) -> Result<()> {
+    let mut wait = Wait::new(host.systemd().await?, Instant::now() + timeout).await?;
+    wait.ask(Verb::Start, unit).await?;
+    wait.finish().await
+}
+
 /// Remembers the present configuration as the last good one, if all of it is what runs: an edit
 /// that has not come into force yet proves nothing.
 fn remember_good(host: &Host) -> Result<()> {

@@ -3,6 +3,7 @@
 pub mod backup;
 pub mod key;
 pub mod secrets;
+pub mod upgrade;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -87,6 +88,12 @@ pub enum Command {
     Backup(backup::Backup),
     /// Put the data of a backup back, in the place of what the gateway has now
     Restore(backup::Restore),
+    /// Run another release of the gateway; if anything fails, the present one serves again
+    Upgrade(upgrade::Upgrade),
+    /// Go back to an earlier release
+    Rollback(upgrade::Rollback),
+    /// List the releases that ran, and the upgrades that failed
+    History(upgrade::History),
     /// Print a completion script for a shell
     Completion {
         /// The shell

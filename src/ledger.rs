@@ -294,6 +294,7 @@ impl Ledger {
     }
 
     /// The releases that ran, oldest first.
+    #[must_use]
     pub fn releases(&self) -> impl DoubleEndedIterator<Item = &Release> {
         self.records
             .iter()
@@ -309,13 +310,13 @@ impl Ledger {
         self.releases().next_back()
     }
 
-    /// Records that the gateway is ready with `images`, unless that is what ran last.
+    /// Records that the gateway is ready with `images`, unless the last release has the same one.
     ///
     /// # Errors
     /// When the disk refuses.
     pub fn record_release(&mut self, images: Images, how: &str) -> Result<()> {
         let gateway = images.get(Service::Litellm.name());
-        if gateway.is_none() || self.current().is_some_and(|last| last.images == images) {
+        if gateway.is_none() || self.current().and_then(Release::gateway) == gateway {
             return Ok(());
         }
         let number = self.current().map_or(0, |last| last.number) + 1;

@@ -31,6 +31,7 @@ pub mod settings;
 pub mod snapshot;
 pub mod stack;
 pub mod systemd;
+pub mod upgrade;
 
 use cli::{Cli, Command};
 use error::{Exit, Result};
@@ -78,6 +79,9 @@ pub async fn run(cli: Cli) -> Result<Exit> {
         Command::Ui(arguments) => commands::ui::run(&host, &arguments).await,
         Command::Backup(arguments) => commands::backup::run(&host, arguments).await,
         Command::Restore(arguments) => commands::backup::restore(&host, arguments).await,
+        Command::Upgrade(arguments) => commands::upgrade::run(&host, arguments).await,
+        Command::Rollback(arguments) => commands::rollback::run(&host, arguments).await,
+        Command::History(arguments) => commands::history::run(&host, &arguments),
         Command::Completion { shell } => commands::completion::run(shell),
         Command::Status(arguments) => commands::status::run(&host, &arguments).await,
         Command::Pull(arguments) => commands::pull::run(&host, &arguments).await,

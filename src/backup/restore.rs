@@ -79,6 +79,17 @@ pub struct Verified {
     pub restored: bool,
 }
 
+/// What became of a restore that was interrupted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Recovered {
+    /// There was none.
+    Nothing,
+    /// The data of this backup is in place.
+    Finished(BackupId),
+    /// The data is as before.
+    Undone,
+}
+
 /// What is under way, on disk.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 struct Record {
@@ -435,7 +446,7 @@ impl<'a> Restore<'a> {
 ///
 /// # Errors
 /// When the server can't be reached, or refuses.
-pub async fn recover(host: &Host, settings: &Settings) -> Result<()> {
+pub async fn recover(host: &Host, settings: &Settings) -> Result<Recovered> {
     let server = Server::new(host, settings).await?;
     recover_with(host, settings, &server).await
 }
@@ -450,15 +461,16 @@ pub(super) async fn recover_with(
     host: &Host,
     settings: &Settings,
     server: &Server<'_>,
-) -> Result<()> {
+) -> Result<Recovered> {
     remove_unfinished(&host.paths)?;
+    let mut recovered = Recovered::Nothing;
     if !server.is_local() {
-        return Ok(());
+        return Ok(recovered);
     }
     let mut own = server.own_databases().await?;
     if let Some(record) = Record::load(&host.paths)? {
         server.end_leftovers().await?;
-        recover_restore(host, settings, record, &own).await?;
+        recovered = recover_restore(host, settings, record, &own).await?;
         own = server.own_databases().await?;
     }
     for name in own
@@ -471,7 +483,7 @@ pub(super) async fn recover_with(
             "removed database {name}, left by an interrupted run"
         ));
     }
-    Ok(())
+    Ok(recovered)
 }
 
 async fn recover_restore(
@@ -479,7 +491,7 @@ async fn recover_restore(
     settings: &Settings,
     record: Record,
     own: &[String],
-) -> Result<()> {
+) -> Result<Recovered> {
     let id = record.backup.clone();
     let swapped = own.contains(&record.replaced);
     let with_config = record.configuration.is_some();
@@ -498,7 +510,7 @@ async fn recover_restore(
             "the restore of backup {id} was interrupted after the data was in place: finishing it"
         ));
         return match bring_back(host, false, gateway, RECOVERY_TIMEOUT).await {
-            Ok(()) => restore.commit().await,
+            Ok(()) => restore.commit().await.map(|()| Recovered::Finished(id)),
             Err(error) => Err(take_back(restore, &units, RECOVERY_TIMEOUT, error).await),
         };
     }
@@ -511,7 +523,7 @@ async fn recover_restore(
             "the data is as before the restore, but the gateway is not ready: {error:#}"
         ));
     }
-    Ok(())
+    Ok(Recovered::Undone)
 }
 
 async fn check(backup: &Backup, quiet: bool) -> Result<()> {

@@ -23,10 +23,12 @@ use crate::image::ImageReference;
 use crate::images_lock::ImagesLock;
 use crate::install::plan::{Change, Plan as Files};
 use crate::ledger::{
-    Ended, Event, Images, Ledger, Operation, Outcome, Reached, Release, Step, Unfinished, Verb,
+    Ended, Event, Images, Ledger, Operation, Outcome, Reached, Release, Step, Verb,
 };
 use crate::litellm::Client;
+use crate::lock::OperationLock;
 use crate::output::{duration, say};
+use crate::paths::Paths;
 use crate::quadlet;
 use crate::settings::{Service, Settings, parse_env, read_env};
 use crate::snapshot::{self, SnapshotId};
@@ -311,12 +313,21 @@ fn images(settings: &Settings, lock: &ImagesLock) -> Images {
     images
 }
 
-/// Whether [`recover`] has something to finish or to undo.
+/// What an operator should know who only looks: that [`recover`] has something to do.
 ///
 /// # Errors
 /// When the ledger can't be read.
-pub fn unfinished(host: &Host) -> Result<Option<Unfinished>> {
-    Ok(Ledger::load(&host.paths)?.unfinished())
+pub fn warning(paths: &Paths) -> Result<Option<String>> {
+    let unfinished = Ledger::load(paths)?.unfinished();
+    // While it is under way, that is no news.
+    Ok(unfinished
+        .filter(|_| !OperationLock::is_held(paths))
+        .map(|found| {
+            format!(
+                "the {} to {} was interrupted {}; litellm-units up finishes or undoes it",
+                found.operation.verb, found.operation.to, found.step
+            )
+        }))
 }
 
 /// Finishes or undoes an upgrade or rollback that was interrupted, and says so.
@@ -608,7 +619,10 @@ impl Run<'_> {
             self.operation.verb
         ));
         let reason = format!("{error:#}");
-        let reason = reason.lines().next().map(str::to_owned);
+        let reason = reason
+            .lines()
+            .next()
+            .map(|line| line.trim_end_matches(':').to_owned());
         let attempt = async {
             self.reached(Step::Undoing)?;
             fail::fail_point!("undo-begun");
@@ -739,18 +753,17 @@ fn set_image(
 /// Migrates the database to the release of `settings`, in a unit of its own.
 async fn migrate(host: &Host, settings: &Settings) -> Result<()> {
     let podman = host.podman().await?;
-    let file = quadlet::next_migration(
-        settings,
-        &quadlet::Host {
-            paths: &host.paths,
-            podman: podman.version().await?,
-            program: &host::program()?,
-            images: &ImagesLock::load(&host.paths.images_lock())?,
-        },
-    )?;
-    podman
-        .check_quadlets(std::slice::from_ref(&file), host.scope())
-        .await?;
+    let units = quadlet::Host {
+        paths: &host.paths,
+        podman: podman.version().await?,
+        program: &host::program()?,
+        images: &ImagesLock::load(&host.paths.images_lock())?,
+    };
+    let file = quadlet::next_migration(settings, &units)?;
+    // With the others, since it names their network.
+    let mut all = quadlet::render(settings, &units)?;
+    all.push(file.clone());
+    podman.check_quadlets(&all, host.scope()).await?;
     let install = Files {
         changes: vec![Change {
             path: host.paths.quadlets.join(file.name),

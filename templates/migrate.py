@@ -2,36 +2,38 @@
 # litellm/proxy/prisma_migration.py does whether it did or not. A database that a later release has
 # migrated already is left alone: LiteLLM would drop the columns that it does not know, and a release
 # serves with a schema that has more than it needs.
-import asyncio
 import pathlib
 import re
+import subprocess
 import sys
+import tempfile
 
-import litellm_proxy_extras
-from litellm_proxy_extras.utils import ProxyExtrasDBManager
+from litellm_proxy_extras import utils
 
-
-async def recorded():
-    from prisma import Prisma
-
-    async with Prisma() as database:
-        table = await database.query_raw("SELECT to_regclass('_prisma_migrations')::text AS name")
-        if not table[0]["name"]:
-            return []
-        rows = await database.query_raw(
-            'SELECT migration_name AS name FROM "_prisma_migrations" WHERE finished_at IS NOT NULL'
-        )
-        return [row["name"] for row in rows]
-
-
-def dated(names):
-    return [name for name in names if re.match(r"\d{14}_", name)]
-
-
-directory = pathlib.Path(litellm_proxy_extras.__file__).parent / "migrations"
-newest = max(dated(entry.name for entry in directory.iterdir()))
-later = sorted(name for name in dated(asyncio.run(recorded())) if name > newest)
+directory = pathlib.Path(utils.__file__).parent
+migrations = (entry.name for entry in (directory / "migrations").iterdir())
+newest = max(name for name in migrations if re.match("[0-9]{14}_", name))
+# The program, which an image without network has elsewhere.
+prisma = getattr(utils, "_get_prisma_command", lambda: "prisma")()
+# It shows no rows, but it does show errors.
+question = f"""DO $$ DECLARE later text; BEGIN
+IF to_regclass('_prisma_migrations') IS NOT NULL THEN
+SELECT max(migration_name) INTO later FROM _prisma_migrations
+WHERE finished_at IS NOT NULL AND migration_name ~ '^[0-9]{{14}}_' AND migration_name > '{newest}';
+IF later IS NOT NULL THEN RAISE EXCEPTION 'later migration: %', later; END IF;
+END IF; END $$"""
+with tempfile.NamedTemporaryFile("w", suffix=".sql") as file:
+    file.write(question)
+    file.flush()
+    answer = subprocess.run(
+        [prisma, "db", "execute", "--schema", directory / "schema.prisma", "--file", file.name],
+        capture_output=True,
+        text=True,
+    )
+later = re.search("later migration: (\\S+)", answer.stderr)
 if later:
-    print(f"the schema is that of a later release, as of {later[-1]}: nothing to migrate", flush=True)
-    sys.exit(0)
-sys.exit(not ProxyExtrasDBManager.setup_database(use_migrate=True))
+    print(f"the database has the schema of a later release, with {later[1]}: nothing to migrate")
+elif answer.returncode:
+    sys.exit(answer.stderr)
+else:
+    sys.exit(not utils.ProxyExtrasDBManager.setup_database(use_migrate=True))

@@ -108,7 +108,7 @@ fn entries(ledger: &Ledger) -> Vec<Entry> {
 
 fn table(entries: &[Entry]) -> Vec<Vec<String>> {
     let heading = [
-        "RELEASE", "WHEN", "IMAGE", "DIGEST", "BY", "HOW", "RESULT", "BACKUP",
+        "RELEASE", "WHEN", "IMAGE", "DIGEST", "BY", "HOW", "RESULT", "BACKUP", "REASON",
     ];
     let mut rows = vec![heading.map(str::to_owned).to_vec()];
     for entry in entries {
@@ -126,14 +126,12 @@ fn table(entries: &[Entry]) -> Vec<Vec<String>> {
             digest.unwrap_or("-".into()),
             entry.by.clone(),
             entry.how.clone(),
-            match &entry.reason {
-                Some(reason) => format!("{}: {reason}", entry.result),
-                None => entry.result.to_owned(),
-            },
+            entry.result.to_owned(),
             entry
                 .backup
                 .as_ref()
                 .map_or("-".into(), BackupId::to_string),
+            entry.reason.clone().unwrap_or("-".into()),
         ]);
     }
     rows

@@ -57,7 +57,7 @@ fn is_clean(host: &TestHost, who: Who) {
         (0, String::new(), String::new())
     );
     let left = format!(
-        r#"find {} "$1/.litellm-units" "$1/backups" -name '*next*' -o -name restore.json -o -name '.new-*'"#,
+        r#"find {} "$1" -path "$1/data" -prune -o \( -name '*next*' -o -name restore.json -o -name '.new-*' \) -print"#,
         who.quadlets()
     );
     assert_eq!(host.sh(who, &left), "");

@@ -41,6 +41,16 @@ const NOT_FOR_GATEWAY: [&str; 8] = [
     "LITELLM_MODE",
 ];
 
+/// Variables that say which PostgreSQL there is, and how to get in. They go with its data: when
+/// another configuration is put in the place of the present one, they stay as they are.
+pub const OF_THE_DATABASE: [&str; 5] = [
+    "POSTGRES_IMAGE",
+    "POSTGRES_USER",
+    "POSTGRES_PASSWORD",
+    "POSTGRES_DB",
+    "DATABASE_URL",
+];
+
 /// So begin the names of variables that concern backups; they do not reach the gateway either.
 const BACKUP_PREFIX: &str = "BACKUP_";
 

@@ -88,7 +88,7 @@ pub struct ServiceReport {
     pub memory_bytes: Option<u64>,
     /// CPU time used since the start; null where the kernel does not count it.
     pub cpu_seconds: Option<f64>,
-    /// The image that the installed unit names, without its digest: `images.lock` has that.
+    /// The image that the installed unit names.
     pub image: Option<String>,
     /// What changed since the container started, names only: a restart would bring it into
     /// force. Null when that can't be found out; `warnings` then says why.
@@ -317,7 +317,7 @@ impl ServiceReport {
     }
 }
 
-/// The image that the installed unit names, without its digest: `images.lock` has that.
+/// The image that the installed unit names.
 fn image(host: &Host, service: Service) -> Option<String> {
     let file = host
         .paths
@@ -326,7 +326,6 @@ fn image(host: &Host, service: Service) -> Option<String> {
     let text = std::fs::read_to_string(file).ok()?;
     text.lines()
         .find_map(|line| line.strip_prefix("Image="))
-        .and_then(|image| image.split('@').next())
         .map(str::to_owned)
 }
 

@@ -66,7 +66,7 @@ pub const OPTIONAL: [&str; 5] = [
 ];
 
 /// One of the containers that can get variables.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Service {
     /// PostgreSQL.
     Postgres,
@@ -113,6 +113,17 @@ impl Service {
             Self::Migrate => "litellm-migrate.service",
             Self::Litellm => "litellm.service",
         }
+    }
+}
+
+// Not derived: that would explain each name, and so make every help text a long one.
+impl clap::ValueEnum for Service {
+    fn value_variants<'a>() -> &'a [Self] {
+        &Self::ALL
+    }
+
+    fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
+        Some(self.name().into())
     }
 }
 

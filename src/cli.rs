@@ -32,6 +32,7 @@ pub struct Cli {
 
 /// Which deployment a command is about.
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Which deployment")]
 pub struct Target {
     /// Deployment directory [default: /opt/litellm-server; rootless: ~/.local/share/litellm-server]
     #[arg(long, env = "LITELLM_DIR", value_name = "DIR", global = true)]
@@ -132,8 +133,11 @@ pub struct Generate {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  litellm-units up\n  litellm-units up --timeout 120")]
 pub struct Up {
+    /// What it does anyway; for those who are used to compose
+    #[arg(short, long, visible_alias = "wait")]
+    pub detach: bool,
     /// Seconds that starting and becoming ready may take; pulling images does not count
-    #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = seconds)]
+    #[arg(short, long, value_name = "SECONDS", default_value = "300", value_parser = seconds)]
     pub timeout: Duration,
 }
 
@@ -141,7 +145,7 @@ pub struct Up {
 #[derive(Debug, Args)]
 pub struct Down {
     /// Seconds that stopping may take
-    #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = seconds)]
+    #[arg(short, long, value_name = "SECONDS", default_value = "120", value_parser = seconds)]
     pub timeout: Duration,
 }
 
@@ -153,7 +157,7 @@ pub struct Apply {
     #[arg(long)]
     pub dry_run: bool,
     /// Seconds that restarting and becoming ready may take
-    #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = seconds)]
+    #[arg(short, long, value_name = "SECONDS", default_value = "300", value_parser = seconds)]
     pub timeout: Duration,
 }
 
@@ -178,9 +182,9 @@ pub struct Logs {
     /// Go on with new lines as they come
     #[arg(short, long)]
     pub follow: bool,
-    /// Show only the last lines of all the services together
-    #[arg(short = 'n', long, value_name = "LINES", visible_alias = "lines")]
-    pub tail: Option<u32>,
+    /// Show only the last lines of all the services together, or `all`
+    #[arg(short = 'n', long, value_name = "LINES", visible_alias = "lines", default_value = "all", hide_default_value = true, value_parser = tail)]
+    pub tail: Tail,
     /// Show lines since a time (2026-01-31T12:00:00Z) or an age (42m)
     #[arg(long, value_name = "TIME")]
     pub since: Option<String>,
@@ -198,28 +202,39 @@ pub struct Logs {
     pub no_color: bool,
 }
 
+/// How many lines of a log are shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tail(pub Option<u32>);
+
 /// Arguments of `exec`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  litellm-units exec postgres -- psql -U litellm\n  litellm-units exec -T redis -- redis-cli info memory"
+    override_usage = "litellm-units exec [OPTIONS] <SERVICE> [--] <COMMAND>...",
+    after_help = "Examples:\n  litellm-units exec postgres psql -U litellm\n  litellm-units exec -T redis -- redis-cli info memory"
 )]
 pub struct Exec {
     /// The service
     pub service: Service,
-    /// Do not allocate a terminal
+    /// Do not allocate a terminal, as it is done where there is one
     #[arg(short = 'T', long = "no-tty")]
     pub no_tty: bool,
+    /// What it does anyway; for those who are used to `exec -it`
+    #[arg(short, long, hide = true)]
+    pub interactive: bool,
+    /// Likewise
+    #[arg(short, long, hide = true, conflicts_with = "no_tty")]
+    pub tty: bool,
     /// Set a variable
     #[arg(short, long, value_name = "NAME=VALUE")]
     pub env: Vec<String>,
     /// Run as this user
-    #[arg(short, long, value_name = "USER", id = "container_user")]
+    #[arg(short = 'u', long, value_name = "USER", id = "container_user")]
     pub as_user: Option<String>,
     /// Run in this directory
     #[arg(short, long, value_name = "DIR")]
     pub workdir: Option<String>,
     /// The command and its arguments
-    #[arg(last = true, required = true)]
+    #[arg(trailing_var_arg = true, required = true)]
     pub command: Vec<String>,
 }
 
@@ -333,6 +348,14 @@ fn seconds(text: &str) -> Result<Duration, String> {
     match text.parse() {
         Ok(0) | Err(_) => Err("not a whole number of seconds above 0".into()),
         Ok(seconds) => Ok(Duration::from_secs(seconds)),
+    }
+}
+
+fn tail(text: &str) -> Result<Tail, String> {
+    match text.parse() {
+        Ok(lines) => Ok(Tail(Some(lines))),
+        Err(_) if text == "all" => Ok(Tail(None)),
+        Err(_) => Err("neither a number of lines nor `all`".into()),
     }
 }
 

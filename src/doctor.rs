@@ -4,6 +4,7 @@
 //! is `ok` and says so. A check that another one's failure makes pointless is left out, so that
 //! each fault is named once.
 
+mod backup;
 mod files;
 mod network;
 mod platform;
@@ -184,7 +185,7 @@ pub async fn examine(host: &Host) -> Vec<Check> {
         settings,
         units: units.filter(|_| has_session),
     };
-    let (systemd, clock, disk, inside, docker, drift, digests, gateway) = futures_util::join!(
+    let (systemd, clock, disk, inside, docker, drift, digests, gateway, backup) = futures_util::join!(
         platform::systemd(&patient),
         platform::clock(host),
         files::space(host, podman_works),
@@ -211,6 +212,7 @@ pub async fn examine(host: &Host) -> Vec<Check> {
             }
         },
         units::gateway(&patient),
+        backup::backup(&patient),
     );
     checks.extend(systemd);
     checks.push(platform::selinux());
@@ -237,6 +239,7 @@ pub async fn examine(host: &Host) -> Vec<Check> {
         checks.extend(units::applied(&patient, is_current));
     }
     checks.extend(gateway);
+    checks.extend(backup);
     checks
 }
 

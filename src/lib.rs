@@ -60,7 +60,13 @@ pub async fn run(cli: Cli) -> Result<Exit> {
                 let default = remote.scope().await?;
                 Host::remote(chosen.unwrap_or(default), remote)
             }
-            Some(use_of) => return remote.run(&remote::own_arguments()?, use_of).await,
+            Some(use_of) => {
+                let foreign = match &cli.command {
+                    Command::Exec(arguments) => arguments.command.len(),
+                    _ => 0,
+                };
+                return remote.run(&remote::own_arguments(foreign)?, use_of).await;
+            }
         },
     };
     match cli.command {

@@ -26,8 +26,13 @@ const MIGRATION: &str = include_str!("../templates/migrate.py");
 /// Migrates the database to the next release while the gateway of the present one serves.
 pub const NEXT_MIGRATION: &str = "litellm-migrate-next";
 
+/// Podman's network, as `litellm.network` names it.
+pub const NETWORK: &str = "litellm";
+
 /// Makes a backup every day.
 pub const BACKUP_TIMER: &str = "litellm-backup.timer";
+/// What the timer starts.
+pub const BACKUP_SERVICE: &str = "litellm-backup.service";
 
 /// Podman's version, as far as it decides which Quadlet keys exist.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -150,7 +155,7 @@ pub fn render(settings: &Settings, host: &Host<'_>) -> Result<Vec<UnitFile>> {
     let mut files = vec![
         file(Place::Quadlet, "litellm.network", &Network { common })?,
         file(Place::Unit, "litellm-images.service", &Images { common })?,
-        file(Place::Unit, "litellm-backup.service", &Backup { common })?,
+        file(Place::Unit, BACKUP_SERVICE, &Backup { common })?,
         file(Place::Unit, BACKUP_TIMER, &BackupTimer { common })?,
     ];
     for service in settings.services() {

@@ -435,7 +435,7 @@ impl Run<'_> {
         let path = paths.env_file();
         let before = Settings::from_text(&snapshot::env(paths, configuration)?, &path)?;
         let after = Settings::from_text(&snapshot::env(paths, wanted)?, &path)?;
-        snapshot::restore(paths, configuration)?;
+        snapshot::restore(paths, configuration, &[])?;
 
         if let Some(digest) = digest {
             self.lock(&after.litellm_image, &digest)?;
@@ -486,7 +486,7 @@ impl Run<'_> {
                 fail::fail_point!("rollback-swapped");
             }
         }
-        snapshot::restore(paths, wanted)?;
+        snapshot::restore(paths, wanted, &[])?;
         fail::fail_point!("upgrade-configured");
         self.bring_up().await?;
         fail::fail_point!("upgrade-not-ready", |_| Err(
@@ -531,7 +531,7 @@ impl Run<'_> {
     /// Goes on with what was interrupted after the switch.
     async fn finish(&mut self) -> Result<()> {
         let wanted = self.kept(&self.operation.wanted)?;
-        snapshot::restore(&self.host.paths, &wanted)?;
+        snapshot::restore(&self.host.paths, &wanted, &[])?;
         self.bring_up().await?;
         self.commit().await
     }
@@ -657,7 +657,7 @@ impl Run<'_> {
                 .await??;
         }
         let configuration = self.kept(&self.operation.configuration)?;
-        snapshot::restore(&host.paths, &configuration)?;
+        snapshot::restore(&host.paths, &configuration, &[])?;
         for image in self.operation.from.values() {
             if let Ok(reference) = ImageReference::parse(&image.reference) {
                 self.lock(&reference, &image.digest)?;

@@ -18,6 +18,7 @@ use crate::applied::hex;
 use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::podman::Podman;
+use crate::quadlet::NETWORK;
 use crate::settings::{Database, Service, Settings};
 
 /// Databases whose names begin so belong to this program.
@@ -124,6 +125,10 @@ impl<'a> Server<'a> {
                 if !podman.has_image(image).await? {
                     podman.pull(image).await?;
                 }
+                // It goes when the stack is stopped.
+                podman
+                    .run(["network", "create", "--ignore", NETWORK])
+                    .await?;
                 Ok(Self {
                     podman,
                     access: Access::Client {
@@ -160,7 +165,8 @@ impl<'a> Server<'a> {
                 "--interactive",
                 "--pull=never",
                 // The gateway's, so that the server's name means the same.
-                "--network=litellm",
+                "--network",
+                NETWORK,
                 "--read-only",
                 "--cap-drop=all",
                 "--log-driver=none",

@@ -24,21 +24,13 @@ use crate::install;
 use crate::output::{bytes, duration, say, warn};
 use crate::paths::Paths;
 use crate::settings::env_file::EnvFile;
-use crate::settings::{Service, Settings, parse_env, read_env};
+use crate::settings::{OF_THE_DATABASE, Service, Settings, parse_env, read_env};
 use crate::snapshot::{self, SnapshotId};
 use crate::stack;
 use crate::systemd::job::Verb;
 
 /// Seconds that the gateway gets to be ready when an interrupted restore is finished.
 const RECOVERY_TIMEOUT: Duration = Duration::from_secs(300);
-/// Variables that belong to the server that is there, not to the one that was backed up.
-const OF_THE_SERVER: [&str; 5] = [
-    "POSTGRES_IMAGE",
-    "POSTGRES_USER",
-    "POSTGRES_PASSWORD",
-    "POSTGRES_DB",
-    "DATABASE_URL",
-];
 
 /// How a backup is restored.
 #[derive(Clone, Debug)]
@@ -426,7 +418,7 @@ impl<'a> Restore<'a> {
         }
         fail::fail_point!("restore-undone");
         if let Some(configuration) = &configuration {
-            snapshot::restore(&self.host.paths, configuration)?;
+            snapshot::restore(&self.host.paths, configuration, &[])?;
         }
         drop_scratch(&self.server, &self.record.staged).await?;
         let gateway = bring_back(
@@ -651,14 +643,7 @@ fn restore_config(paths: &Paths, backup: &Backup, options: &Options) -> Result<(
     let path = paths.env_file();
     let now = parse_env(&read_env(&path)?, &path)?;
     let mut env = env_of(backup, options)?;
-    for name in OF_THE_SERVER {
-        match (now.get(name), env.get(name)) {
-            (None, None) => {}
-            (Some(value), Some(_)) => env.set(name, value)?,
-            (Some(value), None) => env.append(&[], name, value)?,
-            (None, Some(_)) => env.set(name, "")?,
-        }
-    }
+    env.take_over(&OF_THE_DATABASE, &now)?;
     let identity = options.identity.as_deref();
     let read = |name: &str| archive::read(&backup.directory, &backup.manifest, name, identity);
     // What the tags of that time meant, where this host does not know.

@@ -69,7 +69,8 @@ async fn take_back(
 ) -> anyhow::Error {
     say("the edit does not work: putting the last good configuration back");
     let attempt = async {
-        snapshot::restore(&host.paths, good)?;
+        let staying = change::known_to_the_database(host).await;
+        snapshot::restore(&host.paths, good, staying)?;
         let prepared = generate::prepare(host).await?;
         prepared.apply(host).await?;
         stack::bring_up(host, prepared.settings(), arguments.timeout).await

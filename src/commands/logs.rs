@@ -25,7 +25,7 @@ pub async fn run(host: &Host, arguments: &cli::Logs) -> Result<Exit> {
         remote: None,
         units: services.iter().map(|service| service.unit()).collect(),
         follow: arguments.follow,
-        tail: arguments.tail,
+        tail: arguments.tail.0,
         since: arguments.since.as_deref().map(time).transpose()?,
         until: arguments.until.as_deref().map(time).transpose()?,
     };

@@ -293,6 +293,7 @@ impl ServiceReport {
         match self.active.as_str() {
             "failed" => format!("failed ({})", self.result),
             "inactive" if self.queued => "waiting (to start)".into(),
+            _ if self.sub.starts_with("auto-restart") => "restarting (failed)".into(),
             active => format!("{active} ({})", self.sub),
         }
     }

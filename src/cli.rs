@@ -305,6 +305,9 @@ pub enum Unit {
     Prepare {
         /// The container.
         service: Service,
+        /// For the second gateway
+        #[arg(long)]
+        standby: bool,
     },
     /// Called by Podman: print the value of one secret
     Secret {
@@ -319,7 +322,12 @@ pub enum Unit {
     AwaitHealthy {
         /// The container.
         service: Service,
+        /// For the second gateway
+        #[arg(long)]
+        standby: bool,
     },
+    /// After the gateway ended: refuse requests, unless it is about to come back
+    Stopped,
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

@@ -20,6 +20,15 @@ pub const MARKER: &str = "# Written by litellm-units. Do not edit: use a drop-in
 /// The first words of the marker, by which a file of ours is recognised.
 pub const MARKER_PREFIX: &str = "# Written by litellm-units.";
 
+/// The container of a second gateway, which serves while the first one restarts.
+pub const STANDBY: &str = "litellm-standby";
+
+/// Holds the gateway's address.
+pub const SOCKET: &str = "litellm.socket";
+
+/// What the gateway's container runs, mounted into it from the per-boot directory.
+pub const SERVE: &str = include_str!("../units/serve.py");
+
 /// Makes a backup every day.
 pub const BACKUP_TIMER: &str = "litellm-backup.timer";
 
@@ -117,7 +126,7 @@ pub fn is_ours_by_name(place: Place, name: &str) -> bool {
     (stem == "litellm" || stem.starts_with("litellm-"))
         && match place {
             Place::Quadlet => matches!(suffix, "container" | "network"),
-            Place::Unit => matches!(suffix, "service" | "target" | "timer"),
+            Place::Unit => matches!(suffix, "service" | "socket" | "target" | "timer"),
         }
 }
 
@@ -167,6 +176,7 @@ pub fn render(settings: &Settings, host: &Host<'_>) -> Result<Vec<UnitFile>> {
     let mut files = vec![
         file(Place::Quadlet, "litellm.network", &Network { common })?,
         file(Place::Unit, "litellm-images.service", &Images { common })?,
+        file(Place::Unit, SOCKET, &Socket { common })?,
         file(Place::Unit, "litellm-backup.service", &Backup { common })?,
         file(Place::Unit, BACKUP_TIMER, &BackupTimer { common })?,
     ];
@@ -178,12 +188,28 @@ pub fn render(settings: &Settings, host: &Host<'_>) -> Result<Vec<UnitFile>> {
         let (uid, gid) = container_owner(service, image).unwrap_or_default();
         let values = Container {
             name: service.name(),
+            flag: "",
             unit: service.container(),
             image: &pinned,
             uid,
             gid,
         };
         let place = Place::Quadlet;
+        if service == Service::Litellm {
+            files.push(file(
+                place,
+                "litellm-standby.container",
+                &Gateway {
+                    common,
+                    standby: true,
+                    service: Container {
+                        flag: " --standby",
+                        unit: STANDBY,
+                        ..values
+                    },
+                },
+            )?);
+        }
         files.push(match service {
             Service::Postgres => file(
                 place,
@@ -214,6 +240,7 @@ pub fn render(settings: &Settings, host: &Host<'_>) -> Result<Vec<UnitFile>> {
                 "litellm.container",
                 &Gateway {
                     common,
+                    standby: false,
                     service: values,
                 },
             )?,
@@ -253,8 +280,10 @@ struct Common {
     redis_data: String,
 }
 
+#[derive(Clone, Copy)]
 struct Container<'a> {
     name: &'static str,
+    flag: &'static str,
     unit: &'static str,
     image: &'a str,
     uid: u32,
@@ -270,6 +299,12 @@ struct Network<'a> {
 #[derive(Template)]
 #[template(path = "litellm-images.service")]
 struct Images<'a> {
+    common: &'a Common,
+}
+
+#[derive(Template)]
+#[template(path = "litellm.socket")]
+struct Socket<'a> {
     common: &'a Common,
 }
 
@@ -310,5 +345,6 @@ struct Migrate<'a> {
 #[template(path = "litellm.container")]
 struct Gateway<'a> {
     common: &'a Common,
+    standby: bool,
     service: Container<'a>,
 }

@@ -35,6 +35,9 @@ pub async fn run(host: &Host, verb: Verb, arguments: &cli::Units) -> Result<Exit
         );
     }
     if verb == Verb::Stop {
+        if units.contains(&Service::Litellm.unit()) {
+            units.extend(stack::beside_gateway(systemd).await?);
+        }
         units.reverse();
         stack::stop(host, &units, arguments.timeout).await?;
     } else {

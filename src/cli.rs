@@ -326,7 +326,7 @@ pub enum Unit {
         #[arg(long)]
         standby: bool,
     },
-    /// After the gateway ended: refuse requests, unless it is about to come back
+    /// After a unit ended: refuse requests, unless the gateway is about to come back
     Stopped,
 }
 

@@ -298,7 +298,7 @@ fn output_needs_no_deployment_either() {
     let ran = home.run(&["generate", "--user", "--output", "out"]);
     assert_eq!(
         (ran.code, ran.stderr.as_str(), ran.stdout.lines().count()),
-        (0, "", 9)
+        (0, "", 11)
     );
     assert!(!home.path(".local").exists());
 }

@@ -5,7 +5,8 @@
 //! written elsewhere, and `podman inspect` shows names only.
 
 use std::io::Write;
-use std::time::Duration;
+use std::path::PathBuf;
+use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::Context;
 use secrecy::ExposeSecret;
@@ -22,6 +23,7 @@ use crate::paths::Scope;
 use crate::quadlet;
 use crate::settings::{Delivery, Parcel, Service, Settings};
 use crate::stack;
+use crate::systemd::UnitState;
 use crate::systemd::job::{Jobs, Verb};
 
 /// Runs the verb.
@@ -241,35 +243,46 @@ fn container(service: Service, standby: bool) -> &'static str {
 }
 
 /// Which secrets a container gets, as options of Podman.
-fn options_file(host: &Host, container: &str) -> std::path::PathBuf {
+fn options_file(host: &Host, container: &str) -> PathBuf {
     host.paths.runtime_state().join(format!("{container}.env"))
 }
 
-/// Closes the gateway's address, so that requests are refused instead of waiting for nothing: when
-/// the gateway was stopped, or ended before it was ready. When it restarts, or ended while it
-/// served and so is started again, they wait for it.
+/// Closes the gateway's address when nothing will serve at it soon, so that requests are refused
+/// instead of waiting in vain. Called after the end of the gateway and of what it needs to start.
 async fn stopped(host: &Host) -> Result<()> {
     let systemd = host.systemd().await?;
-    let unit = systemd.unit(Service::Litellm.unit()).await?;
-    let started = std::fs::metadata(options_file(host, Service::Litellm.container()))
-        .and_then(|file| file.modified())
-        .ok();
-    let ready = unit
-        .active_since
-        .map(|since| std::time::UNIX_EPOCH + Duration::from_micros(since));
-    let served = started.is_some_and(|started| ready.is_some_and(|ready| ready > started));
-    let job = systemd.job(Service::Litellm.unit()).await?;
-    let stays = match job.as_deref() {
-        Some("restart") => true,
-        Some("stop") => false,
-        _ => served,
+    let gateway = systemd.unit(Service::Litellm.unit()).await?;
+    let ends = match gateway.active.as_str() {
+        "active" => false,
+        // It is the gateway that ends.
+        "deactivating" => match systemd.job(Service::Litellm.unit()).await?.as_deref() {
+            Some("stop") => true,
+            Some("restart") => false,
+            // By itself: systemd starts it again. If it never served, that is likely to be in vain.
+            _ => !has_served(host, &gateway),
+        },
+        // It waits for a unit that just ended.
+        _ => std::env::var_os("SERVICE_RESULT").is_some_and(|result| result != "success"),
     };
-    let standby = systemd.unit(stack::STANDBY_UNIT).await?;
-    if !stays && !standby.is_active() {
-        // It waits for the end of this very command.
-        Jobs::new(systemd).await?.ask(Verb::Stop, quadlet::SOCKET).await?;
+    if ends && !systemd.unit(stack::STANDBY_UNIT).await?.is_active() {
+        // Not awaited: it is done after the end of the unit that this command belongs to.
+        Jobs::new(systemd)
+            .await?
+            .ask(Verb::Stop, quadlet::SOCKET)
+            .await?;
     }
     Ok(())
+}
+
+/// Whether the gateway was ready since its last start, which wrote the options of its container.
+fn has_served(host: &Host, gateway: &UnitState) -> bool {
+    let options = options_file(host, Service::Litellm.container());
+    let Ok(started) = std::fs::metadata(options).and_then(|file| file.modified()) else {
+        return false;
+    };
+    gateway
+        .active_since
+        .is_some_and(|since| UNIX_EPOCH + Duration::from_micros(since) > started)
 }
 
 /// systemd's `TimeoutStartSec=` is the deadline.

@@ -280,8 +280,8 @@ fn output_renders_without_a_host() {
                         *text
                     );
                 }
-                assert_eq!(tree(&home.path(&out)).matches(" containers/").count(), 5);
-                assert_eq!(tree(&home.path(&out)).matches(" systemd/").count(), 4);
+                assert_eq!(tree(&home.path(&out)).matches(" containers/").count(), 6);
+                assert_eq!(tree(&home.path(&out)).matches(" systemd/").count(), 5);
             }
         }
     }

@@ -134,10 +134,9 @@ impl Systemd {
             }
         };
         let unit = self.properties(&path, "org.freedesktop.systemd1.Unit");
-        let (unit, service) =
-            futures_util::try_join!(unit, service)
-                .map_err(|error| explain(error, self.scope))
-                .with_context(|| format!("can't read the state of {name}"))?;
+        let (unit, service) = futures_util::try_join!(unit, service)
+            .map_err(|error| explain(error, self.scope))
+            .with_context(|| format!("can't read the state of {name}"))?;
         Ok(UnitState {
             name: name.to_owned(),
             load: unit.text("LoadState"),
@@ -177,16 +176,12 @@ impl Systemd {
             return Ok(None);
         };
         let path = format!("/org/freedesktop/systemd1/job/{job}");
-        match self
-            .properties(&path, "org.freedesktop.systemd1.Job")
-            .await
-        {
+        match self.properties(&path, "org.freedesktop.systemd1.Job").await {
             Ok(properties) => Ok(Some(properties.text("JobType"))),
             // It has ended since.
             Err(zbus::Error::MethodError(..)) => Ok(None),
-            Err(error) => {
-                Err(explain(error, self.scope)).with_context(|| format!("can't read the job of {unit}"))
-            }
+            Err(error) => Err(explain(error, self.scope))
+                .with_context(|| format!("can't read the job of {unit}")),
         }
     }
 

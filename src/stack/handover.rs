@@ -14,8 +14,8 @@ use crate::litellm::health::Health;
 use crate::output::{bytes, say, warn};
 use crate::quadlet;
 use crate::settings::{GATEWAY_PORT, Service};
-use crate::systemd::{Systemd, UnitState};
 use crate::systemd::job::Verb;
+use crate::systemd::{Systemd, UnitState};
 
 /// Asked inside a gateway's container, since at the address either of two may answer.
 const QUESTION: &str =

@@ -300,6 +300,7 @@ fn an_edit_takes_effect_on_restart(host: &TestHost, who: Who, key: &str) {
         &[("OPENAI_API_KEY", "sk-new"), ("ADDED", "a 'b' \"c\" $d")],
     );
     host.systemctl(who, &["restart", "litellm.service"]);
+    load.assert_no_failure(host, who);
     assert_eq!(
         variable(host, who, "litellm", "OPENAI_API_KEY").as_deref(),
         Some("sk-new")
@@ -318,7 +319,6 @@ fn an_edit_takes_effect_on_restart(host: &TestHost, who: Who, key: &str) {
         Some("sk-newer")
     );
     assert_eq!(variable(host, who, "litellm", "ADDED"), None);
-    load.assert_no_failure(host, who);
     assert_eq!(
         process(host, who, "litellm-postgres"),
         postgres,

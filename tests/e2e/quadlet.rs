@@ -71,9 +71,8 @@ fn quadlet_and_systemd_accept_the_units_of_every_case() {
         if !external("external-redis") {
             expected.push_str("litellm-redis.service\n");
         }
-        expected.push_str(
-            "litellm-standby.service\nlitellm.service\nlitellm.socket\nlitellm.target\n",
-        );
+        expected
+            .push_str("litellm-standby.service\nlitellm.service\nlitellm.socket\nlitellm.target\n");
         let complaints: Vec<&str> = ran
             .stderr
             .lines()

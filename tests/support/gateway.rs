@@ -84,14 +84,11 @@ impl Load {
         let complaints = String::from_utf8_lossy(&output.stderr);
         assert!(output.status.success(), "{complaints}");
         eprintln!("{told}");
-        let lines: Vec<Vec<&str>> = told
-            .lines()
-            .map(|line| line.split(' ').collect())
-            .collect();
+        let lines: Vec<Vec<&str>> = told.lines().map(|line| line.split(' ').collect()).collect();
         let kinds: Vec<&str> = lines.iter().map(|words| words[0]).collect();
         assert_eq!(kinds, ["kept", "new", "slow", "stream"], "{told}");
         for words in lines {
-            assert!(words[1].parse::<usize>().unwrap() > 5, "{told}");
+            assert!(words[1].parse::<usize>().unwrap() > 1, "{told}");
         }
     }
 }

@@ -164,7 +164,8 @@ pub fn list(differences: &[Difference]) -> String {
     words.join(", ")
 }
 
-/// What is stopped with the gateway, as far as it runs: its address, and a second gateway that was left behind.
+/// What is stopped with the gateway, as far as it runs: its address, and a second gateway that was
+/// left behind.
 ///
 /// # Errors
 /// When systemd does not answer.

@@ -3,7 +3,6 @@
 use std::time::Duration;
 
 use anyhow::Context;
-
 use tokio::time::Instant;
 
 use super::{ASK_INTERVAL, STANDBY_UNIT, Wait, failed};
@@ -96,6 +95,8 @@ async fn take_over(host: &Host, wait: &mut Wait<'_>, steps: &[(Verb, &str)]) -> 
         }
         wait.finish().await?;
     }
+    // One that an interrupted command left behind has the settings of that time.
+    end(wait).await?;
     say("a second gateway serves while the first one restarts");
     wait.ask(Verb::Start, STANDBY_UNIT).await?;
     wait.finish().await?;

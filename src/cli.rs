@@ -327,6 +327,9 @@ pub enum Unit {
     Prepare {
         /// The container.
         service: Service,
+        /// For the second gateway
+        #[arg(long)]
+        standby: bool,
     },
     /// Called by Podman: print the value of one secret
     Secret {
@@ -341,7 +344,12 @@ pub enum Unit {
     AwaitHealthy {
         /// The container.
         service: Service,
+        /// For the second gateway
+        #[arg(long)]
+        standby: bool,
     },
+    /// After a unit ended: refuse requests, unless the gateway is about to come back
+    Stopped,
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

@@ -134,6 +134,8 @@ struct Patient<'a> {
     settings: Option<Settings>,
     /// Our services, if systemd can be asked; those that are not installed are left out.
     units: Option<Vec<(Service, UnitState)>>,
+    /// Whether systemd holds the gateway's address.
+    holds_address: bool,
 }
 
 impl Patient<'_> {
@@ -153,7 +155,11 @@ impl Patient<'_> {
 
 /// Examines the host, in the order in which one thing rests on another.
 pub async fn examine(host: &Host) -> Vec<Check> {
-    let (podman, dbus) = futures_util::join!(platform::podman(host), units::read(host));
+    let (podman, dbus, socket) = futures_util::join!(
+        platform::podman(host),
+        units::read(host),
+        units::socket(host)
+    );
     let (units, dbus) = match dbus {
         Ok(units) => (Some(units), Check::ok("dbus", "systemd answers over D-Bus")),
         Err(error) => (None, Check::error("dbus", &error)),
@@ -184,6 +190,8 @@ pub async fn examine(host: &Host) -> Vec<Check> {
         env,
         settings,
         units: units.filter(|_| has_session),
+        // Without systemd, a check of its own says so.
+        holds_address: socket.is_ok_and(|socket| socket.is_active()),
     };
     let (systemd, clock, disk, inside, docker, drift, digests, gateway, backup) = futures_util::join!(
         platform::systemd(&patient),

@@ -29,6 +29,15 @@ pub const NEXT_MIGRATION: &str = "litellm-migrate-next";
 /// Podman's network, as `litellm.network` names it.
 pub const NETWORK: &str = "litellm";
 
+/// The container of a second gateway, which serves while the first one restarts.
+pub const STANDBY: &str = "litellm-standby";
+
+/// Holds the gateway's address.
+pub const SOCKET: &str = "litellm.socket";
+
+/// What the gateway's container runs, mounted into it from the per-boot directory.
+pub const SERVE: &str = include_str!("../units/serve.py");
+
 /// Makes a backup every day.
 pub const BACKUP_TIMER: &str = "litellm-backup.timer";
 /// What the timer starts.
@@ -128,7 +137,7 @@ pub fn is_ours_by_name(place: Place, name: &str) -> bool {
     (stem == "litellm" || stem.starts_with("litellm-"))
         && match place {
             Place::Quadlet => matches!(suffix, "container" | "network"),
-            Place::Unit => matches!(suffix, "service" | "target" | "timer"),
+            Place::Unit => matches!(suffix, "service" | "socket" | "target" | "timer"),
         }
 }
 
@@ -155,6 +164,7 @@ pub fn render(settings: &Settings, host: &Host<'_>) -> Result<Vec<UnitFile>> {
     let mut files = vec![
         file(Place::Quadlet, "litellm.network", &Network { common })?,
         file(Place::Unit, "litellm-images.service", &Images { common })?,
+        file(Place::Unit, SOCKET, &Socket { common })?,
         file(Place::Unit, BACKUP_SERVICE, &Backup { common })?,
         file(Place::Unit, BACKUP_TIMER, &BackupTimer { common })?,
     ];
@@ -166,12 +176,28 @@ pub fn render(settings: &Settings, host: &Host<'_>) -> Result<Vec<UnitFile>> {
         let (uid, gid) = container_owner(service, image).unwrap_or_default();
         let values = Container {
             name: service.name(),
+            flag: "",
             unit: service.container(),
             image: &pinned,
             uid,
             gid,
         };
         let place = Place::Quadlet;
+        if service == Service::Litellm {
+            files.push(file(
+                place,
+                "litellm-standby.container",
+                &Gateway {
+                    common,
+                    standby: true,
+                    service: Container {
+                        flag: " --standby",
+                        unit: STANDBY,
+                        ..values
+                    },
+                },
+            )?);
+        }
         files.push(match service {
             Service::Postgres => file(
                 place,
@@ -199,6 +225,7 @@ pub fn render(settings: &Settings, host: &Host<'_>) -> Result<Vec<UnitFile>> {
                 "litellm.container",
                 &Gateway {
                     common,
+                    standby: false,
                     service: values,
                 },
             )?,
@@ -216,6 +243,7 @@ pub fn next_migration(settings: &Settings, host: &Host<'_>) -> Result<UnitFile> 
     let common = &Common::new(settings, host)?;
     let values = Container {
         name: Service::Migrate.name(),
+        flag: "",
         unit: NEXT_MIGRATION,
         image: &host.images.pin(&settings.litellm_image),
         uid: 0,
@@ -287,8 +315,10 @@ impl Common {
     }
 }
 
+#[derive(Clone, Copy)]
 struct Container<'a> {
     name: &'static str,
+    flag: &'static str,
     unit: &'static str,
     image: &'a str,
     uid: u32,
@@ -304,6 +334,12 @@ struct Network<'a> {
 #[derive(Template)]
 #[template(path = "litellm-images.service")]
 struct Images<'a> {
+    common: &'a Common,
+}
+
+#[derive(Template)]
+#[template(path = "litellm.socket")]
+struct Socket<'a> {
     common: &'a Common,
 }
 
@@ -360,5 +396,6 @@ impl<'a> Migrate<'a> {
 #[template(path = "litellm.container")]
 struct Gateway<'a> {
     common: &'a Common,
+    standby: bool,
     service: Container<'a>,
 }

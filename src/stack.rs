@@ -1,5 +1,7 @@
 //! The stack as a whole: its units started, restarted and stopped together, and waited for.
 
+mod handover;
+
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -15,7 +17,7 @@ use crate::litellm::Client;
 use crate::litellm::health::Health;
 use crate::output::{duration, say};
 use crate::paths::Scope;
-use crate::quadlet::NETWORK;
+use crate::quadlet::{self, NETWORK};
 use crate::settings::{GATEWAY_PORT, Service, Settings};
 use crate::snapshot;
 use crate::systemd::job::{JobResult, Jobs, Verb};
@@ -34,6 +36,8 @@ const ATTEMPTS: u64 = 2;
 pub const IMAGES_UNIT: &str = "litellm-images.service";
 /// The unit that Quadlet makes of `litellm.network`.
 pub const NETWORK_UNIT: &str = "litellm-network.service";
+/// The unit of a second gateway, which serves while the first one restarts.
+pub const STANDBY_UNIT: &str = "litellm-standby.service";
 
 /// Starts what does not run, restarts what runs with other inputs than those of now, and waits
 /// until the gateway is ready.
@@ -69,7 +73,7 @@ pub async fn bring_up(host: &Host, settings: &Settings, timeout: Duration) -> Re
 }
 
 /// Starts or restarts units, then waits until the gateway is ready, if it is among them or
-/// depends on one of them.
+/// depends on one of them. While a gateway that runs restarts, a second one serves.
 ///
 /// # Errors
 /// When a unit fails, or the gateway is not ready within `timeout`.
@@ -81,6 +85,7 @@ pub async fn change(host: &Host, steps: &[(Verb, &str)], timeout: Duration) -> R
     if host.remote.is_none()
         && steps.iter().any(|(_, unit)| *unit == gateway)
         && matches!(before.active.as_str(), "inactive" | "failed")
+        && !systemd.unit(quadlet::SOCKET).await?.is_active()
     {
         check_port()?;
     }
@@ -89,11 +94,16 @@ pub async fn change(host: &Host, steps: &[(Verb, &str)], timeout: Duration) -> R
         say("Podman's network litellm was removed: making it again");
         wait.ask(Verb::Restart, NETWORK_UNIT).await?;
     }
-    for (verb, unit) in steps {
-        wait.ask(*verb, unit).await?;
-    }
-    if !steps.is_empty() {
-        wait.finish().await?;
+    if steps.contains(&(Verb::Restart, gateway)) && handover::is_possible(host, &before).await? {
+        handover::run(host, &mut wait, steps).await?;
+    } else {
+        for (verb, unit) in steps {
+            wait.ask(*verb, unit).await?;
+        }
+        if !steps.is_empty() {
+            wait.finish().await?;
+        }
+        handover::end(&mut wait).await?;
     }
     // The gateway answers on its own loopback address only, and its files are there.
     if host.remote.is_some() {
@@ -168,6 +178,24 @@ pub fn differences(host: &Host, settings: &Settings) -> Result<Vec<(Service, Vec
 pub fn list(differences: &[Difference]) -> String {
     let words: Vec<String> = differences.iter().map(Difference::to_string).collect();
     words.join(", ")
+}
+
+/// What is stopped with the gateway, as far as it runs: its address, and a second gateway that was
+/// left behind.
+///
+/// # Errors
+/// When systemd does not answer.
+pub async fn beside_gateway(systemd: &Systemd) -> Result<Vec<&'static str>> {
+    let mut units = Vec::new();
+    for unit in [STANDBY_UNIT, quadlet::SOCKET] {
+        if !matches!(
+            systemd.unit(unit).await?.active.as_str(),
+            "inactive" | "failed"
+        ) {
+            units.push(unit);
+        }
+    }
+    Ok(units)
 }
 
 /// Every service unit of ours that systemd knows, in start order.

@@ -1,6 +1,7 @@
 //! `apply`: an edit comes into force, or everything is as before.
 
 use super::generate;
+use crate::change;
 use crate::cli;
 use crate::cli::upgrade::Pace;
 use crate::error::{Exit, Failure, Result, exit};

@@ -15,7 +15,7 @@ pub async fn run(host: &Host, verb: Verb, arguments: &cli::Units) -> Result<Exit
     // Stopping must always be possible; and of another machine, only systemd is seen.
     let command = match verb {
         Verb::Start => "start",
-        Verb::Restart => "restart",
+        Verb::Restart | Verb::RestartAlone => "restart",
         Verb::Stop => "stop",
     };
     let unlocked = verb == Verb::Stop || host.remote.is_some();
@@ -43,6 +43,9 @@ pub async fn run(host: &Host, verb: Verb, arguments: &cli::Units) -> Result<Exit
         );
     }
     if verb == Verb::Stop {
+        if units.contains(&Service::Litellm.unit()) {
+            units.extend(stack::beside_gateway(systemd).await?);
+        }
         units.reverse();
         stack::stop(host, &units, arguments.timeout).await?;
     } else {

@@ -6,6 +6,7 @@ use std::process::{Child, ChildStdin, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
+use crate::support::gateway::{Load, new_key};
 use crate::support::host::{Ran, TestHost, Who};
 
 const ALL: [&str; 4] = ["postgres", "redis", "migrate", "litellm"];
@@ -32,8 +33,11 @@ fn day(who: Who, name: &str) {
     day.logs();
     day.exec();
     day.live_screen();
+    let load = Load::begin(&host, who, &new_key(&host, who));
     day.edit_comes_into_force();
     day.broken_edit_is_taken_back();
+    load.assert_no_failure(&host, who);
+    day.password_of_a_server_changes();
     day.stops_and_starts();
 }
 
@@ -318,7 +322,11 @@ impl Day<'_> {
         self.units(&["apply"]).ok();
         assert_eq!(self.restarted_since(&before), ["litellm"]);
         assert_eq!(self.jq(".state"), "\"healthy\"\n");
+        assert_eq!(self.bash("podman ps -q --filter name=standby").ok(), "");
+    }
 
+    fn password_of_a_server_changes(&self) {
+        let env = format!("{}/.env", self.who.deployment());
         let before = self.runs();
         self.bash(&format!(
             "sed -i 's/^REDIS_PASSWORD=.*/REDIS_PASSWORD=another/' {env}"
@@ -343,6 +351,7 @@ impl Day<'_> {
         ))
         .ok();
         let edited = self.bash(&format!("cat {config}")).ok();
+        let before = self.runs();
         let ran = self.units(&["apply"]);
         assert_eq!(ran.code, 1, "{}", ran.stderr);
         assert!(
@@ -353,6 +362,8 @@ impl Day<'_> {
             "{}",
             ran.stderr
         );
+        // A second gateway found it out; the first one was never touched.
+        assert_eq!(self.restarted_since(&before), [""; 0]);
         assert_eq!(self.bash(&format!("cat {config}")).ok(), good);
         let env = self.host.env(self.who);
         assert_eq!(env.get("POSTGRES_PASSWORD"), Some("by-hand"));

@@ -15,6 +15,7 @@ pub mod logs;
 pub mod pull;
 pub mod secrets;
 pub mod status;
+pub mod trust;
 pub mod ui;
 pub mod unit;
 pub mod units;

@@ -14,8 +14,10 @@ use tokio::io::AsyncWriteExt;
 
 use crate::applied::Applied;
 use crate::cli::Unit;
+use crate::compromised::Compromised;
 use crate::error::{Exit, Failure, Result};
 use crate::host::{self, Host};
+use crate::images_lock::ImagesLock;
 use crate::install;
 use crate::network;
 use crate::paths::Scope;
@@ -60,6 +62,8 @@ struct Driver {
 /// Registers the names of the service's secrets, and writes which of them its container gets.
 async fn prepare(host: &Host, service: Service) -> Result<()> {
     let settings = Settings::load(&host.paths.env_file())?;
+    let images = ImagesLock::load(&host.paths.images_lock())?;
+    Compromised::load(&host.paths)?.refuse(&host.paths, &settings, &images)?;
     let parcels = settings.parcels(service);
     let podman = host.podman().await?;
 

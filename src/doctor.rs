@@ -8,6 +8,7 @@ mod files;
 mod network;
 mod platform;
 mod rootless;
+mod trust;
 mod units;
 
 use std::path::PathBuf;
@@ -184,7 +185,7 @@ pub async fn examine(host: &Host) -> Vec<Check> {
         settings,
         units: units.filter(|_| has_session),
     };
-    let (systemd, clock, disk, inside, docker, drift, digests, gateway) = futures_util::join!(
+    let (systemd, clock, disk, inside, docker, drift, digests, compromised, signatures, gateway) = futures_util::join!(
         platform::systemd(&patient),
         platform::clock(host),
         files::space(host, podman_works),
@@ -206,6 +207,20 @@ pub async fn examine(host: &Host) -> Vec<Check> {
         async {
             if podman_works {
                 units::digests(&patient).await
+            } else {
+                None
+            }
+        },
+        async {
+            if podman_works {
+                trust::running(&patient).await
+            } else {
+                None
+            }
+        },
+        async {
+            if podman_works {
+                trust::signatures(&patient).await
             } else {
                 None
             }
@@ -233,6 +248,8 @@ pub async fn examine(host: &Host) -> Vec<Check> {
     checks.extend(drift);
     checks.extend(units::states(&patient, is_current));
     checks.extend(digests);
+    checks.extend(compromised);
+    checks.extend(signatures);
     if config_is_good {
         checks.extend(units::applied(&patient, is_current));
     }
@@ -254,7 +271,7 @@ fn settings(host: &Host) -> (Option<EnvFile>, Option<Settings>, Vec<Check>) {
         Ok(env) => env,
         Err(error) => return (None, None, vec![Check::error("settings", &error)]),
     };
-    let images = files::images(&env, &path);
+    let images = files::images(host, &env);
     let settings = files::without_bad_images(&env).and_then(|env| Settings::from_env(&env, &path));
     match settings {
         Ok(settings) => {

@@ -160,14 +160,6 @@ impl Record {
             .map(String::as_str)
             .filter(|scope| scope.contains('@'))
     }
-
-    /// Whether the policy still says all that was set.
-    #[must_use]
-    pub fn holds(&self, policy: &Policy) -> bool {
-        self.scopes
-            .iter()
-            .all(|(scope, requirements)| policy.has(scope, requirements))
-    }
 }
 
 /// What is asked for.
@@ -213,11 +205,11 @@ impl Plan {
         let present_key = read(&places.key)?;
         let packaged_key =
             wish.key.is_none() && record.as_ref().is_none_or(|record| record.packaged_key);
-        let key = match (&wish.key, packaged_key, &present_key) {
-            (Some(key), ..) => key.clone(),
-            (None, true, _) => LITELLM_KEY.to_owned(),
-            (None, false, Some(key)) => key.clone(),
-            (None, false, None) => {
+        let given = wish.key.as_ref().or(present_key.as_ref());
+        let key = match given {
+            _ if packaged_key => LITELLM_KEY.to_owned(),
+            Some(key) => key.clone(),
+            None => {
                 return Err(Failure::new(format!("{} is gone", places.key.display()))
                     .hint("give it again: litellm-units trust --key FILE")
                     .into());
@@ -228,7 +220,7 @@ impl Plan {
         let policy = Policy::parse(&base, &base_path)?;
         refuse_foreign(&policy, &scope)?;
         let mut scopes = demands(&scope, packaged_key, &places.key);
-        let before = record.iter().flat_map(|record| record.accepted());
+        let before = record.iter().flat_map(Record::accepted);
         for accepted in before.chain(wish.accept.iter().map(String::as_str)) {
             let requirements = json!([{"type": "insecureAcceptAnything"}]);
             let inside = accepted

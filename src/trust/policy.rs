@@ -10,20 +10,6 @@ use serde_json::Value;
 
 use crate::error::{Failure, Result};
 
-/// JSON as Podman reads it, and nothing beyond.
-const STRICT: ParseOptions = ParseOptions {
-    allow_comments: false,
-    allow_loose_object_property_names: false,
-    allow_trailing_commas: false,
-    allow_missing_commas: false,
-    allow_single_quoted_strings: false,
-    allow_hexadecimal_numbers: false,
-    allow_unary_plus_numbers: false,
-    allow_bare_decimal_point_numbers: false,
-    allow_non_finite_numbers: false,
-    allow_extended_string_escapes: false,
-};
-
 /// What each scope demands, by scope.
 pub type Scopes = BTreeMap<String, Value>;
 
@@ -84,7 +70,10 @@ impl Policy {
                 ),
             )
         };
-        let root = CstRootNode::parse(text, &STRICT)
+        // Podman takes JSON and nothing beyond, as serde_json does.
+        serde_json::from_str::<Value>(text)
+            .map_err(|error| damaged(error.line(), &error.to_string()))?;
+        let root = CstRootNode::parse(text, &ParseOptions::default())
             .map_err(|error| damaged(error.line_display(), &error.kind().to_string()))?;
         let Some(root) = root.object_value() else {
             return Err(damaged(1, "not a JSON object"));
@@ -237,7 +226,7 @@ impl Policy {
 
     fn edited(&self, edit: impl FnOnce(CstObject)) -> String {
         // `parse` has seen that these are objects, if they are there.
-        let Ok(root) = CstRootNode::parse(&self.text, &STRICT) else {
+        let Ok(root) = CstRootNode::parse(&self.text, &ParseOptions::default()) else {
             return self.text.clone();
         };
         let docker = root
@@ -451,13 +440,20 @@ mod tests {
     #[test]
     fn a_damaged_file_is_named_with_its_line() {
         for (text, problem) in [
-            ("", "line 1: not a JSON object"),
-            ("{\n\"default\": [\n", "line 2: Unterminated array"),
+            ("", "line 1: EOF while parsing a value at line 1 column 0"),
+            ("[]", "line 1: not a JSON object"),
+            (
+                "{\n\"default\": [\n",
+                "line 3: EOF while parsing a list at line 3 column 0",
+            ),
             (
                 "{\n\"default\": [],}",
-                "line 2: Trailing commas are not allowed",
+                "line 2: trailing comma at line 2 column 15",
             ),
-            ("{\n// no\n}", "line 2: Comments are not allowed"),
+            (
+                "{\n// no\n}",
+                "line 2: key must be a string at line 2 column 1",
+            ),
             ("{}", "line 1: it has no \"default\""),
             (
                 "{\n\"default\": []}",

@@ -246,9 +246,9 @@ impl Plan {
             scopes,
         };
         let mut changes = Vec::new();
-        push(&mut changes, &places.key, present_key, Some(key));
         let old = read(&places.record)?;
         push(&mut changes, &places.record, old, Some(new.text()?));
+        push(&mut changes, &places.key, present_key, Some(key));
         push(&mut changes, &registries, read(&registries)?, Some(yaml));
         let text = policy.with(&new.scopes);
         push(
@@ -348,7 +348,6 @@ impl Plan {
                 .with_context(|| format!("can't create {}", link.display()))?;
         }
         for change in &self.changes {
-            fail::fail_point!("trust");
             match &change.after {
                 Some(text) => {
                     make_parent(&change.path)?;

@@ -398,3 +398,40 @@ fn only_a_public_key_and_a_name_are_taken() {
         assert!(check_scope(scope).is_err(), "{scope}");
     }
 }
+
+#[test]
+fn it_can_be_interrupted_anywhere() {
+    let whole = Root::new(POLICY);
+    whole.set(&wish()).apply().unwrap();
+    let count = 4;
+    for steps in 0..=count {
+        let root = Root::new(POLICY);
+        let mut plan = root.set(&wish());
+        assert_eq!(plan.changes.len(), count);
+        plan.changes.truncate(steps);
+        plan.apply().unwrap();
+        root.set(&wish()).apply().unwrap();
+        assert_eq!(
+            root.read("containers/policy.json"),
+            whole.read("containers/policy.json")
+        );
+        assert!(root.set(&wish()).is_empty());
+
+        let mut plan = Plan::remove(&root.places()).unwrap();
+        assert_eq!(plan.changes.len(), count);
+        plan.changes.truncate(steps);
+        plan.apply().unwrap();
+        Plan::remove(&root.places()).unwrap().apply().unwrap();
+        assert_eq!(root.read("containers/policy.json"), POLICY);
+        assert!(!root.at("litellm-units").exists());
+        assert!(!root.at("containers/registries.d").exists());
+
+        // Taken back before it was complete.
+        let mut plan = root.set(&wish());
+        plan.changes.truncate(steps);
+        plan.apply().unwrap();
+        Plan::remove(&root.places()).unwrap().apply().unwrap();
+        assert_eq!(root.read("containers/policy.json"), POLICY);
+        assert!(!root.at("litellm-units").exists());
+    }
+}

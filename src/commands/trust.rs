@@ -41,7 +41,7 @@ pub async fn run(host: &Host, arguments: &cli::Trust) -> Result<Exit> {
         return Ok(Exit::Success);
     }
     if !plan.is_empty() {
-        plan.apply().map_err(of_root)?;
+        plan.apply().map_err(unfinished)?;
         for (link, target) in &plan.links {
             output::line(&format!("link {} to {}", link.display(), target.display()))?;
         }
@@ -125,7 +125,7 @@ fn show(places: &Places, record: &Record) -> Result<()> {
     Ok(())
 }
 
-fn of_root(error: anyhow::Error) -> anyhow::Error {
+fn unfinished(error: anyhow::Error) -> anyhow::Error {
     Failure::new("not all of it is written; every file is either as before or complete")
         .hint("mend that and run the command again: it goes on where it stopped")
         .caused_by(error)

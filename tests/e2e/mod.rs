@@ -15,4 +15,5 @@ mod quadlet;
 mod recovery;
 mod secrets;
 mod starts;
+mod trust;
 mod values;

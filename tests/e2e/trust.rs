@@ -5,7 +5,7 @@ use std::path::Path;
 use crate::support::host::{TestHost, Who};
 
 const LITELLM: &str = "ghcr.io/berriai/litellm";
-const OLD: &str = "ghcr.io/berriai/litellm:v1.80.11-stable";
+const OLD: &str = "ghcr.io/berriai/litellm:v1.82.0";
 
 /// Runs a script with `tests/e2e/sign.sh`, as root.
 fn registry(host: &TestHost, script: &str) -> String {
@@ -266,13 +266,15 @@ fn what_a_pull_takes() {
            openssl ecparam -name prime256v1 -genkey -noout -out $name.pem
            openssl ec -in $name.pem -pubout -out /tmp/$name.pub 2>/dev/null
          done
+         release v1.82.0 >/dev/null
+         podman push --quiet localhost/release:v1.82.0 127.0.0.1:5000/library/never:1
          release v1.84.0 key.pem >/dev/null
          release v1.85.0 >/tmp/unsigned
          release v1.86.0 other.pem >/dev/null
          podman rmi --all --force >/dev/null",
     );
     // As an administrator has it who demands something of others.
-    let theirs = "{ \"default\": [{\"type\": \"insecureAcceptAnything\"}],\n  \"transports\": {\"docker\": {\"quay.io\": [{\"type\": \"reject\"}]}} }\n";
+    let theirs = "{ \"default\": [{\"type\": \"insecureAcceptAnything\"}],\n  \"transports\": {\"docker\": {\"docker.io/library/never\": [{\"type\": \"reject\"}]}} }\n";
     host.write(Who::Root, "/etc/containers/policy.json", theirs);
     let lookaside = "docker:\n  quay.io:\n    lookaside: https://signatures.example.com\n";
     host.sh(Who::Root, "mkdir -p /etc/containers/registries.d");
@@ -283,7 +285,10 @@ fn what_a_pull_takes() {
     );
 
     signatures(&host, Who::Root, "/etc/containers", "/etc/litellm-units");
-    let refused = host.run(Who::Root, &["podman", "pull", "-q", "quay.io/x/y:1"]);
+    let refused = host.run(
+        Who::Root,
+        &["podman", "pull", "-q", "docker.io/library/never:1"],
+    );
     assert!(
         refused.stderr.contains("is rejected by policy"),
         "{}",
@@ -316,7 +321,7 @@ fn what_a_pull_takes() {
         containers,
         "/home/operator/.config/litellm-units",
     );
-    let refused = host.run(who, &["podman", "pull", "-q", "quay.io/x/y:1"]);
+    let refused = host.run(who, &["podman", "pull", "-q", "docker.io/library/never:1"]);
     assert!(
         refused.stderr.contains("is rejected by policy"),
         "{}",

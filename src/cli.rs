@@ -77,6 +77,8 @@ pub enum Command {
     Health(Health),
     /// Pull the images that .env names
     Pull(Pull),
+    /// Have Podman take only images that LiteLLM signed
+    Trust(Trust),
     /// Make, list, change and revoke the gateway's keys
     #[command(subcommand)]
     Key(key::Key),
@@ -272,6 +274,30 @@ pub struct Pull {
     /// Take the image that a tag means now, where that is another one than recorded
     #[arg(long, conflicts_with = "missing")]
     pub accept: bool,
+}
+
+/// Arguments of `trust`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Releases before 1.83 are not signed: those in images.lock stay usable, each by its digest.\nExamples:\n  litellm-units trust --dry-run\n  litellm-units trust\n  litellm-units trust --scope registry.example.com/berriai\n  litellm-units trust --remove"
+)]
+pub struct Trust {
+    /// Print what would change as a unified diff, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Take back what was set, and nothing else
+    #[arg(long, conflicts_with_all = ["key", "scope", "accept"])]
+    pub remove: bool,
+    /// Demand signatures by this public key instead of LiteLLM's, on the name that an image is
+    /// pulled by
+    #[arg(long, value_name = "FILE")]
+    pub key: Option<PathBuf>,
+    /// The images that it is about, where they are not pulled from ghcr.io/berriai
+    #[arg(long, value_name = "REGISTRY/PATH")]
+    pub scope: Option<String>,
+    /// Take this one image without a signature that Podman can verify
+    #[arg(long, value_name = "IMAGE@DIGEST")]
+    pub accept: Vec<String>,
 }
 
 /// Arguments of `config`.

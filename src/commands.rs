@@ -17,6 +17,7 @@ pub mod pull;
 pub mod rollback;
 pub mod secrets;
 pub mod status;
+pub mod trust;
 pub mod ui;
 pub mod unit;
 pub mod units;

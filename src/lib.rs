@@ -9,6 +9,7 @@ pub mod backup;
 pub mod change;
 pub mod cli;
 pub mod commands;
+pub mod compromised;
 pub mod container;
 pub mod deployment;
 pub mod doctor;
@@ -31,6 +32,7 @@ pub mod settings;
 pub mod snapshot;
 pub mod stack;
 pub mod systemd;
+pub mod trust;
 pub mod upgrade;
 
 use cli::{Cli, Command};
@@ -91,6 +93,7 @@ pub async fn run(cli: Cli) -> Result<Exit> {
         Command::Completion { shell } => commands::completion::run(shell),
         Command::Status(arguments) => commands::status::run(&host, &arguments).await,
         Command::Pull(arguments) => commands::pull::run(&host, &arguments).await,
+        Command::Trust(arguments) => commands::trust::run(&host, &arguments).await,
         Command::Config(arguments) => commands::config::run(&host, &arguments),
         Command::Doctor(arguments) => commands::doctor::run(&host, &arguments).await,
         Command::Unit(verb) => commands::unit::run(&host, verb).await,
@@ -123,7 +126,8 @@ fn use_of(command: &Command) -> Option<Use> {
         | Command::Status(_)
         | Command::Logs(_)
         | Command::Health(_)
-        | Command::Pull(_) => Some(Use {
+        | Command::Pull(_)
+        | Command::Trust(_) => Some(Use {
             input: false,
             ..plain
         }),

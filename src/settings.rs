@@ -104,6 +104,16 @@ impl Service {
         }
     }
 
+    /// The variable that names its image.
+    #[must_use]
+    pub fn image_variable(self) -> &'static str {
+        match self {
+            Self::Postgres => "POSTGRES_IMAGE",
+            Self::Redis => "REDIS_IMAGE",
+            Self::Migrate | Self::Litellm => "LITELLM_IMAGE",
+        }
+    }
+
     /// The name of its unit.
     #[must_use]
     pub fn unit(self) -> &'static str {

@@ -17,6 +17,7 @@ use crate::backup::manifest::Image;
 use crate::backup::restore::{self, Recovered, Restore};
 use crate::backup::{self, Backup, BackupId};
 use crate::commands::{generate, pull};
+use crate::compromised::Compromised;
 use crate::error::{Failure, Result};
 use crate::host::{self, Host};
 use crate::image::ImageReference;
@@ -139,6 +140,7 @@ impl Plan {
         )?;
         let edited = snapshot::keep_with(paths, as_before.text())? != configuration;
         let lock = ImagesLock::load(&paths.images_lock())?;
+        Compromised::load(paths)?.refuse(paths, &settings, &lock)?;
         let digest = settings
             .litellm_image
             .digest()

@@ -339,6 +339,7 @@ impl Place {
             units: at("units"),
             packaged_units: at("packaged"),
             runtime: at("run"),
+            configuration: at("etc"),
         };
         Self { root, paths }
     }

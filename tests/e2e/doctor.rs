@@ -344,8 +344,8 @@ fn env_faults(ward: &Ward) {
         ),
         (
             "ghcr.io/berriai/litellm:v1.82.8",
-            r#""ghcr.io/berriai/litellm:v1.82.8" is LiteLLM 1.82.8, a compromised release that steals credentials"#,
-            "choose another release, and rotate every credential that this one has seen (https://github.com/BerriAI/litellm/issues/24512)",
+            r#""ghcr.io/berriai/litellm:v1.82.8" is LiteLLM 1.82.8, a compromised release: it steals credentials (https://github.com/BerriAI/litellm/issues/24512)"#,
+            "choose another release, and rotate every credential that this one has seen",
         ),
     ] {
         ward.treat(&Fault {

@@ -89,6 +89,11 @@ pub async fn change(host: &Host, steps: &[(Verb, &str)], timeout: Duration) -> R
     {
         check_port()?;
     }
+    let migrate = Service::Migrate.unit();
+    if !steps.is_empty() && systemd.unit(migrate).await?.load == "loaded" {
+        // Its limit is for systemd's own attempts; an operator's are not to count.
+        systemd.reset_failed(migrate).await?;
+    }
     let mut wait = Wait::new(systemd, deadline).await?;
     if host.remote.is_none() && !steps.is_empty() && is_network_gone(host).await? {
         say("Podman's network litellm was removed: making it again");

@@ -84,23 +84,25 @@ struct Reader<'a> {
 }
 
 impl Reader<'_> {
+    /// All of them, so that one run tells of every line that is wrong.
     #[track_caller]
     fn follow(&self, lines: &[Line]) {
         assert!(!lines.is_empty());
-        for line in lines {
-            self.type_it(line);
-        }
+        let wrong: Vec<String> = lines.iter().filter_map(|line| self.type_it(line)).collect();
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
     }
 
-    #[track_caller]
-    fn type_it(&self, line: &Line) {
+    /// What is wrong with a line.
+    fn type_it(&self, line: &Line) -> Option<String> {
         let begin = std::time::Instant::now();
         let instead = INSTEAD.iter().find(|(printed, _)| *printed == line.text);
         let ran = match instead.map(|(_, instead)| instead) {
-            Some(Instead::Elsewhere) => return,
+            Some(Instead::Elsewhere) => return None,
             Some(Instead::Machine(words)) => {
-                run("bash", &["-euo", "pipefail", "-c", &format!("PROGRAM={}; {words}", env!("CARGO_BIN_EXE_litellm-units"))]);
-                return;
+                let program = env!("CARGO_BIN_EXE_litellm-units");
+                let script = format!("PROGRAM={program}; {words}");
+                run("bash", &["-euo", "pipefail", "-c", &script]);
+                return None;
             }
             Some(Instead::Run(words)) => self.bash(words),
             Some(Instead::Refused(_)) | None => self.bash(line.text.split("   (").next().unwrap()),
@@ -111,11 +113,12 @@ impl Reader<'_> {
             _ => ran.code == 0 && document::answers(expected, &ran.stdout),
         };
         eprintln!("{:6.1} s  {}: {}", begin.elapsed().as_secs_f64(), line.place, line.text);
-        assert!(
-            good,
-            "{}: {}\nexit status {}\n--- stdout:\n{}\n--- expected:\n{expected}\n--- stderr:\n{}",
-            line.place, line.text, ran.code, ran.stdout, ran.stderr
-        );
+        (!good).then(|| {
+            format!(
+                "{}: {}\nexit status {}\n--- stdout:\n{}\n--- expected:\n{expected}\n--- stderr:\n{}",
+                line.place, line.text, ran.code, ran.stdout, ran.stderr
+            )
+        })
     }
 
     fn bash(&self, script: &str) -> Ran {

@@ -112,9 +112,9 @@ fn shells_complete(host: &TestHost) {
         set +u
         . /usr/share/bash-completion/bash_completion
         _comp_load litellm-units
-        complete -p litellm-units >/dev/null
+        function=$(complete -p litellm-units | sed 's/.* -F \([^ ]*\) .*/\1/')
         COMP_WORDS=(litellm-units sta) COMP_CWORD=1
-        _litellm-units litellm-units sta litellm-units
+        $function litellm-units sta litellm-units
         printf '%s ' "${COMPREPLY[@]}""#;
     assert_eq!(host.sh(Who::Root, bash), "status start ");
     let zsh = "autoload -Uz compinit && compinit -D -u && autoload +X -U _litellm-units && print $_comps[litellm-units]";

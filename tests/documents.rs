@@ -38,7 +38,9 @@ fn translation() {
             .into_iter()
             .filter(|(_, language, _)| language == "sh")
             .flat_map(|(.., text)| {
-                let lines = text.lines().map(|line| line.split("  #").next().unwrap().trim_end());
+                let lines = text
+                    .lines()
+                    .map(|line| line.split("  #").next().unwrap().trim_end());
                 lines.map(str::to_owned).collect::<Vec<_>>()
             })
             .collect()
@@ -46,7 +48,9 @@ fn translation() {
     assert_eq!(commands("README.zh-CN.md"), commands("README.md"));
     let pictures = |path: &str| -> Vec<String> {
         let lines = read(path);
-        let lines = lines.lines().filter(|line| line.starts_with("![") || line.starts_with("[!["));
+        let lines = lines
+            .lines()
+            .filter(|line| line.starts_with("![") || line.starts_with("[!["));
         lines
             .map(|line| line[line.find("](").unwrap()..].to_owned())
             .collect()
@@ -107,7 +111,10 @@ fn every_command_is_listed() {
         .collect();
     for path in ["README.md", "README.zh-CN.md"] {
         let text = read(path);
-        let rows: String = text.lines().filter(|line| line.starts_with("| `")).collect();
+        let rows: String = text
+            .lines()
+            .filter(|line| line.starts_with("| `"))
+            .collect();
         let listed: BTreeSet<&str> = commands
             .iter()
             .copied()
@@ -122,7 +129,11 @@ fn every_command_is_listed() {
 fn links() {
     for path in documents() {
         let directory = path.rsplit_once('/').map_or("", |(directory, _)| directory);
-        for link in read(&path).split("](").skip(1).map(|rest| rest.split(')').next().unwrap()) {
+        for link in read(&path)
+            .split("](")
+            .skip(1)
+            .map(|rest| rest.split(')').next().unwrap())
+        {
             if link.starts_with("http") {
                 continue;
             }
@@ -137,10 +148,17 @@ fn links() {
             assert!(target.exists(), "{path}: {link}");
             if !heading.is_empty() {
                 let text = std::fs::read_to_string(&target).unwrap();
-                let found = text.lines().filter_map(|line| line.strip_prefix('#')).any(|line| {
-                    line.trim_start_matches('#').trim().to_lowercase().replace(' ', "-").replace(['.', '/', '`'], "")
-                        == heading
-                });
+                let found = text
+                    .lines()
+                    .filter_map(|line| line.strip_prefix('#'))
+                    .any(|line| {
+                        line.trim_start_matches('#')
+                            .trim()
+                            .to_lowercase()
+                            .replace(' ', "-")
+                            .replace(['.', '/', '`'], "")
+                            == heading
+                    });
                 assert!(found, "{path}: {link}");
             }
         }
@@ -151,13 +169,26 @@ fn links() {
 #[test]
 fn messages_are_the_programs_own() {
     let mut sources = String::new();
-    gather(&std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src"), &mut sources);
+    gather(
+        &std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src"),
+        &mut sources,
+    );
     // As it is printed: lines that Rust joins, and what is put in.
     let sources = join(&sources);
-    for line in read("docs/troubleshooting.md").lines().filter(|line| line.starts_with("| `")) {
+    for line in read("docs/troubleshooting.md")
+        .lines()
+        .filter(|line| line.starts_with("| `"))
+    {
         let message = line.split('`').nth(1).unwrap();
-        for fragment in message.split('…').map(str::trim).filter(|part| !part.is_empty()) {
-            assert!(sources.contains(fragment), "no message has these words: {fragment}");
+        for fragment in message
+            .split('…')
+            .map(str::trim)
+            .filter(|part| !part.is_empty())
+        {
+            assert!(
+                sources.contains(fragment),
+                "no message has these words: {fragment}"
+            );
         }
     }
 }

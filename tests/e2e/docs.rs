@@ -25,7 +25,9 @@ const INSTEAD: &[(&str, Instead)] = &[
     // README
     (
         "tests/host/demo    # build it, start a gateway, print a chat completion that went through it",
-        Instead::Machine("tests/host/demo --host --binary \"$PROGRAM\" | grep -q 'hello: Hello from your LiteLLM gateway.'"),
+        Instead::Machine(
+            "tests/host/demo --host --binary \"$PROGRAM\" | grep -q 'hello: Hello from your LiteLLM gateway.'",
+        ),
     ),
     (
         "tests/run          # install what the tests need, and run them all",
@@ -45,7 +47,9 @@ const INSTEAD: &[(&str, Instead)] = &[
     // Pages that are read in a terminal or a browser.
     (
         "systemctl edit litellm.service",
-        Instead::Run("printf '[Service]\\nMemoryMax=8G\\n' | systemctl edit --stdin litellm.service"),
+        Instead::Run(
+            "printf '[Service]\\nMemoryMax=8G\\n' | systemctl edit --stdin litellm.service",
+        ),
     ),
     // What goes on until it is interrupted.
     (
@@ -63,11 +67,15 @@ const INSTEAD: &[(&str, Instead)] = &[
     ),
     (
         "litellm-units restore 20260131T023000Z-0a1b2c --config --yes",
-        Instead::Run("litellm-units restore $(litellm-units backup list --json | jq -r '.[0].id') --config --yes"),
+        Instead::Run(
+            "litellm-units restore $(litellm-units backup list --json | jq -r '.[0].id') --config --yes",
+        ),
     ),
     (
         "litellm-units backup --age-recipient age1… --to s3://bucket/litellm",
-        Instead::Run("mkdir -p /srv/copies; litellm-units backup --age-recipient $RECIPIENT --to file:///srv/copies"),
+        Instead::Run(
+            "mkdir -p /srv/copies; litellm-units backup --age-recipient $RECIPIENT --to file:///srv/copies",
+        ),
     ),
     (
         "litellm-units config --unmask | grep DATABASE_URL   (refused without --force)",
@@ -112,7 +120,12 @@ impl Reader<'_> {
             Some((_, Instead::Refused(words))) => ran.code != 0 && ran.stderr.contains(words),
             _ => ran.code == 0 && document::answers(expected, &ran.stdout),
         };
-        eprintln!("{:6.1} s  {}: {}", begin.elapsed().as_secs_f64(), line.place, line.text);
+        eprintln!(
+            "{:6.1} s  {}: {}",
+            begin.elapsed().as_secs_f64(),
+            line.place,
+            line.text
+        );
         (!good).then(|| {
             format!(
                 "{}: {}\nexit status {}\n--- stdout:\n{}\n--- expected:\n{expected}\n--- stderr:\n{}",
@@ -140,7 +153,8 @@ fn host_for_readers(name: &str) -> TestHost {
 }
 
 /// $KEY of README.
-const KEY: &str = "KEY=$(sudo sed -n 's/^LITELLM_MASTER_KEY=//p' /opt/litellm-server/.env 2>/dev/null || :)";
+const KEY: &str =
+    "KEY=$(sudo sed -n 's/^LITELLM_MASTER_KEY=//p' /opt/litellm-server/.env 2>/dev/null || :)";
 
 #[test]
 fn first_steps_and_daily_use() {
@@ -288,15 +302,25 @@ fn everything_is_read() {
         "docs/reverse-proxy.md",
         "docs/several-hosts.md",
     ];
-    let mut lines: Vec<Line> = read.iter().flat_map(|path| document::markdown(path)).collect();
+    let mut lines: Vec<Line> = read
+        .iter()
+        .flat_map(|path| document::markdown(path))
+        .collect();
     for path in document::names("docs") {
         if !read.contains(&path.as_str()) && path.ends_with(".md") {
-            assert_eq!(document::markdown(&path), [], "no test runs the commands of {path}");
+            assert_eq!(
+                document::markdown(&path),
+                [],
+                "no test runs the commands of {path}"
+            );
         }
     }
     assert_eq!(
         document::names("packaging/man"),
-        ["packaging/man/litellm-units.7", "packaging/man/litellm.env.5"]
+        [
+            "packaging/man/litellm-units.7",
+            "packaging/man/litellm.env.5"
+        ]
     );
     lines.extend(document::manual("packaging/man/litellm-units.7"));
     assert_eq!(document::manual("packaging/man/litellm.env.5"), []);

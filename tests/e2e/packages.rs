@@ -123,7 +123,10 @@ fn shells_complete(host: &TestHost) {
         "_litellm-units\n"
     );
     let fish = "complete -C 'litellm-units sta' | cut -f 1 | sort";
-    assert_eq!(host.run(Who::Root, &["fish", "-c", fish]).ok(), "start\nstatus\n");
+    assert_eq!(
+        host.run(Who::Root, &["fish", "-c", fish]).ok(),
+        "start\nstatus\n"
+    );
 }
 
 /// Each page is found by its name and formatted without a warning.
@@ -260,14 +263,22 @@ fn deb() {
 
     let said = host.sh(who, "apt-get remove -y litellm-units 2>&1");
     assert!(
-        said.contains("litellm-units: the deployment stays, and what runs of it goes on until it is stopped;"),
+        said.contains(
+            "litellm-units: the deployment stays, and what runs of it goes on until it is stopped;"
+        ),
         "{said}"
     );
     undisturbed("the removal");
-    host.sh(who, "test -e /etc/litellm-units/README; apt-get purge -y litellm-units");
+    host.sh(
+        who,
+        "test -e /etc/litellm-units/README; apt-get purge -y litellm-units",
+    );
     undisturbed("the purge");
     assert_eq!(
-        host.sh(who, "ls -d /etc/litellm-units 2>&1 || :; ls /usr/bin/litellm-units 2>&1 || :"),
+        host.sh(
+            who,
+            "ls -d /etc/litellm-units 2>&1 || :; ls /usr/bin/litellm-units 2>&1 || :"
+        ),
         "ls: cannot access '/etc/litellm-units': No such file or directory\n\
          ls: cannot access '/usr/bin/litellm-units': No such file or directory\n"
     );
@@ -332,7 +343,9 @@ fn rpm() {
     // Libraries depend on the compiler and what it links.
     let own: Vec<&str> = requires
         .lines()
-        .filter(|line| !line.contains(".so.") && !line.starts_with("rtld(") && !line.starts_with("rpmlib("))
+        .filter(|line| {
+            !line.contains(".so.") && !line.starts_with("rtld(") && !line.starts_with("rpmlib(")
+        })
         .collect();
     assert_eq!(
         own,
@@ -371,7 +384,10 @@ fn rpm() {
         &package.beside("noarch/stand-in-1-1.noarch.rpm"),
         "/root/stand-in.rpm",
     );
-    host.sh(who, "rpm -i /root/stand-in.rpm; cd; dnf install -y ./litellm-units-*.rpm");
+    host.sh(
+        who,
+        "rpm -i /root/stand-in.rpm; cd; dnf install -y ./litellm-units-*.rpm",
+    );
     assert_eq!(host.sh(who, "rpm -V litellm-units"), "");
     account_and_directories(&host);
 
@@ -385,7 +401,10 @@ fn rpm() {
     // The same once more, as an upgrade: its scripts get the same arguments.
     host.sh(who, "echo '# ours' >>/etc/litellm-units/README");
     let said = host.sh(who, "rpm -U --replacepkgs /root/litellm-units-*.rpm 2>&1");
-    assert!(said.contains("generate --check tells of new units"), "{said}");
+    assert!(
+        said.contains("generate --check tells of new units"),
+        "{said}"
+    );
     undisturbed("the upgrade");
     assert_eq!(
         host.sh(who, "tail -n 1 /etc/litellm-units/README"),
@@ -393,12 +412,17 @@ fn rpm() {
     );
     let said = host.sh(who, "dnf remove -y litellm-units 2>&1");
     assert!(
-        said.contains("litellm-units: the deployment stays, and what runs of it goes on until it is stopped."),
+        said.contains(
+            "litellm-units: the deployment stays, and what runs of it goes on until it is stopped."
+        ),
         "{said}"
     );
     undisturbed("the removal");
     assert_eq!(
-        host.sh(who, "ls /etc/litellm-units; ls /usr/bin/litellm-units 2>&1 || :"),
+        host.sh(
+            who,
+            "ls /etc/litellm-units; ls /usr/bin/litellm-units 2>&1 || :"
+        ),
         "README.rpmsave\nls: cannot access '/usr/bin/litellm-units': No such file or directory\n"
     );
 }

@@ -33,7 +33,10 @@ impl Package {
         let directory = TempDir::new().unwrap();
         let to = directory.path().to_str().unwrap();
         let binary = env!("CARGO_BIN_EXE_litellm-units");
-        run("bash", &["-euo", "pipefail", "-c", BUILD, "build", binary, to, kind]);
+        run(
+            "bash",
+            &["-euo", "pipefail", "-c", BUILD, "build", binary, to, kind],
+        );
         let mut files = std::fs::read_dir(directory.path()).unwrap();
         let path = files.next().unwrap().unwrap().path();
         assert_eq!(path.extension().unwrap(), kind);
@@ -84,4 +87,3 @@ pub fn install(host: &TestHost, packages: &str) {
     );
     host.sh(Who::Root, &script);
 }
-

@@ -150,7 +150,7 @@ fn manuals_read_well(host: &TestHost) {
 /// The account and the directories of sysusers.d and tmpfiles.d, now and after each boot.
 fn account_and_directories(host: &TestHost) {
     let script = r"
-        getent passwd litellm | cut -d: -f 1,5-
+        getent passwd litellm | cut -d: -f 1,5- | sed s,:/usr/sbin/,:/sbin/,
         id -Gn litellm
         stat -c '%a %U %G %n' /var/lib/litellm /run/litellm-units
         rmdir /run/litellm-units; systemd-tmpfiles --create; ls -d /run/litellm-units
@@ -159,8 +159,8 @@ fn account_and_directories(host: &TestHost) {
         stat -c '%a %U %n' /run/user/1000/litellm-units";
     assert_eq!(
         host.sh(Who::Root, script),
-        "litellm:LiteLLM gateway:/var/lib/litellm:/usr/sbin/nologin\n\
-         litellm systemd-journal\n\
+        "litellm:LiteLLM gateway:/var/lib/litellm:/sbin/nologin\n\
+         litellm\n\
          700 litellm litellm /var/lib/litellm\n\
          700 root root /run/litellm-units\n\
          /run/litellm-units\n\
@@ -355,7 +355,6 @@ fn rpm() {
             "/bin/sh",
             "aardvark-dns",
             "config(litellm-units) = 0.1.0-1",
-            "group(systemd-journal)",
             "podman >= 4.9",
             "systemd >= 254",
             "user(litellm)",

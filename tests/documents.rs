@@ -6,13 +6,10 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use litellm_units::cli::Cli;
 
-use crate::support::document::{blocks, names, read};
+use crate::support::document::{blocks, markdowns, read};
 
 fn documents() -> Vec<String> {
-    let mut documents: Vec<String> = names("docs")
-        .into_iter()
-        .filter(|path| path.ends_with(".md"))
-        .collect();
+    let mut documents = markdowns("docs");
     documents.extend(["README.md", "README.zh-CN.md", "CONTRIBUTING.md"].map(str::to_owned));
     documents
 }
@@ -140,10 +137,10 @@ fn links() {
             let (file, heading) = link.split_once('#').unwrap_or((link, ""));
             let mut target = std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR"));
             target.push(directory);
-            if !file.is_empty() {
-                target.push(file);
-            } else {
+            if file.is_empty() {
                 target.push(path.rsplit('/').next().unwrap());
+            } else {
+                target.push(file);
             }
             assert!(target.exists(), "{path}: {link}");
             if !heading.is_empty() {
@@ -193,6 +190,7 @@ fn messages_are_the_programs_own() {
     }
 }
 
+#[expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 fn gather(directory: &std::path::Path, text: &mut String) {
     for entry in std::fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();

@@ -358,7 +358,6 @@ fn rpm() {
             "config(litellm-units) = 0.1.0-1",
             "podman >= 4.9",
             "systemd >= 254",
-            "user(litellm)",
         ]
     );
     assert!(requires.contains("libc.so.6(GLIBC_2."), "{requires}");

@@ -35,6 +35,14 @@ pub fn names(directory: &str) -> Vec<String> {
     names
 }
 
+/// The Markdown files of a directory of this repository, sorted.
+#[track_caller]
+pub fn markdowns(directory: &str) -> Vec<String> {
+    let mut names = names(directory);
+    names.retain(|name| Path::new(name).extension().is_some_and(|kind| kind == "md"));
+    names
+}
+
 /// The fenced blocks: the number of their first line, their language and their text.
 pub fn blocks(markdown: &str) -> Vec<(usize, String, String)> {
     let mut blocks = Vec::new();
@@ -52,6 +60,7 @@ pub fn blocks(markdown: &str) -> Vec<(usize, String, String)> {
 }
 
 /// What a Markdown file tells to type: `sh` blocks, and what is behind `$` in `console` blocks.
+#[expect(clippy::panic, reason = "a test stops at the first surprise")]
 pub fn markdown(path: &str) -> Vec<Line> {
     let mut lines = Vec::new();
     for (first, language, text) in blocks(&read(path)) {

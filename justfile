@@ -54,6 +54,10 @@ _in-host user words:
 demo *words:
     tests/host/demo {{ words }}
 
+# Record again what README shows
+record *words:
+    docs/demo/record {{ words }}
+
 # The package for Debian and Ubuntu, in target/package
 deb:
     PATH="{{ target }}/tools/bin:$PATH" packaging/build deb

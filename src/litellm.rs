@@ -35,10 +35,8 @@ impl Client {
     /// # Errors
     /// When the HTTP client can't be set up.
     pub fn at(base: String, timeout: Duration) -> Result<Self> {
-        let http = reqwest::Client::builder()
+        let http = http()
             .timeout(timeout)
-            // The gateway is on this host: a proxy of the environment must not see the request.
-            .no_proxy()
             .build()
             .context("can't set up the HTTP client")?;
         Ok(Self { http, base })
@@ -49,4 +47,14 @@ impl Client {
     pub fn base(&self) -> &str {
         &self.base
     }
+}
+
+/// What every HTTP client of the gateway is built from. The gateway is on this host: a proxy of the
+/// environment must not see the requests.
+fn http() -> reqwest::ClientBuilder {
+    // With object stores, reqwest has TLS but no cryptography of its own, and does without none. An
+    // error means that there is one already.
+    #[cfg(feature = "object-stores")]
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    reqwest::Client::builder().no_proxy()
 }

@@ -31,7 +31,7 @@ impl Podman {
             .iter()
             .flat_map(std::env::split_paths)
             .map(|directory| directory.join("podman"))
-            .find(|path| is_executable(path))
+            .find(|path| path.is_absolute() && is_executable(path))
             .ok_or_else(|| {
                 Failure::new("Podman is not installed")
                     .hint("install it: apt install podman, or dnf install podman")
@@ -109,11 +109,15 @@ impl Podman {
         .into())
     }
 
-    /// A command line of Podman that reads nothing from stdin.
+    /// A command line of Podman that reads nothing from stdin. It runs in the root directory, since
+    /// rootless Podman does not start in one that its user can't enter, as after `sudo -u` often.
     #[must_use]
     pub fn command<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Command {
         let mut command = Command::new(&self.program);
-        command.args(arguments).stdin(Stdio::null());
+        command
+            .args(arguments)
+            .current_dir("/")
+            .stdin(Stdio::null());
         command
     }
 

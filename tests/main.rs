@@ -5,6 +5,7 @@
 mod cli;
 mod config_check;
 mod deployment;
+mod documents;
 mod e2e;
 mod env_file;
 mod golden;

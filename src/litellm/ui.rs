@@ -54,9 +54,8 @@ pub async fn login(client: &Client, username: &str, password: &SecretString) -> 
 /// # Errors
 /// When one of that is not so.
 pub async fn check_pages(client: &Client, public: Option<&Url>) -> Result<()> {
-    let http = reqwest::Client::builder()
+    let http = super::http()
         .timeout(std::time::Duration::from_secs(30))
-        .no_proxy()
         .redirect(reqwest::redirect::Policy::none())
         .build()
         .context("can't set up the HTTP client")?;

@@ -7,10 +7,13 @@
 
 mod backup;
 mod daily;
+mod docs;
 mod doctor;
 mod faults;
 mod keys;
 mod main_job;
+mod packages;
+mod proxies;
 mod quadlet;
 mod recovery;
 mod secrets;

@@ -2,8 +2,10 @@
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
 pub mod cases;
+pub mod document;
 pub mod gateway;
 pub mod host;
+pub mod package;
 
 use std::fmt::Write;
 use std::os::unix::fs::MetadataExt;

@@ -1,0 +1,340 @@
+//! Every command line of the documentation, as a reader would type it.
+
+use clap::CommandFactory;
+use litellm_units::cli::Cli;
+
+use crate::support::document::{self, Line};
+use crate::support::gateway::new_key;
+use crate::support::host::{Ran, TestHost, Who};
+use crate::support::package::{Package, bare_host, install, run};
+
+/// What becomes of a line that can't run as it is printed.
+enum Instead {
+    /// This runs in the host.
+    Run(&'static str),
+    /// This runs on the machine that has the hosts.
+    Machine(&'static str),
+    /// It has to fail, with this on stderr.
+    Refused(&'static str),
+    /// It runs elsewhere, where the comment says.
+    Elsewhere,
+}
+
+/// The lines that can't run as they are printed, all of them.
+const INSTEAD: &[(&str, Instead)] = &[
+    // README
+    (
+        "tests/host/demo    # build it, start a gateway, print a chat completion that went through it",
+        Instead::Machine(
+            "tests/host/demo --host --binary \"$PROGRAM\" | grep -q 'hello: Hello from your LiteLLM gateway.'",
+        ),
+    ),
+    (
+        "tests/run          # install what the tests need, and run them all",
+        // It is what runs this test.
+        Instead::Elsewhere,
+    ),
+    (
+        "sudo dnf install ./litellm-units-*.rpm     # Fedora",
+        // e2e::packages::rpm runs it, in a host with dnf.
+        Instead::Elsewhere,
+    ),
+    (
+        "cargo build --release --locked",
+        // It takes minutes. The program under test is of the same sources, less optimised.
+        Instead::Elsewhere,
+    ),
+    // Pages that are read in a terminal or a browser.
+    (
+        "systemctl edit litellm.service",
+        Instead::Run(
+            "printf '[Service]\\nMemoryMax=8G\\n' | systemctl edit --stdin litellm.service",
+        ),
+    ),
+    // What goes on until it is interrupted.
+    (
+        "litellm-units logs -f litellm",
+        Instead::Run("timeout --signal INT 2 litellm-units logs -f litellm || test $? = 124"),
+    ),
+    (
+        "litellm-units status --watch",
+        Instead::Run("timeout --signal INT 3 litellm-units status --watch || test $? = 124"),
+    ),
+    // What asks, or has a name in it that only its reader knows.
+    (
+        "litellm-units restore latest",
+        Instead::Run("litellm-units restore latest --yes"),
+    ),
+    (
+        "litellm-units restore 20260131T023000Z-0a1b2c --config --yes",
+        Instead::Run(
+            "litellm-units restore $(litellm-units backup list --json | jq -r '.[0].id') --config --yes",
+        ),
+    ),
+    (
+        "litellm-units backup --age-recipient age1… --to s3://bucket/litellm",
+        Instead::Run(
+            "mkdir -p /srv/copies; litellm-units backup --age-recipient $RECIPIENT --to file:///srv/copies",
+        ),
+    ),
+    (
+        "litellm-units config --unmask | grep DATABASE_URL   (refused without --force)",
+        Instead::Refused("--force"),
+    ),
+];
+
+/// Runs lines in a host, one after the other, as one user.
+struct Reader<'a> {
+    host: &'a TestHost,
+    who: Who,
+    /// What every command of theirs starts with.
+    prelude: &'a str,
+}
+
+impl Reader<'_> {
+    /// All of them, so that one run tells of every line that is wrong.
+    #[track_caller]
+    fn follow(&self, lines: &[Line]) {
+        assert!(!lines.is_empty());
+        let wrong: Vec<String> = lines.iter().filter_map(|line| self.type_it(line)).collect();
+        assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    }
+
+    /// What is wrong with a line.
+    fn type_it(&self, line: &Line) -> Option<String> {
+        let begin = std::time::Instant::now();
+        let instead = INSTEAD.iter().find(|(printed, _)| *printed == line.text);
+        let ran = match instead.map(|(_, instead)| instead) {
+            Some(Instead::Elsewhere) => return None,
+            Some(Instead::Machine(words)) => {
+                let program = env!("CARGO_BIN_EXE_litellm-units");
+                let script = format!("PROGRAM={program}; {words}");
+                run("bash", &["-euo", "pipefail", "-c", &script]);
+                return None;
+            }
+            Some(Instead::Run(words)) => self.bash(words),
+            Some(Instead::Refused(_)) | None => self.bash(line.text.split("   (").next().unwrap()),
+        };
+        let expected = line.answer.as_deref().unwrap_or_default();
+        let good = match instead {
+            Some((_, Instead::Refused(words))) => ran.code != 0 && ran.stderr.contains(words),
+            _ => ran.code == 0 && document::answers(expected, &ran.stdout),
+        };
+        eprintln!(
+            "{:6.1} s  {}: {}",
+            begin.elapsed().as_secs_f64(),
+            line.place,
+            line.text
+        );
+        (!good).then(|| {
+            format!(
+                "{}: {}\nexit status {}\n--- stdout:\n{}\n--- expected:\n{expected}\n--- stderr:\n{}",
+                line.place, line.text, ran.code, ran.stdout, ran.stderr
+            )
+        })
+    }
+
+    fn bash(&self, script: &str) -> Ran {
+        self.host
+            .bash(self.who, &format!("cd; {}\n{script}", self.prelude))
+    }
+}
+
+/// A host with what the documentation takes for granted: sudo, and curl that fails where it was refused.
+fn host_for_readers(name: &str) -> TestHost {
+    let host = bare_host(name);
+    install(&host, "sudo rsync");
+    host.sh(
+        Who::Root,
+        "echo 'operator ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/operator
+         echo fail >/root/.curlrc; install -o operator /root/.curlrc /home/operator/.curlrc",
+    );
+    host
+}
+
+/// $KEY of README.
+const KEY: &str =
+    "KEY=$(sudo sed -n 's/^LITELLM_MASTER_KEY=//p' /opt/litellm-server/.env 2>/dev/null || :)";
+
+#[test]
+fn first_steps_and_daily_use() {
+    let package = Package::build("deb");
+    let host = host_for_readers("docs-system");
+    let reader = |who, prelude| Reader {
+        host: &host,
+        who,
+        prelude,
+    };
+    host.put_for(Who::Operator, &package.path, "/home/operator/");
+
+    // README installs the program twice: the package, and without one.
+    host.sh(
+        Who::Operator,
+        "mkdir -p ~/target/release; dpkg-deb --fsys-tarfile ~/litellm-units_*.deb | tar -xO ./usr/bin/litellm-units >~/target/release/litellm-units",
+    );
+    let mut readme = document::markdown("README.md");
+    let from_source = readme
+        .iter()
+        .position(|line| line.text.starts_with("sudo install "))
+        .unwrap();
+    let up = readme.split_off(from_source + 1);
+    reader(Who::Operator, "").follow(&readme);
+    host.sh(Who::Root, "cmp <(/usr/local/bin/litellm-units --version) <(/usr/bin/litellm-units --version); rm /usr/local/bin/litellm-units");
+
+    reader(Who::Operator, "").follow(&document::markdown("docs/tutorial.md"));
+    reader(Who::Operator, KEY).follow(&up);
+    for (path, who) in [
+        ("docs/status-json.md", Who::Root),
+        ("docs/backup.md", Who::Operator),
+        ("docs/reverse-proxy.md", Who::Operator),
+    ] {
+        reader(who, "").follow(&document::markdown(path));
+    }
+
+    // Two names of this host stand for the several hosts; root of each knows the operator's key.
+    host.sh(
+        Who::Root,
+        r#"echo '127.0.0.1 gateway-1 gateway-2' >>/etc/hosts; systemctl start ssh
+           install -d -m 700 /root/.ssh
+           setpriv --reuid operator --regid operator --init-groups ssh-keygen -q -N '' -f /home/operator/.ssh/id_ed25519
+           cp /home/operator/.ssh/id_ed25519.pub /root/.ssh/authorized_keys
+           printf 'StrictHostKeyChecking accept-new\n' >/home/operator/.ssh/config
+           cp "$1/.env" /home/operator/litellm.env; cp -r "$1/config" /home/operator/
+           chown -R operator: /home/operator"#,
+    );
+    reader(Who::Operator, "").follow(&document::markdown("docs/several-hosts.md"));
+}
+
+#[test]
+fn rootless_and_from_compose() {
+    let host = host_for_readers("docs-moves");
+    let reader = |who, prelude| Reader {
+        host: &host,
+        who,
+        prelude,
+    };
+    let package = Package::build("deb");
+    host.put(&package.path, "/root/");
+    host.sh(Who::Root, "apt-get install -y /root/litellm-units_*.deb");
+
+    // An operator's own, then one of the account litellm.
+    reader(Who::Operator, "").follow(&document::markdown("docs/rootless.md"));
+
+    // A deployment as compose leaves it, in the home of the operator.
+    host.units(Who::Root, &["up"]).ok();
+    let key = new_key(&host, Who::Root);
+    let alias = format!(
+        "curl -sSf -H \"Authorization: Bearer $(sed -n 's/^LITELLM_MASTER_KEY=//p' \"$1/.env\")\" -H 'Content-Type: application/json' \
+         -d '{{\"key\":\"{key}\",\"key_alias\":\"old-app\"}}' http://127.0.0.1:24157/key/update"
+    );
+    host.sh(Who::Root, &alias);
+    host.units(Who::Root, &["down"]).ok();
+    // Docker can't run here. What its commands do to the old deployment, this does.
+    let docker = r#"#!/bin/bash
+set -euo pipefail
+case "$*" in
+  'compose down')
+    [[ ! -e /opt/litellm-server ]] || { sudo litellm-units down; sudo mv /opt/litellm-server /srv/old; sudo cp /srv/old/.env /srv/old/config/litellm-config.yaml .; sudo chown operator .env litellm-config.yaml; }
+    ;;
+  'compose exec -T postgres '*) shift 4; exec sudo podman exec litellm-postgres "$@" ;;
+  *) echo "docker $*: unknown" >&2; exit 1 ;;
+esac
+"#;
+    host.write(Who::Root, "/usr/local/bin/docker", docker);
+    host.sh(
+        Who::Root,
+        r#"chmod 755 /usr/local/bin/docker
+           rm -r "$1/.litellm-units" "$1/images.lock" /etc/containers/systemd/litellm* /etc/systemd/system/litellm*
+           echo 'services: {}' >"$1/docker-compose.yml"
+           systemctl daemon-reload
+           mv "$1" /home/operator/litellm-server"#,
+    );
+    reader(Who::Operator, "").follow(&document::markdown("docs/from-docker-compose.md"));
+    assert_eq!(host.sh(Who::Root, "podman ps -q"), "");
+}
+
+#[test]
+fn manuals_and_help() {
+    let host = bare_host("docs-help");
+    host.put(
+        std::path::Path::new(env!("CARGO_BIN_EXE_litellm-units")),
+        "/usr/bin/litellm-units",
+    );
+    let identity = age::x25519::Identity::generate();
+    let prelude = format!(
+        "RECIPIENT={}; pass() {{ echo correct-horse; }}",
+        identity.to_public()
+    );
+    let reader = Reader {
+        host: &host,
+        who: Who::Root,
+        prelude: &prelude,
+    };
+    // The examples of --help are in the pages of the commands, too. The last of the pages removes all.
+    let mut manual = document::manual("packaging/man/litellm-units.7");
+    let removing = manual
+        .iter()
+        .position(|line| line.text == "litellm-units down")
+        .unwrap();
+    let removing = manual.split_off(removing);
+    reader.follow(&manual);
+    reader.follow(&document::help(&program()));
+    reader.follow(&removing);
+    assert_eq!(
+        host.sh(
+            Who::Root,
+            "ls -d /opt/litellm-server /etc/containers/systemd/litellm* /etc/systemd/system/litellm* 2>/dev/null; podman ps -aq"
+        ),
+        ""
+    );
+}
+
+/// No document is forgotten, and no line of [`INSTEAD`] outlives the one that it is about.
+#[test]
+fn everything_is_read() {
+    let read = [
+        "README.md",
+        "docs/from-docker-compose.md",
+        "docs/rootless.md",
+        "docs/tutorial.md",
+        "docs/status-json.md",
+        "docs/backup.md",
+        "docs/reverse-proxy.md",
+        "docs/several-hosts.md",
+    ];
+    let mut lines: Vec<Line> = read
+        .iter()
+        .flat_map(|path| document::markdown(path))
+        .collect();
+    for path in document::markdowns("docs") {
+        if !read.contains(&path.as_str()) {
+            assert_eq!(
+                document::markdown(&path),
+                [],
+                "no test runs the commands of {path}"
+            );
+        }
+    }
+    assert_eq!(
+        document::names("packaging/man"),
+        [
+            "packaging/man/litellm-units.7",
+            "packaging/man/litellm.env.5"
+        ]
+    );
+    lines.extend(document::manual("packaging/man/litellm-units.7"));
+    assert_eq!(document::manual("packaging/man/litellm.env.5"), []);
+    lines.extend(document::help(&program()));
+    for (printed, _) in INSTEAD {
+        assert!(
+            lines.iter().any(|line| line.text == *printed),
+            "no document has this line any more: {printed}"
+        );
+    }
+}
+
+fn program() -> clap::Command {
+    let mut program = Cli::command();
+    program.build();
+    program
+}

@@ -38,7 +38,7 @@ pub struct Upgrade {
 /// Arguments of `rollback`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "An earlier release serves with the schema of a later one, so the data can stay. Or the backup comes back\nthat was made when that release was left: then keys, teams and spend since are gone.\n\nExamples:\n  litellm-units rollback --keep-data\n  litellm-units rollback --to 3 --restore-data"
+    after_help = "An earlier release serves with the schema of a later one, so the data can stay. Or the backup comes back\nthat was made when that release was left: then keys, teams and spend since are gone.\n\nExamples:\n  litellm-units rollback --keep-data\n  litellm-units rollback --to 2 --restore-data --dry-run"
 )]
 pub struct Rollback {
     /// The number of the release in `history` [default: the one before the present one]

@@ -44,6 +44,28 @@ const INSTEAD: &[(&str, Instead)] = &[
         // It takes minutes. The program under test is of the same sources, less optimised.
         Instead::Elsewhere,
     ),
+    // e2e::trust runs these, with signatures and a registry.
+    (
+        "sudo litellm-units trust --dry-run    # a diff of what it would change",
+        Instead::Elsewhere,
+    ),
+    ("sudo litellm-units trust", Instead::Elsewhere),
+    (
+        "sudo litellm-units pull               # verifies the images of now",
+        Instead::Elsewhere,
+    ),
+    (
+        "cosign verify --key /etc/litellm-units/trust.pub ghcr.io/berriai/litellm:v1.83.0    # prints the digest that is signed",
+        Instead::Elsewhere,
+    ),
+    (
+        "sudo litellm-units trust --accept ghcr.io/berriai/litellm:v1.83.0@sha256:…",
+        Instead::Elsewhere,
+    ),
+    (
+        "sudo litellm-units trust --scope registry.example.com/berriai",
+        Instead::Elsewhere,
+    ),
     // Pages that are read in a terminal or a browser.
     (
         "systemctl edit litellm.service",
@@ -186,6 +208,8 @@ fn first_steps_and_daily_use() {
     for (path, who) in [
         ("docs/status-json.md", Who::Root),
         ("docs/backup.md", Who::Operator),
+        ("docs/upgrade.md", Who::Operator),
+        ("docs/trust.md", Who::Operator),
         ("docs/reverse-proxy.md", Who::Operator),
     ] {
         reader(who, "").follow(&document::markdown(path));
@@ -299,6 +323,8 @@ fn everything_is_read() {
         "docs/tutorial.md",
         "docs/status-json.md",
         "docs/backup.md",
+        "docs/upgrade.md",
+        "docs/trust.md",
         "docs/reverse-proxy.md",
         "docs/several-hosts.md",
     ];

@@ -26,10 +26,12 @@ pub mod paths;
 pub mod podman;
 pub mod quadlet;
 pub mod remote;
+pub mod seal;
 pub mod settings;
 pub mod snapshot;
 pub mod stack;
 pub mod systemd;
+pub mod systemd_creds;
 
 use cli::{Cli, Command};
 use error::{Exit, Result};

@@ -44,7 +44,7 @@ fn parcels(settings: &Settings) -> String {
                 text,
                 "  {file}{}={}",
                 parcel.name,
-                parcel.value.expose_secret().escape_debug()
+                parcel.value.open().unwrap().expose_secret().escape_debug()
             )
             .unwrap();
         }

@@ -15,6 +15,7 @@ use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 use crate::litellm::{Client, ui};
 use crate::output::{self, say, warn};
+use crate::settings::sealed::Value;
 use crate::settings::{Settings, parse_env, read_env};
 
 /// From where the gateway believes `X-Forwarded-Proto`: the private addresses, since behind
@@ -52,7 +53,7 @@ pub async fn run(host: &Host, arguments: &Ui) -> Result<Exit> {
     } else if arguments.password_stdin {
         Some(checked(from_stdin()?)?)
     } else if keeps {
-        settings.ui_password().cloned()
+        settings.ui_password().map(Value::open).transpose()?
     } else if std::io::stdin().is_terminal() {
         let first = prompt("New password for the web interface (empty: a random one): ")?;
         if first.expose_secret().is_empty() {

@@ -102,7 +102,7 @@ pub async fn carry_out(
         say("nothing to change");
         return Ok(());
     }
-    fail::fail_point!("change-sealed");
+    fail::fail_point!("change-before-written");
     let pending = Pending {
         what: what.to_owned(),
         way: Way::Forward,
@@ -147,6 +147,7 @@ pub async fn recover(host: &Host, timeout: Duration) -> Result<()> {
 async fn finish(host: &Host, pending: Pending, timeout: Duration) -> Result<()> {
     let attempt = async {
         write_down(host, &pending)?;
+        fail::fail_point!("change-written");
         go(host, &pending, timeout).await?;
         for edit in &pending.edits {
             check(host, edit).await?;

@@ -132,6 +132,7 @@ impl<'a> Sealer<'a> {
             install::sync_directory(&self.paths.deployment)?;
         }
         install::write_atomically(&directory.join(reference.credential()), &ciphertext, 0o600)?;
+        fail::fail_point!("seal-encrypted");
         self.known.insert(what, reference.clone());
         Ok(reference)
     }
@@ -242,14 +243,19 @@ pub fn unseal(paths: &Paths, names: &[String]) -> Result<Done> {
         install::write_atomically(&path, clear.text().as_bytes(), 0o600)?;
         fail::fail_point!("unseal-after-env");
     }
-    let kept = follow(paths, |old| Ok(unsealed(old, names, &vault, &path)?.0))?;
+    let kept = follow(paths, |old, place| {
+        Ok(unsealed(old, names, &vault, place)?.0)
+    })?;
     finish(paths, &clear)?;
     Ok(Done { names: done, kept })
 }
 
 /// Has kept configurations follow, each by what `change` makes of its `.env`. Returns how many
 /// changed.
-fn follow(paths: &Paths, mut change: impl FnMut(&EnvFile, &Path) -> Result<EnvFile>) -> Result<usize> {
+fn follow(
+    paths: &Paths,
+    mut change: impl FnMut(&EnvFile, &Path) -> Result<EnvFile>,
+) -> Result<usize> {
     let mut followed = 0;
     for id in snapshot::all(paths)? {
         let path = snapshot::directory(paths, &id).join(".env");
@@ -270,7 +276,10 @@ fn follow(paths: &Paths, mut change: impl FnMut(&EnvFile, &Path) -> Result<EnvFi
     Ok(followed)
 }
 
-fn follow_one(path: &Path, change: &mut impl FnMut(&EnvFile, &Path) -> Result<EnvFile>) -> Result<bool> {
+fn follow_one(
+    path: &Path,
+    change: &mut impl FnMut(&EnvFile, &Path) -> Result<EnvFile>,
+) -> Result<bool> {
     let old = parse_env(&read_env(path)?, path)?;
     let new = change(&old, path)?;
     if new.text() == old.text() {
@@ -346,13 +355,13 @@ fn sealed(
     let mut new = env.clone();
     new.rewrite(|_| texts.next().flatten())
         .with_context(|| format!("can't edit {}", path.display()))?;
-    for found in new.definitions() {
+    for (old, found) in env.definitions().zip(new.definitions()) {
         if secrets.iter().any(|name| name == found.name)
             && !found.value.is_empty()
             && !is_sealed(found.value)
         {
             return Err(wrong(
-                found.line,
+                old.line,
                 &format!("{} is made of other variables, so it can't be sealed itself", found.name),
                 "give the secret in it a variable of its own, and seal that one by its name: litellm-units secrets seal NAME",
             )
@@ -363,9 +372,8 @@ fn sealed(
         if value.len() >= LONG
             && let Some(at) = new.text().find(value)
         {
-            let line = new.text()[..at].matches('\n').count() + 1;
             return Err(wrong(
-                line,
+                line_before(env, &new, at),
                 &format!("the value of {name} is here, too"),
                 "remove it here, or seal this variable as well: litellm-units secrets seal NAME",
             )
@@ -373,6 +381,20 @@ fn sealed(
         }
     }
     Ok((new, done))
+}
+
+/// The line in `old` of what is at byte `at` of `new`, where values over several lines may have
+/// become short.
+fn line_before(old: &EnvFile, new: &EnvFile, at: usize) -> usize {
+    let breaks = |text: &str| text.matches('\n').count();
+    let line = breaks(&new.text()[..at]) + 1;
+    let shift = old
+        .definitions()
+        .zip(new.definitions())
+        .take_while(|(_, new)| new.line <= line)
+        .map(|(old, new)| old.line - new.line + breaks(old.text) - breaks(new.text))
+        .last();
+    line + shift.unwrap_or_default()
 }
 
 /// Whether a value means the same without the lines around it.

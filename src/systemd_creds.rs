@@ -26,15 +26,12 @@ const RAMFS: i64 = 0x8584_58f6;
 
 /// What a ciphertext begins with: its kind, which systemd calls an identifier of 128 bits, in
 /// base64. A null key protects nothing, so what it encrypted is not accepted.
-const KINDS: [(&str, Option<Key>); 9] = [
+const KINDS: [(&str, Option<Key>); 6] = [
     ("Whxqht+dQJax1aZeCGLxm", Some(Key::Host)),
-    ("VbntHThZTUOoMZ0uuzMqx", Some(Key::Host)),
     ("DHzAexF2RZGcSwvqCLwg/", Some(Key::Tpm2)),
     ("+vfrk0HjQSyhpDb5Wik2L", Some(Key::Tpm2)),
     ("k6iUCUh0RJCQyvL8k8q1U", Some(Key::Both)),
-    ("70rBNnmpSA6n22iJf58WX", Some(Key::Both)),
     ("r0lQqEkTTrGnOEYwT/MMB", Some(Key::Both)),
-    ("rbxMo++2QgG6iBtvLkCV6", Some(Key::Both)),
     ("BYRp2vb1QySABUnaD46i+", None),
 ];
 
@@ -92,11 +89,8 @@ impl Key {
     /// When this host has none, or it does not work.
     pub fn choose(wanted: Option<Self>) -> Result<Self> {
         let refuse = |reason: &str| {
-            Failure::new(format!("this host can't seal secrets: {reason}")).hint(if is_user() {
-                "a user's secrets can be sealed from systemd 256 on; all is as before, with the secrets in .env"
-            } else {
-                "all is as before, with the secrets in .env"
-            })
+            Failure::new(format!("this host can't seal secrets: {reason}"))
+                .hint("all is as before, with the secrets in .env")
         };
         let key = match wanted {
             Some(key) => key,
@@ -167,10 +161,6 @@ pub fn decrypt(name: &str, ciphertext: &[u8]) -> Result<SecretString> {
     Ok(text.into())
 }
 
-fn is_user() -> bool {
-    !nix::unistd::geteuid().is_root()
-}
-
 /// Whether `path` is, or would be, in memory only.
 fn is_forgotten(path: &Path) -> bool {
     path.ancestors()
@@ -183,12 +173,8 @@ fn is_forgotten(path: &Path) -> bool {
 
 /// Runs systemd-creds; texts pass through pipes only.
 fn run(words: &[&str], input: &[u8]) -> Result<Vec<u8>> {
-    let mut command = Command::new(PROGRAM);
-    command.args(words);
-    if is_user() {
-        command.arg("--user");
-    }
-    let mut child = command
+    let mut child = Command::new(PROGRAM)
+        .args(words)
         .args(["-", "-"])
         .env("LC_ALL", "C")
         .stdin(Stdio::piped())

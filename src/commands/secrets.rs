@@ -14,6 +14,7 @@ use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 use crate::lock::OperationLock;
 use crate::output::{self, say, warn};
+use crate::paths::Scope;
 use crate::seal;
 use crate::settings::sealed::Value;
 use crate::settings::{Cache, Database, Settings, parse_env, read_env};
@@ -97,6 +98,13 @@ async fn rotate(host: &Host, arguments: &RotateSecret) -> Result<Exit> {
 }
 
 async fn seal(host: &Host, arguments: Seal) -> Result<Exit> {
+    if host.scope() == Scope::User {
+        return Err(Failure::new(
+            "a user's secrets can't be sealed: Podman asks for them from within its user namespace, where systemd-creds does not open what is that user's",
+        )
+        .hint("they stay in .env, which only the user can read; a deployment of root's can be sealed")
+        .into());
+    }
     let value = match arguments.names.as_slice() {
         [_] if arguments.stdin => Some(from_stdin()?),
         _ if arguments.stdin => {
@@ -125,6 +133,9 @@ async fn seal(host: &Host, arguments: Seal) -> Result<Exit> {
         .iter()
         .map(ToString::to_string)
         .collect();
+    if done != seal::Done::default() {
+        say("look for copies from before, in backups for example: litellm-units secrets audit");
+    }
     if !keys.is_empty() {
         say(&format!(
             "what is sealed can be opened with {} only",
@@ -133,7 +144,7 @@ async fn seal(host: &Host, arguments: Seal) -> Result<Exit> {
     }
     if Settings::from_env(&env, &path)?.backup.recipient.is_none() && seal::is_in_use(&env) {
         warn(
-            "backups are for this host only, too, until .env has BACKUP_AGE_RECIPIENT: without the host, LITELLM_SALT_KEY is lost, and with it the credentials in the database",
+            "backups bring the secrets back on this host only, until .env has BACKUP_AGE_RECIPIENT: without the host, LITELLM_SALT_KEY is lost, and with it the credentials in the database",
         );
     }
     if is_new {

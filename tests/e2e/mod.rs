@@ -13,6 +13,7 @@ mod keys;
 mod main_job;
 mod quadlet;
 mod recovery;
+mod seal;
 mod secrets;
 mod starts;
 mod values;

@@ -13,6 +13,7 @@ use nix::sys::statfs::{FsType, statfs};
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::error::{Failure, Result};
+use crate::output::warn;
 
 const PROGRAM: &str = "systemd-creds";
 /// A TPM takes its time, above all when others use it too.
@@ -92,12 +93,14 @@ impl Key {
             Failure::new(format!("this host can't seal secrets: {reason}"))
                 .hint("all is as before, with the secrets in .env")
         };
+        let is_forgotten = is_forgotten(Path::new(HOST_KEY));
+        let best = if is_forgotten { Self::Tpm2 } else { Self::Both };
         let key = match wanted {
             Some(key) => key,
-            None if Path::new(TPM).exists() => match Self::Both.attempt() {
-                Ok(()) => return Ok(Self::Both),
+            None if Path::new(TPM).exists() => match best.attempt() {
+                Ok(()) => return Ok(best),
                 Err(error) => {
-                    crate::output::warn(&format!(
+                    warn(&format!(
                         "the TPM can't be used, so only the host key is: {error:#}"
                     ));
                     Self::Host
@@ -105,7 +108,7 @@ impl Key {
             },
             None => Self::Host,
         };
-        if key != Self::Tpm2 && is_forgotten(Path::new(HOST_KEY)) {
+        if key != Self::Tpm2 && is_forgotten {
             return Err(refuse(&format!(
                 "{HOST_KEY} would be in memory only, and lost at the next boot"
             ))

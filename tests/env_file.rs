@@ -415,6 +415,9 @@ fn only_the_values_are_rewritten() {
         "\u{feff}# A=1\r\nA = '2' # first\r\n export A: '3'B='4'\nC=$A$$\nD\nE= '7'\nF='8'"
     );
     assert_eq!(env.get("C"), Some("3$"));
-    assert!(env.rewrite(|_| Some("'".into())).is_err());
+    assert!(
+        env.rewrite(|found| (found.name == "F").then(|| "'".into()))
+            .is_err()
+    );
     assert_eq!(env.get("C"), Some("3$"));
 }

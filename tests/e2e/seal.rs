@@ -111,7 +111,7 @@ fn backups(host: &TestHost, before: &str) {
     );
     let doctor = host.units(who, &["doctor"]).stdout;
     assert!(
-        doctor.contains("\nfailure  sealed: LITELLM_MASTER_KEY is sealed, and "),
+        doctor.contains("\nFAILURE  sealed: LITELLM_MASTER_KEY is sealed, and "),
         "{doctor}"
     );
     host.sh(who, "mv /root/credential.secret /var/lib/systemd/");
@@ -369,14 +369,14 @@ fn killed_anywhere(host: &TestHost, who: Who, before: &str) {
             assert_eq!(code, 0, "{point}: {stderr}");
             assert_eq!(everything(host, who), before, "{point}");
             let count = |what: &str| {
-                host.sh(who, &format!("grep -rlE '{what}' /tmp/server --include=.env | wc -l; ls /tmp/server | grep -c cred || :"))
+                host.sh(who, &format!("find /tmp/server -name .env -exec grep -lE '{what}' {{}} + | wc -l; find /tmp/server -name credentials | wc -l"))
             };
             assert_eq!(
                 count("sk-salt|hunter2"),
                 if verb == "seal" { "0\n1\n" } else { "2\n0\n" },
                 "{point}"
             );
-            let files = host.sh(who, "ls -A /tmp/server/credentials 2>/dev/null | wc -l");
+            let files = host.sh(who, "find /tmp/server -path '*/credentials/*' | wc -l");
             assert_eq!(files, if verb == "seal" { "6\n" } else { "0\n" }, "{point}");
             host.sh(who, "rm -r /tmp/server");
         }

@@ -2,13 +2,12 @@
 //! own answer takes longer than everything else that `status` does.
 
 use std::fmt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
 use crate::paths::Paths;
-use crate::settings::Service;
 
 /// The state of a container's health check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -54,14 +53,34 @@ struct Log {
     status: Health,
 }
 
-/// The health of a service's container, from the log that Podman keeps beside its state
-/// (`healthCheckLogPath` of libpod). Nothing when the container does not run or has no check.
+/// The health of the container in a unit's control group, from the log that Podman keeps beside
+/// its state (`healthCheckLogPath` of libpod). Nothing when no container runs or it has no check.
 #[must_use]
-pub fn health(paths: &Paths, service: Service) -> Option<Health> {
-    let id = std::fs::read_to_string(paths.container_id_file(service.container())).ok()?;
-    let log = paths.container_state(id.trim()).join("healthcheck.log");
+pub fn health(paths: &Paths, control_group: &str) -> Option<Health> {
+    let log = paths
+        .container_state(&running(control_group)?)
+        .join("healthcheck.log");
     let log: Log = serde_json::from_slice(&std::fs::read(log).ok()?).ok()?;
     Some(log.status)
+}
+
+/// The identifier of the container in a unit's control group: by that name Podman makes a group
+/// for its processes (`--cgroups=split`). Quadlet's file with the identifier went in Podman 5.8.
+fn running(control_group: &str) -> Option<String> {
+    if control_group.is_empty() {
+        return None;
+    }
+    std::fs::read_dir(in_hierarchy(control_group))
+        .ok()?
+        .flatten()
+        .find_map(|entry| {
+            let name = entry.file_name();
+            Some(name.to_str()?.strip_prefix("libpod-payload-")?.to_owned())
+        })
+}
+
+fn in_hierarchy(control_group: &str) -> PathBuf {
+    Path::new("/sys/fs/cgroup").join(control_group.trim_start_matches('/'))
 }
 
 /// The resident memory of every process in a control group and below, in bytes: an upper bound,
@@ -73,10 +92,7 @@ pub fn resident_memory(control_group: &str) -> Option<u64> {
         return None;
     }
     let mut pages = 0;
-    add_resident_pages(
-        &Path::new("/sys/fs/cgroup").join(control_group.trim_start_matches('/')),
-        &mut pages,
-    );
+    add_resident_pages(&in_hierarchy(control_group), &mut pages);
     let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok()??;
     Some(pages * u64::try_from(page).ok()?).filter(|bytes| *bytes > 0)
 }
@@ -88,10 +104,7 @@ pub fn cpu_time(control_group: &str) -> Option<Duration> {
     if control_group.is_empty() {
         return None;
     }
-    let file = Path::new("/sys/fs/cgroup")
-        .join(control_group.trim_start_matches('/'))
-        .join("cpu.stat");
-    let text = std::fs::read_to_string(file).ok()?;
+    let text = std::fs::read_to_string(in_hierarchy(control_group).join("cpu.stat")).ok()?;
     let microseconds = text
         .lines()
         .find_map(|line| line.strip_prefix("usage_usec "))?;

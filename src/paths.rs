@@ -208,12 +208,6 @@ impl Paths {
         self.runtime.join(storage).join(id)
     }
 
-    /// Where a Quadlet unit writes the identifier of its container.
-    #[must_use]
-    pub fn container_id_file(&self, container: &str) -> PathBuf {
-        self.runtime.join(format!("{container}.cid"))
-    }
-
     /// Per-boot files of this program: names of the secrets that each container gets.
     #[must_use]
     pub fn runtime_state(&self) -> PathBuf {

@@ -88,8 +88,10 @@ pub struct ServiceReport {
     pub memory_bytes: Option<u64>,
     /// CPU time used since the start; null where the kernel does not count it.
     pub cpu_seconds: Option<f64>,
-    /// The image that the installed unit names, without its digest: `images.lock` has that.
+    /// The image that the installed unit names, without its digest.
     pub image: Option<String>,
+    /// The digest by which it does; null before the image was pulled.
+    pub digest: Option<String>,
     /// What changed since the container started, names only: a restart would bring it into
     /// force. Null when that can't be found out; `warnings` then says why.
     pub changed: Option<Vec<String>>,
@@ -233,6 +235,8 @@ impl ServiceReport {
             .active_since
             .filter(|_| unit.is_active())
             .map(|since| now.saturating_sub(Duration::from_micros(since)).as_secs());
+        let (image, digest) = image(host, service).unzip();
+        let digest = digest.flatten();
         Self {
             service: service.name(),
             unit: service.unit(),
@@ -240,7 +244,7 @@ impl ServiceReport {
                 unit.active.as_str(),
                 "active" | "activating" | "deactivating"
             )
-            .then(|| container::health(&host.paths, service))
+            .then(|| container::health(&host.paths, &unit.control_group))
             .flatten(),
             uptime_seconds,
             restarts: unit.restarts,
@@ -252,7 +256,8 @@ impl ServiceReport {
                 .map(Duration::from_nanos)
                 .or_else(|| container::cpu_time(&unit.control_group))
                 .map(|time| time.as_secs_f64()),
-            image: image(host, service),
+            image,
+            digest,
             active: unit.active,
             sub: unit.sub,
             result: unit.result,
@@ -317,17 +322,18 @@ impl ServiceReport {
     }
 }
 
-/// The image that the installed unit names, without its digest: `images.lock` has that.
-fn image(host: &Host, service: Service) -> Option<String> {
+/// The image that the installed unit names, and its digest.
+fn image(host: &Host, service: Service) -> Option<(String, Option<String>)> {
     let file = host
         .paths
         .quadlets
         .join(format!("{}.container", service.container()));
     let text = std::fs::read_to_string(file).ok()?;
-    text.lines()
-        .find_map(|line| line.strip_prefix("Image="))
-        .and_then(|image| image.split('@').next())
-        .map(str::to_owned)
+    let image = text.lines().find_map(|line| line.strip_prefix("Image="))?;
+    Some(match image.split_once('@') {
+        Some((name, digest)) => (name.to_owned(), Some(digest.to_owned())),
+        None => (image.to_owned(), None),
+    })
 }
 
 fn table(report: &Report) -> String {
@@ -347,8 +353,7 @@ fn table(report: &Report) -> String {
             service.uptime(),
             service.restarts.to_string(),
             service.memory(),
-            // The digest is in --json.
-            image.split_once('@').map_or(image, |(name, _)| name).into(),
+            image.into(),
         ]);
     }
     let mut text = output::columns(&rows);

@@ -164,7 +164,7 @@ fn faults(patient: &Patient<'_>, units: &[(Service, UnitState)]) -> Check {
     let (mut words, mut failed) = (Vec::new(), Vec::new());
     let mut first = None;
     for (service, unit) in units {
-        let health = container::health(&patient.host.paths, *service);
+        let health = container::health(&patient.host.paths, &unit.control_group);
         let problem = if unit.load != "loaded" {
             format!("is {}", unit.load)
         } else if unit.active == "failed" {

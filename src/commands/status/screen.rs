@@ -491,6 +491,7 @@ mod tests {
             memory_bytes: Some(89 << 20),
             cpu_seconds: None,
             image: None,
+            digest: None,
             changed: Some(Vec::new()),
         }
     }

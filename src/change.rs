@@ -21,7 +21,7 @@ use crate::output::say;
 use crate::seal::{self, Sealer};
 use crate::settings::env_file::quote;
 use crate::settings::sealed::{Vault, is_sealed};
-use crate::settings::{Settings, may_be_sealed, parse_env, read_env};
+use crate::settings::{Database, Settings, may_be_sealed, parse_env, read_env};
 use crate::stack;
 
 /// One variable of `.env` that gets another value: both as they are there, so that a sealed one is
@@ -140,6 +140,27 @@ pub async fn recover(host: &Host, timeout: Duration) -> Result<()> {
             go(host, &pending, timeout).await?;
             forget(host)
         }
+    }
+}
+
+/// What of the present `.env` must stay when an older one is put back: the password with which the
+/// local PostgreSQL lets the gateway in, if it does. The server keeps it with its data, so it may no
+/// longer know the one of the older file.
+pub async fn known_to_the_database(host: &Host) -> &'static [&'static str] {
+    let attempt = async {
+        let settings = Settings::load(&host.paths.env_file())?;
+        match &settings.database {
+            Database::Local { password, .. } => {
+                server::postgres_accepts(host, &settings, password.open()?.expose_secret()).await
+            }
+            Database::External { .. } => Ok(false),
+        }
+    };
+    // A server that can't be asked has not proven anything.
+    if attempt.await.unwrap_or(false) {
+        &["POSTGRES_PASSWORD"]
+    } else {
+        &[]
     }
 }
 

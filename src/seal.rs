@@ -28,7 +28,7 @@ use crate::systemd_creds::{self, Key};
 
 /// A shorter value may be elsewhere in a file by chance.
 const LONG: usize = 16;
-/// Larger files are not looked through for references.
+/// Larger files that are not this program's are not looked through for references.
 const LARGEST: u64 = 1 << 20;
 
 /// What is to be sealed, and how.
@@ -267,8 +267,7 @@ fn follow(
         fail::fail_point!("seal-kept");
     }
     // A configuration is known by its content, so the one of now has another name.
-    if followed > 0
-        && let Some(good) = snapshot::last_good(paths)
+    if let Some(good) = snapshot::last_good(paths)
         && snapshot::is_present(paths, &good)?
     {
         snapshot::mark_good(paths, &snapshot::keep(paths)?)?;
@@ -485,8 +484,9 @@ pub fn collect(paths: &Paths) -> Result<()> {
     }
     let mut used = BTreeSet::new();
     for file in files {
+        let is_ours = file == paths.env_file() || file.starts_with(paths.state());
         let metadata = std::fs::metadata(&file);
-        if metadata.is_ok_and(|found| found.is_file() && found.len() <= LARGEST) {
+        if metadata.is_ok_and(|found| found.is_file() && (is_ours || found.len() <= LARGEST)) {
             let bytes =
                 std::fs::read(&file).with_context(|| format!("can't read {}", file.display()))?;
             used.extend(sealed::references(&String::from_utf8_lossy(&bytes)));

@@ -1,5 +1,7 @@
 //! The stack as a whole: its units started, restarted and stopped together, and waited for.
 
+mod handover;
+
 use std::collections::HashMap;
 use std::time::Duration;
 
@@ -15,6 +17,7 @@ use crate::litellm::Client;
 use crate::litellm::health::Health;
 use crate::output::{duration, say};
 use crate::paths::Scope;
+use crate::quadlet::{self, NETWORK};
 use crate::settings::{GATEWAY_PORT, Service, Settings};
 use crate::snapshot;
 use crate::systemd::job::{JobResult, Jobs, Verb};
@@ -31,6 +34,10 @@ const ATTEMPTS: u64 = 2;
 
 /// The unit that pulls images before the others start.
 pub const IMAGES_UNIT: &str = "litellm-images.service";
+/// The unit that Quadlet makes of `litellm.network`.
+pub const NETWORK_UNIT: &str = "litellm-network.service";
+/// The unit of a second gateway, which serves while the first one restarts.
+pub const STANDBY_UNIT: &str = "litellm-standby.service";
 
 /// Starts what does not run, restarts what runs with other inputs than those of now, and waits
 /// until the gateway is ready.
@@ -66,7 +73,7 @@ pub async fn bring_up(host: &Host, settings: &Settings, timeout: Duration) -> Re
 }
 
 /// Starts or restarts units, then waits until the gateway is ready, if it is among them or
-/// depends on one of them.
+/// depends on one of them. While a gateway that runs restarts, a second one serves.
 ///
 /// # Errors
 /// When a unit fails, or the gateway is not ready within `timeout`.
@@ -78,15 +85,25 @@ pub async fn change(host: &Host, steps: &[(Verb, &str)], timeout: Duration) -> R
     if host.remote.is_none()
         && steps.iter().any(|(_, unit)| *unit == gateway)
         && matches!(before.active.as_str(), "inactive" | "failed")
+        && !systemd.unit(quadlet::SOCKET).await?.is_active()
     {
         check_port()?;
     }
     let mut wait = Wait::new(systemd, deadline).await?;
-    for (verb, unit) in steps {
-        wait.ask(*verb, unit).await?;
+    if host.remote.is_none() && !steps.is_empty() && is_network_gone(host).await? {
+        say("Podman's network litellm was removed: making it again");
+        wait.ask(Verb::Restart, NETWORK_UNIT).await?;
     }
-    if !steps.is_empty() {
-        wait.finish().await?;
+    if steps.contains(&(Verb::Restart, gateway)) && handover::is_possible(host, &before).await? {
+        handover::run(host, &mut wait, steps).await?;
+    } else {
+        for (verb, unit) in steps {
+            wait.ask(*verb, unit).await?;
+        }
+        if !steps.is_empty() {
+            wait.finish().await?;
+        }
+        handover::end(&mut wait).await?;
     }
     // The gateway answers on its own loopback address only, and its files are there.
     if host.remote.is_some() {
@@ -104,6 +121,16 @@ pub async fn change(host: &Host, steps: &[(Verb, &str)], timeout: Duration) -> R
         version.as_deref().unwrap_or("of unknown version"),
     ));
     Ok(())
+}
+
+/// Starts a unit that ends by itself, and waits until it has.
+///
+/// # Errors
+/// When it fails, or is not done within `timeout`.
+pub async fn run(host: &Host, unit: &str, timeout: Duration) -> Result<()> {
+    let mut wait = Wait::new(host.systemd().await?, Instant::now() + timeout).await?;
+    wait.ask(Verb::Start, unit).await?;
+    wait.finish().await
 }
 
 /// Remembers the present configuration as the last good one, if all of it is what runs: an edit
@@ -153,13 +180,32 @@ pub fn list(differences: &[Difference]) -> String {
     words.join(", ")
 }
 
+/// What is stopped with the gateway, as far as it runs: its address, and a second gateway that was
+/// left behind.
+///
+/// # Errors
+/// When systemd does not answer.
+pub async fn beside_gateway(systemd: &Systemd) -> Result<Vec<&'static str>> {
+    let mut units = Vec::new();
+    for unit in [STANDBY_UNIT, quadlet::SOCKET] {
+        if !matches!(
+            systemd.unit(unit).await?.active.as_str(),
+            "inactive" | "failed"
+        ) {
+            units.push(unit);
+        }
+    }
+    Ok(units)
+}
+
 /// Every service unit of ours that systemd knows, in start order.
 ///
 /// # Errors
 /// When systemd does not answer.
 pub async fn member_units(systemd: &Systemd) -> Result<Vec<&'static str>> {
     let mut units = Vec::new();
-    for unit in std::iter::once(IMAGES_UNIT).chain(Service::ALL.into_iter().map(Service::unit)) {
+    let services = Service::ALL.into_iter().map(Service::unit);
+    for unit in [NETWORK_UNIT, IMAGES_UNIT].into_iter().chain(services) {
         if systemd.unit(unit).await?.load == "loaded" {
             units.push(unit);
         }
@@ -180,6 +226,18 @@ fn check_port() -> Result<()> {
         .into()),
         _ => Ok(()),
     }
+}
+
+/// Whether Podman lacks the network that its unit stands for: `podman system prune` removes one
+/// that no container uses, and the unit knows nothing of it.
+async fn is_network_gone(host: &Host) -> Result<bool> {
+    let unit = host.systemd().await?.unit(NETWORK_UNIT).await?;
+    if !unit.is_active() {
+        return Ok(false);
+    }
+    let mut command = host.podman().await?.command(["network", "exists", NETWORK]);
+    let status = command.status().await.context("can't run podman")?;
+    Ok(status.code() == Some(1))
 }
 
 /// Jobs under way, and what their units were like before.

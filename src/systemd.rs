@@ -125,30 +125,18 @@ impl Systemd {
     /// When systemd does not answer.
     pub async fn unit(&self, name: &str) -> Result<UnitState> {
         let path = unit_path(name);
-        let read = async |interface: &str| -> zbus::Result<Properties> {
-            let reply = self
-                .connection
-                .call_method(
-                    Some("org.freedesktop.systemd1"),
-                    path.as_str(),
-                    Some("org.freedesktop.DBus.Properties"),
-                    "GetAll",
-                    &(interface,),
-                )
-                .await?;
-            reply.body().deserialize().map(Properties)
-        };
         let service = async {
             if name.ends_with(".service") {
-                read("org.freedesktop.systemd1.Service").await
+                self.properties(&path, "org.freedesktop.systemd1.Service")
+                    .await
             } else {
                 Ok(Properties(HashMap::new()))
             }
         };
-        let (unit, service) =
-            futures_util::try_join!(read("org.freedesktop.systemd1.Unit"), service)
-                .map_err(|error| explain(error, self.scope))
-                .with_context(|| format!("can't read the state of {name}"))?;
+        let unit = self.properties(&path, "org.freedesktop.systemd1.Unit");
+        let (unit, service) = futures_util::try_join!(unit, service)
+            .map_err(|error| explain(error, self.scope))
+            .with_context(|| format!("can't read the state of {name}"))?;
         Ok(UnitState {
             name: name.to_owned(),
             load: unit.text("LoadState"),
@@ -156,6 +144,7 @@ impl Systemd {
             sub: unit.text("SubState"),
             active_since: unit.number("ActiveEnterTimestamp").filter(|usec| *usec > 0),
             invocation: unit.bytes("InvocationID"),
+            file_state: unit.text("UnitFileState"),
             needs_reload: unit.flag("NeedDaemonReload"),
             queued: unit.first_number("Job").is_some_and(|job| job > 0),
             result: service.text("Result"),
@@ -170,6 +159,45 @@ impl Systemd {
             exit_code: service.number("ExecMainCode").unwrap_or_default(),
             exit_status: service.number("ExecMainStatus").unwrap_or_default(),
         })
+    }
+
+    /// What the job of a unit is to do, if it has one: `start`, `stop`, `restart`, …
+    ///
+    /// # Errors
+    /// When systemd does not answer.
+    pub async fn job(&self, unit: &str) -> Result<Option<String>> {
+        let job = self
+            .properties(&unit_path(unit), "org.freedesktop.systemd1.Unit")
+            .await
+            .map_err(|error| explain(error, self.scope))
+            .with_context(|| format!("can't read the state of {unit}"))?
+            .first_number("Job")
+            .filter(|job| *job > 0);
+        let Some(job) = job else {
+            return Ok(None);
+        };
+        let path = format!("/org/freedesktop/systemd1/job/{job}");
+        match self.properties(&path, "org.freedesktop.systemd1.Job").await {
+            Ok(properties) => Ok(Some(properties.text("JobType"))),
+            // It has ended since.
+            Err(zbus::Error::MethodError(..)) => Ok(None),
+            Err(error) => Err(explain(error, self.scope))
+                .with_context(|| format!("can't read the job of {unit}")),
+        }
+    }
+
+    async fn properties(&self, path: &str, interface: &str) -> zbus::Result<Properties> {
+        let reply = self
+            .connection
+            .call_method(
+                Some("org.freedesktop.systemd1"),
+                path,
+                Some("org.freedesktop.DBus.Properties"),
+                "GetAll",
+                &(interface,),
+            )
+            .await?;
+        reply.body().deserialize().map(Properties)
     }
 }
 
@@ -188,6 +216,8 @@ pub struct UnitState {
     pub active_since: Option<u64>,
     /// The run that its journal lines carry, in hexadecimal; empty before the first.
     pub invocation: String,
+    /// Whether it starts by itself: `enabled`, `disabled`, `generated`, …
+    pub file_state: String,
     /// Whether its file changed since systemd read it.
     pub needs_reload: bool,
     /// Whether a job of systemd waits for it or works on it.

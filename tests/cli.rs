@@ -280,8 +280,8 @@ fn output_renders_without_a_host() {
                         *text
                     );
                 }
-                assert_eq!(tree(&home.path(&out)).matches(" containers/").count(), 5);
-                assert_eq!(tree(&home.path(&out)).matches(" systemd/").count(), 4);
+                assert_eq!(tree(&home.path(&out)).matches(" containers/").count(), 6);
+                assert_eq!(tree(&home.path(&out)).matches(" systemd/").count(), 5);
             }
         }
     }
@@ -298,7 +298,7 @@ fn output_needs_no_deployment_either() {
     let ran = home.run(&["generate", "--user", "--output", "out"]);
     assert_eq!(
         (ran.code, ran.stderr.as_str(), ran.stdout.lines().count()),
-        (0, "", 9)
+        (0, "", 11)
     );
     assert!(!home.path(".local").exists());
 }

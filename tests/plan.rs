@@ -27,6 +27,7 @@ impl Root {
             units: at("etc/systemd/system"),
             packaged_units: at("usr"),
             runtime: at("run"),
+            configuration: at("etc"),
         };
         Self { directory, paths }
     }
@@ -84,11 +85,13 @@ fn an_empty_host_gets_everything_the_gateway_last_and_only_once() {
             "create etc/systemd/system/litellm.target",
             "create etc/containers/systemd/litellm.network",
             "create etc/systemd/system/litellm-images.service",
+            "create etc/systemd/system/litellm.socket",
             "create etc/systemd/system/litellm-backup.service",
             "create etc/systemd/system/litellm-backup.timer",
             "create etc/containers/systemd/litellm-postgres.container",
             "create etc/containers/systemd/litellm-redis.container",
             "create etc/containers/systemd/litellm-migrate.container",
+            "create etc/containers/systemd/litellm-standby.container",
             "create etc/containers/systemd/litellm.container",
         ]
     );

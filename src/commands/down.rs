@@ -20,6 +20,7 @@ pub async fn run(host: &Host, arguments: &cli::Down) -> Result<Exit> {
     // wait for theirs, and a failed start leaves members without an active target.
     let mut units = stack::member_units(systemd).await?;
     units.reverse();
+    units.extend(stack::beside_gateway(systemd).await?);
     units.push("litellm.target");
     stack::stop(host, &units, arguments.timeout).await?;
     Ok(Exit::Success)

@@ -9,6 +9,7 @@ use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 use crate::journal::{self, Query};
 use crate::settings::Service;
+use crate::stack;
 
 /// Runs the command.
 ///
@@ -23,9 +24,12 @@ pub async fn run(host: &Host, arguments: &cli::Logs) -> Result<Exit> {
     let query = Query {
         scope: host.scope(),
         remote: None,
-        units: services.iter().map(|service| service.unit()).collect(),
+        units: services
+            .iter()
+            .flat_map(|service| units(*service))
+            .collect(),
         follow: arguments.follow,
-        tail: arguments.tail,
+        tail: arguments.tail.0,
         since: arguments.since.as_deref().map(time).transpose()?,
         until: arguments.until.as_deref().map(time).transpose()?,
     };
@@ -40,7 +44,10 @@ pub async fn run(host: &Host, arguments: &cli::Logs) -> Result<Exit> {
         Box::new(anstream::stdout())
     };
     journal::read(&query, |entry| {
-        let Some(service) = services.iter().find(|service| entry.unit == service.unit()) else {
+        let Some(service) = services
+            .iter()
+            .find(|service| units(**service).any(|unit| unit == entry.unit))
+        else {
             return Ok(());
         };
         for line in entry.message.lines() {
@@ -57,6 +64,12 @@ pub async fn run(host: &Host, arguments: &cli::Logs) -> Result<Exit> {
     })
     .await?;
     Ok(Exit::Success)
+}
+
+/// Whose lines are those of a service: a second gateway serves for the first one.
+fn units(service: Service) -> impl Iterator<Item = &'static str> {
+    let standby = (service == Service::Litellm).then_some(stack::STANDBY_UNIT);
+    std::iter::once(service.unit()).chain(standby)
 }
 
 fn style(service: Service) -> Style {

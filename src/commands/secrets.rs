@@ -12,15 +12,12 @@ use crate::cli::secrets::{RotateSecret, Seal, Secret, Secrets as Verb, Unseal};
 use crate::deployment::{kernel_random, password, secret_key};
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
-use crate::lock::OperationLock;
 use crate::output::{self, say, warn};
 use crate::paths::Scope;
 use crate::seal;
 use crate::settings::sealed::Value;
 use crate::settings::{Cache, Database, Settings, parse_env, read_env};
 
-/// Seconds that the gateway gets to be ready when an interrupted change is finished.
-const RECOVERY_TIMEOUT: Duration = Duration::from_secs(300);
 /// More is read of no value, and so much is refused.
 const LONGEST: u64 = 1 << 20;
 
@@ -114,9 +111,7 @@ async fn seal(host: &Host, arguments: Seal) -> Result<Exit> {
         }
         _ => None,
     };
-    let _lock = OperationLock::take(&host.paths, "secrets seal")?;
-    // What it has written down has secrets in it.
-    change::recover(host, RECOVERY_TIMEOUT).await?;
+    let _lock = super::begin(host, "secrets seal", false, super::RECOVERY_TIMEOUT).await?;
     let is_new = value.is_some();
     let done = seal::seal(
         &host.paths,
@@ -154,8 +149,7 @@ async fn seal(host: &Host, arguments: Seal) -> Result<Exit> {
 }
 
 async fn unseal(host: &Host, arguments: &Unseal) -> Result<Exit> {
-    let _lock = OperationLock::take(&host.paths, "secrets unseal")?;
-    change::recover(host, RECOVERY_TIMEOUT).await?;
+    let _lock = super::begin(host, "secrets unseal", false, super::RECOVERY_TIMEOUT).await?;
     tell("unsealed", &seal::unseal(&host.paths, &arguments.names)?)?;
     Ok(Exit::Success)
 }
@@ -194,7 +188,7 @@ pub(super) async fn replace(
     values: &[(&str, SecretString)],
     timeout: Duration,
 ) -> Result<()> {
-    let _lock = OperationLock::take(&host.paths, what)?;
+    let _lock = super::begin(host, what, false, timeout).await?;
     up::everything(host, timeout, |text| {
         say(text);
         Ok(())

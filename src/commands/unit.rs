@@ -5,7 +5,8 @@
 //! written elsewhere, and `podman inspect` shows names only.
 
 use std::io::Write;
-use std::time::Duration;
+use std::path::PathBuf;
+use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::Context;
 use secrecy::ExposeSecret;
@@ -14,12 +15,18 @@ use tokio::io::AsyncWriteExt;
 
 use crate::applied::Applied;
 use crate::cli::Unit;
+use crate::compromised::Compromised;
 use crate::error::{Exit, Failure, Result};
 use crate::host::{self, Host};
+use crate::images_lock::ImagesLock;
 use crate::install;
 use crate::network;
 use crate::paths::Scope;
+use crate::quadlet;
 use crate::settings::{Delivery, Parcel, Service, Settings};
+use crate::stack;
+use crate::systemd::UnitState;
+use crate::systemd::job::{Jobs, Verb};
 
 /// Runs the verb.
 ///
@@ -27,10 +34,13 @@ use crate::settings::{Delivery, Parcel, Service, Settings};
 /// When `.env` is wrong or Podman refuses.
 pub async fn run(host: &Host, verb: Unit) -> Result<Exit> {
     match verb {
-        Unit::Prepare { service } => prepare(host, service).await?,
+        Unit::Prepare { service, standby } => prepare(host, service, standby).await?,
         Unit::Secret { service, name } => secret(host, service, &name)?,
         Unit::AwaitNetwork => network::wait().await,
-        Unit::AwaitHealthy { service } => await_healthy(host, service).await?,
+        Unit::AwaitHealthy { service, standby } => {
+            await_healthy(host, container(service, standby)).await?;
+        }
+        Unit::Stopped => stopped(host).await?,
     }
     Ok(Exit::Success)
 }
@@ -58,8 +68,18 @@ struct Driver {
 }
 
 /// Registers the names of the service's secrets, and writes which of them its container gets.
-async fn prepare(host: &Host, service: Service) -> Result<()> {
+async fn prepare(host: &Host, service: Service, standby: bool) -> Result<()> {
+    // Its time is that of this start.
+    let file = options_file(host, container(service, standby));
+    match std::fs::remove_file(&file) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("can't remove {}", file.display()));
+        }
+        _ => {}
+    }
     let settings = Settings::load(&host.paths.env_file())?;
+    let images = ImagesLock::load(&host.paths.images_lock())?;
+    Compromised::load(&host.paths)?.refuse(&host.paths, &settings, &images)?;
     let parcels = settings.parcels(service);
     let podman = host.podman().await?;
 
@@ -119,8 +139,15 @@ async fn prepare(host: &Host, service: Service) -> Result<()> {
     let directory = host.paths.runtime_state();
     std::fs::create_dir_all(&directory)
         .with_context(|| format!("can't create {}", directory.display()))?;
-    let file = directory.join(format!("{}.env", service.container()));
+    if service == Service::Litellm {
+        let serve = directory.join("serve.py");
+        install::write_atomically(&serve, quadlet::SERVE.as_bytes(), 0o644)?;
+    }
     install::write_atomically(&file, format!("{}\n", options.trim_end()).as_bytes(), 0o644)?;
+    if standby {
+        // What the first gateway runs with stays as it is.
+        return Ok(());
+    }
     Applied::now(&host.paths, &settings, service)?.record(&host.paths, service)
 }
 
@@ -212,12 +239,63 @@ fn secret(host: &Host, service: Service, name: &str) -> Result<()> {
     Ok(())
 }
 
+fn container(service: Service, standby: bool) -> &'static str {
+    if standby {
+        quadlet::STANDBY
+    } else {
+        service.container()
+    }
+}
+
+/// Which secrets a container gets, as options of Podman.
+fn options_file(host: &Host, container: &str) -> PathBuf {
+    host.paths.runtime_state().join(format!("{container}.env"))
+}
+
+/// Closes the gateway's address when nothing will serve at it soon, so that requests are refused
+/// instead of waiting in vain. Called after the end of the gateway and of what it needs to start.
+async fn stopped(host: &Host) -> Result<()> {
+    let systemd = host.systemd().await?;
+    let gateway = systemd.unit(Service::Litellm.unit()).await?;
+    let ends = match gateway.active.as_str() {
+        "active" => false,
+        // It is the gateway that ends.
+        "deactivating" => match systemd.job(Service::Litellm.unit()).await?.as_deref() {
+            Some("stop") => true,
+            Some("restart") => false,
+            // By itself: systemd starts it again. If it never served, that is likely to be in vain.
+            _ => !has_served(host, &gateway),
+        },
+        // It waits for a unit that just ended.
+        _ => std::env::var_os("SERVICE_RESULT").is_some_and(|result| result != "success"),
+    };
+    if ends && !systemd.unit(stack::STANDBY_UNIT).await?.is_active() {
+        // Not awaited: it is done after the end of the unit that this command belongs to.
+        Jobs::new(systemd)
+            .await?
+            .ask(Verb::Stop, quadlet::SOCKET)
+            .await?;
+    }
+    Ok(())
+}
+
+/// Whether the gateway was ready since its last start, which wrote the options of its container.
+fn has_served(host: &Host, gateway: &UnitState) -> bool {
+    let options = options_file(host, Service::Litellm.container());
+    let Ok(started) = std::fs::metadata(options).and_then(|file| file.modified()) else {
+        return false;
+    };
+    gateway
+        .active_since
+        .is_some_and(|since| UNIX_EPOCH + Duration::from_micros(since) > started)
+}
+
 /// systemd's `TimeoutStartSec=` is the deadline.
-async fn await_healthy(host: &Host, service: Service) -> Result<()> {
+async fn await_healthy(host: &Host, container: &str) -> Result<()> {
     let podman = host.podman().await?;
     loop {
         let output = podman
-            .command(["healthcheck", "run", service.container()])
+            .command(["healthcheck", "run", container])
             .output()
             .await
             .context("can't run podman")?;
@@ -225,8 +303,7 @@ async fn await_healthy(host: &Host, service: Service) -> Result<()> {
             Some(0) => return Ok(()),
             Some(1) => tokio::time::sleep(Duration::from_millis(200)).await,
             _ => anyhow::bail!(
-                "{} can't be checked: {}",
-                service.container(),
+                "{container} can't be checked: {}",
                 String::from_utf8_lossy(&output.stderr).trim()
             ),
         }

@@ -128,11 +128,11 @@ fn judge_port(patient: &Patient<'_>, found: &[Listener]) -> Check {
     }
     let foreign = found
         .iter()
+        // Nobody else can have it then; gateways get it from systemd.
+        .filter(|listener| !(patient.holds_address && listener.address.is_loopback()))
         .find_map(|listener| match process_with(listener.inode) {
-            // systemd itself holds the port where a socket unit does.
             Some((process, name)) => {
-                let ours = name == "systemd"
-                    || unit.is_some_and(|unit| is_in(process, &unit.control_group));
+                let ours = unit.is_some_and(|unit| is_in(process, &unit.control_group));
                 (!ours).then(|| format!("{name} (process {process})"))
             }
             None => (!runs).then(|| "a process of another user".to_owned()),
@@ -160,7 +160,7 @@ pub fn loopback(patient: &Patient<'_>) -> Check {
         .find(|listener| !listener.address.is_loopback());
     if let Some(listener) = listener {
         return Check::failure("loopback", format!("port {GATEWAY_PORT} is open on {}", listener.address)).remedy(
-            "remove what publishes it (systemctl cat litellm.service), then: litellm-units generate && litellm-units restart litellm",
+            "remove what opens it (systemctl cat litellm.socket litellm.service), then: litellm-units generate && litellm-units restart litellm",
         );
     }
     for service in Service::ALL {

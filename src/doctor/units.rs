@@ -15,6 +15,7 @@ use crate::images_lock::ImagesLock;
 use crate::litellm::Client;
 use crate::litellm::health::Health;
 use crate::paths::Scope;
+use crate::quadlet;
 use crate::settings::Service;
 use crate::stack;
 use crate::systemd::UnitState;
@@ -42,6 +43,14 @@ pub async fn read(host: &Host) -> Result<Vec<(Service, UnitState)>> {
         .zip(states)
         .filter(|(_, unit)| unit.load != "not-found")
         .collect())
+}
+
+/// The state of the unit that holds the gateway's address.
+///
+/// # Errors
+/// When systemd can't be reached.
+pub async fn socket(host: &Host) -> Result<UnitState> {
+    host.systemd().await?.unit(quadlet::SOCKET).await
 }
 
 /// Whether `generate` would find anything to do.

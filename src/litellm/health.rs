@@ -56,6 +56,35 @@ struct Readiness {
     litellm_version: Option<String>,
 }
 
+impl From<Readiness> for Health {
+    fn from(readiness: Readiness) -> Self {
+        match readiness {
+            Readiness {
+                db: Some(db),
+                litellm_version,
+            } if db == "connected" => Self::Ready {
+                version: litellm_version,
+            },
+            Readiness { db, .. } => Self::Live {
+                reason: format!("database: {}", db.as_deref().unwrap_or("not mentioned")),
+            },
+        }
+    }
+}
+
+impl Health {
+    /// From the answer of `/health/readiness`, however it was got.
+    #[must_use]
+    pub fn of_answer(answer: &[u8]) -> Self {
+        match serde_json::from_slice::<Readiness>(answer) {
+            Ok(readiness) => readiness.into(),
+            Err(error) => Self::Live {
+                reason: format!("/health/readiness answers no JSON: {error}"),
+            },
+        }
+    }
+}
+
 impl Client {
     /// Asks `/health/readiness`. Without a database LiteLLM says `healthy` all the same, so
     /// ready means that `db` is `connected`.
@@ -80,15 +109,7 @@ impl Client {
             };
         }
         match answer.json::<Readiness>().await {
-            Ok(Readiness {
-                db: Some(db),
-                litellm_version,
-            }) if db == "connected" => Health::Ready {
-                version: litellm_version,
-            },
-            Ok(Readiness { db, .. }) => Health::Live {
-                reason: format!("database: {}", db.as_deref().unwrap_or("not mentioned")),
-            },
+            Ok(readiness) => readiness.into(),
             Err(error) => Health::Live {
                 reason: format!("/health/readiness answers no JSON: {}", innermost(&error)),
             },

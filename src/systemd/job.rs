@@ -21,8 +21,10 @@ pub enum Verb {
     Start,
     /// Stop the unit, and what requires it.
     Stop,
-    /// Stop the unit if it runs, then start it.
+    /// Stop the unit if it runs, then start it; what requires it restarts with it.
     Restart,
+    /// Stop the unit if it runs, then start it; what requires it goes on.
+    RestartAlone,
 }
 
 /// How a job ended: systemd's own words (`org.freedesktop.systemd1(5)`, `JobRemoved`).
@@ -122,18 +124,22 @@ impl<'a> Jobs<'a> {
     /// # Errors
     /// When systemd refuses: no such unit, masked, or not permitted.
     pub async fn ask(&mut self, verb: Verb, unit: &str) -> Result<()> {
-        let (name, mode) = (unit.to_owned(), "replace".to_owned());
+        let mode = match verb {
+            Verb::RestartAlone => "ignore-requirements",
+            _ => "replace",
+        };
+        let (name, mode) = (unit.to_owned(), mode.to_owned());
         let path = match verb {
             Verb::Start => self.manager.start_unit(name, mode).await,
             Verb::Stop => self.manager.stop_unit(name, mode).await,
-            Verb::Restart => self.manager.restart_unit(name, mode).await,
+            Verb::Restart | Verb::RestartAlone => self.manager.restart_unit(name, mode).await,
         }
         .map_err(|error| explain(error, self.scope))
         .with_context(|| {
             let verb = match verb {
                 Verb::Start => "start",
                 Verb::Stop => "stop",
-                Verb::Restart => "restart",
+                Verb::Restart | Verb::RestartAlone => "restart",
             };
             format!("can't {verb} {unit}")
         })?;

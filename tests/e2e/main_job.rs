@@ -6,7 +6,7 @@ use std::time::Duration;
 use serde_json::{Value, json};
 
 use crate::support::gateway::{
-    HELLO, chat, database_state, environment, new_key, process, stored_keys, variable,
+    HELLO, Load, chat, database_state, environment, new_key, process, stored_keys, variable,
 };
 use crate::support::host::{TestHost, Who};
 
@@ -290,14 +290,17 @@ fn no_secret_is_shown(host: &TestHost, who: Who) {
     );
 }
 
-/// `systemctl restart litellm.service` is enough for new values, added and removed variables.
-fn an_edit_takes_effect_on_restart(host: &TestHost, who: Who) {
+/// `systemctl restart litellm.service` is enough for new values, added and removed variables. What
+/// is asked meanwhile waits.
+fn an_edit_takes_effect_on_restart(host: &TestHost, who: Who, key: &str) {
     let postgres = process(host, who, "litellm-postgres");
+    let load = Load::begin(host, who, key);
     host.set_env(
         who,
         &[("OPENAI_API_KEY", "sk-new"), ("ADDED", "a 'b' \"c\" $d")],
     );
     host.systemctl(who, &["restart", "litellm.service"]);
+    load.assert_no_failure(host, who);
     assert_eq!(
         variable(host, who, "litellm", "OPENAI_API_KEY").as_deref(),
         Some("sk-new")
@@ -407,11 +410,13 @@ prepare {deployment}/images.lock: record the images' digests
 create {units}/litellm.target
 create {quadlets}/litellm.network
 create {units}/litellm-images.service
+create {units}/litellm.socket
 create {units}/litellm-backup.service
 create {units}/litellm-backup.timer
 create {quadlets}/litellm-postgres.container
 create {quadlets}/litellm-redis.container
 create {quadlets}/litellm-migrate.container
+create {quadlets}/litellm-standby.container
 create {quadlets}/litellm.container
 enable litellm.target
 enable litellm-backup.timer: a backup every night
@@ -433,7 +438,7 @@ reload systemd
     nothing_else_listens(&host, who);
     no_secret_is_shown(&host, who);
     drift_is_seen_and_mended(&host, who);
-    an_edit_takes_effect_on_restart(&host, who);
+    an_edit_takes_effect_on_restart(&host, who, &key);
     assert_eq!(chat(&host, who, &key).as_deref(), Ok(HELLO));
     a_running_request_is_finished(&host, who, &key);
 }

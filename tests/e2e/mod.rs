@@ -16,4 +16,6 @@ mod recovery;
 mod seal;
 mod secrets;
 mod starts;
+mod trust;
+mod upgrade;
 mod values;

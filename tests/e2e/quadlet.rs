@@ -17,9 +17,9 @@ mkdir generated
 "$generator" $2 --dryrun >/dev/null
 "$generator" $2 generated generated generated
 cp systemd/* generated
-systemd-analyze $2 verify --man=no generated/*.service generated/*.target generated/*.timer
+systemd-analyze $2 verify --man=no generated/*.service generated/*.socket generated/*.target generated/*.timer
 cd generated
-ls -- *.service *.target *.timer
+ls -- *.service *.socket *.target *.timer
 "#;
 
 fn write(case: &Case, directory: &Path) {
@@ -71,7 +71,8 @@ fn quadlet_and_systemd_accept_the_units_of_every_case() {
         if !external("external-redis") {
             expected.push_str("litellm-redis.service\n");
         }
-        expected.push_str("litellm.service\nlitellm.target\n");
+        expected
+            .push_str("litellm-standby.service\nlitellm.service\nlitellm.socket\nlitellm.target\n");
         let complaints: Vec<&str> = ran
             .stderr
             .lines()

@@ -39,6 +39,13 @@ fn killed_processes_come_back(host: &TestHost, who: Who, key: &str) {
         let before = runs(host, who);
         let old = process(host, who, container);
         host.sh(Who::Root, &format!("kill -KILL {old}"));
+        if *container == "litellm" {
+            // What is asked now waits, and is not refused.
+            host.sh(
+                who,
+                "curl -sSf --max-time 120 http://127.0.0.1:24157/health/liveliness",
+            );
+        }
         wait_for_another(host, who, container, old, Duration::from_secs(60));
         wait_for_chat(host, who, key, Duration::from_secs(60));
         let after = runs(host, who);

@@ -1,5 +1,7 @@
 //! The gateway as its users see it, from inside a host.
 
+use std::path::Path;
+use std::process::{Child, Stdio};
 use std::time::Duration;
 
 use super::host::{TestHost, Who};
@@ -39,6 +41,55 @@ pub fn chat(host: &TestHost, who: Who, key: &str) -> Result<String, String> {
         Ok(ran.stdout)
     } else {
         Err(ran.stderr)
+    }
+}
+
+/// Requests of every kind, some each second, until they are told to end.
+pub struct Load {
+    child: Child,
+    pid_file: String,
+}
+
+impl Load {
+    /// Begins, and returns when the first answers have come.
+    pub fn begin(host: &TestHost, who: Who, key: &str) -> Self {
+        let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/load");
+        host.put(&program, "/usr/local/bin/load");
+        let pid_file = format!("/tmp/load-{}", who.user());
+        let script = "echo $$ >\"$1\"; exec perl /usr/local/bin/load \"$2\" 4";
+        let child = host
+            .command(who, &["bash", "-c", script, "load", &pid_file, key])
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let load = Self { child, pid_file };
+        host.wait("requests", Duration::from_secs(20), |host| {
+            let sent = host.sh(who, "ss -Htn state established '( dport = :24157 )'");
+            if sent.lines().count() > 3 {
+                Ok(())
+            } else {
+                Err(sent)
+            }
+        });
+        load
+    }
+
+    /// Waits for the last answers. Fails if a request failed, or if a kind is missing.
+    #[track_caller]
+    pub fn assert_no_failure(self, host: &TestHost, who: Who) {
+        host.sh(who, &format!("kill -TERM $(cat {})", self.pid_file));
+        let output = self.child.wait_with_output().unwrap();
+        let told = String::from_utf8_lossy(&output.stdout);
+        let complaints = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "{complaints}");
+        eprintln!("{told}");
+        let lines: Vec<Vec<&str>> = told.lines().map(|line| line.split(' ').collect()).collect();
+        let kinds: Vec<&str> = lines.iter().map(|words| words[0]).collect();
+        assert_eq!(kinds, ["kept", "new", "slow", "stream"], "{told}");
+        for words in lines {
+            assert!(words[1].parse::<usize>().unwrap() > 1, "{told}");
+        }
     }
 }
 

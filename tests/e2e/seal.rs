@@ -153,6 +153,45 @@ fn a_killed_rotation(host: &TestHost, key: &str) {
     ran.ok();
 }
 
+/// The last good configuration comes back with what was sealed in it, though `.env` had another
+/// value sealed since.
+#[cfg(feature = "fault-points")]
+fn a_failed_edit(host: &TestHost, key: &str) {
+    let who = Who::Root;
+    let before = host.sh(who, "cat \"$1/.env\"");
+    let password = value(host, who, "litellm", "UI_PASSWORD");
+    host.set_env(who, &[("UI_PASSWORD", "another password")]);
+    assert_eq!(
+        host.units(who, &["secrets", "seal"]).stdout,
+        "sealed UI_PASSWORD\n"
+    );
+    assert_eq!(
+        value(host, who, "litellm", "UI_PASSWORD"),
+        "another password"
+    );
+    host.sh(
+        who,
+        r#"cd "$1/config"; cp litellm-config.yaml /root/; printf 'litellm_settings:\n  callbacks: [nowhere.handler]\n' >>litellm-config.yaml"#,
+    );
+    let ran = host.units(who, &["apply"]);
+    assert_eq!(ran.code, 1, "{}", ran.stderr);
+    assert!(
+        ran.stderr
+            .contains("the edit was taken back; the gateway is ready"),
+        "{}",
+        ran.stderr
+    );
+    assert_eq!(
+        host.sh(
+            who,
+            r#"cmp "$1/config/litellm-config.yaml" /root/litellm-config.yaml; cat "$1/.env""#
+        ),
+        before
+    );
+    assert_eq!(value(host, who, "litellm", "UI_PASSWORD"), password);
+    assert_eq!(chat(host, who, key).as_deref(), Ok(HELLO));
+}
+
 #[cfg(feature = "fault-points")]
 #[test]
 fn a_sealed_deployment() {
@@ -237,6 +276,7 @@ fn a_sealed_deployment() {
     values.push(password);
     host.reboot();
     wait_for_chat(&host, who, &key, Duration::from_secs(180));
+    a_failed_edit(&host, &key);
     assert_eq!(places(&host, &values), "");
     assert_eq!(host.units(who, &["secrets", "audit"]).ok(), none);
 
@@ -369,7 +409,7 @@ fn killed_anywhere(host: &TestHost, who: Who, before: &str) {
             assert_eq!(code, 0, "{point}: {stderr}");
             assert_eq!(everything(host, who), before, "{point}");
             let count = |what: &str| {
-                host.sh(who, &format!("find /tmp/server -name .env -exec grep -lE '{what}' {{}} + | wc -l; find /tmp/server -name credentials | wc -l"))
+                host.sh(who, &format!("(grep -rlE --include=.env '{what}' /tmp/server || :) | wc -l; find /tmp/server -name credentials | wc -l"))
             };
             assert_eq!(
                 count("sk-salt|hunter2"),

@@ -121,7 +121,7 @@ impl<'a> Sealer<'a> {
         let ciphertext = systemd_creds::encrypt(key, reference.credential(), &written.into())
             .map_err(|error| {
                 Failure::new(format!("{name} can't be sealed: {error:#}"))
-                    .hint("nothing was changed; put a long value into a file under config/ instead")
+                    .hint("nothing was changed; see whether the key works: echo x | systemd-creds encrypt - -")
             })?;
         let directory = self.paths.credentials();
         if !directory.is_dir() {

@@ -6,7 +6,7 @@
 //! older configurations follows, one file after the other; if that is interrupted, the next run
 //! goes on. Files that nothing refers to any more go last.
 
-use std::collections::{BTreeSet, HashMap};
+use std::collections::BTreeSet;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
@@ -63,8 +63,8 @@ pub struct Sealer<'a> {
     paths: &'a Paths,
     wanted: Option<Key>,
     key: Option<Key>,
-    /// What is sealed already: the variable and its value as it was written.
-    known: HashMap<(String, Vec<u8>), Reference>,
+    /// What is sealed already, as it was written.
+    known: Vec<(SecretString, Reference)>,
     /// Whether that is all of what `.env` has.
     remembers: bool,
 }
@@ -77,7 +77,7 @@ impl<'a> Sealer<'a> {
             paths,
             wanted,
             key: None,
-            known: HashMap::new(),
+            known: Vec::new(),
             remembers: false,
         }
     }
@@ -110,15 +110,18 @@ impl<'a> Sealer<'a> {
     /// # Errors
     /// When the host can't, or the disk refuses.
     pub fn seal(&mut self, name: &str, written: &str) -> Result<Reference> {
-        let what = (name.to_owned(), written.as_bytes().to_owned());
-        if let Some(reference) = self.known.get(&what) {
+        let known = self.known.iter().find(|(value, reference)| {
+            reference.variable() == name && value.expose_secret() == written
+        });
+        if let Some((_, reference)) = known {
             return Ok(reference.clone());
         }
+        let written = SecretString::from(written);
         let key = self.key()?;
         let mut number = [0; 8];
         kernel_random(&mut number)?;
         let reference = Reference::new(name, u64::from_le_bytes(number));
-        let ciphertext = systemd_creds::encrypt(key, reference.credential(), &written.into())
+        let ciphertext = systemd_creds::encrypt(key, reference.credential(), &written)
             .map_err(|error| {
                 Failure::new(format!("{name} can't be sealed: {error:#}"))
                     .hint("nothing was changed; see whether the key works: echo x | systemd-creds encrypt - -")
@@ -133,7 +136,7 @@ impl<'a> Sealer<'a> {
         }
         install::write_atomically(&directory.join(reference.credential()), &ciphertext, 0o600)?;
         fail::fail_point!("seal-encrypted");
-        self.known.insert(what, reference.clone());
+        self.known.push((written, reference.clone()));
         Ok(reference)
     }
 
@@ -145,13 +148,7 @@ impl<'a> Sealer<'a> {
         let vault = Vault::beside(&self.paths.env_file());
         for reference in sealed::references(env.text()) {
             let written = vault.written(&reference)?;
-            self.known.insert(
-                (
-                    reference.variable().to_owned(),
-                    written.expose_secret().as_bytes().to_owned(),
-                ),
-                reference,
-            );
+            self.known.push((written, reference));
         }
         self.remembers = true;
         Ok(())

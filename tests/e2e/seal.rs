@@ -41,8 +41,8 @@ fn places(host: &TestHost, values: &[String]) -> String {
         look() { ! grep -q -a -F -f /dev/shm/values || echo "$1"; }
         storage=/var/lib/containers/storage
         rightly=$(for id in $(podman ps -aq --no-trunc); do printf '%s/config.json\n' $storage/overlay-containers/$id/userdata /run/crun/$id; done)
-        # Without the images, and what is mounted.
-        find /opt /etc /run /var/log $storage -xdev \( -path $storage/overlay -o -path $storage/overlay-images -o -path $storage/overlay-layers \) -prune -o -type f -print0 |
+        # Without the images, and what is mounted from them.
+        find /opt /etc /run /var/log $storage \( -path $storage/overlay -o -path $storage/overlay-images -o -path $storage/overlay-layers \) -prune -o -type f -print0 |
             { xargs -0 grep -laF -f /dev/shm/values || :; } | { grep -vxF "$rightly" || :; }
         test "$(stat -c %a /run/crun $storage/overlay-containers | uniq)" = 700
         journalctl --no-pager -o export | look journal

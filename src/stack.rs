@@ -154,6 +154,12 @@ pub async fn stop(host: &Host, units: &[&str], timeout: Duration) -> Result<()> 
         wait.ask(Verb::Stop, unit).await?;
     }
     wait.finish().await?;
+    // One that was stopped while it started, or kept failing, is as stopped as the others.
+    for unit in units {
+        if systemd.unit(unit).await?.active == "failed" {
+            systemd.reset_failed(unit).await?;
+        }
+    }
     say(&format!("stopped in {}", duration(wait.begin.elapsed())));
     Ok(())
 }

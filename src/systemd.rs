@@ -119,6 +119,19 @@ impl Systemd {
         Ok(())
     }
 
+    /// Forgets that a unit failed.
+    ///
+    /// # Errors
+    /// When systemd refuses.
+    pub async fn reset_failed(&self, unit: &str) -> Result<()> {
+        self.manager()
+            .await?
+            .reset_failed_unit(unit.to_owned())
+            .await
+            .map_err(|error| explain(error, self.scope))
+            .with_context(|| format!("can't make systemd forget that {unit} failed"))
+    }
+
     /// The state of a unit, loaded or not.
     ///
     /// # Errors

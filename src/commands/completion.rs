@@ -1,6 +1,7 @@
 //! `completion`: scripts for shells.
 
 use clap::CommandFactory;
+use clap::builder::PossibleValue;
 use clap_complete::Shell;
 
 use crate::cli::Cli;
@@ -12,10 +13,47 @@ use crate::output;
 /// # Errors
 /// When stdout is closed.
 pub fn run(shell: Shell) -> Result<Exit> {
-    let mut script = Vec::new();
-    clap_complete::generate(shell, &mut Cli::command(), "litellm-units", &mut script);
-    output::text(&mended(&String::from_utf8_lossy(&script)))?;
+    output::text(&script(shell))?;
     Ok(Exit::Success)
+}
+
+fn script(shell: Shell) -> String {
+    let mut command = Cli::command();
+    let mut script = Vec::new();
+    clap_complete::generate(shell, &mut command, "litellm-units", &mut script);
+    let mut script = mended(&String::from_utf8_lossy(&script));
+    if shell == Shell::Fish {
+        for verb in command.get_subcommands().filter(|verb| !verb.is_hide_set()) {
+            let name = verb.get_name();
+            let condition = format!("__fish_litellm_units_using_subcommand {name}");
+            script.push_str(&fish_values(verb, &condition));
+            for part in verb.get_subcommands() {
+                let condition = format!(
+                    "{condition}; and __fish_seen_subcommand_from {}",
+                    part.get_name()
+                );
+                script.push_str(&fish_values(part, &condition));
+            }
+        }
+    }
+    script
+}
+
+/// For fish, `clap_complete` 4.6 writes options only: nothing for `restart p`.
+fn fish_values(command: &clap::Command, condition: &str) -> String {
+    command
+        .get_positionals()
+        .filter_map(|argument| {
+            let values = argument.get_possible_values();
+            let names: Vec<&str> = values.iter().map(PossibleValue::get_name).collect();
+            (!names.is_empty()).then(|| {
+                format!(
+                    "complete -c litellm-units -n \"{condition}\" -f -a \"{}\"\n",
+                    names.join(" ")
+                )
+            })
+        })
+        .collect()
 }
 
 /// In bash, `clap_complete` 4.6 looks subcommands up under another name than it files them, where
@@ -30,14 +68,7 @@ mod tests {
 
     #[test]
     fn bash_finds_every_subcommand() {
-        let mut script = Vec::new();
-        clap_complete::generate(
-            Shell::Bash,
-            &mut Cli::command(),
-            "litellm-units",
-            &mut script,
-        );
-        let script = mended(&String::from_utf8(script).unwrap());
+        let script = script(Shell::Bash);
         for line in script.lines() {
             if let Some(name) = line
                 .trim()
@@ -49,5 +80,18 @@ mod tests {
                 assert!(script.contains(&case), "{name} is never looked up");
             }
         }
+    }
+    #[test]
+    fn fish_knows_the_services() {
+        let script = script(Shell::Fish);
+        for verb in ["start", "stop", "restart", "logs", "exec"] {
+            let line = format!(
+                "\ncomplete -c litellm-units -n \"__fish_litellm_units_using_subcommand {verb}\" -f -a \"postgres redis migrate litellm\"\n"
+            );
+            assert!(script.contains(&line), "{verb}");
+        }
+        assert!(script.contains(
+            "\ncomplete -c litellm-units -n \"__fish_litellm_units_using_subcommand secrets; and __fish_seen_subcommand_from rotate\" -f -a \""
+        ));
     }
 }

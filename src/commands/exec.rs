@@ -17,6 +17,9 @@ use crate::host::Host;
 pub async fn run(host: &Host, arguments: &cli::Exec) -> Result<Exit> {
     let unit = arguments.service.unit();
     let state = host.systemd().await?.unit(unit).await?;
+    if state.load == "not-found" {
+        return Err(super::units::unknown(arguments.service));
+    }
     if !state.is_active() || state.sub != "running" {
         return Err(Failure::new(format!(
             "{unit} is {} ({}), so nothing can run in it",

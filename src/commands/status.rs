@@ -339,6 +339,12 @@ fn image(host: &Host, service: Service) -> Option<(String, Option<String>)> {
 }
 
 fn table(report: &Report) -> String {
+    if report.services.is_empty() {
+        return format!(
+            "no unit of the stack is installed on this host; litellm-units up does it\ngateway {}: {}\n",
+            report.gateway.address, report.gateway.health
+        );
+    }
     let mut rows = vec![
         [
             "SERVICE", "STATE", "HEALTH", "UPTIME", "RESTARTS", "MEMORY", "IMAGE",

@@ -27,9 +27,7 @@ pub async fn run(host: &Host, verb: Verb, arguments: &cli::Units) -> Result<Exit
         let named = arguments.services.contains(&service);
         let known = members.contains(&service.unit());
         if named && !known {
-            return Err(Failure::new(format!("there is no {} on this host", service.unit()))
-                .hint("install the units with litellm-units generate; with DATABASE_URL or REDIS_HOST in .env, that server is external")
-                .into());
+            return Err(unknown(service));
         }
         if known && (named || arguments.services.is_empty()) {
             units.push(service.unit());
@@ -53,4 +51,11 @@ pub async fn run(host: &Host, verb: Verb, arguments: &cli::Units) -> Result<Exit
         stack::change(host, &steps, arguments.timeout).await?;
     }
     Ok(Exit::Success)
+}
+
+/// The failure to do anything with a service that has no unit here.
+pub(super) fn unknown(service: Service) -> anyhow::Error {
+    Failure::new(format!("there is no {} on this host", service.unit()))
+        .hint("install the units with litellm-units generate; with DATABASE_URL or REDIS_HOST in .env, that server is external")
+        .into()
 }

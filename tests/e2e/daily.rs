@@ -223,8 +223,24 @@ impl Day<'_> {
              sh -c 'cat; echo \"$A\"; pwd; exit 7' || echo \"left with $?\"",
         );
         assert_eq!(ran.ok(), "from stdin\nx y\n/tmp\nleft with 7\n");
-        let missing = self.units(&["exec", "redis", "--", "no-such-program"]);
+        let missing = self.units(&["exec", "redis", "no-such-program"]);
         assert_eq!(missing.code, 127, "{}", missing.stderr);
+        // As compose has it: what comes after the service is the command's.
+        let ran = self.units(&[
+            "exec",
+            "-it",
+            "-u",
+            "nobody",
+            "redis",
+            "sh",
+            "-c",
+            "id -un; echo \"$@\"",
+            "sh",
+            "-T",
+            "--user",
+            "--host=x",
+        ]);
+        assert_eq!(ran.ok(), "nobody\n-T --user --host=x\n");
 
         let script = "source <(litellm-units completion bash)
             function=$(complete -p litellm-units | sed 's/.*-F \\([^ ]*\\).*/\\1/')
@@ -577,6 +593,20 @@ impl LiveScreen {
 #[test]
 fn refusals_and_other_machines() {
     let host = TestHost::boot("daily-refusals");
+    let nothing = "no unit of the stack is installed on this host; litellm-units up does it\n\
+                   gateway http://127.0.0.1:24157: does not answer: Connection refused (os error 111)\n";
+    assert_eq!(
+        host.units(Who::Root, &["status"]).all(),
+        (3, nothing.into(), String::new())
+    );
+    let missing = "error: there is no litellm-redis.service on this host\n\
+                   hint: install the units with litellm-units generate; with DATABASE_URL or REDIS_HOST in .env, that server is external\n";
+    for words in [&["exec", "redis", "id"], &["restart", "redis", "-t9"]] {
+        assert_eq!(
+            host.units(Who::Root, words).all(),
+            (1, String::new(), missing.into())
+        );
+    }
     host.units(Who::Root, &["generate"]).ok();
     let refused = |ran: Ran, message: &str, hint: &str| {
         assert_eq!(

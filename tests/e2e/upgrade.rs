@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::support::gateway::{HELLO, chat, new_key};
+use crate::support::gateway::{HELLO, chat, new_key, wait_for_chat};
 use crate::support::host::{Ran, TestHost, Who};
 
 const BEFORE: &str = "ghcr.io/berriai/litellm:v1.80.11-stable";
@@ -150,6 +150,7 @@ upgrade {BEFORE} -> {AFTER}
     let columns = "select count(*) from information_schema.columns where table_schema = 'public'";
     let wide = sql(host, who, columns);
     host.systemctl(who, &["restart", "litellm-migrate.service"]);
+    wait_for_chat(host, who, &old, Duration::from_secs(120));
     assert_eq!(sql(host, who, columns), wide);
     assert!(migrations(host, who) > schema);
     is_clean(host, who);
@@ -269,7 +270,7 @@ fn failures_end_where_they_began(host: &TestHost, who: Who, key: &str) {
     host.write(
         who,
         "/tmp/two.sql",
-        "DO $$ BEGIN RAISE EXCEPTION 'permission denied'; END $$;\n",
+        "DO $$ BEGIN RAISE EXCEPTION 'permission denied for table x'; END $$;\n",
     );
     host.sh(who, "mkdir -p /tmp/image && cp /tmp/*.sql /tmp/image");
     let migrations_of = "/app/.venv/lib/python3.13/site-packages/litellm_proxy_extras/migrations";
@@ -288,7 +289,11 @@ fn failures_end_where_they_began(host: &TestHost, who: Who, key: &str) {
         "{}",
         ran.stderr
     );
-    assert!(ran.stderr.contains("permission denied"), "{}", ran.stderr);
+    assert!(
+        ran.stderr.contains("permission denied for table x"),
+        "{}",
+        ran.stderr
+    );
     assert_eq!(sql(host, who, "select to_regclass('half_way')"), "");
     assert_eq!(migrations(host, who), schema);
     assert_eq!(sql(host, who, rows), before);

@@ -60,7 +60,7 @@ fn rotate(host: &TestHost, who: Who, word: &str, name: &str, key: &str) {
     assert_eq!(host.units(who, &["status"]).code, 0);
     assert_eq!(
         host.sh(who, "ls \"$1/.litellm-units\""),
-        "configurations\nlast-good\nlock\n"
+        "configurations\nlast-good\nledger.jsonl\n"
     );
     // An edit that does not work later goes back to the new one.
     host.sh(
@@ -159,7 +159,7 @@ fn an_interrupted_rotation_is_finished() {
         assert!(!accepts(&host, who, "POSTGRES_PASSWORD", &old));
         assert_eq!(
             host.sh(who, "ls \"$1/.litellm-units\""),
-            "configurations\nlast-good\nlock\n"
+            "configurations\nlast-good\nledger.jsonl\n"
         );
     }
 }
@@ -186,7 +186,7 @@ fn a_failed_rotation_is_taken_back() {
     assert_eq!(chat(&host, who, &key).as_deref(), Ok(HELLO));
     assert_eq!(
         host.sh(who, "ls \"$1/.litellm-units\""),
-        "configurations\nlast-good\nlock\n"
+        "configurations\nlast-good\nledger.jsonl\n"
     );
 }
 

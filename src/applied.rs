@@ -25,6 +25,10 @@ use crate::settings::{Delivery, Service, Settings};
 pub struct Applied {
     salt: String,
     inputs: BTreeMap<String, String>,
+    /// For sealed inputs, what they are made of: while that is the same, so are they, and none has
+    /// to be opened to tell.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    sealed: BTreeMap<String, String>,
 }
 
 /// One difference between the inputs of a running container and those of now.
@@ -53,17 +57,26 @@ impl Applied {
     pub fn now(paths: &Paths, settings: &Settings, service: Service) -> Result<Self> {
         let mut salt = [0; 16];
         kernel_random(&mut salt)?;
-        Self::hash(paths, settings, service, hex(&salt))
+        let none = Self {
+            salt: hex(&salt),
+            inputs: BTreeMap::new(),
+            sealed: BTreeMap::new(),
+        };
+        none.again(paths, settings, service)
     }
 
-    fn hash(paths: &Paths, settings: &Settings, service: Service, salt: String) -> Result<Self> {
-        let mut inputs = BTreeMap::new();
-        let mut add = |name: String, bytes: &[u8]| {
+    /// The same record with the inputs of now.
+    fn again(&self, paths: &Paths, settings: &Settings, service: Service) -> Result<Self> {
+        let (mut inputs, mut sealed) = (BTreeMap::new(), BTreeMap::new());
+        let hash = |bytes: &[u8]| {
             let hash = Sha256::new()
-                .chain_update(&salt)
+                .chain_update(&self.salt)
                 .chain_update(bytes)
                 .finalize();
-            inputs.insert(name, hex(&hash));
+            hex(&hash)
+        };
+        let mut add = |name: String, bytes: &[u8]| {
+            inputs.insert(name, hash(bytes));
         };
         let unit = paths
             .quadlets
@@ -74,12 +87,22 @@ impl Applied {
                 pinned(&text, &ImagesLock::load(&paths.images_lock())?).as_bytes(),
             );
         }
+        let mut same = Vec::new();
         for parcel in settings.parcels(service) {
             let name = match parcel.delivery {
                 Delivery::Variable => parcel.name,
                 Delivery::File => format!("/run/secrets/{}", parcel.name),
             };
-            add(name, parcel.value.expose_secret().as_bytes());
+            if let Some(made_of) = parcel.value.sealed() {
+                let made_of = hash(made_of.as_bytes());
+                let before = self.sealed.get(&name) == Some(&made_of);
+                sealed.insert(name.clone(), made_of);
+                if let Some(value) = self.inputs.get(&name).filter(|_| before) {
+                    same.push((name, value.clone()));
+                    continue;
+                }
+            }
+            add(name, parcel.value.open()?.expose_secret().as_bytes());
         }
         if service == Service::Litellm {
             for path in files_below(&paths.config())? {
@@ -93,7 +116,12 @@ impl Applied {
                 add(name, &bytes);
             }
         }
-        Ok(Self { salt, inputs })
+        inputs.extend(same);
+        Ok(Self {
+            salt: self.salt.clone(),
+            inputs,
+            sealed,
+        })
     }
 
     /// Records that the container starts with these inputs.
@@ -103,6 +131,27 @@ impl Applied {
     pub fn record(&self, paths: &Paths, service: Service) -> Result<()> {
         let text = serde_json::to_vec(self).context("can't write the record of the inputs")?;
         install::write_atomically(&record_file(paths, service), &text, 0o600)
+    }
+
+    fn load(paths: &Paths, service: Service) -> Option<Self> {
+        let text = std::fs::read(record_file(paths, service)).ok()?;
+        serde_json::from_slice(&text).ok()
+    }
+
+    /// After secrets were sealed or unsealed: if the inputs are the same, notes what they are made
+    /// of now.
+    ///
+    /// # Errors
+    /// When a secret can't be opened, or the per-boot directory can't be written.
+    pub fn renew(paths: &Paths, settings: &Settings, service: Service) -> Result<()> {
+        let Some(before) = Self::load(paths, service) else {
+            return Ok(());
+        };
+        let now = before.again(paths, settings, service)?;
+        if now.inputs == before.inputs && now != before {
+            now.record(paths, service)?;
+        }
+        Ok(())
     }
 
     /// How the inputs of now differ from those that the running container was started with.
@@ -115,13 +164,10 @@ impl Applied {
         settings: &Settings,
         service: Service,
     ) -> Result<Vec<Difference>> {
-        let Ok(text) = std::fs::read(record_file(paths, service)) else {
+        let Some(before) = Self::load(paths, service) else {
             return Ok(Vec::new());
         };
-        let Ok(before) = serde_json::from_slice::<Self>(&text) else {
-            return Ok(Vec::new());
-        };
-        let now = Self::hash(paths, settings, service, before.salt.clone())?;
+        let now = before.again(paths, settings, service)?;
         let mut differences: Vec<Difference> = now
             .inputs
             .iter()

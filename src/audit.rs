@@ -18,6 +18,7 @@ use crate::error::Result;
 use crate::host::Host;
 use crate::litellm::keys::scrub;
 use crate::paths::Scope;
+use crate::settings::sealed::{Vault, is_sealed};
 use crate::settings::{Settings, parse_env, read_env};
 
 /// A shorter value would be found in many a place by chance.
@@ -70,6 +71,8 @@ pub struct Report {
 struct Pattern {
     secret: String,
     text: SecretString,
+    /// Whether `.env` has a reference in its place, so that it is in clear nowhere.
+    sealed: bool,
 }
 
 /// Looks everywhere.
@@ -121,24 +124,27 @@ impl Audit<'_> {
     fn collect(&mut self) -> Result<()> {
         let path = self.host.paths.env_file();
         let env = parse_env(&read_env(&path)?, &path)?;
+        let vault = Vault::beside(&path);
         for (name, value) in env.iter() {
-            if is_secret(name, value) {
-                self.look_for(name, value);
+            let sealed = is_sealed(value);
+            if is_secret(name, value) || sealed {
+                self.look_for(name, vault.open(value)?.expose_secret(), sealed);
             }
         }
         // What is derived from several variables.
         if let Ok(settings) = Settings::from_env(&env, &path) {
             let url = settings.database.url();
-            self.look_for("DATABASE_URL", url.expose_secret());
+            let sealed = url.is_sealed();
+            self.look_for("DATABASE_URL", url.open()?.expose_secret(), sealed);
         }
         let key = self.host.paths.service_key();
         if let Ok(text) = std::fs::read_to_string(&key) {
-            self.look_for("service-key.txt", text.trim());
+            self.look_for("service-key.txt", text.trim(), false);
         }
         Ok(())
     }
 
-    fn look_for(&mut self, name: &str, value: &str) {
+    fn look_for(&mut self, name: &str, value: &str, sealed: bool) {
         // Programs differ in whether they encode what a URL may hold as it is.
         let mut forms = vec![
             value.to_owned(),
@@ -166,6 +172,7 @@ impl Audit<'_> {
                 self.patterns.push(Pattern {
                     secret: name.to_owned(),
                     text: text.into(),
+                    sealed,
                 });
             }
         }
@@ -173,10 +180,14 @@ impl Audit<'_> {
 
     /// The names of the secrets in `text`.
     fn found_in(&self, text: &str) -> BTreeSet<String> {
+        self.found_among(text, |_| true)
+    }
+
+    fn found_among(&self, text: &str, among: impl Fn(&Pattern) -> bool) -> BTreeSet<String> {
         let names = self
             .patterns
             .iter()
-            .filter(|pattern| text.contains(pattern.text.expose_secret()))
+            .filter(|pattern| among(pattern) && text.contains(pattern.text.expose_secret()))
             .map(|pattern| pattern.secret.clone())
             .collect::<BTreeSet<_>>();
         // The URL is named only where not just its password is there, which has a name of its own.
@@ -200,6 +211,7 @@ impl Audit<'_> {
         let private = [
             (paths.env_file(), "all of .env"),
             (paths.service_key(), "the service key"),
+            (paths.credentials(), "sealed secrets"),
             (paths.state(), "kept configurations"),
             (paths.pending_change(), "a change under way"),
         ];
@@ -229,10 +241,10 @@ impl Audit<'_> {
             paths.pending_change(),
         ];
         for (path, metadata, open) in walk(&paths.deployment, &|path| path != data) {
-            if rightly.contains(&path) {
+            let problem = if rightly.contains(&path) {
+                self.sealed_in(&path, &metadata);
                 continue;
-            }
-            let problem = if path.starts_with(&logs) {
+            } else if path.starts_with(&logs) {
                 "in a log".to_owned()
             } else if path.starts_with(&config) {
                 "written out; it belongs into .env, and os.environ/NAME here".to_owned()
@@ -242,9 +254,18 @@ impl Audit<'_> {
                     metadata.mode() & 0o7777
                 )
             } else {
+                self.sealed_in(&path, &metadata);
                 continue;
             };
             self.file(&path, &metadata, &problem);
+        }
+    }
+
+    /// A file for the owner's eyes only, in which a secret may be if it is not sealed.
+    fn sealed_in(&mut self, path: &Path, metadata: &Metadata) {
+        if self.patterns.iter().any(|pattern| pattern.sealed) {
+            let among = |pattern: &Pattern| pattern.sealed;
+            self.file_among(path, metadata, "in clear, though it is sealed", among);
         }
     }
 
@@ -298,6 +319,16 @@ impl Audit<'_> {
     }
 
     fn file(&mut self, path: &Path, metadata: &Metadata, problem: &str) {
+        self.file_among(path, metadata, problem, |_| true);
+    }
+
+    fn file_among(
+        &mut self,
+        path: &Path,
+        metadata: &Metadata,
+        problem: &str,
+        among: impl Fn(&Pattern) -> bool,
+    ) {
         if !metadata.is_file() {
             return;
         }
@@ -308,7 +339,7 @@ impl Audit<'_> {
         }
         match std::fs::read(path) {
             Ok(bytes) => {
-                for secret in self.found_in(&String::from_utf8_lossy(&bytes)) {
+                for secret in self.found_among(&String::from_utf8_lossy(&bytes), among) {
                     self.add(place.clone(), secret, problem);
                 }
             }
@@ -484,7 +515,8 @@ impl Audit<'_> {
 }
 
 /// Judged by the name, as no value tells that it is secret; of a URL, only with a password in it.
-fn is_secret(name: &str, value: &str) -> bool {
+#[must_use]
+pub fn is_secret(name: &str, value: &str) -> bool {
     // What names a place where the secret is, is not the secret.
     if value.starts_with('/') || value.starts_with("os.environ/") {
         return false;

@@ -19,6 +19,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 use tokio::signal::unix::{SignalKind, signal};
@@ -29,15 +30,21 @@ use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::images_lock::ImagesLock;
 use crate::install;
-use crate::output::{bytes, duration, say};
+use crate::output::{bytes, duration, say, warn};
 use crate::paths::Paths;
 use crate::quadlet::{Place, is_ours_by_name};
-use crate::settings::{Service, Settings};
+use crate::seal;
+use crate::settings::env_file::EnvFile;
+use crate::settings::{BackupSettings, Service, Settings, parse_env, read_env, sealed};
 use archive::{Progress, Recipient};
 use database::Server;
 use manifest::{DUMP, Encryption, Image, Manifest, StoredFile};
 use retention::Retention;
 
+/// The logical name of `.env`.
+const ENV: &str = "deployment/.env";
+/// How those of sealed secrets begin.
+const CREDENTIALS: &str = "deployment/credentials/";
 /// How the directory of a backup that is not complete is called.
 const UNFINISHED: &str = ".new-";
 /// What is kept free beside what a backup is expected to take.
@@ -120,6 +127,8 @@ pub struct Options {
     pub recipient: Option<String>,
     /// Where a copy goes; without it, `BACKUP_URL` of `.env`.
     pub to: Option<String>,
+    /// Not encrypted, and not copied elsewhere: to go back to on this host without anyone's key.
+    pub to_go_back: bool,
     /// Say nothing but warnings.
     pub quiet: bool,
 }
@@ -131,6 +140,7 @@ impl Default for Options {
             protected: Vec::new(),
             recipient: None,
             to: None,
+            to_go_back: false,
             quiet: false,
         }
     }
@@ -243,13 +253,19 @@ async fn create_uninterrupted(
     options: &Options,
 ) -> Result<Backup> {
     let begin = std::time::Instant::now();
-    let wanted = options.recipient.as_ref();
+    let backup_settings = (!options.to_go_back).then_some(&settings.backup);
+    let of_settings = |pick: fn(&BackupSettings) -> Option<&String>| backup_settings.and_then(pick);
     let recipient = Recipient::parse(
-        wanted
-            .or(settings.backup.recipient.as_ref())
+        options
+            .recipient
+            .as_ref()
+            .or(of_settings(|backup| backup.recipient.as_ref()))
             .map(|text| text.trim()),
     )?;
-    let to = options.to.as_ref().or(settings.backup.url.as_ref());
+    let to = options
+        .to
+        .as_ref()
+        .or(of_settings(|backup| backup.url.as_ref()));
     // A wrong address shall not come out after an hour.
     let remote = to
         .map(|url| remote::Remote::new(url, &settings.backup))
@@ -350,11 +366,36 @@ fn store_files(
     recipient: &Recipient,
     manifest: &mut Manifest,
 ) -> Result<()> {
-    for (name, path) in files(paths)? {
+    let (sealed, files) = files(paths, recipient)?;
+    for (name, path) in files {
         let entry = store_file(staged, &name, &path, recipient)?;
         manifest.files.push(entry);
     }
+    if let Some(clear) = sealed {
+        let text = clear.expose_secret();
+        let mut entry = archive::store(staged, ENV, false, recipient, &mut text.as_bytes())?;
+        entry.mode = Some(0o600);
+        manifest.files.push(entry);
+    }
     Ok(())
+}
+
+/// `.env` with its sealed secrets in clear, if the backup is to hold it so: encrypted to a key that
+/// is not this host's. A backup does not fail for a secret that can't be opened.
+fn opened(env: &EnvFile, path: &Path, recipient: &Recipient) -> Option<SecretString> {
+    if recipient.word().is_none() {
+        warn(
+            "the secrets in this backup are sealed, so it brings them back on this host only: add BACKUP_AGE_RECIPIENT to .env",
+        );
+        return None;
+    }
+    seal::in_clear(env, path)
+        .map_err(|error| {
+            warn(&format!(
+                "the backup holds the secrets as they are sealed: {error:#}"
+            ));
+        })
+        .ok()
 }
 
 fn store_file(staged: &Path, name: &str, path: &Path, recipient: &Recipient) -> Result<StoredFile> {
@@ -370,11 +411,27 @@ fn store_file(staged: &Path, name: &str, path: &Path, recipient: &Recipient) -> 
     Ok(entry)
 }
 
-/// Every file that a backup holds beside the dump, by the name under which it does.
-fn files(paths: &Paths) -> Result<BTreeMap<String, PathBuf>> {
+/// Every file that a backup holds beside the dump, by the name under which it does, and what it
+/// holds instead of a sealed `.env`.
+fn files(
+    paths: &Paths,
+    recipient: &Recipient,
+) -> Result<(Option<SecretString>, BTreeMap<String, PathBuf>)> {
     let mut files = BTreeMap::new();
+    let path = paths.env_file();
+    let env = parse_env(&read_env(&path)?, &path)?;
+    let is_sealed = seal::is_in_use(&env);
+    let clear = is_sealed.then(|| opened(&env, &path, recipient)).flatten();
+    if clear.is_none() {
+        files.insert(ENV.to_owned(), path);
+        for reference in sealed::references(env.text()) {
+            let file = paths.credentials().join(reference.credential());
+            if file.is_file() {
+                files.insert(format!("{CREDENTIALS}{}", reference.credential()), file);
+            }
+        }
+    }
     for path in [
-        paths.env_file(),
         paths.images_lock(),
         paths.deployment.join("service-key.txt"),
         paths.ledger(),
@@ -406,7 +463,7 @@ fn files(paths: &Paths) -> Result<BTreeMap<String, PathBuf>> {
             }
         }
     }
-    Ok(files)
+    Ok((clear, files))
 }
 
 /// Writes the manifest, and gives the directory its name.

@@ -3,6 +3,7 @@
 //!
 //! What is to change is written down before anything is touched. If the program ends in between,
 //! by a loss of power or otherwise, the next run goes on from there: every step can be repeated.
+//! Where secrets are sealed, so are the new ones before anything is written down.
 
 mod server;
 
@@ -12,14 +13,19 @@ use anyhow::Context;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 
+use crate::audit::is_secret;
 use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::install;
 use crate::output::say;
-use crate::settings::{Database, Settings, parse_env, read_env};
+use crate::seal::{self, Sealer};
+use crate::settings::env_file::quote;
+use crate::settings::sealed::{Vault, is_sealed};
+use crate::settings::{Database, Settings, may_be_sealed, parse_env, read_env};
 use crate::stack;
 
-/// One variable of `.env` that gets another value.
+/// One variable of `.env` that gets another value: both as they are there, so that a sealed one is
+/// a reference.
 #[derive(Clone, Deserialize, Serialize)]
 struct Edit {
     name: String,
@@ -60,16 +66,28 @@ pub async fn carry_out(
     let path = host.paths.env_file();
     let env_before = read_env(&path)?;
     let mut env = parse_env(&env_before, &path)?;
+    let mut clear = env.clone();
+    let is_in_use = seal::is_in_use(&env);
+    let mut sealer = Sealer::like(&host.paths, &env)?;
     let mut edits = Vec::new();
     for (name, value) in values {
         let before = env.get(name).unwrap_or_default().to_owned();
-        let after = value.expose_secret().to_owned();
-        if before != after {
-            match comment(name) {
-                Some(comment) if env.get(name).is_none() => env.append(&[comment], name, &after),
-                _ => env.set(name, &after),
-            }
-            .with_context(|| format!("can't edit {}", path.display()))?;
+        let value = value.expose_secret();
+        if open(host, &before)?.expose_secret() != value {
+            clear
+                .set(name, value)
+                .with_context(|| format!("can't edit {}", path.display()))?;
+            // A sealed value can't be checked any more.
+            Settings::from_env(&clear, &path)?;
+            let is_sealed =
+                is_sealed(&before) || (is_in_use && may_be_sealed(name) && is_secret(name, value));
+            let after = if is_sealed {
+                sealer.seal(name, &quote(value))?.to_string()
+            } else {
+                value.to_owned()
+            };
+            env.set(name, &after)
+                .with_context(|| format!("can't edit {}", path.display()))?;
             edits.push(Edit {
                 name: (*name).to_owned(),
                 before,
@@ -81,7 +99,7 @@ pub async fn carry_out(
         say("nothing to change");
         return Ok(());
     }
-    Settings::from_env(&env, &path)?;
+    fail::fail_point!("change-before-written");
     let pending = Pending {
         what: what.to_owned(),
         way: Way::Forward,
@@ -130,7 +148,7 @@ pub async fn known_to_the_database(host: &Host) -> &'static [&'static str] {
         let settings = Settings::load(&host.paths.env_file())?;
         match &settings.database {
             Database::Local { password, .. } => {
-                server::postgres_accepts(host, &settings, password.expose_secret()).await
+                server::postgres_accepts(host, &settings, password.open()?.expose_secret()).await
             }
             Database::External { .. } => Ok(false),
         }
@@ -147,6 +165,7 @@ pub async fn known_to_the_database(host: &Host) -> &'static [&'static str] {
 async fn finish(host: &Host, pending: Pending, timeout: Duration) -> Result<()> {
     let attempt = async {
         write_down(host, &pending)?;
+        fail::fail_point!("change-written");
         go(host, &pending, timeout).await?;
         for edit in &pending.edits {
             check(host, edit).await?;
@@ -189,15 +208,8 @@ async fn finish(host: &Host, pending: Pending, timeout: Duration) -> Result<()> 
     .into())
 }
 
-/// What a variable that `generate` does not write is for.
-fn comment(name: &str) -> Option<&'static str> {
-    (name == "FORWARDED_ALLOW_IPS").then_some(
-        "Whose X-Forwarded-Proto the gateway believes: that of the reverse proxy on this host",
-    )
-}
-
 fn concerns_interface(name: &str) -> bool {
-    name.starts_with("UI_") || matches!(name, "PROXY_BASE_URL" | "FORWARDED_ALLOW_IPS")
+    name.starts_with("UI_") || name == "PROXY_BASE_URL"
 }
 
 fn write_down(host: &Host, pending: &Pending) -> Result<()> {
@@ -208,7 +220,8 @@ fn write_down(host: &Host, pending: &Pending) -> Result<()> {
 fn forget(host: &Host) -> Result<()> {
     let path = host.paths.pending_change();
     std::fs::remove_file(&path).with_context(|| format!("can't remove {}", path.display()))?;
-    install::sync_directory(&host.paths.state())
+    install::sync_directory(&host.paths.state())?;
+    seal::collect(&host.paths)
 }
 
 /// Every step in one direction; each can be repeated.
@@ -235,9 +248,9 @@ async fn go(host: &Host, pending: &Pending, timeout: Duration) -> Result<()> {
     };
     let settings = Settings::from_text(&text, &path)?;
     for edit in &pending.edits {
-        let value = value(edit, pending.way);
         if edit.name == "POSTGRES_PASSWORD" {
-            server::set_postgres_password(host, &settings, value, timeout).await?;
+            let password = open(host, value(edit, pending.way))?;
+            server::set_postgres_password(host, &settings, &password, timeout).await?;
         }
     }
     if present != text {
@@ -262,12 +275,17 @@ fn value(edit: &Edit, way: Way) -> &str {
     }
 }
 
+/// The secret that a value of `.env` is, or refers to.
+fn open(host: &Host, value: &str) -> Result<SecretString> {
+    Vault::beside(&host.paths.env_file()).open(value)
+}
+
 /// Checks that the new value is accepted, and the old one refused.
 async fn check(host: &Host, edit: &Edit) -> Result<()> {
     let settings = Settings::load(&host.paths.env_file())?;
     let what = edit.name.as_str();
     let accepted = async |value: &str| -> Result<Option<bool>> {
-        let value = SecretString::from(value);
+        let value = open(host, value)?;
         Ok(Some(match what {
             "LITELLM_MASTER_KEY" => server::master_key_is_valid(&value).await?,
             "POSTGRES_PASSWORD" => {

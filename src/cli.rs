@@ -82,7 +82,7 @@ pub enum Command {
     /// Make, list, change and revoke the gateway's keys
     #[command(subcommand)]
     Key(key::Key),
-    /// Rotate secrets, and look for them where they do not belong
+    /// Rotate secrets, seal them, and look for them where they do not belong
     #[command(subcommand)]
     Secrets(secrets::Secrets),
     /// Set the login and the public address of the web interface

@@ -255,8 +255,9 @@ pub async fn examine(host: &Host) -> Vec<Check> {
     checks.push(clock);
     checks.extend(disk);
     checks.extend(of_settings);
-    if patient.env.is_some() {
+    if let Some(env) = &patient.env {
         checks.push(files::secrets(host));
+        checks.extend(files::sealed(env, &host.paths.env_file()));
         checks.extend(files::data(&patient));
         checks.extend(files::gateway_config(&patient));
     }

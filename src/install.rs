@@ -11,6 +11,9 @@ use anyhow::Context;
 
 use crate::error::Result;
 
+/// How the names of files begin that are being written.
+pub const TEMPORARY: &str = ".litellm-units-";
+
 /// Writes `bytes` to `path`: a temporary file beside it, fsync, rename, fsync of the directory.
 /// The temporary file has `mode` from its creation on; an existing file's owner is kept.
 ///
@@ -26,7 +29,7 @@ fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     let path = resolved.as_deref().unwrap_or(path);
     let directory = path.parent().context("the path has no directory")?;
     let mut file = tempfile::Builder::new()
-        .prefix(".litellm-units-")
+        .prefix(TEMPORARY)
         .permissions(std::fs::Permissions::from_mode(mode))
         .tempfile_in(directory)?;
     file.write_all(bytes)?;

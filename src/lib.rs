@@ -28,10 +28,12 @@ pub mod paths;
 pub mod podman;
 pub mod quadlet;
 pub mod remote;
+pub mod seal;
 pub mod settings;
 pub mod snapshot;
 pub mod stack;
 pub mod systemd;
+pub mod systemd_creds;
 pub mod trust;
 pub mod upgrade;
 

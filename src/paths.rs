@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::error::{Failure, Result};
+use crate::settings::sealed;
 
 /// The default deployment directory of the system scope.
 pub const SYSTEM_DEPLOYMENT: &str = "/opt/litellm-server";
@@ -172,6 +173,12 @@ impl Paths {
     #[must_use]
     pub fn state(&self) -> PathBuf {
         self.deployment.join(".litellm-units")
+    }
+
+    /// Secrets that are sealed: one encrypted file each.
+    #[must_use]
+    pub fn credentials(&self) -> PathBuf {
+        self.deployment.join(sealed::DIRECTORY)
     }
 
     /// The key that stands in for the master key in daily use.

@@ -1,16 +1,17 @@
 //! The validated settings of one deployment, read from its `.env`.
 
 pub mod env_file;
+pub mod sealed;
 
-use std::fmt::Write as _;
 use std::path::Path;
+use std::sync::Arc;
 
-use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::error::{Failure, Result};
 use crate::image::ImageReference;
 use env_file::EnvFile;
+use sealed::{Value, Vault};
 
 /// The image that a new deployment is pinned to.
 pub const DEFAULT_LITELLM_IMAGE: &str = "ghcr.io/berriai/litellm:v1.80.11-stable";
@@ -64,6 +65,26 @@ pub const OPTIONAL: [&str; 5] = [
     "UI_PASSWORD",
     "PROXY_BASE_URL",
 ];
+
+/// Variables that are in clear: no secrets, and needed where none is opened.
+const IN_CLEAR: [&str; 10] = [
+    "LITELLM_IMAGE",
+    "POSTGRES_IMAGE",
+    "REDIS_IMAGE",
+    "POSTGRES_USER",
+    "POSTGRES_DB",
+    "UI_USERNAME",
+    "PROXY_BASE_URL",
+    "FORWARDED_ALLOW_IPS",
+    "BACKUP_AGE_RECIPIENT",
+    "BACKUP_URL",
+];
+
+/// Whether the variable may be sealed.
+#[must_use]
+pub fn may_be_sealed(name: &str) -> bool {
+    !IN_CLEAR.contains(&name) && is_variable(name)
+}
 
 /// One of the containers that can get variables.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -147,14 +168,14 @@ pub enum Database {
         /// The role that owns the database.
         user: String,
         /// That role's password.
-        password: SecretString,
+        password: Value,
         /// The database.
         name: String,
     },
     /// A server elsewhere: `DATABASE_URL` in `.env`.
     External {
         /// As written.
-        url: SecretString,
+        url: Value,
     },
 }
 
@@ -166,7 +187,7 @@ pub enum Cache {
         /// Its image.
         image: ImageReference,
         /// What `requirepass` is set to.
-        password: SecretString,
+        password: Value,
     },
     /// A server elsewhere: `REDIS_HOST` in `.env`.
     External,
@@ -189,7 +210,7 @@ pub struct Parcel {
     /// How it gets there.
     pub delivery: Delivery,
     /// What it is.
-    pub value: SecretString,
+    pub value: Value,
 }
 
 /// Where backups go and how: the variables `BACKUP_…`, which no container gets.
@@ -200,7 +221,7 @@ pub struct BackupSettings {
     /// `BACKUP_URL`: where a copy goes.
     pub url: Option<String>,
     /// What the store at that URL needs to know, without `BACKUP_` and in small letters.
-    pub store: Vec<(String, SecretString)>,
+    pub store: Vec<(String, Value)>,
     /// Has the programs for a database that is elsewhere.
     pub postgres_image: ImageReference,
 }
@@ -215,10 +236,12 @@ pub struct Settings {
     /// The gateway's cache.
     pub cache: Cache,
     /// `LITELLM_MASTER_KEY`: for bootstrap only.
-    pub master_key: SecretString,
+    pub master_key: Value,
     /// Where backups go and how.
     pub backup: BackupSettings,
-    gateway: Vec<(String, SecretString)>,
+    ui_username: Option<String>,
+    public_address: Option<String>,
+    gateway: Vec<(String, Value)>,
 }
 
 impl Settings {
@@ -231,7 +254,7 @@ impl Settings {
         Self::from_text(&text, path)
     }
 
-    /// Like [`Settings::load`], from text; `path` is for messages only.
+    /// Like [`Settings::load`], from text. `path` is for messages, and sealed values are beside it.
     ///
     /// # Errors
     /// As [`Settings::load`].
@@ -240,23 +263,36 @@ impl Settings {
         Self::from_env(&env, path)
     }
 
-    /// Like [`Settings::load`], from a parsed file; `path` is for messages only.
+    /// Like [`Settings::load`], from a parsed file. `path` is for messages, and sealed values are
+    /// beside it; none is opened until it is needed, and what is checked here was checked when it
+    /// was sealed.
     ///
     /// # Errors
     /// When a required variable is missing or a value can't be used.
     pub fn from_env(env: &EnvFile, path: &Path) -> Result<Self> {
-        let reader = Reader { env, path };
+        let vault = Arc::new(Vault::beside(path));
+        let reader = Reader {
+            env,
+            path,
+            vault: &vault,
+        };
         reader.check_carriage()?;
+        reader.check_references()?;
         let database = match reader.filled("DATABASE_URL") {
             Some(url) => {
-                if !(url.starts_with("postgresql://") || url.starts_with("postgres://")) {
+                let is_wrong = |url: &str| {
+                    !(url.starts_with("postgresql://") || url.starts_with("postgres://"))
+                };
+                if !sealed::is_sealed(url) && is_wrong(url) {
                     return Err(reader.wrong(
                         "DATABASE_URL",
                         "is not a PostgreSQL URL",
                         "write it as postgresql://USER:PASSWORD@HOST:PORT/DATABASE, or remove it to use the local PostgreSQL",
                     ));
                 }
-                Database::External { url: url.into() }
+                Database::External {
+                    url: Value::new(url, &vault),
+                }
             }
             None => Database::Local {
                 image: reader.image("POSTGRES_IMAGE", Some(DEFAULT_POSTGRES_IMAGE))?,
@@ -265,8 +301,9 @@ impl Settings {
                 name: reader.postgres_database()?,
             },
         };
+        let is_long = |url: SecretString| url.expose_secret().len() > VALUE_LIMIT;
         if matches!(database, Database::Local { .. })
-            && database.url().expose_secret().len() > VALUE_LIMIT
+            && database.url().in_clear().is_some_and(is_long)
         {
             return Err(reader.wrong(
                 "POSTGRES_PASSWORD",
@@ -283,14 +320,15 @@ impl Settings {
             }
         };
         let master_key = reader.required("LITELLM_MASTER_KEY")?;
-        if !master_key.expose_secret().starts_with("sk-") {
+        let is_wrong = |key: SecretString| !key.expose_secret().starts_with("sk-");
+        if master_key.in_clear().is_some_and(is_wrong) {
             return Err(reader.wrong(
                 "LITELLM_MASTER_KEY",
                 "does not start with sk-, which LiteLLM demands of every key",
                 "change it to start with sk-",
             ));
         }
-        let mut gateway: Vec<(String, SecretString)> = env
+        let mut gateway: Vec<(String, Value)> = env
             .iter()
             .filter(|(name, value)| {
                 let unset = value.is_empty() && OPTIONAL.contains(name);
@@ -298,13 +336,13 @@ impl Settings {
                 let backup = name.starts_with(BACKUP_PREFIX);
                 !unset && !derived && !backup && !NOT_FOR_GATEWAY.contains(name)
             })
-            .map(|(name, value)| (name.to_owned(), SecretString::from(value)))
+            .map(|(name, value)| (name.to_owned(), Value::new(value, &vault)))
             .collect();
         gateway.push(("DATABASE_URL".into(), database.url()));
         match &cache {
             Cache::Local { password, .. } => {
-                gateway.push(("REDIS_HOST".into(), "redis".into()));
-                gateway.push(("REDIS_PORT".into(), "6379".into()));
+                gateway.push(("REDIS_HOST".into(), Value::clear("redis")));
+                gateway.push(("REDIS_PORT".into(), Value::clear("6379")));
                 gateway.push(("REDIS_PASSWORD".into(), password.clone()));
             }
             Cache::External => gateway.extend(
@@ -312,15 +350,18 @@ impl Settings {
                     .filter(|(name, value)| {
                         name.starts_with("REDIS_") && *name != "REDIS_IMAGE" && !value.is_empty()
                     })
-                    .map(|(name, value)| (name.to_owned(), SecretString::from(value))),
+                    .map(|(name, value)| (name.to_owned(), Value::new(value, &vault))),
             ),
         }
+        let in_clear = |name: &str| reader.filled(name).map(str::to_owned);
         Ok(Self {
             litellm_image: reader.image("LITELLM_IMAGE", None)?,
             database,
             cache,
             master_key,
             backup: reader.backup()?,
+            ui_username: in_clear("UI_USERNAME"),
+            public_address: in_clear("PROXY_BASE_URL"),
             gateway,
         })
     }
@@ -335,28 +376,22 @@ impl Settings {
     /// The web interface's user name, if one is set.
     #[must_use]
     pub fn ui_username(&self) -> Option<&str> {
-        self.gateway_value("UI_USERNAME")
-            .map(ExposeSecret::expose_secret)
+        self.ui_username.as_deref()
     }
 
     /// The web interface's password, if one is set.
     #[must_use]
-    pub fn ui_password(&self) -> Option<&SecretString> {
-        self.gateway_value("UI_PASSWORD")
+    pub fn ui_password(&self) -> Option<&Value> {
+        self.gateway
+            .iter()
+            .find(|(name, _)| name == "UI_PASSWORD")
+            .map(|(_, value)| value)
     }
 
     /// The address under which a reverse proxy publishes the gateway, if one is set.
     #[must_use]
     pub fn public_address(&self) -> Option<&str> {
-        self.gateway_value("PROXY_BASE_URL")
-            .map(ExposeSecret::expose_secret)
-    }
-
-    fn gateway_value(&self, name: &str) -> Option<&SecretString> {
-        self.gateway
-            .iter()
-            .find(|(other, _)| other == name)
-            .map(|(_, value)| value)
+        self.public_address.as_deref()
     }
 
     /// The image of `service`, or nothing when that service is external.
@@ -380,7 +415,7 @@ impl Settings {
     /// What `service` gets from `.env`, and nothing more.
     #[must_use]
     pub fn parcels(&self, service: Service) -> Vec<Parcel> {
-        let variable = |name: &str, value: SecretString| Parcel {
+        let variable = |name: &str, value: Value| Parcel {
             name: name.to_owned(),
             delivery: Delivery::Variable,
             value,
@@ -396,15 +431,15 @@ impl Settings {
                 },
                 _,
             ) => vec![
-                variable("POSTGRES_USER", user.as_str().into()),
+                variable("POSTGRES_USER", Value::clear(user)),
                 variable("POSTGRES_PASSWORD", password.clone()),
-                variable("POSTGRES_DB", name.as_str().into()),
+                variable("POSTGRES_DB", Value::clear(name)),
             ],
             (Service::Redis, _, Cache::Local { password, .. }) => vec![
                 Parcel {
                     name: "redis.conf".into(),
                     delivery: Delivery::File,
-                    value: redis_conf(password).into(),
+                    value: password.clone().into_redis_conf(),
                 },
                 // Read by redis-cli in the health check.
                 variable("REDISCLI_AUTH", password.clone()),
@@ -423,7 +458,7 @@ impl Settings {
 impl Database {
     /// The URL by which the gateway reaches it, every part percent-encoded.
     #[must_use]
-    pub fn url(&self) -> SecretString {
+    pub fn url(&self) -> Value {
         match self {
             Self::External { url } => url.clone(),
             Self::Local {
@@ -431,36 +466,9 @@ impl Database {
                 password,
                 name,
                 ..
-            } => format!(
-                "postgresql://{}:{}@postgres:5432/{}",
-                encode(user),
-                encode(password.expose_secret()),
-                encode(name)
-            )
-            .into(),
+            } => password.clone().into_url(user, name),
         }
     }
-}
-
-fn encode(text: &str) -> percent_encoding::PercentEncode<'_> {
-    const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
-        .remove(b'-')
-        .remove(b'.')
-        .remove(b'_')
-        .remove(b'~');
-    utf8_percent_encode(text, RESERVED)
-}
-
-/// Redis' configuration grammar takes `\xHH` in double quotes, so any byte can be carried
-/// (<https://redis.io/docs/latest/operate/oss_and_stack/management/config/>).
-fn redis_conf(password: &SecretString) -> String {
-    let mut text = String::from("requirepass \"");
-    for byte in password.expose_secret().bytes() {
-        // Writing to a String can't fail.
-        let _ = write!(text, "\\x{byte:02x}");
-    }
-    text.push_str("\"\n");
-    text
 }
 
 /// Reads a `.env`, with its own message when there is none.
@@ -501,6 +509,7 @@ pub fn parse_env(text: &str, path: &Path) -> Result<EnvFile> {
 struct Reader<'a> {
     env: &'a EnvFile,
     path: &'a Path,
+    vault: &'a Arc<Vault>,
 }
 
 impl Reader<'_> {
@@ -519,14 +528,15 @@ impl Reader<'_> {
             .into()
     }
 
-    fn required(&self, name: &str) -> Result<SecretString> {
-        self.filled(name).map(SecretString::from).ok_or_else(|| {
+    fn required(&self, name: &str) -> Result<Value> {
+        let value = self.filled(name).ok_or_else(|| {
             self.wrong(
                 name,
                 "has no value",
                 "`litellm-units generate` adds what is missing",
             )
-        })
+        })?;
+        Ok(Value::new(value, self.vault))
     }
 
     fn image(&self, name: &str, default: Option<&str>) -> Result<ImageReference> {
@@ -549,7 +559,7 @@ impl Reader<'_> {
             .filter(|(name, value)| !own.contains(name) && !value.is_empty())
             .filter_map(|(name, value)| {
                 let option = name.strip_prefix(BACKUP_PREFIX)?.to_ascii_lowercase();
-                Some((option, SecretString::from(value)))
+                Some((option, Value::new(value, self.vault)))
             })
             .collect();
         Ok(BackupSettings {
@@ -574,9 +584,10 @@ impl Reader<'_> {
     }
 
     /// The image's entrypoint gives the password to initdb, which reads one line of it.
-    fn postgres_password(&self) -> Result<SecretString> {
+    fn postgres_password(&self) -> Result<Value> {
         let password = self.required("POSTGRES_PASSWORD")?;
-        if password.expose_secret().contains(['\n', '\r']) {
+        let is_wrong = |password: SecretString| password.expose_secret().contains(['\n', '\r']);
+        if password.in_clear().is_some_and(is_wrong) {
             return Err(self.wrong(
                 "POSTGRES_PASSWORD",
                 "holds a line break, which PostgreSQL's image does not take",
@@ -600,6 +611,31 @@ impl Reader<'_> {
             ));
         }
         Ok(name)
+    }
+
+    /// A reference is never taken for the value itself.
+    fn check_references(&self) -> Result<()> {
+        for (name, value) in self
+            .env
+            .iter()
+            .filter(|(_, value)| sealed::is_sealed(value))
+        {
+            if !sealed::is_complete(value) {
+                return Err(self.wrong(
+                    name,
+                    &format!("holds a reference to a sealed secret that is not complete ({}NAME.0123456789abcdef)", sealed::PREFIX),
+                    "write the value itself, then: litellm-units secrets seal",
+                ));
+            }
+            if !may_be_sealed(name) {
+                return Err(self.wrong(
+                    name,
+                    "holds a reference to a sealed secret, but has to be in clear",
+                    "write the value itself",
+                ));
+            }
+        }
+        Ok(())
     }
 
     /// Every value must survive the way into a container: environment variables end at a NUL,

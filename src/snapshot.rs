@@ -129,6 +129,43 @@ pub fn last_good(paths: &Paths) -> Option<SnapshotId> {
     SnapshotId::find(paths, text.trim())
 }
 
+/// Every configuration that is kept.
+///
+/// # Errors
+/// When they can't be listed.
+pub fn all(paths: &Paths) -> Result<Vec<SnapshotId>> {
+    let directory = paths.snapshots();
+    let entries = match std::fs::read_dir(&directory) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.with_context(|| format!("can't read {}", directory.display()))?,
+    };
+    let mut all = Vec::new();
+    for entry in entries {
+        let entry = entry.with_context(|| format!("can't read {}", directory.display()))?;
+        all.extend(
+            entry
+                .file_name()
+                .to_str()
+                .and_then(|name| SnapshotId::find(paths, name)),
+        );
+    }
+    Ok(all)
+}
+
+/// Whether the present configuration is the same as the one that is kept as `id`.
+///
+/// # Errors
+/// When a file can't be read.
+pub fn is_present(paths: &Paths, id: &SnapshotId) -> Result<bool> {
+    let kept = files(&directory(paths, id))?;
+    let present = collect(paths)?;
+    Ok(kept.len() == present.len()
+        && present.iter().all(|(name, file)| {
+            kept.get(name)
+                .is_some_and(|other| other.bytes == file.bytes)
+        }))
+}
+
 /// Puts a kept configuration back: files that differ are replaced, files that it did not have are
 /// removed. [`keep`] the present one before. `staying`: variables of `.env` that are no matter of
 /// choice and therefore stay as they are at present, such as
@@ -138,14 +175,7 @@ pub fn last_good(paths: &Paths) -> Option<SnapshotId> {
 /// When an `.env` can't be read or written. Each file is then either old or new.
 pub fn restore(paths: &Paths, id: &SnapshotId, staying: &[&str]) -> Result<()> {
     let place = directory(paths, id);
-    let mut wanted = BTreeMap::new();
-    for path in files_below(&place)? {
-        let name = path
-            .strip_prefix(&place)
-            .context("a file outside of its directory")?
-            .to_owned();
-        wanted.insert(name, read(&path)?);
-    }
+    let mut wanted = files(&place)?;
     let Some(env) = wanted.get_mut(Path::new(ENV)) else {
         return Err(Failure::new(format!("{} is not complete", place.display())).into());
     };
@@ -174,6 +204,19 @@ pub fn restore(paths: &Paths, id: &SnapshotId, staying: &[&str]) -> Result<()> {
         std::fs::remove_file(&path).with_context(|| format!("can't remove {}", path.display()))?;
     }
     Ok(())
+}
+
+/// What is kept in `place`.
+fn files(place: &Path) -> Result<BTreeMap<PathBuf, Kept>> {
+    let mut found = BTreeMap::new();
+    for path in files_below(place)? {
+        let name = path
+            .strip_prefix(place)
+            .context("a file outside of its directory")?
+            .to_owned();
+        found.insert(name, read(&path)?);
+    }
+    Ok(found)
 }
 
 /// Where a kept configuration is.

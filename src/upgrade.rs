@@ -449,6 +449,7 @@ impl Run<'_> {
         self.start_database(&before).await?;
         let options = backup::Options {
             retention: None,
+            to_go_back: true,
             ..backup::Options::default()
         };
         let made = backup::create(host, &before, &options).await?;

@@ -381,3 +381,43 @@ fn nothing_shows_values() {
         assert!(!shown.contains("hunter"), "{shown}");
     }
 }
+
+#[test]
+fn only_the_values_are_rewritten() {
+    let text = "\u{feff}# A=1\r\nA = 'one' # first\r\n export A: \"two\nlines\"B=3\nC=$A$$\nD\nE= # not a comment\nF=end";
+    let mut env = EnvFile::parse(text).unwrap();
+    let found: Vec<String> = env
+        .definitions()
+        .map(|found| {
+            format!(
+                "{} {} {:?} {:?}",
+                found.line, found.name, found.value, found.text
+            )
+        })
+        .collect();
+    assert_eq!(
+        found,
+        [
+            r#"2 A "one" "'one'""#,
+            r#"3 A "two\nlines" "\"two\nlines\"""#,
+            r#"4 B "3" "3""#,
+            r#"5 C "two\nlines$" "$A$$""#,
+            r##"7 E "# not a comment" "# not a comment""##,
+            r#"8 F "end" "end""#,
+        ]
+    );
+    env.rewrite(|_| None).unwrap();
+    assert_eq!(env.text(), text);
+    env.rewrite(|found| (found.name != "C").then(|| format!("'{}'", found.line)))
+        .unwrap();
+    assert_eq!(
+        env.text(),
+        "\u{feff}# A=1\r\nA = '2' # first\r\n export A: '3'B='4'\nC=$A$$\nD\nE= '7'\nF='8'"
+    );
+    assert_eq!(env.get("C"), Some("3$"));
+    assert!(
+        env.rewrite(|found| (found.name == "F").then(|| "'".into()))
+            .is_err()
+    );
+    assert_eq!(env.get("C"), Some("3$"));
+}

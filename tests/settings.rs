@@ -44,7 +44,7 @@ fn parcels(settings: &Settings) -> String {
                 text,
                 "  {file}{}={}",
                 parcel.name,
-                parcel.value.expose_secret().escape_debug()
+                parcel.value.open().unwrap().expose_secret().escape_debug()
             )
             .unwrap();
         }
@@ -323,5 +323,52 @@ fn a_file_that_can_not_be_read_is_named() {
     assert_eq!(
         said(&path),
         "error: /.env, line 2, column 3: the value of B contains a NUL character\nhint: take the NUL character out of the value\n"
+    );
+}
+
+const SEALED: &str = "systemd-creds:LITELLM_MASTER_KEY.0123456789abcdef";
+
+#[test]
+fn a_reference_is_not_taken_for_the_value() {
+    let text = ENV.replace("sk-mine", SEALED) + "COPY=x${LITELLM_MASTER_KEY}\nPLAIN=1\n";
+    let settings = settings(&text);
+    let sealed: Vec<String> = settings
+        .parcels(Service::Litellm)
+        .iter()
+        .filter(|parcel| parcel.value.is_sealed())
+        .map(|parcel| {
+            let error = parcel.value.open().unwrap_err();
+            format!("{}: {error}", parcel.name)
+        })
+        .collect();
+    let problem = "LITELLM_MASTER_KEY is sealed, and /srv/credentials/LITELLM_MASTER_KEY.0123456789abcdef can't be opened: No such file or directory (os error 2)";
+    assert_eq!(
+        sealed,
+        [
+            format!("LITELLM_MASTER_KEY: {problem}"),
+            format!("COPY: {problem}")
+        ]
+    );
+}
+
+#[test]
+fn references_that_can_not_be_meant_are_refused() {
+    let refused = |text: &str| {
+        let error = Settings::from_text(text, Path::new("/srv/.env")).unwrap_err();
+        failure(&error)
+    };
+    assert_eq!(
+        refused(&ENV.replace("sk-mine", "systemd-creds:LITELLM_MASTER_KEY")),
+        "\
+error: /srv/.env, line 2: LITELLM_MASTER_KEY holds a reference to a sealed secret that is not complete (systemd-creds:NAME.0123456789abcdef)
+hint: write the value itself, then: litellm-units secrets seal
+"
+    );
+    assert_eq!(
+        refused(&ENV.replace("POSTGRES_USER=me", &format!("POSTGRES_USER={SEALED}"))),
+        "\
+error: /srv/.env, line 4: POSTGRES_USER holds a reference to a sealed secret, but has to be in clear
+hint: write the value itself
+"
     );
 }

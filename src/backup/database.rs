@@ -120,7 +120,7 @@ impl<'a> Server<'a> {
                 })
             }
             Database::External { url } => {
-                let (variables, database) = parse_url(url)?;
+                let (variables, database) = parse_url(&url.open()?)?;
                 let image = settings.backup.postgres_image.as_str();
                 if !podman.has_image(image).await? {
                     podman.pull(image).await?;

@@ -60,7 +60,11 @@ impl Remote {
         let options = settings
             .store
             .iter()
-            .map(|(name, value)| (name.as_str(), value.expose_secret()));
+            .map(|(name, value)| Ok((name.as_str(), value.open()?)))
+            .collect::<Result<Vec<_>>>()?;
+        let options = options
+            .iter()
+            .map(|(name, value)| (*name, value.expose_secret()));
         let (store, prefix) = object_store::parse_url_opts(&parsed, options).map_err(|error| {
             Failure::config(format!("the backup URL {url:?} can't be used: {error}"))
                 .hint("write it as file:///DIRECTORY, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX; credentials are BACKUP_AWS_ACCESS_KEY_ID and the like in .env")

@@ -9,13 +9,14 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
+use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::archive::{self, Progress};
 use super::database::{Server, is_missing_role, scratch_name};
 use super::manifest::{Contents, DUMP};
-use super::{Backup, BackupId, check_space, make_private, remove_unfinished};
+use super::{Backup, BackupId, CREDENTIALS, check_space, make_private, remove_unfinished};
 use crate::commands::{generate, pull};
 use crate::error::{Exit, Failure, Result, exit};
 use crate::host::Host;
@@ -23,7 +24,9 @@ use crate::images_lock::ImagesLock;
 use crate::install;
 use crate::output::{bytes, duration, say, warn};
 use crate::paths::Paths;
+use crate::seal;
 use crate::settings::env_file::EnvFile;
+use crate::settings::sealed::{self, Vault};
 use crate::settings::{OF_THE_DATABASE, Service, Settings, parse_env, read_env};
 use crate::snapshot::{self, SnapshotId};
 use crate::stack;
@@ -182,7 +185,9 @@ pub async fn restore_data(
 ) -> Result<()> {
     let backup = Backup::load(&host.paths, id)?;
     check(&backup, options.quiet).await?;
-    if !options.config {
+    if options.config {
+        check_sealed(&backup, options)?;
+    } else {
         check_salt(&host.paths, &backup, options)?;
     }
     let systemd = host.systemd().await?;
@@ -606,7 +611,21 @@ fn check_salt(paths: &Paths, backup: &Backup, options: &Options) -> Result<()> {
     let then = env_of(backup, options)?;
     let path = paths.env_file();
     let now = parse_env(&read_env(&path)?, &path)?;
-    if salt(&then) == salt(&now) {
+    let (of_then, of_now) = (salt(&then), salt(&now));
+    if of_then == of_now {
+        return Ok(());
+    }
+    let of_then = match vault_of(backup).open(of_then.unwrap_or_default()) {
+        Ok(salt) => salt,
+        Err(error) => {
+            warn(&format!(
+                "whether LITELLM_SALT_KEY is that of the backup, can't be told: if it is not, the credentials in its database can't be read: {error:#}"
+            ));
+            return Ok(());
+        }
+    };
+    let of_now = Vault::beside(&path).open(of_now.unwrap_or_default())?;
+    if of_then.expose_secret() == of_now.expose_secret() {
         return Ok(());
     }
     Err(Failure::config(format!(
@@ -625,8 +644,30 @@ fn salt(env: &EnvFile) -> Option<&str> {
         .find_map(|name| env.get(name).filter(|value| !value.is_empty()))
 }
 
+/// The secrets that a backup holds sealed.
+fn vault_of(backup: &Backup) -> Vault {
+    Vault::new(backup.directory.join(CREDENTIALS))
+}
+
+/// A configuration is of use only if its secrets can be opened here.
+fn check_sealed(backup: &Backup, options: &Options) -> Result<()> {
+    let env = env_of(backup, options)?;
+    let vault = vault_of(backup);
+    for reference in sealed::references(env.text()) {
+        vault.value(&reference).map_err(|error| {
+            Failure::new(format!(
+                "the secrets in backup {} were sealed on another host, or with a key that is lost",
+                backup.id()
+            ))
+            .hint("without --config, the data alone comes back, and .env stays as it is")
+            .caused_by(error)
+        })?;
+    }
+    Ok(())
+}
+
 fn env_of(backup: &Backup, options: &Options) -> Result<EnvFile> {
-    let name = "deployment/.env";
+    let name = super::ENV;
     let bytes = archive::read(
         &backup.directory,
         &backup.manifest,
@@ -662,6 +703,10 @@ fn restore_config(paths: &Paths, backup: &Backup, options: &Options) -> Result<(
         }
         lock.save(&lock_path)?;
     }
+    restore_sealed(paths, backup, &read)?;
+    if seal::is_in_use(&now) {
+        env = seal::protected(paths, &now, &env)?;
+    }
     let mut wanted = Vec::new();
     for file in &backup.manifest.files {
         let Some(name) = file.name.strip_prefix("deployment/config/") else {
@@ -682,6 +727,22 @@ fn restore_config(paths: &Paths, backup: &Backup, options: &Options) -> Result<(
         }
     }
     install::write_atomically(&path, env.text().as_bytes(), 0o600)
+}
+
+/// Puts the files of sealed secrets beside those that are there: each has a name of its own.
+fn restore_sealed(
+    paths: &Paths,
+    backup: &Backup,
+    read: &impl Fn(&str) -> Result<Vec<u8>>,
+) -> Result<()> {
+    for file in &backup.manifest.files {
+        if let Some(name) = file.name.strip_prefix(CREDENTIALS) {
+            make_private(&paths.credentials())?;
+            let place = paths.credentials().join(name);
+            install::write_atomically(&place, &read(&file.name)?, 0o600)?;
+        }
+    }
+    Ok(())
 }
 
 fn external(backup: &Backup) -> anyhow::Error {

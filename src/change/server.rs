@@ -4,7 +4,7 @@ use std::process::{Output, Stdio};
 use std::time::Duration;
 
 use anyhow::Context;
-use secrecy::SecretString;
+use secrecy::{ExposeSecret, SecretString};
 use tokio::io::AsyncWriteExt;
 use tokio::time::Instant;
 
@@ -72,12 +72,13 @@ async fn shell(host: &Host, service: Service, script: &str, input: &str) -> Resu
 pub(super) async fn set_postgres_password(
     host: &Host,
     settings: &Settings,
-    password: &str,
+    password: &SecretString,
     timeout: Duration,
 ) -> Result<()> {
     let Database::Local { user, .. } = &settings.database else {
         return Ok(());
     };
+    let password = password.expose_secret();
     if password.contains(['\n', '\r']) {
         return Err(Failure::new(
             "PostgreSQL's password holds a line break, which psql can't be given",
@@ -173,7 +174,7 @@ pub(super) async fn check_interface(settings: &Settings) -> Result<()> {
         .and_then(|address| reqwest::Url::parse(address).ok());
     ui::check_pages(&client, public.as_ref()).await?;
     let password = settings.ui_password().unwrap_or(&settings.master_key);
-    if login_is_valid(settings, password).await? {
+    if login_is_valid(settings, &password.open()?).await? {
         return Ok(());
     }
     Err(Failure::new("the web interface does not accept the login of .env").into())

@@ -5,12 +5,17 @@ use std::time::Duration;
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::seconds;
+use crate::systemd_creds::Key;
 
 /// The verbs of `secrets`.
 #[derive(Debug, Subcommand)]
 pub enum Secrets {
     /// Replace a secret by a new random one, in .env, in its server and in what runs
     Rotate(RotateSecret),
+    /// Encrypt secrets with a key of this host, and leave references to them in .env
+    Seal(Seal),
+    /// Write sealed secrets into .env again, exactly as they were there
+    Unseal(Unseal),
     /// Look for secrets where they do not belong; exit with 1 if there are any
     Audit(Audit),
 }
@@ -42,6 +47,32 @@ pub struct RotateSecret {
     /// Seconds that restarting and becoming ready may take
     #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = seconds)]
     pub timeout: Duration,
+}
+
+/// Arguments of `secrets seal`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  litellm-units secrets seal\n  pass llm/openai | litellm-units secrets seal --stdin OPENAI_API_KEY\n\nNothing restarts, since no value changes; after --stdin: litellm-units apply. Running it again seals what has been\nwritten into .env since. The secrets are then worth nothing without this host: see to it that backups are encrypted\nto a key of your own (BACKUP_AGE_RECIPIENT)."
+)]
+pub struct Seal {
+    /// The variables [default: all whose name says that they are secret, and URLs with a password]
+    pub names: Vec<String>,
+    /// The key [default: host+tpm2 where there is a TPM, else host]
+    #[arg(long, value_name = "KEY")]
+    pub with_key: Option<Key>,
+    /// Read a new value for the one variable from stdin, without the line break at its end
+    #[arg(long)]
+    pub stdin: bool,
+}
+
+/// Arguments of `secrets unseal`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  litellm-units secrets unseal\n  litellm-units secrets unseal OPENAI_API_KEY\n\nNothing restarts, since no value changes."
+)]
+pub struct Unseal {
+    /// The variables [default: all]
+    pub names: Vec<String>,
 }
 
 /// Arguments of `secrets audit`.

@@ -42,6 +42,7 @@ async fn create(host: &Host, arguments: cli::Create) -> Result<Exit> {
         protected: Ledger::load(&host.paths)?.protected(),
         recipient: arguments.age_recipient,
         to: arguments.to,
+        to_go_back: false,
         quiet: arguments.quiet,
     };
     let made = backup::create(host, &settings, &options).await?;

@@ -143,7 +143,7 @@ fn show(host: &Host, arguments: &Config) -> Result<Exit> {
         );
     }
     let settings = Settings::load(&host.paths.env_file())?;
-    let effective = gather(host, &settings, arguments.unmask);
+    let effective = gather(host, &settings, arguments.unmask)?;
     if arguments.json {
         output::json(&effective)?;
     } else {
@@ -152,7 +152,7 @@ fn show(host: &Host, arguments: &Config) -> Result<Exit> {
     Ok(Exit::Success)
 }
 
-fn gather(host: &Host, settings: &Settings, unmask: bool) -> Effective {
+fn gather(host: &Host, settings: &Settings, unmask: bool) -> Result<Effective> {
     let paths = &host.paths;
     let paths = [
         ("deployment", &paths.deployment),
@@ -173,11 +173,15 @@ fn gather(host: &Host, settings: &Settings, unmask: bool) -> Effective {
         .map(|service| {
             let (mut variables, mut files) = (Vec::new(), Vec::new());
             for parcel in settings.parcels(service) {
-                let value = parcel.value.expose_secret();
                 let value = if unmask {
-                    value.to_owned()
+                    parcel.value.open()?.expose_secret().to_owned()
                 } else {
-                    masked(&parcel.name, value)
+                    match parcel.value.in_clear() {
+                        Some(value) => masked(&parcel.name, value.expose_secret()),
+                        // It need not be opened for that.
+                        None => masked_url(parcel.value.with(MASK).expose_secret())
+                            .unwrap_or_else(|| MASK.to_owned()),
+                    }
                 };
                 match parcel.delivery {
                     Delivery::Variable => variables.push(Line {
@@ -191,20 +195,20 @@ fn gather(host: &Host, settings: &Settings, unmask: bool) -> Effective {
                 }
             }
             variables.sort_by(|one, two| one.name.cmp(&two.name));
-            ServiceSettings {
+            Ok(ServiceSettings {
                 service: service.name(),
                 container: service.container(),
                 image: image(settings, service),
                 variables,
                 files,
-            }
+            })
         })
-        .collect();
-    Effective {
+        .collect::<Result<_>>()?;
+    Ok(Effective {
         schema: 1,
         paths,
         services,
-    }
+    })
 }
 
 fn image(settings: &Settings, service: Service) -> String {

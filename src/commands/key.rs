@@ -4,6 +4,7 @@ mod business;
 mod service;
 
 use std::path::Path;
+use std::sync::OnceLock;
 use std::time::Duration;
 
 use secrecy::SecretString;
@@ -59,6 +60,7 @@ struct Gateway<'a> {
     host: &'a Host,
     client: Client,
     settings: Settings,
+    master: OnceLock<SecretString>,
     service: Option<SecretString>,
 }
 
@@ -68,12 +70,20 @@ impl<'a> Gateway<'a> {
             host,
             client: Client::local(PATIENCE)?,
             settings: Settings::load(&host.paths.env_file())?,
+            master: OnceLock::new(),
             service: service::read(&host.paths.service_key())?,
         })
     }
 
-    fn master(&self) -> Keys<'_> {
-        self.client.keys(&self.settings.master_key)
+    /// The keys by way of the master key, which is opened only if it comes to that.
+    fn master(&self) -> Result<Keys<'_>> {
+        let key = if let Some(key) = self.master.get() {
+            key
+        } else {
+            let key = self.settings.master_key.open()?;
+            self.master.get_or_init(|| key)
+        };
+        Ok(self.client.keys(key))
     }
 
     /// Does `work` with the key that is asked for; if none is, with the service key, and with the
@@ -108,7 +118,7 @@ impl<'a> Gateway<'a> {
                 None => {}
             }
         }
-        work(self.master())
+        work(self.master()?)
             .await
             .map_err(|error| self.explain(&error, As::Master))
     }

@@ -1,17 +1,25 @@
-//! `secrets`: replaced everywhere at once, and looked for where they do not belong.
+//! `secrets`: replaced everywhere at once, sealed, and looked for where they do not belong.
 
+use std::io::Read;
 use std::time::Duration;
 
+use anyhow::Context;
 use secrecy::SecretString;
 
 use super::up;
 use crate::change;
-use crate::cli::secrets::{RotateSecret, Secret, Secrets as Verb};
+use crate::cli::secrets::{RotateSecret, Seal, Secret, Secrets as Verb, Unseal};
 use crate::deployment::{kernel_random, password, secret_key};
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
-use crate::output::{self, say};
-use crate::settings::{Cache, Database, Settings};
+use crate::output::{self, say, warn};
+use crate::paths::Scope;
+use crate::seal;
+use crate::settings::sealed::Value;
+use crate::settings::{Cache, Database, Settings, parse_env, read_env};
+
+/// More is read of no value, and so much is refused.
+const LONGEST: u64 = 1 << 20;
 
 /// Runs the verb.
 ///
@@ -20,6 +28,8 @@ use crate::settings::{Cache, Database, Settings};
 pub async fn run(host: &Host, verb: Verb) -> Result<Exit> {
     match verb {
         Verb::Rotate(arguments) => rotate(host, &arguments).await,
+        Verb::Seal(arguments) => seal(host, arguments).await,
+        Verb::Unseal(arguments) => unseal(host, &arguments).await,
         Verb::Audit(arguments) => super::audit::run(host, &arguments).await,
     }
 }
@@ -70,6 +80,11 @@ async fn rotate(host: &Host, arguments: &RotateSecret) -> Result<Exit> {
         Secret::Master if settings.ui_password().is_none() => say(
             "the web interface is logged in to with the master key while UI_PASSWORD is empty: set one with litellm-units ui",
         ),
+        Secret::Ui if settings.ui_password().is_some_and(Value::is_sealed) => {
+            say(
+                "the new password is UI_PASSWORD, which is sealed: litellm-units config --unmask shows it",
+            );
+        }
         Secret::Ui => say(&format!(
             "the new password is UI_PASSWORD in {}",
             env.display()
@@ -77,6 +92,93 @@ async fn rotate(host: &Host, arguments: &RotateSecret) -> Result<Exit> {
         _ => {}
     }
     Ok(Exit::Success)
+}
+
+async fn seal(host: &Host, arguments: Seal) -> Result<Exit> {
+    if host.scope() == Scope::User {
+        return Err(Failure::new(
+            "a user's secrets can't be sealed: Podman asks for them from within its user namespace, where systemd-creds does not open what is that user's",
+        )
+        .hint("they stay in .env, which only the user can read; a deployment of root's can be sealed")
+        .into());
+    }
+    let value = match arguments.names.as_slice() {
+        [_] if arguments.stdin => Some(from_stdin()?),
+        _ if arguments.stdin => {
+            return Err(Failure::new("--stdin gives a value for one variable")
+                .hint("name it: litellm-units secrets seal --stdin OPENAI_API_KEY")
+                .into());
+        }
+        _ => None,
+    };
+    let _lock = super::begin(host, "secrets seal", false, super::RECOVERY_TIMEOUT).await?;
+    let is_new = value.is_some();
+    let done = seal::seal(
+        &host.paths,
+        &seal::Options {
+            names: arguments.names,
+            key: arguments.with_key,
+            value,
+        },
+    )?;
+    tell("sealed", &done)?;
+    let path = host.paths.env_file();
+    let env = parse_env(&read_env(&path)?, &path)?;
+    let keys: Vec<String> = seal::keys(&env, &path)?
+        .iter()
+        .map(ToString::to_string)
+        .collect();
+    if done != seal::Done::default() {
+        say("look for copies from before, in backups for example: litellm-units secrets audit");
+    }
+    if !keys.is_empty() {
+        say(&format!(
+            "what is sealed can be opened with {} only",
+            keys.join(", or ")
+        ));
+    }
+    if Settings::from_env(&env, &path)?.backup.recipient.is_none() && seal::is_in_use(&env) {
+        warn(
+            "backups bring the secrets back on this host only, until .env has BACKUP_AGE_RECIPIENT: without the host, LITELLM_SALT_KEY is lost, and with it the credentials in the database",
+        );
+    }
+    if is_new {
+        say("have the gateway use the new value: litellm-units apply");
+    }
+    Ok(Exit::Success)
+}
+
+async fn unseal(host: &Host, arguments: &Unseal) -> Result<Exit> {
+    let _lock = super::begin(host, "secrets unseal", false, super::RECOVERY_TIMEOUT).await?;
+    tell("unsealed", &seal::unseal(&host.paths, &arguments.names)?)?;
+    Ok(Exit::Success)
+}
+
+fn from_stdin() -> Result<SecretString> {
+    let mut text = String::new();
+    std::io::stdin()
+        .take(LONGEST)
+        .read_to_string(&mut text)
+        .context("can't read the value from stdin")?;
+    let value = text.strip_suffix('\n').unwrap_or(&text);
+    let value = value.strip_suffix('\r').unwrap_or(value);
+    if value.is_empty() {
+        return Err(Failure::new("there is no value on stdin; nothing was changed").into());
+    }
+    Ok(value.into())
+}
+
+fn tell(verb: &str, done: &seal::Done) -> Result<()> {
+    for name in &done.names {
+        output::line(&format!("{verb} {name}"))?;
+    }
+    if done.kept > 0 {
+        say(&format!("{verb} in {} kept configurations, too", done.kept));
+    }
+    if *done == seal::Done::default() {
+        output::line("nothing to do")?;
+    }
+    Ok(())
 }
 
 /// Has everything run as `.env` says, then changes it.

@@ -15,12 +15,9 @@ use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 use crate::litellm::{Client, ui};
 use crate::output::{self, say, warn};
+use crate::settings::sealed::Value;
 use crate::settings::{Settings, parse_env, read_env};
 
-/// From where the gateway believes `X-Forwarded-Proto`: the private addresses, since behind
-/// Podman's network the reverse proxy on this host has one of them. Without it, the gateway
-/// redirects a browser from https to http.
-const FORWARDERS: &str = "127.0.0.1,::1,10.0.0.0/8,172.16.0.0/12,192.168.0.0/16,fc00::/7";
 const SHORTEST: usize = 8;
 const CONTROL_C: u8 = 3;
 
@@ -52,7 +49,7 @@ pub async fn run(host: &Host, arguments: &Ui) -> Result<Exit> {
     } else if arguments.password_stdin {
         Some(checked(from_stdin()?)?)
     } else if keeps {
-        settings.ui_password().cloned()
+        settings.ui_password().map(Value::open).transpose()?
     } else if std::io::stdin().is_terminal() {
         let first = prompt("New password for the web interface (empty: a random one): ")?;
         if first.expose_secret().is_empty() {
@@ -84,9 +81,6 @@ pub async fn run(host: &Host, arguments: &Ui) -> Result<Exit> {
     if let Some(public) = &public {
         let text = public.as_str().trim_end_matches('/');
         values.push(("PROXY_BASE_URL", text.into()));
-        if env.get("FORWARDED_ALLOW_IPS").is_none_or(str::is_empty) {
-            values.push(("FORWARDED_ALLOW_IPS", FORWARDERS.into()));
-        }
     }
     secrets::replace(
         host,

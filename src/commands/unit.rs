@@ -232,8 +232,9 @@ fn secret(host: &Host, service: Service, name: &str) -> Result<()> {
                 service.unit()
             ))
         })?;
+    let value = parcel.value.open()?;
     let mut stdout = std::io::stdout().lock();
-    stdout.write_all(parcel.value.expose_secret().as_bytes())?;
+    stdout.write_all(value.expose_secret().as_bytes())?;
     stdout.flush()?;
     Ok(())
 }

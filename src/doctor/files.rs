@@ -8,6 +8,7 @@ use nix::sys::statvfs::{Statvfs, statvfs};
 use nix::unistd::geteuid;
 
 use super::{Check, Fix, Patient};
+use crate::audit::is_secret;
 use crate::compromised::{Compromised, Found};
 use crate::deployment::container_owner;
 use crate::error::Result;
@@ -18,8 +19,10 @@ use crate::install;
 use crate::litellm::config::{Severity, check_deployment};
 use crate::output::bytes;
 use crate::paths::Scope;
+use crate::seal;
 use crate::settings::env_file::EnvFile;
-use crate::settings::{DEFAULT_LITELLM_IMAGE, Service};
+use crate::settings::sealed::{Vault, is_sealed};
+use crate::settings::{DEFAULT_LITELLM_IMAGE, Service, may_be_sealed};
 
 /// Less than this, and the database may stop at any time.
 const TOO_LITTLE: u64 = 512 << 20;
@@ -105,6 +108,7 @@ pub fn secrets(host: &Host) -> Check {
     let files = [
         host.paths.env_file(),
         host.paths.service_key(),
+        host.paths.credentials(),
         host.paths.state(),
     ];
     let (mut open, mut foreign) = (Vec::new(), Vec::new());
@@ -154,6 +158,43 @@ pub fn secrets(host: &Host) -> Check {
     } else {
         check
     }
+}
+
+/// Whether sealed secrets can be opened, and all secrets are sealed if some are. Nothing if none
+/// is.
+pub fn sealed(env: &EnvFile, path: &Path) -> Option<Check> {
+    if !seal::is_in_use(env) {
+        return None;
+    }
+    let vault = Vault::beside(path);
+    let (mut count, mut clear) = (0, Vec::new());
+    for (name, value) in env.iter() {
+        if is_sealed(value) {
+            if let Err(error) = vault.open(value) {
+                return Some(Check::error("sealed", &error));
+            }
+            count += 1;
+        } else if is_secret(name, value) && may_be_sealed(name) && !value.is_empty() {
+            clear.push(name);
+        }
+    }
+    let keys = match seal::keys(env, path) {
+        Ok(keys) => keys,
+        Err(error) => return Some(Check::error("sealed", &error)),
+    };
+    let keys: Vec<String> = keys.iter().map(ToString::to_string).collect();
+    let message = format!("{count} secrets are sealed with {}", keys.join(" or "));
+    if !clear.is_empty() {
+        let message = format!("{message}, but in clear: {}", clear.join(", "));
+        return Some(Check::warning("sealed", message).remedy("litellm-units secrets seal"));
+    }
+    if env.get("BACKUP_AGE_RECIPIENT").is_none_or(str::is_empty) {
+        let message = format!("{message}, so backups bring them back on this host only");
+        return Some(Check::warning("sealed", message).remedy(
+            "have backups encrypted to a key that is kept elsewhere: BACKUP_AGE_RECIPIENT in .env",
+        ));
+    }
+    Some(Check::ok("sealed", message))
 }
 
 /// Takes every right from everyone but the owner.

@@ -249,7 +249,10 @@ pub async fn inside(patient: &Patient<'_>) -> Vec<Check> {
     };
     let database = match &settings.database {
         Database::Local { .. } => Some(("postgres".to_owned(), 5432)),
-        Database::External { url } => host_and_port(url.expose_secret()),
+        Database::External { url } => url
+            .open()
+            .ok()
+            .and_then(|url| host_and_port(url.expose_secret())),
     };
     let is_local = matches!(settings.database, Database::Local { .. });
     // One that does not run has no address, and a check of its own says so.

@@ -12,7 +12,6 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
-use secrecy::ExposeSecret;
 use serde::Serialize;
 
 use crate::error::{Failure, Result};
@@ -173,7 +172,7 @@ fn check_one(
     let given = settings
         .parcels(Service::Litellm)
         .into_iter()
-        .map(|parcel| (parcel.name, parcel.value.expose_secret().is_empty()))
+        .map(|parcel| (parcel.name, parcel.value.is_empty()))
         .collect();
     let mut checker = Checker {
         file,

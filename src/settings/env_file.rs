@@ -75,6 +75,19 @@ struct Definition {
     raw: Range<usize>,
 }
 
+/// One definition as it is in the file.
+#[derive(Clone, Copy)]
+pub struct Written<'a> {
+    /// The variable.
+    pub name: &'a str,
+    /// Its value.
+    pub value: &'a str,
+    /// The line, from 1.
+    pub line: usize,
+    /// The value as written, quotes included.
+    pub text: &'a str,
+}
+
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Style {
     Plain,
@@ -194,6 +207,40 @@ impl EnvFile {
             });
         }
         self.add(comment, name, value)
+    }
+
+    /// Every definition in the order of the file, those that do not count too.
+    pub fn definitions(&self) -> impl Iterator<Item = Written<'_>> {
+        self.definitions.iter().map(|definition| Written {
+            name: &definition.name,
+            value: &definition.value,
+            line: definition.line,
+            text: &self.text[definition.raw.clone()],
+        })
+    }
+
+    /// Replaces the text of values, quotes included, where `replace` gives another one; every
+    /// other byte stays. The definitions are in the order of the file.
+    ///
+    /// # Errors
+    ///
+    /// If the file could not be read afterwards. It is then unchanged.
+    pub fn rewrite(
+        &mut self,
+        mut replace: impl FnMut(Written<'_>) -> Option<String>,
+    ) -> Result<(), ParseError> {
+        let mut text = String::with_capacity(self.text.len());
+        let mut copied = 0;
+        for (written, definition) in self.definitions().zip(&self.definitions) {
+            if let Some(new) = replace(written) {
+                text.push_str(&self.text[copied..definition.raw.start]);
+                text.push_str(&new);
+                copied = definition.raw.end;
+            }
+        }
+        text.push_str(&self.text[copied..]);
+        *self = Self::parse(&text)?;
+        Ok(())
     }
 
     /// Gives each of these variables the value that it has in another file; one

@@ -157,8 +157,9 @@ pub(super) async fn watch(
 }
 
 async fn probe(client: &Client, settings: &Settings) -> Result<()> {
+    let master_key = settings.master_key.open()?;
     client
-        .keys(&settings.master_key)
+        .keys(&master_key)
         .probe()
         .await
         .map_err(|error| Failure::new(format!("a probe request failed: {error}")).into())

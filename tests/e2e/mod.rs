@@ -16,6 +16,7 @@ mod packages;
 mod proxies;
 mod quadlet;
 mod recovery;
+mod seal;
 mod secrets;
 mod starts;
 mod trust;

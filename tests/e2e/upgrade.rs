@@ -433,6 +433,8 @@ fn rootful_upgrade_and_rollback() {
     let who = Who::Root;
     let host = TestHost::boot("upgrade-rootful");
     host.units(who, &["up"]).ok();
+    // What is kept and put back refers to sealed secrets.
+    host.units(who, &["secrets", "seal"]).ok();
     there_and_back(&host, who);
     an_edit_is_an_upgrade_and_data_comes_back(&host, who);
 }
@@ -449,7 +451,12 @@ fn rootless_upgrade_and_rollback() {
 fn rootful_failed_upgrades() {
     let who = Who::Root;
     let host = TestHost::boot("upgrade-failed");
+    host.units(who, &["generate"]).ok();
+    // Backups are for someone whose key is not here; going back needs no key.
+    let recipient = age::x25519::Identity::generate().to_public().to_string();
+    host.set_env(who, &[("BACKUP_AGE_RECIPIENT", &recipient)]);
     host.units(who, &["up"]).ok();
+    host.units(who, &["secrets", "seal"]).ok();
     let key = new_key(&host, who);
     failures_end_where_they_began(&host, who, &key);
 }

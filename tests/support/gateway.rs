@@ -9,10 +9,11 @@ use super::host::{TestHost, Who};
 /// What the mock model answers.
 pub const HELLO: &str = "Hello from your LiteLLM gateway.\n";
 
-/// Makes a key for the mock model, with the master key of `.env`.
+/// Makes a key for the mock model, with the master key, which may be sealed.
 #[track_caller]
 pub fn new_key(host: &TestHost, who: Who) -> String {
-    new_key_with(host, who, host.env(who).get("LITELLM_MASTER_KEY").unwrap())
+    let words = ["unit", "secret", "litellm", "LITELLM_MASTER_KEY"];
+    new_key_with(host, who, &host.units(who, &words).ok())
 }
 
 /// Makes a key for the mock model.

@@ -158,7 +158,7 @@ async fn validity(
         Ok(_) | Err(KeyError::Forbidden { .. }) => Ok(Ok(())),
         Err(KeyError::Unauthorized(problem)) => Ok(Err(problem)),
         Err(KeyError::NotFound)
-            if *key.expose_secret() == *gateway.settings.master_key.expose_secret() =>
+            if *key.expose_secret() == *gateway.settings.master_key.open()?.expose_secret() =>
         {
             say("the file holds the master key, which is not for daily use");
             Ok(Err(Invalid::Other))
@@ -226,7 +226,7 @@ async fn replace(
     old: Option<&SecretString>,
     grace: u64,
 ) -> Result<SecretString> {
-    let master = gateway.master();
+    let master = gateway.master()?;
     let explain = |error| gateway.explain(&error, As::Master);
     master
         .ensure_user(USER, USER, ROLE)
@@ -280,7 +280,7 @@ async fn replace(
 /// Deletes every other service key: the one before, and what an interruption or a lost file left.
 /// Then gives the key with the hash `token` its name, if the one before had it.
 async fn tidy(gateway: &Gateway<'_>, token: &str, alias: &str) -> Result<()> {
-    let master = gateway.master();
+    let master = gateway.master()?;
     let explain = |error| gateway.explain(&error, As::Master);
     let all = master.list(None).await.map_err(explain)?;
     let mut has_name = false;
@@ -321,7 +321,7 @@ async fn tidy(gateway: &Gateway<'_>, token: &str, alias: &str) -> Result<()> {
 
 /// Gives a valid key what is asked for now, or what the configuration says now.
 async fn adjust(gateway: &Gateway<'_>, arguments: &ServiceKey, key: &SecretString) -> Result<()> {
-    let master = gateway.master();
+    let master = gateway.master()?;
     let explain = |error| gateway.explain(&error, As::Master);
     let token = hash(key);
     let before = master.info(&token).await.map_err(explain)?;

@@ -29,6 +29,8 @@ const QUOTED_LINES: usize = 15;
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// How often the gateway is asked whether it is ready.
 const ASK_INTERVAL: Duration = Duration::from_millis(100);
+/// How long systemd may take to close a socket.
+const ADDRESS_PATIENCE: Duration = Duration::from_secs(10);
 /// A unit that systemd had to restart this often while it was starting won't get up by itself.
 const ATTEMPTS: u64 = 2;
 
@@ -154,6 +156,9 @@ fn remember_good(host: &Host) -> Result<()> {
 /// When systemd refuses, or a unit does not stop within `timeout`.
 pub async fn stop(host: &Host, units: &[&str], timeout: Duration) -> Result<()> {
     let systemd = host.systemd().await?;
+    if units.contains(&Service::Litellm.unit()) {
+        close_address(systemd).await?;
+    }
     let mut wait = Wait::new(systemd, Instant::now() + timeout).await?;
     for unit in units {
         wait.ask(Verb::Stop, unit).await?;
@@ -166,6 +171,16 @@ pub async fn stop(host: &Host, units: &[&str], timeout: Duration) -> Result<()> 
         }
     }
     say(&format!("stopped in {}", duration(wait.begin.elapsed())));
+    Ok(())
+}
+
+/// Closes the gateway's address, since a request that waits there would start the gateway again.
+async fn close_address(systemd: &Systemd) -> Result<()> {
+    if systemd.unit(quadlet::SOCKET).await?.is_active() {
+        let mut jobs = Jobs::new(systemd).await?;
+        jobs.ask(Verb::Stop, quadlet::SOCKET).await?;
+        jobs.next(ADDRESS_PATIENCE).await?;
+    }
     Ok(())
 }
 
@@ -429,6 +444,11 @@ impl<'a> Wait<'a> {
     /// After Ctrl-C: jobs that have not begun are cancelled; what has begun, systemd carries on.
     async fn interrupted(&mut self) -> anyhow::Error {
         self.jobs.cancel().await;
+        let gateway = self.systemd.unit(Service::Litellm.unit()).await;
+        if gateway.is_ok_and(|unit| matches!(unit.active.as_str(), "inactive" | "failed")) {
+            // Of the failures, the interruption is the one to tell.
+            let _ = close_address(self.systemd).await;
+        }
         let mut going_on = Vec::new();
         for unit in self.restarts.keys() {
             if let Ok(state) = self.systemd.unit(unit).await

@@ -153,7 +153,7 @@ fn links() {
                             .trim()
                             .to_lowercase()
                             .replace(' ', "-")
-                            .replace(['.', '/', '`'], "")
+                            .replace(['.', '/', '`', '\''], "")
                             == heading
                     });
                 assert!(found, "{path}: {link}");

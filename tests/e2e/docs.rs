@@ -66,6 +66,19 @@ const INSTEAD: &[(&str, Instead)] = &[
         "sudo litellm-units trust --scope registry.example.com/berriai",
         Instead::Elsewhere,
     ),
+    (
+        "pass llm/openai | sudo litellm-units secrets seal --stdin OPENAI_API_KEY",
+        Instead::Run("echo correct-horse | sudo litellm-units secrets seal --stdin OPENAI_API_KEY"),
+    ),
+    // e2e::backup makes encrypted backups.
+    (
+        "age-keygen -o key.txt                                          # keep it elsewhere",
+        Instead::Elsewhere,
+    ),
+    (
+        "echo BACKUP_AGE_RECIPIENT=age1… | sudo tee -a /opt/litellm-server/.env >/dev/null",
+        Instead::Elsewhere,
+    ),
     // Pages that are read in a terminal or a browser.
     (
         "systemctl edit litellm.service",
@@ -227,6 +240,8 @@ fn first_steps_and_daily_use() {
            chown -R operator: /home/operator"#,
     );
     reader(Who::Operator, "").follow(&document::markdown("docs/several-hosts.md"));
+    // The last, since another host could not open what is sealed.
+    reader(Who::Operator, "").follow(&document::markdown("docs/sealed-secrets.md"));
 }
 
 #[test]
@@ -327,6 +342,7 @@ fn everything_is_read() {
         "docs/trust.md",
         "docs/reverse-proxy.md",
         "docs/several-hosts.md",
+        "docs/sealed-secrets.md",
     ];
     let mut lines: Vec<Line> = read
         .iter()

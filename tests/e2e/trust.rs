@@ -39,7 +39,10 @@ fn recorded(host: &TestHost, who: Who, image: &str) -> String {
 fn doctor(host: &TestHost, who: Who, check: &str) -> String {
     host.sh(
         who,
-        &format!("litellm-units doctor | grep -A1 ' {check}: ' | grep -v '^ok .* secrets' || true"),
+        // The line of the check, and what mends it: that line begins with no outcome.
+        &format!(
+            "litellm-units doctor | awk '/ {check}: / {{ print; on = 1; next }} on && /^ / {{ print }} {{ on = 0 }}' || true"
+        ),
     )
 }
 

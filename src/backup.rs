@@ -377,7 +377,7 @@ fn files(paths: &Paths) -> Result<BTreeMap<String, PathBuf>> {
         paths.env_file(),
         paths.images_lock(),
         paths.deployment.join("service-key.txt"),
-        paths.state().join("ledger.jsonl"),
+        paths.ledger(),
     ]
     .into_iter()
     .filter(|path| path.is_file())
@@ -439,7 +439,7 @@ fn directories_below(directory: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// The images that run, as Podman knows them. A backup does not fail for want of them.
-async fn images(host: &Host, settings: &Settings) -> BTreeMap<String, Image> {
+pub async fn images(host: &Host, settings: &Settings) -> BTreeMap<String, Image> {
     let mut images = BTreeMap::new();
     let lock = ImagesLock::load(&host.paths.images_lock()).unwrap_or_default();
     let Ok(podman) = host.podman().await else {

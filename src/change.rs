@@ -16,7 +16,7 @@ use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::install;
 use crate::output::say;
-use crate::settings::{Settings, parse_env, read_env};
+use crate::settings::{Database, Settings, parse_env, read_env};
 use crate::stack;
 
 /// One variable of `.env` that gets another value.
@@ -119,6 +119,27 @@ pub async fn recover(host: &Host, timeout: Duration) -> Result<()> {
             go(host, &pending, timeout).await?;
             forget(host)
         }
+    }
+}
+
+/// What of the present `.env` must stay when an older one is put back: the password with which the
+/// local PostgreSQL lets the gateway in, if it does. The server keeps it with its data, so it may no
+/// longer know the one of the older file.
+pub async fn known_to_the_database(host: &Host) -> &'static [&'static str] {
+    let attempt = async {
+        let settings = Settings::load(&host.paths.env_file())?;
+        match &settings.database {
+            Database::Local { password, .. } => {
+                server::postgres_accepts(host, &settings, password.expose_secret()).await
+            }
+            Database::External { .. } => Ok(false),
+        }
+    };
+    // A server that can't be asked has not proven anything.
+    if attempt.await.unwrap_or(false) {
+        &["POSTGRES_PASSWORD"]
+    } else {
+        &[]
     }
 }
 

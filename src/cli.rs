@@ -3,6 +3,7 @@
 pub mod backup;
 pub mod key;
 pub mod secrets;
+pub mod upgrade;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -31,6 +32,7 @@ pub struct Cli {
 
 /// Which deployment a command is about.
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Which deployment")]
 pub struct Target {
     /// Deployment directory [default: /opt/litellm-server; rootless: ~/.local/share/litellm-server]
     #[arg(long, env = "LITELLM_DIR", value_name = "DIR", global = true)]
@@ -75,6 +77,8 @@ pub enum Command {
     Health(Health),
     /// Pull the images that .env names
     Pull(Pull),
+    /// Have Podman take only images that LiteLLM signed
+    Trust(Trust),
     /// Make, list, change and revoke the gateway's keys
     #[command(subcommand)]
     Key(key::Key),
@@ -87,6 +91,12 @@ pub enum Command {
     Backup(backup::Backup),
     /// Put the data of a backup back, in the place of what the gateway has now
     Restore(backup::Restore),
+    /// Run another release of the gateway; if anything fails, the present one serves again
+    Upgrade(upgrade::Upgrade),
+    /// Go back to an earlier release
+    Rollback(upgrade::Rollback),
+    /// List the releases that ran, and the upgrades that failed
+    History(upgrade::History),
     /// Print a completion script for a shell
     Completion {
         /// The shell
@@ -125,8 +135,11 @@ pub struct Generate {
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  litellm-units up\n  litellm-units up --timeout 120")]
 pub struct Up {
+    /// What it does anyway; for those who are used to compose
+    #[arg(short, long, visible_alias = "wait")]
+    pub detach: bool,
     /// Seconds that starting and becoming ready may take; pulling images does not count
-    #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = seconds)]
+    #[arg(short, long, value_name = "SECONDS", default_value = "300", value_parser = seconds)]
     pub timeout: Duration,
 }
 
@@ -134,7 +147,7 @@ pub struct Up {
 #[derive(Debug, Args)]
 pub struct Down {
     /// Seconds that stopping may take
-    #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = seconds)]
+    #[arg(short, long, value_name = "SECONDS", default_value = "120", value_parser = seconds)]
     pub timeout: Duration,
 }
 
@@ -146,7 +159,7 @@ pub struct Apply {
     #[arg(long)]
     pub dry_run: bool,
     /// Seconds that restarting and becoming ready may take
-    #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = seconds)]
+    #[arg(short, long, value_name = "SECONDS", default_value = "300", value_parser = seconds)]
     pub timeout: Duration,
 }
 
@@ -171,9 +184,9 @@ pub struct Logs {
     /// Go on with new lines as they come
     #[arg(short, long)]
     pub follow: bool,
-    /// Show only the last lines of all the services together
-    #[arg(short = 'n', long, value_name = "LINES", visible_alias = "lines")]
-    pub tail: Option<u32>,
+    /// Show only the last lines of all the services together, or `all`
+    #[arg(short = 'n', long, value_name = "LINES", visible_alias = "lines", default_value = "all", hide_default_value = true, value_parser = tail)]
+    pub tail: Tail,
     /// Show lines since a time (2026-01-31T12:00:00Z) or an age (42m)
     #[arg(long, value_name = "TIME")]
     pub since: Option<String>,
@@ -191,28 +204,39 @@ pub struct Logs {
     pub no_color: bool,
 }
 
+/// How many lines of a log are shown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tail(pub Option<u32>);
+
 /// Arguments of `exec`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  litellm-units exec postgres -- psql -U litellm\n  litellm-units exec -T redis -- redis-cli info memory"
+    override_usage = "litellm-units exec [OPTIONS] <SERVICE> [--] <COMMAND>...",
+    after_help = "Examples:\n  litellm-units exec postgres psql -U litellm\n  litellm-units exec -T redis -- redis-cli info memory"
 )]
 pub struct Exec {
     /// The service
     pub service: Service,
-    /// Do not allocate a terminal
+    /// Do not allocate a terminal, as it is done where there is one
     #[arg(short = 'T', long = "no-tty")]
     pub no_tty: bool,
+    /// What it does anyway; for those who are used to `exec -it`
+    #[arg(short, long, hide = true)]
+    pub interactive: bool,
+    /// Likewise
+    #[arg(short, long, hide = true, conflicts_with = "no_tty")]
+    pub tty: bool,
     /// Set a variable
     #[arg(short, long, value_name = "NAME=VALUE")]
     pub env: Vec<String>,
     /// Run as this user
-    #[arg(short, long, value_name = "USER", id = "container_user")]
+    #[arg(short = 'u', long, value_name = "USER", id = "container_user")]
     pub as_user: Option<String>,
     /// Run in this directory
     #[arg(short, long, value_name = "DIR")]
     pub workdir: Option<String>,
     /// The command and its arguments
-    #[arg(last = true, required = true)]
+    #[arg(trailing_var_arg = true, required = true)]
     pub command: Vec<String>,
 }
 
@@ -250,6 +274,30 @@ pub struct Pull {
     /// Take the image that a tag means now, where that is another one than recorded
     #[arg(long, conflicts_with = "missing")]
     pub accept: bool,
+}
+
+/// Arguments of `trust`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Releases before 1.83 are not signed: those in images.lock stay usable, each by its digest.\nExamples:\n  litellm-units trust --dry-run\n  litellm-units trust\n  litellm-units trust --scope registry.example.com/berriai\n  litellm-units trust --remove"
+)]
+pub struct Trust {
+    /// Print what would change as a unified diff, and change nothing
+    #[arg(long)]
+    pub dry_run: bool,
+    /// Take back what was set, and nothing else
+    #[arg(long, conflicts_with_all = ["key", "scope", "accept"])]
+    pub remove: bool,
+    /// Demand signatures by this public key instead of LiteLLM's, on the name that an image is
+    /// pulled by
+    #[arg(long, value_name = "FILE")]
+    pub key: Option<PathBuf>,
+    /// The images that it is about, where they are not pulled from ghcr.io/berriai
+    #[arg(long, value_name = "REGISTRY/PATH")]
+    pub scope: Option<String>,
+    /// Take this one image without a signature that Podman can verify
+    #[arg(long, value_name = "IMAGE@DIGEST")]
+    pub accept: Vec<String>,
 }
 
 /// Arguments of `config`.
@@ -334,6 +382,14 @@ fn seconds(text: &str) -> Result<Duration, String> {
     match text.parse() {
         Ok(0) | Err(_) => Err("not a whole number of seconds above 0".into()),
         Ok(seconds) => Ok(Duration::from_secs(seconds)),
+    }
+}
+
+fn tail(text: &str) -> Result<Tail, String> {
+    match text.parse() {
+        Ok(lines) => Ok(Tail(Some(lines))),
+        Err(_) if text == "all" => Ok(Tail(None)),
+        Err(_) => Err("neither a number of lines nor `all`".into()),
     }
 }
 

@@ -106,7 +106,7 @@ pub fn complete(text: &str, path: &Path, found: Found, random: Random<'_>) -> Re
 
     editor.fill(
         "LITELLM_IMAGE",
-        &["The gateway's version. After an edit: litellm-units backup, then litellm-units apply"],
+        &["The gateway's version. After an edit: litellm-units upgrade"],
         |value| value.is_empty() || value.contains("vX.Y.Z"),
         || Ok(DEFAULT_LITELLM_IMAGE.to_owned()),
     )?;

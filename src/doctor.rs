@@ -4,10 +4,12 @@
 //! is `ok` and says so. A check that another one's failure makes pointless is left out, so that
 //! each fault is named once.
 
+mod backup;
 mod files;
 mod network;
 mod platform;
 mod rootless;
+mod trust;
 mod units;
 
 use std::path::PathBuf;
@@ -20,6 +22,7 @@ use crate::paths::Scope;
 use crate::settings::env_file::EnvFile;
 use crate::settings::{Service, Settings, parse_env, read_env};
 use crate::systemd::UnitState;
+use crate::upgrade;
 
 /// What came out of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -192,7 +195,19 @@ pub async fn examine(host: &Host) -> Vec<Check> {
         // Without systemd, a check of its own says so.
         holds_address: socket.is_ok_and(|socket| socket.is_active()),
     };
-    let (systemd, clock, disk, inside, docker, drift, digests, gateway) = futures_util::join!(
+    let (
+        systemd,
+        clock,
+        disk,
+        inside,
+        docker,
+        drift,
+        digests,
+        compromised,
+        signatures,
+        gateway,
+        backup,
+    ) = futures_util::join!(
         platform::systemd(&patient),
         platform::clock(host),
         files::space(host, podman_works),
@@ -218,7 +233,22 @@ pub async fn examine(host: &Host) -> Vec<Check> {
                 None
             }
         },
+        async {
+            if podman_works {
+                trust::running(&patient).await
+            } else {
+                None
+            }
+        },
+        async {
+            if podman_works {
+                trust::signatures(&patient).await
+            } else {
+                None
+            }
+        },
         units::gateway(&patient),
+        backup::backup(&patient),
     );
     checks.extend(systemd);
     checks.push(platform::selinux());
@@ -241,11 +271,23 @@ pub async fn examine(host: &Host) -> Vec<Check> {
     checks.extend(drift);
     checks.extend(units::states(&patient, is_current));
     checks.extend(digests);
+    checks.extend(compromised);
+    checks.extend(signatures);
     if config_is_good {
         checks.extend(units::applied(&patient, is_current));
     }
     checks.extend(gateway);
+    checks.extend(backup);
+    checks.extend(interrupted(host));
     checks
+}
+
+/// An upgrade or rollback that did not come to its end.
+fn interrupted(host: &Host) -> Option<Check> {
+    match upgrade::warning(&host.paths) {
+        Ok(warning) => Some(Check::failure("upgrade", warning?).remedy("litellm-units up")),
+        Err(error) => Some(Check::error("upgrade", &error)),
+    }
 }
 
 /// Reads `.env`. The images are vetted one by one, so that a bad one is not called a bad file.
@@ -262,7 +304,7 @@ fn settings(host: &Host) -> (Option<EnvFile>, Option<Settings>, Vec<Check>) {
         Ok(env) => env,
         Err(error) => return (None, None, vec![Check::error("settings", &error)]),
     };
-    let images = files::images(&env, &path);
+    let images = files::images(host, &env);
     let settings = files::without_bad_images(&env).and_then(|env| Settings::from_env(&env, &path));
     match settings {
         Ok(settings) => {

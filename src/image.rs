@@ -26,8 +26,8 @@ const FLOATING_TAGS: [&str; 9] = [
     "rc",
 ];
 
-/// Releases of LiteLLM that carried a credential stealer (BerriAI/litellm issue 24512).
-const COMPROMISED_LITELLM: [&str; 2] = ["1.82.7", "1.82.8"];
+/// What a digest begins with; no other algorithm is in use.
+pub const DIGEST_PREFIX: &str = "sha256:";
 
 /// Why a reference is refused.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -44,9 +44,6 @@ pub enum ImageError {
     /// Its tag is moved from image to image.
     #[error("{0:?} has the floating tag {1:?}")]
     Floating(String, String),
-    /// The release is known to be malicious.
-    #[error("{0:?} is LiteLLM {1}, a compromised release that steals credentials")]
-    Compromised(String, &'static str),
 }
 
 impl ImageError {
@@ -62,10 +59,6 @@ impl ImageError {
             Self::Floating(..) => {
                 "name a version, e.g. :v1.80.11-stable, or add the digest (@sha256:…)"
             }
-            Self::Compromised(..) => {
-                "choose another release, and rotate every credential that this one has seen \
-                 (https://github.com/BerriAI/litellm/issues/24512)"
-            }
         }
     }
 }
@@ -74,8 +67,7 @@ impl ImageReference {
     /// Parses and vets a reference.
     ///
     /// # Errors
-    /// When it is malformed, leaves the registry open, is not pinned, or names a release that is
-    /// known to be malicious.
+    /// When it is malformed, leaves the registry open, or is not pinned.
     pub fn parse(text: &str) -> Result<Self, ImageError> {
         let malformed = |reason| ImageError::Malformed(text.to_owned(), reason);
         if text.is_empty() {
@@ -90,10 +82,10 @@ impl ImageReference {
         let (rest, digest) = match text.split_once('@') {
             None => (text, None),
             Some((rest, digest)) => {
-                let hex = digest
-                    .strip_prefix("sha256:")
-                    .ok_or_else(|| malformed("the digest does not start with sha256:"))?;
-                if hex.len() != 64 || hex.chars().any(|c| !matches!(c, '0'..='9' | 'a'..='f')) {
+                if !digest.starts_with(DIGEST_PREFIX) {
+                    return Err(malformed("the digest does not start with sha256:"));
+                }
+                if !is_digest(digest) {
                     return Err(malformed("a sha256 digest has 64 hexadecimal digits"));
                 }
                 (rest, Some(rest.len() + 1..text.len()))
@@ -133,16 +125,6 @@ impl ImageReference {
     fn vet(&self) -> Result<(), ImageError> {
         let text = self.text.clone();
         let tag = self.tag().unwrap_or_default();
-        let version = self.version().unwrap_or_default();
-        if self.name().contains("litellm")
-            && let Some(bad) = COMPROMISED_LITELLM.iter().find(|bad| {
-                version
-                    .strip_prefix(**bad)
-                    .is_some_and(|rest| !rest.starts_with(|c: char| c.is_ascii_digit()))
-            })
-        {
-            return Err(ImageError::Compromised(text, bad));
-        }
         if self.digest.is_some() {
             return Ok(());
         }
@@ -197,6 +179,12 @@ impl ImageReference {
         version[..end].parse().ok()
     }
 
+    /// Whether it is one of LiteLLM's images, by its name.
+    #[must_use]
+    pub fn is_litellm(&self) -> bool {
+        self.name().contains("litellm")
+    }
+
     /// Whether the tag says that the image is built on Alpine, whose user numbers differ.
     #[must_use]
     pub fn is_alpine(&self) -> bool {
@@ -208,6 +196,14 @@ impl fmt::Display for ImageReference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.text)
     }
+}
+
+/// Whether it is `sha256:` and 64 hexadecimal digits.
+#[must_use]
+pub fn is_digest(text: &str) -> bool {
+    text.strip_prefix(DIGEST_PREFIX).is_some_and(|hex| {
+        hex.len() == 64 && hex.chars().all(|c| matches!(c, '0'..='9' | 'a'..='f'))
+    })
 }
 
 fn is_tag(text: &str) -> bool {
@@ -254,10 +250,6 @@ mod tests {
                 r#""ghcr.io/berriai/litellm:main-stable" has the floating tag "main-stable""#,
             ),
             (
-                "ghcr.io/berriai/litellm:v1.82.7-stable",
-                r#""ghcr.io/berriai/litellm:v1.82.7-stable" is LiteLLM 1.82.7, a compromised release that steals credentials"#,
-            ),
-            (
                 "ghcr.io/Berriai/litellm:v1",
                 r#""ghcr.io/Berriai/litellm:v1" is not an image reference: its path has an empty part or a capital letter"#,
             ),
@@ -274,16 +266,6 @@ mod tests {
                 ImageReference::parse(text).unwrap_err().to_string(),
                 message
             );
-        }
-    }
-
-    #[test]
-    fn neighbours_of_a_compromised_release_are_fine() {
-        for text in [
-            "ghcr.io/berriai/litellm:v1.82.70",
-            "ghcr.io/berriai/litellm:v1.82.6-stable",
-        ] {
-            assert!(ImageReference::parse(text).is_ok(), "{text}");
         }
     }
 

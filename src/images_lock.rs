@@ -80,6 +80,13 @@ impl ImagesLock {
         self.images.get(image.as_str())
     }
 
+    /// Every reference that is recorded, and what it meant.
+    pub fn references(&self) -> impl Iterator<Item = (ImageReference, &Locked)> {
+        self.images
+            .iter()
+            .filter_map(|(text, locked)| Some((ImageReference::parse(text).ok()?, locked)))
+    }
+
     /// Records what a reference means now.
     pub fn record(&mut self, image: &ImageReference, digest: String) {
         let recorded = jiff::Timestamp::now()

@@ -201,6 +201,10 @@ fn entry(line: Line, scope: Scope) -> Option<Entry> {
     if message.len() == 64 && message.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return None;
     }
+    // Its monitor warns of what a kernel does not count.
+    if message.starts_with("conmon ") && message.contains(" <nwarn>: ") {
+        return None;
+    }
     let own = line.about_unit.is_none() && line.about_user_unit.is_none();
     let unit = match scope {
         Scope::System => line.about_unit.or(line.by_unit),

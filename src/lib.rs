@@ -9,6 +9,7 @@ pub mod backup;
 pub mod change;
 pub mod cli;
 pub mod commands;
+pub mod compromised;
 pub mod container;
 pub mod deployment;
 pub mod doctor;
@@ -18,6 +19,7 @@ pub mod image;
 pub mod images_lock;
 pub mod install;
 pub mod journal;
+pub mod ledger;
 pub mod litellm;
 pub mod lock;
 pub mod network;
@@ -30,6 +32,8 @@ pub mod settings;
 pub mod snapshot;
 pub mod stack;
 pub mod systemd;
+pub mod trust;
+pub mod upgrade;
 
 use cli::{Cli, Command};
 use error::{Exit, Result};
@@ -58,7 +62,13 @@ pub async fn run(cli: Cli) -> Result<Exit> {
                 let default = remote.scope().await?;
                 Host::remote(chosen.unwrap_or(default), remote)
             }
-            Some(use_of) => return remote.run(&remote::own_arguments()?, use_of).await,
+            Some(use_of) => {
+                let foreign = match &cli.command {
+                    Command::Exec(arguments) => arguments.command.len(),
+                    _ => 0,
+                };
+                return remote.run(&remote::own_arguments(foreign)?, use_of).await;
+            }
         },
     };
     match cli.command {
@@ -77,9 +87,13 @@ pub async fn run(cli: Cli) -> Result<Exit> {
         Command::Ui(arguments) => commands::ui::run(&host, &arguments).await,
         Command::Backup(arguments) => commands::backup::run(&host, arguments).await,
         Command::Restore(arguments) => commands::backup::restore(&host, arguments).await,
+        Command::Upgrade(arguments) => commands::upgrade::run(&host, arguments).await,
+        Command::Rollback(arguments) => commands::rollback::run(&host, arguments).await,
+        Command::History(arguments) => commands::history::run(&host, &arguments),
         Command::Completion { shell } => commands::completion::run(shell),
         Command::Status(arguments) => commands::status::run(&host, &arguments).await,
         Command::Pull(arguments) => commands::pull::run(&host, &arguments).await,
+        Command::Trust(arguments) => commands::trust::run(&host, &arguments).await,
         Command::Config(arguments) => commands::config::run(&host, &arguments),
         Command::Doctor(arguments) => commands::doctor::run(&host, &arguments).await,
         Command::Unit(verb) => commands::unit::run(&host, verb).await,
@@ -112,7 +126,8 @@ fn use_of(command: &Command) -> Option<Use> {
         | Command::Status(_)
         | Command::Logs(_)
         | Command::Health(_)
-        | Command::Pull(_) => Some(Use {
+        | Command::Pull(_)
+        | Command::Trust(_) => Some(Use {
             input: false,
             ..plain
         }),

@@ -65,4 +65,16 @@ impl OperationLock {
             .with_context(|| format!("can't write {}", path.display()))?;
         Ok(Self { _file: Some(file) })
     }
+
+    /// Whether an operation is under way now.
+    #[must_use]
+    pub fn is_held(paths: &Paths) -> bool {
+        let Ok(file) = File::open(paths.runtime_state().join("lock")) else {
+            return false;
+        };
+        matches!(
+            Flock::lock(file, FlockArg::LockSharedNonblock),
+            Err((_, nix::errno::Errno::EWOULDBLOCK))
+        )
+    }
 }

@@ -9,6 +9,9 @@ use crate::error::{Failure, Result};
 /// The default deployment directory of the system scope.
 pub const SYSTEM_DEPLOYMENT: &str = "/opt/litellm-server";
 
+/// What the administrator sets for all users.
+const SITE: &str = "/etc";
+
 /// Which systemd manager and which Podman the units belong to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -55,6 +58,8 @@ pub struct Paths {
     pub packaged_units: PathBuf,
     /// Per-boot state: `/run` or `$XDG_RUNTIME_DIR`.
     pub runtime: PathBuf,
+    /// What the administrator (or the user) sets for every program: `/etc` or `~/.config`.
+    pub configuration: PathBuf,
 }
 
 impl Paths {
@@ -89,6 +94,7 @@ impl Paths {
             units: "/etc/systemd/system".into(),
             packaged_units: "/usr/lib/systemd/system".into(),
             runtime: "/run".into(),
+            configuration: SITE.into(),
         }
     }
 
@@ -110,6 +116,7 @@ impl Paths {
             units: config.join("systemd/user"),
             packaged_units: "/usr/lib/systemd/user".into(),
             runtime,
+            configuration: config,
         })
     }
 
@@ -179,6 +186,12 @@ impl Paths {
         self.state().join("change.json")
     }
 
+    /// What was done to the deployment, in order.
+    #[must_use]
+    pub fn ledger(&self) -> PathBuf {
+        self.state().join("ledger.jsonl")
+    }
+
     /// Configurations kept by content.
     #[must_use]
     pub fn snapshots(&self) -> PathBuf {
@@ -199,6 +212,37 @@ impl Paths {
             Scope::User => "containers/overlay-containers",
         };
         self.runtime.join(storage).join(id)
+    }
+
+    /// Podman's own configuration.
+    #[must_use]
+    pub fn containers(&self) -> PathBuf {
+        self.configuration.join("containers")
+    }
+
+    /// What Podman goes by where a user has no configuration of it.
+    #[must_use]
+    pub fn site_containers(&self) -> Option<PathBuf> {
+        (self.scope == Scope::User).then(|| Path::new(SITE).join("containers"))
+    }
+
+    /// What this program is told for the whole host (or by the user).
+    #[must_use]
+    pub fn own_configuration(&self) -> PathBuf {
+        self.configuration.join("litellm-units")
+    }
+
+    /// Where releases are listed that must not run: the administrator's list counts for users, too.
+    #[must_use]
+    pub fn compromised_lists(&self) -> Vec<PathBuf> {
+        let mut directories = vec![self.own_configuration()];
+        if self.scope == Scope::User {
+            directories.insert(0, Path::new(SITE).join("litellm-units"));
+        }
+        directories
+            .into_iter()
+            .map(|directory| directory.join("compromised-releases"))
+            .collect()
     }
 
     /// Per-boot files of this program: names of the secrets that each container gets.

@@ -164,6 +164,32 @@ impl Podman {
         Ok((output.status.success() && digest.starts_with("sha256:")).then_some(digest))
     }
 
+    /// What `registries.conf` makes of names, as `podman info` has it.
+    ///
+    /// # Errors
+    /// When Podman can't tell.
+    pub async fn registries(&self) -> Result<serde_json::Value> {
+        let text = self
+            .run(["info", "--format", "{{json .Registries}}"])
+            .await?;
+        serde_json::from_str(&text).context("podman info answers something else than JSON")
+    }
+
+    /// Podman's reason for not pulling an image, in one line; nothing if it can be pulled after all.
+    ///
+    /// # Errors
+    /// When Podman can't be run.
+    pub async fn reason_against(&self, image: &str) -> Result<Option<String>> {
+        let output = self
+            .command(["pull", "--quiet", image])
+            .output()
+            .await
+            .context("can't run podman")?;
+        let words = String::from_utf8_lossy(&output.stderr);
+        let last = words.lines().last().unwrap_or_default();
+        Ok((!output.status.success()).then(|| last.trim_start_matches("Error: ").to_owned()))
+    }
+
     /// Pulls an image; Podman draws its progress on stderr.
     ///
     /// # Errors

@@ -20,6 +20,15 @@ pub const MARKER: &str = "# Written by litellm-units. Do not edit: use a drop-in
 /// The first words of the marker, by which a file of ours is recognised.
 pub const MARKER_PREFIX: &str = "# Written by litellm-units.";
 
+/// What the migration runs.
+const MIGRATION: &str = include_str!("../templates/migrate.py");
+
+/// Migrates the database to the next release while the gateway of the present one serves.
+pub const NEXT_MIGRATION: &str = "litellm-migrate-next";
+
+/// Podman's network, as `litellm.network` names it.
+pub const NETWORK: &str = "litellm";
+
 /// The container of a second gateway, which serves while the first one restarts.
 pub const STANDBY: &str = "litellm-standby";
 
@@ -31,6 +40,8 @@ pub const SERVE: &str = include_str!("../units/serve.py");
 
 /// Makes a backup every day.
 pub const BACKUP_TIMER: &str = "litellm-backup.timer";
+/// What the timer starts.
+pub const BACKUP_SERVICE: &str = "litellm-backup.service";
 
 /// Podman's version, as far as it decides which Quadlet keys exist.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -149,35 +160,12 @@ pub fn target(scope: Scope) -> UnitFile {
 /// # Errors
 /// When a value can't be written in a unit file.
 pub fn render(settings: &Settings, host: &Host<'_>) -> Result<Vec<UnitFile>> {
-    let deployment = path_text(&host.paths.deployment)?;
-    let mut arguments = format!(" --litellm-dir {}", escape::word(deployment));
-    if host.paths.scope == Scope::User {
-        arguments.push_str(" --user");
-    }
-    let common = Common {
-        marker: MARKER,
-        unit_command: escape::word(path_text(host.program)?),
-        arguments,
-        modern: host.podman >= PodmanVersion::MODERN,
-        local_database: matches!(settings.database, Database::Local { .. }),
-        local_cache: matches!(settings.cache, Cache::Local { .. }),
-        rootless: host.paths.scope == Scope::User,
-        // In a user's session there is no such target; the restarts make up for it.
-        awaits_network: host.paths.scope == Scope::System
-            && (matches!(settings.database, Database::External { .. })
-                || matches!(settings.cache, Cache::External)),
-        port: GATEWAY_PORT,
-        config: path_text(&host.paths.config())?.to_owned(),
-        logs: path_text(&host.paths.logs())?.to_owned(),
-        postgres_data: path_text(&host.paths.postgres_data())?.to_owned(),
-        redis_data: path_text(&host.paths.redis_data())?.to_owned(),
-    };
-    let common = &common;
+    let common = &Common::new(settings, host)?;
     let mut files = vec![
         file(Place::Quadlet, "litellm.network", &Network { common })?,
         file(Place::Unit, "litellm-images.service", &Images { common })?,
         file(Place::Unit, SOCKET, &Socket { common })?,
-        file(Place::Unit, "litellm-backup.service", &Backup { common })?,
+        file(Place::Unit, BACKUP_SERVICE, &Backup { common })?,
         file(Place::Unit, BACKUP_TIMER, &BackupTimer { common })?,
     ];
     for service in settings.services() {
@@ -230,10 +218,7 @@ pub fn render(settings: &Settings, host: &Host<'_>) -> Result<Vec<UnitFile>> {
             Service::Migrate => file(
                 place,
                 "litellm-migrate.container",
-                &Migrate {
-                    common,
-                    service: values,
-                },
+                &Migrate::new(common, values, false),
             )?,
             Service::Litellm => file(
                 place,
@@ -247,6 +232,28 @@ pub fn render(settings: &Settings, host: &Host<'_>) -> Result<Vec<UnitFile>> {
         });
     }
     Ok(files)
+}
+
+/// Renders the unit that migrates the database to the release of `settings`, and ends: the stack
+/// of the present release goes on meanwhile.
+///
+/// # Errors
+/// When a value can't be written in a unit file.
+pub fn next_migration(settings: &Settings, host: &Host<'_>) -> Result<UnitFile> {
+    let common = &Common::new(settings, host)?;
+    let values = Container {
+        name: Service::Migrate.name(),
+        flag: "",
+        unit: NEXT_MIGRATION,
+        image: &host.images.pin(&settings.litellm_image),
+        uid: 0,
+        gid: 0,
+    };
+    file(
+        Place::Quadlet,
+        "litellm-migrate-next.container",
+        &Migrate::new(common, values, true),
+    )
 }
 
 fn path_text(path: &Path) -> Result<&str> {
@@ -278,6 +285,34 @@ struct Common {
     logs: String,
     postgres_data: String,
     redis_data: String,
+}
+
+impl Common {
+    fn new(settings: &Settings, host: &Host<'_>) -> Result<Self> {
+        let deployment = path_text(&host.paths.deployment)?;
+        let mut arguments = format!(" --litellm-dir {}", escape::word(deployment));
+        if host.paths.scope == Scope::User {
+            arguments.push_str(" --user");
+        }
+        Ok(Self {
+            marker: MARKER,
+            unit_command: escape::word(path_text(host.program)?),
+            arguments,
+            modern: host.podman >= PodmanVersion::MODERN,
+            local_database: matches!(settings.database, Database::Local { .. }),
+            local_cache: matches!(settings.cache, Cache::Local { .. }),
+            rootless: host.paths.scope == Scope::User,
+            // In a user's session there is no such target; the restarts make up for it.
+            awaits_network: host.paths.scope == Scope::System
+                && (matches!(settings.database, Database::External { .. })
+                    || matches!(settings.cache, Cache::External)),
+            port: GATEWAY_PORT,
+            config: path_text(&host.paths.config())?.to_owned(),
+            logs: path_text(&host.paths.logs())?.to_owned(),
+            postgres_data: path_text(&host.paths.postgres_data())?.to_owned(),
+            redis_data: path_text(&host.paths.redis_data())?.to_owned(),
+        })
+    }
 }
 
 #[derive(Clone, Copy)]
@@ -339,6 +374,22 @@ struct Redis<'a> {
 struct Migrate<'a> {
     common: &'a Common,
     service: Container<'a>,
+    /// Whether this is the migration to a release that does not run yet.
+    next: bool,
+    script: String,
+}
+
+impl<'a> Migrate<'a> {
+    fn new(common: &'a Common, service: Container<'a>, next: bool) -> Self {
+        let lines = MIGRATION.lines().filter(|line| !line.starts_with('#'));
+        let script = escape::word(&lines.collect::<Vec<_>>().join("\n"));
+        Self {
+            common,
+            service,
+            next,
+            script,
+        }
+    }
 }
 
 #[derive(Template)]

@@ -178,11 +178,12 @@ pub struct Use {
     pub foreign: bool,
 }
 
-/// This process' own arguments without `--host` and its value.
+/// This process' own arguments without `--host` and its value. `foreign`: how many at the end are
+/// another program's.
 ///
 /// # Errors
 /// When one of them is not valid UTF-8.
-pub fn own_arguments() -> Result<Vec<String>> {
+pub fn own_arguments(foreign: usize) -> Result<Vec<String>> {
     let arguments = std::env::args_os()
         .skip(1)
         .map(|argument| {
@@ -191,24 +192,21 @@ pub fn own_arguments() -> Result<Vec<String>> {
             })
         })
         .collect::<Result<Vec<String>, Failure>>()?;
-    Ok(without_host(arguments))
+    Ok(without_host(arguments, foreign))
 }
 
-fn without_host(arguments: Vec<String>) -> Vec<String> {
+fn without_host(mut arguments: Vec<String>, foreign: usize) -> Vec<String> {
+    let last = arguments.split_off(arguments.len().saturating_sub(foreign));
     let mut kept = Vec::new();
     let mut arguments = arguments.into_iter();
     while let Some(argument) = arguments.next() {
         match argument.as_str() {
-            "--" => {
-                kept.push(argument);
-                kept.extend(arguments);
-                break;
-            }
             "--host" => drop(arguments.next()),
             _ if argument.starts_with("--host=") => {}
             _ => kept.push(argument),
         }
     }
+    kept.extend(last);
     kept
 }
 
@@ -247,9 +245,10 @@ mod tests {
         let words =
             |text: &str| -> Vec<String> { text.split_whitespace().map(str::to_owned).collect() };
         assert_eq!(
-            without_host(words("--host a@b exec --host=c redis -- x --host y")),
+            without_host(words("--host a@b exec --host=c redis -- x --host y"), 3),
             words("exec redis -- x --host y")
         );
+        assert_eq!(without_host(words("status --host a@b"), 0), words("status"));
     }
 
     #[test]

@@ -41,6 +41,16 @@ const NOT_FOR_GATEWAY: [&str; 8] = [
     "LITELLM_MODE",
 ];
 
+/// Variables that say which PostgreSQL there is, and how to get in. They go with its data: when
+/// another configuration is put in the place of the present one, they stay as they are.
+pub const OF_THE_DATABASE: [&str; 5] = [
+    "POSTGRES_IMAGE",
+    "POSTGRES_USER",
+    "POSTGRES_PASSWORD",
+    "POSTGRES_DB",
+    "DATABASE_URL",
+];
+
 /// So begin the names of variables that concern backups; they do not reach the gateway either.
 const BACKUP_PREFIX: &str = "BACKUP_";
 
@@ -56,7 +66,7 @@ pub const OPTIONAL: [&str; 5] = [
 ];
 
 /// One of the containers that can get variables.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, clap::ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Service {
     /// PostgreSQL.
     Postgres,
@@ -94,6 +104,16 @@ impl Service {
         }
     }
 
+    /// The variable that names its image.
+    #[must_use]
+    pub fn image_variable(self) -> &'static str {
+        match self {
+            Self::Postgres => "POSTGRES_IMAGE",
+            Self::Redis => "REDIS_IMAGE",
+            Self::Migrate | Self::Litellm => "LITELLM_IMAGE",
+        }
+    }
+
     /// The name of its unit.
     #[must_use]
     pub fn unit(self) -> &'static str {
@@ -103,6 +123,17 @@ impl Service {
             Self::Migrate => "litellm-migrate.service",
             Self::Litellm => "litellm.service",
         }
+    }
+}
+
+// Not derived: that would explain each name, and so make every help text a long one.
+impl clap::ValueEnum for Service {
+    fn value_variants<'a>() -> &'a [Self] {
+        &Self::ALL
+    }
+
+    fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
+        Some(self.name().into())
     }
 }
 

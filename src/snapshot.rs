@@ -13,7 +13,11 @@ use crate::applied::{files_below, hex};
 use crate::error::{Failure, Result};
 use crate::install;
 use crate::paths::Paths;
+use crate::settings::env_file::EnvFile;
+use crate::settings::{parse_env, read_env};
 
+/// The name of the settings among the files.
+const ENV: &str = ".env";
 /// How many configurations are kept beside the last good one.
 const KEPT: usize = 20;
 
@@ -48,9 +52,34 @@ struct Kept {
 /// # Errors
 /// When a file can't be read, or the disk refuses.
 pub fn keep(paths: &Paths) -> Result<SnapshotId> {
-    let files = collect(paths)?;
+    keep_files(paths, &collect(paths)?)
+}
+
+/// As [`keep`], with another `.env` than the present one.
+///
+/// # Errors
+/// As [`keep`].
+pub fn keep_with(paths: &Paths, env: &str) -> Result<SnapshotId> {
+    let mut files = collect(paths)?;
+    let env = Kept {
+        bytes: env.into(),
+        mode: 0o600,
+    };
+    files.insert(ENV.into(), env);
+    keep_files(paths, &files)
+}
+
+/// The `.env` of a kept configuration.
+///
+/// # Errors
+/// When it can't be read.
+pub fn env(paths: &Paths, id: &SnapshotId) -> Result<String> {
+    read_env(&directory(paths, id).join(ENV))
+}
+
+fn keep_files(paths: &Paths, files: &BTreeMap<PathBuf, Kept>) -> Result<SnapshotId> {
     let mut hash = Sha256::new();
-    for (name, file) in &files {
+    for (name, file) in files {
         for part in [name.as_os_str().as_encoded_bytes(), &file.bytes] {
             hash.update(part.len().to_le_bytes());
             hash.update(part);
@@ -59,7 +88,7 @@ pub fn keep(paths: &Paths) -> Result<SnapshotId> {
     let id = SnapshotId(hex(&hash.finalize())[..16].to_owned());
     let place = directory(paths, &id);
     if !place.is_dir() {
-        write(paths, &place, &files)
+        write(paths, &place, files)
             .with_context(|| format!("can't keep the configuration in {}", place.display()))?;
     }
     prune(paths, &id);
@@ -101,11 +130,13 @@ pub fn last_good(paths: &Paths) -> Option<SnapshotId> {
 }
 
 /// Puts a kept configuration back: files that differ are replaced, files that it did not have are
-/// removed. [`keep`] the present one before.
+/// removed. [`keep`] the present one before. `staying`: variables of `.env` that are no matter of
+/// choice and therefore stay as they are at present, such as
+/// [`OF_THE_DATABASE`](crate::settings::OF_THE_DATABASE).
 ///
 /// # Errors
-/// When the disk refuses. Each file is then either old or new.
-pub fn restore(paths: &Paths, id: &SnapshotId) -> Result<()> {
+/// When an `.env` can't be read or written. Each file is then either old or new.
+pub fn restore(paths: &Paths, id: &SnapshotId, staying: &[&str]) -> Result<()> {
     let place = directory(paths, id);
     let mut wanted = BTreeMap::new();
     for path in files_below(&place)? {
@@ -115,8 +146,14 @@ pub fn restore(paths: &Paths, id: &SnapshotId) -> Result<()> {
             .to_owned();
         wanted.insert(name, read(&path)?);
     }
-    if !wanted.contains_key(Path::new(".env")) {
+    let Some(env) = wanted.get_mut(Path::new(ENV)) else {
         return Err(Failure::new(format!("{} is not complete", place.display())).into());
+    };
+    if !staying.is_empty() {
+        let mut kept = load_env(&place.join(ENV))?;
+        kept.take_over(staying, &load_env(&paths.env_file())?)
+            .with_context(|| format!("can't edit {}", paths.env_file().display()))?;
+        env.bytes = kept.text().into();
     }
     let present = collect(paths)?;
     for (name, file) in &wanted {
@@ -148,13 +185,17 @@ pub fn directory(paths: &Paths, id: &SnapshotId) -> PathBuf {
 /// `.env` and everything under `config/`, by path relative to the deployment directory.
 fn collect(paths: &Paths) -> Result<BTreeMap<PathBuf, Kept>> {
     let mut found = BTreeMap::new();
-    found.insert(PathBuf::from(".env"), read(&paths.env_file())?);
+    found.insert(PathBuf::from(ENV), read(&paths.env_file())?);
     for path in files_below(&paths.config())? {
         if let Ok(name) = path.strip_prefix(&paths.deployment) {
             found.insert(name.to_owned(), read(&path)?);
         }
     }
     Ok(found)
+}
+
+fn load_env(path: &Path) -> Result<EnvFile> {
+    parse_env(&read_env(path)?, path)
 }
 
 fn read(path: &Path) -> Result<Kept> {
@@ -168,7 +209,11 @@ fn read(path: &Path) -> Result<Kept> {
     attempt().with_context(|| format!("can't read {}", path.display()))
 }
 
-fn private_directory(path: &Path) -> std::io::Result<()> {
+/// Creates a directory for its owner only.
+///
+/// # Errors
+/// When the disk refuses.
+pub fn private_directory(path: &Path) -> std::io::Result<()> {
     if path.is_dir() {
         return Ok(());
     }
@@ -193,5 +238,38 @@ fn prune(paths: &Paths, current: &SnapshotId) {
     old.truncate(old.len().saturating_sub(KEPT));
     for (_, path) in old {
         let _ = std::fs::remove_dir_all(path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::paths::Scope;
+    use crate::settings::OF_THE_DATABASE;
+
+    #[test]
+    fn what_stays_and_what_comes_back() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths {
+            deployment: root.path().join("litellm-server"),
+            ..Paths::elsewhere(Scope::System)
+        };
+        std::fs::create_dir_all(paths.config()).unwrap();
+        let write = |env: &str| std::fs::write(paths.env_file(), env).unwrap();
+        let env = || std::fs::read_to_string(paths.env_file()).unwrap();
+        let before = "# ours\nA=1 # one\nPOSTGRES_PASSWORD='old'\nDATABASE_URL=\n";
+        write(before);
+        let kept = keep(&paths).unwrap();
+        write("A=2\nPOSTGRES_PASSWORD=new\nPOSTGRES_DB=other\n");
+        std::fs::write(paths.config().join("new.yaml"), "").unwrap();
+
+        restore(&paths, &kept, &OF_THE_DATABASE).unwrap();
+        assert_eq!(
+            env(),
+            "# ours\nA=1 # one\nPOSTGRES_PASSWORD='new'\nDATABASE_URL=\nPOSTGRES_DB=other\n"
+        );
+        assert_eq!(files_below(&paths.config()).unwrap(), Vec::<PathBuf>::new());
+        restore(&paths, &kept, &[]).unwrap();
+        assert_eq!(env(), before);
     }
 }

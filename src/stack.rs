@@ -17,7 +17,7 @@ use crate::litellm::Client;
 use crate::litellm::health::Health;
 use crate::output::{duration, say};
 use crate::paths::Scope;
-use crate::quadlet;
+use crate::quadlet::{self, NETWORK};
 use crate::settings::{GATEWAY_PORT, Service, Settings};
 use crate::snapshot;
 use crate::systemd::job::{JobResult, Jobs, Verb};
@@ -34,6 +34,8 @@ const ATTEMPTS: u64 = 2;
 
 /// The unit that pulls images before the others start.
 pub const IMAGES_UNIT: &str = "litellm-images.service";
+/// The unit that Quadlet makes of `litellm.network`.
+pub const NETWORK_UNIT: &str = "litellm-network.service";
 /// The unit of a second gateway, which serves while the first one restarts.
 pub const STANDBY_UNIT: &str = "litellm-standby.service";
 
@@ -88,6 +90,10 @@ pub async fn change(host: &Host, steps: &[(Verb, &str)], timeout: Duration) -> R
         check_port()?;
     }
     let mut wait = Wait::new(systemd, deadline).await?;
+    if host.remote.is_none() && !steps.is_empty() && is_network_gone(host).await? {
+        say("Podman's network litellm was removed: making it again");
+        wait.ask(Verb::Restart, NETWORK_UNIT).await?;
+    }
     if steps.contains(&(Verb::Restart, gateway)) && handover::is_possible(host, &before).await? {
         handover::run(host, &mut wait, steps).await?;
     } else {
@@ -115,6 +121,16 @@ pub async fn change(host: &Host, steps: &[(Verb, &str)], timeout: Duration) -> R
         version.as_deref().unwrap_or("of unknown version"),
     ));
     Ok(())
+}
+
+/// Starts a unit that ends by itself, and waits until it has.
+///
+/// # Errors
+/// When it fails, or is not done within `timeout`.
+pub async fn run(host: &Host, unit: &str, timeout: Duration) -> Result<()> {
+    let mut wait = Wait::new(host.systemd().await?, Instant::now() + timeout).await?;
+    wait.ask(Verb::Start, unit).await?;
+    wait.finish().await
 }
 
 /// Remembers the present configuration as the last good one, if all of it is what runs: an edit
@@ -188,7 +204,8 @@ pub async fn beside_gateway(systemd: &Systemd) -> Result<Vec<&'static str>> {
 /// When systemd does not answer.
 pub async fn member_units(systemd: &Systemd) -> Result<Vec<&'static str>> {
     let mut units = Vec::new();
-    for unit in std::iter::once(IMAGES_UNIT).chain(Service::ALL.into_iter().map(Service::unit)) {
+    let services = Service::ALL.into_iter().map(Service::unit);
+    for unit in [NETWORK_UNIT, IMAGES_UNIT].into_iter().chain(services) {
         if systemd.unit(unit).await?.load == "loaded" {
             units.push(unit);
         }
@@ -209,6 +226,18 @@ fn check_port() -> Result<()> {
         .into()),
         _ => Ok(()),
     }
+}
+
+/// Whether Podman lacks the network that its unit stands for: `podman system prune` removes one
+/// that no container uses, and the unit knows nothing of it.
+async fn is_network_gone(host: &Host) -> Result<bool> {
+    let unit = host.systemd().await?.unit(NETWORK_UNIT).await?;
+    if !unit.is_active() {
+        return Ok(false);
+    }
+    let mut command = host.podman().await?.command(["network", "exists", NETWORK]);
+    let status = command.status().await.context("can't run podman")?;
+    Ok(status.code() == Some(1))
 }
 
 /// Jobs under way, and what their units were like before.

@@ -144,6 +144,7 @@ impl Systemd {
             sub: unit.text("SubState"),
             active_since: unit.number("ActiveEnterTimestamp").filter(|usec| *usec > 0),
             invocation: unit.bytes("InvocationID"),
+            file_state: unit.text("UnitFileState"),
             needs_reload: unit.flag("NeedDaemonReload"),
             queued: unit.first_number("Job").is_some_and(|job| job > 0),
             result: service.text("Result"),
@@ -215,6 +216,8 @@ pub struct UnitState {
     pub active_since: Option<u64>,
     /// The run that its journal lines carry, in hexadecimal; empty before the first.
     pub invocation: String,
+    /// Whether it starts by itself: `enabled`, `disabled`, `generated`, …
+    pub file_state: String,
     /// Whether its file changed since systemd read it.
     pub needs_reload: bool,
     /// Whether a job of systemd waits for it or works on it.

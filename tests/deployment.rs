@@ -70,7 +70,7 @@ fn a_new_file_gets_everything() {
             "\
 # mine
 
-# The gateway's version. After an edit: litellm-units backup, then litellm-units apply
+# The gateway's version. After an edit: litellm-units upgrade
 LITELLM_IMAGE=ghcr.io/berriai/litellm:v1.80.11-stable
 
 # For bootstrap only: give everyone else a key of their own (litellm-units key)
@@ -339,6 +339,7 @@ impl Place {
             units: at("units"),
             packaged_units: at("packaged"),
             runtime: at("run"),
+            configuration: at("etc"),
         };
         Self { root, paths }
     }

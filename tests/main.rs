@@ -12,3 +12,4 @@ mod keys_http;
 mod plan;
 mod settings;
 mod support;
+mod trust;

@@ -27,6 +27,7 @@ impl Root {
             units: at("etc/systemd/system"),
             packaged_units: at("usr"),
             runtime: at("run"),
+            configuration: at("etc"),
         };
         Self { directory, paths }
     }

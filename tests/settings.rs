@@ -229,12 +229,6 @@ fn what_can_not_be_used_is_refused_by_name_file_and_line() {
              hint: name a version, e.g. :v1.80.11-stable, or add the digest (@sha256:…)\n".to_owned(),
         ),
         (
-            "LITELLM_IMAGE",
-            "LITELLM_IMAGE=ghcr.io/berriai/litellm:v1.82.8",
-            "error: /srv/.env, line 1: LITELLM_IMAGE can't be used: \"ghcr.io/berriai/litellm:v1.82.8\" is LiteLLM 1.82.8, a compromised release that steals credentials\n\
-             hint: choose another release, and rotate every credential that this one has seen (https://github.com/BerriAI/litellm/issues/24512)\n".to_owned(),
-        ),
-        (
             "POSTGRES_IMAGE",
             "POSTGRES_IMAGE=postgres:17",
             "error: /srv/.env, line 13: POSTGRES_IMAGE can't be used: \"postgres:17\" does not name its registry\n\

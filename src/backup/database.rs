@@ -8,14 +8,17 @@ use anyhow::Context;
 use percent_encoding::percent_decode_str;
 use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use super::archive;
 use super::manifest::Contents;
+use crate::applied::hex;
 use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::podman::Podman;
+use crate::quadlet::NETWORK;
 use crate::settings::{Database, Service, Settings};
 
 /// Databases whose names begin so belong to this program.
@@ -49,6 +52,13 @@ SELECT format('SELECT json_build_object(''table'', %L, ''count'', count(*)) FROM
 "
     )
 }
+
+/// Prints a line for each column, index and view, and for each migration that Prisma has recorded.
+const SCHEMA: &str = r"SELECT table_schema, table_name, column_name, data_type, is_nullable, column_default FROM information_schema.columns WHERE table_schema NOT IN ('pg_catalog', 'information_schema') ORDER BY 1, 2, 3;
+SELECT schemaname, indexname, indexdef FROM pg_indexes WHERE schemaname NOT IN ('pg_catalog', 'information_schema') ORDER BY 1, 2;
+SELECT schemaname, viewname, definition FROM pg_views WHERE schemaname NOT IN ('pg_catalog', 'information_schema') ORDER BY 1, 2;
+SELECT format('SELECT migration_name, finished_at IS NULL, rolled_back_at IS NULL FROM %I.%I ORDER BY 1, 2, 3', schemaname, tablename) FROM pg_tables WHERE tablename = '_prisma_migrations' \gexec
+";
 
 /// A server that this program may ask.
 #[derive(Debug)]
@@ -115,6 +125,10 @@ impl<'a> Server<'a> {
                 if !podman.has_image(image).await? {
                     podman.pull(image).await?;
                 }
+                // It goes when the stack is stopped.
+                podman
+                    .run(["network", "create", "--ignore", NETWORK])
+                    .await?;
                 Ok(Self {
                     podman,
                     access: Access::Client {
@@ -151,7 +165,8 @@ impl<'a> Server<'a> {
                 "--interactive",
                 "--pull=never",
                 // The gateway's, so that the server's name means the same.
-                "--network=litellm",
+                "--network",
+                NETWORK,
                 "--read-only",
                 "--cap-drop=all",
                 "--log-driver=none",
@@ -385,6 +400,16 @@ impl<'a> Server<'a> {
             add(&mut contents, parse(line)?);
         }
         Ok(contents)
+    }
+
+    /// What the gateway's database looks like, without its rows: a hash that changes with any
+    /// column, index or view, and with each migration that was begun.
+    ///
+    /// # Errors
+    /// With the server's words.
+    pub async fn schema(&self) -> Result<String> {
+        let text = self.query(&self.database, SCHEMA).await?;
+        Ok(hex(&Sha256::digest(text)))
     }
 
     /// The database from which the others are created, renamed and removed.

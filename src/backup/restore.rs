@@ -24,21 +24,13 @@ use crate::install;
 use crate::output::{bytes, duration, say, warn};
 use crate::paths::Paths;
 use crate::settings::env_file::EnvFile;
-use crate::settings::{Service, Settings, parse_env, read_env};
+use crate::settings::{OF_THE_DATABASE, Service, Settings, parse_env, read_env};
 use crate::snapshot::{self, SnapshotId};
 use crate::stack;
 use crate::systemd::job::Verb;
 
 /// Seconds that the gateway gets to be ready when an interrupted restore is finished.
 const RECOVERY_TIMEOUT: Duration = Duration::from_secs(300);
-/// Variables that belong to the server that is there, not to the one that was backed up.
-const OF_THE_SERVER: [&str; 5] = [
-    "POSTGRES_IMAGE",
-    "POSTGRES_USER",
-    "POSTGRES_PASSWORD",
-    "POSTGRES_DB",
-    "DATABASE_URL",
-];
 
 /// How a backup is restored.
 #[derive(Clone, Debug)]
@@ -77,6 +69,17 @@ pub struct Verified {
     pub rows: u64,
     /// Whether the dump was restored and counted; otherwise it was only read to its end.
     pub restored: bool,
+}
+
+/// What became of a restore that was interrupted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Recovered {
+    /// There was none.
+    Nothing,
+    /// The data of this backup is in place.
+    Finished(BackupId),
+    /// The data is as before.
+    Undone,
 }
 
 /// What is under way, on disk.
@@ -415,7 +418,7 @@ impl<'a> Restore<'a> {
         }
         fail::fail_point!("restore-undone");
         if let Some(configuration) = &configuration {
-            snapshot::restore(&self.host.paths, configuration)?;
+            snapshot::restore(&self.host.paths, configuration, &[])?;
         }
         drop_scratch(&self.server, &self.record.staged).await?;
         let gateway = bring_back(
@@ -435,7 +438,7 @@ impl<'a> Restore<'a> {
 ///
 /// # Errors
 /// When the server can't be reached, or refuses.
-pub async fn recover(host: &Host, settings: &Settings) -> Result<()> {
+pub async fn recover(host: &Host, settings: &Settings) -> Result<Recovered> {
     let server = Server::new(host, settings).await?;
     recover_with(host, settings, &server).await
 }
@@ -450,15 +453,16 @@ pub(super) async fn recover_with(
     host: &Host,
     settings: &Settings,
     server: &Server<'_>,
-) -> Result<()> {
+) -> Result<Recovered> {
     remove_unfinished(&host.paths)?;
+    let mut recovered = Recovered::Nothing;
     if !server.is_local() {
-        return Ok(());
+        return Ok(recovered);
     }
     let mut own = server.own_databases().await?;
     if let Some(record) = Record::load(&host.paths)? {
         server.end_leftovers().await?;
-        recover_restore(host, settings, record, &own).await?;
+        recovered = recover_restore(host, settings, record, &own).await?;
         own = server.own_databases().await?;
     }
     for name in own
@@ -471,7 +475,7 @@ pub(super) async fn recover_with(
             "removed database {name}, left by an interrupted run"
         ));
     }
-    Ok(())
+    Ok(recovered)
 }
 
 async fn recover_restore(
@@ -479,7 +483,7 @@ async fn recover_restore(
     settings: &Settings,
     record: Record,
     own: &[String],
-) -> Result<()> {
+) -> Result<Recovered> {
     let id = record.backup.clone();
     let swapped = own.contains(&record.replaced);
     let with_config = record.configuration.is_some();
@@ -498,7 +502,7 @@ async fn recover_restore(
             "the restore of backup {id} was interrupted after the data was in place: finishing it"
         ));
         return match bring_back(host, false, gateway, RECOVERY_TIMEOUT).await {
-            Ok(()) => restore.commit().await,
+            Ok(()) => restore.commit().await.map(|()| Recovered::Finished(id)),
             Err(error) => Err(take_back(restore, &units, RECOVERY_TIMEOUT, error).await),
         };
     }
@@ -511,7 +515,7 @@ async fn recover_restore(
             "the data is as before the restore, but the gateway is not ready: {error:#}"
         ));
     }
-    Ok(())
+    Ok(Recovered::Undone)
 }
 
 async fn check(backup: &Backup, quiet: bool) -> Result<()> {
@@ -639,14 +643,7 @@ fn restore_config(paths: &Paths, backup: &Backup, options: &Options) -> Result<(
     let path = paths.env_file();
     let now = parse_env(&read_env(&path)?, &path)?;
     let mut env = env_of(backup, options)?;
-    for name in OF_THE_SERVER {
-        match (now.get(name), env.get(name)) {
-            (None, None) => {}
-            (Some(value), Some(_)) => env.set(name, value)?,
-            (Some(value), None) => env.append(&[], name, value)?,
-            (None, Some(_)) => env.set(name, "")?,
-        }
-    }
+    env.take_over(&OF_THE_DATABASE, &now)?;
     let identity = options.identity.as_deref();
     let read = |name: &str| archive::read(&backup.directory, &backup.manifest, name, identity);
     // What the tags of that time meant, where this host does not know.

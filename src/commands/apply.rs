@@ -3,12 +3,13 @@
 use super::generate;
 use crate::change;
 use crate::cli;
+use crate::cli::upgrade::Pace;
 use crate::error::{Exit, Failure, Result, exit};
 use crate::host::Host;
-use crate::lock::OperationLock;
 use crate::output::{self, say};
 use crate::snapshot::{self, SnapshotId};
 use crate::stack;
+use crate::upgrade;
 
 /// Runs the command.
 ///
@@ -16,14 +17,19 @@ use crate::stack;
 /// When the edit is wrong (then nothing was touched), or the gateway does not get ready with it
 /// (then the last good configuration is back).
 pub async fn run(host: &Host, arguments: &cli::Apply) -> Result<Exit> {
-    let lock = || OperationLock::take(&host.paths, "apply");
-    let _lock = (!arguments.dry_run).then(lock).transpose()?;
-    if !arguments.dry_run {
-        change::recover(host, arguments.timeout).await?;
-    }
+    let _lock = super::begin(host, "apply", arguments.dry_run, arguments.timeout).await?;
     let prepared = generate::prepare(host).await?;
     if host.paths.config_file().exists() && host.paths.env_file().exists() {
         super::config::refuse_errors(host)?;
+    }
+    if upgrade::is_wanted(host, prepared.settings())?
+        && let Some(plan) = upgrade::Plan::upgrade(host, None).await?
+    {
+        let pace = Pace {
+            settle: upgrade::SETTLE,
+            timeout: arguments.timeout,
+        };
+        return super::upgrade::carry_out(host, plan, arguments.dry_run, pace).await;
     }
     if arguments.dry_run {
         return dry_run(host, &prepared);
@@ -32,7 +38,8 @@ pub async fn run(host: &Host, arguments: &cli::Apply) -> Result<Exit> {
     let attempt = async {
         prepared.apply(host).await?;
         super::pull::pull_missing(host, prepared.settings()).await?;
-        stack::bring_up(host, prepared.settings(), arguments.timeout).await
+        stack::bring_up(host, prepared.settings(), arguments.timeout).await?;
+        upgrade::record(host, prepared.settings(), "apply")
     };
     let Err(error) = attempt.await else {
         return Ok(Exit::Success);
@@ -63,7 +70,8 @@ async fn take_back(
 ) -> anyhow::Error {
     say("the edit does not work: putting the last good configuration back");
     let attempt = async {
-        snapshot::restore(&host.paths, good)?;
+        let staying = change::known_to_the_database(host).await;
+        snapshot::restore(&host.paths, good, staying)?;
         let prepared = generate::prepare(host).await?;
         prepared.apply(host).await?;
         stack::bring_up(host, prepared.settings(), arguments.timeout).await

@@ -11,6 +11,7 @@ use crate::backup::{self, Backup, BackupId};
 use crate::cli::backup as cli;
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
+use crate::ledger::Ledger;
 use crate::lock::OperationLock;
 use crate::output::{self, bytes, say};
 use crate::settings::Settings;
@@ -30,7 +31,7 @@ pub async fn run(host: &Host, arguments: cli::Backup) -> Result<Exit> {
 }
 
 async fn create(host: &Host, arguments: cli::Create) -> Result<Exit> {
-    let _lock = OperationLock::take(&host.paths, "backup")?;
+    let _lock = super::begin(host, "backup", false, super::RECOVERY_TIMEOUT).await?;
     let settings = Settings::load(&host.paths.env_file())?;
     let retention = Retention {
         daily: arguments.keep_daily,
@@ -38,7 +39,7 @@ async fn create(host: &Host, arguments: cli::Create) -> Result<Exit> {
     };
     let options = backup::Options {
         retention: (!arguments.keep_all).then_some(retention),
-        protected: protected(host)?,
+        protected: Ledger::load(&host.paths)?.protected(),
         recipient: arguments.age_recipient,
         to: arguments.to,
         quiet: arguments.quiet,
@@ -48,12 +49,6 @@ async fn create(host: &Host, arguments: cli::Create) -> Result<Exit> {
         output::line(&made.directory.display().to_string())?;
     }
     Ok(Exit::Success)
-}
-
-/// Backups that the history refers to, and that `rollback` may therefore need.
-#[expect(clippy::unnecessary_wraps, reason = "reading the ledger can fail")]
-fn protected(_host: &Host) -> Result<Vec<BackupId>> {
-    Ok(Vec::new())
 }
 
 /// A backup in `backup list --json`.
@@ -128,7 +123,7 @@ fn table(backups: &[Backup]) -> Vec<Vec<String>> {
 }
 
 async fn verify(host: &Host, arguments: cli::Verify) -> Result<Exit> {
-    let _lock = OperationLock::take(&host.paths, "backup verify")?;
+    let _lock = super::begin(host, "backup verify", false, super::RECOVERY_TIMEOUT).await?;
     let settings = Settings::load(&host.paths.env_file())?;
     let found = Backup::find(&host.paths, &arguments.backup)?;
     let options = backup::restore::Options {
@@ -192,7 +187,7 @@ async fn fetch(host: &Host, arguments: &cli::Fetch) -> Result<Exit> {
 /// When the operator does not agree, the backup is not good, or the gateway does not get ready
 /// with it: then all is as before.
 pub async fn restore(host: &Host, arguments: cli::Restore) -> Result<Exit> {
-    let _lock = OperationLock::take(&host.paths, "restore")?;
+    let _lock = super::begin(host, "restore", false, super::RECOVERY_TIMEOUT).await?;
     let settings = Settings::load(&host.paths.env_file())?;
     let found = Backup::find(&host.paths, &arguments.backup)?;
     say(&format!(

@@ -6,6 +6,7 @@ use std::time::Duration;
 use anyhow::Context;
 
 use crate::cli;
+use crate::compromised::Compromised;
 use crate::deployment::{self, kernel_random};
 use crate::error::{Exit, Failure, Result};
 use crate::host::{self, Host};
@@ -101,6 +102,7 @@ pub async fn prepare(host: &Host) -> Result<Prepared> {
             images.record(image, digest);
         }
     }
+    Compromised::load(&host.paths)?.refuse(&host.paths, &deployment.settings, &images)?;
     let program = host::program()?;
     let mut files = render(host, &deployment.settings, version, &program, &images)?;
     if !host.paths.packaged_units.join("litellm.target").exists() {
@@ -260,13 +262,10 @@ fn render_into(host: &Host, directory: &Path, podman: PodmanVersion) -> Result<E
     let completed = deployment::complete(&text, &env, found, &mut kernel_random)?;
     let settings = Settings::from_env(&completed.env, &env)?;
     // The path of an installed package: the units may go to another host.
-    let mut files = render(
-        host,
-        &settings,
-        podman,
-        Path::new("/usr/bin/litellm-units"),
-        &ImagesLock::load(&host.paths.images_lock())?,
-    )?;
+    let images = ImagesLock::load(&host.paths.images_lock())?;
+    Compromised::load(&host.paths)?.refuse(&host.paths, &settings, &images)?;
+    let program = Path::new("/usr/bin/litellm-units");
+    let mut files = render(host, &settings, podman, program, &images)?;
     files.push(quadlet::target(host.scope()));
     for file in files {
         let place = directory.join(match file.place {

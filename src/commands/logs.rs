@@ -29,7 +29,7 @@ pub async fn run(host: &Host, arguments: &cli::Logs) -> Result<Exit> {
             .flat_map(|service| units(*service))
             .collect(),
         follow: arguments.follow,
-        tail: arguments.tail,
+        tail: arguments.tail.0,
         since: arguments.since.as_deref().map(time).transpose()?,
         until: arguments.until.as_deref().map(time).transpose()?,
     };

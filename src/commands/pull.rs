@@ -1,13 +1,14 @@
 //! `pull`: the images that the settings name, and what each tag means.
 
 use crate::cli;
+use crate::compromised::{Compromised, Found};
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 use crate::image::ImageReference;
 use crate::images_lock::ImagesLock;
 use crate::output::{duration, say};
-use crate::podman::Podman;
 use crate::settings::Settings;
+use crate::trust::{self, Places};
 
 /// Runs the command.
 ///
@@ -19,6 +20,7 @@ pub async fn run(host: &Host, arguments: &cli::Pull) -> Result<Exit> {
         pull_missing(host, &settings).await?;
         return Ok(Exit::Success);
     }
+    refuse_compromised(host, &settings)?;
     let mut moved = Vec::new();
     for image in settings.images() {
         if let Some(words) = refresh(host, image, arguments.accept).await? {
@@ -38,8 +40,9 @@ pub async fn run(host: &Host, arguments: &cli::Pull) -> Result<Exit> {
 /// the units another text.
 ///
 /// # Errors
-/// When an image can't be pulled.
+/// When an image can't be pulled or must not run.
 pub async fn pull_missing(host: &Host, settings: &Settings) -> Result<bool> {
+    refuse_compromised(host, settings)?;
     let podman = host.podman().await?;
     let path = host.paths.images_lock();
     let mut lock = ImagesLock::load(&path)?;
@@ -51,13 +54,12 @@ pub async fn pull_missing(host: &Host, settings: &Settings) -> Result<bool> {
             .await?;
     for ((image, pinned), present) in images.into_iter().zip(pinned).zip(present) {
         if !present {
-            pull(podman, &pinned).await?;
+            pull(host, image, &pinned).await?;
         }
         if lock.lacks(image)
             && let Some(digest) = podman.digest(image.as_str()).await?
         {
-            lock.record(image, digest);
-            lock.save(&path)?;
+            record(host, &mut lock, image, digest)?;
             recorded = true;
         }
     }
@@ -70,7 +72,17 @@ async fn refresh(host: &Host, image: &ImageReference, accept: bool) -> Result<Op
     let podman = host.podman().await?;
     let path = host.paths.images_lock();
     let mut lock = ImagesLock::load(&path)?;
-    pull(podman, image.as_str()).await?;
+    if let Some(locked) = lock.get(image)
+        && image.digest().is_none()
+        && is_taken_by_digest_alone(host, image, &locked.digest)?
+    {
+        say(&format!(
+            "{image} has no signature: only the recorded digest is taken"
+        ));
+        pull(host, image, &lock.pin(image)).await?;
+        return Ok(None);
+    }
+    pull(host, image, image.as_str()).await?;
     let Some(digest) = podman.digest(image.as_str()).await? else {
         anyhow::bail!("{image} was pulled, but Podman does not know its digest");
     };
@@ -80,23 +92,105 @@ async fn refresh(host: &Host, image: &ImageReference, accept: bool) -> Result<Op
             // The tag must go on meaning what is recorded, whoever uses it on this host.
             let old = format!("{}@{recorded}", image.name());
             if !podman.has_image(&old).await? {
-                pull(podman, &old).await?;
+                pull(host, image, &old).await?;
             }
             podman.run(["tag", &old, image.as_str()]).await?;
             Ok(Some(format!("{image}: recorded {recorded}, now {digest}")))
         }
         _ => {
-            lock.record(image, digest);
-            lock.save(&path)?;
+            record(host, &mut lock, image, digest)?;
             Ok(None)
         }
     }
 }
 
-async fn pull(podman: &Podman, image: &str) -> Result<()> {
-    say(&format!("pulling {image}"));
+/// Before anything is pulled.
+fn refuse_compromised(host: &Host, settings: &Settings) -> Result<()> {
+    let lock = ImagesLock::load(&host.paths.images_lock())?;
+    Compromised::load(&host.paths)?.refuse(&host.paths, settings, &lock)
+}
+
+/// Records what a tag means, now that it is known, unless that must not run.
+fn record(
+    host: &Host,
+    lock: &mut ImagesLock,
+    image: &ImageReference,
+    digest: String,
+) -> Result<()> {
+    Compromised::load(&host.paths)?
+        .check(image, Some(&digest))
+        .map_err(|found| {
+            Failure::config(format!("{found}; it was pulled, but will not run")).hint(Found::HINT)
+        })?;
+    lock.record(image, digest);
+    lock.save(&host.paths.images_lock())
+}
+
+/// Whether Podman takes the image only by the digest that is recorded, since it has no signature.
+fn is_taken_by_digest_alone(host: &Host, image: &ImageReference, digest: &str) -> Result<bool> {
+    let Some(policy) = Places::of(&host.paths).effective_policy()? else {
+        return Ok(false);
+    };
+    let by_tag = format!(":{}", image.tag().unwrap_or_default());
+    let by_digest = format!("@{digest}");
+    Ok(!policy.demand(image.name(), &by_tag).accepts_anything()
+        && policy.demand(image.name(), &by_digest).accepts_anything())
+}
+
+/// Pulls `image` as `reference`, which may have its digest.
+async fn pull(host: &Host, image: &ImageReference, reference: &str) -> Result<()> {
+    say(&format!("pulling {reference}"));
     let start = std::time::Instant::now();
-    podman.pull(image).await?;
-    say(&format!("pulled {image} in {}", duration(start.elapsed())));
+    if let Err(error) = host.podman().await?.pull(reference).await {
+        return Err(refusal(host, image, reference).await?.unwrap_or(error));
+    }
+    let took = duration(start.elapsed());
+    say(&format!("pulled {reference} in {took}"));
     Ok(())
+}
+
+/// What to say where Podman's policy was the reason, and not the network or the name.
+async fn refusal(
+    host: &Host,
+    image: &ImageReference,
+    reference: &str,
+) -> Result<Option<anyhow::Error>> {
+    let places = Places::of(&host.paths);
+    let Some(policy) = places.effective_policy()? else {
+        return Ok(None);
+    };
+    // Podman drops the tag where there is a digest.
+    let rest = match reference.split_once('@') {
+        Some((_, digest)) => format!("@{digest}"),
+        None => format!(":{}", image.tag().unwrap_or_default()),
+    };
+    let demand = policy.demand(image.name(), &rest);
+    if demand.accepts_anything() {
+        return Ok(None);
+    }
+    let reason = host.podman().await?.reason_against(reference).await?;
+    let Some(reason) = reason.filter(|reason| reason.contains("rejected")) else {
+        return Ok(None);
+    };
+    let place = policy.place(demand);
+    let record = places.record()?;
+    let ours = record.is_some() && demand.key() == places.key.to_str();
+    let message = match demand.key() {
+        Some(key) => format!("{reference} is not signed by the key in {key}, as {place} demands"),
+        None => format!("{reference} is refused by {place}"),
+    };
+    let hint = if !ours {
+        "find out who set this policy, and why; or name another image in .env".to_owned()
+    } else if trust::is_signed_release(image) {
+        "name another release in .env; if you have verified this one otherwise: litellm-units trust --accept IMAGE@DIGEST (docs/trust.md)".to_owned()
+    } else {
+        format!(
+            "LiteLLM signs its releases from 1.83 on; if this one has to be, name it with its digest in .env ({}@sha256:…), then: litellm-units trust",
+            image.as_str().split('@').next().unwrap_or_default()
+        )
+    };
+    let cause = anyhow::anyhow!("Podman says: {reason}");
+    Ok(Some(
+        Failure::new(message).hint(hint).caused_by(cause).into(),
+    ))
 }

@@ -10,7 +10,6 @@ use crate::cli::secrets::{RotateSecret, Secret, Secrets as Verb};
 use crate::deployment::{kernel_random, password, secret_key};
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
-use crate::lock::OperationLock;
 use crate::output::{self, say};
 use crate::settings::{Cache, Database, Settings};
 
@@ -87,7 +86,7 @@ pub(super) async fn replace(
     values: &[(&str, SecretString)],
     timeout: Duration,
 ) -> Result<()> {
-    let _lock = OperationLock::take(&host.paths, what)?;
+    let _lock = super::begin(host, what, false, timeout).await?;
     up::everything(host, timeout, |text| {
         say(text);
         Ok(())

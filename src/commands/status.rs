@@ -18,6 +18,7 @@ use crate::output::{self, bytes, duration};
 use crate::settings::{GATEWAY_PORT, Service, Settings};
 use crate::stack;
 use crate::systemd::UnitState;
+use crate::upgrade;
 
 /// How long the gateway may take to answer before it counts as down.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -147,7 +148,7 @@ impl Services {
                 .map(|service| systemd.unit(service.unit())),
         );
         let (units, images) = futures_util::try_join!(units, systemd.unit(stack::IMAGES_UNIT))?;
-        let mut warnings = Vec::new();
+        let mut warnings: Vec<String> = upgrade::warning(&host.paths)?.into_iter().collect();
         let settings = match Settings::load(&host.paths.env_file()) {
             Ok(settings) => Some(settings),
             Err(error) => {
@@ -292,6 +293,7 @@ impl ServiceReport {
         match self.active.as_str() {
             "failed" => format!("failed ({})", self.result),
             "inactive" if self.queued => "waiting (to start)".into(),
+            _ if self.sub.starts_with("auto-restart") => "restarting (failed)".into(),
             active => format!("{active} ({})", self.sub),
         }
     }

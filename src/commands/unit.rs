@@ -15,8 +15,10 @@ use tokio::io::AsyncWriteExt;
 
 use crate::applied::Applied;
 use crate::cli::Unit;
+use crate::compromised::Compromised;
 use crate::error::{Exit, Failure, Result};
 use crate::host::{self, Host};
+use crate::images_lock::ImagesLock;
 use crate::install;
 use crate::network;
 use crate::paths::Scope;
@@ -76,6 +78,8 @@ async fn prepare(host: &Host, service: Service, standby: bool) -> Result<()> {
         _ => {}
     }
     let settings = Settings::load(&host.paths.env_file())?;
+    let images = ImagesLock::load(&host.paths.images_lock())?;
+    Compromised::load(&host.paths)?.refuse(&host.paths, &settings, &images)?;
     let parcels = settings.parcels(service);
     let podman = host.podman().await?;
 

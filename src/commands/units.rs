@@ -12,6 +12,14 @@ use crate::systemd::job::Verb;
 /// # Errors
 /// When a service has no unit here, a unit fails, or the gateway is not ready in time.
 pub async fn run(host: &Host, verb: Verb, arguments: &cli::Units) -> Result<Exit> {
+    // Stopping must always be possible; and of another machine, only systemd is seen.
+    let command = match verb {
+        Verb::Start => "start",
+        Verb::Restart | Verb::RestartAlone => "restart",
+        Verb::Stop => "stop",
+    };
+    let unlocked = verb == Verb::Stop || host.remote.is_some();
+    let _lock = super::begin(host, command, unlocked, arguments.timeout).await?;
     let systemd = host.systemd().await?;
     let members = stack::member_units(systemd).await?;
     let mut units = Vec::new();

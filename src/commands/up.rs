@@ -3,13 +3,12 @@
 use std::time::Duration;
 
 use super::generate;
-use crate::change;
 use crate::cli;
 use crate::error::{Exit, Result};
 use crate::host::Host;
-use crate::lock::OperationLock;
 use crate::output;
 use crate::stack;
+use crate::upgrade;
 
 /// Runs the command.
 ///
@@ -17,12 +16,13 @@ use crate::stack;
 /// When the settings are wrong, an image can't be pulled, a unit fails, or the gateway is not
 /// ready in time.
 pub async fn run(host: &Host, arguments: &cli::Up) -> Result<Exit> {
-    let _lock = OperationLock::take(&host.paths, "up")?;
+    let _lock = super::begin(host, "up", false, arguments.timeout).await?;
     everything(host, arguments.timeout, output::line).await?;
     Ok(Exit::Success)
 }
 
-/// Prepares, pulls and starts whatever is not yet, telling each thing done to `tell`.
+/// Prepares, pulls and starts whatever is not yet, telling each thing done to `tell`. Another image
+/// of the gateway than the one that runs is an upgrade.
 ///
 /// # Errors
 /// As [`run`].
@@ -31,8 +31,20 @@ pub async fn everything(
     timeout: Duration,
     tell: fn(&str) -> Result<()>,
 ) -> Result<()> {
-    change::recover(host, timeout).await?;
     let prepared = generate::prepare(host).await?;
+    if upgrade::is_wanted(host, prepared.settings())? {
+        super::config::refuse_errors(host)?;
+        if let Some(plan) = upgrade::Plan::upgrade(host, None).await? {
+            let options = upgrade::Options {
+                settle: upgrade::SETTLE,
+                timeout,
+            };
+            for line in plan.lines(options) {
+                tell(&line)?;
+            }
+            return Box::pin(plan.carry_out(host, options)).await;
+        }
+    }
     prepared.apply_telling(host, tell).await?;
     super::config::refuse_errors(host)?;
     if super::pull::pull_missing(host, prepared.settings()).await? {
@@ -40,5 +52,6 @@ pub async fn everything(
         let pinned = generate::prepare(host).await?;
         pinned.apply_telling(host, tell).await?;
     }
-    stack::bring_up(host, prepared.settings(), timeout).await
+    stack::bring_up(host, prepared.settings(), timeout).await?;
+    upgrade::record(host, prepared.settings(), "up")
 }

@@ -8,10 +8,12 @@ use nix::sys::statvfs::{Statvfs, statvfs};
 use nix::unistd::geteuid;
 
 use super::{Check, Fix, Patient};
+use crate::compromised::{Compromised, Found};
 use crate::deployment::container_owner;
 use crate::error::Result;
 use crate::host::Host;
 use crate::image::ImageReference;
+use crate::images_lock::ImagesLock;
 use crate::install;
 use crate::litellm::config::{Severity, check_deployment};
 use crate::output::bytes;
@@ -170,22 +172,39 @@ pub fn protect(files: &[PathBuf]) -> Result<Vec<String>> {
 
 const IMAGES: [&str; 3] = ["LITELLM_IMAGE", "POSTGRES_IMAGE", "REDIS_IMAGE"];
 
-/// Whether each image is pinned, and none is a release known to be malicious.
-pub fn images(env: &EnvFile, path: &Path) -> Check {
+/// Whether each image is pinned, and none is known to be malicious.
+pub fn images(host: &Host, env: &EnvFile) -> Check {
+    let known = Compromised::load(&host.paths).and_then(|compromised| {
+        let lock = ImagesLock::load(&host.paths.images_lock())?;
+        Ok((compromised, lock))
+    });
+    let (compromised, lock) = match known {
+        Ok(known) => known,
+        Err(error) => return Check::error("images", &error),
+    };
     for name in IMAGES {
         let Some(text) = env.get(name).filter(|text| !text.is_empty()) else {
             continue;
         };
-        if let Err(error) = ImageReference::parse(text) {
+        let fault = match ImageReference::parse(text) {
+            Err(error) => Some((error.to_string(), error.hint())),
+            Ok(image) => {
+                let digest = lock.get(&image).map(|locked| locked.digest.as_str());
+                let found = compromised.check(&image, digest).err();
+                found.map(|found| (found.to_string(), Found::HINT))
+            }
+        };
+        if let Some((fault, hint)) = fault {
             let line = env
                 .line(name)
                 .map(|line| format!(", line {line}"))
                 .unwrap_or_default();
+            let path = host.paths.env_file();
             return Check::failure(
                 "images",
-                format!("{}{line}: {name}: {error}", path.display()),
+                format!("{}{line}: {name}: {fault}", path.display()),
             )
-            .remedy(error.hint());
+            .remedy(hint);
         }
     }
     Check::ok(

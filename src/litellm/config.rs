@@ -5,7 +5,7 @@
 //! releases add keys all the time, so an unknown one is only worth a word when it resembles a
 //! known one.
 
-pub(super) mod tree;
+pub(crate) mod tree;
 
 use std::collections::HashSet;
 use std::fmt;

@@ -411,6 +411,20 @@ impl Keys<'_> {
         }
     }
 
+    /// Asks for the models and for a key: what needs the router and the database, and costs
+    /// nothing.
+    ///
+    /// # Errors
+    /// As [`KeyError`] says.
+    pub async fn probe(&self) -> Result<(), KeyError> {
+        const MODELS: &str = "/v1/models";
+        const KEYS: &str = "/key/list";
+        let models = self.request(Method::GET, MODELS);
+        self.send::<Value>(MODELS, models, None).await?;
+        let keys = self.request(Method::GET, &format!("{KEYS}?size=1"));
+        self.send::<Value>(KEYS, keys, None).await.map(drop)
+    }
+
     async fn post(&self, path: &'static str, body: &Value, token: &str) -> Result<(), KeyError> {
         self.send::<Value>(
             path,

@@ -21,7 +21,7 @@ impl askama::filters::Escaper for Unit {
 }
 
 /// Quotes one word of a command line, as `systemd.service(5)` splits it: a word in double quotes
-/// may hold spaces, `\` and `"` are escaped, `$` is doubled.
+/// may hold spaces, `\`, `"` and line breaks are escaped, `$` is doubled.
 #[must_use]
 pub fn word(text: &str) -> String {
     let plain = |c: char| c.is_alphanumeric() || "/._-+@:=,".contains(c);
@@ -33,6 +33,7 @@ pub fn word(text: &str) -> String {
         match c {
             '"' | '\\' => quoted.extend(['\\', c]),
             '$' => quoted.push_str("$$"),
+            '\n' => quoted.push_str("\\n"),
             c => quoted.push(c),
         }
     }
@@ -59,6 +60,7 @@ mod tests {
         assert_eq!(word("/usr/bin/litellm-units"), "/usr/bin/litellm-units");
         assert_eq!(word("/srv/my gateway"), "\"/srv/my gateway\"");
         assert_eq!(word("a\"b\\c$d"), r#""a\"b\\c$$d""#);
+        assert_eq!(word("a\nb"), r#""a\nb""#);
         assert_eq!(word(""), "\"\"");
     }
 }

@@ -196,6 +196,23 @@ impl EnvFile {
         self.add(comment, name, value)
     }
 
+    /// Gives each of these variables the value that it has in another file; one
+    /// that is not defined there becomes empty here.
+    ///
+    /// # Errors
+    ///
+    /// As for [`EnvFile::set`]; the variables before are then changed.
+    pub fn take_over(&mut self, names: &[&str], other: &Self) -> Result<(), SetError> {
+        for name in names {
+            match other.get(name) {
+                Some(value) => self.set(name, value)?,
+                None if self.get(name).is_some() => self.set(name, "")?,
+                None => {}
+            }
+        }
+        Ok(())
+    }
+
     fn definition(&self, name: &str) -> Option<&Definition> {
         self.index
             .get(name)

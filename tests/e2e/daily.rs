@@ -341,6 +341,11 @@ impl Day<'_> {
     fn broken_edit_is_taken_back(&self) {
         let config = format!("{}/config/litellm-config.yaml", self.who.deployment());
         let good = self.bash(&format!("cat {config}")).ok();
+        // By hand, so that the last good configuration has a password that PostgreSQL no longer knows.
+        self.bash("litellm-units exec -T postgres -- psql -qU litellm -c \"ALTER ROLE litellm PASSWORD 'by-hand'\"")
+            .ok();
+        self.host
+            .set_env(self.who, &[("POSTGRES_PASSWORD", "by-hand")]);
         self.bash(&format!(
             "printf 'litellm_settings:\\n  callbacks: [nowhere.handler]\\n' >> {config}"
         ))
@@ -360,6 +365,8 @@ impl Day<'_> {
         // A second gateway found it out; the first one was never touched.
         assert_eq!(self.restarted_since(&before), [""; 0]);
         assert_eq!(self.bash(&format!("cat {config}")).ok(), good);
+        let env = self.host.env(self.who);
+        assert_eq!(env.get("POSTGRES_PASSWORD"), Some("by-hand"));
         assert_eq!(self.jq(".state"), "\"healthy\"\n");
         let hint = ran.stderr.lines().last().unwrap();
         let kept = hint.strip_prefix("hint: your edit is kept in ").unwrap();
@@ -368,6 +375,26 @@ impl Day<'_> {
                 .ok(),
             edited
         );
+    }
+
+    /// With the stack; and `podman system prune`, or somebody, may take it away.
+    fn network_comes_and_goes(&self) {
+        let exists = || self.bash("podman network exists litellm").code == 0;
+        assert!(!exists());
+        self.units(&["start", "postgres"]).ok();
+        assert!(exists());
+        self.units(&["stop", "postgres"]).ok();
+        self.bash("podman system prune --force").ok();
+        assert!(!exists());
+        let started = self.units(&["start", "postgres"]);
+        assert!(
+            started
+                .stderr
+                .starts_with("Podman's network litellm was removed: making it again\n"),
+            "{}",
+            started.stderr
+        );
+        started.ok();
     }
 
     fn stops_and_starts(&self) {
@@ -408,7 +435,7 @@ impl Day<'_> {
 
         // Ctrl-C while it starts.
         let ran = self.bash(
-            "litellm-units start & sleep 3; litellm-units status --json | jq -r .state; \
+            "litellm-units start & sleep 3; litellm-units status --json | jq -r .state || true; \
              kill -INT %1; wait %1 || echo \"left with $?\"",
         );
         assert_eq!(ran.stdout, "starting\nleft with 130\n", "{}", ran.stderr);
@@ -422,6 +449,7 @@ impl Day<'_> {
         );
         self.units(&["down"]).ok();
         assert_eq!(self.jq(".state"), "\"stopped\"\n");
+        self.network_comes_and_goes();
 
         // A deadline that can't be kept.
         let ran = self.units(&["start", "--timeout", "1"]);

@@ -169,11 +169,12 @@ fn faults(who: Who) {
     deployment_faults(&ward);
     network_faults(&ward);
     unit_faults(&ward);
+    backup_faults(&ward);
     if who == Who::Operator {
         rootless_faults(&ward);
     }
     ward.is_clean();
-    port_fault(&ward);
+    faults_at_rest(&ward);
     ward.is_clean();
     let json = ward.host.units(who, &["doctor", "--json"]).ok();
     assert!(
@@ -191,6 +192,67 @@ fn platform_faults(ward: &Ward) {
         found: &[
             "FAILURE  podman: /usr/bin/podman has no Quadlet: /usr/lib/systemd/system-generators/podman-system-generator is missing",
             "         hint: install Podman 4.9 or newer from the distribution",
+        ],
+        mend: "mv /root/podman-system-generator /usr/lib/systemd/system-generators/",
+        ..FAULT
+    });
+
+    if who == Who::Root {
+        seeing(
+            ward,
+            "mount --rbind /sys/fs/cgroup /mnt; mount -t tmpfs tmpfs /sys/fs; mkdir /sys/fs/{cgroup,selinux}; \
+             mount --move /mnt /sys/fs/cgroup; echo 1 >/sys/fs/selinux/enforce",
+            &[
+                "FAILURE  selinux: SELinux is enforcing, but has no policy for containers",
+                "         hint: install the policy: dnf install container-selinux",
+            ],
+        );
+    }
+
+    // An old systemd: the real one, whose version a proxy of its bus makes older in passing.
+    let (variable, socket) = match who {
+        Who::Root => ("DBUS_SYSTEM_BUS_ADDRESS", "/run/dbus/system_bus_socket"),
+        Who::Operator => ("DBUS_SESSION_BUS_ADDRESS", "/run/user/1000/bus"),
+    };
+    let user = who.user();
+    ward.treat(&Fault {
+        plant: &format!(
+            r#"systemd-run --quiet --unit=old-systemd --uid={user} perl -MIO::Socket::UNIX -e '
+                my ($version) = `systemctl --version` =~ /\((.*?)\)/ or die;
+                (my $old = $version) =~ s/^.../252/;
+                unlink my $path = "/tmp/old-systemd";
+                my $server = IO::Socket::UNIX->new(Local => $path, Listen => 9) or die;
+                while (my $client = $server->accept) {{
+                    my $bus = IO::Socket::UNIX->new(Peer => "{socket}") or die;
+                    for ([$client, $bus, 0], [$bus, $client, 1]) {{
+                        next if fork;
+                        my ($from, $to, $ages) = @$_;
+                        while (sysread $from, my $bytes, 65536) {{
+                            $bytes =~ s/\Q$version\E/$old/g if $ages;
+                            syswrite $to, $bytes;
+                        }}
+                        shutdown $to, 1;
+                        exit;
+                    }}
+                }}'
+            until [[ -S /tmp/old-systemd ]]; do sleep 0.1; done"#
+        ),
+        prefix: &["env", &format!("{variable}=unix:path=/tmp/old-systemd")],
+        found: &[
+            "warning  systemd: systemd 252: if the database fails at its first start, the gateway stays down",
+            "         hint: upgrade the distribution: systemd 254 or newer tries again",
+        ],
+        mend: "systemctl stop old-systemd.service; rm /tmp/old-systemd",
+        ..FAULT
+    });
+
+    // A generator of an old Podman.
+    ward.treat(&Fault {
+        plant: "g=/usr/lib/systemd/system-generators/podman-system-generator
+            mv $g /root/; printf '#!/bin/sh\\necho 4.3.1\\n' >$g; chmod +x $g",
+        found: &[
+            "FAILURE  podman: Podman 4.3 is too old: the units need 4.9 or newer",
+            "         hint: Debian 13, Ubuntu 24.04, RHEL 9.4 and Fedora 40 have one: upgrade the distribution, or install a newer Podman",
         ],
         mend: "mv /root/podman-system-generator /usr/lib/systemd/system-generators/",
         ..FAULT
@@ -250,6 +312,16 @@ fn platform_faults(ward: &Ward) {
     });
 }
 
+/// Seen from a mount namespace in which the kernel shows something else.
+fn seeing(ward: &Ward, mounts: &str, found: &[&str]) {
+    let script = format!("set -e; {mounts}; exec \"$@\"");
+    ward.treat(&Fault {
+        prefix: &["unshare", "--mount", "bash", "-c", &script, "bash"],
+        found,
+        ..FAULT
+    });
+}
+
 /// `.env`.
 fn env_faults(ward: &Ward) {
     let who = ward.who;
@@ -272,8 +344,8 @@ fn env_faults(ward: &Ward) {
         ),
         (
             "ghcr.io/berriai/litellm:v1.82.8",
-            r#""ghcr.io/berriai/litellm:v1.82.8" is LiteLLM 1.82.8, a compromised release that steals credentials"#,
-            "choose another release, and rotate every credential that this one has seen (https://github.com/BerriAI/litellm/issues/24512)",
+            r#""ghcr.io/berriai/litellm:v1.82.8" is LiteLLM 1.82.8, a compromised release: it steals credentials (https://github.com/BerriAI/litellm/issues/24512)"#,
+            "choose another release, and rotate every credential that this one has seen",
         ),
     ] {
         ward.treat(&Fault {
@@ -493,8 +565,64 @@ fn unit_faults(ward: &Ward) {
     });
 }
 
-/// The gateway has to go for this one.
-fn port_fault(ward: &Ward) {
+/// Backups that are not made, or were not for too long.
+fn backup_faults(ward: &Ward) {
+    let systemctl = ward.systemctl();
+    let of_user = ward.who.systemctl();
+    let journalctl = of_user.replace("systemctl", "journalctl");
+    let unit_dropins = ward.unit_dropins();
+    ward.treat(&Fault {
+        plant: &format!("{systemctl} disable --now litellm-backup.timer"),
+        found: &[
+            "warning  backup: litellm-backup.timer is not enabled, so no backup is made by itself; there is no backup yet",
+            &format!("         hint: {of_user} enable --now litellm-backup.timer"),
+        ],
+        mend: &format!("{systemctl} enable --now litellm-backup.timer"),
+        ..FAULT
+    });
+    ward.treat(&Fault {
+        plant: "touch --date='-3 days' $D/data",
+        found: &[
+            "warning  backup: there is no backup yet",
+            "         hint: litellm-units backup",
+        ],
+        ..FAULT
+    });
+    ward.treat(&Fault {
+        plant: "install -d -m 700 -o $(stat -c %u $D/.env) $D/backups $D/backups/$(date -u --date='-3 days' +%Y%m%dT%H%M%SZ)-0a1b2c",
+        found: &[
+            "warning  backup: the last backup is 3 d old",
+            "         hint: litellm-units backup",
+        ],
+        ..FAULT
+    });
+    ward.host
+        .units(ward.who, &["backup", "create", "--quiet"])
+        .ok();
+    ward.is_clean();
+    ward.treat(&Fault {
+        plant: &format!(
+            "mkdir -p {unit_dropins}/litellm-backup.service.d
+            printf '[Service]\\nExecStart=\\nExecStart=false\\n' >{unit_dropins}/litellm-backup.service.d/50-test.conf
+            {systemctl} daemon-reload
+            ! {systemctl} start litellm-backup.service"
+        ),
+        found: &[
+            "warning  backup: litellm-backup.service failed: exited with status 1; the last backup is * s old",
+            &format!(
+                "         hint: see why: {journalctl} -u litellm-backup.service; then: {of_user} start litellm-backup.service"
+            ),
+        ],
+        mend: &format!(
+            "rm -r {unit_dropins}/litellm-backup.service.d; {systemctl} daemon-reload
+            {systemctl} start litellm-backup.service; rm -r $D/backups; touch $D/data"
+        ),
+        ..FAULT
+    });
+}
+
+/// The gateway has to go for these.
+fn faults_at_rest(ward: &Ward) {
     let who = ward.who;
     let systemctl = ward.systemctl();
     ward.treat(&Fault {
@@ -512,6 +640,28 @@ fn port_fault(ward: &Ward) {
         mend: "podman rm --force --time=0 squatter",
         ..FAULT
     });
+    let restore = "cat /root/env > $D/.env";
+    ward.treat(&Fault {
+        plant: "echo DATABASE_URL=postgresql://user:secret@127.0.0.1:54321/db >> $D/.env",
+        found: &[
+            "FAILURE  database: 127.0.0.1:54321 can't be reached: Connection refused (os error 111)",
+            "         hint: check DATABASE_URL in .env, the server, and the firewalls between",
+            "warning  drift: `generate` would: *remove {Q}/litellm-postgres.container*",
+            "         hint: look: litellm-units generate --dry-run; then: litellm-units apply",
+        ],
+        mend: restore,
+        ..FAULT
+    });
+    if who == Who::Root {
+        seeing(
+            ward,
+            "mount -t tmpfs tmpfs /sys/fs/cgroup",
+            &[
+                "FAILURE  cgroup: this host uses cgroup v1, or none",
+                "         hint: boot the kernel with systemd.unified_cgroup_hierarchy=1",
+            ],
+        );
+    }
 }
 
 fn rootless_faults(ward: &Ward) {

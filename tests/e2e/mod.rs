@@ -15,4 +15,6 @@ mod quadlet;
 mod recovery;
 mod secrets;
 mod starts;
+mod trust;
+mod upgrade;
 mod values;

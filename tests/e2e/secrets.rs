@@ -62,6 +62,11 @@ fn rotate(host: &TestHost, who: Who, word: &str, name: &str, key: &str) {
         host.sh(who, "ls \"$1/.litellm-units\""),
         "configurations\nlast-good\nlock\n"
     );
+    // An edit that does not work later goes back to the new one.
+    host.sh(
+        who,
+        "cd \"$1\"; cmp .env .litellm-units/configurations/$(cat .litellm-units/last-good)/.env",
+    );
 }
 
 #[test]

@@ -113,18 +113,20 @@ impl Case {
 
     /// The locations of a default installation, whoever runs the test.
     fn paths(&self) -> Paths {
-        let (quadlets, units, packaged_units, runtime) = match self.scope {
+        let (quadlets, units, packaged_units, runtime, configuration) = match self.scope {
             Scope::System => (
                 "/etc/containers/systemd",
                 "/etc/systemd/system",
                 "/usr/lib/systemd/system",
                 "/run",
+                "/etc",
             ),
             Scope::User => (
                 "/home/operator/.config/containers/systemd",
                 "/home/operator/.config/systemd/user",
                 "/usr/lib/systemd/user",
                 "/run/user/1000",
+                "/home/operator/.config",
             ),
         };
         Paths {
@@ -134,6 +136,7 @@ impl Case {
             units: units.into(),
             packaged_units: packaged_units.into(),
             runtime: runtime.into(),
+            configuration: configuration.into(),
         }
     }
 

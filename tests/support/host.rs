@@ -60,7 +60,9 @@ impl TestHost {
         let name = format!("{name}-{}", std::process::id());
         let suite = std::env::var("LITELLM_UNITS_TEST_SUITE").unwrap_or_else(|_| "trixie".into());
         let host = Self { name };
-        Self::script(&[&["boot", &host.name, "--suite", &suite], options].concat());
+        let owner = std::process::id().to_string();
+        let boot = ["boot", &host.name, "--suite", &suite, "--owner", &owner];
+        Self::script(&[&boot, options].concat());
         host.put(
             Path::new(env!("CARGO_BIN_EXE_litellm-units")),
             "/usr/bin/litellm-units",

@@ -11,7 +11,7 @@ use serde_json::Map;
 use super::{CREATED_BY, Gateway, ROLE, ROLE_NAME, SERVICE_ROLE, USER, short};
 use crate::applied::hex;
 use crate::cli::key::{As, RotateKey, ServiceKey};
-use crate::commands::up;
+use crate::commands::{begin, up};
 use crate::deployment::kernel_random;
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
@@ -19,7 +19,6 @@ use crate::install;
 use crate::litellm::Client;
 use crate::litellm::keys::{Invalid, Key, KeyError, Limits, hash};
 use crate::litellm::models;
-use crate::lock::OperationLock;
 use crate::output::{self, say, warn};
 
 /// Its name in LiteLLM, unless another is asked for.
@@ -44,7 +43,7 @@ const AS_GIVEN: &str = "given";
 
 /// Makes sure that the file holds a valid key.
 pub(super) async fn ensure(host: &Host, arguments: &ServiceKey) -> Result<Exit> {
-    let _lock = OperationLock::take(&host.paths, "key service")?;
+    let _lock = begin(host, "key service", false, arguments.timeout).await?;
     make_ready(host, arguments.timeout).await?;
     let gateway = Gateway::new(host)?;
     let path = host.paths.service_key();
@@ -69,7 +68,7 @@ pub(super) async fn ensure(host: &Host, arguments: &ServiceKey) -> Result<Exit> 
 
 /// Replaces the key in the file.
 pub(super) async fn rotate(host: &Host, arguments: &RotateKey) -> Result<Exit> {
-    let _lock = OperationLock::take(&host.paths, "key rotate service")?;
+    let _lock = begin(host, "key rotate service", false, arguments.key.timeout).await?;
     make_ready(host, arguments.key.timeout).await?;
     let gateway = Gateway::new(host)?;
     let old = gateway.service.as_ref();

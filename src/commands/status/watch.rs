@@ -32,8 +32,9 @@ use crate::settings::Service;
 
 /// Over how long requests per second are counted.
 const RATE_WINDOW: Duration = Duration::from_secs(10);
-/// How often a gateway without metrics is asked whether it has some now.
-const METRICS_RETRY: Duration = Duration::from_secs(15);
+/// How often a gateway without metrics is asked whether it has some now. It has not before its next
+/// start, and each question is a line in its log.
+const METRICS_RETRY: Duration = Duration::from_secs(600);
 /// How often a gateway that is ready is asked whether it still is: each question is a line in its
 /// log. What Podman's own checks say is read from a file, each time.
 const READY_AGAIN: Duration = Duration::from_secs(5);
@@ -262,6 +263,9 @@ impl<'a> Watch<'a> {
                 self.asking_health = false;
                 if health.is_ready() {
                     self.next_health = Instant::now() + READY_AGAIN;
+                } else {
+                    // It may start with metrics.
+                    self.next_requests = Instant::now();
                 }
                 self.view.health = Some(health);
             }

@@ -1,0 +1,138 @@
+//! `history`: the releases that ran, and what was tried.
+
+use serde::Serialize;
+
+use crate::backup::BackupId;
+use crate::cli::upgrade::History;
+use crate::error::{Exit, Result};
+use crate::host::Host;
+use crate::ledger::{Event, Ledger, Outcome, Record};
+use crate::output::{self, say};
+use crate::settings::Service;
+
+/// One line.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct Entry {
+    /// The number by which `rollback` knows the release; null for an attempt that failed.
+    release: Option<u32>,
+    /// When, in RFC 3339.
+    at: String,
+    /// The gateway's image.
+    image: String,
+    /// Its digest, if it was ever known.
+    digest: Option<String>,
+    /// The user at whose command.
+    by: String,
+    /// The command.
+    how: String,
+    /// `serves`, `replaced`, `undone` or `interrupted`.
+    result: &'static str,
+    /// Why it was undone.
+    reason: Option<String>,
+    /// The backup that was made when the release was left.
+    backup: Option<BackupId>,
+}
+
+/// Runs the command.
+///
+/// # Errors
+/// When the ledger can't be read.
+pub fn run(host: &Host, arguments: &History) -> Result<Exit> {
+    let ledger = Ledger::load(&host.paths)?;
+    let entries = entries(&ledger);
+    if arguments.json {
+        output::json(&entries)?;
+    } else if entries.is_empty() {
+        say(
+            "no release was recorded here yet; the first one is when the gateway is ready: litellm-units up",
+        );
+    } else {
+        output::text(&output::columns(&table(&entries)))?;
+    }
+    Ok(Exit::Success)
+}
+
+fn entries(ledger: &Ledger) -> Vec<Entry> {
+    let current = ledger.current().map(|release| release.number);
+    let mut entries: Vec<Entry> = Vec::new();
+    let mut begun: Option<Entry> = None;
+    for Record { at, by, event } in ledger.records() {
+        match event {
+            Event::Release(release) => {
+                let image = release.images.get(Service::Litellm.name());
+                entries.push(Entry {
+                    release: Some(release.number),
+                    at: at.clone(),
+                    image: image.map_or("-".into(), |image| image.reference.clone()),
+                    digest: image.map(|image| image.digest.clone()),
+                    by: by.clone(),
+                    how: release.how.clone(),
+                    result: if Some(release.number) == current {
+                        "serves"
+                    } else {
+                        "replaced"
+                    },
+                    reason: None,
+                    backup: ledger.backup_of(release.number).cloned(),
+                });
+            }
+            Event::Begun(operation) => {
+                begun = Some(Entry {
+                    release: None,
+                    at: at.clone(),
+                    image: operation.to.clone(),
+                    digest: None,
+                    by: by.clone(),
+                    how: operation.verb.to_string(),
+                    result: "interrupted",
+                    reason: None,
+                    backup: None,
+                });
+            }
+            Event::Reached(_) => {}
+            Event::Ended(ended) => {
+                let attempt = begun.take();
+                if ended.outcome == Outcome::Undone {
+                    entries.extend(attempt.map(|attempt| Entry {
+                        result: "undone",
+                        reason: ended.reason.clone(),
+                        ..attempt
+                    }));
+                }
+            }
+        }
+    }
+    entries.extend(begun);
+    entries
+}
+
+fn table(entries: &[Entry]) -> Vec<Vec<String>> {
+    let heading = [
+        "RELEASE", "WHEN", "IMAGE", "DIGEST", "BY", "HOW", "RESULT", "BACKUP", "REASON",
+    ];
+    let mut rows = vec![heading.map(str::to_owned).to_vec()];
+    for entry in entries {
+        // As many digits as Podman shows.
+        let digest = entry.digest.as_deref().map(|digest| {
+            let hex = digest.strip_prefix("sha256:").unwrap_or(digest);
+            hex.chars().take(12).collect::<String>()
+        });
+        rows.push(vec![
+            entry
+                .release
+                .map_or("-".into(), |number| number.to_string()),
+            entry.at.clone(),
+            entry.image.clone(),
+            digest.unwrap_or("-".into()),
+            entry.by.clone(),
+            entry.how.clone(),
+            entry.result.to_owned(),
+            entry
+                .backup
+                .as_ref()
+                .map_or("-".into(), BackupId::to_string),
+            entry.reason.clone().unwrap_or("-".into()),
+        ]);
+    }
+    rows
+}

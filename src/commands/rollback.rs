@@ -1,0 +1,99 @@
+//! `rollback`: an earlier release, with the data of now or of then.
+
+use std::io::IsTerminal;
+
+use anyhow::Context;
+
+use crate::backup::BackupId;
+use crate::cli::upgrade::Rollback;
+use crate::error::{Exit, Failure, Result};
+use crate::host::Host;
+use crate::ledger::{Ledger, Release};
+use crate::upgrade::Plan;
+
+/// Runs the command.
+///
+/// # Errors
+/// When there is no such release, or a step fails; the message says whether the present release
+/// serves again.
+pub async fn run(host: &Host, arguments: Rollback) -> Result<Exit> {
+    let _lock = super::begin(host, "rollback", arguments.dry_run, arguments.pace.timeout).await?;
+    let ledger = Ledger::load(&host.paths)?;
+    let release = find(&ledger, arguments.to)?;
+    let backup = ledger
+        .backup_of(release.number)
+        .filter(|id| crate::backup::Backup::load(&host.paths, id).is_ok());
+    let data = match (arguments.keep_data, arguments.restore_data, backup) {
+        (true, _, _) => None,
+        (_, true, Some(backup)) => Some(backup.clone()),
+        (_, true, None) => {
+            return Err(Failure::new(format!(
+                "there is no backup of the moment at which release {} was left",
+                release.number
+            ))
+            .hint("keep the data (--keep-data), or restore another backup afterwards: litellm-units backup list")
+            .into());
+        }
+        // There is nothing to choose.
+        (_, _, None) => None,
+        (_, _, Some(backup)) => ask(release, backup)?,
+    };
+    let plan = Plan::rollback(host, release, data).await?;
+    super::upgrade::carry_out(host, plan, arguments.dry_run, arguments.pace).await
+}
+
+fn find(ledger: &Ledger, number: Option<u32>) -> Result<&Release> {
+    let see = "see which there are: litellm-units history";
+    let current = ledger
+        .current()
+        .ok_or_else(|| Failure::new("no release was recorded here yet").hint(see))?;
+    let mut others = ledger.releases().rev().skip(1);
+    let found = match number {
+        Some(number) => others.find(|release| release.number == number),
+        None => others.find(|release| release.gateway() != current.gateway()),
+    };
+    let release = found.ok_or_else(|| {
+        Failure::new(match number {
+            Some(number) if number == current.number => format!("release {number} runs already"),
+            Some(number) => format!("there is no release {number}"),
+            None => "there is no earlier release".to_owned(),
+        })
+        .hint(see)
+    })?;
+    if release.gateway() == current.gateway() {
+        return Err(Failure::new(format!(
+            "release {} has the image that runs already",
+            release.number
+        ))
+        .hint(see)
+        .into());
+    }
+    Ok(release)
+}
+
+fn ask(release: &Release, backup: &BackupId) -> Result<Option<BackupId>> {
+    let reference = release
+        .gateway()
+        .map_or("that release", |image| image.reference.as_str());
+    if !std::io::stdin().is_terminal() {
+        return Err(Failure::new(
+            "a rollback can keep the data or restore that of then, and there is no terminal to ask on",
+        )
+        .hint("say which: --keep-data or --restore-data")
+        .into());
+    }
+    eprint!(
+        "Back to {reference}. The data of now can stay: keep it? Or restore backup {backup}, made at {} UTC when that \
+         release was left? Keys, teams and spend since then would be gone. [keep/restore/N] ",
+        backup.created()
+    );
+    let mut answer = String::new();
+    std::io::stdin()
+        .read_line(&mut answer)
+        .context("can't read the answer")?;
+    match answer.trim().to_ascii_lowercase().as_str() {
+        "k" | "keep" => Ok(None),
+        "r" | "restore" => Ok(Some(backup.clone())),
+        _ => Err(Failure::new("nothing was changed").into()),
+    }
+}

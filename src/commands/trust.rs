@@ -1,0 +1,133 @@
+//! `trust`: whose signature Podman demands of LiteLLM's images.
+
+use crate::cli;
+use crate::error::{Exit, Failure, Result};
+use crate::host::Host;
+use crate::image::ImageReference;
+use crate::images_lock::ImagesLock;
+use crate::lock::OperationLock;
+use crate::output::{self, say};
+use crate::settings::Settings;
+use crate::trust::{self, PUBLISHED, Places, Plan, Record, Wish};
+
+/// Runs the command.
+///
+/// # Errors
+/// When what is there is damaged or someone else's decision, or the gateway's image could not be
+/// pulled any more.
+pub async fn run(host: &Host, arguments: &cli::Trust) -> Result<Exit> {
+    let lock = || OperationLock::take(&host.paths, "trust");
+    let _lock = (!arguments.dry_run).then(lock).transpose()?;
+    let places = Places::of(&host.paths);
+    let plan = if arguments.remove {
+        Plan::remove(&places)?
+    } else {
+        Plan::set(&places, &wish(host, &places, arguments).await?)?
+    };
+    if arguments.dry_run {
+        for (link, target) in &plan.links {
+            output::line(&format!(
+                "# link {} to {}",
+                link.display(),
+                target.display()
+            ))?;
+        }
+        for change in plan.visible() {
+            output::text(&change.diff())?;
+        }
+        for link in &plan.unlinks {
+            output::line(&format!("# remove {}", link.display()))?;
+        }
+        return Ok(Exit::Success);
+    }
+    if !plan.is_empty() {
+        plan.apply().map_err(unfinished)?;
+        for (link, target) in &plan.links {
+            output::line(&format!("link {} to {}", link.display(), target.display()))?;
+        }
+        for change in plan.visible() {
+            output::line(&format!("{} {}", change.verb(), change.path.display()))?;
+        }
+        for link in &plan.unlinks {
+            output::line(&format!("remove {}", link.display()))?;
+        }
+    }
+    if let Some(record) = &plan.record {
+        show(&places, record)?;
+    }
+    if plan.is_empty() {
+        output::line("nothing to do")?;
+    } else if !arguments.remove {
+        say("next: litellm-units pull, which has Podman verify the images of now");
+    }
+    Ok(Exit::Success)
+}
+
+/// What is asked for, with the images that must stay usable.
+async fn wish(host: &Host, places: &Places, arguments: &cli::Trust) -> Result<Wish> {
+    if let Some(scope) = &arguments.scope {
+        trust::check_scope(scope)?;
+    }
+    let key = match &arguments.key {
+        None => None,
+        Some(path) => {
+            let text = std::fs::read_to_string(path).map_err(|error| {
+                Failure::new(format!("can't read {}: {error}", path.display()))
+                    .hint("give --key the file with the public key")
+            })?;
+            trust::check_key(&text, path)?;
+            Some(text)
+        }
+    };
+    let recorded = places.record()?.map(|record| record.scope);
+    let scope = arguments.scope.clone().or(recorded);
+    let inside = scope.as_deref().unwrap_or(PUBLISHED);
+    let mut accept = Vec::new();
+    for text in &arguments.accept {
+        let image = ImageReference::parse(text)
+            .map_err(|error| Failure::new(error.to_string()).hint(error.hint()))?;
+        let Some(digest) = image.digest().filter(|_| trust::is_below(&image, inside)) else {
+            return Err(Failure::new(format!(
+                "{text} is not an image of {inside} with its digest"
+            ))
+            .hint(format!("write it as {inside}/litellm:VERSION@sha256:…"))
+            .into());
+        };
+        accept.push(format!("{}@{digest}", image.name()));
+    }
+    let env = host.paths.env_file();
+    let settings = env.exists().then(|| Settings::load(&env)).transpose()?;
+    let current = settings.as_ref().map(|settings| &settings.litellm_image);
+    let images = ImagesLock::load(&host.paths.images_lock())?;
+    accept.extend(trust::unsigned(inside, current, &images)?);
+    Ok(Wish {
+        scope,
+        key,
+        accept,
+        registries: host.podman().await?.registries().await?,
+    })
+}
+
+fn show(places: &Places, record: &Record) -> Result<()> {
+    let whose = if record.packaged_key {
+        ", which is LiteLLM's"
+    } else {
+        ""
+    };
+    output::line(&format!(
+        "{}: images signed by the key in {}{whose}",
+        record.scope,
+        places.key.display()
+    ))?;
+    for image in record.accepted() {
+        output::line(&format!("{image}: without a signature"))?;
+    }
+    Ok(())
+}
+
+fn unfinished(error: anyhow::Error) -> anyhow::Error {
+    Failure::new("not all of it is written; every file is either as before or complete")
+        .hint("mend that and run the command again: it goes on where it stopped")
+        .caused_by(error)
+        .into()
+}

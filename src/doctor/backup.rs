@@ -1,0 +1,171 @@
+//! Whether backups are made, and when the last one was.
+
+use std::path::Path;
+use std::time::{Duration, SystemTime};
+
+use super::{Check, Patient};
+use crate::backup;
+use crate::error::Result;
+use crate::output::duration;
+use crate::paths::{Paths, Scope};
+use crate::quadlet::{BACKUP_SERVICE, BACKUP_TIMER};
+use crate::systemd::UnitState;
+
+/// One night may be missed: the host was off, or the timer's random delay falls differently.
+const OLD: Duration = Duration::from_secs(2 * 24 * 3600);
+
+/// The age of the last backup, and whether systemd makes the next one.
+pub async fn backup(patient: &Patient<'_>) -> Option<Check> {
+    // Units that are not installed are for other checks.
+    patient.units.as_ref().filter(|units| !units.is_empty())?;
+    let systemd = patient.host.systemd().await.ok()?;
+    let (timer, service, target) = futures_util::try_join!(
+        systemd.unit(BACKUP_TIMER),
+        systemd.unit(BACKUP_SERVICE),
+        systemd.unit("litellm.target"),
+    )
+    .ok()?;
+    let paths = &patient.host.paths;
+    let last = match last(paths) {
+        Ok(last) => last,
+        Err(error) => return Some(Check::error("backup", &error)),
+    };
+    Some(judge(
+        paths.scope,
+        &timer,
+        &service,
+        target.is_active(),
+        last,
+        age(&paths.data()),
+    ))
+}
+
+/// The age of the newest backup.
+fn last(paths: &Paths) -> Result<Option<Duration>> {
+    let Some(newest) = backup::ids(paths)?.pop() else {
+        return Ok(None);
+    };
+    let created = jiff::tz::Offset::UTC.to_timestamp(newest.created())?;
+    let age = jiff::Timestamp::now().duration_since(created);
+    Ok(Some(age.try_into().unwrap_or_default()))
+}
+
+/// How long ago entries of a directory came or went. Those of `data/` come with the deployment.
+fn age(directory: &Path) -> Option<Duration> {
+    let changed = directory.metadata().ok()?.modified().ok()?;
+    SystemTime::now().duration_since(changed).ok()
+}
+
+fn judge(
+    scope: Scope,
+    timer: &UnitState,
+    service: &UnitState,
+    runs: bool,
+    last: Option<Duration>,
+    deployed: Option<Duration>,
+) -> Check {
+    let words = match last {
+        Some(age) => format!("the last backup is {} old", duration(age)),
+        None => "there is no backup yet".to_owned(),
+    };
+    let systemctl = scope.systemctl();
+    let journalctl = systemctl.replace("systemctl", "journalctl");
+    if service.active == "failed" {
+        return Check::warning(
+            "backup",
+            format!("{BACKUP_SERVICE} failed: {}; {words}", service.reason()),
+        )
+        .remedy(format!(
+            "see why: {journalctl} -u {BACKUP_SERVICE}; then: {systemctl} start {BACKUP_SERVICE}"
+        ));
+    }
+    let timer_fault = if timer.file_state != "enabled" {
+        Some("is not enabled")
+    } else if !timer.is_active() {
+        Some("does not run")
+    } else {
+        None
+    };
+    // A timer that is not installed is drift.
+    if let Some(fault) = timer_fault.filter(|_| timer.load != "not-found") {
+        return Check::warning(
+            "backup",
+            format!("{BACKUP_TIMER} {fault}, so no backup is made by itself; {words}"),
+        )
+        .remedy(format!("{systemctl} enable --now {BACKUP_TIMER}"));
+    }
+    // What was stopped on purpose has nothing new to save, and a young deployment may have old
+    // backups of another one.
+    let overdue = deployed.is_some_and(|age| age > OLD) && last.is_none_or(|age| age > OLD);
+    if runs && overdue {
+        return Check::warning("backup", words).remedy("litellm-units backup");
+    }
+    Check::ok("backup", words)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Outcome;
+    use super::*;
+
+    fn unit(active: &str) -> UnitState {
+        UnitState {
+            load: "loaded".into(),
+            active: active.into(),
+            file_state: "enabled".into(),
+            result: "exit-code".into(),
+            exit_code: 1,
+            exit_status: 5,
+            ..UnitState::default()
+        }
+    }
+
+    #[test]
+    fn ages() {
+        let (on, off) = (unit("active"), unit("inactive"));
+        let failed = unit("failed");
+        let day = |days: u64| Some(Duration::from_secs(days * 24 * 3600 + 60));
+        let judged = |timer, service, runs, last, deployed| {
+            let check = judge(Scope::User, timer, service, runs, last, deployed);
+            (check.outcome, check.message)
+        };
+        let ok = |message: &str| (Outcome::Ok, message.to_owned());
+        let warning = |message: &str| (Outcome::Warning, message.to_owned());
+        assert_eq!(
+            judged(&on, &off, true, None, day(1)),
+            ok("there is no backup yet")
+        );
+        assert_eq!(
+            judged(&on, &off, true, None, day(3)),
+            warning("there is no backup yet")
+        );
+        assert_eq!(
+            judged(&on, &off, true, day(1), day(9)),
+            ok("the last backup is 24 h old")
+        );
+        assert_eq!(
+            judged(&on, &off, true, day(3), day(9)),
+            warning("the last backup is 3 d old")
+        );
+        assert_eq!(
+            judged(&on, &off, false, day(3), day(9)),
+            ok("the last backup is 3 d old")
+        );
+        assert_eq!(
+            judged(&on, &off, true, day(3), day(1)),
+            ok("the last backup is 3 d old")
+        );
+        assert_eq!(
+            judged(&off, &off, true, day(1), day(9)),
+            warning(
+                "litellm-backup.timer does not run, so no backup is made by itself; the last backup is 24 h old"
+            )
+        );
+        assert_eq!(
+            judged(&on, &failed, true, day(1), day(9)),
+            warning(
+                "litellm-backup.service failed: exited with status 5; the last backup is 24 h old"
+            )
+        );
+    }
+}

@@ -1,0 +1,127 @@
+//! Whose images these are: what is known to be malicious, and whose signature is verified.
+
+use super::{Check, Patient};
+use crate::compromised::{Compromised, Found};
+use crate::error::Result;
+use crate::image::ImageReference;
+use crate::images_lock::ImagesLock;
+use crate::settings::Service;
+use crate::trust::{Places, Plan, Wish, is_signed_release};
+
+/// Whether a container runs an image that is known to be malicious, whatever `.env` says by now.
+pub async fn running(patient: &Patient<'_>) -> Option<Check> {
+    // A list that can't be read is what `images` comes upon.
+    let compromised = Compromised::load(&patient.host.paths).ok()?;
+    let podman = patient.host.podman().await.ok()?;
+    let services = patient
+        .units
+        .as_ref()?
+        .iter()
+        .filter(|(service, unit)| *service != Service::Migrate && unit.is_active());
+    let found = services.map(async |(service, _)| {
+        let container = service.container();
+        let format = "{{.ImageName}} {{.ImageDigest}}";
+        // A container that has just gone is for the units' own check.
+        let text = podman
+            .run(["container", "inspect", "--format", format, container])
+            .await
+            .ok()?;
+        let (image, digest) = text.trim().split_once(' ')?;
+        let image = ImageReference::parse(image).ok()?;
+        let found = compromised.check(&image, Some(digest)).err()?;
+        Some(format!("{container} runs it: {found}"))
+    });
+    let found: Vec<String> = futures_util::future::join_all(found)
+        .await
+        .into_iter()
+        .flatten()
+        .collect();
+    if found.is_empty() {
+        // `images` says that all is well.
+        return None;
+    }
+    Some(
+        Check::failure("compromised", found.join("; "))
+            .remedy(format!("litellm-units down; then {}", Found::HINT)),
+    )
+}
+
+/// Whether Podman verifies the signature of the gateway's image, where there is one to verify.
+pub async fn signatures(patient: &Patient<'_>) -> Option<Check> {
+    let image = &patient.settings.as_ref()?.litellm_image;
+    if !image.is_litellm() {
+        return None;
+    }
+    let places = Places::of(&patient.host.paths);
+    match verified(patient, image, &places).await {
+        Ok(check) => check,
+        Err(error) => Some(Check::error("signatures", &error)),
+    }
+}
+
+async fn verified(
+    patient: &Patient<'_>,
+    image: &ImageReference,
+    places: &Places,
+) -> Result<Option<Check>> {
+    let record = places.record()?;
+    // With a policy that Podman can't read, it pulls nothing, whether `trust` was used or not.
+    let Some(policy) = places.effective_policy()? else {
+        return Ok(None);
+    };
+    if record.is_none() && !is_signed_release(image) {
+        return Ok(None);
+    }
+    if record.is_some() {
+        let wish = Wish {
+            registries: patient.host.podman().await?.registries().await?,
+            ..Wish::default()
+        };
+        let plan = Plan::set(places, &wish)?;
+        if !plan.is_empty() {
+            let mut files: Vec<String> = plan
+                .visible()
+                .map(|change| change.path.display().to_string())
+                .collect();
+            files.extend(
+                plan.links
+                    .keys()
+                    .chain(&plan.unlinks)
+                    .map(|link| link.display().to_string()),
+            );
+            let message = format!(
+                "no longer as litellm-units trust set it: {}",
+                files.join(", ")
+            );
+            return Ok(Some(Check::warning("signatures", message).remedy(
+                "look: litellm-units trust --dry-run; then: litellm-units trust",
+            )));
+        }
+    }
+    let tag = image.tag().map(|tag| format!(":{tag}"));
+    let by_tag = policy.demand(image.name(), tag.as_deref().unwrap_or_default());
+    let name = image.name();
+    if by_tag.accepts_anything() {
+        return Ok(is_signed_release(image).then(|| {
+            let message = format!("LiteLLM signs {image}, but Podman does not verify it");
+            Check::warning("signatures", message).remedy("litellm-units trust")
+        }));
+    }
+    let lock = ImagesLock::load(&patient.host.paths.images_lock())?;
+    let digest = image
+        .digest()
+        .or_else(|| lock.get(image).map(|locked| locked.digest.as_str()));
+    let is_accepted = digest.is_some_and(|digest| {
+        let by_digest = policy.demand(name, &format!("@{digest}"));
+        by_digest.accepts_anything()
+    });
+    let place = policy.place(by_tag);
+    Ok(Some(Check::ok(
+        "signatures",
+        if is_accepted {
+            format!("Podman verifies those of {name} ({place}), but takes this one by its digest")
+        } else {
+            format!("Podman verifies those of {name} ({place})")
+        },
+    )))
+}

@@ -1,0 +1,812 @@
+//! From one release to another and back: pull, backup, migration, switch, and a gate that the new
+//! release has to pass. Whatever fails, the release of before serves again.
+//!
+//! Until the switch, everything on the disk is as the present release has it, and that release
+//! serves. Each step is in the ledger before the next one begins, so that [`recover`] can finish or
+//! undo what a kill or a loss of power interrupted. The caller holds the operation lock.
+
+mod gate;
+
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::backup::database::Server;
+use crate::backup::manifest::Image;
+use crate::backup::restore::{self, Recovered, Restore};
+use crate::backup::{self, Backup, BackupId};
+use crate::commands::{generate, pull};
+use crate::compromised::Compromised;
+use crate::error::{Failure, Result};
+use crate::host::{self, Host};
+use crate::image::ImageReference;
+use crate::images_lock::ImagesLock;
+use crate::install::plan::{Change, Plan as Files};
+use crate::ledger::{
+    Ended, Event, Images, Ledger, Operation, Outcome, Reached, Release, Step, Verb,
+};
+use crate::litellm::Client;
+use crate::lock::OperationLock;
+use crate::output::{duration, say};
+use crate::paths::Paths;
+use crate::quadlet;
+use crate::settings::{Service, Settings, parse_env, read_env};
+use crate::snapshot::{self, SnapshotId};
+use crate::stack;
+use crate::systemd::job;
+
+/// How long the migration may take, as its unit says.
+const MIGRATION_TIMEOUT: Duration = Duration::from_secs(3600);
+/// How long a gateway may take to say whether it is ready.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a new release is watched where nothing else is said.
+pub const SETTLE: Duration = Duration::from_secs(10);
+
+/// How a change of release is carried out.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// How long the new release is watched before it stays.
+    pub settle: Duration,
+    /// How long starting and becoming ready may take.
+    pub timeout: Duration,
+}
+
+/// A change of release, worked out and not begun.
+#[derive(Debug)]
+pub struct Plan {
+    verb: Verb,
+    from: Images,
+    /// The configuration of the present release.
+    configuration: SnapshotId,
+    /// The `.env` that is wanted.
+    env: String,
+    settings: Settings,
+    /// The digest that is recorded for the wanted image.
+    digest: Option<String>,
+    /// Whether `.env` or `config/` were edited beyond the image, which comes into force, too.
+    edited: bool,
+    /// The backup whose data comes back.
+    data: Option<BackupId>,
+}
+
+impl Plan {
+    /// The change to the image that `.env` names, or to `image`. Nothing if that one runs.
+    ///
+    /// # Errors
+    /// When `.env` is wrong, or no release was ever ready here.
+    pub async fn upgrade(host: &Host, image: Option<&ImageReference>) -> Result<Option<Self>> {
+        let path = host.paths.env_file();
+        let mut env = parse_env(&read_env(&path)?, &path)?;
+        if let Some(image) = image {
+            set_image(&mut env, "LITELLM_IMAGE", image.as_str(), &path)?;
+        }
+        let settings = Settings::from_env(&env, &path)?;
+        let plan = Self::new(host, Verb::Upgrade, env.text().to_owned(), settings).await?;
+        let same = plan.gateway_before().is_some_and(|from| {
+            from.reference == plan.settings.litellm_image.as_str()
+                && plan
+                    .digest
+                    .as_deref()
+                    .is_none_or(|digest| digest == from.digest)
+        });
+        Ok((!same).then_some(plan))
+    }
+
+    /// The change back to `release`, and to the data of `data` if there is one.
+    ///
+    /// # Errors
+    /// When `.env` is wrong, or the release can't be run any more.
+    pub async fn rollback(host: &Host, release: &Release, data: Option<BackupId>) -> Result<Self> {
+        let path = host.paths.env_file();
+        let mut env = parse_env(&read_env(&path)?, &path)?;
+        let gateway = release
+            .gateway()
+            .context("the ledger names a release without a gateway")?;
+        set_image(&mut env, "LITELLM_IMAGE", &gateway.reference, &path)?;
+        let settings = Settings::from_env(&env, &path)?;
+        let plan = Self::new(host, Verb::Rollback, env.text().to_owned(), settings).await?;
+        Ok(Self {
+            digest: Some(gateway.digest.clone()),
+            data,
+            ..plan
+        })
+    }
+
+    async fn new(host: &Host, verb: Verb, env: String, settings: Settings) -> Result<Self> {
+        let paths = &host.paths;
+        let configuration = snapshot::last_good(paths).ok_or_else(|| {
+            Failure::new("the gateway was never ready here, so there is nothing to go back to")
+                .hint("bring it up first: litellm-units up")
+        })?;
+        let before =
+            Settings::from_text(&snapshot::env(paths, &configuration)?, &paths.env_file())?;
+        let mut from = backup::images(host, &before).await;
+        // As `.env` names them, whatever Podman calls them.
+        for service in Service::ALL {
+            if let (Some(image), Some(found)) =
+                (before.image(service), from.get_mut(service.name()))
+            {
+                found.reference = image.to_string();
+            }
+        }
+        let mut as_before = parse_env(&env, &paths.env_file())?;
+        set_image(
+            &mut as_before,
+            "LITELLM_IMAGE",
+            before.litellm_image.as_str(),
+            &paths.env_file(),
+        )?;
+        let edited = snapshot::keep_with(paths, as_before.text())? != configuration;
+        let lock = ImagesLock::load(&paths.images_lock())?;
+        Compromised::load(paths)?.refuse(paths, &settings, &lock)?;
+        let digest = settings
+            .litellm_image
+            .digest()
+            .or(lock
+                .get(&settings.litellm_image)
+                .map(|locked| locked.digest.as_str()))
+            .map(str::to_owned);
+        Ok(Self {
+            verb,
+            from,
+            configuration,
+            env,
+            settings,
+            digest,
+            edited,
+            data: None,
+        })
+    }
+
+    fn gateway_before(&self) -> Option<&Image> {
+        self.from.get(Service::Litellm.name())
+    }
+
+    /// What will be done, a line each.
+    #[must_use]
+    pub fn lines(&self, options: Options) -> Vec<String> {
+        let from = self
+            .gateway_before()
+            .map_or("an unknown image", |image| image.reference.as_str());
+        let local = self.settings.image(Service::Postgres).is_some();
+        let mut lines = vec![
+            format!("{} {from} -> {}", self.verb, self.settings.litellm_image),
+            match &self.digest {
+                Some(digest) => {
+                    format!("  pull        {digest}, unless it is here; nothing is stopped")
+                }
+                None => "  pull        the image, and record its digest; nothing is stopped".into(),
+            },
+            "  backup      the database and the configuration, while the gateway serves".into(),
+        ];
+        match &self.data {
+            Some(backup) => lines.push(format!(
+                "  data        of backup {backup}, restored beside the database, then swapped with it"
+            )),
+            None => lines.push(
+                "  migrate     the database, while the gateway of before serves; a newer schema stays".into(),
+            ),
+        }
+        lines.push(if self.edited {
+            "  switch      .env, the other edits of .env and config/, units and gateway".into()
+        } else {
+            "  switch      .env, units and gateway".into()
+        });
+        lines.push(format!(
+            "  watch       for {}: database connected, requests answered, no burst of errors",
+            duration(options.settle)
+        ));
+        lines.push(if local {
+            "  if any of it fails, image, units, .env and data are as before".into()
+        } else {
+            "  if any of it fails, image, units and .env are as before; the data stays on its server".into()
+        });
+        lines
+    }
+
+    /// Does it.
+    ///
+    /// # Errors
+    /// When a step fails; the message says whether the release of before serves again.
+    pub async fn carry_out(self, host: &Host, options: Options) -> Result<()> {
+        // From now on, Ctrl-C fails the step that is under way instead of killing the program.
+        let _interrupt = signal(SignalKind::interrupt()).context("can't listen for Ctrl-C")?;
+        let paths = &host.paths;
+        let mut ledger = Ledger::load(paths)?;
+        ledger.record_release(self.from.clone(), "found")?;
+        let edit = snapshot::keep(paths)?;
+        let wanted = snapshot::keep_with(paths, &self.env)?;
+        let operation = Operation {
+            operation: BackupId::new(jiff::Timestamp::now())?,
+            verb: self.verb,
+            from: self.from,
+            to: self.settings.litellm_image.to_string(),
+            configuration: self.configuration.to_string(),
+            wanted: wanted.to_string(),
+            data: self.data,
+        };
+        ledger.append(Event::Begun(operation.clone()))?;
+        fail::fail_point!("upgrade-begun");
+        let mut run = Run {
+            host,
+            ledger,
+            operation,
+            options,
+            backup: None,
+            schema: None,
+            restore: None,
+        };
+        let begin = std::time::Instant::now();
+        match run.forward(&self.configuration, &wanted, self.digest).await {
+            Ok(()) => {
+                say(&format!(
+                    "{} serves; the {} took {}",
+                    run.operation.to,
+                    run.operation.verb,
+                    duration(begin.elapsed())
+                ));
+                Ok(())
+            }
+            Err(error) => {
+                let error = run.undo(error).await;
+                if edit == self.configuration {
+                    return Err(error);
+                }
+                say(&format!(
+                    "your edit is kept in {}",
+                    snapshot::directory(paths, &edit).display()
+                ));
+                Err(error)
+            }
+        }
+    }
+}
+
+/// Whether `.env` asks for another gateway image than the one that is recorded as running, so that
+/// bringing it up is a change of release.
+///
+/// # Errors
+/// When the ledger or `images.lock` can't be read.
+pub fn is_wanted(host: &Host, settings: &Settings) -> Result<bool> {
+    let ledger = Ledger::load(&host.paths)?;
+    let Some(current) = ledger.current().and_then(Release::gateway) else {
+        return Ok(false);
+    };
+    let image = &settings.litellm_image;
+    let lock = ImagesLock::load(&host.paths.images_lock())?;
+    let digest = image
+        .digest()
+        .or(lock.get(image).map(|locked| locked.digest.as_str()));
+    Ok(digest.is_none_or(|digest| digest != current.digest)
+        && snapshot::last_good(&host.paths).is_some())
+}
+
+/// Records what runs as a release, if it is another one than the last.
+///
+/// # Errors
+/// When the disk refuses.
+pub fn record(host: &Host, settings: &Settings, how: &str) -> Result<()> {
+    let lock = ImagesLock::load(&host.paths.images_lock())?;
+    Ledger::load(&host.paths)?.record_release(images(settings, &lock), how)
+}
+
+/// The images that `settings` name, by their recorded digests.
+fn images(settings: &Settings, lock: &ImagesLock) -> Images {
+    let mut images = Images::new();
+    for service in [Service::Litellm, Service::Postgres, Service::Redis] {
+        let Some(reference) = settings.image(service) else {
+            continue;
+        };
+        let digest = reference
+            .digest()
+            .or(lock.get(reference).map(|locked| locked.digest.as_str()));
+        if let Some(digest) = digest {
+            images.insert(
+                service.name().to_owned(),
+                Image {
+                    reference: reference.to_string(),
+                    digest: digest.to_owned(),
+                },
+            );
+        }
+    }
+    images
+}
+
+/// What an operator should know who only looks: that [`recover`] has something to do.
+///
+/// # Errors
+/// When the ledger can't be read.
+pub fn warning(paths: &Paths) -> Result<Option<String>> {
+    let unfinished = Ledger::load(paths)?.unfinished();
+    // While it is under way, that is no news.
+    Ok(unfinished
+        .filter(|_| !OperationLock::is_held(paths))
+        .map(|found| {
+            format!(
+                "the {} to {} was interrupted {}; litellm-units up finishes or undoes it",
+                found.operation.verb, found.operation.to, found.step
+            )
+        }))
+}
+
+/// Finishes or undoes an upgrade or rollback that was interrupted, and says so.
+///
+/// # Errors
+/// When neither is possible; the next command tries again.
+pub async fn recover(host: &Host, timeout: Duration) -> Result<()> {
+    let ledger = Ledger::load(&host.paths)?;
+    let Some(found) = ledger.unfinished() else {
+        return Ok(());
+    };
+    let operation = found.operation;
+    say(&format!(
+        "the {} to {} was interrupted {}",
+        operation.verb, operation.to, found.step
+    ));
+    let mut run = Run {
+        host,
+        ledger,
+        operation,
+        options: Options {
+            settle: Duration::ZERO,
+            timeout,
+        },
+        backup: found.backup,
+        schema: found.schema,
+        restore: None,
+    };
+    run.keep_edit()?;
+    let mut data_replaced = false;
+    if restore::is_unfinished(&host.paths) {
+        let settings = Settings::load(&host.paths.env_file())?;
+        run.start_database(&settings).await?;
+        let recovered = restore::recover(host, &settings).await?;
+        data_replaced = match (recovered, &run.operation.data) {
+            (Recovered::Finished(id), Some(data)) => id == *data,
+            _ => false,
+        };
+    }
+    let forward = match found.step {
+        Step::Ready => true,
+        Step::Switching => data_replaced || run.serves(&run.operation.to.clone()).await,
+        _ => false,
+    };
+    if forward {
+        say("finishing it");
+        return match run.finish().await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(run.undo(error).await),
+        };
+    }
+    say("undoing it");
+    let from = run.operation.from.get(Service::Litellm.name()).cloned();
+    // What it has written since then must not be lost.
+    let served = match &from {
+        Some(from) => run.serves(&from.reference).await,
+        None => false,
+    };
+    if served {
+        run.schema = None;
+    }
+    run.back().await?;
+    run.end(Outcome::Undone, Some("interrupted".into()))?;
+    say(&match from {
+        Some(from) => format!("undone: {} serves", from.reference),
+        None => "undone".to_owned(),
+    });
+    Ok(())
+}
+
+/// A change of release under way.
+struct Run<'a> {
+    host: &'a Host,
+    ledger: Ledger,
+    operation: Operation,
+    options: Options,
+    backup: Option<BackupId>,
+    /// The hash of the schema before the migration, if the database may have to go back to it.
+    schema: Option<String>,
+    /// A restore whose data is in place and can still be taken out.
+    restore: Option<Restore<'a>>,
+}
+
+impl Run<'_> {
+    fn reached(&mut self, step: Step) -> Result<()> {
+        self.ledger.append(reached(&self.operation, step))
+    }
+
+    fn end(&mut self, outcome: Outcome, reason: Option<String>) -> Result<()> {
+        self.ledger.append(Event::Ended(Ended {
+            operation: self.operation.operation.clone(),
+            outcome,
+            reason,
+        }))
+    }
+
+    async fn forward(
+        &mut self,
+        configuration: &SnapshotId,
+        wanted: &SnapshotId,
+        digest: Option<String>,
+    ) -> Result<()> {
+        let host = self.host;
+        let paths = &host.paths;
+        let path = paths.env_file();
+        let before = Settings::from_text(&snapshot::env(paths, configuration)?, &path)?;
+        let after = Settings::from_text(&snapshot::env(paths, wanted)?, &path)?;
+        snapshot::restore(paths, configuration, &[])?;
+
+        if let Some(digest) = digest {
+            self.lock(&after.litellm_image, &digest)?;
+        }
+        pull::pull_missing(host, &after).await?;
+        self.reached(Step::Pulled)?;
+        fail::fail_point!("upgrade-pulled");
+
+        self.start_database(&before).await?;
+        let options = backup::Options {
+            retention: None,
+            ..backup::Options::default()
+        };
+        let made = backup::create(host, &before, &options).await?;
+        let server = Server::new(host, &before).await?;
+        self.schema = Some(server.schema().await?);
+        self.backup = Some(made.id().clone());
+        self.ledger.append(Event::Reached(Reached {
+            operation: self.operation.operation.clone(),
+            step: Step::BackedUp,
+            backup: self.backup.clone(),
+            schema: self.schema.clone(),
+        }))?;
+        fail::fail_point!("upgrade-backed-up");
+
+        let traffic = gate::Traffic::before(host).await;
+        match self.operation.data.clone() {
+            None => {
+                migrate(host, &after).await?;
+                fail::fail_point!("upgrade-migration", |_| Err(
+                    Failure::new("a test says so").into()
+                ));
+                self.reached(Step::Migrated)?;
+                fail::fail_point!("upgrade-migrated");
+                self.reached(Step::Switching)?;
+            }
+            Some(data) => {
+                let backup = Backup::load(paths, &data)?;
+                let options = restore::Options::default();
+                let staged = Restore::stage(host, &before, &backup, &options, false).await?;
+                // To be taken out again, if anything fails from here on.
+                let staged = self.restore.insert(staged);
+                self.ledger
+                    .append(reached(&self.operation, Step::Switching))?;
+                stack::stop(host, &gateway_units(), self.options.timeout).await?;
+                fail::fail_point!("rollback-stopped");
+                staged.swap().await?;
+                fail::fail_point!("rollback-swapped");
+            }
+        }
+        snapshot::restore(paths, wanted, &[])?;
+        fail::fail_point!("upgrade-configured");
+        self.bring_up().await?;
+        fail::fail_point!("upgrade-not-ready", |_| Err(
+            Failure::new("a test says so").into()
+        ));
+        fail::fail_point!("upgrade-switched");
+        gate::watch(host, &after, self.options.settle, &traffic).await?;
+        self.reached(Step::Ready)?;
+        fail::fail_point!("upgrade-ready");
+        self.commit().await
+    }
+
+    /// Installs what the configuration on the disk asks for.
+    async fn install(&self) -> Result<Settings> {
+        let prepared = generate::prepare(self.host).await?;
+        let tell = |text: &str| {
+            say(text);
+            Ok(())
+        };
+        prepared.apply_telling(self.host, tell).await?;
+        Ok(prepared.settings().clone())
+    }
+
+    /// Brings it up, and waits until the gateway is ready.
+    async fn bring_up(&self) -> Result<()> {
+        let settings = self.install().await?;
+        stack::bring_up(self.host, &settings, self.options.timeout).await
+    }
+
+    async fn commit(&mut self) -> Result<()> {
+        if let Some(restore) = self.restore.take() {
+            restore.commit().await?;
+        }
+        let settings = Settings::load(&self.host.paths.env_file())?;
+        let lock = ImagesLock::load(&self.host.paths.images_lock())?;
+        self.ledger
+            .record_release(images(&settings, &lock), &self.operation.verb.to_string())?;
+        fail::fail_point!("upgrade-recorded");
+        self.end(Outcome::Done, None)
+    }
+
+    /// Goes on with what was interrupted after the switch.
+    async fn finish(&mut self) -> Result<()> {
+        let wanted = self.kept(&self.operation.wanted)?;
+        snapshot::restore(&self.host.paths, &wanted, &[])?;
+        self.bring_up().await?;
+        self.commit().await
+    }
+
+    fn kept(&self, name: &str) -> Result<SnapshotId> {
+        SnapshotId::find(&self.host.paths, name).ok_or_else(|| {
+            Failure::new(format!(
+                "the configuration {name} is not in {} any more",
+                self.host.paths.snapshots().display()
+            ))
+            .hint("put .env and config/ back from a backup: litellm-units restore ID --config")
+            .into()
+        })
+    }
+
+    /// Keeps what an operator has edited since the interruption.
+    fn keep_edit(&self) -> Result<()> {
+        let present = snapshot::keep(&self.host.paths)?;
+        let name = present.to_string();
+        if name != self.operation.configuration && name != self.operation.wanted {
+            say(&format!(
+                ".env or config/ were edited since; that is kept in {}",
+                snapshot::directory(&self.host.paths, &present).display()
+            ));
+        }
+        Ok(())
+    }
+
+    /// Has the tag mean this image.
+    fn lock(&self, image: &ImageReference, digest: &str) -> Result<()> {
+        let path = self.host.paths.images_lock();
+        let mut lock = ImagesLock::load(&path)?;
+        if image.digest().is_none() && lock.get(image).is_none_or(|found| found.digest != digest) {
+            lock.record(image, digest.to_owned());
+            lock.save(&path)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the gateway is ready and runs the image of that name.
+    async fn serves(&self, reference: &str) -> bool {
+        let Ok(client) = Client::local(PATIENCE) else {
+            return false;
+        };
+        let Ok(image) = ImageReference::parse(reference) else {
+            return false;
+        };
+        let Ok(lock) = ImagesLock::load(&self.host.paths.images_lock()) else {
+            return false;
+        };
+        let digest = self
+            .operation
+            .from
+            .get(Service::Litellm.name())
+            .filter(|from| from.reference == reference)
+            .map(|from| from.digest.clone())
+            .or(image.digest().map(str::to_owned))
+            .or(lock.get(&image).map(|locked| locked.digest.clone()));
+        client.health().await.is_ready()
+            && digest.is_some()
+            && running_digest(self.host).await == digest
+    }
+
+    async fn start_database(&self, settings: &Settings) -> Result<()> {
+        let unit = Service::Postgres.unit();
+        if settings.image(Service::Postgres).is_some()
+            && !self.host.systemd().await?.unit(unit).await?.is_active()
+        {
+            stack::run(self.host, unit, self.options.timeout).await?;
+        }
+        Ok(())
+    }
+
+    /// Goes back after a failure.
+    async fn undo(&mut self, error: anyhow::Error) -> anyhow::Error {
+        say(&format!("{error:#}"));
+        let from = self
+            .operation
+            .from
+            .get(Service::Litellm.name())
+            .map_or("the release of before", |image| image.reference.as_str())
+            .to_owned();
+        say(&format!(
+            "the {} failed: going back to {from}",
+            self.operation.verb
+        ));
+        let reason = format!("{error:#}");
+        let reason = reason
+            .lines()
+            .next()
+            .map(|line| line.trim_end_matches(':').to_owned());
+        let attempt = async {
+            self.reached(Step::Undoing)?;
+            fail::fail_point!("undo-begun");
+            self.back().await?;
+            self.end(Outcome::Undone, reason)
+        };
+        match attempt.await {
+            Ok(()) => Failure::new(format!(
+                "the {} to {} failed; {from} serves, and everything is as before",
+                self.operation.verb, self.operation.to
+            ))
+            .hint("mend what the lines above say, then try again; what was done: litellm-units history")
+            .caused_by(error),
+            Err(second) => Failure::new(format!(
+                "the {} to {} failed, and so did going back",
+                self.operation.verb, self.operation.to
+            ))
+            .hint("mend what is wrong, then: litellm-units up; it goes on with going back")
+            .caused_by(second.context(error)),
+        }
+        .into()
+    }
+
+    /// Puts configuration, images, units and data back as they were before, and waits until the
+    /// gateway is ready. Every step can be repeated.
+    async fn back(&mut self) -> Result<()> {
+        let host = self.host;
+        end_migration(host).await?;
+        if let Some(restore) = self.restore.take() {
+            restore
+                .undo(&gateway_units(), self.options.timeout)
+                .await??;
+        }
+        let configuration = self.kept(&self.operation.configuration)?;
+        snapshot::restore(&host.paths, &configuration, &[])?;
+        for image in self.operation.from.values() {
+            if let Ok(reference) = ImageReference::parse(&image.reference) {
+                self.lock(&reference, &image.digest)?;
+            }
+        }
+        fail::fail_point!("undo-configured");
+        let settings = self.install().await?;
+        self.data_back(&settings).await?;
+        stack::bring_up(host, &settings, self.options.timeout).await
+    }
+
+    /// Restores the backup, if the migration has changed the schema.
+    async fn data_back(&mut self, settings: &Settings) -> Result<()> {
+        let (Some(schema), Some(backup)) = (&self.schema, &self.backup) else {
+            return Ok(());
+        };
+        let host = self.host;
+        let changed = stack::differences(host, settings)?
+            .iter()
+            .any(|(service, _)| *service == Service::Postgres);
+        if changed {
+            // The server itself is to be another one again.
+            let mut units = gateway_units().to_vec();
+            units.push(Service::Postgres.unit());
+            stack::stop(host, &units, self.options.timeout).await?;
+        }
+        self.start_database(settings).await?;
+        let server = Server::new(host, settings).await?;
+        if server.schema().await? == *schema {
+            return Ok(());
+        }
+        if !server.is_local() {
+            say(&format!(
+                "the database is on a server elsewhere and keeps the schema of the new release; its data of before is in backup {backup}"
+            ));
+            return Ok(());
+        }
+        say(&format!(
+            "the migration has changed the database: restoring backup {backup}, without what was written since"
+        ));
+        let backup = Backup::load(&host.paths, backup)?;
+        let restore =
+            Restore::stage(host, settings, &backup, &restore::Options::default(), false).await?;
+        fail::fail_point!("undo-staged");
+        stack::stop(host, &gateway_units(), self.options.timeout).await?;
+        restore.swap().await?;
+        fail::fail_point!("undo-swapped");
+        self.reached(Step::DataBack)?;
+        restore.commit().await
+    }
+}
+
+fn reached(operation: &Operation, step: Step) -> Event {
+    Event::Reached(Reached {
+        operation: operation.operation.clone(),
+        step,
+        backup: None,
+        schema: None,
+    })
+}
+
+/// What must not run while its database is replaced.
+fn gateway_units() -> [&'static str; 2] {
+    [Service::Litellm.unit(), Service::Migrate.unit()]
+}
+
+/// The digest of the image of the gateway's container, if it runs.
+async fn running_digest(host: &Host) -> Option<String> {
+    let words = [
+        "container",
+        "inspect",
+        "--format",
+        "{{.ImageDigest}}",
+        Service::Litellm.container(),
+    ];
+    let said = host.podman().await.ok()?.run(words).await.ok()?;
+    Some(said.trim().to_owned())
+}
+
+fn set_image(
+    env: &mut crate::settings::env_file::EnvFile,
+    name: &str,
+    image: &str,
+    path: &std::path::Path,
+) -> Result<()> {
+    if env.get(name) == Some(image) {
+        return Ok(());
+    }
+    env.set(name, image)
+        .with_context(|| format!("can't edit {}", path.display()))
+}
+
+/// Migrates the database to the release of `settings`, in a unit of its own.
+async fn migrate(host: &Host, settings: &Settings) -> Result<()> {
+    let podman = host.podman().await?;
+    let units = quadlet::Host {
+        paths: &host.paths,
+        podman: podman.version().await?,
+        program: &host::program()?,
+        images: &ImagesLock::load(&host.paths.images_lock())?,
+    };
+    let file = quadlet::next_migration(settings, &units)?;
+    // With the others, since it names their network.
+    let mut all = quadlet::render(settings, &units)?;
+    all.push(file.clone());
+    podman.check_quadlets(&all, host.scope()).await?;
+    let install = Files {
+        changes: vec![Change {
+            path: host.paths.quadlets.join(file.name),
+            before: None,
+            after: Some(file.text),
+        }],
+    };
+    install.apply()?;
+    host.systemd().await?.reload().await?;
+    fail::fail_point!("upgrade-migrating");
+    say("migrating the database");
+    stack::run(
+        host,
+        &format!("{}.service", quadlet::NEXT_MIGRATION),
+        MIGRATION_TIMEOUT,
+    )
+    .await?;
+    end_migration(host).await
+}
+
+/// Ends the unit of [`migrate`], however far it is, and removes it.
+async fn end_migration(host: &Host) -> Result<()> {
+    let file = format!("{}.container", quadlet::NEXT_MIGRATION);
+    let path = host.paths.quadlets.join(file);
+    if !path.exists() {
+        return Ok(());
+    }
+    let systemd = host.systemd().await?;
+    let unit = format!("{}.service", quadlet::NEXT_MIGRATION);
+    let mut jobs = job::Jobs::new(systemd).await?;
+    if systemd.unit(&unit).await?.load == "loaded" {
+        jobs.ask(job::Verb::Stop, &unit).await?;
+        jobs.next(Duration::from_secs(90)).await?;
+    }
+    let remove = Files {
+        changes: vec![Change {
+            path,
+            before: Some(String::new()),
+            after: None,
+        }],
+    };
+    remove.apply()?;
+    systemd.reload().await
+}

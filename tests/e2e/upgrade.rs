@@ -1,0 +1,460 @@
+//! Another release comes and goes without losing a key; one that fails never stays.
+
+use std::time::{Duration, Instant};
+
+use serde_json::Value;
+
+use crate::support::gateway::{HELLO, chat, new_key};
+use crate::support::host::{Ran, TestHost, Who};
+
+const BEFORE: &str = "ghcr.io/berriai/litellm:v1.80.11-stable";
+const AFTER: &str = "ghcr.io/berriai/litellm:v1.81.16-stable";
+
+/// Which version serves, with its database.
+#[track_caller]
+fn version(host: &TestHost, who: Who) -> String {
+    let said = host.units(who, &["health", "--json"]).ok();
+    let said: Value = serde_json::from_str(&said).unwrap();
+    said["version"].as_str().unwrap().to_owned()
+}
+
+#[track_caller]
+fn serves(host: &TestHost, who: Who, keys: &[&str]) {
+    for key in keys {
+        assert_eq!(chat(host, who, key).as_deref(), Ok(HELLO));
+    }
+}
+
+#[track_caller]
+fn is_gone(host: &TestHost, who: Who, key: &str) {
+    assert!(chat(host, who, key).unwrap_err().contains("401"));
+}
+
+/// Release, image, command and result of each line of the history.
+#[track_caller]
+fn history(host: &TestHost, who: Who) -> Vec<String> {
+    let said = host.units(who, &["history", "--json"]).ok();
+    let said: Vec<Value> = serde_json::from_str(&said).unwrap();
+    said.iter()
+        .map(|line| {
+            let image = line["image"].as_str().unwrap();
+            let version = image.rsplit_once(':').unwrap().1;
+            format!(
+                "{} {version} {} {}",
+                line["release"],
+                line["how"].as_str().unwrap(),
+                line["result"].as_str().unwrap()
+            )
+        })
+        .collect()
+}
+
+/// Nothing of an upgrade is left, and everything is as the units and `.env` say.
+#[track_caller]
+fn is_clean(host: &TestHost, who: Who) {
+    assert_eq!(
+        host.units(who, &["generate", "--check"]).all(),
+        (0, String::new(), String::new())
+    );
+    let left = format!(
+        r#"find {} "$1" -path "$1/data" -prune -o \( -name '*next*' -o -name restore.json -o -name '.new-*' \) -print"#,
+        who.quadlets()
+    );
+    assert_eq!(host.sh(who, &left), "");
+    let databases = "select datname from pg_database where datname like 'litellm_units_%' and datname not like 'litellm_units_replaced_%'";
+    assert_eq!(sql(host, who, databases), "");
+}
+
+#[track_caller]
+fn sql(host: &TestHost, who: Who, statement: &str) -> String {
+    let psql = r#"psql -qAtU "$POSTGRES_USER" -d "$POSTGRES_DB" -c "$1""#;
+    let words = [
+        "podman",
+        "exec",
+        "litellm-postgres",
+        "sh",
+        "-c",
+        psql,
+        "sql",
+        statement,
+    ];
+    host.run(who, &words).ok().trim_end().to_owned()
+}
+
+/// How many migrations the database has seen.
+fn migrations(host: &TestHost, who: Who) -> usize {
+    let count = "select count(*) from _prisma_migrations where finished_at is not null";
+    sql(host, who, count).parse().unwrap()
+}
+
+/// Upgrades to a release that works.
+#[track_caller]
+fn upgrade(host: &TestHost, who: Who) {
+    let ran = host.units(who, &["upgrade", "--image", AFTER, "--settle", "2"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert_eq!(version(host, who), "1.81.16");
+}
+
+fn there_and_back(host: &TestHost, who: Who) {
+    let old = new_key(host, who);
+    let before = host.env(who);
+    let dry = host.units(who, &["upgrade", "--image", AFTER, "--dry-run"]);
+    assert_eq!(
+        dry.all(),
+        (
+            0,
+            format!(
+                "\
+upgrade {BEFORE} -> {AFTER}
+  pull        the image, and record its digest; nothing is stopped
+  backup      the database and the configuration, while the gateway serves
+  migrate     the database, while the gateway of before serves; a newer schema stays
+  switch      .env, units and gateway
+  watch       for 10 s: database connected, requests answered, no burst of errors
+  if any of it fails, image, units, .env and data are as before
+"
+            ),
+            String::new()
+        )
+    );
+    assert_eq!(host.env(who).text(), before.text());
+    let schema = migrations(host, who);
+    upgrade(host, who);
+    assert!(migrations(host, who) > schema);
+    let later = new_key(host, who);
+    serves(host, who, &[&old, &later]);
+    assert_eq!(
+        host.env(who).text(),
+        before.text().replace(BEFORE, AFTER),
+        "only the image differs"
+    );
+
+    // There is no terminal to ask on.
+    let ran = host.units(who, &["rollback"]);
+    assert_eq!(
+        ran.all(),
+        (
+            1,
+            String::new(),
+            "error: a rollback can keep the data or restore that of then, and there is no terminal to ask on\n\
+             hint: say which: --keep-data or --restore-data\n"
+                .into()
+        )
+    );
+    let ran = host.units(who, &["rollback", "--keep-data", "--settle", "1"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert_eq!(version(host, who), "1.80.11");
+    serves(host, who, &[&old, &later]);
+    assert_eq!(host.env(who).text(), before.text());
+    // The earlier release has left the schema of the later one alone, and does so again.
+    let columns = "select count(*) from information_schema.columns where table_schema = 'public'";
+    let wide = sql(host, who, columns);
+    host.systemctl(who, &["restart", "litellm-migrate.service"]);
+    assert_eq!(sql(host, who, columns), wide);
+    assert!(migrations(host, who) > schema);
+    is_clean(host, who);
+    assert_eq!(
+        history(host, who),
+        [
+            "1 v1.80.11-stable up replaced",
+            "2 v1.81.16-stable upgrade replaced",
+            "3 v1.80.11-stable rollback serves",
+        ]
+    );
+}
+
+fn an_edit_is_an_upgrade_and_data_comes_back(host: &TestHost, who: Who) {
+    let old = new_key(host, who);
+    host.set_env(who, &[("LITELLM_IMAGE", AFTER)]);
+    let ran = host.units(who, &["apply"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert_eq!(version(host, who), "1.81.16");
+    let later = new_key(host, who);
+    serves(host, who, &[&old, &later]);
+    let ran = host.units(who, &["rollback", "--to", "9", "--keep-data"]);
+    assert_eq!(
+        ran.stderr,
+        "error: there is no release 9\nhint: see which there are: litellm-units history\n"
+    );
+    // A failure on the way back leads back to the release that served.
+    let failing = "FAILPOINTS=upgrade-not-ready=return litellm-units rollback --restore-data";
+    let ran = host.bash(who, failing);
+    assert_eq!(ran.code, 1);
+    assert!(
+        ran.stderr
+            .contains("and everything is as before: a test says so"),
+        "{}",
+        ran.stderr
+    );
+    assert_eq!(version(host, who), "1.81.16");
+    serves(host, who, &[&old, &later]);
+    is_clean(host, who);
+
+    let ran = host.units(who, &["rollback", "--restore-data", "--settle", "1"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert_eq!(version(host, who), "1.80.11");
+    serves(host, who, &[&old]);
+    is_gone(host, who, &later);
+    is_clean(host, who);
+}
+
+/// An image on top of the later release.
+#[track_caller]
+fn image(host: &TestHost, who: Who, version: &str, lines: &str) -> String {
+    let image = format!("ghcr.io/berriai/litellm:v{version}-stable");
+    let script = format!(
+        "mkdir -p /tmp/image && cd /tmp/image && cat >Containerfile && podman build -q --pull=never -t {image} . >/dev/null"
+    );
+    let containerfile = format!("FROM {AFTER}\n{lines}\n");
+    host.write(who, "/tmp/Containerfile", &containerfile);
+    host.sh(who, &format!("({script}) </tmp/Containerfile"));
+    image
+}
+
+/// What must be true after every failure.
+#[track_caller]
+fn is_as_before(host: &TestHost, who: Who, ran: &Ran, env: &str, keys: &[&str]) {
+    assert_eq!(ran.code, 1, "{ran:?}");
+    assert!(
+        ran.stderr
+            .contains(&format!("{BEFORE} serves, and everything is as before")),
+        "{}",
+        ran.stderr
+    );
+    assert_eq!(version(host, who), "1.80.11");
+    assert_eq!(host.env(who).text(), env);
+    serves(host, who, keys);
+    is_clean(host, who);
+}
+
+fn failures_end_where_they_began(host: &TestHost, who: Who, key: &str) {
+    let env = host.env(who).text().to_owned();
+    let schema = migrations(host, who);
+    let rows = r#"select (select count(*) from "LiteLLM_VerificationToken"), (select count(*) from "LiteLLM_Config")"#;
+    let before = sql(host, who, rows);
+
+    // It can't be pulled. The edit of .env is taken out, and kept.
+    host.set_env(who, &[("LITELLM_IMAGE", "ghcr.io/berriai/litellm:v9.9.9")]);
+    let ran = host.units(who, &["upgrade"]);
+    is_as_before(host, who, &ran, &env, &[key]);
+    assert!(
+        ran.stderr
+            .contains("can't pull ghcr.io/berriai/litellm:v9.9.9"),
+        "{}",
+        ran.stderr
+    );
+    let kept = ran
+        .stderr
+        .lines()
+        .find_map(|line| line.strip_prefix("your edit is kept in "));
+    let kept = host.sh(who, &format!("grep ^LITELLM_IMAGE {}/.env", kept.unwrap()));
+    assert_eq!(kept, "LITELLM_IMAGE=ghcr.io/berriai/litellm:v9.9.9\n");
+
+    // The disk is too full for the backup.
+    host.sh(
+        who,
+        r#"mkdir -p -m 700 "$1/backups"; mount -t tmpfs -o size=16k,mode=700 tmpfs "$1/backups""#,
+    );
+    let ran = host.units(who, &["upgrade", "--image", AFTER]);
+    host.sh(who, r#"umount "$1/backups""#);
+    is_as_before(host, who, &ran, &env, &[key]);
+    assert_eq!(migrations(host, who), schema);
+
+    // The migration fails halfway: one is applied, the next one is not.
+    host.write(
+        who,
+        "/tmp/one.sql",
+        "CREATE TABLE half_way (id text PRIMARY KEY);\n",
+    );
+    host.write(
+        who,
+        "/tmp/two.sql",
+        "DO $$ BEGIN RAISE EXCEPTION 'permission denied'; END $$;\n",
+    );
+    host.sh(who, "mkdir -p /tmp/image && cp /tmp/*.sql /tmp/image");
+    let migrations_of = "/app/.venv/lib/python3.13/site-packages/litellm_proxy_extras/migrations";
+    let broken = image(
+        host,
+        who,
+        "1.81.97",
+        &format!(
+            "COPY one.sql {migrations_of}/20981231000000_one/migration.sql\nCOPY two.sql {migrations_of}/20990101000000_two/migration.sql"
+        ),
+    );
+    let ran = host.units(who, &["upgrade", "--image", &broken]);
+    is_as_before(host, who, &ran, &env, &[key]);
+    assert!(
+        ran.stderr.contains("litellm-migrate-next.service failed"),
+        "{}",
+        ran.stderr
+    );
+    assert!(ran.stderr.contains("permission denied"), "{}", ran.stderr);
+    assert_eq!(sql(host, who, "select to_regclass('half_way')"), "");
+    assert_eq!(migrations(host, who), schema);
+    assert_eq!(sql(host, who, rows), before);
+
+    // It never gets ready.
+    let silent = image(
+        host,
+        who,
+        "1.81.98",
+        r#"ENTRYPOINT ["sh", "-c", "sleep 600"]"#,
+    );
+    let begin = Instant::now();
+    let ran = host.units(who, &["upgrade", "--image", &silent, "--timeout", "30"]);
+    assert!(begin.elapsed() < Duration::from_secs(240));
+    is_as_before(host, who, &ran, &env, &[key]);
+    assert_eq!(migrations(host, who), schema);
+    assert_eq!(sql(host, who, rows), before);
+    assert_eq!(
+        history(host, who),
+        [
+            "1 v1.80.11-stable up serves",
+            "null v9.9.9 upgrade undone",
+            "null v1.81.16-stable upgrade undone",
+            "null v1.81.97-stable upgrade undone",
+            "null v1.81.98-stable upgrade undone",
+        ]
+    );
+}
+
+/// Runs the program until it is killed at a fault point.
+#[cfg(feature = "fault-points")]
+#[track_caller]
+fn kill_at(host: &TestHost, who: Who, point: &str, faults: &str, words: &str) {
+    let script = format!(
+        "if FAILPOINTS='{faults}' LITELLM_UNITS_KILL_AT={point} litellm-units {words}; then exit 1; else test $? = 137; fi"
+    );
+    host.sh(who, &script);
+}
+
+#[cfg(feature = "fault-points")]
+fn killed_upgrades_end_one_way_or_the_other(host: &TestHost, who: Who, key: &str) {
+    let env = host.env(who).text().to_owned();
+    let words = format!("upgrade --image {AFTER} --settle 0");
+    let failing = "upgrade-not-ready=return";
+    let schema = migrations(host, who);
+    // Killed on the way back, too: with the schema of before at the end.
+    for point in ["undo-begun", "undo-staged", "undo-swapped"] {
+        kill_at(host, who, point, failing, &words);
+        let ran = host.units(who, &["up"]);
+        assert_eq!(ran.code, 0, "{point}: {}", ran.stderr);
+        assert!(
+            ran.stderr
+                .contains("was interrupted while it was being undone\n"),
+            "{point}: {}",
+            ran.stderr
+        );
+        assert_eq!(version(host, who), "1.80.11");
+        assert_eq!(host.env(who).text(), env);
+        assert_eq!(migrations(host, who), schema, "{point}");
+        serves(host, who, &[key]);
+        is_clean(host, who);
+    }
+    // Before the switch, the release of before goes on serving.
+    for point in [
+        "upgrade-begun",
+        "upgrade-pulled",
+        "upgrade-backed-up",
+        "upgrade-migrating",
+        "upgrade-migrated",
+    ] {
+        kill_at(host, who, point, "", &words);
+        serves(host, who, &[key]);
+        let ran = host.units(who, &["up"]);
+        assert_eq!(ran.code, 0, "{point}: {}", ran.stderr);
+        assert!(
+            ran.stderr.contains(&format!("undone: {BEFORE} serves\n")),
+            "{point}: {}",
+            ran.stderr
+        );
+        assert_eq!(version(host, who), "1.80.11");
+        assert_eq!(host.env(who).text(), env);
+        serves(host, who, &[key]);
+        is_clean(host, who);
+    }
+    // In between, it is undone; once the new one serves, it is finished.
+    for (point, expected) in [
+        ("upgrade-configured", "1.80.11"),
+        ("upgrade-switched", "1.81.16"),
+    ] {
+        kill_at(host, who, point, "", &words);
+        let ran = host.units(who, &["restart", "redis"]);
+        assert_eq!(ran.code, 0, "{point}: {}", ran.stderr);
+        assert_eq!(version(host, who), expected, "{}", ran.stderr);
+        serves(host, who, &[key]);
+        is_clean(host, who);
+    }
+    host.units(who, &["rollback", "--keep-data", "--settle", "0"])
+        .ok();
+    for point in ["upgrade-ready", "upgrade-recorded"] {
+        kill_at(host, who, point, "", &words);
+        let status = host.units(who, &["status"]);
+        assert_eq!(
+            status.stderr,
+            format!(
+                "warning: the upgrade to {AFTER} was interrupted after the gateway was ready; litellm-units up finishes or undoes it\n"
+            )
+        );
+        let ran = host.units(who, &["up"]);
+        assert_eq!(ran.code, 0, "{point}: {}", ran.stderr);
+        assert_eq!(version(host, who), "1.81.16");
+        serves(host, who, &[key]);
+        is_clean(host, who);
+        host.units(who, &["rollback", "--keep-data", "--settle", "0"])
+            .ok();
+    }
+    // A rollback with its data: nothing before the swap, all after it.
+    let later = new_key(host, who);
+    upgrade(host, who);
+    let latest = new_key(host, who);
+    let back = "rollback --restore-data --settle 0";
+    for (point, expected) in [
+        ("rollback-stopped", "1.81.16"),
+        ("rollback-swapped", "1.80.11"),
+    ] {
+        kill_at(host, who, point, "", back);
+        let ran = host.units(who, &["up"]);
+        assert_eq!(ran.code, 0, "{point}: {}", ran.stderr);
+        assert_eq!(version(host, who), expected, "{}", ran.stderr);
+        serves(host, who, &[key, &later]);
+        is_clean(host, who);
+    }
+    is_gone(host, who, &latest);
+}
+
+#[test]
+fn rootful_upgrade_and_rollback() {
+    let who = Who::Root;
+    let host = TestHost::boot("upgrade-rootful");
+    host.units(who, &["up"]).ok();
+    there_and_back(&host, who);
+    an_edit_is_an_upgrade_and_data_comes_back(&host, who);
+}
+
+#[test]
+fn rootless_upgrade_and_rollback() {
+    let who = Who::Operator;
+    let host = TestHost::boot("upgrade-rootless");
+    host.units(who, &["up"]).ok();
+    there_and_back(&host, who);
+}
+
+#[test]
+fn rootful_failed_upgrades() {
+    let who = Who::Root;
+    let host = TestHost::boot("upgrade-failed");
+    host.units(who, &["up"]).ok();
+    let key = new_key(&host, who);
+    failures_end_where_they_began(&host, who, &key);
+}
+
+#[cfg(feature = "fault-points")]
+#[test]
+fn rootful_upgrades_killed_at_every_step() {
+    let who = Who::Root;
+    let host = TestHost::boot("upgrade-killed");
+    host.units(who, &["up"]).ok();
+    let key = new_key(&host, who);
+    killed_upgrades_end_one_way_or_the_other(&host, who, &key);
+}

@@ -110,7 +110,7 @@ pub async fn change(host: &Host, steps: &[(Verb, &str)], timeout: Duration) -> R
         if !steps.is_empty() {
             wait.finish().await?;
         }
-        handover::end(&mut wait).await?;
+        handover::end(systemd).await;
     }
     // The gateway answers on its own loopback address only, and its files are there.
     if host.remote.is_some() {

@@ -19,8 +19,8 @@ use crate::systemd::{Systemd, UnitState};
 /// Asked inside a gateway's container, since at the address either of two may answer.
 const QUESTION: &str =
     "import sys,urllib.request as u; print(u.urlopen(sys.argv[1],timeout=5).read().decode())";
-/// How long a second gateway may take to stop after something went wrong.
-const STOP_PATIENCE: Duration = Duration::from_secs(90);
+/// How long a second gateway may take to stop: longer than systemd lets it (`TimeoutStopSec=`).
+const STOP_PATIENCE: Duration = Duration::from_secs(100);
 
 /// Whether a second gateway can take over from the one that runs.
 pub(super) async fn is_possible(host: &Host, gateway: &UnitState) -> Result<bool> {
@@ -70,15 +70,11 @@ fn available_memory(text: &str) -> Option<u64> {
 /// is left alone then, and goes on with what it was started with.
 pub(super) async fn run(host: &Host, wait: &mut Wait<'_>, steps: &[(Verb, &str)]) -> Result<()> {
     let attempt = take_over(host, wait, steps).await;
-    if attempt.is_err()
-        && wait
-            .systemd
-            .unit(Service::Litellm.unit())
-            .await
-            .is_ok_and(|gateway| gateway.is_active())
-        && let Err(error) = stop_standby(wait.systemd).await
-    {
-        warn(&format!("{STANDBY_UNIT} can't be stopped: {error:#}"));
+    let serves = |gateway: UnitState| gateway.is_active();
+    let gateway = wait.systemd.unit(Service::Litellm.unit()).await;
+    // Else the second one is the only one that may serve.
+    if attempt.is_ok() || gateway.is_ok_and(serves) {
+        end(wait.systemd).await;
     }
     attempt
 }
@@ -86,6 +82,7 @@ pub(super) async fn run(host: &Host, wait: &mut Wait<'_>, steps: &[(Verb, &str)]
 async fn take_over(host: &Host, wait: &mut Wait<'_>, steps: &[(Verb, &str)]) -> Result<()> {
     let gateway = Service::Litellm.unit();
     let migrate = Service::Migrate.unit();
+    let patience = wait.deadline.saturating_duration_since(wait.begin);
     let mut others = steps.iter().filter(|(_, unit)| *unit != gateway).peekable();
     if others.peek().is_some() {
         for (verb, unit) in others {
@@ -96,19 +93,16 @@ async fn take_over(host: &Host, wait: &mut Wait<'_>, steps: &[(Verb, &str)]) -> 
         wait.finish().await?;
     }
     // One that an interrupted command left behind has the settings of that time.
-    end(wait).await?;
+    end(wait.systemd).await;
     say("a second gateway serves while the first one restarts");
     wait.ask(Verb::Start, STANDBY_UNIT).await?;
     wait.finish().await?;
     ready_inside(host, wait, quadlet::STANDBY, STANDBY_UNIT).await?;
+    // The settings work: the first one may take as long again.
+    wait.deadline = Instant::now() + patience;
     wait.ask(Verb::Restart, gateway).await?;
     wait.finish().await?;
-    ready_inside(host, wait, Service::Litellm.container(), gateway).await?;
-    end(wait).await
-}
-
-async fn stop_standby(systemd: &Systemd) -> Result<()> {
-    end(&mut Wait::new(systemd, Instant::now() + STOP_PATIENCE).await?).await
+    ready_inside(host, wait, Service::Litellm.container(), gateway).await
 }
 
 /// Waits until the gateway in `container` has its database, whichever gateway answers outside.
@@ -148,14 +142,21 @@ async fn ready_inside(host: &Host, wait: &mut Wait<'_>, container: &str, unit: &
     }
 }
 
-/// Stops a second gateway, if there is one: it finishes the requests that it has.
-pub(super) async fn end(wait: &mut Wait<'_>) -> Result<()> {
-    let standby = wait.systemd.unit(STANDBY_UNIT).await?;
-    if matches!(standby.active.as_str(), "inactive" | "failed") {
-        return Ok(());
+/// Stops a second gateway, if there is one: it finishes the requests that it has. That it takes long
+/// for that does not make the first one fail.
+pub(super) async fn end(systemd: &Systemd) {
+    let attempt = async {
+        let standby = systemd.unit(STANDBY_UNIT).await?;
+        if matches!(standby.active.as_str(), "inactive" | "failed") {
+            return Ok(());
+        }
+        let mut wait = Wait::new(systemd, Instant::now() + STOP_PATIENCE).await?;
+        wait.ask(Verb::Stop, STANDBY_UNIT).await?;
+        wait.finish().await
+    };
+    if let Err(error) = attempt.await {
+        warn(&format!("the second gateway does not stop: {error:#}"));
     }
-    wait.ask(Verb::Stop, STANDBY_UNIT).await?;
-    wait.finish().await
 }
 
 #[cfg(test)]

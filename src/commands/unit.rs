@@ -25,8 +25,8 @@ use crate::paths::Scope;
 use crate::quadlet;
 use crate::settings::{Delivery, Parcel, Service, Settings};
 use crate::stack;
-use crate::systemd::UnitState;
 use crate::systemd::job::{Jobs, Verb};
+use crate::systemd::{Systemd, UnitState};
 
 /// Runs the verb.
 ///
@@ -257,11 +257,11 @@ fn options_file(host: &Host, container: &str) -> PathBuf {
 async fn stopped(host: &Host) -> Result<()> {
     let systemd = host.systemd().await?;
     let gateway = systemd.unit(Service::Litellm.unit()).await?;
-    let ends = match gateway.active.as_str() {
+    let in_vain = match gateway.active.as_str() {
         "active" => false,
         // It is the gateway that ends.
         "deactivating" => match systemd.job(Service::Litellm.unit()).await?.as_deref() {
-            Some("stop") => true,
+            Some("stop") => return stop(systemd, &stack::beside_gateway(systemd).await?).await,
             Some("restart") => false,
             // By itself: systemd starts it again. If it never served, that is likely to be in vain.
             _ => !has_served(host, &gateway),
@@ -269,12 +269,18 @@ async fn stopped(host: &Host) -> Result<()> {
         // It waits for a unit that just ended.
         _ => std::env::var_os("SERVICE_RESULT").is_some_and(|result| result != "success"),
     };
-    if ends && !systemd.unit(stack::STANDBY_UNIT).await?.is_active() {
-        // Not awaited: it is done after the end of the unit that this command belongs to.
-        Jobs::new(systemd)
-            .await?
-            .ask(Verb::Stop, quadlet::SOCKET)
-            .await?;
+    if in_vain && !systemd.unit(stack::STANDBY_UNIT).await?.is_active() {
+        stop(systemd, &[quadlet::SOCKET]).await?;
+    }
+    Ok(())
+}
+
+/// Asks for it, and does not wait: it is done after the end of the unit that this command belongs
+/// to.
+async fn stop(systemd: &Systemd, units: &[&str]) -> Result<()> {
+    let mut jobs = Jobs::new(systemd).await?;
+    for unit in units {
+        jobs.ask(Verb::Stop, unit).await?;
     }
     Ok(())
 }

@@ -6,8 +6,13 @@ command line ends with uvicorn.run(); that is what is replaced here.
 
 import asyncio
 import os
+import signal
 import socket
 import sys
+
+# Process 1 of a container ignores a signal that it has no handler for, and this one gets its own as late as it serves.
+# It imports for seconds before, and has nothing to lose.
+signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
 import uvicorn
 from uvicorn.supervisors import Multiprocess

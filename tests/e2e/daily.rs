@@ -468,6 +468,9 @@ impl Day<'_> {
         );
         self.units(&["down"]).ok();
         assert_eq!(self.jq(".state"), "\"stopped\"\n");
+        // However early it was asked to.
+        let killed = "journalctl --no-pager | grep 'timed out. Killing' || true";
+        assert_eq!(self.host.bash(Who::Root, killed).ok(), "");
         self.network_comes_and_goes();
 
         // A deadline that can't be kept.

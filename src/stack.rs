@@ -25,6 +25,8 @@ use crate::systemd::{Systemd, UnitState};
 
 /// How many lines of a failed unit's journal are quoted.
 const QUOTED_LINES: usize = 15;
+/// The same of a migration, which says the cause before a long account of where it was.
+const QUOTED_MIGRATION_LINES: usize = 60;
 /// How often the states of units under way are looked at.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// How often the gateway is asked whether it is ready.
@@ -479,7 +481,12 @@ pub async fn failed(systemd: &Systemd, unit: &str, problem: &str) -> anyhow::Err
     if state.result != "success" && !state.result.is_empty() {
         message.push_str(&format!(": {}", state.reason()));
     }
-    let lines = journal::last_lines(systemd, unit, QUOTED_LINES).await;
+    let count = if unit.starts_with(Service::Migrate.container()) {
+        QUOTED_MIGRATION_LINES
+    } else {
+        QUOTED_LINES
+    };
+    let lines = journal::last_lines(systemd, unit, count).await;
     if lines.is_empty() {
         message.push_str("\n(its journal holds no lines)");
     } else {

@@ -2,7 +2,7 @@
 
 use serde_json::Value;
 
-use crate::support::gateway::{HELLO, chat, new_key, stored_keys};
+use crate::support::gateway::{HELLO, chat, new_key, sql, stored_keys};
 use crate::support::host::{TestHost, Who};
 
 #[track_caller]
@@ -29,30 +29,14 @@ fn serves(host: &TestHost, who: Who, key: &str) -> bool {
     chat(host, who, key).is_ok_and(|answer| answer == HELLO)
 }
 
-/// Asks the server without the program's help.
-#[track_caller]
-fn sql(host: &TestHost, who: Who, database: &str, statement: &str) -> String {
-    let psql = "psql -qAtU $POSTGRES_USER -d $1 -c \"$2\"";
-    let words = [
-        "podman",
-        "exec",
-        "litellm-postgres",
-        "sh",
-        "-c",
-        psql,
-        "sql",
-        database,
-        statement,
-    ];
-    host.run(who, &words).ok()
-}
-
 /// What must not stay: databases of ours, and unfinished directories of backups.
 #[track_caller]
 fn leftovers(host: &TestHost, who: Who) -> String {
     let databases = "select substring(datname, 1, 22) from pg_database where datname like 'litellm_units%' order by 1";
-    sql(host, who, "postgres", databases)
-        + &host.sh(who, r#"ls -A "$1/backups" | sed -n 's/^\.new-.*/.new/p'"#)
+    let unfinished = host.sh(who, r#"ls -A "$1/backups" | sed -n 's/^\.new-.*/.new/p'"#);
+    format!("{}\n{unfinished}", sql(host, who, databases))
+        .trim()
+        .to_owned()
 }
 
 /// Every file and directory is for its owner only.
@@ -121,7 +105,7 @@ fn a_full_disk_leaves_nothing(host: &TestHost) {
     // Random, so that it can't be compressed: 40 MiB.
     let noise = "create table noise as select decode(string_agg(md5(random()::text), ''), 'hex') as bytes \
                  from generate_series(1, 2621440) as i group by i % 1000";
-    sql(host, who, "litellm", noise);
+    sql(host, who, noise);
     host.sh(
         who,
         r#"mv "$1/backups" /var/tmp/backups; mkdir -m 700 "$1/backups""#,
@@ -147,7 +131,7 @@ fn a_full_disk_leaves_nothing(host: &TestHost) {
         who,
         r#"rmdir "$1/backups"; mv /var/tmp/backups "$1/backups""#,
     );
-    sql(host, who, "litellm", "drop table noise");
+    sql(host, who, "drop table noise");
     assert_eq!(list(host, who).len(), before);
 }
 
@@ -192,29 +176,17 @@ fn encrypted_and_elsewhere(host: &TestHost, who: Who) {
     );
     let words = ["backup", "verify", &id, "--identity", "/tmp/key.txt"];
     assert!(host.units(who, &words).ok().contains(" is good: "));
-    assert_eq!(leftovers(host, who), "litellm_units_replaced\n");
+    assert_eq!(leftovers(host, who), "litellm_units_replaced");
     host.sh(who, r#"sed -i /^BACKUP_/d "$1/.env""#);
-}
-
-/// Runs the program until it is killed at a fault point.
-#[cfg(feature = "fault-points")]
-#[track_caller]
-fn kill_at(host: &TestHost, who: Who, point: &str, words: &str) {
-    host.sh(
-        who,
-        &format!(
-            "if LITELLM_UNITS_KILL_AT={point} litellm-units {words}; then exit 1; else test $? = 137; fi"
-        ),
-    );
 }
 
 #[cfg(feature = "fault-points")]
 fn killed_backups_leave_nothing(host: &TestHost, who: Who, old: &str) {
     let before = list(host, who).len();
     for point in ["backup-begun", "backup-after-dump", "backup-before-rename"] {
-        kill_at(host, who, point, "backup");
+        host.kill_at(who, point, "", "backup");
         assert_eq!(list(host, who).len(), before);
-        assert_eq!(leftovers(host, who), ".new\n");
+        assert_eq!(leftovers(host, who), ".new");
     }
     let ran = host.units(who, &["backup", "--keep-all"]);
     assert_eq!(
@@ -238,14 +210,14 @@ fn killed_restores_end_one_way_or_the_other(
 ) {
     let words = format!("restore {id} --yes");
     for point in ["restore-recorded", "restore-created", "restore-staged"] {
-        kill_at(host, who, point, &words);
+        host.kill_at(who, point, "", &words);
         // The gateway has not noticed.
         assert!(serves(host, who, old) && serves(host, who, new), "{point}");
         host.units(who, &["backup"]).ok();
         assert_eq!(leftovers(host, who), "");
     }
 
-    kill_at(host, who, "restore-after-stop", &words);
+    host.kill_at(who, "restore-after-stop", "", &words);
     let ran = host.units(who, &["backup"]);
     assert!(
         ran.stderr.contains(&format!(
@@ -270,7 +242,7 @@ fn killed_restores_end_one_way_or_the_other(
     assert!(serves(host, who, old) && serves(host, who, new));
     assert_eq!(leftovers(host, who), "");
 
-    kill_at(host, who, "restore-after-swap", &words);
+    host.kill_at(who, "restore-after-swap", "", &words);
     let ran = host.units(who, &["backup", "verify", id]);
     assert!(
         ran.stderr
@@ -280,7 +252,7 @@ fn killed_restores_end_one_way_or_the_other(
     );
     assert_eq!(ran.code, 0);
     assert!(serves(host, who, old) && !serves(host, who, new));
-    assert_eq!(leftovers(host, who), "litellm_units_replaced\n");
+    assert_eq!(leftovers(host, who), "litellm_units_replaced");
 }
 
 fn the_configuration_comes_back(host: &TestHost, who: Who, old: &str) {
@@ -308,7 +280,7 @@ fn the_configuration_comes_back(host: &TestHost, who: Who, old: &str) {
         "litellm-config.yaml\n0\n"
     );
     assert!(serves(host, who, old));
-    assert_eq!(leftovers(host, who), "litellm_units_replaced\n");
+    assert_eq!(leftovers(host, who), "litellm_units_replaced");
 }
 
 #[test]
@@ -360,5 +332,5 @@ fn rootless_backup_and_restore() {
     restore(&host, who, "latest");
     assert!(serves(&host, who, &old) && !serves(&host, who, &new));
     assert_eq!(stored_keys(&host, who), 1);
-    assert_eq!(leftovers(&host, who), "litellm_units_replaced\n");
+    assert_eq!(leftovers(&host, who), "litellm_units_replaced");
 }

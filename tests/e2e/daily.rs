@@ -477,7 +477,8 @@ impl Day<'_> {
         let ran = self.units(&["start", "--timeout", "1"]);
         assert_eq!(ran.code, 1, "{}", ran.stderr);
         assert!(
-            ran.stderr.contains("after 1.0 s") || ran.stderr.contains("within 1.0 s"),
+            ran.stderr.contains(" was not ready after 1.")
+                || ran.stderr.contains(" did not finish within 1."),
             "{}",
             ran.stderr
         );

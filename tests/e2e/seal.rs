@@ -129,10 +129,7 @@ fn a_killed_rotation(host: &TestHost, key: &str) {
     let who = Who::Root;
     let before = host.sh(who, "cat \"$1/.env\"");
     for (point, there) in [("change-before-written", false), ("change-written", true)] {
-        host.sh(
-            who,
-            &format!("if LITELLM_UNITS_KILL_AT={point} litellm-units secrets rotate postgres; then exit 1; else test $? = 137; fi"),
-        );
+        host.kill_at(who, point, "", "secrets rotate postgres");
         assert_eq!(host.sh(who, "cat \"$1/.env\""), before);
         let words = host.sh(
             who,
@@ -403,10 +400,8 @@ fn killed_anywhere(host: &TestHost, who: Who, before: &str) {
                     &format!("litellm-units secrets --litellm-dir /tmp/server seal {all}"),
                 );
             }
-            host.sh(
-                who,
-                &format!("if LITELLM_UNITS_KILL_AT={point} litellm-units secrets --litellm-dir /tmp/server {verb} {all}; then exit 1; else test $? = 137; fi"),
-            );
+            let words = format!("secrets --litellm-dir /tmp/server {verb} {all}");
+            host.kill_at(who, point, "", &words);
             assert_eq!(everything(host, who), before, "{point}");
             let (code, _, stderr) = secrets(
                 host,

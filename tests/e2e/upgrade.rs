@@ -4,11 +4,14 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::support::gateway::{HELLO, chat, new_key, wait_for_chat};
+use crate::support::gateway::{HELLO, chat, new_key, sql, wait_for_chat};
 use crate::support::host::{Ran, TestHost, Who};
 
 const BEFORE: &str = "ghcr.io/berriai/litellm:v1.80.11-stable";
 const AFTER: &str = "ghcr.io/berriai/litellm:v1.81.16-stable";
+
+/// Where LiteLLM is in an image.
+const PACKAGES: &str = "/app/.venv/lib/python3.13/site-packages";
 
 /// Which version serves, with its database.
 #[track_caller]
@@ -63,22 +66,6 @@ fn is_clean(host: &TestHost, who: Who) {
     assert_eq!(host.sh(who, &left), "");
     let databases = "select datname from pg_database where datname like 'litellm_units_%' and datname not like 'litellm_units_replaced_%'";
     assert_eq!(sql(host, who, databases), "");
-}
-
-#[track_caller]
-fn sql(host: &TestHost, who: Who, statement: &str) -> String {
-    let psql = r#"psql -qAtU "$POSTGRES_USER" -d "$POSTGRES_DB" -c "$1""#;
-    let words = [
-        "podman",
-        "exec",
-        "litellm-postgres",
-        "sh",
-        "-c",
-        psql,
-        "sql",
-        statement,
-    ];
-    host.run(who, &words).ok().trim_end().to_owned()
 }
 
 /// How many migrations the database has seen.
@@ -273,7 +260,7 @@ fn failures_end_where_they_began(host: &TestHost, who: Who, key: &str) {
         "DO $$ BEGIN RAISE EXCEPTION 'permission denied for table x'; END $$;\n",
     );
     host.sh(who, "mkdir -p /tmp/image && cp /tmp/*.sql /tmp/image");
-    let migrations_of = "/app/.venv/lib/python3.13/site-packages/litellm_proxy_extras/migrations";
+    let migrations_of = format!("{PACKAGES}/litellm_proxy_extras/migrations");
     let broken = image(
         host,
         who,
@@ -289,17 +276,26 @@ fn failures_end_where_they_began(host: &TestHost, who: Who, key: &str) {
         "{}",
         ran.stderr
     );
-    assert!(ran.stderr.contains("20990101000000_two"), "{}", ran.stderr);
+    assert!(
+        ran.stderr.contains("permission denied for table x"),
+        "{}",
+        ran.stderr
+    );
     assert_eq!(sql(host, who, "select to_regclass('half_way')"), "");
     assert_eq!(migrations(host, who), schema);
     assert_eq!(sql(host, who, rows), before);
 
     // It never gets ready.
+    host.write(
+        who,
+        "/tmp/image/proxy_cli.py",
+        "import time; time.sleep(600)\n",
+    );
     let silent = image(
         host,
         who,
         "1.81.98",
-        r#"ENTRYPOINT ["sh", "-c", "sleep 600"]"#,
+        &format!("COPY proxy_cli.py {PACKAGES}/litellm/proxy/proxy_cli.py"),
     );
     let begin = Instant::now();
     let ran = host.units(who, &["upgrade", "--image", &silent, "--timeout", "30"]);
@@ -319,16 +315,6 @@ fn failures_end_where_they_began(host: &TestHost, who: Who, key: &str) {
     );
 }
 
-/// Runs the program until it is killed at a fault point.
-#[cfg(feature = "fault-points")]
-#[track_caller]
-fn kill_at(host: &TestHost, who: Who, point: &str, faults: &str, words: &str) {
-    let script = format!(
-        "if FAILPOINTS='{faults}' LITELLM_UNITS_KILL_AT={point} litellm-units {words}; then exit 1; else test $? = 137; fi"
-    );
-    host.sh(who, &script);
-}
-
 #[cfg(feature = "fault-points")]
 fn killed_upgrades_end_one_way_or_the_other(host: &TestHost, who: Who, key: &str) {
     let env = host.env(who).text().to_owned();
@@ -337,7 +323,7 @@ fn killed_upgrades_end_one_way_or_the_other(host: &TestHost, who: Who, key: &str
     let schema = migrations(host, who);
     // Killed on the way back, too: with the schema of before at the end.
     for point in ["undo-begun", "undo-staged", "undo-swapped"] {
-        kill_at(host, who, point, failing, &words);
+        host.kill_at(who, point, failing, &words);
         let ran = host.units(who, &["up"]);
         assert_eq!(ran.code, 0, "{point}: {}", ran.stderr);
         assert!(
@@ -360,7 +346,7 @@ fn killed_upgrades_end_one_way_or_the_other(host: &TestHost, who: Who, key: &str
         "upgrade-migrating",
         "upgrade-migrated",
     ] {
-        kill_at(host, who, point, "", &words);
+        host.kill_at(who, point, "", &words);
         serves(host, who, &[key]);
         let ran = host.units(who, &["up"]);
         assert_eq!(ran.code, 0, "{point}: {}", ran.stderr);
@@ -379,7 +365,7 @@ fn killed_upgrades_end_one_way_or_the_other(host: &TestHost, who: Who, key: &str
         ("upgrade-configured", "1.80.11"),
         ("upgrade-switched", "1.81.16"),
     ] {
-        kill_at(host, who, point, "", &words);
+        host.kill_at(who, point, "", &words);
         let ran = host.units(who, &["restart", "redis"]);
         assert_eq!(ran.code, 0, "{point}: {}", ran.stderr);
         assert_eq!(version(host, who), expected, "{}", ran.stderr);
@@ -389,7 +375,7 @@ fn killed_upgrades_end_one_way_or_the_other(host: &TestHost, who: Who, key: &str
     host.units(who, &["rollback", "--keep-data", "--settle", "0"])
         .ok();
     for point in ["upgrade-ready", "upgrade-recorded"] {
-        kill_at(host, who, point, "", &words);
+        host.kill_at(who, point, "", &words);
         let status = host.units(who, &["status"]);
         assert_eq!(
             status.stderr,
@@ -414,7 +400,7 @@ fn killed_upgrades_end_one_way_or_the_other(host: &TestHost, who: Who, key: &str
         ("rollback-stopped", "1.81.16"),
         ("rollback-swapped", "1.80.11"),
     ] {
-        kill_at(host, who, point, "", back);
+        host.kill_at(who, point, "", back);
         let ran = host.units(who, &["up"]);
         assert_eq!(ran.code, 0, "{point}: {}", ran.stderr);
         assert_eq!(version(host, who), expected, "{}", ran.stderr);

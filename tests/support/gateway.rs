@@ -117,10 +117,24 @@ pub fn database_state(host: &TestHost, who: Who) -> String {
 #[track_caller]
 pub fn stored_keys(host: &TestHost, who: Who) -> usize {
     let count = r#"select count(*) from "LiteLLM_VerificationToken""#;
-    let script = format!(
-        "podman exec litellm-postgres sh -c 'psql -U $POSTGRES_USER -d $POSTGRES_DB -Atc \"$1\"' psql '{count}'"
-    );
-    host.sh(who, &script).trim().parse().unwrap()
+    sql(host, who, count).parse().unwrap()
+}
+
+/// What PostgreSQL answers, without the gateway's help.
+#[track_caller]
+pub fn sql(host: &TestHost, who: Who, statement: &str) -> String {
+    let psql = r#"psql -qAtU "$POSTGRES_USER" -d "$POSTGRES_DB" -c "$1""#;
+    let words = [
+        "podman",
+        "exec",
+        "litellm-postgres",
+        "sh",
+        "-c",
+        psql,
+        "sql",
+        statement,
+    ];
+    host.run(who, &words).ok().trim_end().to_owned()
 }
 
 /// The main process of a container, seen from the host.

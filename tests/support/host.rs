@@ -213,6 +213,17 @@ impl TestHost {
         self.run(who, &[&["litellm-units"], words].concat())
     }
 
+    /// Runs the program until it is killed at a fault point; `faults` are more of these, in the
+    /// grammar of the crate fail.
+    #[cfg(feature = "fault-points")]
+    #[track_caller]
+    pub fn kill_at(&self, who: Who, point: &str, faults: &str, words: &str) {
+        let script = format!(
+            "if FAILPOINTS='{faults}' LITELLM_UNITS_KILL_AT={point} litellm-units {words}; then exit 1; else test $? = 137; fi"
+        );
+        self.sh(who, &script);
+    }
+
     /// Tries `probe` until it succeeds or `patience` is over; its error is what is still missing.
     #[track_caller]
     pub fn wait<T>(

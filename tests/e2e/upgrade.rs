@@ -288,14 +288,14 @@ fn failures_end_where_they_began(host: &TestHost, who: Who, key: &str) {
     // It never gets ready.
     host.write(
         who,
-        "/tmp/image/proxy_cli.py",
+        "/tmp/image/proxy_server.py",
         "import time; time.sleep(600)\n",
     );
     let silent = image(
         host,
         who,
         "1.81.98",
-        &format!("COPY proxy_cli.py {PACKAGES}/litellm/proxy/proxy_cli.py"),
+        &format!("COPY proxy_server.py {PACKAGES}/litellm/proxy/proxy_server.py"),
     );
     let begin = Instant::now();
     let ran = host.units(who, &["upgrade", "--image", &silent, "--timeout", "30"]);

@@ -70,10 +70,14 @@ fn available_memory(text: &str) -> Option<u64> {
 /// is left alone then, and goes on with what it was started with.
 pub(super) async fn run(host: &Host, wait: &mut Wait<'_>, steps: &[(Verb, &str)]) -> Result<()> {
     let attempt = take_over(host, wait, steps).await;
-    let serves = |gateway: UnitState| gateway.is_active();
-    let gateway = wait.systemd.unit(Service::Litellm.unit()).await;
     // Else the second one is the only one that may serve.
-    if attempt.is_ok() || gateway.is_ok_and(serves) {
+    if attempt.is_ok()
+        || wait
+            .systemd
+            .unit(Service::Litellm.unit())
+            .await
+            .is_ok_and(|gateway| gateway.is_active())
+    {
         end(wait.systemd).await;
     }
     attempt

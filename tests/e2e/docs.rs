@@ -109,8 +109,19 @@ const INSTEAD: &[(&str, Instead)] = &[
     (
         "litellm-units backup --age-recipient age1… --to s3://bucket/litellm",
         Instead::Run(
-            "mkdir -p /srv/copies; litellm-units backup --age-recipient $RECIPIENT --to file:///srv/copies",
+            "mkdir -p /srv/copies; litellm-units backup --age-recipient $RECIPIENT --to file:///srv/copies
+             # What is restored next has to be readable.
+             litellm-units backup",
         ),
+    ),
+    (
+        "litellm-units rollback --to 2 --restore-data --dry-run",
+        // The line before it left release 2 with its data, so without a backup.
+        Instead::Refused("there is no backup of the moment at which release 2 was left"),
+    ),
+    (
+        "litellm-units trust --scope registry.example.com/berriai",
+        Instead::Refused("which is not in registry.example.com/berriai"),
     ),
     (
         "litellm-units config --unmask | grep DATABASE_URL   (refused without --force)",

@@ -252,6 +252,7 @@ fn deb() {
             format!(
                 "# update {quadlets}/litellm-postgres.container\n\
                  # update {quadlets}/litellm-redis.container\n\
+                 # update {quadlets}/litellm-standby.container\n\
                  # update {quadlets}/litellm.container\n"
             ),
             String::new()
@@ -283,10 +284,10 @@ fn deb() {
         "ls: cannot access '/etc/litellm-units': No such file or directory\n\
          ls: cannot access '/usr/bin/litellm-units': No such file or directory\n"
     );
-    assert_eq!(stored_keys(&host, who), keys);
 
     // Back again, it takes the deployment over as it is; a stopped one stays stopped.
     host.sh(who, install_it);
+    assert_eq!(stored_keys(&host, who), keys);
     undisturbed("the new installation");
     assert_eq!(host.units(who, &["up"]).code, 0);
     undisturbed("up");

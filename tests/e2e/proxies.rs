@@ -168,11 +168,12 @@ fn management_is_limited(host: &TestHost, key: &str) {
     assert_eq!(answer(host, OUTSIDE, &words), "403");
 }
 
-/// Each word arrives before the provider says the next one.
+/// Each word arrives before the provider says the next one. Not from the gateway's cache, which has the answer of the
+/// proxy before, as a whole.
 fn streams_are_not_held_back(host: &TestHost, key: &str) {
     let script = format!(
         r#"{} -N -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' https://llm.example.com/v1/chat/completions \
-             -d '{{"model":"slow","stream":true,"messages":[{{"role":"user","content":"0"}}]}}' |
+             -d '{{"model":"slow","stream":true,"cache":{{"no-cache":true}},"messages":[{{"role":"user","content":"0"}}]}}' |
            while read -r data line; do
              if [[ $line == *'"content":"'* ]]; then
                jq -r '.choices[0].delta.content' <<<"$line"

@@ -13,6 +13,11 @@ const BEARER: &str = "sk-never-to-be-shown-0123456789";
 
 /// A server that gives each request the same answer, or none if there is none to give.
 fn server(answer: Option<&'static str>) -> String {
+    server_that(move |_| answer)
+}
+
+/// A server that gives each request, whose first line starts with method and path, its answer.
+fn server_that(answer: impl Fn(&str) -> Option<&'static str> + Send + 'static) -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     let address = format!("http://{}", listener.local_addr().unwrap());
     std::thread::spawn(move || {
@@ -20,8 +25,8 @@ fn server(answer: Option<&'static str>) -> String {
         for stream in listener.incoming() {
             let mut stream = stream.unwrap();
             let mut request = [0; 4096];
-            let _ = stream.read(&mut request);
-            match answer {
+            let length = stream.read(&mut request).unwrap_or_default();
+            match answer(&String::from_utf8_lossy(&request[..length])) {
                 Some(answer) => stream.write_all(answer.as_bytes()).unwrap(),
                 None => silent.push(stream),
             }
@@ -37,6 +42,10 @@ fn answer(status: &str, body: &str) -> &'static str {
 }
 
 fn ask(address: String) -> KeyError {
+    ask_for(address, &Limits::default())
+}
+
+fn ask_for(address: String, limits: &Limits) -> KeyError {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -44,11 +53,7 @@ fn ask(address: String) -> KeyError {
     runtime.block_on(async {
         let client = Client::at(address, Duration::from_millis(300)).unwrap();
         let bearer = SecretString::from(BEARER);
-        let error = client
-            .keys(&bearer)
-            .generate(&Limits::default())
-            .await
-            .unwrap_err();
+        let error = client.keys(&bearer).generate(limits).await.unwrap_err();
         assert!(!format!("{error} {error:?}").contains(BEARER));
         error
     })
@@ -107,4 +112,36 @@ fn faults() {
         "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{\"key\":",
     ));
     assert!(matches!(ask(broken), KeyError::Unreachable { .. }));
+}
+
+/// A key that LiteLLM made, but then neither changes nor deletes, is told of.
+#[test]
+fn a_key_that_is_left() {
+    let made = answer("200 OK", r#"{"key":"sk-new","token":"0a1b"}"#);
+    let failing = answer("500 Internal Server Error", "no database");
+    let address = server_that(move |request| {
+        Some(if request.starts_with("POST /key/generate ") {
+            made
+        } else {
+            failing
+        })
+    });
+    let limits = Limits {
+        duration: Some("90d".into()),
+        ..Limits::default()
+    };
+    let failed = || {
+        Box::new(KeyError::Failed {
+            status: 500,
+            message: "no database".into(),
+        })
+    };
+    assert_eq!(
+        ask_for(address, &limits),
+        KeyError::Left {
+            token: "0a1b".into(),
+            error: failed(),
+            deletion: failed(),
+        }
+    );
 }

@@ -153,6 +153,11 @@ impl<'a> Gateway<'a> {
                 failure.hint("choose another name; see those there are: litellm-units key list")
             }
             KeyError::NotFound => failure.hint("see those there are: litellm-units key list"),
+            KeyError::NoTeam { .. } => failure
+                .hint("see the identifiers of teams in the web interface, or make a team there first"),
+            KeyError::Left { token, .. } => failure.hint(format!(
+                "delete it: litellm-units key delete {token} --as master"
+            )),
             KeyError::Unreachable { .. } => {
                 failure.hint("see what runs: litellm-units status; start it: litellm-units up")
             }

@@ -43,6 +43,22 @@ pub enum KeyError {
     /// There is no such key, or none that the one used may see.
     #[error("there is no such key")]
     NotFound,
+    /// There is no such team.
+    #[error("there is no team with the identifier {team}")]
+    NoTeam {
+        /// The identifier.
+        team: String,
+    },
+    /// A request failed after a key was made, and then the key could not be deleted.
+    #[error("{error}; the key made before that is left, as deleting it failed, too: {deletion}")]
+    Left {
+        /// The hash of that key.
+        token: String,
+        /// What failed first.
+        error: Box<KeyError>,
+        /// Why the key was not deleted.
+        deletion: Box<KeyError>,
+    },
     /// LiteLLM can't use what it was asked for.
     #[error("LiteLLM refuses it ({status}): {message}")]
     Refused {
@@ -262,9 +278,12 @@ impl Keys<'_> {
     /// once.
     ///
     /// # Errors
-    /// As [`KeyError`] says. Then no new key is left.
+    /// As [`KeyError`] says. Then no new key is left, except after [`KeyError::Left`].
     pub async fn generate(&self, limits: &Limits) -> Result<Generated, KeyError> {
         const PATH: &str = "/key/generate";
+        if let Some(team) = &limits.team {
+            self.expect_team(team).await?;
+        }
         let request = self.request(Method::POST, PATH).json(limits);
         let mut made: Generated = self.send(PATH, request, limits.alias.as_deref()).await?;
         if limits.duration.is_some() {
@@ -279,9 +298,14 @@ impl Keys<'_> {
             match exact.await {
                 Ok(key) => made.expires = key.expires,
                 Err(error) => {
-                    // Of the two failures, the first one counts.
-                    let _ = self.delete(&made.token).await;
-                    return Err(error);
+                    return Err(match self.delete(&made.token).await {
+                        Ok(()) => error,
+                        Err(deletion) => KeyError::Left {
+                            token: made.token,
+                            error: Box::new(error),
+                            deletion: Box::new(deletion),
+                        },
+                    });
                 }
             }
         }
@@ -352,6 +376,9 @@ impl Keys<'_> {
     /// As [`KeyError`] says.
     pub async fn update(&self, token: &str, limits: &Limits) -> Result<(), KeyError> {
         const PATH: &str = "/key/update";
+        if let Some(team) = &limits.team {
+            self.expect_team(team).await?;
+        }
         let mut body = serde_json::to_value(limits).unwrap_or_default();
         body["key"] = token.into();
         let subject = limits.alias.as_deref().unwrap_or(token);
@@ -390,6 +417,20 @@ impl Keys<'_> {
     pub async fn delete(&self, token: &str) -> Result<(), KeyError> {
         self.post("/key/delete", &json!({ "keys": [token] }), token)
             .await
+    }
+
+    /// Fails if there is no such team, for LiteLLM makes keys of a team that does not exist, and
+    /// then lets only an administrator change or delete them.
+    async fn expect_team(&self, team: &str) -> Result<(), KeyError> {
+        const PATH: &str = "/team/info";
+        let request = self.request(Method::GET, &format!("{PATH}?team_id={}", encode(team)));
+        match self.send::<Value>(PATH, request, None).await {
+            Ok(_) => Ok(()),
+            Err(KeyError::NotFound) => Err(KeyError::NoTeam {
+                team: team.to_owned(),
+            }),
+            Err(error) => Err(error),
+        }
     }
 
     /// Makes sure that a user with this name exists, to whom keys can belong.

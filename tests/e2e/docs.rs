@@ -101,6 +101,14 @@ const INSTEAD: &[(&str, Instead)] = &[
         Instead::Run("litellm-units restore latest --yes"),
     ),
     (
+        "litellm-units key create batch --duration 90d --team research --metadata owner=ann > batch.key",
+        Instead::Run(
+            "curl -sS -H \"Authorization: Bearer $(litellm-units unit secret litellm LITELLM_MASTER_KEY)\" -H 'Content-Type: application/json' \
+                 -d '{\"team_id\":\"research\"}' http://127.0.0.1:24157/team/new
+             litellm-units key create batch --duration 90d --team research --metadata owner=ann > batch.key",
+        ),
+    ),
+    (
         "litellm-units restore 20260131T023000Z-0a1b2c --config --yes",
         Instead::Run(
             "litellm-units restore $(litellm-units backup list --json | jq -r '.[0].id') --config --yes",

@@ -345,6 +345,29 @@ fn what_a_service_key_may_not(host: &TestHost, who: Who) {
     let (code, _, stderr) = fed(host, who, &foreign, "key delete --key-file -");
     assert_eq!(code, 0, "{stderr}");
     assert!(chat(host, who, &foreign).unwrap_err().contains("401"));
+    // LiteLLM itself would make a key for a team that does not exist, and one that nobody can delete.
+    let words = |team: &'static str| {
+        [
+            "key",
+            "create",
+            "teamed",
+            "--duration",
+            "90d",
+            "--team",
+            team,
+        ]
+    };
+    let (code, _, stderr) = host.units(who, &words("nobody")).all();
+    assert_eq!(code, 1);
+    assert!(
+        stderr.contains("error: there is no team with the identifier nobody\nhint: see"),
+        "{stderr}"
+    );
+    let master = host.units(who, &["unit", "secret", "litellm", "LITELLM_MASTER_KEY"]);
+    host.sh(who, &format!("curl -sSf -H 'Authorization: Bearer {}' -H 'Content-Type: application/json' -d '{{\"team_id\":\"research\"}}' http://127.0.0.1:24157/team/new", master.ok()));
+    host.units(who, &words("research")).ok();
+    let shown = json(host, who, &["key", "info", "teamed"]);
+    assert_eq!(shown["team"], "research");
     // A business key may call models and nothing else.
     let key = host.units(who, &["key", "create", "plain"]).ok();
     for path in ["key/generate", "key/delete", "user/new", "team/new"] {

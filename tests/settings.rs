@@ -66,7 +66,7 @@ fn each_container_gets_what_it_needs_and_no_more() {
   POSTGRES_PASSWORD=p
   POSTGRES_DB=db
 litellm-redis
-  file redis.conf=requirepass \"\\x72\"\n
+  file redis.conf=requirepass \"\\x72\"\nuser health on nopass -@all +ping\n
   REDISCLI_AUTH=r
 litellm-migrate
   DATABASE_URL=postgresql://me:p@postgres:5432/db
@@ -180,7 +180,7 @@ fn any_value_is_carried() {
   POSTGRES_PASSWORD={escaped}
   POSTGRES_DB=d-b.1_~
 litellm-redis
-  file redis.conf=requirepass \"\\xc3\\xa9\\x22\\x0a\"\n
+  file redis.conf=requirepass \"\\xc3\\xa9\\x22\\x0a\"\nuser health on nopass -@all +ping\n
   REDISCLI_AUTH=é\"\n
 litellm-migrate
   DATABASE_URL={url}

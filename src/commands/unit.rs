@@ -3,19 +3,23 @@
 //! Podman's `shell` secret driver keeps no values: it runs a command each time a container that
 //! uses the secret starts. So a restart always gets what `.env` says at that moment, nothing is
 //! written elsewhere, and `podman inspect` shows names only.
+//!
+//! Podman runs that command for each `podman exec` as well, and so for each health check. What
+//! becomes of `.env` then, or of this program, must not end a container that runs.
 
 use std::io::Write;
 use std::path::PathBuf;
 use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::Context;
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 use serde::Deserialize;
 use tokio::io::AsyncWriteExt;
 
 use crate::applied::Applied;
 use crate::cli::Unit;
 use crate::compromised::Compromised;
+use crate::deployment;
 use crate::error::{Exit, Failure, Result};
 use crate::host::{self, Host};
 use crate::images_lock::ImagesLock;
@@ -35,7 +39,7 @@ use crate::systemd::{Systemd, UnitState};
 pub async fn run(host: &Host, verb: Unit) -> Result<Exit> {
     match verb {
         Unit::Prepare { service, standby } => prepare(host, service, standby).await?,
-        Unit::Secret { service, name } => secret(host, service, &name)?,
+        Unit::Secret { service, name } => secret(host, service, &name).await?,
         Unit::AwaitNetwork => network::wait().await,
         Unit::AwaitHealthy { service, standby } => {
             await_healthy(host, container(service, standby)).await?;
@@ -127,7 +131,7 @@ async fn prepare(host: &Host, service: Service, standby: bool) -> Result<()> {
             Delivery::File => {
                 let owner = settings
                     .image(service)
-                    .and_then(|image| crate::deployment::container_owner(service, image));
+                    .and_then(|image| deployment::container_owner(service, image));
                 let (uid, gid) = owner.unwrap_or_default();
                 options.push_str(&format!(
                     ",type=mount,target={},uid={uid},gid={gid},mode=0400 ",
@@ -173,8 +177,10 @@ fn lookup_command(host: &Host, service: Service, parcel: &Parcel) -> Result<Stri
         Scope::System => "--system",
         Scope::User => "--user",
     };
+    // A unit does not start without the program. When that was removed, health checks go on, with
+    // a value that is good for nothing.
     Ok(format!(
-        "'{program}' {scope} --litellm-dir '{}' unit secret {} {}",
+        "if [ -x '{program}' ]; then '{program}' {scope} --litellm-dir '{}' unit secret {} {}; else od -An -tx1 -N16 /dev/urandom; fi",
         host.paths.deployment.display(),
         service.name(),
         parcel.name
@@ -215,7 +221,33 @@ async fn register(podman: &crate::podman::Podman, name: &str, lookup: &str) -> R
     )
 }
 
-fn secret(host: &Host, service: Service, name: &str) -> Result<()> {
+/// Prints a secret's value, or if there is none for a container that runs, one that is good for
+/// nothing: a container that got it at its start could do no harm.
+async fn secret(host: &Host, service: Service, name: &str) -> Result<()> {
+    let value = match value(host, service, name) {
+        Err(_) if has_its_values(host, service).await.unwrap_or(false) => {
+            deployment::password(&mut deployment::kernel_random)?.into()
+        }
+        value => value?,
+    };
+    let mut stdout = std::io::stdout().lock();
+    stdout.write_all(value.expose_secret().as_bytes())?;
+    stdout.flush()?;
+    Ok(())
+}
+
+/// Whether the service's container has started, so that its secrets are asked for by a command
+/// in it.
+async fn has_its_values(host: &Host, service: Service) -> Result<bool> {
+    let systemd = host.systemd().await?;
+    let unit = systemd.unit(service.unit()).await?;
+    Ok(unit.is_active()
+        && has_served(host, service, &unit)
+        && (service != Service::Litellm
+            || systemd.unit(stack::STANDBY_UNIT).await?.active != "activating"))
+}
+
+fn value(host: &Host, service: Service, name: &str) -> Result<SecretString> {
     let settings = Settings::load(&host.paths.env_file())?;
     let parcels = settings.parcels(service);
     let parcel = parcels
@@ -232,11 +264,7 @@ fn secret(host: &Host, service: Service, name: &str) -> Result<()> {
                 service.unit()
             ))
         })?;
-    let value = parcel.value.open()?;
-    let mut stdout = std::io::stdout().lock();
-    stdout.write_all(value.expose_secret().as_bytes())?;
-    stdout.flush()?;
-    Ok(())
+    parcel.value.open()
 }
 
 fn container(service: Service, standby: bool) -> &'static str {
@@ -264,7 +292,7 @@ async fn stopped(host: &Host) -> Result<()> {
             Some("stop") => return stop(systemd, &stack::beside_gateway(systemd).await?).await,
             Some("restart") => false,
             // By itself: systemd starts it again. If it never served, that is likely to be in vain.
-            _ => !has_served(host, &gateway),
+            _ => !has_served(host, Service::Litellm, &gateway),
         },
         // It waits for a unit that just ended.
         _ => std::env::var_os("SERVICE_RESULT").is_some_and(|result| result != "success"),
@@ -285,14 +313,13 @@ async fn stop(systemd: &Systemd, units: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Whether the gateway was ready since its last start, which wrote the options of its container.
-fn has_served(host: &Host, gateway: &UnitState) -> bool {
-    let options = options_file(host, Service::Litellm.container());
+/// Whether a service was ready since its last start, which wrote the options of its container.
+fn has_served(host: &Host, service: Service, unit: &UnitState) -> bool {
+    let options = options_file(host, service.container());
     let Ok(started) = std::fs::metadata(options).and_then(|file| file.modified()) else {
         return false;
     };
-    gateway
-        .active_since
+    unit.active_since
         .is_some_and(|since| UNIX_EPOCH + Duration::from_micros(since) > started)
 }
 

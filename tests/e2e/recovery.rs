@@ -74,11 +74,50 @@ fn a_hung_gateway_is_replaced(host: &TestHost, who: Who, key: &str) {
     eprintln!("a hung gateway was replaced after {:?}", start.elapsed());
 }
 
+/// Podman asks for the secrets with each health check, too; what is wrong with them by then is for the next start.
+fn an_unfinished_edit_ends_nothing(host: &TestHost, who: Who) {
+    let before = runs(host, who);
+    let env = "cp -p \"$1/.env\" /tmp/env;";
+    let back = "cp -p /tmp/env \"$1/.env\"";
+    for (what, damage, mend) in [
+        ("a quote is open", "echo \"BROKEN='\" >>\"$1/.env\"", back),
+        (
+            "a variable is gone",
+            "sed -i /^OPENAI_API_KEY=/d \"$1/.env\"",
+            back,
+        ),
+        (
+            "passwords are others",
+            "sed -i 's/^\\(REDIS_PASSWORD\\|POSTGRES_PASSWORD\\|POSTGRES_USER\\)=.*/\\1=another/' \"$1/.env\"",
+            back,
+        ),
+        ("the file is gone", "rm \"$1/.env\"", back),
+    ] {
+        host.sh(who, &format!("{env} {damage}"));
+        for container in CONTAINERS {
+            let ran = host.run(who, &["podman", "healthcheck", "run", container]);
+            assert_eq!(ran.code, 0, "{what}: {container}: {ran:?}");
+        }
+        host.sh(who, mend);
+    }
+    // The program is gone, and for longer than it is between two checks.
+    host.sh(Who::Root, "mv /usr/bin/litellm-units /root/");
+    std::thread::sleep(Duration::from_secs(12));
+    for container in CONTAINERS {
+        let failures = "{{.State.Health.FailingStreak}}";
+        let words = ["podman", "inspect", "-f", failures, container];
+        assert_eq!(host.run(who, &words).ok(), "0\n", "{container}");
+    }
+    host.sh(Who::Root, "mv /root/litellm-units /usr/bin/");
+    assert_eq!(runs(host, who), before);
+}
+
 fn recovers(who: Who, name: &str) {
     let host = TestHost::boot(name);
     host.units(who, &["up"]).ok();
     let key = new_key(&host, who);
     assert_eq!(chat(&host, who, &key).as_deref(), Ok(HELLO));
+    an_unfinished_edit_ends_nothing(&host, who);
     killed_processes_come_back(&host, who, &key);
     a_hung_gateway_is_replaced(&host, who, &key);
 }

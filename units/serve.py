@@ -5,6 +5,7 @@ command line ends with uvicorn.run(); that is what is replaced here.
 """
 
 import asyncio
+import gc
 import os
 import signal
 import socket
@@ -13,6 +14,9 @@ import sys
 # Process 1 of a container ignores a signal that it has no handler for, and this one gets its own as late as it serves.
 # It imports for seconds before, and has nothing to lose.
 signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+
+# What is imported stays, so looking for garbage among it only takes time.
+gc.disable()
 
 import uvicorn
 from uvicorn.supervisors import Multiprocess
@@ -53,6 +57,11 @@ class Config(uvicorn.Config):
 
 
 class Server(uvicorn.Server):
+    async def startup(self, sockets=None):
+        await super().startup(sockets)
+        gc.freeze()
+        gc.enable()
+
     async def shutdown(self, sockets=None):
         """Accepts nothing more, but still answers on the connections that there are.
 
@@ -77,6 +86,7 @@ def run(app, **arguments):
     # The second one is the container's own, for the health checks.
     sockets = [*passed, config.bind_socket()]
     if config.workers > 1:
+        gc.enable()
         Multiprocess(config, target=server.run, sockets=sockets).run()
     else:
         server.run(sockets)

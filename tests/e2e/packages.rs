@@ -233,6 +233,10 @@ fn deb() {
     let before = deployment(&host);
     let undisturbed = |what: &str| {
         assert_eq!(deployment(&host), before, "after {what}");
+        host.sh(
+            who,
+            "for each in litellm{,-postgres,-redis}; do podman healthcheck run $each; done",
+        );
         assert_eq!(chat(&host, who, &key).as_deref(), Ok(HELLO), "after {what}");
     };
 
@@ -396,6 +400,10 @@ fn rpm() {
     let before = deployment(&host);
     let undisturbed = |what: &str| {
         assert_eq!(deployment(&host), before, "after {what}");
+        host.sh(
+            who,
+            "for each in litellm{,-postgres,-redis}; do podman healthcheck run $each; done",
+        );
         assert_eq!(chat(&host, who, &key).as_deref(), Ok(HELLO), "after {what}");
     };
     // The same once more, as an upgrade: its scripts get the same arguments.
@@ -413,7 +421,7 @@ fn rpm() {
     let said = host.sh(who, "dnf remove -y litellm-units 2>&1");
     assert!(
         said.contains(
-            "litellm-units: the deployment stays, and what runs of it goes on until it is stopped."
+            "litellm-units: the deployment stays, and what runs of it goes on until it is stopped;"
         ),
         "{said}"
     );

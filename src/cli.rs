@@ -68,7 +68,7 @@ pub enum Command {
     /// Stop services
     Stop(Units),
     /// Restart services with what .env and config/ say now
-    Restart(Units),
+    Restart(Restart),
     /// Show the services' logs from the journal
     Logs(Logs),
     /// Run a command in a service's container
@@ -145,7 +145,13 @@ pub struct Up {
 
 /// Arguments of `down`.
 #[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  litellm-units down\n  litellm-units down --remove    (the deployment directory and its data stay)"
+)]
 pub struct Down {
+    /// Remove the units as well, and Podman's names for their secrets; no data
+    #[arg(long)]
+    pub remove: bool,
     /// Seconds that stopping may take
     #[arg(short, long, value_name = "SECONDS", default_value = "120", value_parser = seconds)]
     pub timeout: Duration,
@@ -163,7 +169,21 @@ pub struct Apply {
     pub timeout: Duration,
 }
 
-/// Arguments of `start`, `stop` and `restart`.
+/// Arguments of `restart`.
+#[derive(Debug, Args)]
+#[command(
+    after_help = "Examples:\n  litellm-units restart litellm\n  litellm-units restart --handover litellm\n\nRequests wait while the gateway restarts; none is refused. With --handover they do not wait. `apply` and `upgrade` always hand over."
+)]
+pub struct Restart {
+    /// What to restart
+    #[command(flatten)]
+    pub units: Units,
+    /// Have a second gateway serve while the first one restarts; takes twice as long
+    #[arg(long)]
+    pub handover: bool,
+}
+
+/// Arguments of `start` and `stop`.
 #[derive(Debug, Args)]
 pub struct Units {
     /// The services [default: all]

@@ -41,8 +41,8 @@ pub struct Entry {
     pub message: String,
     /// Whether the unit's own processes wrote it, rather than systemd about the unit.
     pub own: bool,
-    /// When, in RFC 3339 and UTC, to the microsecond.
-    pub time: String,
+    /// When, to the microsecond; shown in RFC 3339 and UTC.
+    pub time: jiff::Timestamp,
 }
 
 /// A line of `journalctl --output=json`, as far as it is used.
@@ -160,10 +160,24 @@ pub async fn read(
     Err(Failure::new(format!("journalctl: {}", words.trim())).into())
 }
 
-/// The last `count` messages of a unit, oldest first: its own, or if it has none, systemd's.
+/// The last lines of a unit.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LastLines {
+    /// The lines, oldest first: its own, or if it has none, systemd's about it.
+    pub lines: Vec<String>,
+    /// Whether they are of the time that was asked for, rather than of before.
+    pub recent: bool,
+}
+
+/// The last `count` lines of a unit; those from before `since` only if there are none after it.
 ///
-/// Returns an empty list when the journal can't be read: it only ever explains another failure.
-pub async fn last_lines(systemd: &Systemd, unit: &str, count: usize) -> Vec<String> {
+/// There are none when the journal can't be read: it only ever explains another failure.
+pub async fn last_lines(
+    systemd: &Systemd,
+    unit: &str,
+    count: usize,
+    since: jiff::Timestamp,
+) -> LastLines {
     let query = Query {
         scope: systemd.scope(),
         remote: systemd.remote(),
@@ -179,6 +193,10 @@ pub async fn last_lines(systemd: &Systemd, unit: &str, count: usize) -> Vec<Stri
         Ok(())
     })
     .await;
+    let recent = entries.iter().any(|entry| entry.own && entry.time >= since);
+    if recent {
+        entries.retain(|entry| entry.time >= since);
+    }
     if entries.iter().any(|entry| entry.own) {
         entries.retain(|entry| entry.own);
     }
@@ -189,7 +207,7 @@ pub async fn last_lines(systemd: &Systemd, unit: &str, count: usize) -> Vec<Stri
         .map(str::to_owned)
         .collect();
     lines.drain(..lines.len().saturating_sub(count));
-    lines
+    LastLines { lines, recent }
 }
 
 fn entry(line: Line, scope: Scope) -> Option<Entry> {
@@ -214,9 +232,7 @@ fn entry(line: Line, scope: Scope) -> Option<Entry> {
         .time
         .and_then(|time| time.parse().ok())
         .unwrap_or_default();
-    let time = jiff::Timestamp::from_microsecond(microseconds)
-        .map(|time| time.to_string())
-        .unwrap_or_default();
+    let time = jiff::Timestamp::from_microsecond(microseconds).unwrap_or_default();
     Some(Entry {
         unit,
         message,

@@ -80,7 +80,7 @@ pub async fn run(cli: Cli) -> Result<Exit> {
         Command::Apply(arguments) => commands::apply::run(&host, &arguments).await,
         Command::Start(arguments) => commands::units::run(&host, Verb::Start, &arguments).await,
         Command::Stop(arguments) => commands::units::run(&host, Verb::Stop, &arguments).await,
-        Command::Restart(arguments) => commands::units::run(&host, Verb::Restart, &arguments).await,
+        Command::Restart(arguments) => commands::units::restart(&host, &arguments).await,
         Command::Logs(arguments) => commands::logs::run(&host, &arguments).await,
         Command::Exec(arguments) => commands::exec::run(&host, &arguments).await,
         Command::Health(arguments) => commands::health::run(&arguments).await,
@@ -111,6 +111,7 @@ fn use_of(command: &Command) -> Option<Use> {
         foreign: false,
     };
     match command {
+        Command::Down(arguments) if arguments.remove => Some(plain),
         Command::Start(_)
         | Command::Stop(_)
         | Command::Restart(_)

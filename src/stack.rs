@@ -12,7 +12,7 @@ use tokio::time::Instant;
 use crate::applied::{Applied, Difference};
 use crate::error::{Failure, Result};
 use crate::host::Host;
-use crate::journal;
+use crate::journal::{self, LastLines};
 use crate::litellm::Client;
 use crate::litellm::health::Health;
 use crate::output::{duration, say};
@@ -42,6 +42,15 @@ pub const IMAGES_UNIT: &str = "litellm-images.service";
 pub const NETWORK_UNIT: &str = "litellm-network.service";
 /// The unit of a second gateway, which serves while the first one restarts.
 pub const STANDBY_UNIT: &str = "litellm-standby.service";
+
+/// How the gateway is restarted, if it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Manner {
+    /// At once: requests wait until it is back.
+    AtOnce,
+    /// After a second one is ready, which serves meanwhile, where that is possible.
+    Handover,
+}
 
 /// Starts what does not run, restarts what runs with other inputs than those of now, and waits
 /// until the gateway is ready.
@@ -73,15 +82,20 @@ pub async fn bring_up(host: &Host, settings: &Settings, timeout: Duration) -> Re
     if !systemd.unit("litellm.target").await?.is_active() {
         steps.push((Verb::Start, "litellm.target"));
     }
-    change(host, &steps, timeout).await
+    change(host, &steps, Manner::Handover, timeout).await
 }
 
 /// Starts or restarts units, then waits until the gateway is ready, if it is among them or
-/// depends on one of them. While a gateway that runs restarts, a second one serves.
+/// depends on one of them.
 ///
 /// # Errors
 /// When a unit fails, or the gateway is not ready within `timeout`.
-pub async fn change(host: &Host, steps: &[(Verb, &str)], timeout: Duration) -> Result<()> {
+pub async fn change(
+    host: &Host,
+    steps: &[(Verb, &str)],
+    manner: Manner,
+    timeout: Duration,
+) -> Result<()> {
     let deadline = Instant::now() + timeout;
     let systemd = host.systemd().await?;
     let gateway = Service::Litellm.unit();
@@ -103,7 +117,10 @@ pub async fn change(host: &Host, steps: &[(Verb, &str)], timeout: Duration) -> R
         say("Podman's network litellm was removed: making it again");
         wait.ask(Verb::Restart, NETWORK_UNIT).await?;
     }
-    if steps.contains(&(Verb::Restart, gateway)) && handover::is_possible(host, &before).await? {
+    if manner == Manner::Handover
+        && steps.contains(&(Verb::Restart, gateway))
+        && handover::is_possible(host, &before).await?
+    {
         handover::run(host, &mut wait, steps).await?;
     } else {
         for (verb, unit) in steps {
@@ -273,6 +290,8 @@ struct Wait<'a> {
     systemd: &'a Systemd,
     jobs: Jobs<'a>,
     begin: Instant,
+    /// The same as the journal tells it.
+    since: jiff::Timestamp,
     deadline: Instant,
     restarts: HashMap<String, u64>,
     verb: Verb,
@@ -285,6 +304,7 @@ impl<'a> Wait<'a> {
             systemd,
             jobs: Jobs::new(systemd).await?,
             begin: Instant::now(),
+            since: jiff::Timestamp::now(),
             deadline,
             restarts: HashMap::new(),
             verb: Verb::Start,
@@ -329,7 +349,7 @@ impl<'a> Wait<'a> {
                 Some(failure) => failures.push(failure),
                 None => {
                     if let Some(unit) = self.restarting().await? {
-                        return Err(failed(self.systemd, &unit, "keeps failing").await);
+                        return Err(failed(self.systemd, &unit, "keeps failing", self.since).await);
                     }
                 }
             }
@@ -346,7 +366,7 @@ impl<'a> Wait<'a> {
                     JobResult::Dependency => self.failed_unit().await?.unwrap_or(unit.clone()),
                     _ => unit.clone(),
                 };
-                Err(failed(self.systemd, &unit, "failed").await)
+                Err(failed(self.systemd, &unit, "failed", self.since).await)
             }
         }
     }
@@ -402,7 +422,7 @@ impl<'a> Wait<'a> {
                 )
             {
                 let problem = format!("was not ready after {waited}");
-                return failed(self.systemd, unit, &problem).await;
+                return failed(self.systemd, unit, &problem, self.since).await;
             }
         }
         Failure::new(format!(
@@ -430,11 +450,11 @@ impl<'a> Wait<'a> {
             }
             let state = self.systemd.unit(unit).await?;
             if state.restarts >= before + ATTEMPTS || state.active == "failed" {
-                return Err(failed(self.systemd, unit, "keeps failing").await);
+                return Err(failed(self.systemd, unit, "keeps failing", self.since).await);
             }
             if Instant::now() >= self.deadline {
                 let problem = format!("runs, but is not ready: {reason}");
-                return Err(failed(self.systemd, unit, &problem).await);
+                return Err(failed(self.systemd, unit, &problem, self.since).await);
             }
             tokio::select! {
                 () = tokio::time::sleep(ASK_INTERVAL) => {}
@@ -474,8 +494,14 @@ impl<'a> Wait<'a> {
     }
 }
 
-/// The failure of `unit`, with its reason and the last lines of its journal.
-pub async fn failed(systemd: &Systemd, unit: &str, problem: &str) -> anyhow::Error {
+/// The failure of `unit`, with its reason and the last lines of its journal: those since `since`, if
+/// there are any.
+pub async fn failed(
+    systemd: &Systemd,
+    unit: &str,
+    problem: &str,
+    since: jiff::Timestamp,
+) -> anyhow::Error {
     let state: UnitState = systemd.unit(unit).await.unwrap_or_default();
     let mut message = format!("{unit} {problem}");
     if state.result != "success" && !state.result.is_empty() {
@@ -486,11 +512,15 @@ pub async fn failed(systemd: &Systemd, unit: &str, problem: &str) -> anyhow::Err
     } else {
         QUOTED_LINES
     };
-    let lines = journal::last_lines(systemd, unit, count).await;
+    let LastLines { lines, recent } = journal::last_lines(systemd, unit, count, since).await;
     if lines.is_empty() {
         message.push_str("\n(its journal holds no lines)");
     } else {
-        message.push_str("\nlast lines of its journal:");
+        message.push_str(if recent {
+            "\nlast lines of its journal:"
+        } else {
+            "\nit has written nothing since then; the last lines of its journal before:"
+        });
         for line in lines {
             message.push_str("\n  | ");
             message.push_str(&line);

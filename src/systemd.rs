@@ -119,6 +119,20 @@ impl Systemd {
         Ok(())
     }
 
+    /// Disables a unit for boot.
+    ///
+    /// # Errors
+    /// When systemd refuses.
+    pub async fn disable(&self, unit: &str) -> Result<()> {
+        self.manager()
+            .await?
+            .disable_unit_files(vec![unit.to_owned()], false)
+            .await
+            .map_err(|error| explain(error, self.scope))
+            .with_context(|| format!("can't disable {unit}"))?;
+        Ok(())
+    }
+
     /// Forgets that a unit failed.
     ///
     /// # Errors

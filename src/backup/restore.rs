@@ -29,7 +29,7 @@ use crate::settings::env_file::EnvFile;
 use crate::settings::sealed::{self, Vault};
 use crate::settings::{OF_THE_DATABASE, Service, Settings, parse_env, read_env};
 use crate::snapshot::{self, SnapshotId};
-use crate::stack;
+use crate::stack::{self, Manner};
 use crate::systemd::job::Verb;
 
 /// Seconds that the gateway gets to be ready when an interrupted restore is finished.
@@ -196,7 +196,8 @@ pub async fn restore_data(
     let runs = systemd.unit(unit).await?.active != "inactive";
     let database = Service::Postgres.unit();
     if settings.image(Service::Postgres).is_some() && !systemd.unit(database).await?.is_active() {
-        stack::change(host, &[(Verb::Start, database)], options.timeout).await?;
+        let steps = [(Verb::Start, database)];
+        stack::change(host, &steps, Manner::AtOnce, options.timeout).await?;
     }
     let restore = Restore::stage(host, settings, &backup, options, runs).await?;
     let mut units = vec![unit];
@@ -260,7 +261,8 @@ async fn bring_back(host: &Host, config: bool, runs: bool, timeout: Duration) ->
             stack::bring_up(host, prepared.settings(), timeout).await?;
         }
     } else if runs {
-        stack::change(host, &[(Verb::Start, Service::Litellm.unit())], timeout).await?;
+        let steps = [(Verb::Start, Service::Litellm.unit())];
+        stack::change(host, &steps, Manner::AtOnce, timeout).await?;
     }
     Ok(())
 }

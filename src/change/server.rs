@@ -205,14 +205,14 @@ async fn start(host: &Host, service: Service, timeout: Duration) -> Result<()> {
     if systemd.unit(unit).await?.is_active() {
         return Ok(());
     }
-    let deadline = Instant::now() + timeout;
+    let (since, deadline) = (jiff::Timestamp::now(), Instant::now() + timeout);
     let mut jobs = Jobs::new(systemd).await?;
     jobs.ask(Verb::Start, unit).await?;
     while !jobs.pending().is_empty() {
         let left = deadline.saturating_duration_since(Instant::now());
         match jobs.next(left).await? {
             Some((_, result)) if result.is_success() => {}
-            _ => return Err(crate::stack::failed(systemd, unit, "can't be started").await),
+            _ => return Err(crate::stack::failed(systemd, unit, "can't be started", since).await),
         }
     }
     Ok(())

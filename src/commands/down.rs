@@ -1,17 +1,35 @@
-//! `down`: stop everything.
+//! `down`: stop everything, and with `--remove` take away what `generate` installed.
+
+use std::path::Path;
+
+use anyhow::Context;
 
 use crate::cli;
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
+use crate::install::plan::Plan;
+use crate::lock::OperationLock;
+use crate::output::{self, say};
+use crate::quadlet::BACKUP_TIMER;
+use crate::settings::Service;
 use crate::stack;
+use crate::systemd::Systemd;
+
+/// Units that are enabled, and so have links.
+const ENABLED: [&str; 2] = ["litellm.target", BACKUP_TIMER];
 
 /// Runs the command.
 ///
 /// # Errors
-/// When systemd refuses, or a unit does not stop in time.
+/// When systemd refuses, a unit does not stop in time, or a file can't be removed.
 pub async fn run(host: &Host, arguments: &cli::Down) -> Result<Exit> {
+    let _lock = arguments
+        .remove
+        .then(|| OperationLock::take(&host.paths, "down --remove"))
+        .transpose()?;
     let systemd = host.systemd().await?;
-    if systemd.unit("litellm.target").await?.load == "not-found" {
+    let installed = arguments.remove && !Plan::new(&host.paths, &[])?.is_empty();
+    if !installed && systemd.unit("litellm.target").await?.load == "not-found" {
         return Err(Failure::new("there is no litellm.target on this host")
             .hint("install the units first: litellm-units generate")
             .into());
@@ -21,7 +39,93 @@ pub async fn run(host: &Host, arguments: &cli::Down) -> Result<Exit> {
     let mut units = stack::member_units(systemd).await?;
     units.reverse();
     units.extend(stack::beside_gateway(systemd).await?);
+    if arguments.remove && systemd.unit(BACKUP_TIMER).await?.load == "loaded" {
+        units.push(BACKUP_TIMER);
+    }
     units.push("litellm.target");
     stack::stop(host, &units, arguments.timeout).await?;
+    if arguments.remove {
+        remove(host, systemd).await?;
+    }
     Ok(Exit::Success)
+}
+
+/// Takes away what is not in the deployment directory. Run again after an interruption, it goes
+/// on.
+async fn remove(host: &Host, systemd: &Systemd) -> Result<()> {
+    for unit in ENABLED {
+        if systemd.unit(unit).await?.load == "loaded" {
+            systemd.disable(unit).await?;
+            output::line(&format!("disable {unit}"))?;
+        }
+    }
+    remove_secrets(host).await?;
+    let plan = Plan::new(&host.paths, &[])?;
+    plan.apply()?;
+    for change in &plan.changes {
+        output::line(&format!("{} {}", change.verb(), change.path.display()))?;
+    }
+    systemd.reload().await?;
+    output::line("reload systemd")?;
+    let runtime = host.paths.runtime_state();
+    match std::fs::remove_dir_all(&runtime) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("can't remove {}", runtime.display()));
+        }
+        _ => {}
+    }
+    for directory in drop_ins(&host.paths.units)?
+        .into_iter()
+        .chain(drop_ins(&host.paths.quadlets)?)
+    {
+        say(&format!("left alone, as you made it: {directory}"));
+    }
+    say(&format!(
+        "the deployment with its data stays: {}",
+        host.paths.deployment.display()
+    ));
+    Ok(())
+}
+
+/// Podman knows the names of secrets, and by which command to ask for each.
+async fn remove_secrets(host: &Host) -> Result<()> {
+    let podman = host.podman().await?;
+    let listed = podman
+        .run(["secret", "ls", "--format={{.Driver}} {{.Name}}"])
+        .await?;
+    let names: Vec<&str> = listed
+        .lines()
+        .filter_map(|line| line.strip_prefix("shell "))
+        .filter(|name| {
+            let container = name.split('.').next();
+            Service::ALL
+                .iter()
+                .any(|service| container == Some(service.container()))
+        })
+        .collect();
+    if !names.is_empty() {
+        podman
+            .run(["secret", "rm"].into_iter().chain(names.iter().copied()))
+            .await?;
+        output::line(&format!("remove {} secrets from Podman", names.len()))?;
+    }
+    Ok(())
+}
+
+/// Directories of drop-ins for units of ours.
+fn drop_ins(directory: &Path) -> Result<Vec<String>> {
+    let entries = match std::fs::read_dir(directory) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.with_context(|| format!("can't read {}", directory.display()))?,
+    };
+    let mut found: Vec<String> = entries
+        .filter_map(|entry| entry.ok()?.path().into_os_string().into_string().ok())
+        .filter(|path| {
+            let name = path.rsplit('/').next().unwrap_or_default();
+            (name.starts_with("litellm.") || name.starts_with("litellm-"))
+                && name.strip_suffix(".d").is_some()
+        })
+        .collect();
+    found.sort();
+    Ok(found)
 }

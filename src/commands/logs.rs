@@ -8,6 +8,7 @@ use crate::cli;
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 use crate::journal::{self, Query};
+use crate::output::say;
 use crate::settings::Service;
 use crate::stack;
 
@@ -43,6 +44,7 @@ pub async fn run(host: &Host, arguments: &cli::Logs) -> Result<Exit> {
     } else {
         Box::new(anstream::stdout())
     };
+    let mut empty = true;
     journal::read(&query, |entry| {
         let Some(service) = services
             .iter()
@@ -50,6 +52,7 @@ pub async fn run(host: &Host, arguments: &cli::Logs) -> Result<Exit> {
         else {
             return Ok(());
         };
+        empty = false;
         for line in entry.message.lines() {
             if !arguments.no_log_prefix {
                 let style = style(*service);
@@ -63,6 +66,16 @@ pub async fn run(host: &Host, arguments: &cli::Logs) -> Result<Exit> {
         out.flush()
     })
     .await?;
+    if empty && !arguments.follow {
+        let names: Vec<_> = services.iter().map(|service| service.unit()).collect();
+        if stack::member_units(host.systemd().await?).await?.is_empty() {
+            return Err(super::units::none());
+        }
+        say(&format!(
+            "the journal has no such lines of {}",
+            names.join(", ")
+        ));
+    }
     Ok(Exit::Success)
 }
 

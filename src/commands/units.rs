@@ -4,14 +4,31 @@ use crate::cli;
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 use crate::settings::Service;
-use crate::stack;
+use crate::stack::{self, Manner};
 use crate::systemd::job::Verb;
 
-/// Runs the command.
+/// Runs `restart`.
+///
+/// # Errors
+/// As [`run`].
+pub async fn restart(host: &Host, arguments: &cli::Restart) -> Result<Exit> {
+    let manner = if arguments.handover {
+        Manner::Handover
+    } else {
+        Manner::AtOnce
+    };
+    change(host, Verb::Restart, &arguments.units, manner).await
+}
+
+/// Runs `start` or `stop`.
 ///
 /// # Errors
 /// When a service has no unit here, a unit fails, or the gateway is not ready in time.
 pub async fn run(host: &Host, verb: Verb, arguments: &cli::Units) -> Result<Exit> {
+    change(host, verb, arguments, Manner::AtOnce).await
+}
+
+async fn change(host: &Host, verb: Verb, arguments: &cli::Units, manner: Manner) -> Result<Exit> {
     // Stopping must always be possible; and of another machine, only systemd is seen.
     let command = match verb {
         Verb::Start => "start",
@@ -34,11 +51,7 @@ pub async fn run(host: &Host, verb: Verb, arguments: &cli::Units) -> Result<Exit
         }
     }
     if units.is_empty() {
-        return Err(
-            Failure::new("no unit of the stack is installed on this host")
-                .hint("install the units first: litellm-units generate")
-                .into(),
-        );
+        return Err(none());
     }
     if verb == Verb::Stop {
         if units.contains(&Service::Litellm.unit()) {
@@ -48,9 +61,16 @@ pub async fn run(host: &Host, verb: Verb, arguments: &cli::Units) -> Result<Exit
         stack::stop(host, &units, arguments.timeout).await?;
     } else {
         let steps: Vec<_> = units.into_iter().map(|unit| (verb, unit)).collect();
-        stack::change(host, &steps, arguments.timeout).await?;
+        stack::change(host, &steps, manner, arguments.timeout).await?;
     }
     Ok(Exit::Success)
+}
+
+/// The failure to do anything on a host without units.
+pub(super) fn none() -> anyhow::Error {
+    Failure::new("no unit of the stack is installed on this host")
+        .hint("install the units first: litellm-units generate")
+        .into()
 }
 
 /// The failure to do anything with a service that has no unit here.

@@ -216,6 +216,7 @@ fn faults(patient: &Patient<'_>, units: &[(Service, UnitState)]) -> Check {
 /// When one fails again; with its reason and the last lines of its journal.
 pub async fn start(host: &Host, failed: &[&'static str]) -> Result<Vec<String>> {
     let systemd = host.systemd().await?;
+    let since = jiff::Timestamp::now();
     let mut jobs = Jobs::new(systemd).await?;
     for unit in failed {
         jobs.ask(Verb::Start, unit).await?;
@@ -226,7 +227,9 @@ pub async fn start(host: &Host, failed: &[&'static str]) -> Result<Vec<String>> 
         let left = deadline.saturating_duration_since(Instant::now());
         match jobs.next(left).await? {
             Some((unit, result)) if result.is_success() => done.push(format!("started {unit}")),
-            Some((unit, _)) => return Err(stack::failed(systemd, &unit, "failed again").await),
+            Some((unit, _)) => {
+                return Err(stack::failed(systemd, &unit, "failed again", since).await);
+            }
             None => {
                 let waited = START_PATIENCE.as_secs();
                 let message = format!(

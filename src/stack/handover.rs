@@ -137,7 +137,7 @@ async fn ready_inside(host: &Host, wait: &mut Wait<'_>, container: &str, unit: &
         }
         if !wait.systemd.unit(unit).await?.is_active() || Instant::now() >= wait.deadline {
             let problem = format!("runs, but {health}");
-            return Err(failed(wait.systemd, unit, &problem).await);
+            return Err(failed(wait.systemd, unit, &problem, wait.since).await);
         }
         tokio::select! {
             () = tokio::time::sleep(ASK_INTERVAL) => {}

@@ -101,7 +101,7 @@ pub(super) async fn watch(
     settle: Duration,
     before: &Traffic,
 ) -> Result<()> {
-    let begin = jiff::Timestamp::now().as_second();
+    let begin = jiff::Timestamp::now();
     let systemd = host.systemd().await?;
     let unit = Service::Litellm.unit();
     let restarts = systemd.unit(unit).await?.restarts;
@@ -131,7 +131,7 @@ pub(super) async fn watch(
         tokio::time::sleep(INTERVAL).await;
         let state = systemd.unit(unit).await?;
         if state.restarts != restarts || !state.is_active() {
-            return Err(stack::failed(systemd, unit, "did not stay up").await);
+            return Err(stack::failed(systemd, unit, "did not stay up", begin).await);
         }
         match client.health().await {
             Health::Ready { .. } => away_since = None,
@@ -139,19 +139,19 @@ pub(super) async fn watch(
                 let since = away_since.get_or_insert_with(Instant::now);
                 if since.elapsed() >= GRACE {
                     let problem = format!("was ready, but did not stay so: {reason}");
-                    return Err(stack::failed(systemd, unit, &problem).await);
+                    return Err(stack::failed(systemd, unit, &problem, begin).await);
                 }
             }
         }
     }
     probe(&client, settings).await?;
-    let after = Traffic::since(host, begin).await;
+    let after = Traffic::since(host, begin.as_second()).await;
     if after.is_burst(*before) {
         let problem = format!(
             "answered {} of {} requests with an error ({} of {} before)",
             after.failures, after.requests, before.failures, before.requests
         );
-        return Err(stack::failed(systemd, unit, &problem).await);
+        return Err(stack::failed(systemd, unit, &problem, begin).await);
     }
     Ok(())
 }

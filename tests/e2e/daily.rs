@@ -35,6 +35,7 @@ fn day(who: Who, name: &str) {
     day.live_screen();
     let load = Load::begin(&host, who, &new_key(&host, who));
     day.edit_comes_into_force();
+    day.gateway_restarts();
     day.broken_edit_is_taken_back();
     load.assert_no_failure(&host, who);
     day.password_of_a_server_changes();
@@ -341,6 +342,20 @@ impl Day<'_> {
         assert_eq!(self.bash("podman ps -q --filter name=standby").ok(), "");
     }
 
+    fn gateway_restarts(&self) {
+        for (words, hands_over) in [
+            (&["restart", "litellm"][..], false),
+            (&["restart", "--handover", "litellm"], true),
+        ] {
+            let before = self.runs();
+            let ran = self.units(words);
+            let told = ran.stderr.contains("a second gateway serves while");
+            assert_eq!(told, hands_over, "{}", ran.stderr);
+            ran.ok();
+            assert_eq!(self.restarted_since(&before), ["litellm"]);
+        }
+    }
+
     fn password_of_a_server_changes(&self) {
         let env = format!("{}/.env", self.who.deployment());
         let before = self.runs();
@@ -615,6 +630,16 @@ fn refusals_and_other_machines() {
             (1, String::new(), missing.into())
         );
     }
+    assert_eq!(
+        host.units(Who::Root, &["logs"]).all(),
+        (
+            1,
+            String::new(),
+            "error: no unit of the stack is installed on this host\n\
+             hint: install the units first: litellm-units generate\n"
+                .into()
+        )
+    );
     host.units(Who::Root, &["generate"]).ok();
     let refused = |ran: Ran, message: &str, hint: &str| {
         assert_eq!(

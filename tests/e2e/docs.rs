@@ -101,6 +101,11 @@ const INSTEAD: &[(&str, Instead)] = &[
         Instead::Run("litellm-units restore latest --yes"),
     ),
     (
+        "litellm-units down --remove    (the deployment directory and its data stay)",
+        // What comes next needs it again.
+        Instead::Run("litellm-units down --remove && litellm-units up"),
+    ),
+    (
         "litellm-units key create batch --duration 90d --team research --metadata owner=ann > batch.key",
         Instead::Run(
             "curl -sS -H \"Authorization: Bearer $(litellm-units unit secret litellm LITELLM_MASTER_KEY)\" -H 'Content-Type: application/json' \
@@ -332,7 +337,7 @@ fn manuals_and_help() {
     let mut manual = document::manual("packaging/man/litellm-units.7");
     let removing = manual
         .iter()
-        .position(|line| line.text == "litellm-units down")
+        .position(|line| line.text == "litellm-units down --remove")
         .unwrap();
     let removing = manual.split_off(removing);
     reader.follow(&manual);
@@ -341,9 +346,11 @@ fn manuals_and_help() {
     assert_eq!(
         host.sh(
             Who::Root,
-            "ls -d /opt/litellm-server /etc/containers/systemd/litellm* /etc/systemd/system/litellm* 2>/dev/null; podman ps -aq"
+            "ls -d /opt/litellm-server /run/litellm-units /etc/containers/systemd/litellm* /etc/systemd/system/{,*.wants/}litellm* 2>/dev/null || :
+             podman ps -aq; podman secret ls -q; systemctl list-units --all --plain --no-legend 'litellm*' | grep -v '^litellm.slice' || :"
         ),
-        ""
+        // `systemctl edit` of the manual made it.
+        "/etc/systemd/system/litellm.service.d\n"
     );
 }
 

@@ -406,7 +406,12 @@ fn keys_rootless() {
 fn two_at_once() {
     let host = TestHost::boot("keys-two");
     let who = Who::Root;
+    host.units(who, &["generate"]).ok();
+    // Each worker of the gateway has a cache of its own.
+    host.set_env(who, &[("NUM_WORKERS", "2")]);
     host.units(who, &["up"]).ok();
+    let workers = "podman top litellm args | grep -c multiprocessing.spawn";
+    assert_eq!(host.sh(who, workers), "2\n");
     // The second is told of the first, and does no harm.
     let text = host.sh(
         who,

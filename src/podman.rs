@@ -214,6 +214,42 @@ impl Podman {
     }
 }
 
+/// Whether Podman asks this process for a secret because of a health check (`podman healthcheck
+/// run`): then the container runs, and has had its secrets.
+#[must_use]
+pub fn is_health_check() -> bool {
+    let mut process = std::os::unix::process::parent_id();
+    // Podman, the shell that it runs the secret's command with, this process.
+    for _ in 0..2 {
+        let Ok(command) = std::fs::read(format!("/proc/{process}/cmdline")) else {
+            return false;
+        };
+        if checks_health(&command) {
+            return true;
+        }
+        let Some(parent) = parent_of(process) else {
+            return false;
+        };
+        process = parent;
+    }
+    false
+}
+
+/// Whether `/proc/…/cmdline` is that of `podman healthcheck run`.
+fn checks_health(command: &[u8]) -> bool {
+    let words: Vec<&[u8]> = command.split(|byte| *byte == 0).collect();
+    words[0].rsplit(|byte| *byte == b'/').next() == Some(b"podman")
+        && words
+            .windows(2)
+            .any(|pair| pair == [b"healthcheck".as_slice(), b"run"])
+}
+
+fn parent_of(process: u32) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+    line.trim().parse().ok()
+}
+
 fn failed(output: &Output) -> anyhow::Error {
     let words = String::from_utf8_lossy(&output.stderr);
     anyhow::anyhow!("podman failed ({}): {}", output.status, words.trim())
@@ -223,4 +259,27 @@ fn is_executable(path: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt;
     path.metadata()
         .is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::checks_health;
+
+    #[test]
+    fn health_checks() {
+        for command in [
+            &b"/usr/bin/podman\0healthcheck\0run\0d5c1\0"[..],
+            b"podman\0--log-level=error\0healthcheck\0run\0d5c1\0",
+        ] {
+            assert!(checks_health(command));
+        }
+        for command in [
+            &b"/usr/bin/podman\0exec\0litellm\0healthcheck\0"[..],
+            b"/usr/bin/podman\0run\0--name\0litellm\0",
+            b"sh\0-c\0podman healthcheck run\0",
+            b"",
+        ] {
+            assert!(!checks_health(command));
+        }
+    }
 }

@@ -7,7 +7,6 @@ use std::time::Duration;
 
 use anyhow::Context;
 use zbus_systemd::systemd1::ManagerProxy;
-use zbus_systemd::zbus::connection::Builder;
 use zbus_systemd::zbus::{self, Connection, DBusError as _, OwnedVariant, Variant};
 
 use crate::error::{Failure, Result};
@@ -42,15 +41,7 @@ impl Systemd {
         let attempt = async {
             match scope {
                 Scope::System => Connection::system().await,
-                Scope::User => {
-                    let builder = Builder::session();
-                    match outer_user() {
-                        Some(user) => builder.user_id(user),
-                        None => builder,
-                    }
-                    .build()
-                    .await
-                }
+                Scope::User => Connection::session().await,
             }
         };
         let connection = match tokio::time::timeout(CONNECT_TIMEOUT, attempt).await {
@@ -363,24 +354,6 @@ fn unit_path(name: &str) -> String {
     path
 }
 
-/// This process's user as the bus sees it. Podman asks for the secrets of a rootless container from
-/// within a user namespace, where that user is 0.
-fn outer_user() -> Option<u32> {
-    let map = std::fs::read_to_string("/proc/self/uid_map").ok()?;
-    outer(&map, nix::unistd::geteuid().as_raw())
-}
-
-/// Who `inner` is outside of a namespace with this map: `user_namespaces(7)`.
-fn outer(map: &str, inner: u32) -> Option<u32> {
-    map.lines().find_map(|line| {
-        let mut numbers = line.split_whitespace().map(str::parse::<u32>);
-        let mut next = || numbers.next()?.ok();
-        let (first, outside, count) = (next()?, next()?, next()?);
-        let offset = inner.checked_sub(first)?;
-        (offset < count).then(|| outside + offset)
-    })
-}
-
 fn no_bus(scope: Scope, reason: &str) -> anyhow::Error {
     match scope {
         Scope::System => Failure::new(format!("can't reach systemd over the system D-Bus: {reason}"))
@@ -420,19 +393,7 @@ fn explain(error: zbus::Error, scope: Scope) -> anyhow::Error {
 
 #[cfg(test)]
 mod tests {
-    use super::{outer, unit_path};
-
-    #[test]
-    fn users_outside_of_a_namespace() {
-        assert_eq!(
-            outer("         0          0 4294967295\n", 1000),
-            Some(1000)
-        );
-        let rootless = "         0       1000          1\n         1     100000      65536\n";
-        assert_eq!(outer(rootless, 0), Some(1000));
-        assert_eq!(outer(rootless, 2), Some(100_001));
-        assert_eq!(outer(rootless, 65_537), None);
-    }
+    use super::unit_path;
 
     #[test]
     fn paths_of_units() {

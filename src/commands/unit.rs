@@ -5,7 +5,7 @@
 //! written elsewhere, and `podman inspect` shows names only.
 //!
 //! Podman runs that command for each `podman exec` as well, and so for each health check. What
-//! becomes of `.env` then, or of this program, must not end a container that runs.
+//! has become of `.env` by then, or of this program, must not end a container that runs.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -26,6 +26,7 @@ use crate::images_lock::ImagesLock;
 use crate::install;
 use crate::network;
 use crate::paths::Scope;
+use crate::podman::{self, Podman};
 use crate::quadlet;
 use crate::settings::{Delivery, Parcel, Service, Settings};
 use crate::stack;
@@ -39,7 +40,7 @@ use crate::systemd::{Systemd, UnitState};
 pub async fn run(host: &Host, verb: Unit) -> Result<Exit> {
     match verb {
         Unit::Prepare { service, standby } => prepare(host, service, standby).await?,
-        Unit::Secret { service, name } => secret(host, service, &name).await?,
+        Unit::Secret { service, name } => secret(host, service, &name)?,
         Unit::AwaitNetwork => network::wait().await,
         Unit::AwaitHealthy { service, standby } => {
             await_healthy(host, container(service, standby)).await?;
@@ -187,7 +188,7 @@ fn lookup_command(host: &Host, service: Service, parcel: &Parcel) -> Result<Stri
     ))
 }
 
-async fn register(podman: &crate::podman::Podman, name: &str, lookup: &str) -> Result<()> {
+async fn register(podman: &Podman, name: &str, lookup: &str) -> Result<()> {
     let options = format!("lookup={lookup},store=cat >/dev/null,delete=true,list=true");
     let mut child = podman
         .command([
@@ -221,30 +222,18 @@ async fn register(podman: &crate::podman::Podman, name: &str, lookup: &str) -> R
     )
 }
 
-/// Prints a secret's value, or if there is none for a container that runs, one that is good for
-/// nothing: a container that got it at its start could do no harm.
-async fn secret(host: &Host, service: Service, name: &str) -> Result<()> {
-    let value = match value(host, service, name) {
-        Err(_) if has_its_values(host, service).await.unwrap_or(false) => {
-            deployment::password(&mut deployment::kernel_random)?.into()
-        }
-        value => value?,
+/// Prints a secret's value; for a health check, one that is good for nothing. No check needs any, and
+/// to open what is sealed every few seconds would keep a TPM busy.
+fn secret(host: &Host, service: Service, name: &str) -> Result<()> {
+    let value = if podman::is_health_check() {
+        deployment::password(&mut deployment::kernel_random)?.into()
+    } else {
+        value(host, service, name)?
     };
     let mut stdout = std::io::stdout().lock();
     stdout.write_all(value.expose_secret().as_bytes())?;
     stdout.flush()?;
     Ok(())
-}
-
-/// Whether the service's container has started, so that its secrets are asked for by a command
-/// in it.
-async fn has_its_values(host: &Host, service: Service) -> Result<bool> {
-    let systemd = host.systemd().await?;
-    let unit = systemd.unit(service.unit()).await?;
-    Ok(unit.is_active()
-        && has_served(host, service, &unit)
-        && (service != Service::Litellm
-            || systemd.unit(stack::STANDBY_UNIT).await?.active != "activating"))
 }
 
 fn value(host: &Host, service: Service, name: &str) -> Result<SecretString> {
@@ -292,7 +281,7 @@ async fn stopped(host: &Host) -> Result<()> {
             Some("stop") => return stop(systemd, &stack::beside_gateway(systemd).await?).await,
             Some("restart") => false,
             // By itself: systemd starts it again. If it never served, that is likely to be in vain.
-            _ => !has_served(host, Service::Litellm, &gateway),
+            _ => !has_served(host, &gateway),
         },
         // It waits for a unit that just ended.
         _ => std::env::var_os("SERVICE_RESULT").is_some_and(|result| result != "success"),
@@ -313,13 +302,14 @@ async fn stop(systemd: &Systemd, units: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Whether a service was ready since its last start, which wrote the options of its container.
-fn has_served(host: &Host, service: Service, unit: &UnitState) -> bool {
-    let options = options_file(host, service.container());
+/// Whether the gateway was ready since its last start, which wrote the options of its container.
+fn has_served(host: &Host, gateway: &UnitState) -> bool {
+    let options = options_file(host, Service::Litellm.container());
     let Ok(started) = std::fs::metadata(options).and_then(|file| file.modified()) else {
         return false;
     };
-    unit.active_since
+    gateway
+        .active_since
         .is_some_and(|since| UNIX_EPOCH + Duration::from_micros(since) > started)
 }
 

@@ -5,7 +5,7 @@
 //! the inputs of now costs no call of Podman and reveals no value.
 
 use std::collections::BTreeMap;
-use std::fmt::{self, Write as _};
+use std::fmt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -13,11 +13,11 @@ use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use crate::deployment::kernel_random;
 use crate::error::Result;
 use crate::images_lock::ImagesLock;
 use crate::install;
 use crate::paths::Paths;
+use crate::random::{hex, kernel_random};
 use crate::settings::{Delivery, Service, Settings};
 
 /// The record of one container's inputs.
@@ -243,16 +243,4 @@ pub fn files_below(directory: &Path) -> Result<Vec<PathBuf>> {
         .with_context(|| format!("can't read {}", directory.display()))?;
     found.sort();
     Ok(found)
-}
-
-/// Bytes in hexadecimal.
-#[must_use]
-pub fn hex(bytes: &[u8]) -> String {
-    bytes
-        .iter()
-        .fold(String::with_capacity(bytes.len() * 2), |mut text, byte| {
-            // Writing to a String can't fail.
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
 }

@@ -25,7 +25,6 @@ use tempfile::TempDir;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::applied::files_below;
-use crate::deployment::kernel_random;
 use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::images_lock::ImagesLock;
@@ -33,6 +32,7 @@ use crate::install;
 use crate::output::{bytes, duration, say, warn};
 use crate::paths::Paths;
 use crate::quadlet::{Place, is_ours_by_name};
+use crate::random::{hex, kernel_random};
 use crate::seal;
 use crate::settings::env_file::EnvFile;
 use crate::settings::{BackupSettings, Service, Settings, parse_env, read_env, sealed};
@@ -78,7 +78,7 @@ impl BackupId {
         Ok(Self(format!(
             "{}-{}",
             time.strftime(Self::FORMAT),
-            crate::applied::hex(&random)
+            hex(&random)
         )))
     }
 

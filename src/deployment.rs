@@ -6,26 +6,15 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use nix::unistd::{Gid, Uid};
 
-use crate::applied::hex;
 use crate::error::{Failure, Result};
 use crate::image::ImageReference;
 use crate::install;
 use crate::paths::{Paths, Scope};
+use crate::random::{Random, password, secret_key};
 use crate::settings::env_file::EnvFile;
 use crate::settings::{
     DEFAULT_LITELLM_IMAGE, DEFAULT_POSTGRES_NAME, Database, Service, Settings, parse_env, read_env,
 };
-
-/// A source of random bytes: the kernel's, or a fixed one in tests.
-pub type Random<'a> = &'a mut dyn FnMut(&mut [u8]) -> Result<()>;
-
-/// Fills `bytes` from the kernel's random number generator.
-///
-/// # Errors
-/// When the kernel has none to give.
-pub fn kernel_random(bytes: &mut [u8]) -> Result<()> {
-    getrandom::fill(bytes).context("can't get random bytes from the kernel")
-}
 
 const HEADER: &str = "\
 # The settings of this LiteLLM deployment, and the only place for its secrets.
@@ -188,24 +177,6 @@ pub fn complete(text: &str, path: &Path, found: Found, random: Random<'_>) -> Re
         env: editor.env,
         changes: editor.changes,
     })
-}
-
-/// `sk-` and 256 random bits.
-///
-/// # Errors
-/// When there are no random bytes.
-pub fn secret_key(random: Random<'_>) -> Result<String> {
-    Ok(format!("sk-{}", password(random)?))
-}
-
-/// 256 random bits in hexadecimal, which no grammar on the way has to quote.
-///
-/// # Errors
-/// When there are no random bytes.
-pub fn password(random: Random<'_>) -> Result<String> {
-    let mut bytes = [0; 32];
-    random(&mut bytes)?;
-    Ok(hex(&bytes))
 }
 
 struct Editor<'a> {

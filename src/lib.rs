@@ -27,6 +27,7 @@ pub mod output;
 pub mod paths;
 pub mod podman;
 pub mod quadlet;
+pub mod random;
 pub mod remote;
 pub mod seal;
 pub mod settings;

@@ -15,11 +15,11 @@ use secrecy::{ExposeSecret, SecretString};
 
 use crate::applied::{Applied, files_below};
 use crate::audit::is_secret;
-use crate::deployment::kernel_random;
 use crate::error::{Failure, Result};
 use crate::install;
 use crate::output::warn;
 use crate::paths::Paths;
+use crate::random::kernel_random;
 use crate::settings::env_file::{EnvFile, Written, quote};
 use crate::settings::sealed::{self, Reference, Vault, is_sealed, unwritten};
 use crate::settings::{Settings, may_be_sealed, parse_env, read_env};

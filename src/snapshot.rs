@@ -9,10 +9,11 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use sha2::{Digest, Sha256};
 
-use crate::applied::{files_below, hex};
+use crate::applied::files_below;
 use crate::error::{Failure, Result};
 use crate::install;
 use crate::paths::Paths;
+use crate::random::hex;
 use crate::settings::env_file::EnvFile;
 use crate::settings::{parse_env, read_env};
 

@@ -11,8 +11,8 @@ use anyhow::Context;
 use sha2::{Digest, Sha256};
 
 use super::manifest::{Manifest, StoredFile};
-use crate::applied::hex;
 use crate::error::{Failure, Result};
+use crate::random::hex;
 
 const BUFFER: usize = 256 * 1024;
 /// zstd's own default: from here on, more time saves little space.

@@ -14,11 +14,11 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use super::archive;
 use super::manifest::Contents;
-use crate::applied::hex;
 use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::podman::Podman;
 use crate::quadlet::NETWORK;
+use crate::random::hex;
 use crate::settings::{Database, Service, Settings};
 
 /// Databases whose names begin so belong to this program.

@@ -7,7 +7,7 @@ use anyhow::Context;
 
 use crate::cli;
 use crate::compromised::Compromised;
-use crate::deployment::{self, kernel_random};
+use crate::deployment;
 use crate::error::{Exit, Failure, Result};
 use crate::host::{self, Host};
 use crate::images_lock::ImagesLock;
@@ -16,6 +16,7 @@ use crate::install::plan::Plan;
 use crate::output::{self, say, warn};
 use crate::paths::Scope;
 use crate::quadlet::{self, Place, PodmanVersion, UnitFile};
+use crate::random::kernel_random;
 use crate::settings::Settings;
 use crate::systemd::job::{Jobs, Verb};
 

@@ -10,11 +10,11 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::secrets;
 use crate::cli::secrets::Ui;
-use crate::deployment::{kernel_random, password};
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 use crate::litellm::{Client, ui};
 use crate::output::{self, say, warn};
+use crate::random::{kernel_random, password};
 use crate::settings::sealed::Value;
 use crate::settings::{Settings, parse_env, read_env};
 

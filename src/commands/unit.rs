@@ -28,6 +28,7 @@ use crate::network;
 use crate::paths::Scope;
 use crate::podman::{self, Podman};
 use crate::quadlet;
+use crate::random;
 use crate::settings::{Delivery, Parcel, Service, Settings};
 use crate::stack;
 use crate::systemd::job::{Jobs, Verb};
@@ -226,7 +227,7 @@ async fn register(podman: &Podman, name: &str, lookup: &str) -> Result<()> {
 /// to open what is sealed every few seconds would keep a TPM busy.
 fn secret(host: &Host, service: Service, name: &str) -> Result<()> {
     let value = if podman::is_health_check() {
-        deployment::password(&mut deployment::kernel_random)?.into()
+        random::password(&mut random::kernel_random)?.into()
     } else {
         value(host, service, name)?
     };

@@ -15,7 +15,7 @@ use thiserror::Error;
 
 use super::Client;
 use super::health::innermost;
-use crate::applied::hex;
+use crate::random::hex;
 
 /// How many keys are asked for at once: the most that LiteLLM gives.
 const PAGE: u64 = 100;

@@ -9,10 +9,8 @@ use secrecy::{ExposeSecret, SecretString};
 use serde_json::Map;
 
 use super::{CREATED_BY, Gateway, ROLE, ROLE_NAME, SERVICE_ROLE, USER, short};
-use crate::applied::hex;
 use crate::cli::key::{As, RotateKey, ServiceKey};
 use crate::commands::{begin, up};
-use crate::deployment::kernel_random;
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 use crate::install;
@@ -20,6 +18,7 @@ use crate::litellm::Client;
 use crate::litellm::keys::{Invalid, Key, KeyError, Limits, hash};
 use crate::litellm::models;
 use crate::output::{self, say, warn};
+use crate::random::{hex, kernel_random};
 
 /// Its name in LiteLLM, unless another is asked for.
 const ALIAS: &str = "litellm-units-service";

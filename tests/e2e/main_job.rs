@@ -57,7 +57,7 @@ fn drift_is_seen_and_mended(host: &TestHost, who: Who) {
 {network}--- {path}
 +++ {path}
 @@ -{first},7 +{first},7 @@
- HealthCmd=[\"redis-cli\",\"-e\",\"ping\"]
+ HealthCmd=[\"sh\",\"-c\",\"REDISCLI_AUTH=any exec redis-cli --user health -e ping\"]
  HealthInterval=10s
  HealthTimeout=5s
 -HealthRetries=9

@@ -194,7 +194,7 @@ async fn finish(host: &Host, pending: Pending, timeout: Duration) -> Result<()> 
     };
     let attempt = async {
         write_down(host, &back)?;
-        go(host, &back, timeout).await?;
+        go(host, &back, timeout.max(stack::RECOVERY_TIMEOUT)).await?;
         forget(host)
     };
     Err(match attempt.await {

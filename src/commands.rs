@@ -31,9 +31,6 @@ use crate::error::Result;
 use crate::host::Host;
 use crate::lock::OperationLock;
 
-/// How long ending an interrupted operation may take, for commands without such an option.
-const RECOVERY_TIMEOUT: Duration = Duration::from_secs(300);
-
 /// Begins a command that changes the deployment: takes the lock, then finishes or undoes what an
 /// earlier command was interrupted in. A command that only shows what it would do needs neither:
 /// then it is `unlocked`.

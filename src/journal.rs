@@ -193,7 +193,7 @@ pub async fn last_lines(
         Ok(())
     })
     .await;
-    let recent = entries.iter().any(|entry| entry.own && entry.time >= since);
+    let recent = entries.iter().any(|entry| entry.time >= since);
     if recent {
         entries.retain(|entry| entry.time >= since);
     }

@@ -36,6 +36,10 @@ const ADDRESS_PATIENCE: Duration = Duration::from_secs(10);
 /// A unit that systemd had to restart this often while it was starting won't get up by itself.
 const ATTEMPTS: u64 = 2;
 
+/// What ending an interrupted operation, or going back from one that failed, may take at least: an operator
+/// in a hurry to see a change work has no wish to see the way back fail.
+pub const RECOVERY_TIMEOUT: Duration = Duration::from_secs(300);
+
 /// The unit that pulls images before the others start.
 pub const IMAGES_UNIT: &str = "litellm-images.service";
 /// The unit that Quadlet makes of `litellm.network`.

@@ -626,6 +626,7 @@ impl Run<'_> {
             .lines()
             .next()
             .map(|line| line.trim_end_matches(':').to_owned());
+        self.options.timeout = self.options.timeout.max(stack::RECOVERY_TIMEOUT);
         let attempt = async {
             self.reached(Step::Undoing)?;
             fail::fail_point!("undo-begun");

@@ -29,11 +29,8 @@ use crate::settings::env_file::EnvFile;
 use crate::settings::sealed::{self, Vault};
 use crate::settings::{OF_THE_DATABASE, Service, Settings, parse_env, read_env};
 use crate::snapshot::{self, SnapshotId};
-use crate::stack::{self, Manner};
+use crate::stack::{self, Manner, RECOVERY_TIMEOUT};
 use crate::systemd::job::Verb;
-
-/// Seconds that the gateway gets to be ready when an interrupted restore is finished.
-const RECOVERY_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// How a backup is restored.
 #[derive(Clone, Debug)]
@@ -226,7 +223,8 @@ pub async fn restore_data(
         if exit(&error) == Exit::Interrupted {
             return Err(error);
         }
-        return Err(take_back(restore, &units, options.timeout, error).await);
+        let timeout = options.timeout.max(RECOVERY_TIMEOUT);
+        return Err(take_back(restore, &units, timeout, error).await);
     }
     fail::fail_point!("restore-after-ready");
     let replaced = restore.record.replaced.clone();

@@ -74,7 +74,8 @@ async fn take_back(
         snapshot::restore(&host.paths, good, staying)?;
         let prepared = generate::prepare(host).await?;
         prepared.apply(host).await?;
-        stack::bring_up(host, prepared.settings(), arguments.timeout).await
+        let timeout = arguments.timeout.max(stack::RECOVERY_TIMEOUT);
+        stack::bring_up(host, prepared.settings(), timeout).await
     };
     let kept = snapshot::directory(&host.paths, edited);
     let hint = format!("your edit is kept in {}", kept.display());

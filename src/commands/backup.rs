@@ -15,6 +15,7 @@ use crate::ledger::Ledger;
 use crate::lock::OperationLock;
 use crate::output::{self, bytes, say};
 use crate::settings::Settings;
+use crate::stack::RECOVERY_TIMEOUT;
 
 /// Runs `backup` with its verbs.
 ///
@@ -31,7 +32,7 @@ pub async fn run(host: &Host, arguments: cli::Backup) -> Result<Exit> {
 }
 
 async fn create(host: &Host, arguments: cli::Create) -> Result<Exit> {
-    let _lock = super::begin(host, "backup", false, super::RECOVERY_TIMEOUT).await?;
+    let _lock = super::begin(host, "backup", false, RECOVERY_TIMEOUT).await?;
     let settings = Settings::load(&host.paths.env_file())?;
     let retention = Retention {
         daily: arguments.keep_daily,
@@ -124,7 +125,7 @@ fn table(backups: &[Backup]) -> Vec<Vec<String>> {
 }
 
 async fn verify(host: &Host, arguments: cli::Verify) -> Result<Exit> {
-    let _lock = super::begin(host, "backup verify", false, super::RECOVERY_TIMEOUT).await?;
+    let _lock = super::begin(host, "backup verify", false, RECOVERY_TIMEOUT).await?;
     let settings = Settings::load(&host.paths.env_file())?;
     let found = Backup::find(&host.paths, &arguments.backup)?;
     let options = backup::restore::Options {
@@ -188,7 +189,7 @@ async fn fetch(host: &Host, arguments: &cli::Fetch) -> Result<Exit> {
 /// When the operator does not agree, the backup is not good, or the gateway does not get ready
 /// with it: then all is as before.
 pub async fn restore(host: &Host, arguments: cli::Restore) -> Result<Exit> {
-    let _lock = super::begin(host, "restore", false, super::RECOVERY_TIMEOUT).await?;
+    let _lock = super::begin(host, "restore", false, RECOVERY_TIMEOUT).await?;
     let settings = Settings::load(&host.paths.env_file())?;
     let found = Backup::find(&host.paths, &arguments.backup)?;
     say(&format!(

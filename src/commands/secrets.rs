@@ -17,6 +17,7 @@ use crate::random::{kernel_random, password, secret_key};
 use crate::seal;
 use crate::settings::sealed::Value;
 use crate::settings::{Cache, Database, Settings, parse_env, read_env};
+use crate::stack::RECOVERY_TIMEOUT;
 
 /// More is read of no value, and so much is refused.
 const LONGEST: u64 = 1 << 20;
@@ -111,7 +112,7 @@ async fn seal(host: &Host, arguments: Seal) -> Result<Exit> {
         }
         _ => None,
     };
-    let _lock = super::begin(host, "secrets seal", false, super::RECOVERY_TIMEOUT).await?;
+    let _lock = super::begin(host, "secrets seal", false, RECOVERY_TIMEOUT).await?;
     let is_new = value.is_some();
     let done = seal::seal(
         &host.paths,
@@ -149,7 +150,7 @@ async fn seal(host: &Host, arguments: Seal) -> Result<Exit> {
 }
 
 async fn unseal(host: &Host, arguments: &Unseal) -> Result<Exit> {
-    let _lock = super::begin(host, "secrets unseal", false, super::RECOVERY_TIMEOUT).await?;
+    let _lock = super::begin(host, "secrets unseal", false, RECOVERY_TIMEOUT).await?;
     tell("unsealed", &seal::unseal(&host.paths, &arguments.names)?)?;
     Ok(Exit::Success)
 }

@@ -12,7 +12,7 @@ use std::path::PathBuf;
 use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::Context;
-use secrecy::{ExposeSecret, SecretString};
+use secrecy::ExposeSecret;
 use serde::Deserialize;
 use tokio::io::AsyncWriteExt;
 
@@ -29,6 +29,7 @@ use crate::paths::Scope;
 use crate::podman::{self, Podman};
 use crate::quadlet;
 use crate::random;
+use crate::settings::sealed::Value;
 use crate::settings::{Delivery, Parcel, Service, Settings};
 use crate::stack;
 use crate::systemd::job::{Jobs, Verb};
@@ -223,13 +224,16 @@ async fn register(podman: &Podman, name: &str, lookup: &str) -> Result<()> {
     )
 }
 
-/// Prints a secret's value; for a health check, one that is good for nothing. No check needs any, and
-/// to open what is sealed every few seconds would keep a TPM busy.
+/// Prints a secret's value. A health check that can't have it gets something good for nothing: no check
+/// needs it, and to open what is sealed every few seconds would keep a TPM busy.
 fn secret(host: &Host, service: Service, name: &str) -> Result<()> {
     let value = if podman::is_health_check() {
-        random::password(&mut random::kernel_random)?.into()
+        match value(host, service, name) {
+            Ok(value) if !value.is_sealed() => value.open()?,
+            _ => random::password(&mut random::kernel_random)?.into(),
+        }
     } else {
-        value(host, service, name)?
+        value(host, service, name)?.open()?
     };
     let mut stdout = std::io::stdout().lock();
     stdout.write_all(value.expose_secret().as_bytes())?;
@@ -237,11 +241,11 @@ fn secret(host: &Host, service: Service, name: &str) -> Result<()> {
     Ok(())
 }
 
-fn value(host: &Host, service: Service, name: &str) -> Result<SecretString> {
+fn value(host: &Host, service: Service, name: &str) -> Result<Value> {
     let settings = Settings::load(&host.paths.env_file())?;
     let parcels = settings.parcels(service);
     let parcel = parcels
-        .iter()
+        .into_iter()
         .find(|parcel| parcel.name == name)
         .ok_or_else(|| {
             Failure::config(format!(
@@ -254,7 +258,7 @@ fn value(host: &Host, service: Service, name: &str) -> Result<SecretString> {
                 service.unit()
             ))
         })?;
-    parcel.value.open()
+    Ok(parcel.value)
 }
 
 fn container(service: Service, standby: bool) -> &'static str {
@@ -326,6 +330,8 @@ async fn await_healthy(host: &Host, container: &str) -> Result<()> {
         match output.status.code() {
             Some(0) => return Ok(()),
             Some(1) => tokio::time::sleep(Duration::from_millis(200)).await,
+            // A check that took too long has failed, too; Podman 4.9 tells by its words only.
+            Some(_) if String::from_utf8_lossy(&output.stderr).contains("exceeded timeout") => {}
             _ => anyhow::bail!(
                 "{container} can't be checked: {}",
                 String::from_utf8_lossy(&output.stderr).trim()

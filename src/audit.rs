@@ -17,9 +17,11 @@ use tokio::process::Command;
 use crate::error::Result;
 use crate::host::Host;
 use crate::litellm::keys::scrub;
+use crate::output::warn;
 use crate::paths::Scope;
+use crate::quadlet::PodmanVersion;
 use crate::settings::sealed::{Vault, is_sealed};
-use crate::settings::{Settings, parse_env, read_env};
+use crate::settings::{Service, Settings, parse_env, read_env};
 
 /// A shorter value would be found in many a place by chance.
 const SHORTEST: usize = 8;
@@ -420,7 +422,21 @@ impl Audit<'_> {
         let containers = podman
             .run(["ps", "--all", "--format", "{{.Names}}"])
             .await?;
+        let hides = podman.version().await? >= PodmanVersion::HIDES_SECRETS;
+        if !hides {
+            warn(
+                "this Podman shows the secrets of a running container to whoever may inspect it, which is only its owner; Podman 5.3 and newer do not",
+            );
+        }
         for name in containers.lines() {
+            // What it shows of ours is no mistake of anyone's here.
+            if !hides
+                && Service::ALL
+                    .iter()
+                    .any(|service| service.container() == name)
+            {
+                continue;
+            }
             let Ok(text) = podman.run(["container", "inspect", name]).await else {
                 continue;
             };

@@ -60,6 +60,9 @@ impl PodmanVersion {
     /// From here on, Podman itself can hold a unit's start until its container is healthy
     /// (without a panic: 5.2), and Quadlet's default dependencies can be turned off.
     const MODERN: Self = Self { major: 5, minor: 3 };
+    /// From here on, `podman inspect` does not show what a container has as a secret
+    /// (containers/podman issue 23788).
+    pub const HIDES_SECRETS: Self = Self { major: 5, minor: 3 };
 
     /// Reads `5.4.2`, `v5.8.0-dev` or `podman version 5.4.2`.
     #[must_use]

@@ -182,9 +182,6 @@ fn judge_ids(name: &str, uid: u32, users: &str, groups: &str) -> Check {
 
 /// The program that connects rootless networks to the host's.
 async fn pasta(host: &Host) -> Check {
-    if let Some(path) = find("pasta") {
-        return Check::ok("pasta", format!("{}", path.display()));
-    }
     let old = match host.podman().await {
         Ok(podman) => podman
             .version()
@@ -192,17 +189,22 @@ async fn pasta(host: &Host) -> Check {
             .is_ok_and(|version| version.major < 5),
         Err(_) => false,
     };
-    if old && let Some(path) = find("slirp4netns") {
-        return Check::ok(
+    // Podman 4 has pasta for a single container, and slirp4netns for networks.
+    let (program, package) = if old {
+        ("slirp4netns", "slirp4netns")
+    } else {
+        ("pasta", "passt")
+    };
+    match find(program) {
+        Some(path) => Check::ok("pasta", path.display().to_string()),
+        None => Check::failure(
             "pasta",
-            format!("{}, which this Podman uses", path.display()),
-        );
+            format!("{program} is not installed, so rootless containers have no network"),
+        )
+        .remedy(format!(
+            "as root: apt install {package}, or dnf install {package}"
+        )),
     }
-    Check::failure(
-        "pasta",
-        "pasta is not installed, so rootless containers have no network",
-    )
-    .remedy("as root: apt install passt, or dnf install passt")
 }
 
 /// A program of the PATH or of Podman's own directories.

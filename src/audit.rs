@@ -430,11 +430,7 @@ impl Audit<'_> {
         }
         for name in containers.lines() {
             // What it shows of ours is no mistake of anyone's here.
-            if !hides
-                && Service::ALL
-                    .iter()
-                    .any(|service| service.container() == name)
-            {
+            if !hides && Service::has_container(name) {
                 continue;
             }
             let Ok(text) = podman.run(["container", "inspect", name]).await else {

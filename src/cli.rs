@@ -172,7 +172,7 @@ pub struct Apply {
 /// Arguments of `restart`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  litellm-units restart litellm\n  litellm-units restart --handover litellm\n\nRequests wait while the gateway restarts; none is refused. With --handover they do not wait. `apply` and `upgrade` always hand over."
+    after_help = "Examples:\n  litellm-units restart litellm\n  litellm-units restart --handover litellm\n\nRequests wait while the gateway restarts; none is refused. With --handover they do not wait, where memory is enough for two gateways. `apply` and `upgrade` hand over by themselves."
 )]
 pub struct Restart {
     /// What to restart

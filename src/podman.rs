@@ -218,21 +218,15 @@ impl Podman {
 /// run`): then the container runs, and has had its secrets.
 #[must_use]
 pub fn is_health_check() -> bool {
-    let mut process = std::os::unix::process::parent_id();
-    // Podman, the shell that it runs the secret's command with, this process.
-    for _ in 0..2 {
-        let Ok(command) = std::fs::read(format!("/proc/{process}/cmdline")) else {
-            return false;
-        };
-        if checks_health(&command) {
-            return true;
-        }
-        let Some(parent) = parent_of(process) else {
-            return false;
-        };
-        process = parent;
-    }
-    false
+    // Podman runs a shell, and that runs this process, unless it turns into it.
+    let shell = std::os::unix::process::parent_id();
+    [Some(shell), parent_of(shell)]
+        .into_iter()
+        .flatten()
+        .any(|process| {
+            std::fs::read(format!("/proc/{process}/cmdline"))
+                .is_ok_and(|command| checks_health(&command))
+        })
 }
 
 /// Whether `/proc/…/cmdline` is that of `podman healthcheck run`.

@@ -125,6 +125,12 @@ impl Service {
         }
     }
 
+    /// Whether one of the services has a container of this name.
+    #[must_use]
+    pub fn has_container(name: &str) -> bool {
+        Self::ALL.iter().any(|service| service.container() == name)
+    }
+
     /// The variable that names its image.
     #[must_use]
     pub fn image_variable(self) -> &'static str {

@@ -96,12 +96,7 @@ async fn remove_secrets(host: &Host) -> Result<()> {
     let names: Vec<&str> = listed
         .lines()
         .filter_map(|line| line.strip_prefix("shell "))
-        .filter(|name| {
-            let container = name.split('.').next();
-            Service::ALL
-                .iter()
-                .any(|service| container == Some(service.container()))
-        })
+        .filter(|name| name.split('.').next().is_some_and(Service::has_container))
         .collect();
     if !names.is_empty() {
         podman
@@ -119,12 +114,11 @@ fn drop_ins(directory: &Path) -> Result<Vec<String>> {
         entries => entries.with_context(|| format!("can't read {}", directory.display()))?,
     };
     let mut found: Vec<String> = entries
-        .filter_map(|entry| entry.ok()?.path().into_os_string().into_string().ok())
-        .filter(|path| {
-            let name = path.rsplit('/').next().unwrap_or_default();
-            (name.starts_with("litellm.") || name.starts_with("litellm-"))
-                && name.strip_suffix(".d").is_some()
-        })
+        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
+        .filter(|name| name.starts_with("litellm.") || name.starts_with("litellm-"))
+        .map(|name| directory.join(name))
+        .filter(|path| path.extension().is_some_and(|extension| extension == "d"))
+        .map(|path| path.display().to_string())
         .collect();
     found.sort();
     Ok(found)

@@ -281,9 +281,7 @@ impl Keys<'_> {
     /// As [`KeyError`] says. Then no new key is left, except after [`KeyError::Left`].
     pub async fn generate(&self, limits: &Limits) -> Result<Generated, KeyError> {
         const PATH: &str = "/key/generate";
-        if let Some(team) = &limits.team {
-            self.expect_team(team).await?;
-        }
+        self.expect_team(limits).await?;
         let request = self.request(Method::POST, PATH).json(limits);
         let mut made: Generated = self.send(PATH, request, limits.alias.as_deref()).await?;
         if limits.duration.is_some() {
@@ -376,9 +374,7 @@ impl Keys<'_> {
     /// As [`KeyError`] says.
     pub async fn update(&self, token: &str, limits: &Limits) -> Result<(), KeyError> {
         const PATH: &str = "/key/update";
-        if let Some(team) = &limits.team {
-            self.expect_team(team).await?;
-        }
+        self.expect_team(limits).await?;
         let mut body = serde_json::to_value(limits).unwrap_or_default();
         body["key"] = token.into();
         let subject = limits.alias.as_deref().unwrap_or(token);
@@ -419,16 +415,17 @@ impl Keys<'_> {
             .await
     }
 
-    /// Fails if there is no such team, for LiteLLM makes keys of a team that does not exist, and
+    /// Fails if a team is asked for and there is none, for LiteLLM makes keys of a team that does not exist, and
     /// then lets only an administrator change or delete them.
-    async fn expect_team(&self, team: &str) -> Result<(), KeyError> {
+    async fn expect_team(&self, limits: &Limits) -> Result<(), KeyError> {
         const PATH: &str = "/team/info";
+        let Some(team) = &limits.team else {
+            return Ok(());
+        };
         let request = self.request(Method::GET, &format!("{PATH}?team_id={}", encode(team)));
         match self.send::<Value>(PATH, request, None).await {
             Ok(_) => Ok(()),
-            Err(KeyError::NotFound) => Err(KeyError::NoTeam {
-                team: team.to_owned(),
-            }),
+            Err(KeyError::NotFound) => Err(KeyError::NoTeam { team: team.clone() }),
             Err(error) => Err(error),
         }
     }

@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::gateway::{HELLO, chat, new_key, process, running_process, wait_for_chat};
+use crate::support::gateway::{HELLO, chat, new_key, process, running_process, sql, wait_for_chat};
 use crate::support::host::{TestHost, Who};
 
 const CONTAINERS: [&str; 3] = ["litellm-postgres", "litellm-redis", "litellm"];
@@ -112,7 +112,50 @@ fn an_unfinished_edit_ends_nothing(host: &TestHost, who: Who) {
     assert_eq!(runs(host, who), before);
 }
 
-fn recovers(who: Who, name: &str) {
+/// All starts at boot, with the data of before; the migration has work only if the schema is another.
+fn reboots_bring_all_back(host: &TestHost, who: Who, key: &str) {
+    let migration = || {
+        let words = ["logs", "-n", "3", "--no-log-prefix", "migrate"];
+        host.units(who, &words).ok()
+    };
+    let ours = "the database has the schema of this release, with 20251220144550_schema_update: nothing to migrate\n";
+    host.reboot();
+    is_back(host, who, key);
+    assert!(migration().contains(ours));
+    let table = r#""LiteLLM_ErrorLogs""#;
+    let columns = format!(
+        "select count(*) from pg_attribute where attrelid = '{table}'::regclass and attnum > 0 and not attisdropped"
+    );
+    let before = sql(host, who, &columns);
+    sql(
+        host,
+        who,
+        &format!("alter table {table} drop column status_code"),
+    );
+    host.crash();
+    is_back(host, who, key);
+    assert!(!migration().contains(ours));
+    assert_eq!(sql(host, who, &columns), before);
+}
+
+fn is_back(host: &TestHost, who: Who, key: &str) {
+    wait_for_chat(host, who, key, Duration::from_secs(120));
+    host.wait(
+        "every unit to be healthy",
+        Duration::from_secs(30),
+        |host| {
+            let status = host.units(who, &["status"]);
+            if status.code == 0 {
+                Ok(())
+            } else {
+                Err(status.stdout)
+            }
+        },
+    );
+    assert_eq!(host.units(who, &["generate"]).ok(), "nothing to do\n");
+}
+
+fn comes_back(who: Who, name: &str) {
     let host = TestHost::boot(name);
     host.units(who, &["up"]).ok();
     let key = new_key(&host, who);
@@ -120,47 +163,15 @@ fn recovers(who: Who, name: &str) {
     an_unfinished_edit_ends_nothing(&host, who);
     killed_processes_come_back(&host, who, &key);
     a_hung_gateway_is_replaced(&host, who, &key);
+    reboots_bring_all_back(&host, who, &key);
 }
 
 #[test]
-fn processes_recover_rootful() {
-    recovers(Who::Root, "recover-rootful");
+fn all_comes_back_rootful() {
+    comes_back(Who::Root, "recover-rootful");
 }
 
 #[test]
-fn processes_recover_rootless() {
-    recovers(Who::Operator, "recover-rootless");
-}
-
-fn outlives_reboots(who: Who, name: &str) {
-    let host = TestHost::boot(name);
-    host.units(who, &["up"]).ok();
-    let key = new_key(&host, who);
-    for again in [TestHost::reboot, TestHost::crash] {
-        again(&host);
-        wait_for_chat(&host, who, &key, Duration::from_secs(120));
-        host.wait(
-            "every unit to be healthy",
-            Duration::from_secs(30),
-            |host| {
-                let status = host.units(who, &["status"]);
-                if status.code == 0 {
-                    Ok(())
-                } else {
-                    Err(status.stdout)
-                }
-            },
-        );
-        assert_eq!(host.units(who, &["generate"]).ok(), "nothing to do\n");
-    }
-}
-
-#[test]
-fn hosts_reboot_rootful() {
-    outlives_reboots(Who::Root, "reboot-rootful");
-}
-
-#[test]
-fn hosts_reboot_rootless() {
-    outlives_reboots(Who::Operator, "reboot-rootless");
+fn all_comes_back_rootless() {
+    comes_back(Who::Operator, "recover-rootless");
 }

@@ -19,6 +19,7 @@ use crate::host::Host;
 use crate::litellm::keys::scrub;
 use crate::output::warn;
 use crate::paths::Scope;
+use crate::podman::Podman;
 use crate::quadlet::PodmanVersion;
 use crate::settings::sealed::{Vault, is_sealed};
 use crate::settings::{Service, Settings, parse_env, read_env};
@@ -428,34 +429,45 @@ impl Audit<'_> {
                 "this Podman shows the secrets of a running container to whoever may inspect it, which is only its owner; Podman 5.3 and newer do not",
             );
         }
-        for name in containers.lines() {
-            // What it shows of ours is no mistake of anyone's here.
-            if !hides && Service::has_container(name) {
-                continue;
-            }
-            let Ok(text) = podman.run(["container", "inspect", name]).await else {
-                continue;
-            };
-            for secret in self.found_in(&text) {
-                self.add(
-                    format!("podman inspect {name}"),
-                    secret,
-                    "shown by podman inspect",
-                );
-            }
-        }
+        // What it shows of ours is no mistake of anyone's here.
+        let containers: Vec<&str> = containers
+            .lines()
+            .filter(|name| hides || !Service::has_container(name))
+            .collect();
+        self.inspected(podman, "container", &containers).await?;
         let secrets = podman
             .run(["secret", "ls", "--format", "{{.Name}}"])
             .await?;
-        for name in secrets.lines() {
-            let Ok(text) = podman.run(["secret", "inspect", name]).await else {
+        let secrets: Vec<&str> = secrets.lines().collect();
+        self.inspected(podman, "secret", &secrets).await
+    }
+
+    /// What Podman shows of each: asked at once, and one by one only where there is something.
+    async fn inspected(&mut self, podman: &Podman, kind: &str, names: &[&str]) -> Result<()> {
+        if names.is_empty() {
+            return Ok(());
+        }
+        // Fails if one of them is gone by now, and still prints the others.
+        let all = podman
+            .command([&[kind, "inspect"], names].concat())
+            .output()
+            .await
+            .context("can't run podman")?;
+        if self
+            .found_in(&String::from_utf8_lossy(&all.stdout))
+            .is_empty()
+        {
+            return Ok(());
+        }
+        for name in names {
+            let Ok(text) = podman.run([kind, "inspect", name]).await else {
                 continue;
             };
             for secret in self.found_in(&text) {
                 self.add(
-                    format!("podman secret inspect {name}"),
+                    format!("podman {kind} inspect {name}"),
                     secret,
-                    "shown by podman secret inspect",
+                    "shown by Podman",
                 );
             }
         }

@@ -344,7 +344,7 @@ fn the_audit_finds_each_leak() {
     host.sh(who, &format!("{get}; podman run -d --rm --name leak -e X=\"$(v UI_PASSWORD)\" --entrypoint sleep docker.io/library/redis:7.4.6 600 >/dev/null"));
     let found = findings(&host, who);
     assert!(
-        found.contains(&("podman inspect leak".into(), "UI_PASSWORD".into())),
+        found.contains(&("podman container inspect leak".into(), "UI_PASSWORD".into())),
         "{found:?}"
     );
 }

@@ -70,6 +70,30 @@ const INSTEAD: &[(&str, Instead)] = &[
         "pass llm/openai | sudo litellm-units secrets seal --stdin OPENAI_API_KEY",
         Instead::Run("echo correct-horse | sudo litellm-units secrets seal --stdin OPENAI_API_KEY"),
     ),
+    // Each restarts the gateway or more: e2e::upgrade, e2e::daily and e2e::secrets run these, and more closely.
+    (
+        "litellm-units upgrade --image ghcr.io/berriai/litellm:v1.81.16-stable",
+        Instead::Elsewhere,
+    ),
+    ("litellm-units rollback --keep-data", Instead::Elsewhere),
+    ("litellm-units restart litellm", Instead::Elsewhere),
+    (
+        "litellm-units restart --handover litellm",
+        Instead::Elsewhere,
+    ),
+    (
+        "litellm-units secrets rotate postgres",
+        Instead::Elsewhere,
+    ),
+    ("litellm-units secrets rotate master", Instead::Elsewhere),
+    (
+        "litellm-units ui --generate --base-url https://llm.example.com",
+        Instead::Elsewhere,
+    ),
+    (
+        "pass llm/ui | litellm-units ui --password-stdin",
+        Instead::Elsewhere,
+    ),
     // e2e::backup makes encrypted backups.
     (
         "age-keygen -o key.txt                                          # keep it elsewhere",
@@ -129,8 +153,8 @@ const INSTEAD: &[(&str, Instead)] = &[
     ),
     (
         "litellm-units rollback --to 2 --restore-data --dry-run",
-        // The line before it left release 2 with its data, so without a backup.
-        Instead::Refused("there is no backup of the moment at which release 2 was left"),
+        // One release was all that there was.
+        Instead::Refused("there is no release 2"),
     ),
     (
         "litellm-units trust --scope registry.example.com/berriai",

@@ -149,6 +149,19 @@ upgrade {BEFORE} -> {AFTER}
             "3 v1.80.11-stable rollback serves",
         ]
     );
+    // A backup may have gone meanwhile.
+    host.sh(who, r#"rm -r "$1"/backups/*"#);
+    let ran = host.units(
+        who,
+        &["rollback", "--to", "2", "--restore-data", "--dry-run"],
+    );
+    assert_eq!(ran.code, 1);
+    assert!(
+        ran.stderr
+            .starts_with("error: there is no backup of the moment at which release 2 was left\n"),
+        "{}",
+        ran.stderr
+    );
 }
 
 fn an_edit_is_an_upgrade_and_data_comes_back(host: &TestHost, who: Who) {
@@ -319,25 +332,28 @@ fn failures_end_where_they_began(host: &TestHost, who: Who, key: &str) {
 fn killed_upgrades_end_one_way_or_the_other(host: &TestHost, who: Who, key: &str) {
     let env = host.env(who).text().to_owned();
     let words = format!("upgrade --image {AFTER} --settle 0");
-    let failing = "upgrade-not-ready=return";
     let schema = migrations(host, who);
-    // Killed on the way back, too: with the schema of before at the end.
-    for point in ["undo-begun", "undo-staged", "undo-swapped"] {
-        host.kill_at(who, point, failing, &words);
-        let ran = host.units(who, &["up"]);
-        assert_eq!(ran.code, 0, "{point}: {}", ran.stderr);
-        assert!(
-            ran.stderr
-                .contains("was interrupted while it was being undone\n"),
-            "{point}: {}",
-            ran.stderr
-        );
-        assert_eq!(version(host, who), "1.80.11");
-        assert_eq!(host.env(who).text(), env);
-        assert_eq!(migrations(host, who), schema, "{point}");
+    let is_before = |point: &str| {
+        assert_eq!(version(host, who), "1.80.11", "{point}");
+        assert_eq!(host.env(who).text(), env, "{point}");
         serves(host, who, &[key]);
         is_clean(host, who);
+    };
+    // Killed on the way back, and again at each step of going on with that.
+    host.kill_at(who, "undo-begun", "upgrade-not-ready=return", &words);
+    for point in ["undo-configured", "undo-staged", "undo-swapped"] {
+        host.kill_at(who, point, "", "up");
     }
+    let ran = host.units(who, &["up"]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert!(
+        ran.stderr
+            .contains("was interrupted while it was being undone\n"),
+        "{}",
+        ran.stderr
+    );
+    is_before("the way back");
+    assert_eq!(migrations(host, who), schema);
     // Before the switch, the release of before goes on serving.
     for point in [
         "upgrade-begun",
@@ -355,12 +371,10 @@ fn killed_upgrades_end_one_way_or_the_other(host: &TestHost, who: Who, key: &str
             "{point}: {}",
             ran.stderr
         );
-        assert_eq!(version(host, who), "1.80.11");
-        assert_eq!(host.env(who).text(), env);
-        serves(host, who, &[key]);
-        is_clean(host, who);
+        is_before(point);
     }
     // In between, it is undone; once the new one serves, it is finished.
+    let later = new_key(host, who);
     for (point, expected) in [
         ("upgrade-configured", "1.80.11"),
         ("upgrade-switched", "1.81.16"),
@@ -369,31 +383,10 @@ fn killed_upgrades_end_one_way_or_the_other(host: &TestHost, who: Who, key: &str
         let ran = host.units(who, &["restart", "redis"]);
         assert_eq!(ran.code, 0, "{point}: {}", ran.stderr);
         assert_eq!(version(host, who), expected, "{}", ran.stderr);
-        serves(host, who, &[key]);
+        serves(host, who, &[key, &later]);
         is_clean(host, who);
-    }
-    host.units(who, &["rollback", "--keep-data", "--settle", "0"])
-        .ok();
-    for point in ["upgrade-ready", "upgrade-recorded"] {
-        host.kill_at(who, point, "", &words);
-        let status = host.units(who, &["status"]);
-        assert_eq!(
-            status.stderr,
-            format!(
-                "warning: the upgrade to {AFTER} was interrupted after the gateway was ready; litellm-units up finishes or undoes it\n"
-            )
-        );
-        let ran = host.units(who, &["up"]);
-        assert_eq!(ran.code, 0, "{point}: {}", ran.stderr);
-        assert_eq!(version(host, who), "1.81.16");
-        serves(host, who, &[key]);
-        is_clean(host, who);
-        host.units(who, &["rollback", "--keep-data", "--settle", "0"])
-            .ok();
     }
     // A rollback with its data: nothing before the swap, all after it.
-    let later = new_key(host, who);
-    upgrade(host, who);
     let latest = new_key(host, who);
     let back = "rollback --restore-data --settle 0";
     for (point, expected) in [
@@ -408,6 +401,20 @@ fn killed_upgrades_end_one_way_or_the_other(host: &TestHost, who: Who, key: &str
         is_clean(host, who);
     }
     is_gone(host, who, &latest);
+    // All is done, and that is not yet written down.
+    host.kill_at(who, "upgrade-ready", "", &words);
+    assert_eq!(
+        host.units(who, &["status"]).stderr,
+        format!(
+            "warning: the upgrade to {AFTER} was interrupted after the gateway was ready; litellm-units up finishes or undoes it\n"
+        )
+    );
+    host.kill_at(who, "upgrade-recorded", "", "up");
+    let ran = host.units(who, &["up"]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert_eq!(version(host, who), "1.81.16");
+    serves(host, who, &[key, &later]);
+    is_clean(host, who);
 }
 
 #[test]

@@ -77,6 +77,12 @@ fn a_hung_gateway_is_replaced(host: &TestHost, who: Who, key: &str) {
 /// Podman asks for the secrets with each health check, too; what is wrong with them by then is for the next start.
 fn an_unfinished_edit_ends_nothing(host: &TestHost, who: Who) {
     let before = runs(host, who);
+    let is_healthy = |what: &str| {
+        for container in CONTAINERS {
+            let ran = host.run(who, &["podman", "healthcheck", "run", container]);
+            assert_eq!(ran.code, 0, "{what}: {container}: {ran:?}");
+        }
+    };
     let env = "cp -p \"$1/.env\" /tmp/env;";
     let back = "cp -p /tmp/env \"$1/.env\"";
     for (what, damage, mend) in [
@@ -94,20 +100,16 @@ fn an_unfinished_edit_ends_nothing(host: &TestHost, who: Who) {
         ("the file is gone", "rm \"$1/.env\"", back),
     ] {
         host.sh(who, &format!("{env} {damage}"));
-        for container in CONTAINERS {
-            let ran = host.run(who, &["podman", "healthcheck", "run", container]);
-            assert_eq!(ran.code, 0, "{what}: {container}: {ran:?}");
-        }
+        is_healthy(what);
         host.sh(who, mend);
     }
-    // The program is gone, and for longer than it is between two checks.
     host.sh(Who::Root, "mv /usr/bin/litellm-units /root/");
+    is_healthy("the program is gone");
+    // And for longer than it is between two checks of the gateway.
     std::thread::sleep(Duration::from_secs(12));
-    for container in CONTAINERS {
-        let failures = "{{.State.Health.FailingStreak}}";
-        let words = ["podman", "inspect", "-f", failures, container];
-        assert_eq!(host.run(who, &words).ok(), "0\n", "{container}");
-    }
+    let failures = "{{.State.Health.FailingStreak}}";
+    let words = ["podman", "inspect", "-f", failures, "litellm"];
+    assert_eq!(host.run(who, &words).ok(), "0\n");
     host.sh(Who::Root, "mv /root/litellm-units /usr/bin/");
     assert_eq!(runs(host, who), before);
 }

@@ -77,6 +77,7 @@ const INSTEAD: &[(&str, Instead)] = &[
     ),
     ("litellm-units rollback --keep-data", Instead::Elsewhere),
     ("litellm-units restart litellm", Instead::Elsewhere),
+    ("sudo litellm-units restart litellm", Instead::Elsewhere),
     (
         "litellm-units restart --handover litellm",
         Instead::Elsewhere,
@@ -92,6 +93,10 @@ const INSTEAD: &[(&str, Instead)] = &[
     ),
     (
         "pass llm/ui | litellm-units ui --password-stdin",
+        Instead::Elsewhere,
+    ),
+    (
+        "sudo litellm-units ui --base-url https://llm.example.com",
         Instead::Elsewhere,
     ),
     // e2e::backup makes encrypted backups.

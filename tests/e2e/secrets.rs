@@ -76,6 +76,7 @@ fn rotations_rootful() {
     host.units(who, &["generate"]).ok();
     host.set_env(who, &[("UI_PASSWORD", "the-first-password")]);
     host.units(who, &["up"]).ok();
+    host.without_standby(who);
     let key = new_key(&host, who);
     for (word, name) in [
         ("master", "LITELLM_MASTER_KEY"),
@@ -127,6 +128,7 @@ fn an_interrupted_rotation_is_finished() {
     let host = TestHost::boot("rotate-killed");
     let who = Who::Root;
     host.units(who, &["up"]).ok();
+    host.without_standby(who);
     let key = new_key(&host, who);
     let cases = [
         // Written down, nothing done yet or PostgreSQL just told.
@@ -195,6 +197,7 @@ fn the_web_interface() {
     let host = TestHost::boot("ui");
     let who = Who::Root;
     host.units(who, &["up"]).ok();
+    host.without_standby(who);
     let master = value(&host, who, "LITELLM_MASTER_KEY");
     assert!(accepts(&host, who, "UI_PASSWORD", &master));
     let session = host.sh(who, &format!("curl -s -D - -o /dev/null -H 'Content-Type: application/json' -d '{{\"username\":\"admin\",\"password\":\"{master}\"}}' http://127.0.0.1:24157/v2/login | sed -n 's/^set-cookie: token=[^.]*\\.\\([^.]*\\)\\..*/\\1/p' | tr _- /+ | base64 -d 2>/dev/null | grep -o 'sk-[A-Za-z0-9_-]*'"));

@@ -201,6 +201,13 @@ impl TestHost {
         self.run(who, &[systemctl, words].concat()).ok();
     }
 
+    /// From now on the gateway restarts without a second one, as on a host with too little memory for
+    /// it: for tests of something else, which it would only make longer.
+    #[track_caller]
+    pub fn without_standby(&self, who: Who) {
+        self.systemctl(who, &["mask", "--runtime", "litellm-standby.service"]);
+    }
+
     /// What the manager of `who` says about a unit.
     #[track_caller]
     pub fn property(&self, who: Who, unit: &str, name: &str) -> String {

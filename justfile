@@ -15,7 +15,7 @@ fmt:
 # Lints and documentation, with warnings denied as in CI
 lint:
     cargo fmt --check
-    cargo clippy --locked --all-targets -- -D warnings
+    cargo clippy --locked --all-targets --features object-stores,fault-points -- -D warnings
     RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --document-private-items
 
 # The tests that need no host: seconds

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
-use crate::support::gateway::{HELLO, chat, new_key, sql, wait_for_chat};
+use crate::support::gateway::{HELLO, chat, new_key, sql};
 use crate::support::host::{Ran, TestHost, Who};
 
 const BEFORE: &str = "ghcr.io/berriai/litellm:v1.80.11-stable";

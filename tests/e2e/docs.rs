@@ -95,10 +95,6 @@ const INSTEAD: &[(&str, Instead)] = &[
         "pass llm/ui | litellm-units ui --password-stdin",
         Instead::Elsewhere,
     ),
-    (
-        "sudo litellm-units ui --base-url https://llm.example.com",
-        Instead::Elsewhere,
-    ),
     // e2e::backup makes encrypted backups.
     (
         "age-keygen -o key.txt                                          # keep it elsewhere",

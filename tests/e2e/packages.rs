@@ -12,12 +12,12 @@ use crate::support::package::{Package, bare_host, install, run};
 /// Where the two kinds of packages put what is not at the same place in both.
 struct Places {
     zsh: &'static str,
-    licences: &'static [&'static str],
+    others: &'static [&'static str],
 }
 
 const DEBIAN: Places = Places {
     zsh: "/usr/share/zsh/vendor-completions/_litellm-units",
-    licences: &[
+    others: &[
         "/usr/share/doc/litellm-units/changelog.Debian.gz",
         "/usr/share/doc/litellm-units/changelog.gz",
         "/usr/share/doc/litellm-units/copyright",
@@ -28,15 +28,19 @@ const DEBIAN: Places = Places {
 
 const FEDORA: Places = Places {
     zsh: "/usr/share/zsh/site-functions/_litellm-units",
-    licences: &[
+    others: &[
+        "/etc/litellm-units",
+        "/usr/share/doc/litellm-units",
         "/usr/share/doc/litellm-units/CHANGELOG.md",
+        "/usr/share/doc/litellm-units/examples",
+        "/usr/share/licenses/litellm-units",
         "/usr/share/licenses/litellm-units/LICENSE-APACHE",
         "/usr/share/licenses/litellm-units/LICENSE-MIT",
         "/usr/share/licenses/litellm-units/third-party.gz",
     ],
 };
 
-/// Every file of a package, sorted. There is a manual page for each command that `--help` shows.
+/// Every file of a package, sorted, and in an RPM also the directories. There is a manual page for each command that `--help` shows.
 fn files(places: &Places) -> String {
     let mut files: Vec<String> = [
         "/etc/litellm-units/README",
@@ -56,7 +60,7 @@ fn files(places: &Places) -> String {
         places.zsh,
     ]
     .iter()
-    .chain(places.licences)
+    .chain(places.others)
     .map(|file| (*file).to_owned())
     .collect();
     let mut program = Cli::command().disable_help_subcommand(true);
@@ -358,7 +362,6 @@ fn rpm() {
         [
             "/bin/sh",
             "/bin/sh",
-            "/bin/sh",
             "aardvark-dns",
             "config(litellm-units) = 0.1.0-1",
             "podman >= 4.9",
@@ -429,8 +432,11 @@ fn rpm() {
     assert_eq!(
         host.sh(
             who,
-            "ls /etc/litellm-units; ls /usr/bin/litellm-units 2>&1 || :"
+            "ls /etc/litellm-units; ls -d /usr/bin/litellm-units /usr/share/{doc,licenses}/litellm-units 2>&1 || :"
         ),
-        "README.rpmsave\nls: cannot access '/usr/bin/litellm-units': No such file or directory\n"
+        "README.rpmsave\n\
+         ls: cannot access '/usr/bin/litellm-units': No such file or directory\n\
+         ls: cannot access '/usr/share/doc/litellm-units': No such file or directory\n\
+         ls: cannot access '/usr/share/licenses/litellm-units': No such file or directory\n"
     );
 }

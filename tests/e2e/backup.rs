@@ -323,7 +323,7 @@ fn rootful_killed_at_every_step() {
 #[test]
 fn rootless_backup_and_restore() {
     let who = Who::Operator;
-    let host = TestHost::boot("backup-rootless");
+    let host = TestHost::boot_for(who, "backup-rootless");
     host.units(who, &["up"]).ok();
     let old = new_key(&host, who);
     the_timer_makes_backups(&host, who);

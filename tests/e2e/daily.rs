@@ -26,7 +26,7 @@ fn rootless_day() {
 
 /// One stack for all, since its start takes longest.
 fn day(who: Who, name: &str) {
-    let host = TestHost::boot(name);
+    let host = TestHost::boot_for(who, name);
     let day = Day { host: &host, who };
     host.units(who, &["up"]).ok();
     day.is_seen();

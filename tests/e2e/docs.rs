@@ -225,8 +225,8 @@ impl Reader<'_> {
 }
 
 /// A host with what the documentation takes for granted: sudo, and curl that fails where it was refused.
-fn host_for_readers(name: &str) -> TestHost {
-    let host = bare_host(name);
+fn host_for_readers(who: Who, name: &str) -> TestHost {
+    let host = bare_host(who, name);
     install(&host, "sudo rsync");
     host.sh(
         Who::Root,
@@ -243,7 +243,7 @@ const KEY: &str =
 #[test]
 fn first_steps_and_daily_use() {
     let package = Package::build("deb");
-    let host = host_for_readers("docs-system");
+    let host = host_for_readers(Who::Root, "docs-system");
     let reader = |who, prelude| Reader {
         host: &host,
         who,
@@ -295,7 +295,7 @@ fn first_steps_and_daily_use() {
 
 #[test]
 fn rootless_and_from_compose() {
-    let host = host_for_readers("docs-moves");
+    let host = host_for_readers(Who::Operator, "docs-moves");
     let reader = |who, prelude| Reader {
         host: &host,
         who,
@@ -343,7 +343,7 @@ esac
 
 #[test]
 fn manuals_and_help() {
-    let host = bare_host("docs-help");
+    let host = bare_host(Who::Root, "docs-help");
     host.put(
         std::path::Path::new(env!("CARGO_BIN_EXE_litellm-units")),
         "/usr/bin/litellm-units",

@@ -32,7 +32,7 @@ struct Ward {
 
 impl Ward {
     fn admit(who: Who, name: &str) -> Self {
-        let host = TestHost::boot(name);
+        let host = TestHost::boot_for(who, name);
         host.units(who, &["up"]).ok();
         Self { host, who }
     }

@@ -226,7 +226,7 @@ fn a_deployment_that_can_not_work(host: &TestHost, who: Who) {
 }
 
 fn faults(who: Who, name: &str) {
-    let host = TestHost::boot(name);
+    let host = TestHost::boot_for(who, name);
     a_host_that_can_not_run_the_units(&host, who);
     no_bus(&host, who);
     a_deployment_that_can_not_work(&host, who);

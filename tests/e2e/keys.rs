@@ -398,7 +398,7 @@ fn killed_anywhere(host: &TestHost, who: Who) {
 
 #[test]
 fn keys_rootless() {
-    let host = TestHost::boot("keys-rootless");
+    let host = TestHost::boot_for(Who::Operator, "keys-rootless");
     main_path(&host, Who::Operator);
 }
 

@@ -398,7 +398,7 @@ fn a_running_request_is_finished(host: &TestHost, who: Who, key: &str) {
 }
 
 fn main_job(who: Who, name: &str) {
-    let host = TestHost::boot(name);
+    let host = TestHost::boot_for(who, name);
     let deployment = who.deployment();
     let (quadlets, units) = (who.quadlets(), who.units());
     let generated = host.units(who, &["generate"]);

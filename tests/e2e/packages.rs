@@ -187,7 +187,7 @@ fn deb() {
         &["--allow-root", "--fail-on", "error,warning", path],
     );
 
-    let host = bare_host("deb");
+    let host = bare_host(Who::Root, "deb");
     let who = Who::Root;
     host.put(&package.path, "/root/");
     let install_it = "cd; apt-get install -y ./litellm-units_*.deb";
@@ -374,7 +374,7 @@ fn rpm() {
         "/usr/bin/newuidmap\ncatatonit\npasst\n"
     );
 
-    let host = bare_host("rpm");
+    let host = bare_host(Who::Root, "rpm");
     let who = Who::Root;
     install(&host, "rpm dnf");
     host.put(&package.path, "/root/");

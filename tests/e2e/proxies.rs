@@ -213,7 +213,7 @@ fn requests_arrive(host: &TestHost, key: &str) {
 #[test]
 fn nginx_and_caddy() {
     let who = Who::Root;
-    let host = bare_host("proxies");
+    let host = bare_host(Who::Root, "proxies");
     host.put(
         std::path::Path::new(env!("CARGO_BIN_EXE_litellm-units")),
         "/usr/bin/litellm-units",

@@ -158,7 +158,7 @@ fn is_back(host: &TestHost, who: Who, key: &str) {
 }
 
 fn comes_back(who: Who, name: &str) {
-    let host = TestHost::boot(name);
+    let host = TestHost::boot_for(who, name);
     host.units(who, &["up"]).ok();
     let key = new_key(&host, who);
     assert_eq!(chat(&host, who, &key).as_deref(), Ok(HELLO));

@@ -106,8 +106,8 @@ fn rotations_rootful() {
 
 #[test]
 fn rotations_rootless() {
-    let host = TestHost::boot("rotate-rootless");
     let who = Who::Operator;
+    let host = TestHost::boot_for(who, "rotate-rootless");
     host.units(who, &["up"]).ok();
     let key = new_key(&host, who);
     rotate(&host, who, "postgres", "POSTGRES_PASSWORD", &key);

@@ -48,7 +48,7 @@ fn images_are_pulled_rootless() {
 
 /// Units for Podman 4.9, where a command after the start holds READY until the container is healthy.
 fn units_for_an_older_podman_work(who: Who, name: &str) {
-    let host = TestHost::boot(name);
+    let host = TestHost::boot_for(who, name);
     host.units(who, &["generate"]).ok();
     host.sh(
         who,
@@ -82,7 +82,7 @@ fn units_for_an_older_podman_work_rootless() {
 
 /// A migration that can't reach its database fails the start, and no gateway runs without it.
 fn a_failed_migration_fails_the_start(who: Who, name: &str) {
-    let host = TestHost::boot(name);
+    let host = TestHost::boot_for(who, name);
     host.units(who, &["generate"]).ok();
     host.set_env(
         who,

@@ -429,7 +429,7 @@ fn rootful_upgrade_and_rollback() {
 #[test]
 fn rootless_upgrade_and_rollback() {
     let who = Who::Operator;
-    let host = TestHost::boot("upgrade-rootless");
+    let host = TestHost::boot_for(who, "upgrade-rootless");
     host.units(who, &["up"]).ok();
     host.without_standby(who);
     there_and_back(&host, who);

@@ -49,7 +49,7 @@ fn assert_variables(host: &TestHost, who: Who, container: &str, expected: &[(&st
 }
 
 fn any_value_arrives(who: Who, name: &str) {
-    let host = TestHost::boot(name);
+    let host = TestHost::boot_for(who, name);
     let deployment = match who {
         Who::Root => "/srv/my gateway",
         Who::Operator => "/home/operator/my gateway",

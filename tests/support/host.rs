@@ -54,6 +54,14 @@ impl TestHost {
         Self::boot_with(name, &[])
     }
 
+    /// As [`TestHost::boot`], for a test in which mostly `who` runs containers.
+    pub fn boot_for(who: Who, name: &str) -> Self {
+        match who {
+            Who::Root => Self::boot(name),
+            Who::Operator => Self::boot_with(name, &["--rootless"]),
+        }
+    }
+
     /// As [`TestHost::boot`], with further words for `tests/host/host boot`.
     pub fn boot_with(name: &str, options: &[&str]) -> Self {
         // Two runs of the tests (two checkouts, say) must not meet.

@@ -69,8 +69,8 @@ pub fn run(program: &str, words: &[&str]) -> String {
 }
 
 /// A host as before litellm-units came: without the program, with Debian's archive to install from.
-pub fn bare_host(name: &str) -> TestHost {
-    let host = TestHost::boot(name);
+pub fn bare_host(who: Who, name: &str) -> TestHost {
+    let host = TestHost::boot_for(who, name);
     host.sh(
         Who::Root,
         "rm /usr/bin/litellm-units; echo \"127.0.0.1 $(hostname)\" >>/etc/hosts; apt-get -q update",

@@ -9,6 +9,7 @@ import gc
 import os
 import signal
 import socket
+import subprocess
 import sys
 
 # Process 1 of a container ignores a signal that it has no handler for, and this one gets its own as late as it serves.
@@ -80,6 +81,21 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+run_program = subprocess.run
+
+
+def run_less(*arguments, **options):
+    """subprocess.run, without LiteLLM's comparison of database and schema.
+
+    The schema is litellm-migrate.service's. The comparison would take seconds of each start, and it has the database's
+    URL, password and all, among its arguments, which every user of the host can read.
+    """
+    words = arguments[0] if arguments else options.get("args")
+    if words == ["prisma"] or isinstance(words, list) and words[:3] == ["prisma", "migrate", "diff"]:
+        return subprocess.CompletedProcess(words, 0, "", "")
+    return run_program(*arguments, **options)
+
+
 def run(app, **arguments):
     config = Config(app, **arguments)
     server = Server(config)
@@ -100,6 +116,7 @@ if __name__ == "__main__":
     if os.environ.get("USE_DDTRACE") == "true":
         os.environ["DD_TRACE_OPENAI_ENABLED"] = "False"
         import ddtrace.auto  # noqa: F401
+    subprocess.run = run_less
     uvicorn.run = run
     from litellm.proxy.proxy_cli import run_server
 

@@ -242,12 +242,31 @@ const SECRET_SEARCH: &str = r#"
 patterns=/root/patterns
 search() { local where=$1; shift; if "$@" | grep -aoF -f "$patterns"; then echo "^ in $where"; fi }
 search 'unit files' cat /etc/containers/systemd/* /etc/systemd/system/litellm* /home/operator/.config/{containers/systemd,systemd/user}/*
-search 'arguments' sh -c 'cat /proc/[0-9]*/cmdline'
+search 'arguments' sh -c 'cat /proc/[0-9]*/cmdline /root/arguments'
 search 'the journal' journalctl -a -o export
 setpriv --reuid nobody --regid nogroup --clear-groups \
     find /etc /run /opt /home /srv /tmp /var -type f -readable -print0 2>/dev/null |
     xargs -0 grep -alF -f "$patterns"
 "#;
+
+/// Starts everything, and writes down every argument that another user of the host sees meanwhile of any process.
+fn start_watched(host: &TestHost, who: Who) {
+    let script = r"#!/bin/bash
+while sleep 0.05; do cat /proc/[0-9]*/cmdline; done 2>/dev/null | tr '\0' '\n' | awk '!seen[$0]++ { print; fflush() }'
+";
+    host.write(Who::Root, "/usr/local/bin/arguments", script);
+    host.sh(
+        Who::Root,
+        "chmod 755 /usr/local/bin/arguments
+         systemd-run --quiet --unit arguments --uid nobody --property StandardOutput=file:/root/arguments arguments",
+    );
+    host.systemctl(who, &["start", "litellm.target"]);
+    // What compares database and schema was seen, and the gateway.
+    host.sh(
+        Who::Root,
+        "systemctl stop arguments; for each in --from-schema-datasource /run/litellm-units/serve.py; do grep -qxe $each /root/arguments; done",
+    );
+}
 
 fn no_secret_is_shown(host: &TestHost, who: Who) {
     let env = host.env(who);
@@ -437,7 +456,7 @@ reload systemd
             format!("next: {} start litellm.target, or litellm-units up\n", who.systemctl())
         )
     );
-    host.systemctl(who, &["start", "litellm.target"]);
+    start_watched(&host, who);
     assert_eq!(database_state(&host, who), "connected\n");
     let before = stored_keys(&host, who);
     let key = new_key(&host, who);

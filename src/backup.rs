@@ -32,7 +32,7 @@ use crate::install;
 use crate::output::{bytes, duration, say, warn};
 use crate::paths::Paths;
 use crate::quadlet::{Place, is_ours_by_name};
-use crate::random::{hex, kernel_random};
+use crate::random::kernel_random;
 use crate::seal;
 use crate::settings::env_file::EnvFile;
 use crate::settings::{BackupSettings, Service, Settings, parse_env, read_env, sealed};
@@ -50,7 +50,8 @@ const UNFINISHED: &str = ".new-";
 /// What is kept free beside what a backup is expected to take.
 const RESERVE: u64 = 64 << 20;
 
-/// The name of a backup: its time in UTC and six random digits.
+/// The name of a backup: its time in UTC, and six hexadecimal digits. Three are the fraction of the second, so that names
+/// sort by time, and three are random.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct BackupId(String);
@@ -73,12 +74,13 @@ impl BackupId {
     /// # Errors
     /// When the kernel has no random bytes.
     pub fn new(time: jiff::Timestamp) -> Result<Self> {
-        let mut random = [0; 3];
+        let mut random = [0; 2];
         kernel_random(&mut random)?;
+        let fraction = i64::from(time.subsec_nanosecond()).max(0) * 0x1000 / 1_000_000_000;
         Ok(Self(format!(
-            "{}-{}",
+            "{}-{fraction:03x}{:03x}",
             time.strftime(Self::FORMAT),
-            hex(&random)
+            u16::from_be_bytes(random) & 0xfff
         )))
     }
 
@@ -662,6 +664,8 @@ mod tests {
         assert!(id.as_str().starts_with("20260131T123456Z-"), "{id}");
         assert_eq!(BackupId::parse(id.as_str()), Some(id.clone()));
         assert_eq!(id.created().to_string(), "2026-01-31T12:34:56");
+        let next = BackupId::new(time + jiff::SignedDuration::from_millis(1)).unwrap();
+        assert!(id < next, "{id} {next}");
         for wrong in [
             "",
             "latest",

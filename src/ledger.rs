@@ -76,7 +76,7 @@ impl Release {
 /// A change from one release to another.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Operation {
-    /// Its name: a time and random digits, as that of a backup.
+    /// Its name: a time and some digits, as that of a backup.
     pub operation: BackupId,
     /// Whether to a newer release or back to an earlier one.
     pub verb: Verb,

@@ -227,6 +227,8 @@ impl Reader<'_> {
 /// A host with what the documentation takes for granted: sudo, and curl that fails where it was refused.
 fn host_for_readers(who: Who, name: &str) -> TestHost {
     let host = bare_host(who, name);
+    host.without_standby(Who::Root);
+    host.without_standby(who);
     install(&host, "sudo rsync");
     host.sh(
         Who::Root,
@@ -344,6 +346,7 @@ esac
 #[test]
 fn manuals_and_help() {
     let host = bare_host(Who::Root, "docs-help");
+    host.without_standby(Who::Root);
     host.put(
         std::path::Path::new(env!("CARGO_BIN_EXE_litellm-units")),
         "/usr/bin/litellm-units",

@@ -200,6 +200,7 @@ fn a_failed_edit(host: &TestHost, key: &str) {
 fn a_sealed_deployment() {
     let host = TestHost::boot("sealed");
     let who = Who::Root;
+    host.without_standby(who);
     host.units(who, &["generate"]).ok();
     host.set_env(who, &[("UI_PASSWORD", "the password, with 'quotes'")]);
     host.units(who, &["up"]).ok();

@@ -172,6 +172,7 @@ fn a_failed_rotation_is_taken_back() {
     let host = TestHost::boot("rotate-failed");
     let who = Who::Root;
     host.units(who, &["up"]).ok();
+    host.without_standby(who);
     let key = new_key(&host, who);
     let before = host.sh(who, "cat \"$1/.env\"");
     let old = value(&host, who, "POSTGRES_PASSWORD");

@@ -423,6 +423,7 @@ fn rootful_upgrade_and_rollback() {
     // What is kept and put back refers to sealed secrets.
     host.units(who, &["secrets", "seal"]).ok();
     there_and_back(&host, who);
+    host.without_standby(who);
     an_edit_is_an_upgrade_and_data_comes_back(&host, who);
 }
 

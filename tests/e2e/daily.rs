@@ -43,6 +43,7 @@ fn day(who: Who, name: &str) {
     load.assert_no_failure(&host, who);
     // e2e::secrets changes them for the other user.
     if who == Who::Root {
+        host.without_standby(who);
         day.password_of_a_server_changes();
     }
     day.stops_and_starts();

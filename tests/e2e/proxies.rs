@@ -242,6 +242,7 @@ fn nginx_and_caddy() {
         r#"sed -i '/^model_list:/a\  - model_name: slow\n    litellm_params: {model: openai/slow, api_base: "http://provider:8000", api_key: none, timeout: 600}' "$1/config/litellm-config.yaml""#,
     );
     host.units(who, &["up"]).ok();
+    host.without_standby(who);
     host.sh(
         who,
         "podman run --detach --name provider --network litellm --publish 127.0.0.1:8000:8000 --volume /root/provider.py:/provider.py:ro --entrypoint python3 \

@@ -91,7 +91,7 @@ def run_less(*arguments, **options):
     URL, password and all, among its arguments, which every user of the host can read.
     """
     words = arguments[0] if arguments else options.get("args")
-    if words == ["prisma"] or isinstance(words, list) and words[:3] == ["prisma", "migrate", "diff"]:
+    if words == ["prisma"] or (isinstance(words, list) and words[:3] == ["prisma", "migrate", "diff"]):
         return subprocess.CompletedProcess(words, 0, "", "")
     return run_program(*arguments, **options)
 

@@ -16,7 +16,7 @@ fmt:
 lint:
     cargo fmt --check
     cargo clippy --locked --all-targets --features object-stores,fault-points -- -D warnings
-    RUSTDOCFLAGS='-D warnings' cargo doc --locked --no-deps --document-private-items
+    RUSTDOCFLAGS='-D warnings' cargo doc --locked --features object-stores,fault-points --no-deps --document-private-items
 
 # The tests that need no host: seconds
 unit *words:

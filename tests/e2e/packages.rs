@@ -40,7 +40,8 @@ const FEDORA: Places = Places {
     ],
 };
 
-/// Every file of a package, sorted, and in an RPM also the directories. There is a manual page for each command that `--help` shows.
+/// Every file of a package, sorted, and in an RPM also the directories. There is a manual page for each command that
+/// `--help` shows.
 fn files(places: &Places) -> String {
     let mut files: Vec<String> = [
         "/etc/litellm-units/README",

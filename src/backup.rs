@@ -27,18 +27,20 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::applied::files_below;
 use crate::error::{Failure, Result};
 use crate::host::Host;
+use crate::image::{Identity, Image};
 use crate::images_lock::ImagesLock;
 use crate::install;
 use crate::output::{bytes, duration, say, warn};
 use crate::paths::Paths;
 use crate::quadlet::{Place, is_ours_by_name};
 use crate::random::kernel_random;
+use crate::release;
 use crate::seal;
 use crate::settings::env_file::EnvFile;
 use crate::settings::{BackupSettings, Service, Settings, parse_env, read_env, sealed};
 use archive::{Progress, Recipient};
 use database::Server;
-use manifest::{DUMP, Encryption, Image, Manifest, StoredFile};
+use manifest::{DUMP, Encryption, Manifest, StoredFile};
 use retention::Retention;
 
 /// The logical name of `.env`.
@@ -504,40 +506,42 @@ pub async fn images(host: &Host, settings: &Settings) -> BTreeMap<String, Image>
     let Ok(podman) = host.podman().await else {
         return images;
     };
+    let kept = release::kept(host, settings, &lock).await.ok().flatten();
     for service in [Service::Litellm, Service::Postgres, Service::Redis] {
-        let Some(configured) = settings.image(service) else {
-            continue;
+        let kept = kept.as_ref().filter(|_| service == Service::Litellm);
+        let configured = match (kept, settings.image(service)) {
+            (Some(kept), _) => kept.reference.clone(),
+            (None, Some(image)) => image.to_string(),
+            (None, None) => continue,
         };
-        let words = [
-            "container",
-            "inspect",
-            "--format",
-            "{{.ImageName}} {{.ImageDigest}}",
-            service.container(),
-        ];
-        let said = if let Ok(said) = podman.run(words).await {
-            said
-        } else {
-            // It does not run: what it would run with.
-            let format = format!("{configured} {{{{.Digest}}}}");
-            let words = ["image", "inspect", "--format", &format, configured.as_str()];
-            podman.run(words).await.unwrap_or_default()
+        let pinned = kept.map_or_else(|| lock.pin_text(&configured), Image::pinned);
+        let running = podman
+            .container_image(service.container())
+            .await
+            .ok()
+            .flatten();
+        let would_run = podman.image(&pinned).await.ok().flatten();
+        // The configured name and the recorded digest say more than those by which the container
+        // was started.
+        let would_run = would_run.map(|found| Image {
+            identity: Identity {
+                digest: pinned
+                    .split_once('@')
+                    .map_or(found.digest, |(_, digest)| digest.to_owned()),
+                id: found.id,
+            },
+            reference: configured,
+        });
+        let image = match (running, would_run) {
+            (Some(running), Some(would_run)) if !running.identity.is(&would_run.identity) => {
+                running
+            }
+            (running, would_run) => match would_run.or(running) {
+                Some(image) => image,
+                None => continue,
+            },
         };
-        if let Some((reference, digest)) = said.trim().split_once(' ') {
-            // The tag says more than the digest by which the container was started.
-            let configured_now = lock
-                .get(configured)
-                .is_some_and(|locked| locked.digest == digest);
-            let image = Image {
-                reference: if configured_now {
-                    configured.to_string()
-                } else {
-                    reference.to_owned()
-                },
-                digest: digest.to_owned(),
-            };
-            images.insert(service.name().to_owned(), image);
-        }
+        images.insert(service.name().to_owned(), image);
     }
     images
 }

@@ -121,7 +121,8 @@ impl Compromised {
             let Some(image) = settings.image(service) else {
                 continue;
             };
-            let digest = images.get(image).map(|locked| locked.digest.as_str());
+            let identity = images.identity(image);
+            let digest = identity.as_ref().map(|identity| identity.digest.as_str());
             if let Err(found) = self.check(image, digest) {
                 let path = paths.env_file();
                 let name = service.image_variable();

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
 /// A fully qualified image reference that pins what it names: a version tag, a digest or both.
@@ -11,6 +12,58 @@ pub struct ImageReference {
     tag: Option<std::ops::Range<usize>>,
     digest: Option<std::ops::Range<usize>>,
     name_end: usize,
+}
+
+/// Which image it is, whatever it is called.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Identity {
+    /// The digest by which its registry has it (`sha256:…`): that of the index where there is one.
+    pub digest: String,
+    /// Podman's image ID, 64 hexadecimal digits. Records of earlier versions lack it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub id: Option<String>,
+}
+
+impl Identity {
+    /// What a digest alone tells.
+    #[must_use]
+    pub fn of_digest(digest: impl Into<String>) -> Self {
+        Self {
+            digest: digest.into(),
+            id: None,
+        }
+    }
+
+    /// Whether both are the same image. An image has one ID, but several digests: one of the index,
+    /// one of the manifest for this platform (containers/podman issue 24858).
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        match (&self.id, &other.id) {
+            (Some(id), Some(other)) => id == other,
+            _ => self.digest == other.digest,
+        }
+    }
+}
+
+/// An image as it is recorded: by the name that it was asked for, and by what it was.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Image {
+    /// The reference.
+    pub reference: String,
+    /// Which image that was.
+    #[serde(flatten)]
+    pub identity: Identity,
+}
+
+impl Image {
+    /// The reference with the digest.
+    #[must_use]
+    pub fn pinned(&self) -> String {
+        match self.reference.split_once('@') {
+            Some(_) => self.reference.clone(),
+            None => format!("{}@{}", self.reference, self.identity.digest),
+        }
+    }
 }
 
 /// Tags that are moved to another image from time to time.
@@ -217,6 +270,27 @@ fn is_tag(text: &str) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn images_are_compared_by_id() {
+        let identity = |digest: &str, id: Option<&str>| Identity {
+            digest: digest.into(),
+            id: id.map(str::to_owned),
+        };
+        for (one, other, same) in [
+            (("index", Some("1")), ("manifest", Some("1")), true),
+            (("index", Some("1")), ("index", Some("2")), false),
+            (("index", None), ("index", Some("1")), true),
+            (("index", None), ("manifest", Some("1")), false),
+        ] {
+            let (one, other) = (identity(one.0, one.1), identity(other.0, other.1));
+            assert_eq!(one.is(&other), same, "{one:?} {other:?}");
+            assert_eq!(other.is(&one), same, "{one:?} {other:?}");
+        }
+        let before: Image = serde_json::from_str(r#"{"reference":"r:1","digest":"d"}"#).unwrap();
+        assert_eq!(before.identity, identity("d", None));
+        assert_eq!(before.pinned(), "r:1@d");
+    }
 
     #[test]
     fn parts_of_a_reference() {

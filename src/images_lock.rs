@@ -8,7 +8,7 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
 use crate::error::{Failure, Result};
-use crate::image::ImageReference;
+use crate::image::{Identity, ImageReference};
 use crate::install;
 
 /// The file's content.
@@ -21,8 +21,9 @@ pub struct ImagesLock {
 /// What one reference meant.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Locked {
-    /// The manifest's digest (`sha256:…`).
-    pub digest: String,
+    /// Which image that was.
+    #[serde(flatten)]
+    pub identity: Identity,
     /// When it was recorded, in RFC 3339.
     pub recorded: String,
 }
@@ -88,12 +89,21 @@ impl ImagesLock {
     }
 
     /// Records what a reference means now.
-    pub fn record(&mut self, image: &ImageReference, digest: String) {
+    pub fn record(&mut self, image: &ImageReference, identity: Identity) {
         let recorded = jiff::Timestamp::now()
             .strftime("%Y-%m-%dT%H:%M:%SZ")
             .to_string();
         self.images
-            .insert(image.as_str().to_owned(), Locked { digest, recorded });
+            .insert(image.as_str().to_owned(), Locked { identity, recorded });
+    }
+
+    /// Which image a reference means, as far as it says so itself or a record does.
+    #[must_use]
+    pub fn identity(&self, image: &ImageReference) -> Option<Identity> {
+        match image.digest() {
+            Some(digest) => Some(Identity::of_digest(digest)),
+            None => Some(self.get(image)?.identity.clone()),
+        }
     }
 
     /// The reference with its digest, as far as one is known.
@@ -106,7 +116,7 @@ impl ImagesLock {
     #[must_use]
     pub fn pin_text(&self, image: &str) -> String {
         match self.images.get(image) {
-            Some(locked) if !image.contains('@') => format!("{image}@{}", locked.digest),
+            Some(locked) if !image.contains('@') => format!("{image}@{}", locked.identity.digest),
             _ => image.to_owned(),
         }
     }

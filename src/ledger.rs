@@ -15,8 +15,8 @@ use nix::unistd::{Uid, User};
 use serde::{Deserialize, Serialize};
 
 use crate::backup::BackupId;
-use crate::backup::manifest::Image;
 use crate::error::{Failure, Result};
+use crate::image::Image;
 use crate::install;
 use crate::paths::Paths;
 use crate::settings::Service;
@@ -70,6 +70,15 @@ impl Release {
     #[must_use]
     pub fn gateway(&self) -> Option<&Image> {
         self.images.get(Service::Litellm.name())
+    }
+
+    /// Whether both have the same image of the gateway.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        match (self.gateway(), other.gateway()) {
+            (Some(image), Some(other)) => image.identity.is(&other.identity),
+            _ => false,
+        }
     }
 }
 
@@ -315,8 +324,11 @@ impl Ledger {
     /// # Errors
     /// When the disk refuses.
     pub fn record_release(&mut self, images: Images, how: &str) -> Result<()> {
-        let gateway = images.get(Service::Litellm.name());
-        if gateway.is_none() || self.current().and_then(Release::gateway) == gateway {
+        let Some(gateway) = images.get(Service::Litellm.name()) else {
+            return Ok(());
+        };
+        let current = self.current().and_then(Release::gateway);
+        if current.is_some_and(|current| current.identity.is(&gateway.identity)) {
             return Ok(());
         }
         let number = self.current().map_or(0, |last| last.number) + 1;
@@ -400,6 +412,7 @@ fn operator() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::Identity;
     use crate::paths::Scope;
 
     fn id(text: &str) -> BackupId {
@@ -409,7 +422,7 @@ mod tests {
     fn images(version: &str) -> Images {
         let image = Image {
             reference: format!("ghcr.io/berriai/litellm:{version}"),
-            digest: format!("sha256:{version}"),
+            identity: Identity::of_digest(format!("sha256:{version}")),
         };
         Images::from([("litellm".to_owned(), image)])
     }
@@ -463,7 +476,12 @@ mod tests {
         }
         let numbers: Vec<_> = ledger
             .releases()
-            .map(|release| (release.number, release.gateway().unwrap().digest.as_str()))
+            .map(|release| {
+                (
+                    release.number,
+                    release.gateway().unwrap().identity.digest.as_str(),
+                )
+            })
             .collect();
         assert_eq!(numbers, [(1, "sha256:1"), (2, "sha256:2"), (3, "sha256:1")]);
     }

@@ -28,6 +28,7 @@ pub mod paths;
 pub mod podman;
 pub mod quadlet;
 pub mod random;
+pub mod release;
 pub mod remote;
 pub mod seal;
 pub mod settings;

@@ -8,6 +8,7 @@ use anyhow::Context;
 use tokio::process::Command;
 
 use crate::error::{Failure, Result};
+use crate::image::{self, Identity, Image};
 use crate::paths::Scope;
 use crate::quadlet::{Place, PodmanVersion, UnitFile};
 
@@ -154,18 +155,47 @@ impl Podman {
         }
     }
 
-    /// The digest of an image's manifest, if the image is in local storage.
+    /// Which image a reference means in local storage; nothing if it is not there.
+    ///
+    /// # Errors
+    /// When Podman can't tell.
+    pub async fn image(&self, reference: &str) -> Result<Option<Identity>> {
+        // `image inspect` shows the digest of this platform's manifest for a tag, but the registry
+        // and a container have that of the index.
+        let filter = format!("reference={reference}");
+        let format = "{{.ID}} {{.Digest}}";
+        let words = [
+            "images",
+            "--no-trunc",
+            "--format",
+            format,
+            "--filter",
+            &filter,
+        ];
+        let said = self.run(words).await?;
+        Ok(said.lines().find_map(identity))
+    }
+
+    /// The image of a container, by the name that it was started with; nothing if there is no such
+    /// container.
     ///
     /// # Errors
     /// When Podman can't be run.
-    pub async fn digest(&self, image: &str) -> Result<Option<String>> {
+    pub async fn container_image(&self, container: &str) -> Result<Option<Image>> {
+        let format = "{{.ImageName}} {{.Image}} {{.ImageDigest}}";
         let output = self
-            .command(["image", "inspect", "--format", "{{.Digest}}", image])
+            .command(["container", "inspect", "--format", format, container])
             .output()
             .await
             .context("can't run podman")?;
-        let digest = String::from_utf8_lossy(&output.stdout).trim().to_owned();
-        Ok((output.status.success() && digest.starts_with("sha256:")).then_some(digest))
+        let said = String::from_utf8_lossy(&output.stdout);
+        let Some((reference, rest)) = said.trim().split_once(' ') else {
+            return Ok(None);
+        };
+        Ok(identity(rest).map(|identity| Image {
+            reference: reference.to_owned(),
+            identity,
+        }))
     }
 
     /// What `registries.conf` makes of names, as `podman info` has it.
@@ -242,6 +272,19 @@ fn parent_of(process: u32) -> Option<u32> {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
     line.trim().parse().ok()
+}
+
+/// Reads `ID DIGEST`.
+fn identity(line: &str) -> Option<Identity> {
+    let (id, digest) = line.trim().split_once(' ')?;
+    image::is_digest(digest).then(|| Identity {
+        digest: digest.to_owned(),
+        id: Some(
+            id.strip_prefix(image::DIGEST_PREFIX)
+                .unwrap_or(id)
+                .to_owned(),
+        ),
+    })
 }
 
 fn failed(output: &Output) -> anyhow::Error {

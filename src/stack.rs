@@ -12,13 +12,15 @@ use tokio::time::Instant;
 use crate::applied::{Applied, Difference};
 use crate::error::{Failure, Result};
 use crate::host::Host;
+use crate::images_lock::ImagesLock;
 use crate::journal::{self, LastLines};
 use crate::litellm::Client;
 use crate::litellm::health::Health;
 use crate::output::{duration, say};
 use crate::paths::Scope;
 use crate::quadlet::{self, NETWORK};
-use crate::settings::{GATEWAY_PORT, Service, Settings};
+use crate::release;
+use crate::settings::{GATEWAY_PORT, Service, Settings, parse_env, read_env};
 use crate::snapshot;
 use crate::systemd::job::{JobResult, Jobs, Verb};
 use crate::systemd::{Systemd, UnitState};
@@ -144,7 +146,7 @@ pub async fn change(
         return Ok(());
     }
     let version = wait.ready().await?;
-    remember_good(host)?;
+    remember_good(host).await?;
     say(&format!(
         "ready after {}: http://127.0.0.1:{GATEWAY_PORT}, LiteLLM {}, database connected",
         duration(wait.begin.elapsed()),
@@ -164,13 +166,24 @@ pub async fn run(host: &Host, unit: &str, timeout: Duration) -> Result<()> {
 }
 
 /// Remembers the present configuration as the last good one, if all of it is what runs: an edit
-/// that has not come into force yet proves nothing.
-fn remember_good(host: &Host) -> Result<()> {
-    let settings = Settings::load(&host.paths.env_file())?;
-    if differences(host, &settings)?.is_empty() {
-        snapshot::mark_good(&host.paths, &snapshot::keep(&host.paths)?)?;
+/// that has not come into force yet proves nothing. An edit of `LITELLM_IMAGE` is left out.
+async fn remember_good(host: &Host) -> Result<()> {
+    let path = host.paths.env_file();
+    let mut env = parse_env(&read_env(&path)?, &path)?;
+    let settings = Settings::from_env(&env, &path)?;
+    if !differences(host, &settings)?.is_empty() {
+        return Ok(());
     }
-    Ok(())
+    let lock = ImagesLock::load(&host.paths.images_lock())?;
+    let id = match release::kept(host, &settings, &lock).await? {
+        None => snapshot::keep(&host.paths)?,
+        Some(kept) => {
+            env.set("LITELLM_IMAGE", &kept.reference)
+                .with_context(|| format!("can't edit {}", path.display()))?;
+            snapshot::keep_with(&host.paths, env.text())?
+        }
+    };
+    snapshot::mark_good(&host.paths, &id)
 }
 
 /// Stops units.

@@ -667,7 +667,7 @@ pub fn unsigned(
     let mut found = Vec::new();
     for (image, locked) in images.references() {
         if is_below(&image, scope) && !is_signed_release(&image) {
-            found.push(format!("{}@{}", image.name(), locked.digest));
+            found.push(format!("{}@{}", image.name(), locked.identity.digest));
         }
     }
     let Some(current) = current else {

@@ -13,15 +13,15 @@ use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::backup::database::Server;
-use crate::backup::manifest::Image;
 use crate::backup::restore::{self, Recovered, Restore};
 use crate::backup::{self, Backup, BackupId};
-use crate::commands::{generate, pull};
+use crate::commands::generate::{self, Target};
+use crate::commands::pull;
 use crate::compromised::Compromised;
 use crate::error::{Failure, Result};
 use crate::host::{self, Host};
-use crate::image::ImageReference;
-use crate::images_lock::ImagesLock;
+use crate::image::{Identity, Image, ImageReference};
+use crate::images_lock::{ImagesLock, Locked};
 use crate::install::plan::{Change, Plan as Files};
 use crate::ledger::{
     Ended, Event, Images, Ledger, Operation, Outcome, Reached, Release, Step, Verb,
@@ -63,8 +63,8 @@ pub struct Plan {
     /// The `.env` that is wanted.
     env: String,
     settings: Settings,
-    /// The digest that is recorded for the wanted image.
-    digest: Option<String>,
+    /// What is recorded of the wanted image.
+    wanted: Option<Identity>,
     /// Whether `.env` or `config/` were edited beyond the image, which comes into force, too.
     edited: bool,
     /// The backup whose data comes back.
@@ -72,26 +72,30 @@ pub struct Plan {
 }
 
 impl Plan {
-    /// The change to the image that `.env` names, or to `image`. Nothing if that one runs.
+    /// The change to the image that `.env` names, or to `image`.
     ///
     /// # Errors
     /// When `.env` is wrong, or no release was ever ready here.
-    pub async fn upgrade(host: &Host, image: Option<&ImageReference>) -> Result<Option<Self>> {
+    pub async fn upgrade(host: &Host, image: Option<&ImageReference>) -> Result<Self> {
         let path = host.paths.env_file();
         let mut env = parse_env(&read_env(&path)?, &path)?;
         if let Some(image) = image {
             set_image(&mut env, "LITELLM_IMAGE", image.as_str(), &path)?;
         }
         let settings = Settings::from_env(&env, &path)?;
-        let plan = Self::new(host, Verb::Upgrade, env.text().to_owned(), settings).await?;
-        let same = plan.gateway_before().is_some_and(|from| {
-            from.reference == plan.settings.litellm_image.as_str()
-                && plan
-                    .digest
-                    .as_deref()
-                    .is_none_or(|digest| digest == from.digest)
-        });
-        Ok((!same).then_some(plan))
+        Self::new(host, Verb::Upgrade, env.text().to_owned(), settings).await
+    }
+
+    /// Whether the wanted image runs already, by the same name.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.gateway_before().is_some_and(|from| {
+            from.reference == self.settings.litellm_image.as_str()
+                && self
+                    .wanted
+                    .as_ref()
+                    .is_none_or(|wanted| wanted.is(&from.identity))
+        })
     }
 
     /// The change back to `release`, and to the data of `data` if there is one.
@@ -108,7 +112,7 @@ impl Plan {
         let settings = Settings::from_env(&env, &path)?;
         let plan = Self::new(host, Verb::Rollback, env.text().to_owned(), settings).await?;
         Ok(Self {
-            digest: Some(gateway.digest.clone()),
+            wanted: Some(gateway.identity.clone()),
             data,
             ..plan
         })
@@ -122,15 +126,7 @@ impl Plan {
         })?;
         let before =
             Settings::from_text(&snapshot::env(paths, &configuration)?, &paths.env_file())?;
-        let mut from = backup::images(host, &before).await;
-        // As `.env` names them, whatever Podman calls them.
-        for service in Service::ALL {
-            if let (Some(image), Some(found)) =
-                (before.image(service), from.get_mut(service.name()))
-            {
-                found.reference = image.to_string();
-            }
-        }
+        let from = backup::images(host, &before).await;
         let mut as_before = parse_env(&env, &paths.env_file())?;
         set_image(
             &mut as_before,
@@ -141,20 +137,24 @@ impl Plan {
         let edited = snapshot::keep_with(paths, as_before.text())? != configuration;
         let lock = ImagesLock::load(&paths.images_lock())?;
         Compromised::load(paths)?.refuse(paths, &settings, &lock)?;
-        let digest = settings
-            .litellm_image
-            .digest()
-            .or(lock
-                .get(&settings.litellm_image)
-                .map(|locked| locked.digest.as_str()))
-            .map(str::to_owned);
+        let wanted = match lock.identity(&settings.litellm_image) {
+            Some(recorded) => {
+                let pinned = lock.pin(&settings.litellm_image);
+                let here = host.podman().await?.image(&pinned).await?;
+                Some(Identity {
+                    id: here.and_then(|found| found.id).or(recorded.id),
+                    ..recorded
+                })
+            }
+            None => None,
+        };
         Ok(Self {
             verb,
             from,
             configuration,
             env,
             settings,
-            digest,
+            wanted,
             edited,
             data: None,
         })
@@ -173,8 +173,8 @@ impl Plan {
         let local = self.settings.image(Service::Postgres).is_some();
         let mut lines = vec![
             format!("{} {from} -> {}", self.verb, self.settings.litellm_image),
-            match &self.digest {
-                Some(digest) => {
+            match &self.wanted {
+                Some(Identity { digest, .. }) => {
                     format!("  pull        {digest}, unless it is here; nothing is stopped")
                 }
                 None => "  pull        the image, and record its digest; nothing is stopped".into(),
@@ -239,7 +239,7 @@ impl Plan {
             restore: None,
         };
         let begin = std::time::Instant::now();
-        match run.forward(&self.configuration, &wanted, self.digest).await {
+        match run.forward(&self.configuration, &wanted, self.wanted).await {
             Ok(()) => {
                 say(&format!(
                     "{} serves; the {} took {}",
@@ -264,25 +264,6 @@ impl Plan {
     }
 }
 
-/// Whether `.env` asks for another gateway image than the one that is recorded as running, so that
-/// bringing it up is a change of release.
-///
-/// # Errors
-/// When the ledger or `images.lock` can't be read.
-pub fn is_wanted(host: &Host, settings: &Settings) -> Result<bool> {
-    let ledger = Ledger::load(&host.paths)?;
-    let Some(current) = ledger.current().and_then(Release::gateway) else {
-        return Ok(false);
-    };
-    let image = &settings.litellm_image;
-    let lock = ImagesLock::load(&host.paths.images_lock())?;
-    let digest = image
-        .digest()
-        .or(lock.get(image).map(|locked| locked.digest.as_str()));
-    Ok(digest.is_none_or(|digest| digest != current.digest)
-        && snapshot::last_good(&host.paths).is_some())
-}
-
 /// Records what runs as a release, if it is another one than the last.
 ///
 /// # Errors
@@ -299,15 +280,12 @@ fn images(settings: &Settings, lock: &ImagesLock) -> Images {
         let Some(reference) = settings.image(service) else {
             continue;
         };
-        let digest = reference
-            .digest()
-            .or(lock.get(reference).map(|locked| locked.digest.as_str()));
-        if let Some(digest) = digest {
+        if let Some(identity) = lock.identity(reference) {
             images.insert(
                 service.name().to_owned(),
                 Image {
                     reference: reference.to_string(),
-                    digest: digest.to_owned(),
+                    identity,
                 },
             );
         }
@@ -430,7 +408,7 @@ impl Run<'_> {
         &mut self,
         configuration: &SnapshotId,
         wanted: &SnapshotId,
-        digest: Option<String>,
+        image: Option<Identity>,
     ) -> Result<()> {
         let host = self.host;
         let paths = &host.paths;
@@ -439,8 +417,8 @@ impl Run<'_> {
         let after = Settings::from_text(&snapshot::env(paths, wanted)?, &path)?;
         snapshot::restore(paths, configuration, &[])?;
 
-        if let Some(digest) = digest {
-            self.lock(&after.litellm_image, &digest)?;
+        if let Some(image) = image {
+            self.lock(&after.litellm_image, image)?;
         }
         pull::pull_missing(host, &after).await?;
         self.reached(Step::Pulled)?;
@@ -504,7 +482,7 @@ impl Run<'_> {
 
     /// Installs what the configuration on the disk asks for.
     async fn install(&self) -> Result<Settings> {
-        let prepared = generate::prepare(self.host).await?;
+        let prepared = generate::prepare(self.host, Target::Wanted).await?;
         let tell = |text: &str| {
             say(text);
             Ok(())
@@ -564,11 +542,12 @@ impl Run<'_> {
     }
 
     /// Has the tag mean this image.
-    fn lock(&self, image: &ImageReference, digest: &str) -> Result<()> {
+    fn lock(&self, image: &ImageReference, identity: Identity) -> Result<()> {
         let path = self.host.paths.images_lock();
         let mut lock = ImagesLock::load(&path)?;
-        if image.digest().is_none() && lock.get(image).is_none_or(|found| found.digest != digest) {
-            lock.record(image, digest.to_owned());
+        let is_known = |found: &Locked| found.identity.is(&identity);
+        if image.digest().is_none() && !lock.get(image).is_some_and(is_known) {
+            lock.record(image, identity);
             lock.save(&path)?;
         }
         Ok(())
@@ -576,26 +555,19 @@ impl Run<'_> {
 
     /// Whether the gateway is ready and runs the image of that name.
     async fn serves(&self, reference: &str) -> bool {
+        let from = self.operation.from.get(Service::Litellm.name());
+        let pinned = match from.filter(|from| from.reference == reference) {
+            Some(from) => from.pinned(),
+            None => match ImagesLock::load(&self.host.paths.images_lock()) {
+                Ok(lock) => lock.pin_text(reference),
+                Err(_) => return false,
+            },
+        };
         let Ok(client) = Client::local(PATIENCE) else {
             return false;
         };
-        let Ok(image) = ImageReference::parse(reference) else {
-            return false;
-        };
-        let Ok(lock) = ImagesLock::load(&self.host.paths.images_lock()) else {
-            return false;
-        };
-        let digest = self
-            .operation
-            .from
-            .get(Service::Litellm.name())
-            .filter(|from| from.reference == reference)
-            .map(|from| from.digest.clone())
-            .or(image.digest().map(str::to_owned))
-            .or(lock.get(&image).map(|locked| locked.digest.clone()));
         client.health().await.is_ready()
-            && digest.is_some()
-            && running_digest(self.host).await == digest
+            && matches!(runs(self.host, &pinned).await, Ok(Runs::Wanted))
     }
 
     async fn start_database(&self, settings: &Settings) -> Result<()> {
@@ -664,7 +636,7 @@ impl Run<'_> {
         snapshot::restore(&host.paths, &configuration, &[])?;
         for image in self.operation.from.values() {
             if let Ok(reference) = ImageReference::parse(&image.reference) {
-                self.lock(&reference, &image.digest)?;
+                self.lock(&reference, image.identity.clone())?;
             }
         }
         fail::fail_point!("undo-configured");
@@ -728,17 +700,25 @@ fn gateway_units() -> [&'static str; 2] {
     [Service::Litellm.unit(), Service::Migrate.unit()]
 }
 
-/// The digest of the image of the gateway's container, if it runs.
-async fn running_digest(host: &Host) -> Option<String> {
-    let words = [
-        "container",
-        "inspect",
-        "--format",
-        "{{.ImageDigest}}",
-        Service::Litellm.container(),
-    ];
-    let said = host.podman().await.ok()?.run(words).await.ok()?;
-    Some(said.trim().to_owned())
+/// What the gateway's container runs, compared with what it should.
+enum Runs {
+    Wanted,
+    Other(Image),
+    Nothing,
+}
+
+/// Whether the gateway's container runs `image`, by its ID.
+async fn runs(host: &Host, image: &str) -> Result<Runs> {
+    let podman = host.podman().await?;
+    let (wanted, running) = futures_util::try_join!(
+        podman.image(image),
+        podman.container_image(Service::Litellm.container())
+    )?;
+    Ok(match (wanted, running) {
+        (_, None) => Runs::Nothing,
+        (Some(wanted), Some(running)) if wanted.is(&running.identity) => Runs::Wanted,
+        (_, Some(running)) => Runs::Other(running),
+    })
 }
 
 fn set_image(

@@ -4,7 +4,7 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use litellm_units::image::ImageReference;
+use litellm_units::image::{Identity, ImageReference};
 use litellm_units::images_lock::ImagesLock;
 use litellm_units::paths::{Paths, Scope};
 use litellm_units::trust::{
@@ -362,9 +362,12 @@ fn releases_from_before_signatures_stay_usable_by_digest() {
         "error: LITELLM_IMAGE is ghcr.io/berriai/litellm:v1.80.11-stable, from before LiteLLM signed its releases, and its digest is not recorded yet: it could not be pulled any more\n\
          hint: record it first: litellm-units pull; or name a release from 1.83 on\n"
     );
-    lock.record(&old, "sha256:1".into());
-    lock.record(&new, "sha256:2".into());
-    lock.record(&image("docker.io/library/redis:7.4.6"), "sha256:3".into());
+    lock.record(&old, Identity::of_digest("sha256:1"));
+    lock.record(&new, Identity::of_digest("sha256:2"));
+    lock.record(
+        &image("docker.io/library/redis:7.4.6"),
+        Identity::of_digest("sha256:3"),
+    );
     let accepted = vec!["ghcr.io/berriai/litellm@sha256:1".to_owned()];
     assert_eq!(said(&old, &lock), Ok(accepted.clone()));
     assert_eq!(said(&new, &lock), Ok(accepted));

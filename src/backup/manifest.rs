@@ -8,6 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::BackupId;
 use crate::error::{Failure, Result};
+use crate::image::Image;
 
 /// The manifest's name in a backup.
 pub const FILE: &str = "manifest.json";
@@ -35,15 +36,6 @@ pub struct Manifest {
     pub encryption: Option<Encryption>,
     /// Every file but this one.
     pub files: Vec<StoredFile>,
-}
-
-/// An image as a container runs it.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
-pub struct Image {
-    /// The reference.
-    pub reference: String,
-    /// The digest of its manifest.
-    pub digest: String,
 }
 
 /// What a database holds, counted in one snapshot.

@@ -17,7 +17,7 @@ use super::archive::{self, Progress};
 use super::database::{Server, is_missing_role, scratch_name};
 use super::manifest::{Contents, DUMP};
 use super::{Backup, BackupId, CREDENTIALS, check_space, make_private, remove_unfinished};
-use crate::commands::{generate, pull};
+use crate::commands::generate::{self, Target};
 use crate::error::{Exit, Failure, Result, exit};
 use crate::host::Host;
 use crate::images_lock::ImagesLock;
@@ -31,6 +31,7 @@ use crate::settings::{OF_THE_DATABASE, Service, Settings, parse_env, read_env};
 use crate::snapshot::{self, SnapshotId};
 use crate::stack::{self, Manner, RECOVERY_TIMEOUT};
 use crate::systemd::job::Verb;
+use crate::upgrade;
 
 /// How a backup is restored.
 #[derive(Clone, Debug)]
@@ -216,7 +217,14 @@ pub async fn restore_data(
         fail::fail_point!("restore-not-ready", |_| Err(
             Failure::new("a test says so").into()
         ));
-        bring_back(host, options.config, runs, options.timeout).await
+        // The configuration of the backup brings its own release.
+        let target = options.config.then_some(Target::Wanted);
+        bring_back(host, target, runs, options.timeout).await?;
+        if options.config {
+            let settings = Settings::load(&host.paths.env_file())?;
+            upgrade::record(host, &settings, "restore")?;
+        }
+        Ok(())
     };
     if let Err(error) = attempt.await {
         // Ctrl-C is a person's decision: what is under way goes on, and the next command ends it.
@@ -245,16 +253,21 @@ pub async fn restore_data(
     Ok(())
 }
 
-async fn bring_back(host: &Host, config: bool, runs: bool, timeout: Duration) -> Result<()> {
-    if config {
-        let prepared = generate::prepare(host).await?;
-        prepared
-            .apply_telling(host, |text| {
-                say(text);
-                Ok(())
-            })
-            .await?;
-        pull::pull_missing(host, prepared.settings()).await?;
+/// Starts the gateway if it ran, after the units of another configuration, if there is one: `target`.
+async fn bring_back(
+    host: &Host,
+    target: Option<Target>,
+    runs: bool,
+    timeout: Duration,
+) -> Result<()> {
+    if let Some(target) = target {
+        let tell = |text: &str| {
+            say(text);
+            Ok(())
+        };
+        let prepared = generate::prepare(host, target).await?;
+        prepared.apply_telling(host, tell).await?;
+        generate::pull_missing(host, &prepared, target, tell).await?;
         if runs {
             stack::bring_up(host, prepared.settings(), timeout).await?;
         }
@@ -350,17 +363,16 @@ impl<'a> Restore<'a> {
         }
         fail::fail_point!("restore-staged");
         let images = super::images(host, settings).await;
-        let digest = |images: &std::collections::BTreeMap<String, super::Image>| {
-            images
-                .get(Service::Litellm.name())
-                .map(|image| image.digest.clone())
-        };
-        let other_release = digest(&images) != digest(&backup.manifest.images);
+        let gateway = Service::Litellm.name();
+        let same_release = images
+            .get(gateway)
+            .zip(backup.manifest.images.get(gateway))
+            .is_some_and(|(now, then)| now.identity.is(&then.identity));
         Ok(Self {
             host,
             server,
             record,
-            other_release,
+            other_release: !same_release,
         })
     }
 
@@ -428,7 +440,7 @@ impl<'a> Restore<'a> {
         drop_scratch(&self.server, &self.record.staged).await?;
         let gateway = bring_back(
             self.host,
-            configuration.is_some(),
+            configuration.map(|_| Target::Recorded),
             self.record.gateway,
             timeout,
         )
@@ -506,7 +518,7 @@ async fn recover_restore(
         say(&format!(
             "the restore of backup {id} was interrupted after the data was in place: finishing it"
         ));
-        return match bring_back(host, false, gateway, RECOVERY_TIMEOUT).await {
+        return match bring_back(host, None, gateway, RECOVERY_TIMEOUT).await {
             Ok(()) => restore.commit().await.map(|()| Recovered::Finished(id)),
             Err(error) => Err(take_back(restore, &units, RECOVERY_TIMEOUT, error).await),
         };
@@ -698,7 +710,7 @@ fn restore_config(paths: &Paths, backup: &Backup, options: &Options) -> Result<(
             if lock.lacks(image)
                 && let Some(locked) = then.get(image)
             {
-                lock.record(image, locked.digest.clone());
+                lock.record(image, locked.identity.clone());
             }
         }
         lock.save(&lock_path)?;

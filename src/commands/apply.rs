@@ -1,6 +1,6 @@
 //! `apply`: an edit comes into force, or everything is as before.
 
-use super::generate;
+use super::generate::{self, Target};
 use crate::change;
 use crate::cli;
 use crate::cli::upgrade::Pace;
@@ -18,13 +18,12 @@ use crate::upgrade;
 /// (then the last good configuration is back).
 pub async fn run(host: &Host, arguments: &cli::Apply) -> Result<Exit> {
     let _lock = super::begin(host, "apply", arguments.dry_run, arguments.timeout).await?;
-    let prepared = generate::prepare(host).await?;
+    let prepared = generate::prepare(host, Target::Recorded).await?;
     if host.paths.config_file().exists() && host.paths.env_file().exists() {
         super::config::refuse_errors(host)?;
     }
-    if upgrade::is_wanted(host, prepared.settings())?
-        && let Some(plan) = upgrade::Plan::upgrade(host, None).await?
-    {
+    if prepared.kept().is_some() {
+        let plan = upgrade::Plan::upgrade(host, None).await?;
         let pace = Pace {
             settle: upgrade::SETTLE,
             timeout: arguments.timeout,
@@ -37,7 +36,7 @@ pub async fn run(host: &Host, arguments: &cli::Apply) -> Result<Exit> {
     let edited = snapshot::keep(&host.paths)?;
     let attempt = async {
         prepared.apply(host).await?;
-        super::pull::pull_missing(host, prepared.settings()).await?;
+        generate::pull_missing(host, &prepared, Target::Recorded, output::line).await?;
         stack::bring_up(host, prepared.settings(), arguments.timeout).await?;
         upgrade::record(host, prepared.settings(), "apply")
     };
@@ -72,7 +71,7 @@ async fn take_back(
     let attempt = async {
         let staying = change::known_to_the_database(host).await;
         snapshot::restore(&host.paths, good, staying)?;
-        let prepared = generate::prepare(host).await?;
+        let prepared = generate::prepare(host, Target::Recorded).await?;
         prepared.apply(host).await?;
         let timeout = arguments.timeout.max(stack::RECOVERY_TIMEOUT);
         stack::bring_up(host, prepared.settings(), timeout).await

@@ -24,11 +24,11 @@ struct Report<'a> {
 /// # Errors
 /// When stdout is closed; what is wrong with the host is the answer, not an error.
 pub async fn run(host: &Host, arguments: &cli::Doctor) -> Result<Exit> {
-    let mut checks = examine(host).await;
+    let mut checks = Box::pin(examine(host)).await;
     let mut fixed = Vec::new();
     if arguments.fix && checks.iter().any(|check| check.fix.is_some()) {
         fixed = fix(host, &checks).await;
-        checks = examine(host).await;
+        checks = Box::pin(examine(host)).await;
     }
     let outcome = worst(&checks);
     if arguments.json {

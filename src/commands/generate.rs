@@ -5,11 +5,13 @@ use std::time::Duration;
 
 use anyhow::Context;
 
+use super::pull;
 use crate::cli;
 use crate::compromised::Compromised;
 use crate::deployment;
 use crate::error::{Exit, Failure, Result};
 use crate::host::{self, Host};
+use crate::image::Image;
 use crate::images_lock::ImagesLock;
 use crate::install;
 use crate::install::plan::Plan;
@@ -17,6 +19,7 @@ use crate::output::{self, say, warn};
 use crate::paths::Scope;
 use crate::quadlet::{self, Place, PodmanVersion, UnitFile};
 use crate::random::kernel_random;
+use crate::release;
 use crate::settings::Settings;
 use crate::systemd::job::{Jobs, Verb};
 
@@ -35,7 +38,10 @@ pub async fn run(host: &Host, arguments: cli::Generate) -> Result<Exit> {
             arguments.podman.unwrap_or(PodmanVersion::DEFAULT),
         );
     }
-    let prepared = prepare(host).await?;
+    let prepared = prepare(host, Target::Recorded).await?;
+    if let Some(kept) = prepared.kept() {
+        warn(&release::notice(prepared.settings(), kept));
+    }
     if arguments.dry_run || arguments.check {
         for change in &prepared.deployment.changes {
             output::line(&format!("# {change}"))?;
@@ -55,7 +61,9 @@ pub async fn run(host: &Host, arguments: cli::Generate) -> Result<Exit> {
     }
     let current = prepared.is_current();
     prepared.apply(host).await?;
-    if current {
+    if current && prepared.kept().is_some() {
+        say(&format!("next: {}", release::REMEDY));
+    } else if current {
         output::line("nothing to do")?;
     } else {
         say(&format!(
@@ -64,6 +72,15 @@ pub async fn run(host: &Host, arguments: cli::Generate) -> Result<Exit> {
         ));
     }
     Ok(Exit::Success)
+}
+
+/// Which release of the gateway the units get.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// The one that is recorded, whatever `.env` names.
+    Recorded,
+    /// The one that `.env` names: the caller changes the release.
+    Wanted,
 }
 
 /// What `generate` would do, checked as far as that is possible without doing it.
@@ -75,6 +92,10 @@ pub struct Prepared {
     pub units: Plan,
     /// `images.lock` with the digests of images that were not in it.
     images: Option<ImagesLock>,
+    /// The settings that the units are rendered from.
+    installed: Settings,
+    /// The recorded release, if `.env` names another one and the units stay at this one.
+    kept: Option<Image>,
     /// Whether this is the first installation, after which the target is enabled for boot.
     first: bool,
     /// Whether the backup's timer appears, and is then enabled. An operator who disables it later
@@ -86,7 +107,7 @@ pub struct Prepared {
 ///
 /// # Errors
 /// When the settings are wrong, or the host can't run the units.
-pub async fn prepare(host: &Host) -> Result<Prepared> {
+pub async fn prepare(host: &Host, target: Target) -> Result<Prepared> {
     let podman = host.podman().await?;
     let version = podman.version().await?;
     let deployment = deployment::Plan::new(&host.paths, &mut kernel_random)?;
@@ -98,14 +119,22 @@ pub async fn prepare(host: &Host) -> Result<Prepared> {
     let mut images = before.clone();
     for image in deployment.settings.images() {
         if images.lacks(image)
-            && let Some(digest) = podman.digest(image.as_str()).await?
+            && let Some(found) = podman.image(image.as_str()).await?
         {
-            images.record(image, digest);
+            images.record(image, found);
         }
     }
+    let kept = match target {
+        Target::Recorded => release::kept(host, &deployment.settings, &images).await?,
+        Target::Wanted => None,
+    };
+    let installed = match &kept {
+        Some(kept) => release::at(&deployment.settings, kept)?,
+        None => deployment.settings.clone(),
+    };
     Compromised::load(&host.paths)?.refuse(&host.paths, &deployment.settings, &images)?;
     let program = host::program()?;
-    let mut files = render(host, &deployment.settings, version, &program, &images)?;
+    let mut files = render(host, &installed, version, &program, &images)?;
     if !host.paths.packaged_units.join("litellm.target").exists() {
         files.insert(0, quadlet::target(host.scope()));
     }
@@ -126,6 +155,8 @@ pub async fn prepare(host: &Host) -> Result<Prepared> {
         deployment,
         units,
         images,
+        installed,
+        kept,
         first,
         timer,
     })
@@ -142,6 +173,12 @@ impl Prepared {
     #[must_use]
     pub fn settings(&self) -> &Settings {
         &self.deployment.settings
+    }
+
+    /// The recorded release, if `.env` names another one and the units stay at this one.
+    #[must_use]
+    pub fn kept(&self) -> Option<&Image> {
+        self.kept.as_ref()
     }
 
     /// Does it, saying each thing done.
@@ -216,6 +253,24 @@ impl Prepared {
         }
         Ok(())
     }
+}
+
+/// Pulls the images that the installed units need and the host lacks. Where that tells the digest of
+/// a tag, the units get it.
+///
+/// # Errors
+/// When an image can't be pulled or must not run, or the disk refuses.
+pub async fn pull_missing(
+    host: &Host,
+    prepared: &Prepared,
+    target: Target,
+    tell: fn(&str) -> Result<()>,
+) -> Result<()> {
+    if pull::pull_missing(host, &prepared.installed).await? {
+        let pinned = prepare(host, target).await?;
+        pinned.apply_telling(host, tell).await?;
+    }
+    Ok(())
 }
 
 fn render(

@@ -64,7 +64,7 @@ fn entries(ledger: &Ledger) -> Vec<Entry> {
                     release: Some(release.number),
                     at: at.clone(),
                     image: image.map_or("-".into(), |image| image.reference.clone()),
-                    digest: image.map(|image| image.digest.clone()),
+                    digest: image.map(|image| image.identity.digest.clone()),
                     by: by.clone(),
                     how: release.how.clone(),
                     result: if Some(release.number) == current {

@@ -4,9 +4,10 @@ use crate::cli;
 use crate::compromised::{Compromised, Found};
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
-use crate::image::ImageReference;
+use crate::image::{Identity, ImageReference};
 use crate::images_lock::ImagesLock;
 use crate::output::{duration, say};
+use crate::release;
 use crate::settings::Settings;
 use crate::trust::{self, Places};
 
@@ -17,7 +18,10 @@ use crate::trust::{self, Places};
 pub async fn run(host: &Host, arguments: &cli::Pull) -> Result<Exit> {
     let settings = Settings::load(&host.paths.env_file())?;
     if arguments.missing {
-        pull_missing(host, &settings).await?;
+        // What the units run, which is not what an edit of .env names.
+        let lock = ImagesLock::load(&host.paths.images_lock())?;
+        let installed = release::installed(host, &settings, &lock).await?;
+        pull_missing(host, &installed).await?;
         return Ok(Exit::Success);
     }
     refuse_compromised(host, &settings)?;
@@ -57,9 +61,9 @@ pub async fn pull_missing(host: &Host, settings: &Settings) -> Result<bool> {
             pull(host, image, &pinned).await?;
         }
         if lock.lacks(image)
-            && let Some(digest) = podman.digest(image.as_str()).await?
+            && let Some(found) = podman.image(image.as_str()).await?
         {
-            record(host, &mut lock, image, digest)?;
+            record(host, &mut lock, image, found)?;
             recorded = true;
         }
     }
@@ -74,7 +78,7 @@ async fn refresh(host: &Host, image: &ImageReference, accept: bool) -> Result<Op
     let mut lock = ImagesLock::load(&path)?;
     if let Some(locked) = lock.get(image)
         && image.digest().is_none()
-        && is_taken_by_digest_alone(host, image, &locked.digest)?
+        && is_taken_by_digest_alone(host, image, &locked.identity.digest)?
     {
         say(&format!(
             "{image} has no signature: only the recorded digest is taken"
@@ -83,25 +87,35 @@ async fn refresh(host: &Host, image: &ImageReference, accept: bool) -> Result<Op
         return Ok(None);
     }
     pull(host, image, image.as_str()).await?;
-    let Some(digest) = podman.digest(image.as_str()).await? else {
+    let Some(found) = podman.image(image.as_str()).await? else {
         anyhow::bail!("{image} was pulled, but Podman does not know its digest");
     };
-    match lock.get(image).map(|locked| locked.digest.clone()) {
-        Some(recorded) if recorded == digest => Ok(None),
-        Some(recorded) if !accept => {
-            // The tag must go on meaning what is recorded, whoever uses it on this host.
-            let old = format!("{}@{recorded}", image.name());
-            if !podman.has_image(&old).await? {
-                pull(host, image, &old).await?;
-            }
-            podman.run(["tag", &old, image.as_str()]).await?;
-            Ok(Some(format!("{image}: recorded {recorded}, now {digest}")))
-        }
-        _ => {
-            record(host, &mut lock, image, digest)?;
-            Ok(None)
-        }
+    let Some(recorded) = lock.get(image).map(|locked| locked.identity.clone()) else {
+        record(host, &mut lock, image, found)?;
+        return Ok(None);
+    };
+    let old = format!("{}@{}", image.name(), recorded.digest);
+    let same = match podman.image(&old).await? {
+        // An index that was made anew around the same image is no other one.
+        Some(old) => old.is(&found),
+        None => recorded.is(&found),
+    };
+    if same {
+        return Ok(None);
     }
+    if accept {
+        record(host, &mut lock, image, found)?;
+        return Ok(None);
+    }
+    // The tag must go on meaning what is recorded, whoever uses it on this host.
+    if !podman.has_image(&old).await? {
+        pull(host, image, &old).await?;
+    }
+    podman.run(["tag", &old, image.as_str()]).await?;
+    Ok(Some(format!(
+        "{image}: recorded {}, now {}",
+        recorded.digest, found.digest
+    )))
 }
 
 /// Before anything is pulled.
@@ -115,14 +129,14 @@ fn record(
     host: &Host,
     lock: &mut ImagesLock,
     image: &ImageReference,
-    digest: String,
+    found: Identity,
 ) -> Result<()> {
     Compromised::load(&host.paths)?
-        .check(image, Some(&digest))
+        .check(image, Some(&found.digest))
         .map_err(|found| {
             Failure::config(format!("{found}; it was pulled, but will not run")).hint(Found::HINT)
         })?;
-    lock.record(image, digest);
+    lock.record(image, found);
     lock.save(&host.paths.images_lock())
 }
 

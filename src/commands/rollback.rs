@@ -50,7 +50,7 @@ fn find(ledger: &Ledger, number: Option<u32>) -> Result<&Release> {
     let mut others = ledger.releases().rev().skip(1);
     let found = match number {
         Some(number) => others.find(|release| release.number == number),
-        None => others.find(|release| release.gateway() != current.gateway()),
+        None => others.find(|release| !release.is(current)),
     };
     let release = found.ok_or_else(|| {
         Failure::new(match number {
@@ -60,7 +60,7 @@ fn find(ledger: &Ledger, number: Option<u32>) -> Result<&Release> {
         })
         .hint(see)
     })?;
-    if release.gateway() == current.gateway() {
+    if release.is(current) {
         return Err(Failure::new(format!(
             "release {} has the image that runs already",
             release.number

@@ -12,9 +12,11 @@ use crate::cli;
 use crate::container;
 use crate::error::{Exit, Result};
 use crate::host::Host;
+use crate::images_lock::ImagesLock;
 use crate::litellm::Client;
 use crate::litellm::health::Health;
 use crate::output::{self, bytes, duration};
+use crate::release;
 use crate::settings::{GATEWAY_PORT, Service, Settings};
 use crate::stack;
 use crate::systemd::UnitState;
@@ -150,7 +152,13 @@ impl Services {
         let (units, images) = futures_util::try_join!(units, systemd.unit(stack::IMAGES_UNIT))?;
         let mut warnings: Vec<String> = upgrade::warning(&host.paths)?.into_iter().collect();
         let settings = match Settings::load(&host.paths.env_file()) {
-            Ok(settings) => Some(settings),
+            Ok(settings) => {
+                match edited_release(host, &settings).await {
+                    Ok(notice) => warnings.extend(notice),
+                    Err(error) => warnings.push(format!("can't tell which release: {error:#}")),
+                }
+                Some(settings)
+            }
             Err(error) => {
                 if units.iter().any(|unit| unit.load != "not-found") {
                     warnings.push(format!("can't tell what changed: {error:#}"));
@@ -210,6 +218,16 @@ impl Services {
             State::Degraded
         }
     }
+}
+
+/// What is to be said of an edit of `LITELLM_IMAGE` that no upgrade has brought yet.
+async fn edited_release(host: &Host, settings: &Settings) -> Result<Option<String>> {
+    let lock = ImagesLock::load(&host.paths.images_lock())?;
+    let kept = release::kept(host, settings, &lock).await?;
+    Ok(kept.map(|kept| {
+        let notice = release::notice(settings, &kept);
+        format!("{notice}; to change to it: {}", release::REMEDY)
+    }))
 }
 
 /// What a restart would bring into force.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::generate;
+use super::generate::{self, Target};
 use crate::cli;
 use crate::error::{Exit, Result};
 use crate::host::Host;
@@ -31,27 +31,22 @@ pub async fn everything(
     timeout: Duration,
     tell: fn(&str) -> Result<()>,
 ) -> Result<()> {
-    let prepared = generate::prepare(host).await?;
-    if upgrade::is_wanted(host, prepared.settings())? {
+    let prepared = generate::prepare(host, Target::Recorded).await?;
+    if prepared.kept().is_some() {
         super::config::refuse_errors(host)?;
-        if let Some(plan) = upgrade::Plan::upgrade(host, None).await? {
-            let options = upgrade::Options {
-                settle: upgrade::SETTLE,
-                timeout,
-            };
-            for line in plan.lines(options) {
-                tell(&line)?;
-            }
-            return Box::pin(plan.carry_out(host, options)).await;
+        let plan = upgrade::Plan::upgrade(host, None).await?;
+        let options = upgrade::Options {
+            settle: upgrade::SETTLE,
+            timeout,
+        };
+        for line in plan.lines(options) {
+            tell(&line)?;
         }
+        return Box::pin(plan.carry_out(host, options)).await;
     }
     prepared.apply_telling(host, tell).await?;
     super::config::refuse_errors(host)?;
-    if super::pull::pull_missing(host, prepared.settings()).await? {
-        // The units name the digests, which are known only now.
-        let pinned = generate::prepare(host).await?;
-        pinned.apply_telling(host, tell).await?;
-    }
+    generate::pull_missing(host, &prepared, Target::Recorded, tell).await?;
     stack::bring_up(host, prepared.settings(), timeout).await?;
     upgrade::record(host, prepared.settings(), "up")
 }

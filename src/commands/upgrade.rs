@@ -12,10 +12,11 @@ use crate::upgrade::{Options, Plan};
 /// When a step fails; the message says whether the release of before serves again.
 pub async fn run(host: &Host, arguments: Upgrade) -> Result<Exit> {
     let _lock = super::begin(host, "upgrade", arguments.dry_run, arguments.pace.timeout).await?;
-    let Some(plan) = Plan::upgrade(host, arguments.image.as_ref()).await? else {
+    let plan = Plan::upgrade(host, arguments.image.as_ref()).await?;
+    if plan.is_done() {
         output::line("nothing to do: this release runs already")?;
         return Ok(Exit::Success);
-    };
+    }
     super::config::refuse_errors(host)?;
     carry_out(host, plan, arguments.dry_run, arguments.pace).await
 }

@@ -230,7 +230,8 @@ pub fn images(host: &Host, env: &EnvFile) -> Check {
         let fault = match ImageReference::parse(text) {
             Err(error) => Some((error.to_string(), error.hint())),
             Ok(image) => {
-                let digest = lock.get(&image).map(|locked| locked.digest.as_str());
+                let identity = lock.identity(&image);
+                let digest = identity.as_ref().map(|identity| identity.digest.as_str());
                 let found = compromised.check(&image, digest).err();
                 found.map(|found| (found.to_string(), Found::HINT))
             }

@@ -20,15 +20,11 @@ pub async fn running(patient: &Patient<'_>) -> Option<Check> {
         .filter(|(service, unit)| *service != Service::Migrate && unit.is_active());
     let found = services.map(async |(service, _)| {
         let container = service.container();
-        let format = "{{.ImageName}} {{.ImageDigest}}";
         // A container that has just gone is for the units' own check.
-        let text = podman
-            .run(["container", "inspect", "--format", format, container])
-            .await
-            .ok()?;
-        let (image, digest) = text.trim().split_once(' ')?;
-        let image = ImageReference::parse(image).ok()?;
-        let found = compromised.check(&image, Some(digest)).err()?;
+        let running = podman.container_image(container).await.ok()??;
+        let image = ImageReference::parse(&running.reference).ok()?;
+        let digest = running.identity.digest;
+        let found = compromised.check(&image, Some(&digest)).err()?;
         Some(format!("{container} runs it: {found}"))
     });
     let found: Vec<String> = futures_util::future::join_all(found)
@@ -108,11 +104,8 @@ async fn verified(
         }));
     }
     let lock = ImagesLock::load(&patient.host.paths.images_lock())?;
-    let digest = image
-        .digest()
-        .or_else(|| lock.get(image).map(|locked| locked.digest.as_str()));
-    let is_accepted = digest.is_some_and(|digest| {
-        let by_digest = policy.demand(name, &format!("@{digest}"));
+    let is_accepted = lock.identity(image).is_some_and(|identity| {
+        let by_digest = policy.demand(name, &format!("@{}", identity.digest));
         by_digest.accepts_anything()
     });
     let place = policy.place(by_tag);

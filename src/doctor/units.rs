@@ -7,7 +7,7 @@ use anyhow::Context;
 use tokio::time::Instant;
 
 use super::{Check, Fix, Outcome, Patient};
-use crate::commands::generate;
+use crate::commands::generate::{self, Target};
 use crate::container;
 use crate::error::{Failure, Result};
 use crate::host::{self, Host};
@@ -16,6 +16,7 @@ use crate::litellm::Client;
 use crate::litellm::health::Health;
 use crate::paths::Scope;
 use crate::quadlet;
+use crate::release;
 use crate::settings::Service;
 use crate::stack;
 use crate::systemd::UnitState;
@@ -59,7 +60,7 @@ pub async fn drift(patient: &Patient<'_>) -> Vec<Check> {
     if patient.settings.is_none() || patient.units.is_none() {
         return Vec::new();
     }
-    let prepared = match generate::prepare(patient.host).await {
+    let prepared = match Box::pin(generate::prepare(patient.host, Target::Recorded)).await {
         Ok(prepared) => prepared,
         Err(error) => return vec![Check::error("drift", &error)],
     };
@@ -71,6 +72,10 @@ pub async fn drift(patient: &Patient<'_>) -> Vec<Check> {
         .filter(|change| !change.contains("set mode 0600"))
         .partition(|change| change.starts_with("directory "));
     let mut files: Vec<String> = files.into_iter().cloned().collect();
+    let release = prepared.kept().map(|kept| {
+        Check::warning("release", release::notice(prepared.settings(), kept))
+            .remedy(release::REMEDY)
+    });
     files.extend(
         prepared
             .units
@@ -78,7 +83,7 @@ pub async fn drift(patient: &Patient<'_>) -> Vec<Check> {
             .iter()
             .map(|change| format!("{} {}", change.verb(), change.path.display())),
     );
-    vec![
+    [
         if directories.is_empty() {
             Check::ok(
                 "directories",
@@ -104,6 +109,9 @@ pub async fn drift(patient: &Patient<'_>) -> Vec<Check> {
                 .fix(Fix::Generate)
         },
     ]
+    .into_iter()
+    .chain(release)
+    .collect()
 }
 
 /// Runs `generate` as a process of its own, whose lines say what was done.
@@ -247,9 +255,12 @@ pub async fn start(host: &Host, failed: &[&'static str]) -> Result<Vec<String>> 
 
 /// Whether each container runs the image that `images.lock` records.
 pub async fn digests(patient: &Patient<'_>) -> Option<Check> {
-    let settings = patient.settings.as_ref()?;
     // A damaged file is what `drift` comes upon.
     let lock = ImagesLock::load(&patient.host.paths.images_lock()).ok()?;
+    let settings = patient.settings.as_ref()?;
+    let settings = release::installed(patient.host, settings, &lock)
+        .await
+        .ok()?;
     let podman = patient.host.podman().await.ok()?;
     let running: Vec<(Service, String)> = patient
         .units
@@ -258,27 +269,24 @@ pub async fn digests(patient: &Patient<'_>) -> Option<Check> {
         .filter(|(service, unit)| *service != Service::Migrate && unit.is_active())
         .filter_map(|(service, _)| {
             let image = settings.image(*service)?;
-            let recorded = lock.get(image)?;
+            let recorded = lock.identity(image)?;
             Some((*service, format!("{}@{}", image.name(), recorded.digest)))
         })
         .collect();
     if running.is_empty() {
         return None;
     }
-    // By identifier, since one image can have several digests.
     let compared = running.iter().map(async |(service, image)| {
-        let id = async |kind: &str, field: &str, name: &str| {
-            podman
-                .run([kind, "inspect", "--format", field, name])
-                .await
-                .ok()
-        };
         let (runs, recorded) = futures_util::join!(
-            id("container", "{{.Image}}", service.container()),
-            id("image", "{{.Id}}", image),
+            podman.container_image(service.container()),
+            podman.image(image),
         );
+        let recorded = recorded.ok().flatten();
         // A container that has just gone is for the units' own check.
-        let other = runs.is_some_and(|runs| recorded.is_none_or(|recorded| recorded != runs));
+        let other = runs
+            .ok()
+            .flatten()
+            .is_some_and(|runs| recorded.is_none_or(|recorded| !recorded.is(&runs.identity)));
         other.then(|| format!("{} does not run {image}", service.container()))
     });
     let others: Vec<String> = futures_util::future::join_all(compared)

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
+use super::Runs;
 use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::images_lock::ImagesLock;
@@ -107,17 +108,17 @@ pub(super) async fn watch(
     let restarts = systemd.unit(unit).await?.restarts;
     let image = &settings.litellm_image;
     let lock = ImagesLock::load(&host.paths.images_lock())?;
-    let wanted = image
-        .digest()
-        .or(lock.get(image).map(|locked| locked.digest.as_str()));
-    let running = super::running_digest(host).await;
-    if running.as_deref() != wanted {
-        return Err(Failure::new(format!(
-            "the gateway runs {}, not {image}",
-            running.as_deref().unwrap_or("no image")
-        ))
-        .hint("a drop-in may set another image: systemctl cat litellm.service")
-        .into());
+    let other = match super::runs(host, &lock.pin(image)).await? {
+        Runs::Wanted => None,
+        Runs::Other(running) => Some(running.pinned()),
+        Runs::Nothing => Some("no image".to_owned()),
+    };
+    if let Some(other) = other {
+        return Err(
+            Failure::new(format!("the gateway runs {other}, not {image}"))
+                .hint("a drop-in may set another image: `systemctl cat litellm.service`")
+                .into(),
+        );
     }
     let client = Client::local(PATIENCE)?;
     probe(&client, settings).await?;

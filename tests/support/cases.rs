@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use litellm_units::image::ImageReference;
+use litellm_units::image::{Identity, ImageReference};
 use litellm_units::images_lock::ImagesLock;
 use litellm_units::paths::{Paths, Scope};
 use litellm_units::quadlet::{self, PodmanVersion, UnitFile};
@@ -74,7 +74,10 @@ impl Case {
                 ("docker.io/library/redis:7.4.6", "c"),
             ] {
                 let digest = format!("sha256:{}", digit.repeat(64));
-                images.record(&ImageReference::parse(image).unwrap(), digest);
+                images.record(
+                    &ImageReference::parse(image).unwrap(),
+                    Identity::of_digest(digest),
+                );
             }
         }
         Self {

@@ -1,0 +1,76 @@
+//! Which release of the gateway the units run: the recorded one, until an upgrade or a rollback has
+//! brought another. An edit of `LITELLM_IMAGE` alone must not do that: the next crash or reboot would
+//! start the other release, on a schema that is not its own.
+
+use crate::error::Result;
+use crate::host::Host;
+use crate::image::{Image, ImageReference};
+use crate::images_lock::ImagesLock;
+use crate::ledger::{Ledger, Release};
+use crate::settings::Settings;
+use crate::snapshot;
+
+/// The recorded image of the gateway, if `settings` name another one: then the units stay at it.
+///
+/// # Errors
+/// When the ledger can't be read, or Podman can't tell which images it has.
+pub async fn kept(host: &Host, settings: &Settings, lock: &ImagesLock) -> Result<Option<Image>> {
+    let ledger = Ledger::load(&host.paths)?;
+    let Some(recorded) = ledger.current().and_then(Release::gateway) else {
+        return Ok(None);
+    };
+    // Without a configuration to go back to, there is no upgrade either.
+    if snapshot::last_good(&host.paths).is_none() {
+        return Ok(None);
+    }
+    let wanted = &settings.litellm_image;
+    if lock
+        .identity(wanted)
+        .is_some_and(|wanted| wanted.is(&recorded.identity))
+    {
+        return Ok(None);
+    }
+    // A pin by another digest of the same image is no other release.
+    let podman = host.podman().await?;
+    let (wanted, pinned) = (lock.pin(wanted), recorded.pinned());
+    let (found, present) = futures_util::try_join!(podman.image(&wanted), podman.image(&pinned))?;
+    let same = match (found, present) {
+        (Some(found), Some(present)) => found.is(&present),
+        _ => false,
+    };
+    Ok((!same).then(|| recorded.clone()))
+}
+
+/// The settings with which the units are rendered and their images pulled: those of `.env`, with
+/// the recorded release.
+///
+/// # Errors
+/// As [`kept`].
+pub async fn installed(host: &Host, settings: &Settings, lock: &ImagesLock) -> Result<Settings> {
+    Ok(match kept(host, settings, lock).await? {
+        Some(image) => at(settings, &image)?,
+        None => settings.clone(),
+    })
+}
+
+/// The settings with another image of the gateway.
+///
+/// # Errors
+/// When the record does not name an image.
+pub fn at(settings: &Settings, image: &Image) -> Result<Settings> {
+    let mut settings = settings.clone();
+    settings.litellm_image = ImageReference::parse(&image.pinned())?;
+    Ok(settings)
+}
+
+/// What an operator is told about an edit of `LITELLM_IMAGE` that is not in force.
+#[must_use]
+pub fn notice(settings: &Settings, kept: &Image) -> String {
+    format!(
+        "LITELLM_IMAGE in .env is {}, but the installed release is {}",
+        settings.litellm_image, kept.reference
+    )
+}
+
+/// How that edit comes into force.
+pub const REMEDY: &str = "litellm-units upgrade";

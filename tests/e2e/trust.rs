@@ -224,9 +224,9 @@ fn signatures(host: &TestHost, who: Who, containers: &str, own: &str) {
             "name another release in .env; if you have verified this one otherwise: litellm-units trust --accept IMAGE@DIGEST (docs/trust.md)".to_owned(),
         ),
         (
-            "v1.81.16-stable",
+            "v1.80.11-stable",
             "A signature was required, but no signature exists",
-            format!("LiteLLM signs its releases from 1.83 on; if this one has to be, name it with its digest in .env ({LITELLM}:v1.81.16-stable@sha256:…), then: litellm-units trust"),
+            format!("LiteLLM signs its releases from 1.83 on; if this one has to be, name it with its digest in .env ({LITELLM}:v1.80.11-stable@sha256:…), then: litellm-units trust"),
         ),
     ] {
         name(host, who, &format!("{LITELLM}:{tag}"));

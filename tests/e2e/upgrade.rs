@@ -8,7 +8,7 @@ use crate::support::gateway::{HELLO, chat, new_key, sql};
 use crate::support::host::{Ran, TestHost, Who};
 
 const BEFORE: &str = "ghcr.io/berriai/litellm:v1.80.11-stable";
-const AFTER: &str = "ghcr.io/berriai/litellm:v1.81.16-stable";
+const AFTER: &str = "ghcr.io/berriai/litellm:v1.108.14";
 
 /// Where LiteLLM is in an image.
 const PACKAGES: &str = "/app/.venv/lib/python3.13/site-packages";
@@ -79,7 +79,7 @@ fn migrations(host: &TestHost, who: Who) -> usize {
 fn upgrade(host: &TestHost, who: Who) {
     let ran = host.units(who, &["upgrade", "--image", AFTER, "--settle", "2"]);
     assert_eq!(ran.code, 0, "{ran:?}");
-    assert_eq!(version(host, who), "1.81.16");
+    assert_eq!(version(host, who), "1.108.14");
 }
 
 fn there_and_back(host: &TestHost, who: Who) {
@@ -143,7 +143,7 @@ upgrade {BEFORE} -> {AFTER}
         history(host, who),
         [
             "1 v1.80.11-stable up replaced",
-            "2 v1.81.16-stable upgrade replaced",
+            "2 v1.108.14 upgrade replaced",
             "3 v1.80.11-stable rollback serves",
         ]
     );
@@ -167,7 +167,7 @@ fn an_edit_is_an_upgrade_and_data_comes_back(host: &TestHost, who: Who) {
     host.set_env(who, &[("LITELLM_IMAGE", AFTER)]);
     let ran = host.units(who, &["apply"]);
     assert_eq!(ran.code, 0, "{ran:?}");
-    assert_eq!(version(host, who), "1.81.16");
+    assert_eq!(version(host, who), "1.108.14");
     let later = new_key(host, who);
     serves(host, who, &[&old, &later]);
     let ran = host.units(who, &["rollback", "--to", "9", "--keep-data"]);
@@ -185,7 +185,7 @@ fn an_edit_is_an_upgrade_and_data_comes_back(host: &TestHost, who: Who) {
         "{}",
         ran.stderr
     );
-    assert_eq!(version(host, who), "1.81.16");
+    assert_eq!(version(host, who), "1.108.14");
     serves(host, who, &[&old, &later]);
     is_clean(host, who);
 
@@ -200,7 +200,7 @@ fn an_edit_is_an_upgrade_and_data_comes_back(host: &TestHost, who: Who) {
 /// An image on top of the later release.
 #[track_caller]
 fn image(host: &TestHost, who: Who, version: &str, lines: &str) -> String {
-    let image = format!("ghcr.io/berriai/litellm:v{version}-stable");
+    let image = format!("ghcr.io/berriai/litellm:v{version}");
     let script = format!(
         "mkdir -p /tmp/image && cd /tmp/image && cat >Containerfile && podman build -q --pull=never -t {image} . >/dev/null"
     );
@@ -275,7 +275,7 @@ fn failures_end_where_they_began(host: &TestHost, who: Who, key: &str) {
     let broken = image(
         host,
         who,
-        "1.81.97",
+        "1.108.97",
         &format!(
             "COPY one.sql {migrations_of}/20981231000000_one/migration.sql\nCOPY two.sql {migrations_of}/20990101000000_two/migration.sql"
         ),
@@ -305,7 +305,7 @@ fn failures_end_where_they_began(host: &TestHost, who: Who, key: &str) {
     let silent = image(
         host,
         who,
-        "1.81.98",
+        "1.108.98",
         &format!("COPY proxy_server.py {PACKAGES}/litellm/proxy/proxy_server.py"),
     );
     let begin = Instant::now();
@@ -319,9 +319,9 @@ fn failures_end_where_they_began(host: &TestHost, who: Who, key: &str) {
         [
             "1 v1.80.11-stable up serves",
             "null v9.9.9 upgrade undone",
-            "null v1.81.16-stable upgrade undone",
-            "null v1.81.97-stable upgrade undone",
-            "null v1.81.98-stable upgrade undone",
+            "null v1.108.14 upgrade undone",
+            "null v1.108.97 upgrade undone",
+            "null v1.108.98 upgrade undone",
         ]
     );
 }
@@ -375,7 +375,7 @@ fn killed_upgrades_end_one_way_or_the_other(host: &TestHost, who: Who, key: &str
     let later = new_key(host, who);
     for (point, expected) in [
         ("upgrade-configured", "1.80.11"),
-        ("upgrade-switched", "1.81.16"),
+        ("upgrade-switched", "1.108.14"),
     ] {
         host.kill_at(who, point, "", &words);
         let ran = host.units(who, &["restart", "redis"]);
@@ -388,7 +388,7 @@ fn killed_upgrades_end_one_way_or_the_other(host: &TestHost, who: Who, key: &str
     let latest = new_key(host, who);
     let back = "rollback --restore-data --settle 0";
     for (point, expected) in [
-        ("rollback-stopped", "1.81.16"),
+        ("rollback-stopped", "1.108.14"),
         ("rollback-swapped", "1.80.11"),
     ] {
         host.kill_at(who, point, "", back);
@@ -410,7 +410,7 @@ fn killed_upgrades_end_one_way_or_the_other(host: &TestHost, who: Who, key: &str
     host.kill_at(who, "upgrade-recorded", "", "up");
     let ran = host.units(who, &["up"]);
     assert_eq!(ran.code, 0, "{}", ran.stderr);
-    assert_eq!(version(host, who), "1.81.16");
+    assert_eq!(version(host, who), "1.108.14");
     serves(host, who, &[key, &later]);
     is_clean(host, who);
 }

@@ -1,13 +1,15 @@
 //! Every effect on the host, reached through one value.
 
-use std::path::PathBuf;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use tokio::sync::OnceCell;
 
-use crate::error::Result;
+use crate::error::{Failure, Result};
 use crate::paths::{Paths, Scope};
-use crate::podman::Podman;
+use crate::podman::{self, Podman};
 use crate::remote::Remote;
 use crate::systemd::Systemd;
 
@@ -71,8 +73,47 @@ impl Host {
 
 /// This program, as units and Podman call it.
 ///
+/// A package may be upgraded meanwhile. The kernel then calls the file that this process was started
+/// from `PATH (deleted)`; the new one has its place, and is what units have to start.
+///
 /// # Errors
-/// When the kernel does not tell.
+/// When the kernel does not tell, or no program is there any more.
 pub fn program() -> Result<PathBuf> {
-    std::env::current_exe().context("can't find out where this program is")
+    let found = std::env::current_exe().context("can't find out where this program is")?;
+    let path = place_of(&found);
+    if !podman::is_executable(&path) {
+        return Err(Failure::new(format!(
+            "there is no program at {} any more",
+            path.display()
+        ))
+        .hint("install the package litellm-units again, then run the command again")
+        .into());
+    }
+    Ok(path)
+}
+
+/// Without what the kernel adds to the path of a file that was replaced or removed.
+fn place_of(executable: &Path) -> PathBuf {
+    let bytes = executable.as_os_str().as_bytes();
+    match bytes.strip_suffix(b" (deleted)") {
+        Some(path) if !executable.exists() => PathBuf::from(OsStr::from_bytes(path)),
+        _ => executable.to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_place_of_a_replaced_program() {
+        assert_eq!(
+            place_of(Path::new("/usr/bin/litellm-units (deleted)")),
+            Path::new("/usr/bin/litellm-units")
+        );
+        let directory = tempfile::tempdir().unwrap();
+        let odd = directory.path().join("x (deleted)");
+        std::fs::write(&odd, "").unwrap();
+        assert_eq!(place_of(&odd), odd);
+    }
 }

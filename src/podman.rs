@@ -292,7 +292,9 @@ fn failed(output: &Output) -> anyhow::Error {
     anyhow::anyhow!("podman failed ({}): {}", output.status, words.trim())
 }
 
-fn is_executable(path: &Path) -> bool {
+/// Whether a file can be run by someone.
+#[must_use]
+pub fn is_executable(path: &Path) -> bool {
     use std::os::unix::fs::PermissionsExt;
     path.metadata()
         .is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)

@@ -267,20 +267,24 @@ impl Plan {
 /// Records what runs as a release, if it is another one than the last.
 ///
 /// # Errors
-/// When the disk refuses.
-pub fn record(host: &Host, settings: &Settings, how: &str) -> Result<()> {
-    let lock = ImagesLock::load(&host.paths.images_lock())?;
-    Ledger::load(&host.paths)?.record_release(images(settings, &lock), how)
+/// When the disk refuses, or Podman can't tell which images it has.
+pub async fn record(host: &Host, settings: &Settings, how: &str) -> Result<()> {
+    Ledger::load(&host.paths)?.record_release(images(host, settings).await?, how)
 }
 
 /// The images that `settings` name, by their recorded digests.
-fn images(settings: &Settings, lock: &ImagesLock) -> Images {
+async fn images(host: &Host, settings: &Settings) -> Result<Images> {
+    let lock = ImagesLock::load(&host.paths.images_lock())?;
     let mut images = Images::new();
     for service in [Service::Litellm, Service::Postgres, Service::Redis] {
         let Some(reference) = settings.image(service) else {
             continue;
         };
-        if let Some(identity) = lock.identity(reference) {
+        if let Some(mut identity) = lock.identity(reference) {
+            if identity.id.is_none() {
+                let found = host.podman().await?.image(&lock.pin(reference)).await?;
+                identity.id = found.and_then(|found| found.id);
+            }
             images.insert(
                 service.name().to_owned(),
                 Image {
@@ -290,7 +294,7 @@ fn images(settings: &Settings, lock: &ImagesLock) -> Images {
             );
         }
     }
-    images
+    Ok(images)
 }
 
 /// What an operator should know who only looks: that [`recover`] has something to do.
@@ -502,9 +506,9 @@ impl Run<'_> {
             restore.commit().await?;
         }
         let settings = Settings::load(&self.host.paths.env_file())?;
-        let lock = ImagesLock::load(&self.host.paths.images_lock())?;
+        let images = images(self.host, &settings).await?;
         self.ledger
-            .record_release(images(&settings, &lock), &self.operation.verb.to_string())?;
+            .record_release(images, &self.operation.verb.to_string())?;
         fail::fail_point!("upgrade-recorded");
         self.end(Outcome::Done, None)
     }

@@ -222,7 +222,7 @@ pub async fn restore_data(
         bring_back(host, target, runs, options.timeout).await?;
         if options.config {
             let settings = Settings::load(&host.paths.env_file())?;
-            upgrade::record(host, &settings, "restore")?;
+            upgrade::record(host, &settings, "restore").await?;
         }
         Ok(())
     };

@@ -38,7 +38,7 @@ pub async fn run(host: &Host, arguments: &cli::Apply) -> Result<Exit> {
         prepared.apply(host).await?;
         generate::pull_missing(host, &prepared, Target::Recorded, output::line).await?;
         stack::bring_up(host, prepared.settings(), arguments.timeout).await?;
-        upgrade::record(host, prepared.settings(), "apply")
+        upgrade::record(host, prepared.settings(), "apply").await
     };
     let Err(error) = attempt.await else {
         return Ok(Exit::Success);

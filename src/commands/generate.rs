@@ -61,7 +61,7 @@ pub async fn run(host: &Host, arguments: cli::Generate) -> Result<Exit> {
     }
     let current = prepared.is_current();
     prepared.apply(host).await?;
-    if current && prepared.kept().is_some() {
+    if prepared.kept().is_some() {
         say(&format!("next: {}", release::REMEDY));
     } else if current {
         output::line("nothing to do")?;
@@ -173,6 +173,12 @@ impl Prepared {
     #[must_use]
     pub fn settings(&self) -> &Settings {
         &self.deployment.settings
+    }
+
+    /// The settings that the units are rendered from: those of `.env`, with the recorded release.
+    #[must_use]
+    pub fn installed(&self) -> &Settings {
+        &self.installed
     }
 
     /// The recorded release, if `.env` names another one and the units stay at this one.

@@ -2,27 +2,38 @@
 
 use std::time::Duration;
 
-use super::generate::{self, Target};
+use super::generate::{self, Prepared, Target};
 use crate::cli;
+use crate::cli::upgrade::Pace;
 use crate::error::{Exit, Result};
 use crate::host::Host;
 use crate::output;
 use crate::stack;
 use crate::upgrade;
 
-/// Runs the command.
+/// Runs the command. Another image of the gateway than the recorded one is an upgrade.
 ///
 /// # Errors
 /// When the settings are wrong, an image can't be pulled, a unit fails, or the gateway is not
 /// ready in time.
 pub async fn run(host: &Host, arguments: &cli::Up) -> Result<Exit> {
     let _lock = super::begin(host, "up", false, arguments.timeout).await?;
-    everything(host, arguments.timeout, output::line).await?;
+    let prepared = generate::prepare(host, Target::Recorded).await?;
+    if prepared.kept().is_some() {
+        super::config::refuse_errors(host)?;
+        let plan = upgrade::Plan::upgrade(host, None).await?;
+        let pace = Pace {
+            settle: upgrade::SETTLE,
+            timeout: arguments.timeout,
+        };
+        return super::upgrade::carry_out(host, plan, false, pace).await;
+    }
+    bring_up(host, &prepared, arguments.timeout, output::line).await?;
     Ok(Exit::Success)
 }
 
-/// Prepares, pulls and starts whatever is not yet, telling each thing done to `tell`. Another image
-/// of the gateway than the one that runs is an upgrade.
+/// Prepares, pulls and starts whatever is not yet, telling each thing done to `tell`. The release
+/// stays the recorded one.
 ///
 /// # Errors
 /// As [`run`].
@@ -32,21 +43,18 @@ pub async fn everything(
     tell: fn(&str) -> Result<()>,
 ) -> Result<()> {
     let prepared = generate::prepare(host, Target::Recorded).await?;
-    if prepared.kept().is_some() {
-        super::config::refuse_errors(host)?;
-        let plan = upgrade::Plan::upgrade(host, None).await?;
-        let options = upgrade::Options {
-            settle: upgrade::SETTLE,
-            timeout,
-        };
-        for line in plan.lines(options) {
-            tell(&line)?;
-        }
-        return Box::pin(plan.carry_out(host, options)).await;
-    }
+    bring_up(host, &prepared, timeout, tell).await
+}
+
+async fn bring_up(
+    host: &Host,
+    prepared: &Prepared,
+    timeout: Duration,
+    tell: fn(&str) -> Result<()>,
+) -> Result<()> {
     prepared.apply_telling(host, tell).await?;
     super::config::refuse_errors(host)?;
-    generate::pull_missing(host, &prepared, Target::Recorded, tell).await?;
-    stack::bring_up(host, prepared.settings(), timeout).await?;
-    upgrade::record(host, prepared.settings(), "up")
+    generate::pull_missing(host, prepared, Target::Recorded, tell).await?;
+    stack::bring_up(host, prepared.installed(), timeout).await?;
+    upgrade::record(host, prepared.installed(), "up").await
 }

@@ -16,6 +16,8 @@ mod packages;
 mod proxies;
 mod quadlet;
 mod recovery;
+#[cfg(feature = "fault-points")]
+mod releases;
 mod seal;
 mod secrets;
 mod starts;

@@ -7,15 +7,15 @@ use serde_json::Value;
 use crate::support::gateway::{HELLO, chat, new_key, sql};
 use crate::support::host::{Ran, TestHost, Who};
 
-const BEFORE: &str = "ghcr.io/berriai/litellm:v1.80.11-stable";
-const AFTER: &str = "ghcr.io/berriai/litellm:v1.108.14";
+pub(super) const BEFORE: &str = "ghcr.io/berriai/litellm:v1.80.11-stable";
+pub(super) const AFTER: &str = "ghcr.io/berriai/litellm:v1.108.14";
 
 /// Where LiteLLM is in an image.
 const PACKAGES: &str = "/app/.venv/lib/python3.13/site-packages";
 
 /// Which version serves, with its database.
 #[track_caller]
-fn version(host: &TestHost, who: Who) -> String {
+pub(super) fn version(host: &TestHost, who: Who) -> String {
     let said = host.units(who, &["health", "--json"]).ok();
     let said: Value = serde_json::from_str(&said).unwrap();
     said["version"].as_str().unwrap().to_owned()
@@ -35,7 +35,7 @@ fn is_gone(host: &TestHost, who: Who, key: &str) {
 
 /// Release, image, command and result of each line of the history.
 #[track_caller]
-fn history(host: &TestHost, who: Who) -> Vec<String> {
+pub(super) fn history(host: &TestHost, who: Who) -> Vec<String> {
     let said = host.units(who, &["history", "--json"]).ok();
     let said: Vec<Value> = serde_json::from_str(&said).unwrap();
     said.iter()

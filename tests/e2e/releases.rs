@@ -1,0 +1,160 @@
+//! Which release runs is decided by an upgrade or a rollback, never by an edit and a crash.
+
+use std::time::Duration;
+
+use super::upgrade::{AFTER, BEFORE, history, version};
+use crate::support::gateway::{chat, new_key, process, wait_for_chat};
+use crate::support::host::{Ran, TestHost, Who};
+
+/// What is said while the edit is not in force.
+fn notice() -> String {
+    format!("LITELLM_IMAGE in .env is {AFTER}, but the installed release is {BEFORE}")
+}
+
+#[track_caller]
+fn is_before(host: &TestHost, who: Who) {
+    let version = version(host, who);
+    assert!(BEFORE.contains(&format!("v{version}")), "{version}");
+}
+
+/// The release that an edit named and no upgrade has brought does not start, whatever happens.
+fn an_edit_alone_starts_nothing(host: &TestHost, who: Who, key: &str) {
+    host.set_env(who, &[("LITELLM_IMAGE", AFTER)]);
+    let said = format!("warning: {}\nnext: litellm-units upgrade\n", notice());
+    assert_eq!(
+        host.units(who, &["generate"]).all(),
+        (
+            0,
+            format!(
+                "prepare {}/images.lock: record the images' digests\n",
+                who.deployment()
+            ),
+            said
+        )
+    );
+    let check = format!("warning  release: {}\n", notice());
+    for words in [&["doctor"][..], &["doctor", "--fix"]] {
+        let Ran { stdout, .. } = host.units(who, words);
+        assert!(stdout.contains(&check), "{stdout}");
+    }
+    assert_eq!(
+        host.units(who, &["status"]).stderr,
+        format!(
+            "warning: {}; to change to it: litellm-units upgrade\n",
+            notice()
+        )
+    );
+    let patience = Duration::from_secs(120);
+    let systemctl = who.systemctl();
+    host.sh(who, &format!("{systemctl} restart litellm.service"));
+    wait_for_chat(host, who, key, patience);
+    is_before(host, who);
+    let gateway = process(host, who, "litellm");
+    host.sh(Who::Root, &format!("kill -KILL {gateway}"));
+    wait_for_chat(host, who, key, patience);
+    is_before(host, who);
+    host.crash();
+    wait_for_chat(host, who, key, patience);
+    is_before(host, who);
+
+    // A rotation in between is no upgrade either, and the way back knows the new secret.
+    let ran = host.units(who, &["secrets", "rotate", "redis"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    is_before(host, who);
+    let failing = "FAILPOINTS=upgrade-not-ready=return litellm-units apply";
+    let ran = host.bash(who, failing);
+    assert_eq!(ran.code, 1, "{ran:?}");
+    is_before(host, who);
+    assert_eq!(host.units(who, &["doctor"]).code, 0);
+    assert!(chat(host, who, key).is_ok());
+    assert_eq!(history(host, who).len(), 2);
+}
+
+/// The digests by which the registry has an image: of the index, and of this platform's manifest.
+fn digests(host: &TestHost, image: &str) -> (String, String) {
+    let script = r#"
+        image=docker://127.0.0.1:5000/${1#*/}
+        skopeo inspect --raw --tls-verify=false "$image" >/tmp/index
+        echo "sha256:$(sha256sum </tmp/index | cut -d' ' -f1)"
+        jq -r '.manifests[] | select(.platform.architecture == "amd64").digest' /tmp/index
+    "#;
+    let words = ["bash", "-euo", "pipefail", "-c", script, "digests", image];
+    let said = host.run(Who::Root, &words).ok();
+    let (index, manifest) = said.trim_end().split_once('\n').unwrap();
+    (index.to_owned(), manifest.to_owned())
+}
+
+/// A pin of the running release by either of its digests is no other release.
+fn a_pin_is_no_upgrade(host: &TestHost, who: Who) {
+    let before = history(host, who);
+    let (index, manifest) = digests(host, BEFORE);
+    let recorded = host.sh(
+        who,
+        &format!("jq -r '.images.\"{BEFORE}\".digest' \"$1/images.lock\""),
+    );
+    assert_eq!(recorded.trim_end(), index);
+    for digest in [manifest, index] {
+        let pinned = format!("{BEFORE}@{digest}");
+        host.set_env(who, &[("LITELLM_IMAGE", &pinned)]);
+        let ran = host.units(who, &["apply"]);
+        assert_eq!(ran.code, 0, "{ran:?}");
+        assert!(!ran.stdout.contains("upgrade"), "{}", ran.stdout);
+        let image = host.sh(
+            who,
+            "litellm-units status --json | jq -r '.services[] | select(.service == \"litellm\") | .image + \"@\" + .digest'",
+        );
+        assert_eq!(image.trim_end(), pinned);
+    }
+    assert_eq!(history(host, who), before);
+}
+
+/// A server of another tag comes with its digest.
+fn a_server_of_another_tag(host: &TestHost, who: Who) {
+    host.sh(
+        Who::Root,
+        "skopeo copy -q --all --src-tls-verify=false --dest-tls-verify=false docker://127.0.0.1:5000/library/redis:7.4.6 docker://127.0.0.1:5000/library/redis:7.4.7",
+    );
+    host.set_env(who, &[("REDIS_IMAGE", "docker.io/library/redis:7.4.7")]);
+    let ran = host.units(who, &["apply"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert_eq!(
+        host.units(who, &["generate", "--check"]).all(),
+        (0, String::new(), String::new())
+    );
+    let ran = host.units(who, &["doctor"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+}
+
+/// The package is upgraded while an operation runs: the units start the new program.
+fn the_program_is_replaced_meanwhile(host: &TestHost, who: Who, key: &str) {
+    let words = format!(
+        "FAILPOINTS='upgrade-backed-up=sleep(4000)' litellm-units upgrade --image {AFTER} --settle 0 >/tmp/told 2>&1 &
+         until grep -q 'is complete' /tmp/told; do sleep 0.1; done
+         cp /usr/bin/litellm-units /usr/bin/unpacked
+         mv /usr/bin/unpacked /usr/bin/litellm-units
+         wait $!"
+    );
+    let ran = host.bash(who, &words);
+    assert_eq!(ran.code, 0, "{}", host.sh(who, "cat /tmp/told"));
+    let units = format!("grep -rl deleted {} {} || :", who.quadlets(), who.units());
+    assert_eq!(host.sh(who, &units), "");
+    host.sh(who, &format!("{} restart litellm.target", who.systemctl()));
+    wait_for_chat(host, who, key, Duration::from_secs(120));
+}
+
+#[test]
+fn rootful_releases() {
+    let who = Who::Root;
+    let host = TestHost::boot("releases-rootful");
+    host.units(who, &["generate"]).ok();
+    host.set_env(who, &[("LITELLM_IMAGE", BEFORE)]);
+    host.units(who, &["up"]).ok();
+    let key = new_key(&host, who);
+    a_server_of_another_tag(&host, who);
+    a_pin_is_no_upgrade(&host, who);
+    host.set_env(who, &[("LITELLM_IMAGE", BEFORE)]);
+    host.units(who, &["apply"]).ok();
+    an_edit_alone_starts_nothing(&host, who, &key);
+    host.set_env(who, &[("LITELLM_IMAGE", BEFORE)]);
+    the_program_is_replaced_meanwhile(&host, who, &key);
+}

@@ -105,13 +105,11 @@ impl ImageError {
     pub fn hint(&self) -> &'static str {
         match self {
             Self::Malformed(..) => {
-                "write it as registry/name:tag, e.g. ghcr.io/berriai/litellm:v1.80.11-stable"
+                "write it as registry/name:tag, e.g. ghcr.io/berriai/litellm:v1.108.14"
             }
             Self::Unqualified(_) => "write the registry too, e.g. docker.io/library/postgres:17.7",
-            Self::Unpinned(_) => "add a version tag, e.g. :v1.80.11-stable",
-            Self::Floating(..) => {
-                "name a version, e.g. :v1.80.11-stable, or add the digest (@sha256:…)"
-            }
+            Self::Unpinned(_) => "add a version tag, e.g. :v1.108.14",
+            Self::Floating(..) => "name a version, e.g. :v1.108.14, or add the digest (@sha256:…)",
         }
     }
 }

@@ -14,7 +14,7 @@ use env_file::EnvFile;
 use sealed::{Value, Vault};
 
 /// The image that a new deployment is pinned to.
-pub const DEFAULT_LITELLM_IMAGE: &str = "ghcr.io/berriai/litellm:v1.80.11-stable";
+pub const DEFAULT_LITELLM_IMAGE: &str = "ghcr.io/berriai/litellm:v1.108.14";
 /// Used when `.env` has no `POSTGRES_IMAGE`.
 pub const DEFAULT_POSTGRES_IMAGE: &str = "docker.io/library/postgres:17.7";
 /// Used when `.env` has no `REDIS_IMAGE`.

@@ -64,7 +64,7 @@ impl Home {
 }
 
 const ENV: &str = "\
-LITELLM_IMAGE=ghcr.io/berriai/litellm:v1.80.11-stable
+LITELLM_IMAGE=ghcr.io/berriai/litellm:v1.108.14
 LITELLM_MASTER_KEY=sk-S3CR3T
 LITELLM_SALT_KEY=sk-S3CR3T
 POSTGRES_USER=litellm
@@ -306,7 +306,7 @@ fn output_needs_no_deployment_either() {
 #[test]
 fn a_wrong_env_is_refused_with_file_and_line_and_nothing_is_written() {
     let home = Home::new();
-    home.env(&ENV.replace("v1.80.11-stable", "latest"));
+    home.env(&ENV.replace("v1.108.14", "latest"));
     let before = tree(home.0.path());
     for words in [
         &["generate", "--user", "--output", "out"][..],
@@ -317,7 +317,7 @@ fn a_wrong_env_is_refused_with_file_and_line_and_nothing_is_written() {
             78,
             "",
             "error: ~/.local/share/litellm-server/.env, line 1: LITELLM_IMAGE can't be used: \"ghcr.io/berriai/litellm:latest\" has the floating tag \"latest\"\n\
-             hint: name a version, e.g. :v1.80.11-stable, or add the digest (@sha256:…)\n",
+             hint: name a version, e.g. :v1.108.14, or add the digest (@sha256:…)\n",
         );
     }
     assert_eq!(tree(home.0.path()), before);

@@ -10,7 +10,7 @@ use litellm_units::settings::Settings;
 use litellm_units::settings::env_file::EnvFile;
 
 const ENV: &str = "\
-LITELLM_IMAGE=ghcr.io/berriai/litellm:v1.80.11-stable
+LITELLM_IMAGE=ghcr.io/berriai/litellm:v1.108.14
 LITELLM_MASTER_KEY=sk-1
 POSTGRES_USER=litellm
 POSTGRES_PASSWORD=p
@@ -361,8 +361,8 @@ path quadlets=/etc/containers/systemd
 path units=/etc/systemd/system
 image postgres=docker.io/library/postgres:17.7
 image redis=docker.io/library/redis:7.4.6
-image migrate=ghcr.io/berriai/litellm:v1.80.11-stable
-image litellm=ghcr.io/berriai/litellm:v1.80.11-stable
+image migrate=ghcr.io/berriai/litellm:v1.108.14
+image litellm=ghcr.io/berriai/litellm:v1.108.14
 postgres POSTGRES_DB=litellm
 postgres POSTGRES_PASSWORD=********
 postgres POSTGRES_USER=litellm

@@ -47,7 +47,7 @@ fn check(text: &str, found: Found, expected: &str, changes: &[&str]) {
 
 /// A `.env` with nothing missing.
 const WHOLE: &str = "\
-LITELLM_IMAGE=ghcr.io/berriai/litellm:v1.80.11-stable
+LITELLM_IMAGE=ghcr.io/berriai/litellm:v1.108.14
 LITELLM_MASTER_KEY=sk-mine
 LITELLM_SALT_KEY=sk-salt
 POSTGRES_USER=litellm
@@ -71,7 +71,7 @@ fn a_new_file_gets_everything() {
 # mine
 
 # The gateway's version. After an edit: litellm-units upgrade
-LITELLM_IMAGE=ghcr.io/berriai/litellm:v1.80.11-stable
+LITELLM_IMAGE=ghcr.io/berriai/litellm:v1.108.14
 
 # For bootstrap only: give everyone else a key of their own (litellm-units key)
 LITELLM_MASTER_KEY=sk-{}
@@ -143,7 +143,7 @@ POSTGRES_USER=first
 POSTGRES_USER=litellm
 LITELLM_SALT_KEY='two
 lines'
-LITELLM_IMAGE=ghcr.io/berriai/litellm:v1.80.11-stable
+LITELLM_IMAGE=ghcr.io/berriai/litellm:v1.108.14
 POSTGRES_DB=litellm
 UI_USERNAME
 UI_PASSWORD=
@@ -198,7 +198,7 @@ PROXY_BASE_URL=
         &format!(
             "\
 # Template
-LITELLM_IMAGE=ghcr.io/berriai/litellm:v1.80.11-stable # pin it
+LITELLM_IMAGE=ghcr.io/berriai/litellm:v1.108.14 # pin it
 LITELLM_MASTER_KEY=\"sk-{}\" # change
 LITELLM_SALT_KEY=sk-{}
 POSTGRES_USER=llm
@@ -289,7 +289,7 @@ fn the_password_of_an_existing_cluster_is_not_regenerated() {
 #[test]
 fn external_servers_need_no_variables_of_the_local_ones() {
     let both = "\
-LITELLM_IMAGE=ghcr.io/berriai/litellm:v1.80.11-stable
+LITELLM_IMAGE=ghcr.io/berriai/litellm:v1.108.14
 LITELLM_MASTER_KEY=sk-mine
 LITELLM_SALT_KEY=sk-salt
 DATABASE_URL=postgresql://a:b@c/d

@@ -12,7 +12,7 @@ use secrecy::ExposeSecret;
 use crate::support::failure;
 
 const ENV: &str = "\
-LITELLM_IMAGE=ghcr.io/berriai/litellm:v1.80.11-stable
+LITELLM_IMAGE=ghcr.io/berriai/litellm:v1.108.14
 LITELLM_MASTER_KEY=sk-mine
 LITELLM_SALT_KEY=sk-salt
 POSTGRES_USER=me
@@ -136,7 +136,7 @@ litellm
 #[test]
 fn an_external_server_needs_no_password_of_a_local_one() {
     let text = "\
-LITELLM_IMAGE=ghcr.io/berriai/litellm:v1.80.11-stable
+LITELLM_IMAGE=ghcr.io/berriai/litellm:v1.108.14
 LITELLM_MASTER_KEY=sk-mine
 DATABASE_URL=postgres://a@db/x
 REDIS_HOST=cache
@@ -226,7 +226,7 @@ fn what_can_not_be_used_is_refused_by_name_file_and_line() {
             "LITELLM_IMAGE",
             "LITELLM_IMAGE=ghcr.io/berriai/litellm:main-stable",
             "error: /srv/.env, line 1: LITELLM_IMAGE can't be used: \"ghcr.io/berriai/litellm:main-stable\" has the floating tag \"main-stable\"\n\
-             hint: name a version, e.g. :v1.80.11-stable, or add the digest (@sha256:…)\n".to_owned(),
+             hint: name a version, e.g. :v1.108.14, or add the digest (@sha256:…)\n".to_owned(),
         ),
         (
             "POSTGRES_IMAGE",

@@ -21,7 +21,7 @@ pub struct Pace {
 /// Arguments of `upgrade`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The image is pulled, the database backed up and migrated while the present release serves; then the gateway\nis switched and watched. If anything fails, image, units, .env and data are as before.\n\nExamples:\n  litellm-units upgrade --image ghcr.io/berriai/litellm:v1.81.16-stable --dry-run\n  litellm-units upgrade --image ghcr.io/berriai/litellm:v1.81.16-stable\n  litellm-units upgrade            (after an edit of LITELLM_IMAGE in .env)"
+    after_help = "The image is pulled, the database backed up and migrated while the present release serves; then the gateway\nis switched and watched. If anything fails, image, units, .env and data are as before.\n\nExamples:\n  litellm-units upgrade --image ghcr.io/berriai/litellm:v1.110.2 --dry-run\n  litellm-units upgrade --image ghcr.io/berriai/litellm:v1.110.2\n  litellm-units upgrade            (after an edit of LITELLM_IMAGE in .env)"
 )]
 pub struct Upgrade {
     /// The image [default: that of .env]

@@ -62,7 +62,7 @@ fn the_timer_makes_backups(host: &TestHost, who: Who) {
     assert_eq!(first["database"]["objects"]["view"], 8);
     assert_eq!(
         first["images"]["litellm"]["reference"],
-        "ghcr.io/berriai/litellm:v1.80.11-stable"
+        "ghcr.io/berriai/litellm:v1.108.14"
     );
     is_private(host, who);
     let id = first["id"].as_str().unwrap();

@@ -136,19 +136,19 @@ impl Day<'_> {
                     "migrate",
                     "active (exited)",
                     "-",
-                    "ghcr.io/berriai/litellm:v1.80.11-stable"
+                    "ghcr.io/berriai/litellm:v1.108.14"
                 ],
                 [
                     "litellm",
                     "active (running)",
                     "healthy",
-                    "ghcr.io/berriai/litellm:v1.80.11-stable"
+                    "ghcr.io/berriai/litellm:v1.108.14"
                 ],
             ]
         );
         assert_eq!(
             rows[5..],
-            [["gateway http://127.0.0.1:24157: ready, database connected, LiteLLM 1.80.11"]]
+            [["gateway http://127.0.0.1:24157: ready, database connected, LiteLLM 1.108.14"]]
         );
         assert_eq!(
             self.jq("[.schema, .state, .gateway.state, .warnings, [.services[] | .changed]]"),
@@ -160,7 +160,7 @@ impl Day<'_> {
         );
         assert_eq!(
             self.units(&["health"]).ok(),
-            "ready, database connected, LiteLLM 1.80.11\n"
+            "ready, database connected, LiteLLM 1.108.14\n"
         );
 
         // Without a terminal: the same again and again.
@@ -265,7 +265,7 @@ impl Day<'_> {
             rows[0].ends_with("healthy") && rows[9].contains(" | ")
         });
         assert_eq!(rows[0], "gateway http://127.0.0.1:24157   healthy");
-        assert_eq!(rows[1], "ready, database connected, LiteLLM 1.80.11");
+        assert_eq!(rows[1], "ready, database connected, LiteLLM 1.108.14");
         assert_eq!(rows[2], "");
         assert_eq!(
             rows[3],

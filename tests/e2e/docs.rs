@@ -72,7 +72,7 @@ const INSTEAD: &[(&str, Instead)] = &[
     ),
     // Each restarts the gateway or more: e2e::upgrade, e2e::daily and e2e::secrets run these, and more closely.
     (
-        "litellm-units upgrade --image ghcr.io/berriai/litellm:v1.81.16-stable",
+        "litellm-units upgrade --image ghcr.io/berriai/litellm:v1.110.2",
         Instead::Elsewhere,
     ),
     ("litellm-units rollback --keep-data", Instead::Elsewhere),

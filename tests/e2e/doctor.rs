@@ -340,7 +340,7 @@ fn env_faults(ward: &Ward) {
         (
             "ghcr.io/berriai/litellm:main-latest",
             r#""ghcr.io/berriai/litellm:main-latest" has the floating tag "main-latest""#,
-            "name a version, e.g. :v1.80.11-stable, or add the digest (@sha256:…)",
+            "name a version, e.g. :v1.108.14, or add the digest (@sha256:…)",
         ),
         (
             "ghcr.io/berriai/litellm:v1.82.8",

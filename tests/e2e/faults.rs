@@ -120,7 +120,7 @@ fn a_deployment_that_can_not_work(host: &TestHost, who: Who) {
     host.units(who, &["generate"]).ok();
     let env = host.env(who).text().to_owned();
     let path = format!("{deployment}/.env");
-    let image = "LITELLM_IMAGE=ghcr.io/berriai/litellm:v1.80.11-stable\n";
+    let image = "LITELLM_IMAGE=ghcr.io/berriai/litellm:v1.108.14\n";
     let line = env[..env.find(image).unwrap()].lines().count() + 1;
     for (from, to, stderr) in [
         (
@@ -136,7 +136,7 @@ fn a_deployment_that_can_not_work(host: &TestHost, who: Who) {
             "LITELLM_IMAGE=ghcr.io/berriai/litellm:main-latest\n",
             format!(
                 "error: {path}, line {line}: LITELLM_IMAGE can't be used: \"ghcr.io/berriai/litellm:main-latest\" has the floating tag \"main-latest\"\n\
-                 hint: name a version, e.g. :v1.80.11-stable, or add the digest (@sha256:…)\n"
+                 hint: name a version, e.g. :v1.108.14, or add the digest (@sha256:…)\n"
             ),
         ),
         (
@@ -144,7 +144,7 @@ fn a_deployment_that_can_not_work(host: &TestHost, who: Who) {
             "LITELLM_IMAGE=ghcr.io/Berri AI\n",
             format!(
                 "error: {path}, line {line}: LITELLM_IMAGE can't be used: \"ghcr.io/Berri AI\" is not an image reference: only letters, digits and ./:@_-+ can be in one\n\
-                 hint: write it as registry/name:tag, e.g. ghcr.io/berriai/litellm:v1.80.11-stable\n"
+                 hint: write it as registry/name:tag, e.g. ghcr.io/berriai/litellm:v1.108.14\n"
             ),
         ),
     ] {
@@ -205,7 +205,7 @@ fn a_deployment_that_can_not_work(host: &TestHost, who: Who) {
     host.bash(Who::Root, "systemctl stop taker").ok();
 
     // No registry has the image.
-    host.write(who, &path, &env.replace("v1.80.11-stable", "v9.9.9"));
+    host.write(who, &path, &env.replace("v1.108.14", "v9.9.9"));
     let start = Instant::now();
     let Ran { code, stderr, .. } = host.units(who, &["up"]);
     assert!(

@@ -111,7 +111,7 @@ fn status_tells_everything(host: &TestHost, who: Who) {
     assert_eq!(report["state"], "healthy");
     assert_eq!(
         report["gateway"],
-        json!({"address": "http://127.0.0.1:24157", "state": "ready", "version": "1.80.11"})
+        json!({"address": "http://127.0.0.1:24157", "state": "ready", "version": "1.108.14"})
     );
     let services: Vec<Value> = report["services"]
         .as_array()
@@ -176,7 +176,7 @@ fn status_tells_everything(host: &TestHost, who: Who) {
                 "exited",
                 null,
                 0,
-                "ghcr.io/berriai/litellm:v1.80.11-stable"
+                "ghcr.io/berriai/litellm:v1.108.14"
             ],
             [
                 "litellm",
@@ -185,7 +185,7 @@ fn status_tells_everything(host: &TestHost, who: Who) {
                 "running",
                 "healthy",
                 0,
-                "ghcr.io/berriai/litellm:v1.80.11-stable"
+                "ghcr.io/berriai/litellm:v1.108.14"
             ],
         ])
     );
@@ -213,9 +213,9 @@ fn status_tells_everything(host: &TestHost, who: Who) {
             "SERVICE | STATE | HEALTH | RESTARTS | IMAGE",
             "postgres | active (running) | healthy | 0 | docker.io/library/postgres:17.7",
             "redis | active (running) | healthy | 0 | docker.io/library/redis:7.4.6",
-            "migrate | active (exited) | - | 0 | ghcr.io/berriai/litellm:v1.80.11-stable",
-            "litellm | active (running) | healthy | 0 | ghcr.io/berriai/litellm:v1.80.11-stable",
-            "gateway http://127.0.0.1:24157: ready, database connected, LiteLLM 1.80.11",
+            "migrate | active (exited) | - | 0 | ghcr.io/berriai/litellm:v1.108.14",
+            "litellm | active (running) | healthy | 0 | ghcr.io/berriai/litellm:v1.108.14",
+            "gateway http://127.0.0.1:24157: ready, database connected, LiteLLM 1.108.14",
         ],
         "{text}"
     );

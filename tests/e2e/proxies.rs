@@ -246,7 +246,7 @@ fn nginx_and_caddy() {
     host.sh(
         who,
         "podman run --detach --name provider --network litellm --publish 127.0.0.1:8000:8000 --volume /root/provider.py:/provider.py:ro --entrypoint python3 \
-         ghcr.io/berriai/litellm:v1.80.11-stable /provider.py",
+         ghcr.io/berriai/litellm:v1.108.14 /provider.py",
     );
     let words = "echo correct-horse | litellm-units ui --username ann --password-stdin --base-url https://llm.example.com";
     host.sh(who, words);

@@ -2,9 +2,13 @@
 
 use std::time::Duration;
 
-use super::upgrade::{AFTER, BEFORE, history, version};
+use super::upgrade::{history, version};
 use crate::support::gateway::{chat, new_key, process, wait_for_chat};
 use crate::support::host::{Ran, TestHost, Who};
+use crate::support::releases::{DEFAULT, OLDEST};
+
+const BEFORE: &str = OLDEST.image;
+const AFTER: &str = DEFAULT.image;
 
 /// What is said while the edit is not in force.
 fn notice() -> String {

@@ -306,7 +306,7 @@ fn a_sealed_deployment() {
 /// Written in every way that there is; nothing of it runs.
 const WRITTEN: &str = "\
 # kept
-LITELLM_IMAGE=ghcr.io/berriai/litellm:v1.80.11-stable
+LITELLM_IMAGE=ghcr.io/berriai/litellm:v1.108.14
 LITELLM_MASTER_KEY=\"sk-\\061\\$x\" # the first one
   export LITELLM_SALT_KEY = 'sk-salt'
 POSTGRES_USER=litellm
@@ -470,7 +470,7 @@ fn seal_and_unseal(host: &TestHost, who: Who) {
         sealed,
         "\
 # kept
-LITELLM_IMAGE=ghcr.io/berriai/litellm:v1.80.11-stable
+LITELLM_IMAGE=ghcr.io/berriai/litellm:v1.108.14
 LITELLM_MASTER_KEY=\"systemd-creds:LITELLM_MASTER_KEY.ID\" # the first one
   export LITELLM_SALT_KEY = 'systemd-creds:LITELLM_SALT_KEY.ID'
 POSTGRES_USER=litellm

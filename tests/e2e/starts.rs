@@ -13,7 +13,7 @@ fn images_are_pulled(who: Who, name: &str) {
     for image in [
         "docker.io/library/postgres:17.7",
         "docker.io/library/redis:7.4.6",
-        "ghcr.io/berriai/litellm:v1.80.11-stable",
+        "ghcr.io/berriai/litellm:v1.108.14",
     ] {
         let lines = |verb: &str| {
             up.stderr

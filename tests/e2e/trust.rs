@@ -88,7 +88,7 @@ fn tags_mean_what_they_meant(host: &TestHost) {
             78,
             format!(
                 "error: {env}: LITELLM_IMAGE can't be used: \"{LITELLM}:main-stable\" has the floating tag \"main-stable\"\n\
-                 hint: name a version, e.g. :v1.80.11-stable, or add the digest (@sha256:…)"
+                 hint: name a version, e.g. :v1.108.14, or add the digest (@sha256:…)"
             )
         )
     );

@@ -6,9 +6,7 @@ use serde_json::Value;
 
 use crate::support::gateway::{HELLO, chat, new_key, sql};
 use crate::support::host::{Ran, TestHost, Who};
-
-pub(super) const BEFORE: &str = "ghcr.io/berriai/litellm:v1.80.11-stable";
-pub(super) const AFTER: &str = "ghcr.io/berriai/litellm:v1.108.14";
+use crate::support::releases::{DEFAULT, NEWEST, OLDEST, PLAIN, Release};
 
 /// Where LiteLLM is in an image.
 const PACKAGES: &str = "/app/.venv/lib/python3.13/site-packages";
@@ -74,45 +72,40 @@ fn migrations(host: &TestHost, who: Who) -> usize {
     sql(host, who, count).parse().unwrap()
 }
 
-/// Upgrades to a release that works.
-#[track_caller]
-fn upgrade(host: &TestHost, who: Who) {
-    let ran = host.units(who, &["upgrade", "--image", AFTER, "--settle", "2"]);
-    assert_eq!(ran.code, 0, "{ran:?}");
-    assert_eq!(version(host, who), "1.108.14");
-}
-
-fn there_and_back(host: &TestHost, who: Who) {
+fn there_and_back(host: &TestHost, who: Who, from: Release, to: Release) {
     let old = new_key(host, who);
     let before = host.env(who);
-    let dry = host.units(who, &["upgrade", "--image", AFTER, "--dry-run"]);
+    let dry = host.units(who, &["upgrade", "--image", to.image, "--dry-run"]);
     assert_eq!(
         dry.all(),
         (
             0,
             format!(
                 "\
-upgrade {BEFORE} -> {AFTER}
+upgrade {} -> {}
   pull        the image, and record its digest; nothing is stopped
   backup      the database and the configuration, while the gateway serves
   migrate     the database, while the gateway of before serves; a newer schema stays
   switch      .env, units and gateway
   watch       for 10 s: database connected, requests answered, no burst of errors
   if any of it fails, image, units, .env and data are as before
-"
+",
+                from.image, to.image
             ),
             String::new()
         )
     );
     assert_eq!(host.env(who).text(), before.text());
     let schema = migrations(host, who);
-    upgrade(host, who);
+    let ran = host.units(who, &["upgrade", "--image", to.image, "--settle", "2"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert_eq!(version(host, who), to.version);
     assert!(migrations(host, who) > schema);
     let later = new_key(host, who);
     serves(host, who, &[&old, &later]);
     assert_eq!(
         host.env(who).text(),
-        before.text().replace(BEFORE, AFTER),
+        before.text().replace(from.image, to.image),
         "only the image differs"
     );
 
@@ -132,7 +125,7 @@ upgrade {BEFORE} -> {AFTER}
     let wide = sql(host, who, columns);
     let ran = host.units(who, &["rollback", "--keep-data", "--settle", "1"]);
     assert_eq!(ran.code, 0, "{ran:?}");
-    assert_eq!(version(host, who), "1.80.11");
+    assert_eq!(version(host, who), from.version);
     serves(host, who, &[&old, &later]);
     assert_eq!(host.env(who).text(), before.text());
     // The earlier release has left the schema of the later one alone.
@@ -142,9 +135,9 @@ upgrade {BEFORE} -> {AFTER}
     assert_eq!(
         history(host, who),
         [
-            "1 v1.80.11-stable up replaced",
-            "2 v1.108.14 upgrade replaced",
-            "3 v1.80.11-stable rollback serves",
+            format!("1 {} up replaced", from.tag()),
+            format!("2 {} upgrade replaced", to.tag()),
+            format!("3 {} rollback serves", from.tag()),
         ]
     );
     // A backup may have gone meanwhile.
@@ -162,12 +155,17 @@ upgrade {BEFORE} -> {AFTER}
     );
 }
 
-fn an_edit_is_an_upgrade_and_data_comes_back(host: &TestHost, who: Who) {
+fn an_edit_is_an_upgrade_and_data_comes_back(
+    host: &TestHost,
+    who: Who,
+    from: Release,
+    to: Release,
+) {
     let old = new_key(host, who);
-    host.set_env(who, &[("LITELLM_IMAGE", AFTER)]);
+    host.set_env(who, &[("LITELLM_IMAGE", to.image)]);
     let ran = host.units(who, &["apply"]);
     assert_eq!(ran.code, 0, "{ran:?}");
-    assert_eq!(version(host, who), "1.108.14");
+    assert_eq!(version(host, who), to.version);
     let later = new_key(host, who);
     serves(host, who, &[&old, &later]);
     let ran = host.units(who, &["rollback", "--to", "9", "--keep-data"]);
@@ -185,26 +183,26 @@ fn an_edit_is_an_upgrade_and_data_comes_back(host: &TestHost, who: Who) {
         "{}",
         ran.stderr
     );
-    assert_eq!(version(host, who), "1.108.14");
+    assert_eq!(version(host, who), to.version);
     serves(host, who, &[&old, &later]);
     is_clean(host, who);
 
     let ran = host.units(who, &["rollback", "--restore-data", "--settle", "1"]);
     assert_eq!(ran.code, 0, "{ran:?}");
-    assert_eq!(version(host, who), "1.80.11");
+    assert_eq!(version(host, who), from.version);
     serves(host, who, &[&old]);
     is_gone(host, who, &later);
     is_clean(host, who);
 }
 
-/// An image on top of the later release.
+/// An image on top of the newest release.
 #[track_caller]
 fn image(host: &TestHost, who: Who, version: &str, lines: &str) -> String {
     let image = format!("ghcr.io/berriai/litellm:v{version}");
     let script = format!(
         "mkdir -p /tmp/image && cd /tmp/image && cat >Containerfile && podman build -q --pull=never -t {image} . >/dev/null"
     );
-    let containerfile = format!("FROM {AFTER}\n{lines}\n");
+    let containerfile = format!("FROM {}\n{lines}\n", NEWEST.image);
     host.write(who, "/tmp/Containerfile", &containerfile);
     host.sh(who, &format!("({script}) </tmp/Containerfile"));
     image
@@ -215,12 +213,14 @@ fn image(host: &TestHost, who: Who, version: &str, lines: &str) -> String {
 fn is_as_before(host: &TestHost, who: Who, ran: &Ran, env: &str, keys: &[&str]) {
     assert_eq!(ran.code, 1, "{ran:?}");
     assert!(
-        ran.stderr
-            .contains(&format!("{BEFORE} serves, and everything is as before")),
+        ran.stderr.contains(&format!(
+            "{} serves, and everything is as before",
+            DEFAULT.image
+        )),
         "{}",
         ran.stderr
     );
-    assert_eq!(version(host, who), "1.80.11");
+    assert_eq!(version(host, who), DEFAULT.version);
     assert_eq!(host.env(who).text(), env);
     serves(host, who, keys);
     is_clean(host, who);
@@ -254,7 +254,7 @@ fn failures_end_where_they_began(host: &TestHost, who: Who, key: &str) {
         who,
         r#"mkdir -p -m 700 "$1/backups"; mount -t tmpfs -o size=16k,mode=700 tmpfs "$1/backups""#,
     );
-    let ran = host.units(who, &["upgrade", "--image", AFTER]);
+    let ran = host.units(who, &["upgrade", "--image", NEWEST.image]);
     host.sh(who, r#"umount "$1/backups""#);
     is_as_before(host, who, &ran, &env, &[key]);
     assert_eq!(migrations(host, who), schema);
@@ -275,7 +275,7 @@ fn failures_end_where_they_began(host: &TestHost, who: Who, key: &str) {
     let broken = image(
         host,
         who,
-        "1.108.97",
+        "1.110.97",
         &format!(
             "COPY one.sql {migrations_of}/20981231000000_one/migration.sql\nCOPY two.sql {migrations_of}/20990101000000_two/migration.sql"
         ),
@@ -305,7 +305,7 @@ fn failures_end_where_they_began(host: &TestHost, who: Who, key: &str) {
     let silent = image(
         host,
         who,
-        "1.108.98",
+        "1.110.98",
         &format!("COPY proxy_server.py {PACKAGES}/litellm/proxy/proxy_server.py"),
     );
     let begin = Instant::now();
@@ -317,11 +317,11 @@ fn failures_end_where_they_began(host: &TestHost, who: Who, key: &str) {
     assert_eq!(
         history(host, who),
         [
-            "1 v1.80.11-stable up serves",
+            "1 v1.108.14 up serves",
             "null v9.9.9 upgrade undone",
-            "null v1.108.14 upgrade undone",
-            "null v1.108.97 upgrade undone",
-            "null v1.108.98 upgrade undone",
+            "null v1.110.2 upgrade undone",
+            "null v1.110.97 upgrade undone",
+            "null v1.110.98 upgrade undone",
         ]
     );
 }
@@ -329,10 +329,10 @@ fn failures_end_where_they_began(host: &TestHost, who: Who, key: &str) {
 #[cfg(feature = "fault-points")]
 fn killed_upgrades_end_one_way_or_the_other(host: &TestHost, who: Who, key: &str) {
     let env = host.env(who).text().to_owned();
-    let words = format!("upgrade --image {AFTER} --settle 0");
+    let words = format!("upgrade --image {} --settle 0", NEWEST.image);
     let schema = migrations(host, who);
     let is_before = |point: &str| {
-        assert_eq!(version(host, who), "1.80.11", "{point}");
+        assert_eq!(version(host, who), DEFAULT.version, "{point}");
         assert_eq!(host.env(who).text(), env, "{point}");
         serves(host, who, &[key]);
         is_clean(host, who);
@@ -365,7 +365,8 @@ fn killed_upgrades_end_one_way_or_the_other(host: &TestHost, who: Who, key: &str
         let ran = host.units(who, &["up"]);
         assert_eq!(ran.code, 0, "{point}: {}", ran.stderr);
         assert!(
-            ran.stderr.contains(&format!("undone: {BEFORE} serves\n")),
+            ran.stderr
+                .contains(&format!("undone: {} serves\n", DEFAULT.image)),
             "{point}: {}",
             ran.stderr
         );
@@ -374,8 +375,8 @@ fn killed_upgrades_end_one_way_or_the_other(host: &TestHost, who: Who, key: &str
     // In between, it is undone; once the new one serves, it is finished.
     let later = new_key(host, who);
     for (point, expected) in [
-        ("upgrade-configured", "1.80.11"),
-        ("upgrade-switched", "1.108.14"),
+        ("upgrade-configured", DEFAULT.version),
+        ("upgrade-switched", NEWEST.version),
     ] {
         host.kill_at(who, point, "", &words);
         let ran = host.units(who, &["restart", "redis"]);
@@ -388,8 +389,8 @@ fn killed_upgrades_end_one_way_or_the_other(host: &TestHost, who: Who, key: &str
     let latest = new_key(host, who);
     let back = "rollback --restore-data --settle 0";
     for (point, expected) in [
-        ("rollback-stopped", "1.108.14"),
-        ("rollback-swapped", "1.80.11"),
+        ("rollback-stopped", NEWEST.version),
+        ("rollback-swapped", DEFAULT.version),
     ] {
         host.kill_at(who, point, "", back);
         let ran = host.units(who, &["up"]);
@@ -404,13 +405,14 @@ fn killed_upgrades_end_one_way_or_the_other(host: &TestHost, who: Who, key: &str
     assert_eq!(
         host.units(who, &["status"]).stderr,
         format!(
-            "warning: the upgrade to {AFTER} was interrupted after the gateway was ready; litellm-units up finishes or undoes it\n"
+            "warning: the upgrade to {} was interrupted after the gateway was ready; litellm-units up finishes or undoes it\n",
+            NEWEST.image
         )
     );
     host.kill_at(who, "upgrade-recorded", "", "up");
     let ran = host.units(who, &["up"]);
     assert_eq!(ran.code, 0, "{}", ran.stderr);
-    assert_eq!(version(host, who), "1.108.14");
+    assert_eq!(version(host, who), NEWEST.version);
     serves(host, who, &[key, &later]);
     is_clean(host, who);
 }
@@ -419,12 +421,14 @@ fn killed_upgrades_end_one_way_or_the_other(host: &TestHost, who: Who, key: &str
 fn rootful_upgrade_and_rollback() {
     let who = Who::Root;
     let host = TestHost::boot("upgrade-rootful");
+    host.units(who, &["generate"]).ok();
+    host.set_env(who, &[("LITELLM_IMAGE", OLDEST.image)]);
     host.units(who, &["up"]).ok();
     // What is kept and put back refers to sealed secrets.
     host.units(who, &["secrets", "seal"]).ok();
-    there_and_back(&host, who);
+    there_and_back(&host, who, OLDEST, DEFAULT);
     host.without_standby(who);
-    an_edit_is_an_upgrade_and_data_comes_back(&host, who);
+    an_edit_is_an_upgrade_and_data_comes_back(&host, who, OLDEST, PLAIN);
 }
 
 #[test]
@@ -433,7 +437,7 @@ fn rootless_upgrade_and_rollback() {
     let host = TestHost::boot_for(who, "upgrade-rootless");
     host.units(who, &["up"]).ok();
     host.without_standby(who);
-    there_and_back(&host, who);
+    there_and_back(&host, who, DEFAULT, NEWEST);
 }
 
 #[test]

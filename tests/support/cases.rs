@@ -69,7 +69,7 @@ impl Case {
         let mut images = ImagesLock::default();
         if settings == "pinned" {
             for (image, digit) in [
-                ("ghcr.io/berriai/litellm:v1.80.11-stable", "a"),
+                ("ghcr.io/berriai/litellm:v1.108.14", "a"),
                 ("docker.io/library/postgres:17.7", "b"),
                 ("docker.io/library/redis:7.4.6", "c"),
             ] {
@@ -87,7 +87,7 @@ impl Case {
             podman: PodmanVersion::parse(podman).unwrap(),
             deployment,
             env: format!(
-                "LITELLM_IMAGE=ghcr.io/berriai/litellm:v1.80.11-stable\n\
+                "LITELLM_IMAGE=ghcr.io/berriai/litellm:v1.108.14\n\
                  LITELLM_MASTER_KEY=sk-{SECRET}\n\
                  LITELLM_SALT_KEY=sk-{SECRET}\n\
                  POSTGRES_PASSWORD={SECRET}\n\

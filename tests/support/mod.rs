@@ -6,6 +6,7 @@ pub mod document;
 pub mod gateway;
 pub mod host;
 pub mod package;
+pub mod releases;
 
 use std::fmt::Write;
 use std::os::unix::fs::MetadataExt;

@@ -510,7 +510,7 @@ mod tests {
             ..Services::default()
         });
         view.health = Some(Health::Ready {
-            version: Some("1.80.11".into()),
+            version: Some("1.108.14".into()),
         });
         view.rate = Rate::PerSecond(12.34);
         view.overview.push(
@@ -545,7 +545,7 @@ mod tests {
             rows(&view(), 80, 16),
             [
                 "gateway http://127.0.0.1:24157   degraded   12.3 requests/s",
-                "ready, database connected, LiteLLM 1.80.11",
+                "ready, database connected, LiteLLM 1.108.14",
                 "",
                 "  SERVICE    STATE                 HEALTH        CPU    MEMORY  UPTIME RESTARTS",
                 "  postgres   active (running)      healthy         -    89 MiB  12 min        0",

@@ -1,0 +1,38 @@
+//! The releases of LiteLLM that the test hosts have (tests/host/host).
+
+/// A release: its image, and the version that it says it is.
+#[derive(Clone, Copy, Debug)]
+pub struct Release {
+    pub image: &'static str,
+    pub version: &'static str,
+}
+
+impl Release {
+    /// The tag of the image.
+    pub fn tag(self) -> &'static str {
+        self.image.rsplit_once(':').unwrap().1
+    }
+}
+
+/// The one that existing deployments have.
+pub const OLDEST: Release = Release {
+    image: "ghcr.io/berriai/litellm:v1.80.11-stable",
+    version: "1.80.11",
+};
+
+/// The long-term line's, with which new deployments begin.
+pub const DEFAULT: Release = Release {
+    image: "ghcr.io/berriai/litellm:v1.108.14",
+    version: "1.108.14",
+};
+
+/// The default release as a plain manifest; all other images are indexes.
+pub const PLAIN: Release = Release {
+    image: "ghcr.io/berriai/litellm:v1.108.14-plain",
+    version: "1.108.14",
+};
+
+pub const NEWEST: Release = Release {
+    image: "ghcr.io/berriai/litellm:v1.110.2",
+    version: "1.110.2",
+};

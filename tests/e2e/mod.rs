@@ -12,6 +12,7 @@ mod doctor;
 mod faults;
 mod keys;
 mod main_job;
+mod matrix;
 mod packages;
 mod proxies;
 mod quadlet;

@@ -5,6 +5,7 @@ pub mod health;
 pub mod keys;
 pub mod metrics;
 pub mod models;
+pub mod release;
 pub mod ui;
 
 use std::time::Duration;

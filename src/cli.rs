@@ -19,7 +19,7 @@ use crate::settings::Service;
 #[command(
     version,
     max_term_width = 100,
-    after_help = "Exit status: 0 success; 1 failure, or drift with --check; 2 wrong usage; 3 stopped; 4 degraded; 78 wrong configuration.\nFirst steps: litellm-units up"
+    after_help = "Exit status: 0 success; 1 failure, or drift with --check; 2 wrong usage; 3 stopped; 4 degraded; 5 newer release and 6 known vulnerabilities (upgrade --check); 78 wrong configuration.\nFirst steps: litellm-units up"
 )]
 pub struct Cli {
     /// Where and as whom.
@@ -141,6 +141,21 @@ pub struct Up {
     /// Seconds that starting and becoming ready may take; pulling images does not count
     #[arg(short, long, value_name = "SECONDS", default_value = "300", value_parser = seconds)]
     pub timeout: Duration,
+    /// What is accepted.
+    #[command(flatten)]
+    pub accept: Accept,
+}
+
+/// Vulnerabilities that the operator accepts.
+#[derive(Clone, Debug, Default, Args)]
+pub struct Accept {
+    /// Accept an exploited vulnerability of the release (CVE-…; several separated by commas)
+    #[arg(
+        long = "accept-vulnerability",
+        value_name = "ID",
+        value_delimiter = ','
+    )]
+    pub vulnerabilities: Vec<String>,
 }
 
 /// Arguments of `down`.
@@ -167,6 +182,9 @@ pub struct Apply {
     /// Seconds that restarting and becoming ready may take
     #[arg(short, long, value_name = "SECONDS", default_value = "300", value_parser = seconds)]
     pub timeout: Duration,
+    /// What is accepted.
+    #[command(flatten)]
+    pub accept: Accept,
 }
 
 /// Arguments of `restart`.
@@ -294,6 +312,9 @@ pub struct Pull {
     /// Take the image that a tag means now, where that is another one than recorded
     #[arg(long, conflicts_with = "missing")]
     pub accept: bool,
+    /// Which vulnerabilities are accepted.
+    #[command(flatten)]
+    pub known: Accept,
 }
 
 /// Arguments of `trust`.
@@ -394,6 +415,8 @@ pub enum Unit {
         #[arg(long)]
         standby: bool,
     },
+    /// Write one line about newer releases and known vulnerabilities
+    CheckRelease,
     /// After a unit ended: refuse requests, unless the gateway is about to come back
     Stopped,
 }

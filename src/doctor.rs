@@ -8,6 +8,7 @@ mod backup;
 mod files;
 mod network;
 mod platform;
+mod release;
 mod rootless;
 mod trust;
 mod units;
@@ -207,6 +208,7 @@ pub async fn examine(host: &Host) -> Vec<Check> {
         signatures,
         gateway,
         backup,
+        upgrade_check,
     ) = futures_util::join!(
         platform::systemd(&patient),
         platform::clock(host),
@@ -249,6 +251,7 @@ pub async fn examine(host: &Host) -> Vec<Check> {
         },
         units::gateway(&patient),
         backup::backup(&patient),
+        release::upgrade_check(&patient),
     );
     checks.extend(systemd);
     checks.push(platform::selinux());
@@ -273,12 +276,14 @@ pub async fn examine(host: &Host) -> Vec<Check> {
     checks.extend(units::states(&patient, is_current));
     checks.extend(digests);
     checks.extend(compromised);
+    checks.extend(release::vulnerabilities(&patient));
     checks.extend(signatures);
     if config_is_good {
         checks.extend(units::applied(&patient, is_current));
     }
     checks.extend(gateway);
     checks.extend(backup);
+    checks.extend(upgrade_check);
     checks.extend(interrupted(host));
     checks
 }

@@ -16,6 +16,10 @@ pub enum Exit {
     Stopped,
     /// The stack runs, but not all of it is healthy (`status`, `health`).
     Degraded,
+    /// `upgrade --check` found a newer release.
+    UpgradeAvailable,
+    /// `upgrade --check` found that the current release has known vulnerabilities.
+    Vulnerable,
     /// `.env` or the gateway's configuration is wrong: `EX_CONFIG` of sysexits(3). The units do
     /// not restart on it, since only an edit can help.
     Config,
@@ -34,6 +38,8 @@ impl From<Exit> for std::process::ExitCode {
             Exit::Failure => 1,
             Exit::Stopped => 3,
             Exit::Degraded => 4,
+            Exit::UpgradeAvailable => 5,
+            Exit::Vulnerable => 6,
             Exit::Config => 78,
             Exit::Interrupted => 130,
             Exit::Terminated => 143,

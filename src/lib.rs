@@ -3,13 +3,13 @@
 //!
 //! The library is the program's own: it promises no stable interface.
 
+pub mod advisories;
 pub mod applied;
 pub mod audit;
 pub mod backup;
 pub mod change;
 pub mod cli;
 pub mod commands;
-pub mod compromised;
 pub mod container;
 pub mod deployment;
 pub mod doctor;

@@ -42,6 +42,42 @@ pub fn warn(text: &str) {
     eprintln!("warning: {text}");
 }
 
+/// As [`warn`], for a text of more than a line: 80 columns, the words after the first line below it.
+pub fn warn_wrapped(text: &str) {
+    warn(&wrapped(text, 80, "warning: ".len()));
+}
+
+/// Breaks a text into lines of `width` columns, of which the first `indent` are left free. What is
+/// between backticks stays on one line.
+#[must_use]
+pub fn wrapped(text: &str, width: usize, indent: usize) -> String {
+    let mut lines = String::new();
+    let mut column = indent;
+    let parts = text.split('`').enumerate();
+    let kept = parts.map(|(index, part)| {
+        if index % 2 == 1 {
+            format!("`{}`", part.replace(' ', "\u{a0}"))
+        } else {
+            part.to_owned()
+        }
+    });
+    let kept: String = kept.collect();
+    for (index, word) in kept.split(' ').filter(|word| !word.is_empty()).enumerate() {
+        let length = word.chars().count();
+        if index > 0 && column + 1 + length > width {
+            lines.push('\n');
+            lines.push_str(&" ".repeat(indent));
+            column = indent;
+        } else if index > 0 {
+            lines.push(' ');
+            column += 1;
+        }
+        lines.push_str(word);
+        column += length;
+    }
+    lines.replace('\u{a0}', " ")
+}
+
 /// A duration as people say it: `0.4 s`, `12 s`, `3 min`, `5 h`, `2 d`.
 #[must_use]
 pub fn duration(duration: std::time::Duration) -> String {
@@ -95,4 +131,19 @@ pub fn columns(rows: &[Vec<String>]) -> String {
         text.push('\n');
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::wrapped;
+
+    #[test]
+    fn lines_of_a_width() {
+        assert_eq!(wrapped("one two three", 80, 4), "one two three");
+        assert_eq!(wrapped("one two three", 12, 4), "one two\n    three");
+        assert_eq!(
+            wrapped("see: `a command of words`, now", 20, 2),
+            "see:\n  `a command of words`,\n  now"
+        );
+    }
 }

@@ -239,17 +239,34 @@ impl Paths {
         self.configuration.join("litellm-units")
     }
 
-    /// Where releases are listed that must not run: the administrator's list counts for users, too.
+    /// Where releases are listed that must not run.
     #[must_use]
     pub fn compromised_lists(&self) -> Vec<PathBuf> {
+        self.instructions("compromised-releases")
+    }
+
+    /// Directories with advisories about LiteLLM beside those that the program brings.
+    #[must_use]
+    pub fn advisories(&self) -> Vec<PathBuf> {
+        self.instructions("advisories")
+    }
+
+    /// Places of what this program is told: the administrator's counts for users, too.
+    fn instructions(&self, name: &str) -> Vec<PathBuf> {
         let mut directories = vec![self.own_configuration()];
         if self.scope == Scope::User {
             directories.insert(0, Path::new(SITE).join("litellm-units"));
         }
         directories
             .into_iter()
-            .map(|directory| directory.join("compromised-releases"))
+            .map(|directory| directory.join(name))
             .collect()
+    }
+
+    /// What the last look for releases found.
+    #[must_use]
+    pub fn upgrade_check(&self) -> PathBuf {
+        self.state().join("upgrade-check.json")
     }
 
     /// Per-boot files of this program: names of the secrets that each container gets.

@@ -3,8 +3,10 @@
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
+use std::time::Duration;
 
 use anyhow::Context;
+use serde::Deserialize;
 use tokio::process::Command;
 
 use crate::error::{Failure, Result};
@@ -14,6 +16,9 @@ use crate::quadlet::{Place, PodmanVersion, UnitFile};
 
 /// Where distributions put the generator that turns Quadlet files into units.
 const GENERATOR: &str = "/usr/lib/systemd/system-generators/podman-system-generator";
+
+/// How long a registry may take to list its tags.
+const REGISTRY_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// The host's Podman.
 #[derive(Clone, Debug)]
@@ -207,6 +212,50 @@ impl Podman {
             .run(["info", "--format", "{{json .Registries}}"])
             .await?;
         serde_json::from_str(&text).context("podman info answers something else than JSON")
+    }
+
+    /// Every tag of a repository, asked of its registry. Podman follows the registry's pages itself.
+    ///
+    /// # Errors
+    /// When the registry does not answer in time, or refuses.
+    pub async fn tags(&self, repository: &str, insecure: bool) -> Result<Vec<String>> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Found {
+            tags: Vec<String>,
+        }
+        // Without a limit, Podman leaves out all but 25.
+        let limit = i32::MAX.to_string();
+        let mut words = vec![
+            "search",
+            "--list-tags",
+            "--limit",
+            &limit,
+            "--format",
+            "json",
+        ];
+        if insecure {
+            words.push("--tls-verify=false");
+        }
+        words.push(repository);
+        let mut command = self.command(words);
+        command.kill_on_drop(true);
+        let output = tokio::time::timeout(REGISTRY_TIMEOUT, command.output())
+            .await
+            .map_err(|_| {
+                let seconds = REGISTRY_TIMEOUT.as_secs();
+                anyhow::anyhow!("no list of the tags of {repository} within {seconds} s")
+            })?
+            .context("can't run podman")?;
+        if !output.status.success() {
+            let words = String::from_utf8_lossy(&output.stderr);
+            let reason = words.lines().map(str::trim).rfind(|line| !line.is_empty());
+            let reason = reason.unwrap_or("Podman does not say why");
+            anyhow::bail!("{}", reason.trim_start_matches("* "));
+        }
+        let found: Vec<Found> = serde_json::from_slice(&output.stdout)
+            .context("podman search answers something else than JSON")?;
+        Ok(found.into_iter().flat_map(|found| found.tags).collect())
     }
 
     /// Podman's reason for not pulling an image, in one line; nothing if it can be pulled after all.

@@ -43,6 +43,17 @@ pub const BACKUP_TIMER: &str = "litellm-backup.timer";
 /// What the timer starts.
 pub const BACKUP_SERVICE: &str = "litellm-backup.service";
 
+/// Checks for newer releases every day.
+pub const CHECK_TIMER: &str = "litellm-upgrade-check.timer";
+/// What that timer starts.
+pub const CHECK_SERVICE: &str = "litellm-upgrade-check.service";
+
+/// The timers that come with a deployment, and what each is for.
+pub const TIMERS: [(&str, &str); 2] = [
+    (BACKUP_TIMER, "a backup every night"),
+    (CHECK_TIMER, "a check for newer releases every day"),
+];
+
 /// Podman's version, as far as it decides which Quadlet keys exist.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PodmanVersion {
@@ -170,6 +181,8 @@ pub fn render(settings: &Settings, host: &Host<'_>) -> Result<Vec<UnitFile>> {
         file(Place::Unit, SOCKET, &Socket { common })?,
         file(Place::Unit, BACKUP_SERVICE, &Backup { common })?,
         file(Place::Unit, BACKUP_TIMER, &BackupTimer { common })?,
+        file(Place::Unit, CHECK_SERVICE, &Check { common })?,
+        file(Place::Unit, CHECK_TIMER, &CheckTimer { common })?,
     ];
     for service in settings.services() {
         let Some(image) = settings.image(service) else {
@@ -355,6 +368,18 @@ struct Backup<'a> {
 #[derive(Template)]
 #[template(path = "litellm-backup.timer")]
 struct BackupTimer<'a> {
+    common: &'a Common,
+}
+
+#[derive(Template)]
+#[template(path = "litellm-upgrade-check.service")]
+struct Check<'a> {
+    common: &'a Common,
+}
+
+#[derive(Template)]
+#[template(path = "litellm-upgrade-check.timer")]
+struct CheckTimer<'a> {
     common: &'a Common,
 }
 

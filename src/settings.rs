@@ -24,13 +24,17 @@ pub const DEFAULT_POSTGRES_NAME: &str = "litellm";
 /// The gateway's port, on the loopback address only.
 pub const GATEWAY_PORT: u16 = 24157;
 
+/// Names the known vulnerabilities that the operator accepts.
+pub const ACCEPT_VULNERABILITIES: &str = "LITELLM_ACCEPT_VULNERABILITIES";
+
 /// The most that one value may have, in bytes: a quarter of Podman's limit of 512,000 for one
 /// secret, since every byte of Redis' password takes four, and less than the kernel's 128 KiB for
 /// one variable with its name.
 const VALUE_LIMIT: usize = 512_000 / 4 - 64;
 
 /// Variables that concern this program or another container, and so never reach the gateway.
-const NOT_FOR_GATEWAY: [&str; 8] = [
+const NOT_FOR_GATEWAY: [&str; 9] = [
+    ACCEPT_VULNERABILITIES,
     "LITELLM_IMAGE",
     "POSTGRES_IMAGE",
     "REDIS_IMAGE",
@@ -67,7 +71,8 @@ pub const OPTIONAL: [&str; 5] = [
 ];
 
 /// Variables that are in clear: no secrets, and needed where none is opened.
-const IN_CLEAR: [&str; 10] = [
+const IN_CLEAR: [&str; 11] = [
+    ACCEPT_VULNERABILITIES,
     "LITELLM_IMAGE",
     "POSTGRES_IMAGE",
     "REDIS_IMAGE",
@@ -245,6 +250,8 @@ pub struct Settings {
     pub master_key: Value,
     /// Where backups go and how.
     pub backup: BackupSettings,
+    /// `LITELLM_ACCEPT_VULNERABILITIES`: identifiers of vulnerabilities that are accepted.
+    pub accepted: Vec<String>,
     ui_username: Option<String>,
     public_address: Option<String>,
     gateway: Vec<(String, Value)>,
@@ -366,6 +373,10 @@ impl Settings {
             cache,
             master_key,
             backup: reader.backup()?,
+            accepted: reader
+                .filled(ACCEPT_VULNERABILITIES)
+                .map(identifiers)
+                .unwrap_or_default(),
             ui_username: in_clear("UI_USERNAME"),
             public_address: in_clear("PROXY_BASE_URL"),
             gateway,
@@ -674,6 +685,14 @@ impl Reader<'_> {
         }
         Ok(())
     }
+}
+
+/// Splits a list of identifiers at commas and white space.
+fn identifiers(text: &str) -> Vec<String> {
+    text.split(|c: char| c == ',' || c.is_whitespace())
+        .filter(|id| !id.is_empty())
+        .map(str::to_owned)
+        .collect()
 }
 
 fn is_variable(name: &str) -> bool {

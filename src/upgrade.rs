@@ -5,6 +5,7 @@
 //! serves. Each step is in the ledger before the next one begins, so that [`recover`] can finish or
 //! undo what a kill or a loss of power interrupted. The caller holds the operation lock.
 
+pub mod check;
 mod gate;
 
 use std::time::Duration;
@@ -12,12 +13,12 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::advisories::Advisories;
 use crate::backup::database::Server;
 use crate::backup::restore::{self, Recovered, Restore};
 use crate::backup::{self, Backup, BackupId};
 use crate::commands::generate::{self, Target};
 use crate::commands::pull;
-use crate::compromised::Compromised;
 use crate::error::{Failure, Result};
 use crate::host::{self, Host};
 use crate::image::{Identity, Image, ImageReference};
@@ -136,7 +137,7 @@ impl Plan {
         )?;
         let edited = snapshot::keep_with(paths, as_before.text())? != configuration;
         let lock = ImagesLock::load(&paths.images_lock())?;
-        Compromised::load(paths)?.refuse(paths, &settings, &lock)?;
+        Advisories::load(paths)?.refuse(paths, &settings, &lock)?;
         let wanted = match lock.identity(&settings.litellm_image) {
             Some(recorded) => {
                 let pinned = lock.pin(&settings.litellm_image);

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use clap::Args;
 
-use super::seconds;
+use super::{Accept, seconds};
 use crate::image::ImageReference;
 
 /// How a change of release is carried out.
@@ -21,7 +21,7 @@ pub struct Pace {
 /// Arguments of `upgrade`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The image is pulled, the database backed up and migrated while the present release serves; then the gateway\nis switched and watched. If anything fails, image, units, .env and data are as before.\n\nExamples:\n  litellm-units upgrade --image ghcr.io/berriai/litellm:v1.110.2 --dry-run\n  litellm-units upgrade --image ghcr.io/berriai/litellm:v1.110.2\n  litellm-units upgrade            (after an edit of LITELLM_IMAGE in .env)"
+    after_help = "The image is pulled, the database backed up and migrated while the present release serves; then the gateway\nis switched and watched. If anything fails, image, units, .env and data are as before.\n\nExamples:\n  litellm-units upgrade --image ghcr.io/berriai/litellm:v1.110.2 --dry-run\n  litellm-units upgrade --image ghcr.io/berriai/litellm:v1.110.2\n  litellm-units upgrade            (after an edit of LITELLM_IMAGE in .env)\n  litellm-units upgrade --check    (exit status: 0 nothing to do, 5 a newer release, 6 known vulnerabilities)"
 )]
 pub struct Upgrade {
     /// The image [default: that of .env]
@@ -30,6 +30,15 @@ pub struct Upgrade {
     /// Say what would be done, and do nothing
     #[arg(long)]
     pub dry_run: bool,
+    /// List newer releases and the known vulnerabilities of the current one, and change nothing
+    #[arg(long, conflicts_with_all = ["image", "dry_run", "settle", "timeout", "vulnerabilities"])]
+    pub check: bool,
+    /// With --check: print JSON
+    #[arg(long, requires = "check")]
+    pub json: bool,
+    /// What is accepted.
+    #[command(flatten)]
+    pub accept: Accept,
     /// How it is carried out.
     #[command(flatten)]
     pub pace: Pace,
@@ -53,6 +62,9 @@ pub struct Rollback {
     /// Say what would be done, and do nothing
     #[arg(long)]
     pub dry_run: bool,
+    /// What is accepted.
+    #[command(flatten)]
+    pub accept: Accept,
     /// How it is carried out.
     #[command(flatten)]
     pub pace: Pace,

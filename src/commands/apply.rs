@@ -1,6 +1,7 @@
 //! `apply`: an edit comes into force, or everything is as before.
 
 use super::generate::{self, Target};
+use crate::advisories;
 use crate::change;
 use crate::cli;
 use crate::cli::upgrade::Pace;
@@ -22,6 +23,16 @@ pub async fn run(host: &Host, arguments: &cli::Apply) -> Result<Exit> {
     if host.paths.config_file().exists() && host.paths.env_file().exists() {
         super::config::refuse_errors(host)?;
     }
+    let settings = prepared.settings();
+    let image = &settings.litellm_image;
+    let accepted = &arguments.accept.vulnerabilities;
+    advisories::admit(
+        &host.paths,
+        settings,
+        image,
+        accepted,
+        "litellm-units apply",
+    )?;
     if prepared.kept().is_some() {
         let plan = upgrade::Plan::upgrade(host, None).await?;
         let pace = Pace {

@@ -10,13 +10,13 @@ use crate::host::Host;
 use crate::install::plan::Plan;
 use crate::lock::OperationLock;
 use crate::output::{self, say};
-use crate::quadlet::BACKUP_TIMER;
+use crate::quadlet::{BACKUP_TIMER, CHECK_TIMER, TIMERS};
 use crate::settings::Service;
 use crate::stack;
 use crate::systemd::Systemd;
 
 /// Units that are enabled, and so have links.
-const ENABLED: [&str; 2] = ["litellm.target", BACKUP_TIMER];
+const ENABLED: [&str; 3] = ["litellm.target", BACKUP_TIMER, CHECK_TIMER];
 
 /// Runs the command.
 ///
@@ -39,8 +39,10 @@ pub async fn run(host: &Host, arguments: &cli::Down) -> Result<Exit> {
     let mut units = stack::member_units(systemd).await?;
     units.reverse();
     units.extend(stack::beside_gateway(systemd).await?);
-    if arguments.remove && systemd.unit(BACKUP_TIMER).await?.load == "loaded" {
-        units.push(BACKUP_TIMER);
+    for (timer, _) in TIMERS.into_iter().filter(|_| arguments.remove) {
+        if systemd.unit(timer).await?.load == "loaded" {
+            units.push(timer);
+        }
     }
     units.push("litellm.target");
     stack::stop(host, &units, arguments.timeout).await?;

@@ -6,8 +6,8 @@ use std::time::Duration;
 use anyhow::Context;
 
 use super::pull;
+use crate::advisories::{self, Advisories};
 use crate::cli;
-use crate::compromised::Compromised;
 use crate::deployment;
 use crate::error::{Exit, Failure, Result};
 use crate::host::{self, Host};
@@ -59,6 +59,12 @@ pub async fn run(host: &Host, arguments: cli::Generate) -> Result<Exit> {
             Exit::Failure
         });
     }
+    // What the units do not name yet is for the command that brings it.
+    if prepared.kept().is_none() {
+        let settings = prepared.settings();
+        let image = &settings.litellm_image;
+        advisories::admit(&host.paths, settings, image, &[], "litellm-units up")?;
+    }
     let current = prepared.is_current();
     prepared.apply(host).await?;
     if prepared.kept().is_some() {
@@ -98,9 +104,9 @@ pub struct Prepared {
     kept: Option<Image>,
     /// Whether this is the first installation, after which the target is enabled for boot.
     first: bool,
-    /// Whether the backup's timer appears, and is then enabled. An operator who disables it later
-    /// is not overruled.
-    timer: bool,
+    /// The timers that appear, and are then enabled; and what each is for. An operator who disables
+    /// one later is not overruled.
+    timers: Vec<(&'static str, &'static str)>,
 }
 
 /// Works out what has to be done, and refuses what can't be.
@@ -132,7 +138,7 @@ pub async fn prepare(host: &Host, target: Target) -> Result<Prepared> {
         Some(kept) => release::at(&deployment.settings, kept)?,
         None => deployment.settings.clone(),
     };
-    Compromised::load(&host.paths)?.refuse(&host.paths, &deployment.settings, &images)?;
+    Advisories::load(&host.paths)?.refuse(&host.paths, &deployment.settings, &images)?;
     let program = host::program()?;
     let mut files = render(host, &installed, version, &program, &images)?;
     if !host.paths.packaged_units.join("litellm.target").exists() {
@@ -146,11 +152,16 @@ pub async fn prepare(host: &Host, target: Target) -> Result<Prepared> {
         host.systemd().await?;
     }
     let images = (images != before).then_some(images);
-    let timer = first
-        || units
+    let appears = |timer: &str| {
+        units
             .changes
             .iter()
-            .any(|change| change.before.is_none() && change.path.ends_with(quadlet::BACKUP_TIMER));
+            .any(|change| change.before.is_none() && change.path.ends_with(timer))
+    };
+    let timers = quadlet::TIMERS
+        .into_iter()
+        .filter(|(timer, _)| first || appears(timer))
+        .collect();
     Ok(Prepared {
         deployment,
         units,
@@ -158,7 +169,7 @@ pub async fn prepare(host: &Host, target: Target) -> Result<Prepared> {
         installed,
         kept,
         first,
-        timer,
+        timers,
     })
 }
 
@@ -228,8 +239,8 @@ impl Prepared {
             .cloned()
             .partition(|change| change.path.ends_with("litellm.container"));
         Plan { changes: rest }.apply().map_err(on_full_disk)?;
-        if self.timer {
-            systemd.enable(quadlet::BACKUP_TIMER).await?;
+        for (timer, _) in &self.timers {
+            systemd.enable(timer).await?;
         }
         if self.first {
             systemd.enable("litellm.target").await?;
@@ -241,18 +252,17 @@ impl Prepared {
         if self.first {
             tell("enable litellm.target")?;
         }
-        if self.timer {
-            tell(&format!(
-                "enable {}: a backup every night",
-                quadlet::BACKUP_TIMER
-            ))?;
+        for (timer, purpose) in &self.timers {
+            tell(&format!("enable {timer}: {purpose}"))?;
         }
         systemd.reload().await?;
         tell("reload systemd")?;
-        if self.timer {
+        if !self.timers.is_empty() {
             let mut jobs = Jobs::new(systemd).await?;
-            jobs.ask(Verb::Start, quadlet::BACKUP_TIMER).await?;
-            jobs.next(TIMER_PATIENCE).await?;
+            for (timer, _) in &self.timers {
+                jobs.ask(Verb::Start, timer).await?;
+            }
+            while !jobs.pending().is_empty() && jobs.next(TIMER_PATIENCE).await?.is_some() {}
         }
         if host.scope() == Scope::User {
             advise_linger();
@@ -325,7 +335,7 @@ fn render_into(host: &Host, directory: &Path, podman: PodmanVersion) -> Result<E
     let settings = Settings::from_env(&completed.env, &env)?;
     // The path of an installed package: the units may go to another host.
     let images = ImagesLock::load(&host.paths.images_lock())?;
-    Compromised::load(&host.paths)?.refuse(&host.paths, &settings, &images)?;
+    Advisories::load(&host.paths)?.refuse(&host.paths, &settings, &images)?;
     let program = Path::new("/usr/bin/litellm-units");
     let mut files = render(host, &settings, podman, program, &images)?;
     files.push(quadlet::target(host.scope()));

@@ -1,7 +1,7 @@
 //! `pull`: the images that the settings name, and what each tag means.
 
+use crate::advisories::{self, Advisories, Found};
 use crate::cli;
-use crate::compromised::{Compromised, Found};
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 use crate::image::{Identity, ImageReference};
@@ -25,6 +25,15 @@ pub async fn run(host: &Host, arguments: &cli::Pull) -> Result<Exit> {
         return Ok(Exit::Success);
     }
     refuse_compromised(host, &settings)?;
+    let image = &settings.litellm_image;
+    let accepted = &arguments.known.vulnerabilities;
+    advisories::admit(
+        &host.paths,
+        &settings,
+        image,
+        accepted,
+        "litellm-units pull",
+    )?;
     let mut moved = Vec::new();
     for image in settings.images() {
         if let Some(words) = refresh(host, image, arguments.accept).await? {
@@ -121,7 +130,7 @@ async fn refresh(host: &Host, image: &ImageReference, accept: bool) -> Result<Op
 /// Before anything is pulled.
 fn refuse_compromised(host: &Host, settings: &Settings) -> Result<()> {
     let lock = ImagesLock::load(&host.paths.images_lock())?;
-    Compromised::load(&host.paths)?.refuse(&host.paths, settings, &lock)
+    Advisories::load(&host.paths)?.refuse(&host.paths, settings, &lock)
 }
 
 /// Records what a tag means, now that it is known, unless that must not run.
@@ -131,7 +140,7 @@ fn record(
     image: &ImageReference,
     found: Identity,
 ) -> Result<()> {
-    Compromised::load(&host.paths)?
+    Advisories::load(&host.paths)?
         .check(image, Some(&found.digest))
         .map_err(|found| {
             Failure::config(format!("{found}; it was pulled, but will not run")).hint(Found::HINT)

@@ -4,11 +4,14 @@ use std::io::IsTerminal;
 
 use anyhow::Context;
 
+use crate::advisories;
 use crate::backup::BackupId;
 use crate::cli::upgrade::Rollback;
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
+use crate::image::ImageReference;
 use crate::ledger::{Ledger, Release};
+use crate::settings::Settings;
 use crate::upgrade::Plan;
 
 /// Runs the command.
@@ -20,6 +23,7 @@ pub async fn run(host: &Host, arguments: Rollback) -> Result<Exit> {
     let _lock = super::begin(host, "rollback", arguments.dry_run, arguments.pace.timeout).await?;
     let ledger = Ledger::load(&host.paths)?;
     let release = find(&ledger, arguments.to)?;
+    admit(host, release, &arguments)?;
     let backup = ledger
         .backup_of(release.number)
         .filter(|id| crate::backup::Backup::load(&host.paths, id).is_ok());
@@ -40,6 +44,28 @@ pub async fn run(host: &Host, arguments: Rollback) -> Result<Exit> {
     };
     let plan = Plan::rollback(host, release, data).await?;
     super::upgrade::carry_out(host, plan, arguments.dry_run, arguments.pace).await
+}
+
+/// Refuses a release that attackers exploit, unless the operator accepts that.
+fn admit(host: &Host, release: &Release, arguments: &Rollback) -> Result<()> {
+    let image = release
+        .gateway()
+        .and_then(|image| ImageReference::parse(&image.reference).ok());
+    let Some(image) = image else {
+        return Ok(());
+    };
+    let again = match arguments.to {
+        Some(number) => format!("litellm-units rollback --to {number}"),
+        None => "litellm-units rollback".to_owned(),
+    };
+    let settings = Settings::load(&host.paths.env_file())?;
+    advisories::admit(
+        &host.paths,
+        &settings,
+        &image,
+        &arguments.accept.vulnerabilities,
+        &again,
+    )
 }
 
 fn find(ledger: &Ledger, number: Option<u32>) -> Result<&Release> {

@@ -7,6 +7,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
+use crate::advisories::{self, Advisories, Finding, Judgement};
 use crate::applied::{Applied, Difference};
 use crate::cli;
 use crate::container;
@@ -21,6 +22,7 @@ use crate::settings::{GATEWAY_PORT, Service, Settings};
 use crate::stack;
 use crate::systemd::UnitState;
 use crate::upgrade;
+use crate::upgrade::check::Recorded;
 
 /// How long the gateway may take to answer before it counts as down.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -38,8 +40,15 @@ pub struct Report {
     pub gateway: Gateway,
     /// Each service that has a unit here, in start order.
     pub services: Vec<ServiceReport>,
+    /// What is known against the gateway's release; null if its image does not say which it is.
+    pub vulnerabilities: Option<Vec<Finding>>,
+    /// What the last check for newer releases found; null if there was none.
+    pub upgrade_check: Option<Recorded>,
     /// What could not be found out, in words.
     pub warnings: Vec<String>,
+    /// What is known, in a line.
+    #[serde(skip)]
+    known: Option<String>,
 }
 
 /// The stack as a whole; it decides about the exit status.
@@ -139,6 +148,9 @@ pub struct Services {
     warnings: Vec<String>,
     /// Whether images are being pulled, for which the services wait.
     pulling: bool,
+    vulnerabilities: Option<Vec<Finding>>,
+    upgrade_check: Option<Recorded>,
+    known: Option<String>,
 }
 
 impl Services {
@@ -184,10 +196,29 @@ impl Services {
                 ServiceReport::new(host, service, unit, changed)
             })
             .collect();
+        let accepted = settings
+            .as_ref()
+            .map(|settings| settings.accepted.as_slice());
+        let judgement = judge(host, accepted.unwrap_or_default())
+            .map_err(|error| {
+                warnings.push(format!("known vulnerabilities are not shown: {error:#}"));
+            })
+            .ok()
+            .flatten();
+        let upgrade_check = Recorded::load(&host.paths)
+            .map_err(|error| warnings.push(format!("{error:#}")))
+            .ok()
+            .flatten();
         Ok(Self {
             reports,
             warnings,
             pulling: images.active == "activating",
+            known: judgement
+                .as_ref()
+                .filter(|judgement| judgement.open().next().is_some())
+                .map(Judgement::count),
+            vulnerabilities: judgement.map(|judgement| judgement.vulnerabilities),
+            upgrade_check,
         })
     }
 
@@ -200,7 +231,10 @@ impl Services {
                 health,
             },
             services: self.reports,
+            vulnerabilities: self.vulnerabilities,
+            upgrade_check: self.upgrade_check,
             warnings: self.warnings,
+            known: self.known,
         }
     }
 
@@ -228,6 +262,14 @@ async fn edited_release(host: &Host, settings: &Settings) -> Result<Option<Strin
         let notice = release::notice(settings, &kept);
         format!("{notice}; to change to it: {}", release::REMEDY)
     }))
+}
+
+/// What is known against the release that is installed.
+fn judge(host: &Host, accepted: &[String]) -> Result<Option<Judgement>> {
+    let Some(image) = advisories::installed(&host.paths) else {
+        return Ok(None);
+    };
+    Advisories::load(&host.paths)?.judge(&image, accepted)
 }
 
 /// What a restart would bring into force.
@@ -392,7 +434,35 @@ fn table(report: &Report) -> String {
             "* {note}; litellm-units apply brings it into force\n"
         ));
     }
+    if let Some(known) = &report.known {
+        text.push_str(&format!("! {known}: see litellm-units upgrade --check\n"));
+    }
+    text.extend(release_note(report).map(|note| format!("{note}\n")));
     text
+}
+
+/// What the last check for newer releases found, if an operator should know.
+fn release_note(report: &Report) -> Option<String> {
+    let check = report.upgrade_check.as_ref()?;
+    let checked: jiff::Timestamp = check.checked.parse().ok()?;
+    let age = jiff::Timestamp::now().duration_since(checked);
+    let age = duration(age.try_into().unwrap_or_default());
+    // It may have been brought up since.
+    let gateway = report
+        .services
+        .iter()
+        .find(|service| service.service == "litellm");
+    let present = gateway.and_then(|gateway| gateway.image.as_deref());
+    match (&check.recommended, &check.error) {
+        (Some(recommended), _) if present != Some(recommended.image.as_str()) => Some(format!(
+            "LiteLLM {} is available (checked {age} ago)",
+            recommended.release
+        )),
+        (_, Some(_)) => Some(format!(
+            "newer releases could not be listed {age} ago: see litellm-units upgrade --check"
+        )),
+        _ => None,
+    }
 }
 
 /// What the marks mean: `litellm: OPENAI_API_KEY changed`.

@@ -16,15 +16,16 @@ use secrecy::ExposeSecret;
 use serde::Deserialize;
 use tokio::io::AsyncWriteExt;
 
+use crate::advisories::Advisories;
 use crate::applied::Applied;
 use crate::cli::Unit;
-use crate::compromised::Compromised;
 use crate::deployment;
 use crate::error::{Exit, Failure, Result};
 use crate::host::{self, Host};
 use crate::images_lock::ImagesLock;
 use crate::install;
 use crate::network;
+use crate::output;
 use crate::paths::Scope;
 use crate::podman::{self, Podman};
 use crate::quadlet;
@@ -34,6 +35,7 @@ use crate::settings::{Delivery, Parcel, Service, Settings};
 use crate::stack;
 use crate::systemd::job::{Jobs, Verb};
 use crate::systemd::{Systemd, UnitState};
+use crate::upgrade::check::{Report, Verdict};
 
 /// Runs the verb.
 ///
@@ -47,6 +49,7 @@ pub async fn run(host: &Host, verb: Unit) -> Result<Exit> {
         Unit::AwaitHealthy { service, standby } => {
             await_healthy(host, container(service, standby)).await?;
         }
+        Unit::CheckRelease => check_release(host).await?,
         Unit::Stopped => stopped(host).await?,
     }
     Ok(Exit::Success)
@@ -86,7 +89,7 @@ async fn prepare(host: &Host, service: Service, standby: bool) -> Result<()> {
     }
     let settings = Settings::load(&host.paths.env_file())?;
     let images = ImagesLock::load(&host.paths.images_lock())?;
-    Compromised::load(&host.paths)?.refuse(&host.paths, &settings, &images)?;
+    Advisories::load(&host.paths)?.refuse(&host.paths, &settings, &images)?;
     let parcels = settings.parcels(service);
     let podman = host.podman().await?;
 
@@ -316,6 +319,18 @@ fn has_served(host: &Host, gateway: &UnitState) -> bool {
     gateway
         .active_since
         .is_some_and(|since| UNIX_EPOCH + Duration::from_micros(since) > started)
+}
+
+/// Writes one line to the journal, as a warning where the operator has something to do. An unreachable
+/// registry is no failure: a host without access to it would have a failed unit every day.
+async fn check_release(host: &Host) -> Result<()> {
+    let report = Report::gather(host).await?;
+    let level = match report.verdict {
+        Verdict::UpToDate => 6,
+        Verdict::UpgradeAvailable => 5,
+        Verdict::Vulnerable | Verdict::Unknown => 4,
+    };
+    output::line(&format!("<{level}>{}", report.line()))
 }
 
 /// systemd's `TimeoutStartSec=` is the deadline.

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use super::generate::{self, Prepared, Target};
+use crate::advisories;
 use crate::cli;
 use crate::cli::upgrade::Pace;
 use crate::error::{Exit, Result};
@@ -19,6 +20,10 @@ use crate::upgrade;
 pub async fn run(host: &Host, arguments: &cli::Up) -> Result<Exit> {
     let _lock = super::begin(host, "up", false, arguments.timeout).await?;
     let prepared = generate::prepare(host, Target::Recorded).await?;
+    let settings = prepared.settings();
+    let image = &settings.litellm_image;
+    let accepted = &arguments.accept.vulnerabilities;
+    advisories::admit(&host.paths, settings, image, accepted, "litellm-units up")?;
     if prepared.kept().is_some() {
         super::config::refuse_errors(host)?;
         let plan = upgrade::Plan::upgrade(host, None).await?;
@@ -43,6 +48,9 @@ pub async fn everything(
     tell: fn(&str) -> Result<()>,
 ) -> Result<()> {
     let prepared = generate::prepare(host, Target::Recorded).await?;
+    let settings = prepared.installed();
+    let image = &settings.litellm_image;
+    advisories::admit(&host.paths, settings, image, &[], "litellm-units up")?;
     bring_up(host, &prepared, timeout, tell).await
 }
 

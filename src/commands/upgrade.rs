@@ -1,17 +1,34 @@
 //! `upgrade`: another release, or everything as before.
 
+use crate::advisories;
 use crate::cli::upgrade::{Pace, Upgrade};
 use crate::error::{Exit, Result};
 use crate::host::Host;
-use crate::output;
+use crate::output::{self, say};
+use crate::settings::Settings;
+use crate::upgrade::check::{Candidate, Newest, Report};
 use crate::upgrade::{Options, Plan};
+
+/// How many columns of a vulnerability's summary are shown, so that a line has 80.
+const SUMMARY: usize = 38;
 
 /// Runs the command.
 ///
 /// # Errors
 /// When a step fails; the message says whether the release of before serves again.
 pub async fn run(host: &Host, arguments: Upgrade) -> Result<Exit> {
+    if arguments.check {
+        return check(host, arguments.json).await;
+    }
     let _lock = super::begin(host, "upgrade", arguments.dry_run, arguments.pace.timeout).await?;
+    let settings = Settings::load(&host.paths.env_file())?;
+    let image = arguments.image.as_ref().unwrap_or(&settings.litellm_image);
+    let again = match &arguments.image {
+        Some(image) => format!("litellm-units upgrade --image {image}"),
+        None => "litellm-units upgrade".to_owned(),
+    };
+    let accepted = &arguments.accept.vulnerabilities;
+    advisories::admit(&host.paths, &settings, image, accepted, &again)?;
     let plan = Plan::upgrade(host, arguments.image.as_ref()).await?;
     if plan.is_done() {
         output::line("nothing to do: this release runs already")?;
@@ -34,4 +51,110 @@ pub(super) async fn carry_out(host: &Host, plan: Plan, dry_run: bool, pace: Pace
         Box::pin(plan.carry_out(host, options)).await?;
     }
     Ok(Exit::Success)
+}
+
+/// Lists newer releases, and what is known against the current one.
+async fn check(host: &Host, json: bool) -> Result<Exit> {
+    let report = Report::gather(host).await?;
+    if json {
+        output::json(&report)?;
+        return Ok(report.exit());
+    }
+    output::text(&table(&report))?;
+    if let Some(error) = &report.error {
+        output::warn_wrapped(&format!("can't list newer releases: {error}"));
+    }
+    if let Some(recommended) = &report.recommended {
+        say(&format!(
+            "to upgrade: litellm-units upgrade --image {}",
+            recommended.image
+        ));
+    }
+    Ok(report.exit())
+}
+
+fn table(report: &Report) -> String {
+    let current = &report.current;
+    let known = current.vulnerabilities.as_ref().map(|findings| {
+        let open = || findings.iter().filter(|finding| !finding.accepted);
+        count(
+            open().count(),
+            open().filter(|finding| finding.exploited).count(),
+        )
+    });
+    let mut rows = vec![
+        ["RELEASE", "IMAGE", "VULNERABILITIES", "FIXES"]
+            .map(str::to_owned)
+            .to_vec(),
+        vec![
+            "current".into(),
+            current.image.split('@').next().unwrap_or_default().into(),
+            known.unwrap_or_else(|| "unknown".into()),
+            String::new(),
+        ],
+    ];
+    rows.extend(report.candidates.iter().map(|candidate| {
+        vec![
+            kinds(candidate),
+            candidate.image.clone(),
+            count(candidate.vulnerabilities.len(), candidate.exploited.len()),
+            match candidate.fixes.len() {
+                0 => "-".into(),
+                fixes => fixes.to_string(),
+            },
+        ]
+    }));
+    let mut text = output::columns(&rows);
+    let findings = current.vulnerabilities.as_deref().unwrap_or_default();
+    if findings.is_empty() {
+        return text;
+    }
+    let mut rows = vec![
+        ["VULNERABILITY", "SEVERITY", "FIXED IN", ""]
+            .map(str::to_owned)
+            .to_vec(),
+    ];
+    rows.extend(findings.iter().map(|finding| {
+        let severity = match (finding.accepted, finding.exploited) {
+            (true, _) => "accepted".to_owned(),
+            (_, true) => "exploited".to_owned(),
+            _ => finding.severity.to_string(),
+        };
+        vec![
+            finding.id.clone(),
+            severity,
+            finding.fixed.clone().unwrap_or_else(|| "-".into()),
+            shortened(&finding.summary),
+        ]
+    }));
+    text.push('\n');
+    text.push_str(&output::columns(&rows));
+    text
+}
+
+fn kinds(candidate: &Candidate) -> String {
+    [
+        (Newest::LongTerm, "long-term"),
+        (Newest::Line, "same line"),
+        (Newest::All, "newest"),
+    ]
+    .into_iter()
+    .find(|(kind, _)| candidate.newest_of.contains(kind))
+    .map_or_else(String::new, |(_, word)| word.to_owned())
+}
+
+fn count(all: usize, exploited: usize) -> String {
+    match (all, exploited) {
+        (0, _) => "none known".into(),
+        (all, 0) => all.to_string(),
+        (all, exploited) => format!("{all}, {exploited} exploited"),
+    }
+}
+
+fn shortened(summary: &str) -> String {
+    if summary.chars().count() <= SUMMARY {
+        return summary.to_owned();
+    }
+    let kept: String = summary.chars().take(SUMMARY - 1).collect();
+    format!("{}…", kept.trim_end())
 }

@@ -8,8 +8,8 @@ use nix::sys::statvfs::{Statvfs, statvfs};
 use nix::unistd::geteuid;
 
 use super::{Check, Fix, Patient};
+use crate::advisories::{Advisories, Found};
 use crate::audit::is_secret;
-use crate::compromised::{Compromised, Found};
 use crate::deployment::container_owner;
 use crate::error::Result;
 use crate::host::Host;
@@ -215,11 +215,11 @@ const IMAGES: [&str; 3] = ["LITELLM_IMAGE", "POSTGRES_IMAGE", "REDIS_IMAGE"];
 
 /// Whether each image is pinned, and none is known to be malicious.
 pub fn images(host: &Host, env: &EnvFile) -> Check {
-    let known = Compromised::load(&host.paths).and_then(|compromised| {
+    let known = Advisories::load(&host.paths).and_then(|advisories| {
         let lock = ImagesLock::load(&host.paths.images_lock())?;
-        Ok((compromised, lock))
+        Ok((advisories, lock))
     });
-    let (compromised, lock) = match known {
+    let (advisories, lock) = match known {
         Ok(known) => known,
         Err(error) => return Check::error("images", &error),
     };
@@ -232,7 +232,7 @@ pub fn images(host: &Host, env: &EnvFile) -> Check {
             Ok(image) => {
                 let identity = lock.identity(&image);
                 let digest = identity.as_ref().map(|identity| identity.digest.as_str());
-                let found = compromised.check(&image, digest).err();
+                let found = advisories.check(&image, digest).err();
                 found.map(|found| (found.to_string(), Found::HINT))
             }
         };

@@ -1,7 +1,7 @@
 //! Whose images these are: what is known to be malicious, and whose signature is verified.
 
 use super::{Check, Patient};
-use crate::compromised::{Compromised, Found};
+use crate::advisories::{Advisories, Found};
 use crate::error::Result;
 use crate::image::ImageReference;
 use crate::images_lock::ImagesLock;
@@ -11,7 +11,7 @@ use crate::trust::{Places, Plan, Wish, is_signed_release};
 /// Whether a container runs an image that is known to be malicious, whatever `.env` says by now.
 pub async fn running(patient: &Patient<'_>) -> Option<Check> {
     // A list that can't be read is what `images` comes upon.
-    let compromised = Compromised::load(&patient.host.paths).ok()?;
+    let advisories = Advisories::load(&patient.host.paths).ok()?;
     let podman = patient.host.podman().await.ok()?;
     let services = patient
         .units
@@ -24,7 +24,7 @@ pub async fn running(patient: &Patient<'_>) -> Option<Check> {
         let running = podman.container_image(container).await.ok()??;
         let image = ImageReference::parse(&running.reference).ok()?;
         let digest = running.identity.digest;
-        let found = compromised.check(&image, Some(&digest)).err()?;
+        let found = advisories.check(&image, Some(&digest)).err()?;
         Some(format!("{container} runs it: {found}"))
     });
     let found: Vec<String> = futures_util::future::join_all(found)

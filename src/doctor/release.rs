@@ -1,0 +1,91 @@
+//! What is known against the gateway's release, and what the last check for newer ones found.
+
+use super::{Check, Patient};
+use crate::advisories::{self, Advisories, SHIPPED_DATE};
+use crate::output::duration;
+use crate::quadlet::{CHECK_SERVICE, CHECK_TIMER};
+use crate::upgrade::check::Recorded;
+
+/// Known vulnerabilities of the installed release, or else of the one that `.env` names.
+pub fn vulnerabilities(patient: &Patient<'_>) -> Option<Check> {
+    let settings = patient.settings.as_ref()?;
+    let paths = &patient.host.paths;
+    let image = advisories::installed(paths).unwrap_or_else(|| settings.litellm_image.clone());
+    // A list that can't be read is what `images` comes upon.
+    let advisories = Advisories::load(paths).ok()?;
+    let judgement = match advisories.judge(&image, &settings.accepted) {
+        Ok(judgement) => judgement,
+        Err(error) => return Some(Check::error("vulnerabilities", &error)),
+    };
+    let Some(judgement) = judgement else {
+        let message = format!("the tag of {image} does not say which release of LiteLLM it is");
+        return Some(Check::ok("vulnerabilities", message));
+    };
+    let Some(words) = judgement.words() else {
+        let accepted: Vec<&str> = judgement
+            .vulnerabilities
+            .iter()
+            .map(|finding| finding.id.as_str())
+            .collect();
+        let release = &judgement.release;
+        let message = if accepted.is_empty() {
+            format!("none known of LiteLLM {release} (advisories until {SHIPPED_DATE})")
+        } else {
+            format!(
+                "of LiteLLM {release}, accepted in .env: {}",
+                accepted.join(", ")
+            )
+        };
+        return Some(Check::ok("vulnerabilities", message));
+    };
+    let check = if judgement.exploited().is_empty() {
+        Check::warning("vulnerabilities", words)
+    } else {
+        Check::failure("vulnerabilities", words)
+    };
+    Some(check.remedy("see them, and newer releases: litellm-units upgrade --check"))
+}
+
+/// What the last check for newer releases found.
+pub async fn upgrade_check(patient: &Patient<'_>) -> Option<Check> {
+    const NAME: &str = "upgrade-check";
+    patient.units.as_ref().filter(|units| !units.is_empty())?;
+    let scope = patient.host.scope();
+    let systemd = patient.host.systemd().await.ok()?;
+    let (timer, service) =
+        futures_util::try_join!(systemd.unit(CHECK_TIMER), systemd.unit(CHECK_SERVICE)).ok()?;
+    // One that is not installed is drift.
+    if timer.load == "not-found" {
+        return None;
+    }
+    if service.active == "failed" {
+        let journalctl = scope.systemctl().replace("systemctl", "journalctl");
+        let message = format!("{CHECK_SERVICE} failed: {}", service.reason());
+        return Some(
+            Check::warning(NAME, message)
+                .remedy(format!("see why: {journalctl} -u {CHECK_SERVICE}")),
+        );
+    }
+    let recorded = match Recorded::load(&patient.host.paths) {
+        Ok(recorded) => recorded,
+        Err(error) => return Some(Check::error(NAME, &error)),
+    };
+    let mut message = match recorded {
+        None => "not run yet".to_owned(),
+        Some(recorded) => {
+            let checked: Option<jiff::Timestamp> = recorded.checked.parse().ok();
+            let age = checked.map(|checked| jiff::Timestamp::now().duration_since(checked));
+            let age = age.and_then(|age| age.try_into().ok()).unwrap_or_default();
+            let found = match (&recorded.recommended, &recorded.error) {
+                (Some(recommended), _) => format!("LiteLLM {} is available", recommended.release),
+                (None, Some(error)) => format!("newer releases could not be listed: {error}"),
+                (None, None) => "no newer release for this deployment".to_owned(),
+            };
+            format!("{found} (checked {} ago)", duration(age))
+        }
+    };
+    if timer.file_state != "enabled" {
+        message.push_str(&format!("; {CHECK_TIMER} is not enabled"));
+    }
+    Some(Check::ok(NAME, message))
+}

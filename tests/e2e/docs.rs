@@ -76,6 +76,20 @@ const INSTEAD: &[(&str, Instead)] = &[
         Instead::Elsewhere,
     ),
     ("litellm-units rollback --keep-data", Instead::Elsewhere),
+    // Its exit status says what it found: e2e::advisories.
+    (
+        "sudo litellm-units upgrade --check",
+        Instead::Run("litellm-units upgrade --check || test $? -ge 5"),
+    ),
+    (
+        "litellm-units upgrade --check    (exit status: 0 nothing to do, 5 a newer release, 6 known vulnerabilities)",
+        Instead::Run("litellm-units upgrade --check || test $? -ge 5"),
+    ),
+    // No host of a test reaches osv.dev; e2e::advisories has a file as osv.dev has them.
+    (
+        "sudo curl -o /etc/litellm-units/advisories/GHSA-r75f-5x8p-qvmc.json https://api.osv.dev/v1/vulns/GHSA-r75f-5x8p-qvmc",
+        Instead::Elsewhere,
+    ),
     ("litellm-units restart litellm", Instead::Elsewhere),
     ("sudo litellm-units restart litellm", Instead::Elsewhere),
     (

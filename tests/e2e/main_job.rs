@@ -443,6 +443,8 @@ create {units}/litellm-images.service
 create {units}/litellm.socket
 create {units}/litellm-backup.service
 create {units}/litellm-backup.timer
+create {units}/litellm-upgrade-check.service
+create {units}/litellm-upgrade-check.timer
 create {quadlets}/litellm-postgres.container
 create {quadlets}/litellm-redis.container
 create {quadlets}/litellm-migrate.container
@@ -450,6 +452,7 @@ create {quadlets}/litellm-standby.container
 create {quadlets}/litellm.container
 enable litellm.target
 enable litellm-backup.timer: a backup every night
+enable litellm-upgrade-check.timer: a check for newer releases every day
 reload systemd
 "
             ),

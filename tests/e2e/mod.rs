@@ -5,6 +5,7 @@
     reason = "a test stops at the first surprise"
 )]
 
+mod advisories;
 mod backup;
 mod daily;
 mod docs;

@@ -72,7 +72,7 @@ fn quadlet_and_systemd_accept_the_units_of_every_case() {
             expected.push_str("litellm-redis.service\n");
         }
         expected
-            .push_str("litellm-standby.service\nlitellm.service\nlitellm.socket\nlitellm.target\n");
+            .push_str("litellm-standby.service\nlitellm-upgrade-check.service\nlitellm-upgrade-check.timer\nlitellm.service\nlitellm.socket\nlitellm.target\n");
         let complaints: Vec<&str> = ran
             .stderr
             .lines()

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use crate::support::host::{TestHost, Who};
+use crate::support::host::{EXPLOITED, TestHost, Who};
 
 const LITELLM: &str = "ghcr.io/berriai/litellm";
 const OLD: &str = "ghcr.io/berriai/litellm:v1.82.0";
@@ -12,9 +12,15 @@ fn registry(host: &TestHost, script: &str) -> String {
     host.sh(Who::Root, &format!("cd /root; . /root/sign.sh\n{script}"))
 }
 
-/// Names the gateway's image.
+/// Names the gateway's image, whatever attackers exploit of that release.
 fn name(host: &TestHost, who: Who, image: &str) {
-    host.set_env(who, &[("LITELLM_IMAGE", image)]);
+    host.set_env(
+        who,
+        &[
+            ("LITELLM_IMAGE", image),
+            ("LITELLM_ACCEPT_VULNERABILITIES", EXPLOITED),
+        ],
+    );
 }
 
 /// What `litellm-units pull` says itself, without Podman's lines.

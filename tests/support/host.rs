@@ -16,6 +16,9 @@ pub enum Who {
     Operator,
 }
 
+/// What attackers exploit of releases before 1.84.0: accepted in `.env` where a test needs one.
+pub const EXPLOITED: &str = "CVE-2026-42208,CVE-2026-42271,CVE-2026-59822";
+
 /// A booted host; its disk goes with it when it is dropped.
 #[derive(Debug)]
 pub struct TestHost {

@@ -356,7 +356,7 @@ fn advisories_of_the_host(host: &TestHost, who: Who) {
     host.set_env(who, &[("OPENAI_API_KEY", "sk-edited-again")]);
     let apply = host.units(who, &["apply"]);
     assert_eq!(apply.code, 0, "{}", apply.stderr);
-    let warning = "warning: known vulnerabilities are not checked: ";
+    let warning = "warning: known vulnerabilities are not checked:\n";
     assert!(apply.stderr.starts_with(warning), "{}", apply.stderr);
     host.systemctl(who, &["restart", "litellm.service"]);
     host.sh(Who::Root, "rm -r /etc/litellm-units/advisories");

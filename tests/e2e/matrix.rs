@@ -65,15 +65,15 @@ fn is_alive(host: &TestHost, who: Who, release: Release, key: &str) {
     assert!(answer.contains(STORED), "{}: {answer}", release.version);
     let credentials = ask(host, who, "/credentials", "");
     assert!(credentials.contains("provider"), "{credentials}");
-    let spend = ask(host, who, "/key/list?return_full_object=true", "");
-    let spend: serde_json::Value = serde_json::from_str(&spend).unwrap();
-    let spent = spend["keys"]
+    let keys = ask(host, who, "/key/list?return_full_object=true", "");
+    let keys: serde_json::Value = serde_json::from_str(&keys).unwrap();
+    let found = keys["keys"]
         .as_array()
         .unwrap()
         .iter()
         .find(|key| key["key_alias"] == "survivor")
         .map(|key| &key["spend"]);
-    assert_eq!(spent, Some(&1.25.into()), "{}: {spend}", release.version);
+    assert_eq!(found, Some(&1.25.into()), "{}: {keys}", release.version);
 }
 
 #[test]

@@ -21,7 +21,10 @@ pub const MARKER: &str = "# Written by litellm-units. Do not edit: use a drop-in
 pub const MARKER_PREFIX: &str = "# Written by litellm-units.";
 
 /// What the migration runs.
-const MIGRATION: &str = include_str!("../templates/migrate.py");
+const MIGRATION: &str = concat!(
+    include_str!("../units/arguments.py"),
+    include_str!("../templates/migrate.py")
+);
 
 /// Migrates the database to the next release while the gateway of the present one serves.
 pub const NEXT_MIGRATION: &str = "litellm-migrate-next";
@@ -36,7 +39,14 @@ pub const STANDBY: &str = "litellm-standby";
 pub const SOCKET: &str = "litellm.socket";
 
 /// What the gateway's container runs, mounted into it from the per-boot directory.
-pub const SERVE: &str = include_str!("../units/serve.py");
+pub const SERVE: &str = concat!(
+    include_str!("../units/arguments.py"),
+    include_str!("../units/serve.py")
+);
+
+/// The directory below the per-boot directory in which the migration writes down which schema the
+/// database has, for the gateway to compare with the one of its release.
+pub const SCHEMA: &str = "schema";
 
 /// Makes a backup every day.
 pub const BACKUP_TIMER: &str = "litellm-backup.timer";

@@ -48,13 +48,30 @@ const NOT_FOR_GATEWAY: [&str; 9] = [
 
 /// Variables that say which PostgreSQL there is, and how to get in. They go with its data: when
 /// another configuration is put in the place of the present one, they stay as they are.
-pub const OF_THE_DATABASE: [&str; 5] = [
+pub const OF_THE_DATABASE: [&str; 6] = [
     "POSTGRES_IMAGE",
     "POSTGRES_USER",
     "POSTGRES_PASSWORD",
     "POSTGRES_DB",
     "DATABASE_URL",
+    "DIRECT_URL",
 ];
+
+/// Variables of LiteLLM's migration beside `DATABASE_URL`; those whose names begin with
+/// [`PRISMA_PREFIX`] are, too.
+const FOR_MIGRATION: [&str; 8] = [
+    "DIRECT_URL",
+    "LITELLM_BUILD_SPEND_LOGS_INDEXES",
+    "LITELLM_LOG",
+    "LITELLM_MIGRATION_DIR",
+    "LITELLM_MIGRATION_LOCK_TIMEOUT",
+    "LITELLM_SET_REPLICA_IDENTITY_FULL",
+    "LITELLM_SKIP_INDEX_MIGRATIONS",
+    "USE_V2_MIGRATION_RESOLVER",
+];
+
+/// So begin the names of variables with the timeouts of the migration's commands.
+const PRISMA_PREFIX: &str = "LITELLM_PRISMA_";
 
 /// So begin the names of variables that concern backups; they do not reach the gateway either.
 const BACKUP_PREFIX: &str = "BACKUP_";
@@ -62,12 +79,13 @@ const BACKUP_PREFIX: &str = "BACKUP_";
 /// Variables that count as not set when they are empty. With an empty `UI_USERNAME` and
 /// `UI_PASSWORD`, LiteLLM lets everyone log in as administrator with empty fields; an empty
 /// provider key or base URL is worse than none.
-pub const OPTIONAL: [&str; 5] = [
+pub const OPTIONAL: [&str; 6] = [
     "OPENAI_API_KEY",
     "ANTHROPIC_API_KEY",
     "UI_USERNAME",
     "UI_PASSWORD",
     "PROXY_BASE_URL",
+    "DIRECT_URL",
 ];
 
 /// Variables that are in clear: no secrets, and needed where none is opened.
@@ -291,11 +309,20 @@ impl Settings {
         };
         reader.check_carriage()?;
         reader.check_references()?;
+        let is_wrong =
+            |url: &str| !(url.starts_with("postgresql://") || url.starts_with("postgres://"));
+        if let Some(url) = reader.filled("DIRECT_URL")
+            && !sealed::is_sealed(url)
+            && is_wrong(url)
+        {
+            return Err(reader.wrong(
+                "DIRECT_URL",
+                "is not a PostgreSQL URL",
+                "write it as postgresql://USER:PASSWORD@HOST:PORT/DATABASE, or remove it",
+            ));
+        }
         let database = match reader.filled("DATABASE_URL") {
             Some(url) => {
-                let is_wrong = |url: &str| {
-                    !(url.starts_with("postgresql://") || url.starts_with("postgres://"))
-                };
                 if !sealed::is_sealed(url) && is_wrong(url) {
                     return Err(reader.wrong(
                         "DATABASE_URL",
@@ -461,7 +488,16 @@ impl Settings {
                 // Read by redis-cli in the health check.
                 variable("REDISCLI_AUTH", password.clone()),
             ],
-            (Service::Migrate, ..) => vec![variable("DATABASE_URL", self.database.url())],
+            (Service::Migrate, ..) => self
+                .gateway
+                .iter()
+                .filter(|(name, _)| {
+                    name == "DATABASE_URL"
+                        || FOR_MIGRATION.contains(&name.as_str())
+                        || name.starts_with(PRISMA_PREFIX)
+                })
+                .map(|(name, value)| variable(name, value.clone()))
+                .collect(),
             (Service::Litellm, ..) => self
                 .gateway
                 .iter()

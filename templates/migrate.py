@@ -1,17 +1,24 @@
-# Migrates the database to the schema of this image, and exits with 0 only if that succeeded:
-# litellm/proxy/prisma_migration.py does whether it did or not. A database that a later release has
-# migrated already is left alone: LiteLLM would drop the columns that it does not know, and a release
-# serves with a schema that has more than it needs. So is one that is as these migrations have left it,
-# as a comment on their table tells: Prisma would take seconds of each start to find that out.
+# Migrates the database to the schema of this image by LiteLLM's own migration job, and exits with 0
+# only if that succeeded. A database that a later release has migrated already is left alone: LiteLLM's
+# legacy resolver would drop the columns that it does not know, and a release serves with a schema that
+# has more than it needs. So is one that is as these migrations have left it, as a comment on their table
+# tells: Prisma would take seconds of each start to find that out.
+#
+# units/arguments.py stands before this. src/litellm/contract.rs lists what of LiteLLM is relied on.
 import hashlib
+import inspect
 import pathlib
 import re
-import subprocess
-import sys
+import shutil
 import tempfile
 
+# Its log would import all of LiteLLM, seconds of each start, for one setting.
+sys.modules["litellm"] = None
 from litellm_proxy_extras import utils
 
+del sys.modules["litellm"]
+# Which schema the database has: serve.py compares it with the one that its release needs.
+record = pathlib.Path("/run/litellm-units/schema/newest")
 directory = pathlib.Path(utils.__file__).parent
 schema = directory / "schema.prisma"
 scripts = sorted(directory.glob("migrations/*/migration.sql"))
@@ -19,30 +26,57 @@ newest = max(script.parent.name for script in scripts if re.match("[0-9]{14}_", 
 release = hashlib.sha256()
 for file in [schema, *scripts]:
     release.update(f"{file.relative_to(directory)} {file.stat().st_size}\n".encode() + file.read_bytes())
-run = subprocess.run
-
-
-# LiteLLM has the database's URL, password and all, among the arguments of a comparison, which every user of the host
-# can read. The schema names the variable that has the same URL.
-def run_without_url(words, *arguments, **options):
-    for side in "from", "to":
-        if isinstance(words, list) and f"--{side}-url" in words:
-            at = words.index(f"--{side}-url")
-            words = [*words[:at], f"--{side}-schema-datasource", schema, *words[at + 2:]]
-    return run(words, *arguments, **options)
-
-
-subprocess.run = run_without_url
+subprocess.Popen.__init__ = without_url(subprocess.Popen.__init__, str(schema), lambda words: False)
+try:
+    from litellm_proxy_extras.migration_lock import migration_environment
+except ImportError:
+    migration_environment = dict
 # The program, which an image without network has elsewhere.
-prisma = getattr(utils, "_get_prisma_command", lambda: "prisma")()
+command = getattr(utils, "_get_prisma_command", lambda: "prisma")()
+prisma_words = [command] if shutil.which(command) else [sys.executable, "-m", "prisma"]
 
 
 def execute(block):
     with tempfile.NamedTemporaryFile("w", suffix=".sql") as file:
         file.write(f"DO $$ {block} $$")
         file.flush()
-        words = [prisma, "db", "execute", "--schema", schema, "--file", file.name]
-        return subprocess.run(words, capture_output=True, text=True)
+        words = [*prisma_words, "db", "execute", "--schema", str(schema), "--file", file.name]
+        return subprocess.run(words, capture_output=True, text=True, env=dict(migration_environment(os.environ)))
+
+
+def migrate():
+    manager = utils.ProxyExtrasDBManager
+    # Builds the indexes of the request logs, too; releases before it have none to build.
+    job = getattr(manager, "run_migration_job", manager.setup_database)
+    arguments = {"use_migrate": True}
+    if "use_v2_resolver" in inspect.signature(job).parameters:
+        default = str(hasattr(manager, "run_migration_job"))
+        chosen = os.environ.get("USE_V2_MIGRATION_RESOLVER", default)
+        arguments["use_v2_resolver"] = utils.str_to_bool(chosen)
+    return job(**arguments)
+
+
+def remedy(reason):
+    name = re.search("[0-9]{14}_\\w+", reason)
+    if not name:
+        return ""
+    row = f"migration_name = '{name[0]}' AND finished_at IS NULL AND rolled_back_at IS NULL"
+    return f"""
+What to do: look whether the changes of {name[0]} (its migration.sql in the image) are in the database.
+If none of them is there, have it run again:
+  UPDATE _prisma_migrations SET rolled_back_at = now() WHERE {row};
+If all of them are there, have it count as done:
+  UPDATE _prisma_migrations SET finished_at = now() WHERE {row};
+For SQL in the local database: litellm-units exec postgres sh -c 'psql -U "$POSTGRES_USER" -d "$POSTGRES_DB"'
+Then: litellm-units up"""
+
+
+def finish(name):
+    if not record.parent.is_dir():
+        return
+    new = record.with_name("new")
+    new.write_text(f"{name}\n")
+    new.replace(record)
 
 
 # What the comment has to say: which migrations, and which columns and indexes they left.
@@ -56,7 +90,8 @@ WHERE table_schema = current_schema() AND table_type = 'BASE TABLE'),
 answer = execute(f"""DECLARE later text; BEGIN
 IF to_regclass('_prisma_migrations') IS NOT NULL THEN
 SELECT max(migration_name) INTO later FROM _prisma_migrations
-WHERE finished_at IS NOT NULL AND migration_name ~ '^[0-9]{{14}}_' AND migration_name > '{newest}';
+WHERE finished_at IS NOT NULL AND rolled_back_at IS NULL
+AND migration_name ~ '^[0-9]{{14}}_' AND migration_name > '{newest}';
 IF later IS NOT NULL THEN RAISE EXCEPTION 'later migration: %', later; END IF;
 IF obj_description(to_regclass('_prisma_migrations'), 'pg_class') = {comment}
 THEN RAISE EXCEPTION 'same migrations'; END IF;
@@ -64,14 +99,23 @@ END IF; END""")
 later = re.search("later migration: (\\S+)", answer.stderr)
 if later:
     print(f"the database has the schema of a later release, with {later[1]}: nothing to migrate")
+    finish(later[1])
 elif "same migrations" in answer.stderr:
     print(f"the database has the schema of this release, with {newest}: nothing to migrate")
+    finish(newest)
 elif answer.returncode:
     sys.exit(answer.stderr)
-elif utils.ProxyExtrasDBManager.setup_database(use_migrate=True):
+else:
+    try:
+        done = migrate()
+    except RuntimeError as reason:
+        # So LiteLLM's own command line ends, too.
+        print(f"the database can't be migrated: {reason}{remedy(str(reason))}", file=sys.stderr)
+        sys.exit(2)
+    if not done:
+        sys.exit("the database was not migrated, for the reason above")
+    finish(newest)
     answer = execute(f"""BEGIN IF to_regclass('_prisma_migrations') IS NOT NULL THEN
 EXECUTE format('COMMENT ON TABLE _prisma_migrations IS %L', {comment}); END IF; END""")
     # If that failed, the next start does all of this again.
     print(answer.stderr, end="", file=sys.stderr)
-else:
-    sys.exit(1)

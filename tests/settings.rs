@@ -134,6 +134,35 @@ litellm
 }
 
 #[test]
+fn the_migration_gets_its_own_variables() {
+    let text = format!(
+        "{ENV}DATABASE_URL=postgresql://a:b@pool/x\nREDIS_HOST=cache\nDIRECT_URL=postgresql://a:b@direct/x\n\
+         LITELLM_PRISMA_COMMAND_TIMEOUT=90\nLITELLM_MIGRATION_LOCK_TIMEOUT=30\n"
+    );
+    let migration = |text: &str| {
+        let parcels = settings(text).parcels(Service::Migrate);
+        let names: Vec<String> = parcels.into_iter().map(|parcel| parcel.name).collect();
+        names.join(" ")
+    };
+    assert_eq!(
+        migration(&text),
+        "DIRECT_URL LITELLM_PRISMA_COMMAND_TIMEOUT LITELLM_MIGRATION_LOCK_TIMEOUT DATABASE_URL"
+    );
+    // LiteLLM would take an empty one for a URL.
+    assert_eq!(migration(&format!("{ENV}DIRECT_URL=\n")), "DATABASE_URL");
+    let error = Settings::from_text(
+        &format!("{ENV}DIRECT_URL=mysql://db/x\n"),
+        Path::new(".env"),
+    )
+    .unwrap_err();
+    assert_eq!(
+        failure(&error),
+        "error: .env, line 13: DIRECT_URL is not a PostgreSQL URL\n\
+         hint: write it as postgresql://USER:PASSWORD@HOST:PORT/DATABASE, or remove it\n"
+    );
+}
+
+#[test]
 fn an_external_server_needs_no_password_of_a_local_one() {
     let text = "\
 LITELLM_IMAGE=ghcr.io/berriai/litellm:v1.108.14

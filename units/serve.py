@@ -1,16 +1,17 @@
 """Serves LiteLLM on the sockets that systemd holds, and lets go of them without cutting anyone off.
 
-litellm-units mounts this file into the gateway's container, where it is run with LiteLLM's own arguments. LiteLLM's
-command line ends with uvicorn.run(); that is what is replaced here.
+litellm-units mounts this file, behind arguments.py, into the gateway's container, where it is run with LiteLLM's own
+arguments. LiteLLM's command line ends with uvicorn.run(); that is what is replaced here. What else of LiteLLM and
+uvicorn is relied on stands in src/litellm/contract.rs, and is checked before a release is started for the first time.
 """
 
 import asyncio
 import gc
-import os
+import importlib.util
+import inspect
+import re
 import signal
 import socket
-import subprocess
-import sys
 
 # Process 1 of a container ignores a signal that it has no handler for, and this one gets its own as late as it serves.
 # It imports for seconds before, and has nothing to lose.
@@ -20,7 +21,7 @@ signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 gc.disable()
 
 import uvicorn
-from uvicorn.supervisors import Multiprocess
+from uvicorn.supervisors import Multiprocess, multiprocess
 
 # Nobody is waited for longer than this who sends nothing.
 PATIENCE = 10
@@ -81,19 +82,37 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
-run_program = subprocess.run
+def check_schema():
+    """Ends the start if the database has the schema of an earlier release: LiteLLM would answer every key with 401.
 
-
-def run_less(*arguments, **options):
-    """subprocess.run, without LiteLLM's comparison of database and schema.
-
-    The schema is litellm-migrate.service's. The comparison would take seconds of each start, and it has the database's
-    URL, password and all, among its arguments, which every user of the host can read.
+    The migration writes down which schema it left. Without that, as under units from before it did, nothing is known.
     """
-    words = arguments[0] if arguments else options.get("args")
-    if words == ["prisma"] or (isinstance(words, list) and words[:3] == ["prisma", "migrate", "diff"]):
-        return subprocess.CompletedProcess(words, 0, "", "")
-    return run_program(*arguments, **options)
+    try:
+        with open("/run/litellm-units/schema/newest") as file:
+            found = file.read().strip()
+    except OSError:
+        return
+    package = os.path.dirname(importlib.util.find_spec("litellm_proxy_extras").origin)
+    names = os.listdir(os.path.join(package, "migrations"))
+    needed = max(name for name in names if re.match("[0-9]{14}_", name))
+    if found < needed:
+        print(
+            f"the database has the schema of an earlier release (newest migration: {found}); this release needs "
+            f"{needed}. To migrate it and to start this release: litellm-units up. If a drop-in of litellm.service "
+            "names this image, name it in .env instead.",
+            file=sys.stderr,
+        )
+        # litellm.service is not restarted after this status.
+        sys.exit(78)
+
+
+# A worker of uvicorn 0.5x makes its own server: of this class. Workers run this file, too.
+multiprocess.Server = Server
+
+# The schema is litellm-migrate.service's. LiteLLM's comparison of schema and database would take seconds of each start.
+subprocess.Popen.__init__ = without_url(
+    subprocess.Popen.__init__, "/app/schema.prisma", lambda words: words[:2] in ([], ["migrate", "diff"])
+)
 
 
 def run(app, **arguments):
@@ -103,7 +122,8 @@ def run(app, **arguments):
     sockets = [*passed, config.bind_socket()]
     if config.workers > 1:
         gc.enable()
-        Multiprocess(config, target=server.run, sockets=sockets).run()
+        target = {"target": server.run} if "target" in inspect.signature(Multiprocess).parameters else {}
+        Multiprocess(config, sockets=sockets, **target).run()
     else:
         server.run(sockets)
         if not server.started:
@@ -111,12 +131,12 @@ def run(app, **arguments):
 
 
 if __name__ == "__main__":
+    check_schema()
     passed = passed_sockets()
     # What the image's own entry point does.
     if os.environ.get("USE_DDTRACE") == "true":
         os.environ["DD_TRACE_OPENAI_ENABLED"] = "False"
         import ddtrace.auto  # noqa: F401
-    subprocess.run = run_less
     uvicorn.run = run
     from litellm.proxy.proxy_cli import run_server
 

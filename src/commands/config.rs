@@ -250,7 +250,7 @@ fn masked(name: &str, value: &str) -> String {
     if value.is_empty() {
         return String::new();
     }
-    if name == "DATABASE_URL" {
+    if matches!(name, "DATABASE_URL" | "DIRECT_URL") {
         return masked_url(value).unwrap_or_else(|| MASK.to_owned());
     }
     // A URL may carry a password even where none is expected.
@@ -305,6 +305,11 @@ mod tests {
                 "DATABASE_URL",
                 "postgresql://u:a/b@c:d@db/x?sslmode=require&sslpassword=s",
                 "postgresql://u:********@db/x?sslmode=********&sslpassword=********",
+            ),
+            (
+                "DIRECT_URL",
+                "postgresql://litellm:p@direct:5432/litellm",
+                "postgresql://litellm:********@direct:5432/litellm",
             ),
             (
                 "DATABASE_URL",

@@ -149,6 +149,11 @@ async fn prepare(host: &Host, service: Service, standby: bool) -> Result<()> {
     let directory = host.paths.runtime_state();
     std::fs::create_dir_all(&directory)
         .with_context(|| format!("can't create {}", directory.display()))?;
+    if matches!(service, Service::Migrate | Service::Litellm) {
+        let schema = directory.join(quadlet::SCHEMA);
+        std::fs::create_dir_all(&schema)
+            .with_context(|| format!("can't create {}", schema.display()))?;
+    }
     if service == Service::Litellm {
         let serve = directory.join("serve.py");
         install::write_atomically(&serve, quadlet::SERVE.as_bytes(), 0o644)?;

@@ -372,7 +372,11 @@ impl Audit<'_> {
             };
             let place = || {
                 let command = read("comm");
-                format!("process {number} ({})", command.trim())
+                let place = format!("process {number} ({})", command.trim());
+                match unit_of(&read("cgroup")) {
+                    Some(unit) => format!("{place} of {unit}"),
+                    None => place,
+                }
             };
             for secret in self.found_in(&read("cmdline")) {
                 self.add(
@@ -568,6 +572,12 @@ fn is_ours(control_group: &str) -> bool {
     })
 }
 
+/// The service to which a process with this control group belongs: the innermost one.
+fn unit_of(control_group: &str) -> Option<&str> {
+    let path = control_group.trim_end().rsplit(':').next()?;
+    path.rsplit('/').find(|part| part.ends_with(".service"))
+}
+
 fn user(number: u32) -> String {
     match User::from_uid(Uid::from_raw(number)) {
         Ok(Some(user)) => user.name,
@@ -604,7 +614,7 @@ fn walk(root: &Path, enter: &dyn Fn(&Path) -> bool) -> Vec<(PathBuf, Metadata, b
 
 #[cfg(test)]
 mod tests {
-    use super::{is_ours, is_secret, password_in_url};
+    use super::{is_ours, is_secret, password_in_url, unit_of};
 
     #[test]
     fn secrets() {
@@ -634,6 +644,24 @@ mod tests {
         assert_eq!(password_in_url("redis://:p@h"), Some("p"));
         assert_eq!(password_in_url("https://host/a@b:c"), None);
         assert_eq!(password_in_url("sk-abc"), None);
+    }
+
+    #[test]
+    fn units_of_processes() {
+        for (group, expected) in [
+            (
+                "0::/litellm.slice/litellm-migrate.service/libpod-payload-abc\n",
+                Some("litellm-migrate.service"),
+            ),
+            (
+                "0::/user.slice/user-1000.slice/user@1000.service/app.slice/litellm.service\n",
+                Some("litellm.service"),
+            ),
+            ("0::/user.slice/user-0.slice/session-1.scope\n", None),
+            ("", None),
+        ] {
+            assert_eq!(unit_of(group), expected, "{group}");
+        }
     }
 
     #[test]

@@ -333,6 +333,21 @@ fn the_audit_finds_each_leak() {
             }
         });
     }
+    // What a container shows, with the unit that it belongs to.
+    host.sh(
+        who,
+        &format!("{get}; podman exec -d litellm-redis sh -c \"sleep 600; : $(v REDIS_PASSWORD)\""),
+    );
+    let found = findings(&host, who);
+    assert!(
+        found
+            .iter()
+            .any(|(place, secret)| place.starts_with("process ")
+                && place.ends_with(" (sh) of litellm-redis.service")
+                && secret == "REDIS_PASSWORD"),
+        "{found:?}"
+    );
+    host.sh(who, "kill $(pgrep -f 'sleep 600; :')");
     // Percent-encoded, as in a URL; last, since the journal forgets nothing.
     host.sh(who, &format!("{get}; systemd-run -q --wait --unit=leaky echo postgresql://litellm:$(v POSTGRES_PASSWORD | sed 's/+/%2B/g; s/\\//%2F/g')@postgres"));
     let found = findings(&host, who);

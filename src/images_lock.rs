@@ -26,6 +26,9 @@ pub struct Locked {
     pub identity: Identity,
     /// When it was recorded, in RFC 3339.
     pub recorded: String,
+    /// LiteLLM's version in it, once a container of it was asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
 }
 
 impl Default for ImagesLock {
@@ -93,8 +96,16 @@ impl ImagesLock {
         let recorded = jiff::Timestamp::now()
             .strftime("%Y-%m-%dT%H:%M:%SZ")
             .to_string();
-        self.images
-            .insert(image.as_str().to_owned(), Locked { identity, recorded });
+        // The same image has the same version.
+        let before = self
+            .get(image)
+            .filter(|before| before.identity.is(&identity));
+        let locked = Locked {
+            version: before.and_then(|before| before.version.clone()),
+            identity,
+            recorded,
+        };
+        self.images.insert(image.as_str().to_owned(), locked);
     }
 
     /// Which image a reference means, as far as it says so itself or a record does.
@@ -104,6 +115,29 @@ impl ImagesLock {
             Some(digest) => Some(Identity::of_digest(digest)),
             None => Some(self.get(image)?.identity.clone()),
         }
+    }
+
+    /// Records LiteLLM's version in the image that a reference means. Returns whether that is news.
+    pub fn set_version(&mut self, image: &ImageReference, version: &str) -> bool {
+        if let (None, Some(digest)) = (self.get(image), image.digest()) {
+            self.record(image, Identity::of_digest(digest));
+        }
+        let Some(locked) = self.images.get_mut(image.as_str()) else {
+            return false;
+        };
+        let version = Some(version.to_owned());
+        let is_news = locked.version != version;
+        locked.version = version;
+        is_news
+    }
+
+    /// LiteLLM's version in the image of this digest, if it is known.
+    #[must_use]
+    pub fn version_of(&self, digest: &str) -> Option<&str> {
+        self.images
+            .values()
+            .filter(|locked| locked.identity.digest == digest)
+            .find_map(|locked| locked.version.as_deref())
     }
 
     /// The reference with its digest, as far as one is known.

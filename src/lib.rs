@@ -85,7 +85,7 @@ pub async fn run(cli: Cli) -> Result<Exit> {
         Command::Restart(arguments) => commands::units::restart(&host, &arguments).await,
         Command::Logs(arguments) => commands::logs::run(&host, &arguments).await,
         Command::Exec(arguments) => commands::exec::run(&host, &arguments).await,
-        Command::Health(arguments) => commands::health::run(&arguments).await,
+        Command::Health(arguments) => commands::health::run(&host, &arguments).await,
         Command::Key(verb) => commands::key::run(&host, verb).await,
         Command::Secrets(verb) => commands::secrets::run(&host, verb).await,
         Command::Ui(arguments) => commands::ui::run(&host, &arguments).await,

@@ -1,6 +1,7 @@
 //! The gateway's HTTP interface.
 
 pub mod config;
+pub mod contract;
 pub mod health;
 pub mod keys;
 pub mod metrics;

@@ -14,8 +14,8 @@ use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::images_lock::ImagesLock;
 use crate::journal::{self, LastLines};
-use crate::litellm::Client;
 use crate::litellm::health::Health;
+use crate::litellm::{Client, contract};
 use crate::output::{duration, say};
 use crate::paths::Scope;
 use crate::quadlet::{self, NETWORK};
@@ -145,7 +145,10 @@ pub async fn change(
     if matches!(state.active.as_str(), "inactive" | "failed") {
         return Ok(());
     }
-    let version = wait.ready().await?;
+    let version = wait
+        .ready()
+        .await?
+        .or_else(|| contract::installed_version(&host.paths));
     remember_good(host).await?;
     say(&format!(
         "ready after {}: http://127.0.0.1:{GATEWAY_PORT}, LiteLLM {}, database connected",
@@ -547,7 +550,12 @@ pub async fn failed(
         Scope::System => "-u",
         Scope::User => "--user -u",
     };
+    let lines = format!("journalctl {scope} {unit}");
     Failure::new(message)
-        .hint(format!("systemd goes on trying; all lines: journalctl {scope} {unit}; give up: litellm-units down"))
+        .hint(if state.active == "failed" {
+            format!("systemd does not try again; for all lines: {lines}")
+        } else {
+            format!("systemd goes on trying; all lines: {lines}; give up: litellm-units down")
+        })
         .into()
 }

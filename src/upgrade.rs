@@ -27,7 +27,7 @@ use crate::install::plan::{Change, Plan as Files};
 use crate::ledger::{
     Ended, Event, Images, Ledger, Operation, Outcome, Reached, Release, Step, Verb,
 };
-use crate::litellm::Client;
+use crate::litellm::{Client, config, contract};
 use crate::lock::OperationLock;
 use crate::output::{duration, say};
 use crate::paths::Paths;
@@ -52,6 +52,8 @@ pub struct Options {
     pub settle: Duration,
     /// How long starting and becoming ready may take.
     pub timeout: Duration,
+    /// Whether a release may come that can't read credentials of the present one.
+    pub accept_unreadable: bool,
 }
 
 /// A change of release, worked out and not begun.
@@ -70,6 +72,8 @@ pub struct Plan {
     edited: bool,
     /// The backup whose data comes back.
     data: Option<BackupId>,
+    /// Whether the gateway's configuration has it encrypt credentials with AES-256-GCM.
+    encrypts_with_aes_gcm: bool,
 }
 
 impl Plan {
@@ -138,6 +142,8 @@ impl Plan {
         let edited = snapshot::keep_with(paths, as_before.text())? != configuration;
         let lock = ImagesLock::load(&paths.images_lock())?;
         Advisories::load(paths)?.refuse(paths, &settings, &lock)?;
+        let env_wanted = parse_env(&env, &paths.env_file())?;
+        config::refuse_weak_master_key(host, &env_wanted, &settings)?;
         let wanted = match lock.identity(&settings.litellm_image) {
             Some(recorded) => {
                 let pinned = lock.pin(&settings.litellm_image);
@@ -158,6 +164,7 @@ impl Plan {
             wanted,
             edited,
             data: None,
+            encrypts_with_aes_gcm: config::encrypts_with_aes_gcm(paths),
         })
     }
 
@@ -189,6 +196,16 @@ impl Plan {
             None => lines.push(
                 "  migrate     the database, while the gateway of before serves; a newer schema stays".into(),
             ),
+        }
+        let version = self
+            .settings
+            .litellm_image
+            .version()
+            .and_then(contract::parse);
+        if self.encrypts_with_aes_gcm
+            && version.is_some_and(|version| version < contract::READS_AES_GCM)
+        {
+            lines.push("  refuse      if credentials in the database are encrypted with AES-256-GCM, which this release can't read".into());
         }
         lines.push(if self.edited {
             "  switch      .env, the other edits of .env and config/, units and gateway".into()
@@ -336,6 +353,7 @@ pub async fn recover(host: &Host, timeout: Duration) -> Result<()> {
         options: Options {
             settle: Duration::ZERO,
             timeout,
+            accept_unreadable: true,
         },
         backup: found.backup,
         schema: found.schema,
@@ -426,10 +444,14 @@ impl Run<'_> {
             self.lock(&after.litellm_image, image)?;
         }
         pull::pull_missing(host, &after).await?;
+        let release = contract::check(host, &after).await?;
         self.reached(Step::Pulled)?;
         fail::fail_point!("upgrade-pulled");
 
         self.start_database(&before).await?;
+        if self.operation.data.is_none() && !self.options.accept_unreadable {
+            refuse_unreadable(&release, &Server::new(host, &before).await?).await?;
+        }
         let options = backup::Options {
             retention: None,
             to_go_back: true,
@@ -698,6 +720,27 @@ fn reached(operation: &Operation, step: Step) -> Event {
         backup: None,
         schema: None,
     })
+}
+
+/// Refuses a release that can't read credentials that the present one has encrypted.
+async fn refuse_unreadable(release: &contract::Release, server: &Server<'_>) -> Result<()> {
+    if release.reads_aes_gcm {
+        return Ok(());
+    }
+    let tables = server.tables_with_aes_gcm().await?;
+    if tables.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::new(format!(
+        "LiteLLM {} can't read what is encrypted with AES-256-GCM in {}",
+        release.version.as_deref().unwrap_or("of this image"),
+        tables.join(", ")
+    ))
+    .hint(format!(
+        "choose a release from {} on, or the data of then (`litellm-units rollback --restore-data`); to enter those credentials again instead, add --accept-unreadable",
+        contract::words(contract::READS_AES_GCM)
+    ))
+    .into())
 }
 
 /// What must not run while its database is replaced.

@@ -166,10 +166,10 @@ fn links() {
 #[test]
 fn messages_are_the_programs_own() {
     let mut sources = String::new();
-    gather(
-        &std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("src"),
-        &mut sources,
-    );
+    for directory in ["src", "units", "templates"] {
+        let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
+        gather(&root.join(directory), &mut sources);
+    }
     // As it is printed: lines that Rust joins, and what is put in.
     let sources = join(&sources);
     for line in read("docs/troubleshooting.md")

@@ -60,6 +60,10 @@ SELECT schemaname, viewname, definition FROM pg_views WHERE schemaname NOT IN ('
 SELECT format('SELECT migration_name, finished_at IS NULL, rolled_back_at IS NULL FROM %I.%I ORDER BY 1, 2, 3', schemaname, tablename) FROM pg_tables WHERE tablename = '_prisma_migrations' \gexec
 ";
 
+/// Looks at whole rows: LiteLLM keeps encrypted values in columns and in JSON. Logs and sums hold none.
+const AES_GCM: &str = r"SELECT format('SELECT %L FROM %I.%I row WHERE row::text LIKE %L LIMIT 1', tablename, schemaname, tablename, '%v2:gcm:%') FROM pg_tables WHERE tablename LIKE 'LiteLLM\_%' AND tablename !~ 'Log|Daily' ORDER BY tablename \gexec
+";
+
 /// A server that this program may ask.
 #[derive(Debug)]
 pub struct Server<'a> {
@@ -410,6 +414,15 @@ impl<'a> Server<'a> {
     pub async fn schema(&self) -> Result<String> {
         let text = self.query(&self.database, SCHEMA).await?;
         Ok(hex(&Sha256::digest(text)))
+    }
+
+    /// The tables of LiteLLM in which something is encrypted with AES-256-GCM.
+    ///
+    /// # Errors
+    /// With the server's words.
+    pub async fn tables_with_aes_gcm(&self) -> Result<Vec<String>> {
+        let text = self.query(&self.database, AES_GCM).await?;
+        Ok(text.lines().map(str::to_owned).collect())
     }
 
     /// The database from which the others are created, renamed and removed.

@@ -16,6 +16,9 @@ pub struct Pace {
     /// Seconds that starting and becoming ready may take
     #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = seconds)]
     pub timeout: Duration,
+    /// Change the release even if it can't read credentials in the database (AES-256-GCM)
+    #[arg(long)]
+    pub accept_unreadable: bool,
 }
 
 /// Arguments of `upgrade`.

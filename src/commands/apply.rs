@@ -7,6 +7,7 @@ use crate::cli;
 use crate::cli::upgrade::Pace;
 use crate::error::{Exit, Failure, Result, exit};
 use crate::host::Host;
+use crate::litellm::contract;
 use crate::output::{self, say};
 use crate::snapshot::{self, SnapshotId};
 use crate::stack;
@@ -38,6 +39,7 @@ pub async fn run(host: &Host, arguments: &cli::Apply) -> Result<Exit> {
         let pace = Pace {
             settle: upgrade::SETTLE,
             timeout: arguments.timeout,
+            accept_unreadable: false,
         };
         return super::upgrade::carry_out(host, plan, arguments.dry_run, pace).await;
     }
@@ -48,6 +50,7 @@ pub async fn run(host: &Host, arguments: &cli::Apply) -> Result<Exit> {
     let attempt = async {
         prepared.apply(host).await?;
         generate::pull_missing(host, &prepared, Target::Recorded, output::line).await?;
+        contract::check_once(host, prepared.settings()).await?;
         stack::bring_up(host, prepared.settings(), arguments.timeout).await?;
         upgrade::record(host, prepared.settings(), "apply").await
     };

@@ -4,8 +4,9 @@ use std::time::Duration;
 
 use crate::cli;
 use crate::error::{Exit, Result};
-use crate::litellm::Client;
+use crate::host::Host;
 use crate::litellm::health::Health;
+use crate::litellm::{Client, contract};
 use crate::output;
 
 /// How long the gateway may take to answer.
@@ -15,8 +16,11 @@ const PATIENCE: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// When stdout is closed.
-pub async fn run(arguments: &cli::Health) -> Result<Exit> {
-    let health = Client::local(PATIENCE)?.health().await;
+pub async fn run(host: &Host, arguments: &cli::Health) -> Result<Exit> {
+    let health = Client::local(PATIENCE)?
+        .health()
+        .await
+        .or_version(|| contract::installed_version(&host.paths));
     if arguments.json {
         output::json(&health)?;
     } else {

@@ -14,8 +14,8 @@ use crate::container;
 use crate::error::{Exit, Result};
 use crate::host::Host;
 use crate::images_lock::ImagesLock;
-use crate::litellm::Client;
 use crate::litellm::health::Health;
+use crate::litellm::{Client, contract};
 use crate::output::{self, bytes, duration};
 use crate::release;
 use crate::settings::{GATEWAY_PORT, Service, Settings};
@@ -151,6 +151,8 @@ pub struct Services {
     vulnerabilities: Option<Vec<Finding>>,
     upgrade_check: Option<Recorded>,
     known: Option<String>,
+    /// LiteLLM's version in the gateway's image.
+    version: Option<String>,
 }
 
 impl Services {
@@ -219,10 +221,12 @@ impl Services {
                 .map(Judgement::count),
             vulnerabilities: judgement.map(|judgement| judgement.vulnerabilities),
             upgrade_check,
+            version: contract::installed_version(&host.paths),
         })
     }
 
     fn with(self, health: Health) -> Report {
+        let health = health.or_version(|| self.version.clone());
         Report {
             schema: 1,
             state: self.state(&health),

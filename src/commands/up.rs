@@ -8,6 +8,7 @@ use crate::cli;
 use crate::cli::upgrade::Pace;
 use crate::error::{Exit, Result};
 use crate::host::Host;
+use crate::litellm::contract;
 use crate::output;
 use crate::stack;
 use crate::upgrade;
@@ -30,6 +31,7 @@ pub async fn run(host: &Host, arguments: &cli::Up) -> Result<Exit> {
         let pace = Pace {
             settle: upgrade::SETTLE,
             timeout: arguments.timeout,
+            accept_unreadable: false,
         };
         return super::upgrade::carry_out(host, plan, false, pace).await;
     }
@@ -63,6 +65,7 @@ async fn bring_up(
     prepared.apply_telling(host, tell).await?;
     super::config::refuse_errors(host)?;
     generate::pull_missing(host, prepared, Target::Recorded, tell).await?;
+    contract::check_once(host, prepared.installed()).await?;
     stack::bring_up(host, prepared.installed(), timeout).await?;
     upgrade::record(host, prepared.installed(), "up").await
 }

@@ -43,6 +43,7 @@ pub(super) async fn carry_out(host: &Host, plan: Plan, dry_run: bool, pace: Pace
     let options = Options {
         settle: pace.settle,
         timeout: pace.timeout,
+        accept_unreadable: pace.accept_unreadable,
     };
     for line in plan.lines(options) {
         output::line(&line)?;

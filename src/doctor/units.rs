@@ -12,8 +12,8 @@ use crate::container;
 use crate::error::{Failure, Result};
 use crate::host::{self, Host};
 use crate::images_lock::ImagesLock;
-use crate::litellm::Client;
 use crate::litellm::health::Health;
+use crate::litellm::{Client, contract};
 use crate::paths::Scope;
 use crate::quadlet;
 use crate::release;
@@ -349,7 +349,8 @@ pub async fn gateway(patient: &Patient<'_>) -> Option<Check> {
         Ok(client) => client,
         Err(error) => return Some(Check::error("gateway", &error)),
     };
-    Some(match client.health().await {
+    let version = || contract::installed_version(&patient.host.paths);
+    Some(match client.health().await.or_version(version) {
         Health::Ready { version } => Check::ok(
             "gateway",
             format!(

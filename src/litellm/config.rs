@@ -12,10 +12,13 @@ use std::fmt;
 use std::path::{Path, PathBuf};
 use std::rc::Rc;
 
+use secrecy::ExposeSecret;
 use serde::Serialize;
 
+use super::contract;
 use crate::error::{Failure, Result};
 use crate::host::Host;
+use crate::paths::Paths;
 use crate::settings::env_file::EnvFile;
 use crate::settings::{Cache, Service, Settings, parse_env, read_env};
 use tree::{Node, Position, SyntaxError, Value};
@@ -111,6 +114,7 @@ pub fn check_deployment(host: &Host) -> Result<Vec<Finding>> {
     let path = host.paths.config_file();
     let text = read(&path)?;
     let (mut findings, includes) = check_one(&text, &path, &env, &settings);
+    findings.extend(weak_master_key(&text, &env, &env_path, &settings));
     for (at, include) in includes {
         let missing = |message: String| Finding {
             file: path.clone(),
@@ -140,6 +144,85 @@ pub fn check_deployment(host: &Host) -> Result<Vec<Finding>> {
         findings.extend(check(&read(&target)?, &target, &env, &settings));
     }
     Ok(findings)
+}
+
+/// Whether LiteLLM refuses to start with the master key, which everybody knows. `text` is the
+/// gateway's configuration.
+fn weak_master_key(text: &str, env: &EnvFile, path: &Path, settings: &Settings) -> Option<Finding> {
+    const NAME: &str = "LITELLM_MASTER_KEY";
+    let key = settings.master_key.in_clear()?;
+    if !contract::is_publicly_known(key.expose_secret(), contract::PUBLICLY_KNOWN_KEYS) {
+        return None;
+    }
+    let root = tree::parse(text).ok().flatten();
+    let permitted = root
+        .as_ref()
+        .and_then(|root| {
+            root.get("general_settings")?
+                .get("dangerously_permit_weak_or_unset_master_key")?
+                .text()
+        })
+        .or(env.get("LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY"))
+        .is_some_and(|value| value.eq_ignore_ascii_case("true") || value == "1");
+    let version = settings.litellm_image.version().and_then(contract::parse);
+    let refused =
+        !permitted && version.is_some_and(|version| version >= contract::REFUSES_WEAK_KEYS);
+    let (severity, message) = if refused {
+        let since = contract::words(contract::REFUSES_WEAK_KEYS);
+        (
+            Severity::Error,
+            format!("{NAME} is publicly known; LiteLLM does not start with it from {since} on"),
+        )
+    } else {
+        (Severity::Warning, format!("{NAME} is publicly known"))
+    };
+    Some(Finding {
+        file: path.to_owned(),
+        line: env.line(NAME).unwrap_or(1),
+        column: 1,
+        severity,
+        message,
+        hint: Some(
+            "while the gateway runs: `litellm-units secrets rotate master`; else remove the line, and `litellm-units generate` makes a new key".into(),
+        ),
+    })
+}
+
+/// Whether the gateway encrypts credentials with AES-256-GCM. One that can't be read does not.
+#[must_use]
+pub fn encrypts_with_aes_gcm(paths: &Paths) -> bool {
+    let text = std::fs::read_to_string(paths.config_file()).unwrap_or_default();
+    let root = tree::parse(&text).ok().flatten();
+    root.as_ref()
+        .and_then(|root| {
+            root.get("general_settings")?
+                .get("encryption_algorithm")?
+                .text()
+        })
+        .is_some_and(|algorithm| algorithm.eq_ignore_ascii_case("aes-256-gcm"))
+}
+
+/// Refuses a master key with which the release of `settings` does not start.
+///
+/// # Errors
+/// With file and line.
+pub fn refuse_weak_master_key(host: &Host, env: &EnvFile, settings: &Settings) -> Result<()> {
+    let text = std::fs::read_to_string(host.paths.config_file()).unwrap_or_default();
+    match weak_master_key(&text, env, &host.paths.env_file(), settings) {
+        Some(Finding {
+            file,
+            line,
+            message,
+            hint,
+            severity: Severity::Error,
+            ..
+        }) => Err(
+            Failure::config(format!("{}, line {line}: {message}", file.display()))
+                .hint(hint.unwrap_or_default())
+                .into(),
+        ),
+        _ => Ok(()),
+    }
 }
 
 fn read(path: &Path) -> Result<String> {
@@ -770,4 +853,57 @@ fn distance(one: &str, two: &str) -> usize {
         rows.push(cells);
     }
     rows[one.len()][two.len()]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn weak(image: &str, key: &str, config: &str, more: &str) -> Option<(Severity, usize)> {
+        let text = format!(
+            "LITELLM_IMAGE=ghcr.io/berriai/litellm:{image}\nLITELLM_MASTER_KEY={key}\nPOSTGRES_PASSWORD=p\nREDIS_PASSWORD=r\n{more}"
+        );
+        let env = EnvFile::parse(&text).unwrap();
+        let path = Path::new(".env");
+        let settings = Settings::from_env(&env, path).unwrap();
+        weak_master_key(config, &env, path, &settings)
+            .map(|finding| (finding.severity, finding.line))
+    }
+
+    #[test]
+    fn weak_master_keys() {
+        let permitted = "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY=true\n";
+        let setting = "general_settings:\n  dangerously_permit_weak_or_unset_master_key: true\n";
+        for (image, key, config, more, expected) in [
+            ("v1.108.14", "sk-1234", "", "", Some((Severity::Error, 2))),
+            (
+                "v1.80.11-stable",
+                "sk-1234",
+                "",
+                "",
+                Some((Severity::Warning, 2)),
+            ),
+            (
+                "v1.108.14",
+                "sk-1234",
+                "",
+                permitted,
+                Some((Severity::Warning, 2)),
+            ),
+            (
+                "v1.108.14",
+                "sk-1234",
+                setting,
+                "",
+                Some((Severity::Warning, 2)),
+            ),
+            ("v1.108.14", "sk-12345", "", "", None),
+        ] {
+            assert_eq!(
+                weak(image, key, config, more),
+                expected,
+                "{image} {key} {config}{more}"
+            );
+        }
+    }
 }

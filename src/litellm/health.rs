@@ -28,6 +28,15 @@ pub enum Health {
 }
 
 impl Health {
+    /// The same with `version`, if it can serve and does not tell its own.
+    #[must_use]
+    pub fn or_version(self, version: impl FnOnce() -> Option<String>) -> Self {
+        match self {
+            Self::Ready { version: None } => Self::Ready { version: version() },
+            other => other,
+        }
+    }
+
     /// Whether it can serve.
     #[must_use]
     pub fn is_ready(&self) -> bool {

@@ -6,7 +6,9 @@
 )]
 
 mod advisories;
+mod arguments;
 mod backup;
+mod contract;
 mod daily;
 mod docs;
 mod doctor;

@@ -1,6 +1,7 @@
 //! What several tests share.
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
+pub mod arguments;
 pub mod cases;
 pub mod document;
 pub mod gateway;

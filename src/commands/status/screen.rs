@@ -322,7 +322,11 @@ fn header(view: &View) -> Vec<Line<'static>> {
     };
     let second = match (&view.problem, &view.health) {
         (Some(problem), _) => Line::styled(problem.clone(), view.paint(Style::new(), Color::Red)),
-        (None, Some(health)) => Line::raw(health.to_string()),
+        (None, Some(health)) => {
+            let services = view.services.as_ref();
+            let version = || services.and_then(|services| services.version.clone());
+            Line::raw(health.clone().or_version(version).to_string())
+        }
         (None, None) => Line::raw(""),
     };
     vec![

@@ -1,0 +1,433 @@
+//! What is used of the inside of LiteLLM and of its libraries, and whether an image has it.
+//!
+//! `units/serve.py` and `templates/migrate.py` rely on what no release promises to keep. So all of
+//! that stands here, and a container of another image than the present one is asked before
+//! anything is stopped, backed up or migrated.
+
+use std::process::Stdio;
+use std::time::Duration;
+
+use anyhow::Context;
+use secrecy::ExposeSecret;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::error::{Failure, Result};
+use crate::host::Host;
+use crate::image::ImageReference;
+use crate::images_lock::ImagesLock;
+use crate::output::say;
+use crate::paths::Paths;
+use crate::random::hex;
+use crate::settings::{Service, Settings};
+
+/// What runs in the container.
+const PROBE: &str = include_str!("../../units/contract.py");
+/// Timeout of the container; on an idle machine it takes a second.
+const TIMEOUT: Duration = Duration::from_secs(180);
+
+/// Major, minor and patch: what tells releases of LiteLLM apart.
+pub type Version = (u64, u64, u64);
+
+/// The first release that refuses to start with a weak master key.
+pub const REFUSES_WEAK_KEYS: Version = (1, 104, 0);
+/// The SHA-256 of the master keys that it refuses: `sk-1234`.
+pub const PUBLICLY_KNOWN_KEYS: &[&str] =
+    &["88dc28d0f030c55ed4ab77ed8faf098196cb1c05df778539800c9f1243fe6b4b"];
+/// The first release that reads credentials encrypted with AES-256-GCM.
+pub const READS_AES_GCM: Version = (1, 92, 0);
+
+/// One thing that is used.
+struct Use {
+    need: Need,
+    /// The first release that has it; `None` means every release that is supported.
+    since: Option<Version>,
+    /// What it is used for.
+    purpose: &'static str,
+}
+
+/// How it is looked for; the JSON is what `units/contract.py` reads.
+#[derive(Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Kind {
+    /// A file of a package holds these texts.
+    Holds,
+    /// A function or class of a module takes these parameters.
+    Takes,
+}
+
+enum Need {
+    Holds(&'static str, &'static [&'static str]),
+    Takes(&'static str, &'static str, &'static [&'static str]),
+}
+
+impl Need {
+    fn json(&self) -> serde_json::Value {
+        match self {
+            Self::Holds(path, words) => serde_json::json!([Kind::Holds, path, words]),
+            Self::Takes(module, name, parameters) => {
+                serde_json::json!([Kind::Takes, module, name, parameters])
+            }
+        }
+    }
+}
+
+const SERVE: &str = "serve.py serves on the sockets of systemd";
+const STOP: &str = "serve.py lets go of connections without cutting anyone off";
+const WORKERS: &str = "serve.py serves with several workers";
+const MIGRATE: &str = "migrate.py migrates the database";
+const ARGUMENTS: &str = "the database's URL stays out of the arguments of Prisma";
+
+/// Everything that is used. Tested with 1.80.11, 1.108.14 and the newest release.
+const USES: &[Use] = &[
+    every(
+        Need::Holds(
+            "litellm/proxy/proxy_cli.py",
+            &[
+                "def run_server(",
+                "uvicorn.run(",
+                "\"--port\"",
+                "\"--config\"",
+            ],
+        ),
+        SERVE,
+    ),
+    every(Need::Takes("uvicorn", "Config", &["app", "workers"]), SERVE),
+    every(Need::Takes("uvicorn", "Config.bind_socket", &[]), SERVE),
+    every(Need::Takes("uvicorn", "Config.load", &[]), STOP),
+    every(
+        Need::Holds(
+            "uvicorn/config.py",
+            &["self.loaded_app", "self.timeout_keep_alive"],
+        ),
+        STOP,
+    ),
+    every(Need::Takes("uvicorn", "Server", &["config"]), SERVE),
+    every(Need::Takes("uvicorn", "Server.run", &["sockets"]), SERVE),
+    every(
+        Need::Takes("uvicorn", "Server.startup", &["sockets"]),
+        SERVE,
+    ),
+    every(
+        Need::Takes("uvicorn", "Server.shutdown", &["sockets"]),
+        STOP,
+    ),
+    every(
+        Need::Holds(
+            "uvicorn/server.py",
+            &[
+                "self.servers",
+                "self.started",
+                "self.server_state",
+                "self.connections",
+            ],
+        ),
+        STOP,
+    ),
+    // Until uvicorn 0.50 it is given the server to run; from 0.51 on each worker makes one.
+    every(
+        Need::Takes(
+            "uvicorn.supervisors.multiprocess",
+            "Multiprocess",
+            &["config", "sockets"],
+        ),
+        WORKERS,
+    ),
+    every(
+        Need::Takes("uvicorn.supervisors", "Multiprocess.run", &[]),
+        WORKERS,
+    ),
+    every(
+        Need::Holds(
+            "litellm/proxy/db/prisma_client.py",
+            &["DISABLE_SCHEMA_UPDATE"],
+        ),
+        "the gateway leaves the schema to the migration",
+    ),
+    every(
+        Need::Takes(
+            "litellm_proxy_extras.utils",
+            "ProxyExtrasDBManager.setup_database",
+            &["use_migrate"],
+        ),
+        MIGRATE,
+    ),
+    Use {
+        need: Need::Takes(
+            "litellm_proxy_extras.utils",
+            "ProxyExtrasDBManager.run_migration_job",
+            &["use_migrate", "use_v2_resolver"],
+        ),
+        since: Some((1, 108, 0)),
+        purpose: MIGRATE,
+    },
+    every(
+        Need::Takes("litellm_proxy_extras.utils", "str_to_bool", &[]),
+        MIGRATE,
+    ),
+    every(
+        Need::Holds(
+            "litellm_proxy_extras/schema.prisma",
+            &["env(\"DATABASE_URL\")"],
+        ),
+        ARGUMENTS,
+    ),
+    every(
+        Need::Holds(
+            "litellm/proxy/health_endpoints/_health_endpoints.py",
+            &["\"/health/readiness\"", "\"/health/liveliness\"", "\"db\""],
+        ),
+        "health checks tell whether the gateway is ready",
+    ),
+    every(
+        Need::Holds(
+            "litellm/proxy/management_endpoints/key_management_endpoints.py",
+            &[
+                "\"/key/generate\"",
+                "\"/key/info\"",
+                "\"/key/list\"",
+                "\"/key/update\"",
+                "\"/key/block\"",
+                "\"/key/unblock\"",
+                "\"/key/delete\"",
+            ],
+        ),
+        "litellm-units key makes and changes keys",
+    ),
+];
+
+const fn every(need: Need, purpose: &'static str) -> Use {
+    Use {
+        need,
+        since: None,
+        purpose,
+    }
+}
+
+/// What a release said of itself.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+pub struct Release {
+    /// Its version, unless it is no LiteLLM.
+    pub version: Option<String>,
+    /// Its newest migration.
+    pub migration: Option<String>,
+    /// For each of [`USES`], what is wrong with it.
+    missing: Vec<Option<String>>,
+    /// The SHA-256 of master keys that it does not start with.
+    weak_keys: Vec<String>,
+    /// Whether it reads what was encrypted with AES-256-GCM.
+    pub reads_aes_gcm: bool,
+}
+
+impl Release {
+    /// What of [`USES`] it lacks, a line each.
+    fn lacks(&self) -> Vec<String> {
+        let version = self.version.as_deref().and_then(parse);
+        let has = |since: &Version| version.as_ref().is_none_or(|version| version >= since);
+        let mut lines: Vec<String> = USES
+            .iter()
+            .zip(&self.missing)
+            .filter(|(used, _)| used.since.as_ref().is_none_or(has))
+            .filter_map(|(used, missing)| Some(format!("{} ({})", missing.as_ref()?, used.purpose)))
+            .collect();
+        if self.migration.is_none() {
+            lines.push(format!(
+                "litellm_proxy_extras has no migrations ({MIGRATE})"
+            ));
+        }
+        lines
+    }
+}
+
+/// A version of LiteLLM: `1.80.11`, or a tag such as `1.80.11-stable` and `1.84.0.post1`.
+#[must_use]
+pub fn parse(text: &str) -> Option<Version> {
+    let mut numbers = text.trim_start_matches('v').splitn(3, '.');
+    let major = numbers.next()?.parse().ok()?;
+    let minor = numbers.next()?.parse().ok()?;
+    let patch = numbers.next()?;
+    let end = patch
+        .find(|c: char| !c.is_ascii_digit())
+        .unwrap_or(patch.len());
+    Some((major, minor, patch[..end].parse().ok()?))
+}
+
+/// A version as LiteLLM writes it.
+#[must_use]
+pub fn words((major, minor, patch): Version) -> String {
+    format!("{major}.{minor}.{patch}")
+}
+
+/// Whether the master key is among those with these SHA-256.
+#[must_use]
+pub fn is_publicly_known<T: AsRef<str>>(key: &str, digests: &[T]) -> bool {
+    let digest = hex(&Sha256::digest(key.trim()));
+    digests.iter().any(|known| known.as_ref() == digest)
+}
+
+/// LiteLLM's version in the image that the gateway's installed unit names: for a gateway that does
+/// not tell, as those from 1.84 on.
+#[must_use]
+pub fn installed_version(paths: &Paths) -> Option<String> {
+    let file = format!("{}.container", Service::Litellm.container());
+    let text = std::fs::read_to_string(paths.quadlets.join(file)).ok()?;
+    let image = text.lines().find_map(|line| line.strip_prefix("Image="))?;
+    let lock = ImagesLock::load(&paths.images_lock()).ok()?;
+    let reference = ImageReference::parse(image).ok()?;
+    let known = reference
+        .digest()
+        .and_then(|digest| lock.version_of(digest));
+    known.map(str::to_owned).or_else(|| {
+        let version = parse(reference.version()?)?;
+        reference.is_litellm().then(|| words(version))
+    })
+}
+
+/// As [`check`], unless that was done before.
+///
+/// # Errors
+/// As [`check`].
+pub async fn check_once(host: &Host, settings: &Settings) -> Result<()> {
+    let image = &settings.litellm_image;
+    let lock = ImagesLock::load(&host.paths.images_lock())?;
+    if lock
+        .get(image)
+        .is_some_and(|locked| locked.version.is_some())
+    {
+        return Ok(());
+    }
+    check(host, settings).await.map(drop)
+}
+
+/// Checks the image that `settings` name, which is in local storage, and records its version.
+///
+/// # Errors
+/// When it is no LiteLLM, lacks something that is used, or would not start with these settings.
+/// Nothing was changed then.
+pub async fn check(host: &Host, settings: &Settings) -> Result<Release> {
+    let image = &settings.litellm_image;
+    let path = host.paths.images_lock();
+    let mut lock = ImagesLock::load(&path)?;
+    say(&format!("checking that {image} fits"));
+    let release = ask(host, image, &lock.pin(image)).await?;
+    let Some(version) = &release.version else {
+        return Err(Failure::new(format!("{image} holds no LiteLLM"))
+            .hint("check LITELLM_IMAGE in .env")
+            .into());
+    };
+    let lacks = release.lacks();
+    if !lacks.is_empty() {
+        return Err(Failure::new(format!(
+            "{image} (LiteLLM {version}) does not fit this litellm-units, so nothing was changed:\n  {}",
+            lacks.join("\n  ")
+        ))
+        .hint("choose a release that this litellm-units was tested with, or install a newer litellm-units")
+        .into());
+    }
+    if let Some(key) = settings.master_key.in_clear()
+        && is_publicly_known(key.expose_secret(), &release.weak_keys)
+    {
+        return Err(Failure::config(format!(
+            "LiteLLM {version} does not start with LITELLM_MASTER_KEY, which is publicly known; nothing was changed"
+        ))
+        .hint("make a new one: `litellm-units secrets rotate master`")
+        .into());
+    }
+    if lock.set_version(image, version) {
+        lock.save(&path)?;
+    }
+    Ok(release)
+}
+
+/// Runs the probe in a container that has neither network nor data nor secrets.
+async fn ask(host: &Host, image: &ImageReference, pinned: &str) -> Result<Release> {
+    let needs: Vec<_> = USES.iter().map(|used| used.need.json()).collect();
+    let needs = serde_json::to_string(&needs).context("can't write the contract")?;
+    let podman = host.podman().await?;
+    let name = format!("litellm-units-contract-{}", std::process::id());
+    let seconds = TIMEOUT.as_secs().to_string();
+    let words = [
+        "run",
+        "--rm",
+        "--name",
+        &name,
+        "--pull=never",
+        "--network=none",
+        "--http-proxy=false",
+        "--read-only",
+        "--cap-drop=all",
+        "--security-opt=no-new-privileges",
+        "--timeout",
+        &seconds,
+        "--entrypoint=python3",
+        pinned,
+        "-c",
+        PROBE,
+        &needs,
+    ];
+    let mut command = podman.command(words);
+    command
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true);
+    let output = tokio::time::timeout(TIMEOUT, command.output())
+        .await
+        .map_err(|_| {
+            Failure::new(format!(
+                "{image} was not checked within {seconds} s; nothing was changed"
+            ))
+            .hint("the machine may be busy: try again")
+        })?
+        .context("can't run podman")?;
+    let words = String::from_utf8_lossy(&output.stderr);
+    let last = words.trim().lines().last().unwrap_or_default();
+    match output.status.code() {
+        Some(0) => serde_json::from_slice(&output.stdout)
+            .with_context(|| format!("{image} was checked, but did not answer: {last}")),
+        // There is no such program in the image.
+        Some(126 | 127) => Err(Failure::new(format!("{image} holds no LiteLLM: {last}"))
+            .hint("check LITELLM_IMAGE in .env")
+            .into()),
+        _ => Err(Failure::new(format!(
+            "{image} can't be checked, so nothing was changed: {last}"
+        ))
+        .into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions_of_tags() {
+        for (text, expected) in [
+            ("1.80.11-stable", Some((1, 80, 11))),
+            ("v1.108.14", Some((1, 108, 14))),
+            ("1.84.0.post1", Some((1, 84, 0))),
+            ("1.84.0rc1", Some((1, 84, 0))),
+            ("main", None),
+            ("1.84", None),
+        ] {
+            assert_eq!(parse(text), expected, "{text}");
+        }
+    }
+
+    #[test]
+    fn what_a_release_does_not_have_yet_is_not_missed() {
+        let mut release = Release {
+            version: Some("1.80.11".into()),
+            migration: Some("20251220144550_schema_update".into()),
+            missing: vec![None; USES.len()],
+            weak_keys: Vec::new(),
+            reads_aes_gcm: false,
+        };
+        let at = USES.iter().position(|used| used.since.is_some()).unwrap();
+        release.missing[at] = Some("x.job is missing".into());
+        assert_eq!(release.lacks(), Vec::<String>::new());
+        release.version = Some("1.108.14".into());
+        assert_eq!(release.lacks(), [format!("x.job is missing ({MIGRATE})")]);
+        release.migration = None;
+        assert_eq!(release.lacks().len(), 2);
+    }
+}

@@ -10,9 +10,10 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::quadlet::PodmanVersion;
+use crate::quadlet::{PodmanVersion, Systemd};
 use crate::remote::Remote;
 use crate::settings::Service;
+use crate::stack;
 
 /// Run a LiteLLM gateway, with PostgreSQL and Redis, as Podman Quadlet and systemd units.
 #[derive(Debug, Parser)]
@@ -129,6 +130,9 @@ pub struct Generate {
     /// With --output: the version of Podman to write for
     #[arg(long, value_name = "VERSION", requires = "output", value_parser = podman_version)]
     pub podman: Option<PodmanVersion>,
+    /// With --output: the version of systemd to write for
+    #[arg(long, value_name = "VERSION", requires = "output", value_parser = systemd_version)]
+    pub systemd: Option<Systemd>,
 }
 
 /// Arguments of `up`.
@@ -217,8 +221,8 @@ pub struct Units {
     after_help = "Examples:\n  litellm-units logs -f litellm\n  litellm-units logs --since 15m\n  litellm-units logs -n 50 postgres redis"
 )]
 pub struct Logs {
-    /// The services [default: all]
-    pub services: Vec<Service>,
+    /// Services, `images` for the pulls, or `network` [default: all]
+    pub services: Vec<Source>,
     /// Go on with new lines as they come
     #[arg(short, long)]
     pub follow: bool,
@@ -240,6 +244,68 @@ pub struct Logs {
     /// Do not colour the services' names
     #[arg(long)]
     pub no_color: bool,
+}
+
+/// Whose lines `logs` shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The unit of Podman's network.
+    Network,
+    /// The units that pull images.
+    Images,
+    /// A service.
+    Service(Service),
+}
+
+impl Source {
+    /// Every source, in start order.
+    pub const ALL: [Self; 6] = [
+        Self::Network,
+        Self::Images,
+        Self::Service(Service::Postgres),
+        Self::Service(Service::Redis),
+        Self::Service(Service::Migrate),
+        Self::Service(Service::Litellm),
+    ];
+
+    /// The word for it on the command line.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Network => "network",
+            Self::Images => "images",
+            Self::Service(service) => service.name(),
+        }
+    }
+
+    /// Its units: a second gateway serves for the first one.
+    #[must_use]
+    pub fn units(self) -> Vec<&'static str> {
+        match self {
+            Self::Network => vec![stack::NETWORK_UNIT],
+            Self::Images => stack::IMAGES_UNITS.into(),
+            Self::Service(Service::Litellm) => vec![Service::Litellm.unit(), stack::STANDBY_UNIT],
+            Self::Service(service) => vec![service.unit()],
+        }
+    }
+
+    /// Whose lines those of a unit are.
+    #[must_use]
+    pub fn of_unit(unit: &str) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|source| source.units().contains(&unit))
+    }
+}
+
+impl clap::ValueEnum for Source {
+    fn value_variants<'a>() -> &'a [Self] {
+        &Self::ALL
+    }
+
+    fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
+        Some(self.name().into())
+    }
 }
 
 /// How many lines of a log are shown.
@@ -306,6 +372,8 @@ pub struct Status {
 /// Arguments of `pull`.
 #[derive(Debug, Args)]
 pub struct Pull {
+    /// The services whose images are pulled [default: all]
+    pub services: Vec<Service>,
     /// Pull only what this host does not have yet
     #[arg(long)]
     pub missing: bool,
@@ -407,6 +475,11 @@ pub enum Unit {
     },
     /// At boot, wait until the host has a default route
     AwaitNetwork,
+    /// Wait for the image and the units that a container can't start without
+    AwaitNeeds {
+        /// The container.
+        service: Service,
+    },
     /// Wait until a container's health check passes
     AwaitHealthy {
         /// The container.
@@ -440,6 +513,16 @@ fn interval(text: &str) -> Result<Duration, String> {
     match text.parse() {
         Ok(seconds) if (0.1..=3600.0).contains(&seconds) => Ok(Duration::from_secs_f64(seconds)),
         _ => Err("not a number of seconds from 0.1 to 3600".into()),
+    }
+}
+
+fn systemd_version(text: &str) -> Result<Systemd, String> {
+    match text.parse() {
+        Ok(version) if version >= Systemd::OLDEST => Ok(Systemd::of_version(version)),
+        _ => Err(format!(
+            "not the number of a version from {} on",
+            Systemd::OLDEST
+        )),
     }
 }
 

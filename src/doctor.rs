@@ -22,6 +22,7 @@ use crate::host::Host;
 use crate::paths::Scope;
 use crate::settings::env_file::EnvFile;
 use crate::settings::{Service, Settings, parse_env, read_env};
+use crate::stack::blockers::Blocker;
 use crate::systemd::UnitState;
 use crate::upgrade;
 
@@ -137,6 +138,8 @@ struct Patient<'a> {
     settings: Option<Settings>,
     /// Our services, if systemd can be asked; those that are not installed are left out.
     units: Option<Vec<(Service, UnitState)>>,
+    /// What those of them that are not active wait for.
+    blockers: Vec<Blocker>,
     /// Whether systemd holds the gateway's address.
     holds_address: bool,
 }
@@ -188,11 +191,16 @@ pub async fn examine(host: &Host) -> Vec<Check> {
         && checks
             .iter()
             .all(|check| check.name != "podman" || check.outcome != Outcome::Failure);
+    let blockers = match units.as_ref().filter(|_| has_session) {
+        Some(units) => units::blockers(host, units).await,
+        None => Vec::new(),
+    };
     let patient = Patient {
         host,
         env,
         settings,
         units: units.filter(|_| has_session),
+        blockers,
         // Without systemd, a check of its own says so.
         holds_address: socket.is_ok_and(|socket| socket.is_active()),
     };

@@ -35,6 +35,9 @@ pub const NETWORK: &str = "litellm";
 /// The container of a second gateway, which serves while the first one restarts.
 pub const STANDBY: &str = "litellm-standby";
 
+/// Pulls one image before what needs it starts; its instances are named after services.
+pub const IMAGES: &str = "litellm-images@.service";
+
 /// Holds the gateway's address.
 pub const SOCKET: &str = "litellm.socket";
 
@@ -119,6 +122,34 @@ impl fmt::Display for PodmanVersion {
     }
 }
 
+/// What the host's systemd knows. It is asked, since distributions add to an old version what is newer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Systemd {
+    /// `RestartMode=direct`: what requires a unit goes on waiting when the unit's first start fails.
+    pub restart_direct: bool,
+    /// `RestartSteps=`: attempts that fail come ever less often.
+    pub restart_steps: bool,
+}
+
+impl Systemd {
+    /// The oldest version that the units can be written for.
+    pub const OLDEST: u32 = 252;
+    /// From here on, every systemd knows all of it.
+    const COMPLETE: u32 = 254;
+    /// What `--output` writes for when no version is given.
+    pub const DEFAULT: Self = Self::of_version(Self::COMPLETE);
+
+    /// What a version without additions knows.
+    #[must_use]
+    pub const fn of_version(version: u32) -> Self {
+        let complete = version >= Self::COMPLETE;
+        Self {
+            restart_direct: complete,
+            restart_steps: complete,
+        }
+    }
+}
+
 /// Where a unit file goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Place {
@@ -146,6 +177,8 @@ pub struct Host<'a> {
     pub paths: &'a Paths,
     /// The Podman that will read them.
     pub podman: PodmanVersion,
+    /// What the systemd that will start them knows.
+    pub systemd: Systemd,
     /// This program, as the units call it.
     pub program: &'a Path,
     /// The digests to run, where they are known.
@@ -187,7 +220,7 @@ pub fn render(settings: &Settings, host: &Host<'_>) -> Result<Vec<UnitFile>> {
     let common = &Common::new(settings, host)?;
     let mut files = vec![
         file(Place::Quadlet, "litellm.network", &Network { common })?,
-        file(Place::Unit, "litellm-images.service", &Images { common })?,
+        file(Place::Unit, IMAGES, &Images { common })?,
         file(Place::Unit, SOCKET, &Socket { common })?,
         file(Place::Unit, BACKUP_SERVICE, &Backup { common })?,
         file(Place::Unit, BACKUP_TIMER, &BackupTimer { common })?,
@@ -302,6 +335,7 @@ struct Common {
     unit_command: String,
     arguments: String,
     modern: bool,
+    systemd: Systemd,
     local_database: bool,
     local_cache: bool,
     rootless: bool,
@@ -325,6 +359,7 @@ impl Common {
             unit_command: escape::word(path_text(host.program)?),
             arguments,
             modern: host.podman >= PodmanVersion::MODERN,
+            systemd: host.systemd,
             local_database: matches!(settings.database, Database::Local { .. }),
             local_cache: matches!(settings.cache, Cache::Local { .. }),
             rootless: host.paths.scope == Scope::User,
@@ -338,6 +373,15 @@ impl Common {
             postgres_data: path_text(&host.paths.postgres_data())?.to_owned(),
             redis_data: path_text(&host.paths.redis_data())?.to_owned(),
         })
+    }
+
+    /// How a unit names what it can't start without.
+    fn needs(&self) -> &'static str {
+        if self.systemd.restart_direct {
+            "Requires"
+        } else {
+            "Wants"
+        }
     }
 }
 
@@ -358,7 +402,7 @@ struct Network<'a> {
 }
 
 #[derive(Template)]
-#[template(path = "litellm-images.service")]
+#[template(path = "litellm-images@.service")]
 struct Images<'a> {
     common: &'a Common,
 }

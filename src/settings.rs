@@ -164,6 +164,16 @@ impl Service {
         }
     }
 
+    /// The unit that pulls its image.
+    #[must_use]
+    pub const fn images_unit(self) -> &'static str {
+        match self {
+            Self::Postgres => "litellm-images@postgres.service",
+            Self::Redis => "litellm-images@redis.service",
+            Self::Migrate | Self::Litellm => "litellm-images@litellm.service",
+        }
+    }
+
     /// The name of its unit.
     #[must_use]
     pub fn unit(self) -> &'static str {

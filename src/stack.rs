@@ -1,11 +1,13 @@
 //! The stack as a whole: its units started, restarted and stopped together, and waited for.
 
+pub mod blockers;
 mod handover;
 
 use std::collections::HashMap;
 use std::time::Duration;
 
 use anyhow::Context;
+use futures_util::future::try_join_all;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 
@@ -42,8 +44,12 @@ const ATTEMPTS: u64 = 2;
 /// in a hurry to see a change work has no wish to see the way back fail.
 pub const RECOVERY_TIMEOUT: Duration = Duration::from_secs(300);
 
-/// The unit that pulls images before the others start.
-pub const IMAGES_UNIT: &str = "litellm-images.service";
+/// The units that pull the images: one for each.
+pub const IMAGES_UNITS: [&str; 3] = [
+    Service::Postgres.images_unit(),
+    Service::Redis.images_unit(),
+    Service::Litellm.images_unit(),
+];
 /// The unit that Quadlet makes of `litellm.network`.
 pub const NETWORK_UNIT: &str = "litellm-network.service";
 /// The unit of a second gateway, which serves while the first one restarts.
@@ -113,6 +119,7 @@ pub async fn change(
     {
         check_port()?;
     }
+    let steps = &past_holdoff(systemd, steps).await?;
     let migrate = Service::Migrate.unit();
     if !steps.is_empty() && systemd.unit(migrate).await?.load == "loaded" {
         // Its limit is for systemd's own attempts; an operator's are not to count.
@@ -270,8 +277,52 @@ pub async fn beside_gateway(systemd: &Systemd) -> Result<Vec<&'static str>> {
 pub async fn member_units(systemd: &Systemd) -> Result<Vec<&'static str>> {
     let mut units = Vec::new();
     let services = Service::ALL.into_iter().map(Service::unit);
-    for unit in [NETWORK_UNIT, IMAGES_UNIT].into_iter().chain(services) {
+    for unit in std::iter::once(NETWORK_UNIT).chain(services) {
         if systemd.unit(unit).await?.load == "loaded" {
+            units.push(unit);
+        }
+    }
+    Ok(units)
+}
+
+/// The steps, with those first that start at once what systemd waits with until it tries again: what made it
+/// fail may be mended by now.
+async fn past_holdoff<'a>(
+    systemd: &Systemd,
+    steps: &[(Verb, &'a str)],
+) -> Result<Vec<(Verb, &'a str)>> {
+    let starts = steps.iter().filter(|(verb, _)| *verb != Verb::Stop);
+    let states = try_join_all(starts.map(|(_, unit)| systemd.unit(unit))).await?;
+    let waiting: Vec<String> = blockers::needed(systemd, states)
+        .await?
+        .into_values()
+        .filter(UnitState::awaits_restart)
+        .map(|unit| unit.name)
+        .collect();
+    let mut all: Vec<(Verb, &str)> = IMAGES_UNITS
+        .into_iter()
+        .chain([Service::Migrate.unit()])
+        .filter(|unit| waiting.iter().any(|name| name == unit))
+        .map(|unit| (Verb::RestartAlone, unit))
+        .collect();
+    for (verb, unit) in steps {
+        if all.iter().any(|(_, other)| other == unit) {
+            continue;
+        }
+        let waits = *verb == Verb::Start && waiting.iter().any(|name| name == unit);
+        all.push((if waits { Verb::Restart } else { *verb }, unit));
+    }
+    Ok(all)
+}
+
+/// The units that pull an image now, or try to.
+///
+/// # Errors
+/// When systemd does not answer.
+pub async fn pulls(systemd: &Systemd) -> Result<Vec<&'static str>> {
+    let mut units = Vec::new();
+    for unit in IMAGES_UNITS {
+        if systemd.unit(unit).await?.active != "inactive" {
             units.push(unit);
         }
     }
@@ -313,7 +364,11 @@ struct Wait<'a> {
     /// The same as the journal tells it.
     since: jiff::Timestamp,
     deadline: Instant,
+    /// How often systemd had restarted each unit when it was first looked at: what happened before is not of
+    /// this wait.
     restarts: HashMap<String, u64>,
+    /// Units whose start failed, and which systemd tries again.
+    recovering: Vec<String>,
     verb: Verb,
     interrupt: Signal,
 }
@@ -327,6 +382,7 @@ impl<'a> Wait<'a> {
             since: jiff::Timestamp::now(),
             deadline,
             restarts: HashMap::new(),
+            recovering: Vec::new(),
             verb: Verb::Start,
             interrupt: signal(SignalKind::interrupt()).context("can't listen for Ctrl-C")?,
         })
@@ -342,35 +398,30 @@ impl<'a> Wait<'a> {
     /// Waits for every job, saying each result; fails with the unit that caused the failure.
     async fn finish(&mut self) -> Result<()> {
         say(&format!("waiting for {}", self.names()));
+        // Takes the counters of now.
+        self.restarting().await?;
         let mut failures: Vec<(String, JobResult)> = Vec::new();
-        while !self.jobs.pending().is_empty() {
+        while !self.jobs.pending().is_empty() || !self.recovering.is_empty() {
             let left = self.deadline.saturating_duration_since(Instant::now());
             if left.is_zero() {
                 return Err(self.too_late().await);
             }
             let next = tokio::select! {
-                next = self.jobs.next(left.min(LOOK_INTERVAL)) => next?,
+                next = next_result(&mut self.jobs, left.min(LOOK_INTERVAL)) => next?,
                 _ = self.interrupt.recv() => return Err(self.interrupted().await),
             };
             match next {
-                Some((unit, result)) if result.is_success() => {
-                    if unit.ends_with(".service") {
-                        let done = if self.verb == Verb::Stop {
-                            "stopped"
-                        } else {
-                            "ready"
-                        };
-                        say(&format!(
-                            "  {unit}: {done} after {}",
-                            duration(self.begin.elapsed())
-                        ));
-                    }
+                Some((unit, result)) if result.is_success() => self.say_done(&unit),
+                Some((unit, JobResult::Failed)) if self.is_tried_again(&unit).await? => {
+                    say(&format!("  {unit}: failed, and is tried again"));
+                    self.recovering.push(unit);
                 }
                 Some(failure) => failures.push(failure),
                 None => {
                     if let Some(unit) = self.restarting().await? {
                         return Err(failed(self.systemd, &unit, "keeps failing", self.since).await);
                     }
+                    self.look_after_recovering(&mut failures).await?;
                 }
             }
         }
@@ -383,7 +434,7 @@ impl<'a> Wait<'a> {
             None => Ok(()),
             Some((unit, result)) => {
                 let unit = match result {
-                    JobResult::Dependency => self.failed_unit().await?.unwrap_or(unit.clone()),
+                    JobResult::Dependency => self.failed_need(unit).await?.unwrap_or(unit.clone()),
                     _ => unit.clone(),
                 };
                 Err(failed(self.systemd, &unit, "failed", self.since).await)
@@ -393,46 +444,90 @@ impl<'a> Wait<'a> {
 
     fn names(&self) -> String {
         let names: Vec<&str> = self
-            .jobs
-            .pending()
+            .open()
             .into_iter()
             .filter_map(|unit| unit.strip_suffix(".service"))
             .collect();
         names.join(", ")
     }
 
-    /// A unit that systemd had to restart too often since the wait began.
-    async fn restarting(&self) -> Result<Option<String>> {
-        let mut units: Vec<&str> = self.jobs.pending();
-        units.push(IMAGES_UNIT);
-        for unit in units {
-            let state = self.systemd.unit(unit).await?;
-            let before = self.restarts.get(unit).copied().unwrap_or_default();
-            // An explicit start sets the counter back to zero.
-            let since = if state.restarts < before {
-                state.restarts
-            } else {
-                state.restarts - before
+    fn say_done(&self, unit: &str) {
+        if unit.ends_with(".service") {
+            let done = match self.verb {
+                Verb::Stop => "stopped",
+                _ => "ready",
             };
-            if since >= ATTEMPTS {
-                return Ok(Some(unit.to_owned()));
+            let after = duration(self.begin.elapsed());
+            say(&format!("  {unit}: {done} after {after}"));
+        }
+    }
+
+    /// Whether systemd goes on with a unit whose job failed, as one without `RestartMode=direct` does.
+    async fn is_tried_again(&self, unit: &str) -> Result<bool> {
+        let state = self.systemd.unit(unit).await?;
+        let at_rest = matches!(state.active.as_str(), "inactive" | "failed");
+        Ok(self.verb != Verb::Stop && (!at_rest || state.queued || state.awaits_restart()))
+    }
+
+    /// What has become of the units whose jobs failed.
+    async fn look_after_recovering(
+        &mut self,
+        failures: &mut Vec<(String, JobResult)>,
+    ) -> Result<()> {
+        for unit in std::mem::take(&mut self.recovering) {
+            if self.systemd.unit(&unit).await?.is_active() {
+                self.say_done(&unit);
+            } else if self.is_tried_again(&unit).await? {
+                self.recovering.push(unit);
+            } else {
+                failures.push((unit, JobResult::Failed));
+            }
+        }
+        Ok(())
+    }
+
+    /// The units that are not done yet.
+    fn open(&self) -> Vec<&str> {
+        let mut units = self.jobs.pending();
+        units.extend(self.recovering.iter().map(String::as_str));
+        units
+    }
+
+    /// A unit, among those awaited and those that they need, that systemd had to restart too often since the
+    /// wait began.
+    async fn restarting(&mut self) -> Result<Option<String>> {
+        if self.verb == Verb::Stop {
+            return Ok(None);
+        }
+        let open = self.open();
+        let states = try_join_all(open.iter().map(|unit| self.systemd.unit(unit))).await?;
+        for state in blockers::needed(self.systemd, states).await?.into_values() {
+            let before = *self
+                .restarts
+                .entry(state.name.clone())
+                .or_insert(state.restarts);
+            // An explicit start sets the counter back to zero.
+            let since = state.restarts.checked_sub(before);
+            if since.unwrap_or(state.restarts) >= ATTEMPTS && !state.is_active() {
+                return Ok(Some(state.name));
             }
         }
         Ok(None)
     }
 
-    async fn failed_unit(&self) -> Result<Option<String>> {
-        for unit in member_units(self.systemd).await? {
-            if self.systemd.unit(unit).await?.active == "failed" {
-                return Ok(Some(unit.to_owned()));
-            }
-        }
-        Ok(None)
+    /// The failed unit that `unit` needs.
+    async fn failed_need(&self, unit: &str) -> Result<Option<String>> {
+        let state = self.systemd.unit(unit).await?;
+        let needed = blockers::needed(self.systemd, vec![state]).await?;
+        Ok(needed
+            .into_values()
+            .find(UnitState::is_failing)
+            .map(|unit| unit.name))
     }
 
     async fn too_late(&self) -> anyhow::Error {
         let waited = duration(self.begin.elapsed());
-        let pending = self.jobs.pending();
+        let pending = self.open();
         // Among several, the one that is at work is the one that the others wait for.
         for unit in &pending {
             if let Ok(state) = self.systemd.unit(unit).await
@@ -512,6 +607,18 @@ impl<'a> Wait<'a> {
             .hint("see where it is: litellm-units status; stop it: litellm-units down")
             .into()
     }
+}
+
+/// The next result of a job; nothing when the time is over.
+async fn next_result(
+    jobs: &mut Jobs<'_>,
+    patience: Duration,
+) -> Result<Option<(String, JobResult)>> {
+    if jobs.pending().is_empty() {
+        tokio::time::sleep(patience).await;
+        return Ok(None);
+    }
+    jobs.next(patience).await
 }
 
 /// The failure of `unit`, with its reason and the last lines of its journal: those since `since`, if

@@ -11,7 +11,9 @@ use zbus_systemd::zbus::{self, Connection, DBusError as _, OwnedVariant, Variant
 
 use crate::error::{Failure, Result};
 use crate::paths::Scope;
+use crate::quadlet::Systemd as Features;
 use crate::remote::Remote;
+use crate::settings::Service;
 
 /// How long the bus may take to answer a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -90,6 +92,26 @@ impl Systemd {
             .version()
             .await
             .context("systemd does not tell its version")
+    }
+
+    /// Which of the keys that units use this systemd knows.
+    ///
+    /// # Errors
+    /// When systemd does not answer.
+    pub async fn features(&self) -> Result<Features> {
+        // A service's own properties are those that its systemd knows, whether there is such a unit or not.
+        let known = self
+            .properties(
+                &unit_path(Service::Litellm.unit()),
+                "org.freedesktop.systemd1.Service",
+            )
+            .await
+            .map_err(|error| explain(error, self.scope))
+            .context("systemd does not tell which keys it knows")?;
+        Ok(Features {
+            restart_direct: known.0.contains_key("RestartMode"),
+            restart_steps: known.0.contains_key("RestartSteps"),
+        })
     }
 
     /// Makes systemd read its units again, and run the generators.
@@ -174,6 +196,7 @@ impl Systemd {
             file_state: unit.text("UnitFileState"),
             needs_reload: unit.flag("NeedDaemonReload"),
             queued: unit.first_number("Job").is_some_and(|job| job > 0),
+            needs: unit.needs(),
             result: service.text("Result"),
             restarts: service.number("NRestarts").unwrap_or_default(),
             memory: service
@@ -249,6 +272,8 @@ pub struct UnitState {
     pub needs_reload: bool,
     /// Whether a job of systemd waits for it or works on it.
     pub queued: bool,
+    /// The units that it waits for when it starts.
+    pub needs: Vec<String>,
     /// Why the last run ended: `success`, `exit-code`, `timeout`, …; services only.
     pub result: String,
     /// How often systemd restarted it by itself since it was started.
@@ -270,6 +295,42 @@ impl UnitState {
     #[must_use]
     pub fn is_active(&self) -> bool {
         self.active == "active"
+    }
+
+    /// Whether systemd waits until it tries again.
+    #[must_use]
+    pub fn awaits_restart(&self) -> bool {
+        self.sub.starts_with("auto-restart")
+    }
+
+    /// Whether it failed, or is on another attempt after a failure.
+    #[must_use]
+    pub fn is_failing(&self) -> bool {
+        self.active == "failed"
+            || self.awaits_restart()
+            || (self.active == "activating" && self.restarts > 0)
+    }
+
+    /// How it fails, in words.
+    #[must_use]
+    pub fn problem(&self) -> Option<String> {
+        if !self.is_failing() {
+            return None;
+        }
+        let reason = self.reason();
+        Some(match self.restarts {
+            _ if self.active == "failed" => format!("failed: {reason}"),
+            0 => format!("failed, and is tried again: {reason}"),
+            restarts => {
+                let plural = if restarts == 1 { "" } else { "s" };
+                let count = format!("keeps failing: {restarts} restart{plural}");
+                // While it is on its next attempt, the reason of the last one is gone.
+                match self.result.as_str() {
+                    "success" => count,
+                    _ => format!("{count}, the last time {reason}"),
+                }
+            }
+        })
     }
 
     /// Why the last run ended, in words.
@@ -317,6 +378,32 @@ impl Properties {
             },
             _ => None,
         }
+    }
+
+    fn texts(&self, name: &str) -> Vec<String> {
+        match self.0.get(name).map(|value| &**value) {
+            Some(Variant::Array(array)) => array
+                .iter()
+                .filter_map(|item| match item {
+                    Variant::Str(text) => Some(text.as_str().to_owned()),
+                    _ => None,
+                })
+                .collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// The units that are started with this one and before it.
+    fn needs(&self) -> Vec<String> {
+        let after = self.texts("After");
+        let mut needs: Vec<String> = ["Requires", "Requisite", "BindsTo", "Wants"]
+            .into_iter()
+            .flat_map(|name| self.texts(name))
+            .filter(|unit| after.contains(unit))
+            .collect();
+        needs.sort_unstable();
+        needs.dedup();
+        needs
     }
 
     fn flag(&self, name: &str) -> bool {

@@ -788,6 +788,7 @@ async fn migrate(host: &Host, settings: &Settings) -> Result<()> {
     let units = quadlet::Host {
         paths: &host.paths,
         podman: podman.version().await?,
+        systemd: host.systemd().await?.features().await?,
         program: &host::program()?,
         images: &ImagesLock::load(&host.paths.images_lock())?,
     };

@@ -10,7 +10,7 @@ use litellm_units::cli::Cli;
 use litellm_units::images_lock::ImagesLock;
 use litellm_units::paths::Paths;
 use litellm_units::paths::Scope;
-use litellm_units::quadlet::{self, Place, PodmanVersion};
+use litellm_units::quadlet::{self, Place, PodmanVersion, Systemd};
 use litellm_units::settings::Settings;
 
 use crate::support::host::Ran;
@@ -231,6 +231,7 @@ fn expected_output(
     let host = quadlet::Host {
         paths: &paths,
         podman: PodmanVersion::parse(podman).unwrap(),
+        systemd: Systemd::DEFAULT,
         program: Path::new("/usr/bin/litellm-units"),
         images: &ImagesLock::default(),
     };

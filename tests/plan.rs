@@ -84,7 +84,7 @@ fn an_empty_host_gets_everything_the_gateway_last_and_only_once() {
         [
             "create etc/systemd/system/litellm.target",
             "create etc/containers/systemd/litellm.network",
-            "create etc/systemd/system/litellm-images.service",
+            "create etc/systemd/system/litellm-images@.service",
             "create etc/systemd/system/litellm.socket",
             "create etc/systemd/system/litellm-backup.service",
             "create etc/systemd/system/litellm-backup.timer",
@@ -215,8 +215,8 @@ fn obsolete_files_of_ours_are_removed_and_others_stay() {
     assert_eq!(
         root.verbs(&plan),
         [
-            "remove etc/systemd/system/litellm-old.service",
-            "remove etc/containers/systemd/litellm-postgres.container"
+            "remove etc/containers/systemd/litellm-postgres.container",
+            "remove etc/systemd/system/litellm-old.service"
         ]
     );
     plan.apply().unwrap();

@@ -84,9 +84,17 @@ mod tests {
     #[test]
     fn fish_knows_the_services() {
         let script = script(Shell::Fish);
-        for verb in ["start", "stop", "restart", "logs", "exec"] {
+        let services = "postgres redis migrate litellm";
+        for (verb, values) in [
+            ("start", services),
+            ("stop", services),
+            ("restart", services),
+            ("exec", services),
+            ("pull", services),
+            ("logs", "network images postgres redis migrate litellm"),
+        ] {
             let line = format!(
-                "\ncomplete -c litellm-units -n \"__fish_litellm_units_using_subcommand {verb}\" -f -a \"postgres redis migrate litellm\"\n"
+                "\ncomplete -c litellm-units -n \"__fish_litellm_units_using_subcommand {verb}\" -f -a \"{values}\"\n"
             );
             assert!(script.contains(&line), "{verb}");
         }

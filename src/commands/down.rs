@@ -39,6 +39,7 @@ pub async fn run(host: &Host, arguments: &cli::Down) -> Result<Exit> {
     let mut units = stack::member_units(systemd).await?;
     units.reverse();
     units.extend(stack::beside_gateway(systemd).await?);
+    units.extend(stack::pulls(systemd).await?);
     for (timer, _) in TIMERS.into_iter().filter(|_| arguments.remove) {
         if systemd.unit(timer).await?.load == "loaded" {
             units.push(timer);

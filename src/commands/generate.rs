@@ -32,11 +32,11 @@ const TIMER_PATIENCE: Duration = Duration::from_secs(10);
 /// When the settings are wrong, or the host can't run the units.
 pub async fn run(host: &Host, arguments: cli::Generate) -> Result<Exit> {
     if let Some(directory) = &arguments.output {
-        return render_into(
-            host,
-            directory,
-            arguments.podman.unwrap_or(PodmanVersion::DEFAULT),
-        );
+        let knows = Knows {
+            podman: arguments.podman.unwrap_or(PodmanVersion::DEFAULT),
+            systemd: arguments.systemd.unwrap_or(quadlet::Systemd::DEFAULT),
+        };
+        return render_into(host, directory, knows);
     }
     let prepared = prepare(host, Target::Recorded).await?;
     if let Some(kept) = prepared.kept() {
@@ -140,7 +140,11 @@ pub async fn prepare(host: &Host, target: Target) -> Result<Prepared> {
     };
     Advisories::load(&host.paths)?.refuse(&host.paths, &deployment.settings, &images)?;
     let program = host::program()?;
-    let mut files = render(host, &installed, version, &program, &images)?;
+    let knows = Knows {
+        podman: version,
+        systemd: host.systemd().await?.features().await?,
+    };
+    let mut files = render(host, &installed, knows, &program, &images)?;
     if !host.paths.packaged_units.join("litellm.target").exists() {
         files.insert(0, quadlet::target(host.scope()));
     }
@@ -148,8 +152,6 @@ pub async fn prepare(host: &Host, target: Target) -> Result<Prepared> {
     let first = !host.paths.quadlets.join("litellm.container").exists();
     if !units.is_empty() {
         podman.check_quadlets(&files, host.scope()).await?;
-        // Without systemd the units would be installed, but not known to it: so ask before.
-        host.systemd().await?;
     }
     let images = (images != before).then_some(images);
     let appears = |timer: &str| {
@@ -232,20 +234,22 @@ impl Prepared {
         // The target is enabled before the gateway's unit appears, which marks the installation
         // as complete: an interruption in between is mended by the next run, and an operator who
         // disables the target later is not overruled.
-        let (gateway, rest): (Vec<_>, Vec<_>) = self
-            .units
-            .changes
+        let changes = &self.units.changes;
+        let at = changes
             .iter()
-            .cloned()
-            .partition(|change| change.path.ends_with("litellm.container"));
-        Plan { changes: rest }.apply().map_err(on_full_disk)?;
+            .position(|change| change.path.ends_with("litellm.container"))
+            .unwrap_or(changes.len());
+        let [rest, gateway] = [&changes[..at], &changes[at..]].map(|changes| Plan {
+            changes: changes.to_vec(),
+        });
+        rest.apply().map_err(on_full_disk)?;
         for (timer, _) in &self.timers {
             systemd.enable(timer).await?;
         }
         if self.first {
             systemd.enable("litellm.target").await?;
         }
-        Plan { changes: gateway }.apply().map_err(on_full_disk)?;
+        gateway.apply().map_err(on_full_disk)?;
         for change in &self.units.changes {
             tell(&format!("{} {}", change.verb(), change.path.display()))?;
         }
@@ -289,10 +293,17 @@ pub async fn pull_missing(
     Ok(())
 }
 
+/// What units are written for.
+#[derive(Clone, Copy, Debug)]
+struct Knows {
+    podman: PodmanVersion,
+    systemd: quadlet::Systemd,
+}
+
 fn render(
     host: &Host,
     settings: &Settings,
-    podman: PodmanVersion,
+    knows: Knows,
     program: &Path,
     images: &ImagesLock,
 ) -> Result<Vec<UnitFile>> {
@@ -300,7 +311,8 @@ fn render(
         settings,
         &quadlet::Host {
             paths: &host.paths,
-            podman,
+            podman: knows.podman,
+            systemd: knows.systemd,
             program,
             images,
         },
@@ -323,7 +335,7 @@ fn advise_linger() {
     }
 }
 
-fn render_into(host: &Host, directory: &Path, podman: PodmanVersion) -> Result<Exit> {
+fn render_into(host: &Host, directory: &Path, knows: Knows) -> Result<Exit> {
     let env = host.paths.env_file();
     let text = if env.exists() {
         crate::settings::read_env(&env)?
@@ -337,7 +349,7 @@ fn render_into(host: &Host, directory: &Path, podman: PodmanVersion) -> Result<E
     let images = ImagesLock::load(&host.paths.images_lock())?;
     Advisories::load(&host.paths)?.refuse(&host.paths, &settings, &images)?;
     let program = Path::new("/usr/bin/litellm-units");
-    let mut files = render(host, &settings, podman, program, &images)?;
+    let mut files = render(host, &settings, knows, program, &images)?;
     files.push(quadlet::target(host.scope()));
     for file in files {
         let place = directory.join(match file.place {

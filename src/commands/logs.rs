@@ -4,7 +4,7 @@ use std::io::Write;
 
 use anstyle::{AnsiColor, Style};
 
-use crate::cli;
+use crate::cli::{self, Source};
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 use crate::journal::{self, Query};
@@ -17,8 +17,8 @@ use crate::stack;
 /// # Errors
 /// When journalctl can't run or refuses a time.
 pub async fn run(host: &Host, arguments: &cli::Logs) -> Result<Exit> {
-    let services: Vec<Service> = if arguments.services.is_empty() {
-        Service::ALL.into()
+    let services: Vec<Source> = if arguments.services.is_empty() {
+        Source::ALL.into()
     } else {
         arguments.services.clone()
     };
@@ -27,7 +27,7 @@ pub async fn run(host: &Host, arguments: &cli::Logs) -> Result<Exit> {
         remote: None,
         units: services
             .iter()
-            .flat_map(|service| units(*service))
+            .flat_map(|service| service.units())
             .collect(),
         follow: arguments.follow,
         tail: arguments.tail.0,
@@ -48,7 +48,7 @@ pub async fn run(host: &Host, arguments: &cli::Logs) -> Result<Exit> {
     journal::read(&query, |entry| {
         let Some(service) = services
             .iter()
-            .find(|service| units(**service).any(|unit| unit == entry.unit))
+            .find(|service| service.units().contains(&entry.unit.as_str()))
         else {
             return Ok(());
         };
@@ -67,7 +67,10 @@ pub async fn run(host: &Host, arguments: &cli::Logs) -> Result<Exit> {
     })
     .await?;
     if empty && !arguments.follow {
-        let names: Vec<_> = services.iter().map(|service| service.unit()).collect();
+        let names: Vec<_> = services
+            .iter()
+            .flat_map(|service| service.units())
+            .collect();
         if stack::member_units(host.systemd().await?).await?.is_empty() {
             return Err(super::units::none());
         }
@@ -79,18 +82,13 @@ pub async fn run(host: &Host, arguments: &cli::Logs) -> Result<Exit> {
     Ok(Exit::Success)
 }
 
-/// Whose lines are those of a service: a second gateway serves for the first one.
-fn units(service: Service) -> impl Iterator<Item = &'static str> {
-    let standby = (service == Service::Litellm).then_some(stack::STANDBY_UNIT);
-    std::iter::once(service.unit()).chain(standby)
-}
-
-fn style(service: Service) -> Style {
-    match service {
-        Service::Litellm => AnsiColor::Cyan,
-        Service::Postgres => AnsiColor::Yellow,
-        Service::Redis => AnsiColor::Green,
-        Service::Migrate => AnsiColor::Magenta,
+fn style(source: Source) -> Style {
+    match source {
+        Source::Service(Service::Litellm) => AnsiColor::Cyan,
+        Source::Service(Service::Postgres) => AnsiColor::Yellow,
+        Source::Service(Service::Redis) => AnsiColor::Green,
+        Source::Service(Service::Migrate) => AnsiColor::Magenta,
+        Source::Images | Source::Network => AnsiColor::Blue,
     }
     .on_default()
 }

@@ -1,5 +1,10 @@
 //! `pull`: the images that the settings name, and what each tag means.
 
+use std::fs::File;
+
+use anyhow::Context;
+use nix::fcntl::{Flock, FlockArg};
+
 use crate::advisories::{self, Advisories, Found};
 use crate::cli;
 use crate::error::{Exit, Failure, Result};
@@ -8,7 +13,7 @@ use crate::image::{Identity, ImageReference};
 use crate::images_lock::ImagesLock;
 use crate::output::{duration, say};
 use crate::release;
-use crate::settings::Settings;
+use crate::settings::{Service, Settings};
 use crate::trust::{self, Places};
 
 /// Runs the command.
@@ -21,7 +26,8 @@ pub async fn run(host: &Host, arguments: &cli::Pull) -> Result<Exit> {
         // What the units run, which is not what an edit of .env names.
         let lock = ImagesLock::load(&host.paths.images_lock())?;
         let installed = release::installed(host, &settings, &lock).await?;
-        pull_missing(host, &installed).await?;
+        let images = images_of(&installed, &arguments.services)?;
+        pull_those_missing(host, &installed, images).await?;
         return Ok(Exit::Success);
     }
     refuse_compromised(host, &settings)?;
@@ -34,8 +40,9 @@ pub async fn run(host: &Host, arguments: &cli::Pull) -> Result<Exit> {
         accepted,
         "litellm-units pull",
     )?;
+    let images = images_of(&settings, &arguments.services)?;
     let mut moved = Vec::new();
-    for image in settings.images() {
+    for image in images {
         if let Some(words) = refresh(host, image, arguments.accept).await? {
             moved.push(words);
         }
@@ -55,12 +62,19 @@ pub async fn run(host: &Host, arguments: &cli::Pull) -> Result<Exit> {
 /// # Errors
 /// When an image can't be pulled or must not run.
 pub async fn pull_missing(host: &Host, settings: &Settings) -> Result<bool> {
+    pull_those_missing(host, settings, settings.images().collect()).await
+}
+
+async fn pull_those_missing(
+    host: &Host,
+    settings: &Settings,
+    images: Vec<&ImageReference>,
+) -> Result<bool> {
     refuse_compromised(host, settings)?;
     let podman = host.podman().await?;
     let path = host.paths.images_lock();
     let mut lock = ImagesLock::load(&path)?;
     let mut recorded = false;
-    let images: Vec<&ImageReference> = settings.images().collect();
     let pinned: Vec<String> = images.iter().map(|image| lock.pin(image)).collect();
     let present =
         futures_util::future::try_join_all(pinned.iter().map(|image| podman.has_image(image)))
@@ -77,6 +91,36 @@ pub async fn pull_missing(host: &Host, settings: &Settings) -> Result<bool> {
         }
     }
     Ok(recorded)
+}
+
+/// The images of some services, or of all if none is named, without repetition.
+fn images_of<'a>(settings: &'a Settings, services: &[Service]) -> Result<Vec<&'a ImageReference>> {
+    if services.is_empty() {
+        return Ok(settings.images().collect());
+    }
+    let mut images = Vec::new();
+    for service in services {
+        let image = settings
+            .image(*service)
+            .ok_or_else(|| super::units::unknown(*service))?;
+        if !images.contains(&image) {
+            images.push(image);
+        }
+    }
+    Ok(images)
+}
+
+/// Whether local storage has the image that a service runs.
+///
+/// # Errors
+/// When Podman can't tell, or a record was damaged.
+pub async fn is_present(host: &Host, settings: &Settings, service: Service) -> Result<bool> {
+    let lock = ImagesLock::load(&host.paths.images_lock())?;
+    let installed = release::installed(host, settings, &lock).await?;
+    let Some(image) = installed.image(service) else {
+        return Ok(true);
+    };
+    host.podman().await?.has_image(&lock.pin(image)).await
 }
 
 /// Asks the registry what the tag means now. What was recorded stays in force unless `accept`;
@@ -145,8 +189,17 @@ fn record(
         .map_err(|found| {
             Failure::config(format!("{found}; it was pulled, but will not run")).hint(Found::HINT)
         })?;
+    // Each service's unit pulls by itself, at the same time as the others.
+    let deployment = &host.paths.deployment;
+    let _turn = File::open(deployment)
+        .and_then(|directory| {
+            Flock::lock(directory, FlockArg::LockExclusive).map_err(|(_, error)| error.into())
+        })
+        .with_context(|| format!("can't lock {}", deployment.display()))?;
+    let path = host.paths.images_lock();
+    *lock = ImagesLock::load(&path)?;
     lock.record(image, found);
-    lock.save(&host.paths.images_lock())
+    lock.save(&path)
 }
 
 /// Whether Podman takes the image only by the digest that is recorded, since it has no signature.

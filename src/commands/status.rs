@@ -9,7 +9,7 @@ use serde::Serialize;
 
 use crate::advisories::{self, Advisories, Finding, Judgement};
 use crate::applied::{Applied, Difference};
-use crate::cli;
+use crate::cli::{self, Source};
 use crate::container;
 use crate::error::{Exit, Result};
 use crate::host::Host;
@@ -19,7 +19,7 @@ use crate::litellm::{Client, contract};
 use crate::output::{self, bytes, duration};
 use crate::release;
 use crate::settings::{GATEWAY_PORT, Service, Settings};
-use crate::stack;
+use crate::stack::blockers::{self, Blocker};
 use crate::systemd::UnitState;
 use crate::upgrade;
 use crate::upgrade::check::Recorded;
@@ -40,6 +40,8 @@ pub struct Report {
     pub gateway: Gateway,
     /// Each service that has a unit here, in start order.
     pub services: Vec<ServiceReport>,
+    /// The units that services which are not active wait for.
+    pub blockers: Vec<BlockerReport>,
     /// What is known against the gateway's release; null if its image does not say which it is.
     pub vulnerabilities: Option<Vec<Finding>>,
     /// What the last check for newer releases found; null if there was none.
@@ -49,6 +51,23 @@ pub struct Report {
     /// What is known, in a line.
     #[serde(skip)]
     known: Option<String>,
+}
+
+/// A unit that services wait for.
+#[derive(Clone, Debug, Serialize)]
+pub struct BlockerReport {
+    /// systemd's unit.
+    pub unit: String,
+    /// Whether it fails, rather than only takes its time.
+    pub failing: bool,
+    /// What it does or what is wrong with it, in words.
+    pub state: String,
+    /// The line of its journal that says why it fails; null when it does not, or says nothing.
+    pub message: Option<String>,
+    /// The services that can't start without it.
+    pub needed_by: Vec<&'static str>,
+    #[serde(skip)]
+    words: String,
 }
 
 /// The stack as a whole; it decides about the exit status.
@@ -145,9 +164,8 @@ async fn gather(host: &Host) -> Result<Report> {
 #[derive(Clone, Debug, Default)]
 pub struct Services {
     reports: Vec<ServiceReport>,
+    blockers: Vec<BlockerReport>,
     warnings: Vec<String>,
-    /// Whether images are being pulled, for which the services wait.
-    pulling: bool,
     vulnerabilities: Option<Vec<Finding>>,
     upgrade_check: Option<Recorded>,
     known: Option<String>,
@@ -163,7 +181,12 @@ impl Services {
                 .into_iter()
                 .map(|service| systemd.unit(service.unit())),
         );
-        let (units, images) = futures_util::try_join!(units, systemd.unit(stack::IMAGES_UNIT))?;
+        let units: Vec<(Service, UnitState)> = Service::ALL
+            .into_iter()
+            .zip(units.await?)
+            .filter(|(_, unit)| unit.load != "not-found")
+            .collect();
+        let blockers = blockers::find(systemd, &units).await?;
         let mut warnings: Vec<String> = upgrade::warning(&host.paths)?.into_iter().collect();
         let settings = match Settings::load(&host.paths.env_file()) {
             Ok(settings) => {
@@ -174,16 +197,14 @@ impl Services {
                 Some(settings)
             }
             Err(error) => {
-                if units.iter().any(|unit| unit.load != "not-found") {
+                if !units.is_empty() {
                     warnings.push(format!("can't tell what changed: {error:#}"));
                 }
                 None
             }
         };
-        let reports = Service::ALL
+        let reports = units
             .into_iter()
-            .zip(units)
-            .filter(|(_, unit)| unit.load != "not-found")
             .map(|(service, unit)| {
                 let changed = settings.as_ref().and_then(|settings| {
                     changed(host, settings, service, &unit)
@@ -213,8 +234,8 @@ impl Services {
             .flatten();
         Ok(Self {
             reports,
+            blockers: blockers.iter().map(BlockerReport::new).collect(),
             warnings,
-            pulling: images.active == "activating",
             known: judgement
                 .as_ref()
                 .filter(|judgement| judgement.open().next().is_some())
@@ -235,6 +256,7 @@ impl Services {
                 health,
             },
             services: self.reports,
+            blockers: self.blockers,
             vulnerabilities: self.vulnerabilities,
             upgrade_check: self.upgrade_check,
             warnings: self.warnings,
@@ -244,9 +266,11 @@ impl Services {
 
     fn state(&self, health: &Health) -> State {
         let services = &self.reports;
-        if services.iter().any(ServiceReport::is_broken) {
+        if services.iter().any(ServiceReport::is_broken)
+            || self.blockers.iter().any(|blocker| blocker.failing)
+        {
             State::Degraded
-        } else if self.pulling || services.iter().any(ServiceReport::is_starting) {
+        } else if services.iter().any(ServiceReport::is_starting) {
             State::Starting
         } else if services.iter().all(|service| service.active == "inactive") {
             State::Stopped
@@ -289,6 +313,34 @@ fn changed(
     }
     let differences = Applied::differences(&host.paths, settings, service)?;
     Ok(differences.iter().map(Difference::to_string).collect())
+}
+
+impl BlockerReport {
+    fn new(blocker: &Blocker) -> Self {
+        let unit = &blocker.unit;
+        Self {
+            unit: unit.name.clone(),
+            failing: unit.is_failing(),
+            state: unit.problem().unwrap_or_else(|| "is starting".into()),
+            message: blocker.message(),
+            needed_by: blocker.needed_by.clone(),
+            words: blocker.words(),
+        }
+    }
+
+    /// For people: what is wrong, then why, with the next command.
+    fn lines(&self) -> String {
+        let mark = if self.failing { '!' } else { '-' };
+        let mut lines = format!("{mark} {}\n", self.words);
+        if let Some(message) = &self.message {
+            lines.push_str(&format!("  last message: {message}\n"));
+        }
+        if let Some(source) = Source::of_unit(&self.unit).filter(|_| self.failing) {
+            let source = source.name();
+            lines.push_str(&format!("  all messages: litellm-units logs {source}\n"));
+        }
+        lines
+    }
 }
 
 impl ServiceReport {
@@ -433,6 +485,9 @@ fn table(report: &Report) -> String {
         "gateway {}: {}\n",
         report.gateway.address, report.gateway.health
     ));
+    for blocker in &report.blockers {
+        text.push_str(&blocker.lines());
+    }
     for note in notes(report) {
         text.push_str(&format!(
             "* {note}; litellm-units apply brings it into force\n"

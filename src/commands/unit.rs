@@ -16,6 +16,7 @@ use secrecy::ExposeSecret;
 use serde::Deserialize;
 use tokio::io::AsyncWriteExt;
 
+use super::pull;
 use crate::advisories::Advisories;
 use crate::applied::Applied;
 use crate::cli::Unit;
@@ -25,7 +26,7 @@ use crate::host::{self, Host};
 use crate::images_lock::ImagesLock;
 use crate::install;
 use crate::network;
-use crate::output;
+use crate::output::{self, say};
 use crate::paths::Scope;
 use crate::podman::{self, Podman};
 use crate::quadlet;
@@ -37,6 +38,9 @@ use crate::systemd::job::{Jobs, Verb};
 use crate::systemd::{Systemd, UnitState};
 use crate::upgrade::check::{Report, Verdict};
 
+/// How often it is looked whether what a container needs is there.
+const NEED_INTERVAL: Duration = Duration::from_millis(500);
+
 /// Runs the verb.
 ///
 /// # Errors
@@ -46,6 +50,7 @@ pub async fn run(host: &Host, verb: Unit) -> Result<Exit> {
         Unit::Prepare { service, standby } => prepare(host, service, standby).await?,
         Unit::Secret { service, name } => secret(host, service, &name)?,
         Unit::AwaitNetwork => network::wait().await,
+        Unit::AwaitNeeds { service } => await_needs(host, service).await?,
         Unit::AwaitHealthy { service, standby } => {
             await_healthy(host, container(service, standby)).await?;
         }
@@ -336,6 +341,39 @@ async fn check_release(host: &Host) -> Result<()> {
         Verdict::Vulnerable | Verdict::Unknown => 4,
     };
     output::line(&format!("<{level}>{}", report.line()))
+}
+
+/// Waits for what `Requires=` says where systemd knows `RestartMode=direct`: the image, then the unit before. systemd's
+/// `TimeoutStartSec=` is the deadline; after it, the next attempt asks systemd to start them again.
+async fn await_needs(host: &Host, service: Service) -> Result<()> {
+    let settings = Settings::load(&host.paths.env_file())?;
+    let before = match service {
+        Service::Litellm => Some(Service::Migrate),
+        Service::Migrate => settings
+            .services()
+            .find(|other| *other == Service::Postgres),
+        Service::Postgres | Service::Redis => None,
+    };
+    let mut said = false;
+    let mut say_once = |what: &str| {
+        if !said {
+            say(&format!("waiting for {what}"));
+            said = true;
+        }
+    };
+    while !pull::is_present(host, &settings, service).await? {
+        say_once(service.images_unit());
+        tokio::time::sleep(NEED_INTERVAL).await;
+    }
+    let Some(before) = before else {
+        return Ok(());
+    };
+    let systemd = host.systemd().await?;
+    while !systemd.unit(before.unit()).await?.is_active() {
+        say_once(before.unit());
+        tokio::time::sleep(NEED_INTERVAL).await;
+    }
+    Ok(())
 }
 
 /// systemd's `TimeoutStartSec=` is the deadline.

@@ -7,12 +7,10 @@ use zbus_systemd::zbus::{self, Connection, OwnedVariant, Variant};
 
 use super::{Check, Patient};
 use crate::host::Host;
+use crate::quadlet::Systemd;
 
 /// How long a service of the host may take to answer.
 const PATIENCE: Duration = Duration::from_secs(3);
-/// From here on, a dependency that failed once and then came up does not take the gateway down
-/// for good (`RestartMode=direct`).
-const GOOD_SYSTEMD: u32 = 254;
 
 /// Podman and its Quadlet generator.
 pub async fn podman(host: &Host) -> Check {
@@ -36,26 +34,39 @@ pub fn cgroup() -> Check {
     }
 }
 
-/// systemd's version, if it can be asked.
+/// systemd's version, and what it knows of the keys that the units use, if it can be asked.
 pub async fn systemd(patient: &Patient<'_>) -> Option<Check> {
-    let text = patient.host.systemd().await.ok()?.version().await.ok()?;
-    Some(systemd_version(&text))
+    let systemd = patient.host.systemd().await.ok()?;
+    let text = systemd.version().await.ok()?;
+    let features = systemd.features().await.ok()?;
+    Some(systemd_version(&text, features))
 }
 
-fn systemd_version(text: &str) -> Check {
+fn systemd_version(text: &str, features: Systemd) -> Check {
     let number = text
         .trim_start_matches('v')
         .split(|c: char| !c.is_ascii_digit())
         .next()
         .unwrap_or_default();
+    let way = if features.restart_direct {
+        ""
+    } else {
+        " without RestartMode=direct: the units wait for each other"
+    };
     match number.parse::<u32>() {
-        Ok(version) if version < GOOD_SYSTEMD => Check::warning(
+        Ok(version) if version < Systemd::OLDEST => Check::warning(
             "systemd",
-            format!("systemd {version}: if the database fails at its first start, the gateway stays down"),
+            format!("systemd {version} is older than any that the units were tried with"),
         )
-        .remedy(format!("upgrade the distribution: systemd {GOOD_SYSTEMD} or newer tries again")),
-        Ok(version) => Check::ok("systemd", format!("systemd {version}")),
-        Err(_) => Check::ok("systemd", format!("systemd {text}, whose number is not known")),
+        .remedy(format!(
+            "upgrade the distribution: systemd {} or newer",
+            Systemd::OLDEST
+        )),
+        Ok(version) => Check::ok("systemd", format!("systemd {version}{way}")),
+        Err(_) => Check::ok(
+            "systemd",
+            format!("systemd {text}, whose number is not known"),
+        ),
     }
 }
 
@@ -160,14 +171,21 @@ mod tests {
 
     #[test]
     fn systemd_versions() {
-        for (text, outcome) in [
-            ("252-32.el9", Outcome::Warning),
-            ("v254.5", Outcome::Ok),
-            ("257.13-1~deb13u1", Outcome::Ok),
-            ("unknown", Outcome::Ok),
-        ] {
-            assert_eq!(systemd_version(text).outcome, outcome, "{text}");
-        }
+        let message = |text, version| systemd_version(text, Systemd::of_version(version)).message;
+        assert_eq!(message("v254.5", 254), "systemd 254");
+        assert_eq!(message("257.13-1~deb13u1", 257), "systemd 257");
+        assert_eq!(
+            message("252-51.el9", 252),
+            "systemd 252 without RestartMode=direct: the units wait for each other"
+        );
+        // RHEL 9 has it from another version.
+        assert_eq!(message("252-67.el9", 254), "systemd 252");
+        let old = systemd_version("249.11-0ubuntu3", Systemd::of_version(249));
+        assert_eq!(old.outcome, Outcome::Warning);
+        assert_eq!(
+            message("unknown", 257),
+            "systemd unknown, whose number is not known"
+        );
     }
 
     #[test]

@@ -7,6 +7,7 @@ use anyhow::Context;
 use tokio::time::Instant;
 
 use super::{Check, Fix, Outcome, Patient};
+use crate::cli::Source;
 use crate::commands::generate::{self, Target};
 use crate::container;
 use crate::error::{Failure, Result};
@@ -19,15 +20,16 @@ use crate::quadlet;
 use crate::release;
 use crate::settings::Service;
 use crate::stack;
+use crate::stack::blockers::{self, Blocker};
 use crate::systemd::UnitState;
 use crate::systemd::job::{Jobs, Verb};
 
 /// How long the gateway may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// How many lines of a failing unit's journal are shown.
+const QUOTED_LINES: usize = 8;
 /// How long failed units may take to start.
 const START_PATIENCE: Duration = Duration::from_secs(180);
-/// A unit that systemd had to restart this often without becoming active won't get up by itself.
-const ATTEMPTS: u64 = 2;
 
 /// The states of those of our services that are installed.
 ///
@@ -44,6 +46,14 @@ pub async fn read(host: &Host) -> Result<Vec<(Service, UnitState)>> {
         .zip(states)
         .filter(|(_, unit)| unit.load != "not-found")
         .collect())
+}
+
+/// What services that are not active wait for. Nothing where systemd can't be asked, which has a check of its own.
+pub async fn blockers(host: &Host, units: &[(Service, UnitState)]) -> Vec<Blocker> {
+    let Ok(systemd) = host.systemd().await else {
+        return Vec::new();
+    };
+    blockers::find(systemd, units).await.unwrap_or_default()
 }
 
 /// The state of the unit that holds the gateway's address.
@@ -180,19 +190,24 @@ pub fn states(patient: &Patient<'_>, is_current: bool) -> Vec<Check> {
 fn faults(patient: &Patient<'_>, units: &[(Service, UnitState)]) -> Check {
     let (mut words, mut failed) = (Vec::new(), Vec::new());
     let mut first = None;
+    let failing = patient.blockers.iter();
+    for blocker in failing.filter(|blocker| blocker.unit.is_failing()) {
+        let lines = &blocker.lines;
+        let quoted = &lines[lines.len().saturating_sub(QUOTED_LINES)..];
+        let quoted: String = quoted.iter().map(|line| format!("\n| {line}")).collect();
+        words.push(blocker.words() + &quoted);
+        let service = units.iter().find(|(_, unit)| *unit == blocker.unit);
+        failed.extend(
+            service
+                .filter(|(_, unit)| unit.active == "failed")
+                .map(|(service, _)| service.unit()),
+        );
+        first = first.or(Source::of_unit(&blocker.unit.name).map(Source::name));
+    }
     for (service, unit) in units {
         let health = container::health(&patient.host.paths, &unit.control_group);
         let problem = if unit.load != "loaded" {
             format!("is {}", unit.load)
-        } else if unit.active == "failed" {
-            failed.push(service.unit());
-            format!("failed: {}", unit.reason())
-        } else if unit.active == "activating" && unit.restarts >= ATTEMPTS {
-            format!(
-                "keeps failing: {} restarts, the last time {}",
-                unit.restarts,
-                unit.reason()
-            )
         } else if unit.is_active() && health == Some(container::Health::Unhealthy) {
             "is unhealthy".to_owned()
         } else {
@@ -201,16 +216,19 @@ fn faults(patient: &Patient<'_>, units: &[(Service, UnitState)]) -> Check {
         words.push(format!("{} {problem}", service.unit()));
         first.get_or_insert(service.name());
     }
-    let Some(first) = first else {
+    if words.is_empty() {
         let active = units.iter().filter(|(_, unit)| unit.is_active()).count();
         return Check::ok(
             "units",
             format!("{active} of {} active, none failed", units.len()),
         );
+    }
+    let see = match first {
+        Some(source) => format!("litellm-units logs {source}"),
+        None => format!("{} --failed", patient.host.scope().systemctl()),
     };
-    let check = Check::failure("units", words.join("; ")).remedy(format!(
-        "see why: litellm-units logs {first}; then: litellm-units up"
-    ));
+    let check = Check::failure("units", words.join("\n"))
+        .remedy(format!("see why: {see}; then: litellm-units up"));
     if failed.is_empty() {
         check
     } else {

@@ -55,7 +55,8 @@ impl Change {
 }
 
 /// Every difference, in an order in which an interruption leaves nothing that starts wrongly:
-/// what is removed or changed first, the gateway last.
+/// containers that are removed, then what is changed, the gateway at the end, and then units that are
+/// removed, which nothing requires any more.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     /// The differences; none when all is as it should be.
@@ -68,7 +69,7 @@ impl Plan {
     /// # Errors
     /// When a directory can't be read, or a file that is not ours is in the way.
     pub fn new(paths: &Paths, wanted: &[UnitFile]) -> Result<Self> {
-        let mut changes = Vec::new();
+        let (mut changes, mut last) = (Vec::new(), Vec::new());
         for place in [Place::Unit, Place::Quadlet] {
             let directory = directory(paths, place);
             for name in present(directory, place)? {
@@ -80,7 +81,11 @@ impl Plan {
                     continue;
                 }
                 if let Some(before) = read_ours(&path)?.ours() {
-                    changes.push(Change {
+                    let removals = match place {
+                        Place::Quadlet => &mut changes,
+                        Place::Unit => &mut last,
+                    };
+                    removals.push(Change {
                         path,
                         before: Some(before),
                         after: None,
@@ -110,6 +115,7 @@ impl Plan {
                 });
             }
         }
+        changes.append(&mut last);
         Ok(Self { changes })
     }
 

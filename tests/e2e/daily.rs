@@ -448,7 +448,10 @@ impl Day<'_> {
         self.units(&["start", "postgres"]).ok();
         assert_eq!(self.restarted_since(&before), ["postgres", "redis"]);
         // Each start of a container asks for these, however many there are in a moment.
-        let again = format!("{} start litellm-images.service", self.who.systemctl());
+        let again = format!(
+            "{} start litellm-images@redis.service",
+            self.who.systemctl()
+        );
         self.bash(&format!("for try in {{1..8}}; do {again}; done"))
             .ok();
 

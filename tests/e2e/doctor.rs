@@ -219,7 +219,7 @@ fn platform_faults(ward: &Ward) {
         plant: &format!(
             r#"systemd-run --quiet --unit=old-systemd --uid={user} perl -MIO::Socket::UNIX -e '
                 my ($version) = `systemctl --version` =~ /\((.*?)\)/ or die;
-                (my $old = $version) =~ s/^.../252/;
+                (my $old = $version) =~ s/^.../249/;
                 unlink my $path = "/tmp/old-systemd";
                 my $server = IO::Socket::UNIX->new(Local => $path, Listen => 9) or die;
                 while (my $client = $server->accept) {{
@@ -239,8 +239,8 @@ fn platform_faults(ward: &Ward) {
         ),
         prefix: &["env", &format!("{variable}=unix:path=/tmp/old-systemd")],
         found: &[
-            "warning  systemd: systemd 252: if the database fails at its first start, the gateway stays down",
-            "         hint: upgrade the distribution: systemd 254 or newer tries again",
+            "warning  systemd: systemd 249 is older than any that the units were tried with",
+            "         hint: upgrade the distribution: systemd 252 or newer",
         ],
         mend: "systemctl stop old-systemd.service; rm /tmp/old-systemd",
         ..FAULT
@@ -528,6 +528,14 @@ fn unit_faults(ward: &Ward) {
         ),
         found: &[
             "FAILURE  units: litellm-redis.service failed: *",
+            "         | *",
+            "         | *",
+            "         | *",
+            "         | *",
+            "         | *",
+            "         | *",
+            "         | *",
+            "         | *",
             "         hint: see why: litellm-units logs redis; then: litellm-units up",
         ],
         fixed: &["fixed units: started litellm-redis.service"],

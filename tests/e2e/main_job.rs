@@ -439,7 +439,7 @@ prepare {deployment}/config/litellm-config.yaml
 prepare {deployment}/images.lock: record the images' digests
 create {units}/litellm.target
 create {quadlets}/litellm.network
-create {units}/litellm-images.service
+create {units}/litellm-images@.service
 create {units}/litellm.socket
 create {units}/litellm-backup.service
 create {units}/litellm-backup.timer

@@ -366,7 +366,7 @@ fn rpm() {
             "aardvark-dns",
             "config(litellm-units) = 0.1.0-1",
             "podman >= 4.9",
-            "systemd >= 254",
+            "systemd >= 252",
         ]
     );
     assert!(requires.contains("libc.so.6(GLIBC_2."), "{requires}");
@@ -383,7 +383,7 @@ fn rpm() {
     for line in [
         "\taardvark-dns is needed by litellm-units-0.1.0-1.x86_64\n",
         "\tpodman >= 4.9 is needed by litellm-units-0.1.0-1.x86_64\n",
-        "\tsystemd >= 254 is needed by litellm-units-0.1.0-1.x86_64\n",
+        "\tsystemd >= 252 is needed by litellm-units-0.1.0-1.x86_64\n",
     ] {
         assert!(refused.contains(line), "{refused}");
     }

@@ -63,7 +63,7 @@ fn quadlet_and_systemd_accept_the_units_of_every_case() {
         );
         let external = |what| case.name.contains(what) || case.name.contains("external-both");
         let mut expected = String::from(
-            "litellm-backup.service\nlitellm-backup.timer\nlitellm-images.service\nlitellm-migrate.service\nlitellm-network.service\n",
+            "litellm-backup.service\nlitellm-backup.timer\nlitellm-images@.service\nlitellm-migrate.service\nlitellm-network.service\n",
         );
         if !external("external-database") {
             expected.push_str("litellm-postgres.service\n");

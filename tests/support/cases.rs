@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use litellm_units::image::{Identity, ImageReference};
 use litellm_units::images_lock::ImagesLock;
 use litellm_units::paths::{Paths, Scope};
-use litellm_units::quadlet::{self, PodmanVersion, UnitFile};
+use litellm_units::quadlet::{self, PodmanVersion, Systemd, UnitFile};
 use litellm_units::settings::Settings;
 
 /// What all the values of secrets hold, so that none can be in a unit file unnoticed.
@@ -19,6 +19,7 @@ pub struct Case {
     /// Whose units.
     pub scope: Scope,
     podman: PodmanVersion,
+    systemd: Systemd,
     deployment: &'static str,
     env: String,
     images: ImagesLock,
@@ -48,6 +49,8 @@ pub fn all() -> Vec<Case> {
                 add("alpine", deployment, alpine);
                 add("space", "/srv/my gateway", "");
                 add("pinned", deployment, "");
+                add("systemd-252", deployment, "");
+                add("systemd-252-direct", deployment, "");
             }
         }
     }
@@ -85,6 +88,15 @@ impl Case {
             name: format!("{scope_name}-{podman}-{settings}"),
             scope,
             podman: PodmanVersion::parse(podman).unwrap(),
+            systemd: match settings {
+                "systemd-252" => Systemd::of_version(252),
+                // As RHEL 9 has it.
+                "systemd-252-direct" => Systemd {
+                    restart_direct: true,
+                    ..Systemd::of_version(252)
+                },
+                _ => Systemd::DEFAULT,
+            },
             deployment,
             env: format!(
                 "LITELLM_IMAGE=ghcr.io/berriai/litellm:v1.108.14\n\
@@ -106,6 +118,7 @@ impl Case {
         let host = quadlet::Host {
             paths: &paths,
             podman: self.podman,
+            systemd: self.systemd,
             images: &self.images,
             program,
         };

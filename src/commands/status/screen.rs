@@ -229,9 +229,14 @@ fn draw_overview(frame: &mut Frame<'_>, view: &View) {
         .iter()
         .filter(|report| report.changed.as_ref().is_some_and(|list| !list.is_empty()))
         .collect();
-    let [head, services, marks, rule, logs, messages, keys] = Layout::vertical([
+    let blockers = view
+        .services
+        .as_ref()
+        .map_or(&[][..], |services| &services.blockers);
+    let [head, services, blocked, marks, rule, logs, messages, keys] = Layout::vertical([
         Constraint::Length(2),
         Constraint::Length(height(reports.len()) + 2),
+        Constraint::Length(height(blockers.len())),
         Constraint::Length(height(notes.len())),
         Constraint::Length(1),
         Constraint::Fill(1),
@@ -241,6 +246,21 @@ fn draw_overview(frame: &mut Frame<'_>, view: &View) {
     .areas(frame.area());
     lines(frame, head, header(view));
     lines(frame, services, table(view));
+    let blocked_text = blockers.iter().map(|blocker| {
+        let message = blocker.message.as_deref().unwrap_or_default();
+        let text = format!("! {}: {message}", blocker.words);
+        let text = clip(
+            text.trim_end_matches([':', ' ']),
+            usize::from(blocked.width),
+        );
+        let style = if blocker.failing {
+            view.paint(Style::new(), Color::Red)
+        } else {
+            Style::new()
+        };
+        Line::styled(text, style)
+    });
+    lines(frame, blocked, blocked_text.collect());
     let marks_text = notes.iter().map(|report| {
         let changed = report.changed.as_deref().unwrap_or_default().join(", ");
         Line::raw(format!(

@@ -388,7 +388,7 @@ pub struct Pull {
 /// Arguments of `trust`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Releases before 1.83 are not signed: those in images.lock stay usable, each by its digest.\nExamples:\n  litellm-units trust --dry-run\n  litellm-units trust\n  litellm-units trust --scope registry.example.com/berriai\n  litellm-units trust --remove"
+    after_help = "Podman verifies signatures with a key. The other signatures of LiteLLM are verified by `pull`, which adds the image's digest to Podman's policy.\nReleases before 1.83 are not signed: those in images.lock stay usable, each by its digest.\nExamples:\n  litellm-units trust --dry-run\n  litellm-units trust\n  litellm-units trust --scope registry.example.com/berriai\n  litellm-units trust --remove"
 )]
 pub struct Trust {
     /// Print what would change as a unified diff, and change nothing
@@ -398,9 +398,9 @@ pub struct Trust {
     #[arg(long, conflicts_with_all = ["key", "scope", "accept"])]
     pub remove: bool,
     /// Demand signatures by this public key instead of LiteLLM's, on the name that an image is
-    /// pulled by
+    /// pulled by. Repeat it to accept several keys. A key of LiteLLM's own is added to the others
     #[arg(long, value_name = "FILE")]
-    pub key: Option<PathBuf>,
+    pub key: Vec<PathBuf>,
     /// The images that it is about, where they are not pulled from ghcr.io/berriai
     #[arg(long, value_name = "REGISTRY/PATH")]
     pub scope: Option<String>,

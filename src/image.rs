@@ -34,6 +34,16 @@ impl Identity {
         }
     }
 
+    /// The same image by the digest that its registry is known to have it by, if one is: Podman may
+    /// show another one of it.
+    #[must_use]
+    pub fn published_as(self, digest: Option<String>) -> Self {
+        Self {
+            digest: digest.unwrap_or(self.digest),
+            ..self
+        }
+    }
+
     /// Whether both are the same image. An image has one ID, but several digests: one of the index,
     /// one of the manifest for this platform (containers/podman issue 24858).
     #[must_use]

@@ -251,6 +251,14 @@ impl Paths {
         self.instructions("advisories")
     }
 
+    /// What is trusted of Sigstore instead of what the program brings: the first file counts.
+    #[must_use]
+    pub fn sigstore_roots(&self) -> Vec<PathBuf> {
+        let mut files = self.instructions("trusted_root.json");
+        files.reverse();
+        files
+    }
+
     /// Places of what this program is told: the administrator's counts for users, too.
     fn instructions(&self, name: &str) -> Vec<PathBuf> {
         let mut directories = vec![self.own_configuration()];

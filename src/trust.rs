@@ -1,17 +1,30 @@
 //! Podman's own signature policy for LiteLLM's images: what `trust` sets and takes back.
 //!
+//! What that policy can't express, this program verifies at a pull (`verification`), and has Podman
+//! take the image by its digest alone.
+//!
 //! Podman looks up a demand by the name that an image is pulled by, and its signature at the place
 //! that `registries.conf` makes of that name. So the policy is for names, and `registries.d` for
 //! the names and for those places.
 
+#[cfg(feature = "signatures")]
+mod cryptography;
+pub mod known;
 pub mod policy;
+#[cfg(feature = "signatures")]
+mod registry;
+#[cfg(feature = "signatures")]
+pub mod signature;
+#[cfg(feature = "signatures")]
+pub mod verification;
 
 use std::collections::BTreeMap;
-use std::fs;
+use std::fs::{self, File};
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -22,6 +35,8 @@ use crate::install;
 use crate::install::plan::Change;
 use crate::litellm::config::tree;
 use crate::paths::Paths;
+use crate::podman::Podman;
+use crate::quadlet::PodmanVersion;
 use policy::{Demand, Policy, Scopes};
 
 /// Where LiteLLM publishes its images.
@@ -35,13 +50,8 @@ const REPOSITORIES: [&str; 4] = [
     "litellm-spend_logs",
 ];
 
-/// The key that LiteLLM signs its images with: `cosign.pub` of BerriAI/litellm at commit
-/// 0112e53046018d726492c814b3644b7d376029d0, SHA-256
-/// ff8869bf14ba9d10af7b64b9d479543b44daec0165e715753c43ff8a998f6dd3.
+/// The first key that LiteLLM signed its images with, of [`known::KEYS`].
 pub const LITELLM_KEY: &str = include_str!("trust/litellm.pub");
-
-/// The first release that LiteLLM signed.
-const FIRST_SIGNED: (u32, u32) = (1, 83);
 
 /// This file of `registries.d` is ours as a whole.
 const REGISTRIES_FILE: &str = "litellm-units.yaml";
@@ -49,12 +59,7 @@ const REGISTRIES_FILE: &str = "litellm-units.yaml";
 /// Whether LiteLLM signs such releases. What does not say which release it is counts as signed.
 #[must_use]
 pub fn is_signed_release(image: &ImageReference) -> bool {
-    let mut numbers = image.version().unwrap_or_default().split('.');
-    let mut next = || numbers.next()?.parse::<u32>().ok();
-    match (next(), next()) {
-        (Some(major), Some(minor)) => (major, minor) >= FIRST_SIGNED,
-        _ => true,
-    }
+    known::way(image) != Some(known::Way::Unsigned)
 }
 
 /// Whether the image's name is below `scope`.
@@ -76,8 +81,14 @@ pub struct Places {
     /// `registries.d`: a user's replaces the administrator's.
     registries: PathBuf,
     site_registries: Option<PathBuf>,
-    /// The public key.
+    /// The first public key.
     pub key: PathBuf,
+    /// What is trusted of Sigstore, the first file counting that is there.
+    #[cfg_attr(
+        not(feature = "signatures"),
+        expect(dead_code, reason = "Podman asks no one else")
+    )]
+    sigstore: Vec<PathBuf>,
     /// What was set, and what was there before.
     record: PathBuf,
 }
@@ -90,6 +101,7 @@ impl Places {
         let containers = paths.containers();
         let site = paths.site_containers();
         Self {
+            sigstore: paths.sigstore_roots(),
             policy: containers.join("policy.json"),
             site_policy: site.as_ref().map(|site| site.join("policy.json")),
             registries: containers.join("registries.d"),
@@ -113,6 +125,47 @@ impl Places {
             }
         }
         Ok(None)
+    }
+
+    /// The file of one of the public keys, from 0.
+    fn key_file(&self, index: usize) -> PathBuf {
+        match index {
+            0 => self.key.clone(),
+            _ => self.key.with_file_name(format!("trust-{}.pub", index + 1)),
+        }
+    }
+
+    /// Keeps other processes from changing the same files meanwhile.
+    ///
+    /// # Errors
+    /// When the kernel refuses.
+    pub fn lock(&self) -> Result<Option<Flock<File>>> {
+        let Some(directory) = self.record.parent().filter(|directory| directory.is_dir()) else {
+            // Nothing is set, so nobody adds to it.
+            return Ok(None);
+        };
+        let file =
+            File::open(directory).with_context(|| format!("can't read {}", directory.display()))?;
+        match Flock::lock(file, FlockArg::LockExclusive) {
+            Ok(file) => Ok(Some(file)),
+            Err((_, error)) => {
+                Err(error).with_context(|| format!("can't lock {}", directory.display()))
+            }
+        }
+    }
+
+    /// Has Podman take an image (`name@digest`) by its digest, now that a signature by `signer` has
+    /// been verified.
+    ///
+    /// # Errors
+    /// As [`Plan::set`] and [`Plan::apply`].
+    pub fn pin(&self, image: &str, signer: &str, host: HostFacts) -> Result<()> {
+        let _lock = self.lock()?;
+        let wish = Wish {
+            verified: [(image.to_owned(), signer.to_owned())].into(),
+            ..Wish::of(host)
+        };
+        Plan::set(self, &wish)?.apply()
     }
 
     /// What was set here.
@@ -140,8 +193,16 @@ pub struct Record {
     schema: u32,
     /// The names that signatures are demanded for.
     pub scope: String,
-    /// Whether the key is the one that comes with the program.
-    pub packaged_key: bool,
+    /// Whether signatures are LiteLLM's, by a key or without one, and not those of other keys.
+    #[serde(rename = "packaged_key")]
+    pub is_litellm: bool,
+    /// How many keys there are.
+    #[serde(default = "one")]
+    keys: usize,
+    /// Images that are taken by their digests since this program verified them, as `name@digest`,
+    /// and by whom they are signed.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub verified: BTreeMap<String, String>,
     /// What was added to the policy.
     scopes: Scopes,
     /// The policy without that.
@@ -152,13 +213,47 @@ pub struct Record {
     links: BTreeMap<PathBuf, PathBuf>,
 }
 
+fn one() -> usize {
+    1
+}
+
 impl Record {
     /// The images that are taken without a signature, each by its digest.
     pub fn accepted(&self) -> impl Iterator<Item = &str> {
         self.scopes
             .keys()
             .map(String::as_str)
-            .filter(|scope| scope.contains('@'))
+            .filter(|scope| scope.contains('@') && !self.verified.contains_key(*scope))
+    }
+
+    /// The files with the keys.
+    pub fn key_files(&self, places: &Places) -> impl Iterator<Item = PathBuf> {
+        (0..self.keys).map(|index| places.key_file(index))
+    }
+}
+
+/// What counts of the host.
+#[derive(Clone, Debug, Default)]
+pub struct HostFacts {
+    /// What `registries.conf` makes of names, as `podman info` has it.
+    pub registries: Value,
+    /// Whether a demand of Podman's policy may list several keys.
+    pub lists_keys: bool,
+}
+
+impl HostFacts {
+    /// Podman refuses its whole policy where it has a word that this version does not know.
+    const LISTS_KEYS: PodmanVersion = PodmanVersion { major: 5, minor: 3 };
+
+    /// Asks Podman.
+    ///
+    /// # Errors
+    /// When Podman can't tell.
+    pub async fn of(podman: &Podman) -> Result<Self> {
+        Ok(Self {
+            registries: podman.registries().await?,
+            lists_keys: podman.version().await? >= Self::LISTS_KEYS,
+        })
     }
 }
 
@@ -167,12 +262,25 @@ impl Record {
 pub struct Wish {
     /// The names to demand signatures for, if other than now.
     pub scope: Option<String>,
-    /// The key's text, if other than now.
-    pub key: Option<String>,
+    /// The keys' texts, if other than now.
+    pub keys: Vec<String>,
     /// Images to take without a signature, as `name@digest`.
     pub accept: Vec<String>,
-    /// What `registries.conf` makes of names, as `podman info` has it.
-    pub registries: Value,
+    /// Images that were verified, as `name@digest`, and by whom they are signed.
+    pub verified: BTreeMap<String, String>,
+    /// What counts of the host.
+    pub host: HostFacts,
+}
+
+impl Wish {
+    /// That all stays as it is, on this host.
+    #[must_use]
+    pub fn of(host: HostFacts) -> Self {
+        Self {
+            host,
+            ..Self::default()
+        }
+    }
 }
 
 /// What has to be done.
@@ -202,44 +310,59 @@ impl Plan {
             .clone()
             .or_else(|| record.as_ref().map(|record| record.scope.clone()))
             .unwrap_or_else(|| PUBLISHED.to_owned());
-        let present_key = read(&places.key)?;
-        let packaged_key =
-            wish.key.is_none() && record.as_ref().is_none_or(|record| record.packaged_key);
-        let given = wish.key.as_ref().or(present_key.as_ref());
-        let key = match given {
-            _ if packaged_key => LITELLM_KEY.to_owned(),
-            Some(key) => key.clone(),
-            None => {
-                return Err(Failure::new(format!("{} is gone", places.key.display()))
-                    .hint("give it again: litellm-units trust --key FILE")
-                    .into());
-            }
-        };
+        let (keys, is_litellm) = keys(places, record.as_ref(), wish)?;
 
         let (base, base_path, copied) = base(places, record.as_ref())?;
         let policy = Policy::parse(&base, &base_path)?;
         refuse_foreign(&policy, &scope)?;
-        let mut scopes = demands(&scope, packaged_key, &places.key);
-        let before = record.iter().flat_map(Record::accepted);
-        for accepted in before.chain(wish.accept.iter().map(String::as_str)) {
+        let key_files: Vec<PathBuf> = (0..keys.len())
+            .map(|index| places.key_file(index))
+            .collect();
+        let by_policy = if wish.host.lists_keys {
+            &key_files[..]
+        } else {
+            &key_files[..1]
+        };
+        let mut scopes = demands(&scope, is_litellm, by_policy);
+        // What was verified by a key that counts no more has to be verified anew.
+        let mut verified = BTreeMap::new();
+        if let Some(record) = &record {
+            let mut old = record.key_files(places).map(|path| read(&path));
+            let still = |text: Result<Option<String>>| {
+                text.is_ok_and(|text| text.is_none_or(|text| keys.contains(&text)))
+            };
+            if record.is_litellm == is_litellm && old.all(still) {
+                verified.clone_from(&record.verified);
+            }
+        }
+        verified.extend(wish.verified.clone());
+        let accepted = record.iter().flat_map(Record::accepted);
+        let signed: Vec<String> = verified.keys().cloned().collect();
+        let pinned = accepted
+            .chain(wish.accept.iter().map(String::as_str))
+            .chain(signed.iter().map(String::as_str));
+        for image in pinned {
             let requirements = json!([{"type": "insecureAcceptAnything"}]);
-            let inside = accepted
+            let inside = image
                 .strip_prefix(scope.as_str())
                 .is_some_and(|rest| rest.starts_with(['/', '@']));
             // One that someone else wrote stays theirs.
-            if inside && !policy.has(accepted, &requirements) {
-                scopes.insert(accepted.to_owned(), requirements);
+            if inside && !policy.has(image, &requirements) {
+                scopes.insert(image.to_owned(), requirements);
             }
         }
+        verified.retain(|image, _| scopes.contains_key(image));
 
         let links = links(places, record.as_ref())?;
         let registries = places.registries.join(REGISTRIES_FILE);
-        let namespaces = locations(&scope, &wish.registries);
+        let namespaces = locations(&scope, &wish.host.registries);
         let yaml = registries_yaml(places, &links, &namespaces)?;
         let new = Record {
             schema: 1,
             scope,
-            packaged_key,
+            is_litellm,
+            keys: keys.len(),
+            verified,
             before: base,
             copied,
             links: links.clone(),
@@ -248,7 +371,9 @@ impl Plan {
         let mut changes = Vec::new();
         let old = read(&places.record)?;
         push(&mut changes, &places.record, old, Some(new.text()?));
-        push(&mut changes, &places.key, present_key, Some(key));
+        for (path, key) in key_files.iter().zip(keys) {
+            push(&mut changes, path, read(path)?, Some(key));
+        }
         push(&mut changes, &registries, read(&registries)?, Some(yaml));
         let text = policy.with(&new.scopes);
         push(
@@ -257,6 +382,11 @@ impl Plan {
             read(&places.policy)?,
             Some(text),
         );
+        for path in record.iter().flat_map(|record| record.key_files(places)) {
+            if !key_files.contains(&path) {
+                push(&mut changes, &path, read(&path)?, None);
+            }
+        }
         let unlinks = record
             .into_iter()
             .flat_map(|record| record.links)
@@ -301,12 +431,11 @@ impl Plan {
             let after = (!is_theirs).then_some(base);
             push(changes, &places.policy, Some(present), after);
         }
-        for path in [
-            &places.registries.join(REGISTRIES_FILE),
-            &places.key,
-            &places.record,
-        ] {
-            push(changes, path, read(path)?, None);
+        let mut ours = vec![places.registries.join(REGISTRIES_FILE)];
+        ours.extend(record.key_files(places));
+        ours.push(places.record.clone());
+        for path in ours {
+            push(changes, &path, read(&path)?, None);
         }
         plan.unlinks = record
             .links
@@ -436,20 +565,61 @@ fn refuse_foreign(policy: &Policy, scope: &str) -> Result<()> {
     Ok(())
 }
 
+/// The keys that count, the first one first, and whether they are LiteLLM's.
+fn keys(places: &Places, record: Option<&Record>, wish: &Wish) -> Result<(Vec<String>, bool)> {
+    let is_litellm = if wish.keys.is_empty() {
+        record.is_none_or(|record| record.is_litellm)
+    } else {
+        wish.keys.iter().all(|key| known::key(key).is_some())
+    };
+    if !is_litellm && !wish.keys.is_empty() {
+        return Ok((wish.keys.clone(), false));
+    }
+    let mut present = Vec::new();
+    for path in record.iter().flat_map(|record| record.key_files(places)) {
+        match read(&path)? {
+            Some(text) => present.push(text),
+            None if is_litellm => {}
+            None => {
+                return Err(Failure::new(format!("{} is gone", path.display()))
+                    .hint("give it again: litellm-units trust --key FILE")
+                    .into());
+            }
+        }
+    }
+    if !is_litellm {
+        return Ok((present, false));
+    }
+    present.extend(wish.keys.iter().cloned());
+    let keys = known::KEYS.iter().filter_map(|known| {
+        let is_this = |text: &&String| known::key(text).is_some_and(|key| key == known);
+        known
+            .text
+            .map(str::to_owned)
+            .or_else(|| present.iter().find(is_this).cloned())
+    });
+    Ok((keys.collect(), true))
+}
+
 /// What is demanded of images of `scope`.
-fn demands(scope: &str, packaged_key: bool, key: &Path) -> Scopes {
-    let signed = |identity: Value| {
-        json!([{
+fn demands(scope: &str, is_litellm: bool, keys: &[PathBuf]) -> Scopes {
+    let signed = |identity: Value| match keys {
+        [key] => json!([{
             "type": "sigstoreSigned",
             "keyPath": key,
             "signedIdentity": identity,
-        }])
+        }]),
+        _ => json!([{
+            "type": "sigstoreSigned",
+            "keyPaths": keys,
+            "signedIdentity": identity,
+        }]),
     };
     // cosign signs a name without a tag, so by default Podman would not take it for a tagged image.
     let own_name = || signed(json!({"type": "matchRepository"}));
     let mut scopes = Scopes::new();
     scopes.insert(scope.to_owned(), own_name());
-    if packaged_key && scope != PUBLISHED {
+    if is_litellm && scope != PUBLISHED {
         // Elsewhere, LiteLLM's signatures still name the images as LiteLLM published them.
         // remapIdentity would do, but not for a name without a tag.
         let published = |repository: &str| {
@@ -483,7 +653,6 @@ fn locations(scope: &str, registries: &Value) -> Vec<String> {
             .collect()
     };
     let entries = registries.as_object().into_iter().flatten();
-    let mut covering: Option<(usize, Vec<String>)> = None;
     for (prefix, entry) in entries {
         if prefix
             .strip_prefix(scope)
@@ -491,28 +660,66 @@ fn locations(scope: &str, registries: &Value) -> Vec<String> {
         {
             found.extend(places(entry));
         }
-        let host = scope.split('/').next().unwrap_or_default();
-        let length = match prefix.strip_prefix('*') {
-            Some(domain) => host.ends_with(domain).then_some(host.len()),
-            None => scope
-                .strip_prefix(prefix.as_str())
-                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-                .then_some(prefix.len()),
-        };
-        if let Some(length) = length
-            && covering
-                .as_ref()
-                .is_none_or(|(longest, _)| length > *longest)
-        {
-            let rest = &scope[length..];
-            let places = places(entry).into_iter();
-            covering = Some((length, places.map(|place| place + rest).collect()));
-        }
     }
-    found.extend(covering.into_iter().flat_map(|(_, places)| places));
+    if let Some((length, entry)) = covering(scope, registries) {
+        let rest = &scope[length..];
+        found.extend(places(entry).into_iter().map(|place| place + rest));
+    }
     found.sort();
     found.dedup();
     found
+}
+
+/// A place in a registry that an image comes from.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Endpoint {
+    /// Registry and path.
+    pub location: String,
+    /// Whether its certificate is not verified, or it has none.
+    pub insecure: bool,
+}
+
+/// Where `registries.conf` has Podman look for an image of this name, in this order.
+#[must_use]
+pub fn endpoints(name: &str, registries: &Value) -> Vec<Endpoint> {
+    let Some((length, entry)) = covering(name, registries) else {
+        return vec![Endpoint {
+            location: name.to_owned(),
+            insecure: false,
+        }];
+    };
+    let rest = &name[length..];
+    let mirrors = entry["Mirrors"].as_array().into_iter().flatten();
+    mirrors
+        .chain(std::iter::once(entry))
+        .filter(|place| place["Blocked"] != Value::Bool(true))
+        .map(|place| {
+            let location = place["Location"].as_str().filter(|text| !text.is_empty());
+            Endpoint {
+                location: location.map_or_else(|| name.to_owned(), |text| text.to_owned() + rest),
+                insecure: place["Insecure"] == Value::Bool(true),
+            }
+        })
+        .collect()
+}
+
+/// The entry of `registries.conf` that counts for a name, and how much of the name it replaces.
+fn covering<'a>(name: &str, registries: &'a Value) -> Option<(usize, &'a Value)> {
+    let host = name.split('/').next().unwrap_or_default();
+    let entries = registries.as_object().into_iter().flatten();
+    entries
+        .filter(|(_, entry)| entry.is_object())
+        .filter_map(|(prefix, entry)| {
+            let length = match prefix.strip_prefix('*') {
+                Some(domain) => host.ends_with(domain).then_some(host.len()),
+                None => name
+                    .strip_prefix(prefix.as_str())
+                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+                    .then_some(prefix.len()),
+            };
+            Some((length?, entry))
+        })
+        .max_by_key(|(length, _)| *length)
 }
 
 /// Our file of `registries.d`, without what another file says already: Podman takes no two files

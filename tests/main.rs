@@ -12,5 +12,7 @@ mod golden;
 mod keys_http;
 mod plan;
 mod settings;
+#[cfg(feature = "signatures")]
+mod signatures;
 mod support;
 mod trust;

@@ -8,7 +8,8 @@ use litellm_units::image::{Identity, ImageReference};
 use litellm_units::images_lock::ImagesLock;
 use litellm_units::paths::{Paths, Scope};
 use litellm_units::trust::{
-    LITELLM_KEY, Places, Plan, Wish, check_key, check_scope, is_signed_release, unsigned,
+    Endpoint, HostFacts, LITELLM_KEY, Places, Plan, Wish, check_key, check_scope, endpoints,
+    is_signed_release, unsigned,
 };
 use serde_json::json;
 
@@ -77,12 +78,15 @@ impl Root {
 fn wish() -> Wish {
     Wish {
         accept: vec!["ghcr.io/berriai/litellm@sha256:1".into()],
-        registries: json!({
-            "docker.io": {"Location": "127.0.0.1:5000"},
-            "ghcr.io": {"Location": "127.0.0.1:5000", "Mirrors": [{"Location": "cache.local/ghcr"}]},
-            "ghcr.io/berriai/litellm-ee": {"Location": "vault.local/ee"},
-            "search": ["docker.io"],
-        }),
+        host: HostFacts {
+            registries: json!({
+                "docker.io": {"Location": "127.0.0.1:5000"},
+                "ghcr.io": {"Location": "127.0.0.1:5000", "Mirrors": [{"Location": "cache.local/ghcr"}]},
+                "ghcr.io/berriai/litellm-ee": {"Location": "vault.local/ee"},
+                "search": ["docker.io"],
+            }),
+            lists_keys: true,
+        },
         ..Wish::default()
     }
 }
@@ -251,7 +255,7 @@ fn another_place_has_signatures_for_the_published_names() {
     let key = "-----BEGIN PUBLIC KEY-----\nMine\n-----END PUBLIC KEY-----\n";
     let wish = Wish {
         scope: Some("mirror.local/y".into()),
-        key: Some(key.into()),
+        keys: vec![key.into()],
         ..Wish::default()
     };
     root.set(&wish).apply().unwrap();
@@ -319,7 +323,10 @@ fn what_someone_else_decided_is_neither_replaced_nor_loosened() {
         "docker:\n  ghcr.io/berriai:\n    use-sigstore-attachments: true\n",
     );
     let plan = root.set(&Wish {
-        registries: json!({"ghcr.io": {"Location": "cache.local"}}),
+        host: HostFacts {
+            registries: json!({"ghcr.io": {"Location": "cache.local"}}),
+            lists_keys: true,
+        },
         ..Wish::default()
     });
     plan.apply().unwrap();
@@ -436,5 +443,149 @@ fn it_can_be_interrupted_anywhere() {
         Plan::remove(&root.places()).unwrap().apply().unwrap();
         assert_eq!(root.read("containers/policy.json"), POLICY);
         assert!(!root.at("litellm-units").exists());
+    }
+}
+
+/// Podman takes an image signed with one of several keys; one that can't, gets the first.
+#[test]
+fn several_keys() {
+    let root = Root::new(POLICY);
+    let before = tree(root.directory.path());
+    let key =
+        |name: &str| format!("-----BEGIN PUBLIC KEY-----\n{name}\n-----END PUBLIC KEY-----\n");
+    let wish = |names: &[&str], lists_keys| Wish {
+        keys: names.iter().map(|name| key(name)).collect(),
+        ..Wish::of(HostFacts {
+            lists_keys,
+            ..HostFacts::default()
+        })
+    };
+    let demand = || -> serde_json::Value {
+        let policy: serde_json::Value =
+            serde_json::from_str(&root.read("containers/policy.json")).unwrap();
+        let mut demand = policy["transports"]["docker"]["ghcr.io/berriai"][0].clone();
+        demand.as_object_mut().unwrap().remove("signedIdentity");
+        demand
+    };
+    root.set(&wish(&["First", "Second"], true)).apply().unwrap();
+    assert_eq!(
+        demand(),
+        json!({"type": "sigstoreSigned", "keyPaths": ["/litellm-units/trust.pub", "/litellm-units/trust-2.pub"]})
+    );
+    assert_eq!(root.read("litellm-units/trust-2.pub"), key("Second"));
+    assert!(root.set(&wish(&[], true)).is_empty());
+
+    let old = root.set(&wish(&[], false));
+    let changed: Vec<_> = old
+        .visible()
+        .map(|change| root.clean(&change.path.display().to_string()))
+        .collect();
+    assert_eq!(changed, ["/containers/policy.json"]);
+    old.apply().unwrap();
+    assert_eq!(
+        demand(),
+        json!({"type": "sigstoreSigned", "keyPath": "/litellm-units/trust.pub"})
+    );
+
+    // Fewer keys take their files away; and what others signed has to be verified anew.
+    root.places()
+        .pin(
+            "ghcr.io/berriai/litellm@sha256:1",
+            "the second key",
+            HostFacts::default(),
+        )
+        .unwrap();
+    let record = root.places().record().unwrap().unwrap();
+    assert_eq!(record.accepted().count(), 0);
+    assert_eq!(
+        record.verified,
+        [(
+            "ghcr.io/berriai/litellm@sha256:1".to_owned(),
+            "the second key".to_owned()
+        )]
+        .into()
+    );
+    root.set(&wish(&["First"], true)).apply().unwrap();
+    assert!(!root.at("litellm-units/trust-2.pub").exists());
+    assert!(!root.read("containers/policy.json").contains("@sha256:1"));
+
+    fs::remove_file(root.at("litellm-units/trust.pub")).unwrap();
+    assert_eq!(
+        root.clean(&failure(
+            &Plan::set(&root.places(), &Wish::default()).unwrap_err()
+        )),
+        "error: /litellm-units/trust.pub is gone\nhint: give it again: litellm-units trust --key FILE\n"
+    );
+    Plan::remove(&root.places()).unwrap().apply().unwrap();
+    assert_eq!(root.read("containers/policy.json"), POLICY);
+    assert_eq!(
+        tree(root.directory.path()).lines().count(),
+        before.lines().count()
+    );
+}
+
+/// What was verified stays pinned, whatever else is set, and goes with `--remove`.
+#[test]
+fn what_was_verified_is_taken_by_its_digest() {
+    let root = Root::new(POLICY);
+    root.set(&Wish::default()).apply().unwrap();
+    let pin = |image: &str| {
+        root.places()
+            .pin(image, "a workflow", HostFacts::default())
+            .unwrap();
+    };
+    pin("ghcr.io/berriai/litellm@sha256:1");
+    let once = tree(root.directory.path());
+    pin("ghcr.io/berriai/litellm@sha256:1");
+    assert_eq!(tree(root.directory.path()), once);
+    // Of other images, nothing is decided.
+    pin("quay.io/x/y@sha256:2");
+    assert!(!root.read("containers/policy.json").contains("quay.io"));
+    // Two at once: none is lost.
+    std::thread::scope(|scope| {
+        for number in 3..9 {
+            let pin = &pin;
+            scope.spawn(move || pin(&format!("ghcr.io/berriai/litellm@sha256:{number}")));
+        }
+    });
+    let record = root.places().record().unwrap().unwrap();
+    assert_eq!(record.verified.len(), 7);
+    assert!(root.set(&Wish::default()).is_empty());
+    Plan::remove(&root.places()).unwrap().apply().unwrap();
+    assert_eq!(root.read("containers/policy.json"), POLICY);
+}
+
+#[test]
+fn places_of_an_image_come_in_podmans_order() {
+    let registries = json!({
+        "search": ["docker.io"],
+        "ghcr.io": {
+            "Location": "127.0.0.1:5000", "Insecure": true,
+            "Mirrors": [{"Location": "cache.local/ghcr", "Insecure": false}],
+        },
+        "ghcr.io/berriai/other": {"Location": "vault.local"},
+        "quay.io": {"Location": "quay.io", "Blocked": true, "Mirrors": null},
+        "*.example.com": {"Location": ""},
+    });
+    let endpoint = |location: &str, insecure| Endpoint {
+        location: location.to_owned(),
+        insecure,
+    };
+    for (name, expected) in [
+        (
+            "ghcr.io/berriai/litellm",
+            vec![
+                endpoint("cache.local/ghcr/berriai/litellm", false),
+                endpoint("127.0.0.1:5000/berriai/litellm", true),
+            ],
+        ),
+        ("quay.io/a/b", vec![]),
+        (
+            "x.example.com/a/b",
+            vec![endpoint("x.example.com/a/b", false)],
+        ),
+        ("docker.io/a/b", vec![endpoint("docker.io/a/b", false)]),
+    ] {
+        assert_eq!(endpoints(name, &registries), expected, "{name}");
     }
 }

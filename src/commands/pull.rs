@@ -14,7 +14,8 @@ use crate::images_lock::ImagesLock;
 use crate::output::{duration, say};
 use crate::release;
 use crate::settings::{Service, Settings};
-use crate::trust::{self, Places};
+use crate::trust::policy::Demand;
+use crate::trust::{self, Places, known};
 
 /// Runs the command.
 ///
@@ -80,12 +81,15 @@ async fn pull_those_missing(
         futures_util::future::try_join_all(pinned.iter().map(|image| podman.has_image(image)))
             .await?;
     for ((image, pinned), present) in images.into_iter().zip(pinned).zip(present) {
-        if !present {
-            pull(host, image, &pinned).await?;
-        }
+        let verified = if present {
+            None
+        } else {
+            pull(host, image, &pinned).await?
+        };
         if lock.lacks(image)
             && let Some(found) = podman.image(image.as_str()).await?
         {
+            let found = found.published_as(verified);
             record(host, &mut lock, image, found)?;
             recorded = true;
         }
@@ -131,7 +135,7 @@ async fn refresh(host: &Host, image: &ImageReference, accept: bool) -> Result<Op
     let mut lock = ImagesLock::load(&path)?;
     if let Some(locked) = lock.get(image)
         && image.digest().is_none()
-        && is_taken_by_digest_alone(host, image, &locked.identity.digest)?
+        && is_taken_without_signature(host, image, &locked.identity.digest)?
     {
         say(&format!(
             "{image} has no signature: only the recorded digest is taken"
@@ -139,10 +143,11 @@ async fn refresh(host: &Host, image: &ImageReference, accept: bool) -> Result<Op
         pull(host, image, &lock.pin(image)).await?;
         return Ok(None);
     }
-    pull(host, image, image.as_str()).await?;
+    let verified = pull(host, image, image.as_str()).await?;
     let Some(found) = podman.image(image.as_str()).await? else {
         anyhow::bail!("{image} was pulled, but Podman does not know its digest");
     };
+    let found = found.published_as(verified);
     let Some(recorded) = lock.get(image).map(|locked| locked.identity.clone()) else {
         record(host, &mut lock, image, found)?;
         return Ok(None);
@@ -203,26 +208,116 @@ fn record(
 }
 
 /// Whether Podman takes the image only by the digest that is recorded, since it has no signature.
-fn is_taken_by_digest_alone(host: &Host, image: &ImageReference, digest: &str) -> Result<bool> {
-    let Some(policy) = Places::of(&host.paths).effective_policy()? else {
+fn is_taken_without_signature(host: &Host, image: &ImageReference, digest: &str) -> Result<bool> {
+    let places = Places::of(&host.paths);
+    let Some(policy) = places.effective_policy()? else {
         return Ok(false);
     };
     let by_tag = format!(":{}", image.tag().unwrap_or_default());
     let by_digest = format!("@{digest}");
-    Ok(!policy.demand(image.name(), &by_tag).accepts_anything()
-        && policy.demand(image.name(), &by_digest).accepts_anything())
+    if policy.demand(image.name(), &by_tag).accepts_anything()
+        || !policy.demand(image.name(), &by_digest).accepts_anything()
+    {
+        return Ok(false);
+    }
+    let image = format!("{}{by_digest}", image.name());
+    Ok(!places
+        .record()?
+        .is_some_and(|record| record.verified.contains_key(&image)))
 }
 
-/// Pulls `image` as `reference`, which may have its digest.
-async fn pull(host: &Host, image: &ImageReference, reference: &str) -> Result<()> {
+/// What this program found out about an image before Podman pulls it.
+#[cfg_attr(
+    not(feature = "signatures"),
+    expect(dead_code, reason = "then all is up to Podman")
+)]
+enum Admission {
+    /// Nothing that Podman would not find out itself.
+    UpToPodman,
+    /// Podman takes it by this digest, since its signature was verified.
+    Pinned(String),
+    /// What is wrong with its signatures.
+    Unsigned(String),
+    /// Why its registry could not be asked.
+    Unasked(String),
+}
+
+/// Verifies the image's signature where `trust` demands one that Podman can't verify itself, and has
+/// Podman take the image by its digest. Nothing is loosened otherwise: Podman has the last word.
+#[cfg(feature = "signatures")]
+async fn admit(host: &Host, image: &ImageReference, reference: &str) -> Result<Admission> {
+    use crate::trust::{HostFacts, verification};
+
+    let places = Places::of(&host.paths);
+    let (Some(policy), Some(record)) = (places.effective_policy()?, places.record()?) else {
+        return Ok(Admission::UpToPodman);
+    };
+    let demand = policy.demand(image.name(), &rest(image, reference));
+    if !trust::is_below(image, &record.scope) || !is_ours(&demand, &places) {
+        return Ok(Admission::UpToPodman);
+    }
+    let facts = HostFacts::of(host.podman().await?).await?;
+    let digest = reference.split_once('@').map(|(_, digest)| digest);
+    let found = match verification::verify(image, digest, &record, &places, &facts).await {
+        Ok(found) => found,
+        Err(error) => return Ok(Admission::Unasked(format!("{error:#}"))),
+    };
+    let signer = match found.signed {
+        Ok(signer) => signer,
+        Err(problems) => return Ok(Admission::Unsigned(problems.join("; "))),
+    };
+    say(&format!("{image} is signed by {signer} ({})", found.digest));
+    if found.can_podman {
+        return Ok(Admission::UpToPodman);
+    }
+    let pinned = format!("{}@{}", image.name(), found.digest);
+    places.pin(&pinned, &signer, facts)?;
+    Ok(Admission::Pinned(found.digest))
+}
+
+#[cfg(not(feature = "signatures"))]
+#[expect(clippy::unused_async, reason = "as with the feature")]
+async fn admit(_: &Host, _: &ImageReference, _: &str) -> Result<Admission> {
+    Ok(Admission::UpToPodman)
+}
+
+/// Whether `trust` made this demand.
+fn is_ours(demand: &Demand, places: &Places) -> bool {
+    !demand.accepts_anything() && demand.keys().any(|key| Some(key) == places.key.to_str())
+}
+
+/// What Podman looks up its policy by, besides the name: it drops the tag where there is a digest.
+fn rest(image: &ImageReference, reference: &str) -> String {
+    match reference.split_once('@') {
+        Some((_, digest)) => format!("@{digest}"),
+        None => format!(":{}", image.tag().unwrap_or_default()),
+    }
+}
+
+/// Pulls `image` as `reference`, which may have its digest. Returns the digest by which the image is
+/// pinned since its signature was verified.
+async fn pull(host: &Host, image: &ImageReference, reference: &str) -> Result<Option<String>> {
+    let admission = admit(host, image, reference).await?;
     say(&format!("pulling {reference}"));
     let start = std::time::Instant::now();
-    if let Err(error) = host.podman().await?.pull(reference).await {
-        return Err(refusal(host, image, reference).await?.unwrap_or(error));
+    let podman = host.podman().await?;
+    if let Admission::Pinned(digest) = &admission {
+        let pinned = format!("{}@{digest}", image.name());
+        podman.pull(&pinned).await?;
+        if !reference.contains('@') {
+            podman.run(["tag", &pinned, reference]).await?;
+        }
+    } else if let Err(error) = podman.pull(reference).await {
+        return Err(refusal(host, image, reference, &admission)
+            .await?
+            .unwrap_or(error));
     }
     let took = duration(start.elapsed());
     say(&format!("pulled {reference} in {took}"));
-    Ok(())
+    Ok(match admission {
+        Admission::Pinned(digest) => Some(digest),
+        _ => None,
+    })
 }
 
 /// What to say where Podman's policy was the reason, and not the network or the name.
@@ -230,17 +325,13 @@ async fn refusal(
     host: &Host,
     image: &ImageReference,
     reference: &str,
+    admission: &Admission,
 ) -> Result<Option<anyhow::Error>> {
     let places = Places::of(&host.paths);
     let Some(policy) = places.effective_policy()? else {
         return Ok(None);
     };
-    // Podman drops the tag where there is a digest.
-    let rest = match reference.split_once('@') {
-        Some((_, digest)) => format!("@{digest}"),
-        None => format!(":{}", image.tag().unwrap_or_default()),
-    };
-    let demand = policy.demand(image.name(), &rest);
+    let demand = policy.demand(image.name(), &rest(image, reference));
     if demand.accepts_anything() {
         return Ok(None);
     }
@@ -249,24 +340,52 @@ async fn refusal(
         return Ok(None);
     };
     let place = policy.place(demand);
-    let record = places.record()?;
-    let ours = record.is_some() && demand.key() == places.key.to_str();
-    let message = match demand.key() {
-        Some(key) => format!("{reference} is not signed by the key in {key}, as {place} demands"),
-        None => format!("{reference} is refused by {place}"),
+    let ours = places.record()?.filter(|_| is_ours(&demand, &places));
+    let message = match (&ours, demand.keys().next()) {
+        (Some(record), _) if record.is_litellm => {
+            format!("{reference} is not signed by LiteLLM, as {place} demands")
+        }
+        (_, Some(key)) => {
+            format!("{reference} is not signed by the key in {key}, as {place} demands")
+        }
+        (_, None) => format!("{reference} is refused by {place}"),
     };
-    let hint = if !ours {
-        "find out who set this policy, and why; or name another image in .env".to_owned()
-    } else if trust::is_signed_release(image) {
-        "name another release in .env; if you have verified this one otherwise: litellm-units trust --accept IMAGE@DIGEST (docs/trust.md)".to_owned()
-    } else {
-        format!(
-            "LiteLLM signs its releases from 1.83 on; if this one has to be, name it with its digest in .env ({}@sha256:…), then: litellm-units trust",
-            image.as_str().split('@').next().unwrap_or_default()
-        )
+    let hint = match ours {
+        None => "find out who set this policy, and why; or name another image in .env".to_owned(),
+        Some(record) => other_release(image, record.is_litellm, record.key_files(&places).count()),
     };
-    let cause = anyhow::anyhow!("Podman says: {reason}");
+    let cause = match admission {
+        Admission::Unsigned(problem) => anyhow::anyhow!("{problem}"),
+        Admission::Unasked(problem) => anyhow::anyhow!("{problem}; Podman says: {reason}"),
+        _ => anyhow::anyhow!("Podman says: {reason}"),
+    };
     Ok(Some(
         Failure::new(message).hint(hint).caused_by(cause).into(),
     ))
+}
+
+/// What to do about an image whose signature `trust` demands in vain.
+fn other_release(image: &ImageReference, is_litellm: bool, keys: usize) -> String {
+    if !trust::is_signed_release(image) {
+        return format!(
+            "LiteLLM signs its releases from 1.83 on; if this one has to be, name it with its digest in .env ({}@sha256:…), then: litellm-units trust",
+            image.as_str().split('@').next().unwrap_or_default()
+        );
+    }
+    if !is_litellm {
+        return "name another release in .env; if you have verified this one otherwise: litellm-units trust --accept IMAGE@DIGEST (docs/trust.md)".to_owned();
+    }
+    if let Some(place) = known::unsigned(image) {
+        return format!(
+            "LiteLLM published this release without a signature ({place}); name another one in .env"
+        );
+    }
+    match known::way(image) {
+        // The second key does not come with the program.
+        Some(known::Way::Key(index)) if index >= keys => format!(
+            "this release is signed with the key of BerriAI/litellm's commit {}: download its cosign.pub, then: litellm-units trust --key cosign.pub (docs/trust.md)",
+            known::KEYS[index].commit
+        ),
+        _ => "name another release in .env; if you have verified this one otherwise: litellm-units trust --accept IMAGE@DIGEST (docs/trust.md)".to_owned(),
+    }
 }

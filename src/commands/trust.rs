@@ -8,7 +8,7 @@ use crate::images_lock::ImagesLock;
 use crate::lock::OperationLock;
 use crate::output::{self, say};
 use crate::settings::Settings;
-use crate::trust::{self, PUBLISHED, Places, Plan, Record, Wish};
+use crate::trust::{self, HostFacts, PUBLISHED, Places, Plan, Record, Wish, known};
 
 /// Runs the command.
 ///
@@ -19,6 +19,7 @@ pub async fn run(host: &Host, arguments: &cli::Trust) -> Result<Exit> {
     let lock = || OperationLock::take(&host.paths, "trust");
     let _lock = (!arguments.dry_run).then(lock).transpose()?;
     let places = Places::of(&host.paths);
+    let _files = places.lock()?;
     let plan = if arguments.remove {
         Plan::remove(&places)?
     } else {
@@ -68,17 +69,15 @@ async fn wish(host: &Host, places: &Places, arguments: &cli::Trust) -> Result<Wi
     if let Some(scope) = &arguments.scope {
         trust::check_scope(scope)?;
     }
-    let key = match &arguments.key {
-        None => None,
-        Some(path) => {
-            let text = std::fs::read_to_string(path).map_err(|error| {
-                Failure::new(format!("can't read {}: {error}", path.display()))
-                    .hint("give --key the file with the public key")
-            })?;
-            trust::check_key(&text, path)?;
-            Some(text)
-        }
-    };
+    let mut keys = Vec::new();
+    for path in &arguments.key {
+        let text = std::fs::read_to_string(path).map_err(|error| {
+            Failure::new(format!("can't read {}: {error}", path.display()))
+                .hint("give --key the file with the public key")
+        })?;
+        trust::check_key(&text, path)?;
+        keys.push(text);
+    }
     let recorded = places.record()?.map(|record| record.scope);
     let scope = arguments.scope.clone().or(recorded);
     let inside = scope.as_deref().unwrap_or(PUBLISHED);
@@ -102,23 +101,35 @@ async fn wish(host: &Host, places: &Places, arguments: &cli::Trust) -> Result<Wi
     accept.extend(trust::unsigned(inside, current, &images)?);
     Ok(Wish {
         scope,
-        key,
+        keys,
         accept,
-        registries: host.podman().await?.registries().await?,
+        ..Wish::of(HostFacts::of(host.podman().await?).await?)
     })
 }
 
 fn show(places: &Places, record: &Record) -> Result<()> {
-    let whose = if record.packaged_key {
-        ", which is LiteLLM's"
-    } else {
-        ""
-    };
-    output::line(&format!(
-        "{}: images signed by the key in {}{whose}",
-        record.scope,
-        places.key.display()
-    ))?;
+    for path in record.key_files(places) {
+        let whose = if record.is_litellm {
+            ", which is LiteLLM's"
+        } else {
+            ""
+        };
+        output::line(&format!(
+            "{}: images signed by the key in {}{whose}",
+            record.scope,
+            path.display()
+        ))?;
+    }
+    if record.is_litellm && cfg!(feature = "signatures") {
+        output::line(&format!(
+            "{}: images signed without a key by {}",
+            record.scope,
+            known::IDENTITY.subject
+        ))?;
+    }
+    for (image, signer) in &record.verified {
+        output::line(&format!("{image}: signed by {signer}"))?;
+    }
     for image in record.accepted() {
         output::line(&format!("{image}: without a signature"))?;
     }

@@ -6,7 +6,7 @@ use crate::error::Result;
 use crate::image::ImageReference;
 use crate::images_lock::ImagesLock;
 use crate::settings::Service;
-use crate::trust::{Places, Plan, Wish, is_signed_release};
+use crate::trust::{HostFacts, Places, Plan, Wish, is_signed_release};
 
 /// Whether a container runs an image that is known to be malicious, whatever `.env` says by now.
 pub async fn running(patient: &Patient<'_>) -> Option<Check> {
@@ -69,10 +69,7 @@ async fn verified(
         return Ok(None);
     }
     if record.is_some() {
-        let wish = Wish {
-            registries: patient.host.podman().await?.registries().await?,
-            ..Wish::default()
-        };
+        let wish = Wish::of(HostFacts::of(patient.host.podman().await?).await?);
         let plan = Plan::set(places, &wish)?;
         if !plan.is_empty() {
             let mut files: Vec<String> = plan
@@ -104,17 +101,25 @@ async fn verified(
         }));
     }
     let lock = ImagesLock::load(&patient.host.paths.images_lock())?;
-    let is_accepted = lock.identity(image).is_some_and(|identity| {
-        let by_digest = policy.demand(name, &format!("@{}", identity.digest));
-        by_digest.accepts_anything()
-    });
+    let accepted = lock
+        .identity(image)
+        .map(|identity| format!("@{}", identity.digest))
+        .filter(|digest| policy.demand(name, digest).accepts_anything());
     let place = policy.place(by_tag);
+    let signer = record.zip(accepted.as_ref()).and_then(|(record, digest)| {
+        let image = format!("{name}{digest}");
+        record.verified.get(&image).cloned()
+    });
     Ok(Some(Check::ok(
         "signatures",
-        if is_accepted {
-            format!("Podman verifies those of {name} ({place}), but takes this one by its digest")
-        } else {
-            format!("Podman verifies those of {name} ({place})")
+        match signer {
+            Some(signer) => format!(
+                "the digest of {image} was verified (signed by {signer}), and Podman takes no other ({place})"
+            ),
+            None if accepted.is_some() => format!(
+                "Podman verifies those of {name} ({place}), but takes this one by its digest"
+            ),
+            None => format!("Podman verifies those of {name} ({place})"),
         },
     )))
 }

@@ -47,13 +47,17 @@ impl Demand<'_> {
             .map(|requirement| requirement["type"].as_str().unwrap_or_default())
     }
 
-    /// The file with the key, where there is one.
-    #[must_use]
-    pub fn key(&self) -> Option<&str> {
+    /// The files with the keys, where there are any.
+    pub fn keys(&self) -> impl Iterator<Item = &str> {
         self.requirements
-            .as_array()?
-            .iter()
-            .find_map(|requirement| requirement["keyPath"].as_str())
+            .as_array()
+            .into_iter()
+            .flatten()
+            .flat_map(|requirement| {
+                let several = requirement["keyPaths"].as_array().into_iter().flatten();
+                std::iter::once(&requirement["keyPath"]).chain(several)
+            })
+            .filter_map(Value::as_str)
     }
 }
 

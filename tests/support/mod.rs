@@ -8,6 +8,8 @@ pub mod gateway;
 pub mod host;
 pub mod package;
 pub mod releases;
+#[cfg(feature = "signatures")]
+pub mod sigstore;
 
 use std::fmt::Write;
 use std::os::unix::fs::MetadataExt;

@@ -1,0 +1,177 @@
+//! How LiteLLM signs its images, by its release pages.
+
+use sha2::{Digest, Sha256};
+
+use crate::image::ImageReference;
+use crate::random;
+
+/// A key that LiteLLM signs with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Key {
+    /// The commit of BerriAI/litellm with this `cosign.pub`.
+    pub commit: &'static str,
+    /// The file's SHA-256.
+    pub sha256: &'static str,
+    /// The file, as far as it comes with the program.
+    pub text: Option<&'static str>,
+}
+
+/// Both keys, the first one first.
+pub const KEYS: [Key; 2] = [
+    Key {
+        commit: "0112e53046018d726492c814b3644b7d376029d0",
+        sha256: "ff8869bf14ba9d10af7b64b9d479543b44daec0165e715753c43ff8a998f6dd3",
+        text: Some(super::LITELLM_KEY),
+    },
+    Key {
+        commit: "e82a3c646908ba0a6ee0beddc4310d7a6cac4065",
+        sha256: "e3fe3e08c44b16407fe0b37c43b4f8b603b3a0f4ee74c29e647bc022d762c2c0",
+        text: None,
+    },
+];
+
+/// Whose certificate is taken, without a key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The workflow.
+    pub subject: &'static str,
+    /// Who says that it was this workflow.
+    pub issuer: &'static str,
+}
+
+/// The workflow that signs without a key.
+pub const IDENTITY: Identity = Identity {
+    subject: "https://github.com/BerriAI/project-releaser/.github/workflows/release.yml@refs/heads/main",
+    issuer: "https://token.actions.githubusercontent.com",
+};
+
+/// Releases without a signature, and where that is reported.
+const UNSIGNED: &str = include_str!("unsigned-releases");
+
+/// How a release is signed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Not at all: it is from before the first signature.
+    Unsigned,
+    /// By one of [`KEYS`].
+    Key(usize),
+    /// By [`IDENTITY`].
+    Keyless,
+}
+
+/// Which of LiteLLM's keys a file is.
+#[must_use]
+pub fn key(text: &str) -> Option<&'static Key> {
+    let sha256 = random::hex(&Sha256::digest(text.as_bytes()));
+    KEYS.iter().find(|key| key.sha256 == sha256)
+}
+
+/// How LiteLLM signs this release; nothing if the image does not say which one it is.
+#[must_use]
+pub fn way(image: &ImageReference) -> Option<Way> {
+    let release = Release::of(image)?;
+    let is_since = |patch: u32| release.patch.is_some_and(|found| found >= patch);
+    Some(match (release.major, release.minor) {
+        (1, ..=82) | (0, _) => Way::Unsigned,
+        (1, ..=102) => Way::Key(0),
+        (1, 103) if !is_since(8) => Way::Key(0),
+        (1, 104) if !is_since(6) => Way::Key(0),
+        (1, 106) if is_since(12) => Way::Keyless,
+        (1, 108) if is_since(10) => Way::Keyless,
+        (1, 110) if is_since(1) => Way::Keyless,
+        (1, ..=110) => Way::Key(1),
+        _ => Way::Keyless,
+    })
+}
+
+/// Where it is reported that LiteLLM did not sign this release.
+#[must_use]
+pub fn unsigned(image: &ImageReference) -> Option<&'static str> {
+    let version = image.version()?;
+    UNSIGNED
+        .lines()
+        .filter(|line| !line.starts_with('#'))
+        .filter_map(|line| line.split_once(char::is_whitespace))
+        .find(|(release, _)| {
+            version
+                .strip_prefix(release)
+                .is_some_and(|rest| rest.is_empty() || rest == "-stable")
+        })
+        .map(|(_, place)| place.trim())
+}
+
+struct Release {
+    major: u32,
+    minor: u32,
+    /// Nothing for one before the first patch: `1.104.0-rc.1`.
+    patch: Option<u32>,
+}
+
+impl Release {
+    fn of(image: &ImageReference) -> Option<Self> {
+        let mut parts = image.version()?.splitn(3, '.');
+        let (major, minor) = (parts.next()?.parse().ok()?, parts.next()?.parse().ok()?);
+        let patch = parts.next().and_then(|rest| {
+            let end = rest
+                .find(|c: char| !c.is_ascii_digit())
+                .unwrap_or(rest.len());
+            rest[..end].parse().ok()
+        });
+        Some(Self {
+            major,
+            minor,
+            patch,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_key_that_comes_with_the_program_is_the_one_it_says() {
+        for known in &KEYS {
+            if let Some(text) = known.text {
+                assert_eq!(key(text).map(|found| found.commit), Some(known.commit));
+            }
+        }
+        assert!(key("another").is_none());
+    }
+
+    #[test]
+    fn how_releases_are_signed() {
+        for (tag, expected, place) in [
+            ("v1.80.11-stable", Some(Way::Unsigned), None),
+            ("v1.83.0-stable", Some(Way::Key(0)), None),
+            (
+                "v1.91.0",
+                Some(Way::Key(0)),
+                Some("https://github.com/BerriAI/litellm/issues/32306"),
+            ),
+            (
+                "v1.93.0-stable",
+                Some(Way::Key(0)),
+                Some("https://github.com/BerriAI/litellm/issues/34360"),
+            ),
+            ("v1.93.01", Some(Way::Key(0)), None),
+            ("v1.103.2", Some(Way::Key(0)), None),
+            ("v1.103.8", Some(Way::Key(1)), None),
+            ("v1.104.0-rc.1", Some(Way::Key(0)), None),
+            ("v1.104.9", Some(Way::Key(1)), None),
+            ("v1.106.9", Some(Way::Key(1)), None),
+            ("v1.106.12", Some(Way::Keyless), None),
+            ("v1.108.0-rc.1", Some(Way::Key(1)), None),
+            ("v1.108.1", Some(Way::Key(1)), None),
+            ("v1.108.14", Some(Way::Keyless), None),
+            ("v1.109.1", Some(Way::Key(1)), None),
+            ("v1.110.2", Some(Way::Keyless), None),
+            ("v1.111.0-dev.3", Some(Way::Keyless), None),
+            ("v2.0.0", Some(Way::Keyless), None),
+            ("sha-1a2b", None, None),
+        ] {
+            let image = ImageReference::parse(&format!("ghcr.io/berriai/litellm:{tag}")).unwrap();
+            assert_eq!((way(&image), unsigned(&image)), (expected, place), "{tag}");
+        }
+    }
+}

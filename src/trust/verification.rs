@@ -1,0 +1,181 @@
+//! Verifies the signature of an image at its registry, for what Podman's policy can't express: a
+//! signature without a key, one of the index of all platforms, a second key where Podman takes one.
+
+use std::path::Path;
+
+use super::registry::{Published, Repository};
+use super::signature::{Signed, Signers, Subject};
+use super::{HostFacts, PUBLISHED, Places, REPOSITORIES, Record, endpoints, known, read};
+use crate::error::Result;
+use crate::image::ImageReference;
+
+/// What a registry has, and whether it is signed.
+#[derive(Debug)]
+pub struct Verification {
+    /// The manifest's digest.
+    pub digest: String,
+    /// Whether Podman's policy lets the image in by itself: it reads signatures of one platform's
+    /// manifest, by a key.
+    pub can_podman: bool,
+    /// Who signed it; or what is wrong with each signature.
+    pub signed: std::result::Result<String, Vec<String>>,
+}
+
+impl Record {
+    /// Whose signatures are taken.
+    ///
+    /// # Errors
+    /// When a key or the file with what is trusted of Sigstore can't be read or is damaged.
+    pub fn signers(&self, places: &Places) -> Result<Signers> {
+        let mut keys = Vec::new();
+        for path in self.key_files(places) {
+            if let Some(text) = read(&path)? {
+                keys.push((format!("the key in {}", path.display()), text));
+            }
+        }
+        let identity = self.is_litellm.then_some(known::IDENTITY);
+        let root = places.sigstore_root()?;
+        let root = root.as_ref().map(|(path, text)| (*path, text.as_str()));
+        Signers::new(&keys, identity, root)
+    }
+
+    /// The names that a signature may give to images of this one.
+    #[must_use]
+    pub fn names(&self, name: &str) -> Vec<String> {
+        let mut names = vec![name.to_owned()];
+        let last = name.rsplit('/').next().unwrap_or_default();
+        if self.is_litellm && REPOSITORIES.contains(&last) {
+            // Elsewhere, LiteLLM's signatures still name the images as LiteLLM published them.
+            let published = format!("{PUBLISHED}/{last}");
+            if published != name {
+                names.push(published);
+            }
+        }
+        names
+    }
+}
+
+impl Places {
+    /// What is trusted of Sigstore, if not what comes with the program.
+    fn sigstore_root(&self) -> Result<Option<(&Path, String)>> {
+        for path in &self.sigstore {
+            if let Some(text) = read(path)? {
+                return Ok(Some((path, text)));
+            }
+        }
+        Ok(None)
+    }
+}
+
+/// Looks up what a reference means and verifies its signatures, at the first place that has them.
+///
+/// # Errors
+/// When no registry can be asked, or none has the image.
+pub async fn verify(
+    image: &ImageReference,
+    digest: Option<&str>,
+    record: &Record,
+    places: &Places,
+    host: &HostFacts,
+) -> Result<Verification> {
+    let signers = record.signers(places)?;
+    let names = record.names(image.name());
+    let reference = digest.or(image.tag()).unwrap_or_default();
+    let by_podman = if host.lists_keys { record.keys } else { 1 };
+    let mut published: Option<Published> = None;
+    let mut problems = Vec::new();
+    let mut unreachable = Vec::new();
+    for endpoint in &endpoints(image.name(), &host.registries) {
+        // All places have to mean the same image.
+        let wanted = published
+            .as_ref()
+            .map_or(reference, |found| found.digest.as_str())
+            .to_owned();
+        let (found, repository) = match ask(Repository::at(endpoint)?, &wanted).await {
+            Ok(Some(answer)) => answer,
+            Ok(None) => continue,
+            Err(error) => {
+                unreachable.push(format!("{error:#}"));
+                continue;
+            }
+        };
+        let mut look = Look {
+            repository,
+            signers: &signers,
+            names: &names,
+        };
+        match look.at(image, &found).await {
+            Ok(Ok((Signed { by, key }, is_index))) => {
+                return Ok(Verification {
+                    can_podman: key.is_some_and(|key| key < by_podman) && !is_index,
+                    digest: found.digest,
+                    signed: Ok(by),
+                });
+            }
+            Ok(Err(found)) => problems = found,
+            Err(error) => unreachable.push(format!("{error:#}")),
+        }
+        published = Some(found);
+    }
+    match published {
+        Some(found) if !problems.is_empty() => Ok(Verification {
+            digest: found.digest,
+            can_podman: false,
+            signed: Err(problems),
+        }),
+        _ if unreachable.is_empty() => anyhow::bail!("no registry has {image}"),
+        _ => Err(anyhow::anyhow!("{}", unreachable.join("; "))),
+    }
+}
+
+/// What is wrong with each signature.
+type Problems = Vec<String>;
+
+/// Whose signatures to look for, and where.
+struct Look<'a> {
+    repository: Repository,
+    signers: &'a Signers,
+    names: &'a [String],
+}
+
+impl Look<'_> {
+    /// Verifies the signatures of an image; also says whether that of an index is what holds.
+    async fn at(
+        &mut self,
+        image: &ImageReference,
+        found: &Published,
+    ) -> Result<std::result::Result<(Signed, bool), Problems>> {
+        let problems = match self.verify(&found.digest).await? {
+            Ok(signed) => return Ok(Ok((signed, !found.platforms.is_empty()))),
+            Err(problems) => problems,
+        };
+        // The image of this platform alone may have been recorded, where the index is signed.
+        if let Some(tag) = image.tag()
+            && let Some(index) = self.repository.published(tag).await?
+            && index.platforms.contains(&found.digest)
+            && let Ok(signed) = self.verify(&index.digest).await?
+        {
+            return Ok(Ok((signed, true)));
+        }
+        Ok(Err(problems))
+    }
+
+    async fn verify(&mut self, digest: &str) -> Result<std::result::Result<Signed, Problems>> {
+        let attached = self.repository.signatures(digest).await?;
+        let names = self.names;
+        Ok(self.signers.verify(&attached, Subject { digest, names }))
+    }
+}
+
+/// Asks one place, by the first of these ways that works.
+async fn ask(ways: Vec<Repository>, reference: &str) -> Result<Option<(Published, Repository)>> {
+    let mut failed = None;
+    for mut repository in ways {
+        match repository.published(reference).await {
+            Ok(Some(found)) => return Ok(Some((found, repository))),
+            Ok(None) => return Ok(None),
+            Err(error) => failed = Some(error),
+        }
+    }
+    failed.map_or(Ok(None), Err)
+}

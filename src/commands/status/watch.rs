@@ -102,7 +102,7 @@ impl Drop for Screen {
 
 /// What comes in from outside.
 enum News {
-    Services(Result<Services>),
+    Services(Box<Result<Services>>),
     Health(Health),
     Requests(Requests),
     /// The journal of all services can't be followed any more.
@@ -224,7 +224,7 @@ impl<'a> Watch<'a> {
             None => {
                 self.asking_services = Some(Instant::now());
                 self.work.push(Box::pin(async {
-                    News::Services(Services::gather(host).await)
+                    News::Services(Box::new(Services::gather(host).await))
                 }));
             }
             Some(since) if since.elapsed() > PATIENCE.max(self.interval * 2) => {
@@ -248,7 +248,7 @@ impl<'a> Watch<'a> {
         match news {
             News::Services(answer) => {
                 self.asking_services = None;
-                match answer {
+                match *answer {
                     Ok(services) => {
                         self.measure_cpu(&services);
                         self.view.problem = services.warnings.first().cloned();

@@ -18,6 +18,7 @@ mod main_job;
 mod matrix;
 mod packages;
 mod proxies;
+mod published;
 mod quadlet;
 mod recovery;
 #[cfg(feature = "fault-points")]

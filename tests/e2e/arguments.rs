@@ -9,9 +9,7 @@ use serde_json::Value;
 use crate::support::arguments::{Arguments, forms};
 use crate::support::gateway::HELLO;
 use crate::support::host::{TestHost, Who};
-
-const OLDEST: &str = "ghcr.io/berriai/litellm:v1.80.11-stable";
-const NEWEST: &str = "ghcr.io/berriai/litellm:v1.110.2";
+use crate::support::releases::{AT_OLDEST, NEWEST};
 
 /// Secrets that have been in `.env`, and keys.
 #[derive(Default)]
@@ -75,11 +73,11 @@ fn no_secret_among_arguments(who: Who, name: &str) {
     host.set_env(
         who,
         &[
-            ("LITELLM_IMAGE", OLDEST),
             ("UI_USERNAME", "ann"),
             ("UI_PASSWORD", "a long password + / %"),
         ],
     );
+    host.set_env(who, &AT_OLDEST);
     secrets.collect(&host, who);
     let arguments = Arguments::watch(&host);
     succeeds(&host, who, "up");
@@ -102,7 +100,11 @@ fn no_secret_among_arguments(who: Who, name: &str) {
     }
     let service = host.sh(who, "cat \"$1\"/service-key.txt").trim().to_owned();
     secrets.0.insert(service);
-    succeeds(&host, who, &format!("upgrade --image {NEWEST} --settle 1"));
+    succeeds(
+        &host,
+        who,
+        &format!("upgrade --image {} --settle 1", NEWEST.image),
+    );
     serves(&host, who, &key);
     for words in [
         "restart litellm",

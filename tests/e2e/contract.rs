@@ -7,8 +7,8 @@ use serde_json::Value;
 
 use crate::support::gateway::{HELLO, chat, new_key, process, sql};
 use crate::support::host::{TestHost, Who};
+use crate::support::releases::AT_OLDEST;
 
-const OLDEST: &str = "ghcr.io/berriai/litellm:v1.80.11-stable";
 const LATER: &str = "ghcr.io/berriai/litellm:v1.108.14";
 
 /// Where Python's packages are in an image.
@@ -25,7 +25,7 @@ fn version(host: &TestHost, who: Who) -> String {
 fn host_with_oldest(who: Who, name: &str) -> TestHost {
     let host = TestHost::boot_for(who, name);
     host.units(who, &["generate"]).ok();
-    host.set_env(who, &[("LITELLM_IMAGE", OLDEST)]);
+    host.set_env(who, &AT_OLDEST);
     host.units(who, &["up"]).ok();
     host
 }
@@ -134,7 +134,7 @@ fn releases_that_do_not_fit_are_refused() {
     let refusal = format!("error: {redis} holds no LiteLLM");
     assert!(ran.stderr.contains(&refusal), "{}", ran.stderr);
     assert_eq!(host.sh(who, "podman ps -aq"), "");
-    host.set_env(who, &[("LITELLM_IMAGE", OLDEST)]);
+    host.set_env(who, &AT_OLDEST);
     host.units(who, &["up"]).ok();
 
     let before = (

@@ -6,7 +6,7 @@ use std::process::{Child, ChildStdin, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::support::gateway::{Load, new_key};
+use crate::support::gateway::{Load, allow_mock_delays, new_key};
 use crate::support::host::{Ran, TestHost, Who};
 
 const ALL: [&str; 4] = ["postgres", "redis", "migrate", "litellm"];
@@ -28,6 +28,8 @@ fn rootless_day() {
 fn day(who: Who, name: &str) {
     let host = TestHost::boot_for(who, name);
     let day = Day { host: &host, who };
+    host.units(who, &["generate"]).ok();
+    allow_mock_delays(&host, who);
     host.units(who, &["up"]).ok();
     day.is_seen();
     day.logs();

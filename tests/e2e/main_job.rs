@@ -5,8 +5,10 @@ use std::time::Duration;
 
 use serde_json::{Value, json};
 
+use crate::support::arguments::Arguments;
 use crate::support::gateway::{
-    HELLO, Load, chat, database_state, environment, new_key, process, stored_keys, variable,
+    HELLO, Load, allow_mock_delays, chat, database_state, environment, new_key, process,
+    stored_keys, variable,
 };
 use crate::support::host::{TestHost, Who};
 
@@ -251,21 +253,12 @@ setpriv --reuid nobody --regid nogroup --clear-groups \
 
 /// Starts everything, and writes down every argument that another user of the host sees meanwhile of any process.
 fn start_watched(host: &TestHost, who: Who) {
-    let script = r"#!/bin/bash
-while sleep 0.05; do cat /proc/[0-9]*/cmdline; done 2>/dev/null | tr '\0' '\n' | awk '!seen[$0]++ { print; fflush() }'
-";
-    host.write(Who::Root, "/usr/local/bin/arguments", script);
-    host.sh(
-        Who::Root,
-        "chmod 755 /usr/local/bin/arguments
-         systemd-run --quiet --unit arguments --uid nobody --property StandardOutput=file:/root/arguments arguments",
-    );
+    let arguments = Arguments::watch(host);
     host.systemctl(who, &["start", "litellm.target"]);
-    // What compares database and schema was seen, and the gateway.
-    host.sh(
-        Who::Root,
-        "systemctl stop arguments; for each in --from-schema-datasource /run/litellm-units/serve.py; do grep -qxe $each /root/arguments; done",
-    );
+    let seen = arguments.seen();
+    for words in ["migrate deploy", "/run/litellm-units/serve.py"] {
+        assert!(seen.contains(words), "{words} was not seen among:\n{seen}");
+    }
 }
 
 fn no_secret_is_shown(host: &TestHost, who: Who) {
@@ -459,6 +452,7 @@ reload systemd
             format!("next: {} start litellm.target, or litellm-units up\n", who.systemctl())
         )
     );
+    allow_mock_delays(&host, who);
     start_watched(&host, who);
     assert_eq!(database_state(&host, who), "connected\n");
     let before = stored_keys(&host, who);

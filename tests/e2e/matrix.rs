@@ -3,7 +3,7 @@
 
 use crate::support::gateway::{HELLO, chat, sql};
 use crate::support::host::{TestHost, Who};
-use crate::support::releases::{DEFAULT, NEWEST, OLDEST, Release};
+use crate::support::releases::{AT_OLDEST, DEFAULT, NEWEST, OLDEST, Release};
 
 /// What LiteLLM reads out of its database only with the right key: the answer of a stored model.
 const STORED: &str = "decrypted again";
@@ -81,13 +81,8 @@ fn every_release_and_back() {
     let who = Who::Root;
     let host = TestHost::boot("matrix");
     host.units(who, &["generate"]).ok();
-    host.set_env(
-        who,
-        &[
-            ("LITELLM_IMAGE", OLDEST.image),
-            ("STORE_MODEL_IN_DB", "True"),
-        ],
-    );
+    host.set_env(who, &AT_OLDEST);
+    host.set_env(who, &[("STORE_MODEL_IN_DB", "True")]);
     host.units(who, &["up"]).ok();
     let key = fill(&host, who);
     is_alive(&host, who, OLDEST, &key);

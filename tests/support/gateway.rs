@@ -45,6 +45,15 @@ pub fn chat(host: &TestHost, who: Who, key: &str) -> Result<String, String> {
     }
 }
 
+/// Has the gateway take `mock_delay` from its clients, once it starts: LiteLLM from 1.108 on refuses
+/// it otherwise.
+pub fn allow_mock_delays(host: &TestHost, who: Who) {
+    host.sh(
+        who,
+        r#"sed -i '/^general_settings:/a\  dangerously_allow_mock_testing_request_params: true' "$1/config/litellm-config.yaml""#,
+    );
+}
+
 /// Requests of every kind, some each second, until they are told to end.
 pub struct Load {
     child: Child,

@@ -20,6 +20,15 @@ pub const OLDEST: Release = Release {
     version: "1.80.11",
 };
 
+/// What `.env` has to say for it: two of its vulnerabilities are exploited.
+pub const AT_OLDEST: [(&str, &str); 2] = [
+    ("LITELLM_IMAGE", OLDEST.image),
+    (
+        "LITELLM_ACCEPT_VULNERABILITIES",
+        "CVE-2026-42271,CVE-2026-59822",
+    ),
+];
+
 /// The long-term line's, with which new deployments begin.
 pub const DEFAULT: Release = Release {
     image: "ghcr.io/berriai/litellm:v1.108.14",

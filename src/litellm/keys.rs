@@ -140,6 +140,10 @@ pub struct Limits {
     /// Paths, or LiteLLM's names for groups of them, that it may call.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allowed_routes: Option<Vec<String>>,
+    /// One of LiteLLM's presets of them: `llm_api`. Since 1.83.14 (CVE-2026-47101), who is no
+    /// administrator may set only that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub key_type: Option<&'static str>,
     /// The user that it belongs to.
     #[serde(rename = "user_id", skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,

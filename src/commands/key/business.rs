@@ -19,9 +19,9 @@ use crate::litellm::keys::{Key, KeyError, Keys, Limits, hash};
 use crate::litellm::models;
 use crate::output::{self, say, warn};
 
-/// LiteLLM's name for everything that calls a model. Without a limit of its own, a key could do
-/// all that its user may, and so manage the other keys.
-const MODEL_ROUTES: &str = "llm_api_routes";
+/// LiteLLM's preset of a key that calls models. Without a limit of its own, a key could do all that
+/// its user may, and so manage the other keys.
+const MODEL_KEY: &str = "llm_api";
 
 /// Makes a key and prints it.
 pub(super) async fn create(host: &Host, arguments: &CreateKey) -> Result<Exit> {
@@ -30,9 +30,9 @@ pub(super) async fn create(host: &Host, arguments: &CreateKey) -> Result<Exit> {
     let mut limits = limits(&arguments.limits, &arguments.business);
     limits.alias = Some(arguments.alias.clone());
     limits.user = Some(USER.into());
-    limits
-        .allowed_routes
-        .get_or_insert_with(|| vec![MODEL_ROUTES.into()]);
+    if limits.allowed_routes.is_none() {
+        limits.key_type = Some(MODEL_KEY);
+    }
     let mut metadata = pairs(&arguments.business)?;
     metadata.insert(CREATED_BY.0.into(), CREATED_BY.1.into());
     limits.metadata = Some(metadata);

@@ -21,6 +21,7 @@ use crate::ledger::{Ledger, Release as Recorded};
 use crate::litellm::release::Release;
 use crate::output;
 use crate::paths::Paths;
+use crate::release;
 use crate::settings::{ACCEPT_VULNERABILITIES, Service, Settings, parse_env, read_env};
 use crate::snapshot;
 use listed::Entry;
@@ -506,19 +507,8 @@ fn is_deployed(paths: &Paths, release: &Release) -> Result<bool> {
         .into_iter()
         .chain(good)
         .filter_map(|image| ImageReference::parse(image).ok())
-        .chain(installed(paths))
+        .chain(release::of_unit(paths, Service::Litellm))
         .any(|image| is_it(&image)))
-}
-
-/// The gateway's image, as the installed unit names it.
-#[must_use]
-pub fn installed(paths: &Paths) -> Option<ImageReference> {
-    let file = paths
-        .quadlets
-        .join(format!("{}.container", Service::Litellm.container()));
-    let text = std::fs::read_to_string(file).ok()?;
-    let image = text.lines().find_map(|line| line.strip_prefix("Image="))?;
-    ImageReference::parse(image).ok()
 }
 
 #[cfg(test)]

@@ -53,6 +53,13 @@ struct Log {
     status: Health,
 }
 
+/// A container in the list of Podman's storage (`containers.json` of containers/storage).
+#[derive(Debug, Deserialize)]
+struct Listed {
+    id: String,
+    image: String,
+}
+
 /// The health of the container in a unit's control group, from the log that Podman keeps beside
 /// its state (`healthCheckLogPath` of libpod). Nothing when no container runs or it has no check.
 #[must_use]
@@ -62,6 +69,17 @@ pub fn health(paths: &Paths, control_group: &str) -> Option<Health> {
         .join("healthcheck.log");
     let log: Log = serde_json::from_slice(&std::fs::read(log).ok()?).ok()?;
     Some(log.status)
+}
+
+/// The ID of the image of the container in a unit's control group, from Podman's list. Nothing when
+/// no container runs, or its storage is at another place.
+#[must_use]
+pub fn image_id(paths: &Paths, control_group: &str) -> Option<String> {
+    let id = running(control_group)?;
+    let list: Vec<Listed> =
+        serde_json::from_slice(&std::fs::read(paths.containers_list()).ok()?).ok()?;
+    let found = list.into_iter().find(|container| container.id == id)?;
+    Some(found.image)
 }
 
 /// The identifier of the container in a unit's control group: by that name Podman makes a group

@@ -57,6 +57,8 @@ pub struct Paths {
     pub units: PathBuf,
     /// Where a package installs units; `litellm.target` is looked for here first.
     pub packaged_units: PathBuf,
+    /// Where Podman keeps images and containers, unless `storage.conf` says otherwise.
+    pub storage: PathBuf,
     /// Per-boot state: `/run` or `$XDG_RUNTIME_DIR`.
     pub runtime: PathBuf,
     /// What the administrator (or the user) sets for every program: `/etc` or `~/.config`.
@@ -94,6 +96,7 @@ impl Paths {
             quadlets: "/etc/containers/systemd".into(),
             units: "/etc/systemd/system".into(),
             packaged_units: "/usr/lib/systemd/system".into(),
+            storage: "/var/lib/containers/storage".into(),
             runtime: "/run".into(),
             configuration: SITE.into(),
         }
@@ -116,6 +119,7 @@ impl Paths {
             quadlets: config.join("containers/systemd"),
             units: config.join("systemd/user"),
             packaged_units: "/usr/lib/systemd/user".into(),
+            storage: data.join("containers/storage"),
             runtime,
             configuration: config,
         })
@@ -219,6 +223,13 @@ impl Paths {
             Scope::User => "containers/overlay-containers",
         };
         self.runtime.join(storage).join(id)
+    }
+
+    /// Podman's list of containers, where its storage is at its usual place.
+    #[must_use]
+    pub fn containers_list(&self) -> PathBuf {
+        self.storage
+            .join("overlay-containers/volatile-containers.json")
     }
 
     /// Podman's own configuration.

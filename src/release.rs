@@ -7,7 +7,8 @@ use crate::host::Host;
 use crate::image::{Image, ImageReference};
 use crate::images_lock::ImagesLock;
 use crate::ledger::{Ledger, Release};
-use crate::settings::Settings;
+use crate::paths::Paths;
+use crate::settings::{Service, Settings};
 use crate::snapshot;
 
 /// The recorded image of the gateway, if `settings` name another one: then the units stay at it.
@@ -45,22 +46,37 @@ pub async fn kept(host: &Host, settings: &Settings, lock: &ImagesLock) -> Result
 /// the recorded release.
 ///
 /// # Errors
-/// As [`kept`].
+/// As [`kept`], if no unit is installed either.
 pub async fn installed(host: &Host, settings: &Settings, lock: &ImagesLock) -> Result<Settings> {
-    Ok(match kept(host, settings, lock).await? {
-        Some(image) => at(settings, &image)?,
-        None => settings.clone(),
-    })
+    let recorded = match kept(host, settings, lock).await {
+        Ok(None) => return Ok(settings.clone()),
+        Ok(Some(image)) => image.pinned(),
+        // A damaged ledger must not keep a gateway from starting at boot.
+        Err(error) => match of_unit(&host.paths, Service::Litellm) {
+            Some(image) => image.to_string(),
+            None => return Err(error),
+        },
+    };
+    at(settings, &recorded)
 }
 
 /// The settings with another image of the gateway.
 ///
 /// # Errors
 /// When the record does not name an image.
-pub fn at(settings: &Settings, image: &Image) -> Result<Settings> {
+pub fn at(settings: &Settings, image: &str) -> Result<Settings> {
     let mut settings = settings.clone();
-    settings.litellm_image = ImageReference::parse(&image.pinned())?;
+    settings.litellm_image = ImageReference::parse(image)?;
     Ok(settings)
+}
+
+/// The image that the installed unit of a service names.
+#[must_use]
+pub fn of_unit(paths: &Paths, service: Service) -> Option<ImageReference> {
+    let file = format!("{}.container", service.container());
+    let text = std::fs::read_to_string(paths.quadlets.join(file)).ok()?;
+    let image = text.lines().find_map(|line| line.strip_prefix("Image="))?;
+    ImageReference::parse(image).ok()
 }
 
 /// What an operator is told about an edit of `LITELLM_IMAGE` that is not in force.

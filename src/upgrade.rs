@@ -27,6 +27,7 @@ use crate::install::plan::{Change, Plan as Files};
 use crate::ledger::{
     Ended, Event, Images, Ledger, Operation, Outcome, Reached, Release, Step, Verb,
 };
+use crate::litellm::release::Release as Version;
 use crate::litellm::{Client, config, contract};
 use crate::lock::OperationLock;
 use crate::output::{duration, say};
@@ -68,6 +69,8 @@ pub struct Plan {
     settings: Settings,
     /// What is recorded of the wanted image.
     wanted: Option<Identity>,
+    /// Whether `.env` names the wanted image already.
+    is_named: bool,
     /// Whether `.env` or `config/` were edited beyond the image, which comes into force, too.
     edited: bool,
     /// The backup whose data comes back.
@@ -91,15 +94,15 @@ impl Plan {
         Self::new(host, Verb::Upgrade, env.text().to_owned(), settings).await
     }
 
-    /// Whether the wanted image runs already, by the same name.
+    /// Whether the wanted image runs already, and `.env` has its name.
     #[must_use]
     pub fn is_done(&self) -> bool {
         self.gateway_before().is_some_and(|from| {
-            from.reference == self.settings.litellm_image.as_str()
-                && self
-                    .wanted
-                    .as_ref()
-                    .is_none_or(|wanted| wanted.is(&from.identity))
+            let same_name = from.reference == self.settings.litellm_image.as_str();
+            match &self.wanted {
+                Some(wanted) => wanted.is(&from.identity) && (same_name || self.is_named),
+                None => same_name,
+            }
         })
     }
 
@@ -155,10 +158,12 @@ impl Plan {
             }
             None => None,
         };
+        let is_named = read_env(&paths.env_file())? == env;
         Ok(Self {
             verb,
             from,
             configuration,
+            is_named,
             env,
             settings,
             wanted,
@@ -197,13 +202,9 @@ impl Plan {
                 "  migrate     the database, while the gateway of before serves; a newer schema stays".into(),
             ),
         }
-        let version = self
-            .settings
-            .litellm_image
-            .version()
-            .and_then(contract::parse);
+        let version = self.settings.litellm_image.tag().and_then(Version::of_tag);
         if self.encrypts_with_aes_gcm
-            && version.is_some_and(|version| version < contract::READS_AES_GCM)
+            && version.is_some_and(|version| !version.is_from(contract::READS_AES_GCM))
         {
             lines.push("  refuse      if credentials in the database are encrypted with AES-256-GCM, which this release can't read".into());
         }
@@ -616,10 +617,13 @@ impl Run<'_> {
             .get(Service::Litellm.name())
             .map_or("the release of before", |image| image.reference.as_str())
             .to_owned();
-        say(&format!(
-            "the {} failed: going back to {from}",
-            self.operation.verb
-        ));
+        // Until then nothing was changed but `.env`.
+        if self.backup.is_some() {
+            say(&format!(
+                "the {} failed: going back to {from}",
+                self.operation.verb
+            ));
+        }
         let reason = format!("{error:#}");
         let reason = reason
             .lines()
@@ -738,7 +742,7 @@ async fn refuse_unreadable(release: &contract::Release, server: &Server<'_>) -> 
     ))
     .hint(format!(
         "choose a release from {} on, or the data of then (`litellm-units rollback --restore-data`); to enter those credentials again instead, add --accept-unreadable",
-        contract::words(contract::READS_AES_GCM)
+        contract::READS_AES_GCM
     ))
     .into())
 }

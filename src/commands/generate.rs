@@ -135,7 +135,7 @@ pub async fn prepare(host: &Host, target: Target) -> Result<Prepared> {
         Target::Wanted => None,
     };
     let installed = match &kept {
-        Some(kept) => release::at(&deployment.settings, kept)?,
+        Some(kept) => release::at(&deployment.settings, &kept.pinned())?,
         None => deployment.settings.clone(),
     };
     Advisories::load(&host.paths)?.refuse(&host.paths, &deployment.settings, &images)?;

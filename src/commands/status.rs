@@ -7,15 +7,17 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
-use crate::advisories::{self, Advisories, Finding, Judgement};
+use crate::advisories::{Advisories, Finding, Judgement};
 use crate::applied::{Applied, Difference};
 use crate::cli::{self, Source};
 use crate::container;
 use crate::error::{Exit, Result};
 use crate::host::Host;
 use crate::images_lock::ImagesLock;
+use crate::ledger::{Ledger, Release};
 use crate::litellm::health::Health;
 use crate::litellm::{Client, contract};
+use crate::lock::OperationLock;
 use crate::output::{self, bytes, duration};
 use crate::release;
 use crate::settings::{GATEWAY_PORT, Service, Settings};
@@ -171,6 +173,8 @@ pub struct Services {
     known: Option<String>,
     /// LiteLLM's version in the gateway's image.
     version: Option<String>,
+    /// Whether the gateway runs another image than the recorded one.
+    runs_other_image: bool,
 }
 
 impl Services {
@@ -187,12 +191,23 @@ impl Services {
             .filter(|(_, unit)| unit.load != "not-found")
             .collect();
         let blockers = blockers::find(systemd, &units).await?;
-        let mut warnings: Vec<String> = upgrade::warning(&host.paths)?.into_iter().collect();
+        let interrupted = upgrade::warning(&host.paths)?;
+        // Which release is to run is open until that has ended.
+        let is_decided = interrupted.is_none() && !OperationLock::is_held(&host.paths);
+        let mut warnings: Vec<String> = interrupted.into_iter().collect();
+        let other_image = if is_decided {
+            other_image(host, &units)?
+        } else {
+            None
+        };
+        warnings.extend(other_image.clone());
         let settings = match Settings::load(&host.paths.env_file()) {
             Ok(settings) => {
-                match edited_release(host, &settings).await {
-                    Ok(notice) => warnings.extend(notice),
-                    Err(error) => warnings.push(format!("can't tell which release: {error:#}")),
+                if is_decided {
+                    match edited_release(host, &settings).await {
+                        Ok(notice) => warnings.extend(notice),
+                        Err(error) => warnings.push(format!("can't tell which release: {error:#}")),
+                    }
                 }
                 Some(settings)
             }
@@ -243,6 +258,7 @@ impl Services {
             vulnerabilities: judgement.map(|judgement| judgement.vulnerabilities),
             upgrade_check,
             version: contract::installed_version(&host.paths),
+            runs_other_image: other_image.is_some(),
         })
     }
 
@@ -267,6 +283,7 @@ impl Services {
     fn state(&self, health: &Health) -> State {
         let services = &self.reports;
         if services.iter().any(ServiceReport::is_broken)
+            || self.runs_other_image
             || self.blockers.iter().any(|blocker| blocker.failing)
         {
             State::Degraded
@@ -292,9 +309,37 @@ async fn edited_release(host: &Host, settings: &Settings) -> Result<Option<Strin
     }))
 }
 
+/// What is to be said if the gateway runs another image than the recorded one, which nobody upgraded to.
+fn other_image(host: &Host, units: &[(Service, UnitState)]) -> Result<Option<String>> {
+    let ledger = Ledger::load(&host.paths)?;
+    let recorded = ledger.current().and_then(Release::gateway);
+    let running = units
+        .iter()
+        .find(|(service, unit)| *service == Service::Litellm && unit.is_active())
+        .and_then(|(_, unit)| container::image_id(&host.paths, &unit.control_group));
+    Ok(match (recorded, running) {
+        (Some(recorded), Some(running))
+            if recorded
+                .identity
+                .id
+                .as_ref()
+                .is_some_and(|id| *id != running) =>
+        {
+            Some(format!(
+                "the gateway runs image {}, not the recorded release {}; see which unit file names it: {} cat {}",
+                running.chars().take(12).collect::<String>(),
+                recorded.reference,
+                host.scope().systemctl(),
+                Service::Litellm.unit()
+            ))
+        }
+        _ => None,
+    })
+}
+
 /// What is known against the release that is installed.
 fn judge(host: &Host, accepted: &[String]) -> Result<Option<Judgement>> {
-    let Some(image) = advisories::installed(&host.paths) else {
+    let Some(image) = release::of_unit(&host.paths, Service::Litellm) else {
         return Ok(None);
     };
     Advisories::load(&host.paths)?.judge(&image, accepted)
@@ -442,16 +487,9 @@ impl ServiceReport {
 
 /// The image that the installed unit names, and its digest.
 fn image(host: &Host, service: Service) -> Option<(String, Option<String>)> {
-    let file = host
-        .paths
-        .quadlets
-        .join(format!("{}.container", service.container()));
-    let text = std::fs::read_to_string(file).ok()?;
-    let image = text.lines().find_map(|line| line.strip_prefix("Image="))?;
-    Some(match image.split_once('@') {
-        Some((name, digest)) => (name.to_owned(), Some(digest.to_owned())),
-        None => (image.to_owned(), None),
-    })
+    let image = release::of_unit(&host.paths, service)?;
+    let name = image.as_str().split('@').next().unwrap_or_default();
+    Some((name.to_owned(), image.digest().map(str::to_owned)))
 }
 
 fn table(report: &Report) -> String {

@@ -16,6 +16,7 @@ use secrecy::ExposeSecret;
 use serde::Serialize;
 
 use super::contract;
+use super::release::Release;
 use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::paths::Paths;
@@ -164,11 +165,10 @@ fn weak_master_key(text: &str, env: &EnvFile, path: &Path, settings: &Settings) 
         })
         .or(env.get("LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY"))
         .is_some_and(|value| value.eq_ignore_ascii_case("true") || value == "1");
-    let version = settings.litellm_image.version().and_then(contract::parse);
-    let refused =
-        !permitted && version.is_some_and(|version| version >= contract::REFUSES_WEAK_KEYS);
+    let since = contract::REFUSES_WEAK_KEYS;
+    let version = settings.litellm_image.tag().and_then(Release::of_tag);
+    let refused = !permitted && version.is_some_and(|version| version.is_from(since));
     let (severity, message) = if refused {
-        let since = contract::words(contract::REFUSES_WEAK_KEYS);
         (
             Severity::Error,
             format!("{NAME} is publicly known; LiteLLM does not start with it from {since} on"),

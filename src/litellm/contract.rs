@@ -16,9 +16,11 @@ use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::image::ImageReference;
 use crate::images_lock::ImagesLock;
+use crate::litellm::release::Release as Version;
 use crate::output::say;
 use crate::paths::Paths;
 use crate::random::hex;
+use crate::release;
 use crate::settings::{Service, Settings};
 
 /// What runs in the container.
@@ -26,22 +28,19 @@ const PROBE: &str = include_str!("../../units/contract.py");
 /// Timeout of the container; on an idle machine it takes a second.
 const TIMEOUT: Duration = Duration::from_secs(180);
 
-/// Major, minor and patch: what tells releases of LiteLLM apart.
-pub type Version = (u64, u64, u64);
-
 /// The first release that refuses to start with a weak master key.
-pub const REFUSES_WEAK_KEYS: Version = (1, 104, 0);
+pub const REFUSES_WEAK_KEYS: &str = "1.104.0";
 /// The SHA-256 of the master keys that it refuses: `sk-1234`.
 pub const PUBLICLY_KNOWN_KEYS: &[&str] =
     &["88dc28d0f030c55ed4ab77ed8faf098196cb1c05df778539800c9f1243fe6b4b"];
 /// The first release that reads credentials encrypted with AES-256-GCM.
-pub const READS_AES_GCM: Version = (1, 92, 0);
+pub const READS_AES_GCM: &str = "1.92.0";
 
 /// One thing that is used.
 struct Use {
     need: Need,
     /// The first release that has it; `None` means every release that is supported.
-    since: Option<Version>,
+    since: Option<&'static str>,
     /// What it is used for.
     purpose: &'static str,
 }
@@ -158,7 +157,7 @@ const USES: &[Use] = &[
             "ProxyExtrasDBManager.run_migration_job",
             &["use_migrate", "use_v2_resolver"],
         ),
-        since: Some((1, 108, 0)),
+        since: Some("1.108.0"),
         purpose: MIGRATE,
     },
     every(
@@ -222,12 +221,16 @@ pub struct Release {
 impl Release {
     /// What of [`USES`] it lacks, a line each.
     fn lacks(&self) -> Vec<String> {
-        let version = self.version.as_deref().and_then(parse);
-        let has = |since: &Version| version.as_ref().is_none_or(|version| version >= since);
+        let version = self.version.as_deref().and_then(Version::of_version);
+        let has = |since: &str| {
+            version
+                .as_ref()
+                .is_none_or(|version| version.is_from(since))
+        };
         let mut lines: Vec<String> = USES
             .iter()
             .zip(&self.missing)
-            .filter(|(used, _)| used.since.as_ref().is_none_or(has))
+            .filter(|(used, _)| used.since.is_none_or(has))
             .filter_map(|(used, missing)| Some(format!("{} ({})", missing.as_ref()?, used.purpose)))
             .collect();
         if self.migration.is_none() {
@@ -237,25 +240,6 @@ impl Release {
         }
         lines
     }
-}
-
-/// A version of LiteLLM: `1.80.11`, or a tag such as `1.80.11-stable` and `1.84.0.post1`.
-#[must_use]
-pub fn parse(text: &str) -> Option<Version> {
-    let mut numbers = text.trim_start_matches('v').splitn(3, '.');
-    let major = numbers.next()?.parse().ok()?;
-    let minor = numbers.next()?.parse().ok()?;
-    let patch = numbers.next()?;
-    let end = patch
-        .find(|c: char| !c.is_ascii_digit())
-        .unwrap_or(patch.len());
-    Some((major, minor, patch[..end].parse().ok()?))
-}
-
-/// A version as LiteLLM writes it.
-#[must_use]
-pub fn words((major, minor, patch): Version) -> String {
-    format!("{major}.{minor}.{patch}")
 }
 
 /// Whether the master key is among those with these SHA-256.
@@ -269,17 +253,14 @@ pub fn is_publicly_known<T: AsRef<str>>(key: &str, digests: &[T]) -> bool {
 /// not tell, as those from 1.84 on.
 #[must_use]
 pub fn installed_version(paths: &Paths) -> Option<String> {
-    let file = format!("{}.container", Service::Litellm.container());
-    let text = std::fs::read_to_string(paths.quadlets.join(file)).ok()?;
-    let image = text.lines().find_map(|line| line.strip_prefix("Image="))?;
+    let reference = release::of_unit(paths, Service::Litellm)?;
     let lock = ImagesLock::load(&paths.images_lock()).ok()?;
-    let reference = ImageReference::parse(image).ok()?;
     let known = reference
         .digest()
         .and_then(|digest| lock.version_of(digest));
     known.map(str::to_owned).or_else(|| {
-        let version = parse(reference.version()?)?;
-        reference.is_litellm().then(|| words(version))
+        let version = Version::of_tag(reference.tag()?)?;
+        reference.is_litellm().then(|| version.to_string())
     })
 }
 
@@ -398,20 +379,6 @@ async fn ask(host: &Host, image: &ImageReference, pinned: &str) -> Result<Releas
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn versions_of_tags() {
-        for (text, expected) in [
-            ("1.80.11-stable", Some((1, 80, 11))),
-            ("v1.108.14", Some((1, 108, 14))),
-            ("1.84.0.post1", Some((1, 84, 0))),
-            ("1.84.0rc1", Some((1, 84, 0))),
-            ("main", None),
-            ("1.84", None),
-        ] {
-            assert_eq!(parse(text), expected, "{text}");
-        }
-    }
 
     #[test]
     fn what_a_release_does_not_have_yet_is_not_missed() {

@@ -147,6 +147,12 @@ impl Release {
         }
     }
 
+    /// Whether it is the release `since` or a later one.
+    #[must_use]
+    pub fn is_from(&self, since: &str) -> bool {
+        Self::of_version(since).is_some_and(|since| *self >= since)
+    }
+
     /// Whether both are builds of one release, on the way to it or after it.
     #[must_use]
     pub fn is_same_release(&self, other: &Self) -> bool {

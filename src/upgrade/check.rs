@@ -13,7 +13,8 @@ use crate::image::ImageReference;
 use crate::install;
 use crate::litellm::release::{Line, Release};
 use crate::paths::Paths;
-use crate::settings::Settings;
+use crate::release;
+use crate::settings::{Service, Settings};
 
 /// What was found, as `upgrade --check --json` prints it.
 #[derive(Clone, Debug, Serialize)]
@@ -277,7 +278,7 @@ impl Recorded {
 
 /// The gateway's image that the deployment runs, or would.
 fn current(paths: &Paths, settings: &Settings) -> ImageReference {
-    advisories::installed(paths).unwrap_or_else(|| settings.litellm_image.clone())
+    release::of_unit(paths, Service::Litellm).unwrap_or_else(|| settings.litellm_image.clone())
 }
 
 /// The tags of the image's repository, from where Podman pulls it.

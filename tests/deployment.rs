@@ -333,6 +333,7 @@ impl Place {
         let at = |name: &str| root.path().join(name);
         // The user's scope, since only root may give directories away.
         let paths = Paths {
+            storage: at("storage"),
             scope: Scope::User,
             deployment: at("opt/server"),
             quadlets: at("quadlets"),

@@ -26,6 +26,7 @@ impl Root {
             quadlets: at("etc/containers/systemd"),
             units: at("etc/systemd/system"),
             packaged_units: at("usr"),
+            storage: at("storage"),
             runtime: at("run"),
             configuration: at("etc"),
         };

@@ -151,6 +151,7 @@ fn rootful_arguments() {
 }
 
 #[test]
+#[ignore = "takes minutes, and what it watches is the same as for root: part of each release (CONTRIBUTING.md)"]
 fn rootless_arguments() {
     no_secret_among_arguments(Who::Operator, "arguments-rootless");
 }

@@ -41,8 +41,9 @@ fn day(who: Who, name: &str) {
     if who == Who::Root {
         day.gateway_restarts();
     }
-    day.broken_edit_is_taken_back();
+    // The next one restarts PostgreSQL, without which LiteLLM from 1.108 on knows no key.
     load.assert_no_failure(&host, who);
+    day.broken_edit_is_taken_back();
     // e2e::secrets changes them for the other user.
     if who == Who::Root {
         host.without_standby(who);

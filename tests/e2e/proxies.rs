@@ -89,7 +89,7 @@ fn the_web_interface_is_reached(host: &TestHost, permanent: &str) {
     let login = host.sh(Who::Root, &login).to_lowercase();
     assert_eq!(
         login,
-        "303\nhttps://llm.example.com/ui/?login=success\nset-cookie: token\n"
+        "303\nhttps://llm.example.com/ui?login=success\nset-cookie: token\n"
     );
 }
 

@@ -116,14 +116,15 @@ fn an_unfinished_edit_ends_nothing(host: &TestHost, who: Who) {
 
 /// All starts at boot, with the data of before; the migration has work only if the schema is another.
 fn reboots_bring_all_back(host: &TestHost, who: Who, key: &str) {
-    let migration = || {
+    let has_nothing_to_do = || {
         let words = ["logs", "-n", "3", "--no-log-prefix", "migrate"];
-        host.units(who, &words).ok()
+        let said = host.units(who, &words).ok();
+        said.contains("the database has the schema of this release, with ")
+            && said.contains(": nothing to migrate\n")
     };
-    let ours = "the database has the schema of this release, with 20251220144550_schema_update: nothing to migrate\n";
     host.reboot();
     is_back(host, who, key);
-    assert!(migration().contains(ours));
+    assert!(has_nothing_to_do());
     let table = r#""LiteLLM_ErrorLogs""#;
     let columns = format!(
         "select count(*) from pg_attribute where attrelid = '{table}'::regclass and attnum > 0 and not attisdropped"
@@ -134,9 +135,11 @@ fn reboots_bring_all_back(host: &TestHost, who: Who, key: &str) {
         who,
         &format!("alter table {table} drop column status_code"),
     );
+    // LiteLLM's present resolver applies migrations only; the one before compares schemas.
+    host.set_env(who, &[("USE_V2_MIGRATION_RESOLVER", "False")]);
     host.crash();
     is_back(host, who, key);
-    assert!(!migration().contains(ours));
+    assert!(!has_nothing_to_do());
     assert_eq!(sql(host, who, &columns), before);
 }
 

@@ -6,7 +6,7 @@ use serde_json::Value;
 
 use crate::support::gateway::{HELLO, chat, new_key, sql};
 use crate::support::host::{Ran, TestHost, Who};
-use crate::support::releases::{AT_OLDEST, DEFAULT, NEWEST, OLDEST, PLAIN, Release};
+use crate::support::releases::{DEFAULT, NEWEST, OLDEST, PLAIN, Release, begin_with_oldest};
 
 /// Where LiteLLM is in an image.
 const PACKAGES: &str = "/app/.venv/lib/python3.13/site-packages";
@@ -421,8 +421,7 @@ fn killed_upgrades_end_one_way_or_the_other(host: &TestHost, who: Who, key: &str
 fn rootful_upgrade_and_rollback() {
     let who = Who::Root;
     let host = TestHost::boot("upgrade-rootful");
-    host.units(who, &["generate"]).ok();
-    host.set_env(who, &AT_OLDEST);
+    begin_with_oldest(&host, who);
     host.units(who, &["up"]).ok();
     // What is kept and put back refers to sealed secrets.
     host.units(who, &["secrets", "seal"]).ok();

@@ -151,6 +151,7 @@ impl Case {
             quadlets: quadlets.into(),
             units: units.into(),
             packaged_units: packaged_units.into(),
+            storage: "/var/lib/containers/storage".into(),
             runtime: runtime.into(),
             configuration: configuration.into(),
         }

@@ -1,5 +1,7 @@
 //! The releases of LiteLLM that the test hosts have (tests/host/host).
 
+use super::host::{TestHost, Who};
+
 /// A release: its image, and the version that it says it is.
 #[derive(Clone, Copy, Debug)]
 pub struct Release {
@@ -28,6 +30,17 @@ pub const AT_OLDEST: [(&str, &str); 2] = [
         "CVE-2026-42271,CVE-2026-59822",
     ),
 ];
+
+/// Has a new deployment begin with the oldest release.
+#[track_caller]
+pub fn begin_with_oldest(host: &TestHost, who: Who) {
+    let lines: Vec<String> = AT_OLDEST
+        .iter()
+        .map(|(name, value)| format!("{name}={value}\n"))
+        .collect();
+    host.sh(who, r#"mkdir -p "$1"; (umask 077; touch "$1/.env")"#);
+    host.write(who, &format!("{}/.env", who.deployment()), &lines.concat());
+}
 
 /// The long-term line's, with which new deployments begin.
 pub const DEFAULT: Release = Release {

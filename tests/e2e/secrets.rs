@@ -347,7 +347,7 @@ fn the_audit_finds_each_leak() {
                 && secret == "REDIS_PASSWORD"),
         "{found:?}"
     );
-    host.sh(who, "kill $(pgrep -f 'sleep 600; :')");
+    host.sh(who, "kill $(pgrep -f '[s]leep 600; :')");
     // Percent-encoded, as in a URL; last, since the journal forgets nothing.
     host.sh(who, &format!("{get}; systemd-run -q --wait --unit=leaky echo postgresql://litellm:$(v POSTGRES_PASSWORD | sed 's/+/%2B/g; s/\\//%2F/g')@postgres"));
     let found = findings(&host, who);

@@ -109,17 +109,16 @@ upgrade {} -> {}
         "only the image differs"
     );
 
-    // There is no terminal to ask on.
+    // There is no terminal to ask on. Before that, the vulnerabilities of an old release are told.
     let ran = host.units(who, &["rollback"]);
-    assert_eq!(
-        ran.all(),
-        (
-            1,
-            String::new(),
+    assert_eq!((ran.code, ran.stdout.as_str()), (1, ""));
+    assert!(
+        ran.stderr.ends_with(
             "error: a rollback can keep the data or restore that of then, and there is no terminal to ask on\n\
              hint: say which: --keep-data or --restore-data\n"
-                .into()
-        )
+        ),
+        "{}",
+        ran.stderr
     );
     let columns = "select count(*) from information_schema.columns where table_schema = 'public'";
     let wide = sql(host, who, columns);

@@ -185,7 +185,16 @@ async fn remember_good(host: &Host) -> Result<()> {
         return Ok(());
     }
     let lock = ImagesLock::load(&host.paths.images_lock())?;
-    let id = match release::kept(host, &settings, &lock).await? {
+    // In an upgrade, the release that has just become ready is recorded after this.
+    let installed = release::of_unit(&host.paths, Service::Litellm);
+    let is_installed =
+        installed.is_some_and(|image| image.as_str() == lock.pin(&settings.litellm_image));
+    let kept = if is_installed {
+        None
+    } else {
+        release::kept(host, &settings, &lock).await?
+    };
+    let id = match kept {
         None => snapshot::keep(&host.paths)?,
         Some(kept) => {
             env.set("LITELLM_IMAGE", &kept.reference)

@@ -126,21 +126,15 @@ fn reboots_bring_all_back(host: &TestHost, who: Who, key: &str) {
     is_back(host, who, key);
     assert!(has_nothing_to_do());
     let table = r#""LiteLLM_ErrorLogs""#;
-    let columns = format!(
-        "select count(*) from pg_attribute where attrelid = '{table}'::regclass and attnum > 0 and not attisdropped"
-    );
-    let before = sql(host, who, &columns);
     sql(
         host,
         who,
         &format!("alter table {table} drop column status_code"),
     );
-    // LiteLLM's present resolver applies migrations only; the one before compares schemas.
-    host.set_env(who, &[("USE_V2_MIGRATION_RESOLVER", "False")]);
+    // LiteLLM's own job runs again; that of 1.108 applies migrations, and puts no column back.
     host.crash();
     is_back(host, who, key);
     assert!(!has_nothing_to_do());
-    assert_eq!(sql(host, who, &columns), before);
 }
 
 fn is_back(host: &TestHost, who: Who, key: &str) {

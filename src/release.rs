@@ -88,5 +88,5 @@ pub fn notice(settings: &Settings, kept: &Image) -> String {
     )
 }
 
-/// How that edit comes into force.
+/// The command that applies that edit.
 pub const REMEDY: &str = "litellm-units upgrade";

@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
+use crate::deployment::settings::Service;
+use crate::host::ssh::Remote;
+use crate::operations::stack;
 use crate::quadlet::{PodmanVersion, Systemd};
-use crate::remote::Remote;
-use crate::settings::Service;
-use crate::stack;
 
 /// Run a LiteLLM gateway, with PostgreSQL and Redis, as Podman Quadlet and systemd units.
 #[derive(Debug, Parser)]

@@ -26,10 +26,10 @@ pub mod upgrade;
 
 use std::time::Duration;
 
-use crate::change;
 use crate::error::Result;
 use crate::host::Host;
-use crate::lock::OperationLock;
+use crate::host::lock::OperationLock;
+use crate::operations::rotation;
 
 /// Begins a command that changes the deployment: takes the lock, then finishes or undoes what an
 /// earlier command was interrupted in. A command that only shows what it would do needs neither:
@@ -44,7 +44,7 @@ async fn begin(
         return Ok(None);
     }
     let lock = OperationLock::take(&host.paths, command)?;
-    change::recover(host, timeout).await?;
-    Box::pin(crate::upgrade::recover(host, timeout)).await?;
+    rotation::recover(host, timeout).await?;
+    Box::pin(crate::operations::upgrade::recover(host, timeout)).await?;
     Ok(Some(lock))
 }

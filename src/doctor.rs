@@ -17,14 +17,14 @@ use std::path::PathBuf;
 
 use serde::Serialize;
 
+use crate::deployment::env_file::EnvFile;
+use crate::deployment::settings::{Service, Settings, parse_env, read_env};
 use crate::error::Result;
 use crate::host::Host;
-use crate::paths::Scope;
-use crate::settings::env_file::EnvFile;
-use crate::settings::{Service, Settings, parse_env, read_env};
-use crate::stack::blockers::Blocker;
-use crate::systemd::UnitState;
-use crate::upgrade;
+use crate::host::paths::Scope;
+use crate::host::systemd::UnitState;
+use crate::operations::stack::blockers::Blocker;
+use crate::operations::upgrade;
 
 /// What came out of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

@@ -1,5 +1,16 @@
 //! Every effect on the host, reached through one value.
 
+pub mod container_state;
+pub mod default_route;
+pub mod files;
+pub mod journal;
+pub mod lock;
+pub mod paths;
+pub mod podman;
+pub mod ssh;
+pub mod systemd;
+pub mod systemd_creds;
+
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
@@ -7,11 +18,11 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use tokio::sync::OnceCell;
 
+use self::paths::{Paths, Scope};
+use self::podman::Podman;
+use self::ssh::Remote;
+use self::systemd::Systemd;
 use crate::error::{Failure, Result};
-use crate::paths::{Paths, Scope};
-use crate::podman::{self, Podman};
-use crate::remote::Remote;
-use crate::systemd::Systemd;
 
 /// The host that a command works on. Collaborators are found when they are first needed, so that
 /// a command that needs none of them works without.

@@ -3,48 +3,26 @@
 //!
 //! The library is the program's own: it promises no stable interface.
 
-pub mod advisories;
-pub mod applied;
-pub mod audit;
-pub mod backup;
-pub mod change;
 pub mod cli;
 pub mod commands;
-pub mod container;
 pub mod deployment;
 pub mod doctor;
 pub mod error;
 pub mod host;
 pub mod image;
-pub mod images_lock;
-pub mod install;
-pub mod journal;
-pub mod ledger;
 pub mod litellm;
-pub mod lock;
-pub mod network;
+pub mod operations;
 pub mod output;
-pub mod paths;
-pub mod podman;
 pub mod quadlet;
 pub mod random;
-pub mod release;
-pub mod remote;
-pub mod seal;
-pub mod settings;
-pub mod snapshot;
-pub mod stack;
-pub mod systemd;
-pub mod systemd_creds;
-pub mod trust;
-pub mod upgrade;
+pub(crate) mod yaml;
 
 use cli::{Cli, Command};
 use error::{Exit, Result};
 use host::Host;
-use paths::{Paths, Scope};
-use remote::Use;
-use systemd::job::Verb;
+use host::paths::{Paths, Scope};
+use host::ssh::{self, Use};
+use host::systemd::job::Verb;
 
 /// Runs one command.
 ///
@@ -71,7 +49,7 @@ pub async fn run(cli: Cli) -> Result<Exit> {
                     Command::Exec(arguments) => arguments.command.len(),
                     _ => 0,
                 };
-                return remote.run(&remote::own_arguments(foreign)?, use_of).await;
+                return remote.run(&ssh::own_arguments(foreign)?, use_of).await;
             }
         },
     };

@@ -1,5 +1,6 @@
 //! The gateway's HTTP interface.
 
+pub mod advisories;
 pub mod config;
 pub mod contract;
 pub mod health;
@@ -13,8 +14,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 
+use crate::deployment::settings::GATEWAY_PORT;
 use crate::error::Result;
-use crate::settings::GATEWAY_PORT;
 
 /// A client of one gateway.
 #[derive(Clone, Debug)]

@@ -1,6 +1,7 @@
 //! From settings to unit files. Pure: the same settings give the same bytes.
 
 pub mod escape;
+pub mod plan;
 
 use std::fmt;
 use std::path::Path;
@@ -8,11 +9,11 @@ use std::path::Path;
 use anyhow::Context as _;
 use askama::Template;
 
-use crate::deployment::container_owner;
+use crate::deployment::completion::container_owner;
+use crate::deployment::images_lock::ImagesLock;
+use crate::deployment::settings::{Cache, Database, GATEWAY_PORT, Service, Settings};
 use crate::error::{Failure, Result};
-use crate::images_lock::ImagesLock;
-use crate::paths::{Paths, Scope};
-use crate::settings::{Cache, Database, GATEWAY_PORT, Service, Settings};
+use crate::host::paths::{Paths, Scope};
 
 /// The first line of every file that this program writes and may therefore change or remove.
 pub const MARKER: &str = "# Written by litellm-units. Do not edit: use a drop-in (systemctl edit), or .env and `litellm-units apply`.";

@@ -7,11 +7,11 @@ use std::process::{Command, Stdio};
 
 use clap::CommandFactory;
 use litellm_units::cli::Cli;
-use litellm_units::images_lock::ImagesLock;
-use litellm_units::paths::Paths;
-use litellm_units::paths::Scope;
+use litellm_units::deployment::images_lock::ImagesLock;
+use litellm_units::deployment::settings::Settings;
+use litellm_units::host::paths::Paths;
+use litellm_units::host::paths::Scope;
 use litellm_units::quadlet::{self, Place, PodmanVersion, Systemd};
-use litellm_units::settings::Settings;
 
 use crate::support::host::Ran;
 use crate::support::tree;

@@ -5,9 +5,9 @@
 use std::path::Path;
 use std::process::Command;
 
+use litellm_units::deployment::env_file::EnvFile;
+use litellm_units::deployment::settings::Settings;
 use litellm_units::litellm::config::check;
-use litellm_units::settings::Settings;
-use litellm_units::settings::env_file::EnvFile;
 
 const ENV: &str = "\
 LITELLM_IMAGE=ghcr.io/berriai/litellm:v1.108.14

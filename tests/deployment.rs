@@ -5,9 +5,9 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
-use litellm_units::deployment::{Completed, Found, Plan, complete};
+use litellm_units::deployment::completion::{Completed, Found, Plan, complete};
 use litellm_units::error::{self, Exit, Result};
-use litellm_units::paths::{Paths, Scope};
+use litellm_units::host::paths::{Paths, Scope};
 
 use crate::support::{failure, tree};
 

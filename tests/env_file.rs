@@ -14,7 +14,7 @@ use std::fmt::Write;
 use std::fs;
 use std::path::PathBuf;
 
-use litellm_units::settings::env_file::{EnvFile, SetError, quote};
+use litellm_units::deployment::env_file::{EnvFile, SetError, quote};
 
 /// What a file says, by name; `None` if it cannot be read.
 type Read = Option<BTreeMap<String, String>>;

@@ -4,8 +4,8 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use litellm_units::install::plan::Plan;
-use litellm_units::paths::{Paths, Scope};
+use litellm_units::host::paths::{Paths, Scope};
+use litellm_units::quadlet::plan::Plan;
 use litellm_units::quadlet::{MARKER, Place, UnitFile};
 
 use crate::support::{cases, failure, tree};
@@ -47,7 +47,7 @@ impl Root {
     }
 
     fn verbs(&self, plan: &Plan) -> Vec<String> {
-        let line = |change: &litellm_units::install::plan::Change| {
+        let line = |change: &litellm_units::quadlet::plan::Change| {
             self.relative(&format!("{} {}", change.verb(), change.path.display()))
         };
         plan.changes.iter().map(line).collect()

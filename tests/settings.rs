@@ -4,9 +4,9 @@
 use std::fmt::Write;
 use std::path::Path;
 
+use litellm_units::deployment::env_file::quote;
+use litellm_units::deployment::settings::{Delivery, Service, Settings};
 use litellm_units::error::{self, Exit};
-use litellm_units::settings::env_file::quote;
-use litellm_units::settings::{Delivery, Service, Settings};
 use secrecy::ExposeSecret;
 
 use crate::support::failure;

@@ -3,8 +3,8 @@
 
 use std::path::Path;
 
-use litellm_units::trust::known::IDENTITY;
-use litellm_units::trust::signature::{Attached, Signed, Signers, Subject};
+use litellm_units::operations::trust::known::IDENTITY;
+use litellm_units::operations::trust::signature::{Attached, Signed, Signers, Subject};
 use rcgen::KeyPair;
 use serde_json::Value;
 
@@ -168,14 +168,15 @@ fn what_does_not_hold() {
         }
     }
 
-    let mut simple = |what: &str, change: &dyn Fn(&mut litellm_units::trust::signature::Simple)| {
-        let mut simple = sigstore.simple(DIGEST, signing);
-        change(&mut simple);
-        found.push(format!(
-            "{what}: {}",
-            verify(&signers, &attached(simple)).unwrap_err()
-        ));
-    };
+    let mut simple =
+        |what: &str, change: &dyn Fn(&mut litellm_units::operations::trust::signature::Simple)| {
+            let mut simple = sigstore.simple(DIGEST, signing);
+            change(&mut simple);
+            found.push(format!(
+                "{what}: {}",
+                verify(&signers, &attached(simple)).unwrap_err()
+            ));
+        };
     simple("no log entry", &|simple| {
         simple.annotations.remove("dev.sigstore.cosign/bundle");
     });

@@ -4,10 +4,10 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
+use litellm_units::deployment::images_lock::ImagesLock;
+use litellm_units::host::paths::{Paths, Scope};
 use litellm_units::image::{Identity, ImageReference};
-use litellm_units::images_lock::ImagesLock;
-use litellm_units::paths::{Paths, Scope};
-use litellm_units::trust::{
+use litellm_units::operations::trust::{
     Endpoint, HostFacts, LITELLM_KEY, Places, Plan, Wish, check_key, check_scope, endpoints,
     is_signed_release, unsigned,
 };

@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::seconds;
-use crate::systemd_creds::Key;
+use crate::host::systemd_creds::Key;
 
 /// The verbs of `secrets`.
 #[derive(Debug, Subcommand)]

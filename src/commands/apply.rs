@@ -1,17 +1,17 @@
 //! `apply`: an edit comes into force, or everything is as before.
 
 use super::generate::{self, Target};
-use crate::advisories;
-use crate::change;
 use crate::cli;
 use crate::cli::upgrade::Pace;
+use crate::deployment::snapshot::{self, SnapshotId};
 use crate::error::{Exit, Failure, Result, exit};
 use crate::host::Host;
+use crate::litellm::advisories;
 use crate::litellm::contract;
+use crate::operations::rotation;
+use crate::operations::stack;
+use crate::operations::upgrade;
 use crate::output::{self, say};
-use crate::snapshot::{self, SnapshotId};
-use crate::stack;
-use crate::upgrade;
 
 /// Runs the command.
 ///
@@ -83,7 +83,7 @@ async fn take_back(
 ) -> anyhow::Error {
     say("the edit does not work: putting the last good configuration back");
     let attempt = async {
-        let staying = change::known_to_the_database(host).await;
+        let staying = rotation::known_to_the_database(host).await;
         snapshot::restore(&host.paths, good, staying)?;
         let prepared = generate::prepare(host, Target::Recorded).await?;
         prepared.apply(host).await?;

@@ -1,9 +1,9 @@
 //! `secrets audit`: secrets where they do not belong.
 
-use crate::audit;
 use crate::cli::secrets::Audit;
 use crate::error::{Exit, Result};
 use crate::host::Host;
+use crate::operations::audit;
 use crate::output::{self, say, warn};
 
 /// Runs the command.

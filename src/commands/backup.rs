@@ -5,17 +5,17 @@ use std::io::IsTerminal;
 use anyhow::Context;
 use serde::Serialize;
 
-use crate::backup::remote::Remote;
-use crate::backup::retention::Retention;
-use crate::backup::{self, Backup, BackupId};
 use crate::cli::backup as cli;
+use crate::deployment::ledger::Ledger;
+use crate::deployment::settings::Settings;
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
-use crate::ledger::Ledger;
-use crate::lock::OperationLock;
+use crate::host::lock::OperationLock;
+use crate::operations::backup::object_store::Remote;
+use crate::operations::backup::retention::Retention;
+use crate::operations::backup::{self, Backup, BackupId};
+use crate::operations::stack::RECOVERY_TIMEOUT;
 use crate::output::{self, bytes, say};
-use crate::settings::Settings;
-use crate::stack::RECOVERY_TIMEOUT;
 
 /// Runs `backup` with its verbs.
 ///

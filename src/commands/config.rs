@@ -6,11 +6,11 @@ use secrecy::ExposeSecret;
 use serde::Serialize;
 
 use crate::cli::{Config, ConfigCommand};
+use crate::deployment::settings::{Delivery, Service, Settings};
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 use crate::litellm::config::{Finding, Severity, check_deployment};
 use crate::output;
-use crate::settings::{Delivery, Service, Settings};
 
 /// Shown in place of a secret; always the same, so that it does not tell a length.
 const MASK: &str = "********";

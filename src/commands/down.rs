@@ -5,15 +5,15 @@ use std::path::Path;
 use anyhow::Context;
 
 use crate::cli;
+use crate::deployment::settings::Service;
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
-use crate::install::plan::Plan;
-use crate::lock::OperationLock;
+use crate::host::lock::OperationLock;
+use crate::host::systemd::Systemd;
+use crate::operations::stack;
 use crate::output::{self, say};
+use crate::quadlet::plan::Plan;
 use crate::quadlet::{BACKUP_TIMER, CHECK_TIMER, TIMERS};
-use crate::settings::Service;
-use crate::stack;
-use crate::systemd::Systemd;
 
 /// Units that are enabled, and so have links.
 const ENABLED: [&str; 3] = ["litellm.target", BACKUP_TIMER, CHECK_TIMER];

@@ -6,22 +6,22 @@ use std::time::Duration;
 use anyhow::Context;
 
 use super::pull;
-use crate::advisories::{self, Advisories};
 use crate::cli;
-use crate::deployment;
+use crate::deployment::completion;
+use crate::deployment::images_lock::ImagesLock;
+use crate::deployment::installed_release;
+use crate::deployment::settings::Settings;
 use crate::error::{Exit, Failure, Result};
+use crate::host::files;
+use crate::host::paths::Scope;
+use crate::host::systemd::job::{Jobs, Verb};
 use crate::host::{self, Host};
 use crate::image::Image;
-use crate::images_lock::ImagesLock;
-use crate::install;
-use crate::install::plan::Plan;
+use crate::litellm::advisories::{self, Advisories};
 use crate::output::{self, say, warn};
-use crate::paths::Scope;
+use crate::quadlet::plan::Plan;
 use crate::quadlet::{self, Place, PodmanVersion, UnitFile};
 use crate::random::kernel_random;
-use crate::release;
-use crate::settings::Settings;
-use crate::systemd::job::{Jobs, Verb};
 
 /// How long systemd may take to start a timer.
 const TIMER_PATIENCE: Duration = Duration::from_secs(10);
@@ -40,7 +40,7 @@ pub async fn run(host: &Host, arguments: cli::Generate) -> Result<Exit> {
     }
     let prepared = prepare(host, Target::Recorded).await?;
     if let Some(kept) = prepared.kept() {
-        warn(&release::notice(prepared.settings(), kept));
+        warn(&installed_release::notice(prepared.settings(), kept));
     }
     if arguments.dry_run || arguments.check {
         for change in &prepared.deployment.changes {
@@ -68,7 +68,7 @@ pub async fn run(host: &Host, arguments: cli::Generate) -> Result<Exit> {
     let current = prepared.is_current();
     prepared.apply(host).await?;
     if prepared.kept().is_some() {
-        say(&format!("next: {}", release::REMEDY));
+        say(&format!("next: {}", installed_release::REMEDY));
     } else if current {
         output::line("nothing to do")?;
     } else {
@@ -93,7 +93,7 @@ pub enum Target {
 #[derive(Debug)]
 pub struct Prepared {
     /// The deployment directory.
-    pub deployment: deployment::Plan,
+    pub deployment: completion::Plan,
     /// The units.
     pub units: Plan,
     /// `images.lock` with the digests of images that were not in it.
@@ -116,7 +116,7 @@ pub struct Prepared {
 pub async fn prepare(host: &Host, target: Target) -> Result<Prepared> {
     let podman = host.podman().await?;
     let version = podman.version().await?;
-    let deployment = deployment::Plan::new(&host.paths, &mut kernel_random)?;
+    let deployment = completion::Plan::new(&host.paths, &mut kernel_random)?;
     for warning in &deployment.warnings {
         warn(warning);
     }
@@ -131,11 +131,11 @@ pub async fn prepare(host: &Host, target: Target) -> Result<Prepared> {
         }
     }
     let kept = match target {
-        Target::Recorded => release::kept(host, &deployment.settings, &images).await?,
+        Target::Recorded => installed_release::kept(host, &deployment.settings, &images).await?,
         Target::Wanted => None,
     };
     let installed = match &kept {
-        Some(kept) => release::at(&deployment.settings, &kept.pinned())?,
+        Some(kept) => installed_release::at(&deployment.settings, &kept.pinned())?,
         None => deployment.settings.clone(),
     };
     Advisories::load(&host.paths)?.refuse(&host.paths, &deployment.settings, &images)?;
@@ -338,12 +338,12 @@ fn advise_linger() {
 fn render_into(host: &Host, directory: &Path, knows: Knows) -> Result<Exit> {
     let env = host.paths.env_file();
     let text = if env.exists() {
-        crate::settings::read_env(&env)?
+        crate::deployment::settings::read_env(&env)?
     } else {
         String::new()
     };
-    let found = deployment::Found { cluster: false };
-    let completed = deployment::complete(&text, &env, found, &mut kernel_random)?;
+    let found = completion::Found { cluster: false };
+    let completed = completion::complete(&text, &env, found, &mut kernel_random)?;
     let settings = Settings::from_env(&completed.env, &env)?;
     // The path of an installed package: the units may go to another host.
     let images = ImagesLock::load(&host.paths.images_lock())?;
@@ -359,7 +359,7 @@ fn render_into(host: &Host, directory: &Path, knows: Knows) -> Result<Exit> {
         std::fs::create_dir_all(&place)
             .with_context(|| format!("can't create {}", place.display()))?;
         let path = place.join(file.name);
-        install::write_atomically(&path, file.text.as_bytes(), 0o644)?;
+        files::write_atomically(&path, file.text.as_bytes(), 0o644)?;
         output::line(&path.display().to_string())?;
     }
     Ok(Exit::Success)

@@ -2,13 +2,13 @@
 
 use serde::Serialize;
 
-use crate::backup::BackupId;
 use crate::cli::upgrade::History;
+use crate::deployment::ledger::{Event, Ledger, Outcome, Record};
+use crate::deployment::settings::Service;
 use crate::error::{Exit, Result};
 use crate::host::Host;
-use crate::ledger::{Event, Ledger, Outcome, Record};
+use crate::operations::backup::BackupId;
 use crate::output::{self, say};
-use crate::settings::Service;
 
 /// One line.
 #[derive(Debug, PartialEq, Eq, Serialize)]

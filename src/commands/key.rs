@@ -10,13 +10,13 @@ use std::time::Duration;
 use secrecy::SecretString;
 
 use crate::cli::key::{As, Key as Verb, Rotatable};
+use crate::deployment::settings::Settings;
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 use crate::litellm::Client;
 use crate::litellm::keys::{KeyError, Keys};
+use crate::operations::stack;
 use crate::output::say;
-use crate::settings::Settings;
-use crate::stack;
 
 /// How long LiteLLM may take for one answer.
 const PATIENCE: Duration = Duration::from_secs(30);

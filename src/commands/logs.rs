@@ -5,12 +5,12 @@ use std::io::Write;
 use anstyle::{AnsiColor, Style};
 
 use crate::cli::{self, Source};
+use crate::deployment::settings::Service;
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
-use crate::journal::{self, Query};
+use crate::host::journal::{self, Query};
+use crate::operations::stack;
 use crate::output::say;
-use crate::settings::Service;
-use crate::stack;
 
 /// Runs the command.
 ///

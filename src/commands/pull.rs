@@ -5,17 +5,17 @@ use std::fs::File;
 use anyhow::Context;
 use nix::fcntl::{Flock, FlockArg};
 
-use crate::advisories::{self, Advisories, Found};
 use crate::cli;
+use crate::deployment::images_lock::ImagesLock;
+use crate::deployment::installed_release;
+use crate::deployment::settings::{Service, Settings};
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 use crate::image::{Identity, ImageReference};
-use crate::images_lock::ImagesLock;
+use crate::litellm::advisories::{self, Advisories, Found};
+use crate::operations::trust::policy::Demand;
+use crate::operations::trust::{self, Places, known};
 use crate::output::{duration, say};
-use crate::release;
-use crate::settings::{Service, Settings};
-use crate::trust::policy::Demand;
-use crate::trust::{self, Places, known};
 
 /// Runs the command.
 ///
@@ -26,7 +26,7 @@ pub async fn run(host: &Host, arguments: &cli::Pull) -> Result<Exit> {
     if arguments.missing {
         // What the units run, which is not what an edit of .env names.
         let lock = ImagesLock::load(&host.paths.images_lock())?;
-        let installed = release::installed(host, &settings, &lock).await?;
+        let installed = installed_release::installed(host, &settings, &lock).await?;
         let images = images_of(&installed, &arguments.services)?;
         pull_those_missing(host, &installed, images).await?;
         return Ok(Exit::Success);
@@ -120,7 +120,7 @@ fn images_of<'a>(settings: &'a Settings, services: &[Service]) -> Result<Vec<&'a
 /// When Podman can't tell, or a record was damaged.
 pub async fn is_present(host: &Host, settings: &Settings, service: Service) -> Result<bool> {
     let lock = ImagesLock::load(&host.paths.images_lock())?;
-    let installed = release::installed(host, settings, &lock).await?;
+    let installed = installed_release::installed(host, settings, &lock).await?;
     let Some(image) = installed.image(service) else {
         return Ok(true);
     };
@@ -246,7 +246,7 @@ enum Admission {
 /// Podman take the image by its digest. Nothing is loosened otherwise: Podman has the last word.
 #[cfg(feature = "signatures")]
 async fn admit(host: &Host, image: &ImageReference, reference: &str) -> Result<Admission> {
-    use crate::trust::{HostFacts, verification};
+    use crate::operations::trust::{HostFacts, verification};
 
     let places = Places::of(&host.paths);
     let (Some(policy), Some(record)) = (places.effective_policy()?, places.record()?) else {

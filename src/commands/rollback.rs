@@ -4,15 +4,15 @@ use std::io::IsTerminal;
 
 use anyhow::Context;
 
-use crate::advisories;
-use crate::backup::BackupId;
 use crate::cli::upgrade::Rollback;
+use crate::deployment::ledger::{Ledger, Release};
+use crate::deployment::settings::Settings;
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 use crate::image::ImageReference;
-use crate::ledger::{Ledger, Release};
-use crate::settings::Settings;
-use crate::upgrade::Plan;
+use crate::litellm::advisories;
+use crate::operations::backup::BackupId;
+use crate::operations::upgrade::Plan;
 
 /// Runs the command.
 ///
@@ -26,7 +26,7 @@ pub async fn run(host: &Host, arguments: Rollback) -> Result<Exit> {
     admit(host, release, &arguments)?;
     let backup = ledger
         .backup_of(release.number)
-        .filter(|id| crate::backup::Backup::load(&host.paths, id).is_ok());
+        .filter(|id| crate::operations::backup::Backup::load(&host.paths, id).is_ok());
     let data = match (arguments.keep_data, arguments.restore_data, backup) {
         (true, _, _) => None,
         (_, true, Some(backup)) => Some(backup.clone()),

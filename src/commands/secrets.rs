@@ -7,17 +7,17 @@ use anyhow::Context;
 use secrecy::SecretString;
 
 use super::up;
-use crate::change;
 use crate::cli::secrets::{RotateSecret, Seal, Secret, Secrets as Verb, Unseal};
+use crate::deployment::sealed::Value;
+use crate::deployment::settings::{Cache, Database, Settings, parse_env, read_env};
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
+use crate::host::paths::Scope;
+use crate::operations::rotation;
+use crate::operations::seal;
+use crate::operations::stack::RECOVERY_TIMEOUT;
 use crate::output::{self, say, warn};
-use crate::paths::Scope;
 use crate::random::{kernel_random, password, secret_key};
-use crate::seal;
-use crate::settings::sealed::Value;
-use crate::settings::{Cache, Database, Settings, parse_env, read_env};
-use crate::stack::RECOVERY_TIMEOUT;
 
 /// More is read of no value, and so much is refused.
 const LONGEST: u64 = 1 << 20;
@@ -195,5 +195,5 @@ pub(super) async fn replace(
         Ok(())
     })
     .await?;
-    change::carry_out(host, what, values, timeout).await
+    rotation::carry_out(host, what, values, timeout).await
 }

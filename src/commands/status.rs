@@ -7,24 +7,24 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
-use crate::advisories::{Advisories, Finding, Judgement};
-use crate::applied::{Applied, Difference};
 use crate::cli::{self, Source};
-use crate::container;
+use crate::deployment::applied::{Applied, Difference};
+use crate::deployment::images_lock::ImagesLock;
+use crate::deployment::installed_release;
+use crate::deployment::ledger::{Ledger, Release};
+use crate::deployment::settings::{GATEWAY_PORT, Service, Settings};
 use crate::error::{Exit, Result};
 use crate::host::Host;
-use crate::images_lock::ImagesLock;
-use crate::ledger::{Ledger, Release};
+use crate::host::container_state;
+use crate::host::lock::OperationLock;
+use crate::host::systemd::UnitState;
+use crate::litellm::advisories::{Advisories, Finding, Judgement};
 use crate::litellm::health::Health;
 use crate::litellm::{Client, contract};
-use crate::lock::OperationLock;
+use crate::operations::stack::blockers::{self, Blocker};
+use crate::operations::upgrade;
+use crate::operations::upgrade::check::Recorded;
 use crate::output::{self, bytes, duration};
-use crate::release;
-use crate::settings::{GATEWAY_PORT, Service, Settings};
-use crate::stack::blockers::{self, Blocker};
-use crate::systemd::UnitState;
-use crate::upgrade;
-use crate::upgrade::check::Recorded;
 
 /// How long the gateway may take to answer before it counts as down.
 const PATIENCE: Duration = Duration::from_secs(2);
@@ -112,7 +112,7 @@ pub struct ServiceReport {
     /// Whether a job of systemd waits for the unit or works on it.
     pub queued: bool,
     /// Podman's health check; null where the container does not run or has none.
-    pub health: Option<container::Health>,
+    pub health: Option<container_state::Health>,
     /// How long the unit has been active; null when it is not.
     pub uptime_seconds: Option<u64>,
     /// How often systemd restarted it by itself since it was started.
@@ -302,10 +302,10 @@ impl Services {
 /// What is to be said of an edit of `LITELLM_IMAGE` that no upgrade has brought yet.
 async fn edited_release(host: &Host, settings: &Settings) -> Result<Option<String>> {
     let lock = ImagesLock::load(&host.paths.images_lock())?;
-    let kept = release::kept(host, settings, &lock).await?;
+    let kept = installed_release::kept(host, settings, &lock).await?;
     Ok(kept.map(|kept| {
-        let notice = release::notice(settings, &kept);
-        format!("{notice}; to change to it: {}", release::REMEDY)
+        let notice = installed_release::notice(settings, &kept);
+        format!("{notice}; to change to it: {}", installed_release::REMEDY)
     }))
 }
 
@@ -316,7 +316,7 @@ fn other_image(host: &Host, units: &[(Service, UnitState)]) -> Result<Option<Str
     let running = units
         .iter()
         .find(|(service, unit)| *service == Service::Litellm && unit.is_active())
-        .and_then(|(_, unit)| container::image_id(&host.paths, &unit.control_group));
+        .and_then(|(_, unit)| container_state::image_id(&host.paths, &unit.control_group));
     Ok(match (recorded, running) {
         (Some(recorded), Some(running))
             if recorded
@@ -339,7 +339,7 @@ fn other_image(host: &Host, units: &[(Service, UnitState)]) -> Result<Option<Str
 
 /// What is known against the release that is installed.
 fn judge(host: &Host, accepted: &[String]) -> Result<Option<Judgement>> {
-    let Some(image) = release::of_unit(&host.paths, Service::Litellm) else {
+    let Some(image) = installed_release::of_unit(&host.paths, Service::Litellm) else {
         return Ok(None);
     };
     Advisories::load(&host.paths)?.judge(&image, accepted)
@@ -406,17 +406,17 @@ impl ServiceReport {
                 unit.active.as_str(),
                 "active" | "activating" | "deactivating"
             )
-            .then(|| container::health(&host.paths, &unit.control_group))
+            .then(|| container_state::health(&host.paths, &unit.control_group))
             .flatten(),
             uptime_seconds,
             restarts: unit.restarts,
             memory_bytes: unit
                 .memory
-                .or_else(|| container::resident_memory(&unit.control_group)),
+                .or_else(|| container_state::resident_memory(&unit.control_group)),
             cpu_seconds: unit
                 .cpu
                 .map(Duration::from_nanos)
-                .or_else(|| container::cpu_time(&unit.control_group))
+                .or_else(|| container_state::cpu_time(&unit.control_group))
                 .map(|time| time.as_secs_f64()),
             image,
             digest,
@@ -429,14 +429,14 @@ impl ServiceReport {
     }
 
     fn is_well(&self) -> bool {
-        self.active == "active" && self.health.is_none_or(container::Health::is_good)
+        self.active == "active" && self.health.is_none_or(container_state::Health::is_good)
     }
 
     fn is_starting(&self) -> bool {
         match self.active.as_str() {
             "activating" => true,
             "inactive" => self.queued,
-            "active" => self.health == Some(container::Health::Starting),
+            "active" => self.health == Some(container_state::Health::Starting),
             _ => false,
         }
     }
@@ -444,7 +444,7 @@ impl ServiceReport {
     fn is_broken(&self) -> bool {
         self.active == "failed"
             || self.sub.starts_with("auto-restart")
-            || (self.active == "active" && self.health == Some(container::Health::Unhealthy))
+            || (self.active == "active" && self.health == Some(container_state::Health::Unhealthy))
             // It failed before, and is on its next attempt.
             || (self.active == "activating" && self.restarts > 0)
     }
@@ -487,7 +487,7 @@ impl ServiceReport {
 
 /// The image that the installed unit names, and its digest.
 fn image(host: &Host, service: Service) -> Option<(String, Option<String>)> {
-    let image = release::of_unit(&host.paths, service)?;
+    let image = installed_release::of_unit(&host.paths, service)?;
     let name = image.as_str().split('@').next().unwrap_or_default();
     Some((name.to_owned(), image.digest().map(str::to_owned)))
 }

@@ -1,14 +1,14 @@
 //! `trust`: whose signature Podman demands of LiteLLM's images.
 
 use crate::cli;
+use crate::deployment::images_lock::ImagesLock;
+use crate::deployment::settings::Settings;
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
+use crate::host::lock::OperationLock;
 use crate::image::ImageReference;
-use crate::images_lock::ImagesLock;
-use crate::lock::OperationLock;
+use crate::operations::trust::{self, HostFacts, PUBLISHED, Places, Plan, Record, Wish, known};
 use crate::output::{self, say};
-use crate::settings::Settings;
-use crate::trust::{self, HostFacts, PUBLISHED, Places, Plan, Record, Wish, known};
 
 /// Runs the command.
 ///

@@ -10,13 +10,13 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::secrets;
 use crate::cli::secrets::Ui;
+use crate::deployment::sealed::Value;
+use crate::deployment::settings::{Settings, parse_env, read_env};
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 use crate::litellm::{Client, ui};
 use crate::output::{self, say, warn};
 use crate::random::{kernel_random, password};
-use crate::settings::sealed::Value;
-use crate::settings::{Settings, parse_env, read_env};
 
 const SHORTEST: usize = 8;
 const CONTROL_C: u8 = 3;

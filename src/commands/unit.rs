@@ -17,26 +17,26 @@ use serde::Deserialize;
 use tokio::io::AsyncWriteExt;
 
 use super::pull;
-use crate::advisories::Advisories;
-use crate::applied::Applied;
 use crate::cli::Unit;
-use crate::deployment;
+use crate::deployment::applied::Applied;
+use crate::deployment::completion;
+use crate::deployment::images_lock::ImagesLock;
+use crate::deployment::sealed::Value;
+use crate::deployment::settings::{Delivery, Parcel, Service, Settings};
 use crate::error::{Exit, Failure, Result};
+use crate::host::default_route;
+use crate::host::files;
+use crate::host::paths::Scope;
+use crate::host::podman::{self, Podman};
+use crate::host::systemd::job::{Jobs, Verb};
+use crate::host::systemd::{Systemd, UnitState};
 use crate::host::{self, Host};
-use crate::images_lock::ImagesLock;
-use crate::install;
-use crate::network;
+use crate::litellm::advisories::Advisories;
+use crate::operations::stack;
+use crate::operations::upgrade::check::{Report, Verdict};
 use crate::output::{self, say};
-use crate::paths::Scope;
-use crate::podman::{self, Podman};
 use crate::quadlet;
 use crate::random;
-use crate::settings::sealed::Value;
-use crate::settings::{Delivery, Parcel, Service, Settings};
-use crate::stack;
-use crate::systemd::job::{Jobs, Verb};
-use crate::systemd::{Systemd, UnitState};
-use crate::upgrade::check::{Report, Verdict};
 
 /// How often it is looked whether what a container needs is there.
 const NEED_INTERVAL: Duration = Duration::from_millis(500);
@@ -49,7 +49,7 @@ pub async fn run(host: &Host, verb: Unit) -> Result<Exit> {
     match verb {
         Unit::Prepare { service, standby } => prepare(host, service, standby).await?,
         Unit::Secret { service, name } => secret(host, service, &name)?,
-        Unit::AwaitNetwork => network::wait().await,
+        Unit::AwaitNetwork => default_route::wait().await,
         Unit::AwaitNeeds { service } => await_needs(host, service).await?,
         Unit::AwaitHealthy { service, standby } => {
             await_healthy(host, container(service, standby)).await?;
@@ -142,7 +142,7 @@ async fn prepare(host: &Host, service: Service, standby: bool) -> Result<()> {
             Delivery::File => {
                 let owner = settings
                     .image(service)
-                    .and_then(|image| deployment::container_owner(service, image));
+                    .and_then(|image| completion::container_owner(service, image));
                 let (uid, gid) = owner.unwrap_or_default();
                 options.push_str(&format!(
                     ",type=mount,target={},uid={uid},gid={gid},mode=0400 ",
@@ -161,9 +161,9 @@ async fn prepare(host: &Host, service: Service, standby: bool) -> Result<()> {
     }
     if service == Service::Litellm {
         let serve = directory.join("serve.py");
-        install::write_atomically(&serve, quadlet::SERVE.as_bytes(), 0o644)?;
+        files::write_atomically(&serve, quadlet::SERVE.as_bytes(), 0o644)?;
     }
-    install::write_atomically(&file, format!("{}\n", options.trim_end()).as_bytes(), 0o644)?;
+    files::write_atomically(&file, format!("{}\n", options.trim_end()).as_bytes(), 0o644)?;
     if standby {
         // What the first gateway runs with stays as it is.
         return Ok(());

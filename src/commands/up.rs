@@ -3,15 +3,15 @@
 use std::time::Duration;
 
 use super::generate::{self, Prepared, Target};
-use crate::advisories;
 use crate::cli;
 use crate::cli::upgrade::Pace;
 use crate::error::{Exit, Result};
 use crate::host::Host;
+use crate::litellm::advisories;
 use crate::litellm::contract;
+use crate::operations::stack;
+use crate::operations::upgrade;
 use crate::output;
-use crate::stack;
-use crate::upgrade;
 
 /// Runs the command. Another image of the gateway than the recorded one is an upgrade.
 ///

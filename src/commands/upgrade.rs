@@ -1,13 +1,13 @@
 //! `upgrade`: another release, or everything as before.
 
-use crate::advisories;
 use crate::cli::upgrade::{Pace, Upgrade};
+use crate::deployment::settings::Settings;
 use crate::error::{Exit, Result};
 use crate::host::Host;
+use crate::litellm::advisories;
+use crate::operations::upgrade::check::{Candidate, Newest, Report};
+use crate::operations::upgrade::{Options, Plan};
 use crate::output::{self, say};
-use crate::settings::Settings;
-use crate::upgrade::check::{Candidate, Newest, Report};
-use crate::upgrade::{Options, Plan};
 
 /// How many columns of a vulnerability's summary are shown, so that a line has 80.
 const SUMMARY: usize = 38;

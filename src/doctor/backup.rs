@@ -4,12 +4,12 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use super::{Check, Patient};
-use crate::backup;
 use crate::error::Result;
+use crate::host::paths::{Paths, Scope};
+use crate::host::systemd::UnitState;
+use crate::operations::backup;
 use crate::output::duration;
-use crate::paths::{Paths, Scope};
 use crate::quadlet::{BACKUP_SERVICE, BACKUP_TIMER};
-use crate::systemd::UnitState;
 
 /// One night may be missed: the host was off, or the timer's random delay falls differently.
 const OLD: Duration = Duration::from_secs(2 * 24 * 3600);

@@ -8,21 +8,21 @@ use nix::sys::statvfs::{Statvfs, statvfs};
 use nix::unistd::geteuid;
 
 use super::{Check, Fix, Patient};
-use crate::advisories::{Advisories, Found};
-use crate::audit::is_secret;
-use crate::deployment::container_owner;
+use crate::deployment::completion::container_owner;
+use crate::deployment::env_file::EnvFile;
+use crate::deployment::images_lock::ImagesLock;
+use crate::deployment::sealed::{Vault, is_sealed};
+use crate::deployment::settings::{DEFAULT_LITELLM_IMAGE, Service, may_be_sealed};
 use crate::error::Result;
 use crate::host::Host;
+use crate::host::files;
+use crate::host::paths::Scope;
 use crate::image::ImageReference;
-use crate::images_lock::ImagesLock;
-use crate::install;
+use crate::litellm::advisories::{Advisories, Found};
 use crate::litellm::config::{Severity, check_deployment};
+use crate::operations::audit::is_secret;
+use crate::operations::seal;
 use crate::output::bytes;
-use crate::paths::Scope;
-use crate::seal;
-use crate::settings::env_file::EnvFile;
-use crate::settings::sealed::{Vault, is_sealed};
-use crate::settings::{DEFAULT_LITELLM_IMAGE, Service, may_be_sealed};
 
 /// Less than this, and the database may stop at any time.
 const TOO_LITTLE: u64 = 512 << 20;
@@ -205,7 +205,7 @@ pub fn protect(files: &[PathBuf]) -> Result<Vec<String>> {
     let mut done = Vec::new();
     for file in files {
         let mode = file.metadata()?.mode() & 0o700;
-        install::set_mode(file, mode)?;
+        files::set_mode(file, mode)?;
         done.push(format!("set mode {mode:04o} of {}", file.display()));
     }
     Ok(done)

@@ -11,9 +11,9 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::{Check, Patient};
+use crate::deployment::settings::{Cache, Database, GATEWAY_PORT, Service};
 use crate::host::Host;
-use crate::settings::{Cache, Database, GATEWAY_PORT, Service};
-use crate::systemd::UnitState;
+use crate::host::systemd::UnitState;
 
 /// How long a connection may take.
 const PATIENCE: Duration = Duration::from_secs(3);

@@ -1,19 +1,19 @@
 //! What is known against the gateway's release, and what the last check for newer ones found.
 
 use super::{Check, Patient};
-use crate::advisories::{Advisories, SHIPPED_DATE};
+use crate::deployment::installed_release;
+use crate::deployment::settings::Service;
+use crate::litellm::advisories::{Advisories, SHIPPED_DATE};
+use crate::operations::upgrade::check::Recorded;
 use crate::output::duration;
 use crate::quadlet::{CHECK_SERVICE, CHECK_TIMER};
-use crate::release;
-use crate::settings::Service;
-use crate::upgrade::check::Recorded;
 
 /// Known vulnerabilities of the installed release, or else of the one that `.env` names.
 pub fn vulnerabilities(patient: &Patient<'_>) -> Option<Check> {
     let settings = patient.settings.as_ref()?;
     let paths = &patient.host.paths;
-    let image =
-        release::of_unit(paths, Service::Litellm).unwrap_or_else(|| settings.litellm_image.clone());
+    let image = installed_release::of_unit(paths, Service::Litellm)
+        .unwrap_or_else(|| settings.litellm_image.clone());
     // A list that can't be read is what `images` comes upon.
     let advisories = Advisories::load(paths).ok()?;
     let judgement = match advisories.judge(&image, &settings.accepted) {

@@ -1,12 +1,12 @@
 //! Whose images these are: what is known to be malicious, and whose signature is verified.
 
 use super::{Check, Patient};
-use crate::advisories::{Advisories, Found};
+use crate::deployment::images_lock::ImagesLock;
+use crate::deployment::settings::Service;
 use crate::error::Result;
 use crate::image::ImageReference;
-use crate::images_lock::ImagesLock;
-use crate::settings::Service;
-use crate::trust::{HostFacts, Places, Plan, Wish, is_signed_release};
+use crate::litellm::advisories::{Advisories, Found};
+use crate::operations::trust::{HostFacts, Places, Plan, Wish, is_signed_release};
 
 /// Whether a container runs an image that is known to be malicious, whatever `.env` says by now.
 pub async fn running(patient: &Patient<'_>) -> Option<Check> {

@@ -9,20 +9,20 @@ use tokio::time::Instant;
 use super::{Check, Fix, Outcome, Patient};
 use crate::cli::Source;
 use crate::commands::generate::{self, Target};
-use crate::container;
+use crate::deployment::images_lock::ImagesLock;
+use crate::deployment::installed_release;
+use crate::deployment::settings::Service;
 use crate::error::{Failure, Result};
+use crate::host::container_state;
+use crate::host::paths::Scope;
+use crate::host::systemd::UnitState;
+use crate::host::systemd::job::{Jobs, Verb};
 use crate::host::{self, Host};
-use crate::images_lock::ImagesLock;
 use crate::litellm::health::Health;
 use crate::litellm::{Client, contract};
-use crate::paths::Scope;
+use crate::operations::stack;
+use crate::operations::stack::blockers::{self, Blocker};
 use crate::quadlet;
-use crate::release;
-use crate::settings::Service;
-use crate::stack;
-use crate::stack::blockers::{self, Blocker};
-use crate::systemd::UnitState;
-use crate::systemd::job::{Jobs, Verb};
 
 /// How long the gateway may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -83,8 +83,11 @@ pub async fn drift(patient: &Patient<'_>) -> Vec<Check> {
         .partition(|change| change.starts_with("directory "));
     let mut files: Vec<String> = files.into_iter().cloned().collect();
     let release = prepared.kept().map(|kept| {
-        Check::warning("release", release::notice(prepared.settings(), kept))
-            .remedy(release::REMEDY)
+        Check::warning(
+            "release",
+            installed_release::notice(prepared.settings(), kept),
+        )
+        .remedy(installed_release::REMEDY)
     });
     files.extend(
         prepared
@@ -205,10 +208,10 @@ fn faults(patient: &Patient<'_>, units: &[(Service, UnitState)]) -> Check {
         first = first.or(Source::of_unit(&blocker.unit.name).map(Source::name));
     }
     for (service, unit) in units {
-        let health = container::health(&patient.host.paths, &unit.control_group);
+        let health = container_state::health(&patient.host.paths, &unit.control_group);
         let problem = if unit.load != "loaded" {
             format!("is {}", unit.load)
-        } else if unit.is_active() && health == Some(container::Health::Unhealthy) {
+        } else if unit.is_active() && health == Some(container_state::Health::Unhealthy) {
             "is unhealthy".to_owned()
         } else {
             continue;
@@ -276,7 +279,7 @@ pub async fn digests(patient: &Patient<'_>) -> Option<Check> {
     // A damaged file is what `drift` comes upon.
     let lock = ImagesLock::load(&patient.host.paths.images_lock()).ok()?;
     let settings = patient.settings.as_ref()?;
-    let settings = release::installed(patient.host, settings, &lock)
+    let settings = installed_release::installed(patient.host, settings, &lock)
         .await
         .ok()?;
     let podman = patient.host.podman().await.ok()?;

@@ -5,8 +5,6 @@
 //! releases add keys all the time, so an unknown one is only worth a word when it resembles a
 //! known one.
 
-pub(crate) mod tree;
-
 use std::collections::HashSet;
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -17,12 +15,12 @@ use serde::Serialize;
 
 use super::contract;
 use super::release::Release;
+use crate::deployment::env_file::EnvFile;
+use crate::deployment::settings::{Cache, Service, Settings, parse_env, read_env};
 use crate::error::{Failure, Result};
 use crate::host::Host;
-use crate::paths::Paths;
-use crate::settings::env_file::EnvFile;
-use crate::settings::{Cache, Service, Settings, parse_env, read_env};
-use tree::{Node, Position, SyntaxError, Value};
+use crate::host::paths::Paths;
+use crate::yaml::{self, Node, Position, SyntaxError, Value};
 
 /// The keys that `ProxyConfig` of litellm 1.80.11 and 1.110.2 reads (`proxy/proxy_server.py`).
 const TOP_LEVEL: &str = include_str!("config/top_level.keys");
@@ -155,7 +153,7 @@ fn weak_master_key(text: &str, env: &EnvFile, path: &Path, settings: &Settings) 
     if !contract::is_publicly_known(key.expose_secret(), contract::PUBLICLY_KNOWN_KEYS) {
         return None;
     }
-    let root = tree::parse(text).ok().flatten();
+    let root = yaml::parse(text).ok().flatten();
     let permitted = root
         .as_ref()
         .and_then(|root| {
@@ -192,7 +190,7 @@ fn weak_master_key(text: &str, env: &EnvFile, path: &Path, settings: &Settings) 
 #[must_use]
 pub fn encrypts_with_aes_gcm(paths: &Paths) -> bool {
     let text = std::fs::read_to_string(paths.config_file()).unwrap_or_default();
-    let root = tree::parse(&text).ok().flatten();
+    let root = yaml::parse(&text).ok().flatten();
     root.as_ref()
         .and_then(|root| {
             root.get("general_settings")?
@@ -266,7 +264,7 @@ fn check_one(
         seen: HashSet::new(),
         includes: Vec::new(),
     };
-    match tree::parse(text) {
+    match yaml::parse(text) {
         Err(SyntaxError { at, message }) => {
             checker.error(at, format!("not valid YAML: {message}"), None);
         }

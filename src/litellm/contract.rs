@@ -12,16 +12,16 @@ use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::deployment::images_lock::ImagesLock;
+use crate::deployment::installed_release;
+use crate::deployment::settings::{Service, Settings};
 use crate::error::{Failure, Result};
 use crate::host::Host;
+use crate::host::paths::Paths;
 use crate::image::ImageReference;
-use crate::images_lock::ImagesLock;
 use crate::litellm::release::Release as Version;
 use crate::output::say;
-use crate::paths::Paths;
 use crate::random::hex;
-use crate::release;
-use crate::settings::{Service, Settings};
 
 /// What runs in the container.
 const PROBE: &str = include_str!("../../units/contract.py");
@@ -253,7 +253,7 @@ pub fn is_publicly_known<T: AsRef<str>>(key: &str, digests: &[T]) -> bool {
 /// not tell, as those from 1.84 on.
 #[must_use]
 pub fn installed_version(paths: &Paths) -> Option<String> {
-    let reference = release::of_unit(paths, Service::Litellm)?;
+    let reference = installed_release::of_unit(paths, Service::Litellm)?;
     let lock = ImagesLock::load(&paths.images_lock()).ok()?;
     let known = reference
         .digest()

@@ -2,8 +2,8 @@
 
 use std::path::Path;
 
-use super::config::tree;
 use crate::error::{Failure, Result};
+use crate::yaml;
 
 /// The names under `model_list` of the configuration at `path`, each once, in its order.
 ///
@@ -19,12 +19,12 @@ pub fn configured(path: &Path) -> Result<Vec<String>> {
 }
 
 fn parse(text: &str) -> std::result::Result<Vec<String>, String> {
-    let root = tree::parse(text)
+    let root = yaml::parse(text)
         .map_err(|error| format!("line {}: not valid YAML: {}", error.at.line, error.message))?;
     let mut names: Vec<String> = Vec::new();
     let models = root.as_ref().and_then(|root| root.get("model_list"));
     for model in models.map_or(&[][..], |models| models.items()) {
-        if let Some(name) = model.get("model_name").and_then(tree::Node::text)
+        if let Some(name) = model.get("model_name").and_then(yaml::Node::text)
             && !name.is_empty()
             && !names.iter().any(|other| other == name)
         {

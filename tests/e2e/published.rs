@@ -44,7 +44,7 @@ fn put(host: &TestHost, path: &str) {
 fn stand_ins() {
     let who = Who::Root;
     let host = TestHost::boot_with("published", &["--empty-store"]);
-    let directories = "tests/host/images/facts benches src/advisories";
+    let directories = "tests/host/images/facts benches src/litellm/advisories";
     host.sh(
         who,
         &format!(
@@ -57,7 +57,7 @@ fn stand_ins() {
         "tests/host/shared.sh",
         "tests/host/images/facts",
         "benches/load",
-        "src/advisories/known.json",
+        "src/litellm/advisories/known.json",
     ] {
         put(&host, path);
     }

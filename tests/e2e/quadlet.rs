@@ -4,7 +4,7 @@ use std::path::Path;
 
 use crate::support::cases::{self, Case};
 use crate::support::host::{TestHost, Who};
-use litellm_units::paths::Scope;
+use litellm_units::host::paths::Scope;
 use litellm_units::quadlet::Place;
 
 /// Turns `containers/` into services as a daemon-reload would, and verifies them together with

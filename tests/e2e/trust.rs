@@ -377,7 +377,7 @@ fn signed_index(
 fn keyless(host: &TestHost, who: Who, containers: &str, own: &str, releases: &[Release]) {
     let policy = format!("{containers}/policy.json");
     let files = || host.sh(who, &format!("cat {policy} {own}/trust.json"));
-    let workflow = litellm_units::trust::known::IDENTITY.subject;
+    let workflow = litellm_units::operations::trust::known::IDENTITY.subject;
     name(host, who, &format!("{LITELLM}:v1.108.14"));
     let state = format!(
         "{LITELLM_SCOPE}: images signed by the key in {own}/trust.pub, which is LiteLLM's\n\

@@ -3,7 +3,7 @@
 
 use std::fmt::Write;
 
-use litellm_units::settings::env_file::quote;
+use litellm_units::deployment::env_file::quote;
 
 use crate::support::gateway::{HELLO, chat, environment, new_key_with};
 use crate::support::host::{TestHost, Who};

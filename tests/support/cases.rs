@@ -2,11 +2,11 @@
 
 use std::path::{Path, PathBuf};
 
+use litellm_units::deployment::images_lock::ImagesLock;
+use litellm_units::deployment::settings::Settings;
+use litellm_units::host::paths::{Paths, Scope};
 use litellm_units::image::{Identity, ImageReference};
-use litellm_units::images_lock::ImagesLock;
-use litellm_units::paths::{Paths, Scope};
 use litellm_units::quadlet::{self, PodmanVersion, Systemd, UnitFile};
-use litellm_units::settings::Settings;
 
 /// What all the values of secrets hold, so that none can be in a unit file unnoticed.
 pub const SECRET: &str = "S3CR3T";

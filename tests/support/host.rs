@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant};
 
-use litellm_units::settings::env_file::EnvFile;
+use litellm_units::deployment::env_file::EnvFile;
 
 /// Who runs a command in the host, and so which systemd and which Podman it addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,10 +3,10 @@
 
 use std::collections::BTreeMap;
 
+use litellm_units::operations::trust::known::IDENTITY;
+use litellm_units::operations::trust::signature::Attached;
+pub use litellm_units::operations::trust::signature::Simple;
 use litellm_units::random::hex;
-use litellm_units::trust::known::IDENTITY;
-use litellm_units::trust::signature::Attached;
-pub use litellm_units::trust::signature::Simple;
 use rcgen::{
     BasicConstraints, CertificateParams, CustomExtension, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair, KeyUsagePurpose, PublicKeyData, SanType, SerialNumber, SigningKey, date_time_ymd,

@@ -13,7 +13,7 @@ use crate::cli::key::{As, RotateKey, ServiceKey};
 use crate::commands::{begin, up};
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
-use crate::install;
+use crate::host::files;
 use crate::litellm::Client;
 use crate::litellm::keys::{Invalid, Key, KeyError, Limits, hash};
 use crate::litellm::models;
@@ -115,7 +115,7 @@ pub(super) fn read(path: &Path) -> Result<Option<SecretString>> {
     }
     let mode = metadata.mode() & 0o7777;
     if mode != 0o600 {
-        install::set_mode(path, 0o600)?;
+        files::set_mode(path, 0o600)?;
         say(&format!(
             "set mode 0600 on {}, which had {mode:04o}",
             path.display()
@@ -260,7 +260,7 @@ async fn replace(
     }
     let path = gateway.host.paths.service_key();
     let text = format!("{}\n", new.key.expose_secret());
-    install::write_atomically(&path, text.as_bytes(), 0o600)?;
+    files::write_atomically(&path, text.as_bytes(), 0o600)?;
     say(&match &new.expires {
         Some(expires) => format!(
             "wrote a new service key to {}, valid until {expires}",

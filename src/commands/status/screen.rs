@@ -10,10 +10,10 @@ use ratatui::text::{Line, Span};
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 use super::{ServiceReport, Services, State};
-use crate::container;
+use crate::deployment::settings::{GATEWAY_PORT, Service};
+use crate::host::container_state;
 use crate::litellm::health::Health;
 use crate::output::duration;
-use crate::settings::{GATEWAY_PORT, Service};
 
 /// How many lines of all services together are kept for the overview.
 const OVERVIEW_LINES: usize = 200;
@@ -402,7 +402,7 @@ fn table(view: &View) -> Vec<Line<'static>> {
             style = view.paint(style, Color::Red);
         } else if report.is_starting() || report.active == "deactivating" {
             style = view.paint(style, Color::Yellow);
-        } else if report.health == Some(container::Health::Healthy) {
+        } else if report.health == Some(container_state::Health::Healthy) {
             style = view.paint(style, Color::Green);
         }
         let chosen = report.service == view.chosen.name();
@@ -509,7 +509,7 @@ mod tests {
             sub: sub.into(),
             result: "success".into(),
             queued: false,
-            health: (sub == "running").then_some(container::Health::Healthy),
+            health: (sub == "running").then_some(container_state::Health::Healthy),
             uptime_seconds: (active == "active").then_some(754),
             restarts: 0,
             memory_bytes: Some(89 << 20),

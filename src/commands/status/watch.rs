@@ -20,15 +20,15 @@ use tokio::time::{Instant, MissedTickBehavior};
 use super::screen::{self, Lines, Mode, Rate, View};
 use super::{PATIENCE, Services, gather, table};
 use crate::cli;
+use crate::deployment::settings::Service;
 use crate::error::{Exit, Result};
+use crate::host::journal::{self, Entry, Query};
+use crate::host::paths::Scope;
 use crate::host::{self, Host};
-use crate::journal::{self, Entry, Query};
 use crate::litellm::Client;
 use crate::litellm::health::Health;
 use crate::litellm::metrics::Requests;
 use crate::output;
-use crate::paths::Scope;
-use crate::settings::Service;
 
 /// Over how long requests per second are counted.
 const RATE_WINDOW: Duration = Duration::from_secs(10);

@@ -1,0 +1,246 @@
+//! What a running container was started with, so that an edit since then can be named and only
+//! the units that it concerns are restarted.
+//!
+//! `ExecStartPre=` records a keyed hash of each input beside the per-boot state; comparing it with
+//! the inputs of now costs no call of Podman and reveals no value.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use secrecy::ExposeSecret;
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
+
+use crate::deployment::images_lock::ImagesLock;
+use crate::deployment::settings::{Delivery, Service, Settings};
+use crate::error::Result;
+use crate::host::files;
+use crate::host::paths::Paths;
+use crate::random::{hex, kernel_random};
+
+/// The record of one container's inputs.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Applied {
+    salt: String,
+    inputs: BTreeMap<String, String>,
+    /// For sealed inputs, what they are made of: while that is the same, so are they, and none has
+    /// to be opened to tell.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    sealed: BTreeMap<String, String>,
+}
+
+/// One difference between the inputs of a running container and those of now.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+pub struct Difference {
+    /// A variable, a file, or `unit`.
+    pub input: String,
+    /// `added`, `changed` or `removed`.
+    pub kind: &'static str,
+}
+
+impl fmt::Display for Difference {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.input.as_str() {
+            "unit" => write!(f, "the unit {}", self.kind),
+            input => write!(f, "{input} {}", self.kind),
+        }
+    }
+}
+
+impl Applied {
+    /// Hashes the inputs that `service` would be started with now.
+    ///
+    /// # Errors
+    /// When a file that the container gets can't be read.
+    pub fn now(paths: &Paths, settings: &Settings, service: Service) -> Result<Self> {
+        let mut salt = [0; 16];
+        kernel_random(&mut salt)?;
+        let none = Self {
+            salt: hex(&salt),
+            inputs: BTreeMap::new(),
+            sealed: BTreeMap::new(),
+        };
+        none.again(paths, settings, service)
+    }
+
+    /// The same record with the inputs of now.
+    fn again(&self, paths: &Paths, settings: &Settings, service: Service) -> Result<Self> {
+        let (mut inputs, mut sealed) = (BTreeMap::new(), BTreeMap::new());
+        let hash = |bytes: &[u8]| {
+            let hash = Sha256::new()
+                .chain_update(&self.salt)
+                .chain_update(bytes)
+                .finalize();
+            hex(&hash)
+        };
+        let mut add = |name: String, bytes: &[u8]| {
+            inputs.insert(name, hash(bytes));
+        };
+        let unit = paths
+            .quadlets
+            .join(format!("{}.container", service.container()));
+        if let Ok(text) = std::fs::read_to_string(&unit) {
+            add(
+                "unit".into(),
+                pinned(&text, &ImagesLock::load(&paths.images_lock())?).as_bytes(),
+            );
+        }
+        let mut same = Vec::new();
+        for parcel in settings.parcels(service) {
+            let name = match parcel.delivery {
+                Delivery::Variable => parcel.name,
+                Delivery::File => format!("/run/secrets/{}", parcel.name),
+            };
+            if let Some(made_of) = parcel.value.sealed() {
+                let made_of = hash(made_of.as_bytes());
+                let before = self.sealed.get(&name) == Some(&made_of);
+                sealed.insert(name.clone(), made_of);
+                if let Some(value) = self.inputs.get(&name).filter(|_| before) {
+                    same.push((name, value.clone()));
+                    continue;
+                }
+            }
+            add(name, parcel.value.open()?.expose_secret().as_bytes());
+        }
+        if service == Service::Litellm {
+            for path in files_below(&paths.config())? {
+                let name = path
+                    .strip_prefix(&paths.deployment)
+                    .unwrap_or(&path)
+                    .display()
+                    .to_string();
+                let bytes = std::fs::read(&path)
+                    .with_context(|| format!("can't read {}", path.display()))?;
+                add(name, &bytes);
+            }
+        }
+        inputs.extend(same);
+        Ok(Self {
+            salt: self.salt.clone(),
+            inputs,
+            sealed,
+        })
+    }
+
+    /// Records that the container starts with these inputs.
+    ///
+    /// # Errors
+    /// When the per-boot directory can't be written.
+    pub fn record(&self, paths: &Paths, service: Service) -> Result<()> {
+        let text = serde_json::to_vec(self).context("can't write the record of the inputs")?;
+        files::write_atomically(&record_file(paths, service), &text, 0o600)
+    }
+
+    fn load(paths: &Paths, service: Service) -> Option<Self> {
+        let text = std::fs::read(record_file(paths, service)).ok()?;
+        serde_json::from_slice(&text).ok()
+    }
+
+    /// After secrets were sealed or unsealed: if the inputs are the same, notes what they are made
+    /// of now.
+    ///
+    /// # Errors
+    /// When a secret can't be opened, or the per-boot directory can't be written.
+    pub fn renew(paths: &Paths, settings: &Settings, service: Service) -> Result<()> {
+        let Some(before) = Self::load(paths, service) else {
+            return Ok(());
+        };
+        let now = before.again(paths, settings, service)?;
+        if now.inputs == before.inputs && now != before {
+            now.record(paths, service)?;
+        }
+        Ok(())
+    }
+
+    /// How the inputs of now differ from those that the running container was started with.
+    /// Empty when there is no record: then the container does not run, or never did.
+    ///
+    /// # Errors
+    /// When a file that the container gets can't be read.
+    pub fn differences(
+        paths: &Paths,
+        settings: &Settings,
+        service: Service,
+    ) -> Result<Vec<Difference>> {
+        let Some(before) = Self::load(paths, service) else {
+            return Ok(Vec::new());
+        };
+        let now = before.again(paths, settings, service)?;
+        let mut differences: Vec<Difference> = now
+            .inputs
+            .iter()
+            .filter_map(|(input, hash)| {
+                let kind = match before.inputs.get(input) {
+                    None => "added",
+                    Some(old) if old != hash => "changed",
+                    Some(_) => return None,
+                };
+                Some(Difference {
+                    input: input.clone(),
+                    kind,
+                })
+            })
+            .collect();
+        differences.extend(
+            before
+                .inputs
+                .keys()
+                .filter(|input| !now.inputs.contains_key(*input))
+                .map(|input| Difference {
+                    input: input.clone(),
+                    kind: "removed",
+                }),
+        );
+        differences.sort();
+        Ok(differences)
+    }
+}
+
+/// The unit with the digest of its image: a first start may pull a tag, and that tag's digest,
+/// written into the unit afterwards, is no other image.
+fn pinned(unit: &str, images: &ImagesLock) -> String {
+    unit.lines()
+        .fold(String::with_capacity(unit.len() + 128), |mut text, line| {
+            match line.strip_prefix("Image=") {
+                Some(image) => text.extend(["Image=", &images.pin_text(image), "\n"]),
+                None => text.extend([line, "\n"]),
+            }
+            text
+        })
+}
+
+fn record_file(paths: &Paths, service: Service) -> PathBuf {
+    paths
+        .runtime_state()
+        .join(format!("{}.applied", service.container()))
+}
+
+/// Every regular file below `directory`, sorted; links are followed, but not out of depth.
+///
+/// # Errors
+/// When a directory can't be read.
+pub fn files_below(directory: &Path) -> Result<Vec<PathBuf>> {
+    const DEPTH: usize = 8;
+    fn walk(directory: &Path, depth: usize, found: &mut Vec<PathBuf>) -> std::io::Result<()> {
+        for entry in std::fs::read_dir(directory)? {
+            let path = entry?.path();
+            // A link that leads nowhere is the gateway's to complain about.
+            let Ok(metadata) = std::fs::metadata(&path) else {
+                continue;
+            };
+            if metadata.is_dir() && depth > 0 {
+                walk(&path, depth - 1, found)?;
+            } else if metadata.is_file() {
+                found.push(path);
+            }
+        }
+        Ok(())
+    }
+    let mut found = Vec::new();
+    walk(directory, DEPTH, &mut found)
+        .with_context(|| format!("can't read {}", directory.display()))?;
+    found.sort();
+    Ok(found)
+}

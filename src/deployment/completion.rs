@@ -1,0 +1,482 @@
+//! The deployment directory: what `generate` creates in it, and what it leaves alone.
+
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use nix::unistd::{Gid, Uid};
+
+use crate::deployment::env_file::EnvFile;
+use crate::deployment::settings::{
+    DEFAULT_LITELLM_IMAGE, DEFAULT_POSTGRES_NAME, Database, Service, Settings, parse_env, read_env,
+};
+use crate::error::{Failure, Result};
+use crate::host::files;
+use crate::host::paths::{Paths, Scope};
+use crate::image::ImageReference;
+use crate::random::{Random, password, secret_key};
+
+const HEADER: &str = "\
+# The settings of this LiteLLM deployment, and the only place for its secrets.
+# Grammar: that of docker compose. After an edit: litellm-units apply
+";
+
+const CONFIG: &str = "\
+# LiteLLM's own configuration: https://docs.litellm.ai/docs/proxy/configs
+# After an edit: litellm-units apply
+model_list:
+  - model_name: gpt-4o
+    litellm_params:
+      model: openai/gpt-4o
+      api_key: os.environ/OPENAI_API_KEY
+  - model_name: claude-sonnet-4-5
+    litellm_params:
+      model: anthropic/claude-sonnet-4-5
+      api_key: os.environ/ANTHROPIC_API_KEY
+  # Answers without any provider, for a first test.
+  - model_name: hello
+    litellm_params:
+      model: openai/hello
+      api_key: none
+      mock_response: Hello from your LiteLLM gateway.
+
+litellm_settings:
+  cache: true
+  cache_params:
+    type: redis
+    host: os.environ/REDIS_HOST
+    port: os.environ/REDIS_PORT
+    password: os.environ/REDIS_PASSWORD
+
+general_settings:
+  master_key: os.environ/LITELLM_MASTER_KEY
+  database_url: os.environ/DATABASE_URL
+";
+
+/// What is already there, as far as it decides about secrets.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Found {
+    /// `data/postgres` holds a cluster, which knows its password.
+    pub cluster: bool,
+}
+
+/// A completed `.env`.
+#[derive(Debug)]
+pub struct Completed {
+    /// The file with everything in it.
+    pub env: EnvFile,
+    /// One line for each thing that was added or replaced; names only.
+    pub changes: Vec<String>,
+}
+
+/// Adds to a `.env` what is missing in it, and touches nothing else.
+///
+/// # Errors
+/// When `text` can't be parsed, or a value is missing that only the operator can know.
+pub fn complete(text: &str, path: &Path, found: Found, random: Random<'_>) -> Result<Completed> {
+    let mut editor = Editor {
+        env: parse_env(text, path)?,
+        path,
+        changes: Vec::new(),
+    };
+    let external_database = editor.has("DATABASE_URL");
+
+    // LiteLLM encrypts with the master key where it has no salt key, so what an existing
+    // database holds stays readable only if the salt key is that master key.
+    let inherited_salt = if found.cluster || external_database {
+        editor
+            .env
+            .get("LITELLM_MASTER_KEY")
+            .filter(|key| !key.is_empty())
+            .map(str::to_owned)
+    } else {
+        None
+    };
+
+    editor.fill(
+        "LITELLM_IMAGE",
+        &["The gateway's version. After an edit: litellm-units upgrade"],
+        |value| value.is_empty() || value.contains("vX.Y.Z"),
+        || Ok(DEFAULT_LITELLM_IMAGE.to_owned()),
+    )?;
+    editor.fill(
+        "LITELLM_MASTER_KEY",
+        &["For bootstrap only: give everyone else a key of their own (litellm-units key)"],
+        |value| value.is_empty() || value == "sk-your-secure-master-key",
+        || secret_key(random),
+    )?;
+    let (salt_comment, salt) = match inherited_salt {
+        Some(key) => (
+            "Encrypts credentials in the database: never change it. The same as the first master key, since LiteLLM encrypted with that until now",
+            key,
+        ),
+        None => (
+            "Encrypts credentials in the database: never change it",
+            secret_key(random)?,
+        ),
+    };
+    editor.fill("LITELLM_SALT_KEY", &[salt_comment], str::is_empty, || {
+        Ok(salt)
+    })?;
+
+    if !external_database {
+        editor.fill(
+            "POSTGRES_USER",
+            &["The local PostgreSQL"],
+            str::is_empty,
+            || Ok(DEFAULT_POSTGRES_NAME.to_owned()),
+        )?;
+        if found.cluster && !editor.has("POSTGRES_PASSWORD") {
+            return Err(Failure::config(format!(
+                "{}: POSTGRES_PASSWORD has no value, but data/postgres already holds a cluster that was made with one",
+                path.display()
+            ))
+            .hint("write the cluster's password into the file, or move data/postgres away to start with an empty database")
+            .into());
+        }
+        editor.fill(
+            "POSTGRES_PASSWORD",
+            &[],
+            |value| value.is_empty() || (value == "litellm_password_change_me" && !found.cluster),
+            || password(random),
+        )?;
+        editor.fill("POSTGRES_DB", &[], str::is_empty, || {
+            Ok(DEFAULT_POSTGRES_NAME.to_owned())
+        })?;
+    }
+    if !editor.has("REDIS_HOST") {
+        editor.fill(
+            "REDIS_PASSWORD",
+            &["The local Redis"],
+            str::is_empty,
+            || password(random),
+        )?;
+    }
+    editor.optional(
+        "OPENAI_API_KEY",
+        "Providers: name each key that config/litellm-config.yaml refers to",
+        Some("sk-your-openai-key"),
+    )?;
+    editor.optional(
+        "ANTHROPIC_API_KEY",
+        "As above, for Anthropic's models",
+        Some("sk-your-anthropic-key"),
+    )?;
+    editor.optional(
+        "UI_USERNAME",
+        "Login of the web interface at /ui; while empty: admin",
+        None,
+    )?;
+    editor.optional("UI_PASSWORD", "While empty: the master key", None)?;
+    editor.optional(
+        "PROXY_BASE_URL",
+        "The https:// address under which a reverse proxy publishes the gateway",
+        None,
+    )?;
+    Ok(Completed {
+        env: editor.env,
+        changes: editor.changes,
+    })
+}
+
+struct Editor<'a> {
+    env: EnvFile,
+    path: &'a Path,
+    changes: Vec<String>,
+}
+
+impl Editor<'_> {
+    fn has(&self, name: &str) -> bool {
+        self.env.get(name).is_some_and(|value| !value.is_empty())
+    }
+
+    /// Gives `name` the value of `make` if it is absent or `missing` says that it counts as such.
+    fn fill(
+        &mut self,
+        name: &str,
+        comment: &[&str],
+        missing: impl FnOnce(&str) -> bool,
+        make: impl FnOnce() -> Result<String>,
+    ) -> Result<()> {
+        match self.env.get(name) {
+            None => {
+                let value = make()?;
+                self.append(comment, name, &value)?;
+                self.changes.push(format!("add {name}"));
+            }
+            Some(value) if missing(value) => {
+                let value = make()?;
+                self.set(name, &value)?;
+                self.changes.push(format!("set {name}"));
+            }
+            Some(_) => {}
+        }
+        Ok(())
+    }
+
+    fn optional(&mut self, name: &str, comment: &str, placeholder: Option<&str>) -> Result<()> {
+        match self.env.get(name) {
+            None => {
+                self.append(&[comment], name, "")?;
+                self.changes.push(format!("add empty {name}"));
+            }
+            Some(value) if Some(value) == placeholder => {
+                self.set(name, "")?;
+                self.changes
+                    .push(format!("empty {name}, which held a placeholder"));
+            }
+            Some(_) => {}
+        }
+        Ok(())
+    }
+
+    fn set(&mut self, name: &str, value: &str) -> Result<()> {
+        self.env
+            .set(name, value)
+            .with_context(|| format!("can't edit {}", self.path.display()))
+    }
+
+    fn append(&mut self, comment: &[&str], name: &str, value: &str) -> Result<()> {
+        self.env
+            .append(comment, name, value)
+            .with_context(|| format!("can't edit {}", self.path.display()))
+    }
+}
+
+/// A directory that a deployment needs.
+#[derive(Debug)]
+struct Directory {
+    path: PathBuf,
+    mode: u32,
+    owner: Option<(Uid, Gid)>,
+}
+
+/// What has to be done to the deployment directory, worked out before anything is touched.
+#[derive(Debug)]
+pub struct Plan {
+    directories: Vec<Directory>,
+    env: Option<String>,
+    config: Option<&'static str>,
+    paths: Paths,
+    /// The settings as they will be.
+    pub settings: Settings,
+    /// Warnings about `.env` that do not stop anything, with file and line.
+    pub warnings: Vec<String>,
+    /// One line for each thing that will be done.
+    pub changes: Vec<String>,
+}
+
+impl Plan {
+    /// Compares what is on disk with what a deployment needs.
+    ///
+    /// # Errors
+    /// When `.env` is wrong, or holds settings that the data on disk contradicts.
+    pub fn new(paths: &Paths, random: Random<'_>) -> Result<Self> {
+        let env_path = paths.env_file();
+        let before = match env_path.try_exists() {
+            Ok(false) => None,
+            _ => Some(read_env(&env_path)?),
+        };
+        let cluster = paths.postgres_data().join("PG_VERSION");
+        let found = Found {
+            cluster: cluster.exists(),
+        };
+        let completed = complete(
+            before.as_deref().unwrap_or(HEADER),
+            &env_path,
+            found,
+            random,
+        )?;
+        let settings = Settings::from_env(&completed.env, &env_path)?;
+        check_cluster(&settings, &cluster, &env_path)?;
+
+        let mut changes = Vec::new();
+        let directories = missing_directories(paths, &settings)?;
+        for directory in &directories {
+            changes.push(match directory.owner {
+                Some((uid, gid)) => {
+                    format!("directory {} for {uid}:{gid}", directory.path.display())
+                }
+                None => format!("directory {}", directory.path.display()),
+            });
+        }
+        let env = (before.as_deref() != Some(completed.env.text()))
+            .then(|| completed.env.text().to_owned());
+        if env.is_some() {
+            let names = completed.changes.join(", ");
+            changes.push(format!("{}: {names}", env_path.display()));
+        } else if mode(&env_path)? != 0o600 {
+            changes.push(format!(
+                "{}: set mode 0600, others could read it",
+                env_path.display()
+            ));
+        }
+        let config_path = paths.config_file();
+        let config = (!config_path.exists()).then_some(CONFIG);
+        if config.is_some() {
+            changes.push(config_path.display().to_string());
+        }
+        let warnings = completed
+            .env
+            .warnings()
+            .iter()
+            .map(|warning| format!("{}, {warning}", env_path.display()))
+            .collect();
+        Ok(Self {
+            directories,
+            env,
+            config,
+            paths: paths.clone(),
+            settings,
+            warnings,
+            changes,
+        })
+    }
+
+    /// Carries the plan out; each file appears complete and with its mode, or not at all.
+    ///
+    /// # Errors
+    /// When the disk refuses; what was done until then stays and is not done again.
+    pub fn apply(&self) -> Result<()> {
+        for directory in &self.directories {
+            if !directory.path.is_dir() {
+                std::fs::DirBuilder::new()
+                    .recursive(true)
+                    .mode(directory.mode)
+                    .create(&directory.path)
+                    .with_context(|| format!("can't create {}", directory.path.display()))?;
+            }
+            if let Some((uid, gid)) = directory.owner {
+                std::os::unix::fs::chown(&directory.path, Some(uid.as_raw()), Some(gid.as_raw()))
+                    .with_context(|| {
+                    format!("can't give {} to {uid}:{gid}", directory.path.display())
+                })?;
+            }
+        }
+        let env_path = self.paths.env_file();
+        if let Some(text) = &self.env {
+            files::write_atomically(&env_path, text.as_bytes(), 0o600)?;
+        } else if mode(&env_path)? != 0o600 {
+            files::set_mode(&env_path, 0o600)?;
+        }
+        if let Some(text) = self.config {
+            files::write_atomically(&self.paths.config_file(), text.as_bytes(), 0o644)?;
+        }
+        Ok(())
+    }
+}
+
+fn mode(path: &Path) -> Result<u32> {
+    let metadata =
+        std::fs::metadata(path).with_context(|| format!("can't examine {}", path.display()))?;
+    Ok(metadata.mode() & 0o7777)
+}
+
+/// The user and group numbers under which the official image of `service` runs.
+#[must_use]
+pub fn container_owner(service: Service, image: &ImageReference) -> Option<(u32, u32)> {
+    match (service, image.is_alpine()) {
+        (Service::Postgres, true) => Some((70, 70)),
+        (Service::Redis, true) => Some((999, 1000)),
+        (Service::Postgres | Service::Redis, false) => Some((999, 999)),
+        (Service::Migrate | Service::Litellm, _) => None,
+    }
+}
+
+fn missing_directories(paths: &Paths, settings: &Settings) -> Result<Vec<Directory>> {
+    let mut wanted = vec![
+        Directory {
+            path: paths.deployment.clone(),
+            mode: 0o755,
+            owner: None,
+        },
+        Directory {
+            path: paths.config(),
+            mode: 0o755,
+            owner: None,
+        },
+        Directory {
+            path: paths.logs(),
+            mode: 0o750,
+            owner: None,
+        },
+        Directory {
+            path: paths.data(),
+            mode: 0o711,
+            owner: None,
+        },
+    ];
+    for (service, path) in [
+        (Service::Postgres, paths.postgres_data()),
+        (Service::Redis, paths.redis_data()),
+    ] {
+        if let Some(image) = settings.image(service) {
+            // Rootless, the container's user is mapped to the caller, who owns what it creates.
+            let owner = match paths.scope {
+                Scope::System => container_owner(service, image)
+                    .map(|(uid, gid)| (Uid::from_raw(uid), Gid::from_raw(gid))),
+                Scope::User => None,
+            };
+            wanted.push(Directory {
+                path,
+                mode: 0o700,
+                owner,
+            });
+        }
+    }
+    let mut missing = Vec::new();
+    for directory in wanted {
+        let keep = match std::fs::metadata(&directory.path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => true,
+            Err(error) => {
+                return Err(anyhow::Error::from(error)
+                    .context(format!("can't examine {}", directory.path.display())));
+            }
+            Ok(found) if !found.is_dir() => {
+                return Err(Failure::new(format!(
+                    "{} is not a directory",
+                    directory.path.display()
+                ))
+                .hint("move it away and run the command again")
+                .into());
+            }
+            // An empty directory may be given away; one with data belongs to whoever wrote it.
+            Ok(found) => {
+                directory
+                    .owner
+                    .is_some_and(|(uid, _)| found.uid() != uid.as_raw())
+                    && std::fs::read_dir(&directory.path)
+                        .is_ok_and(|mut list| list.next().is_none())
+            }
+        };
+        if keep {
+            missing.push(directory);
+        }
+    }
+    Ok(missing)
+}
+
+/// A PostgreSQL server refuses a cluster of another major version, so say it before the start.
+fn check_cluster(settings: &Settings, version_file: &Path, env_path: &Path) -> Result<()> {
+    let Database::Local { image, .. } = &settings.database else {
+        return Ok(());
+    };
+    let Ok(text) = std::fs::read_to_string(version_file) else {
+        return Ok(());
+    };
+    let (Ok(cluster), Some(server)) = (text.trim().parse::<u32>(), image.major()) else {
+        return Ok(());
+    };
+    if cluster == server {
+        return Ok(());
+    }
+    Err(Failure::config(format!(
+        "{} holds a PostgreSQL {cluster} cluster, but the image is {image}",
+        version_file.parent().unwrap_or(version_file).display()
+    ))
+    .hint(format!(
+        "set POSTGRES_IMAGE in {} to a version {cluster} image, e.g. docker.io/library/postgres:{cluster}",
+        env_path.display()
+    ))
+    .into())
+}

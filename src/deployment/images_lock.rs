@@ -1,0 +1,157 @@
+//! `images.lock`: which image each tag meant when it was pulled, so that a tag that is moved
+//! later is never run unnoticed.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{Failure, Result};
+use crate::host::files;
+use crate::image::{Identity, ImageReference};
+
+/// The file's content.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct ImagesLock {
+    schema: u32,
+    images: BTreeMap<String, Locked>,
+}
+
+/// What one reference meant.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Locked {
+    /// Which image that was.
+    #[serde(flatten)]
+    pub identity: Identity,
+    /// When it was recorded, in RFC 3339.
+    pub recorded: String,
+    /// LiteLLM's version in it, once a container of it was asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+}
+
+impl Default for ImagesLock {
+    fn default() -> Self {
+        Self {
+            schema: 1,
+            images: BTreeMap::new(),
+        }
+    }
+}
+
+impl ImagesLock {
+    /// Reads the file; a missing one is empty.
+    ///
+    /// # Errors
+    /// When it can't be read, or was damaged.
+    pub fn load(path: &Path) -> Result<Self> {
+        let bytes = match std::fs::read(path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Ok(Self::default());
+            }
+            Err(error) => {
+                return Err(error).with_context(|| format!("can't read {}", path.display()));
+            }
+        };
+        serde_json::from_slice(&bytes).map_err(|error| {
+            Failure::config(format!("{}, line {}: {error}", path.display(), error.line()))
+                .hint("restore it from a backup, or remove it and run `litellm-units pull` to record the images anew")
+                .into()
+        })
+    }
+
+    /// Writes the file.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn save(&self, path: &Path) -> Result<()> {
+        let mut text = serde_json::to_string_pretty(self).context("can't write images.lock")?;
+        text.push('\n');
+        files::write_atomically(path, text.as_bytes(), 0o644)
+    }
+
+    /// Whether nothing says which image the reference means: neither itself nor a record.
+    #[must_use]
+    pub fn lacks(&self, image: &ImageReference) -> bool {
+        image.digest().is_none() && !self.images.contains_key(image.as_str())
+    }
+
+    /// What is recorded for a reference.
+    #[must_use]
+    pub fn get(&self, image: &ImageReference) -> Option<&Locked> {
+        self.images.get(image.as_str())
+    }
+
+    /// Every reference that is recorded, and what it meant.
+    pub fn references(&self) -> impl Iterator<Item = (ImageReference, &Locked)> {
+        self.images
+            .iter()
+            .filter_map(|(text, locked)| Some((ImageReference::parse(text).ok()?, locked)))
+    }
+
+    /// Records what a reference means now.
+    pub fn record(&mut self, image: &ImageReference, identity: Identity) {
+        let recorded = jiff::Timestamp::now()
+            .strftime("%Y-%m-%dT%H:%M:%SZ")
+            .to_string();
+        // The same image has the same version.
+        let before = self
+            .get(image)
+            .filter(|before| before.identity.is(&identity));
+        let locked = Locked {
+            version: before.and_then(|before| before.version.clone()),
+            identity,
+            recorded,
+        };
+        self.images.insert(image.as_str().to_owned(), locked);
+    }
+
+    /// Which image a reference means, as far as it says so itself or a record does.
+    #[must_use]
+    pub fn identity(&self, image: &ImageReference) -> Option<Identity> {
+        match image.digest() {
+            Some(digest) => Some(Identity::of_digest(digest)),
+            None => Some(self.get(image)?.identity.clone()),
+        }
+    }
+
+    /// Records LiteLLM's version in the image that a reference means. Returns whether that is news.
+    pub fn set_version(&mut self, image: &ImageReference, version: &str) -> bool {
+        if let (None, Some(digest)) = (self.get(image), image.digest()) {
+            self.record(image, Identity::of_digest(digest));
+        }
+        let Some(locked) = self.images.get_mut(image.as_str()) else {
+            return false;
+        };
+        let version = Some(version.to_owned());
+        let is_news = locked.version != version;
+        locked.version = version;
+        is_news
+    }
+
+    /// LiteLLM's version in the image of this digest, if it is known.
+    #[must_use]
+    pub fn version_of(&self, digest: &str) -> Option<&str> {
+        self.images
+            .values()
+            .filter(|locked| locked.identity.digest == digest)
+            .find_map(|locked| locked.version.as_deref())
+    }
+
+    /// The reference with its digest, as far as one is known.
+    #[must_use]
+    pub fn pin(&self, image: &ImageReference) -> String {
+        self.pin_text(image.as_str())
+    }
+
+    /// As [`ImagesLock::pin`], for a reference that was accepted before.
+    #[must_use]
+    pub fn pin_text(&self, image: &str) -> String {
+        match self.images.get(image) {
+            Some(locked) if !image.contains('@') => format!("{image}@{}", locked.identity.digest),
+            _ => image.to_owned(),
+        }
+    }
+}

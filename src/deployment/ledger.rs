@@ -1,0 +1,541 @@
+//! `ledger.jsonl`: which releases ran, and every upgrade and rollback step by step, so that an
+//! interrupted one can be finished or undone, and any release can be gone back to.
+//!
+//! A line is appended and synced before the next step begins. The caller holds the operation lock.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::File;
+use std::io::{Seek, SeekFrom, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+
+use anyhow::Context;
+use nix::unistd::{Uid, User};
+use serde::{Deserialize, Serialize};
+
+use crate::deployment::settings::Service;
+use crate::deployment::snapshot;
+use crate::error::{Failure, Result};
+use crate::host::files;
+use crate::host::paths::Paths;
+use crate::image::Image;
+use crate::operations::backup::BackupId;
+
+/// Of how many releases the backups are kept, whatever their age.
+const PROTECTED: usize = 5;
+
+/// The images of the stack, by the service's name.
+pub type Images = BTreeMap<String, Image>;
+
+/// One line.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Record {
+    /// When, in RFC 3339.
+    pub at: String,
+    /// The user at whose command.
+    pub by: String,
+    /// What.
+    #[serde(flatten)]
+    pub event: Event,
+}
+
+/// What a line tells.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(tag = "event", rename_all = "kebab-case")]
+pub enum Event {
+    /// The gateway was ready with these images.
+    Release(Release),
+    /// A change of release begins.
+    Begun(Operation),
+    /// It came that far.
+    Reached(Reached),
+    /// It is over.
+    Ended(Ended),
+}
+
+/// A release that ran.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Release {
+    /// By which it is named: 1 is the first one here.
+    pub number: u32,
+    /// Its images.
+    pub images: Images,
+    /// The command that brought it.
+    pub how: String,
+}
+
+impl Release {
+    /// The gateway's image.
+    #[must_use]
+    pub fn gateway(&self) -> Option<&Image> {
+        self.images.get(Service::Litellm.name())
+    }
+
+    /// Whether both have the same image of the gateway.
+    #[must_use]
+    pub fn is(&self, other: &Self) -> bool {
+        match (self.gateway(), other.gateway()) {
+            (Some(image), Some(other)) => image.identity.is(&other.identity),
+            _ => false,
+        }
+    }
+}
+
+/// A change from one release to another.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Operation {
+    /// Its name: a time and some digits, as that of a backup.
+    pub operation: BackupId,
+    /// Whether to a newer release or back to an earlier one.
+    pub verb: Verb,
+    /// The images before.
+    pub from: Images,
+    /// The reference of the gateway's image afterwards.
+    pub to: String,
+    /// The kept configuration to go back to.
+    pub configuration: String,
+    /// The kept configuration to go to.
+    pub wanted: String,
+    /// The backup whose data comes back with the release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub data: Option<BackupId>,
+}
+
+/// The two kinds of operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Verb {
+    /// To the image that `.env` or `--image` names.
+    Upgrade,
+    /// To a release of the ledger.
+    Rollback,
+}
+
+impl fmt::Display for Verb {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Upgrade => "upgrade",
+            Self::Rollback => "rollback",
+        })
+    }
+}
+
+/// A step that is complete.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Reached {
+    /// Of which operation.
+    pub operation: BackupId,
+    /// The step.
+    pub step: Step,
+    /// The backup that was made.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub backup: Option<BackupId>,
+    /// The hash of the database's schema before the migration.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub schema: Option<String>,
+}
+
+/// The steps of an operation, in their order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Step {
+    /// It was announced; nothing is done.
+    Begun,
+    /// The images are here.
+    Pulled,
+    /// There is a backup to go back to.
+    BackedUp,
+    /// The database has the schema of the new release.
+    Migrated,
+    /// Configuration, units and what runs are being replaced.
+    Switching,
+    /// The gateway was ready with the new release.
+    Ready,
+    /// It failed and is being undone.
+    Undoing,
+    /// The data of the backup is in place again.
+    DataBack,
+}
+
+impl fmt::Display for Step {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Begun => "before anything was done",
+            Self::Pulled => "after the pull",
+            Self::BackedUp => "after the backup",
+            Self::Migrated => "after the migration",
+            Self::Switching => "while it switched",
+            Self::Ready => "after the gateway was ready",
+            Self::Undoing | Self::DataBack => "while it was being undone",
+        })
+    }
+}
+
+/// How an operation ended.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Ended {
+    /// Which one.
+    pub operation: BackupId,
+    /// Whether the new release stayed.
+    pub outcome: Outcome,
+    /// Why it did not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reason: Option<String>,
+}
+
+/// The two ends of an operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Outcome {
+    /// The new release serves.
+    Done,
+    /// The release of before serves again.
+    Undone,
+}
+
+/// An operation that has begun and not ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unfinished {
+    /// What it is.
+    pub operation: Operation,
+    /// The last step that is complete.
+    pub step: Step,
+    /// The backup that it made.
+    pub backup: Option<BackupId>,
+    /// The hash of the schema before the migration.
+    pub schema: Option<String>,
+}
+
+/// All of it.
+#[derive(Debug)]
+pub struct Ledger {
+    path: PathBuf,
+    records: Vec<Record>,
+    /// How many bytes of the file are complete lines.
+    complete: u64,
+}
+
+impl Ledger {
+    /// Reads the ledger of a deployment; a missing one is empty. A last line that a loss of power
+    /// cut off counts as not written.
+    ///
+    /// # Errors
+    /// When it can't be read, or a line is damaged.
+    pub fn load(paths: &Paths) -> Result<Self> {
+        let path = paths.ledger();
+        let bytes = match std::fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => {
+                return Err(error).with_context(|| format!("can't read {}", path.display()));
+            }
+        };
+        let end = bytes
+            .iter()
+            .rposition(|byte| *byte == b'\n')
+            .map_or(0, |at| at + 1);
+        let mut records = Vec::new();
+        for (index, line) in bytes[..end]
+            .split_inclusive(|byte| *byte == b'\n')
+            .enumerate()
+        {
+            let record = serde_json::from_slice(line).map_err(|error| {
+                Failure::new(format!("{}, line {}: {error}", path.display(), index + 1)).hint(
+                    "put the file back from a backup (deployment/.litellm-units/ledger.jsonl), or remove the line",
+                )
+            })?;
+            records.push(record);
+        }
+        Ok(Self {
+            path,
+            records,
+            complete: end as u64,
+        })
+    }
+
+    /// Every line, oldest first.
+    #[must_use]
+    pub fn records(&self) -> &[Record] {
+        &self.records
+    }
+
+    /// Appends a line; it is on the disk when this returns.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn append(&mut self, event: Event) -> Result<()> {
+        let record = Record {
+            at: jiff::Timestamp::now()
+                .strftime("%Y-%m-%dT%H:%M:%SZ")
+                .to_string(),
+            by: operator(),
+            event,
+        };
+        self.write(&record)
+            .with_context(|| format!("can't write {}", self.path.display()))?;
+        self.records.push(record);
+        Ok(())
+    }
+
+    fn write(&mut self, record: &Record) -> Result<()> {
+        let mut line = serde_json::to_vec(record)?;
+        line.push(b'\n');
+        let directory = self.path.parent().context("the ledger has no directory")?;
+        snapshot::private_directory(directory)?;
+        let new = !self.path.exists();
+        let mut file = File::options()
+            .write(true)
+            .create(true)
+            .truncate(false)
+            .mode(0o600)
+            .open(&self.path)?;
+        // Over what may be left of a line that was cut off.
+        file.set_len(self.complete)?;
+        file.seek(SeekFrom::Start(self.complete))?;
+        file.write_all(&line)?;
+        file.sync_all()?;
+        if new {
+            files::sync_directory(directory)?;
+        }
+        self.complete += line.len() as u64;
+        Ok(())
+    }
+
+    /// The releases that ran, oldest first.
+    #[must_use]
+    pub fn releases(&self) -> impl DoubleEndedIterator<Item = &Release> {
+        self.records
+            .iter()
+            .filter_map(|record| match &record.event {
+                Event::Release(release) => Some(release),
+                _ => None,
+            })
+    }
+
+    /// The release that ran last.
+    #[must_use]
+    pub fn current(&self) -> Option<&Release> {
+        self.releases().next_back()
+    }
+
+    /// Records that the gateway is ready with `images`, unless the last release has the same one.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub fn record_release(&mut self, images: Images, how: &str) -> Result<()> {
+        let Some(gateway) = images.get(Service::Litellm.name()) else {
+            return Ok(());
+        };
+        let current = self.current().and_then(Release::gateway);
+        if current.is_some_and(|current| current.identity.is(&gateway.identity)) {
+            return Ok(());
+        }
+        let number = self.current().map_or(0, |last| last.number) + 1;
+        self.append(Event::Release(Release {
+            number,
+            images,
+            how: how.to_owned(),
+        }))
+    }
+
+    /// The operation that was interrupted, if one was.
+    #[must_use]
+    pub fn unfinished(&self) -> Option<Unfinished> {
+        let mut found: Option<Unfinished> = None;
+        for record in &self.records {
+            match &record.event {
+                Event::Begun(operation) => {
+                    found = Some(Unfinished {
+                        operation: operation.clone(),
+                        step: Step::Begun,
+                        backup: None,
+                        schema: None,
+                    });
+                }
+                Event::Reached(reached) => {
+                    if let Some(found) = &mut found
+                        && found.operation.operation == reached.operation
+                    {
+                        found.step = reached.step;
+                        found.backup = reached.backup.clone().or(found.backup.take());
+                        found.schema = reached.schema.clone().or(found.schema.take());
+                    }
+                }
+                Event::Ended(_) => found = None,
+                Event::Release(_) => {}
+            }
+        }
+        found
+    }
+
+    /// The backup that was made when a release was left the last time: its data, as it was then.
+    #[must_use]
+    pub fn backup_of(&self, number: u32) -> Option<&BackupId> {
+        let mut current = 0;
+        let mut backup = None;
+        for record in &self.records {
+            match &record.event {
+                Event::Release(release) => current = release.number,
+                Event::Reached(reached) if current == number => {
+                    backup = reached.backup.as_ref().or(backup);
+                }
+                _ => {}
+            }
+        }
+        backup
+    }
+
+    /// The backups that a rollback may need: they stay, whatever their age.
+    #[must_use]
+    pub fn protected(&self) -> Vec<BackupId> {
+        self.releases()
+            .rev()
+            .take(PROTECTED)
+            .filter_map(|release| self.backup_of(release.number).cloned())
+            .collect()
+    }
+}
+
+/// The user who gave the command, also behind `sudo`.
+fn operator() -> String {
+    let user = User::from_uid(Uid::effective())
+        .ok()
+        .flatten()
+        .map_or_else(|| Uid::effective().to_string(), |user| user.name);
+    match std::env::var("SUDO_USER") {
+        Ok(behind) if !behind.is_empty() && behind != user => format!("{behind} (sudo)"),
+        _ => user,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::paths::Scope;
+    use crate::image::Identity;
+
+    fn id(text: &str) -> BackupId {
+        BackupId::parse(text).unwrap()
+    }
+
+    fn images(version: &str) -> Images {
+        let image = Image {
+            reference: format!("ghcr.io/berriai/litellm:{version}"),
+            identity: Identity::of_digest(format!("sha256:{version}")),
+        };
+        Images::from([("litellm".to_owned(), image)])
+    }
+
+    fn ledger(directory: &std::path::Path) -> (Paths, Ledger) {
+        let paths = Paths {
+            deployment: directory.to_owned(),
+            ..Paths::elsewhere(Scope::User)
+        };
+        let ledger = Ledger::load(&paths).unwrap();
+        (paths, ledger)
+    }
+
+    #[test]
+    fn a_torn_line_counts_as_not_written() {
+        let directory = tempfile::tempdir().unwrap();
+        let (paths, mut ledger) = ledger(directory.path());
+        ledger.record_release(images("1"), "up").unwrap();
+        let good = std::fs::read(paths.ledger()).unwrap();
+        std::fs::write(paths.ledger(), [&good, &b"{\"at\":\"2026"[..]].concat()).unwrap();
+        let mut again = Ledger::load(&paths).unwrap();
+        assert_eq!(again.records(), ledger.records());
+        again.record_release(images("2"), "upgrade").unwrap();
+        let read = Ledger::load(&paths).unwrap();
+        assert_eq!(read.records(), again.records());
+        assert_eq!(read.current().unwrap().number, 2);
+    }
+
+    #[test]
+    fn a_damaged_line_is_named() {
+        let directory = tempfile::tempdir().unwrap();
+        let (paths, mut ledger) = ledger(directory.path());
+        ledger.record_release(images("1"), "up").unwrap();
+        let good = std::fs::read_to_string(paths.ledger()).unwrap();
+        std::fs::write(paths.ledger(), format!("{good}{{}}\n{good}")).unwrap();
+        assert_eq!(
+            Ledger::load(&paths).unwrap_err().to_string(),
+            format!(
+                "{}, line 2: missing field `at` at line 1 column 2",
+                paths.ledger().display()
+            )
+        );
+    }
+
+    #[test]
+    fn the_same_release_is_recorded_once() {
+        let directory = tempfile::tempdir().unwrap();
+        let (_, mut ledger) = ledger(directory.path());
+        for version in ["1", "1", "2", "1"] {
+            ledger.record_release(images(version), "up").unwrap();
+        }
+        let numbers: Vec<_> = ledger
+            .releases()
+            .map(|release| {
+                (
+                    release.number,
+                    release.gateway().unwrap().identity.digest.as_str(),
+                )
+            })
+            .collect();
+        assert_eq!(numbers, [(1, "sha256:1"), (2, "sha256:2"), (3, "sha256:1")]);
+    }
+
+    #[test]
+    fn operations_are_unfinished_until_they_end() {
+        let directory = tempfile::tempdir().unwrap();
+        let (paths, mut ledger) = ledger(directory.path());
+        ledger.record_release(images("1"), "up").unwrap();
+        let operation = Operation {
+            operation: id("20260131T120000Z-0a1b2c"),
+            verb: Verb::Upgrade,
+            from: images("1"),
+            to: "ghcr.io/berriai/litellm:2".into(),
+            configuration: "aa".into(),
+            wanted: "bb".into(),
+            data: None,
+        };
+        let reached = |step, backup| {
+            Event::Reached(Reached {
+                operation: operation.operation.clone(),
+                step,
+                backup,
+                schema: None,
+            })
+        };
+        let backup = id("20260131T120001Z-0a1b2c");
+        ledger.append(Event::Begun(operation.clone())).unwrap();
+        ledger.append(reached(Step::Pulled, None)).unwrap();
+        ledger
+            .append(reached(Step::BackedUp, Some(backup.clone())))
+            .unwrap();
+        ledger.append(reached(Step::Migrated, None)).unwrap();
+        let mut ledger = Ledger::load(&paths).unwrap();
+        assert_eq!(
+            ledger.unfinished(),
+            Some(Unfinished {
+                operation: operation.clone(),
+                step: Step::Migrated,
+                backup: Some(backup.clone()),
+                schema: None,
+            })
+        );
+        ledger.record_release(images("2"), "upgrade").unwrap();
+        ledger
+            .append(Event::Ended(Ended {
+                operation: operation.operation.clone(),
+                outcome: Outcome::Done,
+                reason: None,
+            }))
+            .unwrap();
+        assert_eq!(ledger.unfinished(), None);
+        assert_eq!(ledger.backup_of(1), Some(&backup));
+        assert_eq!(ledger.backup_of(2), None);
+        assert_eq!(ledger.protected(), [backup]);
+    }
+}

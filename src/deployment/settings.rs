@@ -1,0 +1,745 @@
+//! The validated settings of one deployment, read from its `.env`.
+
+use std::path::Path;
+use std::sync::Arc;
+
+use secrecy::{ExposeSecret, SecretString};
+
+use super::env_file::EnvFile;
+use super::sealed::{self, Value, Vault};
+use crate::error::{Failure, Result};
+use crate::image::ImageReference;
+
+/// The image that a new deployment is pinned to.
+pub const DEFAULT_LITELLM_IMAGE: &str = "ghcr.io/berriai/litellm:v1.108.14";
+/// Used when `.env` has no `POSTGRES_IMAGE`.
+pub const DEFAULT_POSTGRES_IMAGE: &str = "docker.io/library/postgres:17.7";
+/// Used when `.env` has no `REDIS_IMAGE`.
+pub const DEFAULT_REDIS_IMAGE: &str = "docker.io/library/redis:7.4.6";
+/// The name of PostgreSQL's role and of its database in a new deployment.
+pub const DEFAULT_POSTGRES_NAME: &str = "litellm";
+/// The gateway's port, on the loopback address only.
+pub const GATEWAY_PORT: u16 = 24157;
+
+/// Names the known vulnerabilities that the operator accepts.
+pub const ACCEPT_VULNERABILITIES: &str = "LITELLM_ACCEPT_VULNERABILITIES";
+
+/// The most that one value may have, in bytes: a quarter of Podman's limit of 512,000 for one
+/// secret, since every byte of Redis' password takes four, and less than the kernel's 128 KiB for
+/// one variable with its name.
+const VALUE_LIMIT: usize = 512_000 / 4 - 64;
+
+/// Variables that concern this program or another container, and so never reach the gateway.
+const NOT_FOR_GATEWAY: [&str; 9] = [
+    ACCEPT_VULNERABILITIES,
+    "LITELLM_IMAGE",
+    "POSTGRES_IMAGE",
+    "REDIS_IMAGE",
+    "POSTGRES_USER",
+    "POSTGRES_PASSWORD",
+    "POSTGRES_DB",
+    // Set by the unit itself, since the units rely on them.
+    "DISABLE_SCHEMA_UPDATE",
+    "LITELLM_MODE",
+];
+
+/// Variables that say which PostgreSQL there is, and how to get in. They go with its data: when
+/// another configuration is put in the place of the present one, they stay as they are.
+pub const OF_THE_DATABASE: [&str; 6] = [
+    "POSTGRES_IMAGE",
+    "POSTGRES_USER",
+    "POSTGRES_PASSWORD",
+    "POSTGRES_DB",
+    "DATABASE_URL",
+    "DIRECT_URL",
+];
+
+/// Variables of LiteLLM's migration beside `DATABASE_URL`; those whose names begin with
+/// [`PRISMA_PREFIX`] are, too.
+const FOR_MIGRATION: [&str; 8] = [
+    "DIRECT_URL",
+    "LITELLM_BUILD_SPEND_LOGS_INDEXES",
+    "LITELLM_LOG",
+    "LITELLM_MIGRATION_DIR",
+    "LITELLM_MIGRATION_LOCK_TIMEOUT",
+    "LITELLM_SET_REPLICA_IDENTITY_FULL",
+    "LITELLM_SKIP_INDEX_MIGRATIONS",
+    "USE_V2_MIGRATION_RESOLVER",
+];
+
+/// So begin the names of variables with the timeouts of the migration's commands.
+const PRISMA_PREFIX: &str = "LITELLM_PRISMA_";
+
+/// So begin the names of variables that concern backups; they do not reach the gateway either.
+const BACKUP_PREFIX: &str = "BACKUP_";
+
+/// Variables that count as not set when they are empty. With an empty `UI_USERNAME` and
+/// `UI_PASSWORD`, LiteLLM lets everyone log in as administrator with empty fields; an empty
+/// provider key or base URL is worse than none.
+pub const OPTIONAL: [&str; 6] = [
+    "OPENAI_API_KEY",
+    "ANTHROPIC_API_KEY",
+    "UI_USERNAME",
+    "UI_PASSWORD",
+    "PROXY_BASE_URL",
+    "DIRECT_URL",
+];
+
+/// Variables that are in clear: no secrets, and needed where none is opened.
+const IN_CLEAR: [&str; 11] = [
+    ACCEPT_VULNERABILITIES,
+    "LITELLM_IMAGE",
+    "POSTGRES_IMAGE",
+    "REDIS_IMAGE",
+    "POSTGRES_USER",
+    "POSTGRES_DB",
+    "UI_USERNAME",
+    "PROXY_BASE_URL",
+    "FORWARDED_ALLOW_IPS",
+    "BACKUP_AGE_RECIPIENT",
+    "BACKUP_URL",
+];
+
+/// Whether the variable may be sealed.
+#[must_use]
+pub fn may_be_sealed(name: &str) -> bool {
+    !IN_CLEAR.contains(&name) && is_variable(name)
+}
+
+/// One of the containers that can get variables.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Service {
+    /// PostgreSQL.
+    Postgres,
+    /// Redis.
+    Redis,
+    /// The database migration, which runs before the gateway.
+    Migrate,
+    /// The gateway.
+    Litellm,
+}
+
+impl Service {
+    /// Every service, in start order.
+    pub const ALL: [Self; 4] = [Self::Postgres, Self::Redis, Self::Migrate, Self::Litellm];
+
+    /// The word for it on the command line.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Postgres => "postgres",
+            Self::Redis => "redis",
+            Self::Migrate => "migrate",
+            Self::Litellm => "litellm",
+        }
+    }
+
+    /// The name of its container, and of its unit without the suffix.
+    #[must_use]
+    pub fn container(self) -> &'static str {
+        match self {
+            Self::Postgres => "litellm-postgres",
+            Self::Redis => "litellm-redis",
+            Self::Migrate => "litellm-migrate",
+            Self::Litellm => "litellm",
+        }
+    }
+
+    /// Whether one of the services has a container of this name.
+    #[must_use]
+    pub fn has_container(name: &str) -> bool {
+        Self::ALL.iter().any(|service| service.container() == name)
+    }
+
+    /// The variable that names its image.
+    #[must_use]
+    pub fn image_variable(self) -> &'static str {
+        match self {
+            Self::Postgres => "POSTGRES_IMAGE",
+            Self::Redis => "REDIS_IMAGE",
+            Self::Migrate | Self::Litellm => "LITELLM_IMAGE",
+        }
+    }
+
+    /// The unit that pulls its image.
+    #[must_use]
+    pub const fn images_unit(self) -> &'static str {
+        match self {
+            Self::Postgres => "litellm-images@postgres.service",
+            Self::Redis => "litellm-images@redis.service",
+            Self::Migrate | Self::Litellm => "litellm-images@litellm.service",
+        }
+    }
+
+    /// The name of its unit.
+    #[must_use]
+    pub fn unit(self) -> &'static str {
+        match self {
+            Self::Postgres => "litellm-postgres.service",
+            Self::Redis => "litellm-redis.service",
+            Self::Migrate => "litellm-migrate.service",
+            Self::Litellm => "litellm.service",
+        }
+    }
+}
+
+// Not derived: that would explain each name, and so make every help text a long one.
+impl clap::ValueEnum for Service {
+    fn value_variants<'a>() -> &'a [Self] {
+        &Self::ALL
+    }
+
+    fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
+        Some(self.name().into())
+    }
+}
+
+/// The gateway's database.
+#[derive(Clone, Debug)]
+pub enum Database {
+    /// The PostgreSQL that runs beside the gateway.
+    Local {
+        /// Its image.
+        image: ImageReference,
+        /// The role that owns the database.
+        user: String,
+        /// That role's password.
+        password: Value,
+        /// The database.
+        name: String,
+    },
+    /// A server elsewhere: `DATABASE_URL` in `.env`.
+    External {
+        /// As written.
+        url: Value,
+    },
+}
+
+/// The gateway's cache.
+#[derive(Clone, Debug)]
+pub enum Cache {
+    /// The Redis that runs beside the gateway.
+    Local {
+        /// Its image.
+        image: ImageReference,
+        /// What `requirepass` is set to.
+        password: Value,
+    },
+    /// A server elsewhere: `REDIS_HOST` in `.env`.
+    External,
+}
+
+/// How a container receives a value.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Delivery {
+    /// As an environment variable.
+    Variable,
+    /// As a file under `/run/secrets`, readable by the container's user alone.
+    File,
+}
+
+/// One value for one container.
+#[derive(Clone, Debug)]
+pub struct Parcel {
+    /// The variable's or file's name.
+    pub name: String,
+    /// How it gets there.
+    pub delivery: Delivery,
+    /// What it is.
+    pub value: Value,
+}
+
+/// Where backups go and how: the variables `BACKUP_…`, which no container gets.
+#[derive(Clone, Debug)]
+pub struct BackupSettings {
+    /// `BACKUP_AGE_RECIPIENT`: whose key opens them.
+    pub recipient: Option<String>,
+    /// `BACKUP_URL`: where a copy goes.
+    pub url: Option<String>,
+    /// What the store at that URL needs to know, without `BACKUP_` and in small letters.
+    pub store: Vec<(String, Value)>,
+    /// Has the programs for a database that is elsewhere.
+    pub postgres_image: ImageReference,
+}
+
+/// What `.env` asks for, checked.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// The gateway's image.
+    pub litellm_image: ImageReference,
+    /// The gateway's database.
+    pub database: Database,
+    /// The gateway's cache.
+    pub cache: Cache,
+    /// `LITELLM_MASTER_KEY`: for bootstrap only.
+    pub master_key: Value,
+    /// Where backups go and how.
+    pub backup: BackupSettings,
+    /// `LITELLM_ACCEPT_VULNERABILITIES`: identifiers of vulnerabilities that are accepted.
+    pub accepted: Vec<String>,
+    ui_username: Option<String>,
+    public_address: Option<String>,
+    gateway: Vec<(String, Value)>,
+}
+
+impl Settings {
+    /// Reads and checks the `.env` at `path`.
+    ///
+    /// # Errors
+    /// When it can't be read or parsed, or a value in it can't be used; with file and line.
+    pub fn load(path: &Path) -> Result<Self> {
+        let text = read_env(path)?;
+        Self::from_text(&text, path)
+    }
+
+    /// Like [`Settings::load`], from text. `path` is for messages, and sealed values are beside it.
+    ///
+    /// # Errors
+    /// As [`Settings::load`].
+    pub fn from_text(text: &str, path: &Path) -> Result<Self> {
+        let env = parse_env(text, path)?;
+        Self::from_env(&env, path)
+    }
+
+    /// Like [`Settings::load`], from a parsed file. `path` is for messages, and sealed values are
+    /// beside it; none is opened until it is needed, and what is checked here was checked when it
+    /// was sealed.
+    ///
+    /// # Errors
+    /// When a required variable is missing or a value can't be used.
+    pub fn from_env(env: &EnvFile, path: &Path) -> Result<Self> {
+        let vault = Arc::new(Vault::beside(path));
+        let reader = Reader {
+            env,
+            path,
+            vault: &vault,
+        };
+        reader.check_carriage()?;
+        reader.check_references()?;
+        let is_wrong =
+            |url: &str| !(url.starts_with("postgresql://") || url.starts_with("postgres://"));
+        if let Some(url) = reader.filled("DIRECT_URL")
+            && !sealed::is_sealed(url)
+            && is_wrong(url)
+        {
+            return Err(reader.wrong(
+                "DIRECT_URL",
+                "is not a PostgreSQL URL",
+                "write it as postgresql://USER:PASSWORD@HOST:PORT/DATABASE, or remove it",
+            ));
+        }
+        let database = match reader.filled("DATABASE_URL") {
+            Some(url) => {
+                if !sealed::is_sealed(url) && is_wrong(url) {
+                    return Err(reader.wrong(
+                        "DATABASE_URL",
+                        "is not a PostgreSQL URL",
+                        "write it as postgresql://USER:PASSWORD@HOST:PORT/DATABASE, or remove it to use the local PostgreSQL",
+                    ));
+                }
+                Database::External {
+                    url: Value::new(url, &vault),
+                }
+            }
+            None => Database::Local {
+                image: reader.image("POSTGRES_IMAGE", Some(DEFAULT_POSTGRES_IMAGE))?,
+                user: reader.postgres_name("POSTGRES_USER")?,
+                password: reader.postgres_password()?,
+                name: reader.postgres_database()?,
+            },
+        };
+        let is_long = |url: SecretString| url.expose_secret().len() > VALUE_LIMIT;
+        if matches!(database, Database::Local { .. })
+            && database.url().in_clear().is_some_and(is_long)
+        {
+            return Err(reader.wrong(
+                "POSTGRES_PASSWORD",
+                &format!("makes DATABASE_URL longer than {VALUE_LIMIT} bytes, more than a variable can hold"),
+                "choose a shorter one",
+            ));
+        }
+        let cache = if reader.filled("REDIS_HOST").is_some() {
+            Cache::External
+        } else {
+            Cache::Local {
+                image: reader.image("REDIS_IMAGE", Some(DEFAULT_REDIS_IMAGE))?,
+                password: reader.required("REDIS_PASSWORD")?,
+            }
+        };
+        let master_key = reader.required("LITELLM_MASTER_KEY")?;
+        let is_wrong = |key: SecretString| !key.expose_secret().starts_with("sk-");
+        if master_key.in_clear().is_some_and(is_wrong) {
+            return Err(reader.wrong(
+                "LITELLM_MASTER_KEY",
+                "does not start with sk-, which LiteLLM demands of every key",
+                "change it to start with sk-",
+            ));
+        }
+        let mut gateway: Vec<(String, Value)> = env
+            .iter()
+            .filter(|(name, value)| {
+                let unset = value.is_empty() && OPTIONAL.contains(name);
+                let derived = *name == "DATABASE_URL" || name.starts_with("REDIS_");
+                let backup = name.starts_with(BACKUP_PREFIX);
+                !unset && !derived && !backup && !NOT_FOR_GATEWAY.contains(name)
+            })
+            .map(|(name, value)| (name.to_owned(), Value::new(value, &vault)))
+            .collect();
+        gateway.push(("DATABASE_URL".into(), database.url()));
+        match &cache {
+            Cache::Local { password, .. } => {
+                gateway.push(("REDIS_HOST".into(), Value::clear("redis")));
+                gateway.push(("REDIS_PORT".into(), Value::clear("6379")));
+                gateway.push(("REDIS_PASSWORD".into(), password.clone()));
+            }
+            Cache::External => gateway.extend(
+                env.iter()
+                    .filter(|(name, value)| {
+                        name.starts_with("REDIS_") && *name != "REDIS_IMAGE" && !value.is_empty()
+                    })
+                    .map(|(name, value)| (name.to_owned(), Value::new(value, &vault))),
+            ),
+        }
+        let in_clear = |name: &str| reader.filled(name).map(str::to_owned);
+        Ok(Self {
+            litellm_image: reader.image("LITELLM_IMAGE", None)?,
+            database,
+            cache,
+            master_key,
+            backup: reader.backup()?,
+            accepted: reader
+                .filled(ACCEPT_VULNERABILITIES)
+                .map(identifiers)
+                .unwrap_or_default(),
+            ui_username: in_clear("UI_USERNAME"),
+            public_address: in_clear("PROXY_BASE_URL"),
+            gateway,
+        })
+    }
+
+    /// The services that these settings call for, in start order.
+    pub fn services(&self) -> impl Iterator<Item = Service> {
+        Service::ALL
+            .into_iter()
+            .filter(|service| self.image(*service).is_some())
+    }
+
+    /// The web interface's user name, if one is set.
+    #[must_use]
+    pub fn ui_username(&self) -> Option<&str> {
+        self.ui_username.as_deref()
+    }
+
+    /// The web interface's password, if one is set.
+    #[must_use]
+    pub fn ui_password(&self) -> Option<&Value> {
+        self.gateway
+            .iter()
+            .find(|(name, _)| name == "UI_PASSWORD")
+            .map(|(_, value)| value)
+    }
+
+    /// The address under which a reverse proxy publishes the gateway, if one is set.
+    #[must_use]
+    pub fn public_address(&self) -> Option<&str> {
+        self.public_address.as_deref()
+    }
+
+    /// The image of `service`, or nothing when that service is external.
+    #[must_use]
+    pub fn image(&self, service: Service) -> Option<&ImageReference> {
+        match (service, &self.database, &self.cache) {
+            (Service::Litellm | Service::Migrate, ..) => Some(&self.litellm_image),
+            (Service::Postgres, Database::Local { image, .. }, _)
+            | (Service::Redis, _, Cache::Local { image, .. }) => Some(image),
+            (Service::Postgres | Service::Redis, ..) => None,
+        }
+    }
+
+    /// Every image without repetition: the migration uses the gateway's.
+    pub fn images(&self) -> impl Iterator<Item = &ImageReference> {
+        self.services()
+            .filter(|service| *service != Service::Migrate)
+            .filter_map(|service| self.image(service))
+    }
+
+    /// What `service` gets from `.env`, and nothing more.
+    #[must_use]
+    pub fn parcels(&self, service: Service) -> Vec<Parcel> {
+        let variable = |name: &str, value: Value| Parcel {
+            name: name.to_owned(),
+            delivery: Delivery::Variable,
+            value,
+        };
+        match (service, &self.database, &self.cache) {
+            (
+                Service::Postgres,
+                Database::Local {
+                    user,
+                    password,
+                    name,
+                    ..
+                },
+                _,
+            ) => vec![
+                variable("POSTGRES_USER", Value::clear(user)),
+                variable("POSTGRES_PASSWORD", password.clone()),
+                variable("POSTGRES_DB", Value::clear(name)),
+            ],
+            (Service::Redis, _, Cache::Local { password, .. }) => vec![
+                Parcel {
+                    name: "redis.conf".into(),
+                    delivery: Delivery::File,
+                    value: password.clone().into_redis_conf(),
+                },
+                // Read by redis-cli in the health check.
+                variable("REDISCLI_AUTH", password.clone()),
+            ],
+            (Service::Migrate, ..) => self
+                .gateway
+                .iter()
+                .filter(|(name, _)| {
+                    name == "DATABASE_URL"
+                        || FOR_MIGRATION.contains(&name.as_str())
+                        || name.starts_with(PRISMA_PREFIX)
+                })
+                .map(|(name, value)| variable(name, value.clone()))
+                .collect(),
+            (Service::Litellm, ..) => self
+                .gateway
+                .iter()
+                .map(|(name, value)| variable(name, value.clone()))
+                .collect(),
+            (Service::Postgres | Service::Redis, ..) => Vec::new(),
+        }
+    }
+}
+
+impl Database {
+    /// The URL by which the gateway reaches it, every part percent-encoded.
+    #[must_use]
+    pub fn url(&self) -> Value {
+        match self {
+            Self::External { url } => url.clone(),
+            Self::Local {
+                user,
+                password,
+                name,
+                ..
+            } => password.clone().into_url(user, name),
+        }
+    }
+}
+
+/// Reads a `.env`, with its own message when there is none.
+///
+/// # Errors
+/// When the file is missing, unreadable or not UTF-8.
+pub fn read_env(path: &Path) -> Result<String> {
+    let bytes = std::fs::read(path).map_err(|error| {
+        let message = format!("can't read {}: {error}", path.display());
+        if error.kind() == std::io::ErrorKind::NotFound {
+            Failure::config(message)
+                .hint("create the deployment with `litellm-units generate`, or name its directory with --litellm-dir")
+        } else {
+            Failure::config(message).hint("run this command as the user who owns the deployment")
+        }
+    })?;
+    String::from_utf8(bytes).map_err(|error| {
+        let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = good.split(|byte| *byte == b'\n').count();
+        Failure::config(format!("{}, line {line}: not valid UTF-8", path.display()))
+            .hint("save the file as UTF-8")
+            .into()
+    })
+}
+
+/// Parses a `.env`; `path` is for messages only.
+///
+/// # Errors
+/// With file, line, column and the next step.
+pub fn parse_env(text: &str, path: &Path) -> Result<EnvFile> {
+    EnvFile::parse(text).map_err(|error| {
+        Failure::config(format!("{}, {error}", path.display()))
+            .hint(error.hint())
+            .into()
+    })
+}
+
+struct Reader<'a> {
+    env: &'a EnvFile,
+    path: &'a Path,
+    vault: &'a Arc<Vault>,
+}
+
+impl Reader<'_> {
+    fn filled(&self, name: &str) -> Option<&str> {
+        self.env.get(name).filter(|value| !value.is_empty())
+    }
+
+    fn wrong(&self, name: &str, problem: &str, hint: &str) -> anyhow::Error {
+        let line = self
+            .env
+            .line(name)
+            .map(|line| format!(", line {line}"))
+            .unwrap_or_default();
+        Failure::config(format!("{}{line}: {name} {problem}", self.path.display()))
+            .hint(hint)
+            .into()
+    }
+
+    fn required(&self, name: &str) -> Result<Value> {
+        let value = self.filled(name).ok_or_else(|| {
+            self.wrong(
+                name,
+                "has no value",
+                "`litellm-units generate` adds what is missing",
+            )
+        })?;
+        Ok(Value::new(value, self.vault))
+    }
+
+    fn image(&self, name: &str, default: Option<&str>) -> Result<ImageReference> {
+        let Some(text) = self.filled(name).or(default) else {
+            return Err(self.wrong(
+                name,
+                "has no value",
+                "`litellm-units generate` adds what is missing",
+            ));
+        };
+        ImageReference::parse(text)
+            .map_err(|error| self.wrong(name, &format!("can't be used: {error}"), error.hint()))
+    }
+
+    fn backup(&self) -> Result<BackupSettings> {
+        let own = ["BACKUP_AGE_RECIPIENT", "BACKUP_URL"];
+        let store = self
+            .env
+            .iter()
+            .filter(|(name, value)| !own.contains(name) && !value.is_empty())
+            .filter_map(|(name, value)| {
+                let option = name.strip_prefix(BACKUP_PREFIX)?.to_ascii_lowercase();
+                Some((option, Value::new(value, self.vault)))
+            })
+            .collect();
+        Ok(BackupSettings {
+            recipient: self.filled("BACKUP_AGE_RECIPIENT").map(str::to_owned),
+            url: self.filled("BACKUP_URL").map(str::to_owned),
+            store,
+            postgres_image: self.image("POSTGRES_IMAGE", Some(DEFAULT_POSTGRES_IMAGE))?,
+        })
+    }
+
+    fn postgres_name(&self, name: &str) -> Result<String> {
+        let value = self.filled(name).unwrap_or(DEFAULT_POSTGRES_NAME);
+        // PostgreSQL truncates longer identifiers silently (NAMEDATALEN - 1).
+        if value.len() > 63 {
+            return Err(self.wrong(
+                name,
+                "is longer than PostgreSQL's 63 bytes",
+                "choose a shorter one",
+            ));
+        }
+        Ok(value.to_owned())
+    }
+
+    /// The image's entrypoint gives the password to initdb, which reads one line of it.
+    fn postgres_password(&self) -> Result<Value> {
+        let password = self.required("POSTGRES_PASSWORD")?;
+        let is_wrong = |password: SecretString| password.expose_secret().contains(['\n', '\r']);
+        if password.in_clear().is_some_and(is_wrong) {
+            return Err(self.wrong(
+                "POSTGRES_PASSWORD",
+                "holds a line break, which PostgreSQL's image does not take",
+                "remove it",
+            ));
+        }
+        Ok(password)
+    }
+
+    /// Prisma takes the name from the URL as it is there, without decoding it.
+    fn postgres_database(&self) -> Result<String> {
+        let name = self.postgres_name("POSTGRES_DB")?;
+        if !name
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "-._~".contains(c))
+        {
+            return Err(self.wrong(
+                "POSTGRES_DB",
+                "holds a character that LiteLLM's database client can't take",
+                "use letters, digits and - . _ ~ only",
+            ));
+        }
+        Ok(name)
+    }
+
+    /// A reference is never taken for the value itself.
+    fn check_references(&self) -> Result<()> {
+        for (name, value) in self
+            .env
+            .iter()
+            .filter(|(_, value)| sealed::is_sealed(value))
+        {
+            if !sealed::is_complete(value) {
+                return Err(self.wrong(
+                    name,
+                    &format!("holds a reference to a sealed secret that is not complete ({}NAME.0123456789abcdef)", sealed::PREFIX),
+                    "write the value itself, then: litellm-units secrets seal",
+                ));
+            }
+            if !may_be_sealed(name) {
+                return Err(self.wrong(
+                    name,
+                    "holds a reference to a sealed secret, but has to be in clear",
+                    "write the value itself",
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Every value must survive the way into a container: environment variables end at a NUL,
+    /// and Podman limits a secret's size.
+    fn check_carriage(&self) -> Result<()> {
+        for (name, value) in self.env.iter() {
+            if value.contains('\0') {
+                return Err(self.wrong(
+                    name,
+                    "holds a NUL, which no environment variable can carry",
+                    "remove it",
+                ));
+            }
+            if value.len() > VALUE_LIMIT {
+                return Err(self.wrong(
+                    name,
+                    &format!(
+                        "is longer than {VALUE_LIMIT} bytes, more than a Podman secret can hold"
+                    ),
+                    "put it into a file under config/ and name the file instead",
+                ));
+            }
+            if !is_variable(name) {
+                return Err(self.wrong(
+                    name,
+                    "is not a name that a process' environment can hold",
+                    "use letters, digits and _ only, and no digit first",
+                ));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Splits a list of identifiers at commas and white space.
+fn identifiers(text: &str) -> Vec<String> {
+    text.split(|c: char| c == ',' || c.is_whitespace())
+        .filter(|id| !id.is_empty())
+        .map(str::to_owned)
+        .collect()
+}
+
+fn is_variable(name: &str) -> bool {
+    name.len() < 200
+        && !name.starts_with(|c: char| c.is_ascii_digit())
+        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+}

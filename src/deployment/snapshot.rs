@@ -1,0 +1,319 @@
+//! Configurations kept by content: `.env` and everything under `config/`, so that a change that
+//! does not work can be taken back, and nothing that an operator wrote is ever lost.
+
+use std::collections::BTreeMap;
+use std::fs::Permissions;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use sha2::{Digest, Sha256};
+
+use crate::deployment::applied::files_below;
+use crate::deployment::env_file::EnvFile;
+use crate::deployment::settings::{parse_env, read_env};
+use crate::error::{Failure, Result};
+use crate::host::files;
+use crate::host::paths::Paths;
+use crate::random::hex;
+
+/// The name of the settings among the files.
+const ENV: &str = ".env";
+/// How many configurations are kept beside the last good one.
+const KEPT: usize = 20;
+
+/// The name of a kept configuration: the first 16 hexadecimal digits of its SHA-256.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SnapshotId(String);
+
+impl std::fmt::Display for SnapshotId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl SnapshotId {
+    /// The configuration that is kept under `name`, if there is one.
+    #[must_use]
+    pub fn find(paths: &Paths, name: &str) -> Option<Self> {
+        let id = Self(name.to_owned());
+        let plain = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_hexdigit());
+        (plain && directory(paths, &id).is_dir()).then_some(id)
+    }
+}
+
+struct Kept {
+    bytes: Vec<u8>,
+    mode: u32,
+}
+
+/// Keeps the present configuration; returns the name under which it is kept. The same content has
+/// the same name, so keeping it again costs nothing.
+///
+/// # Errors
+/// When a file can't be read, or the disk refuses.
+pub fn keep(paths: &Paths) -> Result<SnapshotId> {
+    keep_files(paths, &collect(paths)?)
+}
+
+/// As [`keep`], with another `.env` than the present one.
+///
+/// # Errors
+/// As [`keep`].
+pub fn keep_with(paths: &Paths, env: &str) -> Result<SnapshotId> {
+    let mut files = collect(paths)?;
+    let env = Kept {
+        bytes: env.into(),
+        mode: 0o600,
+    };
+    files.insert(ENV.into(), env);
+    keep_files(paths, &files)
+}
+
+/// The `.env` of a kept configuration.
+///
+/// # Errors
+/// When it can't be read.
+pub fn env(paths: &Paths, id: &SnapshotId) -> Result<String> {
+    read_env(&directory(paths, id).join(ENV))
+}
+
+fn keep_files(paths: &Paths, files: &BTreeMap<PathBuf, Kept>) -> Result<SnapshotId> {
+    let mut hash = Sha256::new();
+    for (name, file) in files {
+        for part in [name.as_os_str().as_encoded_bytes(), &file.bytes] {
+            hash.update(part.len().to_le_bytes());
+            hash.update(part);
+        }
+    }
+    let id = SnapshotId(hex(&hash.finalize())[..16].to_owned());
+    let place = directory(paths, &id);
+    if !place.is_dir() {
+        write(paths, &place, files)
+            .with_context(|| format!("can't keep the configuration in {}", place.display()))?;
+    }
+    prune(paths, &id);
+    Ok(id)
+}
+
+fn write(paths: &Paths, place: &Path, files: &BTreeMap<PathBuf, Kept>) -> Result<()> {
+    let parent = paths.snapshots();
+    private_directory(&paths.state())?;
+    private_directory(&parent)?;
+    let staged = tempfile::Builder::new()
+        .prefix(".new-")
+        .permissions(Permissions::from_mode(0o700))
+        .tempdir_in(&parent)?;
+    for (name, file) in files {
+        let path = staged.path().join(name);
+        if let Some(directory) = path.parent() {
+            std::fs::create_dir_all(directory)?;
+        }
+        files::write_atomically(&path, &file.bytes, file.mode)?;
+    }
+    std::fs::rename(staged.keep(), place)?;
+    files::sync_directory(&parent)
+}
+
+/// Remembers `id` as the configuration with which the gateway last was ready.
+///
+/// # Errors
+/// When the disk refuses.
+pub fn mark_good(paths: &Paths, id: &SnapshotId) -> Result<()> {
+    files::write_atomically(&paths.last_good(), id.0.as_bytes(), 0o600)
+}
+
+/// The configuration with which the gateway last was ready, if there ever was one.
+#[must_use]
+pub fn last_good(paths: &Paths) -> Option<SnapshotId> {
+    let text = std::fs::read_to_string(paths.last_good()).ok()?;
+    SnapshotId::find(paths, text.trim())
+}
+
+/// Every configuration that is kept.
+///
+/// # Errors
+/// When they can't be listed.
+pub fn all(paths: &Paths) -> Result<Vec<SnapshotId>> {
+    let directory = paths.snapshots();
+    let entries = match std::fs::read_dir(&directory) {
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.with_context(|| format!("can't read {}", directory.display()))?,
+    };
+    let mut all = Vec::new();
+    for entry in entries {
+        let entry = entry.with_context(|| format!("can't read {}", directory.display()))?;
+        all.extend(
+            entry
+                .file_name()
+                .to_str()
+                .and_then(|name| SnapshotId::find(paths, name)),
+        );
+    }
+    Ok(all)
+}
+
+/// Whether the present configuration is the same as the one that is kept as `id`.
+///
+/// # Errors
+/// When a file can't be read.
+pub fn is_present(paths: &Paths, id: &SnapshotId) -> Result<bool> {
+    let kept = files(&directory(paths, id))?;
+    let present = collect(paths)?;
+    Ok(kept.len() == present.len()
+        && present.iter().all(|(name, file)| {
+            kept.get(name)
+                .is_some_and(|other| other.bytes == file.bytes)
+        }))
+}
+
+/// Puts a kept configuration back: files that differ are replaced, files that it did not have are
+/// removed. [`keep`] the present one before. `staying`: variables of `.env` that are no matter of
+/// choice and therefore stay as they are at present, such as
+/// [`OF_THE_DATABASE`](crate::deployment::settings::OF_THE_DATABASE).
+///
+/// # Errors
+/// When an `.env` can't be read or written. Each file is then either old or new.
+pub fn restore(paths: &Paths, id: &SnapshotId, staying: &[&str]) -> Result<()> {
+    let place = directory(paths, id);
+    let mut wanted = files(&place)?;
+    let Some(env) = wanted.get_mut(Path::new(ENV)) else {
+        return Err(Failure::new(format!("{} is not complete", place.display())).into());
+    };
+    if !staying.is_empty() {
+        let mut kept = load_env(&place.join(ENV))?;
+        kept.take_over(staying, &load_env(&paths.env_file())?)
+            .with_context(|| format!("can't edit {}", paths.env_file().display()))?;
+        env.bytes = kept.text().into();
+    }
+    let present = collect(paths)?;
+    for (name, file) in &wanted {
+        if present
+            .get(name)
+            .is_none_or(|other| other.bytes != file.bytes)
+        {
+            let path = paths.deployment.join(name);
+            if let Some(directory) = path.parent() {
+                std::fs::create_dir_all(directory)
+                    .with_context(|| format!("can't create {}", directory.display()))?;
+            }
+            files::write_atomically(&path, &file.bytes, file.mode)?;
+        }
+    }
+    for name in present.keys().filter(|name| !wanted.contains_key(*name)) {
+        let path = paths.deployment.join(name);
+        std::fs::remove_file(&path).with_context(|| format!("can't remove {}", path.display()))?;
+    }
+    Ok(())
+}
+
+/// What is kept in `place`.
+fn files(place: &Path) -> Result<BTreeMap<PathBuf, Kept>> {
+    let mut found = BTreeMap::new();
+    for path in files_below(place)? {
+        let name = path
+            .strip_prefix(place)
+            .context("a file outside of its directory")?
+            .to_owned();
+        found.insert(name, read(&path)?);
+    }
+    Ok(found)
+}
+
+/// Where a kept configuration is.
+#[must_use]
+pub fn directory(paths: &Paths, id: &SnapshotId) -> PathBuf {
+    paths.snapshots().join(&id.0)
+}
+
+/// `.env` and everything under `config/`, by path relative to the deployment directory.
+fn collect(paths: &Paths) -> Result<BTreeMap<PathBuf, Kept>> {
+    let mut found = BTreeMap::new();
+    found.insert(PathBuf::from(ENV), read(&paths.env_file())?);
+    for path in files_below(&paths.config())? {
+        if let Ok(name) = path.strip_prefix(&paths.deployment) {
+            found.insert(name.to_owned(), read(&path)?);
+        }
+    }
+    Ok(found)
+}
+
+fn load_env(path: &Path) -> Result<EnvFile> {
+    parse_env(&read_env(path)?, path)
+}
+
+fn read(path: &Path) -> Result<Kept> {
+    let attempt = || -> std::io::Result<Kept> {
+        let mode = std::fs::metadata(path)?.permissions().mode() & 0o7777;
+        Ok(Kept {
+            bytes: std::fs::read(path)?,
+            mode,
+        })
+    };
+    attempt().with_context(|| format!("can't read {}", path.display()))
+}
+
+/// Creates a directory for its owner only.
+///
+/// # Errors
+/// When the disk refuses.
+pub fn private_directory(path: &Path) -> std::io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    std::fs::DirBuilder::new().mode(0o700).create(path)
+}
+
+/// Removes the oldest configurations; failing to is no reason to fail a command.
+fn prune(paths: &Paths, current: &SnapshotId) {
+    let good = last_good(paths);
+    let Ok(entries) = std::fs::read_dir(paths.snapshots()) else {
+        return;
+    };
+    let mut old: Vec<_> = entries
+        .flatten()
+        .filter(|entry| {
+            let name = entry.file_name();
+            name != current.0.as_str() && good.as_ref().is_none_or(|good| name != good.0.as_str())
+        })
+        .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
+        .collect();
+    old.sort();
+    old.truncate(old.len().saturating_sub(KEPT));
+    for (_, path) in old {
+        let _ = std::fs::remove_dir_all(path);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::deployment::settings::OF_THE_DATABASE;
+    use crate::host::paths::Scope;
+
+    #[test]
+    fn what_stays_and_what_comes_back() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths {
+            deployment: root.path().join("litellm-server"),
+            ..Paths::elsewhere(Scope::System)
+        };
+        std::fs::create_dir_all(paths.config()).unwrap();
+        let write = |env: &str| std::fs::write(paths.env_file(), env).unwrap();
+        let env = || std::fs::read_to_string(paths.env_file()).unwrap();
+        let before = "# ours\nA=1 # one\nPOSTGRES_PASSWORD='old'\nDATABASE_URL=\n";
+        write(before);
+        let kept = keep(&paths).unwrap();
+        write("A=2\nPOSTGRES_PASSWORD=new\nPOSTGRES_DB=other\n");
+        std::fs::write(paths.config().join("new.yaml"), "").unwrap();
+
+        restore(&paths, &kept, &OF_THE_DATABASE).unwrap();
+        assert_eq!(
+            env(),
+            "# ours\nA=1 # one\nPOSTGRES_PASSWORD='new'\nDATABASE_URL=\nPOSTGRES_DB=other\n"
+        );
+        assert_eq!(files_below(&paths.config()).unwrap(), Vec::<PathBuf>::new());
+        restore(&paths, &kept, &[]).unwrap();
+        assert_eq!(env(), before);
+    }
+}

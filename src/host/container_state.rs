@@ -1,0 +1,153 @@
+//! What Podman and the kernel know about a running container, read without starting Podman: its
+//! own answer takes longer than everything else that `status` does.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::host::paths::Paths;
+
+/// The state of a container's health check.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Health {
+    /// It has not passed yet.
+    Starting,
+    /// The last checks passed.
+    Healthy,
+    /// Several checks in a row failed.
+    Unhealthy,
+    /// The container was stopped.
+    Stopped,
+    /// A word that only a newer Podman knows.
+    #[serde(other)]
+    Unknown,
+}
+
+impl Health {
+    /// Whether nothing is known to be wrong.
+    #[must_use]
+    pub fn is_good(self) -> bool {
+        matches!(self, Self::Healthy)
+    }
+}
+
+impl fmt::Display for Health {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Starting => "starting",
+            Self::Healthy => "healthy",
+            Self::Unhealthy => "unhealthy",
+            Self::Stopped => "stopped",
+            Self::Unknown => "unknown",
+        })
+    }
+}
+
+/// Podman's health check log, as far as it matters here.
+#[derive(Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Log {
+    status: Health,
+}
+
+/// A container in the list of Podman's storage (`containers.json` of containers/storage).
+#[derive(Debug, Deserialize)]
+struct Listed {
+    id: String,
+    image: String,
+}
+
+/// The health of the container in a unit's control group, from the log that Podman keeps beside
+/// its state (`healthCheckLogPath` of libpod). Nothing when no container runs or it has no check.
+#[must_use]
+pub fn health(paths: &Paths, control_group: &str) -> Option<Health> {
+    let log = paths
+        .container_state(&running(control_group)?)
+        .join("healthcheck.log");
+    let log: Log = serde_json::from_slice(&std::fs::read(log).ok()?).ok()?;
+    Some(log.status)
+}
+
+/// The ID of the image of the container in a unit's control group, from Podman's list. Nothing when
+/// no container runs, or its storage is at another place.
+#[must_use]
+pub fn image_id(paths: &Paths, control_group: &str) -> Option<String> {
+    let id = running(control_group)?;
+    let list: Vec<Listed> =
+        serde_json::from_slice(&std::fs::read(paths.containers_list()).ok()?).ok()?;
+    let found = list.into_iter().find(|container| container.id == id)?;
+    Some(found.image)
+}
+
+/// The identifier of the container in a unit's control group: by that name Podman makes a group
+/// for its processes (`--cgroups=split`). Quadlet's file with the identifier went in Podman 5.8.
+fn running(control_group: &str) -> Option<String> {
+    if control_group.is_empty() {
+        return None;
+    }
+    std::fs::read_dir(in_hierarchy(control_group))
+        .ok()?
+        .flatten()
+        .find_map(|entry| {
+            let name = entry.file_name();
+            Some(name.to_str()?.strip_prefix("libpod-payload-")?.to_owned())
+        })
+}
+
+fn in_hierarchy(control_group: &str) -> PathBuf {
+    Path::new("/sys/fs/cgroup").join(control_group.trim_start_matches('/'))
+}
+
+/// The resident memory of every process in a control group and below, in bytes: an upper bound,
+/// since shared pages count once for each process. For hosts whose kernel does not count memory
+/// by control group.
+#[must_use]
+pub fn resident_memory(control_group: &str) -> Option<u64> {
+    if control_group.is_empty() {
+        return None;
+    }
+    let mut pages = 0;
+    add_resident_pages(&in_hierarchy(control_group), &mut pages);
+    let page = nix::unistd::sysconf(nix::unistd::SysconfVar::PAGE_SIZE).ok()??;
+    Some(pages * u64::try_from(page).ok()?).filter(|bytes| *bytes > 0)
+}
+
+/// The CPU time of a control group and all below, by the kernel: for hosts whose systemd does not
+/// count it.
+#[must_use]
+pub fn cpu_time(control_group: &str) -> Option<Duration> {
+    if control_group.is_empty() {
+        return None;
+    }
+    let text = std::fs::read_to_string(in_hierarchy(control_group).join("cpu.stat")).ok()?;
+    let microseconds = text
+        .lines()
+        .find_map(|line| line.strip_prefix("usage_usec "))?;
+    Some(Duration::from_micros(microseconds.parse().ok()?))
+}
+
+fn add_resident_pages(group: &Path, pages: &mut u64) {
+    if let Ok(processes) = std::fs::read_to_string(group.join("cgroup.procs")) {
+        for process in processes.lines() {
+            let statm =
+                std::fs::read_to_string(format!("/proc/{process}/statm")).unwrap_or_default();
+            let resident = statm
+                .split_whitespace()
+                .nth(1)
+                .and_then(|word| word.parse::<u64>().ok());
+            *pages += resident.unwrap_or_default();
+        }
+    }
+    let Ok(children) = std::fs::read_dir(group) else {
+        return;
+    };
+    for child in children
+        .flatten()
+        .filter(|child| child.file_type().is_ok_and(|kind| kind.is_dir()))
+    {
+        add_resident_pages(&child.path(), pages);
+    }
+}

@@ -1,0 +1,61 @@
+//! Writing files so that a reader, or a power loss, sees the old one or the new one whole.
+
+use std::fs::File;
+use std::io::Write;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+
+use anyhow::Context;
+
+use crate::error::Result;
+
+/// How the names of files begin that are being written.
+pub const TEMPORARY: &str = ".litellm-units-";
+
+/// Writes `bytes` to `path`: a temporary file beside it, fsync, rename, fsync of the directory.
+/// The temporary file has `mode` from its creation on; an existing file's owner is kept.
+///
+/// # Errors
+/// When the disk refuses. The old file, if there was one, is then still in place.
+pub fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    write(path, bytes, mode).with_context(|| format!("can't write {}", path.display()))
+}
+
+fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+    // A link stays a link: its target is what is replaced.
+    let resolved = std::fs::canonicalize(path);
+    let path = resolved.as_deref().unwrap_or(path);
+    let directory = path.parent().context("the path has no directory")?;
+    let mut file = tempfile::Builder::new()
+        .prefix(TEMPORARY)
+        .permissions(std::fs::Permissions::from_mode(mode))
+        .tempfile_in(directory)?;
+    file.write_all(bytes)?;
+    // The umask may have taken bits away at creation.
+    file.as_file()
+        .set_permissions(std::fs::Permissions::from_mode(mode))?;
+    if let Ok(old) = std::fs::metadata(path) {
+        use std::os::unix::fs::MetadataExt;
+        std::os::unix::fs::fchown(file.as_file(), Some(old.uid()), Some(old.gid()))?;
+    }
+    file.as_file().sync_all()?;
+    file.persist(path)?;
+    sync_directory(directory)
+}
+
+/// Makes renames and removals in `directory` survive a power loss.
+///
+/// # Errors
+/// When the directory can't be opened or synced.
+pub fn sync_directory(directory: &Path) -> Result<()> {
+    Ok(File::open(directory)?.sync_all()?)
+}
+
+/// Sets the permission bits of `path`.
+///
+/// # Errors
+/// When the caller does not own the file.
+pub fn set_mode(path: &Path, mode: u32) -> Result<()> {
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
+        .with_context(|| format!("can't set the mode of {}", path.display()))
+}

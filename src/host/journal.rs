@@ -1,0 +1,257 @@
+//! The journal of our units, by way of `journalctl`.
+
+use std::process::Stdio;
+
+use anyhow::Context;
+use serde::Deserialize;
+use serde_json::Value;
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, BufReader};
+use tokio::process::Command;
+
+use crate::error::{Failure, Result};
+use crate::host::paths::Scope;
+use crate::host::ssh::Remote;
+use crate::host::systemd::Systemd;
+
+/// Which lines to read.
+#[derive(Clone, Debug)]
+pub struct Query<'a> {
+    /// Whose units.
+    pub scope: Scope,
+    /// On which machine, unless it is this one.
+    pub remote: Option<&'a Remote>,
+    /// The units.
+    pub units: Vec<&'a str>,
+    /// Whether to wait for new lines.
+    pub follow: bool,
+    /// Only the last lines of all units together.
+    pub tail: Option<u32>,
+    /// In journalctl's grammar.
+    pub since: Option<String>,
+    /// In journalctl's grammar.
+    pub until: Option<String>,
+}
+
+/// One message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entry {
+    /// The unit that it belongs to.
+    pub unit: String,
+    /// What it says; may have several lines.
+    pub message: String,
+    /// Whether the unit's own processes wrote it, rather than systemd about the unit.
+    pub own: bool,
+    /// When, to the microsecond; shown in RFC 3339 and UTC.
+    pub time: jiff::Timestamp,
+}
+
+/// A line of `journalctl --output=json`, as far as it is used.
+#[derive(Debug, Deserialize)]
+struct Line {
+    #[serde(rename = "MESSAGE")]
+    message: Option<Value>,
+    #[serde(rename = "__REALTIME_TIMESTAMP")]
+    time: Option<String>,
+    /// Set on the lines in which Podman reports what it does (`container start …`).
+    #[serde(rename = "PODMAN_EVENT")]
+    event: Option<Value>,
+    /// The unit that wrote the line.
+    #[serde(rename = "_SYSTEMD_UNIT")]
+    by_unit: Option<String>,
+    #[serde(rename = "_SYSTEMD_USER_UNIT")]
+    by_user_unit: Option<String>,
+    /// The unit that systemd writes about.
+    #[serde(rename = "UNIT")]
+    about_unit: Option<String>,
+    #[serde(rename = "USER_UNIT")]
+    about_user_unit: Option<String>,
+}
+
+const FIELDS: &str =
+    "--output-fields=MESSAGE,PODMAN_EVENT,_SYSTEMD_UNIT,_SYSTEMD_USER_UNIT,UNIT,USER_UNIT";
+
+/// Podman's noise goes, so more lines are asked for than are wanted.
+const NOISE: u32 = 4;
+
+/// Reads lines, oldest first, without what Podman itself writes about its work.
+///
+/// # Errors
+/// When journalctl can't run or refuses the query, or `show` fails.
+pub async fn read(
+    query: &Query<'_>,
+    mut show: impl FnMut(Entry) -> std::io::Result<()>,
+) -> Result<()> {
+    let mut words: Vec<String> = [
+        "journalctl",
+        "--no-pager",
+        "--quiet",
+        "--output=json",
+        FIELDS,
+    ]
+    .map(str::to_owned)
+    .into();
+    for unit in &query.units {
+        words.push(match query.scope {
+            Scope::System => format!("--unit={unit}"),
+            // A system user's lines are in the system journal, so not `journalctl --user`.
+            Scope::User => format!("--user-unit={unit}"),
+        });
+    }
+    words.extend(query.since.iter().map(|since| format!("--since={since}")));
+    words.extend(query.until.iter().map(|until| format!("--until={until}")));
+    match (query.follow, query.tail) {
+        (true, Some(tail)) => words.extend(["--follow".into(), format!("--lines={tail}")]),
+        (true, None) => words.extend(["--follow".into(), "--lines=all".into()]),
+        (false, Some(tail)) => words.push(format!("--lines={}", tail.saturating_mul(NOISE))),
+        (false, None) => {}
+    }
+    let mut command = if let Some(remote) = query.remote {
+        remote.command(&words)
+    } else {
+        let mut command = Command::new("journalctl");
+        command.args(&words[1..]);
+        command
+    };
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .context("can't run journalctl")?;
+    let stdout = child.stdout.take().context("journalctl has no output")?;
+    let mut lines = BufReader::new(stdout).lines();
+    let mut held: std::collections::VecDeque<Entry> = std::collections::VecDeque::new();
+    while let Some(line) = lines
+        .next_line()
+        .await
+        .context("can't read journalctl's output")?
+    {
+        let Some(entry) = serde_json::from_str(&line)
+            .ok()
+            .and_then(|line| entry(line, query.scope))
+        else {
+            continue;
+        };
+        match query.tail {
+            Some(tail) if !query.follow => {
+                held.push_back(entry);
+                if held.len() > tail as usize {
+                    held.pop_front();
+                }
+            }
+            _ => show(entry)?,
+        }
+    }
+    for entry in held {
+        show(entry)?;
+    }
+    let mut words = String::new();
+    if let Some(mut stderr) = child.stderr.take() {
+        stderr
+            .read_to_string(&mut words)
+            .await
+            .context("can't read journalctl's output")?;
+    }
+    let status = child.wait().await.context("can't run journalctl")?;
+    if status.success() || words.trim().is_empty() {
+        return Ok(());
+    }
+    Err(Failure::new(format!("journalctl: {}", words.trim())).into())
+}
+
+/// The last lines of a unit.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LastLines {
+    /// The lines, oldest first: its own, or if it has none, systemd's about it.
+    pub lines: Vec<String>,
+    /// Whether they are of the time that was asked for, rather than of before.
+    pub recent: bool,
+}
+
+/// The last `count` lines of a unit; those from before `since` only if there are none after it.
+///
+/// There are none when the journal can't be read: it only ever explains another failure.
+pub async fn last_lines(
+    systemd: &Systemd,
+    unit: &str,
+    count: usize,
+    since: jiff::Timestamp,
+) -> LastLines {
+    let query = Query {
+        scope: systemd.scope(),
+        remote: systemd.remote(),
+        units: vec![unit],
+        follow: false,
+        tail: Some(200),
+        since: None,
+        until: None,
+    };
+    let mut entries = Vec::new();
+    let _ = read(&query, |entry| {
+        entries.push(entry);
+        Ok(())
+    })
+    .await;
+    let recent = entries.iter().any(|entry| entry.time >= since);
+    if recent {
+        entries.retain(|entry| entry.time >= since);
+    }
+    if entries.iter().any(|entry| entry.own) {
+        entries.retain(|entry| entry.own);
+    }
+    let mut lines: Vec<String> = entries
+        .iter()
+        .flat_map(|entry| entry.message.lines())
+        .filter(|line| !line.trim().is_empty())
+        .map(str::to_owned)
+        .collect();
+    lines.drain(..lines.len().saturating_sub(count));
+    LastLines { lines, recent }
+}
+
+fn entry(line: Line, scope: Scope) -> Option<Entry> {
+    if line.event.is_some() {
+        return None;
+    }
+    let message = text(&line.message?)?;
+    // `podman run --detach` prints the container's identifier.
+    if message.len() == 64 && message.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        return None;
+    }
+    // Its monitor warns of what a kernel does not count.
+    if message.starts_with("conmon ") && message.contains(" <nwarn>: ") {
+        return None;
+    }
+    let own = line.about_unit.is_none() && line.about_user_unit.is_none();
+    let unit = match scope {
+        Scope::System => line.about_unit.or(line.by_unit),
+        Scope::User => line.about_user_unit.or(line.by_user_unit),
+    }?;
+    let microseconds = line
+        .time
+        .and_then(|time| time.parse().ok())
+        .unwrap_or_default();
+    let time = jiff::Timestamp::from_microsecond(microseconds).unwrap_or_default();
+    Some(Entry {
+        unit,
+        message,
+        own,
+        time,
+    })
+}
+
+/// journalctl writes a message that is not printable UTF-8 as an array of bytes.
+fn text(message: &Value) -> Option<String> {
+    match message {
+        Value::String(text) => Some(text.clone()),
+        Value::Array(bytes) => {
+            let bytes: Vec<u8> = bytes
+                .iter()
+                .filter_map(|byte| u8::try_from(byte.as_u64()?).ok())
+                .collect();
+            Some(String::from_utf8_lossy(&bytes).into_owned())
+        }
+        _ => None,
+    }
+}

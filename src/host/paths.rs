@@ -1,0 +1,334 @@
+//! Every location that the program reads or writes, derived from the scope and one root.
+
+use std::path::{Path, PathBuf};
+
+use serde::Serialize;
+
+use crate::deployment::sealed;
+use crate::error::{Failure, Result};
+
+/// The default deployment directory of the system scope.
+pub const SYSTEM_DEPLOYMENT: &str = "/opt/litellm-server";
+
+/// What the administrator sets for all users.
+const SITE: &str = "/etc";
+
+/// Which systemd manager and which Podman the units belong to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Scope {
+    /// PID 1 and rootful Podman.
+    System,
+    /// The calling user's manager and rootless Podman.
+    User,
+}
+
+impl Scope {
+    /// The scope that fits the calling user: the system for root, else the user's own.
+    #[must_use]
+    pub fn of_caller() -> Self {
+        if nix::unistd::geteuid().is_root() {
+            Self::System
+        } else {
+            Self::User
+        }
+    }
+
+    /// The words that make `systemctl` and `journalctl` address this scope.
+    #[must_use]
+    pub fn systemctl(self) -> &'static str {
+        match self {
+            Self::System => "systemctl",
+            Self::User => "systemctl --user",
+        }
+    }
+}
+
+/// The locations of one deployment and of the units that run it.
+#[derive(Clone, Debug)]
+pub struct Paths {
+    /// The scope that the locations belong to.
+    pub scope: Scope,
+    /// `/opt/litellm-server` and its equals: what the operator edits and backs up.
+    pub deployment: PathBuf,
+    /// Where Quadlet looks for the administrator's (or the user's) files.
+    pub quadlets: PathBuf,
+    /// Where systemd looks for the administrator's (or the user's) units.
+    pub units: PathBuf,
+    /// Where a package installs units; `litellm.target` is looked for here first.
+    pub packaged_units: PathBuf,
+    /// Where Podman keeps images and containers, unless `storage.conf` says otherwise.
+    pub storage: PathBuf,
+    /// Per-boot state: `/run` or `$XDG_RUNTIME_DIR`.
+    pub runtime: PathBuf,
+    /// What the administrator (or the user) sets for every program: `/etc` or `~/.config`.
+    pub configuration: PathBuf,
+}
+
+impl Paths {
+    /// The locations on this host, for `scope`; `deployment` overrides the default directory.
+    ///
+    /// # Errors
+    /// When the user scope lacks `HOME`, or the deployment directory is not absolute or holds a
+    /// character that a unit file can't carry.
+    pub fn detect(scope: Scope, deployment: Option<PathBuf>) -> Result<Self> {
+        let paths = match scope {
+            Scope::System => Self::system(deployment),
+            Scope::User => Self::user(deployment)?,
+        };
+        check_deployment(&paths.deployment)?;
+        Ok(paths)
+    }
+
+    /// For another machine, where no file is looked at from here.
+    #[must_use]
+    pub fn elsewhere(scope: Scope) -> Self {
+        Self {
+            scope,
+            ..Self::system(None)
+        }
+    }
+
+    fn system(deployment: Option<PathBuf>) -> Self {
+        Self {
+            scope: Scope::System,
+            deployment: deployment.unwrap_or_else(|| SYSTEM_DEPLOYMENT.into()),
+            quadlets: "/etc/containers/systemd".into(),
+            units: "/etc/systemd/system".into(),
+            packaged_units: "/usr/lib/systemd/system".into(),
+            storage: "/var/lib/containers/storage".into(),
+            runtime: "/run".into(),
+            configuration: SITE.into(),
+        }
+    }
+
+    fn user(deployment: Option<PathBuf>) -> Result<Self> {
+        let home = directory_variable("HOME").ok_or_else(|| {
+            Failure::new(
+                "HOME is not set to an absolute path, so there is no place for a user's units",
+            )
+            .hint("log in as that user, or set HOME")
+        })?;
+        let config = directory_variable("XDG_CONFIG_HOME").unwrap_or_else(|| home.join(".config"));
+        let data = directory_variable("XDG_DATA_HOME").unwrap_or_else(|| home.join(".local/share"));
+        let runtime = directory_variable("XDG_RUNTIME_DIR")
+            .unwrap_or_else(|| format!("/run/user/{}", nix::unistd::geteuid()).into());
+        Ok(Self {
+            scope: Scope::User,
+            deployment: deployment.unwrap_or_else(|| data.join("litellm-server")),
+            quadlets: config.join("containers/systemd"),
+            units: config.join("systemd/user"),
+            packaged_units: "/usr/lib/systemd/user".into(),
+            storage: data.join("containers/storage"),
+            runtime,
+            configuration: config,
+        })
+    }
+
+    /// The one source of truth.
+    #[must_use]
+    pub fn env_file(&self) -> PathBuf {
+        self.deployment.join(".env")
+    }
+
+    /// The digests of the images that were pulled.
+    #[must_use]
+    pub fn images_lock(&self) -> PathBuf {
+        self.deployment.join("images.lock")
+    }
+
+    /// The directory mounted read-only into the gateway.
+    #[must_use]
+    pub fn config(&self) -> PathBuf {
+        self.deployment.join("config")
+    }
+
+    /// The gateway's own configuration.
+    #[must_use]
+    pub fn config_file(&self) -> PathBuf {
+        self.config().join("litellm-config.yaml")
+    }
+
+    /// Where the gateway may write log files.
+    #[must_use]
+    pub fn logs(&self) -> PathBuf {
+        self.deployment.join("logs")
+    }
+
+    /// What must survive: the database and the cache.
+    #[must_use]
+    pub fn data(&self) -> PathBuf {
+        self.deployment.join("data")
+    }
+
+    /// The PostgreSQL cluster.
+    #[must_use]
+    pub fn postgres_data(&self) -> PathBuf {
+        self.data().join("postgres")
+    }
+
+    /// Redis' append-only file and snapshots.
+    #[must_use]
+    pub fn redis_data(&self) -> PathBuf {
+        self.data().join("redis")
+    }
+
+    /// What this program keeps about the deployment: for root's (or the user's) eyes only.
+    #[must_use]
+    pub fn state(&self) -> PathBuf {
+        self.deployment.join(".litellm-units")
+    }
+
+    /// Secrets that are sealed: one encrypted file each.
+    #[must_use]
+    pub fn credentials(&self) -> PathBuf {
+        self.deployment.join(sealed::DIRECTORY)
+    }
+
+    /// The key that stands in for the master key in daily use.
+    #[must_use]
+    pub fn service_key(&self) -> PathBuf {
+        self.deployment.join("service-key.txt")
+    }
+
+    /// What a change of secrets under way changes, so that an interrupted one can be finished.
+    #[must_use]
+    pub fn pending_change(&self) -> PathBuf {
+        self.state().join("change.json")
+    }
+
+    /// What was done to the deployment, in order.
+    #[must_use]
+    pub fn ledger(&self) -> PathBuf {
+        self.state().join("ledger.jsonl")
+    }
+
+    /// Configurations kept by content.
+    #[must_use]
+    pub fn snapshots(&self) -> PathBuf {
+        self.state().join("configurations")
+    }
+
+    /// Names the configuration with which the gateway last was ready.
+    #[must_use]
+    pub fn last_good(&self) -> PathBuf {
+        self.state().join("last-good")
+    }
+
+    /// Podman's per-boot state of one container.
+    #[must_use]
+    pub fn container_state(&self, id: &str) -> PathBuf {
+        let storage = match self.scope {
+            Scope::System => "containers/storage/overlay-containers",
+            Scope::User => "containers/overlay-containers",
+        };
+        self.runtime.join(storage).join(id)
+    }
+
+    /// Podman's list of containers, where its storage is at its usual place.
+    #[must_use]
+    pub fn containers_list(&self) -> PathBuf {
+        self.storage
+            .join("overlay-containers/volatile-containers.json")
+    }
+
+    /// Podman's own configuration.
+    #[must_use]
+    pub fn containers(&self) -> PathBuf {
+        self.configuration.join("containers")
+    }
+
+    /// What Podman goes by where a user has no configuration of it.
+    #[must_use]
+    pub fn site_containers(&self) -> Option<PathBuf> {
+        (self.scope == Scope::User).then(|| Path::new(SITE).join("containers"))
+    }
+
+    /// What this program is told for the whole host (or by the user).
+    #[must_use]
+    pub fn own_configuration(&self) -> PathBuf {
+        self.configuration.join("litellm-units")
+    }
+
+    /// Where releases are listed that must not run.
+    #[must_use]
+    pub fn compromised_lists(&self) -> Vec<PathBuf> {
+        self.instructions("compromised-releases")
+    }
+
+    /// Directories with advisories about LiteLLM beside those that the program brings.
+    #[must_use]
+    pub fn advisories(&self) -> Vec<PathBuf> {
+        self.instructions("advisories")
+    }
+
+    /// What is trusted of Sigstore instead of what the program brings: the first file counts.
+    #[must_use]
+    pub fn sigstore_roots(&self) -> Vec<PathBuf> {
+        let mut files = self.instructions("trusted_root.json");
+        files.reverse();
+        files
+    }
+
+    /// Places of what this program is told: the administrator's counts for users, too.
+    fn instructions(&self, name: &str) -> Vec<PathBuf> {
+        let mut directories = vec![self.own_configuration()];
+        if self.scope == Scope::User {
+            directories.insert(0, Path::new(SITE).join("litellm-units"));
+        }
+        directories
+            .into_iter()
+            .map(|directory| directory.join(name))
+            .collect()
+    }
+
+    /// What the last look for releases found.
+    #[must_use]
+    pub fn upgrade_check(&self) -> PathBuf {
+        self.state().join("upgrade-check.json")
+    }
+
+    /// Per-boot files of this program: names of the secrets that each container gets.
+    #[must_use]
+    pub fn runtime_state(&self) -> PathBuf {
+        self.runtime.join("litellm-units")
+    }
+}
+
+fn directory_variable(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name)
+        .map(PathBuf::from)
+        .filter(|path| path.is_absolute())
+}
+
+/// Refuses a directory whose name would need quoting that not every reader of it understands: it
+/// passes through Quadlet's `Volume=`, systemd's command lines and Podman's comma-separated
+/// options.
+fn check_deployment(path: &Path) -> Result<()> {
+    let refuse = |reason: &str| {
+        Err(Failure::config(format!(
+            "the deployment directory {} {reason}",
+            path.display()
+        ))
+        .hint("choose another with --litellm-dir or LITELLM_DIR")
+        .into())
+    };
+    if !path.is_absolute() {
+        return refuse("is not an absolute path");
+    }
+    let Some(text) = path.to_str() else {
+        return refuse("is not valid UTF-8");
+    };
+    if let Some(bad) = text
+        .chars()
+        .find(|c| c.is_control() || ":,\"'\\$%".contains(*c))
+    {
+        return refuse(&format!(
+            "holds {bad:?}, which can't be written in a unit file"
+        ));
+    }
+    if text == "/" || path.components().any(|part| part.as_os_str() == "..") {
+        return refuse("is not a directory of its own");
+    }
+    Ok(())
+}

@@ -1,0 +1,373 @@
+//! The `podman` program and its Quadlet generator.
+
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::{Output, Stdio};
+use std::time::Duration;
+
+use anyhow::Context;
+use serde::Deserialize;
+use tokio::process::Command;
+
+use crate::error::{Failure, Result};
+use crate::host::paths::Scope;
+use crate::image::{self, Identity, Image};
+use crate::quadlet::{Place, PodmanVersion, UnitFile};
+
+/// Where distributions put the generator that turns Quadlet files into units.
+const GENERATOR: &str = "/usr/lib/systemd/system-generators/podman-system-generator";
+
+/// How long a registry may take to list its tags.
+const REGISTRY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// The host's Podman.
+#[derive(Clone, Debug)]
+pub struct Podman {
+    program: PathBuf,
+    generator: PathBuf,
+}
+
+impl Podman {
+    /// Finds Podman and its generator.
+    ///
+    /// # Errors
+    /// When one of them is missing.
+    pub fn find() -> Result<Self> {
+        let program = std::env::var_os("PATH")
+            .iter()
+            .flat_map(std::env::split_paths)
+            .map(|directory| directory.join("podman"))
+            .find(|path| path.is_absolute() && is_executable(path))
+            .ok_or_else(|| {
+                Failure::new("Podman is not installed")
+                    .hint("install it: apt install podman, or dnf install podman")
+            })?;
+        let generator = PathBuf::from(GENERATOR);
+        if !generator.exists() {
+            return Err(Failure::new(format!(
+                "{} has no Quadlet: {GENERATOR} is missing",
+                program.display()
+            ))
+            .hint(format!(
+                "install Podman {} or newer from the distribution",
+                PodmanVersion::OLDEST
+            ))
+            .into());
+        }
+        Ok(Self { program, generator })
+    }
+
+    /// Podman's version, asked of the generator, which answers ten times faster than `podman`.
+    ///
+    /// # Errors
+    /// When the generator doesn't run, or is too old for the units.
+    pub async fn version(&self) -> Result<PodmanVersion> {
+        let output = Command::new(&self.generator)
+            .arg("-version")
+            .stdin(Stdio::null())
+            .output()
+            .await
+            .with_context(|| format!("can't run {}", self.generator.display()))?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        PodmanVersion::parse(&text)
+            .with_context(|| {
+                format!(
+                    "{} -version says {:?}, which is no version",
+                    self.generator.display(),
+                    text.trim()
+                )
+            })?
+            .check()
+    }
+
+    /// Has the host's own generator read the Quadlet files among `files`. In a daemon-reload its
+    /// errors would go to the kernel log only, and the unit would silently be missing.
+    ///
+    /// # Errors
+    /// With the generator's own words when it refuses one.
+    pub async fn check_quadlets(&self, files: &[UnitFile], scope: Scope) -> Result<()> {
+        let staged = tempfile::tempdir().context("can't stage the units for Quadlet's check")?;
+        for file in files.iter().filter(|file| file.place == Place::Quadlet) {
+            std::fs::write(staged.path().join(file.name), &file.text)
+                .context("can't stage the units for Quadlet's check")?;
+        }
+        let mut command = Command::new(&self.generator);
+        command
+            .env("QUADLET_UNIT_DIRS", staged.path())
+            .arg("-dryrun")
+            .stdin(Stdio::null());
+        if scope == Scope::User {
+            command.arg("-user");
+        }
+        let output = command
+            .output()
+            .await
+            .with_context(|| format!("can't run {}", self.generator.display()))?;
+        if output.status.success() {
+            return Ok(());
+        }
+        let words = String::from_utf8_lossy(&output.stderr);
+        Err(Failure::new(format!(
+            "Podman's Quadlet generator refuses the units, so nothing was installed:\n{}",
+            words.trim().replace(&*staged.path().to_string_lossy(), "…")
+        ))
+        .hint("this is a defect of litellm-units for this version of Podman: please report it with the lines above")
+        .into())
+    }
+
+    /// A command line of Podman that reads nothing from stdin. It runs in the root directory, since
+    /// rootless Podman does not start in one that its user can't enter, as after `sudo -u` often.
+    #[must_use]
+    pub fn command<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Command {
+        let mut command = Command::new(&self.program);
+        command
+            .args(arguments)
+            .current_dir("/")
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Runs Podman and returns its stdout.
+    ///
+    /// # Errors
+    /// With Podman's own words when it fails.
+    pub async fn run<A: AsRef<OsStr>>(
+        &self,
+        arguments: impl IntoIterator<Item = A>,
+    ) -> Result<String> {
+        let mut command = self.command(arguments);
+        let output = command.output().await.context("can't run podman")?;
+        if !output.status.success() {
+            return Err(failed(&output));
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// Whether the image is in local storage.
+    ///
+    /// # Errors
+    /// When Podman can't tell.
+    pub async fn has_image(&self, image: &str) -> Result<bool> {
+        let output = self
+            .command(["image", "exists", image])
+            .output()
+            .await
+            .context("can't run podman")?;
+        match output.status.code() {
+            Some(0) => Ok(true),
+            Some(1) => Ok(false),
+            _ => Err(failed(&output)),
+        }
+    }
+
+    /// Which image a reference means in local storage; nothing if it is not there.
+    ///
+    /// # Errors
+    /// When Podman can't tell.
+    pub async fn image(&self, reference: &str) -> Result<Option<Identity>> {
+        // `image inspect` shows the digest of this platform's manifest for a tag, but the registry
+        // and a container have that of the index.
+        let filter = format!("reference={reference}");
+        let format = "{{.ID}} {{.Digest}}";
+        let words = [
+            "images",
+            "--no-trunc",
+            "--format",
+            format,
+            "--filter",
+            &filter,
+        ];
+        let said = self.run(words).await?;
+        Ok(said.lines().find_map(identity))
+    }
+
+    /// The image of a container, by the name that it was started with; nothing if there is no such
+    /// container.
+    ///
+    /// # Errors
+    /// When Podman can't be run.
+    pub async fn container_image(&self, container: &str) -> Result<Option<Image>> {
+        let format = "{{.ImageName}} {{.Image}} {{.ImageDigest}}";
+        let output = self
+            .command(["container", "inspect", "--format", format, container])
+            .output()
+            .await
+            .context("can't run podman")?;
+        let said = String::from_utf8_lossy(&output.stdout);
+        let Some((reference, rest)) = said.trim().split_once(' ') else {
+            return Ok(None);
+        };
+        Ok(identity(rest).map(|identity| Image {
+            reference: reference.to_owned(),
+            identity,
+        }))
+    }
+
+    /// What `registries.conf` makes of names, as `podman info` has it.
+    ///
+    /// # Errors
+    /// When Podman can't tell.
+    pub async fn registries(&self) -> Result<serde_json::Value> {
+        let text = self
+            .run(["info", "--format", "{{json .Registries}}"])
+            .await?;
+        serde_json::from_str(&text).context("podman info answers something else than JSON")
+    }
+
+    /// Every tag of a repository, asked of its registry. Podman follows the registry's pages itself.
+    ///
+    /// # Errors
+    /// When the registry does not answer in time, or refuses.
+    pub async fn tags(&self, repository: &str, insecure: bool) -> Result<Vec<String>> {
+        #[derive(Deserialize)]
+        #[serde(rename_all = "PascalCase")]
+        struct Found {
+            tags: Vec<String>,
+        }
+        // Without a limit, Podman leaves out all but 25.
+        let limit = i32::MAX.to_string();
+        let mut words = vec![
+            "search",
+            "--list-tags",
+            "--limit",
+            &limit,
+            "--format",
+            "json",
+        ];
+        if insecure {
+            words.push("--tls-verify=false");
+        }
+        words.push(repository);
+        let mut command = self.command(words);
+        command.kill_on_drop(true);
+        let output = tokio::time::timeout(REGISTRY_TIMEOUT, command.output())
+            .await
+            .map_err(|_| {
+                let seconds = REGISTRY_TIMEOUT.as_secs();
+                anyhow::anyhow!("no list of the tags of {repository} within {seconds} s")
+            })?
+            .context("can't run podman")?;
+        if !output.status.success() {
+            let words = String::from_utf8_lossy(&output.stderr);
+            let reason = words.lines().map(str::trim).rfind(|line| !line.is_empty());
+            let reason = reason.unwrap_or("Podman does not say why");
+            anyhow::bail!("{}", reason.trim_start_matches("* "));
+        }
+        let found: Vec<Found> = serde_json::from_slice(&output.stdout)
+            .context("podman search answers something else than JSON")?;
+        Ok(found.into_iter().flat_map(|found| found.tags).collect())
+    }
+
+    /// Podman's reason for not pulling an image, in one line; nothing if it can be pulled after all.
+    ///
+    /// # Errors
+    /// When Podman can't be run.
+    pub async fn reason_against(&self, image: &str) -> Result<Option<String>> {
+        let output = self
+            .command(["pull", "--quiet", image])
+            .output()
+            .await
+            .context("can't run podman")?;
+        let words = String::from_utf8_lossy(&output.stderr);
+        let last = words.lines().last().unwrap_or_default();
+        Ok((!output.status.success()).then(|| last.trim_start_matches("Error: ").to_owned()))
+    }
+
+    /// Pulls an image; Podman draws its progress on stderr.
+    ///
+    /// # Errors
+    /// When it can't be pulled. Podman's words are on stderr by then.
+    pub async fn pull(&self, image: &str) -> Result<()> {
+        let status = self
+            .command(["pull", image])
+            .stdout(Stdio::null())
+            .status()
+            .await
+            .context("can't run podman")?;
+        if status.success() {
+            return Ok(());
+        }
+        Err(Failure::new(format!("can't pull {image}"))
+            .hint("check the image's name and tag in .env, and that this host reaches its registry")
+            .into())
+    }
+}
+
+/// Whether Podman asks this process for a secret because of a health check (`podman healthcheck
+/// run`): then the container runs, and has had its secrets.
+#[must_use]
+pub fn is_health_check() -> bool {
+    // Podman runs a shell, and that runs this process, unless it turns into it.
+    let shell = std::os::unix::process::parent_id();
+    [Some(shell), parent_of(shell)]
+        .into_iter()
+        .flatten()
+        .any(|process| {
+            std::fs::read(format!("/proc/{process}/cmdline"))
+                .is_ok_and(|command| checks_health(&command))
+        })
+}
+
+/// Whether `/proc/…/cmdline` is that of `podman healthcheck run`.
+fn checks_health(command: &[u8]) -> bool {
+    let words: Vec<&[u8]> = command.split(|byte| *byte == 0).collect();
+    words[0].rsplit(|byte| *byte == b'/').next() == Some(b"podman")
+        && words
+            .windows(2)
+            .any(|pair| pair == [b"healthcheck".as_slice(), b"run"])
+}
+
+fn parent_of(process: u32) -> Option<u32> {
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("PPid:"))?;
+    line.trim().parse().ok()
+}
+
+/// Reads `ID DIGEST`.
+fn identity(line: &str) -> Option<Identity> {
+    let (id, digest) = line.trim().split_once(' ')?;
+    image::is_digest(digest).then(|| Identity {
+        digest: digest.to_owned(),
+        id: Some(
+            id.strip_prefix(image::DIGEST_PREFIX)
+                .unwrap_or(id)
+                .to_owned(),
+        ),
+    })
+}
+
+fn failed(output: &Output) -> anyhow::Error {
+    let words = String::from_utf8_lossy(&output.stderr);
+    anyhow::anyhow!("podman failed ({}): {}", output.status, words.trim())
+}
+
+/// Whether a file can be run by someone.
+#[must_use]
+pub fn is_executable(path: &Path) -> bool {
+    use std::os::unix::fs::PermissionsExt;
+    path.metadata()
+        .is_ok_and(|found| found.is_file() && found.permissions().mode() & 0o111 != 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::checks_health;
+
+    #[test]
+    fn health_checks() {
+        for command in [
+            &b"/usr/bin/podman\0healthcheck\0run\0d5c1\0"[..],
+            b"podman\0--log-level=error\0healthcheck\0run\0d5c1\0",
+        ] {
+            assert!(checks_health(command));
+        }
+        for command in [
+            &b"/usr/bin/podman\0exec\0litellm\0healthcheck\0"[..],
+            b"/usr/bin/podman\0run\0--name\0litellm\0",
+            b"sh\0-c\0podman healthcheck run\0",
+            b"",
+        ] {
+            assert!(!checks_health(command));
+        }
+    }
+}

@@ -1,0 +1,261 @@
+//! Another machine, reached over `ssh`: its systemd through systemd's own bridge, everything else
+//! through the `litellm-units` that is installed there.
+
+use std::ffi::OsString;
+use std::fmt;
+use std::os::unix::process::ExitStatusExt;
+use std::process::Stdio;
+
+use anyhow::Context;
+use tokio::process::Command;
+use tokio::signal::unix::{SignalKind, signal};
+use zbus_systemd::zbus::address::{Address, Transport, transport::Unixexec};
+use zbus_systemd::zbus::connection::Builder;
+use zbus_systemd::zbus::{self, Connection};
+
+use crate::error::{Exit, Failure, Result};
+use crate::host::paths::Scope;
+
+/// A host that is down is reported soon, however long the kernel would try.
+const CONNECT_TIMEOUT: &str = "-oConnectTimeout=10";
+
+/// Where `ssh` goes: `USER@HOST`, `HOST`, or a name of its configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Remote(String);
+
+impl fmt::Display for Remote {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl std::str::FromStr for Remote {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let strange = |c: char| c.is_whitespace() || c.is_control();
+        if text.is_empty() || text.starts_with('-') || text.contains(strange) {
+            return Err("not USER@HOST".into());
+        }
+        Ok(Self(text.to_owned()))
+    }
+}
+
+impl Remote {
+    /// The scope that fits the user who logs in there, as `ssh` itself works it out.
+    ///
+    /// # Errors
+    /// When `ssh` is missing, or does not understand its configuration.
+    pub async fn scope(&self) -> Result<Scope> {
+        let output = Command::new("ssh")
+            .args(["-G", "--", &self.0])
+            .stdin(Stdio::null())
+            .output()
+            .await
+            .map_err(no_ssh)?;
+        if !output.status.success() {
+            let words = String::from_utf8_lossy(&output.stderr);
+            return Err(Failure::new(format!("ssh: {}", words.trim())).into());
+        }
+        let settings = String::from_utf8_lossy(&output.stdout);
+        Ok(if settings.lines().any(|line| line == "user root") {
+            Scope::System
+        } else {
+            Scope::User
+        })
+    }
+
+    /// A connection to the bus there. What `ssh` has to say goes to stderr.
+    ///
+    /// # Errors
+    /// When `ssh` does not get there, or there is no bridge or no bus.
+    pub async fn bus(&self, scope: Scope) -> Result<Connection> {
+        let arguments = ["-xT", CONNECT_TIMEOUT, "--", &self.0, bridge(scope)];
+        let arguments: Vec<OsString> = arguments.map(OsString::from).into();
+        let transport = Transport::Unixexec(Unixexec::new("ssh".into(), None, arguments));
+        let connection = Builder::address(Address::from(transport)).build().await;
+        connection.map_err(|error| self.no_bus(scope, &error))
+    }
+
+    fn no_bus(&self, scope: Scope, error: &zbus::Error) -> anyhow::Error {
+        let whose = match scope {
+            Scope::System => "systemd",
+            Scope::User => "the user's systemd",
+        };
+        Failure::new(format!("can't reach {whose} of {self} over ssh: {error}"))
+            .hint(format!(
+                "try the way there, then the bridge: ssh {self} true; ssh {self} systemd-stdio-bridge --version"
+            ))
+            .into()
+    }
+
+    /// A program there, for its output. Its words are quoted for the shell there.
+    #[must_use]
+    pub fn command(&self, words: &[String]) -> Command {
+        let mut command = Command::new("ssh");
+        let line: Vec<String> = words.iter().map(|word| quote(word)).collect();
+        command.args(["-xT", CONNECT_TIMEOUT, "--", &self.0, &line.join(" ")]);
+        command
+    }
+
+    /// Runs `litellm-units` there with these arguments, on this terminal if there is one.
+    ///
+    /// # Errors
+    /// When `ssh` does not get there, or there is no `litellm-units`.
+    pub async fn run(&self, arguments: &[String], use_of: Use) -> Result<Exit> {
+        use std::io::IsTerminal;
+        let terminal =
+            use_of.terminal && std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
+        let mut line = String::from("litellm-units");
+        for argument in arguments {
+            line.push(' ');
+            line.push_str(&quote(argument));
+        }
+        // From here on Ctrl-C is for ssh, whose end we wait for.
+        let mut interrupt = signal(SignalKind::interrupt()).context("can't listen for Ctrl-C")?;
+        let mut terminate = signal(SignalKind::terminate()).context("can't listen for signals")?;
+        let mut child = Command::new("ssh")
+            .arg(if terminal { "-xt" } else { "-xT" })
+            // Its "Connection to … closed." is no news.
+            .args(terminal.then_some("-oLogLevel=ERROR"))
+            .args([CONNECT_TIMEOUT, "--", &self.0, &line])
+            .stdin(if terminal || use_of.input {
+                Stdio::inherit()
+            } else {
+                Stdio::null()
+            })
+            .kill_on_drop(true)
+            .spawn()
+            .map_err(no_ssh)?;
+        let status = loop {
+            tokio::select! {
+                status = child.wait() => break status.context("can't wait for ssh")?,
+                _ = interrupt.recv() => {}
+                _ = terminate.recv() => return Ok(Exit::Terminated),
+            }
+        };
+        match status.code() {
+            Some(255) if !use_of.foreign => Err(Failure::new(format!(
+                "ssh did not get to {self}, or not to its end"
+            ))
+            .hint(format!("try: ssh {self} true"))
+            .into()),
+            Some(127) if !use_of.foreign => {
+                Err(Failure::new(format!("there is no litellm-units on {self}"))
+                    .hint(format!(
+                        "install it there; ssh must find it: ssh {self} command -v litellm-units"
+                    ))
+                    .into())
+            }
+            Some(code) => Ok(Exit::Passed(u8::try_from(code).unwrap_or(1))),
+            None => {
+                let signal = status.signal().unwrap_or_default();
+                Ok(Exit::Passed(u8::try_from(128 + signal).unwrap_or(1)))
+            }
+        }
+    }
+}
+
+/// systemd's own bridge from a bus to stdin and stdout. With `--user` alone it takes the system's
+/// bus all the same (systemd 257), so it is told which; by `sh`, whatever the login shell is.
+fn bridge(scope: Scope) -> &'static str {
+    match scope {
+        Scope::System => "systemd-stdio-bridge",
+        Scope::User => {
+            r#"sh -c 'exec systemd-stdio-bridge --user --bus-path="unix:path=${XDG_RUNTIME_DIR:-/run/user/$(id -u)}/bus"'"#
+        }
+    }
+}
+
+/// What a command does with this process' terminal and streams.
+#[derive(Clone, Copy, Debug)]
+pub struct Use {
+    /// A terminal there too, where there is one here.
+    pub terminal: bool,
+    /// It may read stdin. If not, stdin is left alone for whoever reads it next.
+    pub input: bool,
+    /// The exit status is another program's, whatever it is.
+    pub foreign: bool,
+}
+
+/// This process' own arguments without `--host` and its value. `foreign`: how many at the end are
+/// another program's.
+///
+/// # Errors
+/// When one of them is not valid UTF-8.
+pub fn own_arguments(foreign: usize) -> Result<Vec<String>> {
+    let arguments = std::env::args_os()
+        .skip(1)
+        .map(|argument| {
+            argument.into_string().map_err(|argument| {
+                Failure::new(format!("{} is not valid UTF-8", argument.display()))
+            })
+        })
+        .collect::<Result<Vec<String>, Failure>>()?;
+    Ok(without_host(arguments, foreign))
+}
+
+fn without_host(mut arguments: Vec<String>, foreign: usize) -> Vec<String> {
+    let last = arguments.split_off(arguments.len().saturating_sub(foreign));
+    let mut kept = Vec::new();
+    let mut arguments = arguments.into_iter();
+    while let Some(argument) = arguments.next() {
+        match argument.as_str() {
+            "--host" => drop(arguments.next()),
+            _ if argument.starts_with("--host=") => {}
+            _ => kept.push(argument),
+        }
+    }
+    kept.extend(last);
+    kept
+}
+
+/// One word for a POSIX shell.
+fn quote(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=@,+".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.to_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+fn no_ssh(error: std::io::Error) -> anyhow::Error {
+    if error.kind() == std::io::ErrorKind::NotFound {
+        return Failure::new("ssh is not installed here")
+            .hint("install it: apt install openssh-client, or dnf install openssh-clients")
+            .into();
+    }
+    anyhow::Error::new(error).context("can't run ssh")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Remote, quote, without_host};
+
+    #[test]
+    fn words_for_a_shell() {
+        assert_eq!(quote("--tail=5"), "--tail=5");
+        assert_eq!(quote(""), "''");
+        assert_eq!(quote("it's $HOME; `x`"), r"'it'\''s $HOME; `x`'");
+    }
+
+    #[test]
+    fn host_is_for_here_the_rest_for_there() {
+        let words =
+            |text: &str| -> Vec<String> { text.split_whitespace().map(str::to_owned).collect() };
+        assert_eq!(
+            without_host(words("--host a@b exec --host=c redis -- x --host y"), 3),
+            words("exec redis -- x --host y")
+        );
+        assert_eq!(without_host(words("status --host a@b"), 0), words("status"));
+    }
+
+    #[test]
+    fn destinations() {
+        assert_eq!("me@box".parse::<Remote>().unwrap().to_string(), "me@box");
+        for wrong in ["", "-oProxyCommand=x", "a b"] {
+            assert_eq!(wrong.parse::<Remote>().unwrap_err(), "not USER@HOST");
+        }
+    }
+}

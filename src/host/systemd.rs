@@ -1,0 +1,492 @@
+//! systemd's manager over D-Bus.
+
+pub mod job;
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use anyhow::Context;
+use zbus_systemd::systemd1::ManagerProxy;
+use zbus_systemd::zbus::{self, Connection, DBusError as _, OwnedVariant, Variant};
+
+use crate::deployment::settings::Service;
+use crate::error::{Failure, Result};
+use crate::host::paths::Scope;
+use crate::host::ssh::Remote;
+use crate::quadlet::Systemd as Features;
+
+/// How long the bus may take to answer a connection.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// A connection to the systemd manager of one scope.
+#[derive(Clone, Debug)]
+pub struct Systemd {
+    connection: Connection,
+    scope: Scope,
+    remote: Option<Remote>,
+}
+
+impl Systemd {
+    /// Connects to the manager of `scope`, here or on another machine.
+    ///
+    /// # Errors
+    /// When there is no bus, or it doesn't answer within five seconds.
+    pub async fn connect(scope: Scope, remote: Option<&Remote>) -> Result<Self> {
+        if let Some(remote) = remote {
+            // Without a deadline: ssh has its own, and may ask for a passphrase.
+            let connection = remote.bus(scope).await?;
+            return Ok(Self {
+                remote: Some(remote.clone()),
+                ..Self::over(connection, scope)
+            });
+        }
+        let attempt = async {
+            match scope {
+                Scope::System => Connection::system().await,
+                Scope::User => Connection::session().await,
+            }
+        };
+        let connection = match tokio::time::timeout(CONNECT_TIMEOUT, attempt).await {
+            Ok(Ok(connection)) => connection,
+            Ok(Err(error)) => return Err(no_bus(scope, &error.to_string())),
+            Err(_) => return Err(no_bus(scope, "it did not answer within 5 s")),
+        };
+        Ok(Self::over(connection, scope))
+    }
+
+    /// Speaks over an existing connection.
+    #[must_use]
+    pub fn over(connection: Connection, scope: Scope) -> Self {
+        Self {
+            connection,
+            scope,
+            remote: None,
+        }
+    }
+
+    /// Whose manager this is.
+    #[must_use]
+    pub fn scope(&self) -> Scope {
+        self.scope
+    }
+
+    /// The machine that it runs on, unless it is this one.
+    #[must_use]
+    pub fn remote(&self) -> Option<&Remote> {
+        self.remote.as_ref()
+    }
+
+    async fn manager(&self) -> Result<ManagerProxy<'_>> {
+        ManagerProxy::new(&self.connection)
+            .await
+            .context("can't address systemd on the bus")
+    }
+
+    /// systemd's version, as it says: `257.13-1~deb13u1`.
+    ///
+    /// # Errors
+    /// When systemd does not answer.
+    pub async fn version(&self) -> Result<String> {
+        self.manager()
+            .await?
+            .version()
+            .await
+            .context("systemd does not tell its version")
+    }
+
+    /// Which of the keys that units use this systemd knows.
+    ///
+    /// # Errors
+    /// When systemd does not answer.
+    pub async fn features(&self) -> Result<Features> {
+        // A service's own properties are those that its systemd knows, whether there is such a unit or not.
+        let known = self
+            .properties(
+                &unit_path(Service::Litellm.unit()),
+                "org.freedesktop.systemd1.Service",
+            )
+            .await
+            .map_err(|error| explain(error, self.scope))
+            .context("systemd does not tell which keys it knows")?;
+        Ok(Features {
+            restart_direct: known.0.contains_key("RestartMode"),
+            restart_steps: known.0.contains_key("RestartSteps"),
+        })
+    }
+
+    /// Makes systemd read its units again, and run the generators.
+    ///
+    /// # Errors
+    /// When systemd refuses.
+    pub async fn reload(&self) -> Result<()> {
+        self.manager()
+            .await?
+            .reload()
+            .await
+            .map_err(|error| explain(error, self.scope))
+            .context("systemd can't reload its units")
+    }
+
+    /// Enables a unit for boot.
+    ///
+    /// # Errors
+    /// When systemd refuses.
+    pub async fn enable(&self, unit: &str) -> Result<()> {
+        self.manager()
+            .await?
+            .enable_unit_files(vec![unit.to_owned()], false, false)
+            .await
+            .map_err(|error| explain(error, self.scope))
+            .with_context(|| format!("can't enable {unit}"))?;
+        Ok(())
+    }
+
+    /// Disables a unit for boot.
+    ///
+    /// # Errors
+    /// When systemd refuses.
+    pub async fn disable(&self, unit: &str) -> Result<()> {
+        self.manager()
+            .await?
+            .disable_unit_files(vec![unit.to_owned()], false)
+            .await
+            .map_err(|error| explain(error, self.scope))
+            .with_context(|| format!("can't disable {unit}"))?;
+        Ok(())
+    }
+
+    /// Forgets that a unit failed.
+    ///
+    /// # Errors
+    /// When systemd refuses.
+    pub async fn reset_failed(&self, unit: &str) -> Result<()> {
+        self.manager()
+            .await?
+            .reset_failed_unit(unit.to_owned())
+            .await
+            .map_err(|error| explain(error, self.scope))
+            .with_context(|| format!("can't make systemd forget that {unit} failed"))
+    }
+
+    /// The state of a unit, loaded or not.
+    ///
+    /// # Errors
+    /// When systemd does not answer.
+    pub async fn unit(&self, name: &str) -> Result<UnitState> {
+        let path = unit_path(name);
+        let service = async {
+            if name.ends_with(".service") {
+                self.properties(&path, "org.freedesktop.systemd1.Service")
+                    .await
+            } else {
+                Ok(Properties(HashMap::new()))
+            }
+        };
+        let unit = self.properties(&path, "org.freedesktop.systemd1.Unit");
+        let (unit, service) = futures_util::try_join!(unit, service)
+            .map_err(|error| explain(error, self.scope))
+            .with_context(|| format!("can't read the state of {name}"))?;
+        Ok(UnitState {
+            name: name.to_owned(),
+            load: unit.text("LoadState"),
+            active: unit.text("ActiveState"),
+            sub: unit.text("SubState"),
+            active_since: unit.number("ActiveEnterTimestamp").filter(|usec| *usec > 0),
+            invocation: unit.bytes("InvocationID"),
+            file_state: unit.text("UnitFileState"),
+            needs_reload: unit.flag("NeedDaemonReload"),
+            queued: unit.first_number("Job").is_some_and(|job| job > 0),
+            needs: unit.needs(),
+            result: service.text("Result"),
+            restarts: service.number("NRestarts").unwrap_or_default(),
+            memory: service
+                .number("MemoryCurrent")
+                .filter(|bytes| *bytes != u64::MAX),
+            control_group: service.text("ControlGroup"),
+            cpu: service
+                .number("CPUUsageNSec")
+                .filter(|nsec| *nsec != u64::MAX),
+            exit_code: service.number("ExecMainCode").unwrap_or_default(),
+            exit_status: service.number("ExecMainStatus").unwrap_or_default(),
+        })
+    }
+
+    /// What the job of a unit is to do, if it has one: `start`, `stop`, `restart`, …
+    ///
+    /// # Errors
+    /// When systemd does not answer.
+    pub async fn job(&self, unit: &str) -> Result<Option<String>> {
+        let job = self
+            .properties(&unit_path(unit), "org.freedesktop.systemd1.Unit")
+            .await
+            .map_err(|error| explain(error, self.scope))
+            .with_context(|| format!("can't read the state of {unit}"))?
+            .first_number("Job")
+            .filter(|job| *job > 0);
+        let Some(job) = job else {
+            return Ok(None);
+        };
+        let path = format!("/org/freedesktop/systemd1/job/{job}");
+        match self.properties(&path, "org.freedesktop.systemd1.Job").await {
+            Ok(properties) => Ok(Some(properties.text("JobType"))),
+            // It has ended since.
+            Err(zbus::Error::MethodError(..)) => Ok(None),
+            Err(error) => Err(explain(error, self.scope))
+                .with_context(|| format!("can't read the job of {unit}")),
+        }
+    }
+
+    async fn properties(&self, path: &str, interface: &str) -> zbus::Result<Properties> {
+        let reply = self
+            .connection
+            .call_method(
+                Some("org.freedesktop.systemd1"),
+                path,
+                Some("org.freedesktop.DBus.Properties"),
+                "GetAll",
+                &(interface,),
+            )
+            .await?;
+        reply.body().deserialize().map(Properties)
+    }
+}
+
+/// What systemd says about one unit.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UnitState {
+    /// Its name.
+    pub name: String,
+    /// `loaded`, `not-found`, `masked`, …
+    pub load: String,
+    /// `active`, `inactive`, `failed`, `activating`, …
+    pub active: String,
+    /// `running`, `dead`, `auto-restart`, …
+    pub sub: String,
+    /// When it last became active, in microseconds since the epoch.
+    pub active_since: Option<u64>,
+    /// The run that its journal lines carry, in hexadecimal; empty before the first.
+    pub invocation: String,
+    /// Whether it starts by itself: `enabled`, `disabled`, `generated`, …
+    pub file_state: String,
+    /// Whether its file changed since systemd read it.
+    pub needs_reload: bool,
+    /// Whether a job of systemd waits for it or works on it.
+    pub queued: bool,
+    /// The units that it waits for when it starts.
+    pub needs: Vec<String>,
+    /// Why the last run ended: `success`, `exit-code`, `timeout`, …; services only.
+    pub result: String,
+    /// How often systemd restarted it by itself since it was started.
+    pub restarts: u64,
+    /// Memory of its control group in bytes, where the kernel counts it.
+    pub memory: Option<u64>,
+    /// Its control group, from the root of the hierarchy; empty when it does not run.
+    pub control_group: String,
+    /// CPU time of its control group, in nanoseconds.
+    pub cpu: Option<u64>,
+    /// How the main process ended: `CLD_EXITED`, `CLD_KILLED`, …; 0 before that.
+    pub exit_code: u64,
+    /// The main process' exit status or signal.
+    pub exit_status: u64,
+}
+
+impl UnitState {
+    /// Whether the unit does what it is for.
+    #[must_use]
+    pub fn is_active(&self) -> bool {
+        self.active == "active"
+    }
+
+    /// Whether systemd waits until it tries again.
+    #[must_use]
+    pub fn awaits_restart(&self) -> bool {
+        self.sub.starts_with("auto-restart")
+    }
+
+    /// Whether it failed, or is on another attempt after a failure.
+    #[must_use]
+    pub fn is_failing(&self) -> bool {
+        self.active == "failed"
+            || self.awaits_restart()
+            || (self.active == "activating" && self.restarts > 0)
+    }
+
+    /// How it fails, in words.
+    #[must_use]
+    pub fn problem(&self) -> Option<String> {
+        if !self.is_failing() {
+            return None;
+        }
+        let reason = self.reason();
+        Some(match self.restarts {
+            _ if self.active == "failed" => format!("failed: {reason}"),
+            0 => format!("failed, and is tried again: {reason}"),
+            restarts => {
+                let plural = if restarts == 1 { "" } else { "s" };
+                let count = format!("keeps failing: {restarts} restart{plural}");
+                // While it is on its next attempt, the reason of the last one is gone.
+                match self.result.as_str() {
+                    "success" => count,
+                    _ => format!("{count}, the last time {reason}"),
+                }
+            }
+        })
+    }
+
+    /// Why the last run ended, in words.
+    #[must_use]
+    pub fn reason(&self) -> String {
+        match (self.result.as_str(), self.exit_code) {
+            ("exit-code", 1) => format!("exited with status {}", self.exit_status),
+            ("exit-code", _) => "a command of the unit failed".into(),
+            ("signal" | "core-dump", _) => format!("killed by signal {}", self.exit_status),
+            ("timeout", _) => "took too long".into(),
+            ("oom-kill", _) => "ran out of memory".into(),
+            ("start-limit-hit", _) => "failed too often".into(),
+            ("success" | "", _) => "no reason given".into(),
+            (other, _) => other.into(),
+        }
+    }
+}
+
+/// The answer of `GetAll`.
+struct Properties(HashMap<String, OwnedVariant>);
+
+impl Properties {
+    fn text(&self, name: &str) -> String {
+        match self.0.get(name).map(|value| &**value) {
+            Some(Variant::Str(text)) => text.as_str().to_owned(),
+            _ => String::new(),
+        }
+    }
+
+    fn number(&self, name: &str) -> Option<u64> {
+        match &**self.0.get(name)? {
+            Variant::U64(number) => Some(*number),
+            Variant::U32(number) => Some(u64::from(*number)),
+            Variant::I32(number) => u64::try_from(*number).ok(),
+            _ => None,
+        }
+    }
+
+    /// The number that a structure begins with.
+    fn first_number(&self, name: &str) -> Option<u32> {
+        match &**self.0.get(name)? {
+            Variant::Structure(structure) => match structure.fields().first()? {
+                Variant::U32(number) => Some(*number),
+                _ => None,
+            },
+            _ => None,
+        }
+    }
+
+    fn texts(&self, name: &str) -> Vec<String> {
+        match self.0.get(name).map(|value| &**value) {
+            Some(Variant::Array(array)) => array
+                .iter()
+                .filter_map(|item| match item {
+                    Variant::Str(text) => Some(text.as_str().to_owned()),
+                    _ => None,
+                })
+                .collect(),
+            _ => Vec::new(),
+        }
+    }
+
+    /// The units that are started with this one and before it.
+    fn needs(&self) -> Vec<String> {
+        let after = self.texts("After");
+        let mut needs: Vec<String> = ["Requires", "Requisite", "BindsTo", "Wants"]
+            .into_iter()
+            .flat_map(|name| self.texts(name))
+            .filter(|unit| after.contains(unit))
+            .collect();
+        needs.sort_unstable();
+        needs.dedup();
+        needs
+    }
+
+    fn flag(&self, name: &str) -> bool {
+        matches!(
+            self.0.get(name).map(|value| &**value),
+            Some(Variant::Bool(true))
+        )
+    }
+
+    fn bytes(&self, name: &str) -> String {
+        match self.0.get(name).map(|value| &**value) {
+            Some(Variant::Array(array)) => array
+                .iter()
+                .filter_map(|item| match item {
+                    Variant::U8(byte) => Some(format!("{byte:02x}")),
+                    _ => None,
+                })
+                .collect(),
+            _ => String::new(),
+        }
+    }
+}
+
+/// The object path of a unit: bytes other than letters and digits (and a leading digit) become
+/// `_xx` (`bus_label_escape` of systemd).
+fn unit_path(name: &str) -> String {
+    let mut path = String::from("/org/freedesktop/systemd1/unit/");
+    for (index, byte) in name.bytes().enumerate() {
+        if byte.is_ascii_alphabetic() || (index > 0 && byte.is_ascii_digit()) {
+            path.push(char::from(byte));
+        } else {
+            path.push_str(&format!("_{byte:02x}"));
+        }
+    }
+    path
+}
+
+fn no_bus(scope: Scope, reason: &str) -> anyhow::Error {
+    match scope {
+        Scope::System => Failure::new(format!("can't reach systemd over the system D-Bus: {reason}"))
+            .hint("check that this host booted with systemd and that dbus runs: systemctl status dbus"),
+        Scope::User => Failure::new(format!("can't reach the user's systemd over D-Bus: {reason}")).hint(
+            "log in as that user directly (ssh, machinectl shell USER@; not su or sudo), and run `loginctl enable-linger`",
+        ),
+    }
+    .into()
+}
+
+/// Turns systemd's refusal into words and a next step.
+fn explain(error: zbus::Error, scope: Scope) -> anyhow::Error {
+    let (name, message) = match &error {
+        zbus::Error::MethodError(name, message, _) => (name.to_string(), message.as_deref()),
+        // The names that zbus itself knows.
+        zbus::Error::FDO(known) => (known.name().to_string(), known.description()),
+        _ => return error.into(),
+    };
+    let failure = Failure::new(message.unwrap_or(&name));
+    match name.as_str() {
+        "org.freedesktop.DBus.Error.AccessDenied"
+        | "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired" => failure.hint(
+            "run the command as root (sudo, or --host root@HOST), or use --user to manage a deployment of your own",
+        ),
+        "org.freedesktop.systemd1.NoSuchUnit" => {
+            failure.hint("install the units first: litellm-units generate")
+        }
+        "org.freedesktop.systemd1.UnitMasked" => failure.hint(match scope {
+            Scope::System => "systemctl unmask the unit, if it should run again",
+            Scope::User => "systemctl --user unmask the unit, if it should run again",
+        }),
+        _ => failure,
+    }
+    .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::unit_path;
+
+    #[test]
+    fn paths_of_units() {
+        assert_eq!(
+            unit_path("litellm-postgres.service"),
+            "/org/freedesktop/systemd1/unit/litellm_2dpostgres_2eservice"
+        );
+    }
+}

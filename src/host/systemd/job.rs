@@ -1,0 +1,189 @@
+//! Jobs of systemd: asked for, then awaited until each one's own result arrives.
+
+use std::collections::HashMap;
+use std::fmt;
+use std::time::Duration;
+
+use anyhow::Context;
+use futures_util::StreamExt;
+use tokio::time::Instant;
+use zbus_systemd::systemd1::{JobRemovedStream, ManagerProxy};
+use zbus_systemd::zbus::{self, OwnedObjectPath};
+
+use super::{Systemd, explain};
+use crate::error::Result;
+use crate::host::paths::Scope;
+
+/// What a job can be asked to do.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verb {
+    /// Start the unit, unless it runs.
+    Start,
+    /// Stop the unit, and what requires it.
+    Stop,
+    /// Stop the unit if it runs, then start it; what requires it restarts with it.
+    Restart,
+    /// Stop the unit if it runs, then start it; what requires it goes on.
+    RestartAlone,
+}
+
+/// How a job ended: systemd's own words (`org.freedesktop.systemd1(5)`, `JobRemoved`).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum JobResult {
+    /// It did what was asked.
+    Done,
+    /// Another job replaced it, or someone cancelled it.
+    Canceled,
+    /// It took longer than the unit allows.
+    Timeout,
+    /// The unit failed.
+    Failed,
+    /// A unit that this one requires failed.
+    Dependency,
+    /// It did not apply to the unit's state.
+    Skipped,
+    /// Any other word, which means failure.
+    Other(String),
+}
+
+impl JobResult {
+    fn parse(word: &str) -> Self {
+        match word {
+            "done" => Self::Done,
+            "canceled" => Self::Canceled,
+            "timeout" => Self::Timeout,
+            "failed" => Self::Failed,
+            "dependency" => Self::Dependency,
+            "skipped" => Self::Skipped,
+            other => Self::Other(other.to_owned()),
+        }
+    }
+
+    /// Whether the unit is now in the state that was asked for.
+    #[must_use]
+    pub fn is_success(&self) -> bool {
+        matches!(self, Self::Done | Self::Skipped)
+    }
+}
+
+impl fmt::Display for JobResult {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Done => "done",
+            Self::Canceled => "canceled",
+            Self::Timeout => "timeout",
+            Self::Failed => "failed",
+            Self::Dependency => "dependency failed",
+            Self::Skipped => "skipped",
+            Self::Other(word) => word,
+        })
+    }
+}
+
+/// A set of jobs under way.
+pub struct Jobs<'a> {
+    manager: ManagerProxy<'a>,
+    scope: Scope,
+    removed: JobRemovedStream,
+    pending: HashMap<OwnedObjectPath, String>,
+}
+
+impl<'a> Jobs<'a> {
+    /// Opens the stream of results; jobs asked for from now on can't be missed, even if one ends
+    /// before the answer to the call that made it arrives.
+    ///
+    /// # Errors
+    /// When the bus fails.
+    pub async fn new(systemd: &'a Systemd) -> Result<Self> {
+        let manager = systemd.manager().await?;
+        let removed = manager
+            .receive_job_removed()
+            .await
+            .map_err(|error| explain(error, systemd.scope()))
+            .context("can't listen for systemd's job results")?;
+        match manager.subscribe().await {
+            Ok(()) => {}
+            // An earlier set of jobs of this process did.
+            Err(zbus::Error::MethodError(name, ..))
+                if name == "org.freedesktop.systemd1.AlreadySubscribed" => {}
+            Err(error) => {
+                return Err(explain(error, systemd.scope()))
+                    .context("can't subscribe to systemd's signals");
+            }
+        }
+        Ok(Self {
+            manager,
+            scope: systemd.scope(),
+            removed,
+            pending: HashMap::new(),
+        })
+    }
+
+    /// Asks for one job. A job that is already under way for the same end is joined.
+    ///
+    /// # Errors
+    /// When systemd refuses: no such unit, masked, or not permitted.
+    pub async fn ask(&mut self, verb: Verb, unit: &str) -> Result<()> {
+        let mode = match verb {
+            Verb::RestartAlone => "ignore-requirements",
+            _ => "replace",
+        };
+        let (name, mode) = (unit.to_owned(), mode.to_owned());
+        let path = match verb {
+            Verb::Start => self.manager.start_unit(name, mode).await,
+            Verb::Stop => self.manager.stop_unit(name, mode).await,
+            Verb::Restart | Verb::RestartAlone => self.manager.restart_unit(name, mode).await,
+        }
+        .map_err(|error| explain(error, self.scope))
+        .with_context(|| {
+            let verb = match verb {
+                Verb::Start => "start",
+                Verb::Stop => "stop",
+                Verb::Restart | Verb::RestartAlone => "restart",
+            };
+            format!("can't {verb} {unit}")
+        })?;
+        self.pending.insert(path, unit.to_owned());
+        Ok(())
+    }
+
+    /// The units whose jobs are still under way, sorted.
+    #[must_use]
+    pub fn pending(&self) -> Vec<&str> {
+        let mut units: Vec<&str> = self.pending.values().map(String::as_str).collect();
+        units.sort_unstable();
+        units
+    }
+
+    /// Takes back what can be taken back: jobs that have ended by now are no error.
+    pub async fn cancel(&mut self) {
+        for path in std::mem::take(&mut self.pending).into_keys() {
+            if let Some(id) = path.rsplit('/').next().and_then(|id| id.parse().ok()) {
+                let _ = self.manager.cancel_job(id).await;
+            }
+        }
+    }
+
+    /// Waits at most `patience` for the next of these jobs to end. Nothing when none is left or
+    /// the time is over: [`Jobs::pending`] tells which.
+    ///
+    /// # Errors
+    /// When the bus goes away.
+    pub async fn next(&mut self, patience: Duration) -> Result<Option<(String, JobResult)>> {
+        let deadline = Instant::now() + patience;
+        while !self.pending.is_empty() {
+            let Ok(signal) = tokio::time::timeout_at(deadline, self.removed.next()).await else {
+                return Ok(None);
+            };
+            let signal =
+                signal.context("the connection to systemd ended while waiting for a job")?;
+            let arguments = signal
+                .args()
+                .context("systemd sent a malformed JobRemoved")?;
+            if let Some(unit) = self.pending.remove(arguments.job()) {
+                return Ok(Some((unit, JobResult::parse(arguments.result()))));
+            }
+        }
+        Ok(None)
+    }
+}

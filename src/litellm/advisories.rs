@@ -1,0 +1,868 @@
+//! What is known against releases and images: vulnerabilities of LiteLLM, and what must not run at
+//! all. The program brings a table; files of the administrator and of the user add to it.
+//!
+//! Malicious releases are refused everywhere. A release with a vulnerability that is known to be
+//! exploited is not brought into a deployment unless the operator accepts it; where it runs already,
+//! nothing is refused on its account, since a gateway that does not start helps nobody.
+
+mod listed;
+pub mod osv;
+
+use std::ffi::OsStr;
+use std::path::Path;
+
+use serde::Serialize;
+use thiserror::Error;
+
+use crate::deployment::images_lock::ImagesLock;
+use crate::deployment::installed_release;
+use crate::deployment::ledger::{Ledger, Release as Recorded};
+use crate::deployment::settings::{ACCEPT_VULNERABILITIES, Service, Settings, parse_env, read_env};
+use crate::deployment::snapshot;
+use crate::error::{Failure, Result};
+use crate::host::paths::Paths;
+use crate::image::ImageReference;
+use crate::litellm::release::Release;
+use crate::output;
+use listed::Entry;
+use osv::{Severity, Vulnerability};
+
+/// The table that comes with the program, in OSV's format.
+const SHIPPED: &str = include_str!("advisories/known.json");
+/// The date of the newest advisory that was looked at for it.
+pub const SHIPPED_DATE: &str = "2026-10-22";
+
+/// Lists them all.
+const LIST: &str = "litellm-units upgrade --check";
+
+/// Everything that is known.
+#[derive(Clone, Debug)]
+pub struct Advisories {
+    known: Vec<Known>,
+    listed: Vec<Entry>,
+    /// Files of advisories that can't be read, and why.
+    faults: Vec<String>,
+}
+
+#[derive(Clone, Debug)]
+struct Known {
+    vulnerability: Vulnerability,
+    /// The file, unless the program brought it.
+    place: Option<String>,
+}
+
+/// An image that must not run.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+#[error("{image:?} is {what}: {reason}{}", place_words(.place.as_deref()))]
+pub struct Found {
+    image: String,
+    what: String,
+    reason: String,
+    place: Option<String>,
+}
+
+fn place_words(place: Option<&str>) -> String {
+    place.map_or_else(String::new, |place| format!(", says {place}"))
+}
+
+impl Found {
+    /// The next step.
+    pub const HINT: &str =
+        "choose another release, and rotate every credential that this one has seen";
+}
+
+impl Advisories {
+    /// Those of this host. An unreadable file of advisories is an error of
+    /// [`Advisories::judge`] only, so that it keeps no unit from starting.
+    ///
+    /// # Errors
+    /// When a list of what must not run can't be read, or a line of it can't be understood: what an
+    /// administrator forbids is never overlooked.
+    pub fn load(paths: &Paths) -> Result<Self> {
+        let mut all = Self::shipped()?;
+        for path in paths.compromised_lists() {
+            match std::fs::read(&path) {
+                Ok(bytes) => all.listed.extend(listed::parse(&bytes, &path)?),
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(error) => {
+                    return Err(
+                        Failure::config(format!("can't read {}: {error}", path.display()))
+                            .hint("let everyone who runs a gateway read it: chmod a+r")
+                            .into(),
+                    );
+                }
+            }
+        }
+        let mut own = Vec::new();
+        for directory in paths.advisories() {
+            if let Err(error) = all.read_directory(&directory, &mut own) {
+                all.faults
+                    .push(format!("can't read {}: {error}", directory.display()));
+            }
+        }
+        all.add(own);
+        Ok(all)
+    }
+
+    /// Those that come with the program.
+    ///
+    /// # Errors
+    /// Never, as a test sees to.
+    pub fn shipped() -> Result<Self> {
+        let known = osv::parse(SHIPPED).map_err(Failure::new)?;
+        let known = known.into_iter().map(|vulnerability| Known {
+            vulnerability,
+            place: None,
+        });
+        Ok(Self {
+            known: known.collect(),
+            listed: Vec::new(),
+            faults: Vec::new(),
+        })
+    }
+
+    fn read_directory(&mut self, directory: &Path, own: &mut Vec<Known>) -> std::io::Result<()> {
+        let entries = match std::fs::read_dir(directory) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            entries => entries?,
+        };
+        let mut paths = entries
+            .map(|entry| Ok(entry?.path()))
+            .collect::<std::io::Result<Vec<_>>>()?;
+        paths.retain(|path| path.extension() == Some(OsStr::new("json")));
+        paths.sort();
+        for path in paths {
+            let found = std::fs::read_to_string(&path)
+                .map_err(|error| error.to_string())
+                .and_then(|text| osv::parse(&text));
+            match found {
+                Ok(found) => own.extend(found.into_iter().map(|vulnerability| Known {
+                    vulnerability,
+                    place: Some(path.display().to_string()),
+                })),
+                Err(problem) => self.faults.push(format!("{}: {problem}", path.display())),
+            }
+        }
+        Ok(())
+    }
+
+    /// Adds advisories of files. One about a vulnerability of the table takes its place, but is as
+    /// exploited as that one; several about the same count together. What the table calls malicious
+    /// stays so.
+    fn add(&mut self, own: Vec<Known>) {
+        let mut added: Vec<Known> = Vec::new();
+        for mut known in own {
+            self.known.retain(|shipped| {
+                let replaced = !shipped.vulnerability.malicious
+                    && shipped.vulnerability.is_same(&known.vulnerability);
+                if replaced {
+                    known.vulnerability.exploited |= shipped.vulnerability.exploited;
+                }
+                !replaced
+            });
+            if known.vulnerability.withdrawn {
+                continue;
+            }
+            match added
+                .iter_mut()
+                .find(|other| other.vulnerability.is_same(&known.vulnerability))
+            {
+                Some(other) => other.vulnerability.absorb(known.vulnerability),
+                None => added.push(known),
+            }
+        }
+        self.known.extend(added);
+    }
+
+    /// Whether an image may run; `digest` is what its tag is known to mean.
+    ///
+    /// # Errors
+    /// When it must not.
+    pub fn check(&self, image: &ImageReference, digest: Option<&str>) -> Result<(), Found> {
+        for entry in &self.listed {
+            if let Some(what) = entry.matches(image, digest) {
+                return Err(Found {
+                    image: image.to_string(),
+                    what,
+                    reason: entry.reason.clone(),
+                    place: Some(entry.place.clone()),
+                });
+            }
+        }
+        let Some(release) = release(image) else {
+            return Ok(());
+        };
+        for Known {
+            vulnerability,
+            place,
+        } in &self.known
+        {
+            if !vulnerability.malicious {
+                continue;
+            }
+            let listed = vulnerability
+                .lists(&release)
+                .or_else(|| vulnerability.affects(&release).then_some(&release));
+            if let Some(listed) = listed {
+                let source = vulnerability.url.as_ref();
+                let source = source.map_or_else(String::new, |url| format!(" ({url})"));
+                return Err(Found {
+                    image: image.to_string(),
+                    what: format!("LiteLLM {listed}, a compromised release"),
+                    reason: format!("{}{source}", vulnerability.summary),
+                    place: place.clone(),
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Refuses settings that name an image that must not run.
+    ///
+    /// # Errors
+    /// With the variable, and its line in `.env`.
+    pub fn refuse(&self, paths: &Paths, settings: &Settings, images: &ImagesLock) -> Result<()> {
+        for service in settings.services() {
+            let Some(image) = settings.image(service) else {
+                continue;
+            };
+            let identity = images.identity(image);
+            let digest = identity.as_ref().map(|identity| identity.digest.as_str());
+            if let Err(found) = self.check(image, digest) {
+                let name = service.image_variable();
+                let place = place(paths, name);
+                let message = format!("{place}: {name} can't be used: {found}");
+                return Err(Failure::config(message).hint(Found::HINT).into());
+            }
+        }
+        Ok(())
+    }
+
+    /// What is known against the release of an image. Nothing if the image does not say which
+    /// release it is.
+    ///
+    /// # Errors
+    /// When a file of advisories can't be read: nobody should believe that all is well.
+    pub fn judge(&self, image: &ImageReference, accepted: &[String]) -> Result<Option<Judgement>> {
+        if !self.faults.is_empty() {
+            return Err(Failure::config(self.faults.join("; "))
+                .hint("download the file again (https://osv.dev), or remove it")
+                .into());
+        }
+        let Some(release) = release(image) else {
+            return Ok(None);
+        };
+        let mut vulnerabilities: Vec<Finding> = self
+            .against(&release)
+            .map(|vulnerability| Finding::new(vulnerability, &release, accepted))
+            .collect();
+        vulnerabilities
+            .sort_by_key(|finding| (!finding.exploited, finding.severity, finding.id.clone()));
+        let free = |of: fn(&Vulnerability) -> bool| {
+            let mut fixes: Vec<Release> = self
+                .known
+                .iter()
+                .flat_map(|known| known.vulnerability.fixes())
+                .filter(|fix| *fix > release && fix.is_general())
+                .collect();
+            fixes.sort();
+            fixes.into_iter().find(|fix| !self.against(fix).any(of))
+        };
+        Ok(Some(Judgement {
+            fixed: free(|_| true),
+            safe: free(|vulnerability| vulnerability.exploited),
+            release,
+            vulnerabilities,
+        }))
+    }
+
+    fn against(&self, release: &Release) -> impl Iterator<Item = &Vulnerability> {
+        self.known
+            .iter()
+            .map(|known| &known.vulnerability)
+            .filter(|vulnerability| vulnerability.affects(release))
+    }
+}
+
+/// The release of one of LiteLLM's images, as far as its tag says it.
+#[must_use]
+pub fn release(image: &ImageReference) -> Option<Release> {
+    image
+        .tag()
+        .filter(|_| image.is_litellm())
+        .and_then(Release::of_tag)
+}
+
+/// File and line of a variable, as far as there is one.
+fn place(paths: &Paths, name: &str) -> String {
+    let path = paths.env_file();
+    let line = read_env(&path)
+        .and_then(|text| parse_env(&text, &path))
+        .ok()
+        .and_then(|env| env.line(name))
+        .map(|line| format!(", line {line}"))
+        .unwrap_or_default();
+    format!("{}{line}", path.display())
+}
+
+/// A vulnerability that a release has.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// Its CVE, or what else it is known by.
+    pub id: String,
+    /// Its other identifiers.
+    pub aliases: Vec<String>,
+    /// How bad it is.
+    pub severity: Severity,
+    /// Whether it is known to be used in attacks.
+    pub exploited: bool,
+    /// Whether the operator accepts it.
+    pub accepted: bool,
+    /// The first later release without it; null where none is known.
+    pub fixed: Option<String>,
+    /// In one line.
+    pub summary: String,
+    /// Where to read about it.
+    pub url: Option<String>,
+}
+
+impl Finding {
+    fn new(vulnerability: &Vulnerability, release: &Release, accepted: &[String]) -> Self {
+        let id = vulnerability.name().to_owned();
+        Self {
+            aliases: vulnerability
+                .ids
+                .iter()
+                .filter(|other| **other != id)
+                .cloned()
+                .collect(),
+            severity: vulnerability.severity,
+            exploited: vulnerability.exploited,
+            accepted: accepted.iter().any(|id| vulnerability.is_named(id)),
+            fixed: vulnerability
+                .fixed(release)
+                .map(|release| release.to_string()),
+            summary: vulnerability.summary.clone(),
+            url: vulnerability.url.clone(),
+            id,
+        }
+    }
+}
+
+/// What is known against a release.
+#[derive(Clone, Debug)]
+pub struct Judgement {
+    /// The release.
+    pub release: Release,
+    /// Its vulnerabilities, the worst first.
+    pub vulnerabilities: Vec<Finding>,
+    /// The first later release without a known vulnerability.
+    pub fixed: Option<Release>,
+    /// The first later release without one that is exploited.
+    safe: Option<Release>,
+}
+
+impl Judgement {
+    /// Those that the operator has not accepted.
+    pub fn open(&self) -> impl Iterator<Item = &Finding> {
+        self.vulnerabilities
+            .iter()
+            .filter(|finding| !finding.accepted)
+    }
+
+    /// Of these, those that are known to be used in attacks.
+    #[must_use]
+    pub fn exploited(&self) -> Vec<&str> {
+        self.open()
+            .filter(|finding| finding.exploited)
+            .map(|finding| finding.id.as_str())
+            .collect()
+    }
+
+    /// In a few words: `17 known vulnerabilities, 2 exploited`.
+    #[must_use]
+    pub fn count(&self) -> String {
+        let count = match self.open().count() {
+            0 => return "no known vulnerability".into(),
+            1 => "1 known vulnerability".into(),
+            count => format!("{count} known vulnerabilities"),
+        };
+        match self.exploited().len() {
+            0 => count,
+            exploited => format!("{count}, {exploited} exploited"),
+        }
+    }
+
+    /// In some sentences; nothing if nothing is known that is not accepted.
+    #[must_use]
+    pub fn words(&self) -> Option<String> {
+        let of = |severity| {
+            self.open()
+                .filter(|finding| !finding.exploited && finding.severity == severity)
+                .count()
+        };
+        let all = match self.open().count() {
+            0 => return None,
+            1 => "1 known vulnerability".to_owned(),
+            count => format!("{count} known vulnerabilities"),
+        };
+        let mut text = format!("LiteLLM {} has {all}.", self.release);
+        let exploited = self.exploited();
+        if !exploited.is_empty() {
+            text.push_str(&format!(" Exploited: {}.", exploited.join(", ")));
+        }
+        let (critical, high) = (of(Severity::Critical), of(Severity::High));
+        let lower = self.open().count() - exploited.len() - critical - high;
+        let others: Vec<String> = [(critical, "critical"), (high, "high"), (lower, "lower")]
+            .into_iter()
+            .filter(|(count, _)| *count > 0)
+            .map(|(count, word)| format!("{count} {word}"))
+            .collect();
+        if !others.is_empty() {
+            let label = if exploited.is_empty() {
+                "Severity"
+            } else {
+                "Others"
+            };
+            text.push_str(&format!(" {label}: {}.", others.join(", ")));
+        }
+        match &self.fixed {
+            Some(fixed) => text.push_str(&format!(" All are fixed in {fixed}.")),
+            None => text.push_str(" No release is known to fix all."),
+        }
+        Some(text)
+    }
+}
+
+/// Lets the gateway's image into the deployment, with a warning if its release has known
+/// vulnerabilities. `accepted` are those that the command line accepts beside `.env`; `again` is the
+/// command that would do so.
+///
+/// # Errors
+/// When one of them is exploited and not accepted, and the deployment does not have this image yet.
+pub fn admit(
+    paths: &Paths,
+    settings: &Settings,
+    image: &ImageReference,
+    accepted: &[String],
+    again: &str,
+) -> Result<()> {
+    let advisories = Advisories::load(paths)?;
+    if advisories.check(image, None).is_err() {
+        // Refused by those who know its digest and its place.
+        return Ok(());
+    }
+    let accepted = [settings.accepted.as_slice(), accepted].concat();
+    let Some(release) = release(image) else {
+        return Ok(());
+    };
+    let is_deployed = is_deployed(paths, &release)?;
+    let judgement = match advisories.judge(image, &accepted) {
+        Ok(Some(judgement)) => judgement,
+        Ok(None) => return Ok(()),
+        Err(error) if is_deployed => {
+            output::warn_wrapped(&format!("known vulnerabilities are not checked: {error:#}"));
+            return Ok(());
+        }
+        Err(error) => return Err(error),
+    };
+    let exploited = judgement.exploited();
+    if exploited.is_empty() || is_deployed {
+        if let Some(words) = judgement.words() {
+            output::warn_wrapped(&format!("{words} See them: `{LIST}`"));
+        }
+        return Ok(());
+    }
+    let all = exploited.join(",");
+    let message = format!(
+        "LiteLLM {} is refused because of exploited vulnerabilities: {}",
+        judgement.release,
+        exploited.join(", ")
+    );
+    let instead = match &judgement.safe {
+        Some(safe) => format!("use LiteLLM {safe} or later"),
+        None => "wait for a release that fixes them".into(),
+    };
+    Err(Failure::config(message)
+        .hint(format!(
+            "{instead}, or accept the risk: `{again} --accept-vulnerability {all}`, or {ACCEPT_VULNERABILITIES}={all} in .env"
+        ))
+        .into())
+}
+
+/// Whether the deployment has this release already: it is recorded as the present one, was the last
+/// one to be ready, or is named by the installed unit.
+fn is_deployed(paths: &Paths, release: &Release) -> Result<bool> {
+    let ledger = Ledger::load(paths)?;
+    let recorded = ledger.current().and_then(Recorded::gateway);
+    let good = snapshot::last_good(paths)
+        .and_then(|id| snapshot::env(paths, &id).ok())
+        .and_then(|text| parse_env(&text, &paths.env_file()).ok());
+    let good = good
+        .as_ref()
+        .and_then(|env| env.get(Service::Litellm.image_variable()));
+    let is_it = |image: &ImageReference| self::release(image).is_some_and(|it| it == *release);
+    Ok(recorded
+        .map(|recorded| recorded.reference.as_str())
+        .into_iter()
+        .chain(good)
+        .filter_map(|image| ImageReference::parse(image).ok())
+        .chain(installed_release::of_unit(paths, Service::Litellm))
+        .any(|image| is_it(&image)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn digest(digit: &str) -> String {
+        format!("sha256:{}", digit.repeat(64))
+    }
+
+    fn image(text: &str) -> ImageReference {
+        ImageReference::parse(text).unwrap()
+    }
+
+    fn said(all: &Advisories, name: &str, digest: Option<&str>) -> String {
+        all.check(&image(name), digest)
+            .map_or_else(|found| found.to_string(), |()| "may run".into())
+    }
+
+    /// Paths of a user's scope below a directory.
+    fn paths(root: &Path) -> Paths {
+        Paths {
+            configuration: root.join("etc"),
+            deployment: root.join("deployment"),
+            quadlets: root.join("quadlets"),
+            ..Paths::detect(crate::host::paths::Scope::System, None).unwrap()
+        }
+    }
+
+    fn write(path: &Path, text: &str) {
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    }
+
+    fn judge(all: &Advisories, tag: &str, accepted: &[&str]) -> Judgement {
+        let accepted: Vec<String> = accepted.iter().map(|id| (*id).to_owned()).collect();
+        let image = image(&format!("ghcr.io/berriai/litellm:{tag}"));
+        all.judge(&image, &accepted).unwrap().unwrap()
+    }
+
+    #[test]
+    fn malicious_releases() {
+        let all = Advisories::shipped().unwrap();
+        let stealer = |image: &str, release: &str| {
+            format!(
+                "{image:?} is LiteLLM {release}, a compromised release: it steals credentials (https://github.com/BerriAI/litellm/issues/24512)"
+            )
+        };
+        for (image, release) in [
+            ("ghcr.io/berriai/litellm:v1.82.7-stable", "1.82.7"),
+            ("ghcr.io/berriai/litellm-database:main-v1.82.8", "1.82.8"),
+            ("mirror.local/x/litellm:1.82.8.rc1", "1.82.8"),
+            ("mirror.local/x/litellm:1.82.8-ours", "1.82.8"),
+        ] {
+            assert_eq!(said(&all, image, None), stealer(image, release));
+        }
+        let pinned = format!("ghcr.io/berriai/litellm:v1.82.7@{}", digest("a"));
+        assert_eq!(said(&all, &pinned, None), stealer(&pinned, "1.82.7"));
+        for image in [
+            "ghcr.io/berriai/litellm:v1.82.70",
+            "ghcr.io/berriai/litellm:v1.82.6-stable",
+            "docker.io/library/postgres:1.82.7",
+        ] {
+            assert_eq!(said(&all, image, None), "may run", "{image}");
+        }
+    }
+
+    #[test]
+    fn a_list_of_the_host() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = paths(root.path());
+        let list = paths.own_configuration().join("compromised-releases");
+        let text = format!(
+            "# ours\n\n{}  found in an audit \r\nv1.83.0-rc1 does not start\n",
+            digest("b")
+        );
+        write(&list, &text);
+        let all = Advisories::load(&paths).unwrap();
+        let place = |line: u32| format!("says {}, line {line}", list.display());
+        let pinned = format!("docker.io/library/redis:7.4@{}", digest("b"));
+        let tag = "docker.io/library/redis:7.4";
+        // What a tag was found to mean counts as well.
+        for (image, known) in [(pinned.as_str(), None), (tag, Some(digest("b")))] {
+            assert_eq!(
+                said(&all, image, known.as_deref()),
+                format!(
+                    "{image:?} is {}, a compromised image: found in an audit, {}",
+                    digest("b"),
+                    place(3)
+                )
+            );
+        }
+        assert_eq!(said(&all, tag, Some(&digest("c"))), "may run");
+        let candidate = "ghcr.io/berriai/litellm:v1.83.0-rc1";
+        assert_eq!(
+            said(&all, candidate, None),
+            format!(
+                "{candidate:?} is LiteLLM 1.83.0-rc1, a compromised release: does not start, {}",
+                place(4)
+            )
+        );
+        assert_eq!(
+            said(&all, "ghcr.io/berriai/litellm:v1.83.0", None),
+            "may run"
+        );
+    }
+
+    #[test]
+    fn no_line_is_overlooked() {
+        let release =
+            "is neither a release such as 1.82.7 nor a digest (sha256: and 64 hexadecimal digits)";
+        for (line, problem) in [
+            ("1.83.0", "\"1.83.0\" has no reason".to_owned()),
+            ("1.83 bad", format!("\"1.83\" {release}")),
+            ("1.83.x bad", format!("\"1.83.x\" {release}")),
+            ("sha256:12 bad", format!("\"sha256:12\" {release}")),
+        ] {
+            let text = format!("# ours\n{line}\n");
+            let error = listed::parse(text.as_bytes(), Path::new("/etc/list")).unwrap_err();
+            assert_eq!(error.to_string(), format!("/etc/list, line 2: {problem}"));
+        }
+        let error = listed::parse(b"\xff 1\n", Path::new("/etc/list")).unwrap_err();
+        assert_eq!(error.to_string(), "/etc/list, line 1: not valid UTF-8");
+    }
+
+    #[test]
+    fn known_vulnerabilities() {
+        let all = Advisories::shipped().unwrap();
+        let ids = |tag: &str| -> Vec<String> {
+            let of = judge(&all, tag, &[]).vulnerabilities;
+            of.into_iter().map(|finding| finding.id).collect()
+        };
+        assert_eq!(
+            ids("v1.80.11-stable"),
+            [
+                "CVE-2026-42271",
+                "CVE-2026-59822",
+                "CVE-2026-35030",
+                "CVE-2026-49468",
+                "CVE-2026-35029",
+                "CVE-2026-42203",
+                "CVE-2026-47101",
+                "CVE-2026-47102",
+                "CVE-2026-84377",
+                "GHSA-69x8-hrgq-fjj8",
+                "GHSA-g5ff-637f-6q2m",
+                "CVE-2026-59820",
+                "GHSA-hhww-mrg2-969h",
+                "GHSA-hx8v-g79f-8w5f",
+                "CVE-2026-59819",
+                "CVE-2026-59821",
+            ]
+        );
+        // The sandbox and the injection came later.
+        for later in ["CVE-2026-42208", "CVE-2026-40217"] {
+            assert!(ids("v1.81.16-stable").contains(&later.to_owned()));
+        }
+        assert_eq!(
+            ids("v1.83.14"),
+            [
+                "CVE-2026-59822",
+                "CVE-2026-49468",
+                "CVE-2026-84377",
+                "GHSA-g5ff-637f-6q2m",
+                "GHSA-hhww-mrg2-969h"
+            ]
+        );
+        assert_eq!(ids("v1.94.3"), ["CVE-2026-114612", "GHSA-g5ff-637f-6q2m"]);
+        assert_eq!(ids("v1.101.2"), ["CVE-2026-114612"]);
+        for tag in ["v1.88.6-rc.1", "v1.96.1"] {
+            assert!(ids(tag).contains(&"CVE-2026-84377".to_owned()), "{tag}");
+        }
+        for tag in [
+            "v1.100.4",
+            "v1.103.1",
+            "v1.108.14",
+            "v1.110.2",
+            "1.111.0-dev.3",
+        ] {
+            assert!(ids(tag).is_empty(), "{tag}");
+        }
+        let unnamed = image(&format!("ghcr.io/berriai/litellm@{}", digest("a")));
+        let other = image("docker.io/library/redis:1.80.11");
+        for image in [unnamed, other] {
+            assert!(all.judge(&image, &[]).unwrap().is_none());
+        }
+    }
+
+    #[test]
+    fn words_of_a_judgement() {
+        let all = Advisories::shipped().unwrap();
+        let of = |tag: &str, accepted: &[&str]| judge(&all, tag, accepted).words();
+        assert_eq!(
+            of("v1.80.11-stable", &[]).unwrap(),
+            "LiteLLM 1.80.11 has 16 known vulnerabilities. Exploited: CVE-2026-42271, CVE-2026-59822. Others: 2 critical, 7 high, 5 lower. All are fixed in 1.100.4."
+        );
+        assert_eq!(
+            of("v1.101.2", &[]).unwrap(),
+            "LiteLLM 1.101.2 has 1 known vulnerability. Severity: 1 critical. All are fixed in 1.101.3."
+        );
+        assert_eq!(of("v1.101.2", &["ghsa-7HP6-4w63-5g45"]), None);
+        assert_eq!(of("v1.108.14", &[]), None);
+        let judged = judge(&all, "v1.81.16", &["CVE-2026-42208", "CVE-2026-42271"]);
+        assert_eq!(judged.exploited(), ["CVE-2026-59822"]);
+        assert_eq!(judged.safe.unwrap().to_string(), "1.84.0");
+    }
+
+    fn advisory(id: &str, alias: &str, fixed: &str, more: &str) -> String {
+        format!(
+            r#"{{"id": "{id}", "aliases": ["{alias}"], "summary": "theirs", {more} "affected": [{{"package": {{"ecosystem": "PyPI", "name": "litellm"}},
+            "ranges": [{{"type": "ECOSYSTEM", "events": [{{"introduced": "1.100.0"}}, {{"fixed": "{fixed}"}}]}}]}}]}}"#
+        )
+    }
+
+    #[test]
+    fn advisories_of_the_host() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = paths(root.path());
+        let file = |name: &str| paths.own_configuration().join("advisories").join(name);
+        // A new one in two databases, one that takes the place of the table's, one that was withdrawn.
+        write(
+            &file("GHSA-new.json"),
+            &advisory("GHSA-new", "CVE-2027-1", "1.108.15", ""),
+        );
+        write(
+            &file("PYSEC-new.json"),
+            &advisory("PYSEC-new", "CVE-2027-1", "1.109.0", ""),
+        );
+        write(
+            &file("other.json"),
+            &advisory("PYSEC-x", "CVE-2026-59822", "1.101.0", ""),
+        );
+        write(
+            &file("withdrawn.json"),
+            &advisory(
+                "GHSA-4xpc-pv4p-pm3w",
+                "CVE-2026-49468",
+                "1.101.0",
+                r#""withdrawn": "2026-01-01T00:00:00Z","#,
+            ),
+        );
+        write(
+            &file("MAL-2027-1.json"),
+            &advisory("MAL-2027-1", "CVE-2027-2", "1.100.1", ""),
+        );
+        write(&file("README"), "no advisory");
+        let all = Advisories::load(&paths).unwrap();
+        let of = judge(&all, "v1.108.14", &[]).vulnerabilities;
+        assert_eq!(of.len(), 1);
+        assert_eq!(
+            (of[0].id.as_str(), of[0].aliases.join(" ").as_str()),
+            ("CVE-2027-1", "GHSA-new PYSEC-new")
+        );
+        assert_eq!(of[0].fixed.as_deref(), Some("1.109.0"));
+        let ids: Vec<String> = judge(&all, "v1.83.14", &[])
+            .vulnerabilities
+            .into_iter()
+            .map(|finding| finding.id)
+            .collect();
+        assert!(!ids.contains(&"CVE-2026-49468".to_owned()));
+        assert!(!ids.contains(&"CVE-2026-59822".to_owned()));
+        // Another range does not make it less exploited.
+        assert!(
+            judge(&all, "v1.100.4", &[])
+                .exploited()
+                .contains(&"CVE-2026-59822")
+        );
+        let name = "ghcr.io/berriai/litellm:v1.100.0";
+        assert_eq!(
+            said(&all, name, None),
+            format!(
+                "{name:?} is LiteLLM 1.100.0, a compromised release: theirs, says {}",
+                file("MAL-2027-1.json").display()
+            )
+        );
+
+        // A file that can't be read keeps nobody from starting, but from believing that all is well.
+        write(&file("broken.json"), "{}");
+        let all = Advisories::load(&paths).unwrap();
+        assert_eq!(
+            said(&all, "ghcr.io/berriai/litellm:v1.83.0", None),
+            "may run"
+        );
+        let error = all
+            .judge(&image("ghcr.io/berriai/litellm:v1.83.0"), &[])
+            .unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "{}: not an advisory in OSV's format",
+                file("broken.json").display()
+            )
+        );
+    }
+
+    const SETTINGS: &str = "LITELLM_MASTER_KEY=sk-1\nPOSTGRES_PASSWORD=a\nREDIS_PASSWORD=b\n";
+
+    fn admitted(paths: &Paths, env: &str, accepted: &[&str]) -> Result<(), (String, String)> {
+        let text = format!("{SETTINGS}{env}");
+        let settings = Settings::from_text(&text, &paths.env_file()).unwrap();
+        let accepted: Vec<String> = accepted.iter().map(|id| (*id).to_owned()).collect();
+        admit(
+            paths,
+            &settings,
+            &settings.litellm_image,
+            &accepted,
+            "litellm-units up",
+        )
+        .map_err(|error| {
+            assert_eq!(crate::error::exit(&error), crate::error::Exit::Config);
+            let hint = crate::error::hint(&error).unwrap_or_default().to_owned();
+            (error.to_string(), hint)
+        })
+    }
+
+    #[test]
+    fn exploited_releases_are_admitted_knowingly() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = paths(root.path());
+        let env = "LITELLM_IMAGE=ghcr.io/berriai/litellm:v1.81.16-stable\n";
+        let ids = "CVE-2026-42208,CVE-2026-42271,CVE-2026-59822";
+        assert_eq!(
+            admitted(&paths, env, &["CVE-2026-1"]),
+            Err((
+                "LiteLLM 1.81.16 is refused because of exploited vulnerabilities: CVE-2026-42208, CVE-2026-42271, CVE-2026-59822".into(),
+                format!("use LiteLLM 1.84.0 or later, or accept the risk: `litellm-units up --accept-vulnerability {ids}`, or LITELLM_ACCEPT_VULNERABILITIES={ids} in .env")
+            ))
+        );
+        let all: Vec<&str> = ids.split(',').collect();
+        assert_eq!(admitted(&paths, env, &all), Ok(()));
+        let line =
+            format!("{env}LITELLM_ACCEPT_VULNERABILITIES='CVE-2026-59822, GHSA-v4p8-mg3p-g94g'\n");
+        assert_eq!(admitted(&paths, &line, &all[..1]), Ok(()));
+        assert!(admitted(&paths, &line, &[]).is_err());
+        // What is only vulnerable comes with a warning.
+        let newer = "LITELLM_IMAGE=ghcr.io/berriai/litellm:v1.84.0\n";
+        assert_eq!(admitted(&paths, newer, &[]), Ok(()));
+        // What runs already is let alone, by whatever digest.
+        write(
+            &paths.quadlets.join("litellm.container"),
+            &format!(
+                "[Container]\nImage=ghcr.io/berriai/litellm:v1.81.16-stable@{}\n",
+                digest("a")
+            ),
+        );
+        assert_eq!(admitted(&paths, env, &[]), Ok(()));
+        let other = env.replace("1.81.16", "1.82.0");
+        assert!(admitted(&paths, &other, &[]).is_err());
+        // So it is with an advisory that can't be read.
+        write(
+            &paths.own_configuration().join("advisories/broken.json"),
+            "{}",
+        );
+        assert_eq!(admitted(&paths, env, &[]), Ok(()));
+        assert!(admitted(&paths, newer, &[]).is_err());
+    }
+}

@@ -1,0 +1,9 @@
+//! What changes a host: each operation as one call.
+
+pub mod audit;
+pub mod backup;
+pub mod rotation;
+pub mod seal;
+pub mod stack;
+pub mod trust;
+pub mod upgrade;

@@ -1,0 +1,689 @@
+//! Backups: the database with everything that it takes to run it again, made while the gateway
+//! serves; checked, listed and thinned out.
+//!
+//! A backup is a directory below `backups/`, built under another name and renamed when it is
+//! complete: whatever interrupts it, there is never half a backup among the others. None of the
+//! functions takes the lock of [`crate::host::lock`]: whoever calls them does.
+
+pub mod archive;
+pub mod database;
+pub mod manifest;
+pub mod object_store;
+pub mod restore;
+pub mod retention;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::fs::Permissions;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize};
+use tempfile::TempDir;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::deployment::applied::files_below;
+use crate::deployment::env_file::EnvFile;
+use crate::deployment::images_lock::ImagesLock;
+use crate::deployment::installed_release;
+use crate::deployment::sealed;
+use crate::deployment::settings::{BackupSettings, Service, Settings, parse_env, read_env};
+use crate::error::{Failure, Result};
+use crate::host::Host;
+use crate::host::files;
+use crate::host::paths::Paths;
+use crate::image::{Identity, Image};
+use crate::operations::seal;
+use crate::output::{bytes, duration, say, warn};
+use crate::quadlet::{Place, is_ours_by_name};
+use crate::random::kernel_random;
+use archive::{Progress, Recipient};
+use database::Server;
+use manifest::{DUMP, Encryption, Manifest, StoredFile};
+use retention::Retention;
+
+/// The logical name of `.env`.
+const ENV: &str = "deployment/.env";
+/// How those of sealed secrets begin.
+const CREDENTIALS: &str = "deployment/credentials/";
+/// How the directory of a backup that is not complete is called.
+const UNFINISHED: &str = ".new-";
+/// What is kept free beside what a backup is expected to take.
+const RESERVE: u64 = 64 << 20;
+
+/// The name of a backup: its time in UTC, and six hexadecimal digits. Three are the fraction of the second, so that names
+/// sort by time, and three are random.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct BackupId(String);
+
+impl BackupId {
+    const FORMAT: &'static str = "%Y%m%dT%H%M%SZ";
+
+    /// Reads a name.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let (time, random) = text.split_once('-')?;
+        jiff::civil::DateTime::strptime(Self::FORMAT, time).ok()?;
+        let hexadecimal = |c: char| c.is_ascii_digit() || ('a'..='f').contains(&c);
+        (time.len() == 16 && random.len() == 6 && random.chars().all(hexadecimal))
+            .then(|| Self(text.to_owned()))
+    }
+
+    /// A new name for something that is made at `time`.
+    ///
+    /// # Errors
+    /// When the kernel has no random bytes.
+    pub fn new(time: jiff::Timestamp) -> Result<Self> {
+        let mut random = [0; 2];
+        kernel_random(&mut random)?;
+        let fraction = i64::from(time.subsec_nanosecond()).max(0) * 0x1000 / 1_000_000_000;
+        Ok(Self(format!(
+            "{}-{fraction:03x}{:03x}",
+            time.strftime(Self::FORMAT),
+            u16::from_be_bytes(random) & 0xfff
+        )))
+    }
+
+    /// When the backup was begun, in UTC.
+    #[must_use]
+    pub fn created(&self) -> jiff::civil::DateTime {
+        let time = self.0.split('-').next().unwrap_or_default();
+        jiff::civil::DateTime::strptime(Self::FORMAT, time).unwrap_or_default()
+    }
+
+    /// The name.
+    #[must_use]
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+}
+
+impl fmt::Display for BackupId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+impl TryFrom<String> for BackupId {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        Self::parse(&text).ok_or_else(|| format!("{text:?} is not the name of a backup"))
+    }
+}
+
+impl From<BackupId> for String {
+    fn from(id: BackupId) -> Self {
+        id.0
+    }
+}
+
+/// How a backup is made.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Which older backups are removed afterwards; none if there is no rule.
+    pub retention: Option<Retention>,
+    /// Backups that are not removed whatever the rule says.
+    pub protected: Vec<BackupId>,
+    /// The age recipient; without one, `BACKUP_AGE_RECIPIENT` of `.env`.
+    pub recipient: Option<String>,
+    /// Where a copy goes; without it, `BACKUP_URL` of `.env`.
+    pub to: Option<String>,
+    /// Not encrypted, and not copied elsewhere: to go back to on this host without anyone's key.
+    pub to_go_back: bool,
+    /// Say nothing but warnings.
+    pub quiet: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            retention: Some(Retention::default()),
+            protected: Vec::new(),
+            recipient: None,
+            to: None,
+            to_go_back: false,
+            quiet: false,
+        }
+    }
+}
+
+/// A complete backup.
+#[derive(Clone, Debug)]
+pub struct Backup {
+    /// Where it is.
+    pub directory: PathBuf,
+    /// What it holds.
+    pub manifest: Manifest,
+}
+
+impl Backup {
+    /// Its name.
+    #[must_use]
+    pub fn id(&self) -> &BackupId {
+        &self.manifest.id
+    }
+
+    /// Reads the backup of that name.
+    ///
+    /// # Errors
+    /// When there is none, or its manifest is damaged.
+    pub fn load(paths: &Paths, id: &BackupId) -> Result<Self> {
+        let directory = directory(paths).join(id.as_str());
+        if !directory.is_dir() {
+            return Err(Failure::new(format!("there is no backup {id} in {}", self::directory(paths).display()))
+                .hint("see which there are: litellm-units backup list; one that is elsewhere: litellm-units backup fetch")
+                .into());
+        }
+        let manifest = Manifest::load(&directory)?;
+        Ok(Self {
+            directory,
+            manifest,
+        })
+    }
+
+    /// Reads the backup that an operator names: by its name, or as `latest`.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub fn find(paths: &Paths, name: &str) -> Result<Self> {
+        if name != "latest" {
+            let id = BackupId::parse(name).ok_or_else(|| {
+                Failure::new(format!("{name:?} is not the name of a backup"))
+                    .hint("say `latest`, or a name from litellm-units backup list")
+            })?;
+            return Self::load(paths, &id);
+        }
+        match ids(paths)?.last() {
+            Some(id) => Self::load(paths, id),
+            None => Err(Failure::new(format!(
+                "there is no backup in {}",
+                directory(paths).display()
+            ))
+            .hint("make one: litellm-units backup")
+            .into()),
+        }
+    }
+}
+
+/// Where the backups of a deployment are.
+#[must_use]
+pub fn directory(paths: &Paths) -> PathBuf {
+    paths.deployment.join("backups")
+}
+
+/// The names of all complete backups, oldest first.
+///
+/// # Errors
+/// When the directory can't be read.
+pub fn ids(paths: &Paths) -> Result<Vec<BackupId>> {
+    let directory = directory(paths);
+    let entries = match std::fs::read_dir(&directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => {
+            return Err(error).with_context(|| format!("can't read {}", directory.display()));
+        }
+    };
+    let mut ids = Vec::new();
+    for entry in entries {
+        let entry = entry.with_context(|| format!("can't read {}", directory.display()))?;
+        ids.extend(entry.file_name().to_str().and_then(BackupId::parse));
+    }
+    ids.sort();
+    Ok(ids)
+}
+
+/// Makes a backup while the gateway serves.
+///
+/// # Errors
+/// When the database can't be read or the disk can't hold the backup: then nothing is left of it.
+/// When the backup is there but its copy elsewhere failed.
+pub async fn create(host: &Host, settings: &Settings, options: &Options) -> Result<Backup> {
+    let mut interrupt = signal(SignalKind::interrupt()).context("can't listen for Ctrl-C")?;
+    tokio::select! {
+        result = create_uninterrupted(host, settings, options) => result,
+        _ = interrupt.recv() => Err(Failure::interrupted("interrupted; nothing is left of the backup that was under way")
+            .hint("make it again: litellm-units backup")
+            .into()),
+    }
+}
+
+async fn create_uninterrupted(
+    host: &Host,
+    settings: &Settings,
+    options: &Options,
+) -> Result<Backup> {
+    let begin = std::time::Instant::now();
+    let backup_settings = (!options.to_go_back).then_some(&settings.backup);
+    let of_settings = |pick: fn(&BackupSettings) -> Option<&String>| backup_settings.and_then(pick);
+    let recipient = Recipient::parse(
+        options
+            .recipient
+            .as_ref()
+            .or(of_settings(|backup| backup.recipient.as_ref()))
+            .map(|text| text.trim()),
+    )?;
+    let to = options
+        .to
+        .as_ref()
+        .or(of_settings(|backup| backup.url.as_ref()));
+    // A wrong address shall not come out after an hour.
+    let remote = to
+        .map(|url| object_store::Remote::new(url, &settings.backup))
+        .transpose()?;
+    let server = Server::new(host, settings).await?;
+    restore::recover_with(host, settings, &server).await?;
+
+    let mut snapshot = server.snapshot().await?;
+    let parent = directory(&host.paths);
+    make_private(&parent)?;
+    let expected = expected_size(&host.paths, snapshot.size());
+    check_space(&parent, expected)?;
+
+    let created = jiff::Timestamp::now();
+    let id = BackupId::new(created)?;
+    let staged = tempfile::Builder::new()
+        .prefix(&format!("{UNFINISHED}{id}-"))
+        .permissions(Permissions::from_mode(0o700))
+        .tempdir_in(&parent)
+        .with_context(|| format!("can't create a directory in {}", parent.display()))?;
+    fail::fail_point!("backup-begun");
+    if !options.quiet {
+        say(&format!(
+            "dumping database {} ({})",
+            server.database,
+            bytes(snapshot.size())
+        ));
+    }
+    let progress = Progress::new("dumped", snapshot.size(), options.quiet);
+    let dump = {
+        let place = staged.path().to_owned();
+        let recipient = recipient.clone();
+        let counted = progress.clone();
+        let name = snapshot.name.clone();
+        let dump = server.dump(&name, move |reader| {
+            archive::store(&place, DUMP, true, &recipient, &mut counted.reading(reader))
+        });
+        let both = futures_util::future::try_join(dump, snapshot.count()).await;
+        progress.clear();
+        both
+    };
+    let (entry, contents) = dump.map_err(|error| on_full_disk(error, &parent))?;
+    drop(snapshot);
+    fail::fail_point!("backup-after-dump");
+
+    let mut manifest = Manifest::new(id, created, contents);
+    manifest.images = images(host, settings).await;
+    manifest.encryption = recipient.word().map(|recipient| Encryption {
+        format: "age".into(),
+        recipient,
+    });
+    manifest.files.push(entry);
+    store_files(&host.paths, staged.path(), &recipient, &mut manifest)
+        .and_then(|()| finish(staged, &parent, &manifest))
+        .map_err(|error| on_full_disk(error, &parent))?;
+    let backup = Backup {
+        directory: parent.join(manifest.id.as_str()),
+        manifest,
+    };
+    fail::fail_point!("backup-complete");
+    if !options.quiet {
+        say(&format!(
+            "backup {} is complete after {}: {} rows in {} tables, {}",
+            backup.id(),
+            duration(begin.elapsed()),
+            backup.manifest.total_rows(),
+            backup.manifest.database.rows.len(),
+            bytes(backup.manifest.total_size())
+        ));
+    }
+    if let Some(remote) = &remote {
+        remote
+            .upload(&backup, options.quiet)
+            .await
+            .map_err(|error| {
+                Failure::new(format!(
+                    "backup {} is complete on this host, but its copy in {} failed",
+                    backup.id(),
+                    remote.url()
+                ))
+                .hint("check BACKUP_URL and its credentials in .env; the next backup tries again")
+                .caused_by(error)
+            })?;
+    }
+    if let Some(retention) = options.retention {
+        prune(&host.paths, retention, options)?;
+        if let Some(remote) = &remote {
+            remote.prune(retention, options).await?;
+        }
+    }
+    Ok(backup)
+}
+
+/// Copies everything but the dump.
+fn store_files(
+    paths: &Paths,
+    staged: &Path,
+    recipient: &Recipient,
+    manifest: &mut Manifest,
+) -> Result<()> {
+    let (sealed, files) = files(paths, recipient)?;
+    for (name, path) in files {
+        let entry = store_file(staged, &name, &path, recipient)?;
+        manifest.files.push(entry);
+    }
+    if let Some(clear) = sealed {
+        let text = clear.expose_secret();
+        let mut entry = archive::store(staged, ENV, false, recipient, &mut text.as_bytes())?;
+        entry.mode = Some(0o600);
+        manifest.files.push(entry);
+    }
+    Ok(())
+}
+
+/// `.env` with its sealed secrets in clear, if the backup is to hold it so: encrypted to a key that
+/// is not this host's. A backup does not fail for a secret that can't be opened.
+fn opened(env: &EnvFile, path: &Path, recipient: &Recipient) -> Option<SecretString> {
+    if recipient.word().is_none() {
+        warn(
+            "the secrets in this backup are sealed, so it brings them back on this host only: add BACKUP_AGE_RECIPIENT to .env",
+        );
+        return None;
+    }
+    seal::in_clear(env, path)
+        .map_err(|error| {
+            warn(&format!(
+                "the backup holds the secrets as they are sealed: {error:#}"
+            ));
+        })
+        .ok()
+}
+
+fn store_file(staged: &Path, name: &str, path: &Path, recipient: &Recipient) -> Result<StoredFile> {
+    let mut file =
+        std::fs::File::open(path).with_context(|| format!("can't open {}", path.display()))?;
+    let mode = file
+        .metadata()
+        .with_context(|| format!("can't examine {}", path.display()))?
+        .permissions()
+        .mode();
+    let mut entry = archive::store(staged, name, false, recipient, &mut file)?;
+    entry.mode = Some(mode & 0o7777);
+    Ok(entry)
+}
+
+/// Every file that a backup holds beside the dump, by the name under which it does, and what it
+/// holds instead of a sealed `.env`.
+fn files(
+    paths: &Paths,
+    recipient: &Recipient,
+) -> Result<(Option<SecretString>, BTreeMap<String, PathBuf>)> {
+    let mut files = BTreeMap::new();
+    let path = paths.env_file();
+    let env = parse_env(&read_env(&path)?, &path)?;
+    let is_sealed = seal::is_in_use(&env);
+    let clear = is_sealed.then(|| opened(&env, &path, recipient)).flatten();
+    if clear.is_none() {
+        files.insert(ENV.to_owned(), path);
+        for reference in sealed::references(env.text()) {
+            let file = paths.credentials().join(reference.credential());
+            if file.is_file() {
+                files.insert(format!("{CREDENTIALS}{}", reference.credential()), file);
+            }
+        }
+    }
+    for path in [
+        paths.images_lock(),
+        paths.deployment.join("service-key.txt"),
+        paths.ledger(),
+    ]
+    .into_iter()
+    .filter(|path| path.is_file())
+    .chain(files_below(&paths.config())?)
+    {
+        let name = path
+            .strip_prefix(&paths.deployment)
+            .ok()
+            .and_then(Path::to_str)
+            .with_context(|| format!("{} is not valid UTF-8", path.display()))?;
+        files.insert(format!("deployment/{name}"), path.clone());
+    }
+    for (place, name, directory) in [
+        (Place::Quadlet, "containers", &paths.quadlets),
+        (Place::Unit, "systemd", &paths.units),
+    ] {
+        let Ok(entries) = std::fs::read_dir(directory) else {
+            continue;
+        };
+        for entry in entries.flatten() {
+            if let Some(file) = entry.file_name().to_str()
+                && is_ours_by_name(place, file)
+                && entry.path().is_file()
+            {
+                files.insert(format!("units/{name}/{file}"), entry.path());
+            }
+        }
+    }
+    Ok((clear, files))
+}
+
+/// Writes the manifest, and gives the directory its name.
+fn finish(staged: TempDir, parent: &Path, manifest: &Manifest) -> Result<()> {
+    let text = serde_json::to_vec_pretty(manifest).context("can't write the manifest")?;
+    files::write_atomically(&staged.path().join(manifest::FILE), &text, 0o600)?;
+    for directory in directories_below(staged.path())? {
+        files::sync_directory(&directory)?;
+    }
+    files::sync_directory(staged.path())?;
+    fail::fail_point!("backup-before-rename");
+    let place = parent.join(manifest.id.as_str());
+    std::fs::rename(staged.path(), &place)
+        .with_context(|| format!("can't name {}", place.display()))?;
+    // It has another name by now.
+    let _ = staged.keep();
+    files::sync_directory(parent)
+}
+
+fn directories_below(directory: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir(directory)? {
+        let entry = entry?;
+        if entry.file_type()?.is_dir() {
+            found.extend(directories_below(&entry.path())?);
+            found.push(entry.path());
+        }
+    }
+    Ok(found)
+}
+
+/// The images that run, as Podman knows them. A backup does not fail for want of them.
+pub async fn images(host: &Host, settings: &Settings) -> BTreeMap<String, Image> {
+    let mut images = BTreeMap::new();
+    let lock = ImagesLock::load(&host.paths.images_lock()).unwrap_or_default();
+    let Ok(podman) = host.podman().await else {
+        return images;
+    };
+    let kept = installed_release::kept(host, settings, &lock)
+        .await
+        .ok()
+        .flatten();
+    for service in [Service::Litellm, Service::Postgres, Service::Redis] {
+        let kept = kept.as_ref().filter(|_| service == Service::Litellm);
+        let configured = match (kept, settings.image(service)) {
+            (Some(kept), _) => kept.reference.clone(),
+            (None, Some(image)) => image.to_string(),
+            (None, None) => continue,
+        };
+        let pinned = kept.map_or_else(|| lock.pin_text(&configured), Image::pinned);
+        let running = podman
+            .container_image(service.container())
+            .await
+            .ok()
+            .flatten();
+        let would_run = podman.image(&pinned).await.ok().flatten();
+        // The configured name and the recorded digest say more than those by which the container
+        // was started.
+        let would_run = would_run.map(|found| Image {
+            identity: Identity {
+                digest: pinned
+                    .split_once('@')
+                    .map_or(found.digest, |(_, digest)| digest.to_owned()),
+                id: found.id,
+            },
+            reference: configured,
+        });
+        let image = match (running, would_run) {
+            (Some(running), Some(would_run)) if !running.identity.is(&would_run.identity) => {
+                running
+            }
+            (running, would_run) => match would_run.or(running) {
+                Some(image) => image,
+                None => continue,
+            },
+        };
+        images.insert(service.name().to_owned(), image);
+    }
+    images
+}
+
+/// Removes backups that are old enough.
+fn prune(paths: &Paths, retention: Retention, options: &Options) -> Result<()> {
+    for id in retention::expired(&ids(paths)?, retention, &options.protected) {
+        remove(paths, &id)?;
+        if !options.quiet {
+            say(&format!("removed backup {id}, which is old enough"));
+        }
+    }
+    Ok(())
+}
+
+/// Removes a backup so that it is never seen in half.
+fn remove(paths: &Paths, id: &BackupId) -> Result<()> {
+    let parent = directory(paths);
+    let place = parent.join(id.as_str());
+    let hidden = parent.join(format!("{UNFINISHED}{id}-old"));
+    std::fs::rename(&place, &hidden)
+        .and_then(|()| std::fs::remove_dir_all(&hidden))
+        .with_context(|| format!("can't remove {}", place.display()))
+}
+
+/// Removes the directories of backups that were interrupted, saying so.
+fn remove_unfinished(paths: &Paths) -> Result<()> {
+    let Ok(entries) = std::fs::read_dir(directory(paths)) else {
+        return Ok(());
+    };
+    for entry in entries.flatten() {
+        let name = entry.file_name();
+        if let Some(name) = name.to_str()
+            && name.starts_with(UNFINISHED)
+        {
+            std::fs::remove_dir_all(entry.path())
+                .with_context(|| format!("can't remove {}", entry.path().display()))?;
+            say(&format!("removed {name}, left by an interrupted backup"));
+        }
+    }
+    Ok(())
+}
+
+fn make_private(path: &Path) -> Result<()> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .with_context(|| format!("can't create {}", path.display()))?;
+    let mode = std::fs::metadata(path)
+        .with_context(|| format!("can't examine {}", path.display()))?
+        .permissions()
+        .mode();
+    if mode & 0o077 != 0 {
+        files::set_mode(path, 0o700)?;
+    }
+    Ok(())
+}
+
+/// How much the dump of a database of `size` bytes may take: by the ratio of the last backup, with
+/// a margin; half of the size where there is none, since a dump has no indexes and is compressed.
+fn expected_size(paths: &Paths, size: u64) -> u64 {
+    let last = ids(paths)
+        .ok()
+        .and_then(|ids| Backup::load(paths, ids.last()?).ok())
+        .filter(|last| last.manifest.database.size > 0);
+    let Some(last) = last else {
+        return size / 2;
+    };
+    let dump = last.manifest.file(DUMP).map_or(0, |file| file.size);
+    let scaled =
+        u128::from(dump) * u128::from(size) * 3 / (2 * u128::from(last.manifest.database.size));
+    u64::try_from(scaled).unwrap_or(u64::MAX)
+}
+
+/// Refuses when the file system of `directory` has less than `needed` bytes left, and some more.
+fn check_space(directory: &Path, needed: u64) -> Result<()> {
+    let found = nix::sys::statvfs::statvfs(directory)
+        .with_context(|| format!("can't ask how full the disk of {} is", directory.display()))?;
+    let free = found.blocks_available() * found.fragment_size();
+    // On a small file system, the reserve would be most of it.
+    let size = found.blocks() * found.fragment_size();
+    let needed = needed.saturating_add(RESERVE.min(size / 20));
+    if free >= needed {
+        return Ok(());
+    }
+    Err(Failure::new(format!(
+        "{} has {} left, and about {} are needed; nothing was begun",
+        directory.display(),
+        bytes(free),
+        bytes(needed)
+    ))
+    .hint("free some space, or keep fewer backups (--keep-daily, --keep-monthly)")
+    .into())
+}
+
+fn on_full_disk(error: anyhow::Error, directory: &Path) -> anyhow::Error {
+    let full = error.chain().any(|cause| {
+        cause
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|cause| cause.kind() == std::io::ErrorKind::StorageFull)
+    });
+    if full {
+        Failure::new(format!(
+            "the disk of {} is full; nothing is left of the backup that was under way",
+            directory.display()
+        ))
+        .hint("free some space, or keep fewer backups (--keep-daily, --keep-monthly)")
+        .caused_by(error)
+        .into()
+    } else {
+        error
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::BackupId;
+
+    #[test]
+    fn names() {
+        let time: jiff::Timestamp = "2026-01-31T12:34:56.789Z".parse().unwrap();
+        let id = BackupId::new(time).unwrap();
+        assert!(id.as_str().starts_with("20260131T123456Z-"), "{id}");
+        assert_eq!(BackupId::parse(id.as_str()), Some(id.clone()));
+        assert_eq!(id.created().to_string(), "2026-01-31T12:34:56");
+        let next = BackupId::new(time + jiff::SignedDuration::from_millis(1)).unwrap();
+        assert!(id < next, "{id} {next}");
+        for wrong in [
+            "",
+            "latest",
+            "20260131T123456Z",
+            "20260131T123456Z-xyzxyz",
+            "20261331T123456Z-0a1b2c",
+            "20260131T123456Z-0a1b2c/..",
+            ".new-20260131T123456Z-0a1b2c",
+        ] {
+            assert_eq!(BackupId::parse(wrong), None, "{wrong}");
+        }
+    }
+}

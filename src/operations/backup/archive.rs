@@ -1,0 +1,477 @@
+//! Files on their way into a backup and out of it: compressed, encrypted, hashed.
+
+use std::fs::File;
+use std::io::{self, BufWriter, Read, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use anyhow::Context;
+use sha2::{Digest, Sha256};
+
+use super::manifest::{Manifest, StoredFile};
+use crate::error::{Failure, Result};
+use crate::random::hex;
+
+const BUFFER: usize = 256 * 1024;
+/// zstd's own default: from here on, more time saves little space.
+const LEVEL: i32 = 3;
+
+/// Whom the files are encrypted to, if at all.
+#[derive(Clone)]
+pub struct Recipient(Option<age::x25519::Recipient>);
+
+impl std::fmt::Debug for Recipient {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Recipient").field(&self.word()).finish()
+    }
+}
+
+impl Recipient {
+    /// Reads `age1…`; nothing means that files are not encrypted.
+    ///
+    /// # Errors
+    /// When it is not the public key of an age identity.
+    pub fn parse(text: Option<&str>) -> Result<Self> {
+        let Some(text) = text else {
+            return Ok(Self(None));
+        };
+        match text.parse() {
+            Ok(recipient) => Ok(Self(Some(recipient))),
+            Err(reason) => Err(Failure::config(format!(
+                "{text:?} is not an age recipient: {reason}"
+            ))
+            .hint(
+                "make a pair with `age-keygen -o key.txt`; the recipient is its public key, age1…",
+            )
+            .into()),
+        }
+    }
+
+    /// The recipient as text.
+    #[must_use]
+    pub fn word(&self) -> Option<String> {
+        self.0.as_ref().map(ToString::to_string)
+    }
+}
+
+/// Writes one file of a backup, synced, for the owner's eyes only.
+///
+/// # Errors
+/// When the source can't be read, or the disk refuses.
+pub fn store(
+    directory: &Path,
+    name: &str,
+    compress: bool,
+    recipient: &Recipient,
+    source: &mut dyn Read,
+) -> Result<StoredFile> {
+    let mut stored = name.to_owned();
+    if compress {
+        stored.push_str(".zst");
+    }
+    if recipient.0.is_some() {
+        stored.push_str(".age");
+    }
+    let path = directory.join(&stored);
+    let mut attempt = || -> Result<StoredFile> {
+        if let Some(parent) = path.parent() {
+            std::fs::DirBuilder::new()
+                .recursive(true)
+                .mode(0o700)
+                .create(parent)?;
+        }
+        let file = File::options()
+            .write(true)
+            .create_new(true)
+            .mode(0o600)
+            .open(&path)?;
+        let sink = Hashing {
+            inner: BufWriter::with_capacity(BUFFER, file),
+            hash: Sha256::new(),
+            size: 0,
+        };
+        let sink = match &recipient.0 {
+            None => pump(source, sink, compress)?,
+            Some(recipient) => {
+                let one: [&dyn age::Recipient; 1] = [recipient];
+                let encryptor = age::Encryptor::with_recipients(one.into_iter())?;
+                pump(source, encryptor.wrap_output(sink)?, compress)?.finish()?
+            }
+        };
+        let file = sink
+            .inner
+            .into_inner()
+            .map_err(io::IntoInnerError::into_error)?;
+        file.sync_all()?;
+        Ok(StoredFile {
+            name: name.to_owned(),
+            stored: stored.clone(),
+            mode: None,
+            size: sink.size,
+            sha256: hex(&sink.hash.finalize()),
+        })
+    };
+    attempt().with_context(|| format!("can't write {}", path.display()))
+}
+
+fn pump<W: Write>(source: &mut dyn Read, mut sink: W, compress: bool) -> io::Result<W> {
+    if !compress {
+        copy(source, &mut sink)?;
+        return Ok(sink);
+    }
+    let mut encoder = zstd::Encoder::new(sink, LEVEL)?;
+    // One worker: this thread reads and hashes while that one compresses.
+    encoder.multithread(1)?;
+    encoder.include_checksum(true)?;
+    copy(source, &mut encoder)?;
+    encoder.finish()
+}
+
+/// `io::copy` with a buffer that suits pipes.
+///
+/// # Errors
+/// When one end fails.
+pub fn copy(source: &mut dyn Read, sink: &mut dyn Write) -> io::Result<()> {
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        match source.read(&mut buffer) {
+            Ok(0) => return Ok(()),
+            Ok(count) => sink.write_all(buffer.get(..count).unwrap_or_default())?,
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
+    }
+}
+
+struct Hashing {
+    inner: BufWriter<File>,
+    hash: Sha256,
+    size: u64,
+}
+
+impl Write for Hashing {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        let count = self.inner.write(bytes)?;
+        self.hash.update(bytes.get(..count).unwrap_or_default());
+        self.size += count as u64;
+        Ok(count)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+/// Opens what [`store`] wrote, for reading as it was before.
+///
+/// # Errors
+/// When it is encrypted and `identity` does not open it.
+pub fn open(
+    directory: &Path,
+    manifest: &Manifest,
+    name: &str,
+    identity: Option<&Path>,
+) -> Result<Box<dyn Read + Send>> {
+    let entry = manifest.file(name)?;
+    let path = directory.join(&entry.stored);
+    let file = File::open(&path).with_context(|| format!("can't open {}", path.display()))?;
+    let file = io::BufReader::with_capacity(BUFFER, file);
+    let (plain, stored): (Box<dyn Read + Send>, &str) = match entry.stored.strip_suffix(".age") {
+        None => (Box::new(file), &entry.stored),
+        Some(stored) => {
+            let identities = identities(manifest, identity)?;
+            let decryptor = age::Decryptor::new_buffered(file)
+                .with_context(|| format!("{} is not encrypted by age", path.display()))?;
+            let reader = decryptor
+                .decrypt(identities.iter().map(|identity| &**identity as _))
+                .map_err(|error| {
+                    Failure::new(format!("can't decrypt {}: {error}", path.display())).hint(
+                        format!(
+                            "the backup is encrypted to {}: --identity has to name the file with its secret key",
+                            recipient(manifest)
+                        ),
+                    )
+                })?;
+            (Box::new(reader), stored)
+        }
+    };
+    if Path::new(stored)
+        .extension()
+        .is_some_and(|end| end == "zst")
+    {
+        return Ok(Box::new(zstd::Decoder::new(plain)?));
+    }
+    Ok(plain)
+}
+
+fn recipient(manifest: &Manifest) -> &str {
+    manifest
+        .encryption
+        .as_ref()
+        .map_or("an age recipient", |encryption| &encryption.recipient)
+}
+
+fn identities(
+    manifest: &Manifest,
+    path: Option<&Path>,
+) -> Result<Vec<Box<dyn age::Identity + Send + Sync>>> {
+    let Some(path) = path else {
+        return Err(Failure::new(format!(
+            "backup {} is encrypted to {}",
+            manifest.id,
+            recipient(manifest)
+        ))
+        .hint("name the file with the secret key: --identity FILE")
+        .into());
+    };
+    let attempt = || -> Result<_> {
+        let file = File::open(path)?;
+        Ok(age::IdentityFile::from_buffer(io::BufReader::new(file))?.into_identities()?)
+    };
+    attempt().map_err(|error| {
+        Failure::new(format!(
+            "can't use the age identity {}: {error}",
+            path.display()
+        ))
+        .hint("it is the file that `age-keygen -o FILE` wrote")
+        .into()
+    })
+}
+
+/// Reads a small file of a backup whole.
+///
+/// # Errors
+/// As [`open`].
+pub fn read(
+    directory: &Path,
+    manifest: &Manifest,
+    name: &str,
+    identity: Option<&Path>,
+) -> Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    open(directory, manifest, name, identity)?
+        .read_to_end(&mut bytes)
+        .with_context(|| format!("can't read {name} of backup {}", manifest.id))?;
+    Ok(bytes)
+}
+
+/// Compares every file with the manifest.
+///
+/// # Errors
+/// When one is missing or its bytes are not those that were written; all such files are named.
+pub fn check_files(directory: &Path, manifest: &Manifest, progress: &Progress) -> Result<()> {
+    let mut wrong = Vec::new();
+    for entry in &manifest.files {
+        let path = directory.join(&entry.stored);
+        match hash_file(&path, progress) {
+            Err(error) => wrong.push(format!("{}: {error}", entry.stored)),
+            Ok((size, _)) if size != entry.size => wrong.push(format!(
+                "{}: {size} bytes instead of {}",
+                entry.stored, entry.size
+            )),
+            Ok((_, hash)) if hash != entry.sha256 => {
+                wrong.push(format!("{}: its SHA-256 is another", entry.stored));
+            }
+            Ok(_) => {}
+        }
+    }
+    if wrong.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::new(format!(
+        "backup {} is damaged:\n  {}",
+        manifest.id,
+        wrong.join("\n  ")
+    ))
+    .hint("use another one: litellm-units backup list; and look after the disk")
+    .into())
+}
+
+fn hash_file(path: &PathBuf, progress: &Progress) -> io::Result<(u64, String)> {
+    let mut file = File::open(path)?;
+    let mut hash = Sha256::new();
+    let mut size = 0;
+    let mut buffer = vec![0; BUFFER];
+    loop {
+        let count = file.read(&mut buffer)?;
+        if count == 0 {
+            return Ok((size, hex(&hash.finalize())));
+        }
+        hash.update(buffer.get(..count).unwrap_or_default());
+        size += count as u64;
+        progress.add(count as u64);
+    }
+}
+
+/// How far a copy is, drawn on stderr if that is a terminal.
+#[derive(Clone, Debug)]
+pub struct Progress {
+    what: &'static str,
+    total: u64,
+    done: Arc<AtomicU64>,
+    drawn: Arc<AtomicU64>,
+    begin: std::time::Instant,
+    visible: bool,
+}
+
+impl Progress {
+    /// Of something that has about `total` bytes.
+    #[must_use]
+    pub fn new(what: &'static str, total: u64, quiet: bool) -> Self {
+        Self {
+            what,
+            total,
+            done: Arc::default(),
+            drawn: Arc::default(),
+            begin: std::time::Instant::now(),
+            visible: !quiet && io::IsTerminal::is_terminal(&io::stderr()),
+        }
+    }
+
+    fn add(&self, count: u64) {
+        let done = self.done.fetch_add(count, Ordering::Relaxed) + count;
+        if !self.visible {
+            return;
+        }
+        // Five times a second.
+        let now = u64::try_from(self.begin.elapsed().as_millis() / 200).unwrap_or_default();
+        if self.drawn.swap(now, Ordering::Relaxed) != now {
+            eprint!(
+                "\r\x1b[K{} {} of about {}",
+                self.what,
+                crate::output::bytes(done),
+                crate::output::bytes(self.total)
+            );
+        }
+    }
+
+    /// Removes what was drawn.
+    pub fn clear(&self) {
+        if self.visible && self.drawn.load(Ordering::Relaxed) > 0 {
+            eprint!("\r\x1b[K");
+        }
+    }
+
+    /// How much there was so far.
+    #[must_use]
+    pub fn done(&self) -> u64 {
+        self.done.load(Ordering::Relaxed)
+    }
+
+    /// A reader that counts what passes.
+    pub fn reading<R: Read>(&self, inner: R) -> Counting<R> {
+        Counting {
+            inner,
+            progress: self.clone(),
+        }
+    }
+}
+
+/// See [`Progress::reading`].
+#[derive(Debug)]
+pub struct Counting<R> {
+    inner: R,
+    progress: Progress,
+}
+
+impl<R: Read> Read for Counting<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        self.progress.add(count as u64);
+        Ok(count)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::operations::backup::BackupId;
+    use crate::operations::backup::manifest::Contents;
+    use age::secrecy::ExposeSecret;
+
+    fn manifest() -> Manifest {
+        Manifest::new(
+            BackupId::parse("20260131T120000Z-0a1b2c").unwrap(),
+            jiff::Timestamp::UNIX_EPOCH,
+            Contents {
+                name: "litellm".into(),
+                server_version: "17.7".into(),
+                size: 0,
+                rows: std::collections::BTreeMap::new(),
+                objects: std::collections::BTreeMap::new(),
+            },
+        )
+    }
+
+    fn round_trip(compress: bool, identity: Option<&age::x25519::Identity>) {
+        let directory = tempfile::tempdir().unwrap();
+        let key = directory.path().join("key.txt");
+        let recipient = identity.map(|identity| {
+            std::fs::write(&key, identity.to_string().expose_secret()).unwrap();
+            identity.to_public().to_string()
+        });
+        let recipient = Recipient::parse(recipient.as_deref()).unwrap();
+        let content = b"a row, and ".repeat(100_000);
+        let mut manifest = manifest();
+        let entry = store(
+            directory.path(),
+            "deployment/file",
+            compress,
+            &recipient,
+            &mut content.as_slice(),
+        )
+        .unwrap();
+        manifest.files.push(entry);
+        let quiet = Progress::new("", 0, true);
+        check_files(directory.path(), &manifest, &quiet).unwrap();
+        let read = read(
+            directory.path(),
+            &manifest,
+            "deployment/file",
+            Some(key.as_path()),
+        );
+        assert!(read.unwrap() == content);
+
+        let path = directory.path().join(&manifest.files[0].stored);
+        let mut bytes = std::fs::read(&path).unwrap();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        std::fs::write(&path, bytes).unwrap();
+        let error = check_files(directory.path(), &manifest, &quiet).unwrap_err();
+        assert!(error.to_string().contains("its SHA-256 is another"));
+    }
+
+    #[test]
+    fn what_is_stored_comes_back() {
+        let identity = age::x25519::Identity::generate();
+        round_trip(false, None);
+        round_trip(true, None);
+        round_trip(false, Some(&identity));
+        round_trip(true, Some(&identity));
+    }
+
+    #[test]
+    fn the_key_of_another_opens_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        let key = directory.path().join("key.txt");
+        let other = age::x25519::Identity::generate();
+        std::fs::write(&key, other.to_string().expose_secret()).unwrap();
+        let owner = age::x25519::Identity::generate().to_public().to_string();
+        let recipient = Recipient::parse(Some(&owner)).unwrap();
+        let mut manifest = manifest();
+        let entry = store(
+            directory.path(),
+            "file",
+            true,
+            &recipient,
+            &mut &b"text"[..],
+        )
+        .unwrap();
+        manifest.files.push(entry);
+        for identity in [None, Some(key.as_path())] {
+            assert!(open(directory.path(), &manifest, "file", identity).is_err());
+        }
+    }
+}

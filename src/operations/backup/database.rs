@@ -1,0 +1,785 @@
+//! The database through PostgreSQL's own programs, which run in a container: the server's, or a
+//! throw-away one where the server is elsewhere. Passwords never are among the arguments.
+
+use std::io::{self, PipeReader, Read, Write};
+use std::process::Stdio;
+
+use anyhow::Context;
+use percent_encoding::percent_decode_str;
+use secrecy::{ExposeSecret, SecretString};
+use serde::Deserialize;
+use sha2::{Digest, Sha256};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader, Lines};
+use tokio::process::{Child, ChildStdin, ChildStdout, Command};
+
+use super::archive;
+use super::manifest::Contents;
+use crate::deployment::settings::{Database, Service, Settings};
+use crate::error::{Failure, Result};
+use crate::host::Host;
+use crate::host::podman::Podman;
+use crate::quadlet::NETWORK;
+use crate::random::hex;
+
+/// Databases whose names begin so belong to this program.
+const PREFIX: &str = "litellm_units_";
+/// By this name the server knows our sessions.
+const APPLICATION: &str = "litellm-units";
+
+/// In the server's container: its own variables say as whom. Over TCP, since that works with any
+/// `pg_hba.conf` that lets the gateway in.
+const IN_SERVER: &str = r#"export PGAPPNAME=litellm-units PGHOST=127.0.0.1 PGUSER="$POSTGRES_USER" PGPASSWORD="$POSTGRES_PASSWORD" PGDATABASE="$1"
+shift
+exec "$@""#;
+/// In a throw-away container: the variables come as the first lines of stdin.
+const IN_CLIENT: &str = r#"shift
+while IFS= read -r line && [ -n "$line" ]; do export "$line"; done
+exec "$@""#;
+
+/// What is in a database, whatever its tables are. Extensions bring their own, which a dump does
+/// not carry.
+const OWN: &str = "SELECT c.relkind, n.nspname, c.relname \
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
+WHERE n.nspname NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema' AND NOT EXISTS \
+(SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')";
+
+/// Prints one line per kind of object and one per table, as JSON.
+fn contents_script() -> String {
+    format!(
+        r"SELECT json_build_object('kind', CASE relkind WHEN 'r' THEN 'table' WHEN 'v' THEN 'view' WHEN 'm' THEN 'materialized view' WHEN 'i' THEN 'index' WHEN 'S' THEN 'sequence' ELSE 'other' END, 'count', count(*)) FROM ({OWN}) own WHERE relkind IN ('r', 'v', 'm', 'i', 'S') GROUP BY relkind;
+SELECT format('SELECT json_build_object(''table'', %L, ''count'', count(*)) FROM %I.%I', nspname || '.' || relname, nspname, relname) FROM ({OWN}) own WHERE relkind = 'r' ORDER BY 1 \gexec
+\echo end
+"
+    )
+}
+
+/// Prints a line for each column, index and view, and for each migration that Prisma has recorded.
+const SCHEMA: &str = r"SELECT table_schema, table_name, column_name, data_type, is_nullable, column_default FROM information_schema.columns WHERE table_schema NOT IN ('pg_catalog', 'information_schema') ORDER BY 1, 2, 3;
+SELECT schemaname, indexname, indexdef FROM pg_indexes WHERE schemaname NOT IN ('pg_catalog', 'information_schema') ORDER BY 1, 2;
+SELECT schemaname, viewname, definition FROM pg_views WHERE schemaname NOT IN ('pg_catalog', 'information_schema') ORDER BY 1, 2;
+SELECT format('SELECT migration_name, finished_at IS NULL, rolled_back_at IS NULL FROM %I.%I ORDER BY 1, 2, 3', schemaname, tablename) FROM pg_tables WHERE tablename = '_prisma_migrations' \gexec
+";
+
+/// Looks at whole rows: LiteLLM keeps encrypted values in columns and in JSON. Logs and sums hold none.
+const AES_GCM: &str = r"SELECT format('SELECT %L FROM %I.%I row WHERE row::text LIKE %L LIMIT 1', tablename, schemaname, tablename, '%v2:gcm:%') FROM pg_tables WHERE tablename LIKE 'LiteLLM\_%' AND tablename !~ 'Log|Daily' ORDER BY tablename \gexec
+";
+
+/// A server that this program may ask.
+#[derive(Debug)]
+pub struct Server<'a> {
+    podman: &'a Podman,
+    access: Access,
+    /// The gateway's database.
+    pub database: String,
+}
+
+#[derive(Debug)]
+enum Access {
+    /// `podman exec` in the server's container.
+    Container,
+    /// `podman run` of this image, with these variables.
+    Client {
+        image: String,
+        variables: Vec<(&'static str, SecretString)>,
+    },
+}
+
+#[derive(Debug, Deserialize)]
+struct Begun {
+    snapshot: String,
+    version: String,
+    size: u64,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Counted {
+    Table { table: String, count: u64 },
+    Kind { kind: String, count: u64 },
+}
+
+impl<'a> Server<'a> {
+    /// The server that `settings` name; a local one has to run.
+    ///
+    /// # Errors
+    /// When it does not run, or `DATABASE_URL` can't be understood.
+    pub async fn new(host: &'a Host, settings: &Settings) -> Result<Self> {
+        let podman = host.podman().await?;
+        match &settings.database {
+            Database::Local { name, .. } => {
+                let unit = Service::Postgres.unit();
+                let state = host.systemd().await?.unit(unit).await?;
+                if !state.is_active() {
+                    return Err(Failure::new(format!(
+                        "{unit} is {}, and without the server there is no way to the data",
+                        state.active
+                    ))
+                    .hint("start it: litellm-units start postgres")
+                    .into());
+                }
+                Ok(Self {
+                    podman,
+                    access: Access::Container,
+                    database: name.clone(),
+                })
+            }
+            Database::External { url } => {
+                let (variables, database) = parse_url(&url.open()?)?;
+                let image = settings.backup.postgres_image.as_str();
+                if !podman.has_image(image).await? {
+                    podman.pull(image).await?;
+                }
+                // It goes when the stack is stopped.
+                podman
+                    .run(["network", "create", "--ignore", NETWORK])
+                    .await?;
+                Ok(Self {
+                    podman,
+                    access: Access::Client {
+                        image: image.to_owned(),
+                        variables,
+                    },
+                    database,
+                })
+            }
+        }
+    }
+
+    /// Whether the server is the one beside the gateway, over which this program rules.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        matches!(self.access, Access::Container)
+    }
+
+    /// A command line that runs `words` with access to `database`.
+    fn command(&self, database: &str, words: &[&str]) -> Command {
+        let mut command = match &self.access {
+            Access::Container => self.podman.command([
+                "exec",
+                "--interactive",
+                Service::Postgres.container(),
+                "sh",
+                "-c",
+                IN_SERVER,
+                "sh",
+            ]),
+            Access::Client { image, .. } => self.podman.command([
+                "run",
+                "--rm",
+                "--interactive",
+                "--pull=never",
+                // The gateway's, so that the server's name means the same.
+                "--network",
+                NETWORK,
+                "--read-only",
+                "--cap-drop=all",
+                "--log-driver=none",
+                "--user=nobody",
+                "--entrypoint=sh",
+                image,
+                "-c",
+                IN_CLIENT,
+                "sh",
+            ]),
+        };
+        command
+            .arg(database)
+            .args(words)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        command
+    }
+
+    /// What has to come first on stdin.
+    fn preamble(&self) -> SecretString {
+        match &self.access {
+            Access::Container => String::new(),
+            Access::Client { variables, .. } => {
+                let mut text = String::new();
+                for (name, value) in variables {
+                    text.push_str(&format!("{name}={}\n", value.expose_secret()));
+                }
+                text.push_str(&format!("PGAPPNAME={APPLICATION}\n\n"));
+                text
+            }
+        }
+        .into()
+    }
+
+    async fn begin_stdin(&self, child: &mut Child) -> Result<ChildStdin> {
+        let mut stdin = child.stdin.take().context("podman has no stdin")?;
+        // A program that ended at once says why on stderr.
+        let _ = stdin
+            .write_all(self.preamble().expose_secret().as_bytes())
+            .await;
+        Ok(stdin)
+    }
+
+    /// Runs SQL; returns what it selects, unaligned.
+    ///
+    /// # Errors
+    /// With the server's words.
+    pub async fn query(&self, database: &str, sql: &str) -> Result<String> {
+        let mut child = self
+            .command(database, PSQL)
+            .spawn()
+            .context("can't run podman")?;
+        let mut stdin = self.begin_stdin(&mut child).await?;
+        let _ = stdin.write_all(sql.as_bytes()).await;
+        drop(stdin);
+        let output = child.wait_with_output().await.context("can't run podman")?;
+        if output.status.success() {
+            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+        }
+        Err(refused("psql", &String::from_utf8_lossy(&output.stderr)))
+    }
+
+    /// Opens a transaction whose snapshot others can share.
+    ///
+    /// # Errors
+    /// When the server can't be reached.
+    pub async fn snapshot(&self) -> Result<Snapshot> {
+        let mut child = self
+            .command(&self.database, PSQL)
+            .spawn()
+            .context("can't run podman")?;
+        let stdin = self.begin_stdin(&mut child).await?;
+        let stdout = child.stdout.take().context("podman has no stdout")?;
+        let mut snapshot = Snapshot {
+            child,
+            stdin,
+            lines: BufReader::new(stdout).lines(),
+            name: String::new(),
+            contents: Contents {
+                name: self.database.clone(),
+                server_version: String::new(),
+                size: 0,
+                rows: std::collections::BTreeMap::new(),
+                objects: std::collections::BTreeMap::new(),
+            },
+        };
+        snapshot
+            .ask(
+                "SET statement_timeout = 0;\nSET idle_in_transaction_session_timeout = 0;\n\
+                 BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY;\n\
+                 SELECT json_build_object('snapshot', pg_export_snapshot(), 'version', current_setting('server_version'), 'size', pg_database_size(current_database()));\n",
+            )
+            .await?;
+        let begun: Begun = snapshot.next().await?;
+        snapshot.name = begun.snapshot;
+        snapshot.contents.server_version = begun.version;
+        snapshot.contents.size = begun.size;
+        Ok(snapshot)
+    }
+
+    /// Dumps the database as it is in `snapshot` and hands the stream to `sink`, on a thread of
+    /// its own.
+    ///
+    /// # Errors
+    /// When `pg_dump` or `sink` fails.
+    pub async fn dump<T: Send + 'static>(
+        &self,
+        snapshot: &str,
+        sink: impl FnOnce(PipeReader) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let (reader, writer) = io::pipe().context("can't make a pipe")?;
+        widen(&reader);
+        let mut command = self.command(
+            &self.database,
+            &[
+                "pg_dump",
+                "--format=custom",
+                "--compress=0",
+                "--no-password",
+                // A migration that never ends must not hold a backup up for ever.
+                "--lock-wait-timeout=60s",
+                &format!("--snapshot={snapshot}"),
+            ],
+        );
+        command.stdout(writer);
+        let mut child = command.spawn().context("can't run podman")?;
+        // Its copy of the pipe's end would keep the reader waiting.
+        drop(command);
+        drop(self.begin_stdin(&mut child).await?);
+        let writing = tokio::task::spawn_blocking(move || sink(reader));
+        let (stored, output) = tokio::join!(writing, child.wait_with_output());
+        // When the disk is full, pg_dump only knows that nobody reads any more.
+        let stored = stored.context("the writer of the backup stopped")??;
+        let output = output.context("can't run podman")?;
+        if !output.status.success() {
+            return Err(refused("pg_dump", &String::from_utf8_lossy(&output.stderr)));
+        }
+        Ok(stored)
+    }
+
+    /// Reads a dump into `database`, which has to be empty; `options` are for `pg_restore`.
+    ///
+    /// # Errors
+    /// When `pg_restore` fails.
+    pub async fn fill(
+        &self,
+        database: &str,
+        options: &[&str],
+        source: impl Read + Send + 'static,
+    ) -> Result<()> {
+        let words = [&["--exit-on-error", "--dbname", database], options].concat();
+        self.pg_restore(&words, source).await
+    }
+
+    /// Reads a dump to its end and does nothing with it.
+    ///
+    /// # Errors
+    /// When it is not complete.
+    pub async fn read_through(&self, source: impl Read + Send + 'static) -> Result<()> {
+        self.pg_restore(&["--exit-on-error", "--file=/dev/null"], source)
+            .await
+    }
+
+    async fn pg_restore(
+        &self,
+        words: &[&str],
+        mut source: impl Read + Send + 'static,
+    ) -> Result<()> {
+        let (reader, mut writer) = io::pipe().context("can't make a pipe")?;
+        widen(&reader);
+        let words = [&["pg_restore"], words].concat();
+        let mut command = self.command(&self.database, &words);
+        command.stdin(reader).stdout(Stdio::null());
+        let mut child = command.spawn().context("can't run podman")?;
+        drop(command);
+        let preamble = self.preamble();
+        let source = tokio::task::spawn_blocking(move || -> Result<bool> {
+            if writer
+                .write_all(preamble.expose_secret().as_bytes())
+                .is_err()
+            {
+                return Ok(false);
+            }
+            let mut sink = Forgiving {
+                inner: writer,
+                broken: false,
+            };
+            archive::copy(&mut source, &mut sink).context("can't read the backup")?;
+            Ok(!sink.broken)
+        });
+        let mut words = String::new();
+        let mut stderr = child.stderr.take().context("podman has no stderr")?;
+        let talk = stderr.read_to_string(&mut words);
+        let (status, talk, source) = tokio::join!(child.wait(), talk, source);
+        talk.context("can't listen to podman")?;
+        let complete = source.context("the reader of the backup stopped")??;
+        let status = status.context("can't run podman")?;
+        if status.success() && complete {
+            return Ok(());
+        }
+        Err(refused("pg_restore", &words))
+    }
+
+    /// What is in `database` now.
+    ///
+    /// # Errors
+    /// With the server's words.
+    pub async fn contents(&self, database: &str) -> Result<Contents> {
+        let text = self
+            .query(
+                database,
+                &format!(
+                    "SELECT json_build_object('snapshot', '', 'version', current_setting('server_version'), 'size', pg_database_size(current_database()));\n{}",
+                    contents_script()
+                ),
+            )
+            .await?;
+        let mut lines = text.lines();
+        let first: Begun = parse(lines.next().unwrap_or_default())?;
+        let mut contents = Contents {
+            name: database.to_owned(),
+            server_version: first.version,
+            size: first.size,
+            rows: std::collections::BTreeMap::new(),
+            objects: std::collections::BTreeMap::new(),
+        };
+        for line in lines.take_while(|line| *line != "end") {
+            add(&mut contents, parse(line)?);
+        }
+        Ok(contents)
+    }
+
+    /// What the gateway's database looks like, without its rows: a hash that changes with any
+    /// column, index or view, and with each migration that was begun.
+    ///
+    /// # Errors
+    /// With the server's words.
+    pub async fn schema(&self) -> Result<String> {
+        let text = self.query(&self.database, SCHEMA).await?;
+        Ok(hex(&Sha256::digest(text)))
+    }
+
+    /// The tables of LiteLLM in which something is encrypted with AES-256-GCM.
+    ///
+    /// # Errors
+    /// With the server's words.
+    pub async fn tables_with_aes_gcm(&self) -> Result<Vec<String>> {
+        let text = self.query(&self.database, AES_GCM).await?;
+        Ok(text.lines().map(str::to_owned).collect())
+    }
+
+    /// The database from which the others are created, renamed and removed.
+    #[must_use]
+    pub fn maintenance(&self) -> &'static str {
+        if self.database == "postgres" {
+            "template1"
+        } else {
+            "postgres"
+        }
+    }
+
+    /// Creates an empty database with the locale of the gateway's.
+    ///
+    /// # Errors
+    /// With the server's words.
+    pub async fn create_beside(&self, new: &str) -> Result<()> {
+        // The names of the columns differ between versions of PostgreSQL.
+        let script = format!(
+            "SELECT format('CREATE DATABASE {} TEMPLATE template0 ENCODING %L LC_COLLATE %L LC_CTYPE %L', \
+             pg_encoding_to_char(encoding), datcollate, datctype) \
+             || CASE j->>'datlocprovider' WHEN 'i' THEN format(' LOCALE_PROVIDER icu ICU_LOCALE %L', coalesce(j->>'datlocale', j->>'daticulocale')) \
+             WHEN 'b' THEN format(' LOCALE_PROVIDER builtin BUILTIN_LOCALE %L', j->>'datlocale') ELSE '' END \
+             FROM (SELECT *, to_jsonb(d) AS j FROM pg_database d) d WHERE datname = {} \\gexec\n",
+            identifier(new),
+            literal(&self.database)
+        );
+        self.query(self.maintenance(), &script).await.map(drop)
+    }
+
+    /// Removes a database, whoever is in it.
+    ///
+    /// # Errors
+    /// With the server's words.
+    pub async fn drop_database(&self, name: &str) -> Result<()> {
+        self.query(
+            self.maintenance(),
+            &format!(
+                "DROP DATABASE IF EXISTS {} WITH (FORCE);\n",
+                identifier(name)
+            ),
+        )
+        .await
+        .map(drop)
+    }
+
+    /// The databases that are this program's own, and whether the gateway's exists.
+    ///
+    /// # Errors
+    /// With the server's words.
+    pub async fn own_databases(&self) -> Result<Vec<String>> {
+        let text = self
+            .query(
+                self.maintenance(),
+                &format!(
+                    "SELECT datname FROM pg_database WHERE starts_with(datname, {}) ORDER BY 1;\n",
+                    literal(PREFIX)
+                ),
+            )
+            .await?;
+        Ok(text.lines().map(str::to_owned).collect())
+    }
+
+    /// Ends what an interrupted run of this program may have left at work.
+    ///
+    /// # Errors
+    /// With the server's words.
+    pub async fn end_leftovers(&self) -> Result<()> {
+        self.query(
+            self.maintenance(),
+            &format!(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = {} AND pid <> pg_backend_pid();\n",
+                literal(APPLICATION)
+            ),
+        )
+        .await
+        .map(drop)
+    }
+
+    /// Renames databases, all of them or none: `from` to `to`, in this order. Whoever is connected
+    /// to one of them is disconnected.
+    ///
+    /// # Errors
+    /// With the server's words; nothing is renamed then.
+    pub async fn rename(&self, steps: &[(&str, &str)]) -> Result<()> {
+        let mut script = String::from("BEGIN;\n");
+        for (from, _) in steps {
+            script.push_str(&format!(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE datname = {} AND pid <> pg_backend_pid();\n",
+                literal(from)
+            ));
+        }
+        for (from, to) in steps {
+            script.push_str(&format!(
+                "ALTER DATABASE {} RENAME TO {};\n",
+                identifier(from),
+                identifier(to)
+            ));
+        }
+        script.push_str("COMMIT;\n");
+        // Another client may come back in between, so a few times.
+        let mut attempt = 0;
+        loop {
+            attempt += 1;
+            match self.query(self.maintenance(), &script).await {
+                Ok(_) => return Ok(()),
+                Err(error) if attempt == 5 => {
+                    return Err(error).context("can't swap the databases");
+                }
+                Err(_) => tokio::time::sleep(std::time::Duration::from_millis(500)).await,
+            }
+        }
+    }
+}
+
+const PSQL: &[&str] = &[
+    "psql",
+    "--no-psqlrc",
+    "--no-align",
+    "--tuples-only",
+    "--quiet",
+    "--no-password",
+    "--set=ON_ERROR_STOP=1",
+    "--file=-",
+];
+
+/// An open transaction, by whose snapshot others can see the same.
+#[derive(Debug)]
+pub struct Snapshot {
+    child: Child,
+    stdin: ChildStdin,
+    lines: Lines<BufReader<ChildStdout>>,
+    /// By which `pg_dump` finds it.
+    pub name: String,
+    contents: Contents,
+}
+
+impl Snapshot {
+    async fn ask(&mut self, sql: &str) -> Result<()> {
+        // If psql is gone, reading tells why.
+        let _ = self.stdin.write_all(sql.as_bytes()).await;
+        let _ = self.stdin.flush().await;
+        Ok(())
+    }
+
+    async fn line(&mut self) -> Result<String> {
+        let line = self.lines.next_line().await;
+        if let Some(line) = line.context("can't listen to psql")? {
+            return Ok(line);
+        }
+        let mut words = String::new();
+        if let Some(mut stderr) = self.child.stderr.take() {
+            let _ = stderr.read_to_string(&mut words).await;
+        }
+        Err(refused("psql", &words))
+    }
+
+    async fn next<T: for<'de> Deserialize<'de>>(&mut self) -> Result<T> {
+        parse(&self.line().await?)
+    }
+
+    /// The size of the database, indexes included.
+    #[must_use]
+    pub fn size(&self) -> u64 {
+        self.contents.size
+    }
+
+    /// Counts everything. The transaction ends with this value: `pg_dump` may need it still.
+    ///
+    /// # Errors
+    /// With the server's words.
+    pub async fn count(&mut self) -> Result<Contents> {
+        self.ask(&contents_script()).await?;
+        loop {
+            let line = self.line().await?;
+            if line == "end" {
+                return Ok(self.contents.clone());
+            }
+            add(&mut self.contents, parse(&line)?);
+        }
+    }
+}
+
+fn add(contents: &mut Contents, counted: Counted) {
+    match counted {
+        Counted::Table { table, count } => contents.rows.insert(table, count),
+        Counted::Kind { kind, count } => contents.objects.insert(kind, count),
+    };
+}
+
+fn parse<T: for<'de> Deserialize<'de>>(line: &str) -> Result<T> {
+    serde_json::from_str(line).with_context(|| format!("psql says {line:?}, which is not expected"))
+}
+
+/// Whether the roles that a dump names are missing, as on a rebuilt host.
+#[must_use]
+pub fn is_missing_role(error: &anyhow::Error) -> bool {
+    let text = format!("{error:#}");
+    text.contains("role \"") && text.contains("does not exist")
+}
+
+fn refused(program: &str, words: &str) -> anyhow::Error {
+    let words = words.trim();
+    let words = if words.is_empty() {
+        "it ended without a word"
+    } else {
+        words
+    };
+    anyhow::anyhow!("{program}: {words}")
+}
+
+/// A name in SQL.
+#[must_use]
+pub fn identifier(name: &str) -> String {
+    format!("\"{}\"", name.replace('"', "\"\""))
+}
+
+/// A text in SQL.
+#[must_use]
+pub fn literal(text: &str) -> String {
+    format!("'{}'", text.replace('\'', "''"))
+}
+
+/// A name for a database of this program's own: `purpose` and the backup it comes from.
+#[must_use]
+pub fn scratch_name(purpose: &str, id: &super::BackupId) -> String {
+    let id = id.as_str().to_ascii_lowercase().replace('-', "_");
+    format!("{PREFIX}{purpose}_{id}")
+}
+
+/// More room between two processes means fewer switches; a refusal costs only speed.
+fn widen(pipe: &PipeReader) {
+    let _ = nix::fcntl::fcntl(pipe, nix::fcntl::FcntlArg::F_SETPIPE_SZ(1 << 20));
+}
+
+/// Takes everything, so that `pg_restore`'s own message wins over "broken pipe".
+struct Forgiving {
+    inner: io::PipeWriter,
+    broken: bool,
+}
+
+impl Write for Forgiving {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if self.broken {
+            return Ok(bytes.len());
+        }
+        match self.inner.write(bytes) {
+            Err(error) if error.kind() == io::ErrorKind::BrokenPipe => {
+                self.broken = true;
+                Ok(bytes.len())
+            }
+            other => other,
+        }
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        self.inner.flush()
+    }
+}
+
+/// `DATABASE_URL` as libpq's variables, and the database's name. What only Prisma knows
+/// (`connection_limit` and its like) is left out.
+fn parse_url(url: &SecretString) -> Result<(Vec<(&'static str, SecretString)>, String)> {
+    let wrong = |problem: &str| {
+        anyhow::Error::from(
+            Failure::config(format!("DATABASE_URL {problem}, so pg_dump can't use it"))
+                .hint("write it as postgresql://USER:PASSWORD@HOST:PORT/DATABASE"),
+        )
+    };
+    let url = reqwest::Url::parse(url.expose_secret()).map_err(|_| wrong("is not a URL"))?;
+    let decode = |text: &str| -> Result<SecretString> {
+        let text = percent_decode_str(text)
+            .decode_utf8()
+            .map_err(|_| wrong("is not valid UTF-8"))?;
+        if text.contains(['\n', '\0']) {
+            return Err(wrong("holds a line break"));
+        }
+        Ok(text.as_ref().into())
+    };
+    let host = url
+        .host_str()
+        .filter(|host| !host.is_empty())
+        .ok_or_else(|| wrong("names no host"))?;
+    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let database = decode(url.path().trim_start_matches('/'))?
+        .expose_secret()
+        .to_owned();
+    if database.is_empty() {
+        return Err(wrong("names no database"));
+    }
+    let mut variables = vec![
+        ("PGHOST", host.into()),
+        ("PGPORT", url.port().unwrap_or(5432).to_string().into()),
+        ("PGUSER", decode(url.username())?),
+        ("PGPASSWORD", decode(url.password().unwrap_or_default())?),
+        ("PGDATABASE", database.as_str().into()),
+    ];
+    for (name, value) in url.query_pairs() {
+        let variable = match &*name {
+            "sslmode" => "PGSSLMODE",
+            "options" => "PGOPTIONS",
+            "channel_binding" => "PGCHANNELBINDING",
+            "connect_timeout" => "PGCONNECT_TIMEOUT",
+            _ => continue,
+        };
+        variables.push((variable, decode(&value)?));
+    }
+    Ok((variables, database))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn urls_as_variables() {
+        let url = "postgresql://me%40x:p%2Fw@db.example.org:6432/my%20db?sslmode=require&connection_limit=5";
+        let (variables, database) = parse_url(&url.into()).unwrap();
+        assert_eq!(database, "my db");
+        let text: Vec<String> = variables
+            .iter()
+            .map(|(name, value)| format!("{name}={}", value.expose_secret()))
+            .collect();
+        assert_eq!(
+            text,
+            [
+                "PGHOST=db.example.org",
+                "PGPORT=6432",
+                "PGUSER=me@x",
+                "PGPASSWORD=p/w",
+                "PGDATABASE=my db",
+                "PGSSLMODE=require"
+            ]
+        );
+    }
+
+    #[test]
+    fn urls_without_a_database() {
+        let error = parse_url(&"postgresql://me:pw@db.example.org".into()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "DATABASE_URL names no database, so pg_dump can't use it"
+        );
+    }
+
+    #[test]
+    fn names_in_sql() {
+        assert_eq!(identifier("a\"b"), "\"a\"\"b\"");
+        assert_eq!(literal("a'b"), "'a''b'");
+    }
+
+    #[test]
+    fn names_of_scratch_databases_fit() {
+        let id = super::super::BackupId::parse("20260131T120000Z-0a1b2c").unwrap();
+        assert_eq!(
+            scratch_name("replaced", &id),
+            "litellm_units_replaced_20260131t120000z_0a1b2c"
+        );
+    }
+}

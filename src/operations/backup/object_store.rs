@@ -1,0 +1,265 @@
+//! Copies of backups elsewhere: an object store, or a directory that is mounted from another
+//! machine (`file:///mnt/…`).
+
+use std::os::unix::fs::OpenOptionsExt;
+use std::sync::Arc;
+
+use anyhow::Context;
+use futures_util::StreamExt;
+use object_store::buffered::BufWriter;
+use object_store::path::Path as Key;
+use object_store::{ObjectStore, ObjectStoreExt};
+use secrecy::ExposeSecret;
+use tokio::io::AsyncWriteExt;
+
+use super::manifest::{self, Manifest};
+use super::retention::{Retention, expired};
+use super::{Backup, BackupId, Options, UNFINISHED, check_space, directory, make_private};
+use crate::deployment::settings::BackupSettings;
+use crate::error::{Failure, Result};
+use crate::host::files;
+use crate::host::paths::Paths;
+use crate::output::{bytes, duration, say};
+
+/// The size of the parts in which large files go: S3 takes up to 10,000 of them.
+const PART: usize = 32 << 20;
+
+/// A place for copies.
+#[derive(Debug)]
+pub struct Remote {
+    url: String,
+    store: Arc<dyn ObjectStore>,
+    prefix: Key,
+}
+
+impl Remote {
+    /// The place at `url`, with the credentials that `.env` has for it.
+    ///
+    /// # Errors
+    /// When the URL can't be understood, or this program was built without what it needs.
+    pub fn new(url: &str, settings: &BackupSettings) -> Result<Self> {
+        let parsed = reqwest::Url::parse(url).map_err(|error| {
+            Failure::config(format!("the backup URL {url:?} can't be used: {error}"))
+                .hint("write it as file:///DIRECTORY, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX")
+        })?;
+        #[cfg(feature = "object-stores")]
+        {
+            // An error means that there is one already.
+            let _ = rustls::crypto::ring::default_provider().install_default();
+        }
+        if parsed.scheme() == "file" {
+            // What it writes is for the owner's eyes only.
+            nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
+        } else if cfg!(not(feature = "object-stores")) {
+            return Err(Failure::config(format!(
+                "this litellm-units was built without object stores, so it can't copy to {url}"
+            ))
+            .hint("use a distribution package, or build it with: cargo install litellm-units --features object-stores")
+            .into());
+        }
+        let options = settings
+            .store
+            .iter()
+            .map(|(name, value)| Ok((name.as_str(), value.open()?)))
+            .collect::<Result<Vec<_>>>()?;
+        let options = options
+            .iter()
+            .map(|(name, value)| (*name, value.expose_secret()));
+        let (store, prefix) = object_store::parse_url_opts(&parsed, options).map_err(|error| {
+            Failure::config(format!("the backup URL {url:?} can't be used: {error}"))
+                .hint("write it as file:///DIRECTORY, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX; credentials are BACKUP_AWS_ACCESS_KEY_ID and the like in .env")
+        })?;
+        Ok(Self {
+            url: url.to_owned(),
+            store: store.into(),
+            prefix,
+        })
+    }
+
+    /// The URL.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.url
+    }
+
+    fn place(&self, id: &BackupId) -> Key {
+        self.prefix.clone().join(id.as_str())
+    }
+
+    /// Copies a backup; the manifest comes last, so that what has one is complete.
+    ///
+    /// # Errors
+    /// When the store refuses, or holds less than was sent.
+    pub async fn upload(&self, backup: &Backup, quiet: bool) -> Result<()> {
+        let begin = std::time::Instant::now();
+        let place = self.place(backup.id());
+        for file in &backup.manifest.files {
+            self.put(backup, &place, &file.stored, file.size).await?;
+        }
+        let manifest = backup.directory.join(manifest::FILE);
+        let size = std::fs::metadata(&manifest)
+            .with_context(|| format!("can't examine {}", manifest.display()))?
+            .len();
+        self.put(backup, &place, manifest::FILE, size).await?;
+        if !quiet {
+            say(&format!(
+                "copied to {} in {}",
+                self.url,
+                duration(begin.elapsed())
+            ));
+        }
+        Ok(())
+    }
+
+    async fn put(&self, backup: &Backup, place: &Key, name: &str, size: u64) -> Result<()> {
+        let path = backup.directory.join(name);
+        let key = key(place, name);
+        let attempt = async {
+            let mut file = tokio::fs::File::open(&path).await?;
+            // One request for what is small, parts for what is not.
+            let mut writer = BufWriter::with_capacity(Arc::clone(&self.store), key.clone(), PART);
+            let copied = tokio::io::copy(&mut file, &mut writer).await;
+            if let Err(error) = copied {
+                writer.abort().await?;
+                return Err(error.into());
+            }
+            writer.shutdown().await?;
+            let stored = self.store.head(&key).await?.size;
+            anyhow::ensure!(stored == size, "{stored} bytes arrived of {size}");
+            Ok(())
+        };
+        attempt.await.with_context(|| format!("can't store {key}"))
+    }
+
+    /// The names of the complete backups there, oldest first.
+    ///
+    /// # Errors
+    /// When the store refuses.
+    pub async fn ids(&self) -> Result<Vec<BackupId>> {
+        let listed = match self.store.list_with_delimiter(Some(&self.prefix)).await {
+            Ok(listed) => listed,
+            Err(object_store::Error::NotFound { .. }) => return Ok(Vec::new()),
+            Err(error) => {
+                return Err(error).with_context(|| format!("can't list {}", self.url));
+            }
+        };
+        let mut ids = Vec::new();
+        for place in listed.common_prefixes {
+            if let Some(id) = place.filename().and_then(BackupId::parse)
+                && self.store.head(&key(&place, manifest::FILE)).await.is_ok()
+            {
+                ids.push(id);
+            }
+        }
+        ids.sort();
+        Ok(ids)
+    }
+
+    /// Brings a backup back to this host.
+    ///
+    /// # Errors
+    /// When it is not there, or does not arrive whole.
+    pub async fn fetch(&self, paths: &Paths, id: &BackupId) -> Result<Backup> {
+        let parent = directory(paths);
+        let target = parent.join(id.as_str());
+        if target.exists() {
+            return Backup::load(paths, id);
+        }
+        make_private(&parent)?;
+        let place = self.place(id);
+        let text = match self.store.get(&key(&place, manifest::FILE)).await {
+            Ok(found) => found.bytes().await?,
+            Err(object_store::Error::NotFound { .. }) => {
+                return Err(
+                    Failure::new(format!("there is no backup {id} in {}", self.url))
+                        .hint("see which there are: litellm-units backup list --remote")
+                        .into(),
+                );
+            }
+            Err(error) => return Err(error).with_context(|| format!("can't read {}", self.url)),
+        };
+        let manifest = Manifest::parse(&text)?;
+        check_space(&parent, manifest.total_size())?;
+        let staged = tempfile::Builder::new()
+            .prefix(&format!("{UNFINISHED}{id}-"))
+            .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700))
+            .tempdir_in(&parent)
+            .with_context(|| format!("can't create a directory in {}", parent.display()))?;
+        for file in &manifest.files {
+            self.get(
+                &key(&place, &file.stored),
+                &staged.path().join(&file.stored),
+            )
+            .await?;
+        }
+        files::write_atomically(&staged.path().join(manifest::FILE), &text, 0o600)?;
+        let quiet = super::Progress::new("checked", manifest.total_size(), true);
+        super::archive::check_files(staged.path(), &manifest, &quiet)?;
+        for directory in super::directories_below(staged.path())? {
+            files::sync_directory(&directory)?;
+        }
+        std::fs::rename(staged.path(), &target)
+            .with_context(|| format!("can't name {}", target.display()))?;
+        // It has another name by now.
+        let _ = staged.keep();
+        files::sync_directory(&parent)?;
+        say(&format!(
+            "backup {id} is here: {}",
+            bytes(manifest.total_size())
+        ));
+        Backup::load(paths, id)
+    }
+
+    async fn get(&self, key: &Key, path: &std::path::Path) -> Result<()> {
+        let attempt = async {
+            if let Some(parent) = path.parent() {
+                make_private(parent)?;
+            }
+            let file = std::fs::File::options()
+                .write(true)
+                .create_new(true)
+                .mode(0o600)
+                .open(path)?;
+            let mut file = tokio::fs::File::from_std(file);
+            let mut stream = self.store.get(key).await?.into_stream();
+            while let Some(chunk) = stream.next().await {
+                file.write_all(&chunk?).await?;
+            }
+            file.flush().await?;
+            file.sync_all().await?;
+            Ok::<_, anyhow::Error>(())
+        };
+        attempt.await.with_context(|| format!("can't fetch {key}"))
+    }
+
+    /// Removes copies that are old enough, those last that something refers to.
+    ///
+    /// # Errors
+    /// When the store refuses.
+    pub async fn prune(&self, retention: Retention, options: &Options) -> Result<()> {
+        for id in expired(&self.ids().await?, retention, &options.protected) {
+            let place = self.place(&id);
+            // Without its manifest, it no longer counts as a backup.
+            self.store.delete(&key(&place, manifest::FILE)).await?;
+            let mut objects = self.store.list(Some(&place));
+            while let Some(object) = objects.next().await {
+                self.store.delete(&object?.location).await?;
+            }
+            if self.url.starts_with("file:")
+                && let Ok(url) = reqwest::Url::parse(&self.url)
+                && let Ok(directory) = url.to_file_path()
+            {
+                // Only empty directories are left.
+                let _ = std::fs::remove_dir_all(directory.join(id.as_str()));
+            }
+            if !options.quiet {
+                say(&format!("removed backup {id} from {}", self.url));
+            }
+        }
+        Ok(())
+    }
+}
+
+fn key(place: &Key, name: &str) -> Key {
+    name.split('/').fold(place.clone(), Key::join)
+}

@@ -1,0 +1,771 @@
+//! From a backup back into the server: to try it, or for good.
+//!
+//! A restore fills a new database beside the gateway's while the gateway serves. Only then does
+//! the gateway stop, and two renames in one transaction swap the databases. What is under way is
+//! recorded on disk before it begins, and the names of the databases tell how far it came, so
+//! whatever interrupts it, [`recover`] knows whether to finish or to undo it.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context;
+use secrecy::ExposeSecret;
+use serde::{Deserialize, Serialize};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::archive::{self, Progress};
+use super::database::{Server, is_missing_role, scratch_name};
+use super::manifest::{Contents, DUMP};
+use super::{Backup, BackupId, CREDENTIALS, check_space, make_private, remove_unfinished};
+use crate::commands::generate::{self, Target};
+use crate::deployment::env_file::EnvFile;
+use crate::deployment::images_lock::ImagesLock;
+use crate::deployment::sealed::{self, Vault};
+use crate::deployment::settings::{OF_THE_DATABASE, Service, Settings, parse_env, read_env};
+use crate::deployment::snapshot::{self, SnapshotId};
+use crate::error::{Exit, Failure, Result, exit};
+use crate::host::Host;
+use crate::host::files;
+use crate::host::paths::Paths;
+use crate::host::systemd::job::Verb;
+use crate::operations::seal;
+use crate::operations::stack::{self, Manner, RECOVERY_TIMEOUT};
+use crate::operations::upgrade;
+use crate::output::{bytes, duration, say, warn};
+
+/// How a backup is restored.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// How long the gateway may take to stop and to be ready again.
+    pub timeout: Duration,
+    /// The file with the age identity, for a backup that is encrypted.
+    pub identity: Option<PathBuf>,
+    /// Put `.env` and `config/` back as well, but for what concerns the server itself.
+    pub config: bool,
+    /// Say nothing but warnings.
+    pub quiet: bool,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            timeout: RECOVERY_TIMEOUT,
+            identity: None,
+            config: false,
+            quiet: false,
+        }
+    }
+}
+
+/// What a verification found.
+#[derive(Clone, Debug, Serialize)]
+pub struct Verified {
+    /// The backup.
+    pub id: BackupId,
+    /// The number of files whose SHA-256 is right.
+    pub files: usize,
+    /// The number of tables.
+    pub tables: usize,
+    /// The number of rows in them.
+    pub rows: u64,
+    /// Whether the dump was restored and counted; otherwise it was only read to its end.
+    pub restored: bool,
+}
+
+/// What became of a restore that was interrupted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Recovered {
+    /// There was none.
+    Nothing,
+    /// The data of this backup is in place.
+    Finished(BackupId),
+    /// The data is as before.
+    Undone,
+}
+
+/// What is under way, on disk.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+struct Record {
+    /// What is restored.
+    backup: BackupId,
+    /// The database that is filled.
+    staged: String,
+    /// What the gateway's database is called once it is replaced.
+    replaced: String,
+    /// Whether the gateway has to run afterwards.
+    gateway: bool,
+    /// The configuration to go back to, if it is replaced too.
+    configuration: Option<String>,
+}
+
+fn record_file(paths: &Paths) -> PathBuf {
+    paths.state().join("restore.json")
+}
+
+impl Record {
+    fn load(paths: &Paths) -> Result<Option<Self>> {
+        let path = record_file(paths);
+        match std::fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text)
+                .map(Some)
+                .with_context(|| format!("{} is damaged", path.display())),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("can't read {}", path.display())),
+        }
+    }
+
+    fn save(&self, paths: &Paths) -> Result<()> {
+        make_private(&paths.state())?;
+        let text = serde_json::to_vec(self).context("can't write the record of the restore")?;
+        files::write_atomically(&record_file(paths), &text, 0o600)
+    }
+
+    fn remove(paths: &Paths) -> Result<()> {
+        let path = record_file(paths);
+        std::fs::remove_file(&path).with_context(|| format!("can't remove {}", path.display()))?;
+        files::sync_directory(&paths.state())
+    }
+}
+
+/// Restores a backup into a scratch database of the running server, counts what is in it, and
+/// removes it. Without a local server, the dump is only read to its end.
+///
+/// # Errors
+/// When a file is damaged, the dump can't be restored, or rows are missing.
+pub async fn verify(
+    host: &Host,
+    settings: &Settings,
+    id: &BackupId,
+    options: &Options,
+) -> Result<Verified> {
+    let backup = Backup::load(&host.paths, id)?;
+    check(&backup, options.quiet).await?;
+    let server = Server::new(host, settings).await?;
+    recover_with(host, settings, &server).await?;
+    let mut verified = Verified {
+        id: id.clone(),
+        files: backup.manifest.files.len(),
+        tables: backup.manifest.database.rows.len(),
+        rows: backup.manifest.total_rows(),
+        restored: server.is_local(),
+    };
+    if !server.is_local() {
+        let source = open_dump(&backup, options)?;
+        server.read_through(source).await?;
+        verified.restored = false;
+        return Ok(verified);
+    }
+    check_space(&host.paths.postgres_data(), backup.manifest.database.size)?;
+    let scratch = scratch_name("verify", id);
+    let mut interrupt = signal(SignalKind::interrupt()).context("can't listen for Ctrl-C")?;
+    let attempt = tokio::select! {
+        result = fill(&server, &scratch, &backup, options) => result,
+        _ = interrupt.recv() => Err(Failure::interrupted("interrupted; nothing is left of the verification").into()),
+    };
+    let dropped = drop_scratch(&server, &scratch).await;
+    let found = attempt?;
+    dropped?;
+    compare(&backup, &found)?;
+    Ok(verified)
+}
+
+/// Restores the data of a backup: beside the running gateway first, then in its place, then waits
+/// until the gateway is ready with it. The gateway is started only if it ran before.
+///
+/// # Errors
+/// When the backup is damaged or can't be restored, or the gateway does not get ready with it:
+/// then all is as before.
+pub async fn restore_data(
+    host: &Host,
+    settings: &Settings,
+    id: &BackupId,
+    options: &Options,
+) -> Result<()> {
+    let backup = Backup::load(&host.paths, id)?;
+    check(&backup, options.quiet).await?;
+    if options.config {
+        check_sealed(&backup, options)?;
+    } else {
+        check_salt(&host.paths, &backup, options)?;
+    }
+    let systemd = host.systemd().await?;
+    let unit = Service::Litellm.unit();
+    // One that failed was meant to run.
+    let runs = systemd.unit(unit).await?.active != "inactive";
+    let database = Service::Postgres.unit();
+    if settings.image(Service::Postgres).is_some() && !systemd.unit(database).await?.is_active() {
+        let steps = [(Verb::Start, database)];
+        stack::change(host, &steps, Manner::AtOnce, options.timeout).await?;
+    }
+    let restore = Restore::stage(host, settings, &backup, options, runs).await?;
+    let mut units = vec![unit];
+    // The data of another release needs its migrations.
+    if options.config || restore.other_release {
+        units.push(Service::Migrate.unit());
+    }
+    fail::fail_point!("restore-before-stop");
+    let begin = std::time::Instant::now();
+    let attempt = async {
+        stack::stop(host, &units, options.timeout).await?;
+        fail::fail_point!("restore-after-stop");
+        restore.swap().await?;
+        fail::fail_point!("restore-after-swap");
+        if options.config {
+            restore_config(&host.paths, &backup, options)?;
+            fail::fail_point!("restore-after-config");
+        }
+        fail::fail_point!("restore-not-ready", |_| Err(
+            Failure::new("a test says so").into()
+        ));
+        // The configuration of the backup brings its own release.
+        let target = options.config.then_some(Target::Wanted);
+        bring_back(host, target, runs, options.timeout).await?;
+        if options.config {
+            let settings = Settings::load(&host.paths.env_file())?;
+            upgrade::record(host, &settings, "restore").await?;
+        }
+        Ok(())
+    };
+    if let Err(error) = attempt.await {
+        // Ctrl-C is a person's decision: what is under way goes on, and the next command ends it.
+        if exit(&error) == Exit::Interrupted {
+            return Err(error);
+        }
+        let timeout = options.timeout.max(RECOVERY_TIMEOUT);
+        return Err(take_back(restore, &units, timeout, error).await);
+    }
+    fail::fail_point!("restore-after-ready");
+    let replaced = restore.record.replaced.clone();
+    restore.commit().await?;
+    if runs {
+        say(&format!(
+            "the gateway serves the data of backup {id}; it was away for {}",
+            duration(begin.elapsed())
+        ));
+    } else {
+        say(&format!(
+            "the data of backup {id} is in place; the gateway did not run before and was not started"
+        ));
+    }
+    say(&format!(
+        "the replaced database is kept as {replaced} until the next restore"
+    ));
+    Ok(())
+}
+
+/// Starts the gateway if it ran, after the units of another configuration, if there is one: `target`.
+async fn bring_back(
+    host: &Host,
+    target: Option<Target>,
+    runs: bool,
+    timeout: Duration,
+) -> Result<()> {
+    if let Some(target) = target {
+        let tell = |text: &str| {
+            say(text);
+            Ok(())
+        };
+        let prepared = generate::prepare(host, target).await?;
+        prepared.apply_telling(host, tell).await?;
+        generate::pull_missing(host, &prepared, target, tell).await?;
+        if runs {
+            stack::bring_up(host, prepared.settings(), timeout).await?;
+        }
+    } else if runs {
+        let steps = [(Verb::Start, Service::Litellm.unit())];
+        stack::change(host, &steps, Manner::AtOnce, timeout).await?;
+    }
+    Ok(())
+}
+
+/// Undoes a restore with which the gateway does not get ready.
+async fn take_back(
+    restore: Restore<'_>,
+    units: &[&str],
+    timeout: Duration,
+    error: anyhow::Error,
+) -> anyhow::Error {
+    say("the restore failed: going back to what was before");
+    match restore.undo(units, timeout).await {
+        Ok(Ok(())) => Failure::new("the restore was undone; all is as before")
+            .hint("the backup may need another release: litellm-units restore --config puts back the configuration of that time, too")
+            .caused_by(error),
+        Ok(Err(second)) => Failure::new("the restore was undone, but the gateway is not ready with the data of before either")
+            .hint("see what ails it: litellm-units status")
+            .caused_by(second.context(error)),
+        Err(second) => Failure::new("the restore failed, and undoing it failed too")
+            .hint("the next backup or restore command tries again to undo it; nothing was deleted")
+            .caused_by(second.context(error)),
+    }
+    .into()
+}
+
+/// A restore under way, for callers that start and stop the gateway themselves.
+#[derive(Debug)]
+pub struct Restore<'a> {
+    host: &'a Host,
+    server: Server<'a>,
+    record: Record,
+    /// Whether the backup was made with another image of the gateway than the one that runs now,
+    /// so that `litellm-migrate.service` has to run again.
+    pub other_release: bool,
+}
+
+impl<'a> Restore<'a> {
+    /// Fills a new database beside the gateway's, which may serve meanwhile, and compares its
+    /// counts with the manifest. `gateway`: whether [`recover`] has to start the gateway if this
+    /// process is killed from here on.
+    ///
+    /// # Errors
+    /// When the backup can't be restored; then nothing is left of the attempt.
+    pub async fn stage(
+        host: &'a Host,
+        settings: &Settings,
+        backup: &Backup,
+        options: &Options,
+        gateway: bool,
+    ) -> Result<Self> {
+        let server = Server::new(host, settings).await?;
+        if !server.is_local() {
+            return Err(external(backup));
+        }
+        recover_with(host, settings, &server).await?;
+        check_space(&host.paths.postgres_data(), backup.manifest.database.size)?;
+        let now = BackupId::new(jiff::Timestamp::now())?;
+        let configuration = options
+            .config
+            .then(|| snapshot::keep(&host.paths))
+            .transpose()?;
+        let record = Record {
+            backup: backup.id().clone(),
+            staged: scratch_name("restore", backup.id()),
+            replaced: scratch_name("replaced", &now),
+            gateway,
+            configuration: configuration.map(|id| id.to_string()),
+        };
+        record.save(&host.paths)?;
+        fail::fail_point!("restore-recorded");
+        let mut interrupt = signal(SignalKind::interrupt()).context("can't listen for Ctrl-C")?;
+        let fill = async {
+            let found = fill(&server, &record.staged, backup, options).await?;
+            compare(backup, &found)?;
+            // The planner would know nothing about the tables until autovacuum comes by.
+            server.query(&record.staged, "ANALYZE;\n").await
+        };
+        let attempt = tokio::select! {
+            result = fill => result,
+            _ = interrupt.recv() => Err(Failure::interrupted("interrupted; the data is as before").into()),
+        };
+        if let Err(error) = attempt {
+            drop_scratch(&server, &record.staged).await?;
+            Record::remove(&host.paths)?;
+            return Err(error);
+        }
+        fail::fail_point!("restore-staged");
+        let images = super::images(host, settings).await;
+        let gateway = Service::Litellm.name();
+        let same_release = images
+            .get(gateway)
+            .zip(backup.manifest.images.get(gateway))
+            .is_some_and(|(now, then)| now.identity.is(&then.identity));
+        Ok(Self {
+            host,
+            server,
+            record,
+            other_release: !same_release,
+        })
+    }
+
+    /// Puts the restored database in the place of the gateway's, which must not run.
+    ///
+    /// # Errors
+    /// When the server refuses; then nothing is changed.
+    pub async fn swap(&self) -> Result<()> {
+        self.server
+            .rename(&[
+                (&self.server.database, &self.record.replaced),
+                (&self.record.staged, &self.server.database),
+            ])
+            .await
+    }
+
+    /// Undoes [`Restore::swap`]; the gateway must not run.
+    ///
+    /// # Errors
+    /// When the server refuses; then nothing is changed.
+    pub async fn swap_back(&self) -> Result<()> {
+        self.server
+            .rename(&[
+                (&self.server.database, &self.record.staged),
+                (&self.record.replaced, &self.server.database),
+            ])
+            .await
+    }
+
+    /// Ends a restore that works: databases that earlier restores replaced are removed, the one
+    /// that this one replaced is kept.
+    ///
+    /// # Errors
+    /// When the server refuses.
+    pub async fn commit(self) -> Result<()> {
+        for name in self.server.own_databases().await? {
+            if name != self.record.replaced {
+                self.server.drop_database(&name).await?;
+            }
+        }
+        Record::remove(&self.host.paths)
+    }
+
+    /// Puts the data, and the configuration if it was replaced too, back as they were, however far
+    /// the restore came; then the gateway if it ran. The data is back once this returns, and the
+    /// inner result tells about the gateway: it may not have been ready before either.
+    ///
+    /// # Errors
+    /// When the server or the disk refuses; then [`recover`] tries again.
+    pub async fn undo(self, units: &[&str], timeout: Duration) -> Result<Result<()>> {
+        let own = self.server.own_databases().await?;
+        let configuration = self
+            .record
+            .configuration
+            .as_deref()
+            .and_then(|name| SnapshotId::find(&self.host.paths, name));
+        if own.contains(&self.record.replaced) {
+            stack::stop(self.host, units, timeout).await?;
+            self.swap_back().await?;
+        }
+        fail::fail_point!("restore-undone");
+        if let Some(configuration) = &configuration {
+            snapshot::restore(&self.host.paths, configuration, &[])?;
+        }
+        drop_scratch(&self.server, &self.record.staged).await?;
+        let gateway = bring_back(
+            self.host,
+            configuration.map(|_| Target::Recorded),
+            self.record.gateway,
+            timeout,
+        )
+        .await;
+        Record::remove(&self.host.paths)?;
+        Ok(gateway)
+    }
+}
+
+/// Finishes or undoes what an interrupted backup, verification or restore left, and says so. Every
+/// command of this module does it first.
+///
+/// # Errors
+/// When the server can't be reached, or refuses.
+pub async fn recover(host: &Host, settings: &Settings) -> Result<Recovered> {
+    let server = Server::new(host, settings).await?;
+    recover_with(host, settings, &server).await
+}
+
+/// Whether [`recover`] has a restore to finish or to undo.
+#[must_use]
+pub fn is_unfinished(paths: &Paths) -> bool {
+    record_file(paths).exists()
+}
+
+pub(super) async fn recover_with(
+    host: &Host,
+    settings: &Settings,
+    server: &Server<'_>,
+) -> Result<Recovered> {
+    remove_unfinished(&host.paths)?;
+    let mut recovered = Recovered::Nothing;
+    if !server.is_local() {
+        return Ok(recovered);
+    }
+    let mut own = server.own_databases().await?;
+    if let Some(record) = Record::load(&host.paths)? {
+        server.end_leftovers().await?;
+        recovered = recover_restore(host, settings, record, &own).await?;
+        own = server.own_databases().await?;
+    }
+    for name in own
+        .iter()
+        .filter(|name| !name.starts_with("litellm_units_replaced_"))
+    {
+        server.end_leftovers().await?;
+        server.drop_database(name).await?;
+        say(&format!(
+            "removed database {name}, left by an interrupted run"
+        ));
+    }
+    Ok(recovered)
+}
+
+async fn recover_restore(
+    host: &Host,
+    settings: &Settings,
+    record: Record,
+    own: &[String],
+) -> Result<Recovered> {
+    let id = record.backup.clone();
+    let swapped = own.contains(&record.replaced);
+    let with_config = record.configuration.is_some();
+    // A gateway that was stopped together with everything else is not to be started.
+    let target = host.systemd().await?.unit("litellm.target").await?;
+    let gateway = record.gateway && target.is_active();
+    let restore = Restore {
+        host,
+        server: Server::new(host, settings).await?,
+        record: Record { gateway, ..record },
+        other_release: true,
+    };
+    let units = [Service::Litellm.unit(), Service::Migrate.unit()];
+    if swapped && !with_config {
+        say(&format!(
+            "the restore of backup {id} was interrupted after the data was in place: finishing it"
+        ));
+        return match bring_back(host, None, gateway, RECOVERY_TIMEOUT).await {
+            Ok(()) => restore.commit().await.map(|()| Recovered::Finished(id)),
+            Err(error) => Err(take_back(restore, &units, RECOVERY_TIMEOUT, error).await),
+        };
+    }
+    say(&format!(
+        "the restore of backup {id} was interrupted: undoing it"
+    ));
+    // It may be what the restore was to mend.
+    if let Err(error) = restore.undo(&units, RECOVERY_TIMEOUT).await? {
+        warn(&format!(
+            "the data is as before the restore, but the gateway is not ready: {error:#}"
+        ));
+    }
+    Ok(Recovered::Undone)
+}
+
+async fn check(backup: &Backup, quiet: bool) -> Result<()> {
+    let progress = Progress::new("checked", backup.manifest.total_size(), quiet);
+    let (directory, manifest) = (backup.directory.clone(), backup.manifest.clone());
+    tokio::task::spawn_blocking(move || {
+        let result = archive::check_files(&directory, &manifest, &progress);
+        progress.clear();
+        result
+    })
+    .await
+    .context("the check of the files stopped")?
+}
+
+fn open_dump(backup: &Backup, options: &Options) -> Result<Box<dyn std::io::Read + Send>> {
+    archive::open(
+        &backup.directory,
+        &backup.manifest,
+        DUMP,
+        options.identity.as_deref(),
+    )
+}
+
+/// Restores the dump into the new database `name`; returns what is in it then.
+async fn fill(
+    server: &Server<'_>,
+    name: &str,
+    backup: &Backup,
+    options: &Options,
+) -> Result<Contents> {
+    // Before the database, since the key may be missing.
+    let source = open_dump(backup, options)?;
+    if !options.quiet {
+        say(&format!(
+            "restoring backup {} beside the running database ({})",
+            backup.id(),
+            bytes(backup.manifest.database.size)
+        ));
+    }
+    server.create_beside(name).await?;
+    fail::fail_point!("restore-created");
+    let progress = Progress::new("restored", backup.manifest.database.size, options.quiet);
+    let mut result = server.fill(name, &[], progress.reading(source)).await;
+    progress.clear();
+    if let Err(error) = &result
+        && is_missing_role(error)
+    {
+        warn(&format!(
+            "the server lacks a role that the backup names, so all becomes the property of the gateway's: {error:#}"
+        ));
+        server.drop_database(name).await?;
+        server.create_beside(name).await?;
+        result = server
+            .fill(
+                name,
+                &["--no-owner", "--no-privileges"],
+                open_dump(backup, options)?,
+            )
+            .await;
+    }
+    result.with_context(|| format!("backup {} can't be restored", backup.id()))?;
+    fail::fail_point!("restore-filled");
+    server.contents(name).await
+}
+
+fn compare(backup: &Backup, found: &Contents) -> Result<()> {
+    let differences = backup.manifest.database.differences(found);
+    if differences.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::new(format!(
+        "what came back from backup {} is not what was saved:\n  {}",
+        backup.id(),
+        differences.join("\n  ")
+    ))
+    .hint("use another backup: litellm-units backup list")
+    .into())
+}
+
+async fn drop_scratch(server: &Server<'_>, name: &str) -> Result<()> {
+    server.end_leftovers().await?;
+    server.drop_database(name).await
+}
+
+/// LiteLLM encrypts credentials in the database with the salt key; with another one than the
+/// backup's, they would be lost.
+fn check_salt(paths: &Paths, backup: &Backup, options: &Options) -> Result<()> {
+    let then = env_of(backup, options)?;
+    let path = paths.env_file();
+    let now = parse_env(&read_env(&path)?, &path)?;
+    let (of_then, of_now) = (salt(&then), salt(&now));
+    if of_then == of_now {
+        return Ok(());
+    }
+    let of_then = match vault_of(backup).open(of_then.unwrap_or_default()) {
+        Ok(salt) => salt,
+        Err(error) => {
+            warn(&format!(
+                "whether LITELLM_SALT_KEY is that of the backup, can't be told: if it is not, the credentials in its database can't be read: {error:#}"
+            ));
+            return Ok(());
+        }
+    };
+    let of_now = Vault::beside(&path).open(of_now.unwrap_or_default())?;
+    if of_then.expose_secret() == of_now.expose_secret() {
+        return Ok(());
+    }
+    Err(Failure::config(format!(
+        "LITELLM_SALT_KEY in {} is not the one with which the data of backup {} is encrypted",
+        path.display(),
+        backup.id()
+    ))
+    .hint("with --config, the configuration of that time comes back together with the data")
+    .into())
+}
+
+/// What LiteLLM encrypts with.
+fn salt(env: &EnvFile) -> Option<&str> {
+    ["LITELLM_SALT_KEY", "LITELLM_MASTER_KEY"]
+        .iter()
+        .find_map(|name| env.get(name).filter(|value| !value.is_empty()))
+}
+
+/// The secrets that a backup holds sealed.
+fn vault_of(backup: &Backup) -> Vault {
+    Vault::new(backup.directory.join(CREDENTIALS))
+}
+
+/// A configuration is of use only if its secrets can be opened here.
+fn check_sealed(backup: &Backup, options: &Options) -> Result<()> {
+    let env = env_of(backup, options)?;
+    let vault = vault_of(backup);
+    for reference in sealed::references(env.text()) {
+        vault.value(&reference).map_err(|error| {
+            Failure::new(format!(
+                "the secrets in backup {} were sealed on another host, or with a key that is lost",
+                backup.id()
+            ))
+            .hint("without --config, the data alone comes back, and .env stays as it is")
+            .caused_by(error)
+        })?;
+    }
+    Ok(())
+}
+
+fn env_of(backup: &Backup, options: &Options) -> Result<EnvFile> {
+    let name = super::ENV;
+    let bytes = archive::read(
+        &backup.directory,
+        &backup.manifest,
+        name,
+        options.identity.as_deref(),
+    )?;
+    let text = String::from_utf8(bytes)
+        .with_context(|| format!("{name} of backup {} is not UTF-8", backup.id()))?;
+    parse_env(&text, &backup.directory.join(name))
+}
+
+/// Puts `.env` and `config/` back, but for the variables that belong to the server.
+fn restore_config(paths: &Paths, backup: &Backup, options: &Options) -> Result<()> {
+    let path = paths.env_file();
+    let now = parse_env(&read_env(&path)?, &path)?;
+    let mut env = env_of(backup, options)?;
+    env.take_over(&OF_THE_DATABASE, &now)?;
+    let identity = options.identity.as_deref();
+    let read = |name: &str| archive::read(&backup.directory, &backup.manifest, name, identity);
+    // What the tags of that time meant, where this host does not know.
+    if backup.manifest.file("deployment/images.lock").is_ok() {
+        let kept = tempfile::NamedTempFile::new().context("can't make a temporary file")?;
+        std::fs::write(kept.path(), read("deployment/images.lock")?)?;
+        let then = ImagesLock::load(kept.path())?;
+        let lock_path = paths.images_lock();
+        let mut lock = ImagesLock::load(&lock_path)?;
+        for image in Settings::from_env(&env, &path)?.images() {
+            if lock.lacks(image)
+                && let Some(locked) = then.get(image)
+            {
+                lock.record(image, locked.identity.clone());
+            }
+        }
+        lock.save(&lock_path)?;
+    }
+    restore_sealed(paths, backup, &read)?;
+    if seal::is_in_use(&now) {
+        env = seal::protected(paths, &now, &env)?;
+    }
+    let mut wanted = Vec::new();
+    for file in &backup.manifest.files {
+        let Some(name) = file.name.strip_prefix("deployment/config/") else {
+            continue;
+        };
+        let place = paths.config().join(name);
+        if let Some(directory) = place.parent() {
+            std::fs::create_dir_all(directory)
+                .with_context(|| format!("can't create {}", directory.display()))?;
+        }
+        files::write_atomically(&place, &read(&file.name)?, file.mode.unwrap_or(0o644))?;
+        wanted.push(place);
+    }
+    for present in crate::deployment::applied::files_below(&paths.config())? {
+        if !wanted.contains(&present) {
+            std::fs::remove_file(&present)
+                .with_context(|| format!("can't remove {}", present.display()))?;
+        }
+    }
+    files::write_atomically(&path, env.text().as_bytes(), 0o600)
+}
+
+/// Puts the files of sealed secrets beside those that are there: each has a name of its own.
+fn restore_sealed(
+    paths: &Paths,
+    backup: &Backup,
+    read: &impl Fn(&str) -> Result<Vec<u8>>,
+) -> Result<()> {
+    for file in &backup.manifest.files {
+        if let Some(name) = file.name.strip_prefix(CREDENTIALS) {
+            make_private(&paths.credentials())?;
+            let place = paths.credentials().join(name);
+            files::write_atomically(&place, &read(&file.name)?, 0o600)?;
+        }
+    }
+    Ok(())
+}
+
+fn external(backup: &Backup) -> anyhow::Error {
+    Failure::new("the database is on a server elsewhere (DATABASE_URL), where litellm-units replaces nothing")
+        .hint(format!(
+            "restore it with that server's own tools; the dump is {}: zstd -dc FILE | pg_restore --dbname …",
+            backup
+                .manifest
+                .file(DUMP)
+                .map_or_else(|_| Path::new(DUMP).to_owned(), |file| backup.directory.join(&file.stored))
+                .display()
+        ))
+        .into()
+}

@@ -1,0 +1,307 @@
+//! Changes of secrets that either come into force everywhere or are taken back: in `.env`, in the
+//! server that knows the secret, and in what runs.
+//!
+//! What is to change is written down before anything is touched. If the program ends in between,
+//! by a loss of power or otherwise, the next run goes on from there: every step can be repeated.
+//! Where secrets are sealed, so are the new ones before anything is written down.
+
+mod server;
+
+use std::time::Duration;
+
+use anyhow::Context;
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize};
+
+use crate::deployment::env_file::quote;
+use crate::deployment::sealed::{Vault, is_sealed};
+use crate::deployment::settings::{Database, Settings, may_be_sealed, parse_env, read_env};
+use crate::error::{Failure, Result};
+use crate::host::Host;
+use crate::host::files;
+use crate::operations::audit::is_secret;
+use crate::operations::seal::{self, Sealer};
+use crate::operations::stack;
+use crate::output::say;
+
+/// One variable of `.env` that gets another value: both as they are there, so that a sealed one is
+/// a reference.
+#[derive(Clone, Deserialize, Serialize)]
+struct Edit {
+    name: String,
+    before: String,
+    after: String,
+}
+
+/// Which way a change goes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Way {
+    Forward,
+    Back,
+}
+
+/// A change under way, as it is written down: all that is needed to finish it or take it back.
+#[derive(Clone, Deserialize, Serialize)]
+struct Pending {
+    what: String,
+    way: Way,
+    edits: Vec<Edit>,
+    env_before: String,
+    env_after: String,
+}
+
+/// Gives variables of `.env` other values, has what runs use them, and checks that the new
+/// secrets are accepted and the old ones refused. If anything fails, all is put back. The caller
+/// holds the operation lock, and everything runs.
+///
+/// # Errors
+/// When the change failed; the message says whether all is as before.
+pub async fn carry_out(
+    host: &Host,
+    what: &str,
+    values: &[(&str, SecretString)],
+    timeout: Duration,
+) -> Result<()> {
+    let path = host.paths.env_file();
+    let env_before = read_env(&path)?;
+    let mut env = parse_env(&env_before, &path)?;
+    let mut clear = env.clone();
+    let is_in_use = seal::is_in_use(&env);
+    let mut sealer = Sealer::like(&host.paths, &env)?;
+    let mut edits = Vec::new();
+    for (name, value) in values {
+        let before = env.get(name).unwrap_or_default().to_owned();
+        let value = value.expose_secret();
+        if open(host, &before)?.expose_secret() != value {
+            clear
+                .set(name, value)
+                .with_context(|| format!("can't edit {}", path.display()))?;
+            // A sealed value can't be checked any more.
+            Settings::from_env(&clear, &path)?;
+            let is_sealed =
+                is_sealed(&before) || (is_in_use && may_be_sealed(name) && is_secret(name, value));
+            let after = if is_sealed {
+                sealer.seal(name, &quote(value))?.to_string()
+            } else {
+                value.to_owned()
+            };
+            env.set(name, &after)
+                .with_context(|| format!("can't edit {}", path.display()))?;
+            edits.push(Edit {
+                name: (*name).to_owned(),
+                before,
+                after,
+            });
+        }
+    }
+    if edits.is_empty() {
+        say("nothing to change");
+        return Ok(());
+    }
+    fail::fail_point!("change-before-written");
+    let pending = Pending {
+        what: what.to_owned(),
+        way: Way::Forward,
+        edits,
+        env_before,
+        env_after: env.text().to_owned(),
+    };
+    finish(host, pending, timeout).await
+}
+
+/// Finishes, or takes back, a change that was interrupted. The caller holds the operation lock.
+///
+/// # Errors
+/// When that fails; the next run tries again.
+pub async fn recover(host: &Host, timeout: Duration) -> Result<()> {
+    let path = host.paths.pending_change();
+    if !path.exists() {
+        return Ok(());
+    }
+    let text = std::fs::read(&path).with_context(|| format!("can't read {}", path.display()))?;
+    let pending: Pending = serde_json::from_slice(&text).map_err(|_| {
+        Failure::new(format!("{} is damaged", path.display()))
+            .hint("compare the passwords in .env with those of the servers, then remove the file")
+    })?;
+    match pending.way {
+        Way::Forward => {
+            say(&format!("finishing what was interrupted: {}", pending.what));
+            finish(host, pending, timeout).await
+        }
+        Way::Back => {
+            say(&format!(
+                "taking back what was interrupted: {}",
+                pending.what
+            ));
+            go(host, &pending, timeout).await?;
+            forget(host)
+        }
+    }
+}
+
+/// What of the present `.env` must stay when an older one is put back: the password with which the
+/// local PostgreSQL lets the gateway in, if it does. The server keeps it with its data, so it may no
+/// longer know the one of the older file.
+pub async fn known_to_the_database(host: &Host) -> &'static [&'static str] {
+    let attempt = async {
+        let settings = Settings::load(&host.paths.env_file())?;
+        match &settings.database {
+            Database::Local { password, .. } => {
+                server::postgres_accepts(host, &settings, password.open()?.expose_secret()).await
+            }
+            Database::External { .. } => Ok(false),
+        }
+    };
+    // A server that can't be asked has not proven anything.
+    if attempt.await.unwrap_or(false) {
+        &["POSTGRES_PASSWORD"]
+    } else {
+        &[]
+    }
+}
+
+/// Goes forward, or else back.
+async fn finish(host: &Host, pending: Pending, timeout: Duration) -> Result<()> {
+    let attempt = async {
+        write_down(host, &pending)?;
+        fail::fail_point!("change-written");
+        go(host, &pending, timeout).await?;
+        for edit in &pending.edits {
+            check(host, edit).await?;
+        }
+        if pending
+            .edits
+            .iter()
+            .any(|edit| concerns_interface(&edit.name))
+        {
+            server::check_interface(&Settings::load(&host.paths.env_file())?).await?;
+        }
+        forget(host)
+    };
+    let Err(error) = attempt.await else {
+        return Ok(());
+    };
+    say(&format!("{error:#}"));
+    say(&format!(
+        "that did not work, so it is taken back: {}",
+        pending.what
+    ));
+    let what = pending.what.clone();
+    let back = Pending {
+        way: Way::Back,
+        ..pending
+    };
+    let attempt = async {
+        write_down(host, &back)?;
+        go(host, &back, timeout.max(stack::RECOVERY_TIMEOUT)).await?;
+        forget(host)
+    };
+    Err(match attempt.await {
+        Ok(()) => {
+            Failure::new(format!("the {what} failed; everything is as before")).caused_by(error)
+        }
+        Err(second) => Failure::new(format!("the {what} failed, and so did taking it back"))
+            .hint("mend what is wrong, then: litellm-units up; it goes on with taking it back")
+            .caused_by(second),
+    }
+    .into())
+}
+
+fn concerns_interface(name: &str) -> bool {
+    name.starts_with("UI_") || name == "PROXY_BASE_URL"
+}
+
+fn write_down(host: &Host, pending: &Pending) -> Result<()> {
+    let text = serde_json::to_vec(pending).context("can't write down what changes")?;
+    files::write_atomically(&host.paths.pending_change(), &text, 0o600)
+}
+
+fn forget(host: &Host) -> Result<()> {
+    let path = host.paths.pending_change();
+    std::fs::remove_file(&path).with_context(|| format!("can't remove {}", path.display()))?;
+    files::sync_directory(&host.paths.state())?;
+    seal::collect(&host.paths)
+}
+
+/// Every step in one direction; each can be repeated.
+async fn go(host: &Host, pending: &Pending, timeout: Duration) -> Result<()> {
+    let path = host.paths.env_file();
+    let (text, other) = match pending.way {
+        Way::Forward => (&pending.env_after, &pending.env_before),
+        Way::Back => (&pending.env_before, &pending.env_after),
+    };
+    let present = read_env(&path)?;
+    let text = if present == *text || present == *other {
+        text.clone()
+    } else {
+        // Edited since: only what this change is about is touched.
+        let mut env = parse_env(&present, &path)?;
+        for edit in &pending.edits {
+            let value = value(edit, pending.way);
+            if env.get(&edit.name).unwrap_or_default() != value {
+                env.set(&edit.name, value)
+                    .with_context(|| format!("can't edit {}", path.display()))?;
+            }
+        }
+        env.text().to_owned()
+    };
+    let settings = Settings::from_text(&text, &path)?;
+    for edit in &pending.edits {
+        if edit.name == "POSTGRES_PASSWORD" {
+            let password = open(host, value(edit, pending.way))?;
+            server::set_postgres_password(host, &settings, &password, timeout).await?;
+        }
+    }
+    if present != text {
+        files::write_atomically(&path, text.as_bytes(), 0o600)?;
+    }
+    let ends_sessions = |edit: &Edit| {
+        matches!(
+            edit.name.as_str(),
+            "UI_USERNAME" | "UI_PASSWORD" | "LITELLM_MASTER_KEY"
+        )
+    };
+    if pending.way == Way::Forward && pending.edits.iter().any(ends_sessions) {
+        server::end_sessions(host, &settings).await;
+    }
+    stack::bring_up(host, &settings, timeout).await
+}
+
+fn value(edit: &Edit, way: Way) -> &str {
+    match way {
+        Way::Forward => &edit.after,
+        Way::Back => &edit.before,
+    }
+}
+
+/// The secret that a value of `.env` is, or refers to.
+fn open(host: &Host, value: &str) -> Result<SecretString> {
+    Vault::beside(&host.paths.env_file()).open(value)
+}
+
+/// Checks that the new value is accepted, and the old one refused.
+async fn check(host: &Host, edit: &Edit) -> Result<()> {
+    let settings = Settings::load(&host.paths.env_file())?;
+    let what = edit.name.as_str();
+    let accepted = async |value: &str| -> Result<Option<bool>> {
+        let value = open(host, value)?;
+        Ok(Some(match what {
+            "LITELLM_MASTER_KEY" => server::master_key_is_valid(&value).await?,
+            "POSTGRES_PASSWORD" => {
+                server::postgres_accepts(host, &settings, value.expose_secret()).await?
+            }
+            "REDIS_PASSWORD" => server::redis_accepts(host, value.expose_secret()).await?,
+            "UI_PASSWORD" => server::login_is_valid(&settings, &value).await?,
+            _ => return Ok(None),
+        }))
+    };
+    if accepted(&edit.after).await? == Some(false) {
+        return Err(Failure::new(format!("the new {what} is not accepted")).into());
+    }
+    // An empty one was never one.
+    if !edit.before.is_empty() && accepted(&edit.before).await? == Some(true) {
+        return Err(Failure::new(format!("the old {what} is still accepted")).into());
+    }
+    Ok(())
+}

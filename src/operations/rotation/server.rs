@@ -1,0 +1,227 @@
+//! What the servers themselves know of a secret.
+
+use std::process::{Output, Stdio};
+use std::time::Duration;
+
+use anyhow::Context;
+use secrecy::{ExposeSecret, SecretString};
+use tokio::io::AsyncWriteExt;
+use tokio::time::Instant;
+
+use crate::deployment::settings::{Database, Service, Settings};
+use crate::error::{Failure, Result};
+use crate::host::Host;
+use crate::host::systemd::job::{Jobs, Verb};
+use crate::litellm::Client;
+use crate::litellm::keys::{KeyError, scrub};
+use crate::litellm::ui;
+use crate::output::{say, warn};
+
+const PATIENCE: Duration = Duration::from_secs(30);
+
+/// Over the socket in the container, which asks for no password: so it works whichever password
+/// the server knows.
+const PSQL: &str = r#"exec psql -X -q -v ON_ERROR_STOP=1 -h /var/run/postgresql -U "$POSTGRES_USER" -d "$POSTGRES_DB""#;
+/// Over the network, which asks for the password: on the first line of stdin.
+const PSQL_LOGIN: &str = r#"IFS= read -r PGPASSWORD; export PGPASSWORD; exec psql -X -w -tA -h postgres -U "$POSTGRES_USER" -d "$POSTGRES_DB" -c 'SELECT 1'"#;
+/// Likewise for Redis.
+const REDIS_LOGIN: &str =
+    "IFS= read -r REDISCLI_AUTH; export REDISCLI_AUTH; exec redis-cli -e ping";
+
+/// Runs a shell script in a container. What is secret comes over its stdin, since arguments are
+/// for all to see.
+async fn shell(host: &Host, service: Service, script: &str, input: &str) -> Result<Output> {
+    let mut child = host
+        .podman()
+        .await?
+        .command([
+            "exec",
+            "--interactive",
+            service.container(),
+            "sh",
+            "-c",
+            script,
+        ])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .kill_on_drop(true)
+        .spawn()
+        .context("can't run podman")?;
+    if let Some(mut stdin) = child.stdin.take() {
+        // It may end before it has read everything; its status tells.
+        let _ = stdin.write_all(input.as_bytes()).await;
+    }
+    match tokio::time::timeout(PATIENCE, child.wait_with_output()).await {
+        Ok(output) => output.context("can't run podman"),
+        Err(_) => Err(Failure::new(format!(
+            "{} did not answer within {} s",
+            service.container(),
+            PATIENCE.as_secs()
+        ))
+        .hint(format!(
+            "see what it says: litellm-units logs {}",
+            service.name()
+        ))
+        .into()),
+    }
+}
+
+/// Gives PostgreSQL's role a password. psql sends its SCRAM verifier only, so neither the server
+/// nor its log ever sees the password.
+pub(super) async fn set_postgres_password(
+    host: &Host,
+    settings: &Settings,
+    password: &SecretString,
+    timeout: Duration,
+) -> Result<()> {
+    let Database::Local { user, .. } = &settings.database else {
+        return Ok(());
+    };
+    let password = password.expose_secret();
+    if password.contains(['\n', '\r']) {
+        return Err(Failure::new(
+            "PostgreSQL's password holds a line break, which psql can't be given",
+        )
+        .into());
+    }
+    start(host, Service::Postgres, timeout).await?;
+    let user = user.replace('"', "\"\"");
+    // psql reads the password twice from stdin, since there is no terminal.
+    let input = format!(
+        "SET password_encryption = 'scram-sha-256';\n\\password \"{user}\"\n{password}\n{password}\n"
+    );
+    let output = shell(host, Service::Postgres, PSQL, &input).await?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let words = String::from_utf8_lossy(&output.stderr);
+    let words: Vec<&str> = words
+        .lines()
+        .filter(|line| !line.starts_with("Enter"))
+        .collect();
+    Err(Failure::new(format!(
+        "PostgreSQL's password can't be changed: {}",
+        scrub(&words.join(" "))
+    ))
+    .hint("see what it says: litellm-units logs postgres")
+    .into())
+}
+
+/// Whether PostgreSQL accepts a login with this password.
+pub(super) async fn postgres_accepts(
+    host: &Host,
+    settings: &Settings,
+    password: &str,
+) -> Result<bool> {
+    if !matches!(settings.database, Database::Local { .. }) {
+        return Ok(true);
+    }
+    let output = shell(
+        host,
+        Service::Postgres,
+        PSQL_LOGIN,
+        &format!("{password}\n"),
+    )
+    .await?;
+    if output.status.success() {
+        return Ok(true);
+    }
+    let words = String::from_utf8_lossy(&output.stderr);
+    if words.contains("password authentication failed") {
+        return Ok(false);
+    }
+    Err(Failure::new(format!("PostgreSQL can't be asked: {}", scrub(&words))).into())
+}
+
+/// Whether Redis accepts this password.
+pub(super) async fn redis_accepts(host: &Host, password: &str) -> Result<bool> {
+    let output = shell(host, Service::Redis, REDIS_LOGIN, &format!("{password}\n")).await?;
+    let words = [output.stdout, output.stderr].concat();
+    let words = String::from_utf8_lossy(&words);
+    if words.contains("WRONGPASS") || words.contains("NOAUTH") {
+        Ok(false)
+    } else if words.trim() == "PONG" {
+        Ok(true)
+    } else {
+        Err(Failure::new(format!("Redis can't be asked: {}", scrub(&words))).into())
+    }
+}
+
+/// Whether the gateway accepts this master key.
+pub(super) async fn master_key_is_valid(key: &SecretString) -> Result<bool> {
+    let client = Client::local(PATIENCE)?;
+    // No key has this hash.
+    match client.keys(key).info(&"0".repeat(64)).await {
+        Ok(_) | Err(KeyError::NotFound) => Ok(true),
+        Err(KeyError::Unauthorized(_)) => Ok(false),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether the web interface accepts this password, with the user name of `settings`.
+pub(super) async fn login_is_valid(settings: &Settings, password: &SecretString) -> Result<bool> {
+    let username = settings.ui_username().unwrap_or(ui::DEFAULT_USERNAME);
+    ui::login(&Client::local(PATIENCE)?, username, password).await
+}
+
+/// Whether the login page answers, leads nowhere that is not encrypted, and accepts the login.
+pub(super) async fn check_interface(settings: &Settings) -> Result<()> {
+    let client = Client::local(PATIENCE)?;
+    let public = settings
+        .public_address()
+        .filter(|address| address.starts_with("https:"))
+        .and_then(|address| reqwest::Url::parse(address).ok());
+    ui::check_pages(&client, public.as_ref()).await?;
+    let password = settings.ui_password().unwrap_or(&settings.master_key);
+    if login_is_valid(settings, &password.open()?).await? {
+        return Ok(());
+    }
+    Err(Failure::new("the web interface does not accept the login of .env").into())
+}
+
+/// Ends the sessions of the web interface: each is a key with an administrator's rights, valid for
+/// a day, whatever becomes of the password that it was got with.
+pub(super) async fn end_sessions(host: &Host, settings: &Settings) {
+    const QUERY: &str =
+        "DELETE FROM \"LiteLLM_VerificationToken\" WHERE team_id = 'litellm-dashboard';\n";
+    let ended = match settings.database {
+        Database::Local { .. } => shell(host, Service::Postgres, PSQL, QUERY)
+            .await
+            .is_ok_and(|output| output.status.success()),
+        Database::External { .. } => false,
+    };
+    if ended {
+        say("ended the sessions of the web interface");
+    } else {
+        warn("sessions of the web interface go on until they expire, within 24 h");
+    }
+}
+
+/// Starts a service without waiting for the gateway, which may need what comes next.
+async fn start(host: &Host, service: Service, timeout: Duration) -> Result<()> {
+    let systemd = host.systemd().await?;
+    let unit = service.unit();
+    if systemd.unit(unit).await?.is_active() {
+        return Ok(());
+    }
+    let (since, deadline) = (jiff::Timestamp::now(), Instant::now() + timeout);
+    let mut jobs = Jobs::new(systemd).await?;
+    jobs.ask(Verb::Start, unit).await?;
+    while !jobs.pending().is_empty() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        match jobs.next(left).await? {
+            Some((_, result)) if result.is_success() => {}
+            _ => {
+                return Err(crate::operations::stack::failed(
+                    systemd,
+                    unit,
+                    "can't be started",
+                    since,
+                )
+                .await);
+            }
+        }
+    }
+    Ok(())
+}

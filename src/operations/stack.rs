@@ -1,0 +1,677 @@
+//! The stack as a whole: its units started, restarted and stopped together, and waited for.
+
+pub mod blockers;
+mod handover;
+
+use std::collections::HashMap;
+use std::time::Duration;
+
+use anyhow::Context;
+use futures_util::future::try_join_all;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::Instant;
+
+use crate::deployment::applied::{Applied, Difference};
+use crate::deployment::images_lock::ImagesLock;
+use crate::deployment::installed_release;
+use crate::deployment::settings::{GATEWAY_PORT, Service, Settings, parse_env, read_env};
+use crate::deployment::snapshot;
+use crate::error::{Failure, Result};
+use crate::host::Host;
+use crate::host::journal::{self, LastLines};
+use crate::host::paths::Scope;
+use crate::host::systemd::job::{JobResult, Jobs, Verb};
+use crate::host::systemd::{Systemd, UnitState};
+use crate::litellm::health::Health;
+use crate::litellm::{Client, contract};
+use crate::output::{duration, say};
+use crate::quadlet::{self, NETWORK};
+
+/// How many lines of a failed unit's journal are quoted.
+const QUOTED_LINES: usize = 15;
+/// The same of a migration, which says the cause before a long account of where it was.
+const QUOTED_MIGRATION_LINES: usize = 60;
+/// How often the states of units under way are looked at.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+/// How often the gateway is asked whether it is ready.
+const ASK_INTERVAL: Duration = Duration::from_millis(100);
+/// How long systemd may take to close a socket.
+const ADDRESS_PATIENCE: Duration = Duration::from_secs(10);
+/// A unit that systemd had to restart this often while it was starting won't get up by itself.
+const ATTEMPTS: u64 = 2;
+
+/// What ending an interrupted operation, or going back from one that failed, may take at least: an operator
+/// in a hurry to see a change work has no wish to see the way back fail.
+pub const RECOVERY_TIMEOUT: Duration = Duration::from_secs(300);
+
+/// The units that pull the images: one for each.
+pub const IMAGES_UNITS: [&str; 3] = [
+    Service::Postgres.images_unit(),
+    Service::Redis.images_unit(),
+    Service::Litellm.images_unit(),
+];
+/// The unit that Quadlet makes of `litellm.network`.
+pub const NETWORK_UNIT: &str = "litellm-network.service";
+/// The unit of a second gateway, which serves while the first one restarts.
+pub const STANDBY_UNIT: &str = "litellm-standby.service";
+
+/// How the gateway is restarted, if it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Manner {
+    /// At once: requests wait until it is back.
+    AtOnce,
+    /// After a second one is ready, which serves meanwhile, where that is possible.
+    Handover,
+}
+
+/// Starts what does not run, restarts what runs with other inputs than those of now, and waits
+/// until the gateway is ready.
+///
+/// # Errors
+/// When a unit fails, or the gateway is not ready within `timeout`.
+pub async fn bring_up(host: &Host, settings: &Settings, timeout: Duration) -> Result<()> {
+    let differences = differences(host, settings)?;
+    let systemd = host.systemd().await?;
+    let mut steps = Vec::new();
+    for service in settings.services() {
+        let changed = differences.iter().any(|(other, _)| *other == service);
+        let state = systemd.unit(service.unit()).await?;
+        // One that is still starting has read the inputs of a moment ago.
+        let stopped = matches!(state.active.as_str(), "inactive" | "failed");
+        if changed && !stopped {
+            steps.push((Verb::Restart, service.unit()));
+        } else if !state.is_active() {
+            steps.push((Verb::Start, service.unit()));
+        }
+    }
+    for (service, differences) in &differences {
+        say(&format!(
+            "{} changed: {}",
+            service.unit(),
+            list(differences)
+        ));
+    }
+    if !systemd.unit("litellm.target").await?.is_active() {
+        steps.push((Verb::Start, "litellm.target"));
+    }
+    change(host, &steps, Manner::Handover, timeout).await
+}
+
+/// Starts or restarts units, then waits until the gateway is ready, if it is among them or
+/// depends on one of them.
+///
+/// # Errors
+/// When a unit fails, or the gateway is not ready within `timeout`.
+pub async fn change(
+    host: &Host,
+    steps: &[(Verb, &str)],
+    manner: Manner,
+    timeout: Duration,
+) -> Result<()> {
+    let deadline = Instant::now() + timeout;
+    let systemd = host.systemd().await?;
+    let gateway = Service::Litellm.unit();
+    let before = systemd.unit(gateway).await?;
+    if host.remote.is_none()
+        && steps.iter().any(|(_, unit)| *unit == gateway)
+        && matches!(before.active.as_str(), "inactive" | "failed")
+        && !systemd.unit(quadlet::SOCKET).await?.is_active()
+    {
+        check_port()?;
+    }
+    let steps = &past_holdoff(systemd, steps).await?;
+    let migrate = Service::Migrate.unit();
+    if !steps.is_empty() && systemd.unit(migrate).await?.load == "loaded" {
+        // Its limit is for systemd's own attempts; an operator's are not to count.
+        systemd.reset_failed(migrate).await?;
+    }
+    let mut wait = Wait::new(systemd, deadline).await?;
+    if host.remote.is_none() && !steps.is_empty() && is_network_gone(host).await? {
+        say("Podman's network litellm was removed: making it again");
+        wait.ask(Verb::Restart, NETWORK_UNIT).await?;
+    }
+    if manner == Manner::Handover
+        && steps.contains(&(Verb::Restart, gateway))
+        && handover::is_possible(host, &before).await?
+    {
+        handover::run(host, &mut wait, steps).await?;
+    } else {
+        for (verb, unit) in steps {
+            wait.ask(*verb, unit).await?;
+        }
+        if !steps.is_empty() {
+            wait.finish().await?;
+        }
+        handover::end(systemd).await;
+    }
+    // The gateway answers on its own loopback address only, and its files are there.
+    if host.remote.is_some() {
+        return Ok(());
+    }
+    let state = systemd.unit(gateway).await?;
+    if matches!(state.active.as_str(), "inactive" | "failed") {
+        return Ok(());
+    }
+    let version = wait
+        .ready()
+        .await?
+        .or_else(|| contract::installed_version(&host.paths));
+    remember_good(host).await?;
+    say(&format!(
+        "ready after {}: http://127.0.0.1:{GATEWAY_PORT}, LiteLLM {}, database connected",
+        duration(wait.begin.elapsed()),
+        version.as_deref().unwrap_or("of unknown version"),
+    ));
+    Ok(())
+}
+
+/// Starts a unit that ends by itself, and waits until it has.
+///
+/// # Errors
+/// When it fails, or is not done within `timeout`.
+pub async fn run(host: &Host, unit: &str, timeout: Duration) -> Result<()> {
+    let mut wait = Wait::new(host.systemd().await?, Instant::now() + timeout).await?;
+    wait.ask(Verb::Start, unit).await?;
+    wait.finish().await
+}
+
+/// Remembers the present configuration as the last good one, if all of it is what runs: an edit
+/// that has not come into force yet proves nothing. An edit of `LITELLM_IMAGE` is left out.
+async fn remember_good(host: &Host) -> Result<()> {
+    let path = host.paths.env_file();
+    let mut env = parse_env(&read_env(&path)?, &path)?;
+    let settings = Settings::from_env(&env, &path)?;
+    if !differences(host, &settings)?.is_empty() {
+        return Ok(());
+    }
+    let lock = ImagesLock::load(&host.paths.images_lock())?;
+    // In an upgrade, the release that has just become ready is recorded after this.
+    let installed = installed_release::of_unit(&host.paths, Service::Litellm);
+    let is_installed =
+        installed.is_some_and(|image| image.as_str() == lock.pin(&settings.litellm_image));
+    let kept = if is_installed {
+        None
+    } else {
+        installed_release::kept(host, &settings, &lock).await?
+    };
+    let id = match kept {
+        None => snapshot::keep(&host.paths)?,
+        Some(kept) => {
+            env.set("LITELLM_IMAGE", &kept.reference)
+                .with_context(|| format!("can't edit {}", path.display()))?;
+            snapshot::keep_with(&host.paths, env.text())?
+        }
+    };
+    snapshot::mark_good(&host.paths, &id)
+}
+
+/// Stops units.
+///
+/// # Errors
+/// When systemd refuses, or a unit does not stop within `timeout`.
+pub async fn stop(host: &Host, units: &[&str], timeout: Duration) -> Result<()> {
+    let systemd = host.systemd().await?;
+    if units.contains(&Service::Litellm.unit()) {
+        close_address(systemd).await?;
+    }
+    let mut wait = Wait::new(systemd, Instant::now() + timeout).await?;
+    for unit in units {
+        wait.ask(Verb::Stop, unit).await?;
+    }
+    wait.finish().await?;
+    // One that was stopped while it started, or kept failing, is as stopped as the others.
+    for unit in units {
+        if systemd.unit(unit).await?.active == "failed" {
+            systemd.reset_failed(unit).await?;
+        }
+    }
+    say(&format!("stopped in {}", duration(wait.begin.elapsed())));
+    Ok(())
+}
+
+/// Closes the gateway's address, since a request that waits there would start the gateway again.
+async fn close_address(systemd: &Systemd) -> Result<()> {
+    if systemd.unit(quadlet::SOCKET).await?.is_active() {
+        let mut jobs = Jobs::new(systemd).await?;
+        jobs.ask(Verb::Stop, quadlet::SOCKET).await?;
+        jobs.next(ADDRESS_PATIENCE).await?;
+    }
+    Ok(())
+}
+
+/// For each service that runs with other inputs than those of now: what differs.
+///
+/// # Errors
+/// When a file that a container gets can't be read.
+pub fn differences(host: &Host, settings: &Settings) -> Result<Vec<(Service, Vec<Difference>)>> {
+    let mut all = Vec::new();
+    for service in settings.services() {
+        let differences = Applied::differences(&host.paths, settings, service)?;
+        if !differences.is_empty() {
+            all.push((service, differences));
+        }
+    }
+    Ok(all)
+}
+
+/// Differences as words: `OPENAI_API_KEY changed, config/litellm-config.yaml changed`.
+#[must_use]
+pub fn list(differences: &[Difference]) -> String {
+    let words: Vec<String> = differences.iter().map(Difference::to_string).collect();
+    words.join(", ")
+}
+
+/// What is stopped with the gateway, as far as it runs: its address, and a second gateway that was
+/// left behind.
+///
+/// # Errors
+/// When systemd does not answer.
+pub async fn beside_gateway(systemd: &Systemd) -> Result<Vec<&'static str>> {
+    let mut units = Vec::new();
+    for unit in [STANDBY_UNIT, quadlet::SOCKET] {
+        if !matches!(
+            systemd.unit(unit).await?.active.as_str(),
+            "inactive" | "failed"
+        ) {
+            units.push(unit);
+        }
+    }
+    Ok(units)
+}
+
+/// Every service unit of ours that systemd knows, in start order.
+///
+/// # Errors
+/// When systemd does not answer.
+pub async fn member_units(systemd: &Systemd) -> Result<Vec<&'static str>> {
+    let mut units = Vec::new();
+    let services = Service::ALL.into_iter().map(Service::unit);
+    for unit in std::iter::once(NETWORK_UNIT).chain(services) {
+        if systemd.unit(unit).await?.load == "loaded" {
+            units.push(unit);
+        }
+    }
+    Ok(units)
+}
+
+/// The steps, with those first that start at once what systemd waits with until it tries again: what made it
+/// fail may be mended by now.
+async fn past_holdoff<'a>(
+    systemd: &Systemd,
+    steps: &[(Verb, &'a str)],
+) -> Result<Vec<(Verb, &'a str)>> {
+    let starts = steps.iter().filter(|(verb, _)| *verb != Verb::Stop);
+    let states = try_join_all(starts.map(|(_, unit)| systemd.unit(unit))).await?;
+    let waiting: Vec<String> = blockers::needed(systemd, states)
+        .await?
+        .into_values()
+        .filter(UnitState::awaits_restart)
+        .map(|unit| unit.name)
+        .collect();
+    let mut all: Vec<(Verb, &str)> = IMAGES_UNITS
+        .into_iter()
+        .chain([Service::Migrate.unit()])
+        .filter(|unit| waiting.iter().any(|name| name == unit))
+        .map(|unit| (Verb::RestartAlone, unit))
+        .collect();
+    for (verb, unit) in steps {
+        if all.iter().any(|(_, other)| other == unit) {
+            continue;
+        }
+        let waits = *verb == Verb::Start && waiting.iter().any(|name| name == unit);
+        all.push((if waits { Verb::Restart } else { *verb }, unit));
+    }
+    Ok(all)
+}
+
+/// The units that pull an image now, or try to.
+///
+/// # Errors
+/// When systemd does not answer.
+pub async fn pulls(systemd: &Systemd) -> Result<Vec<&'static str>> {
+    let mut units = Vec::new();
+    for unit in IMAGES_UNITS {
+        if systemd.unit(unit).await?.active != "inactive" {
+            units.push(unit);
+        }
+    }
+    Ok(units)
+}
+
+/// The gateway can't start while another process has its port, and Podman's message on that is
+/// long and late.
+fn check_port() -> Result<()> {
+    match std::net::TcpListener::bind(("127.0.0.1", GATEWAY_PORT)) {
+        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => Err(Failure::new(format!(
+            "port {GATEWAY_PORT} is taken by another process"
+        ))
+        .hint(format!(
+            "find and stop it: ss -ltnp 'sport = :{GATEWAY_PORT}'"
+        ))
+        .into()),
+        _ => Ok(()),
+    }
+}
+
+/// Whether Podman lacks the network that its unit stands for: `podman system prune` removes one
+/// that no container uses, and the unit knows nothing of it.
+async fn is_network_gone(host: &Host) -> Result<bool> {
+    let unit = host.systemd().await?.unit(NETWORK_UNIT).await?;
+    if !unit.is_active() {
+        return Ok(false);
+    }
+    let mut command = host.podman().await?.command(["network", "exists", NETWORK]);
+    let status = command.status().await.context("can't run podman")?;
+    Ok(status.code() == Some(1))
+}
+
+/// Jobs under way, and what their units were like before.
+struct Wait<'a> {
+    systemd: &'a Systemd,
+    jobs: Jobs<'a>,
+    begin: Instant,
+    /// The same as the journal tells it.
+    since: jiff::Timestamp,
+    deadline: Instant,
+    /// How often systemd had restarted each unit when it was first looked at: what happened before is not of
+    /// this wait.
+    restarts: HashMap<String, u64>,
+    /// Units whose start failed, and which systemd tries again.
+    recovering: Vec<String>,
+    verb: Verb,
+    interrupt: Signal,
+}
+
+impl<'a> Wait<'a> {
+    async fn new(systemd: &'a Systemd, deadline: Instant) -> Result<Self> {
+        Ok(Self {
+            systemd,
+            jobs: Jobs::new(systemd).await?,
+            begin: Instant::now(),
+            since: jiff::Timestamp::now(),
+            deadline,
+            restarts: HashMap::new(),
+            recovering: Vec::new(),
+            verb: Verb::Start,
+            interrupt: signal(SignalKind::interrupt()).context("can't listen for Ctrl-C")?,
+        })
+    }
+
+    async fn ask(&mut self, verb: Verb, unit: &str) -> Result<()> {
+        let before = self.systemd.unit(unit).await?;
+        self.restarts.insert(unit.to_owned(), before.restarts);
+        self.verb = verb;
+        self.jobs.ask(verb, unit).await
+    }
+
+    /// Waits for every job, saying each result; fails with the unit that caused the failure.
+    async fn finish(&mut self) -> Result<()> {
+        say(&format!("waiting for {}", self.names()));
+        // Takes the counters of now.
+        self.restarting().await?;
+        let mut failures: Vec<(String, JobResult)> = Vec::new();
+        while !self.jobs.pending().is_empty() || !self.recovering.is_empty() {
+            let left = self.deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return Err(self.too_late().await);
+            }
+            let next = tokio::select! {
+                next = next_result(&mut self.jobs, left.min(LOOK_INTERVAL)) => next?,
+                _ = self.interrupt.recv() => return Err(self.interrupted().await),
+            };
+            match next {
+                Some((unit, result)) if result.is_success() => self.say_done(&unit),
+                Some((unit, JobResult::Failed)) if self.is_tried_again(&unit).await? => {
+                    say(&format!("  {unit}: failed, and is tried again"));
+                    self.recovering.push(unit);
+                }
+                Some(failure) => failures.push(failure),
+                None => {
+                    if let Some(unit) = self.restarting().await? {
+                        return Err(failed(self.systemd, &unit, "keeps failing", self.since).await);
+                    }
+                    self.look_after_recovering(&mut failures).await?;
+                }
+            }
+        }
+        // What failed for want of another unit says nothing itself.
+        let cause = failures
+            .iter()
+            .find(|(_, result)| !matches!(result, JobResult::Dependency))
+            .or(failures.first());
+        match cause {
+            None => Ok(()),
+            Some((unit, result)) => {
+                let unit = match result {
+                    JobResult::Dependency => self.failed_need(unit).await?.unwrap_or(unit.clone()),
+                    _ => unit.clone(),
+                };
+                Err(failed(self.systemd, &unit, "failed", self.since).await)
+            }
+        }
+    }
+
+    fn names(&self) -> String {
+        let names: Vec<&str> = self
+            .open()
+            .into_iter()
+            .filter_map(|unit| unit.strip_suffix(".service"))
+            .collect();
+        names.join(", ")
+    }
+
+    fn say_done(&self, unit: &str) {
+        if unit.ends_with(".service") {
+            let done = match self.verb {
+                Verb::Stop => "stopped",
+                _ => "ready",
+            };
+            let after = duration(self.begin.elapsed());
+            say(&format!("  {unit}: {done} after {after}"));
+        }
+    }
+
+    /// Whether systemd goes on with a unit whose job failed, as one without `RestartMode=direct` does.
+    async fn is_tried_again(&self, unit: &str) -> Result<bool> {
+        let state = self.systemd.unit(unit).await?;
+        let at_rest = matches!(state.active.as_str(), "inactive" | "failed");
+        Ok(self.verb != Verb::Stop && (!at_rest || state.queued || state.awaits_restart()))
+    }
+
+    /// What has become of the units whose jobs failed.
+    async fn look_after_recovering(
+        &mut self,
+        failures: &mut Vec<(String, JobResult)>,
+    ) -> Result<()> {
+        for unit in std::mem::take(&mut self.recovering) {
+            if self.systemd.unit(&unit).await?.is_active() {
+                self.say_done(&unit);
+            } else if self.is_tried_again(&unit).await? {
+                self.recovering.push(unit);
+            } else {
+                failures.push((unit, JobResult::Failed));
+            }
+        }
+        Ok(())
+    }
+
+    /// The units that are not done yet.
+    fn open(&self) -> Vec<&str> {
+        let mut units = self.jobs.pending();
+        units.extend(self.recovering.iter().map(String::as_str));
+        units
+    }
+
+    /// A unit, among those awaited and those that they need, that systemd had to restart too often since the
+    /// wait began.
+    async fn restarting(&mut self) -> Result<Option<String>> {
+        if self.verb == Verb::Stop {
+            return Ok(None);
+        }
+        let open = self.open();
+        let states = try_join_all(open.iter().map(|unit| self.systemd.unit(unit))).await?;
+        for state in blockers::needed(self.systemd, states).await?.into_values() {
+            let before = *self
+                .restarts
+                .entry(state.name.clone())
+                .or_insert(state.restarts);
+            // An explicit start sets the counter back to zero.
+            let since = state.restarts.checked_sub(before);
+            if since.unwrap_or(state.restarts) >= ATTEMPTS && !state.is_active() {
+                return Ok(Some(state.name));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The failed unit that `unit` needs.
+    async fn failed_need(&self, unit: &str) -> Result<Option<String>> {
+        let state = self.systemd.unit(unit).await?;
+        let needed = blockers::needed(self.systemd, vec![state]).await?;
+        Ok(needed
+            .into_values()
+            .find(UnitState::is_failing)
+            .map(|unit| unit.name))
+    }
+
+    async fn too_late(&self) -> anyhow::Error {
+        let waited = duration(self.begin.elapsed());
+        let pending = self.open();
+        // Among several, the one that is at work is the one that the others wait for.
+        for unit in &pending {
+            if let Ok(state) = self.systemd.unit(unit).await
+                && matches!(
+                    state.active.as_str(),
+                    "activating" | "deactivating" | "failed"
+                )
+            {
+                let problem = format!("was not ready after {waited}");
+                return failed(self.systemd, unit, &problem, self.since).await;
+            }
+        }
+        Failure::new(format!(
+            "{} did not finish within {waited}",
+            pending.join(", ")
+        ))
+        .hint("see what they do: systemctl list-jobs")
+        .into()
+    }
+
+    /// Polls the gateway until it can serve. Returns LiteLLM's version.
+    async fn ready(&mut self) -> Result<Option<String>> {
+        let client = Client::local(Duration::from_secs(5))?;
+        let unit = Service::Litellm.unit();
+        let before = self.systemd.unit(unit).await?.restarts;
+        let mut said = false;
+        loop {
+            let reason = match client.health().await {
+                Health::Ready { version } => return Ok(version),
+                Health::Live { reason } | Health::Down { reason } => reason,
+            };
+            if !said {
+                say(&format!("waiting for the gateway to be ready ({reason})"));
+                said = true;
+            }
+            let state = self.systemd.unit(unit).await?;
+            if state.restarts >= before + ATTEMPTS || state.active == "failed" {
+                return Err(failed(self.systemd, unit, "keeps failing", self.since).await);
+            }
+            if Instant::now() >= self.deadline {
+                let problem = format!("runs, but is not ready: {reason}");
+                return Err(failed(self.systemd, unit, &problem, self.since).await);
+            }
+            tokio::select! {
+                () = tokio::time::sleep(ASK_INTERVAL) => {}
+                _ = self.interrupt.recv() => return Err(self.interrupted().await),
+            }
+        }
+    }
+
+    /// After Ctrl-C: jobs that have not begun are cancelled; what has begun, systemd carries on.
+    async fn interrupted(&mut self) -> anyhow::Error {
+        self.jobs.cancel().await;
+        let gateway = self.systemd.unit(Service::Litellm.unit()).await;
+        if gateway.is_ok_and(|unit| matches!(unit.active.as_str(), "inactive" | "failed")) {
+            // Of the failures, the interruption is the one to tell.
+            let _ = close_address(self.systemd).await;
+        }
+        let mut going_on = Vec::new();
+        for unit in self.restarts.keys() {
+            if let Ok(state) = self.systemd.unit(unit).await
+                && matches!(
+                    state.active.as_str(),
+                    "activating" | "deactivating" | "reloading"
+                )
+            {
+                going_on.push(format!("{unit} is {}", state.active));
+            }
+        }
+        going_on.sort();
+        let rest = if going_on.is_empty() {
+            "nothing is under way any more".to_owned()
+        } else {
+            format!("systemd goes on with this: {}", going_on.join(", "))
+        };
+        Failure::interrupted(format!("interrupted; {rest}"))
+            .hint("see where it is: litellm-units status; stop it: litellm-units down")
+            .into()
+    }
+}
+
+/// The next result of a job; nothing when the time is over.
+async fn next_result(
+    jobs: &mut Jobs<'_>,
+    patience: Duration,
+) -> Result<Option<(String, JobResult)>> {
+    if jobs.pending().is_empty() {
+        tokio::time::sleep(patience).await;
+        return Ok(None);
+    }
+    jobs.next(patience).await
+}
+
+/// The failure of `unit`, with its reason and the last lines of its journal: those since `since`, if
+/// there are any.
+pub async fn failed(
+    systemd: &Systemd,
+    unit: &str,
+    problem: &str,
+    since: jiff::Timestamp,
+) -> anyhow::Error {
+    let state: UnitState = systemd.unit(unit).await.unwrap_or_default();
+    let mut message = format!("{unit} {problem}");
+    if state.result != "success" && !state.result.is_empty() {
+        message.push_str(&format!(": {}", state.reason()));
+    }
+    let count = if unit.starts_with(Service::Migrate.container()) {
+        QUOTED_MIGRATION_LINES
+    } else {
+        QUOTED_LINES
+    };
+    let LastLines { lines, recent } = journal::last_lines(systemd, unit, count, since).await;
+    if lines.is_empty() {
+        message.push_str("\n(its journal holds no lines)");
+    } else {
+        message.push_str(if recent {
+            "\nlast lines of its journal:"
+        } else {
+            "\nit has written nothing since then; the last lines of its journal before:"
+        });
+        for line in lines {
+            message.push_str("\n  | ");
+            message.push_str(&line);
+        }
+    }
+    let scope = match systemd.scope() {
+        Scope::System => "-u",
+        Scope::User => "--user -u",
+    };
+    let lines = format!("journalctl {scope} {unit}");
+    Failure::new(message)
+        .hint(if state.active == "failed" {
+            format!("systemd does not try again; for all lines: {lines}")
+        } else {
+            format!("systemd goes on trying; all lines: {lines}; give up: litellm-units down")
+        })
+        .into()
+}

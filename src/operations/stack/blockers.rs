@@ -1,0 +1,263 @@
+//! What keeps services from starting: the units that they need, as systemd knows them, and the needs of these.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use futures_util::future::{join_all, try_join_all};
+
+use crate::deployment::settings::Service;
+use crate::error::Result;
+use crate::host::journal;
+use crate::host::systemd::{Systemd, UnitState};
+
+/// How many lines of a failing unit's journal are kept: more than one attempt writes, so that the last error is
+/// among them while the next attempt is under way.
+const LINES: usize = 20;
+
+/// A unit that others wait for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Blocker {
+    /// The unit.
+    pub unit: UnitState,
+    /// The services that can't start without it, in start order; not itself.
+    pub needed_by: Vec<&'static str>,
+    /// The last lines of its journal, if it fails.
+    pub lines: Vec<String>,
+}
+
+impl Blocker {
+    /// What its journal says about why it fails: the error of this program, and Podman's before it, or else the
+    /// last line.
+    #[must_use]
+    pub fn message(&self) -> Option<String> {
+        let last = |prefix: &str| {
+            let mut lines = self.lines.iter().rev();
+            lines.find_map(|line| line.strip_prefix(prefix))
+        };
+        match (last("error: "), last("Error: ")) {
+            (Some(own), Some(cause)) => Some(format!("{own}: {cause}")),
+            (Some(error), None) | (None, Some(error)) => Some(error.to_owned()),
+            (None, None) => self.lines.last().cloned(),
+        }
+    }
+
+    /// The unit, what is wrong with it, and what needs it.
+    #[must_use]
+    pub fn words(&self) -> String {
+        let unit = &self.unit;
+        let problem = unit.problem().unwrap_or_else(|| "is starting".into());
+        if self.needed_by.is_empty() {
+            return format!("{} {problem}", unit.name);
+        }
+        let needed_by = self.needed_by.join(", ");
+        format!("{} {problem}; needed by {needed_by}", unit.name)
+    }
+}
+
+/// What the services that are not active wait for: failing units, or else units that are starting.
+///
+/// # Errors
+/// When systemd does not answer.
+pub async fn find(systemd: &Systemd, services: &[(Service, UnitState)]) -> Result<Vec<Blocker>> {
+    let roots = services.iter().map(|(_, unit)| unit.clone()).collect();
+    let units = needed(systemd, roots).await?;
+    let mut found = blockers(services, &units);
+    let now = jiff::Timestamp::now();
+    join_all(found.iter_mut().map(async |blocker| {
+        if blocker.unit.is_failing() {
+            let last = journal::last_lines(systemd, &blocker.unit.name, LINES, now).await;
+            blocker.lines = last.lines;
+        }
+    }))
+    .await;
+    Ok(found)
+}
+
+/// `units` that are not active, and every unit that they need, directly or not.
+///
+/// # Errors
+/// When systemd does not answer.
+pub(super) async fn needed(
+    systemd: &Systemd,
+    units: Vec<UnitState>,
+) -> Result<BTreeMap<String, UnitState>> {
+    let mut found = BTreeMap::new();
+    let mut next = units;
+    while !next.is_empty() {
+        let mut names = BTreeSet::new();
+        for unit in next {
+            if !unit.is_active() {
+                names.extend(unit.needs.iter().cloned());
+            }
+            found.insert(unit.name.clone(), unit);
+        }
+        names.retain(|name| !found.contains_key(name));
+        next = try_join_all(names.iter().map(|name| systemd.unit(name))).await?;
+    }
+    Ok(found)
+}
+
+fn blockers(
+    services: &[(Service, UnitState)],
+    units: &BTreeMap<String, UnitState>,
+) -> Vec<Blocker> {
+    let mut found: Vec<Blocker> = Vec::new();
+    for (service, unit) in services {
+        for cause in causes(&unit.name, units, &mut BTreeSet::new()) {
+            let at = found.iter().position(|blocker| blocker.unit == *cause);
+            let at = at.unwrap_or_else(|| {
+                found.push(Blocker {
+                    unit: cause.clone(),
+                    needed_by: Vec::new(),
+                    lines: Vec::new(),
+                });
+                found.len() - 1
+            });
+            if cause.name != unit.name {
+                found[at].needed_by.push(service.name());
+            }
+        }
+    }
+    if found.iter().any(|blocker| blocker.unit.is_failing()) {
+        found.retain(|blocker| blocker.unit.is_failing());
+    } else {
+        found.retain(|blocker| !blocker.needed_by.is_empty());
+    }
+    found
+}
+
+/// The units at the end of the chain: each is at fault or at work itself, and waits for no other.
+fn causes<'a>(
+    name: &str,
+    units: &'a BTreeMap<String, UnitState>,
+    seen: &mut BTreeSet<&'a str>,
+) -> Vec<&'a UnitState> {
+    let Some(unit) = units.get(name) else {
+        return Vec::new();
+    };
+    if unit.is_active() || !seen.insert(&unit.name) {
+        return Vec::new();
+    }
+    let mut found = Vec::new();
+    for need in &unit.needs {
+        found.extend(causes(need, units, seen));
+    }
+    if found.is_empty() && (unit.is_failing() || unit.active == "activating") {
+        found.push(unit);
+    }
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn unit(name: &str, active: &str, sub: &str, needs: &[&str]) -> UnitState {
+        UnitState {
+            name: name.into(),
+            load: "loaded".into(),
+            active: active.into(),
+            sub: sub.into(),
+            needs: needs.iter().map(|name| (*name).to_owned()).collect(),
+            ..UnitState::default()
+        }
+    }
+
+    /// The words for a stack of these units; `images` is that of PostgreSQL's.
+    fn words(images: UnitState, postgres: &str, redis: &str) -> Vec<String> {
+        let needs = |service: Service| match service {
+            Service::Postgres => ("postgres", vec![Service::Postgres.images_unit()]),
+            Service::Redis => ("redis", vec![Service::Redis.images_unit()]),
+            Service::Migrate => ("", vec![Service::Postgres.unit()]),
+            Service::Litellm => (
+                "",
+                vec![Service::Migrate.unit(), Service::Redis.unit(), "a.mount"],
+            ),
+        };
+        let services: Vec<(Service, UnitState)> = Service::ALL
+            .into_iter()
+            .map(|service| {
+                let (of, needs) = needs(service);
+                let active = match of {
+                    "postgres" => postgres,
+                    "redis" => redis,
+                    _ => "inactive",
+                };
+                (service, unit(service.unit(), active, "", &needs))
+            })
+            .collect();
+        let others = [
+            images,
+            unit(Service::Redis.images_unit(), "inactive", "dead", &[]),
+            unit("a.mount", "active", "mounted", &[]),
+        ];
+        let units = services.iter().map(|(_, unit)| unit).chain(&others);
+        let units = units
+            .map(|unit| (unit.name.clone(), unit.clone()))
+            .collect();
+        blockers(&services, &units)
+            .iter()
+            .map(Blocker::words)
+            .collect()
+    }
+
+    fn images(active: &str, sub: &str, restarts: u64) -> UnitState {
+        UnitState {
+            restarts,
+            result: "exit-code".into(),
+            exit_code: 1,
+            exit_status: 1,
+            ..unit(Service::Postgres.images_unit(), active, sub, &[])
+        }
+    }
+
+    #[test]
+    fn the_end_of_the_chain_is_named() {
+        let failing = images("activating", "auto-restart", 3);
+        assert_eq!(
+            words(failing, "inactive", "active"),
+            [
+                "litellm-images@postgres.service keeps failing: 3 restarts, the last time exited with status 1; needed by postgres, migrate, litellm"
+            ]
+        );
+        let pulling = images("activating", "start", 0);
+        assert_eq!(
+            words(pulling.clone(), "inactive", "activating"),
+            [
+                "litellm-images@postgres.service is starting; needed by postgres, migrate, litellm",
+                "litellm-redis.service is starting; needed by litellm"
+            ]
+        );
+        // What fails comes before what only takes its time.
+        assert_eq!(
+            words(pulling, "inactive", "failed"),
+            ["litellm-redis.service failed: no reason given; needed by litellm"]
+        );
+        assert_eq!(
+            words(images("inactive", "dead", 0), "inactive", "inactive"),
+            [""; 0]
+        );
+    }
+
+    #[test]
+    fn the_error_says_why() {
+        let mut blocker = Blocker {
+            unit: images("failed", "failed", 0),
+            needed_by: Vec::new(),
+            lines: Vec::new(),
+        };
+        assert_eq!(blocker.message(), None);
+        let mut message = |lines: &[&str]| {
+            blocker.lines = lines.iter().map(|line| (*line).to_owned()).collect();
+            blocker.message().unwrap()
+        };
+        let lines = [
+            "Error: no route",
+            "error: can't pull a",
+            "hint: look",
+            "the end",
+        ];
+        assert_eq!(message(&lines), "can't pull a: no route");
+        assert_eq!(message(&lines[1..]), "can't pull a");
+        assert_eq!(message(&lines[2..]), "the end");
+    }
+}

@@ -1,0 +1,176 @@
+//! A restart of the gateway that nobody notices: a second one, on the same socket, serves meanwhile.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::time::Instant;
+
+use super::{ASK_INTERVAL, STANDBY_UNIT, Wait, failed};
+use crate::deployment::settings::{GATEWAY_PORT, Service};
+use crate::error::Result;
+use crate::host::Host;
+use crate::host::container_state;
+use crate::host::systemd::job::Verb;
+use crate::host::systemd::{Systemd, UnitState};
+use crate::litellm::health::Health;
+use crate::output::{bytes, say, warn};
+use crate::quadlet;
+
+/// Asked inside a gateway's container, since at the address either of two may answer.
+const QUESTION: &str =
+    "import sys,urllib.request as u; print(u.urlopen(sys.argv[1],timeout=5).read().decode())";
+/// How long a second gateway may take to stop: longer than systemd lets it (`TimeoutStopSec=`).
+const STOP_PATIENCE: Duration = Duration::from_secs(100);
+
+/// Whether a second gateway can take over from the one that runs.
+pub(super) async fn is_possible(host: &Host, gateway: &UnitState) -> Result<bool> {
+    let systemd = host.systemd().await?;
+    if !gateway.is_active()
+        || systemd.unit(STANDBY_UNIT).await?.load != "loaded"
+        // A gateway of an earlier version has the address for itself.
+        || !systemd.unit(quadlet::SOCKET).await?.is_active()
+    {
+        return Ok(false);
+    }
+    if host.remote.is_some() {
+        return Ok(true);
+    }
+    let needed = gateway
+        .memory
+        .or_else(|| container_state::resident_memory(&gateway.control_group));
+    let available = std::fs::read_to_string("/proc/meminfo")
+        .ok()
+        .and_then(|text| available_memory(&text));
+    if let (Some(needed), Some(available)) = (needed, available)
+        && available < needed + needed / 2
+    {
+        warn(&format!(
+            "{} of memory are available, too little for a second gateway besides the one with {}: requests wait while it restarts",
+            bytes(available),
+            bytes(needed),
+        ));
+        return Ok(false);
+    }
+    Ok(true)
+}
+
+/// `MemAvailable` of `/proc/meminfo`, in bytes.
+fn available_memory(text: &str) -> Option<u64> {
+    let kilobytes = text
+        .lines()
+        .find_map(|line| line.strip_prefix("MemAvailable:"))?
+        .trim()
+        .strip_suffix(" kB")?;
+    Some(kilobytes.parse::<u64>().ok()? * 1024)
+}
+
+/// Takes the steps, the restart of the gateway behind the back of a second one.
+///
+/// A second gateway that does not get ready shows what would become of the first one. So that one
+/// is left alone then, and goes on with what it was started with.
+pub(super) async fn run(host: &Host, wait: &mut Wait<'_>, steps: &[(Verb, &str)]) -> Result<()> {
+    let attempt = take_over(host, wait, steps).await;
+    // Else the second one is the only one that may serve.
+    if attempt.is_ok()
+        || wait
+            .systemd
+            .unit(Service::Litellm.unit())
+            .await
+            .is_ok_and(|gateway| gateway.is_active())
+    {
+        end(wait.systemd).await;
+    }
+    attempt
+}
+
+async fn take_over(host: &Host, wait: &mut Wait<'_>, steps: &[(Verb, &str)]) -> Result<()> {
+    let gateway = Service::Litellm.unit();
+    let migrate = Service::Migrate.unit();
+    let patience = wait.deadline.saturating_duration_since(wait.begin);
+    let mut others = steps.iter().filter(|(_, unit)| *unit != gateway).peekable();
+    if others.peek().is_some() {
+        for (verb, unit) in others {
+            let alone = *unit == migrate && *verb == Verb::Restart;
+            let verb = if alone { Verb::RestartAlone } else { *verb };
+            wait.ask(verb, unit).await?;
+        }
+        wait.finish().await?;
+    }
+    // One that an interrupted command left behind has the settings of that time.
+    end(wait.systemd).await;
+    say("a second gateway serves while the first one restarts");
+    wait.ask(Verb::Start, STANDBY_UNIT).await?;
+    wait.finish().await?;
+    ready_inside(host, wait, quadlet::STANDBY, STANDBY_UNIT).await?;
+    // The settings work: the first one may take as long again.
+    wait.deadline = Instant::now() + patience;
+    wait.ask(Verb::Restart, gateway).await?;
+    wait.finish().await?;
+    ready_inside(host, wait, Service::Litellm.container(), gateway).await
+}
+
+/// Waits until the gateway in `container` has its database, whichever gateway answers outside.
+async fn ready_inside(host: &Host, wait: &mut Wait<'_>, container: &str, unit: &str) -> Result<()> {
+    // Another machine's Podman can't be asked.
+    if host.remote.is_some() {
+        return Ok(());
+    }
+    let url = format!("http://127.0.0.1:{GATEWAY_PORT}/health/readiness");
+    loop {
+        let output = host
+            .podman()
+            .await?
+            .command(["exec", container, "python3", "-c", QUESTION, &url])
+            .output()
+            .await
+            .context("can't run podman")?;
+        let health = if output.status.success() {
+            Health::of_answer(&output.stdout)
+        } else {
+            let words = String::from_utf8_lossy(&output.stderr);
+            Health::Down {
+                reason: words.trim().lines().last().unwrap_or_default().to_owned(),
+            }
+        };
+        if health.is_ready() {
+            return Ok(());
+        }
+        if !wait.systemd.unit(unit).await?.is_active() || Instant::now() >= wait.deadline {
+            let problem = format!("runs, but {health}");
+            return Err(failed(wait.systemd, unit, &problem, wait.since).await);
+        }
+        tokio::select! {
+            () = tokio::time::sleep(ASK_INTERVAL) => {}
+            _ = wait.interrupt.recv() => return Err(wait.interrupted().await),
+        }
+    }
+}
+
+/// Stops a second gateway, if there is one: it finishes the requests that it has. That it takes long
+/// for that does not make the first one fail.
+pub(super) async fn end(systemd: &Systemd) {
+    let attempt = async {
+        let standby = systemd.unit(STANDBY_UNIT).await?;
+        if matches!(standby.active.as_str(), "inactive" | "failed") {
+            return Ok(());
+        }
+        let mut wait = Wait::new(systemd, Instant::now() + STOP_PATIENCE).await?;
+        wait.ask(Verb::Stop, STANDBY_UNIT).await?;
+        wait.finish().await
+    };
+    if let Err(error) = attempt.await {
+        warn(&format!("the second gateway does not stop: {error:#}"));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::available_memory;
+
+    #[test]
+    fn memory_of_the_kernel() {
+        let text = "MemTotal:       24592784 kB\nMemFree:         6461104 kB\nMemAvailable:   23095012 kB\n";
+        assert_eq!(available_memory(text), Some(23_095_012 * 1024));
+        assert_eq!(available_memory("MemTotal: 1 kB\n"), None);
+    }
+}

@@ -1,0 +1,847 @@
+//! From one release to another and back: pull, backup, migration, switch, and a gate that the new
+//! release has to pass. Whatever fails, the release of before serves again.
+//!
+//! Until the switch, everything on the disk is as the present release has it, and that release
+//! serves. Each step is in the ledger before the next one begins, so that [`recover`] can finish or
+//! undo what a kill or a loss of power interrupted. The caller holds the operation lock.
+
+pub mod check;
+mod gate;
+
+use std::time::Duration;
+
+use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
+
+use crate::commands::generate::{self, Target};
+use crate::commands::pull;
+use crate::deployment::images_lock::{ImagesLock, Locked};
+use crate::deployment::ledger::{
+    Ended, Event, Images, Ledger, Operation, Outcome, Reached, Release, Step, Verb,
+};
+use crate::deployment::settings::{Service, Settings, parse_env, read_env};
+use crate::deployment::snapshot::{self, SnapshotId};
+use crate::error::{Failure, Result};
+use crate::host::lock::OperationLock;
+use crate::host::paths::Paths;
+use crate::host::systemd::job;
+use crate::host::{self, Host};
+use crate::image::{Identity, Image, ImageReference};
+use crate::litellm::advisories::Advisories;
+use crate::litellm::release::Release as Version;
+use crate::litellm::{Client, config, contract};
+use crate::operations::backup::database::Server;
+use crate::operations::backup::restore::{self, Recovered, Restore};
+use crate::operations::backup::{self, Backup, BackupId};
+use crate::operations::stack;
+use crate::output::{duration, say};
+use crate::quadlet;
+use crate::quadlet::plan::{Change, Plan as Files};
+
+/// How long the migration may take, as its unit says.
+const MIGRATION_TIMEOUT: Duration = Duration::from_secs(3600);
+/// How long a gateway may take to say whether it is ready.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+/// How long a new release is watched where nothing else is said.
+pub const SETTLE: Duration = Duration::from_secs(10);
+
+/// How a change of release is carried out.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// How long the new release is watched before it stays.
+    pub settle: Duration,
+    /// How long starting and becoming ready may take.
+    pub timeout: Duration,
+    /// Whether a release may come that can't read credentials of the present one.
+    pub accept_unreadable: bool,
+}
+
+/// A change of release, worked out and not begun.
+#[derive(Debug)]
+pub struct Plan {
+    verb: Verb,
+    from: Images,
+    /// The configuration of the present release.
+    configuration: SnapshotId,
+    /// The `.env` that is wanted.
+    env: String,
+    settings: Settings,
+    /// What is recorded of the wanted image.
+    wanted: Option<Identity>,
+    /// Whether `.env` names the wanted image already.
+    is_named: bool,
+    /// Whether `.env` or `config/` were edited beyond the image, which comes into force, too.
+    edited: bool,
+    /// The backup whose data comes back.
+    data: Option<BackupId>,
+    /// Whether the gateway's configuration has it encrypt credentials with AES-256-GCM.
+    encrypts_with_aes_gcm: bool,
+}
+
+impl Plan {
+    /// The change to the image that `.env` names, or to `image`.
+    ///
+    /// # Errors
+    /// When `.env` is wrong, or no release was ever ready here.
+    pub async fn upgrade(host: &Host, image: Option<&ImageReference>) -> Result<Self> {
+        let path = host.paths.env_file();
+        let mut env = parse_env(&read_env(&path)?, &path)?;
+        if let Some(image) = image {
+            set_image(&mut env, "LITELLM_IMAGE", image.as_str(), &path)?;
+        }
+        let settings = Settings::from_env(&env, &path)?;
+        Self::new(host, Verb::Upgrade, env.text().to_owned(), settings).await
+    }
+
+    /// Whether the wanted image runs already, and `.env` has its name.
+    #[must_use]
+    pub fn is_done(&self) -> bool {
+        self.gateway_before().is_some_and(|from| {
+            let same_name = from.reference == self.settings.litellm_image.as_str();
+            match &self.wanted {
+                Some(wanted) => wanted.is(&from.identity) && (same_name || self.is_named),
+                None => same_name,
+            }
+        })
+    }
+
+    /// The change back to `release`, and to the data of `data` if there is one.
+    ///
+    /// # Errors
+    /// When `.env` is wrong, or the release can't be run any more.
+    pub async fn rollback(host: &Host, release: &Release, data: Option<BackupId>) -> Result<Self> {
+        let path = host.paths.env_file();
+        let mut env = parse_env(&read_env(&path)?, &path)?;
+        let gateway = release
+            .gateway()
+            .context("the ledger names a release without a gateway")?;
+        set_image(&mut env, "LITELLM_IMAGE", &gateway.reference, &path)?;
+        let settings = Settings::from_env(&env, &path)?;
+        let plan = Self::new(host, Verb::Rollback, env.text().to_owned(), settings).await?;
+        Ok(Self {
+            wanted: Some(gateway.identity.clone()),
+            data,
+            ..plan
+        })
+    }
+
+    async fn new(host: &Host, verb: Verb, env: String, settings: Settings) -> Result<Self> {
+        let paths = &host.paths;
+        let configuration = snapshot::last_good(paths).ok_or_else(|| {
+            Failure::new("the gateway was never ready here, so there is nothing to go back to")
+                .hint("bring it up first: litellm-units up")
+        })?;
+        let before =
+            Settings::from_text(&snapshot::env(paths, &configuration)?, &paths.env_file())?;
+        let from = backup::images(host, &before).await;
+        let mut as_before = parse_env(&env, &paths.env_file())?;
+        set_image(
+            &mut as_before,
+            "LITELLM_IMAGE",
+            before.litellm_image.as_str(),
+            &paths.env_file(),
+        )?;
+        let edited = snapshot::keep_with(paths, as_before.text())? != configuration;
+        let lock = ImagesLock::load(&paths.images_lock())?;
+        Advisories::load(paths)?.refuse(paths, &settings, &lock)?;
+        let env_wanted = parse_env(&env, &paths.env_file())?;
+        config::refuse_weak_master_key(host, &env_wanted, &settings)?;
+        let wanted = match lock.identity(&settings.litellm_image) {
+            Some(recorded) => {
+                let pinned = lock.pin(&settings.litellm_image);
+                let here = host.podman().await?.image(&pinned).await?;
+                Some(Identity {
+                    id: here.and_then(|found| found.id).or(recorded.id),
+                    ..recorded
+                })
+            }
+            None => None,
+        };
+        let is_named = read_env(&paths.env_file())? == env;
+        Ok(Self {
+            verb,
+            from,
+            configuration,
+            is_named,
+            env,
+            settings,
+            wanted,
+            edited,
+            data: None,
+            encrypts_with_aes_gcm: config::encrypts_with_aes_gcm(paths),
+        })
+    }
+
+    fn gateway_before(&self) -> Option<&Image> {
+        self.from.get(Service::Litellm.name())
+    }
+
+    /// What will be done, a line each.
+    #[must_use]
+    pub fn lines(&self, options: Options) -> Vec<String> {
+        let from = self
+            .gateway_before()
+            .map_or("an unknown image", |image| image.reference.as_str());
+        let local = self.settings.image(Service::Postgres).is_some();
+        let mut lines = vec![
+            format!("{} {from} -> {}", self.verb, self.settings.litellm_image),
+            match &self.wanted {
+                Some(Identity { digest, .. }) => {
+                    format!("  pull        {digest}, unless it is here; nothing is stopped")
+                }
+                None => "  pull        the image, and record its digest; nothing is stopped".into(),
+            },
+            "  backup      the database and the configuration, while the gateway serves".into(),
+        ];
+        match &self.data {
+            Some(backup) => lines.push(format!(
+                "  data        of backup {backup}, restored beside the database, then swapped with it"
+            )),
+            None => lines.push(
+                "  migrate     the database, while the gateway of before serves; a newer schema stays".into(),
+            ),
+        }
+        let version = self.settings.litellm_image.tag().and_then(Version::of_tag);
+        if self.encrypts_with_aes_gcm
+            && version.is_some_and(|version| !version.is_from(contract::READS_AES_GCM))
+        {
+            lines.push("  refuse      if credentials in the database are encrypted with AES-256-GCM, which this release can't read".into());
+        }
+        lines.push(if self.edited {
+            "  switch      .env, the other edits of .env and config/, units and gateway".into()
+        } else {
+            "  switch      .env, units and gateway".into()
+        });
+        lines.push(format!(
+            "  watch       for {}: database connected, requests answered, no burst of errors",
+            duration(options.settle)
+        ));
+        lines.push(if local {
+            "  if any of it fails, image, units, .env and data are as before".into()
+        } else {
+            "  if any of it fails, image, units and .env are as before; the data stays on its server".into()
+        });
+        lines
+    }
+
+    /// Does it.
+    ///
+    /// # Errors
+    /// When a step fails; the message says whether the release of before serves again.
+    pub async fn carry_out(self, host: &Host, options: Options) -> Result<()> {
+        // From now on, Ctrl-C fails the step that is under way instead of killing the program.
+        let _interrupt = signal(SignalKind::interrupt()).context("can't listen for Ctrl-C")?;
+        let paths = &host.paths;
+        let mut ledger = Ledger::load(paths)?;
+        ledger.record_release(self.from.clone(), "found")?;
+        let edit = snapshot::keep(paths)?;
+        let wanted = snapshot::keep_with(paths, &self.env)?;
+        let operation = Operation {
+            operation: BackupId::new(jiff::Timestamp::now())?,
+            verb: self.verb,
+            from: self.from,
+            to: self.settings.litellm_image.to_string(),
+            configuration: self.configuration.to_string(),
+            wanted: wanted.to_string(),
+            data: self.data,
+        };
+        ledger.append(Event::Begun(operation.clone()))?;
+        fail::fail_point!("upgrade-begun");
+        let mut run = Run {
+            host,
+            ledger,
+            operation,
+            options,
+            backup: None,
+            schema: None,
+            restore: None,
+        };
+        let begin = std::time::Instant::now();
+        match run.forward(&self.configuration, &wanted, self.wanted).await {
+            Ok(()) => {
+                say(&format!(
+                    "{} serves; the {} took {}",
+                    run.operation.to,
+                    run.operation.verb,
+                    duration(begin.elapsed())
+                ));
+                Ok(())
+            }
+            Err(error) => {
+                let error = run.undo(error).await;
+                if edit == self.configuration {
+                    return Err(error);
+                }
+                say(&format!(
+                    "your edit is kept in {}",
+                    snapshot::directory(paths, &edit).display()
+                ));
+                Err(error)
+            }
+        }
+    }
+}
+
+/// Records what runs as a release, if it is another one than the last.
+///
+/// # Errors
+/// When the disk refuses, or Podman can't tell which images it has.
+pub async fn record(host: &Host, settings: &Settings, how: &str) -> Result<()> {
+    Ledger::load(&host.paths)?.record_release(images(host, settings).await?, how)
+}
+
+/// The images that `settings` name, by their recorded digests.
+async fn images(host: &Host, settings: &Settings) -> Result<Images> {
+    let lock = ImagesLock::load(&host.paths.images_lock())?;
+    let mut images = Images::new();
+    for service in [Service::Litellm, Service::Postgres, Service::Redis] {
+        let Some(reference) = settings.image(service) else {
+            continue;
+        };
+        if let Some(mut identity) = lock.identity(reference) {
+            if identity.id.is_none() {
+                let found = host.podman().await?.image(&lock.pin(reference)).await?;
+                identity.id = found.and_then(|found| found.id);
+            }
+            images.insert(
+                service.name().to_owned(),
+                Image {
+                    reference: reference.to_string(),
+                    identity,
+                },
+            );
+        }
+    }
+    Ok(images)
+}
+
+/// What an operator should know who only looks: that [`recover`] has something to do.
+///
+/// # Errors
+/// When the ledger can't be read.
+pub fn warning(paths: &Paths) -> Result<Option<String>> {
+    let unfinished = Ledger::load(paths)?.unfinished();
+    // While it is under way, that is no news.
+    Ok(unfinished
+        .filter(|_| !OperationLock::is_held(paths))
+        .map(|found| {
+            format!(
+                "the {} to {} was interrupted {}; litellm-units up finishes or undoes it",
+                found.operation.verb, found.operation.to, found.step
+            )
+        }))
+}
+
+/// Finishes or undoes an upgrade or rollback that was interrupted, and says so.
+///
+/// # Errors
+/// When neither is possible; the next command tries again.
+pub async fn recover(host: &Host, timeout: Duration) -> Result<()> {
+    let ledger = Ledger::load(&host.paths)?;
+    let Some(found) = ledger.unfinished() else {
+        return Ok(());
+    };
+    let operation = found.operation;
+    say(&format!(
+        "the {} to {} was interrupted {}",
+        operation.verb, operation.to, found.step
+    ));
+    let mut run = Run {
+        host,
+        ledger,
+        operation,
+        options: Options {
+            settle: Duration::ZERO,
+            timeout,
+            accept_unreadable: true,
+        },
+        backup: found.backup,
+        schema: found.schema,
+        restore: None,
+    };
+    run.keep_edit()?;
+    let mut data_replaced = false;
+    if restore::is_unfinished(&host.paths) {
+        let settings = Settings::load(&host.paths.env_file())?;
+        run.start_database(&settings).await?;
+        let recovered = restore::recover(host, &settings).await?;
+        data_replaced = match (recovered, &run.operation.data) {
+            (Recovered::Finished(id), Some(data)) => id == *data,
+            _ => false,
+        };
+    }
+    let forward = match found.step {
+        Step::Ready => true,
+        Step::Switching => data_replaced || run.serves(&run.operation.to.clone()).await,
+        _ => false,
+    };
+    if forward {
+        say("finishing it");
+        return match run.finish().await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(run.undo(error).await),
+        };
+    }
+    say("undoing it");
+    let from = run.operation.from.get(Service::Litellm.name()).cloned();
+    // What it has written since then must not be lost.
+    let served = match &from {
+        Some(from) => run.serves(&from.reference).await,
+        None => false,
+    };
+    if served {
+        run.schema = None;
+    }
+    run.back().await?;
+    run.end(Outcome::Undone, Some("interrupted".into()))?;
+    say(&match from {
+        Some(from) => format!("undone: {} serves", from.reference),
+        None => "undone".to_owned(),
+    });
+    Ok(())
+}
+
+/// A change of release under way.
+struct Run<'a> {
+    host: &'a Host,
+    ledger: Ledger,
+    operation: Operation,
+    options: Options,
+    backup: Option<BackupId>,
+    /// The hash of the schema before the migration, if the database may have to go back to it.
+    schema: Option<String>,
+    /// A restore whose data is in place and can still be taken out.
+    restore: Option<Restore<'a>>,
+}
+
+impl Run<'_> {
+    fn reached(&mut self, step: Step) -> Result<()> {
+        self.ledger.append(reached(&self.operation, step))
+    }
+
+    fn end(&mut self, outcome: Outcome, reason: Option<String>) -> Result<()> {
+        self.ledger.append(Event::Ended(Ended {
+            operation: self.operation.operation.clone(),
+            outcome,
+            reason,
+        }))
+    }
+
+    async fn forward(
+        &mut self,
+        configuration: &SnapshotId,
+        wanted: &SnapshotId,
+        image: Option<Identity>,
+    ) -> Result<()> {
+        let host = self.host;
+        let paths = &host.paths;
+        let path = paths.env_file();
+        let before = Settings::from_text(&snapshot::env(paths, configuration)?, &path)?;
+        let after = Settings::from_text(&snapshot::env(paths, wanted)?, &path)?;
+        snapshot::restore(paths, configuration, &[])?;
+
+        if let Some(image) = image {
+            self.lock(&after.litellm_image, image)?;
+        }
+        pull::pull_missing(host, &after).await?;
+        let release = contract::check(host, &after).await?;
+        self.reached(Step::Pulled)?;
+        fail::fail_point!("upgrade-pulled");
+
+        self.start_database(&before).await?;
+        if self.operation.data.is_none() && !self.options.accept_unreadable {
+            refuse_unreadable(&release, &Server::new(host, &before).await?).await?;
+        }
+        let options = backup::Options {
+            retention: None,
+            to_go_back: true,
+            ..backup::Options::default()
+        };
+        let made = backup::create(host, &before, &options).await?;
+        let server = Server::new(host, &before).await?;
+        self.schema = Some(server.schema().await?);
+        self.backup = Some(made.id().clone());
+        self.ledger.append(Event::Reached(Reached {
+            operation: self.operation.operation.clone(),
+            step: Step::BackedUp,
+            backup: self.backup.clone(),
+            schema: self.schema.clone(),
+        }))?;
+        fail::fail_point!("upgrade-backed-up");
+
+        let traffic = gate::Traffic::before(host).await;
+        match self.operation.data.clone() {
+            None => {
+                migrate(host, &after).await?;
+                fail::fail_point!("upgrade-migration", |_| Err(
+                    Failure::new("a test says so").into()
+                ));
+                self.reached(Step::Migrated)?;
+                fail::fail_point!("upgrade-migrated");
+                self.reached(Step::Switching)?;
+            }
+            Some(data) => {
+                let backup = Backup::load(paths, &data)?;
+                let options = restore::Options::default();
+                let staged = Restore::stage(host, &before, &backup, &options, false).await?;
+                // To be taken out again, if anything fails from here on.
+                let staged = self.restore.insert(staged);
+                self.ledger
+                    .append(reached(&self.operation, Step::Switching))?;
+                stack::stop(host, &gateway_units(), self.options.timeout).await?;
+                fail::fail_point!("rollback-stopped");
+                staged.swap().await?;
+                fail::fail_point!("rollback-swapped");
+            }
+        }
+        snapshot::restore(paths, wanted, &[])?;
+        fail::fail_point!("upgrade-configured");
+        self.bring_up().await?;
+        fail::fail_point!("upgrade-not-ready", |_| Err(
+            Failure::new("a test says so").into()
+        ));
+        fail::fail_point!("upgrade-switched");
+        gate::watch(host, &after, self.options.settle, &traffic).await?;
+        self.reached(Step::Ready)?;
+        fail::fail_point!("upgrade-ready");
+        self.commit().await
+    }
+
+    /// Installs what the configuration on the disk asks for.
+    async fn install(&self) -> Result<Settings> {
+        let prepared = generate::prepare(self.host, Target::Wanted).await?;
+        let tell = |text: &str| {
+            say(text);
+            Ok(())
+        };
+        prepared.apply_telling(self.host, tell).await?;
+        Ok(prepared.settings().clone())
+    }
+
+    /// Brings it up, and waits until the gateway is ready.
+    async fn bring_up(&self) -> Result<()> {
+        let settings = self.install().await?;
+        stack::bring_up(self.host, &settings, self.options.timeout).await
+    }
+
+    async fn commit(&mut self) -> Result<()> {
+        if let Some(restore) = self.restore.take() {
+            restore.commit().await?;
+        }
+        let settings = Settings::load(&self.host.paths.env_file())?;
+        let images = images(self.host, &settings).await?;
+        self.ledger
+            .record_release(images, &self.operation.verb.to_string())?;
+        fail::fail_point!("upgrade-recorded");
+        self.end(Outcome::Done, None)
+    }
+
+    /// Goes on with what was interrupted after the switch.
+    async fn finish(&mut self) -> Result<()> {
+        let wanted = self.kept(&self.operation.wanted)?;
+        snapshot::restore(&self.host.paths, &wanted, &[])?;
+        self.bring_up().await?;
+        self.commit().await
+    }
+
+    fn kept(&self, name: &str) -> Result<SnapshotId> {
+        SnapshotId::find(&self.host.paths, name).ok_or_else(|| {
+            Failure::new(format!(
+                "the configuration {name} is not in {} any more",
+                self.host.paths.snapshots().display()
+            ))
+            .hint("put .env and config/ back from a backup: litellm-units restore ID --config")
+            .into()
+        })
+    }
+
+    /// Keeps what an operator has edited since the interruption.
+    fn keep_edit(&self) -> Result<()> {
+        let present = snapshot::keep(&self.host.paths)?;
+        let name = present.to_string();
+        if name != self.operation.configuration && name != self.operation.wanted {
+            say(&format!(
+                ".env or config/ were edited since; that is kept in {}",
+                snapshot::directory(&self.host.paths, &present).display()
+            ));
+        }
+        Ok(())
+    }
+
+    /// Has the tag mean this image.
+    fn lock(&self, image: &ImageReference, identity: Identity) -> Result<()> {
+        let path = self.host.paths.images_lock();
+        let mut lock = ImagesLock::load(&path)?;
+        let is_known = |found: &Locked| found.identity.is(&identity);
+        if image.digest().is_none() && !lock.get(image).is_some_and(is_known) {
+            lock.record(image, identity);
+            lock.save(&path)?;
+        }
+        Ok(())
+    }
+
+    /// Whether the gateway is ready and runs the image of that name.
+    async fn serves(&self, reference: &str) -> bool {
+        let from = self.operation.from.get(Service::Litellm.name());
+        let pinned = match from.filter(|from| from.reference == reference) {
+            Some(from) => from.pinned(),
+            None => match ImagesLock::load(&self.host.paths.images_lock()) {
+                Ok(lock) => lock.pin_text(reference),
+                Err(_) => return false,
+            },
+        };
+        let Ok(client) = Client::local(PATIENCE) else {
+            return false;
+        };
+        client.health().await.is_ready()
+            && matches!(runs(self.host, &pinned).await, Ok(Runs::Wanted))
+    }
+
+    async fn start_database(&self, settings: &Settings) -> Result<()> {
+        let unit = Service::Postgres.unit();
+        if settings.image(Service::Postgres).is_some()
+            && !self.host.systemd().await?.unit(unit).await?.is_active()
+        {
+            stack::run(self.host, unit, self.options.timeout).await?;
+        }
+        Ok(())
+    }
+
+    /// Goes back after a failure.
+    async fn undo(&mut self, error: anyhow::Error) -> anyhow::Error {
+        say(&format!("{error:#}"));
+        let from = self
+            .operation
+            .from
+            .get(Service::Litellm.name())
+            .map_or("the release of before", |image| image.reference.as_str())
+            .to_owned();
+        // Until then nothing was changed but `.env`.
+        if self.backup.is_some() {
+            say(&format!(
+                "the {} failed: going back to {from}",
+                self.operation.verb
+            ));
+        }
+        let reason = format!("{error:#}");
+        let reason = reason
+            .lines()
+            .next()
+            .map(|line| line.trim_end_matches(':').to_owned());
+        self.options.timeout = self.options.timeout.max(stack::RECOVERY_TIMEOUT);
+        let attempt = async {
+            self.reached(Step::Undoing)?;
+            fail::fail_point!("undo-begun");
+            self.back().await?;
+            self.end(Outcome::Undone, reason)
+        };
+        match attempt.await {
+            Ok(()) => Failure::new(format!(
+                "the {} to {} failed; {from} serves, and everything is as before",
+                self.operation.verb, self.operation.to
+            ))
+            .hint("mend what the lines above say, then try again; what was done: litellm-units history")
+            .caused_by(error),
+            Err(second) => Failure::new(format!(
+                "the {} to {} failed, and so did going back",
+                self.operation.verb, self.operation.to
+            ))
+            .hint("mend what is wrong, then: litellm-units up; it goes on with going back")
+            .caused_by(second.context(error)),
+        }
+        .into()
+    }
+
+    /// Puts configuration, images, units and data back as they were before, and waits until the
+    /// gateway is ready. Every step can be repeated.
+    async fn back(&mut self) -> Result<()> {
+        let host = self.host;
+        end_migration(host).await?;
+        if let Some(restore) = self.restore.take() {
+            restore
+                .undo(&gateway_units(), self.options.timeout)
+                .await??;
+        }
+        let configuration = self.kept(&self.operation.configuration)?;
+        snapshot::restore(&host.paths, &configuration, &[])?;
+        for image in self.operation.from.values() {
+            if let Ok(reference) = ImageReference::parse(&image.reference) {
+                self.lock(&reference, image.identity.clone())?;
+            }
+        }
+        fail::fail_point!("undo-configured");
+        let settings = self.install().await?;
+        self.data_back(&settings).await?;
+        stack::bring_up(host, &settings, self.options.timeout).await
+    }
+
+    /// Restores the backup, if the migration has changed the schema.
+    async fn data_back(&mut self, settings: &Settings) -> Result<()> {
+        let (Some(schema), Some(backup)) = (&self.schema, &self.backup) else {
+            return Ok(());
+        };
+        let host = self.host;
+        let changed = stack::differences(host, settings)?
+            .iter()
+            .any(|(service, _)| *service == Service::Postgres);
+        if changed {
+            // The server itself is to be another one again.
+            let mut units = gateway_units().to_vec();
+            units.push(Service::Postgres.unit());
+            stack::stop(host, &units, self.options.timeout).await?;
+        }
+        self.start_database(settings).await?;
+        let server = Server::new(host, settings).await?;
+        if server.schema().await? == *schema {
+            return Ok(());
+        }
+        if !server.is_local() {
+            say(&format!(
+                "the database is on a server elsewhere and keeps the schema of the new release; its data of before is in backup {backup}"
+            ));
+            return Ok(());
+        }
+        say(&format!(
+            "the migration has changed the database: restoring backup {backup}, without what was written since"
+        ));
+        let backup = Backup::load(&host.paths, backup)?;
+        let restore =
+            Restore::stage(host, settings, &backup, &restore::Options::default(), false).await?;
+        fail::fail_point!("undo-staged");
+        stack::stop(host, &gateway_units(), self.options.timeout).await?;
+        restore.swap().await?;
+        fail::fail_point!("undo-swapped");
+        self.reached(Step::DataBack)?;
+        restore.commit().await
+    }
+}
+
+fn reached(operation: &Operation, step: Step) -> Event {
+    Event::Reached(Reached {
+        operation: operation.operation.clone(),
+        step,
+        backup: None,
+        schema: None,
+    })
+}
+
+/// Refuses a release that can't read credentials that the present one has encrypted.
+async fn refuse_unreadable(release: &contract::Release, server: &Server<'_>) -> Result<()> {
+    if release.reads_aes_gcm {
+        return Ok(());
+    }
+    let tables = server.tables_with_aes_gcm().await?;
+    if tables.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::new(format!(
+        "LiteLLM {} can't read what is encrypted with AES-256-GCM in {}",
+        release.version.as_deref().unwrap_or("of this image"),
+        tables.join(", ")
+    ))
+    .hint(format!(
+        "choose a release from {} on, or the data of then (`litellm-units rollback --restore-data`); to enter those credentials again instead, add --accept-unreadable",
+        contract::READS_AES_GCM
+    ))
+    .into())
+}
+
+/// What must not run while its database is replaced.
+fn gateway_units() -> [&'static str; 2] {
+    [Service::Litellm.unit(), Service::Migrate.unit()]
+}
+
+/// What the gateway's container runs, compared with what it should.
+enum Runs {
+    Wanted,
+    Other(Image),
+    Nothing,
+}
+
+/// Whether the gateway's container runs `image`, by its ID.
+async fn runs(host: &Host, image: &str) -> Result<Runs> {
+    let podman = host.podman().await?;
+    let (wanted, running) = futures_util::try_join!(
+        podman.image(image),
+        podman.container_image(Service::Litellm.container())
+    )?;
+    Ok(match (wanted, running) {
+        (_, None) => Runs::Nothing,
+        (Some(wanted), Some(running)) if wanted.is(&running.identity) => Runs::Wanted,
+        (_, Some(running)) => Runs::Other(running),
+    })
+}
+
+fn set_image(
+    env: &mut crate::deployment::env_file::EnvFile,
+    name: &str,
+    image: &str,
+    path: &std::path::Path,
+) -> Result<()> {
+    if env.get(name) == Some(image) {
+        return Ok(());
+    }
+    env.set(name, image)
+        .with_context(|| format!("can't edit {}", path.display()))
+}
+
+/// Migrates the database to the release of `settings`, in a unit of its own.
+async fn migrate(host: &Host, settings: &Settings) -> Result<()> {
+    let podman = host.podman().await?;
+    let units = quadlet::Host {
+        paths: &host.paths,
+        podman: podman.version().await?,
+        systemd: host.systemd().await?.features().await?,
+        program: &host::program()?,
+        images: &ImagesLock::load(&host.paths.images_lock())?,
+    };
+    let file = quadlet::next_migration(settings, &units)?;
+    // With the others, since it names their network.
+    let mut all = quadlet::render(settings, &units)?;
+    all.push(file.clone());
+    podman.check_quadlets(&all, host.scope()).await?;
+    let install = Files {
+        changes: vec![Change {
+            path: host.paths.quadlets.join(file.name),
+            before: None,
+            after: Some(file.text),
+        }],
+    };
+    install.apply()?;
+    host.systemd().await?.reload().await?;
+    fail::fail_point!("upgrade-migrating");
+    say("migrating the database");
+    stack::run(
+        host,
+        &format!("{}.service", quadlet::NEXT_MIGRATION),
+        MIGRATION_TIMEOUT,
+    )
+    .await?;
+    end_migration(host).await
+}
+
+/// Ends the unit of [`migrate`], however far it is, and removes it.
+async fn end_migration(host: &Host) -> Result<()> {
+    let file = format!("{}.container", quadlet::NEXT_MIGRATION);
+    let path = host.paths.quadlets.join(file);
+    if !path.exists() {
+        return Ok(());
+    }
+    let systemd = host.systemd().await?;
+    let unit = format!("{}.service", quadlet::NEXT_MIGRATION);
+    let mut jobs = job::Jobs::new(systemd).await?;
+    if systemd.unit(&unit).await?.load == "loaded" {
+        jobs.ask(job::Verb::Stop, &unit).await?;
+        jobs.next(Duration::from_secs(90)).await?;
+    }
+    let remove = Files {
+        changes: vec![Change {
+            path,
+            before: Some(String::new()),
+            after: None,
+        }],
+    };
+    remove.apply()?;
+    systemd.reload().await
+}

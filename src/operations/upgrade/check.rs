@@ -1,0 +1,607 @@
+//! Which newer releases there are, by the tags of the registry, and which vulnerabilities they fix. Changes nothing.
+
+use std::collections::BTreeMap;
+
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::deployment::installed_release;
+use crate::deployment::settings::{Service, Settings};
+use crate::error::{Exit, Failure, Result};
+use crate::host::Host;
+use crate::host::files;
+use crate::host::paths::Paths;
+use crate::image::ImageReference;
+use crate::litellm::advisories::{self, Advisories, Finding, Judgement};
+use crate::litellm::release::{Line, Release};
+
+/// What was found, as `upgrade --check --json` prints it.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// The version of this form: 1.
+    pub schema: u32,
+    /// When, in RFC 3339.
+    pub checked: String,
+    /// In a word.
+    pub verdict: Verdict,
+    /// The deployment's release.
+    pub current: Current,
+    /// Newer ones, in the order of releases.
+    pub candidates: Vec<Candidate>,
+    /// The one of them to upgrade to.
+    pub recommended: Option<Recommended>,
+    /// Why the registry could not be asked.
+    pub error: Option<String>,
+    /// The date of the newest advisory that the program brings.
+    pub advisories: &'static str,
+}
+
+/// The outcome; it decides about the exit status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Verdict {
+    /// Nothing to do. Exit status 0.
+    UpToDate,
+    /// There is a newer release for this deployment. Exit status 5.
+    UpgradeAvailable,
+    /// The current release has known vulnerabilities that are not accepted. Exit status 6.
+    Vulnerable,
+    /// The registry could not be asked. Exit status 1.
+    Unknown,
+}
+
+/// The deployment's release.
+#[derive(Clone, Debug, Serialize)]
+pub struct Current {
+    /// Its image.
+    pub image: String,
+    /// Which release it is; null if its tag does not say.
+    pub release: Option<String>,
+    /// What is known against it; null if that release is not known.
+    pub vulnerabilities: Option<Vec<Finding>>,
+}
+
+/// A newer release.
+#[derive(Clone, Debug, Serialize)]
+pub struct Candidate {
+    /// Why it is listed.
+    pub newest_of: Vec<Newest>,
+    /// Which release.
+    pub release: String,
+    /// Its image.
+    pub image: String,
+    /// Vulnerabilities of the current one that it does not have.
+    pub fixes: Vec<String>,
+    /// Those that it has itself.
+    pub vulnerabilities: Vec<String>,
+    /// Of these, those that are known to be used in attacks.
+    pub exploited: Vec<String>,
+}
+
+/// Among which releases one is the newest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Newest {
+    /// Of the minor line of the current one.
+    Line,
+    /// Of the line with long-term support.
+    LongTerm,
+    /// Of all.
+    All,
+}
+
+/// What to upgrade to.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub struct Recommended {
+    /// Which release.
+    pub release: String,
+    /// Its image.
+    pub image: String,
+}
+
+/// The last report, as far as it is read again.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+pub struct Recorded {
+    /// When, in RFC 3339.
+    pub checked: String,
+    /// What came out.
+    pub verdict: Verdict,
+    /// The release to upgrade to.
+    pub recommended: Option<Recommended>,
+    /// Why the registry could not be asked.
+    pub error: Option<String>,
+}
+
+impl Report {
+    /// Looks, and keeps the result for `status`.
+    ///
+    /// # Errors
+    /// When there is no deployment, or an advisory can't be read. A registry that does not answer is
+    /// part of the report.
+    pub async fn gather(host: &Host) -> Result<Self> {
+        let settings = Settings::load(&host.paths.env_file())?;
+        let image = current(&host.paths, &settings);
+        let advisories = Advisories::load(&host.paths)?;
+        let tags = tags(host, &image).await;
+        let report = Self::new(&image, &settings.accepted, &advisories, tags)?;
+        report.record(&host.paths)?;
+        Ok(report)
+    }
+
+    fn new(
+        image: &ImageReference,
+        accepted: &[String],
+        advisories: &Advisories,
+        tags: Result<Vec<String>>,
+    ) -> Result<Self> {
+        let judgement = advisories.judge(image, accepted)?;
+        let release = advisories::release(image);
+        let (tags, error) = match tags {
+            Ok(tags) => (tags, None),
+            Err(error) => (Vec::new(), Some(format!("{error:#}"))),
+        };
+        let mut candidates = Vec::new();
+        for (found, newest_of, image) in newer(image, release.as_ref(), &tags, advisories) {
+            let judged = advisories.judge(&image, accepted)?;
+            candidates.push(Candidate {
+                newest_of,
+                release: found.to_string(),
+                image: image.to_string(),
+                fixes: fixes(judgement.as_ref(), judged.as_ref()),
+                vulnerabilities: ids(judged.as_ref()),
+                exploited: exploited(judged.as_ref()),
+            });
+        }
+        let recommended = recommended(release.as_ref(), &candidates);
+        let is_open = judgement
+            .as_ref()
+            .is_some_and(|judgement| judgement.open().next().is_some());
+        let verdict = if is_open {
+            Verdict::Vulnerable
+        } else if error.is_some() {
+            Verdict::Unknown
+        } else if recommended.is_some() {
+            Verdict::UpgradeAvailable
+        } else {
+            Verdict::UpToDate
+        };
+        Ok(Self {
+            schema: 1,
+            checked: jiff::Timestamp::now()
+                .strftime("%Y-%m-%dT%H:%M:%SZ")
+                .to_string(),
+            verdict,
+            current: Current {
+                image: image.to_string(),
+                release: release.map(|release| release.to_string()),
+                vulnerabilities: judgement.map(|judgement| judgement.vulnerabilities),
+            },
+            candidates,
+            recommended,
+            error,
+            advisories: advisories::SHIPPED_DATE,
+        })
+    }
+
+    fn record(&self, paths: &Paths) -> Result<()> {
+        // Without it, nothing was ever brought up here.
+        if !paths.state().is_dir() {
+            return Ok(());
+        }
+        let recorded = Recorded {
+            checked: self.checked.clone(),
+            verdict: self.verdict,
+            recommended: self.recommended.clone(),
+            error: self.error.clone(),
+        };
+        let mut text =
+            serde_json::to_string_pretty(&recorded).context("can't write down what was found")?;
+        text.push('\n');
+        files::write_atomically(&paths.upgrade_check(), text.as_bytes(), 0o600)
+    }
+
+    /// All of it in one line, for the journal.
+    #[must_use]
+    pub fn line(&self) -> String {
+        let release = match &self.current.release {
+            Some(release) => format!("LiteLLM {release}"),
+            None => self.current.image.clone(),
+        };
+        let mut text = match &self.current.vulnerabilities {
+            None => format!(
+                "{release}: the tag does not name a release, so its vulnerabilities are unknown"
+            ),
+            Some(findings) => {
+                let open = || findings.iter().filter(|finding| !finding.accepted);
+                let exploited: Vec<&str> = open()
+                    .filter(|finding| finding.exploited)
+                    .map(|finding| finding.id.as_str())
+                    .collect();
+                let known = match open().count() {
+                    0 => "no known vulnerability".to_owned(),
+                    1 => "1 known vulnerability".to_owned(),
+                    count => format!("{count} known vulnerabilities"),
+                };
+                match exploited.as_slice() {
+                    [] => format!("{release} has {known}"),
+                    exploited => {
+                        format!("{release} has {known}, exploited: {}", exploited.join(", "))
+                    }
+                }
+            }
+        };
+        if let Some(recommended) = &self.recommended {
+            text.push_str(&format!(
+                "; to upgrade: litellm-units upgrade --image {}",
+                recommended.image
+            ));
+        } else if self.error.is_none() {
+            text.push_str("; no newer release for this deployment");
+        }
+        if let Some(error) = &self.error {
+            text.push_str(&format!("; can't list newer releases: {error}"));
+        }
+        text
+    }
+
+    /// The status to exit with.
+    #[must_use]
+    pub fn exit(&self) -> Exit {
+        match self.verdict {
+            Verdict::UpToDate => Exit::Success,
+            Verdict::UpgradeAvailable => Exit::UpgradeAvailable,
+            Verdict::Vulnerable => Exit::Vulnerable,
+            Verdict::Unknown => Exit::Failure,
+        }
+    }
+}
+
+impl Recorded {
+    /// The last report of this deployment, if there is one.
+    ///
+    /// # Errors
+    /// When it can't be read.
+    pub fn load(paths: &Paths) -> Result<Option<Self>> {
+        let path = paths.upgrade_check();
+        let text = match std::fs::read(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            text => text.with_context(|| format!("can't read {}", path.display()))?,
+        };
+        let recorded = serde_json::from_slice(&text).map_err(|_| {
+            Failure::new(format!("{} is damaged", path.display()))
+                .hint("write it again: `litellm-units upgrade --check`")
+        })?;
+        Ok(Some(recorded))
+    }
+}
+
+/// The gateway's image that the deployment runs, or would.
+fn current(paths: &Paths, settings: &Settings) -> ImageReference {
+    installed_release::of_unit(paths, Service::Litellm)
+        .unwrap_or_else(|| settings.litellm_image.clone())
+}
+
+/// The tags of the image's repository, from where Podman pulls it.
+async fn tags(host: &Host, image: &ImageReference) -> Result<Vec<String>> {
+    let podman = host.podman().await?;
+    let registries = podman.registries().await?;
+    let mut problems = Vec::new();
+    for source in sources(image.name(), &registries) {
+        match podman.tags(&source.name, source.insecure).await {
+            Ok(tags) => return Ok(tags),
+            Err(error) => problems.push(format!("{error:#}")),
+        }
+    }
+    anyhow::bail!("{}", problems.join("; "))
+}
+
+/// A place to ask.
+#[derive(Debug, PartialEq, Eq)]
+struct Source {
+    name: String,
+    insecure: bool,
+}
+
+/// Where `registries.conf` has Podman pull a repository from, the first choice first. `podman search`
+/// does not go by it itself.
+fn sources(repository: &str, registries: &Value) -> Vec<Source> {
+    let domain = repository.split('/').next().unwrap_or_default();
+    let covering = registries
+        .as_object()
+        .into_iter()
+        .flatten()
+        .filter_map(|(prefix, entry)| {
+            let length = match prefix.strip_prefix('*') {
+                Some(suffix) => domain.ends_with(suffix).then_some(domain.len()),
+                None => repository
+                    .strip_prefix(prefix.as_str())
+                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+                    .then_some(prefix.len()),
+            };
+            Some((length?, entry))
+        })
+        .max_by_key(|(length, _)| *length);
+    let Some((length, entry)) = covering else {
+        return vec![Source {
+            name: repository.to_owned(),
+            insecure: false,
+        }];
+    };
+    let rest = &repository[length..];
+    let mirrors = entry["Mirrors"].as_array().into_iter().flatten();
+    mirrors
+        .chain([entry])
+        .map(|endpoint| {
+            let location = endpoint["Location"]
+                .as_str()
+                .filter(|text| !text.is_empty());
+            Source {
+                name: location.map_or(repository.to_owned(), |location| {
+                    format!("{location}{rest}")
+                }),
+                insecure: endpoint["Insecure"].as_bool().unwrap_or(false),
+            }
+        })
+        .collect()
+}
+
+/// The newest release of each kind, if it is newer than the current one, by the tag that LiteLLM
+/// would give it. What must not run is no candidate.
+fn newer(
+    image: &ImageReference,
+    current: Option<&Release>,
+    tags: &[String],
+    advisories: &Advisories,
+) -> Vec<(Release, Vec<Newest>, ImageReference)> {
+    let mut releases: BTreeMap<Release, (usize, ImageReference)> = BTreeMap::new();
+    for tag in tags {
+        let Some(release) = Release::of_tag(tag).filter(Release::is_general) else {
+            continue;
+        };
+        if current.is_some_and(|current| release <= *current) {
+            continue;
+        }
+        let Ok(candidate) = ImageReference::parse(&format!("{}:{tag}", image.name())) else {
+            continue;
+        };
+        if advisories.check(&candidate, None).is_err() {
+            continue;
+        }
+        let usual = [
+            format!("v{release}"),
+            format!("v{release}-stable"),
+            release.to_string(),
+        ];
+        let rank = usual.iter().position(|usual| usual == tag);
+        let rank = rank.unwrap_or(usual.len());
+        match releases.get(&release) {
+            Some((better, _)) if *better <= rank => {}
+            _ => {
+                releases.insert(release, (rank, candidate));
+            }
+        }
+    }
+    let newest =
+        |is: &dyn Fn(Line) -> bool| releases.keys().rfind(|release| is(release.line())).cloned();
+    let kinds = [
+        (
+            Newest::Line,
+            newest(&|line| current.is_some_and(|current| line == current.line())),
+        ),
+        (Newest::LongTerm, newest(&|line| line == Line::LONG_TERM)),
+        (Newest::All, newest(&|_| true)),
+    ];
+    releases
+        .into_iter()
+        .filter_map(|(release, (_, image))| {
+            let of: Vec<Newest> = kinds
+                .iter()
+                .filter(|(_, newest)| newest.as_ref() == Some(&release))
+                .map(|(kind, _)| *kind)
+                .collect();
+            (!of.is_empty()).then_some((release, of, image))
+        })
+        .collect()
+}
+
+/// The release to upgrade to: the newest of the long-term line, unless the deployment is beyond that
+/// line. A release with an exploited vulnerability is never recommended.
+fn recommended(current: Option<&Release>, candidates: &[Candidate]) -> Option<Recommended> {
+    let is_beyond = current.is_some_and(|current| current.line() > Line::LONG_TERM);
+    let is_long_term = current.is_some_and(|current| current.line().is_long_term());
+    let wanted: &[Newest] = if is_beyond {
+        &[Newest::All]
+    } else if is_long_term {
+        &[Newest::LongTerm, Newest::Line]
+    } else {
+        &[Newest::LongTerm, Newest::All]
+    };
+    wanted
+        .iter()
+        .find_map(|kind| {
+            candidates.iter().find(|candidate| {
+                candidate.newest_of.contains(kind) && candidate.exploited.is_empty()
+            })
+        })
+        .map(|candidate| Recommended {
+            release: candidate.release.clone(),
+            image: candidate.image.clone(),
+        })
+}
+
+/// The vulnerabilities of a release that are not accepted.
+fn ids(judgement: Option<&Judgement>) -> Vec<String> {
+    judgement
+        .into_iter()
+        .flat_map(Judgement::open)
+        .map(|finding| finding.id.clone())
+        .collect()
+}
+
+fn exploited(judgement: Option<&Judgement>) -> Vec<String> {
+    let exploited = judgement.map(Judgement::exploited).unwrap_or_default();
+    exploited.into_iter().map(str::to_owned).collect()
+}
+
+/// Those of the current release that another one does not have.
+fn fixes(current: Option<&Judgement>, other: Option<&Judgement>) -> Vec<String> {
+    let left = ids(other);
+    ids(current)
+        .into_iter()
+        .filter(|id| !left.contains(id))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    const NAME: &str = "ghcr.io/berriai/litellm";
+
+    fn report(tag: &str, tags: &[&str]) -> Report {
+        let image = ImageReference::parse(&format!("{NAME}:{tag}")).unwrap();
+        let tags = tags.iter().map(|tag| (*tag).to_owned()).collect();
+        Report::new(&image, &[], &Advisories::shipped().unwrap(), Ok(tags)).unwrap()
+    }
+
+    fn found(report: &Report) -> Vec<(&str, &[Newest])> {
+        report
+            .candidates
+            .iter()
+            .map(|candidate| {
+                let tag = candidate.image.rsplit(':').next().unwrap();
+                (tag, candidate.newest_of.as_slice())
+            })
+            .collect()
+    }
+
+    const TAGS: [&str; 16] = [
+        "latest",
+        "lts",
+        "main-stable",
+        "sha256-0f.sig",
+        "v1.80.11-stable",
+        "main-v1.80.15-stable",
+        "v1.80.15-stable",
+        "v1.80.16-nightly",
+        "v1.82.7-stable",
+        "v1.108.2",
+        "1.108.14",
+        "v1.108.14",
+        "v1.108.15-rc.1",
+        "v1.110.2",
+        "v1.110.2-custom",
+        "v1.111.0-dev.3",
+    ];
+
+    #[test]
+    fn the_newest_of_each_kind() {
+        use Newest::{All, Line, LongTerm};
+        let from_old = report("v1.80.11-stable", &TAGS);
+        assert_eq!(
+            found(&from_old),
+            [
+                ("v1.80.15-stable", &[Line][..]),
+                ("v1.108.14", &[LongTerm][..]),
+                ("v1.110.2", &[All][..]),
+            ]
+        );
+        assert_eq!(from_old.verdict, Verdict::Vulnerable);
+        assert_eq!(from_old.recommended.unwrap().release, "1.108.14");
+        assert!(from_old.candidates[0].fixes.is_empty());
+        let current = from_old.current.vulnerabilities.unwrap();
+        assert_eq!(from_old.candidates[1].fixes.len(), current.len());
+        assert!(from_old.candidates[1].vulnerabilities.is_empty());
+
+        let long_term = report("v1.108.2", &TAGS);
+        assert_eq!(
+            found(&long_term),
+            [
+                ("v1.108.14", &[Line, LongTerm][..]),
+                ("v1.110.2", &[All][..])
+            ]
+        );
+        assert_eq!(long_term.verdict, Verdict::UpgradeAvailable);
+        assert_eq!(long_term.recommended.unwrap().release, "1.108.14");
+
+        // A newer line alone is no upgrade for a deployment of the long-term line.
+        let current = report("v1.108.14", &TAGS);
+        assert_eq!(found(&current), [("v1.110.2", &[All][..])]);
+        assert_eq!(
+            (current.verdict, current.recommended),
+            (Verdict::UpToDate, None)
+        );
+
+        let beyond = report("v1.109.0", &TAGS);
+        assert_eq!(beyond.recommended.unwrap().release, "1.110.2");
+        let newest = report("v1.110.2", &TAGS);
+        assert_eq!(
+            (found(&newest), newest.verdict),
+            (vec![], Verdict::UpToDate)
+        );
+
+        // An exploited release is listed, but not recommended.
+        let exploited = report("v1.80.11-stable", &["v1.81.16-stable"]);
+        assert_eq!(found(&exploited), [("v1.81.16-stable", &[All][..])]);
+        assert_eq!(exploited.recommended, None);
+
+        // What only malicious releases are newer than.
+        let stealers = report("v1.82.6", &["v1.82.7-stable", "v1.82.8"]);
+        assert_eq!(found(&stealers), []);
+    }
+
+    #[test]
+    fn a_registry_that_does_not_answer() {
+        for (tag, verdict) in [
+            ("v1.80.11-stable", Verdict::Vulnerable),
+            ("v1.108.14", Verdict::Unknown),
+        ] {
+            let image = ImageReference::parse(&format!("{NAME}:{tag}")).unwrap();
+            let advisories = Advisories::shipped().unwrap();
+            let failure = Err(anyhow::anyhow!("no route"));
+            let report = Report::new(&image, &[], &advisories, failure).unwrap();
+            assert_eq!(report.verdict, verdict);
+            assert_eq!(report.error.as_deref(), Some("no route"));
+        }
+    }
+
+    #[test]
+    fn where_registries_conf_leads() {
+        let registries = json!({
+            "search": ["docker.io"],
+            "ghcr.io": {"Location": "mirror.example.com:5000/all", "Insecure": true, "Mirrors": [
+                {"Location": "near.example.com/ghcr", "Insecure": false},
+            ]},
+            "ghcr.io/other": {"Location": "elsewhere.example.com", "Insecure": false},
+            "*.example.org": {"Location": "", "Insecure": true, "Mirrors": null},
+        });
+        let at = |name: &str| -> Vec<(String, bool)> {
+            sources(name, &registries)
+                .into_iter()
+                .map(|source| (source.name, source.insecure))
+                .collect()
+        };
+        assert_eq!(
+            at("ghcr.io/berriai/litellm"),
+            [
+                ("near.example.com/ghcr/berriai/litellm".into(), false),
+                ("mirror.example.com:5000/all/berriai/litellm".into(), true),
+            ]
+        );
+        assert_eq!(
+            at("ghcr.io/other/litellm"),
+            [("elsewhere.example.com/litellm".into(), false)]
+        );
+        assert_eq!(
+            at("a.example.org/litellm"),
+            [("a.example.org/litellm".into(), true)]
+        );
+        assert_eq!(
+            at("ghcr.io.example.net/litellm"),
+            [("ghcr.io.example.net/litellm".into(), false)]
+        );
+    }
+}

@@ -1,0 +1,206 @@
+//! What a new release has to pass before it stays: requests that only a working gateway with its
+//! database answers, and no burst of errors for the users.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+use super::Runs;
+use crate::deployment::images_lock::ImagesLock;
+use crate::deployment::settings::{Service, Settings};
+use crate::error::{Failure, Result};
+use crate::host::Host;
+use crate::host::journal;
+use crate::litellm::Client;
+use crate::litellm::health::Health;
+use crate::operations::stack;
+use crate::output::{duration, say};
+
+/// How often the gateway is looked at.
+const INTERVAL: Duration = Duration::from_millis(500);
+/// How long it may be away before that counts.
+const GRACE: Duration = Duration::from_secs(3);
+/// How long one request may take.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// Over which time before the change the errors are counted, to compare with.
+const BEFORE: Duration = Duration::from_secs(300);
+/// Fewer errors than these are no burst.
+const BURST: usize = 5;
+
+/// The requests that the gateway's access log shows.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Traffic {
+    requests: usize,
+    /// Those answered with a status of 500 or above.
+    failures: usize,
+}
+
+impl Traffic {
+    /// Of the last minutes.
+    pub(super) async fn before(host: &Host) -> Self {
+        Self::since(
+            host,
+            jiff::Timestamp::now().as_second() - BEFORE.as_secs().cast_signed(),
+        )
+        .await
+    }
+
+    /// Nothing when the journal can't be read: there are other signs of trouble.
+    async fn since(host: &Host, second: i64) -> Self {
+        let query = journal::Query {
+            scope: host.scope(),
+            remote: None,
+            units: vec![Service::Litellm.unit()],
+            follow: false,
+            tail: None,
+            since: Some(format!("@{second}")),
+            until: None,
+        };
+        let mut traffic = Self::default();
+        let _ = journal::read(&query, |entry| {
+            for line in entry.message.lines() {
+                traffic.add(line);
+            }
+            Ok(())
+        })
+        .await;
+        traffic
+    }
+
+    /// Counts a line of uvicorn's access log: `INFO: 10.0.0.1:1 - "GET /x HTTP/1.1" 200 OK`.
+    fn add(&mut self, line: &str) {
+        let Some((_, rest)) = line.split_once(" HTTP/1.1\" ") else {
+            return;
+        };
+        let Ok(status) = rest.split(' ').next().unwrap_or_default().parse::<u16>() else {
+            return;
+        };
+        self.requests += 1;
+        if status >= 500 {
+            self.failures += 1;
+        }
+    }
+
+    /// Whether there are many more failures than `before`: providers fail, too, whatever the
+    /// release.
+    fn is_burst(self, before: Self) -> bool {
+        let often = self.failures * 5 > self.requests;
+        let more =
+            self.failures * before.requests.max(1) > 2 * before.failures * self.requests.max(1);
+        self.failures >= BURST && often && more
+    }
+}
+
+/// Watches the gateway, which has just become ready, for `settle`.
+///
+/// # Errors
+/// When it is not the image that was asked for, does not answer, restarts, or answers with many
+/// more errors than before.
+pub(super) async fn watch(
+    host: &Host,
+    settings: &Settings,
+    settle: Duration,
+    before: &Traffic,
+) -> Result<()> {
+    let begin = jiff::Timestamp::now();
+    let systemd = host.systemd().await?;
+    let unit = Service::Litellm.unit();
+    let restarts = systemd.unit(unit).await?.restarts;
+    let image = &settings.litellm_image;
+    let lock = ImagesLock::load(&host.paths.images_lock())?;
+    let other = match super::runs(host, &lock.pin(image)).await? {
+        Runs::Wanted => None,
+        Runs::Other(running) => Some(running.pinned()),
+        Runs::Nothing => Some("no image".to_owned()),
+    };
+    if let Some(other) = other {
+        return Err(
+            Failure::new(format!("the gateway runs {other}, not {image}"))
+                .hint("a drop-in may set another image: `systemctl cat litellm.service`")
+                .into(),
+        );
+    }
+    let client = Client::local(PATIENCE)?;
+    probe(&client, settings).await?;
+    if settle.is_zero() {
+        return Ok(());
+    }
+    say(&format!("watching the gateway for {}", duration(settle)));
+    let end = Instant::now() + settle;
+    let mut away_since = None;
+    while Instant::now() < end {
+        tokio::time::sleep(INTERVAL).await;
+        let state = systemd.unit(unit).await?;
+        if state.restarts != restarts || !state.is_active() {
+            return Err(stack::failed(systemd, unit, "did not stay up", begin).await);
+        }
+        match client.health().await {
+            Health::Ready { .. } => away_since = None,
+            Health::Live { reason } | Health::Down { reason } => {
+                let since = away_since.get_or_insert_with(Instant::now);
+                if since.elapsed() >= GRACE {
+                    let problem = format!("was ready, but did not stay so: {reason}");
+                    return Err(stack::failed(systemd, unit, &problem, begin).await);
+                }
+            }
+        }
+    }
+    probe(&client, settings).await?;
+    let after = Traffic::since(host, begin.as_second()).await;
+    if after.is_burst(*before) {
+        let problem = format!(
+            "answered {} of {} requests with an error ({} of {} before)",
+            after.failures, after.requests, before.failures, before.requests
+        );
+        return Err(stack::failed(systemd, unit, &problem, begin).await);
+    }
+    Ok(())
+}
+
+async fn probe(client: &Client, settings: &Settings) -> Result<()> {
+    let master_key = settings.master_key.open()?;
+    client
+        .keys(&master_key)
+        .probe()
+        .await
+        .map_err(|error| Failure::new(format!("a probe request failed: {error}")).into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn traffic(requests: usize, failures: usize) -> Traffic {
+        Traffic { requests, failures }
+    }
+
+    #[test]
+    fn lines_of_the_access_log() {
+        let mut found = Traffic::default();
+        for line in [
+            r#"INFO:     10.89.0.1:57282 - "POST /v1/chat/completions HTTP/1.1" 200 OK"#,
+            r#"INFO:     10.89.0.1:57282 - "POST /v1/chat/completions HTTP/1.1" 500 Internal Server Error"#,
+            r#"INFO:     10.89.0.1:57282 - "GET /health/liveliness HTTP/1.1" 503"#,
+            "INFO:     Application startup complete.",
+            r#"GET /x HTTP/1.1" later"#,
+        ] {
+            found.add(line);
+        }
+        assert_eq!(found, traffic(3, 2));
+    }
+
+    #[test]
+    fn a_burst_is_much_more_than_before() {
+        for (after, before, expected) in [
+            (traffic(100, 0), traffic(100, 0), false),
+            (traffic(4, 4), traffic(100, 0), false),
+            (traffic(5, 5), traffic(100, 0), true),
+            (traffic(100, 19), traffic(100, 0), false),
+            (traffic(100, 21), traffic(0, 0), true),
+            (traffic(100, 40), traffic(100, 25), false),
+            (traffic(100, 60), traffic(100, 25), true),
+        ] {
+            assert_eq!(after.is_burst(before), expected, "{after:?} {before:?}");
+        }
+    }
+}

@@ -1,0 +1,221 @@
+//! What differs between the unit files that should be there and those that are.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use similar::TextDiff;
+
+use crate::error::{Failure, Result};
+use crate::host::files;
+use crate::host::paths::Paths;
+use crate::quadlet::{self, MARKER_PREFIX, Place, UnitFile};
+
+/// One file that differs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// The file.
+    pub path: PathBuf,
+    /// What is there now, if anything.
+    pub before: Option<String>,
+    /// What shall be there, if anything.
+    pub after: Option<String>,
+}
+
+impl Change {
+    /// `create`, `update` or `remove`.
+    #[must_use]
+    pub fn verb(&self) -> &'static str {
+        match (&self.before, &self.after) {
+            (None, _) => "create",
+            (_, None) => "remove",
+            _ => "update",
+        }
+    }
+
+    /// The change as a unified diff.
+    #[must_use]
+    pub fn diff(&self) -> String {
+        let path = self.path.display();
+        let old = self
+            .before
+            .as_ref()
+            .map_or("/dev/null".to_owned(), |_| path.to_string());
+        let new = self
+            .after
+            .as_ref()
+            .map_or("/dev/null".to_owned(), |_| path.to_string());
+        TextDiff::from_lines(
+            self.before.as_deref().unwrap_or_default(),
+            self.after.as_deref().unwrap_or_default(),
+        )
+        .unified_diff()
+        .header(&old, &new)
+        .to_string()
+    }
+}
+
+/// Every difference, in an order in which an interruption leaves nothing that starts wrongly:
+/// containers that are removed, then what is changed, the gateway at the end, and then units that are
+/// removed, which nothing requires any more.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// The differences; none when all is as it should be.
+    pub changes: Vec<Change>,
+}
+
+impl Plan {
+    /// Compares `wanted` with what is in the directories of `paths`.
+    ///
+    /// # Errors
+    /// When a directory can't be read, or a file that is not ours is in the way.
+    pub fn new(paths: &Paths, wanted: &[UnitFile]) -> Result<Self> {
+        let (mut changes, mut last) = (Vec::new(), Vec::new());
+        for place in [Place::Unit, Place::Quadlet] {
+            let directory = directory(paths, place);
+            for name in present(directory, place)? {
+                let path = directory.join(&name);
+                if wanted
+                    .iter()
+                    .any(|file| file.place == place && file.name == name)
+                {
+                    continue;
+                }
+                if let Some(before) = read_ours(&path)?.ours() {
+                    let removals = match place {
+                        Place::Quadlet => &mut changes,
+                        Place::Unit => &mut last,
+                    };
+                    removals.push(Change {
+                        path,
+                        before: Some(before),
+                        after: None,
+                    });
+                }
+            }
+        }
+        for file in wanted {
+            let path = directory(paths, file.place).join(file.name);
+            let before = match read_ours(&path)? {
+                Found::Nothing => None,
+                Found::Ours(text) => Some(text),
+                Found::Foreign => {
+                    return Err(Failure::new(format!(
+                        "{} was not written by litellm-units, so it is left alone",
+                        path.display()
+                    ))
+                    .hint("move it away, then run the command again")
+                    .into());
+                }
+            };
+            if before.as_deref() != Some(file.text.as_str()) {
+                changes.push(Change {
+                    path,
+                    before,
+                    after: Some(file.text.clone()),
+                });
+            }
+        }
+        changes.append(&mut last);
+        Ok(Self { changes })
+    }
+
+    /// Whether nothing differs.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.changes.is_empty()
+    }
+
+    /// All differences as one unified diff.
+    #[must_use]
+    pub fn diff(&self) -> String {
+        self.changes.iter().fold(String::new(), |mut text, change| {
+            // Writing to a String can't fail.
+            let _ = write!(text, "{}", change.diff());
+            text
+        })
+    }
+
+    /// Carries the plan out, one atomic step per file.
+    ///
+    /// # Errors
+    /// When the disk refuses. Each file is then either old or new, and the next run goes on.
+    pub fn apply(&self) -> Result<()> {
+        for change in &self.changes {
+            let directory = change
+                .path
+                .parent()
+                .context("a unit file without a directory")?;
+            if let Some(text) = &change.after {
+                std::fs::create_dir_all(directory)
+                    .with_context(|| format!("can't create {}", directory.display()))?;
+                files::write_atomically(&change.path, text.as_bytes(), 0o644)?;
+            } else {
+                std::fs::remove_file(&change.path)
+                    .with_context(|| format!("can't remove {}", change.path.display()))?;
+                files::sync_directory(directory)?;
+            }
+        }
+        Ok(())
+    }
+}
+
+fn directory(paths: &Paths, place: Place) -> &Path {
+    match place {
+        Place::Quadlet => &paths.quadlets,
+        Place::Unit => &paths.units,
+    }
+}
+
+/// The names in `directory` that a file of ours could have.
+fn present(directory: &Path, place: Place) -> Result<Vec<String>> {
+    let entries = match std::fs::read_dir(directory) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => {
+            return Err(error).with_context(|| format!("can't read {}", directory.display()));
+        }
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry.with_context(|| format!("can't read {}", directory.display()))?;
+        if let Ok(name) = entry.file_name().into_string()
+            && quadlet::is_ours_by_name(place, &name)
+        {
+            names.push(name);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
+
+enum Found {
+    Nothing,
+    Ours(String),
+    Foreign,
+}
+
+impl Found {
+    fn ours(self) -> Option<String> {
+        match self {
+            Self::Ours(text) => Some(text),
+            Self::Nothing | Self::Foreign => None,
+        }
+    }
+}
+
+fn read_ours(path: &Path) -> Result<Found> {
+    // A link (a masked unit, a file kept elsewhere) is someone's decision, not a file of ours.
+    match std::fs::symlink_metadata(path) {
+        Ok(metadata) if !metadata.is_file() => return Ok(Found::Foreign),
+        _ => {}
+    }
+    match std::fs::read(path) {
+        Ok(bytes) => Ok(match String::from_utf8(bytes) {
+            Ok(text) if text.starts_with(MARKER_PREFIX) => Found::Ours(text),
+            _ => Found::Foreign,
+        }),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Found::Nothing),
+        Err(error) => Err(error).with_context(|| format!("can't read {}", path.display())),
+    }
+}

@@ -10,10 +10,11 @@ use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 
-use crate::deployment::settings::Service;
+use crate::host::podman::PodmanVersion;
 use crate::host::ssh::Remote;
-use crate::operations::stack;
-use crate::quadlet::{PodmanVersion, Systemd};
+use crate::host::systemd::Features;
+use crate::operations::stack::Source;
+use crate::service::Service;
 
 /// Run a LiteLLM gateway, with PostgreSQL and Redis, as Podman Quadlet and systemd units.
 #[derive(Debug, Parser)]
@@ -132,7 +133,7 @@ pub struct Generate {
     pub podman: Option<PodmanVersion>,
     /// With --output: the version of systemd to write for
     #[arg(long, value_name = "VERSION", requires = "output", value_parser = systemd_version)]
-    pub systemd: Option<Systemd>,
+    pub systemd: Option<Features>,
 }
 
 /// Arguments of `up`.
@@ -244,58 +245,6 @@ pub struct Logs {
     /// Do not colour the services' names
     #[arg(long)]
     pub no_color: bool,
-}
-
-/// Whose lines `logs` shows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// The unit of Podman's network.
-    Network,
-    /// The units that pull images.
-    Images,
-    /// A service.
-    Service(Service),
-}
-
-impl Source {
-    /// Every source, in start order.
-    pub const ALL: [Self; 6] = [
-        Self::Network,
-        Self::Images,
-        Self::Service(Service::Postgres),
-        Self::Service(Service::Redis),
-        Self::Service(Service::Migrate),
-        Self::Service(Service::Litellm),
-    ];
-
-    /// The word for it on the command line.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Network => "network",
-            Self::Images => "images",
-            Self::Service(service) => service.name(),
-        }
-    }
-
-    /// Its units: a second gateway serves for the first one.
-    #[must_use]
-    pub fn units(self) -> Vec<&'static str> {
-        match self {
-            Self::Network => vec![stack::NETWORK_UNIT],
-            Self::Images => stack::IMAGES_UNITS.into(),
-            Self::Service(Service::Litellm) => vec![Service::Litellm.unit(), stack::STANDBY_UNIT],
-            Self::Service(service) => vec![service.unit()],
-        }
-    }
-
-    /// Whose lines those of a unit are.
-    #[must_use]
-    pub fn of_unit(unit: &str) -> Option<Self> {
-        Self::ALL
-            .into_iter()
-            .find(|source| source.units().contains(&unit))
-    }
 }
 
 impl clap::ValueEnum for Source {
@@ -516,12 +465,12 @@ fn interval(text: &str) -> Result<Duration, String> {
     }
 }
 
-fn systemd_version(text: &str) -> Result<Systemd, String> {
+fn systemd_version(text: &str) -> Result<Features, String> {
     match text.parse() {
-        Ok(version) if version >= Systemd::OLDEST => Ok(Systemd::of_version(version)),
+        Ok(version) if version >= Features::OLDEST => Ok(Features::of_version(version)),
         _ => Err(format!(
             "not the number of a version from {} on",
-            Systemd::OLDEST
+            Features::OLDEST
         )),
     }
 }

@@ -26,25 +26,45 @@ pub mod upgrade;
 
 use std::time::Duration;
 
-use crate::error::Result;
+use crate::error::{Exit, Result};
 use crate::host::Host;
 use crate::host::lock::OperationLock;
-use crate::operations::rotation;
+use crate::operations::recovery;
+use crate::operations::upgrade::{Options, Plan, SETTLE};
+use crate::output;
 
-/// Begins a command that changes the deployment: takes the lock, then finishes or undoes what an
-/// earlier command was interrupted in. A command that only shows what it would do needs neither:
-/// then it is `unlocked`.
+/// Begins a command that changes the deployment, unless it only shows what it would do: that needs neither the
+/// lock nor a recovery.
 async fn begin(
     host: &Host,
     command: &str,
-    unlocked: bool,
+    dry_run: bool,
     timeout: Duration,
 ) -> Result<Option<OperationLock>> {
-    if unlocked {
+    if dry_run {
         return Ok(None);
     }
-    let lock = OperationLock::take(&host.paths, command)?;
-    rotation::recover(host, timeout).await?;
-    Box::pin(crate::operations::upgrade::recover(host, timeout)).await?;
-    Ok(Some(lock))
+    recovery::begin(host, command, timeout).await.map(Some)
+}
+
+/// Upgrades to the release that `.env` names.
+async fn upgrade_to_env(host: &Host, dry_run: bool, timeout: Duration) -> Result<Exit> {
+    let plan = Plan::upgrade(host, None).await?;
+    let options = Options {
+        settle: SETTLE,
+        timeout,
+        accept_unreadable: false,
+    };
+    change_release(host, plan, dry_run, options).await
+}
+
+/// Shows a plan and, unless this is only to show it, carries it out.
+async fn change_release(host: &Host, plan: Plan, dry_run: bool, options: Options) -> Result<Exit> {
+    for line in plan.lines(options) {
+        output::line(&line)?;
+    }
+    if !dry_run {
+        Box::pin(plan.carry_out(host, options)).await?;
+    }
+    Ok(Exit::Success)
 }

@@ -6,6 +6,7 @@ pub mod env_file;
 pub mod images_lock;
 pub mod installed_release;
 pub mod ledger;
+pub mod operation_id;
 pub mod sealed;
 pub mod settings;
 pub mod snapshot;

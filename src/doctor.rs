@@ -18,13 +18,14 @@ use std::path::PathBuf;
 use serde::Serialize;
 
 use crate::deployment::env_file::EnvFile;
-use crate::deployment::settings::{Service, Settings, parse_env, read_env};
+use crate::deployment::settings::{Settings, parse_env, read_env};
 use crate::error::Result;
 use crate::host::Host;
 use crate::host::paths::Scope;
 use crate::host::systemd::UnitState;
 use crate::operations::stack::blockers::Blocker;
 use crate::operations::upgrade;
+use crate::service::Service;
 
 /// What came out of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

@@ -23,13 +23,16 @@ use self::podman::Podman;
 use self::ssh::Remote;
 use self::systemd::Systemd;
 use crate::error::{Failure, Result};
+use crate::output::Progress;
 
 /// The host that a command works on. Collaborators are found when they are first needed, so that
 /// a command that needs none of them works without.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Host {
     /// Where everything is.
     pub paths: Paths,
+    /// Where operations report what they do.
+    pub progress: Progress,
     /// The other machine, if it is one: then only its systemd can be reached.
     pub remote: Option<Remote>,
     podman: OnceCell<Podman>,
@@ -42,6 +45,7 @@ impl Host {
     pub fn new(paths: Paths) -> Self {
         Self {
             paths,
+            progress: Progress::default(),
             remote: None,
             podman: OnceCell::new(),
             systemd: OnceCell::new(),
@@ -54,6 +58,15 @@ impl Host {
         Self {
             remote: Some(remote),
             ..Self::new(Paths::elsewhere(scope))
+        }
+    }
+
+    /// The same host, with operations reporting elsewhere.
+    #[must_use]
+    pub fn reporting(&self, progress: Progress) -> Self {
+        Self {
+            progress,
+            ..self.clone()
         }
     }
 

@@ -2,6 +2,18 @@
 //! PostgreSQL and Redis, and manages them over D-Bus.
 //!
 //! The library is the program's own: it promises no stable interface.
+//!
+//! From the top, each folder using only those below it (`tests/architecture.rs` holds that):
+//!
+//! - [`cli`]: the command line as types, and nothing else.
+//! - [`commands`]: one file a verb: arguments in, one operation, lines or JSON out.
+//! - [`doctor`]: looks at everything, and changes something only with `--fix`, by an operation.
+//! - [`operations`]: what changes a host; interrupted at any point, the next command finishes or undoes it.
+//! - [`quadlet`]: settings to unit files, pure; checked by the host's generator, compared with the disk.
+//! - [`litellm`]: the gateway over HTTP, its configuration, and everything that is known of its releases.
+//! - [`deployment`]: what lies in the deployment directory: settings, records, earlier configurations.
+//! - [`host`]: every effect on the machine: files, locks, Podman, systemd, the journal, ssh.
+//! - [`error`], [`image`], [`output`], [`random`], [`service`]: what all of them speak of.
 
 pub mod cli;
 pub mod commands;
@@ -15,6 +27,7 @@ pub mod operations;
 pub mod output;
 pub mod quadlet;
 pub mod random;
+pub mod service;
 pub(crate) mod yaml;
 
 use cli::{Cli, Command};

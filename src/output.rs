@@ -1,6 +1,8 @@
 //! stdout is data, stderr is talk.
 
-use std::io::Write;
+use std::io::{self, IsTerminal, Read, Write};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use serde::Serialize;
 
@@ -11,7 +13,7 @@ use crate::error::Result;
 /// # Errors
 /// When stdout is closed.
 pub fn line(text: &str) -> Result<()> {
-    writeln!(std::io::stdout(), "{text}").map_err(Into::into)
+    writeln!(io::stdout(), "{text}").map_err(Into::into)
 }
 
 /// Prints data as it is.
@@ -19,9 +21,7 @@ pub fn line(text: &str) -> Result<()> {
 /// # Errors
 /// When stdout is closed.
 pub fn text(text: &str) -> Result<()> {
-    std::io::stdout()
-        .write_all(text.as_bytes())
-        .map_err(Into::into)
+    io::stdout().write_all(text.as_bytes()).map_err(Into::into)
 }
 
 /// Prints a value as indented JSON.
@@ -32,6 +32,152 @@ pub fn json(value: &impl Serialize) -> Result<()> {
     line(&serde_json::to_string_pretty(value)?)
 }
 
+/// Where an operation reports what it does. Operations print nothing themselves.
+#[derive(Clone, Debug, Default)]
+pub enum Progress {
+    /// Everything to stderr.
+    #[default]
+    Stderr,
+    /// Changes to stdout, as the data of the command; the rest to stderr.
+    Data,
+    /// Changes are kept, everything else is left out.
+    Collected(Arc<Mutex<Vec<String>>>),
+    /// Only warnings, to stderr.
+    Silent,
+}
+
+impl Progress {
+    /// One change that was made.
+    pub fn done(&self, text: &str) {
+        match self {
+            Self::Stderr => say(text),
+            // A reader that went away must not stop an operation half-way.
+            Self::Data => drop(line(text)),
+            Self::Collected(changes) => changes
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .push(text.to_owned()),
+            Self::Silent => {}
+        }
+    }
+
+    /// What is under way.
+    pub fn say(&self, text: &str) {
+        if matches!(self, Self::Stderr | Self::Data) {
+            say(text);
+        }
+    }
+
+    /// What may surprise later.
+    pub fn warn(&self, text: &str) {
+        if !matches!(self, Self::Collected(_)) {
+            warn(text);
+        }
+    }
+
+    /// As [`Progress::warn`], for a text of more than a line: 80 columns, the words after the first line below it.
+    pub fn warn_wrapped(&self, text: &str) {
+        self.warn(&wrapped(text, 80, "warning: ".len()));
+    }
+
+    /// Whether someone watches who would like to see how far a transfer is.
+    #[must_use]
+    pub fn is_watched(&self) -> bool {
+        matches!(self, Self::Stderr | Self::Data) && io::stderr().is_terminal()
+    }
+
+    /// The changes so far, if they are kept.
+    #[must_use]
+    pub fn changes(&self) -> Vec<String> {
+        match self {
+            Self::Collected(changes) => changes
+                .lock()
+                .unwrap_or_else(PoisonError::into_inner)
+                .clone(),
+            _ => Vec::new(),
+        }
+    }
+}
+
+/// How far a copy is, drawn on stderr if that is a terminal.
+#[derive(Clone, Debug)]
+pub struct Meter {
+    what: &'static str,
+    total: u64,
+    done: Arc<AtomicU64>,
+    drawn: Arc<AtomicU64>,
+    begin: std::time::Instant,
+    visible: bool,
+}
+
+impl Meter {
+    /// Of something that has about `total` bytes.
+    #[must_use]
+    pub fn new(what: &'static str, total: u64, progress: &Progress) -> Self {
+        Self {
+            what,
+            total,
+            done: Arc::default(),
+            drawn: Arc::default(),
+            begin: std::time::Instant::now(),
+            visible: progress.is_watched(),
+        }
+    }
+
+    pub(crate) fn add(&self, count: u64) {
+        let done = self.done.fetch_add(count, Ordering::Relaxed) + count;
+        if !self.visible {
+            return;
+        }
+        // Five times a second.
+        let now = u64::try_from(self.begin.elapsed().as_millis() / 200).unwrap_or_default();
+        if self.drawn.swap(now, Ordering::Relaxed) != now {
+            eprint!(
+                "\r\x1b[K{} {} of about {}",
+                self.what,
+                bytes(done),
+                bytes(self.total)
+            );
+        }
+    }
+
+    /// Removes what was drawn.
+    pub fn clear(&self) {
+        if self.visible && self.drawn.load(Ordering::Relaxed) > 0 {
+            eprint!("\r\x1b[K");
+        }
+    }
+
+    /// How much there was so far.
+    #[must_use]
+    pub fn done(&self) -> u64 {
+        self.done.load(Ordering::Relaxed)
+    }
+
+    /// A reader that counts what passes.
+    pub fn reading<R: Read>(&self, inner: R) -> Counting<R> {
+        Counting {
+            inner,
+            meter: self.clone(),
+        }
+    }
+}
+
+/// See [`Meter::reading`].
+#[derive(Debug)]
+pub struct Counting<R> {
+    inner: R,
+    meter: Meter,
+}
+
+impl<R: Read> Read for Counting<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        let count = self.inner.read(buffer)?;
+        self.meter.add(count as u64);
+        Ok(count)
+    }
+}
+
 /// Tells the operator what goes on.
 pub fn say(text: &str) {
     eprintln!("{text}");
@@ -40,11 +186,6 @@ pub fn say(text: &str) {
 /// Tells the operator what may surprise later.
 pub fn warn(text: &str) {
     eprintln!("warning: {text}");
-}
-
-/// As [`warn`], for a text of more than a line: 80 columns, the words after the first line below it.
-pub fn warn_wrapped(text: &str) {
-    warn(&wrapped(text, 80, "warning: ".len()));
 }
 
 /// Breaks a text into lines of `width` columns, of which the first `indent` are left free. What is

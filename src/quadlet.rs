@@ -1,9 +1,9 @@
 //! From settings to unit files. Pure: the same settings give the same bytes.
 
+pub mod check;
 pub mod escape;
 pub mod plan;
 
-use std::fmt;
 use std::path::Path;
 
 use anyhow::Context as _;
@@ -11,9 +11,12 @@ use askama::Template;
 
 use crate::deployment::completion::container_owner;
 use crate::deployment::images_lock::ImagesLock;
-use crate::deployment::settings::{Cache, Database, GATEWAY_PORT, Service, Settings};
-use crate::error::{Failure, Result};
+use crate::deployment::settings::{Cache, Database, GATEWAY_PORT, Settings};
+use crate::error::Result;
 use crate::host::paths::{Paths, Scope};
+use crate::host::podman::PodmanVersion;
+use crate::host::systemd::Features;
+use crate::service::Service;
 
 /// The first line of every file that this program writes and may therefore change or remove.
 pub const MARKER: &str = "# Written by litellm-units. Do not edit: use a drop-in (systemctl edit), or .env and `litellm-units apply`.";
@@ -68,89 +71,6 @@ pub const TIMERS: [(&str, &str); 2] = [
     (CHECK_TIMER, "a check for newer releases every day"),
 ];
 
-/// Podman's version, as far as it decides which Quadlet keys exist.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct PodmanVersion {
-    /// The first number.
-    pub major: u32,
-    /// The second number.
-    pub minor: u32,
-}
-
-impl PodmanVersion {
-    /// The oldest version that the units can be written for.
-    pub const OLDEST: Self = Self { major: 4, minor: 9 };
-    /// What `--output` writes for when no version is given.
-    pub const DEFAULT: Self = Self { major: 5, minor: 4 };
-    /// From here on, Podman itself can hold a unit's start until its container is healthy
-    /// (without a panic: 5.2), and Quadlet's default dependencies can be turned off.
-    const MODERN: Self = Self { major: 5, minor: 3 };
-    /// From here on, `podman inspect` does not show what a container has as a secret
-    /// (containers/podman issue 23788).
-    pub const HIDES_SECRETS: Self = Self { major: 5, minor: 3 };
-
-    /// Reads `5.4.2`, `v5.8.0-dev` or `podman version 5.4.2`.
-    #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
-        let word = text.split_whitespace().last()?;
-        let mut numbers = word.trim_start_matches('v').split(['.', '-', '+']);
-        Some(Self {
-            major: numbers.next()?.parse().ok()?,
-            minor: numbers.next()?.parse().ok()?,
-        })
-    }
-
-    /// Refuses a Podman that can't run the units.
-    ///
-    /// # Errors
-    /// When it is older than 4.9.
-    pub fn check(self) -> Result<Self> {
-        if self < Self::OLDEST {
-            return Err(Failure::new(format!(
-                "Podman {self} is too old: the units need {} or newer",
-                Self::OLDEST
-            ))
-            .hint("Debian 13, Ubuntu 24.04, RHEL 9.4 and Fedora 40 have one: upgrade the distribution, or install a newer Podman")
-            .into());
-        }
-        Ok(self)
-    }
-}
-
-impl fmt::Display for PodmanVersion {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}.{}", self.major, self.minor)
-    }
-}
-
-/// What the host's systemd knows. It is asked, since distributions add to an old version what is newer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Systemd {
-    /// `RestartMode=direct`: what requires a unit goes on waiting when the unit's first start fails.
-    pub restart_direct: bool,
-    /// `RestartSteps=`: attempts that fail come ever less often.
-    pub restart_steps: bool,
-}
-
-impl Systemd {
-    /// The oldest version that the units can be written for.
-    pub const OLDEST: u32 = 252;
-    /// From here on, every systemd knows all of it.
-    const COMPLETE: u32 = 254;
-    /// What `--output` writes for when no version is given.
-    pub const DEFAULT: Self = Self::of_version(Self::COMPLETE);
-
-    /// What a version without additions knows.
-    #[must_use]
-    pub const fn of_version(version: u32) -> Self {
-        let complete = version >= Self::COMPLETE;
-        Self {
-            restart_direct: complete,
-            restart_steps: complete,
-        }
-    }
-}
-
 /// Where a unit file goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Place {
@@ -179,7 +99,7 @@ pub struct Host<'a> {
     /// The Podman that will read them.
     pub podman: PodmanVersion,
     /// What the systemd that will start them knows.
-    pub systemd: Systemd,
+    pub systemd: Features,
     /// This program, as the units call it.
     pub program: &'a Path,
     /// The digests to run, where they are known.
@@ -336,7 +256,7 @@ struct Common {
     unit_command: String,
     arguments: String,
     modern: bool,
-    systemd: Systemd,
+    systemd: Features,
     local_database: bool,
     local_cache: bool,
     rootless: bool,

@@ -11,7 +11,9 @@ use litellm_units::deployment::images_lock::ImagesLock;
 use litellm_units::deployment::settings::Settings;
 use litellm_units::host::paths::Paths;
 use litellm_units::host::paths::Scope;
-use litellm_units::quadlet::{self, Place, PodmanVersion, Systemd};
+use litellm_units::host::podman::PodmanVersion;
+use litellm_units::host::systemd::Features;
+use litellm_units::quadlet::{self, Place};
 
 use crate::support::host::Ran;
 use crate::support::tree;
@@ -231,7 +233,7 @@ fn expected_output(
     let host = quadlet::Host {
         paths: &paths,
         podman: PodmanVersion::parse(podman).unwrap(),
-        systemd: Systemd::DEFAULT,
+        systemd: Features::DEFAULT,
         program: Path::new("/usr/bin/litellm-units"),
         images: &ImagesLock::default(),
     };

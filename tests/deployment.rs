@@ -354,7 +354,7 @@ impl Place {
         self.plan()
             .changes
             .iter()
-            .map(|change| change.replace(root, ""))
+            .map(|change| change.to_string().replace(root, ""))
             .collect()
     }
 }

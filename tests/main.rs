@@ -2,6 +2,7 @@
 //!
 //! Everything outside `e2e` runs anywhere. `e2e` boots real hosts (tests/host) and needs root.
 
+mod architecture;
 mod cli;
 mod config_check;
 mod deployment;

@@ -5,8 +5,9 @@ use std::fmt::Write;
 use std::path::Path;
 
 use litellm_units::deployment::env_file::quote;
-use litellm_units::deployment::settings::{Delivery, Service, Settings};
+use litellm_units::deployment::settings::{Delivery, Settings};
 use litellm_units::error::{self, Exit};
+use litellm_units::service::Service;
 use secrecy::ExposeSecret;
 
 use crate::support::failure;

@@ -6,6 +6,7 @@ use clap::Args;
 
 use super::{Accept, seconds};
 use crate::image::ImageReference;
+use crate::operations::upgrade::Options;
 
 /// How a change of release is carried out.
 #[derive(Clone, Copy, Debug, Args)]
@@ -45,6 +46,16 @@ pub struct Upgrade {
     /// How it is carried out.
     #[command(flatten)]
     pub pace: Pace,
+}
+
+impl From<Pace> for Options {
+    fn from(pace: Pace) -> Self {
+        Self {
+            settle: pace.settle,
+            timeout: pace.timeout,
+            accept_unreadable: pace.accept_unreadable,
+        }
+    }
 }
 
 /// Arguments of `rollback`.

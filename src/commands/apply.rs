@@ -1,17 +1,16 @@
 //! `apply`: an edit comes into force, or everything is as before.
 
-use super::generate::{self, Target};
 use crate::cli;
-use crate::cli::upgrade::Pace;
 use crate::deployment::snapshot::{self, SnapshotId};
 use crate::error::{Exit, Failure, Result, exit};
 use crate::host::Host;
 use crate::litellm::advisories;
-use crate::litellm::contract;
+use crate::litellm::config;
+use crate::operations::install::{self, Prepared, Target};
 use crate::operations::rotation;
 use crate::operations::stack;
-use crate::operations::upgrade;
-use crate::output::{self, say};
+use crate::operations::up;
+use crate::output::{self, Progress, say};
 
 /// Runs the command.
 ///
@@ -20,41 +19,23 @@ use crate::output::{self, say};
 /// (then the last good configuration is back).
 pub async fn run(host: &Host, arguments: &cli::Apply) -> Result<Exit> {
     let _lock = super::begin(host, "apply", arguments.dry_run, arguments.timeout).await?;
-    let prepared = generate::prepare(host, Target::Recorded).await?;
+    let prepared = install::prepare(host, Target::Recorded).await?;
     if host.paths.config_file().exists() && host.paths.env_file().exists() {
-        super::config::refuse_errors(host)?;
+        config::refuse_errors(host)?;
     }
     let settings = prepared.settings();
     let image = &settings.litellm_image;
     let accepted = &arguments.accept.vulnerabilities;
-    advisories::admit(
-        &host.paths,
-        settings,
-        image,
-        accepted,
-        "litellm-units apply",
-    )?;
+    advisories::admit(host, settings, image, accepted, "litellm-units apply")?;
     if prepared.kept().is_some() {
-        let plan = upgrade::Plan::upgrade(host, None).await?;
-        let pace = Pace {
-            settle: upgrade::SETTLE,
-            timeout: arguments.timeout,
-            accept_unreadable: false,
-        };
-        return super::upgrade::carry_out(host, plan, arguments.dry_run, pace).await;
+        return super::upgrade_to_env(host, arguments.dry_run, arguments.timeout).await;
     }
     if arguments.dry_run {
         return dry_run(host, &prepared);
     }
     let edited = snapshot::keep(&host.paths)?;
-    let attempt = async {
-        prepared.apply(host).await?;
-        generate::pull_missing(host, &prepared, Target::Recorded, output::line).await?;
-        contract::check_once(host, prepared.settings()).await?;
-        stack::bring_up(host, prepared.settings(), arguments.timeout).await?;
-        upgrade::record(host, prepared.settings(), "apply").await
-    };
-    let Err(error) = attempt.await else {
+    let host = &host.reporting(Progress::Data);
+    let Err(error) = up::bring_up(host, &prepared, arguments.timeout, "apply").await else {
         return Ok(Exit::Success);
     };
     // Ctrl-C is a person's decision, not a fault of the configuration.
@@ -85,7 +66,7 @@ async fn take_back(
     let attempt = async {
         let staying = rotation::known_to_the_database(host).await;
         snapshot::restore(&host.paths, good, staying)?;
-        let prepared = generate::prepare(host, Target::Recorded).await?;
+        let prepared = install::prepare(host, Target::Recorded).await?;
         prepared.apply(host).await?;
         let timeout = arguments.timeout.max(stack::RECOVERY_TIMEOUT);
         stack::bring_up(host, prepared.settings(), timeout).await
@@ -107,7 +88,7 @@ async fn take_back(
     .into()
 }
 
-fn dry_run(host: &Host, prepared: &generate::Prepared) -> Result<Exit> {
+fn dry_run(host: &Host, prepared: &Prepared) -> Result<Exit> {
     for change in &prepared.deployment.changes {
         output::line(&format!("# {change}"))?;
     }

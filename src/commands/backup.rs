@@ -7,15 +7,17 @@ use serde::Serialize;
 
 use crate::cli::backup as cli;
 use crate::deployment::ledger::Ledger;
+use crate::deployment::operation_id::OperationId;
 use crate::deployment::settings::Settings;
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 use crate::host::lock::OperationLock;
 use crate::operations::backup::object_store::Remote;
 use crate::operations::backup::retention::Retention;
-use crate::operations::backup::{self, Backup, BackupId};
+use crate::operations::backup::{self, Backup};
+use crate::operations::recovery;
 use crate::operations::stack::RECOVERY_TIMEOUT;
-use crate::output::{self, bytes, say};
+use crate::output::{self, Progress, bytes, say};
 
 /// Runs `backup` with its verbs.
 ///
@@ -32,7 +34,7 @@ pub async fn run(host: &Host, arguments: cli::Backup) -> Result<Exit> {
 }
 
 async fn create(host: &Host, arguments: cli::Create) -> Result<Exit> {
-    let _lock = super::begin(host, "backup", false, RECOVERY_TIMEOUT).await?;
+    let _lock = recovery::begin(host, "backup", RECOVERY_TIMEOUT).await?;
     let settings = Settings::load(&host.paths.env_file())?;
     let retention = Retention {
         daily: arguments.keep_daily,
@@ -44,9 +46,13 @@ async fn create(host: &Host, arguments: cli::Create) -> Result<Exit> {
         recipient: arguments.age_recipient,
         to: arguments.to,
         to_go_back: false,
-        quiet: arguments.quiet,
     };
-    let made = backup::create(host, &settings, &options).await?;
+    let progress = if arguments.quiet {
+        Progress::Silent
+    } else {
+        Progress::Stderr
+    };
+    let made = backup::create(&host.reporting(progress), &settings, &options).await?;
     if !arguments.quiet {
         output::line(&made.directory.display().to_string())?;
     }
@@ -125,7 +131,7 @@ fn table(backups: &[Backup]) -> Vec<Vec<String>> {
 }
 
 async fn verify(host: &Host, arguments: cli::Verify) -> Result<Exit> {
-    let _lock = super::begin(host, "backup verify", false, RECOVERY_TIMEOUT).await?;
+    let _lock = recovery::begin(host, "backup verify", RECOVERY_TIMEOUT).await?;
     let settings = Settings::load(&host.paths.env_file())?;
     let found = Backup::find(&host.paths, &arguments.backup)?;
     let options = backup::restore::Options {
@@ -170,7 +176,7 @@ async fn fetch(host: &Host, arguments: &cli::Fetch) -> Result<Exit> {
                 .hint("copies are made by `litellm-units backup` when .env has BACKUP_URL")
         })?
     } else {
-        BackupId::parse(&arguments.backup).ok_or_else(|| {
+        OperationId::parse(&arguments.backup).ok_or_else(|| {
             Failure::new(format!(
                 "{:?} is not the name of a backup",
                 arguments.backup
@@ -178,7 +184,7 @@ async fn fetch(host: &Host, arguments: &cli::Fetch) -> Result<Exit> {
             .hint("say `latest`, or a name from litellm-units backup list --remote")
         })?
     };
-    let fetched = remote.fetch(&host.paths, &id).await?;
+    let fetched = remote.fetch(host, &id).await?;
     output::line(&fetched.directory.display().to_string())?;
     Ok(Exit::Success)
 }
@@ -189,7 +195,7 @@ async fn fetch(host: &Host, arguments: &cli::Fetch) -> Result<Exit> {
 /// When the operator does not agree, the backup is not good, or the gateway does not get ready
 /// with it: then all is as before.
 pub async fn restore(host: &Host, arguments: cli::Restore) -> Result<Exit> {
-    let _lock = super::begin(host, "restore", false, RECOVERY_TIMEOUT).await?;
+    let _lock = recovery::begin(host, "restore", RECOVERY_TIMEOUT).await?;
     let settings = Settings::load(&host.paths.env_file())?;
     let found = Backup::find(&host.paths, &arguments.backup)?;
     say(&format!(
@@ -210,13 +216,12 @@ pub async fn restore(host: &Host, arguments: cli::Restore) -> Result<Exit> {
         timeout: arguments.timeout,
         identity: arguments.identity,
         config: arguments.config,
-        quiet: false,
     };
     backup::restore::restore_data(host, &settings, found.id(), &options).await?;
     Ok(Exit::Success)
 }
 
-fn agreed(id: &BackupId, config: bool) -> Result<bool> {
+fn agreed(id: &OperationId, config: bool) -> Result<bool> {
     if !std::io::stdin().is_terminal() {
         return Err(Failure::new(
             "restore replaces the gateway's data, and there is no terminal to ask on",

@@ -6,11 +6,12 @@ use secrecy::ExposeSecret;
 use serde::Serialize;
 
 use crate::cli::{Config, ConfigCommand};
-use crate::deployment::settings::{Delivery, Service, Settings};
+use crate::deployment::settings::{Delivery, Settings};
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 use crate::litellm::config::{Finding, Severity, check_deployment};
 use crate::output;
+use crate::service::Service;
 
 /// Shown in place of a secret; always the same, so that it does not tell a length.
 const MASK: &str = "********";
@@ -44,28 +45,6 @@ pub fn run(host: &Host, arguments: &Config) -> Result<Exit> {
         Some(ConfigCommand::Check { json }) => check(host, json),
         None => show(host, arguments),
     }
-}
-
-/// Refuses a gateway configuration with errors, before any unit is touched.
-///
-/// # Errors
-/// With every error that was found.
-pub fn refuse_errors(host: &Host) -> Result<()> {
-    let findings = check_deployment(host)?;
-    let errors: Vec<String> = findings
-        .iter()
-        .filter(|finding| finding.severity == Severity::Error)
-        .map(|finding| format!("\n  {finding}"))
-        .collect();
-    if errors.is_empty() {
-        return Ok(());
-    }
-    Err(Failure::config(format!(
-        "the gateway would not work with this configuration, so nothing was restarted:{}",
-        errors.concat()
-    ))
-    .hint("mend the file; litellm-units config check shows all findings")
-    .into())
 }
 
 /// The answer of `config check --json`.

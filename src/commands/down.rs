@@ -5,7 +5,6 @@ use std::path::Path;
 use anyhow::Context;
 
 use crate::cli;
-use crate::deployment::settings::Service;
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 use crate::host::lock::OperationLock;
@@ -14,6 +13,7 @@ use crate::operations::stack;
 use crate::output::{self, say};
 use crate::quadlet::plan::Plan;
 use crate::quadlet::{BACKUP_TIMER, CHECK_TIMER, TIMERS};
+use crate::service::Service;
 
 /// Units that are enabled, and so have links.
 const ENABLED: [&str; 3] = ["litellm.target", BACKUP_TIMER, CHECK_TIMER];

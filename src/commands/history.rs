@@ -4,11 +4,11 @@ use serde::Serialize;
 
 use crate::cli::upgrade::History;
 use crate::deployment::ledger::{Event, Ledger, Outcome, Record};
-use crate::deployment::settings::Service;
+use crate::deployment::operation_id::OperationId;
 use crate::error::{Exit, Result};
 use crate::host::Host;
-use crate::operations::backup::BackupId;
 use crate::output::{self, say};
+use crate::service::Service;
 
 /// One line.
 #[derive(Debug, PartialEq, Eq, Serialize)]
@@ -30,7 +30,7 @@ struct Entry {
     /// Why it was undone.
     reason: Option<String>,
     /// The backup that was made when the release was left.
-    backup: Option<BackupId>,
+    backup: Option<OperationId>,
 }
 
 /// Runs the command.
@@ -130,7 +130,7 @@ fn table(entries: &[Entry]) -> Vec<Vec<String>> {
             entry
                 .backup
                 .as_ref()
-                .map_or("-".into(), BackupId::to_string),
+                .map_or("-".into(), OperationId::to_string),
             entry.reason.clone().unwrap_or("-".into()),
         ]);
     }

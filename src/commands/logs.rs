@@ -4,13 +4,14 @@ use std::io::Write;
 
 use anstyle::{AnsiColor, Style};
 
-use crate::cli::{self, Source};
-use crate::deployment::settings::Service;
+use crate::cli;
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 use crate::host::journal::{self, Query};
 use crate::operations::stack;
+use crate::operations::stack::Source;
 use crate::output::say;
+use crate::service::Service;
 
 /// Runs the command.
 ///

@@ -1,21 +1,15 @@
 //! `pull`: the images that the settings name, and what each tag means.
 
-use std::fs::File;
-
-use anyhow::Context;
-use nix::fcntl::{Flock, FlockArg};
-
 use crate::cli;
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::installed_release;
-use crate::deployment::settings::{Service, Settings};
+use crate::deployment::settings::Settings;
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
-use crate::image::{Identity, ImageReference};
-use crate::litellm::advisories::{self, Advisories, Found};
-use crate::operations::trust::policy::Demand;
-use crate::operations::trust::{self, Places, known};
-use crate::output::{duration, say};
+use crate::image::ImageReference;
+use crate::litellm::advisories;
+use crate::operations::pull;
+use crate::service::Service;
 
 /// Runs the command.
 ///
@@ -28,23 +22,17 @@ pub async fn run(host: &Host, arguments: &cli::Pull) -> Result<Exit> {
         let lock = ImagesLock::load(&host.paths.images_lock())?;
         let installed = installed_release::installed(host, &settings, &lock).await?;
         let images = images_of(&installed, &arguments.services)?;
-        pull_those_missing(host, &installed, images).await?;
+        pull::pull_those(host, &installed, images).await?;
         return Ok(Exit::Success);
     }
-    refuse_compromised(host, &settings)?;
+    pull::refuse_compromised(host, &settings)?;
     let image = &settings.litellm_image;
     let accepted = &arguments.known.vulnerabilities;
-    advisories::admit(
-        &host.paths,
-        &settings,
-        image,
-        accepted,
-        "litellm-units pull",
-    )?;
+    advisories::admit(host, &settings, image, accepted, "litellm-units pull")?;
     let images = images_of(&settings, &arguments.services)?;
     let mut moved = Vec::new();
     for image in images {
-        if let Some(words) = refresh(host, image, arguments.accept).await? {
+        if let Some(words) = pull::refresh(host, image, arguments.accept).await? {
             moved.push(words);
         }
     }
@@ -54,47 +42,6 @@ pub async fn run(host: &Host, arguments: &cli::Pull) -> Result<Exit> {
     Err(Failure::new(format!("not taken, since a tag was moved upstream:\n  {}", moved.join("\n  ")))
         .hint("find out why it was moved; to run the new image: litellm-units pull --accept, then litellm-units up")
         .into())
-}
-
-/// Pulls those images that local storage lacks, each by the digest that is recorded for it, and
-/// records the digest of one that has none yet. Returns whether there was such a one, which makes
-/// the units another text.
-///
-/// # Errors
-/// When an image can't be pulled or must not run.
-pub async fn pull_missing(host: &Host, settings: &Settings) -> Result<bool> {
-    pull_those_missing(host, settings, settings.images().collect()).await
-}
-
-async fn pull_those_missing(
-    host: &Host,
-    settings: &Settings,
-    images: Vec<&ImageReference>,
-) -> Result<bool> {
-    refuse_compromised(host, settings)?;
-    let podman = host.podman().await?;
-    let path = host.paths.images_lock();
-    let mut lock = ImagesLock::load(&path)?;
-    let mut recorded = false;
-    let pinned: Vec<String> = images.iter().map(|image| lock.pin(image)).collect();
-    let present =
-        futures_util::future::try_join_all(pinned.iter().map(|image| podman.has_image(image)))
-            .await?;
-    for ((image, pinned), present) in images.into_iter().zip(pinned).zip(present) {
-        let verified = if present {
-            None
-        } else {
-            pull(host, image, &pinned).await?
-        };
-        if lock.lacks(image)
-            && let Some(found) = podman.image(image.as_str()).await?
-        {
-            let found = found.published_as(verified);
-            record(host, &mut lock, image, found)?;
-            recorded = true;
-        }
-    }
-    Ok(recorded)
 }
 
 /// The images of some services, or of all if none is named, without repetition.
@@ -112,280 +59,4 @@ fn images_of<'a>(settings: &'a Settings, services: &[Service]) -> Result<Vec<&'a
         }
     }
     Ok(images)
-}
-
-/// Whether local storage has the image that a service runs.
-///
-/// # Errors
-/// When Podman can't tell, or a record was damaged.
-pub async fn is_present(host: &Host, settings: &Settings, service: Service) -> Result<bool> {
-    let lock = ImagesLock::load(&host.paths.images_lock())?;
-    let installed = installed_release::installed(host, settings, &lock).await?;
-    let Some(image) = installed.image(service) else {
-        return Ok(true);
-    };
-    host.podman().await?.has_image(&lock.pin(image)).await
-}
-
-/// Asks the registry what the tag means now. What was recorded stays in force unless `accept`;
-/// returns words when the tag means another image.
-async fn refresh(host: &Host, image: &ImageReference, accept: bool) -> Result<Option<String>> {
-    let podman = host.podman().await?;
-    let path = host.paths.images_lock();
-    let mut lock = ImagesLock::load(&path)?;
-    if let Some(locked) = lock.get(image)
-        && image.digest().is_none()
-        && is_taken_without_signature(host, image, &locked.identity.digest)?
-    {
-        say(&format!(
-            "{image} has no signature: only the recorded digest is taken"
-        ));
-        pull(host, image, &lock.pin(image)).await?;
-        return Ok(None);
-    }
-    let verified = pull(host, image, image.as_str()).await?;
-    let Some(found) = podman.image(image.as_str()).await? else {
-        anyhow::bail!("{image} was pulled, but Podman does not know its digest");
-    };
-    let found = found.published_as(verified);
-    let Some(recorded) = lock.get(image).map(|locked| locked.identity.clone()) else {
-        record(host, &mut lock, image, found)?;
-        return Ok(None);
-    };
-    let old = format!("{}@{}", image.name(), recorded.digest);
-    let same = match podman.image(&old).await? {
-        // An index that was made anew around the same image is no other one.
-        Some(old) => old.is(&found),
-        None => recorded.is(&found),
-    };
-    if same {
-        return Ok(None);
-    }
-    if accept {
-        record(host, &mut lock, image, found)?;
-        return Ok(None);
-    }
-    // The tag must go on meaning what is recorded, whoever uses it on this host.
-    if !podman.has_image(&old).await? {
-        pull(host, image, &old).await?;
-    }
-    podman.run(["tag", &old, image.as_str()]).await?;
-    Ok(Some(format!(
-        "{image}: recorded {}, now {}",
-        recorded.digest, found.digest
-    )))
-}
-
-/// Before anything is pulled.
-fn refuse_compromised(host: &Host, settings: &Settings) -> Result<()> {
-    let lock = ImagesLock::load(&host.paths.images_lock())?;
-    Advisories::load(&host.paths)?.refuse(&host.paths, settings, &lock)
-}
-
-/// Records what a tag means, now that it is known, unless that must not run.
-fn record(
-    host: &Host,
-    lock: &mut ImagesLock,
-    image: &ImageReference,
-    found: Identity,
-) -> Result<()> {
-    Advisories::load(&host.paths)?
-        .check(image, Some(&found.digest))
-        .map_err(|found| {
-            Failure::config(format!("{found}; it was pulled, but will not run")).hint(Found::HINT)
-        })?;
-    // Each service's unit pulls by itself, at the same time as the others.
-    let deployment = &host.paths.deployment;
-    let _turn = File::open(deployment)
-        .and_then(|directory| {
-            Flock::lock(directory, FlockArg::LockExclusive).map_err(|(_, error)| error.into())
-        })
-        .with_context(|| format!("can't lock {}", deployment.display()))?;
-    let path = host.paths.images_lock();
-    *lock = ImagesLock::load(&path)?;
-    lock.record(image, found);
-    lock.save(&path)
-}
-
-/// Whether Podman takes the image only by the digest that is recorded, since it has no signature.
-fn is_taken_without_signature(host: &Host, image: &ImageReference, digest: &str) -> Result<bool> {
-    let places = Places::of(&host.paths);
-    let Some(policy) = places.effective_policy()? else {
-        return Ok(false);
-    };
-    let by_tag = format!(":{}", image.tag().unwrap_or_default());
-    let by_digest = format!("@{digest}");
-    if policy.demand(image.name(), &by_tag).accepts_anything()
-        || !policy.demand(image.name(), &by_digest).accepts_anything()
-    {
-        return Ok(false);
-    }
-    let image = format!("{}{by_digest}", image.name());
-    Ok(!places
-        .record()?
-        .is_some_and(|record| record.verified.contains_key(&image)))
-}
-
-/// What this program found out about an image before Podman pulls it.
-#[cfg_attr(
-    not(feature = "signatures"),
-    expect(dead_code, reason = "then all is up to Podman")
-)]
-enum Admission {
-    /// Nothing that Podman would not find out itself.
-    UpToPodman,
-    /// Podman takes it by this digest, since its signature was verified.
-    Pinned(String),
-    /// What is wrong with its signatures.
-    Unsigned(String),
-    /// Why its registry could not be asked.
-    Unasked(String),
-}
-
-/// Verifies the image's signature where `trust` demands one that Podman can't verify itself, and has
-/// Podman take the image by its digest. Nothing is loosened otherwise: Podman has the last word.
-#[cfg(feature = "signatures")]
-async fn admit(host: &Host, image: &ImageReference, reference: &str) -> Result<Admission> {
-    use crate::operations::trust::{HostFacts, verification};
-
-    let places = Places::of(&host.paths);
-    let (Some(policy), Some(record)) = (places.effective_policy()?, places.record()?) else {
-        return Ok(Admission::UpToPodman);
-    };
-    let demand = policy.demand(image.name(), &rest(image, reference));
-    if !trust::is_below(image, &record.scope) || !is_ours(&demand, &places) {
-        return Ok(Admission::UpToPodman);
-    }
-    let facts = HostFacts::of(host.podman().await?).await?;
-    let digest = reference.split_once('@').map(|(_, digest)| digest);
-    let found = match verification::verify(image, digest, &record, &places, &facts).await {
-        Ok(found) => found,
-        Err(error) => return Ok(Admission::Unasked(format!("{error:#}"))),
-    };
-    let signer = match found.signed {
-        Ok(signer) => signer,
-        Err(problems) => return Ok(Admission::Unsigned(problems.join("; "))),
-    };
-    say(&format!("{image} is signed by {signer} ({})", found.digest));
-    if found.can_podman {
-        return Ok(Admission::UpToPodman);
-    }
-    let pinned = format!("{}@{}", image.name(), found.digest);
-    places.pin(&pinned, &signer, facts)?;
-    Ok(Admission::Pinned(found.digest))
-}
-
-#[cfg(not(feature = "signatures"))]
-#[expect(clippy::unused_async, reason = "as with the feature")]
-async fn admit(_: &Host, _: &ImageReference, _: &str) -> Result<Admission> {
-    Ok(Admission::UpToPodman)
-}
-
-/// Whether `trust` made this demand.
-fn is_ours(demand: &Demand, places: &Places) -> bool {
-    !demand.accepts_anything() && demand.keys().any(|key| Some(key) == places.key.to_str())
-}
-
-/// What Podman looks up its policy by, besides the name: it drops the tag where there is a digest.
-fn rest(image: &ImageReference, reference: &str) -> String {
-    match reference.split_once('@') {
-        Some((_, digest)) => format!("@{digest}"),
-        None => format!(":{}", image.tag().unwrap_or_default()),
-    }
-}
-
-/// Pulls `image` as `reference`, which may have its digest. Returns the digest by which the image is
-/// pinned since its signature was verified.
-async fn pull(host: &Host, image: &ImageReference, reference: &str) -> Result<Option<String>> {
-    let admission = admit(host, image, reference).await?;
-    say(&format!("pulling {reference}"));
-    let start = std::time::Instant::now();
-    let podman = host.podman().await?;
-    if let Admission::Pinned(digest) = &admission {
-        let pinned = format!("{}@{digest}", image.name());
-        podman.pull(&pinned).await?;
-        if !reference.contains('@') {
-            podman.run(["tag", &pinned, reference]).await?;
-        }
-    } else if let Err(error) = podman.pull(reference).await {
-        return Err(refusal(host, image, reference, &admission)
-            .await?
-            .unwrap_or(error));
-    }
-    let took = duration(start.elapsed());
-    say(&format!("pulled {reference} in {took}"));
-    Ok(match admission {
-        Admission::Pinned(digest) => Some(digest),
-        _ => None,
-    })
-}
-
-/// What to say where Podman's policy was the reason, and not the network or the name.
-async fn refusal(
-    host: &Host,
-    image: &ImageReference,
-    reference: &str,
-    admission: &Admission,
-) -> Result<Option<anyhow::Error>> {
-    let places = Places::of(&host.paths);
-    let Some(policy) = places.effective_policy()? else {
-        return Ok(None);
-    };
-    let demand = policy.demand(image.name(), &rest(image, reference));
-    if demand.accepts_anything() {
-        return Ok(None);
-    }
-    let reason = host.podman().await?.reason_against(reference).await?;
-    let Some(reason) = reason.filter(|reason| reason.contains("rejected")) else {
-        return Ok(None);
-    };
-    let place = policy.place(demand);
-    let ours = places.record()?.filter(|_| is_ours(&demand, &places));
-    let message = match (&ours, demand.keys().next()) {
-        (Some(record), _) if record.is_litellm => {
-            format!("{reference} is not signed by LiteLLM, as {place} demands")
-        }
-        (_, Some(key)) => {
-            format!("{reference} is not signed by the key in {key}, as {place} demands")
-        }
-        (_, None) => format!("{reference} is refused by {place}"),
-    };
-    let hint = match ours {
-        None => "find out who set this policy, and why; or name another image in .env".to_owned(),
-        Some(record) => other_release(image, record.is_litellm, record.key_files(&places).count()),
-    };
-    let cause = match admission {
-        Admission::Unsigned(problem) => anyhow::anyhow!("{problem}"),
-        Admission::Unasked(problem) => anyhow::anyhow!("{problem}; Podman says: {reason}"),
-        _ => anyhow::anyhow!("Podman says: {reason}"),
-    };
-    Ok(Some(
-        Failure::new(message).hint(hint).caused_by(cause).into(),
-    ))
-}
-
-/// What to do about an image whose signature `trust` demands in vain.
-fn other_release(image: &ImageReference, is_litellm: bool, keys: usize) -> String {
-    if !trust::is_signed_release(image) {
-        return format!(
-            "LiteLLM signs its releases from 1.83 on; if this one has to be, name it with its digest in .env ({}@sha256:…), then: litellm-units trust",
-            image.as_str().split('@').next().unwrap_or_default()
-        );
-    }
-    if !is_litellm {
-        return "name another release in .env; if you have verified this one otherwise: litellm-units trust --accept IMAGE@DIGEST (docs/trust.md)".to_owned();
-    }
-    if let Some(place) = known::unsigned(image) {
-        return format!(
-            "LiteLLM published this release without a signature ({place}); name another one in .env"
-        );
-    }
-    match known::way(image) {
-        // The second key does not come with the program.
-        Some(known::Way::Key(index)) if index >= keys => format!(
-            "this release is signed with the key of BerriAI/litellm's commit {}: download its cosign.pub, then: litellm-units trust --key cosign.pub (docs/trust.md)",
-            known::KEYS[index].commit
-        ),
-        _ => "name another release in .env; if you have verified this one otherwise: litellm-units trust --accept IMAGE@DIGEST (docs/trust.md)".to_owned(),
-    }
 }

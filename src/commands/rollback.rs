@@ -6,12 +6,12 @@ use anyhow::Context;
 
 use crate::cli::upgrade::Rollback;
 use crate::deployment::ledger::{Ledger, Release};
+use crate::deployment::operation_id::OperationId;
 use crate::deployment::settings::Settings;
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 use crate::image::ImageReference;
 use crate::litellm::advisories;
-use crate::operations::backup::BackupId;
 use crate::operations::upgrade::Plan;
 
 /// Runs the command.
@@ -43,7 +43,8 @@ pub async fn run(host: &Host, arguments: Rollback) -> Result<Exit> {
         (_, _, Some(backup)) => ask(release, backup)?,
     };
     let plan = Plan::rollback(host, release, data).await?;
-    super::upgrade::carry_out(host, plan, arguments.dry_run, arguments.pace).await
+    let options = arguments.pace.into();
+    super::change_release(host, plan, arguments.dry_run, options).await
 }
 
 /// Refuses a release that attackers exploit, unless the operator accepts that.
@@ -60,7 +61,7 @@ fn admit(host: &Host, release: &Release, arguments: &Rollback) -> Result<()> {
     };
     let settings = Settings::load(&host.paths.env_file())?;
     advisories::admit(
-        &host.paths,
+        host,
         &settings,
         &image,
         &arguments.accept.vulnerabilities,
@@ -97,7 +98,7 @@ fn find(ledger: &Ledger, number: Option<u32>) -> Result<&Release> {
     Ok(release)
 }
 
-fn ask(release: &Release, backup: &BackupId) -> Result<Option<BackupId>> {
+fn ask(release: &Release, backup: &OperationId) -> Result<Option<OperationId>> {
     let reference = release
         .gateway()
         .map_or("that release", |image| image.reference.as_str());

@@ -6,16 +6,17 @@ use std::time::Duration;
 use anyhow::Context;
 use secrecy::SecretString;
 
-use super::up;
 use crate::cli::secrets::{RotateSecret, Seal, Secret, Secrets as Verb, Unseal};
 use crate::deployment::sealed::Value;
 use crate::deployment::settings::{Cache, Database, Settings, parse_env, read_env};
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 use crate::host::paths::Scope;
+use crate::operations::recovery;
 use crate::operations::rotation;
 use crate::operations::seal;
 use crate::operations::stack::RECOVERY_TIMEOUT;
+use crate::operations::up;
 use crate::output::{self, say, warn};
 use crate::random::{kernel_random, password, secret_key};
 
@@ -112,10 +113,10 @@ async fn seal(host: &Host, arguments: Seal) -> Result<Exit> {
         }
         _ => None,
     };
-    let _lock = super::begin(host, "secrets seal", false, RECOVERY_TIMEOUT).await?;
+    let _lock = recovery::begin(host, "secrets seal", RECOVERY_TIMEOUT).await?;
     let is_new = value.is_some();
     let done = seal::seal(
-        &host.paths,
+        host,
         &seal::Options {
             names: arguments.names,
             key: arguments.with_key,
@@ -150,8 +151,8 @@ async fn seal(host: &Host, arguments: Seal) -> Result<Exit> {
 }
 
 async fn unseal(host: &Host, arguments: &Unseal) -> Result<Exit> {
-    let _lock = super::begin(host, "secrets unseal", false, RECOVERY_TIMEOUT).await?;
-    tell("unsealed", &seal::unseal(&host.paths, &arguments.names)?)?;
+    let _lock = recovery::begin(host, "secrets unseal", RECOVERY_TIMEOUT).await?;
+    tell("unsealed", &seal::unseal(host, &arguments.names)?)?;
     Ok(Exit::Success)
 }
 
@@ -189,11 +190,7 @@ pub(super) async fn replace(
     values: &[(&str, SecretString)],
     timeout: Duration,
 ) -> Result<()> {
-    let _lock = super::begin(host, what, false, timeout).await?;
-    up::everything(host, timeout, |text| {
-        say(text);
-        Ok(())
-    })
-    .await?;
+    let _lock = recovery::begin(host, what, timeout).await?;
+    up::everything(host, timeout).await?;
     rotation::carry_out(host, what, values, timeout).await
 }

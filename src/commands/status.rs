@@ -7,12 +7,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use serde::Serialize;
 
-use crate::cli::{self, Source};
+use crate::cli;
 use crate::deployment::applied::{Applied, Difference};
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::installed_release;
 use crate::deployment::ledger::{Ledger, Release};
-use crate::deployment::settings::{GATEWAY_PORT, Service, Settings};
+use crate::deployment::settings::{GATEWAY_PORT, Settings};
 use crate::error::{Exit, Result};
 use crate::host::Host;
 use crate::host::container_state;
@@ -21,10 +21,12 @@ use crate::host::systemd::UnitState;
 use crate::litellm::advisories::{Advisories, Finding, Judgement};
 use crate::litellm::health::Health;
 use crate::litellm::{Client, contract};
+use crate::operations::stack::Source;
 use crate::operations::stack::blockers::{self, Blocker};
 use crate::operations::upgrade;
 use crate::operations::upgrade::check::Recorded;
 use crate::output::{self, bytes, duration};
+use crate::service::Service;
 
 /// How long the gateway may take to answer before it counts as down.
 const PATIENCE: Duration = Duration::from_secs(2);

@@ -16,13 +16,12 @@ use secrecy::ExposeSecret;
 use serde::Deserialize;
 use tokio::io::AsyncWriteExt;
 
-use super::pull;
 use crate::cli::Unit;
 use crate::deployment::applied::Applied;
 use crate::deployment::completion;
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::sealed::Value;
-use crate::deployment::settings::{Delivery, Parcel, Service, Settings};
+use crate::deployment::settings::{Delivery, Parcel, Settings};
 use crate::error::{Exit, Failure, Result};
 use crate::host::default_route;
 use crate::host::files;
@@ -32,11 +31,13 @@ use crate::host::systemd::job::{Jobs, Verb};
 use crate::host::systemd::{Systemd, UnitState};
 use crate::host::{self, Host};
 use crate::litellm::advisories::Advisories;
+use crate::operations::pull;
 use crate::operations::stack;
 use crate::operations::upgrade::check::{Report, Verdict};
 use crate::output::{self, say};
 use crate::quadlet;
 use crate::random;
+use crate::service::Service;
 
 /// How often it is looked whether what a container needs is there.
 const NEED_INTERVAL: Duration = Duration::from_millis(500);
@@ -49,7 +50,7 @@ pub async fn run(host: &Host, verb: Unit) -> Result<Exit> {
     match verb {
         Unit::Prepare { service, standby } => prepare(host, service, standby).await?,
         Unit::Secret { service, name } => secret(host, service, &name)?,
-        Unit::AwaitNetwork => default_route::wait().await,
+        Unit::AwaitNetwork => default_route::wait(&host.progress).await,
         Unit::AwaitNeeds { service } => await_needs(host, service).await?,
         Unit::AwaitHealthy { service, standby } => {
             await_healthy(host, container(service, standby)).await?;

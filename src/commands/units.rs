@@ -1,11 +1,11 @@
 //! `start`, `stop` and `restart`: single services, or all of them.
 
 use crate::cli;
-use crate::deployment::settings::Service;
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 use crate::host::systemd::job::Verb;
 use crate::operations::stack::{self, Manner};
+use crate::service::Service;
 
 /// Runs `restart`.
 ///

@@ -1,12 +1,12 @@
 //! `upgrade`: another release, or everything as before.
 
-use crate::cli::upgrade::{Pace, Upgrade};
+use crate::cli::upgrade::Upgrade;
 use crate::deployment::settings::Settings;
 use crate::error::{Exit, Result};
 use crate::host::Host;
-use crate::litellm::advisories;
+use crate::litellm::{advisories, config};
+use crate::operations::upgrade::Plan;
 use crate::operations::upgrade::check::{Candidate, Newest, Report};
-use crate::operations::upgrade::{Options, Plan};
 use crate::output::{self, say};
 
 /// How many columns of a vulnerability's summary are shown, so that a line has 80.
@@ -28,30 +28,15 @@ pub async fn run(host: &Host, arguments: Upgrade) -> Result<Exit> {
         None => "litellm-units upgrade".to_owned(),
     };
     let accepted = &arguments.accept.vulnerabilities;
-    advisories::admit(&host.paths, &settings, image, accepted, &again)?;
+    advisories::admit(host, &settings, image, accepted, &again)?;
     let plan = Plan::upgrade(host, arguments.image.as_ref()).await?;
     if plan.is_done() {
         output::line("nothing to do: this release runs already")?;
         return Ok(Exit::Success);
     }
-    super::config::refuse_errors(host)?;
-    carry_out(host, plan, arguments.dry_run, arguments.pace).await
-}
-
-/// Shows a plan and, unless this is only to show it, carries it out.
-pub(super) async fn carry_out(host: &Host, plan: Plan, dry_run: bool, pace: Pace) -> Result<Exit> {
-    let options = Options {
-        settle: pace.settle,
-        timeout: pace.timeout,
-        accept_unreadable: pace.accept_unreadable,
-    };
-    for line in plan.lines(options) {
-        output::line(&line)?;
-    }
-    if !dry_run {
-        Box::pin(plan.carry_out(host, options)).await?;
-    }
-    Ok(Exit::Success)
+    config::refuse_errors(host)?;
+    let options = arguments.pace.into();
+    super::change_release(host, plan, arguments.dry_run, options).await
 }
 
 /// Lists newer releases, and what is known against the current one.
@@ -63,7 +48,8 @@ async fn check(host: &Host, json: bool) -> Result<Exit> {
     }
     output::text(&table(&report))?;
     if let Some(error) = &report.error {
-        output::warn_wrapped(&format!("can't list newer releases: {error}"));
+        host.progress
+            .warn_wrapped(&format!("can't list newer releases: {error}"));
     }
     if let Some(recommended) = &report.recommended {
         say(&format!(

@@ -6,7 +6,7 @@
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use anyhow::Context;
 use secrecy::ExposeSecret;
@@ -14,11 +14,13 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::deployment::images_lock::ImagesLock;
-use crate::deployment::settings::{Delivery, Service, Settings};
+use crate::deployment::settings::{Delivery, Settings};
 use crate::error::Result;
 use crate::host::files;
+use crate::host::files::files_below;
 use crate::host::paths::Paths;
 use crate::random::{hex, kernel_random};
+use crate::service::Service;
 
 /// The record of one container's inputs.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -215,32 +217,4 @@ fn record_file(paths: &Paths, service: Service) -> PathBuf {
     paths
         .runtime_state()
         .join(format!("{}.applied", service.container()))
-}
-
-/// Every regular file below `directory`, sorted; links are followed, but not out of depth.
-///
-/// # Errors
-/// When a directory can't be read.
-pub fn files_below(directory: &Path) -> Result<Vec<PathBuf>> {
-    const DEPTH: usize = 8;
-    fn walk(directory: &Path, depth: usize, found: &mut Vec<PathBuf>) -> std::io::Result<()> {
-        for entry in std::fs::read_dir(directory)? {
-            let path = entry?.path();
-            // A link that leads nowhere is the gateway's to complain about.
-            let Ok(metadata) = std::fs::metadata(&path) else {
-                continue;
-            };
-            if metadata.is_dir() && depth > 0 {
-                walk(&path, depth - 1, found)?;
-            } else if metadata.is_file() {
-                found.push(path);
-            }
-        }
-        Ok(())
-    }
-    let mut found = Vec::new();
-    walk(directory, DEPTH, &mut found)
-        .with_context(|| format!("can't read {}", directory.display()))?;
-    found.sort();
-    Ok(found)
 }

@@ -1,5 +1,6 @@
 //! The deployment directory: what `generate` creates in it, and what it leaves alone.
 
+use std::fmt;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -8,13 +9,14 @@ use nix::unistd::{Gid, Uid};
 
 use crate::deployment::env_file::EnvFile;
 use crate::deployment::settings::{
-    DEFAULT_LITELLM_IMAGE, DEFAULT_POSTGRES_NAME, Database, Service, Settings, parse_env, read_env,
+    DEFAULT_LITELLM_IMAGE, DEFAULT_POSTGRES_NAME, Database, Settings, parse_env, read_env,
 };
 use crate::error::{Failure, Result};
 use crate::host::files;
 use crate::host::paths::{Paths, Scope};
 use crate::image::ImageReference;
 use crate::random::{Random, password, secret_key};
+use crate::service::Service;
 
 const HEADER: &str = "\
 # The settings of this LiteLLM deployment, and the only place for its secrets.
@@ -262,8 +264,52 @@ pub struct Plan {
     pub settings: Settings,
     /// Warnings about `.env` that do not stop anything, with file and line.
     pub warnings: Vec<String>,
-    /// One line for each thing that will be done.
-    pub changes: Vec<String>,
+    /// What will be done.
+    pub changes: Vec<Change>,
+}
+
+/// One thing that is done to the deployment directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Change {
+    /// A directory is made, or given to the user and group of a container.
+    Directory {
+        /// Where.
+        path: PathBuf,
+        /// User and group, if they are not the caller's.
+        owner: Option<(Uid, Gid)>,
+    },
+    /// Variables are added to `.env`.
+    Variables {
+        /// The file.
+        path: PathBuf,
+        /// What becomes of each, by its name.
+        changes: Vec<String>,
+    },
+    /// `.env` becomes private.
+    Mode(PathBuf),
+    /// The gateway's configuration is written.
+    Configuration(PathBuf),
+}
+
+impl fmt::Display for Change {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Directory { path, owner } => {
+                write!(f, "directory {}", path.display())?;
+                match owner {
+                    Some((uid, gid)) => write!(f, " for {uid}:{gid}"),
+                    None => Ok(()),
+                }
+            }
+            Self::Variables { path, changes } => {
+                write!(f, "{}: {}", path.display(), changes.join(", "))
+            }
+            Self::Mode(path) => {
+                write!(f, "{}: set mode 0600, others could read it", path.display())
+            }
+            Self::Configuration(path) => path.display().fmt(f),
+        }
+    }
 }
 
 impl Plan {
@@ -293,28 +339,25 @@ impl Plan {
         let mut changes = Vec::new();
         let directories = missing_directories(paths, &settings)?;
         for directory in &directories {
-            changes.push(match directory.owner {
-                Some((uid, gid)) => {
-                    format!("directory {} for {uid}:{gid}", directory.path.display())
-                }
-                None => format!("directory {}", directory.path.display()),
+            changes.push(Change::Directory {
+                path: directory.path.clone(),
+                owner: directory.owner,
             });
         }
         let env = (before.as_deref() != Some(completed.env.text()))
             .then(|| completed.env.text().to_owned());
         if env.is_some() {
-            let names = completed.changes.join(", ");
-            changes.push(format!("{}: {names}", env_path.display()));
+            changes.push(Change::Variables {
+                path: env_path.clone(),
+                changes: completed.changes,
+            });
         } else if mode(&env_path)? != 0o600 {
-            changes.push(format!(
-                "{}: set mode 0600, others could read it",
-                env_path.display()
-            ));
+            changes.push(Change::Mode(env_path.clone()));
         }
         let config_path = paths.config_file();
         let config = (!config_path.exists()).then_some(CONFIG);
         if config.is_some() {
-            changes.push(config_path.display().to_string());
+            changes.push(Change::Configuration(config_path.clone()));
         }
         let warnings = completed
             .env

@@ -4,12 +4,13 @@
 
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::ledger::{Ledger, Release};
-use crate::deployment::settings::{Service, Settings};
+use crate::deployment::settings::Settings;
 use crate::deployment::snapshot;
 use crate::error::Result;
 use crate::host::Host;
 use crate::host::paths::Paths;
 use crate::image::{Image, ImageReference};
+use crate::service::Service;
 
 /// The recorded image of the gateway, if `settings` name another one: then the units stay at it.
 ///

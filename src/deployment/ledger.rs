@@ -14,13 +14,12 @@ use anyhow::Context;
 use nix::unistd::{Uid, User};
 use serde::{Deserialize, Serialize};
 
-use crate::deployment::settings::Service;
-use crate::deployment::snapshot;
+use crate::deployment::operation_id::OperationId;
 use crate::error::{Failure, Result};
 use crate::host::files;
 use crate::host::paths::Paths;
 use crate::image::Image;
-use crate::operations::backup::BackupId;
+use crate::service::Service;
 
 /// Of how many releases the backups are kept, whatever their age.
 const PROTECTED: usize = 5;
@@ -86,7 +85,7 @@ impl Release {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Operation {
     /// Its name: a time and some digits, as that of a backup.
-    pub operation: BackupId,
+    pub operation: OperationId,
     /// Whether to a newer release or back to an earlier one.
     pub verb: Verb,
     /// The images before.
@@ -99,7 +98,7 @@ pub struct Operation {
     pub wanted: String,
     /// The backup whose data comes back with the release.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub data: Option<BackupId>,
+    pub data: Option<OperationId>,
 }
 
 /// The two kinds of operation.
@@ -125,12 +124,12 @@ impl fmt::Display for Verb {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Reached {
     /// Of which operation.
-    pub operation: BackupId,
+    pub operation: OperationId,
     /// The step.
     pub step: Step,
     /// The backup that was made.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub backup: Option<BackupId>,
+    pub backup: Option<OperationId>,
     /// The hash of the database's schema before the migration.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub schema: Option<String>,
@@ -176,7 +175,7 @@ impl fmt::Display for Step {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct Ended {
     /// Which one.
-    pub operation: BackupId,
+    pub operation: OperationId,
     /// Whether the new release stayed.
     pub outcome: Outcome,
     /// Why it did not.
@@ -202,7 +201,7 @@ pub struct Unfinished {
     /// The last step that is complete.
     pub step: Step,
     /// The backup that it made.
-    pub backup: Option<BackupId>,
+    pub backup: Option<OperationId>,
     /// The hash of the schema before the migration.
     pub schema: Option<String>,
 }
@@ -282,7 +281,7 @@ impl Ledger {
         let mut line = serde_json::to_vec(record)?;
         line.push(b'\n');
         let directory = self.path.parent().context("the ledger has no directory")?;
-        snapshot::private_directory(directory)?;
+        files::private_directory(directory)?;
         let new = !self.path.exists();
         let mut file = File::options()
             .write(true)
@@ -371,7 +370,7 @@ impl Ledger {
 
     /// The backup that was made when a release was left the last time: its data, as it was then.
     #[must_use]
-    pub fn backup_of(&self, number: u32) -> Option<&BackupId> {
+    pub fn backup_of(&self, number: u32) -> Option<&OperationId> {
         let mut current = 0;
         let mut backup = None;
         for record in &self.records {
@@ -388,7 +387,7 @@ impl Ledger {
 
     /// The backups that a rollback may need: they stay, whatever their age.
     #[must_use]
-    pub fn protected(&self) -> Vec<BackupId> {
+    pub fn protected(&self) -> Vec<OperationId> {
         self.releases()
             .rev()
             .take(PROTECTED)
@@ -415,8 +414,8 @@ mod tests {
     use crate::host::paths::Scope;
     use crate::image::Identity;
 
-    fn id(text: &str) -> BackupId {
-        BackupId::parse(text).unwrap()
+    fn id(text: &str) -> OperationId {
+        OperationId::parse(text).unwrap()
     }
 
     fn images(version: &str) -> Images {

@@ -19,13 +19,11 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::env_file::EnvFile;
 use crate::error::{Failure, Result};
+use crate::host::paths::CREDENTIALS;
 use crate::host::systemd_creds;
 
 /// What a reference begins with. No other value may hold it.
 pub const PREFIX: &str = "systemd-creds:";
-
-/// The name of the directory beside `.env`.
-pub const DIRECTORY: &str = "credentials";
 
 const DIGITS: usize = 16;
 
@@ -153,7 +151,7 @@ impl Vault {
     /// The files that belong to the `.env` at `path`.
     #[must_use]
     pub fn beside(path: &Path) -> Self {
-        Self::new(path.with_file_name(DIRECTORY))
+        Self::new(path.with_file_name(CREDENTIALS))
     }
 
     /// Where a reference leads.

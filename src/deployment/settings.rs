@@ -9,6 +9,7 @@ use super::env_file::EnvFile;
 use super::sealed::{self, Value, Vault};
 use crate::error::{Failure, Result};
 use crate::image::ImageReference;
+use crate::service::Service;
 
 /// The image that a new deployment is pinned to.
 pub const DEFAULT_LITELLM_IMAGE: &str = "ghcr.io/berriai/litellm:v1.108.14";
@@ -104,94 +105,6 @@ const IN_CLEAR: [&str; 11] = [
 #[must_use]
 pub fn may_be_sealed(name: &str) -> bool {
     !IN_CLEAR.contains(&name) && is_variable(name)
-}
-
-/// One of the containers that can get variables.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Service {
-    /// PostgreSQL.
-    Postgres,
-    /// Redis.
-    Redis,
-    /// The database migration, which runs before the gateway.
-    Migrate,
-    /// The gateway.
-    Litellm,
-}
-
-impl Service {
-    /// Every service, in start order.
-    pub const ALL: [Self; 4] = [Self::Postgres, Self::Redis, Self::Migrate, Self::Litellm];
-
-    /// The word for it on the command line.
-    #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Postgres => "postgres",
-            Self::Redis => "redis",
-            Self::Migrate => "migrate",
-            Self::Litellm => "litellm",
-        }
-    }
-
-    /// The name of its container, and of its unit without the suffix.
-    #[must_use]
-    pub fn container(self) -> &'static str {
-        match self {
-            Self::Postgres => "litellm-postgres",
-            Self::Redis => "litellm-redis",
-            Self::Migrate => "litellm-migrate",
-            Self::Litellm => "litellm",
-        }
-    }
-
-    /// Whether one of the services has a container of this name.
-    #[must_use]
-    pub fn has_container(name: &str) -> bool {
-        Self::ALL.iter().any(|service| service.container() == name)
-    }
-
-    /// The variable that names its image.
-    #[must_use]
-    pub fn image_variable(self) -> &'static str {
-        match self {
-            Self::Postgres => "POSTGRES_IMAGE",
-            Self::Redis => "REDIS_IMAGE",
-            Self::Migrate | Self::Litellm => "LITELLM_IMAGE",
-        }
-    }
-
-    /// The unit that pulls its image.
-    #[must_use]
-    pub const fn images_unit(self) -> &'static str {
-        match self {
-            Self::Postgres => "litellm-images@postgres.service",
-            Self::Redis => "litellm-images@redis.service",
-            Self::Migrate | Self::Litellm => "litellm-images@litellm.service",
-        }
-    }
-
-    /// The name of its unit.
-    #[must_use]
-    pub fn unit(self) -> &'static str {
-        match self {
-            Self::Postgres => "litellm-postgres.service",
-            Self::Redis => "litellm-redis.service",
-            Self::Migrate => "litellm-migrate.service",
-            Self::Litellm => "litellm.service",
-        }
-    }
-}
-
-// Not derived: that would explain each name, and so make every help text a long one.
-impl clap::ValueEnum for Service {
-    fn value_variants<'a>() -> &'a [Self] {
-        &Self::ALL
-    }
-
-    fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
-        Some(self.name().into())
-    }
 }
 
 /// The gateway's database.
@@ -742,4 +655,70 @@ fn is_variable(name: &str) -> bool {
     name.len() < 200
         && !name.starts_with(|c: char| c.is_ascii_digit())
         && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
+}
+
+/// What a variable's name holds if its value is a secret.
+const SECRET_WORDS: [&str; 7] = [
+    "KEY",
+    "TOKEN",
+    "SECRET",
+    "PASSWORD",
+    "PASSWD",
+    "CREDENTIAL",
+    "AUTH",
+];
+
+/// Judged by the name, as no value tells that it is secret; of a URL, only with a password in it.
+#[must_use]
+pub fn is_secret(name: &str, value: &str) -> bool {
+    // What names a place where the secret is, is not the secret.
+    if value.starts_with('/') || value.starts_with("os.environ/") {
+        return false;
+    }
+    let name = name.to_ascii_uppercase();
+    SECRET_WORDS.iter().any(|word| name.contains(word)) || password_in_url(value).is_some()
+}
+
+/// The password in a URL with one, as it is written there.
+#[must_use]
+pub fn password_in_url(value: &str) -> Option<&str> {
+    let (_, rest) = value.split_once("://")?;
+    let (login, _) = rest.split('/').next()?.rsplit_once('@')?;
+    let (_, password) = login.split_once(':')?;
+    (!password.is_empty()).then_some(password)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn secrets() {
+        for (name, value, expected) in [
+            ("LITELLM_MASTER_KEY", "sk-1", true),
+            ("LITELLM_IMAGE", "ghcr.io/berriai/litellm:v1", false),
+            ("UI_PASSWORD", "x", true),
+            ("UI_USERNAME", "ann", false),
+            (
+                "GOOGLE_APPLICATION_CREDENTIALS",
+                "/app/config/google.json",
+                false,
+            ),
+            ("SLACK_HOOK", "https://user:pass@example.com/x", true),
+            ("PROXY_BASE_URL", "https://example.com", false),
+        ] {
+            assert_eq!(is_secret(name, value), expected, "{name}");
+        }
+    }
+
+    #[test]
+    fn passwords_in_urls() {
+        assert_eq!(
+            password_in_url("postgresql://u:p%40x@host:5432/db"),
+            Some("p%40x")
+        );
+        assert_eq!(password_in_url("redis://:p@h"), Some("p"));
+        assert_eq!(password_in_url("https://host/a@b:c"), None);
+        assert_eq!(password_in_url("sk-abc"), None);
+    }
 }

@@ -3,17 +3,17 @@
 
 use std::collections::BTreeMap;
 use std::fs::Permissions;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use sha2::{Digest, Sha256};
 
-use crate::deployment::applied::files_below;
 use crate::deployment::env_file::EnvFile;
 use crate::deployment::settings::{parse_env, read_env};
 use crate::error::{Failure, Result};
 use crate::host::files;
+use crate::host::files::{files_below, private_directory};
 use crate::host::paths::Paths;
 use crate::random::hex;
 
@@ -251,17 +251,6 @@ fn read(path: &Path) -> Result<Kept> {
         })
     };
     attempt().with_context(|| format!("can't read {}", path.display()))
-}
-
-/// Creates a directory for its owner only.
-///
-/// # Errors
-/// When the disk refuses.
-pub fn private_directory(path: &Path) -> std::io::Result<()> {
-    if path.is_dir() {
-        return Ok(());
-    }
-    std::fs::DirBuilder::new().mode(0o700).create(path)
 }
 
 /// Removes the oldest configurations; failing to is no reason to fail a command.

@@ -12,7 +12,8 @@ use crate::deployment::completion::container_owner;
 use crate::deployment::env_file::EnvFile;
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::sealed::{Vault, is_sealed};
-use crate::deployment::settings::{DEFAULT_LITELLM_IMAGE, Service, may_be_sealed};
+use crate::deployment::settings::is_secret;
+use crate::deployment::settings::{DEFAULT_LITELLM_IMAGE, may_be_sealed};
 use crate::error::Result;
 use crate::host::Host;
 use crate::host::files;
@@ -20,9 +21,9 @@ use crate::host::paths::Scope;
 use crate::image::ImageReference;
 use crate::litellm::advisories::{Advisories, Found};
 use crate::litellm::config::{Severity, check_deployment};
-use crate::operations::audit::is_secret;
 use crate::operations::seal;
 use crate::output::bytes;
+use crate::service::Service;
 
 /// Less than this, and the database may stop at any time.
 const TOO_LITTLE: u64 = 512 << 20;

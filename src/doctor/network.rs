@@ -11,9 +11,10 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::{Check, Patient};
-use crate::deployment::settings::{Cache, Database, GATEWAY_PORT, Service};
+use crate::deployment::settings::{Cache, Database, GATEWAY_PORT};
 use crate::host::Host;
 use crate::host::systemd::UnitState;
+use crate::service::Service;
 
 /// How long a connection may take.
 const PATIENCE: Duration = Duration::from_secs(3);

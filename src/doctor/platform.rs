@@ -7,7 +7,7 @@ use zbus_systemd::zbus::{self, Connection, OwnedVariant, Variant};
 
 use super::{Check, Patient};
 use crate::host::Host;
-use crate::quadlet::Systemd;
+use crate::host::systemd::Features;
 
 /// How long a service of the host may take to answer.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -42,7 +42,7 @@ pub async fn systemd(patient: &Patient<'_>) -> Option<Check> {
     Some(systemd_version(&text, features))
 }
 
-fn systemd_version(text: &str, features: Systemd) -> Check {
+fn systemd_version(text: &str, features: Features) -> Check {
     let number = text
         .trim_start_matches('v')
         .split(|c: char| !c.is_ascii_digit())
@@ -54,13 +54,13 @@ fn systemd_version(text: &str, features: Systemd) -> Check {
         " without RestartMode=direct: the units wait for each other"
     };
     match number.parse::<u32>() {
-        Ok(version) if version < Systemd::OLDEST => Check::warning(
+        Ok(version) if version < Features::OLDEST => Check::warning(
             "systemd",
             format!("systemd {version} is older than any that the units were tried with"),
         )
         .remedy(format!(
             "upgrade the distribution: systemd {} or newer",
-            Systemd::OLDEST
+            Features::OLDEST
         )),
         Ok(version) => Check::ok("systemd", format!("systemd {version}{way}")),
         Err(_) => Check::ok(
@@ -171,7 +171,7 @@ mod tests {
 
     #[test]
     fn systemd_versions() {
-        let message = |text, version| systemd_version(text, Systemd::of_version(version)).message;
+        let message = |text, version| systemd_version(text, Features::of_version(version)).message;
         assert_eq!(message("v254.5", 254), "systemd 254");
         assert_eq!(message("257.13-1~deb13u1", 257), "systemd 257");
         assert_eq!(
@@ -180,7 +180,7 @@ mod tests {
         );
         // RHEL 9 has it from another version.
         assert_eq!(message("252-67.el9", 254), "systemd 252");
-        let old = systemd_version("249.11-0ubuntu3", Systemd::of_version(249));
+        let old = systemd_version("249.11-0ubuntu3", Features::of_version(249));
         assert_eq!(old.outcome, Outcome::Warning);
         assert_eq!(
             message("unknown", 257),

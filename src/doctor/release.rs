@@ -2,11 +2,11 @@
 
 use super::{Check, Patient};
 use crate::deployment::installed_release;
-use crate::deployment::settings::Service;
 use crate::litellm::advisories::{Advisories, SHIPPED_DATE};
 use crate::operations::upgrade::check::Recorded;
 use crate::output::duration;
 use crate::quadlet::{CHECK_SERVICE, CHECK_TIMER};
+use crate::service::Service;
 
 /// Known vulnerabilities of the installed release, or else of the one that `.env` names.
 pub fn vulnerabilities(patient: &Patient<'_>) -> Option<Check> {

@@ -2,11 +2,11 @@
 
 use super::{Check, Patient};
 use crate::deployment::images_lock::ImagesLock;
-use crate::deployment::settings::Service;
 use crate::error::Result;
 use crate::image::ImageReference;
 use crate::litellm::advisories::{Advisories, Found};
 use crate::operations::trust::{HostFacts, Places, Plan, Wish, is_signed_release};
+use crate::service::Service;
 
 /// Whether a container runs an image that is known to be malicious, whatever `.env` says by now.
 pub async fn running(patient: &Patient<'_>) -> Option<Check> {

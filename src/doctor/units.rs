@@ -1,28 +1,27 @@
 //! The units: what is installed, what systemd knows, what runs.
 
-use std::process::Stdio;
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context;
 use tokio::time::Instant;
 
 use super::{Check, Fix, Outcome, Patient};
-use crate::cli::Source;
-use crate::commands::generate::{self, Target};
+use crate::deployment::completion::Change;
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::installed_release;
-use crate::deployment::settings::Service;
 use crate::error::{Failure, Result};
+use crate::host::Host;
 use crate::host::container_state;
-use crate::host::paths::Scope;
 use crate::host::systemd::UnitState;
 use crate::host::systemd::job::{Jobs, Verb};
-use crate::host::{self, Host};
 use crate::litellm::health::Health;
 use crate::litellm::{Client, contract};
-use crate::operations::stack;
+use crate::operations::install::{self, Target};
 use crate::operations::stack::blockers::{self, Blocker};
+use crate::operations::stack::{self, Source};
+use crate::output::Progress;
 use crate::quadlet;
+use crate::service::Service;
 
 /// How long the gateway may take to answer.
 const PATIENCE: Duration = Duration::from_secs(5);
@@ -70,18 +69,20 @@ pub async fn drift(patient: &Patient<'_>) -> Vec<Check> {
     if patient.settings.is_none() || patient.units.is_none() {
         return Vec::new();
     }
-    let prepared = match Box::pin(generate::prepare(patient.host, Target::Recorded)).await {
+    let prepared = match Box::pin(install::prepare(patient.host, Target::Recorded)).await {
         Ok(prepared) => prepared,
         Err(error) => return vec![Check::error("drift", &error)],
     };
-    let (directories, files): (Vec<&String>, Vec<&String>) = prepared
-        .deployment
-        .changes
-        .iter()
-        // Its own check says that.
-        .filter(|change| !change.contains("set mode 0600"))
-        .partition(|change| change.starts_with("directory "));
-    let mut files: Vec<String> = files.into_iter().cloned().collect();
+    let mut directories = Vec::new();
+    let mut files = Vec::new();
+    for change in &prepared.deployment.changes {
+        match change {
+            // Its own check says that.
+            Change::Mode(_) => {}
+            Change::Directory { path, .. } => directories.push(path.display().to_string()),
+            Change::Variables { .. } | Change::Configuration(_) => files.push(change.to_string()),
+        }
+    }
     let release = prepared.kept().map(|kept| {
         Check::warning(
             "release",
@@ -103,13 +104,12 @@ pub async fn drift(patient: &Patient<'_>) -> Vec<Check> {
                 format!("{} is complete", patient.host.paths.deployment.display()),
             )
         } else {
-            let list: Vec<&str> = directories
-                .iter()
-                .map(|change| change.trim_start_matches("directory "))
-                .collect();
             Check::failure(
                 "directories",
-                format!("missing or not given to its user: {}", list.join(", ")),
+                format!(
+                    "missing or not given to its user: {}",
+                    directories.join(", ")
+                ),
             )
             .remedy("litellm-units generate")
             .fix(Fix::Generate)
@@ -127,36 +127,15 @@ pub async fn drift(patient: &Patient<'_>) -> Vec<Check> {
     .collect()
 }
 
-/// Runs `generate` as a process of its own, whose lines say what was done.
+/// Does what `generate` does, and returns what that was.
 ///
 /// # Errors
-/// With the words of `generate`.
+/// As those of `generate`.
 pub async fn generate(host: &Host) -> Result<Vec<String>> {
-    let output = tokio::process::Command::new(host::program()?)
-        .arg(match host.scope() {
-            Scope::System => "--system",
-            Scope::User => "--user",
-        })
-        .arg("--litellm-dir")
-        .arg(&host.paths.deployment)
-        .arg("generate")
-        .stdin(Stdio::null())
-        .output()
-        .await
-        .context("can't run generate")?;
-    if !output.status.success() {
-        let words = String::from_utf8_lossy(&output.stderr);
-        anyhow::bail!(
-            "generate failed: {}",
-            words.trim().trim_start_matches("error: ")
-        );
-    }
-    let done = String::from_utf8_lossy(&output.stdout);
-    Ok(done
-        .lines()
-        .filter(|line| *line != "nothing to do")
-        .map(str::to_owned)
-        .collect())
+    let host = host.reporting(Progress::Collected(Arc::default()));
+    let prepared = install::prepare(&host, Target::Recorded).await?;
+    install::install(&host, &prepared).await?;
+    Ok(host.progress.changes())
 }
 
 /// Whether systemd knows the files of now, and whether all that ought to run does. `is_current`:

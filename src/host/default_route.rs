@@ -6,7 +6,7 @@ use tokio::time::Instant;
 use zbus_systemd::systemd1::ManagerProxy;
 use zbus_systemd::zbus::Connection;
 
-use crate::output::warn;
+use crate::output::Progress;
 
 /// How long the network is waited for. Longer than network managers wait, and no failure: who has
 /// no network wants the gateway all the same.
@@ -24,14 +24,14 @@ const UP: u32 = 0x1;
 /// A user's units can't wait for `network-online.target`, which is the system's; and pasta, which
 /// carries the traffic of rootless containers, would stay without a way out if it started first
 /// (containers/podman issue 22197).
-pub async fn wait() {
+pub async fn wait(progress: &Progress) {
     let deadline = Instant::now() + PATIENCE;
     loop {
         if has_default_route() || has_booted().await {
             return;
         }
         if Instant::now() >= deadline {
-            warn(&format!(
+            progress.warn(&format!(
                 "there is no default route after {} s: going on without",
                 PATIENCE.as_secs()
             ));

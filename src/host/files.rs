@@ -2,8 +2,8 @@
 
 use std::fs::File;
 use std::io::Write;
-use std::os::unix::fs::PermissionsExt;
-use std::path::Path;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 
@@ -58,4 +58,43 @@ pub fn sync_directory(directory: &Path) -> Result<()> {
 pub fn set_mode(path: &Path, mode: u32) -> Result<()> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
         .with_context(|| format!("can't set the mode of {}", path.display()))
+}
+
+/// Every regular file below `directory`, sorted; links are followed, but not out of depth.
+///
+/// # Errors
+/// When a directory can't be read.
+pub fn files_below(directory: &Path) -> Result<Vec<PathBuf>> {
+    const DEPTH: usize = 8;
+    fn walk(directory: &Path, depth: usize, found: &mut Vec<PathBuf>) -> std::io::Result<()> {
+        for entry in std::fs::read_dir(directory)? {
+            let path = entry?.path();
+            // A link that leads nowhere is the gateway's to complain about.
+            let Ok(metadata) = std::fs::metadata(&path) else {
+                continue;
+            };
+            if metadata.is_dir() && depth > 0 {
+                walk(&path, depth - 1, found)?;
+            } else if metadata.is_file() {
+                found.push(path);
+            }
+        }
+        Ok(())
+    }
+    let mut found = Vec::new();
+    walk(directory, DEPTH, &mut found)
+        .with_context(|| format!("can't read {}", directory.display()))?;
+    found.sort();
+    Ok(found)
+}
+
+/// Creates a directory for its owner only.
+///
+/// # Errors
+/// When the disk refuses.
+pub fn private_directory(path: &Path) -> std::io::Result<()> {
+    if path.is_dir() {
+        return Ok(());
+    }
+    std::fs::DirBuilder::new().mode(0o700).create(path)
 }

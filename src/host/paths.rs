@@ -4,11 +4,13 @@ use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
-use crate::deployment::sealed;
 use crate::error::{Failure, Result};
 
 /// The default deployment directory of the system scope.
 pub const SYSTEM_DEPLOYMENT: &str = "/opt/litellm-server";
+
+/// The directory of sealed secrets, beside `.env`.
+pub const CREDENTIALS: &str = "credentials";
 
 /// What the administrator sets for all users.
 const SITE: &str = "/etc";
@@ -182,7 +184,7 @@ impl Paths {
     /// Secrets that are sealed: one encrypted file each.
     #[must_use]
     pub fn credentials(&self) -> PathBuf {
-        self.deployment.join(sealed::DIRECTORY)
+        self.deployment.join(CREDENTIALS)
     }
 
     /// The key that stands in for the master key in daily use.

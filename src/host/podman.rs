@@ -1,6 +1,7 @@
 //! The `podman` program and its Quadlet generator.
 
 use std::ffi::OsStr;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::process::{Output, Stdio};
 use std::time::Duration;
@@ -12,13 +13,67 @@ use tokio::process::Command;
 use crate::error::{Failure, Result};
 use crate::host::paths::Scope;
 use crate::image::{self, Identity, Image};
-use crate::quadlet::{Place, PodmanVersion, UnitFile};
 
 /// Where distributions put the generator that turns Quadlet files into units.
 const GENERATOR: &str = "/usr/lib/systemd/system-generators/podman-system-generator";
 
 /// How long a registry may take to list its tags.
 const REGISTRY_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// Podman's version, as far as it decides which Quadlet keys exist.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct PodmanVersion {
+    /// The first number.
+    pub major: u32,
+    /// The second number.
+    pub minor: u32,
+}
+
+impl PodmanVersion {
+    /// The oldest version that the units can be written for.
+    pub const OLDEST: Self = Self { major: 4, minor: 9 };
+    /// What `--output` writes for when no version is given.
+    pub const DEFAULT: Self = Self { major: 5, minor: 4 };
+    /// From here on, Podman itself can hold a unit's start until its container is healthy
+    /// (without a panic: 5.2), and Quadlet's default dependencies can be turned off.
+    pub(crate) const MODERN: Self = Self { major: 5, minor: 3 };
+    /// From here on, `podman inspect` does not show what a container has as a secret
+    /// (containers/podman issue 23788).
+    pub const HIDES_SECRETS: Self = Self { major: 5, minor: 3 };
+
+    /// Reads `5.4.2`, `v5.8.0-dev` or `podman version 5.4.2`.
+    #[must_use]
+    pub fn parse(text: &str) -> Option<Self> {
+        let word = text.split_whitespace().last()?;
+        let mut numbers = word.trim_start_matches('v').split(['.', '-', '+']);
+        Some(Self {
+            major: numbers.next()?.parse().ok()?,
+            minor: numbers.next()?.parse().ok()?,
+        })
+    }
+
+    /// Refuses a Podman that can't run the units.
+    ///
+    /// # Errors
+    /// When it is older than 4.9.
+    pub fn check(self) -> Result<Self> {
+        if self < Self::OLDEST {
+            return Err(Failure::new(format!(
+                "Podman {self} is too old: the units need {} or newer",
+                Self::OLDEST
+            ))
+            .hint("Debian 13, Ubuntu 24.04, RHEL 9.4 and Fedora 40 have one: upgrade the distribution, or install a newer Podman")
+            .into());
+        }
+        Ok(self)
+    }
+}
+
+impl fmt::Display for PodmanVersion {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.major, self.minor)
+    }
+}
 
 /// The host's Podman.
 #[derive(Clone, Debug)]
@@ -80,39 +135,23 @@ impl Podman {
             .check()
     }
 
-    /// Has the host's own generator read the Quadlet files among `files`. In a daemon-reload its
-    /// errors would go to the kernel log only, and the unit would silently be missing.
+    /// What the host's Quadlet generator makes of the files in `directory`.
     ///
     /// # Errors
-    /// With the generator's own words when it refuses one.
-    pub async fn check_quadlets(&self, files: &[UnitFile], scope: Scope) -> Result<()> {
-        let staged = tempfile::tempdir().context("can't stage the units for Quadlet's check")?;
-        for file in files.iter().filter(|file| file.place == Place::Quadlet) {
-            std::fs::write(staged.path().join(file.name), &file.text)
-                .context("can't stage the units for Quadlet's check")?;
-        }
+    /// When the generator does not run.
+    pub async fn generate(&self, directory: &Path, scope: Scope) -> Result<Output> {
         let mut command = Command::new(&self.generator);
         command
-            .env("QUADLET_UNIT_DIRS", staged.path())
+            .env("QUADLET_UNIT_DIRS", directory)
             .arg("-dryrun")
             .stdin(Stdio::null());
         if scope == Scope::User {
             command.arg("-user");
         }
-        let output = command
+        command
             .output()
             .await
-            .with_context(|| format!("can't run {}", self.generator.display()))?;
-        if output.status.success() {
-            return Ok(());
-        }
-        let words = String::from_utf8_lossy(&output.stderr);
-        Err(Failure::new(format!(
-            "Podman's Quadlet generator refuses the units, so nothing was installed:\n{}",
-            words.trim().replace(&*staged.path().to_string_lossy(), "…")
-        ))
-        .hint("this is a defect of litellm-units for this version of Podman: please report it with the lines above")
-        .into())
+            .with_context(|| format!("can't run {}", self.generator.display()))
     }
 
     /// A command line of Podman that reads nothing from stdin. It runs in the root directory, since

@@ -9,14 +9,41 @@ use anyhow::Context;
 use zbus_systemd::systemd1::ManagerProxy;
 use zbus_systemd::zbus::{self, Connection, DBusError as _, OwnedVariant, Variant};
 
-use crate::deployment::settings::Service;
 use crate::error::{Failure, Result};
 use crate::host::paths::Scope;
 use crate::host::ssh::Remote;
-use crate::quadlet::Systemd as Features;
+use crate::service::Service;
 
 /// How long the bus may take to answer a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// What the host's systemd knows. It is asked, since distributions add to an old version what is newer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Features {
+    /// `RestartMode=direct`: what requires a unit goes on waiting when the unit's first start fails.
+    pub restart_direct: bool,
+    /// `RestartSteps=`: attempts that fail come ever less often.
+    pub restart_steps: bool,
+}
+
+impl Features {
+    /// The oldest version that the units can be written for.
+    pub const OLDEST: u32 = 252;
+    /// From here on, every systemd knows all of it.
+    const COMPLETE: u32 = 254;
+    /// What `--output` writes for when no version is given.
+    pub const DEFAULT: Self = Self::of_version(Self::COMPLETE);
+
+    /// What a version without additions knows.
+    #[must_use]
+    pub const fn of_version(version: u32) -> Self {
+        let complete = version >= Self::COMPLETE;
+        Self {
+            restart_direct: complete,
+            restart_steps: complete,
+        }
+    }
+}
 
 /// A connection to the systemd manager of one scope.
 #[derive(Clone, Debug)]

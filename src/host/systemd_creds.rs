@@ -13,7 +13,7 @@ use nix::sys::statfs::{FsType, statfs};
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::error::{Failure, Result};
-use crate::output::warn;
+use crate::output::Progress;
 
 const PROGRAM: &str = "systemd-creds";
 /// A TPM takes its time, above all when others use it too.
@@ -88,7 +88,7 @@ impl Key {
     ///
     /// # Errors
     /// When this host has none, or it does not work.
-    pub fn choose(wanted: Option<Self>) -> Result<Self> {
+    pub fn choose(wanted: Option<Self>, progress: &Progress) -> Result<Self> {
         let refuse = |reason: &str| {
             Failure::new(format!("this host can't seal secrets: {reason}"))
                 .hint("all is as before, with the secrets in .env")
@@ -100,7 +100,7 @@ impl Key {
             None if Path::new(TPM).exists() => match best.attempt() {
                 Ok(()) => return Ok(best),
                 Err(error) => {
-                    warn(&format!(
+                    progress.warn(&format!(
                         "the TPM can't be used, so only the host key is: {error:#}"
                     ));
                     Self::Host

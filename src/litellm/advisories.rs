@@ -17,13 +17,14 @@ use thiserror::Error;
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::installed_release;
 use crate::deployment::ledger::{Ledger, Release as Recorded};
-use crate::deployment::settings::{ACCEPT_VULNERABILITIES, Service, Settings, parse_env, read_env};
+use crate::deployment::settings::{ACCEPT_VULNERABILITIES, Settings, parse_env, read_env};
 use crate::deployment::snapshot;
 use crate::error::{Failure, Result};
+use crate::host::Host;
 use crate::host::paths::Paths;
 use crate::image::ImageReference;
 use crate::litellm::release::Release;
-use crate::output;
+use crate::service::Service;
 use listed::Entry;
 use osv::{Severity, Vulnerability};
 
@@ -441,12 +442,13 @@ impl Judgement {
 /// # Errors
 /// When one of them is exploited and not accepted, and the deployment does not have this image yet.
 pub fn admit(
-    paths: &Paths,
+    host: &Host,
     settings: &Settings,
     image: &ImageReference,
     accepted: &[String],
     again: &str,
 ) -> Result<()> {
+    let paths = &host.paths;
     let advisories = Advisories::load(paths)?;
     if advisories.check(image, None).is_err() {
         // Refused by those who know its digest and its place.
@@ -461,7 +463,8 @@ pub fn admit(
         Ok(Some(judgement)) => judgement,
         Ok(None) => return Ok(()),
         Err(error) if is_deployed => {
-            output::warn_wrapped(&format!("known vulnerabilities are not checked: {error:#}"));
+            host.progress
+                .warn_wrapped(&format!("known vulnerabilities are not checked: {error:#}"));
             return Ok(());
         }
         Err(error) => return Err(error),
@@ -469,7 +472,8 @@ pub fn admit(
     let exploited = judgement.exploited();
     if exploited.is_empty() || is_deployed {
         if let Some(words) = judgement.words() {
-            output::warn_wrapped(&format!("{words} See them: `{LIST}`"));
+            host.progress
+                .warn_wrapped(&format!("{words} See them: `{LIST}`"));
         }
         return Ok(());
     }
@@ -811,7 +815,7 @@ mod tests {
         let settings = Settings::from_text(&text, &paths.env_file()).unwrap();
         let accepted: Vec<String> = accepted.iter().map(|id| (*id).to_owned()).collect();
         admit(
-            paths,
+            &Host::new(paths.clone()),
             &settings,
             &settings.litellm_image,
             &accepted,

@@ -16,10 +16,11 @@ use serde::Serialize;
 use super::contract;
 use super::release::Release;
 use crate::deployment::env_file::EnvFile;
-use crate::deployment::settings::{Cache, Service, Settings, parse_env, read_env};
+use crate::deployment::settings::{Cache, Settings, parse_env, read_env};
 use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::host::paths::Paths;
+use crate::service::Service;
 use crate::yaml::{self, Node, Position, SyntaxError, Value};
 
 /// The keys that `ProxyConfig` of litellm 1.80.11 and 1.110.2 reads (`proxy/proxy_server.py`).
@@ -851,6 +852,28 @@ fn distance(one: &str, two: &str) -> usize {
         rows.push(cells);
     }
     rows[one.len()][two.len()]
+}
+
+/// Refuses a gateway configuration with errors, before any unit is touched.
+///
+/// # Errors
+/// With every error that was found.
+pub fn refuse_errors(host: &Host) -> Result<()> {
+    let findings = check_deployment(host)?;
+    let errors: Vec<String> = findings
+        .iter()
+        .filter(|finding| finding.severity == Severity::Error)
+        .map(|finding| format!("\n  {finding}"))
+        .collect();
+    if errors.is_empty() {
+        return Ok(());
+    }
+    Err(Failure::config(format!(
+        "the gateway would not work with this configuration, so nothing was restarted:{}",
+        errors.concat()
+    ))
+    .hint("mend the file; litellm-units config check shows all findings")
+    .into())
 }
 
 #[cfg(test)]

@@ -14,14 +14,14 @@ use sha2::{Digest, Sha256};
 
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::installed_release;
-use crate::deployment::settings::{Service, Settings};
+use crate::deployment::settings::Settings;
 use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::host::paths::Paths;
 use crate::image::ImageReference;
 use crate::litellm::release::Release as Version;
-use crate::output::say;
 use crate::random::hex;
+use crate::service::Service;
 
 /// What runs in the container.
 const PROBE: &str = include_str!("../../units/contract.py");
@@ -289,7 +289,7 @@ pub async fn check(host: &Host, settings: &Settings) -> Result<Release> {
     let image = &settings.litellm_image;
     let path = host.paths.images_lock();
     let mut lock = ImagesLock::load(&path)?;
-    say(&format!("checking that {image} fits"));
+    host.progress.say(&format!("checking that {image} fits"));
     let release = ask(host, image, &lock.pin(image)).await?;
     let Some(version) = &release.version else {
         return Err(Failure::new(format!("{image} holds no LiteLLM"))

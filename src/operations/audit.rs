@@ -15,14 +15,15 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
 use crate::deployment::sealed::{Vault, is_sealed};
-use crate::deployment::settings::{Service, Settings, parse_env, read_env};
+use crate::deployment::settings::{Settings, parse_env, read_env};
+use crate::deployment::settings::{is_secret, password_in_url};
 use crate::error::Result;
 use crate::host::Host;
 use crate::host::paths::Scope;
 use crate::host::podman::Podman;
+use crate::host::podman::PodmanVersion;
 use crate::litellm::keys::scrub;
-use crate::output::warn;
-use crate::quadlet::PodmanVersion;
+use crate::service::Service;
 
 /// A shorter value would be found in many a place by chance.
 const SHORTEST: usize = 8;
@@ -36,17 +37,6 @@ const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
 const LARGEST: u64 = 256 << 20;
 /// How deep directories are walked.
 const DEPTH: usize = 12;
-/// What a variable's name holds if its value is a secret.
-const SECRET_WORDS: [&str; 7] = [
-    "KEY",
-    "TOKEN",
-    "SECRET",
-    "PASSWORD",
-    "PASSWD",
-    "CREDENTIAL",
-    "AUTH",
-];
-
 /// One secret in one place where it should not be, or a file that holds secrets and is open to
 /// others.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -429,7 +419,7 @@ impl Audit<'_> {
             .await?;
         let hides = podman.version().await? >= PodmanVersion::HIDES_SECRETS;
         if !hides {
-            warn(
+            self.host.progress.warn(
                 "this Podman shows the secrets of a running container to whoever may inspect it, which is only its owner; Podman 5.3 and newer do not",
             );
         }
@@ -542,24 +532,6 @@ impl Audit<'_> {
     }
 }
 
-/// Judged by the name, as no value tells that it is secret; of a URL, only with a password in it.
-#[must_use]
-pub fn is_secret(name: &str, value: &str) -> bool {
-    // What names a place where the secret is, is not the secret.
-    if value.starts_with('/') || value.starts_with("os.environ/") {
-        return false;
-    }
-    let name = name.to_ascii_uppercase();
-    SECRET_WORDS.iter().any(|word| name.contains(word)) || password_in_url(value).is_some()
-}
-
-fn password_in_url(value: &str) -> Option<&str> {
-    let (_, rest) = value.split_once("://")?;
-    let (login, _) = rest.split('/').next()?.rsplit_once('@')?;
-    let (_, password) = login.split_once(':')?;
-    (!password.is_empty()).then_some(password)
-}
-
 /// Whether a control group is that of one of our containers, whose variables are meant for it.
 fn is_ours(control_group: &str) -> bool {
     control_group.lines().any(|line| {
@@ -614,37 +586,7 @@ fn walk(root: &Path, enter: &dyn Fn(&Path) -> bool) -> Vec<(PathBuf, Metadata, b
 
 #[cfg(test)]
 mod tests {
-    use super::{is_ours, is_secret, password_in_url, unit_of};
-
-    #[test]
-    fn secrets() {
-        for (name, value, expected) in [
-            ("LITELLM_MASTER_KEY", "sk-1", true),
-            ("LITELLM_IMAGE", "ghcr.io/berriai/litellm:v1", false),
-            ("UI_PASSWORD", "x", true),
-            ("UI_USERNAME", "ann", false),
-            (
-                "GOOGLE_APPLICATION_CREDENTIALS",
-                "/app/config/google.json",
-                false,
-            ),
-            ("SLACK_HOOK", "https://user:pass@example.com/x", true),
-            ("PROXY_BASE_URL", "https://example.com", false),
-        ] {
-            assert_eq!(is_secret(name, value), expected, "{name}");
-        }
-    }
-
-    #[test]
-    fn passwords_in_urls() {
-        assert_eq!(
-            password_in_url("postgresql://u:p%40x@host:5432/db"),
-            Some("p%40x")
-        );
-        assert_eq!(password_in_url("redis://:p@h"), Some("p"));
-        assert_eq!(password_in_url("https://host/a@b:c"), None);
-        assert_eq!(password_in_url("sk-abc"), None);
-    }
+    use super::{is_ours, unit_of};
 
     #[test]
     fn units_of_processes() {

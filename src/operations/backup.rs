@@ -13,33 +13,32 @@ pub mod restore;
 pub mod retention;
 
 use std::collections::BTreeMap;
-use std::fmt;
 use std::fs::Permissions;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
 use secrecy::{ExposeSecret, SecretString};
-use serde::{Deserialize, Serialize};
 use tempfile::TempDir;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::deployment::applied::files_below;
 use crate::deployment::env_file::EnvFile;
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::installed_release;
+use crate::deployment::operation_id::OperationId;
 use crate::deployment::sealed;
-use crate::deployment::settings::{BackupSettings, Service, Settings, parse_env, read_env};
+use crate::deployment::settings::{BackupSettings, Settings, parse_env, read_env};
 use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::host::files;
+use crate::host::files::files_below;
 use crate::host::paths::Paths;
 use crate::image::{Identity, Image};
 use crate::operations::seal;
-use crate::output::{bytes, duration, say, warn};
+use crate::output::{Meter, Progress, bytes, duration};
 use crate::quadlet::{Place, is_ours_by_name};
-use crate::random::kernel_random;
-use archive::{Progress, Recipient};
+use crate::service::Service;
+use archive::Recipient;
 use database::Server;
 use manifest::{DUMP, Encryption, Manifest, StoredFile};
 use retention::Retention;
@@ -53,89 +52,19 @@ const UNFINISHED: &str = ".new-";
 /// What is kept free beside what a backup is expected to take.
 const RESERVE: u64 = 64 << 20;
 
-/// The name of a backup: its time in UTC, and six hexadecimal digits. Three are the fraction of the second, so that names
-/// sort by time, and three are random.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-#[serde(try_from = "String", into = "String")]
-pub struct BackupId(String);
-
-impl BackupId {
-    const FORMAT: &'static str = "%Y%m%dT%H%M%SZ";
-
-    /// Reads a name.
-    #[must_use]
-    pub fn parse(text: &str) -> Option<Self> {
-        let (time, random) = text.split_once('-')?;
-        jiff::civil::DateTime::strptime(Self::FORMAT, time).ok()?;
-        let hexadecimal = |c: char| c.is_ascii_digit() || ('a'..='f').contains(&c);
-        (time.len() == 16 && random.len() == 6 && random.chars().all(hexadecimal))
-            .then(|| Self(text.to_owned()))
-    }
-
-    /// A new name for something that is made at `time`.
-    ///
-    /// # Errors
-    /// When the kernel has no random bytes.
-    pub fn new(time: jiff::Timestamp) -> Result<Self> {
-        let mut random = [0; 2];
-        kernel_random(&mut random)?;
-        let fraction = i64::from(time.subsec_nanosecond()).max(0) * 0x1000 / 1_000_000_000;
-        Ok(Self(format!(
-            "{}-{fraction:03x}{:03x}",
-            time.strftime(Self::FORMAT),
-            u16::from_be_bytes(random) & 0xfff
-        )))
-    }
-
-    /// When the backup was begun, in UTC.
-    #[must_use]
-    pub fn created(&self) -> jiff::civil::DateTime {
-        let time = self.0.split('-').next().unwrap_or_default();
-        jiff::civil::DateTime::strptime(Self::FORMAT, time).unwrap_or_default()
-    }
-
-    /// The name.
-    #[must_use]
-    pub fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
-impl fmt::Display for BackupId {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
-    }
-}
-
-impl TryFrom<String> for BackupId {
-    type Error = String;
-
-    fn try_from(text: String) -> Result<Self, String> {
-        Self::parse(&text).ok_or_else(|| format!("{text:?} is not the name of a backup"))
-    }
-}
-
-impl From<BackupId> for String {
-    fn from(id: BackupId) -> Self {
-        id.0
-    }
-}
-
 /// How a backup is made.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// Which older backups are removed afterwards; none if there is no rule.
     pub retention: Option<Retention>,
     /// Backups that are not removed whatever the rule says.
-    pub protected: Vec<BackupId>,
+    pub protected: Vec<OperationId>,
     /// The age recipient; without one, `BACKUP_AGE_RECIPIENT` of `.env`.
     pub recipient: Option<String>,
     /// Where a copy goes; without it, `BACKUP_URL` of `.env`.
     pub to: Option<String>,
     /// Not encrypted, and not copied elsewhere: to go back to on this host without anyone's key.
     pub to_go_back: bool,
-    /// Say nothing but warnings.
-    pub quiet: bool,
 }
 
 impl Default for Options {
@@ -146,7 +75,6 @@ impl Default for Options {
             recipient: None,
             to: None,
             to_go_back: false,
-            quiet: false,
         }
     }
 }
@@ -163,7 +91,7 @@ pub struct Backup {
 impl Backup {
     /// Its name.
     #[must_use]
-    pub fn id(&self) -> &BackupId {
+    pub fn id(&self) -> &OperationId {
         &self.manifest.id
     }
 
@@ -171,7 +99,7 @@ impl Backup {
     ///
     /// # Errors
     /// When there is none, or its manifest is damaged.
-    pub fn load(paths: &Paths, id: &BackupId) -> Result<Self> {
+    pub fn load(paths: &Paths, id: &OperationId) -> Result<Self> {
         let directory = directory(paths).join(id.as_str());
         if !directory.is_dir() {
             return Err(Failure::new(format!("there is no backup {id} in {}", self::directory(paths).display()))
@@ -191,7 +119,7 @@ impl Backup {
     /// When there is none.
     pub fn find(paths: &Paths, name: &str) -> Result<Self> {
         if name != "latest" {
-            let id = BackupId::parse(name).ok_or_else(|| {
+            let id = OperationId::parse(name).ok_or_else(|| {
                 Failure::new(format!("{name:?} is not the name of a backup"))
                     .hint("say `latest`, or a name from litellm-units backup list")
             })?;
@@ -219,7 +147,7 @@ pub fn directory(paths: &Paths) -> PathBuf {
 ///
 /// # Errors
 /// When the directory can't be read.
-pub fn ids(paths: &Paths) -> Result<Vec<BackupId>> {
+pub fn ids(paths: &Paths) -> Result<Vec<OperationId>> {
     let directory = directory(paths);
     let entries = match std::fs::read_dir(&directory) {
         Ok(entries) => entries,
@@ -231,7 +159,7 @@ pub fn ids(paths: &Paths) -> Result<Vec<BackupId>> {
     let mut ids = Vec::new();
     for entry in entries {
         let entry = entry.with_context(|| format!("can't read {}", directory.display()))?;
-        ids.extend(entry.file_name().to_str().and_then(BackupId::parse));
+        ids.extend(entry.file_name().to_str().and_then(OperationId::parse));
     }
     ids.sort();
     Ok(ids)
@@ -285,31 +213,29 @@ async fn create_uninterrupted(
     check_space(&parent, expected)?;
 
     let created = jiff::Timestamp::now();
-    let id = BackupId::new(created)?;
+    let id = OperationId::new(created)?;
     let staged = tempfile::Builder::new()
         .prefix(&format!("{UNFINISHED}{id}-"))
         .permissions(Permissions::from_mode(0o700))
         .tempdir_in(&parent)
         .with_context(|| format!("can't create a directory in {}", parent.display()))?;
     fail::fail_point!("backup-begun");
-    if !options.quiet {
-        say(&format!(
-            "dumping database {} ({})",
-            server.database,
-            bytes(snapshot.size())
-        ));
-    }
-    let progress = Progress::new("dumped", snapshot.size(), options.quiet);
+    host.progress.say(&format!(
+        "dumping database {} ({})",
+        server.database,
+        bytes(snapshot.size())
+    ));
+    let meter = Meter::new("dumped", snapshot.size(), &host.progress);
     let dump = {
         let place = staged.path().to_owned();
         let recipient = recipient.clone();
-        let counted = progress.clone();
+        let counted = meter.clone();
         let name = snapshot.name.clone();
         let dump = server.dump(&name, move |reader| {
             archive::store(&place, DUMP, true, &recipient, &mut counted.reading(reader))
         });
         let both = futures_util::future::try_join(dump, snapshot.count()).await;
-        progress.clear();
+        meter.clear();
         both
     };
     let (entry, contents) = dump.map_err(|error| on_full_disk(error, &parent))?;
@@ -323,7 +249,7 @@ async fn create_uninterrupted(
         recipient,
     });
     manifest.files.push(entry);
-    store_files(&host.paths, staged.path(), &recipient, &mut manifest)
+    store_files(host, staged.path(), &recipient, &mut manifest)
         .and_then(|()| finish(staged, &parent, &manifest))
         .map_err(|error| on_full_disk(error, &parent))?;
     let backup = Backup {
@@ -331,34 +257,29 @@ async fn create_uninterrupted(
         manifest,
     };
     fail::fail_point!("backup-complete");
-    if !options.quiet {
-        say(&format!(
-            "backup {} is complete after {}: {} rows in {} tables, {}",
-            backup.id(),
-            duration(begin.elapsed()),
-            backup.manifest.total_rows(),
-            backup.manifest.database.rows.len(),
-            bytes(backup.manifest.total_size())
-        ));
-    }
+    host.progress.say(&format!(
+        "backup {} is complete after {}: {} rows in {} tables, {}",
+        backup.id(),
+        duration(begin.elapsed()),
+        backup.manifest.total_rows(),
+        backup.manifest.database.rows.len(),
+        bytes(backup.manifest.total_size())
+    ));
     if let Some(remote) = &remote {
-        remote
-            .upload(&backup, options.quiet)
-            .await
-            .map_err(|error| {
-                Failure::new(format!(
-                    "backup {} is complete on this host, but its copy in {} failed",
-                    backup.id(),
-                    remote.url()
-                ))
-                .hint("check BACKUP_URL and its credentials in .env; the next backup tries again")
-                .caused_by(error)
-            })?;
+        remote.upload(host, &backup).await.map_err(|error| {
+            Failure::new(format!(
+                "backup {} is complete on this host, but its copy in {} failed",
+                backup.id(),
+                remote.url()
+            ))
+            .hint("check BACKUP_URL and its credentials in .env; the next backup tries again")
+            .caused_by(error)
+        })?;
     }
     if let Some(retention) = options.retention {
-        prune(&host.paths, retention, options)?;
+        prune(host, retention, options)?;
         if let Some(remote) = &remote {
-            remote.prune(retention, options).await?;
+            remote.prune(host, retention, options).await?;
         }
     }
     Ok(backup)
@@ -366,12 +287,12 @@ async fn create_uninterrupted(
 
 /// Copies everything but the dump.
 fn store_files(
-    paths: &Paths,
+    host: &Host,
     staged: &Path,
     recipient: &Recipient,
     manifest: &mut Manifest,
 ) -> Result<()> {
-    let (sealed, files) = files(paths, recipient)?;
+    let (sealed, files) = files(host, recipient)?;
     for (name, path) in files {
         let entry = store_file(staged, &name, &path, recipient)?;
         manifest.files.push(entry);
@@ -387,16 +308,21 @@ fn store_files(
 
 /// `.env` with its sealed secrets in clear, if the backup is to hold it so: encrypted to a key that
 /// is not this host's. A backup does not fail for a secret that can't be opened.
-fn opened(env: &EnvFile, path: &Path, recipient: &Recipient) -> Option<SecretString> {
+fn opened(
+    env: &EnvFile,
+    path: &Path,
+    recipient: &Recipient,
+    progress: &Progress,
+) -> Option<SecretString> {
     if recipient.word().is_none() {
-        warn(
+        progress.warn(
             "the secrets in this backup are sealed, so it brings them back on this host only: add BACKUP_AGE_RECIPIENT to .env",
         );
         return None;
     }
     seal::in_clear(env, path)
         .map_err(|error| {
-            warn(&format!(
+            progress.warn(&format!(
                 "the backup holds the secrets as they are sealed: {error:#}"
             ));
         })
@@ -419,14 +345,17 @@ fn store_file(staged: &Path, name: &str, path: &Path, recipient: &Recipient) -> 
 /// Every file that a backup holds beside the dump, by the name under which it does, and what it
 /// holds instead of a sealed `.env`.
 fn files(
-    paths: &Paths,
+    host: &Host,
     recipient: &Recipient,
 ) -> Result<(Option<SecretString>, BTreeMap<String, PathBuf>)> {
+    let paths = &host.paths;
     let mut files = BTreeMap::new();
     let path = paths.env_file();
     let env = parse_env(&read_env(&path)?, &path)?;
     let is_sealed = seal::is_in_use(&env);
-    let clear = is_sealed.then(|| opened(&env, &path, recipient)).flatten();
+    let clear = is_sealed
+        .then(|| opened(&env, &path, recipient, &host.progress))
+        .flatten();
     if clear.is_none() {
         files.insert(ENV.to_owned(), path);
         for reference in sealed::references(env.text()) {
@@ -551,18 +480,17 @@ pub async fn images(host: &Host, settings: &Settings) -> BTreeMap<String, Image>
 }
 
 /// Removes backups that are old enough.
-fn prune(paths: &Paths, retention: Retention, options: &Options) -> Result<()> {
-    for id in retention::expired(&ids(paths)?, retention, &options.protected) {
-        remove(paths, &id)?;
-        if !options.quiet {
-            say(&format!("removed backup {id}, which is old enough"));
-        }
+fn prune(host: &Host, retention: Retention, options: &Options) -> Result<()> {
+    for id in retention::expired(&ids(&host.paths)?, retention, &options.protected) {
+        remove(&host.paths, &id)?;
+        host.progress
+            .say(&format!("removed backup {id}, which is old enough"));
     }
     Ok(())
 }
 
 /// Removes a backup so that it is never seen in half.
-fn remove(paths: &Paths, id: &BackupId) -> Result<()> {
+fn remove(paths: &Paths, id: &OperationId) -> Result<()> {
     let parent = directory(paths);
     let place = parent.join(id.as_str());
     let hidden = parent.join(format!("{UNFINISHED}{id}-old"));
@@ -572,8 +500,8 @@ fn remove(paths: &Paths, id: &BackupId) -> Result<()> {
 }
 
 /// Removes the directories of backups that were interrupted, saying so.
-fn remove_unfinished(paths: &Paths) -> Result<()> {
-    let Ok(entries) = std::fs::read_dir(directory(paths)) else {
+fn remove_unfinished(host: &Host) -> Result<()> {
+    let Ok(entries) = std::fs::read_dir(directory(&host.paths)) else {
         return Ok(());
     };
     for entry in entries.flatten() {
@@ -583,7 +511,8 @@ fn remove_unfinished(paths: &Paths) -> Result<()> {
         {
             std::fs::remove_dir_all(entry.path())
                 .with_context(|| format!("can't remove {}", entry.path().display()))?;
-            say(&format!("removed {name}, left by an interrupted backup"));
+            host.progress
+                .say(&format!("removed {name}, left by an interrupted backup"));
         }
     }
     Ok(())
@@ -658,32 +587,5 @@ fn on_full_disk(error: anyhow::Error, directory: &Path) -> anyhow::Error {
         .into()
     } else {
         error
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::BackupId;
-
-    #[test]
-    fn names() {
-        let time: jiff::Timestamp = "2026-01-31T12:34:56.789Z".parse().unwrap();
-        let id = BackupId::new(time).unwrap();
-        assert!(id.as_str().starts_with("20260131T123456Z-"), "{id}");
-        assert_eq!(BackupId::parse(id.as_str()), Some(id.clone()));
-        assert_eq!(id.created().to_string(), "2026-01-31T12:34:56");
-        let next = BackupId::new(time + jiff::SignedDuration::from_millis(1)).unwrap();
-        assert!(id < next, "{id} {next}");
-        for wrong in [
-            "",
-            "latest",
-            "20260131T123456Z",
-            "20260131T123456Z-xyzxyz",
-            "20261331T123456Z-0a1b2c",
-            "20260131T123456Z-0a1b2c/..",
-            ".new-20260131T123456Z-0a1b2c",
-        ] {
-            assert_eq!(BackupId::parse(wrong), None, "{wrong}");
-        }
     }
 }

@@ -15,14 +15,13 @@ use serde::{Deserialize, Serialize};
 
 use crate::deployment::env_file::quote;
 use crate::deployment::sealed::{Vault, is_sealed};
+use crate::deployment::settings::is_secret;
 use crate::deployment::settings::{Database, Settings, may_be_sealed, parse_env, read_env};
 use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::host::files;
-use crate::operations::audit::is_secret;
 use crate::operations::seal::{self, Sealer};
 use crate::operations::stack;
-use crate::output::say;
 
 /// One variable of `.env` that gets another value: both as they are there, so that a sealed one is
 /// a reference.
@@ -68,7 +67,7 @@ pub async fn carry_out(
     let mut env = parse_env(&env_before, &path)?;
     let mut clear = env.clone();
     let is_in_use = seal::is_in_use(&env);
-    let mut sealer = Sealer::like(&host.paths, &env)?;
+    let mut sealer = Sealer::like(host, &env)?;
     let mut edits = Vec::new();
     for (name, value) in values {
         let before = env.get(name).unwrap_or_default().to_owned();
@@ -96,7 +95,7 @@ pub async fn carry_out(
         }
     }
     if edits.is_empty() {
-        say("nothing to change");
+        host.progress.say("nothing to change");
         return Ok(());
     }
     fail::fail_point!("change-before-written");
@@ -126,11 +125,12 @@ pub async fn recover(host: &Host, timeout: Duration) -> Result<()> {
     })?;
     match pending.way {
         Way::Forward => {
-            say(&format!("finishing what was interrupted: {}", pending.what));
+            host.progress
+                .say(&format!("finishing what was interrupted: {}", pending.what));
             finish(host, pending, timeout).await
         }
         Way::Back => {
-            say(&format!(
+            host.progress.say(&format!(
                 "taking back what was interrupted: {}",
                 pending.what
             ));
@@ -182,8 +182,8 @@ async fn finish(host: &Host, pending: Pending, timeout: Duration) -> Result<()> 
     let Err(error) = attempt.await else {
         return Ok(());
     };
-    say(&format!("{error:#}"));
-    say(&format!(
+    host.progress.say(&format!("{error:#}"));
+    host.progress.say(&format!(
         "that did not work, so it is taken back: {}",
         pending.what
     ));

@@ -13,17 +13,18 @@ use std::path::Path;
 use anyhow::Context;
 use secrecy::{ExposeSecret, SecretString};
 
-use crate::deployment::applied::{Applied, files_below};
+use crate::deployment::applied::Applied;
 use crate::deployment::env_file::{EnvFile, Written, quote};
 use crate::deployment::sealed::{self, Reference, Vault, is_sealed, unwritten};
+use crate::deployment::settings::is_secret;
 use crate::deployment::settings::{Settings, may_be_sealed, parse_env, read_env};
 use crate::deployment::snapshot;
 use crate::error::{Failure, Result};
+use crate::host::Host;
 use crate::host::files;
+use crate::host::files::files_below;
 use crate::host::paths::Paths;
 use crate::host::systemd_creds::{self, Key};
-use crate::operations::audit::is_secret;
-use crate::output::warn;
 use crate::random::kernel_random;
 
 /// A shorter value may be elsewhere in a file by chance.
@@ -60,7 +61,7 @@ pub fn is_in_use(env: &EnvFile) -> bool {
 /// Encrypts values into files of their own.
 #[derive(Debug)]
 pub struct Sealer<'a> {
-    paths: &'a Paths,
+    host: &'a Host,
     wanted: Option<Key>,
     key: Option<Key>,
     /// What is sealed already, as it was written.
@@ -72,9 +73,9 @@ pub struct Sealer<'a> {
 impl<'a> Sealer<'a> {
     /// With this key; otherwise the best that the host has.
     #[must_use]
-    pub fn new(paths: &'a Paths, wanted: Option<Key>) -> Self {
+    pub fn new(host: &'a Host, wanted: Option<Key>) -> Self {
         Self {
-            paths,
+            host,
             wanted,
             key: None,
             known: Vec::new(),
@@ -86,13 +87,13 @@ impl<'a> Sealer<'a> {
     ///
     /// # Errors
     /// When a file is missing.
-    pub fn like(paths: &'a Paths, env: &EnvFile) -> Result<Self> {
-        let vault = Vault::beside(&paths.env_file());
+    pub fn like(host: &'a Host, env: &EnvFile) -> Result<Self> {
+        let vault = Vault::beside(&host.paths.env_file());
         let key = match sealed::references(env.text()).first() {
             Some(reference) => Some(key_of(&vault, reference)?),
             None => None,
         };
-        Ok(Self::new(paths, key))
+        Ok(Self::new(host, key))
     }
 
     /// The key, which is tried when it is first needed.
@@ -100,7 +101,7 @@ impl<'a> Sealer<'a> {
         if let Some(key) = self.key {
             return Ok(key);
         }
-        let key = Key::choose(self.wanted)?;
+        let key = Key::choose(self.wanted, &self.host.progress)?;
         self.key = Some(key);
         Ok(key)
     }
@@ -126,13 +127,13 @@ impl<'a> Sealer<'a> {
                 Failure::new(format!("{name} can't be sealed: {error:#}"))
                     .hint("nothing was changed; see whether the key works: echo x | systemd-creds encrypt - -")
             })?;
-        let directory = self.paths.credentials();
+        let directory = self.host.paths.credentials();
         if !directory.is_dir() {
             std::fs::DirBuilder::new()
                 .mode(0o700)
                 .create(&directory)
                 .with_context(|| format!("can't create {}", directory.display()))?;
-            files::sync_directory(&self.paths.deployment)?;
+            files::sync_directory(&self.host.paths.deployment)?;
         }
         files::write_atomically(&directory.join(reference.credential()), &ciphertext, 0o600)?;
         fail::fail_point!("seal-encrypted");
@@ -145,7 +146,7 @@ impl<'a> Sealer<'a> {
         if self.remembers {
             return Ok(());
         }
-        let vault = Vault::beside(&self.paths.env_file());
+        let vault = Vault::beside(&self.host.paths.env_file());
         for reference in sealed::references(env.text()) {
             let written = vault.written(&reference)?;
             self.known.push((written, reference));
@@ -172,7 +173,8 @@ pub fn key_of(vault: &Vault, reference: &Reference) -> Result<Key> {
 ///
 /// # Errors
 /// When this host can't, or a value can't be sealed; `.env` is then as it was.
-pub fn seal(paths: &Paths, options: &Options) -> Result<Done> {
+pub fn seal(host: &Host, options: &Options) -> Result<Done> {
+    let paths = &host.paths;
     let path = paths.env_file();
     let mut env = parse_env(&read_env(&path)?, &path)?;
     Settings::from_env(&env, &path)?;
@@ -183,7 +185,7 @@ pub fn seal(paths: &Paths, options: &Options) -> Result<Done> {
         Settings::from_env(&env, &path)?;
     }
     check_names(&env, &options.names, &path)?;
-    let mut sealer = Sealer::new(paths, options.key);
+    let mut sealer = Sealer::new(host, options.key);
     let (new, names) = match sealed(&env, &options.names, &mut sealer, &path) {
         Ok(done) => done,
         Err(error) => {
@@ -208,7 +210,7 @@ pub fn seal(paths: &Paths, options: &Options) -> Result<Done> {
         files::write_atomically(&path, new.text().as_bytes(), 0o600)?;
         fail::fail_point!("seal-after-env");
     }
-    let kept = follow(paths, |old, place| {
+    let kept = follow(host, |old, place| {
         sealer.remember(&new)?;
         // Whatever is sealed now was a secret then.
         let mut of_now: Vec<String> = new
@@ -228,7 +230,8 @@ pub fn seal(paths: &Paths, options: &Options) -> Result<Done> {
 ///
 /// # Errors
 /// When one can't be opened; `.env` is then as it was.
-pub fn unseal(paths: &Paths, names: &[String]) -> Result<Done> {
+pub fn unseal(host: &Host, names: &[String]) -> Result<Done> {
+    let paths = &host.paths;
     let path = paths.env_file();
     let env = parse_env(&read_env(&path)?, &path)?;
     check_names(&env, names, &path)?;
@@ -240,9 +243,10 @@ pub fn unseal(paths: &Paths, names: &[String]) -> Result<Done> {
         files::write_atomically(&path, clear.text().as_bytes(), 0o600)?;
         fail::fail_point!("unseal-after-env");
     }
-    let kept = follow(paths, |old, place| {
-        Ok(unsealed(old, names, &vault, place)?.0)
-    })?;
+    let kept = follow(
+        host,
+        |old, place| Ok(unsealed(old, names, &vault, place)?.0),
+    )?;
     finish(paths, &clear)?;
     Ok(Done { names: done, kept })
 }
@@ -250,16 +254,19 @@ pub fn unseal(paths: &Paths, names: &[String]) -> Result<Done> {
 /// Has kept configurations follow, each by what `change` makes of its `.env`. Returns how many
 /// changed.
 fn follow(
-    paths: &Paths,
+    host: &Host,
     mut change: impl FnMut(&EnvFile, &Path) -> Result<EnvFile>,
 ) -> Result<usize> {
+    let paths = &host.paths;
     let mut followed = 0;
     for id in snapshot::all(paths)? {
         let path = snapshot::directory(paths, &id).join(".env");
         match follow_one(&path, &mut change) {
             Ok(true) => followed += 1,
             Ok(false) => {}
-            Err(error) => warn(&format!("{} stays as it is: {error:#}", path.display())),
+            Err(error) => host
+                .progress
+                .warn(&format!("{} stays as it is: {error:#}", path.display())),
         }
         fail::fail_point!("seal-kept");
     }
@@ -447,9 +454,9 @@ pub fn in_clear(env: &EnvFile, path: &Path) -> Result<SecretString> {
 ///
 /// # Errors
 /// When this host can't seal them.
-pub fn protected(paths: &Paths, like: &EnvFile, env: &EnvFile) -> Result<EnvFile> {
-    let mut sealer = Sealer::like(paths, like)?;
-    Ok(sealed(env, &[], &mut sealer, &paths.env_file())?.0)
+pub fn protected(host: &Host, like: &EnvFile, env: &EnvFile) -> Result<EnvFile> {
+    let mut sealer = Sealer::like(host, like)?;
+    Ok(sealed(env, &[], &mut sealer, &host.paths.env_file())?.0)
 }
 
 /// Notes what the running containers' inputs are made of now, which did not change, and removes

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use crate::deployment::applied::{Applied, Difference};
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::installed_release;
-use crate::deployment::settings::{GATEWAY_PORT, Service, Settings, parse_env, read_env};
+use crate::deployment::settings::{GATEWAY_PORT, Settings, parse_env, read_env};
 use crate::deployment::snapshot;
 use crate::error::{Failure, Result};
 use crate::host::Host;
@@ -24,8 +24,9 @@ use crate::host::systemd::job::{JobResult, Jobs, Verb};
 use crate::host::systemd::{Systemd, UnitState};
 use crate::litellm::health::Health;
 use crate::litellm::{Client, contract};
-use crate::output::{duration, say};
+use crate::output::{Progress, duration};
 use crate::quadlet::{self, NETWORK};
+use crate::service::Service;
 
 /// How many lines of a failed unit's journal are quoted.
 const QUOTED_LINES: usize = 15;
@@ -85,7 +86,7 @@ pub async fn bring_up(host: &Host, settings: &Settings, timeout: Duration) -> Re
         }
     }
     for (service, differences) in &differences {
-        say(&format!(
+        host.progress.say(&format!(
             "{} changed: {}",
             service.unit(),
             list(differences)
@@ -125,9 +126,10 @@ pub async fn change(
         // Its limit is for systemd's own attempts; an operator's are not to count.
         systemd.reset_failed(migrate).await?;
     }
-    let mut wait = Wait::new(systemd, deadline).await?;
+    let mut wait = Wait::new(host, deadline).await?;
     if host.remote.is_none() && !steps.is_empty() && is_network_gone(host).await? {
-        say("Podman's network litellm was removed: making it again");
+        host.progress
+            .say("Podman's network litellm was removed: making it again");
         wait.ask(Verb::Restart, NETWORK_UNIT).await?;
     }
     if manner == Manner::Handover
@@ -142,7 +144,7 @@ pub async fn change(
         if !steps.is_empty() {
             wait.finish().await?;
         }
-        handover::end(systemd).await;
+        handover::end(host).await;
     }
     // The gateway answers on its own loopback address only, and its files are there.
     if host.remote.is_some() {
@@ -157,7 +159,7 @@ pub async fn change(
         .await?
         .or_else(|| contract::installed_version(&host.paths));
     remember_good(host).await?;
-    say(&format!(
+    host.progress.say(&format!(
         "ready after {}: http://127.0.0.1:{GATEWAY_PORT}, LiteLLM {}, database connected",
         duration(wait.begin.elapsed()),
         version.as_deref().unwrap_or("of unknown version"),
@@ -170,7 +172,7 @@ pub async fn change(
 /// # Errors
 /// When it fails, or is not done within `timeout`.
 pub async fn run(host: &Host, unit: &str, timeout: Duration) -> Result<()> {
-    let mut wait = Wait::new(host.systemd().await?, Instant::now() + timeout).await?;
+    let mut wait = Wait::new(host, Instant::now() + timeout).await?;
     wait.ask(Verb::Start, unit).await?;
     wait.finish().await
 }
@@ -214,7 +216,7 @@ pub async fn stop(host: &Host, units: &[&str], timeout: Duration) -> Result<()> 
     if units.contains(&Service::Litellm.unit()) {
         close_address(systemd).await?;
     }
-    let mut wait = Wait::new(systemd, Instant::now() + timeout).await?;
+    let mut wait = Wait::new(host, Instant::now() + timeout).await?;
     for unit in units {
         wait.ask(Verb::Stop, unit).await?;
     }
@@ -225,7 +227,8 @@ pub async fn stop(host: &Host, units: &[&str], timeout: Duration) -> Result<()> 
             systemd.reset_failed(unit).await?;
         }
     }
-    say(&format!("stopped in {}", duration(wait.begin.elapsed())));
+    host.progress
+        .say(&format!("stopped in {}", duration(wait.begin.elapsed())));
     Ok(())
 }
 
@@ -365,9 +368,62 @@ async fn is_network_gone(host: &Host) -> Result<bool> {
     Ok(status.code() == Some(1))
 }
 
+/// Whose lines `logs` shows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// The unit of Podman's network.
+    Network,
+    /// The units that pull images.
+    Images,
+    /// A service.
+    Service(Service),
+}
+
+impl Source {
+    /// Every source, in start order.
+    pub const ALL: [Self; 6] = [
+        Self::Network,
+        Self::Images,
+        Self::Service(Service::Postgres),
+        Self::Service(Service::Redis),
+        Self::Service(Service::Migrate),
+        Self::Service(Service::Litellm),
+    ];
+
+    /// The word for it on the command line.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Network => "network",
+            Self::Images => "images",
+            Self::Service(service) => service.name(),
+        }
+    }
+
+    /// Its units: a second gateway serves for the first one.
+    #[must_use]
+    pub fn units(self) -> Vec<&'static str> {
+        match self {
+            Self::Network => vec![NETWORK_UNIT],
+            Self::Images => IMAGES_UNITS.into(),
+            Self::Service(Service::Litellm) => vec![Service::Litellm.unit(), STANDBY_UNIT],
+            Self::Service(service) => vec![service.unit()],
+        }
+    }
+
+    /// Whose lines those of a unit are.
+    #[must_use]
+    pub fn of_unit(unit: &str) -> Option<Self> {
+        Self::ALL
+            .into_iter()
+            .find(|source| source.units().contains(&unit))
+    }
+}
+
 /// Jobs under way, and what their units were like before.
 struct Wait<'a> {
     systemd: &'a Systemd,
+    progress: &'a Progress,
     jobs: Jobs<'a>,
     begin: Instant,
     /// The same as the journal tells it.
@@ -383,9 +439,11 @@ struct Wait<'a> {
 }
 
 impl<'a> Wait<'a> {
-    async fn new(systemd: &'a Systemd, deadline: Instant) -> Result<Self> {
+    async fn new(host: &'a Host, deadline: Instant) -> Result<Self> {
+        let systemd = host.systemd().await?;
         Ok(Self {
             systemd,
+            progress: &host.progress,
             jobs: Jobs::new(systemd).await?,
             begin: Instant::now(),
             since: jiff::Timestamp::now(),
@@ -406,7 +464,7 @@ impl<'a> Wait<'a> {
 
     /// Waits for every job, saying each result; fails with the unit that caused the failure.
     async fn finish(&mut self) -> Result<()> {
-        say(&format!("waiting for {}", self.names()));
+        self.progress.say(&format!("waiting for {}", self.names()));
         // Takes the counters of now.
         self.restarting().await?;
         let mut failures: Vec<(String, JobResult)> = Vec::new();
@@ -422,7 +480,8 @@ impl<'a> Wait<'a> {
             match next {
                 Some((unit, result)) if result.is_success() => self.say_done(&unit),
                 Some((unit, JobResult::Failed)) if self.is_tried_again(&unit).await? => {
-                    say(&format!("  {unit}: failed, and is tried again"));
+                    self.progress
+                        .say(&format!("  {unit}: failed, and is tried again"));
                     self.recovering.push(unit);
                 }
                 Some(failure) => failures.push(failure),
@@ -467,7 +526,8 @@ impl<'a> Wait<'a> {
                 _ => "ready",
             };
             let after = duration(self.begin.elapsed());
-            say(&format!("  {unit}: {done} after {after}"));
+            self.progress
+                .say(&format!("  {unit}: {done} after {after}"));
         }
     }
 
@@ -569,7 +629,8 @@ impl<'a> Wait<'a> {
                 Health::Live { reason } | Health::Down { reason } => reason,
             };
             if !said {
-                say(&format!("waiting for the gateway to be ready ({reason})"));
+                self.progress
+                    .say(&format!("waiting for the gateway to be ready ({reason})"));
                 said = true;
             }
             let state = self.systemd.unit(unit).await?;

@@ -13,13 +13,12 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::commands::generate::{self, Target};
-use crate::commands::pull;
 use crate::deployment::images_lock::{ImagesLock, Locked};
 use crate::deployment::ledger::{
     Ended, Event, Images, Ledger, Operation, Outcome, Reached, Release, Step, Verb,
 };
-use crate::deployment::settings::{Service, Settings, parse_env, read_env};
+use crate::deployment::operation_id::OperationId;
+use crate::deployment::settings::{Settings, parse_env, read_env};
 use crate::deployment::snapshot::{self, SnapshotId};
 use crate::error::{Failure, Result};
 use crate::host::lock::OperationLock;
@@ -32,11 +31,14 @@ use crate::litellm::release::Release as Version;
 use crate::litellm::{Client, config, contract};
 use crate::operations::backup::database::Server;
 use crate::operations::backup::restore::{self, Recovered, Restore};
-use crate::operations::backup::{self, Backup, BackupId};
+use crate::operations::backup::{self, Backup};
+use crate::operations::install::{self, Target};
+use crate::operations::pull;
 use crate::operations::stack;
-use crate::output::{duration, say};
+use crate::output::duration;
 use crate::quadlet;
 use crate::quadlet::plan::{Change, Plan as Files};
+use crate::service::Service;
 
 /// How long the migration may take, as its unit says.
 const MIGRATION_TIMEOUT: Duration = Duration::from_secs(3600);
@@ -74,7 +76,7 @@ pub struct Plan {
     /// Whether `.env` or `config/` were edited beyond the image, which comes into force, too.
     edited: bool,
     /// The backup whose data comes back.
-    data: Option<BackupId>,
+    data: Option<OperationId>,
     /// Whether the gateway's configuration has it encrypt credentials with AES-256-GCM.
     encrypts_with_aes_gcm: bool,
 }
@@ -110,7 +112,11 @@ impl Plan {
     ///
     /// # Errors
     /// When `.env` is wrong, or the release can't be run any more.
-    pub async fn rollback(host: &Host, release: &Release, data: Option<BackupId>) -> Result<Self> {
+    pub async fn rollback(
+        host: &Host,
+        release: &Release,
+        data: Option<OperationId>,
+    ) -> Result<Self> {
         let path = host.paths.env_file();
         let mut env = parse_env(&read_env(&path)?, &path)?;
         let gateway = release
@@ -238,7 +244,7 @@ impl Plan {
         let edit = snapshot::keep(paths)?;
         let wanted = snapshot::keep_with(paths, &self.env)?;
         let operation = Operation {
-            operation: BackupId::new(jiff::Timestamp::now())?,
+            operation: OperationId::new(jiff::Timestamp::now())?,
             verb: self.verb,
             from: self.from,
             to: self.settings.litellm_image.to_string(),
@@ -260,7 +266,7 @@ impl Plan {
         let begin = std::time::Instant::now();
         match run.forward(&self.configuration, &wanted, self.wanted).await {
             Ok(()) => {
-                say(&format!(
+                host.progress.say(&format!(
                     "{} serves; the {} took {}",
                     run.operation.to,
                     run.operation.verb,
@@ -273,7 +279,7 @@ impl Plan {
                 if edit == self.configuration {
                     return Err(error);
                 }
-                say(&format!(
+                host.progress.say(&format!(
                     "your edit is kept in {}",
                     snapshot::directory(paths, &edit).display()
                 ));
@@ -343,7 +349,7 @@ pub async fn recover(host: &Host, timeout: Duration) -> Result<()> {
         return Ok(());
     };
     let operation = found.operation;
-    say(&format!(
+    host.progress.say(&format!(
         "the {} to {} was interrupted {}",
         operation.verb, operation.to, found.step
     ));
@@ -377,13 +383,13 @@ pub async fn recover(host: &Host, timeout: Duration) -> Result<()> {
         _ => false,
     };
     if forward {
-        say("finishing it");
+        host.progress.say("finishing it");
         return match run.finish().await {
             Ok(()) => Ok(()),
             Err(error) => Err(run.undo(error).await),
         };
     }
-    say("undoing it");
+    host.progress.say("undoing it");
     let from = run.operation.from.get(Service::Litellm.name()).cloned();
     // What it has written since then must not be lost.
     let served = match &from {
@@ -395,7 +401,7 @@ pub async fn recover(host: &Host, timeout: Duration) -> Result<()> {
     }
     run.back().await?;
     run.end(Outcome::Undone, Some("interrupted".into()))?;
-    say(&match from {
+    host.progress.say(&match from {
         Some(from) => format!("undone: {} serves", from.reference),
         None => "undone".to_owned(),
     });
@@ -408,7 +414,7 @@ struct Run<'a> {
     ledger: Ledger,
     operation: Operation,
     options: Options,
-    backup: Option<BackupId>,
+    backup: Option<OperationId>,
     /// The hash of the schema before the migration, if the database may have to go back to it.
     schema: Option<String>,
     /// A restore whose data is in place and can still be taken out.
@@ -510,12 +516,8 @@ impl Run<'_> {
 
     /// Installs what the configuration on the disk asks for.
     async fn install(&self) -> Result<Settings> {
-        let prepared = generate::prepare(self.host, Target::Wanted).await?;
-        let tell = |text: &str| {
-            say(text);
-            Ok(())
-        };
-        prepared.apply_telling(self.host, tell).await?;
+        let prepared = install::prepare(self.host, Target::Wanted).await?;
+        prepared.apply(self.host).await?;
         Ok(prepared.settings().clone())
     }
 
@@ -561,7 +563,7 @@ impl Run<'_> {
         let present = snapshot::keep(&self.host.paths)?;
         let name = present.to_string();
         if name != self.operation.configuration && name != self.operation.wanted {
-            say(&format!(
+            self.host.progress.say(&format!(
                 ".env or config/ were edited since; that is kept in {}",
                 snapshot::directory(&self.host.paths, &present).display()
             ));
@@ -610,7 +612,7 @@ impl Run<'_> {
 
     /// Goes back after a failure.
     async fn undo(&mut self, error: anyhow::Error) -> anyhow::Error {
-        say(&format!("{error:#}"));
+        self.host.progress.say(&format!("{error:#}"));
         let from = self
             .operation
             .from
@@ -619,7 +621,7 @@ impl Run<'_> {
             .to_owned();
         // Until then nothing was changed but `.env`.
         if self.backup.is_some() {
-            say(&format!(
+            self.host.progress.say(&format!(
                 "the {} failed: going back to {from}",
                 self.operation.verb
             ));
@@ -697,12 +699,12 @@ impl Run<'_> {
             return Ok(());
         }
         if !server.is_local() {
-            say(&format!(
+            self.host.progress.say(&format!(
                 "the database is on a server elsewhere and keeps the schema of the new release; its data of before is in backup {backup}"
             ));
             return Ok(());
         }
-        say(&format!(
+        self.host.progress.say(&format!(
             "the migration has changed the database: restoring backup {backup}, without what was written since"
         ));
         let backup = Backup::load(&host.paths, backup)?;
@@ -800,7 +802,7 @@ async fn migrate(host: &Host, settings: &Settings) -> Result<()> {
     // With the others, since it names their network.
     let mut all = quadlet::render(settings, &units)?;
     all.push(file.clone());
-    podman.check_quadlets(&all, host.scope()).await?;
+    quadlet::check::check(podman, &all, host.scope()).await?;
     let install = Files {
         changes: vec![Change {
             path: host.paths.quadlets.join(file.name),
@@ -811,7 +813,7 @@ async fn migrate(host: &Host, settings: &Settings) -> Result<()> {
     install.apply()?;
     host.systemd().await?.reload().await?;
     fail::fail_point!("upgrade-migrating");
-    say("migrating the database");
+    host.progress.say("migrating the database");
     stack::run(
         host,
         &format!("{}.service", quadlet::NEXT_MIGRATION),

@@ -5,8 +5,10 @@ use std::path::{Path, PathBuf};
 use litellm_units::deployment::images_lock::ImagesLock;
 use litellm_units::deployment::settings::Settings;
 use litellm_units::host::paths::{Paths, Scope};
+use litellm_units::host::podman::PodmanVersion;
+use litellm_units::host::systemd::Features;
 use litellm_units::image::{Identity, ImageReference};
-use litellm_units::quadlet::{self, PodmanVersion, Systemd, UnitFile};
+use litellm_units::quadlet::{self, UnitFile};
 
 /// What all the values of secrets hold, so that none can be in a unit file unnoticed.
 pub const SECRET: &str = "S3CR3T";
@@ -19,7 +21,7 @@ pub struct Case {
     /// Whose units.
     pub scope: Scope,
     podman: PodmanVersion,
-    systemd: Systemd,
+    systemd: Features,
     deployment: &'static str,
     env: String,
     images: ImagesLock,
@@ -89,13 +91,13 @@ impl Case {
             scope,
             podman: PodmanVersion::parse(podman).unwrap(),
             systemd: match settings {
-                "systemd-252" => Systemd::of_version(252),
+                "systemd-252" => Features::of_version(252),
                 // As RHEL 9 has it.
-                "systemd-252-direct" => Systemd {
+                "systemd-252-direct" => Features {
                     restart_direct: true,
-                    ..Systemd::of_version(252)
+                    ..Features::of_version(252)
                 },
-                _ => Systemd::DEFAULT,
+                _ => Features::DEFAULT,
             },
             deployment,
             env: format!(

@@ -10,13 +10,14 @@ use serde_json::Map;
 
 use super::{CREATED_BY, Gateway, ROLE, ROLE_NAME, SERVICE_ROLE, USER, short};
 use crate::cli::key::{As, RotateKey, ServiceKey};
-use crate::commands::{begin, up};
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 use crate::host::files;
 use crate::litellm::Client;
 use crate::litellm::keys::{Invalid, Key, KeyError, Limits, hash};
 use crate::litellm::models;
+use crate::operations::recovery;
+use crate::operations::up;
 use crate::output::{self, say, warn};
 use crate::random::{hex, kernel_random};
 
@@ -42,7 +43,7 @@ const AS_GIVEN: &str = "given";
 
 /// Makes sure that the file holds a valid key.
 pub(super) async fn ensure(host: &Host, arguments: &ServiceKey) -> Result<Exit> {
-    let _lock = begin(host, "key service", false, arguments.timeout).await?;
+    let _lock = recovery::begin(host, "key service", arguments.timeout).await?;
     make_ready(host, arguments.timeout).await?;
     let gateway = Gateway::new(host)?;
     let path = host.paths.service_key();
@@ -67,7 +68,7 @@ pub(super) async fn ensure(host: &Host, arguments: &ServiceKey) -> Result<Exit> 
 
 /// Replaces the key in the file.
 pub(super) async fn rotate(host: &Host, arguments: &RotateKey) -> Result<Exit> {
-    let _lock = begin(host, "key rotate service", false, arguments.key.timeout).await?;
+    let _lock = recovery::begin(host, "key rotate service", arguments.key.timeout).await?;
     make_ready(host, arguments.key.timeout).await?;
     let gateway = Gateway::new(host)?;
     let old = gateway.service.as_ref();
@@ -95,11 +96,7 @@ async fn make_ready(host: &Host, timeout: Duration) -> Result<()> {
     }
     say("the gateway is not ready: starting the stack");
     // stdout is for the key.
-    up::everything(host, timeout, |text| {
-        say(text);
-        Ok(())
-    })
-    .await
+    up::everything(host, timeout).await
 }
 
 /// Reads the key in the file at `path`, if there is one, and mends the file's mode.

@@ -10,10 +10,11 @@ use ratatui::text::{Line, Span};
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
 use super::{ServiceReport, Services, State};
-use crate::deployment::settings::{GATEWAY_PORT, Service};
+use crate::deployment::settings::GATEWAY_PORT;
 use crate::host::container_state;
 use crate::litellm::health::Health;
 use crate::output::duration;
+use crate::service::Service;
 
 /// How many lines of all services together are kept for the overview.
 const OVERVIEW_LINES: usize = 200;

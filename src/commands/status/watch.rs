@@ -20,7 +20,6 @@ use tokio::time::{Instant, MissedTickBehavior};
 use super::screen::{self, Lines, Mode, Rate, View};
 use super::{PATIENCE, Services, gather, table};
 use crate::cli;
-use crate::deployment::settings::Service;
 use crate::error::{Exit, Result};
 use crate::host::journal::{self, Entry, Query};
 use crate::host::paths::Scope;
@@ -29,6 +28,7 @@ use crate::litellm::Client;
 use crate::litellm::health::Health;
 use crate::litellm::metrics::Requests;
 use crate::output;
+use crate::service::Service;
 
 /// Over how long requests per second are counted.
 const RATE_WINDOW: Duration = Duration::from_secs(10);

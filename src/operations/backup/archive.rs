@@ -4,14 +4,13 @@ use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use anyhow::Context;
 use sha2::{Digest, Sha256};
 
 use super::manifest::{Manifest, StoredFile};
 use crate::error::{Failure, Result};
+use crate::output::Meter;
 use crate::random::hex;
 
 const BUFFER: usize = 256 * 1024;
@@ -261,11 +260,11 @@ pub fn read(
 ///
 /// # Errors
 /// When one is missing or its bytes are not those that were written; all such files are named.
-pub fn check_files(directory: &Path, manifest: &Manifest, progress: &Progress) -> Result<()> {
+pub fn check_files(directory: &Path, manifest: &Manifest, meter: &Meter) -> Result<()> {
     let mut wrong = Vec::new();
     for entry in &manifest.files {
         let path = directory.join(&entry.stored);
-        match hash_file(&path, progress) {
+        match hash_file(&path, meter) {
             Err(error) => wrong.push(format!("{}: {error}", entry.stored)),
             Ok((size, _)) if size != entry.size => wrong.push(format!(
                 "{}: {size} bytes instead of {}",
@@ -289,7 +288,7 @@ pub fn check_files(directory: &Path, manifest: &Manifest, progress: &Progress) -
     .into())
 }
 
-fn hash_file(path: &PathBuf, progress: &Progress) -> io::Result<(u64, String)> {
+fn hash_file(path: &PathBuf, meter: &Meter) -> io::Result<(u64, String)> {
     let mut file = File::open(path)?;
     let mut hash = Sha256::new();
     let mut size = 0;
@@ -301,99 +300,21 @@ fn hash_file(path: &PathBuf, progress: &Progress) -> io::Result<(u64, String)> {
         }
         hash.update(buffer.get(..count).unwrap_or_default());
         size += count as u64;
-        progress.add(count as u64);
-    }
-}
-
-/// How far a copy is, drawn on stderr if that is a terminal.
-#[derive(Clone, Debug)]
-pub struct Progress {
-    what: &'static str,
-    total: u64,
-    done: Arc<AtomicU64>,
-    drawn: Arc<AtomicU64>,
-    begin: std::time::Instant,
-    visible: bool,
-}
-
-impl Progress {
-    /// Of something that has about `total` bytes.
-    #[must_use]
-    pub fn new(what: &'static str, total: u64, quiet: bool) -> Self {
-        Self {
-            what,
-            total,
-            done: Arc::default(),
-            drawn: Arc::default(),
-            begin: std::time::Instant::now(),
-            visible: !quiet && io::IsTerminal::is_terminal(&io::stderr()),
-        }
-    }
-
-    fn add(&self, count: u64) {
-        let done = self.done.fetch_add(count, Ordering::Relaxed) + count;
-        if !self.visible {
-            return;
-        }
-        // Five times a second.
-        let now = u64::try_from(self.begin.elapsed().as_millis() / 200).unwrap_or_default();
-        if self.drawn.swap(now, Ordering::Relaxed) != now {
-            eprint!(
-                "\r\x1b[K{} {} of about {}",
-                self.what,
-                crate::output::bytes(done),
-                crate::output::bytes(self.total)
-            );
-        }
-    }
-
-    /// Removes what was drawn.
-    pub fn clear(&self) {
-        if self.visible && self.drawn.load(Ordering::Relaxed) > 0 {
-            eprint!("\r\x1b[K");
-        }
-    }
-
-    /// How much there was so far.
-    #[must_use]
-    pub fn done(&self) -> u64 {
-        self.done.load(Ordering::Relaxed)
-    }
-
-    /// A reader that counts what passes.
-    pub fn reading<R: Read>(&self, inner: R) -> Counting<R> {
-        Counting {
-            inner,
-            progress: self.clone(),
-        }
-    }
-}
-
-/// See [`Progress::reading`].
-#[derive(Debug)]
-pub struct Counting<R> {
-    inner: R,
-    progress: Progress,
-}
-
-impl<R: Read> Read for Counting<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let count = self.inner.read(buffer)?;
-        self.progress.add(count as u64);
-        Ok(count)
+        meter.add(count as u64);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::operations::backup::BackupId;
+    use crate::deployment::operation_id::OperationId;
     use crate::operations::backup::manifest::Contents;
+    use crate::output::Progress;
     use age::secrecy::ExposeSecret;
 
     fn manifest() -> Manifest {
         Manifest::new(
-            BackupId::parse("20260131T120000Z-0a1b2c").unwrap(),
+            OperationId::parse("20260131T120000Z-0a1b2c").unwrap(),
             jiff::Timestamp::UNIX_EPOCH,
             Contents {
                 name: "litellm".into(),
@@ -424,7 +345,7 @@ mod tests {
         )
         .unwrap();
         manifest.files.push(entry);
-        let quiet = Progress::new("", 0, true);
+        let quiet = Meter::new("", 0, &Progress::Silent);
         check_files(directory.path(), &manifest, &quiet).unwrap();
         let read = read(
             directory.path(),

@@ -14,12 +14,13 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use super::archive;
 use super::manifest::Contents;
-use crate::deployment::settings::{Database, Service, Settings};
+use crate::deployment::settings::{Database, Settings};
 use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::host::podman::Podman;
 use crate::quadlet::NETWORK;
 use crate::random::hex;
+use crate::service::Service;
 
 /// Databases whose names begin so belong to this program.
 const PREFIX: &str = "litellm_units_";
@@ -648,7 +649,7 @@ pub fn literal(text: &str) -> String {
 
 /// A name for a database of this program's own: `purpose` and the backup it comes from.
 #[must_use]
-pub fn scratch_name(purpose: &str, id: &super::BackupId) -> String {
+pub fn scratch_name(purpose: &str, id: &crate::deployment::operation_id::OperationId) -> String {
     let id = id.as_str().to_ascii_lowercase().replace('-', "_");
     format!("{PREFIX}{purpose}_{id}")
 }
@@ -776,7 +777,8 @@ mod tests {
 
     #[test]
     fn names_of_scratch_databases_fit() {
-        let id = super::super::BackupId::parse("20260131T120000Z-0a1b2c").unwrap();
+        let id =
+            crate::deployment::operation_id::OperationId::parse("20260131T120000Z-0a1b2c").unwrap();
         assert_eq!(
             scratch_name("replaced", &id),
             "litellm_units_replaced_20260131t120000z_0a1b2c"

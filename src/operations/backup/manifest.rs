@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
-use super::BackupId;
+use crate::deployment::operation_id::OperationId;
 use crate::error::{Failure, Result};
 use crate::image::Image;
 
@@ -22,7 +22,7 @@ pub struct Manifest {
     /// The version of this format.
     pub schema: u32,
     /// The backup's name.
-    pub id: BackupId,
+    pub id: OperationId,
     /// When it was begun, in RFC 3339.
     pub created: String,
     /// The version of this program.
@@ -81,7 +81,7 @@ pub struct StoredFile {
 impl Manifest {
     /// An empty one.
     #[must_use]
-    pub fn new(id: BackupId, created: jiff::Timestamp, database: Contents) -> Self {
+    pub fn new(id: OperationId, created: jiff::Timestamp, database: Contents) -> Self {
         Self {
             schema: SCHEMA,
             id,

@@ -14,12 +14,13 @@ use tokio::io::AsyncWriteExt;
 
 use super::manifest::{self, Manifest};
 use super::retention::{Retention, expired};
-use super::{Backup, BackupId, Options, UNFINISHED, check_space, directory, make_private};
+use super::{Backup, Options, UNFINISHED, check_space, directory, make_private};
+use crate::deployment::operation_id::OperationId;
 use crate::deployment::settings::BackupSettings;
 use crate::error::{Failure, Result};
+use crate::host::Host;
 use crate::host::files;
-use crate::host::paths::Paths;
-use crate::output::{bytes, duration, say};
+use crate::output::{Meter, Progress, bytes, duration};
 
 /// The size of the parts in which large files go: S3 takes up to 10,000 of them.
 const PART: usize = 32 << 20;
@@ -82,7 +83,7 @@ impl Remote {
         &self.url
     }
 
-    fn place(&self, id: &BackupId) -> Key {
+    fn place(&self, id: &OperationId) -> Key {
         self.prefix.clone().join(id.as_str())
     }
 
@@ -90,7 +91,7 @@ impl Remote {
     ///
     /// # Errors
     /// When the store refuses, or holds less than was sent.
-    pub async fn upload(&self, backup: &Backup, quiet: bool) -> Result<()> {
+    pub async fn upload(&self, host: &Host, backup: &Backup) -> Result<()> {
         let begin = std::time::Instant::now();
         let place = self.place(backup.id());
         for file in &backup.manifest.files {
@@ -101,13 +102,11 @@ impl Remote {
             .with_context(|| format!("can't examine {}", manifest.display()))?
             .len();
         self.put(backup, &place, manifest::FILE, size).await?;
-        if !quiet {
-            say(&format!(
-                "copied to {} in {}",
-                self.url,
-                duration(begin.elapsed())
-            ));
-        }
+        host.progress.say(&format!(
+            "copied to {} in {}",
+            self.url,
+            duration(begin.elapsed())
+        ));
         Ok(())
     }
 
@@ -135,7 +134,7 @@ impl Remote {
     ///
     /// # Errors
     /// When the store refuses.
-    pub async fn ids(&self) -> Result<Vec<BackupId>> {
+    pub async fn ids(&self) -> Result<Vec<OperationId>> {
         let listed = match self.store.list_with_delimiter(Some(&self.prefix)).await {
             Ok(listed) => listed,
             Err(object_store::Error::NotFound { .. }) => return Ok(Vec::new()),
@@ -145,7 +144,7 @@ impl Remote {
         };
         let mut ids = Vec::new();
         for place in listed.common_prefixes {
-            if let Some(id) = place.filename().and_then(BackupId::parse)
+            if let Some(id) = place.filename().and_then(OperationId::parse)
                 && self.store.head(&key(&place, manifest::FILE)).await.is_ok()
             {
                 ids.push(id);
@@ -159,7 +158,8 @@ impl Remote {
     ///
     /// # Errors
     /// When it is not there, or does not arrive whole.
-    pub async fn fetch(&self, paths: &Paths, id: &BackupId) -> Result<Backup> {
+    pub async fn fetch(&self, host: &Host, id: &OperationId) -> Result<Backup> {
+        let paths = &host.paths;
         let parent = directory(paths);
         let target = parent.join(id.as_str());
         if target.exists() {
@@ -193,8 +193,8 @@ impl Remote {
             .await?;
         }
         files::write_atomically(&staged.path().join(manifest::FILE), &text, 0o600)?;
-        let quiet = super::Progress::new("checked", manifest.total_size(), true);
-        super::archive::check_files(staged.path(), &manifest, &quiet)?;
+        let meter = Meter::new("checked", manifest.total_size(), &Progress::Silent);
+        super::archive::check_files(staged.path(), &manifest, &meter)?;
         for directory in super::directories_below(staged.path())? {
             files::sync_directory(&directory)?;
         }
@@ -203,7 +203,7 @@ impl Remote {
         // It has another name by now.
         let _ = staged.keep();
         files::sync_directory(&parent)?;
-        say(&format!(
+        host.progress.say(&format!(
             "backup {id} is here: {}",
             bytes(manifest.total_size())
         ));
@@ -236,7 +236,7 @@ impl Remote {
     ///
     /// # Errors
     /// When the store refuses.
-    pub async fn prune(&self, retention: Retention, options: &Options) -> Result<()> {
+    pub async fn prune(&self, host: &Host, retention: Retention, options: &Options) -> Result<()> {
         for id in expired(&self.ids().await?, retention, &options.protected) {
             let place = self.place(&id);
             // Without its manifest, it no longer counts as a backup.
@@ -252,9 +252,8 @@ impl Remote {
                 // Only empty directories are left.
                 let _ = std::fs::remove_dir_all(directory.join(id.as_str()));
             }
-            if !options.quiet {
-                say(&format!("removed backup {id} from {}", self.url));
-            }
+            host.progress
+                .say(&format!("removed backup {id} from {}", self.url));
         }
         Ok(())
     }

@@ -13,25 +13,27 @@ use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::archive::{self, Progress};
+use super::archive;
 use super::database::{Server, is_missing_role, scratch_name};
 use super::manifest::{Contents, DUMP};
-use super::{Backup, BackupId, CREDENTIALS, check_space, make_private, remove_unfinished};
-use crate::commands::generate::{self, Target};
+use super::{Backup, CREDENTIALS, check_space, make_private, remove_unfinished};
 use crate::deployment::env_file::EnvFile;
 use crate::deployment::images_lock::ImagesLock;
+use crate::deployment::operation_id::OperationId;
 use crate::deployment::sealed::{self, Vault};
-use crate::deployment::settings::{OF_THE_DATABASE, Service, Settings, parse_env, read_env};
+use crate::deployment::settings::{OF_THE_DATABASE, Settings, parse_env, read_env};
 use crate::deployment::snapshot::{self, SnapshotId};
 use crate::error::{Exit, Failure, Result, exit};
 use crate::host::Host;
 use crate::host::files;
 use crate::host::paths::Paths;
 use crate::host::systemd::job::Verb;
+use crate::operations::install::{self, Target};
 use crate::operations::seal;
 use crate::operations::stack::{self, Manner, RECOVERY_TIMEOUT};
 use crate::operations::upgrade;
-use crate::output::{bytes, duration, say, warn};
+use crate::output::{Meter, bytes, duration};
+use crate::service::Service;
 
 /// How a backup is restored.
 #[derive(Clone, Debug)]
@@ -42,8 +44,6 @@ pub struct Options {
     pub identity: Option<PathBuf>,
     /// Put `.env` and `config/` back as well, but for what concerns the server itself.
     pub config: bool,
-    /// Say nothing but warnings.
-    pub quiet: bool,
 }
 
 impl Default for Options {
@@ -52,7 +52,6 @@ impl Default for Options {
             timeout: RECOVERY_TIMEOUT,
             identity: None,
             config: false,
-            quiet: false,
         }
     }
 }
@@ -61,7 +60,7 @@ impl Default for Options {
 #[derive(Clone, Debug, Serialize)]
 pub struct Verified {
     /// The backup.
-    pub id: BackupId,
+    pub id: OperationId,
     /// The number of files whose SHA-256 is right.
     pub files: usize,
     /// The number of tables.
@@ -78,7 +77,7 @@ pub enum Recovered {
     /// There was none.
     Nothing,
     /// The data of this backup is in place.
-    Finished(BackupId),
+    Finished(OperationId),
     /// The data is as before.
     Undone,
 }
@@ -87,7 +86,7 @@ pub enum Recovered {
 #[derive(Clone, Debug, Deserialize, Serialize)]
 struct Record {
     /// What is restored.
-    backup: BackupId,
+    backup: OperationId,
     /// The database that is filled.
     staged: String,
     /// What the gateway's database is called once it is replaced.
@@ -135,11 +134,11 @@ impl Record {
 pub async fn verify(
     host: &Host,
     settings: &Settings,
-    id: &BackupId,
+    id: &OperationId,
     options: &Options,
 ) -> Result<Verified> {
     let backup = Backup::load(&host.paths, id)?;
-    check(&backup, options.quiet).await?;
+    check(host, &backup).await?;
     let server = Server::new(host, settings).await?;
     recover_with(host, settings, &server).await?;
     let mut verified = Verified {
@@ -159,7 +158,7 @@ pub async fn verify(
     let scratch = scratch_name("verify", id);
     let mut interrupt = signal(SignalKind::interrupt()).context("can't listen for Ctrl-C")?;
     let attempt = tokio::select! {
-        result = fill(&server, &scratch, &backup, options) => result,
+        result = fill(host, &server, &scratch, &backup, options) => result,
         _ = interrupt.recv() => Err(Failure::interrupted("interrupted; nothing is left of the verification").into()),
     };
     let dropped = drop_scratch(&server, &scratch).await;
@@ -178,15 +177,15 @@ pub async fn verify(
 pub async fn restore_data(
     host: &Host,
     settings: &Settings,
-    id: &BackupId,
+    id: &OperationId,
     options: &Options,
 ) -> Result<()> {
     let backup = Backup::load(&host.paths, id)?;
-    check(&backup, options.quiet).await?;
+    check(host, &backup).await?;
     if options.config {
         check_sealed(&backup, options)?;
     } else {
-        check_salt(&host.paths, &backup, options)?;
+        check_salt(host, &backup, options)?;
     }
     let systemd = host.systemd().await?;
     let unit = Service::Litellm.unit();
@@ -211,7 +210,7 @@ pub async fn restore_data(
         restore.swap().await?;
         fail::fail_point!("restore-after-swap");
         if options.config {
-            restore_config(&host.paths, &backup, options)?;
+            restore_config(host, &backup, options)?;
             fail::fail_point!("restore-after-config");
         }
         fail::fail_point!("restore-not-ready", |_| Err(
@@ -232,22 +231,22 @@ pub async fn restore_data(
             return Err(error);
         }
         let timeout = options.timeout.max(RECOVERY_TIMEOUT);
-        return Err(take_back(restore, &units, timeout, error).await);
+        return Err(take_back(host, restore, &units, timeout, error).await);
     }
     fail::fail_point!("restore-after-ready");
     let replaced = restore.record.replaced.clone();
     restore.commit().await?;
     if runs {
-        say(&format!(
+        host.progress.say(&format!(
             "the gateway serves the data of backup {id}; it was away for {}",
             duration(begin.elapsed())
         ));
     } else {
-        say(&format!(
+        host.progress.say(&format!(
             "the data of backup {id} is in place; the gateway did not run before and was not started"
         ));
     }
-    say(&format!(
+    host.progress.say(&format!(
         "the replaced database is kept as {replaced} until the next restore"
     ));
     Ok(())
@@ -261,13 +260,9 @@ async fn bring_back(
     timeout: Duration,
 ) -> Result<()> {
     if let Some(target) = target {
-        let tell = |text: &str| {
-            say(text);
-            Ok(())
-        };
-        let prepared = generate::prepare(host, target).await?;
-        prepared.apply_telling(host, tell).await?;
-        generate::pull_missing(host, &prepared, target, tell).await?;
+        let prepared = install::prepare(host, target).await?;
+        prepared.apply(host).await?;
+        install::pull_missing(host, &prepared, target).await?;
         if runs {
             stack::bring_up(host, prepared.settings(), timeout).await?;
         }
@@ -280,12 +275,14 @@ async fn bring_back(
 
 /// Undoes a restore with which the gateway does not get ready.
 async fn take_back(
+    host: &Host,
     restore: Restore<'_>,
     units: &[&str],
     timeout: Duration,
     error: anyhow::Error,
 ) -> anyhow::Error {
-    say("the restore failed: going back to what was before");
+    host.progress
+        .say("the restore failed: going back to what was before");
     match restore.undo(units, timeout).await {
         Ok(Ok(())) => Failure::new("the restore was undone; all is as before")
             .hint("the backup may need another release: litellm-units restore --config puts back the configuration of that time, too")
@@ -331,7 +328,7 @@ impl<'a> Restore<'a> {
         }
         recover_with(host, settings, &server).await?;
         check_space(&host.paths.postgres_data(), backup.manifest.database.size)?;
-        let now = BackupId::new(jiff::Timestamp::now())?;
+        let now = OperationId::new(jiff::Timestamp::now())?;
         let configuration = options
             .config
             .then(|| snapshot::keep(&host.paths))
@@ -347,7 +344,7 @@ impl<'a> Restore<'a> {
         fail::fail_point!("restore-recorded");
         let mut interrupt = signal(SignalKind::interrupt()).context("can't listen for Ctrl-C")?;
         let fill = async {
-            let found = fill(&server, &record.staged, backup, options).await?;
+            let found = fill(host, &server, &record.staged, backup, options).await?;
             compare(backup, &found)?;
             // The planner would know nothing about the tables until autovacuum comes by.
             server.query(&record.staged, "ANALYZE;\n").await
@@ -471,7 +468,7 @@ pub(super) async fn recover_with(
     settings: &Settings,
     server: &Server<'_>,
 ) -> Result<Recovered> {
-    remove_unfinished(&host.paths)?;
+    remove_unfinished(host)?;
     let mut recovered = Recovered::Nothing;
     if !server.is_local() {
         return Ok(recovered);
@@ -488,7 +485,7 @@ pub(super) async fn recover_with(
     {
         server.end_leftovers().await?;
         server.drop_database(name).await?;
-        say(&format!(
+        host.progress.say(&format!(
             "removed database {name}, left by an interrupted run"
         ));
     }
@@ -515,32 +512,32 @@ async fn recover_restore(
     };
     let units = [Service::Litellm.unit(), Service::Migrate.unit()];
     if swapped && !with_config {
-        say(&format!(
+        host.progress.say(&format!(
             "the restore of backup {id} was interrupted after the data was in place: finishing it"
         ));
         return match bring_back(host, None, gateway, RECOVERY_TIMEOUT).await {
             Ok(()) => restore.commit().await.map(|()| Recovered::Finished(id)),
-            Err(error) => Err(take_back(restore, &units, RECOVERY_TIMEOUT, error).await),
+            Err(error) => Err(take_back(host, restore, &units, RECOVERY_TIMEOUT, error).await),
         };
     }
-    say(&format!(
+    host.progress.say(&format!(
         "the restore of backup {id} was interrupted: undoing it"
     ));
     // It may be what the restore was to mend.
     if let Err(error) = restore.undo(&units, RECOVERY_TIMEOUT).await? {
-        warn(&format!(
+        host.progress.warn(&format!(
             "the data is as before the restore, but the gateway is not ready: {error:#}"
         ));
     }
     Ok(Recovered::Undone)
 }
 
-async fn check(backup: &Backup, quiet: bool) -> Result<()> {
-    let progress = Progress::new("checked", backup.manifest.total_size(), quiet);
+async fn check(host: &Host, backup: &Backup) -> Result<()> {
+    let meter = Meter::new("checked", backup.manifest.total_size(), &host.progress);
     let (directory, manifest) = (backup.directory.clone(), backup.manifest.clone());
     tokio::task::spawn_blocking(move || {
-        let result = archive::check_files(&directory, &manifest, &progress);
-        progress.clear();
+        let result = archive::check_files(&directory, &manifest, &meter);
+        meter.clear();
         result
     })
     .await
@@ -558,6 +555,7 @@ fn open_dump(backup: &Backup, options: &Options) -> Result<Box<dyn std::io::Read
 
 /// Restores the dump into the new database `name`; returns what is in it then.
 async fn fill(
+    host: &Host,
     server: &Server<'_>,
     name: &str,
     backup: &Backup,
@@ -565,22 +563,20 @@ async fn fill(
 ) -> Result<Contents> {
     // Before the database, since the key may be missing.
     let source = open_dump(backup, options)?;
-    if !options.quiet {
-        say(&format!(
-            "restoring backup {} beside the running database ({})",
-            backup.id(),
-            bytes(backup.manifest.database.size)
-        ));
-    }
+    host.progress.say(&format!(
+        "restoring backup {} beside the running database ({})",
+        backup.id(),
+        bytes(backup.manifest.database.size)
+    ));
     server.create_beside(name).await?;
     fail::fail_point!("restore-created");
-    let progress = Progress::new("restored", backup.manifest.database.size, options.quiet);
-    let mut result = server.fill(name, &[], progress.reading(source)).await;
-    progress.clear();
+    let meter = Meter::new("restored", backup.manifest.database.size, &host.progress);
+    let mut result = server.fill(name, &[], meter.reading(source)).await;
+    meter.clear();
     if let Err(error) = &result
         && is_missing_role(error)
     {
-        warn(&format!(
+        host.progress.warn(&format!(
             "the server lacks a role that the backup names, so all becomes the property of the gateway's: {error:#}"
         ));
         server.drop_database(name).await?;
@@ -619,9 +615,9 @@ async fn drop_scratch(server: &Server<'_>, name: &str) -> Result<()> {
 
 /// LiteLLM encrypts credentials in the database with the salt key; with another one than the
 /// backup's, they would be lost.
-fn check_salt(paths: &Paths, backup: &Backup, options: &Options) -> Result<()> {
+fn check_salt(host: &Host, backup: &Backup, options: &Options) -> Result<()> {
     let then = env_of(backup, options)?;
-    let path = paths.env_file();
+    let path = host.paths.env_file();
     let now = parse_env(&read_env(&path)?, &path)?;
     let (of_then, of_now) = (salt(&then), salt(&now));
     if of_then == of_now {
@@ -630,7 +626,7 @@ fn check_salt(paths: &Paths, backup: &Backup, options: &Options) -> Result<()> {
     let of_then = match vault_of(backup).open(of_then.unwrap_or_default()) {
         Ok(salt) => salt,
         Err(error) => {
-            warn(&format!(
+            host.progress.warn(&format!(
                 "whether LITELLM_SALT_KEY is that of the backup, can't be told: if it is not, the credentials in its database can't be read: {error:#}"
             ));
             return Ok(());
@@ -692,7 +688,8 @@ fn env_of(backup: &Backup, options: &Options) -> Result<EnvFile> {
 }
 
 /// Puts `.env` and `config/` back, but for the variables that belong to the server.
-fn restore_config(paths: &Paths, backup: &Backup, options: &Options) -> Result<()> {
+fn restore_config(host: &Host, backup: &Backup, options: &Options) -> Result<()> {
+    let paths = &host.paths;
     let path = paths.env_file();
     let now = parse_env(&read_env(&path)?, &path)?;
     let mut env = env_of(backup, options)?;
@@ -717,7 +714,7 @@ fn restore_config(paths: &Paths, backup: &Backup, options: &Options) -> Result<(
     }
     restore_sealed(paths, backup, &read)?;
     if seal::is_in_use(&now) {
-        env = seal::protected(paths, &now, &env)?;
+        env = seal::protected(host, &now, &env)?;
     }
     let mut wanted = Vec::new();
     for file in &backup.manifest.files {
@@ -732,7 +729,7 @@ fn restore_config(paths: &Paths, backup: &Backup, options: &Options) -> Result<(
         files::write_atomically(&place, &read(&file.name)?, file.mode.unwrap_or(0o644))?;
         wanted.push(place);
     }
-    for present in crate::deployment::applied::files_below(&paths.config())? {
+    for present in files::files_below(&paths.config())? {
         if !wanted.contains(&present) {
             std::fs::remove_file(&present)
                 .with_context(|| format!("can't remove {}", present.display()))?;

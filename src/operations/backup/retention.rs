@@ -1,8 +1,7 @@
 //! Which backups are old enough to go. Pure.
 
+use crate::deployment::operation_id::OperationId;
 use std::collections::BTreeSet;
-
-use super::BackupId;
 
 /// How long backups are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,11 +26,11 @@ impl Default for Retention {
 /// does what is in `protected`.
 #[must_use]
 pub fn expired(
-    present: &[BackupId],
+    present: &[OperationId],
     retention: Retention,
-    protected: &[BackupId],
-) -> Vec<BackupId> {
-    let mut newest_first: Vec<&BackupId> = present.iter().collect();
+    protected: &[OperationId],
+) -> Vec<OperationId> {
+    let mut newest_first: Vec<&OperationId> = present.iter().collect();
     newest_first.sort();
     newest_first.dedup();
     newest_first.reverse();
@@ -61,10 +60,10 @@ pub fn expired(
 mod tests {
     use super::*;
 
-    fn ids(times: &[&str]) -> Vec<BackupId> {
+    fn ids(times: &[&str]) -> Vec<OperationId> {
         times
             .iter()
-            .map(|time| BackupId::parse(&format!("{time}Z-0a1b2c")).unwrap())
+            .map(|time| OperationId::parse(&format!("{time}Z-0a1b2c")).unwrap())
             .collect()
     }
 

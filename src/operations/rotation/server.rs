@@ -8,14 +8,14 @@ use secrecy::{ExposeSecret, SecretString};
 use tokio::io::AsyncWriteExt;
 use tokio::time::Instant;
 
-use crate::deployment::settings::{Database, Service, Settings};
+use crate::deployment::settings::{Database, Settings};
 use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::host::systemd::job::{Jobs, Verb};
 use crate::litellm::Client;
 use crate::litellm::keys::{KeyError, scrub};
 use crate::litellm::ui;
-use crate::output::{say, warn};
+use crate::service::Service;
 
 const PATIENCE: Duration = Duration::from_secs(30);
 
@@ -192,9 +192,10 @@ pub(super) async fn end_sessions(host: &Host, settings: &Settings) {
         Database::External { .. } => false,
     };
     if ended {
-        say("ended the sessions of the web interface");
+        host.progress.say("ended the sessions of the web interface");
     } else {
-        warn("sessions of the web interface go on until they expire, within 24 h");
+        host.progress
+            .warn("sessions of the web interface go on until they expire, within 24 h");
     }
 }
 

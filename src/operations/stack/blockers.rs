@@ -4,10 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::future::{join_all, try_join_all};
 
-use crate::deployment::settings::Service;
 use crate::error::Result;
 use crate::host::journal;
 use crate::host::systemd::{Systemd, UnitState};
+use crate::service::Service;
 
 /// How many lines of a failing unit's journal are kept: more than one attempt writes, so that the last error is
 /// among them while the next attempt is under way.

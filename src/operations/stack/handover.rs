@@ -6,15 +6,16 @@ use anyhow::Context;
 use tokio::time::Instant;
 
 use super::{ASK_INTERVAL, STANDBY_UNIT, Wait, failed};
-use crate::deployment::settings::{GATEWAY_PORT, Service};
+use crate::deployment::settings::GATEWAY_PORT;
 use crate::error::Result;
 use crate::host::Host;
 use crate::host::container_state;
+use crate::host::systemd::UnitState;
 use crate::host::systemd::job::Verb;
-use crate::host::systemd::{Systemd, UnitState};
 use crate::litellm::health::Health;
-use crate::output::{bytes, say, warn};
+use crate::output::bytes;
 use crate::quadlet;
+use crate::service::Service;
 
 /// Asked inside a gateway's container, since at the address either of two may answer.
 const QUESTION: &str =
@@ -44,7 +45,7 @@ pub(super) async fn is_possible(host: &Host, gateway: &UnitState) -> Result<bool
     if let (Some(needed), Some(available)) = (needed, available)
         && available < needed + needed / 2
     {
-        warn(&format!(
+        host.progress.warn(&format!(
             "{} of memory are available, too little for a second gateway besides the one with {}: requests wait while it restarts",
             bytes(available),
             bytes(needed),
@@ -78,7 +79,7 @@ pub(super) async fn run(host: &Host, wait: &mut Wait<'_>, steps: &[(Verb, &str)]
             .await
             .is_ok_and(|gateway| gateway.is_active())
     {
-        end(wait.systemd).await;
+        end(host).await;
     }
     attempt
 }
@@ -97,8 +98,9 @@ async fn take_over(host: &Host, wait: &mut Wait<'_>, steps: &[(Verb, &str)]) -> 
         wait.finish().await?;
     }
     // One that an interrupted command left behind has the settings of that time.
-    end(wait.systemd).await;
-    say("a second gateway serves while the first one restarts");
+    end(host).await;
+    host.progress
+        .say("a second gateway serves while the first one restarts");
     wait.ask(Verb::Start, STANDBY_UNIT).await?;
     wait.finish().await?;
     ready_inside(host, wait, quadlet::STANDBY, STANDBY_UNIT).await?;
@@ -148,18 +150,19 @@ async fn ready_inside(host: &Host, wait: &mut Wait<'_>, container: &str, unit: &
 
 /// Stops a second gateway, if there is one: it finishes the requests that it has. That it takes long
 /// for that does not make the first one fail.
-pub(super) async fn end(systemd: &Systemd) {
+pub(super) async fn end(host: &Host) {
     let attempt = async {
-        let standby = systemd.unit(STANDBY_UNIT).await?;
+        let standby = host.systemd().await?.unit(STANDBY_UNIT).await?;
         if matches!(standby.active.as_str(), "inactive" | "failed") {
             return Ok(());
         }
-        let mut wait = Wait::new(systemd, Instant::now() + STOP_PATIENCE).await?;
+        let mut wait = Wait::new(host, Instant::now() + STOP_PATIENCE).await?;
         wait.ask(Verb::Stop, STANDBY_UNIT).await?;
         wait.finish().await
     };
     if let Err(error) = attempt.await {
-        warn(&format!("the second gateway does not stop: {error:#}"));
+        host.progress
+            .warn(&format!("the second gateway does not stop: {error:#}"));
     }
 }
 

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::deployment::installed_release;
-use crate::deployment::settings::{Service, Settings};
+use crate::deployment::settings::Settings;
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 use crate::host::files;
@@ -15,6 +15,7 @@ use crate::host::paths::Paths;
 use crate::image::ImageReference;
 use crate::litellm::advisories::{self, Advisories, Finding, Judgement};
 use crate::litellm::release::{Line, Release};
+use crate::service::Service;
 
 /// What was found, as `upgrade --check --json` prints it.
 #[derive(Clone, Debug, Serialize)]

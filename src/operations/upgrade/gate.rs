@@ -7,14 +7,15 @@ use tokio::time::Instant;
 
 use super::Runs;
 use crate::deployment::images_lock::ImagesLock;
-use crate::deployment::settings::{Service, Settings};
+use crate::deployment::settings::Settings;
 use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::host::journal;
 use crate::litellm::Client;
 use crate::litellm::health::Health;
 use crate::operations::stack;
-use crate::output::{duration, say};
+use crate::output::duration;
+use crate::service::Service;
 
 /// How often the gateway is looked at.
 const INTERVAL: Duration = Duration::from_millis(500);
@@ -125,7 +126,8 @@ pub(super) async fn watch(
     if settle.is_zero() {
         return Ok(());
     }
-    say(&format!("watching the gateway for {}", duration(settle)));
+    host.progress
+        .say(&format!("watching the gateway for {}", duration(settle)));
     let end = Instant::now() + settle;
     let mut away_since = None;
     while Instant::now() < end {

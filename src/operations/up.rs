@@ -1,0 +1,41 @@
+//! From whatever there is to a gateway that serves.
+
+use std::time::Duration;
+
+use super::install::{self, Prepared, Target};
+use super::{stack, upgrade};
+use crate::error::Result;
+use crate::host::Host;
+use crate::litellm::{advisories, config, contract};
+
+/// Prepares, pulls and starts what is missing or stopped. The release stays the recorded one.
+///
+/// # Errors
+/// As [`bring_up`], and when the settings are wrong or the release has a vulnerability that is exploited.
+pub async fn everything(host: &Host, timeout: Duration) -> Result<()> {
+    let prepared = install::prepare(host, Target::Recorded).await?;
+    let settings = prepared.installed();
+    let image = &settings.litellm_image;
+    advisories::admit(host, settings, image, &[], "litellm-units up")?;
+    bring_up(host, &prepared, timeout, "up").await
+}
+
+/// Installs what is prepared, pulls what is missing, starts all of it, waits until the gateway is ready, and
+/// records the release as brought by `command`.
+///
+/// # Errors
+/// When the gateway's configuration has errors, an image can't be pulled or does not fit, a unit fails, or the
+/// gateway is not ready in time.
+pub async fn bring_up(
+    host: &Host,
+    prepared: &Prepared,
+    timeout: Duration,
+    command: &str,
+) -> Result<()> {
+    prepared.apply(host).await?;
+    config::refuse_errors(host)?;
+    install::pull_missing(host, prepared, Target::Recorded).await?;
+    contract::check_once(host, prepared.installed()).await?;
+    stack::bring_up(host, prepared.installed(), timeout).await?;
+    upgrade::record(host, prepared.installed(), command).await
+}

@@ -1,0 +1,32 @@
+//! The units before they are installed, judged by the host's own Quadlet generator. In a daemon-reload its errors
+//! would go to the kernel log only, and the unit would silently be missing.
+
+use anyhow::Context;
+
+use super::{Place, UnitFile};
+use crate::error::{Failure, Result};
+use crate::host::paths::Scope;
+use crate::host::podman::Podman;
+
+/// Refuses units that the host's generator refuses.
+///
+/// # Errors
+/// With the generator's own words.
+pub async fn check(podman: &Podman, files: &[UnitFile], scope: Scope) -> Result<()> {
+    let staged = tempfile::tempdir().context("can't stage the units for Quadlet's check")?;
+    for file in files.iter().filter(|file| file.place == Place::Quadlet) {
+        std::fs::write(staged.path().join(file.name), &file.text)
+            .context("can't stage the units for Quadlet's check")?;
+    }
+    let output = podman.generate(staged.path(), scope).await?;
+    if output.status.success() {
+        return Ok(());
+    }
+    let words = String::from_utf8_lossy(&output.stderr);
+    Err(Failure::new(format!(
+        "Podman's Quadlet generator refuses the units, so nothing was installed:\n{}",
+        words.trim().replace(&*staged.path().to_string_lossy(), "…")
+    ))
+    .hint("this is a defect of litellm-units for this version of Podman: please report it with the lines above")
+    .into())
+}

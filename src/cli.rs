@@ -11,9 +11,9 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 
 use crate::host::podman::PodmanVersion;
-use crate::host::ssh::Remote;
+use crate::host::ssh::RemoteHost;
 use crate::host::systemd::Features;
-use crate::operations::stack::Source;
+use crate::operations::stack::LogSource;
 use crate::service::Service;
 
 /// Run a LiteLLM gateway, with PostgreSQL and Redis, as Podman Quadlet and systemd units.
@@ -47,7 +47,7 @@ pub struct Target {
     pub system: bool,
     /// Do it on another machine, over ssh
     #[arg(long, value_name = "USER@HOST", global = true)]
-    pub host: Option<Remote>,
+    pub host: Option<RemoteHost>,
 }
 
 /// The verbs.
@@ -223,7 +223,7 @@ pub struct Units {
 )]
 pub struct Logs {
     /// Services, `images` for the pulls, or `network` [default: all]
-    pub services: Vec<Source>,
+    pub services: Vec<LogSource>,
     /// Go on with new lines as they come
     #[arg(short, long)]
     pub follow: bool,
@@ -247,7 +247,7 @@ pub struct Logs {
     pub no_color: bool,
 }
 
-impl clap::ValueEnum for Source {
+impl clap::ValueEnum for LogSource {
     fn value_variants<'a>() -> &'a [Self] {
         &Self::ALL
     }

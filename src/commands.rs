@@ -12,6 +12,7 @@ pub mod generate;
 pub mod health;
 pub mod history;
 pub mod key;
+pub mod lifecycle;
 pub mod logs;
 pub mod pull;
 pub mod rollback;
@@ -20,7 +21,6 @@ pub mod status;
 pub mod trust;
 pub mod ui;
 pub mod unit;
-pub mod units;
 pub mod up;
 pub mod upgrade;
 
@@ -30,7 +30,7 @@ use crate::error::{Exit, Result};
 use crate::host::Host;
 use crate::host::lock::OperationLock;
 use crate::operations::recovery;
-use crate::operations::upgrade::{Options, Plan, SETTLE};
+use crate::operations::upgrade::{ReleaseOptions, ReleasePlan, SETTLE};
 use crate::output;
 
 /// Begins a command that changes the deployment, unless it only shows what it would do: that needs neither the
@@ -49,8 +49,8 @@ async fn begin(
 
 /// Upgrades to the release that `.env` names.
 async fn upgrade_to_env(host: &Host, dry_run: bool, timeout: Duration) -> Result<Exit> {
-    let plan = Plan::upgrade(host, None).await?;
-    let options = Options {
+    let plan = ReleasePlan::upgrade(host, None).await?;
+    let options = ReleaseOptions {
         settle: SETTLE,
         timeout,
         accept_unreadable: false,
@@ -59,7 +59,12 @@ async fn upgrade_to_env(host: &Host, dry_run: bool, timeout: Duration) -> Result
 }
 
 /// Shows a plan and, unless this is only to show it, carries it out.
-async fn change_release(host: &Host, plan: Plan, dry_run: bool, options: Options) -> Result<Exit> {
+async fn change_release(
+    host: &Host,
+    plan: ReleasePlan,
+    dry_run: bool,
+    options: ReleaseOptions,
+) -> Result<Exit> {
     for line in plan.lines(options) {
         output::line(&line)?;
     }

@@ -30,7 +30,7 @@ use crate::service::Service;
 /// What came out of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Outcome {
+pub enum CheckOutcome {
     /// Nothing is known to be wrong.
     Ok,
     /// It works, but not as well or as safely as it should, or not for long.
@@ -45,7 +45,7 @@ pub struct Check {
     /// Its name, for scripts.
     pub name: &'static str,
     /// How it is.
-    pub outcome: Outcome,
+    pub outcome: CheckOutcome,
     /// What was found.
     pub message: String,
     /// What mends it: a command, or words.
@@ -85,7 +85,7 @@ impl Check {
     fn ok(name: &'static str, message: impl Into<String>) -> Self {
         Self {
             name,
-            outcome: Outcome::Ok,
+            outcome: CheckOutcome::Ok,
             message: message.into(),
             remedy: None,
             fix: None,
@@ -94,14 +94,14 @@ impl Check {
 
     fn warning(name: &'static str, message: impl Into<String>) -> Self {
         Self {
-            outcome: Outcome::Warning,
+            outcome: CheckOutcome::Warning,
             ..Self::ok(name, message)
         }
     }
 
     fn failure(name: &'static str, message: impl Into<String>) -> Self {
         Self {
-            outcome: Outcome::Failure,
+            outcome: CheckOutcome::Failure,
             ..Self::ok(name, message)
         }
     }
@@ -131,7 +131,7 @@ impl Check {
 }
 
 /// What several checks need, found out once.
-struct Patient<'a> {
+struct Examination<'a> {
     host: &'a Host,
     /// `.env`, if there is a deployment and the file can be parsed.
     env: Option<EnvFile>,
@@ -145,7 +145,7 @@ struct Patient<'a> {
     holds_address: bool,
 }
 
-impl Patient<'_> {
+impl Examination<'_> {
     fn unit(&self, service: Service) -> Option<&UnitState> {
         self.units
             .as_ref()?
@@ -178,7 +178,7 @@ pub async fn examine(host: &Host) -> Vec<Check> {
     // Without a session there is no bus: named once.
     let has_session = checks
         .iter()
-        .all(|check| check.name != "session" || check.outcome == Outcome::Ok);
+        .all(|check| check.name != "session" || check.outcome == CheckOutcome::Ok);
     if has_session {
         checks.push(dbus);
     }
@@ -191,12 +191,12 @@ pub async fn examine(host: &Host) -> Vec<Check> {
     let podman_works = has_session
         && checks
             .iter()
-            .all(|check| check.name != "podman" || check.outcome != Outcome::Failure);
+            .all(|check| check.name != "podman" || check.outcome != CheckOutcome::Failure);
     let blockers = match units.as_ref().filter(|_| has_session) {
         Some(units) => units::blockers(host, units).await,
         None => Vec::new(),
     };
-    let patient = Patient {
+    let examination = Examination {
         host,
         env,
         settings,
@@ -219,12 +219,12 @@ pub async fn examine(host: &Host) -> Vec<Check> {
         backup,
         upgrade_check,
     ) = futures_util::join!(
-        platform::systemd(&patient),
+        platform::systemd(&examination),
         platform::clock(host),
         files::space(host, podman_works),
         async {
             if podman_works {
-                network::inside(&patient).await
+                network::inside(&examination).await
             } else {
                 Vec::new()
             }
@@ -232,63 +232,63 @@ pub async fn examine(host: &Host) -> Vec<Check> {
         network::docker(host),
         async {
             if podman_works {
-                units::drift(&patient).await
+                units::drift(&examination).await
             } else {
                 Vec::new()
             }
         },
         async {
             if podman_works {
-                units::digests(&patient).await
+                units::digests(&examination).await
             } else {
                 None
             }
         },
         async {
             if podman_works {
-                trust::running(&patient).await
+                trust::running(&examination).await
             } else {
                 None
             }
         },
         async {
             if podman_works {
-                trust::signatures(&patient).await
+                trust::signatures(&examination).await
             } else {
                 None
             }
         },
-        units::gateway(&patient),
-        backup::backup(&patient),
-        release::upgrade_check(&patient),
+        units::gateway(&examination),
+        backup::backup(&examination),
+        release::upgrade_check(&examination),
     );
     checks.extend(systemd);
     checks.push(platform::selinux());
     checks.push(clock);
     checks.extend(disk);
     checks.extend(of_settings);
-    if let Some(env) = &patient.env {
+    if let Some(env) = &examination.env {
         checks.push(files::secrets(host));
         checks.extend(files::sealed(env, &host.paths.env_file()));
-        checks.extend(files::data(&patient));
-        checks.extend(files::gateway_config(&patient));
+        checks.extend(files::data(&examination));
+        checks.extend(files::gateway_config(&examination));
     }
-    checks.extend(network::port(&patient));
-    checks.push(network::loopback(&patient));
+    checks.extend(network::port(&examination));
+    checks.push(network::loopback(&examination));
     checks.extend(inside);
     checks.push(docker);
-    let is_current = drift.iter().all(|check| check.outcome == Outcome::Ok);
+    let is_current = drift.iter().all(|check| check.outcome == CheckOutcome::Ok);
     let config_is_good = checks
         .iter()
-        .all(|check| check.name != "config" || check.outcome == Outcome::Ok);
+        .all(|check| check.name != "config" || check.outcome == CheckOutcome::Ok);
     checks.extend(drift);
-    checks.extend(units::states(&patient, is_current));
+    checks.extend(units::states(&examination, is_current));
     checks.extend(digests);
     checks.extend(compromised);
-    checks.extend(release::vulnerabilities(&patient));
+    checks.extend(release::vulnerabilities(&examination));
     checks.extend(signatures);
     if config_is_good {
-        checks.extend(units::applied(&patient, is_current));
+        checks.extend(units::applied(&examination, is_current));
     }
     checks.extend(gateway);
     checks.extend(backup);
@@ -323,7 +323,7 @@ fn settings(host: &Host) -> (Option<EnvFile>, Option<Settings>, Vec<Check>) {
     let settings = files::without_bad_images(&env).and_then(|env| Settings::from_env(&env, &path));
     match settings {
         Ok(settings) => {
-            let good = images.outcome == Outcome::Ok;
+            let good = images.outcome == CheckOutcome::Ok;
             let message = format!("{} can be used", path.display());
             (
                 Some(env),

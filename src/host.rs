@@ -20,7 +20,7 @@ use tokio::sync::OnceCell;
 
 use self::paths::{Paths, Scope};
 use self::podman::Podman;
-use self::ssh::Remote;
+use self::ssh::RemoteHost;
 use self::systemd::Systemd;
 use crate::error::{Failure, Result};
 use crate::output::Progress;
@@ -34,7 +34,7 @@ pub struct Host {
     /// Where operations report what they do.
     pub progress: Progress,
     /// The other machine, if it is one: then only its systemd can be reached.
-    pub remote: Option<Remote>,
+    pub remote: Option<RemoteHost>,
     podman: OnceCell<Podman>,
     systemd: OnceCell<Systemd>,
 }
@@ -54,7 +54,7 @@ impl Host {
 
     /// Another machine, of which only systemd is needed.
     #[must_use]
-    pub fn remote(scope: Scope, remote: Remote) -> Self {
+    pub fn remote(scope: Scope, remote: RemoteHost) -> Self {
         Self {
             remote: Some(remote),
             ..Self::new(Paths::elsewhere(scope))

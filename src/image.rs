@@ -16,7 +16,7 @@ pub struct ImageReference {
 
 /// Which image it is, whatever it is called.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
-pub struct Identity {
+pub struct ImageIdentity {
     /// The digest by which its registry has it (`sha256:…`): that of the index where there is one.
     pub digest: String,
     /// Podman's image ID, 64 hexadecimal digits. Records of earlier versions lack it.
@@ -24,7 +24,7 @@ pub struct Identity {
     pub id: Option<String>,
 }
 
-impl Identity {
+impl ImageIdentity {
     /// What a digest alone tells.
     #[must_use]
     pub fn of_digest(digest: impl Into<String>) -> Self {
@@ -62,7 +62,7 @@ pub struct Image {
     pub reference: String,
     /// Which image that was.
     #[serde(flatten)]
-    pub identity: Identity,
+    pub identity: ImageIdentity,
 }
 
 impl Image {
@@ -281,7 +281,7 @@ mod tests {
 
     #[test]
     fn images_are_compared_by_id() {
-        let identity = |digest: &str, id: Option<&str>| Identity {
+        let identity = |digest: &str, id: Option<&str>| ImageIdentity {
             digest: digest.into(),
             id: id.map(str::to_owned),
         };

@@ -34,8 +34,8 @@ use cli::{Cli, Command};
 use error::{Exit, Result};
 use host::Host;
 use host::paths::{Paths, Scope};
-use host::ssh::{self, Use};
-use host::systemd::job::Verb;
+use host::ssh::{self, RemoteUse};
+use host::systemd::job::JobType;
 
 /// Runs one command.
 ///
@@ -71,9 +71,13 @@ pub async fn run(cli: Cli) -> Result<Exit> {
         Command::Up(arguments) => commands::up::run(&host, &arguments).await,
         Command::Down(arguments) => commands::down::run(&host, &arguments).await,
         Command::Apply(arguments) => commands::apply::run(&host, &arguments).await,
-        Command::Start(arguments) => commands::units::run(&host, Verb::Start, &arguments).await,
-        Command::Stop(arguments) => commands::units::run(&host, Verb::Stop, &arguments).await,
-        Command::Restart(arguments) => commands::units::restart(&host, &arguments).await,
+        Command::Start(arguments) => {
+            commands::lifecycle::run(&host, JobType::Start, &arguments).await
+        }
+        Command::Stop(arguments) => {
+            commands::lifecycle::run(&host, JobType::Stop, &arguments).await
+        }
+        Command::Restart(arguments) => commands::lifecycle::restart(&host, &arguments).await,
         Command::Logs(arguments) => commands::logs::run(&host, &arguments).await,
         Command::Exec(arguments) => commands::exec::run(&host, &arguments).await,
         Command::Health(arguments) => commands::health::run(&host, &arguments).await,
@@ -97,8 +101,8 @@ pub async fn run(cli: Cli) -> Result<Exit> {
 
 /// How a command runs by way of another machine's `litellm-units`. Nothing for those that need
 /// only systemd there, or nothing at all.
-fn use_of(command: &Command) -> Option<Use> {
-    let plain = Use {
+fn use_of(command: &Command) -> Option<RemoteUse> {
+    let plain = RemoteUse {
         terminal: true,
         input: true,
         foreign: false,
@@ -110,7 +114,7 @@ fn use_of(command: &Command) -> Option<Use> {
         | Command::Restart(_)
         | Command::Down(_)
         | Command::Completion { .. } => None,
-        Command::Exec(arguments) => Some(Use {
+        Command::Exec(arguments) => Some(RemoteUse {
             terminal: !arguments.no_tty,
             foreign: true,
             ..plain
@@ -123,7 +127,7 @@ fn use_of(command: &Command) -> Option<Use> {
         | Command::Logs(_)
         | Command::Health(_)
         | Command::Pull(_)
-        | Command::Trust(_) => Some(Use {
+        | Command::Trust(_) => Some(RemoteUse {
             input: false,
             ..plain
         }),

@@ -93,7 +93,7 @@ pub struct UnitFile {
 
 /// What the units depend on beside the settings.
 #[derive(Clone, Debug)]
-pub struct Host<'a> {
+pub struct RenderContext<'a> {
     /// The locations that the units name.
     pub paths: &'a Paths,
     /// The Podman that will read them.
@@ -137,7 +137,7 @@ pub fn target(scope: Scope) -> UnitFile {
 ///
 /// # Errors
 /// When a value can't be written in a unit file.
-pub fn render(settings: &Settings, host: &Host<'_>) -> Result<Vec<UnitFile>> {
+pub fn render(settings: &Settings, host: &RenderContext<'_>) -> Result<Vec<UnitFile>> {
     let common = &Common::new(settings, host)?;
     let mut files = vec![
         file(Place::Quadlet, "litellm.network", &Network { common })?,
@@ -219,7 +219,7 @@ pub fn render(settings: &Settings, host: &Host<'_>) -> Result<Vec<UnitFile>> {
 ///
 /// # Errors
 /// When a value can't be written in a unit file.
-pub fn next_migration(settings: &Settings, host: &Host<'_>) -> Result<UnitFile> {
+pub fn next_migration(settings: &Settings, host: &RenderContext<'_>) -> Result<UnitFile> {
     let common = &Common::new(settings, host)?;
     let values = Container {
         name: Service::Migrate.name(),
@@ -269,7 +269,7 @@ struct Common {
 }
 
 impl Common {
-    fn new(settings: &Settings, host: &Host<'_>) -> Result<Self> {
+    fn new(settings: &Settings, host: &RenderContext<'_>) -> Result<Self> {
         let deployment = path_text(&host.paths.deployment)?;
         let mut arguments = format!(" --litellm-dir {}", escape::word(deployment));
         if host.paths.scope == Scope::User {

@@ -230,7 +230,7 @@ fn expected_output(
 ) -> Vec<(String, String)> {
     let paths = Paths::detect(scope, Some(deployment.into())).unwrap();
     let settings = Settings::from_text(env, &paths.env_file()).unwrap();
-    let host = quadlet::Host {
+    let host = quadlet::RenderContext {
         paths: &paths,
         podman: PodmanVersion::parse(podman).unwrap(),
         systemd: Features::DEFAULT,

@@ -5,14 +5,14 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
-use litellm_units::deployment::completion::{Completed, Found, Plan, complete};
+use litellm_units::deployment::completion::{Completed, Completion, Existing, complete};
 use litellm_units::error::{self, Exit, Result};
 use litellm_units::host::paths::{Paths, Scope};
 
 use crate::support::{failure, tree};
 
-const NEW: Found = Found { cluster: false };
-const RUNNING: Found = Found { cluster: true };
+const NEW: Existing = Existing { cluster: false };
+const RUNNING: Existing = Existing { cluster: true };
 
 /// Random bytes that tell in which order they were drawn: 01 01 …, then 02 02 …
 fn numbered() -> impl FnMut(&mut [u8]) -> Result<()> {
@@ -29,14 +29,14 @@ fn drawn(number: u8) -> String {
     format!("{number:02x}").repeat(32)
 }
 
-fn completed(text: &str, found: Found) -> Completed {
+fn completed(text: &str, found: Existing) -> Completed {
     complete(text, Path::new("/srv/.env"), found, &mut numbered()).unwrap()
 }
 
 /// Completes `text` and checks the result and what was said about it; and that a second time
 /// changes nothing.
 #[track_caller]
-fn check(text: &str, found: Found, expected: &str, changes: &[&str]) {
+fn check(text: &str, found: Existing, expected: &str, changes: &[&str]) {
     let first = completed(text, found);
     assert_eq!(first.env.text(), expected);
     assert_eq!(first.changes, changes);
@@ -345,8 +345,8 @@ impl Place {
         Self { root, paths }
     }
 
-    fn plan(&self) -> Plan {
-        Plan::new(&self.paths, &mut numbered()).unwrap()
+    fn plan(&self) -> Completion {
+        Completion::new(&self.paths, &mut numbered()).unwrap()
     }
 
     fn changes(&self) -> Vec<String> {
@@ -473,7 +473,7 @@ fn a_cluster_of_another_major_version_is_refused() {
     fs::write(deployment.join("data/postgres/PG_VERSION"), "16\n").unwrap();
     fs::write(deployment.join(".env"), WHOLE).unwrap();
     let before = tree(place.root.path());
-    let error = Plan::new(&place.paths, &mut numbered()).unwrap_err();
+    let error = Completion::new(&place.paths, &mut numbered()).unwrap_err();
     assert_eq!(
         failure(&error).replace(place.root.path().to_str().unwrap(), ""),
         "error: /opt/server/data/postgres holds a PostgreSQL 16 cluster, but the image is docker.io/library/postgres:17.7\n\
@@ -488,7 +488,7 @@ fn a_file_in_the_place_of_a_directory_is_refused() {
     let place = Place::new();
     fs::create_dir_all(&place.paths.deployment).unwrap();
     fs::write(place.paths.logs(), "").unwrap();
-    let error = Plan::new(&place.paths, &mut numbered()).unwrap_err();
+    let error = Completion::new(&place.paths, &mut numbered()).unwrap_err();
     assert_eq!(
         failure(&error).replace(place.root.path().to_str().unwrap(), ""),
         "error: /opt/server/logs is not a directory\nhint: move it away and run the command again\n"

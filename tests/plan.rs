@@ -5,7 +5,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use litellm_units::host::paths::{Paths, Scope};
-use litellm_units::quadlet::plan::Plan;
+use litellm_units::quadlet::plan::UnitPlan;
 use litellm_units::quadlet::{MARKER, Place, UnitFile};
 
 use crate::support::{cases, failure, tree};
@@ -37,8 +37,8 @@ impl Root {
         self.paths.quadlets.join(name)
     }
 
-    fn plan(&self, wanted: &[UnitFile]) -> Plan {
-        Plan::new(&self.paths, wanted).unwrap()
+    fn plan(&self, wanted: &[UnitFile]) -> UnitPlan {
+        UnitPlan::new(&self.paths, wanted).unwrap()
     }
 
     /// Paths without the temporary directory in front.
@@ -46,8 +46,8 @@ impl Root {
         text.replace(&format!("{}/", self.directory.path().display()), "")
     }
 
-    fn verbs(&self, plan: &Plan) -> Vec<String> {
-        let line = |change: &litellm_units::quadlet::plan::Change| {
+    fn verbs(&self, plan: &UnitPlan) -> Vec<String> {
+        let line = |change: &litellm_units::quadlet::plan::UnitChange| {
             self.relative(&format!("{} {}", change.verb(), change.path.display()))
         };
         plan.changes.iter().map(line).collect()
@@ -111,9 +111,9 @@ fn an_empty_host_gets_everything_the_gateway_last_and_only_once() {
         );
     }
     let before = root.tree();
-    assert_eq!(root.plan(&usual()), Plan::default());
+    assert_eq!(root.plan(&usual()), UnitPlan::default());
     plan.apply().unwrap();
-    assert_eq!(root.plan(&usual()), Plan::default());
+    assert_eq!(root.plan(&usual()), UnitPlan::default());
     // Applied again, the same plan gives the same names, modes and contents.
     let without_inodes = |tree: &str| {
         let words = |line: &str| {
@@ -243,7 +243,7 @@ fn obsolete_files_of_ours_are_removed_and_others_stay() {
             "systemd/system/litellmd.service",
         ]
     );
-    assert_eq!(root.plan(&[]), Plan::default());
+    assert_eq!(root.plan(&[]), UnitPlan::default());
 }
 
 #[test]
@@ -261,7 +261,7 @@ fn a_foreign_file_in_the_way_is_refused() {
         fs::create_dir_all(&root.paths.quadlets).unwrap();
         put(&root.quadlet("litellm-redis.container"));
         let before = root.tree();
-        let error = Plan::new(&root.paths, &usual()).unwrap_err();
+        let error = UnitPlan::new(&root.paths, &usual()).unwrap_err();
         assert_eq!(
             root.relative(&failure(&error)),
             "error: etc/containers/systemd/litellm-redis.container was not written by litellm-units, so it is left alone\n\
@@ -285,7 +285,7 @@ fn an_interrupted_installation_is_completed() {
         let second = root.plan(&usual());
         assert_eq!(second.changes.len(), steps - done);
         second.apply().unwrap();
-        assert_eq!(root.plan(&usual()), Plan::default());
+        assert_eq!(root.plan(&usual()), UnitPlan::default());
     }
 }
 
@@ -296,7 +296,7 @@ fn a_directory_that_can_not_be_read_is_named() {
         &root.directory.path().join("etc/containers"),
         "in the way\n",
     );
-    let error = Plan::new(&root.paths, &usual()).unwrap_err();
+    let error = UnitPlan::new(&root.paths, &usual()).unwrap_err();
     assert_eq!(
         root.relative(&failure(&error)),
         "error: can't read etc/containers/systemd: Not a directory (os error 20)\n"

@@ -5,7 +5,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use litellm_units::deployment::env_file::quote;
-use litellm_units::deployment::settings::{Delivery, Settings};
+use litellm_units::deployment::settings::{SecretTarget, Settings};
 use litellm_units::error::{self, Exit};
 use litellm_units::service::Service;
 use secrecy::ExposeSecret;
@@ -32,20 +32,20 @@ fn settings(text: &str) -> Settings {
 }
 
 /// Everything that every container gets.
-fn parcels(settings: &Settings) -> String {
+fn container_secrets(settings: &Settings) -> String {
     let mut text = String::new();
     for service in Service::ALL {
         writeln!(text, "{}", service.container()).unwrap();
-        for parcel in settings.parcels(service) {
-            let file = match parcel.delivery {
-                Delivery::Variable => "",
-                Delivery::File => "file ",
+        for secret in settings.container_secrets(service) {
+            let file = match secret.target {
+                SecretTarget::Variable => "",
+                SecretTarget::File => "file ",
             };
             writeln!(
                 text,
                 "  {file}{}={}",
-                parcel.name,
-                parcel.value.open().unwrap().expose_secret().escape_debug()
+                secret.name,
+                secret.value.open().unwrap().expose_secret().escape_debug()
             )
             .unwrap();
         }
@@ -61,7 +61,7 @@ fn each_container_gets_what_it_needs_and_no_more() {
          LITELLM_MODE=DEV\nDISABLE_SCHEMA_UPDATE=false\n"
     );
     assert_eq!(
-        parcels(&settings(&text)),
+        container_secrets(&settings(&text)),
         r#"litellm-postgres
   POSTGRES_USER=me
   POSTGRES_PASSWORD=p
@@ -89,8 +89,11 @@ fn optional_variables_count_when_they_are_filled() {
     let text = ENV
         .replace("OPENAI_API_KEY=", "OPENAI_API_KEY=o")
         .replace("UI_PASSWORD=", "UI_PASSWORD=u");
-    let parcels = settings(&text).parcels(Service::Litellm);
-    let names: Vec<&str> = parcels.iter().map(|parcel| parcel.name.as_str()).collect();
+    let container_secrets = settings(&text).container_secrets(Service::Litellm);
+    let names: Vec<&str> = container_secrets
+        .iter()
+        .map(|secret| secret.name.as_str())
+        .collect();
     assert_eq!(
         names,
         [
@@ -114,7 +117,7 @@ fn external_servers_replace_the_local_ones() {
     );
     let settings = settings(&external);
     assert_eq!(
-        parcels(&settings),
+        container_secrets(&settings),
         "\
 litellm-postgres
 litellm-redis
@@ -141,8 +144,11 @@ fn the_migration_gets_its_own_variables() {
          LITELLM_PRISMA_COMMAND_TIMEOUT=90\nLITELLM_MIGRATION_LOCK_TIMEOUT=30\n"
     );
     let migration = |text: &str| {
-        let parcels = settings(text).parcels(Service::Migrate);
-        let names: Vec<String> = parcels.into_iter().map(|parcel| parcel.name).collect();
+        let container_secrets = settings(text).container_secrets(Service::Migrate);
+        let names: Vec<String> = container_secrets
+            .into_iter()
+            .map(|secret| secret.name)
+            .collect();
         names.join(" ")
     };
     assert_eq!(
@@ -172,7 +178,7 @@ DATABASE_URL=postgres://a@db/x
 REDIS_HOST=cache
 ";
     assert_eq!(
-        parcels(&settings(text)),
+        container_secrets(&settings(text)),
         "\
 litellm-postgres
 litellm-redis
@@ -203,7 +209,7 @@ fn any_value_is_carried() {
     let url = "postgresql://m%20e%40:%22%20%27%20%24A%20%24%7BB%7D%20%25s%20%5C%20%23%20%C3%A9%20\
                %F0%9F%94%91%20%40%3A%2F%3F%26%3D%2B%09%20end%20@postgres:5432/d-b.1_~";
     assert_eq!(
-        parcels(&settings),
+        container_secrets(&settings),
         format!(
             r#"litellm-postgres
   POSTGRES_USER=m e@
@@ -363,12 +369,12 @@ fn a_reference_is_not_taken_for_the_value() {
     let text = ENV.replace("sk-mine", SEALED) + "COPY=x${LITELLM_MASTER_KEY}\nPLAIN=1\n";
     let settings = settings(&text);
     let sealed: Vec<String> = settings
-        .parcels(Service::Litellm)
+        .container_secrets(Service::Litellm)
         .iter()
-        .filter(|parcel| parcel.value.is_sealed())
-        .map(|parcel| {
-            let error = parcel.value.open().unwrap_err();
-            format!("{}: {error}", parcel.name)
+        .filter(|secret| secret.value.is_sealed())
+        .map(|secret| {
+            let error = secret.value.open().unwrap_err();
+            format!("{}: {error}", secret.name)
         })
         .collect();
     let problem = "LITELLM_MASTER_KEY is sealed, and /srv/credentials/LITELLM_MASTER_KEY.0123456789abcdef can't be opened: No such file or directory (os error 2)";

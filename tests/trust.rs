@@ -6,9 +6,9 @@ use std::path::{Path, PathBuf};
 
 use litellm_units::deployment::images_lock::ImagesLock;
 use litellm_units::host::paths::{Paths, Scope};
-use litellm_units::image::{Identity, ImageReference};
+use litellm_units::image::{ImageIdentity, ImageReference};
 use litellm_units::operations::trust::{
-    Endpoint, HostFacts, LITELLM_KEY, Places, Plan, Wish, check_key, check_scope, endpoints,
+    Endpoint, HostFacts, LITELLM_KEY, Places, PolicyPlan, Wish, check_key, check_scope, endpoints,
     is_signed_release, unsigned,
 };
 use serde_json::json;
@@ -62,13 +62,13 @@ impl Root {
         })
     }
 
-    fn set(&self, wish: &Wish) -> Plan {
-        Plan::set(&self.places(), wish).unwrap()
+    fn set(&self, wish: &Wish) -> PolicyPlan {
+        PolicyPlan::set(&self.places(), wish).unwrap()
     }
 
     fn refusal(&self) -> String {
         let before = tree(self.directory.path());
-        let error = Plan::set(&self.places(), &Wish::default()).unwrap_err();
+        let error = PolicyPlan::set(&self.places(), &Wish::default()).unwrap_err();
         assert_eq!(tree(self.directory.path()), before);
         self.clean(&failure(&error))
     }
@@ -164,7 +164,7 @@ docker:
     again.apply().unwrap();
     assert_eq!(tree(root.directory.path()), after);
 
-    Plan::remove(&root.places()).unwrap().apply().unwrap();
+    PolicyPlan::remove(&root.places()).unwrap().apply().unwrap();
     let bytes = |tree: &str| -> Vec<String> {
         // The inode of a file that was replaced is another one.
         tree.lines()
@@ -173,7 +173,7 @@ docker:
             .collect()
     };
     assert_eq!(bytes(&tree(root.directory.path())), bytes(&before));
-    assert!(Plan::remove(&root.places()).unwrap().is_empty());
+    assert!(PolicyPlan::remove(&root.places()).unwrap().is_empty());
 }
 
 #[test]
@@ -191,7 +191,7 @@ fn what_others_wrote_meanwhile_stays() {
     );
     root.write("containers/policy.json", &edited);
     assert!(root.set(&wish()).visible().next().is_none());
-    Plan::remove(&root.places()).unwrap().apply().unwrap();
+    PolicyPlan::remove(&root.places()).unwrap().apply().unwrap();
     assert_eq!(
         root.read("containers/policy.json"),
         r#"{
@@ -369,11 +369,11 @@ fn releases_from_before_signatures_stay_usable_by_digest() {
         "error: LITELLM_IMAGE is ghcr.io/berriai/litellm:v1.80.11-stable, from before LiteLLM signed its releases, and its digest is not recorded yet: it could not be pulled any more\n\
          hint: record it first: litellm-units pull; or name a release from 1.83 on\n"
     );
-    lock.record(&old, Identity::of_digest("sha256:1"));
-    lock.record(&new, Identity::of_digest("sha256:2"));
+    lock.record(&old, ImageIdentity::of_digest("sha256:1"));
+    lock.record(&new, ImageIdentity::of_digest("sha256:2"));
     lock.record(
         &image("docker.io/library/redis:7.4.6"),
-        Identity::of_digest("sha256:3"),
+        ImageIdentity::of_digest("sha256:3"),
     );
     let accepted = vec!["ghcr.io/berriai/litellm@sha256:1".to_owned()];
     assert_eq!(said(&old, &lock), Ok(accepted.clone()));
@@ -427,11 +427,11 @@ fn it_can_be_interrupted_anywhere() {
         );
         assert!(root.set(&wish()).is_empty());
 
-        let mut plan = Plan::remove(&root.places()).unwrap();
+        let mut plan = PolicyPlan::remove(&root.places()).unwrap();
         assert_eq!(plan.changes.len(), count);
         plan.changes.truncate(steps);
         plan.apply().unwrap();
-        Plan::remove(&root.places()).unwrap().apply().unwrap();
+        PolicyPlan::remove(&root.places()).unwrap().apply().unwrap();
         assert_eq!(root.read("containers/policy.json"), POLICY);
         assert!(!root.at("litellm-units").exists());
         assert!(!root.at("containers/registries.d").exists());
@@ -440,7 +440,7 @@ fn it_can_be_interrupted_anywhere() {
         let mut plan = root.set(&wish());
         plan.changes.truncate(steps);
         plan.apply().unwrap();
-        Plan::remove(&root.places()).unwrap().apply().unwrap();
+        PolicyPlan::remove(&root.places()).unwrap().apply().unwrap();
         assert_eq!(root.read("containers/policy.json"), POLICY);
         assert!(!root.at("litellm-units").exists());
     }
@@ -512,11 +512,11 @@ fn several_keys() {
     fs::remove_file(root.at("litellm-units/trust.pub")).unwrap();
     assert_eq!(
         root.clean(&failure(
-            &Plan::set(&root.places(), &Wish::default()).unwrap_err()
+            &PolicyPlan::set(&root.places(), &Wish::default()).unwrap_err()
         )),
         "error: /litellm-units/trust.pub is gone\nhint: give it again: litellm-units trust --key FILE\n"
     );
-    Plan::remove(&root.places()).unwrap().apply().unwrap();
+    PolicyPlan::remove(&root.places()).unwrap().apply().unwrap();
     assert_eq!(root.read("containers/policy.json"), POLICY);
     assert_eq!(
         tree(root.directory.path()).lines().count(),
@@ -551,7 +551,7 @@ fn what_was_verified_is_taken_by_its_digest() {
     let record = root.places().record().unwrap().unwrap();
     assert_eq!(record.verified.len(), 7);
     assert!(root.set(&Wish::default()).is_empty());
-    Plan::remove(&root.places()).unwrap().apply().unwrap();
+    PolicyPlan::remove(&root.places()).unwrap().apply().unwrap();
     assert_eq!(root.read("containers/policy.json"), POLICY);
 }
 

@@ -5,7 +5,7 @@ use std::time::Duration;
 use clap::{Args, Subcommand, ValueEnum};
 
 use super::seconds;
-use crate::host::systemd_creds::Key;
+use crate::host::systemd_creds::SealingKey;
 
 /// The verbs of `secrets`.
 #[derive(Debug, Subcommand)]
@@ -59,7 +59,7 @@ pub struct Seal {
     pub names: Vec<String>,
     /// The key [default: host+tpm2 where there is a TPM, else host]
     #[arg(long, value_name = "KEY")]
-    pub with_key: Option<Key>,
+    pub with_key: Option<SealingKey>,
     /// Read a new value for the one variable from stdin, without the line break at its end
     #[arg(long)]
     pub stdin: bool,

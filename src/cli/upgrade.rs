@@ -6,7 +6,7 @@ use clap::Args;
 
 use super::{Accept, seconds};
 use crate::image::ImageReference;
-use crate::operations::upgrade::Options;
+use crate::operations::upgrade::ReleaseOptions;
 
 /// How a change of release is carried out.
 #[derive(Clone, Copy, Debug, Args)]
@@ -48,7 +48,7 @@ pub struct Upgrade {
     pub pace: Pace,
 }
 
-impl From<Pace> for Options {
+impl From<Pace> for ReleaseOptions {
     fn from(pace: Pace) -> Self {
         Self {
             settle: pace.settle,

@@ -6,7 +6,7 @@ use crate::error::{Exit, Failure, Result, exit};
 use crate::host::Host;
 use crate::litellm::advisories;
 use crate::litellm::config;
-use crate::operations::install::{self, Prepared, Target};
+use crate::operations::install::{self, Prepared, ReleaseTarget};
 use crate::operations::rotation;
 use crate::operations::stack;
 use crate::operations::up;
@@ -19,7 +19,7 @@ use crate::output::{self, Progress, say};
 /// (then the last good configuration is back).
 pub async fn run(host: &Host, arguments: &cli::Apply) -> Result<Exit> {
     let _lock = super::begin(host, "apply", arguments.dry_run, arguments.timeout).await?;
-    let prepared = install::prepare(host, Target::Recorded).await?;
+    let prepared = install::prepare(host, ReleaseTarget::Recorded).await?;
     if host.paths.config_file().exists() && host.paths.env_file().exists() {
         config::refuse_errors(host)?;
     }
@@ -66,7 +66,7 @@ async fn take_back(
     let attempt = async {
         let staying = rotation::known_to_the_database(host).await;
         snapshot::restore(&host.paths, good, staying)?;
-        let prepared = install::prepare(host, Target::Recorded).await?;
+        let prepared = install::prepare(host, ReleaseTarget::Recorded).await?;
         prepared.apply(host).await?;
         let timeout = arguments.timeout.max(stack::RECOVERY_TIMEOUT);
         stack::bring_up(host, prepared.settings(), timeout).await

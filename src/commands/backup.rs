@@ -12,7 +12,7 @@ use crate::deployment::settings::Settings;
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 use crate::host::lock::OperationLock;
-use crate::operations::backup::object_store::Remote;
+use crate::operations::backup::object_store::BackupStore;
 use crate::operations::backup::retention::Retention;
 use crate::operations::backup::{self, Backup};
 use crate::operations::recovery;
@@ -40,7 +40,7 @@ async fn create(host: &Host, arguments: cli::Create) -> Result<Exit> {
         daily: arguments.keep_daily,
         monthly: arguments.keep_monthly,
     };
-    let options = backup::Options {
+    let options = backup::BackupOptions {
         retention: (!arguments.keep_all).then_some(retention),
         protected: Ledger::load(&host.paths)?.protected(),
         recipient: arguments.age_recipient,
@@ -63,7 +63,7 @@ async fn create(host: &Host, arguments: cli::Create) -> Result<Exit> {
 #[derive(Debug, Serialize)]
 struct Listed<'a> {
     #[serde(flatten)]
-    manifest: &'a backup::manifest::Manifest,
+    manifest: &'a backup::manifest::BackupManifest,
     directory: &'a std::path::Path,
     bytes: u64,
 }
@@ -134,9 +134,9 @@ async fn verify(host: &Host, arguments: cli::Verify) -> Result<Exit> {
     let _lock = recovery::begin(host, "backup verify", RECOVERY_TIMEOUT).await?;
     let settings = Settings::load(&host.paths.env_file())?;
     let found = Backup::find(&host.paths, &arguments.backup)?;
-    let options = backup::restore::Options {
+    let options = backup::restore::RestoreOptions {
         identity: arguments.identity,
-        ..backup::restore::Options::default()
+        ..backup::restore::RestoreOptions::default()
     };
     let verified = backup::restore::verify(host, &settings, found.id(), &options).await?;
     if arguments.json {
@@ -155,7 +155,7 @@ async fn verify(host: &Host, arguments: cli::Verify) -> Result<Exit> {
     Ok(Exit::Success)
 }
 
-fn remote(host: &Host, url: Option<&str>) -> Result<Remote> {
+fn remote(host: &Host, url: Option<&str>) -> Result<BackupStore> {
     let settings = Settings::load(&host.paths.env_file())?;
     let url = url.or(settings.backup.url.as_deref()).ok_or_else(|| {
         Failure::config(format!(
@@ -164,7 +164,7 @@ fn remote(host: &Host, url: Option<&str>) -> Result<Remote> {
         ))
         .hint("add it, e.g. BACKUP_URL=s3://bucket/litellm")
     })?;
-    Remote::new(url, &settings.backup)
+    BackupStore::new(url, &settings.backup)
 }
 
 async fn fetch(host: &Host, arguments: &cli::Fetch) -> Result<Exit> {
@@ -212,7 +212,7 @@ pub async fn restore(host: &Host, arguments: cli::Restore) -> Result<Exit> {
     if !arguments.yes && !agreed(found.id(), arguments.config)? {
         return Err(Failure::new("nothing was changed").into());
     }
-    let options = backup::restore::Options {
+    let options = backup::restore::RestoreOptions {
         timeout: arguments.timeout,
         identity: arguments.identity,
         config: arguments.config,

@@ -6,10 +6,10 @@ use secrecy::ExposeSecret;
 use serde::Serialize;
 
 use crate::cli::{Config, ConfigCommand};
-use crate::deployment::settings::{Delivery, Settings};
+use crate::deployment::settings::{SecretTarget, Settings};
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
-use crate::litellm::config::{Finding, Severity, check_deployment};
+use crate::litellm::config::{ConfigFinding, Severity, check_deployment};
 use crate::output;
 use crate::service::Service;
 
@@ -54,7 +54,7 @@ struct Checked<'a> {
     file: String,
     errors: usize,
     warnings: usize,
-    findings: &'a [Finding],
+    findings: &'a [ConfigFinding],
 }
 
 fn check(host: &Host, json: bool) -> Result<Exit> {
@@ -151,24 +151,24 @@ fn gather(host: &Host, settings: &Settings, unmask: bool) -> Result<Effective> {
         .services()
         .map(|service| {
             let (mut variables, mut files) = (Vec::new(), Vec::new());
-            for parcel in settings.parcels(service) {
+            for secret in settings.container_secrets(service) {
                 let value = if unmask {
-                    parcel.value.open()?.expose_secret().to_owned()
+                    secret.value.open()?.expose_secret().to_owned()
                 } else {
-                    match parcel.value.in_clear() {
-                        Some(value) => masked(&parcel.name, value.expose_secret()),
+                    match secret.value.in_clear() {
+                        Some(value) => masked(&secret.name, value.expose_secret()),
                         // It need not be opened for that.
-                        None => masked_url(parcel.value.with(MASK).expose_secret())
+                        None => masked_url(secret.value.with(MASK).expose_secret())
                             .unwrap_or_else(|| MASK.to_owned()),
                     }
                 };
-                match parcel.delivery {
-                    Delivery::Variable => variables.push(Line {
-                        name: parcel.name,
+                match secret.target {
+                    SecretTarget::Variable => variables.push(Line {
+                        name: secret.name,
                         value,
                     }),
-                    Delivery::File => files.push(Line {
-                        name: format!("/run/secrets/{}", parcel.name),
+                    SecretTarget::File => files.push(Line {
+                        name: format!("/run/secrets/{}", secret.name),
                         value,
                     }),
                 }

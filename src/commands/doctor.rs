@@ -5,16 +5,16 @@ use std::io::IsTerminal;
 use serde::Serialize;
 
 use crate::cli;
-use crate::doctor::{Check, Outcome, examine};
+use crate::doctor::{Check, CheckOutcome, examine};
 use crate::error::{Exit, Result, hint};
 use crate::host::Host;
 use crate::output::{self, say};
 
 /// The answer of `--json`.
 #[derive(Serialize)]
-struct Report<'a> {
+struct DoctorReport<'a> {
     schema: u32,
-    outcome: Outcome,
+    outcome: CheckOutcome,
     fixed: &'a [String],
     checks: &'a [Check],
 }
@@ -32,7 +32,7 @@ pub async fn run(host: &Host, arguments: &cli::Doctor) -> Result<Exit> {
     }
     let outcome = worst(&checks);
     if arguments.json {
-        output::json(&Report {
+        output::json(&DoctorReport {
             schema: 1,
             outcome,
             fixed: &fixed,
@@ -49,7 +49,7 @@ pub async fn run(host: &Host, arguments: &cli::Doctor) -> Result<Exit> {
             ));
         }
     }
-    Ok(if outcome == Outcome::Failure {
+    Ok(if outcome == CheckOutcome::Failure {
         Exit::Failure
     } else {
         Exit::Success
@@ -83,14 +83,14 @@ async fn fix(host: &Host, checks: &[Check]) -> Vec<String> {
     done
 }
 
-fn worst(checks: &[Check]) -> Outcome {
+fn worst(checks: &[Check]) -> CheckOutcome {
     let has = |outcome| checks.iter().any(|check| check.outcome == outcome);
-    if has(Outcome::Failure) {
-        Outcome::Failure
-    } else if has(Outcome::Warning) {
-        Outcome::Warning
+    if has(CheckOutcome::Failure) {
+        CheckOutcome::Failure
+    } else if has(CheckOutcome::Warning) {
+        CheckOutcome::Warning
     } else {
-        Outcome::Ok
+        CheckOutcome::Ok
     }
 }
 
@@ -99,9 +99,9 @@ fn text(checks: &[Check], colour: bool) -> String {
     let mut text = String::new();
     for check in checks {
         let (word, code) = match check.outcome {
-            Outcome::Ok => ("ok     ", "32"),
-            Outcome::Warning => ("warning", "33"),
-            Outcome::Failure => ("FAILURE", "1;31"),
+            CheckOutcome::Ok => ("ok     ", "32"),
+            CheckOutcome::Warning => ("warning", "33"),
+            CheckOutcome::Failure => ("FAILURE", "1;31"),
         };
         let word = if colour {
             format!("\u{1b}[{code}m{word}\u{1b}[0m")

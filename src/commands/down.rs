@@ -11,7 +11,7 @@ use crate::host::lock::OperationLock;
 use crate::host::systemd::Systemd;
 use crate::operations::stack;
 use crate::output::{self, say};
-use crate::quadlet::plan::Plan;
+use crate::quadlet::plan::UnitPlan;
 use crate::quadlet::{BACKUP_TIMER, CHECK_TIMER, TIMERS};
 use crate::service::Service;
 
@@ -28,7 +28,7 @@ pub async fn run(host: &Host, arguments: &cli::Down) -> Result<Exit> {
         .then(|| OperationLock::take(&host.paths, "down --remove"))
         .transpose()?;
     let systemd = host.systemd().await?;
-    let installed = arguments.remove && !Plan::new(&host.paths, &[])?.is_empty();
+    let installed = arguments.remove && !UnitPlan::new(&host.paths, &[])?.is_empty();
     if !installed && systemd.unit("litellm.target").await?.load == "not-found" {
         return Err(Failure::new("there is no litellm.target on this host")
             .hint("install the units first: litellm-units generate")
@@ -63,7 +63,7 @@ async fn remove(host: &Host, systemd: &Systemd) -> Result<()> {
         }
     }
     remove_secrets(host).await?;
-    let plan = Plan::new(&host.paths, &[])?;
+    let plan = UnitPlan::new(&host.paths, &[])?;
     plan.apply()?;
     for change in &plan.changes {
         output::line(&format!("{} {}", change.verb(), change.path.display()))?;

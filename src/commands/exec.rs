@@ -18,7 +18,7 @@ pub async fn run(host: &Host, arguments: &cli::Exec) -> Result<Exit> {
     let unit = arguments.service.unit();
     let state = host.systemd().await?.unit(unit).await?;
     if state.load == "not-found" {
-        return Err(super::units::unknown(arguments.service));
+        return Err(super::lifecycle::unknown(arguments.service));
     }
     if !state.is_active() || state.sub != "running" {
         return Err(Failure::new(format!(

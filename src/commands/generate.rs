@@ -15,7 +15,7 @@ use crate::host::files;
 use crate::host::podman::PodmanVersion;
 use crate::host::systemd::Features;
 use crate::litellm::advisories::Advisories;
-use crate::operations::install::{self, Knows, Target};
+use crate::operations::install::{self, Knows, ReleaseTarget};
 use crate::output::{self, Progress, say, warn};
 use crate::quadlet::{self, Place};
 use crate::random::kernel_random;
@@ -32,7 +32,7 @@ pub async fn run(host: &Host, arguments: cli::Generate) -> Result<Exit> {
         };
         return render_into(host, directory, knows);
     }
-    let prepared = install::prepare(host, Target::Recorded).await?;
+    let prepared = install::prepare(host, ReleaseTarget::Recorded).await?;
     if let Some(kept) = prepared.kept() {
         warn(&installed_release::notice(prepared.settings(), kept));
     }
@@ -75,7 +75,7 @@ fn render_into(host: &Host, directory: &Path, knows: Knows) -> Result<Exit> {
     } else {
         String::new()
     };
-    let found = completion::Found { cluster: false };
+    let found = completion::Existing { cluster: false };
     let completed = completion::complete(&text, &env, found, &mut kernel_random)?;
     let settings = Settings::from_env(&completed.env, &env)?;
     // The path of an installed package: the units may go to another host.

@@ -3,7 +3,7 @@
 use serde::Serialize;
 
 use crate::cli::upgrade::History;
-use crate::deployment::ledger::{Event, Ledger, Outcome, Record};
+use crate::deployment::ledger::{Event, Ledger, LedgerRecord, OperationOutcome};
 use crate::deployment::operation_id::OperationId;
 use crate::error::{Exit, Result};
 use crate::host::Host;
@@ -56,7 +56,7 @@ fn entries(ledger: &Ledger) -> Vec<Entry> {
     let current = ledger.current().map(|release| release.number);
     let mut entries: Vec<Entry> = Vec::new();
     let mut begun: Option<Entry> = None;
-    for Record { at, by, event } in ledger.records() {
+    for LedgerRecord { at, by, event } in ledger.records() {
         match event {
             Event::Release(release) => {
                 let image = release.images.get(Service::Litellm.name());
@@ -92,7 +92,7 @@ fn entries(ledger: &Ledger) -> Vec<Entry> {
             Event::Reached(_) => {}
             Event::Ended(ended) => {
                 let attempt = begun.take();
-                if ended.outcome == Outcome::Undone {
+                if ended.outcome == OperationOutcome::Undone {
                     entries.extend(attempt.map(|attempt| Entry {
                         result: "undone",
                         reason: ended.reason.clone(),

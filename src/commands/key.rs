@@ -19,7 +19,7 @@ use crate::operations::stack;
 use crate::output::say;
 
 /// How long LiteLLM may take for one answer.
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// The user in LiteLLM to whom the service key and the business keys belong. LiteLLM lets a key
 /// that is no administrator's delete and list only keys of its own user.
@@ -68,7 +68,7 @@ impl<'a> Gateway<'a> {
     fn new(host: &'a Host) -> Result<Self> {
         Ok(Self {
             host,
-            client: Client::local(PATIENCE)?,
+            client: Client::local(TIMEOUT)?,
             settings: Settings::load(&host.paths.env_file())?,
             master: OnceLock::new(),
             service: service::read(&host.paths.service_key())?,

@@ -9,7 +9,7 @@ use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 use crate::host::journal::{self, Query};
 use crate::operations::stack;
-use crate::operations::stack::Source;
+use crate::operations::stack::LogSource;
 use crate::output::say;
 use crate::service::Service;
 
@@ -18,8 +18,8 @@ use crate::service::Service;
 /// # Errors
 /// When journalctl can't run or refuses a time.
 pub async fn run(host: &Host, arguments: &cli::Logs) -> Result<Exit> {
-    let services: Vec<Source> = if arguments.services.is_empty() {
-        Source::ALL.into()
+    let services: Vec<LogSource> = if arguments.services.is_empty() {
+        LogSource::ALL.into()
     } else {
         arguments.services.clone()
     };
@@ -73,7 +73,7 @@ pub async fn run(host: &Host, arguments: &cli::Logs) -> Result<Exit> {
             .flat_map(|service| service.units())
             .collect();
         if stack::member_units(host.systemd().await?).await?.is_empty() {
-            return Err(super::units::none());
+            return Err(super::lifecycle::none());
         }
         say(&format!(
             "the journal has no such lines of {}",
@@ -83,13 +83,13 @@ pub async fn run(host: &Host, arguments: &cli::Logs) -> Result<Exit> {
     Ok(Exit::Success)
 }
 
-fn style(source: Source) -> Style {
+fn style(source: LogSource) -> Style {
     match source {
-        Source::Service(Service::Litellm) => AnsiColor::Cyan,
-        Source::Service(Service::Postgres) => AnsiColor::Yellow,
-        Source::Service(Service::Redis) => AnsiColor::Green,
-        Source::Service(Service::Migrate) => AnsiColor::Magenta,
-        Source::Images | Source::Network => AnsiColor::Blue,
+        LogSource::Service(Service::Litellm) => AnsiColor::Cyan,
+        LogSource::Service(Service::Postgres) => AnsiColor::Yellow,
+        LogSource::Service(Service::Redis) => AnsiColor::Green,
+        LogSource::Service(Service::Migrate) => AnsiColor::Magenta,
+        LogSource::Images | LogSource::Network => AnsiColor::Blue,
     }
     .on_default()
 }

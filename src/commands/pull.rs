@@ -53,7 +53,7 @@ fn images_of<'a>(settings: &'a Settings, services: &[Service]) -> Result<Vec<&'a
     for service in services {
         let image = settings
             .image(*service)
-            .ok_or_else(|| super::units::unknown(*service))?;
+            .ok_or_else(|| super::lifecycle::unknown(*service))?;
         if !images.contains(&image) {
             images.push(image);
         }

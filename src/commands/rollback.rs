@@ -5,14 +5,14 @@ use std::io::IsTerminal;
 use anyhow::Context;
 
 use crate::cli::upgrade::Rollback;
-use crate::deployment::ledger::{Ledger, Release};
+use crate::deployment::ledger::{Ledger, RecordedRelease};
 use crate::deployment::operation_id::OperationId;
 use crate::deployment::settings::Settings;
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 use crate::image::ImageReference;
 use crate::litellm::advisories;
-use crate::operations::upgrade::Plan;
+use crate::operations::upgrade::ReleasePlan;
 
 /// Runs the command.
 ///
@@ -42,13 +42,13 @@ pub async fn run(host: &Host, arguments: Rollback) -> Result<Exit> {
         (_, _, None) => None,
         (_, _, Some(backup)) => ask(release, backup)?,
     };
-    let plan = Plan::rollback(host, release, data).await?;
+    let plan = ReleasePlan::rollback(host, release, data).await?;
     let options = arguments.pace.into();
     super::change_release(host, plan, arguments.dry_run, options).await
 }
 
 /// Refuses a release that attackers exploit, unless the operator accepts that.
-fn admit(host: &Host, release: &Release, arguments: &Rollback) -> Result<()> {
+fn admit(host: &Host, release: &RecordedRelease, arguments: &Rollback) -> Result<()> {
     let image = release
         .gateway()
         .and_then(|image| ImageReference::parse(&image.reference).ok());
@@ -69,7 +69,7 @@ fn admit(host: &Host, release: &Release, arguments: &Rollback) -> Result<()> {
     )
 }
 
-fn find(ledger: &Ledger, number: Option<u32>) -> Result<&Release> {
+fn find(ledger: &Ledger, number: Option<u32>) -> Result<&RecordedRelease> {
     let see = "see which there are: litellm-units history";
     let current = ledger
         .current()
@@ -98,7 +98,7 @@ fn find(ledger: &Ledger, number: Option<u32>) -> Result<&Release> {
     Ok(release)
 }
 
-fn ask(release: &Release, backup: &OperationId) -> Result<Option<OperationId>> {
+fn ask(release: &RecordedRelease, backup: &OperationId) -> Result<Option<OperationId>> {
     let reference = release
         .gateway()
         .map_or("that release", |image| image.reference.as_str());

@@ -7,7 +7,7 @@ use anyhow::Context;
 use secrecy::SecretString;
 
 use crate::cli::secrets::{RotateSecret, Seal, Secret, Secrets as Verb, Unseal};
-use crate::deployment::sealed::Value;
+use crate::deployment::sealed::SecretValue;
 use crate::deployment::settings::{Cache, Database, Settings, parse_env, read_env};
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
@@ -82,7 +82,7 @@ async fn rotate(host: &Host, arguments: &RotateSecret) -> Result<Exit> {
         Secret::Master if settings.ui_password().is_none() => say(
             "the web interface is logged in to with the master key while UI_PASSWORD is empty: set one with litellm-units ui",
         ),
-        Secret::Ui if settings.ui_password().is_some_and(Value::is_sealed) => {
+        Secret::Ui if settings.ui_password().is_some_and(SecretValue::is_sealed) => {
             say(
                 "the new password is UI_PASSWORD, which is sealed: litellm-units config --unmask shows it",
             );
@@ -117,7 +117,7 @@ async fn seal(host: &Host, arguments: Seal) -> Result<Exit> {
     let is_new = value.is_some();
     let done = seal::seal(
         host,
-        &seal::Options {
+        &seal::SealOptions {
             names: arguments.names,
             key: arguments.with_key,
             value,
@@ -130,7 +130,7 @@ async fn seal(host: &Host, arguments: Seal) -> Result<Exit> {
         .iter()
         .map(ToString::to_string)
         .collect();
-    if done != seal::Done::default() {
+    if done != seal::Sealed::default() {
         say("look for copies from before, in backups for example: litellm-units secrets audit");
     }
     if !keys.is_empty() {
@@ -170,14 +170,14 @@ fn from_stdin() -> Result<SecretString> {
     Ok(value.into())
 }
 
-fn tell(verb: &str, done: &seal::Done) -> Result<()> {
+fn tell(verb: &str, done: &seal::Sealed) -> Result<()> {
     for name in &done.names {
         output::line(&format!("{verb} {name}"))?;
     }
     if done.kept > 0 {
         say(&format!("{verb} in {} kept configurations, too", done.kept));
     }
-    if *done == seal::Done::default() {
+    if *done == seal::Sealed::default() {
         output::line("nothing to do")?;
     }
     Ok(())

@@ -11,17 +11,17 @@ use crate::cli;
 use crate::deployment::applied::{Applied, Difference};
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::installed_release;
-use crate::deployment::ledger::{Ledger, Release};
+use crate::deployment::ledger::{Ledger, RecordedRelease};
 use crate::deployment::settings::{GATEWAY_PORT, Settings};
 use crate::error::{Exit, Result};
 use crate::host::Host;
 use crate::host::container_state;
 use crate::host::lock::OperationLock;
 use crate::host::systemd::UnitState;
-use crate::litellm::advisories::{Advisories, Finding, Judgement};
-use crate::litellm::health::Health;
+use crate::litellm::advisories::{Advisories, Judgement, KnownVulnerability};
+use crate::litellm::health::GatewayHealth;
 use crate::litellm::{Client, contract};
-use crate::operations::stack::Source;
+use crate::operations::stack::LogSource;
 use crate::operations::stack::blockers::{self, Blocker};
 use crate::operations::upgrade;
 use crate::operations::upgrade::check::Recorded;
@@ -29,13 +29,13 @@ use crate::output::{self, bytes, duration};
 use crate::service::Service;
 
 /// How long the gateway may take to answer before it counts as down.
-const PATIENCE: Duration = Duration::from_secs(2);
+const TIMEOUT: Duration = Duration::from_secs(2);
 
 /// The answer of `status --json`, described in `docs/status-json.md`.
 ///
 /// Fields and words may be added; when one changes its meaning or goes, `schema` grows.
 #[derive(Clone, Debug, Serialize)]
-pub struct Report {
+pub struct StatusReport {
     /// The version of this schema: 1.
     pub schema: u32,
     /// The sum of everything below.
@@ -47,7 +47,7 @@ pub struct Report {
     /// The units that services which are not active wait for.
     pub blockers: Vec<BlockerReport>,
     /// What is known against the gateway's release; null if its image does not say which it is.
-    pub vulnerabilities: Option<Vec<Finding>>,
+    pub vulnerabilities: Option<Vec<KnownVulnerability>>,
     /// What the last check for newer releases found; null if there was none.
     pub upgrade_check: Option<Recorded>,
     /// What could not be found out, in words.
@@ -95,7 +95,7 @@ pub struct Gateway {
     pub address: String,
     /// Its answer: `state` is `ready`, `live` or `down`; `version` or `reason` beside it.
     #[serde(flatten)]
-    pub health: Health,
+    pub health: GatewayHealth,
 }
 
 /// One service.
@@ -114,7 +114,7 @@ pub struct ServiceReport {
     /// Whether a job of systemd waits for the unit or works on it.
     pub queued: bool,
     /// Podman's health check; null where the container does not run or has none.
-    pub health: Option<container_state::Health>,
+    pub health: Option<container_state::ContainerHealth>,
     /// How long the unit has been active; null when it is not.
     pub uptime_seconds: Option<u64>,
     /// How often systemd restarted it by itself since it was started.
@@ -157,8 +157,8 @@ pub async fn run(host: &Host, arguments: &cli::Status) -> Result<Exit> {
 }
 
 /// Everything, gathered at once.
-async fn gather(host: &Host) -> Result<Report> {
-    let client = Client::local(PATIENCE)?;
+async fn gather(host: &Host) -> Result<StatusReport> {
+    let client = Client::local(TIMEOUT)?;
     let (services, health) = futures_util::join!(Services::gather(host), client.health());
     Ok(services?.with(health))
 }
@@ -170,7 +170,7 @@ pub struct Services {
     reports: Vec<ServiceReport>,
     blockers: Vec<BlockerReport>,
     warnings: Vec<String>,
-    vulnerabilities: Option<Vec<Finding>>,
+    vulnerabilities: Option<Vec<KnownVulnerability>>,
     upgrade_check: Option<Recorded>,
     known: Option<String>,
     /// LiteLLM's version in the gateway's image.
@@ -264,9 +264,9 @@ impl Services {
         })
     }
 
-    fn with(self, health: Health) -> Report {
+    fn with(self, health: GatewayHealth) -> StatusReport {
         let health = health.or_version(|| self.version.clone());
-        Report {
+        StatusReport {
             schema: 1,
             state: self.state(&health),
             gateway: Gateway {
@@ -282,7 +282,7 @@ impl Services {
         }
     }
 
-    fn state(&self, health: &Health) -> State {
+    fn state(&self, health: &GatewayHealth) -> State {
         let services = &self.reports;
         if services.iter().any(ServiceReport::is_broken)
             || self.runs_other_image
@@ -314,7 +314,7 @@ async fn edited_release(host: &Host, settings: &Settings) -> Result<Option<Strin
 /// What is to be said if the gateway runs another image than the recorded one, which nobody upgraded to.
 fn other_image(host: &Host, units: &[(Service, UnitState)]) -> Result<Option<String>> {
     let ledger = Ledger::load(&host.paths)?;
-    let recorded = ledger.current().and_then(Release::gateway);
+    let recorded = ledger.current().and_then(RecordedRelease::gateway);
     let running = units
         .iter()
         .find(|(service, unit)| *service == Service::Litellm && unit.is_active())
@@ -382,7 +382,7 @@ impl BlockerReport {
         if let Some(message) = &self.message {
             lines.push_str(&format!("  last message: {message}\n"));
         }
-        if let Some(source) = Source::of_unit(&self.unit).filter(|_| self.failing) {
+        if let Some(source) = LogSource::of_unit(&self.unit).filter(|_| self.failing) {
             let source = source.name();
             lines.push_str(&format!("  all messages: litellm-units logs {source}\n"));
         }
@@ -431,14 +431,17 @@ impl ServiceReport {
     }
 
     fn is_well(&self) -> bool {
-        self.active == "active" && self.health.is_none_or(container_state::Health::is_good)
+        self.active == "active"
+            && self
+                .health
+                .is_none_or(container_state::ContainerHealth::is_good)
     }
 
     fn is_starting(&self) -> bool {
         match self.active.as_str() {
             "activating" => true,
             "inactive" => self.queued,
-            "active" => self.health == Some(container_state::Health::Starting),
+            "active" => self.health == Some(container_state::ContainerHealth::Starting),
             _ => false,
         }
     }
@@ -446,7 +449,7 @@ impl ServiceReport {
     fn is_broken(&self) -> bool {
         self.active == "failed"
             || self.sub.starts_with("auto-restart")
-            || (self.active == "active" && self.health == Some(container_state::Health::Unhealthy))
+            || (self.active == "active" && self.health == Some(container_state::ContainerHealth::Unhealthy))
             // It failed before, and is on its next attempt.
             || (self.active == "activating" && self.restarts > 0)
     }
@@ -494,7 +497,7 @@ fn image(host: &Host, service: Service) -> Option<(String, Option<String>)> {
     Some((name.to_owned(), image.digest().map(str::to_owned)))
 }
 
-fn table(report: &Report) -> String {
+fn table(report: &StatusReport) -> String {
     if report.services.is_empty() {
         return format!(
             "no unit of the stack is installed on this host; litellm-units up does it\ngateway {}: {}\n",
@@ -541,7 +544,7 @@ fn table(report: &Report) -> String {
 }
 
 /// What the last check for newer releases found, if an operator should know.
-fn release_note(report: &Report) -> Option<String> {
+fn release_note(report: &StatusReport) -> Option<String> {
     let check = report.upgrade_check.as_ref()?;
     let checked: jiff::Timestamp = check.checked.parse().ok()?;
     let age = jiff::Timestamp::now().duration_since(checked);
@@ -565,7 +568,7 @@ fn release_note(report: &Report) -> Option<String> {
 }
 
 /// What the marks mean: `litellm: OPENAI_API_KEY changed`.
-fn notes(report: &Report) -> Vec<String> {
+fn notes(report: &StatusReport) -> Vec<String> {
     report
         .services
         .iter()

@@ -7,7 +7,9 @@ use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 use crate::host::lock::OperationLock;
 use crate::image::ImageReference;
-use crate::operations::trust::{self, HostFacts, PUBLISHED, Places, Plan, Record, Wish, known};
+use crate::operations::trust::{
+    self, HostFacts, PUBLISHED, Places, PolicyPlan, TrustRecord, Wish, known,
+};
 use crate::output::{self, say};
 
 /// Runs the command.
@@ -21,9 +23,9 @@ pub async fn run(host: &Host, arguments: &cli::Trust) -> Result<Exit> {
     let places = Places::of(&host.paths);
     let _files = places.lock()?;
     let plan = if arguments.remove {
-        Plan::remove(&places)?
+        PolicyPlan::remove(&places)?
     } else {
-        Plan::set(&places, &wish(host, &places, arguments).await?)?
+        PolicyPlan::set(&places, &wish(host, &places, arguments).await?)?
     };
     if arguments.dry_run {
         for (link, target) in &plan.links {
@@ -107,7 +109,7 @@ async fn wish(host: &Host, places: &Places, arguments: &cli::Trust) -> Result<Wi
     })
 }
 
-fn show(places: &Places, record: &Record) -> Result<()> {
+fn show(places: &Places, record: &TrustRecord) -> Result<()> {
     for path in record.key_files(places) {
         let whose = if record.is_litellm {
             ", which is LiteLLM's"

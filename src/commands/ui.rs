@@ -10,7 +10,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::secrets;
 use crate::cli::secrets::Ui;
-use crate::deployment::sealed::Value;
+use crate::deployment::sealed::SecretValue;
 use crate::deployment::settings::{Settings, parse_env, read_env};
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
@@ -49,7 +49,7 @@ pub async fn run(host: &Host, arguments: &Ui) -> Result<Exit> {
     } else if arguments.password_stdin {
         Some(checked(from_stdin()?)?)
     } else if keeps {
-        settings.ui_password().map(Value::open).transpose()?
+        settings.ui_password().map(SecretValue::open).transpose()?
     } else if std::io::stdin().is_terminal() {
         let first = prompt("New password for the web interface (empty: a random one): ")?;
         if first.expose_secret().is_empty() {

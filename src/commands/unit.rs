@@ -20,20 +20,20 @@ use crate::cli::Unit;
 use crate::deployment::applied::Applied;
 use crate::deployment::completion;
 use crate::deployment::images_lock::ImagesLock;
-use crate::deployment::sealed::Value;
-use crate::deployment::settings::{Delivery, Parcel, Settings};
+use crate::deployment::sealed::SecretValue;
+use crate::deployment::settings::{ContainerSecret, SecretTarget, Settings};
 use crate::error::{Exit, Failure, Result};
 use crate::host::default_route;
 use crate::host::files;
 use crate::host::paths::Scope;
 use crate::host::podman::{self, Podman};
-use crate::host::systemd::job::{Jobs, Verb};
+use crate::host::systemd::job::{JobType, Jobs};
 use crate::host::systemd::{Systemd, UnitState};
 use crate::host::{self, Host};
 use crate::litellm::advisories::Advisories;
 use crate::operations::pull;
 use crate::operations::stack;
-use crate::operations::upgrade::check::{Report, Verdict};
+use crate::operations::upgrade::check::{ReleaseReport, Verdict};
 use crate::output::{self, say};
 use crate::quadlet;
 use crate::random;
@@ -96,13 +96,13 @@ async fn prepare(host: &Host, service: Service, standby: bool) -> Result<()> {
     let settings = Settings::load(&host.paths.env_file())?;
     let images = ImagesLock::load(&host.paths.images_lock())?;
     Advisories::load(&host.paths)?.refuse(&host.paths, &settings, &images)?;
-    let parcels = settings.parcels(service);
+    let container_secrets = settings.container_secrets(service);
     let podman = host.podman().await?;
 
     // Fails if one of them does not exist yet, and still prints the others.
-    let names: Vec<String> = parcels
+    let names: Vec<String> = container_secrets
         .iter()
-        .map(|parcel| secret_name(service, parcel))
+        .map(|secret| secret_name(service, secret))
         .collect();
     let output = podman
         .command(
@@ -114,8 +114,8 @@ async fn prepare(host: &Host, service: Service, standby: bool) -> Result<()> {
         .await
         .context("can't run podman")?;
     let registered: Vec<Registered> = serde_json::from_slice(&output.stdout).unwrap_or_default();
-    for (parcel, name) in parcels.iter().zip(&names) {
-        let lookup = lookup_command(host, service, parcel)?;
+    for (secret, name) in container_secrets.iter().zip(&names) {
+        let lookup = lookup_command(host, service, secret)?;
         match registered
             .iter()
             .find(|found| found.spec.name == *name)
@@ -135,19 +135,21 @@ async fn prepare(host: &Host, service: Service, standby: bool) -> Result<()> {
     }
 
     let mut options = String::from("LITELLM_UNITS_SECRETS=");
-    for (parcel, name) in parcels.iter().zip(&names) {
+    for (secret, name) in container_secrets.iter().zip(&names) {
         options.push_str("--secret ");
         options.push_str(name);
-        match parcel.delivery {
-            Delivery::Variable => options.push_str(&format!(",type=env,target={} ", parcel.name)),
-            Delivery::File => {
+        match secret.target {
+            SecretTarget::Variable => {
+                options.push_str(&format!(",type=env,target={} ", secret.name));
+            }
+            SecretTarget::File => {
                 let owner = settings
                     .image(service)
                     .and_then(|image| completion::container_owner(service, image));
                 let (uid, gid) = owner.unwrap_or_default();
                 options.push_str(&format!(
                     ",type=mount,target={},uid={uid},gid={gid},mode=0400 ",
-                    parcel.name
+                    secret.name
                 ));
             }
         }
@@ -172,13 +174,13 @@ async fn prepare(host: &Host, service: Service, standby: bool) -> Result<()> {
     Applied::now(&host.paths, &settings, service)?.record(&host.paths, service)
 }
 
-fn secret_name(service: Service, parcel: &Parcel) -> String {
-    format!("{}.{}", service.container(), parcel.name)
+fn secret_name(service: Service, secret: &ContainerSecret) -> String {
+    format!("{}.{}", service.container(), secret.name)
 }
 
 /// The command by which Podman asks for the value. The deployment directory and the variable
 /// names hold no character that `sh` or Podman's comma-separated options would split at.
-fn lookup_command(host: &Host, service: Service, parcel: &Parcel) -> Result<String> {
+fn lookup_command(host: &Host, service: Service, secret: &ContainerSecret) -> Result<String> {
     let program = host::program()?;
     let program = program
         .to_str()
@@ -200,7 +202,7 @@ fn lookup_command(host: &Host, service: Service, parcel: &Parcel) -> Result<Stri
         "if [ -x '{program}' ]; then '{program}' {scope} --litellm-dir '{}' unit secret {} {}; else od -An -tx1 -N16 /dev/urandom; fi",
         host.paths.deployment.display(),
         service.name(),
-        parcel.name
+        secret.name
     ))
 }
 
@@ -255,12 +257,12 @@ fn secret(host: &Host, service: Service, name: &str) -> Result<()> {
     Ok(())
 }
 
-fn value(host: &Host, service: Service, name: &str) -> Result<Value> {
+fn value(host: &Host, service: Service, name: &str) -> Result<SecretValue> {
     let settings = Settings::load(&host.paths.env_file())?;
-    let parcels = settings.parcels(service);
-    let parcel = parcels
+    let container_secrets = settings.container_secrets(service);
+    let secret = container_secrets
         .into_iter()
-        .find(|parcel| parcel.name == name)
+        .find(|secret| secret.name == name)
         .ok_or_else(|| {
             Failure::config(format!(
                 "{} gives {} no {name}",
@@ -272,7 +274,7 @@ fn value(host: &Host, service: Service, name: &str) -> Result<Value> {
                 service.unit()
             ))
         })?;
-    Ok(parcel.value)
+    Ok(secret.value)
 }
 
 fn container(service: Service, standby: bool) -> &'static str {
@@ -316,7 +318,7 @@ async fn stopped(host: &Host) -> Result<()> {
 async fn stop(systemd: &Systemd, units: &[&str]) -> Result<()> {
     let mut jobs = Jobs::new(systemd).await?;
     for unit in units {
-        jobs.ask(Verb::Stop, unit).await?;
+        jobs.ask(JobType::Stop, unit).await?;
     }
     Ok(())
 }
@@ -335,7 +337,7 @@ fn has_served(host: &Host, gateway: &UnitState) -> bool {
 /// Writes one line to the journal, as a warning where the operator has something to do. An unreachable
 /// registry is no failure: a host without access to it would have a failed unit every day.
 async fn check_release(host: &Host) -> Result<()> {
-    let report = Report::gather(host).await?;
+    let report = ReleaseReport::gather(host).await?;
     let level = match report.verdict {
         Verdict::UpToDate => 6,
         Verdict::UpgradeAvailable => 5,

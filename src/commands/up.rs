@@ -4,7 +4,7 @@ use crate::cli;
 use crate::error::{Exit, Result};
 use crate::host::Host;
 use crate::litellm::{advisories, config};
-use crate::operations::install::{self, Target};
+use crate::operations::install::{self, ReleaseTarget};
 use crate::operations::{recovery, up};
 use crate::output::Progress;
 
@@ -15,7 +15,7 @@ use crate::output::Progress;
 /// ready in time.
 pub async fn run(host: &Host, arguments: &cli::Up) -> Result<Exit> {
     let _lock = recovery::begin(host, "up", arguments.timeout).await?;
-    let prepared = install::prepare(host, Target::Recorded).await?;
+    let prepared = install::prepare(host, ReleaseTarget::Recorded).await?;
     let settings = prepared.settings();
     let image = &settings.litellm_image;
     let accepted = &arguments.accept.vulnerabilities;

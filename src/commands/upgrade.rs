@@ -5,8 +5,8 @@ use crate::deployment::settings::Settings;
 use crate::error::{Exit, Result};
 use crate::host::Host;
 use crate::litellm::{advisories, config};
-use crate::operations::upgrade::Plan;
-use crate::operations::upgrade::check::{Candidate, Newest, Report};
+use crate::operations::upgrade::ReleasePlan;
+use crate::operations::upgrade::check::{Candidate, Newest, ReleaseReport};
 use crate::output::{self, say};
 
 /// How many columns of a vulnerability's summary are shown, so that a line has 80.
@@ -29,7 +29,7 @@ pub async fn run(host: &Host, arguments: Upgrade) -> Result<Exit> {
     };
     let accepted = &arguments.accept.vulnerabilities;
     advisories::admit(host, &settings, image, accepted, &again)?;
-    let plan = Plan::upgrade(host, arguments.image.as_ref()).await?;
+    let plan = ReleasePlan::upgrade(host, arguments.image.as_ref()).await?;
     if plan.is_done() {
         output::line("nothing to do: this release runs already")?;
         return Ok(Exit::Success);
@@ -41,7 +41,7 @@ pub async fn run(host: &Host, arguments: Upgrade) -> Result<Exit> {
 
 /// Lists newer releases, and what is known against the current one.
 async fn check(host: &Host, json: bool) -> Result<Exit> {
-    let report = Report::gather(host).await?;
+    let report = ReleaseReport::gather(host).await?;
     if json {
         output::json(&report)?;
         return Ok(report.exit());
@@ -60,7 +60,7 @@ async fn check(host: &Host, json: bool) -> Result<Exit> {
     Ok(report.exit())
 }
 
-fn table(report: &Report) -> String {
+fn table(report: &ReleaseReport) -> String {
     let current = &report.current;
     let known = current.vulnerabilities.as_ref().map(|findings| {
         let open = || findings.iter().filter(|finding| !finding.accepted);

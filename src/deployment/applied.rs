@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::deployment::images_lock::ImagesLock;
-use crate::deployment::settings::{Delivery, Settings};
+use crate::deployment::settings::{SecretTarget, Settings};
 use crate::error::Result;
 use crate::host::files;
 use crate::host::files::files_below;
@@ -90,12 +90,12 @@ impl Applied {
             );
         }
         let mut same = Vec::new();
-        for parcel in settings.parcels(service) {
-            let name = match parcel.delivery {
-                Delivery::Variable => parcel.name,
-                Delivery::File => format!("/run/secrets/{}", parcel.name),
+        for secret in settings.container_secrets(service) {
+            let name = match secret.target {
+                SecretTarget::Variable => secret.name,
+                SecretTarget::File => format!("/run/secrets/{}", secret.name),
             };
-            if let Some(made_of) = parcel.value.sealed() {
+            if let Some(made_of) = secret.value.sealed() {
                 let made_of = hash(made_of.as_bytes());
                 let before = self.sealed.get(&name) == Some(&made_of);
                 sealed.insert(name.clone(), made_of);
@@ -104,7 +104,7 @@ impl Applied {
                     continue;
                 }
             }
-            add(name, parcel.value.open()?.expose_secret().as_bytes());
+            add(name, secret.value.open()?.expose_secret().as_bytes());
         }
         if service == Service::Litellm {
             for path in files_below(&paths.config())? {

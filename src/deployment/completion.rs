@@ -57,7 +57,7 @@ general_settings:
 
 /// What is already there, as far as it decides about secrets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Found {
+pub struct Existing {
     /// `data/postgres` holds a cluster, which knows its password.
     pub cluster: bool,
 }
@@ -75,7 +75,7 @@ pub struct Completed {
 ///
 /// # Errors
 /// When `text` can't be parsed, or a value is missing that only the operator can know.
-pub fn complete(text: &str, path: &Path, found: Found, random: Random<'_>) -> Result<Completed> {
+pub fn complete(text: &str, path: &Path, found: Existing, random: Random<'_>) -> Result<Completed> {
     let mut editor = Editor {
         env: parse_env(text, path)?,
         path,
@@ -255,7 +255,7 @@ struct Directory {
 
 /// What has to be done to the deployment directory, worked out before anything is touched.
 #[derive(Debug)]
-pub struct Plan {
+pub struct Completion {
     directories: Vec<Directory>,
     env: Option<String>,
     config: Option<&'static str>,
@@ -312,7 +312,7 @@ impl fmt::Display for Change {
     }
 }
 
-impl Plan {
+impl Completion {
     /// Compares what is on disk with what a deployment needs.
     ///
     /// # Errors
@@ -324,7 +324,7 @@ impl Plan {
             _ => Some(read_env(&env_path)?),
         };
         let cluster = paths.postgres_data().join("PG_VERSION");
-        let found = Found {
+        let found = Existing {
             cluster: cluster.exists(),
         };
         let completed = complete(

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{Failure, Result};
 use crate::host::files;
-use crate::image::{Identity, ImageReference};
+use crate::image::{ImageIdentity, ImageReference};
 
 /// The file's content.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -23,7 +23,7 @@ pub struct ImagesLock {
 pub struct Locked {
     /// Which image that was.
     #[serde(flatten)]
-    pub identity: Identity,
+    pub identity: ImageIdentity,
     /// When it was recorded, in RFC 3339.
     pub recorded: String,
     /// LiteLLM's version in it, once a container of it was asked.
@@ -92,7 +92,7 @@ impl ImagesLock {
     }
 
     /// Records what a reference means now.
-    pub fn record(&mut self, image: &ImageReference, identity: Identity) {
+    pub fn record(&mut self, image: &ImageReference, identity: ImageIdentity) {
         let recorded = jiff::Timestamp::now()
             .strftime("%Y-%m-%dT%H:%M:%SZ")
             .to_string();
@@ -110,9 +110,9 @@ impl ImagesLock {
 
     /// Which image a reference means, as far as it says so itself or a record does.
     #[must_use]
-    pub fn identity(&self, image: &ImageReference) -> Option<Identity> {
+    pub fn identity(&self, image: &ImageReference) -> Option<ImageIdentity> {
         match image.digest() {
-            Some(digest) => Some(Identity::of_digest(digest)),
+            Some(digest) => Some(ImageIdentity::of_digest(digest)),
             None => Some(self.get(image)?.identity.clone()),
         }
     }
@@ -120,7 +120,7 @@ impl ImagesLock {
     /// Records LiteLLM's version in the image that a reference means. Returns whether that is news.
     pub fn set_version(&mut self, image: &ImageReference, version: &str) -> bool {
         if let (None, Some(digest)) = (self.get(image), image.digest()) {
-            self.record(image, Identity::of_digest(digest));
+            self.record(image, ImageIdentity::of_digest(digest));
         }
         let Some(locked) = self.images.get_mut(image.as_str()) else {
             return false;

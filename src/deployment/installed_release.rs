@@ -3,7 +3,7 @@
 //! start the other release, on a schema that is not its own.
 
 use crate::deployment::images_lock::ImagesLock;
-use crate::deployment::ledger::{Ledger, Release};
+use crate::deployment::ledger::{Ledger, RecordedRelease};
 use crate::deployment::settings::Settings;
 use crate::deployment::snapshot;
 use crate::error::Result;
@@ -18,7 +18,7 @@ use crate::service::Service;
 /// When the ledger can't be read, or Podman can't tell which images it has.
 pub async fn kept(host: &Host, settings: &Settings, lock: &ImagesLock) -> Result<Option<Image>> {
     let ledger = Ledger::load(&host.paths)?;
-    let Some(recorded) = ledger.current().and_then(Release::gateway) else {
+    let Some(recorded) = ledger.current().and_then(RecordedRelease::gateway) else {
         return Ok(None);
     };
     // Without a configuration to go back to, there is no upgrade either.

@@ -29,7 +29,7 @@ pub type Images = BTreeMap<String, Image>;
 
 /// One line.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
-pub struct Record {
+pub struct LedgerRecord {
     /// When, in RFC 3339.
     pub at: String,
     /// The user at whose command.
@@ -44,7 +44,7 @@ pub struct Record {
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Event {
     /// The gateway was ready with these images.
-    Release(Release),
+    Release(RecordedRelease),
     /// A change of release begins.
     Begun(Operation),
     /// It came that far.
@@ -55,7 +55,7 @@ pub enum Event {
 
 /// A release that ran.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
-pub struct Release {
+pub struct RecordedRelease {
     /// By which it is named: 1 is the first one here.
     pub number: u32,
     /// Its images.
@@ -64,7 +64,7 @@ pub struct Release {
     pub how: String,
 }
 
-impl Release {
+impl RecordedRelease {
     /// The gateway's image.
     #[must_use]
     pub fn gateway(&self) -> Option<&Image> {
@@ -87,7 +87,7 @@ pub struct Operation {
     /// Its name: a time and some digits, as that of a backup.
     pub operation: OperationId,
     /// Whether to a newer release or back to an earlier one.
-    pub verb: Verb,
+    pub verb: ReleaseVerb,
     /// The images before.
     pub from: Images,
     /// The reference of the gateway's image afterwards.
@@ -104,14 +104,14 @@ pub struct Operation {
 /// The two kinds of operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Verb {
+pub enum ReleaseVerb {
     /// To the image that `.env` or `--image` names.
     Upgrade,
     /// To a release of the ledger.
     Rollback,
 }
 
-impl fmt::Display for Verb {
+impl fmt::Display for ReleaseVerb {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Upgrade => "upgrade",
@@ -177,7 +177,7 @@ pub struct Ended {
     /// Which one.
     pub operation: OperationId,
     /// Whether the new release stayed.
-    pub outcome: Outcome,
+    pub outcome: OperationOutcome,
     /// Why it did not.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub reason: Option<String>,
@@ -186,7 +186,7 @@ pub struct Ended {
 /// The two ends of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Outcome {
+pub enum OperationOutcome {
     /// The new release serves.
     Done,
     /// The release of before serves again.
@@ -210,7 +210,7 @@ pub struct Unfinished {
 #[derive(Debug)]
 pub struct Ledger {
     path: PathBuf,
-    records: Vec<Record>,
+    records: Vec<LedgerRecord>,
     /// How many bytes of the file are complete lines.
     complete: u64,
 }
@@ -255,7 +255,7 @@ impl Ledger {
 
     /// Every line, oldest first.
     #[must_use]
-    pub fn records(&self) -> &[Record] {
+    pub fn records(&self) -> &[LedgerRecord] {
         &self.records
     }
 
@@ -264,7 +264,7 @@ impl Ledger {
     /// # Errors
     /// When the disk refuses.
     pub fn append(&mut self, event: Event) -> Result<()> {
-        let record = Record {
+        let record = LedgerRecord {
             at: jiff::Timestamp::now()
                 .strftime("%Y-%m-%dT%H:%M:%SZ")
                 .to_string(),
@@ -277,7 +277,7 @@ impl Ledger {
         Ok(())
     }
 
-    fn write(&mut self, record: &Record) -> Result<()> {
+    fn write(&mut self, record: &LedgerRecord) -> Result<()> {
         let mut line = serde_json::to_vec(record)?;
         line.push(b'\n');
         let directory = self.path.parent().context("the ledger has no directory")?;
@@ -303,7 +303,7 @@ impl Ledger {
 
     /// The releases that ran, oldest first.
     #[must_use]
-    pub fn releases(&self) -> impl DoubleEndedIterator<Item = &Release> {
+    pub fn releases(&self) -> impl DoubleEndedIterator<Item = &RecordedRelease> {
         self.records
             .iter()
             .filter_map(|record| match &record.event {
@@ -314,7 +314,7 @@ impl Ledger {
 
     /// The release that ran last.
     #[must_use]
-    pub fn current(&self) -> Option<&Release> {
+    pub fn current(&self) -> Option<&RecordedRelease> {
         self.releases().next_back()
     }
 
@@ -326,12 +326,12 @@ impl Ledger {
         let Some(gateway) = images.get(Service::Litellm.name()) else {
             return Ok(());
         };
-        let current = self.current().and_then(Release::gateway);
+        let current = self.current().and_then(RecordedRelease::gateway);
         if current.is_some_and(|current| current.identity.is(&gateway.identity)) {
             return Ok(());
         }
         let number = self.current().map_or(0, |last| last.number) + 1;
-        self.append(Event::Release(Release {
+        self.append(Event::Release(RecordedRelease {
             number,
             images,
             how: how.to_owned(),
@@ -412,7 +412,7 @@ fn operator() -> String {
 mod tests {
     use super::*;
     use crate::host::paths::Scope;
-    use crate::image::Identity;
+    use crate::image::ImageIdentity;
 
     fn id(text: &str) -> OperationId {
         OperationId::parse(text).unwrap()
@@ -421,7 +421,7 @@ mod tests {
     fn images(version: &str) -> Images {
         let image = Image {
             reference: format!("ghcr.io/berriai/litellm:{version}"),
-            identity: Identity::of_digest(format!("sha256:{version}")),
+            identity: ImageIdentity::of_digest(format!("sha256:{version}")),
         };
         Images::from([("litellm".to_owned(), image)])
     }
@@ -492,7 +492,7 @@ mod tests {
         ledger.record_release(images("1"), "up").unwrap();
         let operation = Operation {
             operation: id("20260131T120000Z-0a1b2c"),
-            verb: Verb::Upgrade,
+            verb: ReleaseVerb::Upgrade,
             from: images("1"),
             to: "ghcr.io/berriai/litellm:2".into(),
             configuration: "aa".into(),
@@ -528,7 +528,7 @@ mod tests {
         ledger
             .append(Event::Ended(Ended {
                 operation: operation.operation.clone(),
-                outcome: Outcome::Done,
+                outcome: OperationOutcome::Done,
                 reason: None,
             }))
             .unwrap();

@@ -244,7 +244,7 @@ pub fn unwritten(name: &str, written: &str) -> Option<SecretString> {
 /// A value of `.env`, or what is made of one, which may be sealed: only when it is used, it is
 /// opened.
 #[derive(Clone, Debug)]
-pub struct Value {
+pub struct SecretValue {
     written: SecretString,
     form: Form,
     /// Nothing if the value is in clear.
@@ -262,7 +262,7 @@ enum Form {
     RedisConf,
 }
 
-impl Value {
+impl SecretValue {
     /// The value of a variable as `.env` has it.
     #[must_use]
     pub fn new(written: &str, vault: &Arc<Vault>) -> Self {
@@ -482,7 +482,7 @@ mod tests {
     fn what_can_not_be_opened_is_never_a_value() {
         let directory = std::env::temp_dir().join("litellm-units-no-such-directory");
         let vault = Arc::new(Vault::new(directory.clone()));
-        let value = Value::new(&format!("x{A}"), &vault);
+        let value = SecretValue::new(&format!("x{A}"), &vault);
         assert_eq!(value.in_clear().map(|_| ()), None);
         assert!(!value.is_empty());
         let error = value.open().map(|_| ()).unwrap_err();

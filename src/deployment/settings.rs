@@ -6,7 +6,7 @@ use std::sync::Arc;
 use secrecy::{ExposeSecret, SecretString};
 
 use super::env_file::EnvFile;
-use super::sealed::{self, Value, Vault};
+use super::sealed::{self, SecretValue, Vault};
 use crate::error::{Failure, Result};
 use crate::image::ImageReference;
 use crate::service::Service;
@@ -117,14 +117,14 @@ pub enum Database {
         /// The role that owns the database.
         user: String,
         /// That role's password.
-        password: Value,
+        password: SecretValue,
         /// The database.
         name: String,
     },
     /// A server elsewhere: `DATABASE_URL` in `.env`.
     External {
         /// As written.
-        url: Value,
+        url: SecretValue,
     },
 }
 
@@ -136,7 +136,7 @@ pub enum Cache {
         /// Its image.
         image: ImageReference,
         /// What `requirepass` is set to.
-        password: Value,
+        password: SecretValue,
     },
     /// A server elsewhere: `REDIS_HOST` in `.env`.
     External,
@@ -144,7 +144,7 @@ pub enum Cache {
 
 /// How a container receives a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Delivery {
+pub enum SecretTarget {
     /// As an environment variable.
     Variable,
     /// As a file under `/run/secrets`, readable by the container's user alone.
@@ -153,13 +153,13 @@ pub enum Delivery {
 
 /// One value for one container.
 #[derive(Clone, Debug)]
-pub struct Parcel {
+pub struct ContainerSecret {
     /// The variable's or file's name.
     pub name: String,
     /// How it gets there.
-    pub delivery: Delivery,
+    pub target: SecretTarget,
     /// What it is.
-    pub value: Value,
+    pub value: SecretValue,
 }
 
 /// Where backups go and how: the variables `BACKUP_…`, which no container gets.
@@ -170,7 +170,7 @@ pub struct BackupSettings {
     /// `BACKUP_URL`: where a copy goes.
     pub url: Option<String>,
     /// What the store at that URL needs to know, without `BACKUP_` and in small letters.
-    pub store: Vec<(String, Value)>,
+    pub store: Vec<(String, SecretValue)>,
     /// Has the programs for a database that is elsewhere.
     pub postgres_image: ImageReference,
 }
@@ -185,14 +185,14 @@ pub struct Settings {
     /// The gateway's cache.
     pub cache: Cache,
     /// `LITELLM_MASTER_KEY`: for bootstrap only.
-    pub master_key: Value,
+    pub master_key: SecretValue,
     /// Where backups go and how.
     pub backup: BackupSettings,
     /// `LITELLM_ACCEPT_VULNERABILITIES`: identifiers of vulnerabilities that are accepted.
     pub accepted: Vec<String>,
     ui_username: Option<String>,
     public_address: Option<String>,
-    gateway: Vec<(String, Value)>,
+    gateway: Vec<(String, SecretValue)>,
 }
 
 impl Settings {
@@ -251,7 +251,7 @@ impl Settings {
                     ));
                 }
                 Database::External {
-                    url: Value::new(url, &vault),
+                    url: SecretValue::new(url, &vault),
                 }
             }
             None => Database::Local {
@@ -288,7 +288,7 @@ impl Settings {
                 "change it to start with sk-",
             ));
         }
-        let mut gateway: Vec<(String, Value)> = env
+        let mut gateway: Vec<(String, SecretValue)> = env
             .iter()
             .filter(|(name, value)| {
                 let unset = value.is_empty() && OPTIONAL.contains(name);
@@ -296,13 +296,13 @@ impl Settings {
                 let backup = name.starts_with(BACKUP_PREFIX);
                 !unset && !derived && !backup && !NOT_FOR_GATEWAY.contains(name)
             })
-            .map(|(name, value)| (name.to_owned(), Value::new(value, &vault)))
+            .map(|(name, value)| (name.to_owned(), SecretValue::new(value, &vault)))
             .collect();
         gateway.push(("DATABASE_URL".into(), database.url()));
         match &cache {
             Cache::Local { password, .. } => {
-                gateway.push(("REDIS_HOST".into(), Value::clear("redis")));
-                gateway.push(("REDIS_PORT".into(), Value::clear("6379")));
+                gateway.push(("REDIS_HOST".into(), SecretValue::clear("redis")));
+                gateway.push(("REDIS_PORT".into(), SecretValue::clear("6379")));
                 gateway.push(("REDIS_PASSWORD".into(), password.clone()));
             }
             Cache::External => gateway.extend(
@@ -310,7 +310,7 @@ impl Settings {
                     .filter(|(name, value)| {
                         name.starts_with("REDIS_") && *name != "REDIS_IMAGE" && !value.is_empty()
                     })
-                    .map(|(name, value)| (name.to_owned(), Value::new(value, &vault))),
+                    .map(|(name, value)| (name.to_owned(), SecretValue::new(value, &vault))),
             ),
         }
         let in_clear = |name: &str| reader.filled(name).map(str::to_owned);
@@ -345,7 +345,7 @@ impl Settings {
 
     /// The web interface's password, if one is set.
     #[must_use]
-    pub fn ui_password(&self) -> Option<&Value> {
+    pub fn ui_password(&self) -> Option<&SecretValue> {
         self.gateway
             .iter()
             .find(|(name, _)| name == "UI_PASSWORD")
@@ -378,10 +378,10 @@ impl Settings {
 
     /// What `service` gets from `.env`, and nothing more.
     #[must_use]
-    pub fn parcels(&self, service: Service) -> Vec<Parcel> {
-        let variable = |name: &str, value: Value| Parcel {
+    pub fn container_secrets(&self, service: Service) -> Vec<ContainerSecret> {
+        let variable = |name: &str, value: SecretValue| ContainerSecret {
             name: name.to_owned(),
-            delivery: Delivery::Variable,
+            target: SecretTarget::Variable,
             value,
         };
         match (service, &self.database, &self.cache) {
@@ -395,14 +395,14 @@ impl Settings {
                 },
                 _,
             ) => vec![
-                variable("POSTGRES_USER", Value::clear(user)),
+                variable("POSTGRES_USER", SecretValue::clear(user)),
                 variable("POSTGRES_PASSWORD", password.clone()),
-                variable("POSTGRES_DB", Value::clear(name)),
+                variable("POSTGRES_DB", SecretValue::clear(name)),
             ],
             (Service::Redis, _, Cache::Local { password, .. }) => vec![
-                Parcel {
+                ContainerSecret {
                     name: "redis.conf".into(),
-                    delivery: Delivery::File,
+                    target: SecretTarget::File,
                     value: password.clone().into_redis_conf(),
                 },
                 // Read by redis-cli in the health check.
@@ -431,7 +431,7 @@ impl Settings {
 impl Database {
     /// The URL by which the gateway reaches it, every part percent-encoded.
     #[must_use]
-    pub fn url(&self) -> Value {
+    pub fn url(&self) -> SecretValue {
         match self {
             Self::External { url } => url.clone(),
             Self::Local {
@@ -501,7 +501,7 @@ impl Reader<'_> {
             .into()
     }
 
-    fn required(&self, name: &str) -> Result<Value> {
+    fn required(&self, name: &str) -> Result<SecretValue> {
         let value = self.filled(name).ok_or_else(|| {
             self.wrong(
                 name,
@@ -509,7 +509,7 @@ impl Reader<'_> {
                 "`litellm-units generate` adds what is missing",
             )
         })?;
-        Ok(Value::new(value, self.vault))
+        Ok(SecretValue::new(value, self.vault))
     }
 
     fn image(&self, name: &str, default: Option<&str>) -> Result<ImageReference> {
@@ -532,7 +532,7 @@ impl Reader<'_> {
             .filter(|(name, value)| !own.contains(name) && !value.is_empty())
             .filter_map(|(name, value)| {
                 let option = name.strip_prefix(BACKUP_PREFIX)?.to_ascii_lowercase();
-                Some((option, Value::new(value, self.vault)))
+                Some((option, SecretValue::new(value, self.vault)))
             })
             .collect();
         Ok(BackupSettings {
@@ -557,7 +557,7 @@ impl Reader<'_> {
     }
 
     /// The image's entrypoint gives the password to initdb, which reads one line of it.
-    fn postgres_password(&self) -> Result<Value> {
+    fn postgres_password(&self) -> Result<SecretValue> {
         let password = self.required("POSTGRES_PASSWORD")?;
         let is_wrong = |password: SecretString| password.expose_secret().contains(['\n', '\r']);
         if password.in_clear().is_some_and(is_wrong) {

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use super::{Check, Patient};
+use super::{Check, Examination};
 use crate::error::Result;
 use crate::host::paths::{Paths, Scope};
 use crate::host::systemd::UnitState;
@@ -15,17 +15,20 @@ use crate::quadlet::{BACKUP_SERVICE, BACKUP_TIMER};
 const OLD: Duration = Duration::from_secs(2 * 24 * 3600);
 
 /// The age of the last backup, and whether systemd makes the next one.
-pub async fn backup(patient: &Patient<'_>) -> Option<Check> {
+pub async fn backup(examination: &Examination<'_>) -> Option<Check> {
     // Units that are not installed are for other checks.
-    patient.units.as_ref().filter(|units| !units.is_empty())?;
-    let systemd = patient.host.systemd().await.ok()?;
+    examination
+        .units
+        .as_ref()
+        .filter(|units| !units.is_empty())?;
+    let systemd = examination.host.systemd().await.ok()?;
     let (timer, service, target) = futures_util::try_join!(
         systemd.unit(BACKUP_TIMER),
         systemd.unit(BACKUP_SERVICE),
         systemd.unit("litellm.target"),
     )
     .ok()?;
-    let paths = &patient.host.paths;
+    let paths = &examination.host.paths;
     let last = match last(paths) {
         Ok(last) => last,
         Err(error) => return Some(Check::error("backup", &error)),
@@ -105,7 +108,7 @@ fn judge(
 
 #[cfg(test)]
 mod tests {
-    use super::super::Outcome;
+    use super::super::CheckOutcome;
     use super::*;
 
     fn unit(active: &str) -> UnitState {
@@ -129,8 +132,8 @@ mod tests {
             let check = judge(Scope::User, timer, service, runs, last, deployed);
             (check.outcome, check.message)
         };
-        let ok = |message: &str| (Outcome::Ok, message.to_owned());
-        let warning = |message: &str| (Outcome::Warning, message.to_owned());
+        let ok = |message: &str| (CheckOutcome::Ok, message.to_owned());
+        let warning = |message: &str| (CheckOutcome::Warning, message.to_owned());
         assert_eq!(
             judged(&on, &off, true, None, day(1)),
             ok("there is no backup yet")

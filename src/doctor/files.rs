@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::statvfs::{Statvfs, statvfs};
 use nix::unistd::geteuid;
 
-use super::{Check, Fix, Patient};
+use super::{Check, Examination, Fix};
 use crate::deployment::completion::container_owner;
 use crate::deployment::env_file::EnvFile;
 use crate::deployment::images_lock::ImagesLock;
@@ -19,7 +19,7 @@ use crate::host::Host;
 use crate::host::files;
 use crate::host::paths::Scope;
 use crate::image::ImageReference;
-use crate::litellm::advisories::{Advisories, Found};
+use crate::litellm::advisories::{Advisories, Compromised};
 use crate::litellm::config::{Severity, check_deployment};
 use crate::operations::seal;
 use crate::output::bytes;
@@ -234,7 +234,7 @@ pub fn images(host: &Host, env: &EnvFile) -> Check {
                 let identity = lock.identity(&image);
                 let digest = identity.as_ref().map(|identity| identity.digest.as_str());
                 let found = advisories.check(&image, digest).err();
-                found.map(|found| (found.to_string(), Found::HINT))
+                found.map(|found| (found.to_string(), Compromised::HINT))
             }
         };
         if let Some((fault, hint)) = fault {
@@ -274,9 +274,9 @@ pub fn without_bad_images(env: &EnvFile) -> Result<EnvFile> {
 }
 
 /// Data that the container's user does not own keeps its server from starting.
-pub fn data(patient: &Patient<'_>) -> Option<Check> {
-    let settings = patient.settings.as_ref()?;
-    let paths = &patient.host.paths;
+pub fn data(examination: &Examination<'_>) -> Option<Check> {
+    let settings = examination.settings.as_ref()?;
+    let paths = &examination.host.paths;
     for (service, path) in [
         (Service::Postgres, paths.postgres_data()),
         (Service::Redis, paths.redis_data()),
@@ -284,7 +284,7 @@ pub fn data(patient: &Patient<'_>) -> Option<Check> {
         let Some(image) = settings.image(service) else {
             continue;
         };
-        let owner = match patient.host.scope() {
+        let owner = match examination.host.scope() {
             Scope::System => container_owner(service, image),
             Scope::User => Some((geteuid().as_raw(), nix::unistd::getegid().as_raw())),
         };
@@ -316,10 +316,10 @@ pub fn data(patient: &Patient<'_>) -> Option<Check> {
 }
 
 /// The errors of `config check`; its warnings are its own.
-pub fn gateway_config(patient: &Patient<'_>) -> Option<Check> {
-    patient.settings.as_ref()?;
-    let path = patient.host.paths.config_file();
-    let findings = match check_deployment(patient.host) {
+pub fn gateway_config(examination: &Examination<'_>) -> Option<Check> {
+    examination.settings.as_ref()?;
+    let path = examination.host.paths.config_file();
+    let findings = match check_deployment(examination.host) {
         Ok(findings) => findings,
         Err(error) => return Some(Check::error("config", &error)),
     };
@@ -344,17 +344,17 @@ pub fn gateway_config(patient: &Patient<'_>) -> Option<Check> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Outcome;
+    use super::super::CheckOutcome;
     use super::*;
 
     #[test]
     fn limits() {
         let path = Path::new("/x");
-        assert_eq!(disk(path, TOO_LITTLE - 1).outcome, Outcome::Failure);
-        assert_eq!(disk(path, TOO_LITTLE).outcome, Outcome::Warning);
-        assert_eq!(disk(path, LITTLE).outcome, Outcome::Ok);
-        assert_eq!(inodes(path, 0, 100).outcome, Outcome::Failure);
-        assert_eq!(inodes(path, 4, 100).outcome, Outcome::Warning);
-        assert_eq!(inodes(path, 5, 100).outcome, Outcome::Ok);
+        assert_eq!(disk(path, TOO_LITTLE - 1).outcome, CheckOutcome::Failure);
+        assert_eq!(disk(path, TOO_LITTLE).outcome, CheckOutcome::Warning);
+        assert_eq!(disk(path, LITTLE).outcome, CheckOutcome::Ok);
+        assert_eq!(inodes(path, 0, 100).outcome, CheckOutcome::Failure);
+        assert_eq!(inodes(path, 4, 100).outcome, CheckOutcome::Warning);
+        assert_eq!(inodes(path, 5, 100).outcome, CheckOutcome::Ok);
     }
 }

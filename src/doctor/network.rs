@@ -10,16 +10,16 @@ use serde::Deserialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
-use super::{Check, Patient};
+use super::{Check, Examination};
 use crate::deployment::settings::{Cache, Database, GATEWAY_PORT};
 use crate::host::Host;
 use crate::host::systemd::UnitState;
 use crate::service::Service;
 
 /// How long a connection may take.
-const PATIENCE: Duration = Duration::from_secs(3);
+const TIMEOUT: Duration = Duration::from_secs(3);
 /// How long all questions put inside the gateway's container may take.
-const INSIDE_PATIENCE: Duration = Duration::from_secs(20);
+const INSIDE_TIMEOUT: Duration = Duration::from_secs(20);
 /// Where Docker listens.
 const DOCKER: &str = "/run/docker.sock";
 /// What a docker compose stack of LiteLLM publishes.
@@ -107,17 +107,17 @@ fn is_in(process: u32, control_group: &str) -> bool {
 }
 
 /// The gateway's port: free, or ours.
-pub fn port(patient: &Patient<'_>) -> Option<Check> {
+pub fn port(examination: &Examination<'_>) -> Option<Check> {
     // Without systemd's word there is no telling what is ours.
-    patient.units.as_ref()?;
-    Some(judge_port(patient, &listening()))
+    examination.units.as_ref()?;
+    Some(judge_port(examination, &listening()))
 }
 
-fn judge_port(patient: &Patient<'_>, found: &[Listener]) -> Check {
-    let unit = patient.unit(Service::Litellm);
+fn judge_port(examination: &Examination<'_>, found: &[Listener]) -> Check {
+    let unit = examination.unit(Service::Litellm);
     let runs = unit.is_some_and(|unit| !matches!(unit.active.as_str(), "inactive" | "failed"));
     if found.is_empty() {
-        return if patient.gateway_runs() {
+        return if examination.gateway_runs() {
             Check::failure(
                 "port",
                 format!("litellm.service runs, but nothing listens on port {GATEWAY_PORT}"),
@@ -130,7 +130,7 @@ fn judge_port(patient: &Patient<'_>, found: &[Listener]) -> Check {
     let foreign = found
         .iter()
         // Nobody else can have it then; gateways get it from systemd.
-        .filter(|listener| !(patient.holds_address && listener.address.is_loopback()))
+        .filter(|listener| !(examination.holds_address && listener.address.is_loopback()))
         .find_map(|listener| match process_with(listener.inode) {
             Some((process, name)) => {
                 let ours = unit.is_some_and(|unit| is_in(process, &unit.control_group));
@@ -152,8 +152,8 @@ fn judge_port(patient: &Patient<'_>, found: &[Listener]) -> Check {
 
 /// Whether the gateway can be reached from this host only: by what listens, and by what the units
 /// would publish at the next start.
-pub fn loopback(patient: &Patient<'_>) -> Check {
-    let listener = patient
+pub fn loopback(examination: &Examination<'_>) -> Check {
+    let listener = examination
         .gateway_runs()
         .then(listening)
         .into_iter()
@@ -165,7 +165,7 @@ pub fn loopback(patient: &Patient<'_>) -> Check {
         );
     }
     for service in Service::ALL {
-        for file in unit_files(patient.host, service) {
+        for file in unit_files(examination.host, service) {
             let text = std::fs::read_to_string(&file).unwrap_or_default();
             if let Some(open) = text
                 .lines()
@@ -244,8 +244,8 @@ struct Answers {
 }
 
 /// Names on the bridge, and the way to the database.
-pub async fn inside(patient: &Patient<'_>) -> Vec<Check> {
-    let Some(settings) = &patient.settings else {
+pub async fn inside(examination: &Examination<'_>) -> Vec<Check> {
+    let Some(settings) = &examination.settings else {
         return Vec::new();
     };
     let database = match &settings.database {
@@ -257,14 +257,14 @@ pub async fn inside(patient: &Patient<'_>) -> Vec<Check> {
     };
     let is_local = matches!(settings.database, Database::Local { .. });
     // One that does not run has no address, and a check of its own says so.
-    let runs = |service| patient.unit(service).is_some_and(UnitState::is_active);
-    if !patient.gateway_runs() {
+    let runs = |service| examination.unit(service).is_some_and(UnitState::is_active);
+    if !examination.gateway_runs() {
         // Another host's database can be tried from here.
         let Some((host, port)) = database.filter(|_| !is_local) else {
             return Vec::new();
         };
         let attempt =
-            tokio::time::timeout(PATIENCE, TcpStream::connect((host.as_str(), port))).await;
+            tokio::time::timeout(TIMEOUT, TcpStream::connect((host.as_str(), port))).await;
         let error = match attempt {
             Ok(Ok(_)) => None,
             Ok(Err(error)) => Some(error.to_string()),
@@ -281,7 +281,7 @@ pub async fn inside(patient: &Patient<'_>) -> Vec<Check> {
     }
     let database = database.filter(|_| !is_local || runs(Service::Postgres));
     let (host, port) = database.clone().unwrap_or_default();
-    let Ok(podman) = patient.host.podman().await else {
+    let Ok(podman) = examination.host.podman().await else {
         return Vec::new();
     };
     let mut command = podman.command([
@@ -294,13 +294,13 @@ pub async fn inside(patient: &Patient<'_>) -> Vec<Check> {
     command
         .args([names.join(" "), host, port.to_string()])
         .kill_on_drop(true);
-    let output = match tokio::time::timeout(INSIDE_PATIENCE, command.output()).await {
+    let output = match tokio::time::timeout(INSIDE_TIMEOUT, command.output()).await {
         Ok(Ok(output)) => output,
         Ok(Err(error)) => return vec![Check::failure("dns", format!("can't run podman: {error}"))],
         Err(_) => {
             let message = format!(
                 "the gateway's container answered nothing within {} s",
-                INSIDE_PATIENCE.as_secs()
+                INSIDE_TIMEOUT.as_secs()
             );
             return vec![
                 Check::failure("dns", message)
@@ -373,7 +373,7 @@ fn host_and_port(url: &str) -> Option<(String, u16)> {
 
 /// What a docker compose stack leaves behind: containers, or its file.
 pub async fn docker(host: &Host) -> Check {
-    let containers = match tokio::time::timeout(PATIENCE, docker_containers()).await {
+    let containers = match tokio::time::timeout(TIMEOUT, docker_containers()).await {
         Ok(Some(containers)) => containers,
         _ => Vec::new(),
     };

@@ -5,12 +5,12 @@ use std::time::{Duration, SystemTime};
 
 use zbus_systemd::zbus::{self, Connection, OwnedVariant, Variant};
 
-use super::{Check, Patient};
+use super::{Check, Examination};
 use crate::host::Host;
 use crate::host::systemd::Features;
 
 /// How long a service of the host may take to answer.
-const PATIENCE: Duration = Duration::from_secs(3);
+const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Podman and its Quadlet generator.
 pub async fn podman(host: &Host) -> Check {
@@ -35,8 +35,8 @@ pub fn cgroup() -> Check {
 }
 
 /// systemd's version, and what it knows of the keys that the units use, if it can be asked.
-pub async fn systemd(patient: &Patient<'_>) -> Option<Check> {
-    let systemd = patient.host.systemd().await.ok()?;
+pub async fn systemd(examination: &Examination<'_>) -> Option<Check> {
+    let systemd = examination.host.systemd().await.ok()?;
     let text = systemd.version().await.ok()?;
     let features = systemd.features().await.ok()?;
     Some(systemd_version(&text, features))
@@ -118,7 +118,7 @@ pub async fn clock(host: &Host) -> Check {
         )
         .remedy("compare with another clock; set it: timedatectl set-ntp true");
     }
-    match tokio::time::timeout(PATIENCE, time_properties()).await {
+    match tokio::time::timeout(TIMEOUT, time_properties()).await {
         Ok(Ok(properties)) => {
             let flag = |name: &str| {
                 matches!(
@@ -166,7 +166,7 @@ fn synchronised(now: bool, possible: bool, enabled: bool) -> Check {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Outcome;
+    use super::super::CheckOutcome;
     use super::*;
 
     #[test]
@@ -181,7 +181,7 @@ mod tests {
         // RHEL 9 has it from another version.
         assert_eq!(message("252-67.el9", 254), "systemd 252");
         let old = systemd_version("249.11-0ubuntu3", Features::of_version(249));
-        assert_eq!(old.outcome, Outcome::Warning);
+        assert_eq!(old.outcome, CheckOutcome::Warning);
         assert_eq!(
             message("unknown", 257),
             "systemd unknown, whose number is not known"
@@ -195,18 +195,24 @@ mod tests {
             selinux_state(Some("0"), false).message,
             "SELinux is permissive"
         );
-        assert_eq!(selinux_state(Some("1\n"), true).outcome, Outcome::Ok);
-        assert_eq!(selinux_state(Some("1\n"), false).outcome, Outcome::Failure);
+        assert_eq!(selinux_state(Some("1\n"), true).outcome, CheckOutcome::Ok);
+        assert_eq!(
+            selinux_state(Some("1\n"), false).outcome,
+            CheckOutcome::Failure
+        );
     }
 
     #[test]
     fn clocks() {
-        assert_eq!(synchronised(true, false, false).outcome, Outcome::Ok);
-        assert_eq!(synchronised(false, false, false).outcome, Outcome::Ok);
+        assert_eq!(synchronised(true, false, false).outcome, CheckOutcome::Ok);
+        assert_eq!(synchronised(false, false, false).outcome, CheckOutcome::Ok);
         assert_eq!(
             synchronised(false, true, false).message,
             "the time service is switched off"
         );
-        assert_eq!(synchronised(false, true, true).outcome, Outcome::Warning);
+        assert_eq!(
+            synchronised(false, true, true).outcome,
+            CheckOutcome::Warning
+        );
     }
 }

@@ -1,6 +1,6 @@
 //! What is known against the gateway's release, and what the last check for newer ones found.
 
-use super::{Check, Patient};
+use super::{Check, Examination};
 use crate::deployment::installed_release;
 use crate::litellm::advisories::{Advisories, SHIPPED_DATE};
 use crate::operations::upgrade::check::Recorded;
@@ -9,9 +9,9 @@ use crate::quadlet::{CHECK_SERVICE, CHECK_TIMER};
 use crate::service::Service;
 
 /// Known vulnerabilities of the installed release, or else of the one that `.env` names.
-pub fn vulnerabilities(patient: &Patient<'_>) -> Option<Check> {
-    let settings = patient.settings.as_ref()?;
-    let paths = &patient.host.paths;
+pub fn vulnerabilities(examination: &Examination<'_>) -> Option<Check> {
+    let settings = examination.settings.as_ref()?;
+    let paths = &examination.host.paths;
     let image = installed_release::of_unit(paths, Service::Litellm)
         .unwrap_or_else(|| settings.litellm_image.clone());
     // A list that can't be read is what `images` comes upon.
@@ -50,11 +50,14 @@ pub fn vulnerabilities(patient: &Patient<'_>) -> Option<Check> {
 }
 
 /// What the last check for newer releases found.
-pub async fn upgrade_check(patient: &Patient<'_>) -> Option<Check> {
+pub async fn upgrade_check(examination: &Examination<'_>) -> Option<Check> {
     const NAME: &str = "upgrade-check";
-    patient.units.as_ref().filter(|units| !units.is_empty())?;
-    let scope = patient.host.scope();
-    let systemd = patient.host.systemd().await.ok()?;
+    examination
+        .units
+        .as_ref()
+        .filter(|units| !units.is_empty())?;
+    let scope = examination.host.scope();
+    let systemd = examination.host.systemd().await.ok()?;
     let (timer, service) =
         futures_util::try_join!(systemd.unit(CHECK_TIMER), systemd.unit(CHECK_SERVICE)).ok()?;
     // One that is not installed is drift.
@@ -69,7 +72,7 @@ pub async fn upgrade_check(patient: &Patient<'_>) -> Option<Check> {
                 .remedy(format!("see why: {journalctl} -u {CHECK_SERVICE}")),
         );
     }
-    let recorded = match Recorded::load(&patient.host.paths) {
+    let recorded = match Recorded::load(&examination.host.paths) {
         Ok(recorded) => recorded,
         Err(error) => return Some(Check::error(NAME, &error)),
     };

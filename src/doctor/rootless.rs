@@ -227,19 +227,22 @@ fn find(program: &str) -> Option<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::Outcome;
+    use super::super::CheckOutcome;
     use super::judge_ids;
 
     #[test]
     fn ranges() {
         let enough = "root:1:1\nann:100000:65536\n";
-        assert_eq!(judge_ids("ann", 1000, enough, enough).outcome, Outcome::Ok);
+        assert_eq!(
+            judge_ids("ann", 1000, enough, enough).outcome,
+            CheckOutcome::Ok
+        );
         assert_eq!(
             judge_ids("bob", 1001, enough, "1001:5:70000").outcome,
-            Outcome::Failure
+            CheckOutcome::Failure
         );
         let by_number = judge_ids("bob", 1001, "1001:200000:1000", "bob:200000:1000");
-        assert_eq!(by_number.outcome, Outcome::Warning);
+        assert_eq!(by_number.outcome, CheckOutcome::Warning);
         let none = judge_ids("bob", 1001, enough, enough);
         assert_eq!(
             none.message,

@@ -1,19 +1,19 @@
 //! Whose images these are: what is known to be malicious, and whose signature is verified.
 
-use super::{Check, Patient};
+use super::{Check, Examination};
 use crate::deployment::images_lock::ImagesLock;
 use crate::error::Result;
 use crate::image::ImageReference;
-use crate::litellm::advisories::{Advisories, Found};
-use crate::operations::trust::{HostFacts, Places, Plan, Wish, is_signed_release};
+use crate::litellm::advisories::{Advisories, Compromised};
+use crate::operations::trust::{HostFacts, Places, PolicyPlan, Wish, is_signed_release};
 use crate::service::Service;
 
 /// Whether a container runs an image that is known to be malicious, whatever `.env` says by now.
-pub async fn running(patient: &Patient<'_>) -> Option<Check> {
+pub async fn running(examination: &Examination<'_>) -> Option<Check> {
     // A list that can't be read is what `images` comes upon.
-    let advisories = Advisories::load(&patient.host.paths).ok()?;
-    let podman = patient.host.podman().await.ok()?;
-    let services = patient
+    let advisories = Advisories::load(&examination.host.paths).ok()?;
+    let podman = examination.host.podman().await.ok()?;
+    let services = examination
         .units
         .as_ref()?
         .iter()
@@ -38,25 +38,25 @@ pub async fn running(patient: &Patient<'_>) -> Option<Check> {
     }
     Some(
         Check::failure("compromised", found.join("; "))
-            .remedy(format!("litellm-units down; then {}", Found::HINT)),
+            .remedy(format!("litellm-units down; then {}", Compromised::HINT)),
     )
 }
 
 /// Whether Podman verifies the signature of the gateway's image, where there is one to verify.
-pub async fn signatures(patient: &Patient<'_>) -> Option<Check> {
-    let image = &patient.settings.as_ref()?.litellm_image;
+pub async fn signatures(examination: &Examination<'_>) -> Option<Check> {
+    let image = &examination.settings.as_ref()?.litellm_image;
     if !image.is_litellm() {
         return None;
     }
-    let places = Places::of(&patient.host.paths);
-    match verified(patient, image, &places).await {
+    let places = Places::of(&examination.host.paths);
+    match verified(examination, image, &places).await {
         Ok(check) => check,
         Err(error) => Some(Check::error("signatures", &error)),
     }
 }
 
 async fn verified(
-    patient: &Patient<'_>,
+    examination: &Examination<'_>,
     image: &ImageReference,
     places: &Places,
 ) -> Result<Option<Check>> {
@@ -69,8 +69,8 @@ async fn verified(
         return Ok(None);
     }
     if record.is_some() {
-        let wish = Wish::of(HostFacts::of(patient.host.podman().await?).await?);
-        let plan = Plan::set(places, &wish)?;
+        let wish = Wish::of(HostFacts::of(examination.host.podman().await?).await?);
+        let plan = PolicyPlan::set(places, &wish)?;
         if !plan.is_empty() {
             let mut files: Vec<String> = plan
                 .visible()
@@ -100,7 +100,7 @@ async fn verified(
             Check::warning("signatures", message).remedy("litellm-units trust")
         }));
     }
-    let lock = ImagesLock::load(&patient.host.paths.images_lock())?;
+    let lock = ImagesLock::load(&examination.host.paths.images_lock())?;
     let accepted = lock
         .identity(image)
         .map(|identity| format!("@{}", identity.digest))

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Check, Fix, Outcome, Patient};
+use super::{Check, CheckOutcome, Examination, Fix};
 use crate::deployment::completion::Change;
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::installed_release;
@@ -13,22 +13,22 @@ use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::host::container_state;
 use crate::host::systemd::UnitState;
-use crate::host::systemd::job::{Jobs, Verb};
-use crate::litellm::health::Health;
+use crate::host::systemd::job::{JobType, Jobs};
+use crate::litellm::health::GatewayHealth;
 use crate::litellm::{Client, contract};
-use crate::operations::install::{self, Target};
+use crate::operations::install::{self, ReleaseTarget};
 use crate::operations::stack::blockers::{self, Blocker};
-use crate::operations::stack::{self, Source};
+use crate::operations::stack::{self, LogSource};
 use crate::output::Progress;
 use crate::quadlet;
 use crate::service::Service;
 
 /// How long the gateway may take to answer.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 /// How many lines of a failing unit's journal are shown.
 const QUOTED_LINES: usize = 8;
 /// How long failed units may take to start.
-const START_PATIENCE: Duration = Duration::from_secs(180);
+const START_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// The states of those of our services that are installed.
 ///
@@ -64,12 +64,13 @@ pub async fn socket(host: &Host) -> Result<UnitState> {
 }
 
 /// Whether `generate` would find anything to do.
-pub async fn drift(patient: &Patient<'_>) -> Vec<Check> {
+pub async fn drift(examination: &Examination<'_>) -> Vec<Check> {
     // Without a deployment, or with a wrong one, there is nothing to compare with.
-    if patient.settings.is_none() || patient.units.is_none() {
+    if examination.settings.is_none() || examination.units.is_none() {
         return Vec::new();
     }
-    let prepared = match Box::pin(install::prepare(patient.host, Target::Recorded)).await {
+    let prepared = match Box::pin(install::prepare(examination.host, ReleaseTarget::Recorded)).await
+    {
         Ok(prepared) => prepared,
         Err(error) => return vec![Check::error("drift", &error)],
     };
@@ -101,7 +102,10 @@ pub async fn drift(patient: &Patient<'_>) -> Vec<Check> {
         if directories.is_empty() {
             Check::ok(
                 "directories",
-                format!("{} is complete", patient.host.paths.deployment.display()),
+                format!(
+                    "{} is complete",
+                    examination.host.paths.deployment.display()
+                ),
             )
         } else {
             Check::failure(
@@ -133,15 +137,15 @@ pub async fn drift(patient: &Patient<'_>) -> Vec<Check> {
 /// As those of `generate`.
 pub async fn generate(host: &Host) -> Result<Vec<String>> {
     let host = host.reporting(Progress::Collected(Arc::default()));
-    let prepared = install::prepare(&host, Target::Recorded).await?;
+    let prepared = install::prepare(&host, ReleaseTarget::Recorded).await?;
     install::install(&host, &prepared).await?;
     Ok(host.progress.changes())
 }
 
 /// Whether systemd knows the files of now, and whether all that ought to run does. `is_current`:
 /// the files are as they should be; if not, `generate` writes them and has them read.
-pub fn states(patient: &Patient<'_>, is_current: bool) -> Vec<Check> {
-    let Some(units) = &patient.units else {
+pub fn states(examination: &Examination<'_>, is_current: bool) -> Vec<Check> {
+    let Some(units) = &examination.units else {
         return Vec::new();
     };
     if units.is_empty() {
@@ -161,18 +165,21 @@ pub fn states(patient: &Patient<'_>, is_current: bool) -> Vec<Check> {
         )
         .remedy(format!(
             "{} daemon-reload",
-            patient.host.scope().systemctl()
+            examination.host.scope().systemctl()
         ))
         .fix(Fix::Reload)
     };
-    let reload = Some(reload).filter(|check| is_current || check.outcome == Outcome::Ok);
-    reload.into_iter().chain([faults(patient, units)]).collect()
+    let reload = Some(reload).filter(|check| is_current || check.outcome == CheckOutcome::Ok);
+    reload
+        .into_iter()
+        .chain([faults(examination, units)])
+        .collect()
 }
 
-fn faults(patient: &Patient<'_>, units: &[(Service, UnitState)]) -> Check {
+fn faults(examination: &Examination<'_>, units: &[(Service, UnitState)]) -> Check {
     let (mut words, mut failed) = (Vec::new(), Vec::new());
     let mut first = None;
-    let failing = patient.blockers.iter();
+    let failing = examination.blockers.iter();
     for blocker in failing.filter(|blocker| blocker.unit.is_failing()) {
         let lines = &blocker.lines;
         let quoted = &lines[lines.len().saturating_sub(QUOTED_LINES)..];
@@ -184,13 +191,13 @@ fn faults(patient: &Patient<'_>, units: &[(Service, UnitState)]) -> Check {
                 .filter(|(_, unit)| unit.active == "failed")
                 .map(|(service, _)| service.unit()),
         );
-        first = first.or(Source::of_unit(&blocker.unit.name).map(Source::name));
+        first = first.or(LogSource::of_unit(&blocker.unit.name).map(LogSource::name));
     }
     for (service, unit) in units {
-        let health = container_state::health(&patient.host.paths, &unit.control_group);
+        let health = container_state::health(&examination.host.paths, &unit.control_group);
         let problem = if unit.load != "loaded" {
             format!("is {}", unit.load)
-        } else if unit.is_active() && health == Some(container_state::Health::Unhealthy) {
+        } else if unit.is_active() && health == Some(container_state::ContainerHealth::Unhealthy) {
             "is unhealthy".to_owned()
         } else {
             continue;
@@ -207,7 +214,7 @@ fn faults(patient: &Patient<'_>, units: &[(Service, UnitState)]) -> Check {
     }
     let see = match first {
         Some(source) => format!("litellm-units logs {source}"),
-        None => format!("{} --failed", patient.host.scope().systemctl()),
+        None => format!("{} --failed", examination.host.scope().systemctl()),
     };
     let check = Check::failure("units", words.join("\n"))
         .remedy(format!("see why: {see}; then: litellm-units up"));
@@ -227,9 +234,9 @@ pub async fn start(host: &Host, failed: &[&'static str]) -> Result<Vec<String>> 
     let since = jiff::Timestamp::now();
     let mut jobs = Jobs::new(systemd).await?;
     for unit in failed {
-        jobs.ask(Verb::Start, unit).await?;
+        jobs.ask(JobType::Start, unit).await?;
     }
-    let deadline = Instant::now() + START_PATIENCE;
+    let deadline = Instant::now() + START_TIMEOUT;
     let mut done = Vec::new();
     while !jobs.pending().is_empty() {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -239,7 +246,7 @@ pub async fn start(host: &Host, failed: &[&'static str]) -> Result<Vec<String>> 
                 return Err(stack::failed(systemd, &unit, "failed again", since).await);
             }
             None => {
-                let waited = START_PATIENCE.as_secs();
+                let waited = START_TIMEOUT.as_secs();
                 let message = format!(
                     "{} did not start within {waited} s",
                     jobs.pending().join(", ")
@@ -254,15 +261,15 @@ pub async fn start(host: &Host, failed: &[&'static str]) -> Result<Vec<String>> 
 }
 
 /// Whether each container runs the image that `images.lock` records.
-pub async fn digests(patient: &Patient<'_>) -> Option<Check> {
+pub async fn digests(examination: &Examination<'_>) -> Option<Check> {
     // A damaged file is what `drift` comes upon.
-    let lock = ImagesLock::load(&patient.host.paths.images_lock()).ok()?;
-    let settings = patient.settings.as_ref()?;
-    let settings = installed_release::installed(patient.host, settings, &lock)
+    let lock = ImagesLock::load(&examination.host.paths.images_lock()).ok()?;
+    let settings = examination.settings.as_ref()?;
+    let settings = installed_release::installed(examination.host, settings, &lock)
         .await
         .ok()?;
-    let podman = patient.host.podman().await.ok()?;
-    let running: Vec<(Service, String)> = patient
+    let podman = examination.host.podman().await.ok()?;
+    let running: Vec<(Service, String)> = examination
         .units
         .as_ref()?
         .iter()
@@ -307,12 +314,12 @@ pub async fn digests(patient: &Patient<'_>) -> Option<Check> {
 
 /// Whether what runs was started with the settings of now. Units that are not `is_current` have a
 /// check of their own.
-pub fn applied(patient: &Patient<'_>, is_current: bool) -> Option<Check> {
-    let settings = patient.settings.as_ref()?;
-    if !patient.gateway_runs() {
+pub fn applied(examination: &Examination<'_>, is_current: bool) -> Option<Check> {
+    let settings = examination.settings.as_ref()?;
+    if !examination.gateway_runs() {
         return None;
     }
-    let differences = stack::differences(patient.host, settings).map(|mut all| {
+    let differences = stack::differences(examination.host, settings).map(|mut all| {
         for (_, differences) in &mut all {
             differences.retain(|difference| is_current || difference.input != "unit");
         }
@@ -341,28 +348,30 @@ pub fn applied(patient: &Patient<'_>, is_current: bool) -> Option<Check> {
 }
 
 /// Whether the gateway can serve.
-pub async fn gateway(patient: &Patient<'_>) -> Option<Check> {
-    if !patient.gateway_runs() {
+pub async fn gateway(examination: &Examination<'_>) -> Option<Check> {
+    if !examination.gateway_runs() {
         return None;
     }
-    let client = match Client::local(PATIENCE) {
+    let client = match Client::local(TIMEOUT) {
         Ok(client) => client,
         Err(error) => return Some(Check::error("gateway", &error)),
     };
-    let version = || contract::installed_version(&patient.host.paths);
+    let version = || contract::installed_version(&examination.host.paths);
     Some(match client.health().await.or_version(version) {
-        Health::Ready { version } => Check::ok(
+        GatewayHealth::Ready { version } => Check::ok(
             "gateway",
             format!(
                 "ready, LiteLLM {}",
                 version.as_deref().unwrap_or("of unknown version")
             ),
         ),
-        Health::Live { reason } => {
+        GatewayHealth::Live { reason } => {
             Check::failure("gateway", format!("answers, but is not ready: {reason}"))
                 .remedy("see why: litellm-units logs litellm")
         }
-        Health::Down { reason } => Check::failure("gateway", format!("does not answer: {reason}"))
-            .remedy("see why: litellm-units logs litellm"),
+        GatewayHealth::Down { reason } => {
+            Check::failure("gateway", format!("does not answer: {reason}"))
+                .remedy("see why: litellm-units logs litellm")
+        }
     })
 }

@@ -12,7 +12,7 @@ use crate::host::paths::Paths;
 /// The state of a container's health check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Health {
+pub enum ContainerHealth {
     /// It has not passed yet.
     Starting,
     /// The last checks passed.
@@ -26,7 +26,7 @@ pub enum Health {
     Unknown,
 }
 
-impl Health {
+impl ContainerHealth {
     /// Whether nothing is known to be wrong.
     #[must_use]
     pub fn is_good(self) -> bool {
@@ -34,7 +34,7 @@ impl Health {
     }
 }
 
-impl fmt::Display for Health {
+impl fmt::Display for ContainerHealth {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Starting => "starting",
@@ -50,7 +50,7 @@ impl fmt::Display for Health {
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Log {
-    status: Health,
+    status: ContainerHealth,
 }
 
 /// A container in the list of Podman's storage (`containers.json` of containers/storage).
@@ -63,7 +63,7 @@ struct Listed {
 /// The health of the container in a unit's control group, from the log that Podman keeps beside
 /// its state (`healthCheckLogPath` of libpod). Nothing when no container runs or it has no check.
 #[must_use]
-pub fn health(paths: &Paths, control_group: &str) -> Option<Health> {
+pub fn health(paths: &Paths, control_group: &str) -> Option<ContainerHealth> {
     let log = paths
         .container_state(&running(control_group)?)
         .join("healthcheck.log");

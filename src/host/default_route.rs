@@ -10,7 +10,7 @@ use crate::output::Progress;
 
 /// How long the network is waited for. Longer than network managers wait, and no failure: who has
 /// no network wants the gateway all the same.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 /// How often it is looked for.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
@@ -25,7 +25,7 @@ const UP: u32 = 0x1;
 /// carries the traffic of rootless containers, would stay without a way out if it started first
 /// (containers/podman issue 22197).
 pub async fn wait(progress: &Progress) {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TIMEOUT;
     loop {
         if has_default_route() || has_booted().await {
             return;
@@ -33,7 +33,7 @@ pub async fn wait(progress: &Progress) {
         if Instant::now() >= deadline {
             progress.warn(&format!(
                 "there is no default route after {} s: going on without",
-                PATIENCE.as_secs()
+                TIMEOUT.as_secs()
             ));
             return;
         }

@@ -10,7 +10,7 @@ use tokio::process::Command;
 
 use crate::error::{Failure, Result};
 use crate::host::paths::Scope;
-use crate::host::ssh::Remote;
+use crate::host::ssh::RemoteHost;
 use crate::host::systemd::Systemd;
 
 /// Which lines to read.
@@ -19,7 +19,7 @@ pub struct Query<'a> {
     /// Whose units.
     pub scope: Scope,
     /// On which machine, unless it is this one.
-    pub remote: Option<&'a Remote>,
+    pub remote: Option<&'a RemoteHost>,
     /// The units.
     pub units: Vec<&'a str>,
     /// Whether to wait for new lines.

@@ -12,7 +12,7 @@ use tokio::process::Command;
 
 use crate::error::{Failure, Result};
 use crate::host::paths::Scope;
-use crate::image::{self, Identity, Image};
+use crate::image::{self, Image, ImageIdentity};
 
 /// Where distributions put the generator that turns Quadlet files into units.
 const GENERATOR: &str = "/usr/lib/systemd/system-generators/podman-system-generator";
@@ -203,7 +203,7 @@ impl Podman {
     ///
     /// # Errors
     /// When Podman can't tell.
-    pub async fn image(&self, reference: &str) -> Result<Option<Identity>> {
+    pub async fn image(&self, reference: &str) -> Result<Option<ImageIdentity>> {
         // `image inspect` shows the digest of this platform's manifest for a tag, but the registry
         // and a container have that of the index.
         let filter = format!("reference={reference}");
@@ -363,9 +363,9 @@ fn parent_of(process: u32) -> Option<u32> {
 }
 
 /// Reads `ID DIGEST`.
-fn identity(line: &str) -> Option<Identity> {
+fn identity(line: &str) -> Option<ImageIdentity> {
     let (id, digest) = line.trim().split_once(' ')?;
-    image::is_digest(digest).then(|| Identity {
+    image::is_digest(digest).then(|| ImageIdentity {
         digest: digest.to_owned(),
         id: Some(
             id.strip_prefix(image::DIGEST_PREFIX)

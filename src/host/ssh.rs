@@ -21,15 +21,15 @@ const CONNECT_TIMEOUT: &str = "-oConnectTimeout=10";
 
 /// Where `ssh` goes: `USER@HOST`, `HOST`, or a name of its configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Remote(String);
+pub struct RemoteHost(String);
 
-impl fmt::Display for Remote {
+impl fmt::Display for RemoteHost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-impl std::str::FromStr for Remote {
+impl std::str::FromStr for RemoteHost {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
@@ -41,7 +41,7 @@ impl std::str::FromStr for Remote {
     }
 }
 
-impl Remote {
+impl RemoteHost {
     /// The scope that fits the user who logs in there, as `ssh` itself works it out.
     ///
     /// # Errors
@@ -102,7 +102,7 @@ impl Remote {
     ///
     /// # Errors
     /// When `ssh` does not get there, or there is no `litellm-units`.
-    pub async fn run(&self, arguments: &[String], use_of: Use) -> Result<Exit> {
+    pub async fn run(&self, arguments: &[String], use_of: RemoteUse) -> Result<Exit> {
         use std::io::IsTerminal;
         let terminal =
             use_of.terminal && std::io::stdin().is_terminal() && std::io::stdout().is_terminal();
@@ -169,7 +169,7 @@ fn bridge(scope: Scope) -> &'static str {
 
 /// What a command does with this process' terminal and streams.
 #[derive(Clone, Copy, Debug)]
-pub struct Use {
+pub struct RemoteUse {
     /// A terminal there too, where there is one here.
     pub terminal: bool,
     /// It may read stdin. If not, stdin is left alone for whoever reads it next.
@@ -231,7 +231,7 @@ fn no_ssh(error: std::io::Error) -> anyhow::Error {
 
 #[cfg(test)]
 mod tests {
-    use super::{Remote, quote, without_host};
+    use super::{RemoteHost, quote, without_host};
 
     #[test]
     fn words_for_a_shell() {
@@ -253,9 +253,12 @@ mod tests {
 
     #[test]
     fn destinations() {
-        assert_eq!("me@box".parse::<Remote>().unwrap().to_string(), "me@box");
+        assert_eq!(
+            "me@box".parse::<RemoteHost>().unwrap().to_string(),
+            "me@box"
+        );
         for wrong in ["", "-oProxyCommand=x", "a b"] {
-            assert_eq!(wrong.parse::<Remote>().unwrap_err(), "not USER@HOST");
+            assert_eq!(wrong.parse::<RemoteHost>().unwrap_err(), "not USER@HOST");
         }
     }
 }

@@ -11,7 +11,7 @@ use zbus_systemd::zbus::{self, Connection, DBusError as _, OwnedVariant, Variant
 
 use crate::error::{Failure, Result};
 use crate::host::paths::Scope;
-use crate::host::ssh::Remote;
+use crate::host::ssh::RemoteHost;
 use crate::service::Service;
 
 /// How long the bus may take to answer a connection.
@@ -50,7 +50,7 @@ impl Features {
 pub struct Systemd {
     connection: Connection,
     scope: Scope,
-    remote: Option<Remote>,
+    remote: Option<RemoteHost>,
 }
 
 impl Systemd {
@@ -58,7 +58,7 @@ impl Systemd {
     ///
     /// # Errors
     /// When there is no bus, or it doesn't answer within five seconds.
-    pub async fn connect(scope: Scope, remote: Option<&Remote>) -> Result<Self> {
+    pub async fn connect(scope: Scope, remote: Option<&RemoteHost>) -> Result<Self> {
         if let Some(remote) = remote {
             // Without a deadline: ssh has its own, and may ask for a passphrase.
             let connection = remote.bus(scope).await?;
@@ -99,7 +99,7 @@ impl Systemd {
 
     /// The machine that it runs on, unless it is this one.
     #[must_use]
-    pub fn remote(&self) -> Option<&Remote> {
+    pub fn remote(&self) -> Option<&RemoteHost> {
         self.remote.as_ref()
     }
 

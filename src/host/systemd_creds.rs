@@ -17,7 +17,7 @@ use crate::output::Progress;
 
 const PROGRAM: &str = "systemd-creds";
 /// A TPM takes its time, above all when others use it too.
-const PATIENCE: Duration = Duration::from_secs(60);
+const TIMEOUT: Duration = Duration::from_secs(60);
 /// Where systemd keeps the host key.
 const HOST_KEY: &str = "/var/lib/systemd/credential.secret";
 /// The TPM as the kernel shares it among programs.
@@ -27,18 +27,18 @@ const RAMFS: i64 = 0x8584_58f6;
 
 /// What a ciphertext begins with: its kind, which systemd calls an identifier of 128 bits, in
 /// base64. A null key protects nothing, so what it encrypted is not accepted.
-const KINDS: [(&str, Option<Key>); 6] = [
-    ("Whxqht+dQJax1aZeCGLxm", Some(Key::Host)),
-    ("DHzAexF2RZGcSwvqCLwg/", Some(Key::Tpm2)),
-    ("+vfrk0HjQSyhpDb5Wik2L", Some(Key::Tpm2)),
-    ("k6iUCUh0RJCQyvL8k8q1U", Some(Key::Both)),
-    ("r0lQqEkTTrGnOEYwT/MMB", Some(Key::Both)),
+const KINDS: [(&str, Option<SealingKey>); 6] = [
+    ("Whxqht+dQJax1aZeCGLxm", Some(SealingKey::Host)),
+    ("DHzAexF2RZGcSwvqCLwg/", Some(SealingKey::Tpm2)),
+    ("+vfrk0HjQSyhpDb5Wik2L", Some(SealingKey::Tpm2)),
+    ("k6iUCUh0RJCQyvL8k8q1U", Some(SealingKey::Both)),
+    ("r0lQqEkTTrGnOEYwT/MMB", Some(SealingKey::Both)),
     ("BYRp2vb1QySABUnaD46i+", None),
 ];
 
 /// What a ciphertext can be opened with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
-pub enum Key {
+pub enum SealingKey {
     /// A file that root alone can read, on this host's disk
     Host,
     /// This host's TPM, which never gives its key away
@@ -48,7 +48,7 @@ pub enum Key {
     Both,
 }
 
-impl fmt::Display for Key {
+impl fmt::Display for SealingKey {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Host => write!(f, "the host key ({HOST_KEY})"),
@@ -58,7 +58,7 @@ impl fmt::Display for Key {
     }
 }
 
-impl Key {
+impl SealingKey {
     fn word(self) -> &'static str {
         match self {
             Self::Host => "host",
@@ -136,16 +136,16 @@ impl Key {
 ///
 /// # Errors
 /// With the words of systemd-creds.
-pub fn encrypt(key: Key, name: &str, text: &SecretString) -> Result<Vec<u8>> {
+pub fn encrypt(key: SealingKey, name: &str, text: &SecretString) -> Result<Vec<u8>> {
     let name = format!("--name={name}");
     let with = format!("--with-key={}", key.word());
     let mut words = vec!["encrypt", &name, &with];
-    if key != Key::Host {
+    if key != SealingKey::Host {
         words.push("--tpm2-pcrs=");
     }
     let ciphertext = run(&words, text.expose_secret().as_bytes())?;
     anyhow::ensure!(
-        Key::of(&ciphertext)? == key,
+        SealingKey::of(&ciphertext)? == key,
         "systemd-creds used another key than {key}"
     );
     Ok(ciphertext)
@@ -157,7 +157,7 @@ pub fn encrypt(key: Key, name: &str, text: &SecretString) -> Result<Vec<u8>> {
 /// With the words of systemd-creds: it was made on another host, or under another name, or was
 /// changed.
 pub fn decrypt(name: &str, ciphertext: &[u8]) -> Result<SecretString> {
-    Key::of(ciphertext)?;
+    SealingKey::of(ciphertext)?;
     let name = format!("--name={name}");
     let text = run(&["decrypt", &name, "--newline=no"], ciphertext)?;
     let text = String::from_utf8(text).map_err(|_| anyhow::anyhow!("it is not a text"))?;
@@ -211,10 +211,10 @@ fn run(words: &[&str], input: &[u8]) -> Result<Vec<u8>> {
     // It reads all of its input before it writes. One that ended at once says why.
     let _ = stdin.write_all(input);
     drop(stdin);
-    let Ok(output) = answer.recv_timeout(PATIENCE) else {
+    let Ok(output) = answer.recv_timeout(TIMEOUT) else {
         let _ = child.kill();
         let _ = child.wait();
-        anyhow::bail!("{PROGRAM} did not answer within {} s", PATIENCE.as_secs());
+        anyhow::bail!("{PROGRAM} did not answer within {} s", TIMEOUT.as_secs());
     };
     let status = child
         .wait()
@@ -237,15 +237,15 @@ mod tests {
 
     #[test]
     fn kinds_of_ciphertexts() {
-        let kind = |text: &str| Key::of(text.as_bytes()).map_err(|error| error.to_string());
+        let kind = |text: &str| SealingKey::of(text.as_bytes()).map_err(|error| error.to_string());
         assert_eq!(
             kind("Whxqht+dQJax1aZeCGLxmiAAAAABAAAADAAAABA"),
-            Ok(Key::Host)
+            Ok(SealingKey::Host)
         );
         // From systemd's own documentation.
         assert_eq!(
             kind("k6iUCUh0RJCQyvL8k8q1UyAAAAABAAAADAAAABA"),
-            Ok(Key::Both)
+            Ok(SealingKey::Both)
         );
         assert_eq!(
             kind("BYRp2vb1QySABUnaD46i+yAAAAABAAAADAAAABA"),

@@ -16,7 +16,7 @@ use thiserror::Error;
 
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::installed_release;
-use crate::deployment::ledger::{Ledger, Release as Recorded};
+use crate::deployment::ledger::{Ledger, RecordedRelease};
 use crate::deployment::settings::{ACCEPT_VULNERABILITIES, Settings, parse_env, read_env};
 use crate::deployment::snapshot;
 use crate::error::{Failure, Result};
@@ -55,7 +55,7 @@ struct Known {
 /// An image that must not run.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{image:?} is {what}: {reason}{}", place_words(.place.as_deref()))]
-pub struct Found {
+pub struct Compromised {
     image: String,
     what: String,
     reason: String,
@@ -66,7 +66,7 @@ fn place_words(place: Option<&str>) -> String {
     place.map_or_else(String::new, |place| format!(", says {place}"))
 }
 
-impl Found {
+impl Compromised {
     /// The next step.
     pub const HINT: &str =
         "choose another release, and rotate every credential that this one has seen";
@@ -179,10 +179,10 @@ impl Advisories {
     ///
     /// # Errors
     /// When it must not.
-    pub fn check(&self, image: &ImageReference, digest: Option<&str>) -> Result<(), Found> {
+    pub fn check(&self, image: &ImageReference, digest: Option<&str>) -> Result<(), Compromised> {
         for entry in &self.listed {
             if let Some(what) = entry.matches(image, digest) {
-                return Err(Found {
+                return Err(Compromised {
                     image: image.to_string(),
                     what,
                     reason: entry.reason.clone(),
@@ -207,7 +207,7 @@ impl Advisories {
             if let Some(listed) = listed {
                 let source = vulnerability.url.as_ref();
                 let source = source.map_or_else(String::new, |url| format!(" ({url})"));
-                return Err(Found {
+                return Err(Compromised {
                     image: image.to_string(),
                     what: format!("LiteLLM {listed}, a compromised release"),
                     reason: format!("{}{source}", vulnerability.summary),
@@ -233,7 +233,7 @@ impl Advisories {
                 let name = service.image_variable();
                 let place = place(paths, name);
                 let message = format!("{place}: {name} can't be used: {found}");
-                return Err(Failure::config(message).hint(Found::HINT).into());
+                return Err(Failure::config(message).hint(Compromised::HINT).into());
             }
         }
         Ok(())
@@ -253,9 +253,9 @@ impl Advisories {
         let Some(release) = release(image) else {
             return Ok(None);
         };
-        let mut vulnerabilities: Vec<Finding> = self
+        let mut vulnerabilities: Vec<KnownVulnerability> = self
             .against(&release)
-            .map(|vulnerability| Finding::new(vulnerability, &release, accepted))
+            .map(|vulnerability| KnownVulnerability::new(vulnerability, &release, accepted))
             .collect();
         vulnerabilities
             .sort_by_key(|finding| (!finding.exploited, finding.severity, finding.id.clone()));
@@ -308,7 +308,7 @@ fn place(paths: &Paths, name: &str) -> String {
 
 /// A vulnerability that a release has.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Finding {
+pub struct KnownVulnerability {
     /// Its CVE, or what else it is known by.
     pub id: String,
     /// Its other identifiers.
@@ -327,7 +327,7 @@ pub struct Finding {
     pub url: Option<String>,
 }
 
-impl Finding {
+impl KnownVulnerability {
     fn new(vulnerability: &Vulnerability, release: &Release, accepted: &[String]) -> Self {
         let id = vulnerability.name().to_owned();
         Self {
@@ -356,7 +356,7 @@ pub struct Judgement {
     /// The release.
     pub release: Release,
     /// Its vulnerabilities, the worst first.
-    pub vulnerabilities: Vec<Finding>,
+    pub vulnerabilities: Vec<KnownVulnerability>,
     /// The first later release without a known vulnerability.
     pub fixed: Option<Release>,
     /// The first later release without one that is exploited.
@@ -365,7 +365,7 @@ pub struct Judgement {
 
 impl Judgement {
     /// Those that the operator has not accepted.
-    pub fn open(&self) -> impl Iterator<Item = &Finding> {
+    pub fn open(&self) -> impl Iterator<Item = &KnownVulnerability> {
         self.vulnerabilities
             .iter()
             .filter(|finding| !finding.accepted)
@@ -498,7 +498,7 @@ pub fn admit(
 /// one to be ready, or is named by the installed unit.
 fn is_deployed(paths: &Paths, release: &Release) -> Result<bool> {
     let ledger = Ledger::load(paths)?;
-    let recorded = ledger.current().and_then(Recorded::gateway);
+    let recorded = ledger.current().and_then(RecordedRelease::gateway);
     let good = snapshot::last_good(paths)
         .and_then(|id| snapshot::env(paths, &id).ok())
         .and_then(|text| parse_env(&text, &paths.env_file()).ok());

@@ -56,7 +56,7 @@ pub enum Severity {
 
 /// One thing that is wrong in the file.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct Finding {
+pub struct ConfigFinding {
     /// The file.
     pub file: PathBuf,
     /// The line, from 1.
@@ -81,7 +81,7 @@ impl fmt::Display for Severity {
 }
 
 /// `FILE:LINE:COLUMN: error: …`, as compilers say it, with the hint on a line of its own.
-impl fmt::Display for Finding {
+impl fmt::Display for ConfigFinding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
             file,
@@ -107,7 +107,7 @@ impl fmt::Display for Finding {
 ///
 /// # Errors
 /// When `.env` is wrong, or a file can't be read.
-pub fn check_deployment(host: &Host) -> Result<Vec<Finding>> {
+pub fn check_deployment(host: &Host) -> Result<Vec<ConfigFinding>> {
     let env_path = host.paths.env_file();
     let env = parse_env(&read_env(&env_path)?, &env_path)?;
     let settings = Settings::from_env(&env, &env_path)?;
@@ -116,7 +116,7 @@ pub fn check_deployment(host: &Host) -> Result<Vec<Finding>> {
     let (mut findings, includes) = check_one(&text, &path, &env, &settings);
     findings.extend(weak_master_key(&text, &env, &env_path, &settings));
     for (at, include) in includes {
-        let missing = |message: String| Finding {
+        let missing = |message: String| ConfigFinding {
             file: path.clone(),
             line: at.line,
             column: at.column,
@@ -148,7 +148,12 @@ pub fn check_deployment(host: &Host) -> Result<Vec<Finding>> {
 
 /// Whether LiteLLM refuses to start with the master key, which everybody knows. `text` is the
 /// gateway's configuration.
-fn weak_master_key(text: &str, env: &EnvFile, path: &Path, settings: &Settings) -> Option<Finding> {
+fn weak_master_key(
+    text: &str,
+    env: &EnvFile,
+    path: &Path,
+    settings: &Settings,
+) -> Option<ConfigFinding> {
     const NAME: &str = "LITELLM_MASTER_KEY";
     let key = settings.master_key.in_clear()?;
     if !contract::is_publicly_known(key.expose_secret(), contract::PUBLICLY_KNOWN_KEYS) {
@@ -175,7 +180,7 @@ fn weak_master_key(text: &str, env: &EnvFile, path: &Path, settings: &Settings) 
     } else {
         (Severity::Warning, format!("{NAME} is publicly known"))
     };
-    Some(Finding {
+    Some(ConfigFinding {
         file: path.to_owned(),
         line: env.line(NAME).unwrap_or(1),
         column: 1,
@@ -208,7 +213,7 @@ pub fn encrypts_with_aes_gcm(paths: &Paths) -> bool {
 pub fn refuse_weak_master_key(host: &Host, env: &EnvFile, settings: &Settings) -> Result<()> {
     let text = std::fs::read_to_string(host.paths.config_file()).unwrap_or_default();
     match weak_master_key(&text, env, &host.paths.env_file(), settings) {
-        Some(Finding {
+        Some(ConfigFinding {
             file,
             line,
             message,
@@ -240,7 +245,7 @@ fn read(path: &Path) -> Result<String> {
 
 /// Checks a text; `file` is for messages only. In the order of the text.
 #[must_use]
-pub fn check(text: &str, file: &Path, env: &EnvFile, settings: &Settings) -> Vec<Finding> {
+pub fn check(text: &str, file: &Path, env: &EnvFile, settings: &Settings) -> Vec<ConfigFinding> {
     check_one(text, file, env, settings).0
 }
 
@@ -250,11 +255,11 @@ fn check_one(
     file: &Path,
     env: &EnvFile,
     settings: &Settings,
-) -> (Vec<Finding>, Vec<(Position, String)>) {
+) -> (Vec<ConfigFinding>, Vec<(Position, String)>) {
     let given = settings
-        .parcels(Service::Litellm)
+        .container_secrets(Service::Litellm)
         .into_iter()
-        .map(|parcel| (parcel.name, parcel.value.is_empty()))
+        .map(|secret| (secret.name, secret.value.is_empty()))
         .collect();
     let mut checker = Checker {
         file,
@@ -288,7 +293,7 @@ struct Checker<'a> {
     settings: &'a Settings,
     /// What the gateway gets, and whether it is empty.
     given: std::collections::HashMap<String, bool>,
-    findings: Vec<Finding>,
+    findings: Vec<ConfigFinding>,
     /// Nodes already walked: an alias leads to one again.
     seen: HashSet<*const Node>,
     includes: Vec<(Position, String)>,
@@ -302,7 +307,7 @@ impl Checker<'_> {
         message: impl Into<String>,
         hint: Option<&str>,
     ) {
-        self.findings.push(Finding {
+        self.findings.push(ConfigFinding {
             file: self.file.to_owned(),
             line: at.line,
             column: at.column,

@@ -205,7 +205,7 @@ const fn every(need: Need, purpose: &'static str) -> Use {
 
 /// What a release said of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct Release {
+pub struct ProbedRelease {
     /// Its version, unless it is no LiteLLM.
     pub version: Option<String>,
     /// Its newest migration.
@@ -218,7 +218,7 @@ pub struct Release {
     pub reads_aes_gcm: bool,
 }
 
-impl Release {
+impl ProbedRelease {
     /// What of [`USES`] it lacks, a line each.
     fn lacks(&self) -> Vec<String> {
         let version = self.version.as_deref().and_then(Version::of_version);
@@ -285,7 +285,7 @@ pub async fn check_once(host: &Host, settings: &Settings) -> Result<()> {
 /// # Errors
 /// When it is no LiteLLM, lacks something that is used, or would not start with these settings.
 /// Nothing was changed then.
-pub async fn check(host: &Host, settings: &Settings) -> Result<Release> {
+pub async fn check(host: &Host, settings: &Settings) -> Result<ProbedRelease> {
     let image = &settings.litellm_image;
     let path = host.paths.images_lock();
     let mut lock = ImagesLock::load(&path)?;
@@ -321,7 +321,7 @@ pub async fn check(host: &Host, settings: &Settings) -> Result<Release> {
 }
 
 /// Runs the probe in a container that has neither network nor data nor secrets.
-async fn ask(host: &Host, image: &ImageReference, pinned: &str) -> Result<Release> {
+async fn ask(host: &Host, image: &ImageReference, pinned: &str) -> Result<ProbedRelease> {
     let needs: Vec<_> = USES.iter().map(|used| used.need.json()).collect();
     let needs = serde_json::to_string(&needs).context("can't write the contract")?;
     let podman = host.podman().await?;
@@ -382,7 +382,7 @@ mod tests {
 
     #[test]
     fn what_a_release_does_not_have_yet_is_not_missed() {
-        let mut release = Release {
+        let mut release = ProbedRelease {
             version: Some("1.80.11".into()),
             migration: Some("20251220144550_schema_update".into()),
             missing: vec![None; USES.len()],

@@ -9,7 +9,7 @@ use super::Client;
 /// How far the gateway is.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "state", rename_all = "lowercase")]
-pub enum Health {
+pub enum GatewayHealth {
     /// It answers and its database is connected.
     Ready {
         /// LiteLLM's version, as it says.
@@ -27,7 +27,7 @@ pub enum Health {
     },
 }
 
-impl Health {
+impl GatewayHealth {
     /// The same with `version`, if it can serve and does not tell its own.
     #[must_use]
     pub fn or_version(self, version: impl FnOnce() -> Option<String>) -> Self {
@@ -44,7 +44,7 @@ impl Health {
     }
 }
 
-impl fmt::Display for Health {
+impl fmt::Display for GatewayHealth {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Ready { version } => write!(
@@ -65,7 +65,7 @@ struct Readiness {
     litellm_version: Option<String>,
 }
 
-impl From<Readiness> for Health {
+impl From<Readiness> for GatewayHealth {
     fn from(readiness: Readiness) -> Self {
         match readiness {
             Readiness {
@@ -81,7 +81,7 @@ impl From<Readiness> for Health {
     }
 }
 
-impl Health {
+impl GatewayHealth {
     /// From the answer of `/health/readiness`, however it was got.
     #[must_use]
     pub fn of_answer(answer: &[u8]) -> Self {
@@ -97,7 +97,7 @@ impl Health {
 impl Client {
     /// Asks `/health/readiness`. Without a database LiteLLM says `healthy` all the same, so
     /// ready means that `db` is `connected`.
-    pub async fn health(&self) -> Health {
+    pub async fn health(&self) -> GatewayHealth {
         let answer = match self
             .http
             .get(format!("{}/health/readiness", self.base))
@@ -106,20 +106,20 @@ impl Client {
         {
             Ok(answer) => answer,
             Err(error) => {
-                return Health::Down {
+                return GatewayHealth::Down {
                     reason: innermost(&error),
                 };
             }
         };
         let status = answer.status();
         if !status.is_success() {
-            return Health::Live {
+            return GatewayHealth::Live {
                 reason: format!("/health/readiness answers {status}"),
             };
         }
         match answer.json::<Readiness>().await {
             Ok(readiness) => readiness.into(),
-            Err(error) => Health::Live {
+            Err(error) => GatewayHealth::Live {
                 reason: format!("/health/readiness answers no JSON: {}", innermost(&error)),
             },
         }

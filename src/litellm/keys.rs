@@ -167,7 +167,7 @@ pub struct Generated {
 
 /// What LiteLLM tells about a key.
 #[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
-pub struct Key {
+pub struct ApiKey {
     /// Its hash.
     #[serde(default)]
     pub token: String,
@@ -229,7 +229,7 @@ fn null_is_false<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<bo
     Ok(Option::deserialize(deserializer)?.unwrap_or_default())
 }
 
-impl Key {
+impl ApiKey {
     /// A string among its metadata.
     #[must_use]
     pub fn metadata_text(&self, name: &str) -> Option<&str> {
@@ -263,7 +263,7 @@ impl Client {
 
 #[derive(Deserialize)]
 struct Page {
-    keys: Vec<Key>,
+    keys: Vec<ApiKey>,
     #[serde(default)]
     total_pages: u64,
 }
@@ -271,7 +271,7 @@ struct Page {
 #[derive(Deserialize)]
 struct Info {
     key: String,
-    info: Key,
+    info: ApiKey,
 }
 
 impl Keys<'_> {
@@ -318,11 +318,11 @@ impl Keys<'_> {
     ///
     /// # Errors
     /// As [`KeyError`] says.
-    pub async fn info(&self, token: &str) -> Result<Key, KeyError> {
+    pub async fn info(&self, token: &str) -> Result<ApiKey, KeyError> {
         const PATH: &str = "/key/info";
         let request = self.request(Method::GET, &format!("{PATH}?key={}", encode(token)));
         let Info { info, .. } = self.send(PATH, request, Some(token)).await?;
-        Ok(Key {
+        Ok(ApiKey {
             token: token.to_owned(),
             ..info
         })
@@ -333,12 +333,12 @@ impl Keys<'_> {
     ///
     /// # Errors
     /// As [`KeyError`] says.
-    pub async fn own(&self) -> Result<Key, KeyError> {
+    pub async fn own(&self) -> Result<ApiKey, KeyError> {
         const PATH: &str = "/key/info";
         let Info { key, info } = self
             .send(PATH, self.request(Method::GET, PATH), None)
             .await?;
-        Ok(Key { token: key, ..info })
+        Ok(ApiKey { token: key, ..info })
     }
 
     /// Every key that the one in use may see, but no login session of the web interface; only
@@ -346,9 +346,9 @@ impl Keys<'_> {
     ///
     /// # Errors
     /// As [`KeyError`] says.
-    pub async fn list(&self, alias: Option<&str>) -> Result<Vec<Key>, KeyError> {
+    pub async fn list(&self, alias: Option<&str>) -> Result<Vec<ApiKey>, KeyError> {
         const PATH: &str = "/key/list";
-        let mut all: Vec<Key> = Vec::new();
+        let mut all: Vec<ApiKey> = Vec::new();
         let mut number: u64 = 1;
         loop {
             let mut path = format!(
@@ -637,7 +637,7 @@ mod tests {
             ),
             (
                 400,
-                r#"{"error":{"message":"Authentication Error - Expired Key. Key Expiry time 2026-11-24 20:56:49+00:00","type":"expired_key","param":"sk-LWqJAVyZtQXWQTSdUP60IQ","code":"400"}}"#.into(),
+                r#"{"error":{"message":"Authentication Error - Expired ApiKey. ApiKey Expiry time 2026-11-24 20:56:49+00:00","type":"expired_key","param":"sk-LWqJAVyZtQXWQTSdUP60IQ","code":"400"}}"#.into(),
                 KeyError::Unauthorized(Invalid::Expired),
             ),
             (

@@ -40,7 +40,7 @@ const DEPTH: usize = 12;
 /// One secret in one place where it should not be, or a file that holds secrets and is open to
 /// others.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub struct Finding {
+pub struct ExposedSecret {
     /// A file, a process, a container or a journal.
     pub place: String,
     /// The variable or file that the secret is from.
@@ -51,11 +51,11 @@ pub struct Finding {
 
 /// What was found, and where no look was possible.
 #[derive(Debug, Serialize)]
-pub struct Report {
+pub struct AuditReport {
     /// Grows when a field changes its meaning.
     pub schema: u32,
     /// Sorted, each once.
-    pub findings: BTreeSet<Finding>,
+    pub findings: BTreeSet<ExposedSecret>,
     /// What could not be looked at, and why.
     pub skipped: Vec<String>,
 }
@@ -72,11 +72,11 @@ struct Pattern {
 ///
 /// # Errors
 /// When `.env` can't be read, or a program needed for this can't be run.
-pub async fn audit(host: &Host) -> Result<Report> {
+pub async fn audit(host: &Host) -> Result<AuditReport> {
     let mut audit = Audit {
         host,
         patterns: Vec::new(),
-        report: Report {
+        report: AuditReport {
             schema: 1,
             findings: BTreeSet::new(),
             skipped: Vec::new(),
@@ -97,12 +97,12 @@ pub async fn audit(host: &Host) -> Result<Report> {
 struct Audit<'a> {
     host: &'a Host,
     patterns: Vec<Pattern>,
-    report: Report,
+    report: AuditReport,
 }
 
 impl Audit<'_> {
     fn add(&mut self, place: impl Into<String>, secret: impl Into<String>, problem: &str) {
-        self.report.findings.insert(Finding {
+        self.report.findings.insert(ExposedSecret {
             place: place.into(),
             secret: secret.into(),
             problem: problem.to_owned(),

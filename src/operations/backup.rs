@@ -33,14 +33,14 @@ use crate::host::Host;
 use crate::host::files;
 use crate::host::files::files_below;
 use crate::host::paths::Paths;
-use crate::image::{Identity, Image};
+use crate::image::{Image, ImageIdentity};
 use crate::operations::seal;
 use crate::output::{Meter, Progress, bytes, duration};
 use crate::quadlet::{Place, is_ours_by_name};
 use crate::service::Service;
 use archive::Recipient;
 use database::Server;
-use manifest::{DUMP, Encryption, Manifest, StoredFile};
+use manifest::{BackupManifest, DUMP, Encryption, StoredFile};
 use retention::Retention;
 
 /// The logical name of `.env`.
@@ -54,7 +54,7 @@ const RESERVE: u64 = 64 << 20;
 
 /// How a backup is made.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct BackupOptions {
     /// Which older backups are removed afterwards; none if there is no rule.
     pub retention: Option<Retention>,
     /// Backups that are not removed whatever the rule says.
@@ -67,7 +67,7 @@ pub struct Options {
     pub to_go_back: bool,
 }
 
-impl Default for Options {
+impl Default for BackupOptions {
     fn default() -> Self {
         Self {
             retention: Some(Retention::default()),
@@ -85,7 +85,7 @@ pub struct Backup {
     /// Where it is.
     pub directory: PathBuf,
     /// What it holds.
-    pub manifest: Manifest,
+    pub manifest: BackupManifest,
 }
 
 impl Backup {
@@ -106,7 +106,7 @@ impl Backup {
                 .hint("see which there are: litellm-units backup list; one that is elsewhere: litellm-units backup fetch")
                 .into());
         }
-        let manifest = Manifest::load(&directory)?;
+        let manifest = BackupManifest::load(&directory)?;
         Ok(Self {
             directory,
             manifest,
@@ -170,7 +170,7 @@ pub fn ids(paths: &Paths) -> Result<Vec<OperationId>> {
 /// # Errors
 /// When the database can't be read or the disk can't hold the backup: then nothing is left of it.
 /// When the backup is there but its copy elsewhere failed.
-pub async fn create(host: &Host, settings: &Settings, options: &Options) -> Result<Backup> {
+pub async fn create(host: &Host, settings: &Settings, options: &BackupOptions) -> Result<Backup> {
     let mut interrupt = signal(SignalKind::interrupt()).context("can't listen for Ctrl-C")?;
     tokio::select! {
         result = create_uninterrupted(host, settings, options) => result,
@@ -183,7 +183,7 @@ pub async fn create(host: &Host, settings: &Settings, options: &Options) -> Resu
 async fn create_uninterrupted(
     host: &Host,
     settings: &Settings,
-    options: &Options,
+    options: &BackupOptions,
 ) -> Result<Backup> {
     let begin = std::time::Instant::now();
     let backup_settings = (!options.to_go_back).then_some(&settings.backup);
@@ -201,7 +201,7 @@ async fn create_uninterrupted(
         .or(of_settings(|backup| backup.url.as_ref()));
     // A wrong address shall not come out after an hour.
     let remote = to
-        .map(|url| object_store::Remote::new(url, &settings.backup))
+        .map(|url| object_store::BackupStore::new(url, &settings.backup))
         .transpose()?;
     let server = Server::new(host, settings).await?;
     restore::recover_with(host, settings, &server).await?;
@@ -242,7 +242,7 @@ async fn create_uninterrupted(
     drop(snapshot);
     fail::fail_point!("backup-after-dump");
 
-    let mut manifest = Manifest::new(id, created, contents);
+    let mut manifest = BackupManifest::new(id, created, contents);
     manifest.images = images(host, settings).await;
     manifest.encryption = recipient.word().map(|recipient| Encryption {
         format: "age".into(),
@@ -290,7 +290,7 @@ fn store_files(
     host: &Host,
     staged: &Path,
     recipient: &Recipient,
-    manifest: &mut Manifest,
+    manifest: &mut BackupManifest,
 ) -> Result<()> {
     let (sealed, files) = files(host, recipient)?;
     for (name, path) in files {
@@ -401,7 +401,7 @@ fn files(
 }
 
 /// Writes the manifest, and gives the directory its name.
-fn finish(staged: TempDir, parent: &Path, manifest: &Manifest) -> Result<()> {
+fn finish(staged: TempDir, parent: &Path, manifest: &BackupManifest) -> Result<()> {
     let text = serde_json::to_vec_pretty(manifest).context("can't write the manifest")?;
     files::write_atomically(&staged.path().join(manifest::FILE), &text, 0o600)?;
     for directory in directories_below(staged.path())? {
@@ -457,7 +457,7 @@ pub async fn images(host: &Host, settings: &Settings) -> BTreeMap<String, Image>
         // The configured name and the recorded digest say more than those by which the container
         // was started.
         let would_run = would_run.map(|found| Image {
-            identity: Identity {
+            identity: ImageIdentity {
                 digest: pinned
                     .split_once('@')
                     .map_or(found.digest, |(_, digest)| digest.to_owned()),
@@ -480,7 +480,7 @@ pub async fn images(host: &Host, settings: &Settings) -> BTreeMap<String, Image>
 }
 
 /// Removes backups that are old enough.
-fn prune(host: &Host, retention: Retention, options: &Options) -> Result<()> {
+fn prune(host: &Host, retention: Retention, options: &BackupOptions) -> Result<()> {
     for id in retention::expired(&ids(&host.paths)?, retention, &options.protected) {
         remove(&host.paths, &id)?;
         host.progress

@@ -12,21 +12,21 @@ use crate::error::{Failure, Result};
 use crate::host::paths::Scope;
 use crate::host::podman::PodmanVersion;
 use crate::host::systemd::Features;
-use crate::host::systemd::job::{Jobs, Verb};
+use crate::host::systemd::job::{JobType, Jobs};
 use crate::host::{self, Host};
 use crate::image::Image;
 use crate::litellm::advisories::{self, Advisories};
 use crate::output::Progress;
-use crate::quadlet::plan::Plan;
+use crate::quadlet::plan::UnitPlan;
 use crate::quadlet::{self, UnitFile, check};
 use crate::random::kernel_random;
 
 /// How long systemd may take to start a timer.
-const TIMER_PATIENCE: Duration = Duration::from_secs(10);
+const TIMER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Which release of the gateway the units get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Target {
+pub enum ReleaseTarget {
     /// The one that is recorded, whatever `.env` names.
     Recorded,
     /// The one that `.env` names: the caller changes the release.
@@ -37,9 +37,9 @@ pub enum Target {
 #[derive(Debug)]
 pub struct Prepared {
     /// The deployment directory.
-    pub deployment: completion::Plan,
+    pub deployment: completion::Completion,
     /// The units.
-    pub units: Plan,
+    pub units: UnitPlan,
     /// `images.lock` with the digests of images that were not in it.
     images: Option<ImagesLock>,
     /// The settings that the units are rendered from.
@@ -57,10 +57,10 @@ pub struct Prepared {
 ///
 /// # Errors
 /// When the settings are wrong, or the host can't run the units.
-pub async fn prepare(host: &Host, target: Target) -> Result<Prepared> {
+pub async fn prepare(host: &Host, target: ReleaseTarget) -> Result<Prepared> {
     let podman = host.podman().await?;
     let version = podman.version().await?;
-    let deployment = completion::Plan::new(&host.paths, &mut kernel_random)?;
+    let deployment = completion::Completion::new(&host.paths, &mut kernel_random)?;
     for warning in &deployment.warnings {
         host.progress.warn(warning);
     }
@@ -75,8 +75,10 @@ pub async fn prepare(host: &Host, target: Target) -> Result<Prepared> {
         }
     }
     let kept = match target {
-        Target::Recorded => installed_release::kept(host, &deployment.settings, &images).await?,
-        Target::Wanted => None,
+        ReleaseTarget::Recorded => {
+            installed_release::kept(host, &deployment.settings, &images).await?
+        }
+        ReleaseTarget::Wanted => None,
     };
     let installed = match &kept {
         Some(kept) => installed_release::at(&deployment.settings, &kept.pinned())?,
@@ -92,7 +94,7 @@ pub async fn prepare(host: &Host, target: Target) -> Result<Prepared> {
     if !host.paths.packaged_units.join("litellm.target").exists() {
         files.insert(0, quadlet::target(host.scope()));
     }
-    let units = Plan::new(&host.paths, &files)?;
+    let units = UnitPlan::new(&host.paths, &files)?;
     let first = !host.paths.quadlets.join("litellm.container").exists();
     if !units.is_empty() {
         check::check(podman, &files, host.scope()).await?;
@@ -190,7 +192,7 @@ impl Prepared {
             .iter()
             .position(|change| change.path.ends_with("litellm.container"))
             .unwrap_or(changes.len());
-        let [rest, gateway] = [&changes[..at], &changes[at..]].map(|changes| Plan {
+        let [rest, gateway] = [&changes[..at], &changes[at..]].map(|changes| UnitPlan {
             changes: changes.to_vec(),
         });
         rest.apply().map_err(on_full_disk)?;
@@ -215,9 +217,9 @@ impl Prepared {
         if !self.timers.is_empty() {
             let mut jobs = Jobs::new(systemd).await?;
             for (timer, _) in &self.timers {
-                jobs.ask(Verb::Start, timer).await?;
+                jobs.ask(JobType::Start, timer).await?;
             }
-            while !jobs.pending().is_empty() && jobs.next(TIMER_PATIENCE).await?.is_some() {}
+            while !jobs.pending().is_empty() && jobs.next(TIMER_TIMEOUT).await?.is_some() {}
         }
         if host.scope() == Scope::User {
             advise_linger(&host.progress);
@@ -231,7 +233,7 @@ impl Prepared {
 ///
 /// # Errors
 /// When an image can't be pulled or must not run, or the disk refuses.
-pub async fn pull_missing(host: &Host, prepared: &Prepared, target: Target) -> Result<()> {
+pub async fn pull_missing(host: &Host, prepared: &Prepared, target: ReleaseTarget) -> Result<()> {
     if pull::pull_missing(host, &prepared.installed).await? {
         let pinned = prepare(host, target).await?;
         pinned.apply(host).await?;
@@ -255,7 +257,7 @@ pub(crate) fn render(
 ) -> Result<Vec<UnitFile>> {
     quadlet::render(
         settings,
-        &quadlet::Host {
+        &quadlet::RenderContext {
             paths: &host.paths,
             podman: knows.podman,
             systemd: knows.systemd,

@@ -12,8 +12,8 @@ use crate::deployment::installed_release;
 use crate::deployment::settings::Settings;
 use crate::error::{Failure, Result};
 use crate::host::Host;
-use crate::image::{Identity, ImageReference};
-use crate::litellm::advisories::{Advisories, Found};
+use crate::image::{ImageIdentity, ImageReference};
+use crate::litellm::advisories::{Advisories, Compromised};
 use crate::output::duration;
 use crate::service::Service;
 
@@ -141,12 +141,13 @@ fn record(
     host: &Host,
     lock: &mut ImagesLock,
     image: &ImageReference,
-    found: Identity,
+    found: ImageIdentity,
 ) -> Result<()> {
     Advisories::load(&host.paths)?
         .check(image, Some(&found.digest))
         .map_err(|found| {
-            Failure::config(format!("{found}; it was pulled, but will not run")).hint(Found::HINT)
+            Failure::config(format!("{found}; it was pulled, but will not run"))
+                .hint(Compromised::HINT)
         })?;
     // Each service's unit pulls by itself, at the same time as the others.
     let deployment = &host.paths.deployment;
@@ -337,7 +338,7 @@ fn other_release(image: &ImageReference, is_litellm: bool, keys: usize) -> Strin
     }
     match known::way(image) {
         // The second key does not come with the program.
-        Some(known::Way::Key(index)) if index >= keys => format!(
+        Some(known::SigningMethod::Key(index)) if index >= keys => format!(
             "this release is signed with the key of BerriAI/litellm's commit {}: download its cosign.pub, then: litellm-units trust --key cosign.pub (docs/trust.md)",
             known::KEYS[index].commit
         ),

@@ -35,7 +35,7 @@ struct Edit {
 /// Which way a change goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
-enum Way {
+enum Direction {
     Forward,
     Back,
 }
@@ -44,7 +44,7 @@ enum Way {
 #[derive(Clone, Deserialize, Serialize)]
 struct Pending {
     what: String,
-    way: Way,
+    way: Direction,
     edits: Vec<Edit>,
     env_before: String,
     env_after: String,
@@ -101,7 +101,7 @@ pub async fn carry_out(
     fail::fail_point!("change-before-written");
     let pending = Pending {
         what: what.to_owned(),
-        way: Way::Forward,
+        way: Direction::Forward,
         edits,
         env_before,
         env_after: env.text().to_owned(),
@@ -124,12 +124,12 @@ pub async fn recover(host: &Host, timeout: Duration) -> Result<()> {
             .hint("compare the passwords in .env with those of the servers, then remove the file")
     })?;
     match pending.way {
-        Way::Forward => {
+        Direction::Forward => {
             host.progress
                 .say(&format!("finishing what was interrupted: {}", pending.what));
             finish(host, pending, timeout).await
         }
-        Way::Back => {
+        Direction::Back => {
             host.progress.say(&format!(
                 "taking back what was interrupted: {}",
                 pending.what
@@ -189,7 +189,7 @@ async fn finish(host: &Host, pending: Pending, timeout: Duration) -> Result<()> 
     ));
     let what = pending.what.clone();
     let back = Pending {
-        way: Way::Back,
+        way: Direction::Back,
         ..pending
     };
     let attempt = async {
@@ -228,8 +228,8 @@ fn forget(host: &Host) -> Result<()> {
 async fn go(host: &Host, pending: &Pending, timeout: Duration) -> Result<()> {
     let path = host.paths.env_file();
     let (text, other) = match pending.way {
-        Way::Forward => (&pending.env_after, &pending.env_before),
-        Way::Back => (&pending.env_before, &pending.env_after),
+        Direction::Forward => (&pending.env_after, &pending.env_before),
+        Direction::Back => (&pending.env_before, &pending.env_after),
     };
     let present = read_env(&path)?;
     let text = if present == *text || present == *other {
@@ -262,16 +262,16 @@ async fn go(host: &Host, pending: &Pending, timeout: Duration) -> Result<()> {
             "UI_USERNAME" | "UI_PASSWORD" | "LITELLM_MASTER_KEY"
         )
     };
-    if pending.way == Way::Forward && pending.edits.iter().any(ends_sessions) {
+    if pending.way == Direction::Forward && pending.edits.iter().any(ends_sessions) {
         server::end_sessions(host, &settings).await;
     }
     stack::bring_up(host, &settings, timeout).await
 }
 
-fn value(edit: &Edit, way: Way) -> &str {
+fn value(edit: &Edit, way: Direction) -> &str {
     match way {
-        Way::Forward => &edit.after,
-        Way::Back => &edit.before,
+        Direction::Forward => &edit.after,
+        Direction::Back => &edit.before,
     }
 }
 

@@ -24,28 +24,28 @@ use crate::host::Host;
 use crate::host::files;
 use crate::host::files::files_below;
 use crate::host::paths::Paths;
-use crate::host::systemd_creds::{self, Key};
+use crate::host::systemd_creds::{self, SealingKey};
 use crate::random::kernel_random;
 
 /// A shorter value may be elsewhere in a file by chance.
-const LONG: usize = 16;
+const SHORTEST_SEARCHED: usize = 16;
 /// Larger files that are not this program's are not looked through for references.
 const LARGEST: u64 = 1 << 20;
 
 /// What is to be sealed, and how.
 #[derive(Debug, Default)]
-pub struct Options {
+pub struct SealOptions {
     /// These variables; if there are none, all whose value is a secret.
     pub names: Vec<String>,
     /// With this key; otherwise the best that the host has.
-    pub key: Option<Key>,
+    pub key: Option<SealingKey>,
     /// A new value for the one variable that is named.
     pub value: Option<SecretString>,
 }
 
 /// What was done.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Done {
+pub struct Sealed {
     /// The variables, in the order of `.env`, each once.
     pub names: Vec<String>,
     /// How many configurations that are kept had to follow.
@@ -62,8 +62,8 @@ pub fn is_in_use(env: &EnvFile) -> bool {
 #[derive(Debug)]
 pub struct Sealer<'a> {
     host: &'a Host,
-    wanted: Option<Key>,
-    key: Option<Key>,
+    wanted: Option<SealingKey>,
+    key: Option<SealingKey>,
     /// What is sealed already, as it was written.
     known: Vec<(SecretString, Reference)>,
     /// Whether that is all of what `.env` has.
@@ -73,7 +73,7 @@ pub struct Sealer<'a> {
 impl<'a> Sealer<'a> {
     /// With this key; otherwise the best that the host has.
     #[must_use]
-    pub fn new(host: &'a Host, wanted: Option<Key>) -> Self {
+    pub fn new(host: &'a Host, wanted: Option<SealingKey>) -> Self {
         Self {
             host,
             wanted,
@@ -97,11 +97,11 @@ impl<'a> Sealer<'a> {
     }
 
     /// The key, which is tried when it is first needed.
-    fn key(&mut self) -> Result<Key> {
+    fn key(&mut self) -> Result<SealingKey> {
         if let Some(key) = self.key {
             return Ok(key);
         }
-        let key = Key::choose(self.wanted, &self.host.progress)?;
+        let key = SealingKey::choose(self.wanted, &self.host.progress)?;
         self.key = Some(key);
         Ok(key)
     }
@@ -160,11 +160,11 @@ impl<'a> Sealer<'a> {
 ///
 /// # Errors
 /// When its file is missing or not a ciphertext.
-pub fn key_of(vault: &Vault, reference: &Reference) -> Result<Key> {
+pub fn key_of(vault: &Vault, reference: &Reference) -> Result<SealingKey> {
     let path = vault.path(reference);
     std::fs::read(&path)
         .map_err(anyhow::Error::from)
-        .and_then(|ciphertext| Key::of(&ciphertext))
+        .and_then(|ciphertext| SealingKey::of(&ciphertext))
         .with_context(|| format!("{} can't be used", path.display()))
 }
 
@@ -173,7 +173,7 @@ pub fn key_of(vault: &Vault, reference: &Reference) -> Result<Key> {
 ///
 /// # Errors
 /// When this host can't, or a value can't be sealed; `.env` is then as it was.
-pub fn seal(host: &Host, options: &Options) -> Result<Done> {
+pub fn seal(host: &Host, options: &SealOptions) -> Result<Sealed> {
     let paths = &host.paths;
     let path = paths.env_file();
     let mut env = parse_env(&read_env(&path)?, &path)?;
@@ -222,7 +222,7 @@ pub fn seal(host: &Host, options: &Options) -> Result<Done> {
         Ok(sealed(old, &of_now, &mut sealer, place)?.0)
     })?;
     finish(paths, &new)?;
-    Ok(Done { names, kept })
+    Ok(Sealed { names, kept })
 }
 
 /// Writes secrets into `.env` again, exactly as they were there. The caller holds the operation
@@ -230,7 +230,7 @@ pub fn seal(host: &Host, options: &Options) -> Result<Done> {
 ///
 /// # Errors
 /// When one can't be opened; `.env` is then as it was.
-pub fn unseal(host: &Host, names: &[String]) -> Result<Done> {
+pub fn unseal(host: &Host, names: &[String]) -> Result<Sealed> {
     let paths = &host.paths;
     let path = paths.env_file();
     let env = parse_env(&read_env(&path)?, &path)?;
@@ -248,7 +248,7 @@ pub fn unseal(host: &Host, names: &[String]) -> Result<Done> {
         |old, place| Ok(unsealed(old, names, &vault, place)?.0),
     )?;
     finish(paths, &clear)?;
-    Ok(Done { names: done, kept })
+    Ok(Sealed { names: done, kept })
 }
 
 /// Has kept configurations follow, each by what `change` makes of its `.env`. Returns how many
@@ -372,7 +372,7 @@ fn sealed(
         }
     }
     for (name, value) in values {
-        if value.len() >= LONG
+        if value.len() >= SHORTEST_SEARCHED
             && let Some(at) = new.text().find(value)
         {
             return Err(wrong(
@@ -525,7 +525,7 @@ fn list(directory: &Path) -> Result<Vec<std::fs::DirEntry>> {
 ///
 /// # Errors
 /// When a file is missing or not a ciphertext.
-pub fn keys(env: &EnvFile, path: &Path) -> Result<BTreeSet<Key>> {
+pub fn keys(env: &EnvFile, path: &Path) -> Result<BTreeSet<SealingKey>> {
     let vault = Vault::beside(path);
     sealed::references(env.text())
         .iter()

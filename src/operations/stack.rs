@@ -20,9 +20,9 @@ use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::host::journal::{self, LastLines};
 use crate::host::paths::Scope;
-use crate::host::systemd::job::{JobResult, Jobs, Verb};
+use crate::host::systemd::job::{JobResult, JobType, Jobs};
 use crate::host::systemd::{Systemd, UnitState};
-use crate::litellm::health::Health;
+use crate::litellm::health::GatewayHealth;
 use crate::litellm::{Client, contract};
 use crate::output::{Progress, duration};
 use crate::quadlet::{self, NETWORK};
@@ -37,7 +37,7 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// How often the gateway is asked whether it is ready.
 const ASK_INTERVAL: Duration = Duration::from_millis(100);
 /// How long systemd may take to close a socket.
-const ADDRESS_PATIENCE: Duration = Duration::from_secs(10);
+const ADDRESS_TIMEOUT: Duration = Duration::from_secs(10);
 /// A unit that systemd had to restart this often while it was starting won't get up by itself.
 const ATTEMPTS: u64 = 2;
 
@@ -80,9 +80,9 @@ pub async fn bring_up(host: &Host, settings: &Settings, timeout: Duration) -> Re
         // One that is still starting has read the inputs of a moment ago.
         let stopped = matches!(state.active.as_str(), "inactive" | "failed");
         if changed && !stopped {
-            steps.push((Verb::Restart, service.unit()));
+            steps.push((JobType::Restart, service.unit()));
         } else if !state.is_active() {
-            steps.push((Verb::Start, service.unit()));
+            steps.push((JobType::Start, service.unit()));
         }
     }
     for (service, differences) in &differences {
@@ -93,9 +93,9 @@ pub async fn bring_up(host: &Host, settings: &Settings, timeout: Duration) -> Re
         ));
     }
     if !systemd.unit("litellm.target").await?.is_active() {
-        steps.push((Verb::Start, "litellm.target"));
+        steps.push((JobType::Start, "litellm.target"));
     }
-    change(host, &steps, Manner::Handover, timeout).await
+    start_units(host, &steps, Manner::Handover, timeout).await
 }
 
 /// Starts or restarts units, then waits until the gateway is ready, if it is among them or
@@ -103,9 +103,9 @@ pub async fn bring_up(host: &Host, settings: &Settings, timeout: Duration) -> Re
 ///
 /// # Errors
 /// When a unit fails, or the gateway is not ready within `timeout`.
-pub async fn change(
+pub async fn start_units(
     host: &Host,
-    steps: &[(Verb, &str)],
+    steps: &[(JobType, &str)],
     manner: Manner,
     timeout: Duration,
 ) -> Result<()> {
@@ -130,10 +130,10 @@ pub async fn change(
     if host.remote.is_none() && !steps.is_empty() && is_network_gone(host).await? {
         host.progress
             .say("Podman's network litellm was removed: making it again");
-        wait.ask(Verb::Restart, NETWORK_UNIT).await?;
+        wait.ask(JobType::Restart, NETWORK_UNIT).await?;
     }
     if manner == Manner::Handover
-        && steps.contains(&(Verb::Restart, gateway))
+        && steps.contains(&(JobType::Restart, gateway))
         && handover::is_possible(host, &before).await?
     {
         handover::run(host, &mut wait, steps).await?;
@@ -173,7 +173,7 @@ pub async fn change(
 /// When it fails, or is not done within `timeout`.
 pub async fn run(host: &Host, unit: &str, timeout: Duration) -> Result<()> {
     let mut wait = Wait::new(host, Instant::now() + timeout).await?;
-    wait.ask(Verb::Start, unit).await?;
+    wait.ask(JobType::Start, unit).await?;
     wait.finish().await
 }
 
@@ -218,7 +218,7 @@ pub async fn stop(host: &Host, units: &[&str], timeout: Duration) -> Result<()> 
     }
     let mut wait = Wait::new(host, Instant::now() + timeout).await?;
     for unit in units {
-        wait.ask(Verb::Stop, unit).await?;
+        wait.ask(JobType::Stop, unit).await?;
     }
     wait.finish().await?;
     // One that was stopped while it started, or kept failing, is as stopped as the others.
@@ -236,8 +236,8 @@ pub async fn stop(host: &Host, units: &[&str], timeout: Duration) -> Result<()> 
 async fn close_address(systemd: &Systemd) -> Result<()> {
     if systemd.unit(quadlet::SOCKET).await?.is_active() {
         let mut jobs = Jobs::new(systemd).await?;
-        jobs.ask(Verb::Stop, quadlet::SOCKET).await?;
-        jobs.next(ADDRESS_PATIENCE).await?;
+        jobs.ask(JobType::Stop, quadlet::SOCKET).await?;
+        jobs.next(ADDRESS_TIMEOUT).await?;
     }
     Ok(())
 }
@@ -301,9 +301,9 @@ pub async fn member_units(systemd: &Systemd) -> Result<Vec<&'static str>> {
 /// fail may be mended by now.
 async fn past_holdoff<'a>(
     systemd: &Systemd,
-    steps: &[(Verb, &'a str)],
-) -> Result<Vec<(Verb, &'a str)>> {
-    let starts = steps.iter().filter(|(verb, _)| *verb != Verb::Stop);
+    steps: &[(JobType, &'a str)],
+) -> Result<Vec<(JobType, &'a str)>> {
+    let starts = steps.iter().filter(|(verb, _)| *verb != JobType::Stop);
     let states = try_join_all(starts.map(|(_, unit)| systemd.unit(unit))).await?;
     let waiting: Vec<String> = blockers::needed(systemd, states)
         .await?
@@ -311,18 +311,18 @@ async fn past_holdoff<'a>(
         .filter(UnitState::awaits_restart)
         .map(|unit| unit.name)
         .collect();
-    let mut all: Vec<(Verb, &str)> = IMAGES_UNITS
+    let mut all: Vec<(JobType, &str)> = IMAGES_UNITS
         .into_iter()
         .chain([Service::Migrate.unit()])
         .filter(|unit| waiting.iter().any(|name| name == unit))
-        .map(|unit| (Verb::RestartAlone, unit))
+        .map(|unit| (JobType::RestartAlone, unit))
         .collect();
     for (verb, unit) in steps {
         if all.iter().any(|(_, other)| other == unit) {
             continue;
         }
-        let waits = *verb == Verb::Start && waiting.iter().any(|name| name == unit);
-        all.push((if waits { Verb::Restart } else { *verb }, unit));
+        let waits = *verb == JobType::Start && waiting.iter().any(|name| name == unit);
+        all.push((if waits { JobType::Restart } else { *verb }, unit));
     }
     Ok(all)
 }
@@ -370,7 +370,7 @@ async fn is_network_gone(host: &Host) -> Result<bool> {
 
 /// Whose lines `logs` shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
+pub enum LogSource {
     /// The unit of Podman's network.
     Network,
     /// The units that pull images.
@@ -379,7 +379,7 @@ pub enum Source {
     Service(Service),
 }
 
-impl Source {
+impl LogSource {
     /// Every source, in start order.
     pub const ALL: [Self; 6] = [
         Self::Network,
@@ -434,7 +434,7 @@ struct Wait<'a> {
     restarts: HashMap<String, u64>,
     /// Units whose start failed, and which systemd tries again.
     recovering: Vec<String>,
-    verb: Verb,
+    verb: JobType,
     interrupt: Signal,
 }
 
@@ -450,12 +450,12 @@ impl<'a> Wait<'a> {
             deadline,
             restarts: HashMap::new(),
             recovering: Vec::new(),
-            verb: Verb::Start,
+            verb: JobType::Start,
             interrupt: signal(SignalKind::interrupt()).context("can't listen for Ctrl-C")?,
         })
     }
 
-    async fn ask(&mut self, verb: Verb, unit: &str) -> Result<()> {
+    async fn ask(&mut self, verb: JobType, unit: &str) -> Result<()> {
         let before = self.systemd.unit(unit).await?;
         self.restarts.insert(unit.to_owned(), before.restarts);
         self.verb = verb;
@@ -522,7 +522,7 @@ impl<'a> Wait<'a> {
     fn say_done(&self, unit: &str) {
         if unit.ends_with(".service") {
             let done = match self.verb {
-                Verb::Stop => "stopped",
+                JobType::Stop => "stopped",
                 _ => "ready",
             };
             let after = duration(self.begin.elapsed());
@@ -535,7 +535,7 @@ impl<'a> Wait<'a> {
     async fn is_tried_again(&self, unit: &str) -> Result<bool> {
         let state = self.systemd.unit(unit).await?;
         let at_rest = matches!(state.active.as_str(), "inactive" | "failed");
-        Ok(self.verb != Verb::Stop && (!at_rest || state.queued || state.awaits_restart()))
+        Ok(self.verb != JobType::Stop && (!at_rest || state.queued || state.awaits_restart()))
     }
 
     /// What has become of the units whose jobs failed.
@@ -565,7 +565,7 @@ impl<'a> Wait<'a> {
     /// A unit, among those awaited and those that they need, that systemd had to restart too often since the
     /// wait began.
     async fn restarting(&mut self) -> Result<Option<String>> {
-        if self.verb == Verb::Stop {
+        if self.verb == JobType::Stop {
             return Ok(None);
         }
         let open = self.open();
@@ -625,8 +625,8 @@ impl<'a> Wait<'a> {
         let mut said = false;
         loop {
             let reason = match client.health().await {
-                Health::Ready { version } => return Ok(version),
-                Health::Live { reason } | Health::Down { reason } => reason,
+                GatewayHealth::Ready { version } => return Ok(version),
+                GatewayHealth::Live { reason } | GatewayHealth::Down { reason } => reason,
             };
             if !said {
                 self.progress

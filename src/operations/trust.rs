@@ -35,7 +35,7 @@ use crate::host::paths::Paths;
 use crate::host::podman::Podman;
 use crate::host::podman::PodmanVersion;
 use crate::image::ImageReference;
-use crate::quadlet::plan::Change;
+use crate::quadlet::plan::UnitChange;
 use crate::yaml;
 use policy::{Demand, Policy, Scopes};
 
@@ -59,7 +59,7 @@ const REGISTRIES_FILE: &str = "litellm-units.yaml";
 /// Whether LiteLLM signs such releases. What does not say which release it is counts as signed.
 #[must_use]
 pub fn is_signed_release(image: &ImageReference) -> bool {
-    known::way(image) != Some(known::Way::Unsigned)
+    known::way(image) != Some(known::SigningMethod::Unsigned)
 }
 
 /// Whether the image's name is below `scope`.
@@ -158,21 +158,21 @@ impl Places {
     /// been verified.
     ///
     /// # Errors
-    /// As [`Plan::set`] and [`Plan::apply`].
+    /// As [`PolicyPlan::set`] and [`PolicyPlan::apply`].
     pub fn pin(&self, image: &str, signer: &str, host: HostFacts) -> Result<()> {
         let _lock = self.lock()?;
         let wish = Wish {
             verified: [(image.to_owned(), signer.to_owned())].into(),
             ..Wish::of(host)
         };
-        Plan::set(self, &wish)?.apply()
+        PolicyPlan::set(self, &wish)?.apply()
     }
 
     /// What was set here.
     ///
     /// # Errors
     /// When the record can't be read.
-    pub fn record(&self) -> Result<Option<Record>> {
+    pub fn record(&self) -> Result<Option<TrustRecord>> {
         let Some(text) = read(&self.record)? else {
             return Ok(None);
         };
@@ -189,7 +189,7 @@ impl Places {
 
 /// What was set, and what was there before.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
-pub struct Record {
+pub struct TrustRecord {
     schema: u32,
     /// The names that signatures are demanded for.
     pub scope: String,
@@ -217,7 +217,7 @@ fn one() -> usize {
     1
 }
 
-impl Record {
+impl TrustRecord {
     /// The images that are taken without a signature, each by its digest.
     pub fn accepted(&self) -> impl Iterator<Item = &str> {
         self.scopes
@@ -285,19 +285,19 @@ impl Wish {
 
 /// What has to be done.
 #[derive(Debug)]
-pub struct Plan {
+pub struct PolicyPlan {
     /// The files that differ, in an order that can be interrupted.
-    pub changes: Vec<Change>,
+    pub changes: Vec<UnitChange>,
     /// Links to make: the link, and what it points to.
     pub links: BTreeMap<PathBuf, PathBuf>,
     /// Links to remove.
     pub unlinks: Vec<PathBuf>,
     /// What is in force then.
-    pub record: Option<Record>,
+    pub record: Option<TrustRecord>,
     record_path: PathBuf,
 }
 
-impl Plan {
+impl PolicyPlan {
     /// What has to be done so that the wish is fulfilled.
     ///
     /// # Errors
@@ -336,7 +336,7 @@ impl Plan {
             }
         }
         verified.extend(wish.verified.clone());
-        let accepted = record.iter().flat_map(Record::accepted);
+        let accepted = record.iter().flat_map(TrustRecord::accepted);
         let signed: Vec<String> = verified.keys().cloned().collect();
         let pinned = accepted
             .chain(wish.accept.iter().map(String::as_str))
@@ -357,7 +357,7 @@ impl Plan {
         let registries = places.registries.join(REGISTRIES_FILE);
         let namespaces = locations(&scope, &wish.host.registries);
         let yaml = registries_yaml(places, &links, &namespaces)?;
-        let new = Record {
+        let new = TrustRecord {
             schema: 1,
             scope,
             is_litellm,
@@ -453,7 +453,7 @@ impl Plan {
     }
 
     /// The files that differ, but for this program's own record.
-    pub fn visible(&self) -> impl Iterator<Item = &Change> {
+    pub fn visible(&self) -> impl Iterator<Item = &UnitChange> {
         self.changes
             .iter()
             .filter(|change| change.path != self.record_path)
@@ -493,7 +493,7 @@ impl Plan {
     }
 }
 
-impl Record {
+impl TrustRecord {
     fn text(&self) -> Result<String> {
         let text = serde_json::to_string_pretty(self).context("can't write what was set")?;
         Ok(text + "\n")
@@ -502,7 +502,7 @@ impl Record {
 
 /// The policy without what was set before, the file that it comes from, and whether it is a copy of
 /// the administrator's.
-fn base(places: &Places, record: Option<&Record>) -> Result<(String, PathBuf, bool)> {
+fn base(places: &Places, record: Option<&TrustRecord>) -> Result<(String, PathBuf, bool)> {
     let site = match &places.site_policy {
         Some(path) => read(path)?.map(|text| (text, path.clone(), true)),
         None => None,
@@ -566,7 +566,7 @@ fn refuse_foreign(policy: &Policy, scope: &str) -> Result<()> {
 }
 
 /// The keys that count, the first one first, and whether they are LiteLLM's.
-fn keys(places: &Places, record: Option<&Record>, wish: &Wish) -> Result<(Vec<String>, bool)> {
+fn keys(places: &Places, record: Option<&TrustRecord>, wish: &Wish) -> Result<(Vec<String>, bool)> {
     let is_litellm = if wish.keys.is_empty() {
         record.is_none_or(|record| record.is_litellm)
     } else {
@@ -781,7 +781,7 @@ fn registries_yaml(
 
 /// A user's `registries.d` hides the administrator's: where the user has none, it gets links to
 /// those files.
-fn links(places: &Places, record: Option<&Record>) -> Result<BTreeMap<PathBuf, PathBuf>> {
+fn links(places: &Places, record: Option<&TrustRecord>) -> Result<BTreeMap<PathBuf, PathBuf>> {
     let mut links = BTreeMap::new();
     let Some(site) = &places.site_registries else {
         return Ok(links);
@@ -906,9 +906,9 @@ pub fn unsigned(
     Ok(found)
 }
 
-fn push(changes: &mut Vec<Change>, path: &Path, before: Option<String>, after: Option<String>) {
+fn push(changes: &mut Vec<UnitChange>, path: &Path, before: Option<String>, after: Option<String>) {
     if before != after {
-        changes.push(Change {
+        changes.push(UnitChange {
             path: path.to_owned(),
             before,
             after,

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::install::{self, Prepared, Target};
+use super::install::{self, Prepared, ReleaseTarget};
 use super::{stack, upgrade};
 use crate::error::Result;
 use crate::host::Host;
@@ -13,7 +13,7 @@ use crate::litellm::{advisories, config, contract};
 /// # Errors
 /// As [`bring_up`], and when the settings are wrong or the release has a vulnerability that is exploited.
 pub async fn everything(host: &Host, timeout: Duration) -> Result<()> {
-    let prepared = install::prepare(host, Target::Recorded).await?;
+    let prepared = install::prepare(host, ReleaseTarget::Recorded).await?;
     let settings = prepared.installed();
     let image = &settings.litellm_image;
     advisories::admit(host, settings, image, &[], "litellm-units up")?;
@@ -34,7 +34,7 @@ pub async fn bring_up(
 ) -> Result<()> {
     prepared.apply(host).await?;
     config::refuse_errors(host)?;
-    install::pull_missing(host, prepared, Target::Recorded).await?;
+    install::pull_missing(host, prepared, ReleaseTarget::Recorded).await?;
     contract::check_once(host, prepared.installed()).await?;
     stack::bring_up(host, prepared.installed(), timeout).await?;
     upgrade::record(host, prepared.installed(), command).await

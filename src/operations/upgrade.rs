@@ -15,7 +15,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use crate::deployment::images_lock::{ImagesLock, Locked};
 use crate::deployment::ledger::{
-    Ended, Event, Images, Ledger, Operation, Outcome, Reached, Release, Step, Verb,
+    Ended, Event, Images, Ledger, Operation, OperationOutcome, Reached, RecordedRelease,
+    ReleaseVerb, Step,
 };
 use crate::deployment::operation_id::OperationId;
 use crate::deployment::settings::{Settings, parse_env, read_env};
@@ -25,32 +26,32 @@ use crate::host::lock::OperationLock;
 use crate::host::paths::Paths;
 use crate::host::systemd::job;
 use crate::host::{self, Host};
-use crate::image::{Identity, Image, ImageReference};
+use crate::image::{Image, ImageIdentity, ImageReference};
 use crate::litellm::advisories::Advisories;
 use crate::litellm::release::Release as Version;
 use crate::litellm::{Client, config, contract};
 use crate::operations::backup::database::Server;
 use crate::operations::backup::restore::{self, Recovered, Restore};
 use crate::operations::backup::{self, Backup};
-use crate::operations::install::{self, Target};
+use crate::operations::install::{self, ReleaseTarget};
 use crate::operations::pull;
 use crate::operations::stack;
 use crate::output::duration;
 use crate::quadlet;
-use crate::quadlet::plan::{Change, Plan as Files};
+use crate::quadlet::plan::{UnitChange, UnitPlan as Files};
 use crate::service::Service;
 
 /// How long the migration may take, as its unit says.
 const MIGRATION_TIMEOUT: Duration = Duration::from_secs(3600);
 /// How long a gateway may take to say whether it is ready.
-const PATIENCE: Duration = Duration::from_secs(5);
+const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a new release is watched where nothing else is said.
 pub const SETTLE: Duration = Duration::from_secs(10);
 
 /// How a change of release is carried out.
 #[derive(Clone, Copy, Debug)]
-pub struct Options {
+pub struct ReleaseOptions {
     /// How long the new release is watched before it stays.
     pub settle: Duration,
     /// How long starting and becoming ready may take.
@@ -61,8 +62,8 @@ pub struct Options {
 
 /// A change of release, worked out and not begun.
 #[derive(Debug)]
-pub struct Plan {
-    verb: Verb,
+pub struct ReleasePlan {
+    verb: ReleaseVerb,
     from: Images,
     /// The configuration of the present release.
     configuration: SnapshotId,
@@ -70,7 +71,7 @@ pub struct Plan {
     env: String,
     settings: Settings,
     /// What is recorded of the wanted image.
-    wanted: Option<Identity>,
+    wanted: Option<ImageIdentity>,
     /// Whether `.env` names the wanted image already.
     is_named: bool,
     /// Whether `.env` or `config/` were edited beyond the image, which comes into force, too.
@@ -81,7 +82,7 @@ pub struct Plan {
     encrypts_with_aes_gcm: bool,
 }
 
-impl Plan {
+impl ReleasePlan {
     /// The change to the image that `.env` names, or to `image`.
     ///
     /// # Errors
@@ -93,7 +94,7 @@ impl Plan {
             set_image(&mut env, "LITELLM_IMAGE", image.as_str(), &path)?;
         }
         let settings = Settings::from_env(&env, &path)?;
-        Self::new(host, Verb::Upgrade, env.text().to_owned(), settings).await
+        Self::new(host, ReleaseVerb::Upgrade, env.text().to_owned(), settings).await
     }
 
     /// Whether the wanted image runs already, and `.env` has its name.
@@ -114,7 +115,7 @@ impl Plan {
     /// When `.env` is wrong, or the release can't be run any more.
     pub async fn rollback(
         host: &Host,
-        release: &Release,
+        release: &RecordedRelease,
         data: Option<OperationId>,
     ) -> Result<Self> {
         let path = host.paths.env_file();
@@ -124,7 +125,7 @@ impl Plan {
             .context("the ledger names a release without a gateway")?;
         set_image(&mut env, "LITELLM_IMAGE", &gateway.reference, &path)?;
         let settings = Settings::from_env(&env, &path)?;
-        let plan = Self::new(host, Verb::Rollback, env.text().to_owned(), settings).await?;
+        let plan = Self::new(host, ReleaseVerb::Rollback, env.text().to_owned(), settings).await?;
         Ok(Self {
             wanted: Some(gateway.identity.clone()),
             data,
@@ -132,7 +133,7 @@ impl Plan {
         })
     }
 
-    async fn new(host: &Host, verb: Verb, env: String, settings: Settings) -> Result<Self> {
+    async fn new(host: &Host, verb: ReleaseVerb, env: String, settings: Settings) -> Result<Self> {
         let paths = &host.paths;
         let configuration = snapshot::last_good(paths).ok_or_else(|| {
             Failure::new("the gateway was never ready here, so there is nothing to go back to")
@@ -157,7 +158,7 @@ impl Plan {
             Some(recorded) => {
                 let pinned = lock.pin(&settings.litellm_image);
                 let here = host.podman().await?.image(&pinned).await?;
-                Some(Identity {
+                Some(ImageIdentity {
                     id: here.and_then(|found| found.id).or(recorded.id),
                     ..recorded
                 })
@@ -185,7 +186,7 @@ impl Plan {
 
     /// What will be done, a line each.
     #[must_use]
-    pub fn lines(&self, options: Options) -> Vec<String> {
+    pub fn lines(&self, options: ReleaseOptions) -> Vec<String> {
         let from = self
             .gateway_before()
             .map_or("an unknown image", |image| image.reference.as_str());
@@ -193,7 +194,7 @@ impl Plan {
         let mut lines = vec![
             format!("{} {from} -> {}", self.verb, self.settings.litellm_image),
             match &self.wanted {
-                Some(Identity { digest, .. }) => {
+                Some(ImageIdentity { digest, .. }) => {
                     format!("  pull        {digest}, unless it is here; nothing is stopped")
                 }
                 None => "  pull        the image, and record its digest; nothing is stopped".into(),
@@ -235,7 +236,7 @@ impl Plan {
     ///
     /// # Errors
     /// When a step fails; the message says whether the release of before serves again.
-    pub async fn carry_out(self, host: &Host, options: Options) -> Result<()> {
+    pub async fn carry_out(self, host: &Host, options: ReleaseOptions) -> Result<()> {
         // From now on, Ctrl-C fails the step that is under way instead of killing the program.
         let _interrupt = signal(SignalKind::interrupt()).context("can't listen for Ctrl-C")?;
         let paths = &host.paths;
@@ -357,7 +358,7 @@ pub async fn recover(host: &Host, timeout: Duration) -> Result<()> {
         host,
         ledger,
         operation,
-        options: Options {
+        options: ReleaseOptions {
             settle: Duration::ZERO,
             timeout,
             accept_unreadable: true,
@@ -400,7 +401,7 @@ pub async fn recover(host: &Host, timeout: Duration) -> Result<()> {
         run.schema = None;
     }
     run.back().await?;
-    run.end(Outcome::Undone, Some("interrupted".into()))?;
+    run.end(OperationOutcome::Undone, Some("interrupted".into()))?;
     host.progress.say(&match from {
         Some(from) => format!("undone: {} serves", from.reference),
         None => "undone".to_owned(),
@@ -413,7 +414,7 @@ struct Run<'a> {
     host: &'a Host,
     ledger: Ledger,
     operation: Operation,
-    options: Options,
+    options: ReleaseOptions,
     backup: Option<OperationId>,
     /// The hash of the schema before the migration, if the database may have to go back to it.
     schema: Option<String>,
@@ -426,7 +427,7 @@ impl Run<'_> {
         self.ledger.append(reached(&self.operation, step))
     }
 
-    fn end(&mut self, outcome: Outcome, reason: Option<String>) -> Result<()> {
+    fn end(&mut self, outcome: OperationOutcome, reason: Option<String>) -> Result<()> {
         self.ledger.append(Event::Ended(Ended {
             operation: self.operation.operation.clone(),
             outcome,
@@ -438,7 +439,7 @@ impl Run<'_> {
         &mut self,
         configuration: &SnapshotId,
         wanted: &SnapshotId,
-        image: Option<Identity>,
+        image: Option<ImageIdentity>,
     ) -> Result<()> {
         let host = self.host;
         let paths = &host.paths;
@@ -459,10 +460,10 @@ impl Run<'_> {
         if self.operation.data.is_none() && !self.options.accept_unreadable {
             refuse_unreadable(&release, &Server::new(host, &before).await?).await?;
         }
-        let options = backup::Options {
+        let options = backup::BackupOptions {
             retention: None,
             to_go_back: true,
-            ..backup::Options::default()
+            ..backup::BackupOptions::default()
         };
         let made = backup::create(host, &before, &options).await?;
         let server = Server::new(host, &before).await?;
@@ -489,7 +490,7 @@ impl Run<'_> {
             }
             Some(data) => {
                 let backup = Backup::load(paths, &data)?;
-                let options = restore::Options::default();
+                let options = restore::RestoreOptions::default();
                 let staged = Restore::stage(host, &before, &backup, &options, false).await?;
                 // To be taken out again, if anything fails from here on.
                 let staged = self.restore.insert(staged);
@@ -516,7 +517,7 @@ impl Run<'_> {
 
     /// Installs what the configuration on the disk asks for.
     async fn install(&self) -> Result<Settings> {
-        let prepared = install::prepare(self.host, Target::Wanted).await?;
+        let prepared = install::prepare(self.host, ReleaseTarget::Wanted).await?;
         prepared.apply(self.host).await?;
         Ok(prepared.settings().clone())
     }
@@ -536,7 +537,7 @@ impl Run<'_> {
         self.ledger
             .record_release(images, &self.operation.verb.to_string())?;
         fail::fail_point!("upgrade-recorded");
-        self.end(Outcome::Done, None)
+        self.end(OperationOutcome::Done, None)
     }
 
     /// Goes on with what was interrupted after the switch.
@@ -572,7 +573,7 @@ impl Run<'_> {
     }
 
     /// Has the tag mean this image.
-    fn lock(&self, image: &ImageReference, identity: Identity) -> Result<()> {
+    fn lock(&self, image: &ImageReference, identity: ImageIdentity) -> Result<()> {
         let path = self.host.paths.images_lock();
         let mut lock = ImagesLock::load(&path)?;
         let is_known = |found: &Locked| found.identity.is(&identity);
@@ -593,7 +594,7 @@ impl Run<'_> {
                 Err(_) => return false,
             },
         };
-        let Ok(client) = Client::local(PATIENCE) else {
+        let Ok(client) = Client::local(TIMEOUT) else {
             return false;
         };
         client.health().await.is_ready()
@@ -636,7 +637,7 @@ impl Run<'_> {
             self.reached(Step::Undoing)?;
             fail::fail_point!("undo-begun");
             self.back().await?;
-            self.end(Outcome::Undone, reason)
+            self.end(OperationOutcome::Undone, reason)
         };
         match attempt.await {
             Ok(()) => Failure::new(format!(
@@ -708,8 +709,14 @@ impl Run<'_> {
             "the migration has changed the database: restoring backup {backup}, without what was written since"
         ));
         let backup = Backup::load(&host.paths, backup)?;
-        let restore =
-            Restore::stage(host, settings, &backup, &restore::Options::default(), false).await?;
+        let restore = Restore::stage(
+            host,
+            settings,
+            &backup,
+            &restore::RestoreOptions::default(),
+            false,
+        )
+        .await?;
         fail::fail_point!("undo-staged");
         stack::stop(host, &gateway_units(), self.options.timeout).await?;
         restore.swap().await?;
@@ -729,7 +736,7 @@ fn reached(operation: &Operation, step: Step) -> Event {
 }
 
 /// Refuses a release that can't read credentials that the present one has encrypted.
-async fn refuse_unreadable(release: &contract::Release, server: &Server<'_>) -> Result<()> {
+async fn refuse_unreadable(release: &contract::ProbedRelease, server: &Server<'_>) -> Result<()> {
     if release.reads_aes_gcm {
         return Ok(());
     }
@@ -791,7 +798,7 @@ fn set_image(
 /// Migrates the database to the release of `settings`, in a unit of its own.
 async fn migrate(host: &Host, settings: &Settings) -> Result<()> {
     let podman = host.podman().await?;
-    let units = quadlet::Host {
+    let units = quadlet::RenderContext {
         paths: &host.paths,
         podman: podman.version().await?,
         systemd: host.systemd().await?.features().await?,
@@ -804,7 +811,7 @@ async fn migrate(host: &Host, settings: &Settings) -> Result<()> {
     all.push(file.clone());
     quadlet::check::check(podman, &all, host.scope()).await?;
     let install = Files {
-        changes: vec![Change {
+        changes: vec![UnitChange {
             path: host.paths.quadlets.join(file.name),
             before: None,
             after: Some(file.text),
@@ -834,11 +841,11 @@ async fn end_migration(host: &Host) -> Result<()> {
     let unit = format!("{}.service", quadlet::NEXT_MIGRATION);
     let mut jobs = job::Jobs::new(systemd).await?;
     if systemd.unit(&unit).await?.load == "loaded" {
-        jobs.ask(job::Verb::Stop, &unit).await?;
+        jobs.ask(job::JobType::Stop, &unit).await?;
         jobs.next(Duration::from_secs(90)).await?;
     }
     let remove = Files {
-        changes: vec![Change {
+        changes: vec![UnitChange {
             path,
             before: Some(String::new()),
             after: None,

@@ -13,7 +13,7 @@ use crate::quadlet::{self, MARKER_PREFIX, Place, UnitFile};
 
 /// One file that differs.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Change {
+pub struct UnitChange {
     /// The file.
     pub path: PathBuf,
     /// What is there now, if anything.
@@ -22,7 +22,7 @@ pub struct Change {
     pub after: Option<String>,
 }
 
-impl Change {
+impl UnitChange {
     /// `create`, `update` or `remove`.
     #[must_use]
     pub fn verb(&self) -> &'static str {
@@ -59,12 +59,12 @@ impl Change {
 /// containers that are removed, then what is changed, the gateway at the end, and then units that are
 /// removed, which nothing requires any more.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Plan {
+pub struct UnitPlan {
     /// The differences; none when all is as it should be.
-    pub changes: Vec<Change>,
+    pub changes: Vec<UnitChange>,
 }
 
-impl Plan {
+impl UnitPlan {
     /// Compares `wanted` with what is in the directories of `paths`.
     ///
     /// # Errors
@@ -86,7 +86,7 @@ impl Plan {
                         Place::Quadlet => &mut changes,
                         Place::Unit => &mut last,
                     };
-                    removals.push(Change {
+                    removals.push(UnitChange {
                         path,
                         before: Some(before),
                         after: None,
@@ -97,9 +97,9 @@ impl Plan {
         for file in wanted {
             let path = directory(paths, file.place).join(file.name);
             let before = match read_ours(&path)? {
-                Found::Nothing => None,
-                Found::Ours(text) => Some(text),
-                Found::Foreign => {
+                OnDisk::Nothing => None,
+                OnDisk::Ours(text) => Some(text),
+                OnDisk::Foreign => {
                     return Err(Failure::new(format!(
                         "{} was not written by litellm-units, so it is left alone",
                         path.display()
@@ -109,7 +109,7 @@ impl Plan {
                 }
             };
             if before.as_deref() != Some(file.text.as_str()) {
-                changes.push(Change {
+                changes.push(UnitChange {
                     path,
                     before,
                     after: Some(file.text.clone()),
@@ -189,13 +189,13 @@ fn present(directory: &Path, place: Place) -> Result<Vec<String>> {
     Ok(names)
 }
 
-enum Found {
+enum OnDisk {
     Nothing,
     Ours(String),
     Foreign,
 }
 
-impl Found {
+impl OnDisk {
     fn ours(self) -> Option<String> {
         match self {
             Self::Ours(text) => Some(text),
@@ -204,18 +204,18 @@ impl Found {
     }
 }
 
-fn read_ours(path: &Path) -> Result<Found> {
+fn read_ours(path: &Path) -> Result<OnDisk> {
     // A link (a masked unit, a file kept elsewhere) is someone's decision, not a file of ours.
     match std::fs::symlink_metadata(path) {
-        Ok(metadata) if !metadata.is_file() => return Ok(Found::Foreign),
+        Ok(metadata) if !metadata.is_file() => return Ok(OnDisk::Foreign),
         _ => {}
     }
     match std::fs::read(path) {
         Ok(bytes) => Ok(match String::from_utf8(bytes) {
-            Ok(text) if text.starts_with(MARKER_PREFIX) => Found::Ours(text),
-            _ => Found::Foreign,
+            Ok(text) if text.starts_with(MARKER_PREFIX) => OnDisk::Ours(text),
+            _ => OnDisk::Foreign,
         }),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(Found::Nothing),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(OnDisk::Nothing),
         Err(error) => Err(error).with_context(|| format!("can't read {}", path.display())),
     }
 }

@@ -12,7 +12,7 @@ use crate::support::host::{Ran, TestHost, Who};
 const ALL: [&str; 4] = ["postgres", "redis", "migrate", "litellm"];
 
 /// Long enough for a cold start on a machine that has other things to do.
-const PATIENCE: Duration = Duration::from_secs(120);
+const TIMEOUT: Duration = Duration::from_secs(120);
 
 #[test]
 fn rootful_day() {
@@ -594,7 +594,7 @@ impl LiveScreen {
 
     #[track_caller]
     fn wait_for(&self, what: &str, good: impl Fn(&[String]) -> bool) -> Vec<String> {
-        let deadline = std::time::Instant::now() + PATIENCE;
+        let deadline = std::time::Instant::now() + TIMEOUT;
         loop {
             let rows = self.rows();
             if good(&rows) {

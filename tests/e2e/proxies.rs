@@ -267,7 +267,7 @@ fn nginx_and_caddy() {
              -d '{{"model":"slow","messages":[{{"role":"user","content":"63"}}]}}' | jq -r '.choices[0].message.content'"#,
         curl(OUTSIDE)
     );
-    let patient = host
+    let examination = host
         .command(who, &["bash", "-euo", "pipefail", "-c", &patience])
         .stdout(Stdio::piped())
         .spawn()
@@ -279,7 +279,7 @@ fn nginx_and_caddy() {
         requests_arrive(&host, &key);
     };
     check("301");
-    // It lets go of its ports, and the patient request goes on.
+    // It lets go of its ports, and the examination request goes on.
     host.sh(
         who,
         "nginx -s quit; while ss -Hltn 'sport = :443' | grep -q .; do sleep 0.1; done",
@@ -294,6 +294,6 @@ fn nginx_and_caddy() {
     let adapted = "caddy adapt --config /etc/caddy/Caddyfile 2>/dev/null | jq -c '[.. | .response_header_timeout? // empty]'";
     assert_eq!(host.sh(who, adapted), "[3600000000000]\n");
 
-    let answer = patient.wait_with_output().unwrap();
+    let answer = examination.wait_with_output().unwrap();
     assert_eq!(String::from_utf8_lossy(&answer.stdout), "done\n");
 }

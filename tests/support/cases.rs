@@ -7,7 +7,7 @@ use litellm_units::deployment::settings::Settings;
 use litellm_units::host::paths::{Paths, Scope};
 use litellm_units::host::podman::PodmanVersion;
 use litellm_units::host::systemd::Features;
-use litellm_units::image::{Identity, ImageReference};
+use litellm_units::image::{ImageIdentity, ImageReference};
 use litellm_units::quadlet::{self, UnitFile};
 
 /// What all the values of secrets hold, so that none can be in a unit file unnoticed.
@@ -81,7 +81,7 @@ impl Case {
                 let digest = format!("sha256:{}", digit.repeat(64));
                 images.record(
                     &ImageReference::parse(image).unwrap(),
-                    Identity::of_digest(digest),
+                    ImageIdentity::of_digest(digest),
                 );
             }
         }
@@ -117,7 +117,7 @@ impl Case {
         let paths = self.paths();
         let settings = Settings::from_text(&self.env, &paths.env_file()).unwrap();
         let program = Path::new("/usr/bin/litellm-units");
-        let host = quadlet::Host {
+        let host = quadlet::RenderContext {
             paths: &paths,
             podman: self.podman,
             systemd: self.systemd,

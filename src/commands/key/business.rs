@@ -15,7 +15,7 @@ use crate::cli::key::{
 };
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
-use crate::litellm::keys::{Key, KeyError, Keys, Limits, hash};
+use crate::litellm::keys::{ApiKey, KeyError, Keys, Limits, hash};
 use crate::litellm::models;
 use crate::output::{self, say, warn};
 
@@ -223,7 +223,7 @@ impl Target {
         Ok(Self::Token(hash(&key_in(path)?)))
     }
 
-    async fn find(&self, keys: Keys<'_>) -> Result<Key, KeyError> {
+    async fn find(&self, keys: Keys<'_>) -> Result<ApiKey, KeyError> {
         match self {
             Self::Token(token) => keys.info(token).await,
             Self::Alias(alias) => keys
@@ -311,7 +311,7 @@ fn check_models(host: &Host, models: &[String]) {
     }
 }
 
-fn name(key: &Key) -> String {
+fn name(key: &ApiKey) -> String {
     let masked = masked(key.key.as_deref());
     match &key.alias {
         Some(alias) => format!("{alias} ({masked})"),
@@ -329,12 +329,12 @@ fn masked(key: Option<&str>) -> String {
 struct Shown {
     state: &'static str,
     #[serde(flatten)]
-    key: Key,
+    key: ApiKey,
 }
 
-impl From<Key> for Shown {
-    fn from(key: Key) -> Self {
-        let key = Key {
+impl From<ApiKey> for Shown {
+    fn from(key: ApiKey) -> Self {
+        let key = ApiKey {
             key: Some(masked(key.key.as_deref())),
             ..key
         };
@@ -345,7 +345,7 @@ impl From<Key> for Shown {
     }
 }
 
-fn state(key: &Key) -> &'static str {
+fn state(key: &ApiKey) -> &'static str {
     if key.blocked {
         "blocked"
     } else if key.expires.as_deref().is_some_and(|end| *end < *now()) {
@@ -394,7 +394,7 @@ fn utc(seconds: u64) -> String {
     )
 }
 
-fn table(keys: &[Key]) -> String {
+fn table(keys: &[ApiKey]) -> String {
     let mut rows = vec![
         [
             "ALIAS", "KEY", "STATE", "SPENT", "BUDGET", "RPM", "TPM", "EXPIRES", "TEAM", "MODELS",
@@ -465,7 +465,7 @@ fn details(shown: &Shown) -> String {
     output::columns(&rows)
 }
 
-fn models(key: &Key) -> String {
+fn models(key: &ApiKey) -> String {
     if key.models.is_empty() {
         "all".into()
     } else {
@@ -473,7 +473,7 @@ fn models(key: &Key) -> String {
     }
 }
 
-fn budget(key: &Key) -> Option<String> {
+fn budget(key: &ApiKey) -> Option<String> {
     let budget = money(key.max_budget?);
     Some(match &key.budget_duration {
         Some(duration) => format!("{budget}/{duration}"),

@@ -14,7 +14,7 @@ use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 use crate::host::files;
 use crate::litellm::Client;
-use crate::litellm::keys::{Invalid, Key, KeyError, Limits, hash};
+use crate::litellm::keys::{ApiKey, Invalid, KeyError, Limits, hash};
 use crate::litellm::models;
 use crate::operations::recovery;
 use crate::operations::up;
@@ -164,7 +164,11 @@ async fn validity(
 }
 
 /// What the key shall be able to do: as asked for, else as the one before, else the default.
-fn limits(gateway: &Gateway<'_>, arguments: &ServiceKey, before: Option<&Key>) -> Result<Limits> {
+fn limits(
+    gateway: &Gateway<'_>,
+    arguments: &ServiceKey,
+    before: Option<&ApiKey>,
+) -> Result<Limits> {
     let asked = &arguments.limits;
     let (models, origin) = if !asked.models.is_empty() {
         (asked.models.clone(), AS_GIVEN)

@@ -12,7 +12,7 @@ use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 use super::{ServiceReport, Services, State};
 use crate::deployment::settings::GATEWAY_PORT;
 use crate::host::container_state;
-use crate::litellm::health::Health;
+use crate::litellm::health::GatewayHealth;
 use crate::output::duration;
 use crate::service::Service;
 
@@ -29,7 +29,7 @@ pub struct View {
     /// Why there is no newer answer.
     pub problem: Option<String>,
     /// The gateway's own answer.
-    pub health: Option<Health>,
+    pub health: Option<GatewayHealth>,
     /// CPU in use by unit, in percent of one processor.
     pub cpu: HashMap<&'static str, f64>,
     /// Requests.
@@ -403,7 +403,7 @@ fn table(view: &View) -> Vec<Line<'static>> {
             style = view.paint(style, Color::Red);
         } else if report.is_starting() || report.active == "deactivating" {
             style = view.paint(style, Color::Yellow);
-        } else if report.health == Some(container_state::Health::Healthy) {
+        } else if report.health == Some(container_state::ContainerHealth::Healthy) {
             style = view.paint(style, Color::Green);
         }
         let chosen = report.service == view.chosen.name();
@@ -510,7 +510,7 @@ mod tests {
             sub: sub.into(),
             result: "success".into(),
             queued: false,
-            health: (sub == "running").then_some(container_state::Health::Healthy),
+            health: (sub == "running").then_some(container_state::ContainerHealth::Healthy),
             uptime_seconds: (active == "active").then_some(754),
             restarts: 0,
             memory_bytes: Some(89 << 20),
@@ -534,7 +534,7 @@ mod tests {
             ],
             ..Services::default()
         });
-        view.health = Some(Health::Ready {
+        view.health = Some(GatewayHealth::Ready {
             version: Some("1.108.14".into()),
         });
         view.rate = Rate::PerSecond(12.34);

@@ -18,14 +18,14 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::screen::{self, Lines, Mode, Rate, View};
-use super::{PATIENCE, Services, gather, table};
+use super::{Services, TIMEOUT, gather, table};
 use crate::cli;
 use crate::error::{Exit, Result};
 use crate::host::journal::{self, Entry, Query};
 use crate::host::paths::Scope;
 use crate::host::{self, Host};
 use crate::litellm::Client;
-use crate::litellm::health::Health;
+use crate::litellm::health::GatewayHealth;
 use crate::litellm::metrics::Requests;
 use crate::output;
 use crate::service::Service;
@@ -58,7 +58,7 @@ pub async fn run(host: &Host, arguments: &cli::Status) -> Result<Exit> {
     // Before the screen is taken, so that this error is seen.
     host.systemd().await?;
     let mut screen = Screen::open()?;
-    let client = Client::local(PATIENCE)?;
+    let client = Client::local(TIMEOUT)?;
     Watch::new(host, &client, arguments.interval)
         .run(&mut screen.terminal)
         .await
@@ -103,7 +103,7 @@ impl Drop for Screen {
 /// What comes in from outside.
 enum News {
     Services(Box<Result<Services>>),
-    Health(Health),
+    Health(GatewayHealth),
     Requests(Requests),
     /// The journal of all services can't be followed any more.
     LogEnded(Result<()>),
@@ -227,7 +227,7 @@ impl<'a> Watch<'a> {
                     News::Services(Box::new(Services::gather(host).await))
                 }));
             }
-            Some(since) if since.elapsed() > PATIENCE.max(self.interval * 2) => {
+            Some(since) if since.elapsed() > TIMEOUT.max(self.interval * 2) => {
                 self.view.problem = Some(screen::overdue(since.elapsed()));
             }
             Some(_) => {}

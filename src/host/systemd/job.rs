@@ -16,7 +16,7 @@ use crate::host::paths::Scope;
 
 /// What a job can be asked to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verb {
+pub enum JobType {
     /// Start the unit, unless it runs.
     Start,
     /// Stop the unit, and what requires it.
@@ -123,23 +123,23 @@ impl<'a> Jobs<'a> {
     ///
     /// # Errors
     /// When systemd refuses: no such unit, masked, or not permitted.
-    pub async fn ask(&mut self, verb: Verb, unit: &str) -> Result<()> {
+    pub async fn ask(&mut self, verb: JobType, unit: &str) -> Result<()> {
         let mode = match verb {
-            Verb::RestartAlone => "ignore-requirements",
+            JobType::RestartAlone => "ignore-requirements",
             _ => "replace",
         };
         let (name, mode) = (unit.to_owned(), mode.to_owned());
         let path = match verb {
-            Verb::Start => self.manager.start_unit(name, mode).await,
-            Verb::Stop => self.manager.stop_unit(name, mode).await,
-            Verb::Restart | Verb::RestartAlone => self.manager.restart_unit(name, mode).await,
+            JobType::Start => self.manager.start_unit(name, mode).await,
+            JobType::Stop => self.manager.stop_unit(name, mode).await,
+            JobType::Restart | JobType::RestartAlone => self.manager.restart_unit(name, mode).await,
         }
         .map_err(|error| explain(error, self.scope))
         .with_context(|| {
             let verb = match verb {
-                Verb::Start => "start",
-                Verb::Stop => "stop",
-                Verb::Restart | Verb::RestartAlone => "restart",
+                JobType::Start => "start",
+                JobType::Stop => "stop",
+                JobType::Restart | JobType::RestartAlone => "restart",
             };
             format!("can't {verb} {unit}")
         })?;

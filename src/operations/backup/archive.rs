@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use sha2::{Digest, Sha256};
 
-use super::manifest::{Manifest, StoredFile};
+use super::manifest::{BackupManifest, StoredFile};
 use crate::error::{Failure, Result};
 use crate::output::Meter;
 use crate::random::hex;
@@ -169,7 +169,7 @@ impl Write for Hashing {
 /// When it is encrypted and `identity` does not open it.
 pub fn open(
     directory: &Path,
-    manifest: &Manifest,
+    manifest: &BackupManifest,
     name: &str,
     identity: Option<&Path>,
 ) -> Result<Box<dyn Read + Send>> {
@@ -205,7 +205,7 @@ pub fn open(
     Ok(plain)
 }
 
-fn recipient(manifest: &Manifest) -> &str {
+fn recipient(manifest: &BackupManifest) -> &str {
     manifest
         .encryption
         .as_ref()
@@ -213,7 +213,7 @@ fn recipient(manifest: &Manifest) -> &str {
 }
 
 fn identities(
-    manifest: &Manifest,
+    manifest: &BackupManifest,
     path: Option<&Path>,
 ) -> Result<Vec<Box<dyn age::Identity + Send + Sync>>> {
     let Some(path) = path else {
@@ -245,7 +245,7 @@ fn identities(
 /// As [`open`].
 pub fn read(
     directory: &Path,
-    manifest: &Manifest,
+    manifest: &BackupManifest,
     name: &str,
     identity: Option<&Path>,
 ) -> Result<Vec<u8>> {
@@ -260,7 +260,7 @@ pub fn read(
 ///
 /// # Errors
 /// When one is missing or its bytes are not those that were written; all such files are named.
-pub fn check_files(directory: &Path, manifest: &Manifest, meter: &Meter) -> Result<()> {
+pub fn check_files(directory: &Path, manifest: &BackupManifest, meter: &Meter) -> Result<()> {
     let mut wrong = Vec::new();
     for entry in &manifest.files {
         let path = directory.join(&entry.stored);
@@ -312,8 +312,8 @@ mod tests {
     use crate::output::Progress;
     use age::secrecy::ExposeSecret;
 
-    fn manifest() -> Manifest {
-        Manifest::new(
+    fn manifest() -> BackupManifest {
+        BackupManifest::new(
             OperationId::parse("20260131T120000Z-0a1b2c").unwrap(),
             jiff::Timestamp::UNIX_EPOCH,
             Contents {

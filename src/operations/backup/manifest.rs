@@ -18,7 +18,7 @@ const SCHEMA: u32 = 1;
 
 /// What a backup consists of.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
-pub struct Manifest {
+pub struct BackupManifest {
     /// The version of this format.
     pub schema: u32,
     /// The backup's name.
@@ -78,7 +78,7 @@ pub struct StoredFile {
     pub sha256: String,
 }
 
-impl Manifest {
+impl BackupManifest {
     /// An empty one.
     #[must_use]
     pub fn new(id: OperationId, created: jiff::Timestamp, database: Contents) -> Self {

@@ -12,9 +12,9 @@ use object_store::{ObjectStore, ObjectStoreExt};
 use secrecy::ExposeSecret;
 use tokio::io::AsyncWriteExt;
 
-use super::manifest::{self, Manifest};
+use super::manifest::{self, BackupManifest};
 use super::retention::{Retention, expired};
-use super::{Backup, Options, UNFINISHED, check_space, directory, make_private};
+use super::{Backup, BackupOptions, UNFINISHED, check_space, directory, make_private};
 use crate::deployment::operation_id::OperationId;
 use crate::deployment::settings::BackupSettings;
 use crate::error::{Failure, Result};
@@ -27,13 +27,13 @@ const PART: usize = 32 << 20;
 
 /// A place for copies.
 #[derive(Debug)]
-pub struct Remote {
+pub struct BackupStore {
     url: String,
     store: Arc<dyn ObjectStore>,
     prefix: Key,
 }
 
-impl Remote {
+impl BackupStore {
     /// The place at `url`, with the credentials that `.env` has for it.
     ///
     /// # Errors
@@ -178,7 +178,7 @@ impl Remote {
             }
             Err(error) => return Err(error).with_context(|| format!("can't read {}", self.url)),
         };
-        let manifest = Manifest::parse(&text)?;
+        let manifest = BackupManifest::parse(&text)?;
         check_space(&parent, manifest.total_size())?;
         let staged = tempfile::Builder::new()
             .prefix(&format!("{UNFINISHED}{id}-"))
@@ -236,7 +236,12 @@ impl Remote {
     ///
     /// # Errors
     /// When the store refuses.
-    pub async fn prune(&self, host: &Host, retention: Retention, options: &Options) -> Result<()> {
+    pub async fn prune(
+        &self,
+        host: &Host,
+        retention: Retention,
+        options: &BackupOptions,
+    ) -> Result<()> {
         for id in expired(&self.ids().await?, retention, &options.protected) {
             let place = self.place(&id);
             // Without its manifest, it no longer counts as a backup.

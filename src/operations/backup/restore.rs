@@ -27,8 +27,8 @@ use crate::error::{Exit, Failure, Result, exit};
 use crate::host::Host;
 use crate::host::files;
 use crate::host::paths::Paths;
-use crate::host::systemd::job::Verb;
-use crate::operations::install::{self, Target};
+use crate::host::systemd::job::JobType;
+use crate::operations::install::{self, ReleaseTarget};
 use crate::operations::seal;
 use crate::operations::stack::{self, Manner, RECOVERY_TIMEOUT};
 use crate::operations::upgrade;
@@ -37,7 +37,7 @@ use crate::service::Service;
 
 /// How a backup is restored.
 #[derive(Clone, Debug)]
-pub struct Options {
+pub struct RestoreOptions {
     /// How long the gateway may take to stop and to be ready again.
     pub timeout: Duration,
     /// The file with the age identity, for a backup that is encrypted.
@@ -46,7 +46,7 @@ pub struct Options {
     pub config: bool,
 }
 
-impl Default for Options {
+impl Default for RestoreOptions {
     fn default() -> Self {
         Self {
             timeout: RECOVERY_TIMEOUT,
@@ -84,7 +84,7 @@ pub enum Recovered {
 
 /// What is under way, on disk.
 #[derive(Clone, Debug, Deserialize, Serialize)]
-struct Record {
+struct RestoreRecord {
     /// What is restored.
     backup: OperationId,
     /// The database that is filled.
@@ -101,7 +101,7 @@ fn record_file(paths: &Paths) -> PathBuf {
     paths.state().join("restore.json")
 }
 
-impl Record {
+impl RestoreRecord {
     fn load(paths: &Paths) -> Result<Option<Self>> {
         let path = record_file(paths);
         match std::fs::read(&path) {
@@ -135,7 +135,7 @@ pub async fn verify(
     host: &Host,
     settings: &Settings,
     id: &OperationId,
-    options: &Options,
+    options: &RestoreOptions,
 ) -> Result<Verified> {
     let backup = Backup::load(&host.paths, id)?;
     check(host, &backup).await?;
@@ -178,7 +178,7 @@ pub async fn restore_data(
     host: &Host,
     settings: &Settings,
     id: &OperationId,
-    options: &Options,
+    options: &RestoreOptions,
 ) -> Result<()> {
     let backup = Backup::load(&host.paths, id)?;
     check(host, &backup).await?;
@@ -193,8 +193,8 @@ pub async fn restore_data(
     let runs = systemd.unit(unit).await?.active != "inactive";
     let database = Service::Postgres.unit();
     if settings.image(Service::Postgres).is_some() && !systemd.unit(database).await?.is_active() {
-        let steps = [(Verb::Start, database)];
-        stack::change(host, &steps, Manner::AtOnce, options.timeout).await?;
+        let steps = [(JobType::Start, database)];
+        stack::start_units(host, &steps, Manner::AtOnce, options.timeout).await?;
     }
     let restore = Restore::stage(host, settings, &backup, options, runs).await?;
     let mut units = vec![unit];
@@ -217,7 +217,7 @@ pub async fn restore_data(
             Failure::new("a test says so").into()
         ));
         // The configuration of the backup brings its own release.
-        let target = options.config.then_some(Target::Wanted);
+        let target = options.config.then_some(ReleaseTarget::Wanted);
         bring_back(host, target, runs, options.timeout).await?;
         if options.config {
             let settings = Settings::load(&host.paths.env_file())?;
@@ -255,7 +255,7 @@ pub async fn restore_data(
 /// Starts the gateway if it ran, after the units of another configuration, if there is one: `target`.
 async fn bring_back(
     host: &Host,
-    target: Option<Target>,
+    target: Option<ReleaseTarget>,
     runs: bool,
     timeout: Duration,
 ) -> Result<()> {
@@ -267,8 +267,8 @@ async fn bring_back(
             stack::bring_up(host, prepared.settings(), timeout).await?;
         }
     } else if runs {
-        let steps = [(Verb::Start, Service::Litellm.unit())];
-        stack::change(host, &steps, Manner::AtOnce, timeout).await?;
+        let steps = [(JobType::Start, Service::Litellm.unit())];
+        stack::start_units(host, &steps, Manner::AtOnce, timeout).await?;
     }
     Ok(())
 }
@@ -302,7 +302,7 @@ async fn take_back(
 pub struct Restore<'a> {
     host: &'a Host,
     server: Server<'a>,
-    record: Record,
+    record: RestoreRecord,
     /// Whether the backup was made with another image of the gateway than the one that runs now,
     /// so that `litellm-migrate.service` has to run again.
     pub other_release: bool,
@@ -319,7 +319,7 @@ impl<'a> Restore<'a> {
         host: &'a Host,
         settings: &Settings,
         backup: &Backup,
-        options: &Options,
+        options: &RestoreOptions,
         gateway: bool,
     ) -> Result<Self> {
         let server = Server::new(host, settings).await?;
@@ -333,7 +333,7 @@ impl<'a> Restore<'a> {
             .config
             .then(|| snapshot::keep(&host.paths))
             .transpose()?;
-        let record = Record {
+        let record = RestoreRecord {
             backup: backup.id().clone(),
             staged: scratch_name("restore", backup.id()),
             replaced: scratch_name("replaced", &now),
@@ -355,7 +355,7 @@ impl<'a> Restore<'a> {
         };
         if let Err(error) = attempt {
             drop_scratch(&server, &record.staged).await?;
-            Record::remove(&host.paths)?;
+            RestoreRecord::remove(&host.paths)?;
             return Err(error);
         }
         fail::fail_point!("restore-staged");
@@ -410,7 +410,7 @@ impl<'a> Restore<'a> {
                 self.server.drop_database(&name).await?;
             }
         }
-        Record::remove(&self.host.paths)
+        RestoreRecord::remove(&self.host.paths)
     }
 
     /// Puts the data, and the configuration if it was replaced too, back as they were, however far
@@ -437,12 +437,12 @@ impl<'a> Restore<'a> {
         drop_scratch(&self.server, &self.record.staged).await?;
         let gateway = bring_back(
             self.host,
-            configuration.map(|_| Target::Recorded),
+            configuration.map(|_| ReleaseTarget::Recorded),
             self.record.gateway,
             timeout,
         )
         .await;
-        Record::remove(&self.host.paths)?;
+        RestoreRecord::remove(&self.host.paths)?;
         Ok(gateway)
     }
 }
@@ -474,7 +474,7 @@ pub(super) async fn recover_with(
         return Ok(recovered);
     }
     let mut own = server.own_databases().await?;
-    if let Some(record) = Record::load(&host.paths)? {
+    if let Some(record) = RestoreRecord::load(&host.paths)? {
         server.end_leftovers().await?;
         recovered = recover_restore(host, settings, record, &own).await?;
         own = server.own_databases().await?;
@@ -495,7 +495,7 @@ pub(super) async fn recover_with(
 async fn recover_restore(
     host: &Host,
     settings: &Settings,
-    record: Record,
+    record: RestoreRecord,
     own: &[String],
 ) -> Result<Recovered> {
     let id = record.backup.clone();
@@ -507,7 +507,7 @@ async fn recover_restore(
     let restore = Restore {
         host,
         server: Server::new(host, settings).await?,
-        record: Record { gateway, ..record },
+        record: RestoreRecord { gateway, ..record },
         other_release: true,
     };
     let units = [Service::Litellm.unit(), Service::Migrate.unit()];
@@ -544,7 +544,7 @@ async fn check(host: &Host, backup: &Backup) -> Result<()> {
     .context("the check of the files stopped")?
 }
 
-fn open_dump(backup: &Backup, options: &Options) -> Result<Box<dyn std::io::Read + Send>> {
+fn open_dump(backup: &Backup, options: &RestoreOptions) -> Result<Box<dyn std::io::Read + Send>> {
     archive::open(
         &backup.directory,
         &backup.manifest,
@@ -559,7 +559,7 @@ async fn fill(
     server: &Server<'_>,
     name: &str,
     backup: &Backup,
-    options: &Options,
+    options: &RestoreOptions,
 ) -> Result<Contents> {
     // Before the database, since the key may be missing.
     let source = open_dump(backup, options)?;
@@ -615,7 +615,7 @@ async fn drop_scratch(server: &Server<'_>, name: &str) -> Result<()> {
 
 /// LiteLLM encrypts credentials in the database with the salt key; with another one than the
 /// backup's, they would be lost.
-fn check_salt(host: &Host, backup: &Backup, options: &Options) -> Result<()> {
+fn check_salt(host: &Host, backup: &Backup, options: &RestoreOptions) -> Result<()> {
     let then = env_of(backup, options)?;
     let path = host.paths.env_file();
     let now = parse_env(&read_env(&path)?, &path)?;
@@ -658,7 +658,7 @@ fn vault_of(backup: &Backup) -> Vault {
 }
 
 /// A configuration is of use only if its secrets can be opened here.
-fn check_sealed(backup: &Backup, options: &Options) -> Result<()> {
+fn check_sealed(backup: &Backup, options: &RestoreOptions) -> Result<()> {
     let env = env_of(backup, options)?;
     let vault = vault_of(backup);
     for reference in sealed::references(env.text()) {
@@ -674,7 +674,7 @@ fn check_sealed(backup: &Backup, options: &Options) -> Result<()> {
     Ok(())
 }
 
-fn env_of(backup: &Backup, options: &Options) -> Result<EnvFile> {
+fn env_of(backup: &Backup, options: &RestoreOptions) -> Result<EnvFile> {
     let name = super::ENV;
     let bytes = archive::read(
         &backup.directory,
@@ -688,7 +688,7 @@ fn env_of(backup: &Backup, options: &Options) -> Result<EnvFile> {
 }
 
 /// Puts `.env` and `config/` back, but for the variables that belong to the server.
-fn restore_config(host: &Host, backup: &Backup, options: &Options) -> Result<()> {
+fn restore_config(host: &Host, backup: &Backup, options: &RestoreOptions) -> Result<()> {
     let paths = &host.paths;
     let path = paths.env_file();
     let now = parse_env(&read_env(&path)?, &path)?;

@@ -11,13 +11,13 @@ use tokio::time::Instant;
 use crate::deployment::settings::{Database, Settings};
 use crate::error::{Failure, Result};
 use crate::host::Host;
-use crate::host::systemd::job::{Jobs, Verb};
+use crate::host::systemd::job::{JobType, Jobs};
 use crate::litellm::Client;
 use crate::litellm::keys::{KeyError, scrub};
 use crate::litellm::ui;
 use crate::service::Service;
 
-const PATIENCE: Duration = Duration::from_secs(30);
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// Over the socket in the container, which asks for no password: so it works whichever password
 /// the server knows.
@@ -52,12 +52,12 @@ async fn shell(host: &Host, service: Service, script: &str, input: &str) -> Resu
         // It may end before it has read everything; its status tells.
         let _ = stdin.write_all(input.as_bytes()).await;
     }
-    match tokio::time::timeout(PATIENCE, child.wait_with_output()).await {
+    match tokio::time::timeout(TIMEOUT, child.wait_with_output()).await {
         Ok(output) => output.context("can't run podman"),
         Err(_) => Err(Failure::new(format!(
             "{} did not answer within {} s",
             service.container(),
-            PATIENCE.as_secs()
+            TIMEOUT.as_secs()
         ))
         .hint(format!(
             "see what it says: litellm-units logs {}",
@@ -150,7 +150,7 @@ pub(super) async fn redis_accepts(host: &Host, password: &str) -> Result<bool> {
 
 /// Whether the gateway accepts this master key.
 pub(super) async fn master_key_is_valid(key: &SecretString) -> Result<bool> {
-    let client = Client::local(PATIENCE)?;
+    let client = Client::local(TIMEOUT)?;
     // No key has this hash.
     match client.keys(key).info(&"0".repeat(64)).await {
         Ok(_) | Err(KeyError::NotFound) => Ok(true),
@@ -162,12 +162,12 @@ pub(super) async fn master_key_is_valid(key: &SecretString) -> Result<bool> {
 /// Whether the web interface accepts this password, with the user name of `settings`.
 pub(super) async fn login_is_valid(settings: &Settings, password: &SecretString) -> Result<bool> {
     let username = settings.ui_username().unwrap_or(ui::DEFAULT_USERNAME);
-    ui::login(&Client::local(PATIENCE)?, username, password).await
+    ui::login(&Client::local(TIMEOUT)?, username, password).await
 }
 
 /// Whether the login page answers, leads nowhere that is not encrypted, and accepts the login.
 pub(super) async fn check_interface(settings: &Settings) -> Result<()> {
-    let client = Client::local(PATIENCE)?;
+    let client = Client::local(TIMEOUT)?;
     let public = settings
         .public_address()
         .filter(|address| address.starts_with("https:"))
@@ -208,7 +208,7 @@ async fn start(host: &Host, service: Service, timeout: Duration) -> Result<()> {
     }
     let (since, deadline) = (jiff::Timestamp::now(), Instant::now() + timeout);
     let mut jobs = Jobs::new(systemd).await?;
-    jobs.ask(Verb::Start, unit).await?;
+    jobs.ask(JobType::Start, unit).await?;
     while !jobs.pending().is_empty() {
         let left = deadline.saturating_duration_since(Instant::now());
         match jobs.next(left).await? {

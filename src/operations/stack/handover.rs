@@ -11,8 +11,8 @@ use crate::error::Result;
 use crate::host::Host;
 use crate::host::container_state;
 use crate::host::systemd::UnitState;
-use crate::host::systemd::job::Verb;
-use crate::litellm::health::Health;
+use crate::host::systemd::job::JobType;
+use crate::litellm::health::GatewayHealth;
 use crate::output::bytes;
 use crate::quadlet;
 use crate::service::Service;
@@ -21,7 +21,7 @@ use crate::service::Service;
 const QUESTION: &str =
     "import sys,urllib.request as u; print(u.urlopen(sys.argv[1],timeout=5).read().decode())";
 /// How long a second gateway may take to stop: longer than systemd lets it (`TimeoutStopSec=`).
-const STOP_PATIENCE: Duration = Duration::from_secs(100);
+const STOP_TIMEOUT: Duration = Duration::from_secs(100);
 
 /// Whether a second gateway can take over from the one that runs.
 pub(super) async fn is_possible(host: &Host, gateway: &UnitState) -> Result<bool> {
@@ -69,7 +69,7 @@ fn available_memory(text: &str) -> Option<u64> {
 ///
 /// A second gateway that does not get ready shows what would become of the first one. So that one
 /// is left alone then, and goes on with what it was started with.
-pub(super) async fn run(host: &Host, wait: &mut Wait<'_>, steps: &[(Verb, &str)]) -> Result<()> {
+pub(super) async fn run(host: &Host, wait: &mut Wait<'_>, steps: &[(JobType, &str)]) -> Result<()> {
     let attempt = take_over(host, wait, steps).await;
     // Else the second one is the only one that may serve.
     if attempt.is_ok()
@@ -84,15 +84,15 @@ pub(super) async fn run(host: &Host, wait: &mut Wait<'_>, steps: &[(Verb, &str)]
     attempt
 }
 
-async fn take_over(host: &Host, wait: &mut Wait<'_>, steps: &[(Verb, &str)]) -> Result<()> {
+async fn take_over(host: &Host, wait: &mut Wait<'_>, steps: &[(JobType, &str)]) -> Result<()> {
     let gateway = Service::Litellm.unit();
     let migrate = Service::Migrate.unit();
     let patience = wait.deadline.saturating_duration_since(wait.begin);
     let mut others = steps.iter().filter(|(_, unit)| *unit != gateway).peekable();
     if others.peek().is_some() {
         for (verb, unit) in others {
-            let alone = *unit == migrate && *verb == Verb::Restart;
-            let verb = if alone { Verb::RestartAlone } else { *verb };
+            let alone = *unit == migrate && *verb == JobType::Restart;
+            let verb = if alone { JobType::RestartAlone } else { *verb };
             wait.ask(verb, unit).await?;
         }
         wait.finish().await?;
@@ -101,12 +101,12 @@ async fn take_over(host: &Host, wait: &mut Wait<'_>, steps: &[(Verb, &str)]) -> 
     end(host).await;
     host.progress
         .say("a second gateway serves while the first one restarts");
-    wait.ask(Verb::Start, STANDBY_UNIT).await?;
+    wait.ask(JobType::Start, STANDBY_UNIT).await?;
     wait.finish().await?;
     ready_inside(host, wait, quadlet::STANDBY, STANDBY_UNIT).await?;
     // The settings work: the first one may take as long again.
     wait.deadline = Instant::now() + patience;
-    wait.ask(Verb::Restart, gateway).await?;
+    wait.ask(JobType::Restart, gateway).await?;
     wait.finish().await?;
     ready_inside(host, wait, Service::Litellm.container(), gateway).await
 }
@@ -127,10 +127,10 @@ async fn ready_inside(host: &Host, wait: &mut Wait<'_>, container: &str, unit: &
             .await
             .context("can't run podman")?;
         let health = if output.status.success() {
-            Health::of_answer(&output.stdout)
+            GatewayHealth::of_answer(&output.stdout)
         } else {
             let words = String::from_utf8_lossy(&output.stderr);
-            Health::Down {
+            GatewayHealth::Down {
                 reason: words.trim().lines().last().unwrap_or_default().to_owned(),
             }
         };
@@ -156,8 +156,8 @@ pub(super) async fn end(host: &Host) {
         if matches!(standby.active.as_str(), "inactive" | "failed") {
             return Ok(());
         }
-        let mut wait = Wait::new(host, Instant::now() + STOP_PATIENCE).await?;
-        wait.ask(Verb::Stop, STANDBY_UNIT).await?;
+        let mut wait = Wait::new(host, Instant::now() + STOP_TIMEOUT).await?;
+        wait.ask(JobType::Stop, STANDBY_UNIT).await?;
         wait.finish().await
     };
     if let Err(error) = attempt.await {

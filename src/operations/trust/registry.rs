@@ -60,7 +60,7 @@ pub struct Repository {
 }
 
 #[derive(Deserialize)]
-struct Manifest {
+struct ImageManifest {
     #[serde(default)]
     layers: Vec<Descriptor>,
 }
@@ -363,7 +363,7 @@ fn expect(bytes: &[u8], digest: &str) -> Result<()> {
 }
 
 fn layers(body: &[u8], host: &str) -> Result<Vec<Descriptor>> {
-    let manifest: Manifest = serde_json::from_slice(body)
+    let manifest: ImageManifest = serde_json::from_slice(body)
         .with_context(|| format!("{host} answers with something else than a manifest"))?;
     Ok(manifest.layers.into_iter().take(MOST_SIGNATURES).collect())
 }

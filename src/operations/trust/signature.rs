@@ -14,7 +14,7 @@ use sigstore_verify::types::{
 use sigstore_verify::{IdentityMatcher, PublicKeyVerificationPolicy, VerificationPolicy, Verifier};
 
 use super::cryptography;
-use super::known::Identity;
+use super::known::SignerIdentity;
 use crate::error::{Failure, Result};
 use crate::image::DIGEST_PREFIX;
 
@@ -51,7 +51,7 @@ pub struct Simple {
 pub struct Signers {
     /// Public keys in PEM form, and what to call them.
     keys: Vec<(String, DerPublicKey)>,
-    identity: Option<Identity>,
+    identity: Option<SignerIdentity>,
     verifier: Verifier,
 }
 
@@ -99,7 +99,7 @@ impl Signers {
     /// When a key or a file with what is trusted of Sigstore is damaged.
     pub fn new(
         keys: &[(String, String)],
-        identity: Option<Identity>,
+        identity: Option<SignerIdentity>,
         root: Option<(&Path, &str)>,
     ) -> Result<Self> {
         cryptography::install();
@@ -232,7 +232,7 @@ impl Signers {
             .ok_or_else(|| format!("it is signed, but not by {}", self.names()))
     }
 
-    fn identity(&self) -> std::result::Result<Identity, String> {
+    fn identity(&self) -> std::result::Result<SignerIdentity, String> {
         self.identity
             .ok_or_else(|| format!("it is signed, but not by {}", self.names()))
     }
@@ -249,12 +249,12 @@ fn unusable(name: &str, error: &dyn std::fmt::Display) -> anyhow::Error {
         .into()
 }
 
-fn policy(identity: Identity) -> VerificationPolicy {
+fn policy(identity: SignerIdentity) -> VerificationPolicy {
     let subject = IdentityMatcher::Uri(identity.subject.to_owned());
     VerificationPolicy::new(subject, identity.issuer)
 }
 
-fn by(identity: Identity) -> Signed {
+fn by(identity: SignerIdentity) -> Signed {
     Signed {
         by: identity.subject.to_owned(),
         key: None,

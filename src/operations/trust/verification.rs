@@ -5,7 +5,7 @@ use std::path::Path;
 
 use super::registry::{Published, Repository};
 use super::signature::{Signed, Signers, Subject};
-use super::{HostFacts, PUBLISHED, Places, REPOSITORIES, Record, endpoints, known, read};
+use super::{HostFacts, PUBLISHED, Places, REPOSITORIES, TrustRecord, endpoints, known, read};
 use crate::error::Result;
 use crate::image::ImageReference;
 
@@ -21,7 +21,7 @@ pub struct Verification {
     pub signed: std::result::Result<String, Vec<String>>,
 }
 
-impl Record {
+impl TrustRecord {
     /// Whose signatures are taken.
     ///
     /// # Errors
@@ -74,7 +74,7 @@ impl Places {
 pub async fn verify(
     image: &ImageReference,
     digest: Option<&str>,
-    record: &Record,
+    record: &TrustRecord,
     places: &Places,
     host: &HostFacts,
 ) -> Result<Verification> {

@@ -13,13 +13,13 @@ use crate::host::Host;
 use crate::host::files;
 use crate::host::paths::Paths;
 use crate::image::ImageReference;
-use crate::litellm::advisories::{self, Advisories, Finding, Judgement};
+use crate::litellm::advisories::{self, Advisories, Judgement, KnownVulnerability};
 use crate::litellm::release::{Line, Release};
 use crate::service::Service;
 
 /// What was found, as `upgrade --check --json` prints it.
 #[derive(Clone, Debug, Serialize)]
-pub struct Report {
+pub struct ReleaseReport {
     /// The version of this form: 1.
     pub schema: u32,
     /// When, in RFC 3339.
@@ -60,7 +60,7 @@ pub struct Current {
     /// Which release it is; null if its tag does not say.
     pub release: Option<String>,
     /// What is known against it; null if that release is not known.
-    pub vulnerabilities: Option<Vec<Finding>>,
+    pub vulnerabilities: Option<Vec<KnownVulnerability>>,
 }
 
 /// A newer release.
@@ -114,7 +114,7 @@ pub struct Recorded {
     pub error: Option<String>,
 }
 
-impl Report {
+impl ReleaseReport {
     /// Looks, and keeps the result for `status`.
     ///
     /// # Errors
@@ -462,13 +462,13 @@ mod tests {
 
     const NAME: &str = "ghcr.io/berriai/litellm";
 
-    fn report(tag: &str, tags: &[&str]) -> Report {
+    fn report(tag: &str, tags: &[&str]) -> ReleaseReport {
         let image = ImageReference::parse(&format!("{NAME}:{tag}")).unwrap();
         let tags = tags.iter().map(|tag| (*tag).to_owned()).collect();
-        Report::new(&image, &[], &Advisories::shipped().unwrap(), Ok(tags)).unwrap()
+        ReleaseReport::new(&image, &[], &Advisories::shipped().unwrap(), Ok(tags)).unwrap()
     }
 
-    fn found(report: &Report) -> Vec<(&str, &[Newest])> {
+    fn found(report: &ReleaseReport) -> Vec<(&str, &[Newest])> {
         report
             .candidates
             .iter()
@@ -563,7 +563,7 @@ mod tests {
             let image = ImageReference::parse(&format!("{NAME}:{tag}")).unwrap();
             let advisories = Advisories::shipped().unwrap();
             let failure = Err(anyhow::anyhow!("no route"));
-            let report = Report::new(&image, &[], &advisories, failure).unwrap();
+            let report = ReleaseReport::new(&image, &[], &advisories, failure).unwrap();
             assert_eq!(report.verdict, verdict);
             assert_eq!(report.error.as_deref(), Some("no route"));
         }

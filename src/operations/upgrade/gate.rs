@@ -12,7 +12,7 @@ use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::host::journal;
 use crate::litellm::Client;
-use crate::litellm::health::Health;
+use crate::litellm::health::GatewayHealth;
 use crate::operations::stack;
 use crate::output::duration;
 use crate::service::Service;
@@ -22,7 +22,7 @@ const INTERVAL: Duration = Duration::from_millis(500);
 /// How long it may be away before that counts.
 const GRACE: Duration = Duration::from_secs(3);
 /// How long one request may take.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 /// Over which time before the change the errors are counted, to compare with.
 const BEFORE: Duration = Duration::from_secs(300);
 /// Fewer errors than these are no burst.
@@ -121,7 +121,7 @@ pub(super) async fn watch(
                 .into(),
         );
     }
-    let client = Client::local(PATIENCE)?;
+    let client = Client::local(TIMEOUT)?;
     probe(&client, settings).await?;
     if settle.is_zero() {
         return Ok(());
@@ -137,8 +137,8 @@ pub(super) async fn watch(
             return Err(stack::failed(systemd, unit, "did not stay up", begin).await);
         }
         match client.health().await {
-            Health::Ready { .. } => away_since = None,
-            Health::Live { reason } | Health::Down { reason } => {
+            GatewayHealth::Ready { .. } => away_since = None,
+            GatewayHealth::Live { reason } | GatewayHealth::Down { reason } => {
                 let since = away_since.get_or_insert_with(Instant::now);
                 if since.elapsed() >= GRACE {
                     let problem = format!("was ready, but did not stay so: {reason}");

@@ -3,7 +3,7 @@
 use crate::cli;
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
-use crate::host::systemd::job::Verb;
+use crate::host::systemd::job::JobType;
 use crate::operations::stack::{self, Manner};
 use crate::service::Service;
 
@@ -17,25 +17,30 @@ pub async fn restart(host: &Host, arguments: &cli::Restart) -> Result<Exit> {
     } else {
         Manner::AtOnce
     };
-    change(host, Verb::Restart, &arguments.units, manner).await
+    change(host, JobType::Restart, &arguments.units, manner).await
 }
 
 /// Runs `start` or `stop`.
 ///
 /// # Errors
 /// When a service has no unit here, a unit fails, or the gateway is not ready in time.
-pub async fn run(host: &Host, verb: Verb, arguments: &cli::Units) -> Result<Exit> {
+pub async fn run(host: &Host, verb: JobType, arguments: &cli::Units) -> Result<Exit> {
     change(host, verb, arguments, Manner::AtOnce).await
 }
 
-async fn change(host: &Host, verb: Verb, arguments: &cli::Units, manner: Manner) -> Result<Exit> {
+async fn change(
+    host: &Host,
+    verb: JobType,
+    arguments: &cli::Units,
+    manner: Manner,
+) -> Result<Exit> {
     // Stopping must always be possible; and of another machine, only systemd is seen.
     let command = match verb {
-        Verb::Start => "start",
-        Verb::Restart | Verb::RestartAlone => "restart",
-        Verb::Stop => "stop",
+        JobType::Start => "start",
+        JobType::Restart | JobType::RestartAlone => "restart",
+        JobType::Stop => "stop",
     };
-    let unlocked = verb == Verb::Stop || host.remote.is_some();
+    let unlocked = verb == JobType::Stop || host.remote.is_some();
     let _lock = super::begin(host, command, unlocked, arguments.timeout).await?;
     let systemd = host.systemd().await?;
     let members = stack::member_units(systemd).await?;
@@ -53,7 +58,7 @@ async fn change(host: &Host, verb: Verb, arguments: &cli::Units, manner: Manner)
     if units.is_empty() {
         return Err(none());
     }
-    if verb == Verb::Stop {
+    if verb == JobType::Stop {
         if units.contains(&Service::Litellm.unit()) {
             units.extend(stack::beside_gateway(systemd).await?);
         }
@@ -61,7 +66,7 @@ async fn change(host: &Host, verb: Verb, arguments: &cli::Units, manner: Manner)
         stack::stop(host, &units, arguments.timeout).await?;
     } else {
         let steps: Vec<_> = units.into_iter().map(|unit| (verb, unit)).collect();
-        stack::change(host, &steps, manner, arguments.timeout).await?;
+        stack::start_units(host, &steps, manner, arguments.timeout).await?;
     }
     Ok(Exit::Success)
 }

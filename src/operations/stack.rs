@@ -109,7 +109,7 @@ pub async fn start_units(
     manner: Manner,
     timeout: Duration,
 ) -> Result<()> {
-    let deadline = Instant::now() + timeout;
+    let begin = Instant::now();
     let systemd = host.systemd().await?;
     let gateway = Service::Litellm.unit();
     let before = systemd.unit(gateway).await?;
@@ -126,7 +126,7 @@ pub async fn start_units(
         // Its limit is for systemd's own attempts; an operator's are not to count.
         systemd.reset_failed(migrate).await?;
     }
-    let mut wait = Wait::new(host, deadline).await?;
+    let mut wait = Wait::new(host, begin, timeout).await?;
     if host.remote.is_none() && !steps.is_empty() && is_network_gone(host).await? {
         host.progress
             .say("Podman's network litellm was removed: making it again");
@@ -172,7 +172,7 @@ pub async fn start_units(
 /// # Errors
 /// When it fails, or is not done within `timeout`.
 pub async fn run(host: &Host, unit: &str, timeout: Duration) -> Result<()> {
-    let mut wait = Wait::new(host, Instant::now() + timeout).await?;
+    let mut wait = Wait::new(host, Instant::now(), timeout).await?;
     wait.ask(JobType::Start, unit).await?;
     wait.finish().await
 }
@@ -216,7 +216,7 @@ pub async fn stop(host: &Host, units: &[&str], timeout: Duration) -> Result<()> 
     if units.contains(&Service::Litellm.unit()) {
         close_address(systemd).await?;
     }
-    let mut wait = Wait::new(host, Instant::now() + timeout).await?;
+    let mut wait = Wait::new(host, Instant::now(), timeout).await?;
     for unit in units {
         wait.ask(JobType::Stop, unit).await?;
     }
@@ -439,15 +439,15 @@ struct Wait<'a> {
 }
 
 impl<'a> Wait<'a> {
-    async fn new(host: &'a Host, deadline: Instant) -> Result<Self> {
+    async fn new(host: &'a Host, begin: Instant, timeout: Duration) -> Result<Self> {
         let systemd = host.systemd().await?;
         Ok(Self {
             systemd,
             progress: &host.progress,
             jobs: Jobs::new(systemd).await?,
-            begin: Instant::now(),
+            begin,
             since: jiff::Timestamp::now(),
-            deadline,
+            deadline: begin + timeout,
             restarts: HashMap::new(),
             recovering: Vec::new(),
             verb: JobType::Start,
@@ -682,13 +682,13 @@ impl<'a> Wait<'a> {
 /// The next result of a job; nothing when the time is over.
 async fn next_result(
     jobs: &mut Jobs<'_>,
-    patience: Duration,
+    timeout: Duration,
 ) -> Result<Option<(String, JobResult)>> {
     if jobs.pending().is_empty() {
-        tokio::time::sleep(patience).await;
+        tokio::time::sleep(timeout).await;
         return Ok(None);
     }
-    jobs.next(patience).await
+    jobs.next(timeout).await
 }
 
 /// The failure of `unit`, with its reason and the last lines of its journal: those since `since`, if

@@ -164,13 +164,13 @@ impl<'a> Jobs<'a> {
         }
     }
 
-    /// Waits at most `patience` for the next of these jobs to end. Nothing when none is left or
+    /// Waits at most `timeout` for the next of these jobs to end. Nothing when none is left or
     /// the time is over: [`Jobs::pending`] tells which.
     ///
     /// # Errors
     /// When the bus goes away.
-    pub async fn next(&mut self, patience: Duration) -> Result<Option<(String, JobResult)>> {
-        let deadline = Instant::now() + patience;
+    pub async fn next(&mut self, timeout: Duration) -> Result<Option<(String, JobResult)>> {
+        let deadline = Instant::now() + timeout;
         while !self.pending.is_empty() {
             let Ok(signal) = tokio::time::timeout_at(deadline, self.removed.next()).await else {
                 return Ok(None);

@@ -87,7 +87,7 @@ pub(super) async fn run(host: &Host, wait: &mut Wait<'_>, steps: &[(JobType, &st
 async fn take_over(host: &Host, wait: &mut Wait<'_>, steps: &[(JobType, &str)]) -> Result<()> {
     let gateway = Service::Litellm.unit();
     let migrate = Service::Migrate.unit();
-    let patience = wait.deadline.saturating_duration_since(wait.begin);
+    let timeout = wait.deadline.saturating_duration_since(wait.begin);
     let mut others = steps.iter().filter(|(_, unit)| *unit != gateway).peekable();
     if others.peek().is_some() {
         for (verb, unit) in others {
@@ -105,7 +105,7 @@ async fn take_over(host: &Host, wait: &mut Wait<'_>, steps: &[(JobType, &str)]) 
     wait.finish().await?;
     ready_inside(host, wait, quadlet::STANDBY, STANDBY_UNIT).await?;
     // The settings work: the first one may take as long again.
-    wait.deadline = Instant::now() + patience;
+    wait.deadline = Instant::now() + timeout;
     wait.ask(JobType::Restart, gateway).await?;
     wait.finish().await?;
     ready_inside(host, wait, Service::Litellm.container(), gateway).await
@@ -156,7 +156,7 @@ pub(super) async fn end(host: &Host) {
         if matches!(standby.active.as_str(), "inactive" | "failed") {
             return Ok(());
         }
-        let mut wait = Wait::new(host, Instant::now() + STOP_TIMEOUT).await?;
+        let mut wait = Wait::new(host, Instant::now(), STOP_TIMEOUT).await?;
         wait.ask(JobType::Stop, STANDBY_UNIT).await?;
         wait.finish().await
     };

@@ -71,6 +71,15 @@ For SQL in the local database: litellm-units exec postgres sh -c 'psql -U "$POST
 Then: litellm-units up"""
 
 
+def lacking():
+    """SQL that adds the tables and columns which this release has and the database lacks."""
+    words = [*prisma_words, "migrate", "diff", "--script"]
+    words += ["--from-schema-datasource", str(schema), "--to-schema-datamodel", str(schema)]
+    answer = subprocess.run(words, capture_output=True, text=True, env=dict(migration_environment(os.environ)))
+    statements = re.findall("^(?:CREATE|ALTER) TABLE .*?;$", answer.stdout, re.M | re.S)
+    return [one for one in statements if one.startswith("CREATE") or " ADD COLUMN " in one]
+
+
 def finish(name):
     if not record.parent.is_dir():
         return
@@ -115,7 +124,17 @@ else:
     if not done:
         sys.exit("the database was not migrated, for the reason above")
     finish(newest)
-    answer = execute(f"""BEGIN IF to_regclass('_prisma_migrations') IS NOT NULL THEN
+    missing = lacking()
+    if missing:
+        # Without the comment, the next start says it again.
+        print(
+            "the database lacks what this release needs, and LiteLLM's migration does not add it. To add it:",
+            *missing,
+            sep="\n",
+            file=sys.stderr,
+        )
+    else:
+        answer = execute(f"""BEGIN IF to_regclass('_prisma_migrations') IS NOT NULL THEN
 EXECUTE format('COMMENT ON TABLE _prisma_migrations IS %L', {comment}); END IF; END""")
-    # If that failed, the next start does all of this again.
-    print(answer.stderr, end="", file=sys.stderr)
+        # If that failed, the next start does all of this again.
+        print(answer.stderr, end="", file=sys.stderr)

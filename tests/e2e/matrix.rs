@@ -50,6 +50,21 @@ fn fill(host: &TestHost, who: Who) -> String {
     key["key"].as_str().unwrap().to_owned()
 }
 
+/// Has the gateway write a credential that releases before 1.92 can't read.
+fn encrypt_with_aes_gcm(host: &TestHost, who: Who) {
+    host.sh(
+        who,
+        "sed -i 's/^general_settings:/&\\n  encryption_algorithm: aes-256-gcm/' /opt/litellm-server/config/litellm-config.yaml",
+    );
+    host.units(who, &["apply"]).ok();
+    ask(
+        host,
+        who,
+        "/credentials",
+        r#"{"credential_name":"later","credential_values":{"api_key":"sk-of-the-later"},"credential_info":{}}"#,
+    );
+}
+
 #[track_caller]
 fn is_alive(host: &TestHost, who: Who, release: Release, key: &str) {
     let said = host.units(who, &["status", "--json"]).ok();
@@ -93,10 +108,25 @@ fn every_release_and_back() {
         assert_eq!(ran.code, 0, "{ran:?}");
         is_alive(&host, who, release, &key);
     }
-    for (number, release) in [("2", DEFAULT), ("1", OLDEST)] {
-        let words = ["rollback", "--to", number, "--keep-data", "--settle", "0"];
-        let ran = host.units(who, &words);
-        assert_eq!(ran.code, 0, "{ran:?}");
-        is_alive(&host, who, release, &key);
+    encrypt_with_aes_gcm(&host, who);
+    let back = ["rollback", "--to", "2", "--keep-data", "--settle", "0"];
+    let ran = host.units(who, &back);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    is_alive(&host, who, DEFAULT, &key);
+
+    // The oldest release can't read what the newest has written meanwhile.
+    let back = ["rollback", "--to", "1", "--keep-data", "--settle", "0"];
+    let ran = host.units(who, &back);
+    assert_eq!(ran.code, 1, "{ran:?}");
+    for words in [
+        "can't read what is encrypted with AES-256-GCM in LiteLLM_CredentialsTable\n",
+        "from 1.92.0 on",
+        "--accept-unreadable",
+    ] {
+        assert!(ran.stderr.contains(words), "{}", ran.stderr);
     }
+    is_alive(&host, who, DEFAULT, &key);
+    let ran = host.units(who, &[&back[..], &["--accept-unreadable"]].concat());
+    assert_eq!(ran.code, 0, "{ran:?}");
+    is_alive(&host, who, OLDEST, &key);
 }

@@ -135,6 +135,25 @@ fn reboots_bring_all_back(host: &TestHost, who: Who, key: &str) {
     host.crash();
     is_back(host, who, key);
     assert!(!has_nothing_to_do());
+    let words = ["logs", "-n", "2", "--no-log-prefix", "migrate"];
+    let said = host.units(who, &words).ok();
+    let (first, remedy) = said.split_once('\n').unwrap();
+    assert_eq!(
+        first,
+        "the database lacks what this release needs, and LiteLLM's migration does not add it. To add it:"
+    );
+    assert!(
+        remedy.starts_with(&format!(
+            "ALTER TABLE {table} ADD COLUMN     \"status_code\""
+        )),
+        "{remedy}"
+    );
+    sql(host, who, remedy);
+    host.crash();
+    is_back(host, who, key);
+    host.crash();
+    is_back(host, who, key);
+    assert!(has_nothing_to_do());
 }
 
 fn is_back(host: &TestHost, who: Who, key: &str) {

@@ -390,6 +390,7 @@ fn rootful_advisories() {
 }
 
 #[test]
+#[ignore = "the same as for root, without root: part of each release (CONTRIBUTING.md)"]
 fn rootless_advisories() {
     let host = TestHost::boot_for(Who::Operator, "advisories-rootless");
     let who = Who::Operator;

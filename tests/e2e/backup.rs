@@ -321,6 +321,7 @@ fn rootful_killed_at_every_step() {
 }
 
 #[test]
+#[ignore = "the same as for root, without root: part of each release (CONTRIBUTING.md)"]
 fn rootless_backup_and_restore() {
     let who = Who::Operator;
     let host = TestHost::boot_for(who, "backup-rootless");

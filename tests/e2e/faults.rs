@@ -238,6 +238,7 @@ fn faults_rootful() {
 }
 
 #[test]
+#[ignore = "the same as for root, without root: part of each release (CONTRIBUTING.md)"]
 fn faults_rootless() {
     faults(Who::Operator, "faults-rootless");
 }
@@ -308,6 +309,7 @@ fn full_disk_rootful() {
 }
 
 #[test]
+#[ignore = "the same as for root, without root: part of each release (CONTRIBUTING.md)"]
 fn full_disk_rootless() {
     full_disk(Who::Operator, "full-rootless");
 }

@@ -190,6 +190,7 @@ fn all_comes_back_rootful() {
 }
 
 #[test]
+#[ignore = "the same as for root, without root: part of each release (CONTRIBUTING.md)"]
 fn all_comes_back_rootless() {
     comes_back(Who::Operator, "recover-rootless");
 }

@@ -105,6 +105,7 @@ fn rotations_rootful() {
 }
 
 #[test]
+#[ignore = "the same as for root, without root: part of each release (CONTRIBUTING.md)"]
 fn rotations_rootless() {
     let who = Who::Operator;
     let host = TestHost::boot_for(who, "rotate-rootless");

@@ -2,10 +2,16 @@
 
 use std::path::Path;
 
+use askama::filters::Escaper;
+use proptest::prelude::*;
+use proptest::strategy::ValueTree;
+use proptest::test_runner::TestRunner;
+
 use crate::support::cases::{self, Case};
 use crate::support::host::{TestHost, Who};
 use litellm_units::host::paths::Scope;
 use litellm_units::quadlet::Place;
+use litellm_units::quadlet::escape::{self, Unit};
 
 /// Turns `containers/` into services as a daemon-reload would, and verifies them together with
 /// what is in `systemd/`. Prints the names of all units.
@@ -86,4 +92,44 @@ fn quadlet_and_systemd_accept_the_units_of_every_case() {
         );
         assert_eq!(ran.code, 0, "{}", case.name);
     }
+}
+
+/// What systemd makes of words that are escaped for it. Control characters but line breaks are refused before.
+#[test]
+fn systemd_reads_words_as_they_were() {
+    let host = TestHost::boot("words");
+    let mut runner = TestRunner::deterministic();
+    let any = prop_oneof![
+        "[ -~\n]{0,24}",
+        prop::collection::vec(
+            prop::sample::select(
+                &[
+                    "%", "$", "${A}", "\\", "\"", "'", ";", " ", "\n", "a", "é", "-"
+                ][..]
+            ),
+            0..12
+        )
+        .prop_map(|pieces| pieces.concat()),
+    ];
+    let words: Vec<String> =
+        std::iter::repeat_with(|| any.new_tree(&mut runner).unwrap().current())
+            .take(200)
+            .collect();
+    let command: String = words
+        .iter()
+        .map(|word| format!(" {}", escape::word(word)))
+        .collect();
+    let mut line = String::new();
+    Unit.write_escaped_str(&mut line, &command).unwrap();
+    let unit = format!(
+        "[Service]\nType=oneshot\nStandardOutput=file:/run/words\nExecStart=printf %%s\\\\0{line}\n"
+    );
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("words.service");
+    std::fs::write(&path, unit).unwrap();
+    host.put_for(Who::Root, &path, "/run/systemd/system/");
+    host.sh(Who::Root, "systemctl start words");
+    let said = host.sh(Who::Root, "cat /run/words");
+    let read: Vec<&str> = said.split_terminator('\0').collect();
+    assert_eq!(read, words);
 }

@@ -1,0 +1,162 @@
+//! What holds of any input: of files that people write, and of files that a loss of power cuts off.
+
+use std::collections::BTreeMap;
+
+use litellm_units::deployment::env_file::{EnvFile, SetError, quote};
+use litellm_units::deployment::ledger::{Ended, Event, Images, Ledger, OperationOutcome};
+use litellm_units::deployment::operation_id::OperationId;
+use litellm_units::host::paths::{Paths, Scope};
+use litellm_units::image::{Image, ImageIdentity};
+use proptest::prelude::*;
+
+/// What lines of a `.env` are made of, whole and broken.
+const PIECES: [&str; 34] = [
+    "A",
+    "B",
+    "NAME",
+    "export ",
+    "=",
+    " = ",
+    ": ",
+    "#",
+    " # ",
+    "\n",
+    "\r\n",
+    "\n\n",
+    "'",
+    "\"",
+    "\\",
+    "\\n",
+    "\\\"",
+    "$",
+    "$$",
+    "$A",
+    "${A}",
+    "${B:-",
+    "${NAME:?",
+    "${A+",
+    "}",
+    " ",
+    "\t",
+    "one",
+    "two words",
+    "sk-1234",
+    "é",
+    "\u{feff}",
+    "=\"",
+    "\"\n",
+];
+
+/// Texts that are often nearly a `.env`.
+fn text() -> impl Strategy<Value = String> {
+    prop::collection::vec(prop::sample::select(&PIECES[..]), 0..24)
+        .prop_map(|pieces| pieces.concat())
+}
+
+/// Values with everything in them that a grammar can trip over.
+fn value() -> impl Strategy<Value = String> {
+    prop_oneof![
+        prop::collection::vec(prop::sample::select(&PIECES[..]), 0..8)
+            .prop_map(|pieces| pieces.concat()),
+        "\\PC{0,16}",
+        any::<String>(),
+    ]
+}
+
+fn values(env: &EnvFile) -> BTreeMap<String, String> {
+    env.iter()
+        .map(|(name, value)| (name.to_owned(), value.to_owned()))
+        .collect()
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 4096, failure_persistence: None, ..ProptestConfig::default() })]
+
+    /// A file that is read is printed byte for byte; one that can't be says where.
+    #[test]
+    fn env_files_come_back(text in text()) {
+        match EnvFile::parse(&text) {
+            Ok(env) => prop_assert_eq!(env.text(), text),
+            Err(error) => {
+                prop_assert!(error.line() >= 1 && error.line() <= text.lines().count() + 1);
+                prop_assert!(error.column() >= 1);
+            }
+        }
+    }
+
+    /// What is set is what is read, then and from the disk; nothing else changes but what refers to it.
+    #[test]
+    fn setting_touches_nothing_else(text in text(), name in "A|B|NAME|NEW", value in value()) {
+        let Ok(mut env) = EnvFile::parse(&text) else {
+            return Ok(());
+        };
+        let before = env.clone();
+        if let Err(error) = env.set(&name, &value) {
+            let refused = matches!(error, SetError::Nul { .. } | SetError::Unreadable { .. });
+            prop_assert!(refused, "{}", error);
+            prop_assert_eq!(matches!(error, SetError::Nul { .. }), value.contains('\0'));
+            prop_assert_eq!(env.text(), before.text());
+            return Ok(());
+        }
+        prop_assert_eq!(env.get(&name), Some(value.as_str()));
+        let again = EnvFile::parse(env.text()).expect("what was written can be read");
+        prop_assert_eq!(values(&again), values(&env));
+        if !before.text().contains('$') {
+            let mut expected = values(&before);
+            expected.insert(name.clone(), value.clone());
+            prop_assert_eq!(values(&env), expected);
+        }
+        // Set again, it is as it is.
+        let once = env.text().to_owned();
+        env.set(&name, &value).unwrap();
+        prop_assert_eq!(env.text(), once);
+    }
+
+    /// A quoted value is read as it was.
+    #[test]
+    fn quotes_hold_any_value(value in value()) {
+        prop_assume!(!value.contains('\0'));
+        let env = EnvFile::parse(&format!("A={}\nB=next\n", quote(&value))).unwrap();
+        prop_assert_eq!(env.get("A"), Some(value.as_str()));
+        prop_assert_eq!(env.get("B"), Some("next"));
+    }
+}
+
+/// A loss of power at any byte of the ledger: what was complete is read, the rest counts as not written, and the
+/// next line takes its place.
+#[test]
+fn every_prefix_of_a_ledger_is_read() {
+    let root = tempfile::tempdir().unwrap();
+    let paths = Paths::detect(Scope::System, Some(root.path().to_owned())).unwrap();
+    let mut ledger = Ledger::load(&paths).unwrap();
+    for number in 0..3 {
+        let image = Image {
+            reference: format!("ghcr.io/berriai/litellm:v1.{number}.0"),
+            identity: ImageIdentity {
+                digest: format!("sha256:{}", number.to_string().repeat(64)),
+                id: None,
+            },
+        };
+        let images = Images::from([("litellm".to_owned(), image)]);
+        ledger.record_release(images, "upgrade é").unwrap();
+    }
+    let ended = |reason: &str| {
+        Event::Ended(Ended {
+            operation: OperationId::parse("20260131T120000Z-0a1b2c").unwrap(),
+            outcome: OperationOutcome::Undone,
+            reason: Some(reason.to_owned()),
+        })
+    };
+    ledger.append(ended("two\nlines")).unwrap();
+    let whole = std::fs::read(paths.ledger()).unwrap();
+    for length in 0..=whole.len() {
+        let prefix = &whole[..length];
+        std::fs::write(paths.ledger(), prefix).unwrap();
+        let complete = prefix.split(|byte| *byte == b'\n').count() - 1;
+        let mut cut = Ledger::load(&paths).unwrap();
+        assert_eq!(cut.records().len(), complete, "{length} bytes");
+        cut.append(ended("later")).unwrap();
+        let found = Ledger::load(&paths).unwrap();
+        assert_eq!(found.records().len(), complete + 1, "{length} bytes");
+    }
+}

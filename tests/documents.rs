@@ -6,12 +6,32 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use litellm_units::cli::Cli;
 
-use crate::support::document::{blocks, markdowns, read};
+use crate::support::document::{blocks, markdowns, names, read};
 
 fn documents() -> Vec<String> {
     let mut documents = markdowns("docs");
-    documents.extend(["README.md", "README.zh-CN.md", "CONTRIBUTING.md"].map(str::to_owned));
+    let others = [
+        "README.md",
+        "README.zh-CN.md",
+        "CONTRIBUTING.md",
+        "SECURITY.md",
+        "tests/host/README.md",
+    ];
+    documents.extend(others.map(str::to_owned));
     documents
+}
+
+/// The targets of the links of a text, in its order.
+fn targets(markdown: &str) -> Vec<&str> {
+    let rest = markdown.split("](").skip(1);
+    rest.filter_map(|rest| rest.split(')').next()).collect()
+}
+
+/// A reader reads it to its end.
+#[test]
+fn readme_is_short() {
+    let bytes = read("README.md").len();
+    assert!(bytes <= 6000, "README.md has {bytes} bytes");
 }
 
 /// What stands between single backticks outside of fenced blocks.
@@ -27,7 +47,8 @@ fn inline(markdown: &str) -> Vec<String> {
     found
 }
 
-/// The translation has the commands of the original, in its order; only comments differ.
+/// The translation has the commands, pictures and links of the original, in its order; only comments
+/// differ.
 #[test]
 fn translation() {
     let commands = |path: &str| -> Vec<String> {
@@ -53,6 +74,15 @@ fn translation() {
             .collect()
     };
     assert_eq!(pictures("README.zh-CN.md"), pictures("README.md"));
+    let links = |path: &str| -> Vec<String> {
+        let text = read(path);
+        let languages = ["README.md", "README.zh-CN.md"];
+        let others = targets(&text)
+            .into_iter()
+            .filter(|link| !languages.contains(link));
+        others.map(str::to_owned).collect()
+    };
+    assert_eq!(links("README.zh-CN.md"), links("README.md"));
 }
 
 /// Every `litellm-units …` within a text is a command line that the program takes.
@@ -97,7 +127,7 @@ fn commands_within_texts() {
     }
 }
 
-/// Each command has a row in both READMEs.
+/// Each command has a row in the reference, to which both READMEs lead.
 #[test]
 fn every_command_is_listed() {
     let program = Cli::command();
@@ -106,19 +136,57 @@ fn every_command_is_listed() {
         .filter(|command| !command.is_hide_set())
         .map(clap::Command::get_name)
         .collect();
-    for path in ["README.md", "README.zh-CN.md"] {
-        let text = read(path);
-        let rows: String = text
-            .lines()
-            .filter(|line| line.starts_with("| `"))
-            .collect();
-        let listed: BTreeSet<&str> = commands
-            .iter()
-            .copied()
-            .filter(|command| rows.contains(&format!("`{command}`")))
-            .collect();
-        assert_eq!(listed, commands, "{path}");
+    let path = "docs/reference.md";
+    let text = read(path);
+    let rows: String = text
+        .lines()
+        .filter(|line| line.starts_with("| `"))
+        .collect();
+    let listed: BTreeSet<&str> = commands
+        .iter()
+        .copied()
+        .filter(|command| rows.contains(&format!("`{command}`")))
+        .collect();
+    assert_eq!(listed, commands, "{path}");
+    for readme in ["README.md", "README.zh-CN.md"] {
+        assert!(targets(&read(readme)).contains(&path), "{readme}");
     }
+}
+
+/// docs/README.md leads to every page.
+#[test]
+fn every_page_is_indexed() {
+    let index = read("docs/README.md");
+    let listed: BTreeSet<String> = targets(&index)
+        .into_iter()
+        .filter(|link| !link.starts_with("../"))
+        .map(|link| format!("docs/{link}"))
+        .chain(["docs/README.md".to_owned()])
+        .collect();
+    let pages: BTreeSet<String> = markdowns("docs").into_iter().collect();
+    assert_eq!(listed, pages);
+}
+
+/// An action is named by its commit, which nobody can move, with its version behind it.
+#[test]
+fn actions_are_pinned() {
+    let mut actions = 0;
+    for path in names(".github/workflows") {
+        for line in read(&path).lines() {
+            let Some((_, action)) = line.split_once("uses: ") else {
+                continue;
+            };
+            let (name, version) = action.split_once(" # v").unwrap_or((action, ""));
+            let commit = name.split_once('@').map_or("", |(_, commit)| commit);
+            assert!(
+                commit.len() == 40 && commit.bytes().all(|byte| byte.is_ascii_hexdigit()),
+                "{path}: {line}"
+            );
+            assert!(!version.is_empty(), "{path}: {line}");
+            actions += 1;
+        }
+    }
+    assert_ne!(actions, 0);
 }
 
 /// Links within the repository lead somewhere, and to a heading if they name one.
@@ -126,11 +194,7 @@ fn every_command_is_listed() {
 fn links() {
     for path in documents() {
         let directory = path.rsplit_once('/').map_or("", |(directory, _)| directory);
-        for link in read(&path)
-            .split("](")
-            .skip(1)
-            .map(|rest| rest.split(')').next().unwrap())
-        {
+        for link in targets(&read(&path)) {
             if link.starts_with("http") {
                 continue;
             }
@@ -153,7 +217,7 @@ fn links() {
                             .trim()
                             .to_lowercase()
                             .replace(' ', "-")
-                            .replace(['.', '/', '`', '\''], "")
+                            .replace(['.', ',', '/', '`', '\''], "")
                             == heading
                     });
                 assert!(found, "{path}: {link}");
@@ -162,9 +226,11 @@ fn links() {
     }
 }
 
-/// Each message of the table is one that the program has: by its words, `…` being what varies.
+/// Each row of the troubleshooting tables begins with a message: one that this program has or, with
+/// the name of another program behind it, one that was recorded of that program. Its words are
+/// compared, `…` being what varies.
 #[test]
-fn messages_are_the_programs_own() {
+fn messages_are_those_that_are_printed() {
     let mut sources = String::new();
     for directory in ["src", "units", "templates"] {
         let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -172,22 +238,60 @@ fn messages_are_the_programs_own() {
     }
     // As it is printed: lines that Rust joins, and what is put in.
     let sources = join(&sources);
-    for line in read("docs/troubleshooting.md")
-        .lines()
-        .filter(|line| line.starts_with("| `"))
-    {
-        let message = line.split('`').nth(1).unwrap();
-        for fragment in message
+    let mut rows = 0;
+    for line in read("docs/troubleshooting.md").lines() {
+        if line.starts_with('|')
+            && !["| message | meaning | what to do |", "|---|---|---|"].contains(&line)
+        {
+            compare(line, &sources);
+            rows += 1;
+        }
+    }
+    assert_ne!(rows, 0);
+}
+
+/// Compares the first cell of a row with what the program of its message prints.
+fn compare(row: &str, sources: &str) {
+    let cell = row.split('|').nth(1).unwrap_or_default().trim();
+    assert!(cell.starts_with('`'), "no message: {row}");
+    // `… (LiteLLM, 403)`: tests/fixtures/troubleshooting/litellm.txt.
+    let other = cell.rsplit_once("` (").map(|(_, name)| {
+        let end = name.find([',', ')']).unwrap_or(name.len());
+        let name = name[..end].to_lowercase();
+        read(&format!("tests/fixtures/troubleshooting/{name}.txt"))
+    });
+    for message in cell.split('`').skip(1).step_by(2) {
+        let fragments: Vec<&str> = message
             .split('…')
             .map(str::trim)
             .filter(|part| !part.is_empty())
-        {
+            .collect();
+        if let Some(recorded) = &other {
             assert!(
-                sources.contains(fragment),
-                "no message has these words: {fragment}"
+                recorded.lines().any(|line| in_order(&fragments, line)),
+                "not recorded: {message}"
             );
+        } else {
+            for fragment in fragments {
+                assert!(
+                    sources.contains(fragment),
+                    "no message has these words: {fragment}"
+                );
+            }
         }
     }
+}
+
+/// Whether a line has all the fragments, one behind the other.
+fn in_order(fragments: &[&str], line: &str) -> bool {
+    let mut rest = line;
+    fragments.iter().all(|fragment| {
+        let Some((_, behind)) = rest.split_once(fragment) else {
+            return false;
+        };
+        rest = behind;
+        true
+    })
 }
 
 #[expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]

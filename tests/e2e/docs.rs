@@ -46,12 +46,12 @@ const INSTEAD: &[(&str, Instead)] = &[
     ),
     // e2e::trust runs these, with signatures and a registry.
     (
-        "sudo litellm-units trust --dry-run    # a diff of what it would change",
+        "sudo litellm-units trust --dry-run    # show a diff of what would change",
         Instead::Elsewhere,
     ),
     ("sudo litellm-units trust", Instead::Elsewhere),
     (
-        "sudo litellm-units pull               # verifies the images of now",
+        "sudo litellm-units pull               # verify the current images",
         Instead::Elsewhere,
     ),
     (
@@ -98,6 +98,10 @@ const INSTEAD: &[(&str, Instead)] = &[
     ("litellm-units restart litellm", Instead::Elsewhere),
     ("sudo litellm-units restart litellm", Instead::Elsewhere),
     (
+        "sudo litellm-units restart --handover litellm",
+        Instead::Elsewhere,
+    ),
+    (
         "litellm-units restart --handover litellm",
         Instead::Elsewhere,
     ),
@@ -116,7 +120,7 @@ const INSTEAD: &[(&str, Instead)] = &[
     ),
     // e2e::backup makes encrypted backups.
     (
-        "age-keygen -o key.txt                                          # keep it elsewhere",
+        "age-keygen -o key.txt                                          # keep it off this machine",
         Instead::Elsewhere,
     ),
     (
@@ -257,10 +261,6 @@ fn host_for_readers(who: Who, name: &str) -> TestHost {
     host
 }
 
-/// $KEY of README.
-const KEY: &str =
-    "KEY=$(sudo sed -n 's/^LITELLM_MASTER_KEY=//p' /opt/litellm-server/.env 2>/dev/null || :)";
-
 #[test]
 fn first_steps_and_daily_use() {
     let package = Package::build("deb");
@@ -287,8 +287,10 @@ fn first_steps_and_daily_use() {
     host.sh(Who::Root, "cmp <(/usr/local/bin/litellm-units --version) <(/usr/bin/litellm-units --version); rm /usr/local/bin/litellm-units");
 
     reader(Who::Operator, "").follow(&document::markdown("docs/tutorial.md"));
-    reader(Who::Operator, KEY).follow(&up);
+    reader(Who::Operator, "").follow(&up);
     for (path, who) in [
+        ("docs/configuration.md", Who::Operator),
+        ("docs/keys.md", Who::Operator),
         ("docs/status-json.md", Who::Root),
         ("docs/backup.md", Who::Operator),
         ("docs/upgrade.md", Who::Operator),
@@ -406,7 +408,9 @@ fn manuals_and_help() {
 fn everything_is_read() {
     let read = [
         "README.md",
+        "docs/configuration.md",
         "docs/from-docker-compose.md",
+        "docs/keys.md",
         "docs/rootless.md",
         "docs/tutorial.md",
         "docs/status-json.md",

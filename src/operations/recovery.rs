@@ -2,6 +2,9 @@
 
 use std::time::Duration;
 
+use anyhow::Context;
+use tokio::signal::unix::{SignalKind, signal};
+
 use super::{rotation, upgrade};
 use crate::error::Result;
 use crate::host::Host;
@@ -13,6 +16,8 @@ use crate::host::lock::OperationLock;
 /// When another operation is under way, or what was interrupted can neither be finished nor undone.
 pub async fn begin(host: &Host, command: &str, timeout: Duration) -> Result<OperationLock> {
     let lock = OperationLock::take(&host.paths, command)?;
+    // The operation goes on when the session that began it ends.
+    drop(signal(SignalKind::hangup()).context("can't listen for the end of the session")?);
     rotation::recover(host, timeout).await?;
     Box::pin(upgrade::recover(host, timeout)).await?;
     Ok(lock)

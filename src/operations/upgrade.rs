@@ -21,7 +21,7 @@ use crate::deployment::ledger::{
 use crate::deployment::operation_id::OperationId;
 use crate::deployment::settings::{Settings, parse_env, read_env};
 use crate::deployment::snapshot::{self, SnapshotId};
-use crate::error::{Failure, Result};
+use crate::error::{self, Failure, Result};
 use crate::host::lock::OperationLock;
 use crate::host::paths::Paths;
 use crate::host::systemd::job;
@@ -639,12 +639,15 @@ impl Run<'_> {
             self.back().await?;
             self.end(OperationOutcome::Undone, reason)
         };
+        let hint = error::hint(&error)
+            .unwrap_or("mend what the lines above say, then try again; what was done: litellm-units history")
+            .to_owned();
         match attempt.await {
             Ok(()) => Failure::new(format!(
                 "the {} to {} failed; {from} serves, and everything is as before",
                 self.operation.verb, self.operation.to
             ))
-            .hint("mend what the lines above say, then try again; what was done: litellm-units history")
+            .hint(hint)
             .caused_by(error),
             Err(second) => Failure::new(format!(
                 "the {} to {} failed, and so did going back",

@@ -242,6 +242,31 @@ fn killed_restores_end_one_way_or_the_other(
     assert!(serves(host, who, old) && serves(host, who, new));
     assert_eq!(leftovers(host, who), "");
 
+    // Nor does it matter who watches: neither a session that ends nor a pipe that closes ends a restore.
+    for (command, end) in [
+        (format!("litellm-units {words} 2>/tmp/said"), "kill -HUP $!"),
+        (
+            format!("litellm-units {words} 2> >(head -n 1 >/tmp/said)"),
+            "true",
+        ),
+    ] {
+        let ran = host.bash(
+            who,
+            &format!(
+                "FAILPOINTS='restore-after-stop=sleep(2000);restore-not-ready=return' {command} &
+                 until [[ $({} is-active litellm) = inactive ]]; do sleep 0.1; done
+                 {end}; wait $! || echo \"left with $?\"",
+                who.systemctl()
+            ),
+        );
+        assert_eq!(ran.stdout, "left with 1\n", "{ran:?}");
+        assert!(
+            serves(host, who, old) && serves(host, who, new),
+            "{command}"
+        );
+        assert_eq!(leftovers(host, who), "");
+    }
+
     host.kill_at(who, "restore-after-swap", "", &words);
     let ran = host.units(who, &["backup", "verify", id]);
     assert!(

@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use litellm_units::cli::Cli;
-use litellm_units::error;
+use litellm_units::{error, output};
 
 fn main() -> ExitCode {
     #[cfg(feature = "fault-points")]
@@ -30,9 +30,9 @@ fn main() -> ExitCode {
                     .is_some_and(|cause| cause.kind() == std::io::ErrorKind::BrokenPipe)
             });
             if !broken_pipe {
-                eprintln!("error: {error:#}");
+                output::say(&format!("error: {error:#}"));
                 if let Some(hint) = error::hint(&error) {
-                    eprintln!("hint: {hint}");
+                    output::say(&format!("hint: {hint}"));
                 }
             }
             error::exit(&error).into()

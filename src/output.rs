@@ -132,19 +132,19 @@ impl Meter {
         // Five times a second.
         let now = u64::try_from(self.begin.elapsed().as_millis() / 200).unwrap_or_default();
         if self.drawn.swap(now, Ordering::Relaxed) != now {
-            eprint!(
+            tell(&format!(
                 "\r\x1b[K{} {} of about {}",
                 self.what,
                 bytes(done),
                 bytes(self.total)
-            );
+            ));
         }
     }
 
     /// Removes what was drawn.
     pub fn clear(&self) {
         if self.visible && self.drawn.load(Ordering::Relaxed) > 0 {
-            eprint!("\r\x1b[K");
+            tell("\r\x1b[K");
         }
     }
 
@@ -178,14 +178,19 @@ impl<R: Read> Read for Counting<R> {
     }
 }
 
+/// Writes to stderr. A reader that went away (`2>&1 | head`) must not end an operation half-way.
+fn tell(text: &str) {
+    let _ = io::stderr().write_all(text.as_bytes());
+}
+
 /// Tells the operator what goes on.
 pub fn say(text: &str) {
-    eprintln!("{text}");
+    tell(&format!("{text}\n"));
 }
 
 /// Tells the operator what may surprise later.
 pub fn warn(text: &str) {
-    eprintln!("warning: {text}");
+    tell(&format!("warning: {text}\n"));
 }
 
 /// Breaks a text into lines of `width` columns, of which the first `indent` are left free. What is

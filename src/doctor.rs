@@ -6,6 +6,7 @@
 
 mod backup;
 mod files;
+mod name;
 mod network;
 mod platform;
 mod release;
@@ -16,6 +17,8 @@ mod units;
 use std::path::PathBuf;
 
 use serde::Serialize;
+
+pub(crate) use name::CheckName;
 
 use crate::deployment::env_file::EnvFile;
 use crate::deployment::settings::{Settings, parse_env, read_env};
@@ -30,7 +33,7 @@ use crate::service::Service;
 /// What came out of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum CheckOutcome {
+pub(crate) enum CheckOutcome {
     /// Nothing is known to be wrong.
     Ok,
     /// It works, but not as well or as safely as it should, or not for long.
@@ -41,18 +44,18 @@ pub enum CheckOutcome {
 
 /// The answer of one check.
 #[derive(Debug, Serialize)]
-pub struct Check {
+pub(crate) struct Check {
     /// Its name, for scripts.
-    pub name: &'static str,
+    pub(crate) name: CheckName,
     /// How it is.
-    pub outcome: CheckOutcome,
+    pub(crate) outcome: CheckOutcome,
     /// What was found.
-    pub message: String,
+    pub(crate) message: String,
     /// What mends it: a command, or words.
-    pub remedy: Option<String>,
+    pub(crate) remedy: Option<String>,
     /// What `--fix` would do.
     #[serde(rename = "fixable", serialize_with = "is_some")]
-    pub fix: Option<Fix>,
+    pub(crate) fix: Option<Fix>,
 }
 
 #[expect(
@@ -68,7 +71,7 @@ fn is_some<S: serde::Serializer>(
 
 /// What `--fix` does: only what interrupts nothing that runs and loses nothing that was written.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fix {
+pub(crate) enum Fix {
     /// Let nobody but the owner read these files.
     Protect(Vec<PathBuf>),
     /// Let the calling user's units run without a login.
@@ -82,7 +85,7 @@ pub enum Fix {
 }
 
 impl Check {
-    fn ok(name: &'static str, message: impl Into<String>) -> Self {
+    fn ok(name: CheckName, message: impl Into<String>) -> Self {
         Self {
             name,
             outcome: CheckOutcome::Ok,
@@ -92,14 +95,14 @@ impl Check {
         }
     }
 
-    fn warning(name: &'static str, message: impl Into<String>) -> Self {
+    fn warning(name: CheckName, message: impl Into<String>) -> Self {
         Self {
             outcome: CheckOutcome::Warning,
             ..Self::ok(name, message)
         }
     }
 
-    fn failure(name: &'static str, message: impl Into<String>) -> Self {
+    fn failure(name: CheckName, message: impl Into<String>) -> Self {
         Self {
             outcome: CheckOutcome::Failure,
             ..Self::ok(name, message)
@@ -107,7 +110,7 @@ impl Check {
     }
 
     /// A failure in the words of an error, its hint as the remedy.
-    fn error(name: &'static str, error: &anyhow::Error) -> Self {
+    fn error(name: CheckName, error: &anyhow::Error) -> Self {
         let remedy = crate::error::hint(error).map(str::to_owned);
         Self {
             remedy,
@@ -161,15 +164,18 @@ impl Examination<'_> {
 }
 
 /// Examines the host, in the order in which one thing rests on another.
-pub async fn examine(host: &Host) -> Vec<Check> {
+pub(crate) async fn examine(host: &Host) -> Vec<Check> {
     let (podman, dbus, socket) = futures_util::join!(
         platform::podman(host),
         units::read(host),
         units::socket(host)
     );
     let (units, dbus) = match dbus {
-        Ok(units) => (Some(units), Check::ok("dbus", "systemd answers over D-Bus")),
-        Err(error) => (None, Check::error("dbus", &error)),
+        Ok(units) => (
+            Some(units),
+            Check::ok(CheckName::Dbus, "systemd answers over D-Bus"),
+        ),
+        Err(error) => (None, Check::error(CheckName::Dbus, &error)),
     };
     let mut checks = vec![podman, platform::cgroup()];
     if host.scope() == Scope::User {
@@ -178,7 +184,7 @@ pub async fn examine(host: &Host) -> Vec<Check> {
     // Without a session there is no bus: named once.
     let has_session = checks
         .iter()
-        .all(|check| check.name != "session" || check.outcome == CheckOutcome::Ok);
+        .all(|check| check.name != CheckName::Session || check.outcome == CheckOutcome::Ok);
     if has_session {
         checks.push(dbus);
     }
@@ -191,7 +197,7 @@ pub async fn examine(host: &Host) -> Vec<Check> {
     let podman_works = has_session
         && checks
             .iter()
-            .all(|check| check.name != "podman" || check.outcome != CheckOutcome::Failure);
+            .all(|check| check.name != CheckName::Podman || check.outcome != CheckOutcome::Failure);
     let blockers = match units.as_ref().filter(|_| has_session) {
         Some(units) => units::blockers(host, units).await,
         None => Vec::new(),
@@ -280,7 +286,7 @@ pub async fn examine(host: &Host) -> Vec<Check> {
     let is_current = drift.iter().all(|check| check.outcome == CheckOutcome::Ok);
     let config_is_good = checks
         .iter()
-        .all(|check| check.name != "config" || check.outcome == CheckOutcome::Ok);
+        .all(|check| check.name != CheckName::Config || check.outcome == CheckOutcome::Ok);
     checks.extend(drift);
     checks.extend(units::states(&examination, is_current));
     checks.extend(digests);
@@ -300,8 +306,10 @@ pub async fn examine(host: &Host) -> Vec<Check> {
 /// An upgrade or rollback that did not come to its end.
 fn interrupted(host: &Host) -> Option<Check> {
     match upgrade::warning(&host.paths) {
-        Ok(warning) => Some(Check::failure("upgrade", warning?).remedy("litellm-units up")),
-        Err(error) => Some(Check::error("upgrade", &error)),
+        Ok(warning) => {
+            Some(Check::failure(CheckName::Upgrade, warning?).remedy("litellm-units up"))
+        }
+        Err(error) => Some(Check::error(CheckName::Upgrade, &error)),
     }
 }
 
@@ -313,11 +321,11 @@ fn settings(host: &Host) -> (Option<EnvFile>, Option<Settings>, Vec<Check>) {
             "no deployment in {} yet; litellm-units up makes one",
             host.paths.deployment.display()
         );
-        return (None, None, vec![Check::ok("settings", message)]);
+        return (None, None, vec![Check::ok(CheckName::Settings, message)]);
     }
     let env = match read_env(&path).and_then(|text| parse_env(&text, &path)) {
         Ok(env) => env,
-        Err(error) => return (None, None, vec![Check::error("settings", &error)]),
+        Err(error) => return (None, None, vec![Check::error(CheckName::Settings, &error)]),
     };
     let images = files::images(host, &env);
     let settings = files::without_bad_images(&env).and_then(|env| Settings::from_env(&env, &path));
@@ -328,13 +336,13 @@ fn settings(host: &Host) -> (Option<EnvFile>, Option<Settings>, Vec<Check>) {
             (
                 Some(env),
                 good.then_some(settings),
-                vec![Check::ok("settings", message), images],
+                vec![Check::ok(CheckName::Settings, message), images],
             )
         }
         Err(error) => (
             Some(env),
             None,
-            vec![Check::error("settings", &error), images],
+            vec![Check::error(CheckName::Settings, &error), images],
         ),
     }
 }
@@ -344,7 +352,7 @@ impl Fix {
     ///
     /// # Errors
     /// When it can't be done.
-    pub async fn apply(&self, host: &Host) -> Result<Vec<String>> {
+    pub(crate) async fn apply(&self, host: &Host) -> Result<Vec<String>> {
         match self {
             Self::Protect(files) => files::protect(files),
             Self::Linger => rootless::enable_linger().await,

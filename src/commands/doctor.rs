@@ -23,7 +23,7 @@ struct DoctorReport<'a> {
 ///
 /// # Errors
 /// When stdout is closed; what is wrong with the host is the answer, not an error.
-pub async fn run(host: &Host, arguments: &cli::Doctor) -> Result<Exit> {
+pub(crate) async fn run(host: &Host, arguments: &cli::Doctor) -> Result<Exit> {
     let mut checks = Box::pin(examine(host)).await;
     let mut fixed = Vec::new();
     if arguments.fix && checks.iter().any(|check| check.fix.is_some()) {
@@ -109,13 +109,9 @@ fn text(checks: &[Check], colour: bool) -> String {
             word.to_owned()
         };
         let message = check.message.replace('\n', "\n         ");
-        for part in [word.as_str(), "  ", check.name, ": ", &message, "\n"] {
-            text.push_str(part);
-        }
+        text.push_str(&format!("{word}  {}: {message}\n", check.name));
         if let Some(remedy) = &check.remedy {
-            for part in ["         hint: ", remedy, "\n"] {
-                text.push_str(part);
-            }
+            text.push_str(&format!("         hint: {remedy}\n"));
         }
     }
     text

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use super::{Check, Examination};
+use super::{Check, CheckName, Examination};
 use crate::error::Result;
 use crate::host::paths::{Paths, Scope};
 use crate::host::systemd::UnitState;
@@ -15,7 +15,7 @@ use crate::quadlet::{BACKUP_SERVICE, BACKUP_TIMER};
 const OLD: Duration = Duration::from_secs(2 * 24 * 3600);
 
 /// The age of the last backup, and whether systemd makes the next one.
-pub async fn backup(examination: &Examination<'_>) -> Option<Check> {
+pub(crate) async fn backup(examination: &Examination<'_>) -> Option<Check> {
     // Units that are not installed are for other checks.
     examination
         .units
@@ -31,7 +31,7 @@ pub async fn backup(examination: &Examination<'_>) -> Option<Check> {
     let paths = &examination.host.paths;
     let last = match last(paths) {
         Ok(last) => last,
-        Err(error) => return Some(Check::error("backup", &error)),
+        Err(error) => return Some(Check::error(CheckName::Backup, &error)),
     };
     Some(judge(
         paths.scope,
@@ -75,7 +75,7 @@ fn judge(
     let journalctl = systemctl.replace("systemctl", "journalctl");
     if service.active == "failed" {
         return Check::warning(
-            "backup",
+            CheckName::Backup,
             format!("{BACKUP_SERVICE} failed: {}; {words}", service.reason()),
         )
         .remedy(format!(
@@ -92,7 +92,7 @@ fn judge(
     // A timer that is not installed is drift.
     if let Some(fault) = timer_fault.filter(|_| timer.load != "not-found") {
         return Check::warning(
-            "backup",
+            CheckName::Backup,
             format!("{BACKUP_TIMER} {fault}, so no backup is made by itself; {words}"),
         )
         .remedy(format!("{systemctl} enable --now {BACKUP_TIMER}"));
@@ -101,9 +101,9 @@ fn judge(
     // backups of another one.
     let overdue = deployed.is_some_and(|age| age > OLD) && last.is_none_or(|age| age > OLD);
     if runs && overdue {
-        return Check::warning("backup", words).remedy("litellm-units backup");
+        return Check::warning(CheckName::Backup, words).remedy("litellm-units backup");
     }
-    Check::ok("backup", words)
+    Check::ok(CheckName::Backup, words)
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use nix::sys::statvfs::{Statvfs, statvfs};
 use nix::unistd::geteuid;
 
-use super::{Check, Examination, Fix};
+use super::{Check, CheckName, Examination, Fix};
 use crate::deployment::completion::container_owner;
 use crate::deployment::env_file::EnvFile;
 use crate::deployment::images_lock::ImagesLock;
@@ -31,7 +31,7 @@ const TOO_LITTLE: u64 = 512 << 20;
 const LITTLE: u64 = 2 << 30;
 
 /// Space and inodes of every file system that the deployment and its containers write to.
-pub async fn space(host: &Host, podman_works: bool) -> Vec<Check> {
+pub(crate) async fn space(host: &Host, podman_works: bool) -> Vec<Check> {
     let paths = &host.paths;
     let mut places = vec![
         paths.deployment.clone(),
@@ -71,7 +71,7 @@ pub async fn space(host: &Host, podman_works: bool) -> Vec<Check> {
         .min_by_key(|(_, found)| found.files_available() * 1000 / found.files());
     let inodes = match fewest {
         Some((path, found)) => inodes(path, found.files_available(), found.files()),
-        None => Check::ok("inodes", "the file systems have no limit"),
+        None => Check::ok(CheckName::Inodes, "the file systems have no limit"),
     };
     disk.into_iter().chain([inodes]).collect()
 }
@@ -83,9 +83,9 @@ fn disk(path: &Path, free: u64) -> Check {
         path.display()
     );
     match free {
-        ..TOO_LITTLE => Check::failure("disk", message).remedy(remedy),
-        TOO_LITTLE..LITTLE => Check::warning("disk", message).remedy(remedy),
-        _ => Check::ok("disk", message),
+        ..TOO_LITTLE => Check::failure(CheckName::Disk, message).remedy(remedy),
+        TOO_LITTLE..LITTLE => Check::warning(CheckName::Disk, message).remedy(remedy),
+        _ => Check::ok(CheckName::Disk, message),
     }
 }
 
@@ -96,16 +96,16 @@ fn inodes(path: &Path, free: u64, all: u64) -> Check {
         path.display()
     );
     if free * 100 < all {
-        Check::failure("inodes", message).remedy(remedy)
+        Check::failure(CheckName::Inodes, message).remedy(remedy)
     } else if free * 20 < all {
-        Check::warning("inodes", message).remedy(remedy)
+        Check::warning(CheckName::Inodes, message).remedy(remedy)
     } else {
-        Check::ok("inodes", message)
+        Check::ok(CheckName::Inodes, message)
     }
 }
 
 /// What holds secrets: theirs who runs the deployment, and readable by nobody else.
-pub fn secrets(host: &Host) -> Check {
+pub(crate) fn secrets(host: &Host) -> Check {
     let files = [
         host.paths.env_file(),
         host.paths.service_key(),
@@ -139,7 +139,7 @@ pub fn secrets(host: &Host) -> Check {
     }
     if words.is_empty() {
         return Check::ok(
-            "secrets",
+            CheckName::Secrets,
             format!(
                 "only the owner can read {}",
                 host.paths.env_file().display()
@@ -150,7 +150,7 @@ pub fn secrets(host: &Host) -> Check {
         .iter()
         .map(|path| format!("chmod go= {}", path.display()))
         .collect();
-    let check = Check::failure("secrets", words.join("; "));
+    let check = Check::failure(CheckName::Secrets, words.join("; "));
     let may_fix = foreign.is_empty() && !open.is_empty();
     commands.extend(foreign);
     let check = check.remedy(commands.join(" && "));
@@ -163,7 +163,7 @@ pub fn secrets(host: &Host) -> Check {
 
 /// Whether sealed secrets can be opened, and all secrets are sealed if some are. Nothing if none
 /// is.
-pub fn sealed(env: &EnvFile, path: &Path) -> Option<Check> {
+pub(crate) fn sealed(env: &EnvFile, path: &Path) -> Option<Check> {
     if !seal::is_in_use(env) {
         return None;
     }
@@ -172,7 +172,7 @@ pub fn sealed(env: &EnvFile, path: &Path) -> Option<Check> {
     for (name, value) in env.iter() {
         if is_sealed(value) {
             if let Err(error) = vault.open(value) {
-                return Some(Check::error("sealed", &error));
+                return Some(Check::error(CheckName::Sealed, &error));
             }
             count += 1;
         } else if is_secret(name, value) && may_be_sealed(name) && !value.is_empty() {
@@ -181,28 +181,30 @@ pub fn sealed(env: &EnvFile, path: &Path) -> Option<Check> {
     }
     let keys = match seal::keys(env, path) {
         Ok(keys) => keys,
-        Err(error) => return Some(Check::error("sealed", &error)),
+        Err(error) => return Some(Check::error(CheckName::Sealed, &error)),
     };
     let keys: Vec<String> = keys.iter().map(ToString::to_string).collect();
     let message = format!("{count} secrets are sealed with {}", keys.join(" or "));
     if !clear.is_empty() {
         let message = format!("{message}, but in clear: {}", clear.join(", "));
-        return Some(Check::warning("sealed", message).remedy("litellm-units secrets seal"));
+        return Some(
+            Check::warning(CheckName::Sealed, message).remedy("litellm-units secrets seal"),
+        );
     }
     if env.get("BACKUP_AGE_RECIPIENT").is_none_or(str::is_empty) {
         let message = format!("{message}, so backups bring them back on this host only");
-        return Some(Check::warning("sealed", message).remedy(
+        return Some(Check::warning(CheckName::Sealed, message).remedy(
             "have backups encrypted to a key that is kept elsewhere: BACKUP_AGE_RECIPIENT in .env",
         ));
     }
-    Some(Check::ok("sealed", message))
+    Some(Check::ok(CheckName::Sealed, message))
 }
 
 /// Takes every right from everyone but the owner.
 ///
 /// # Errors
 /// When the files are not the caller's.
-pub fn protect(files: &[PathBuf]) -> Result<Vec<String>> {
+pub(crate) fn protect(files: &[PathBuf]) -> Result<Vec<String>> {
     let mut done = Vec::new();
     for file in files {
         let mode = file.metadata()?.mode() & 0o700;
@@ -215,14 +217,14 @@ pub fn protect(files: &[PathBuf]) -> Result<Vec<String>> {
 const IMAGES: [&str; 3] = ["LITELLM_IMAGE", "POSTGRES_IMAGE", "REDIS_IMAGE"];
 
 /// Whether each image is pinned, and none is known to be malicious.
-pub fn images(host: &Host, env: &EnvFile) -> Check {
+pub(crate) fn images(host: &Host, env: &EnvFile) -> Check {
     let known = Advisories::load(&host.paths).and_then(|advisories| {
         let lock = ImagesLock::load(&host.paths.images_lock())?;
         Ok((advisories, lock))
     });
     let (advisories, lock) = match known {
         Ok(known) => known,
-        Err(error) => return Check::error("images", &error),
+        Err(error) => return Check::error(CheckName::Images, &error),
     };
     for name in IMAGES {
         let Some(text) = env.get(name).filter(|text| !text.is_empty()) else {
@@ -244,14 +246,14 @@ pub fn images(host: &Host, env: &EnvFile) -> Check {
                 .unwrap_or_default();
             let path = host.paths.env_file();
             return Check::failure(
-                "images",
+                CheckName::Images,
                 format!("{}{line}: {name}: {fault}", path.display()),
             )
             .remedy(hint);
         }
     }
     Check::ok(
-        "images",
+        CheckName::Images,
         "every image is pinned, and none is known to be malicious",
     )
 }
@@ -260,7 +262,7 @@ pub fn images(host: &Host, env: &EnvFile) -> Check {
 ///
 /// # Errors
 /// When the file can't be edited.
-pub fn without_bad_images(env: &EnvFile) -> Result<EnvFile> {
+pub(crate) fn without_bad_images(env: &EnvFile) -> Result<EnvFile> {
     let mut env = env.clone();
     for name in IMAGES {
         if env
@@ -274,7 +276,7 @@ pub fn without_bad_images(env: &EnvFile) -> Result<EnvFile> {
 }
 
 /// Data that the container's user does not own keeps its server from starting.
-pub fn data(examination: &Examination<'_>) -> Option<Check> {
+pub(crate) fn data(examination: &Examination<'_>) -> Option<Check> {
     let settings = examination.settings.as_ref()?;
     let paths = &examination.host.paths;
     for (service, path) in [
@@ -294,7 +296,7 @@ pub fn data(examination: &Examination<'_>) -> Option<Check> {
         if found.uid() != uid {
             return Some(
                 Check::failure(
-                    "data",
+                    CheckName::Data,
                     format!(
                         "{} belongs to user {}, but {} runs as {uid}",
                         path.display(),
@@ -307,7 +309,7 @@ pub fn data(examination: &Examination<'_>) -> Option<Check> {
         }
     }
     Some(Check::ok(
-        "data",
+        CheckName::Data,
         format!(
             "{} belongs to those who write to it",
             paths.data().display()
@@ -316,19 +318,19 @@ pub fn data(examination: &Examination<'_>) -> Option<Check> {
 }
 
 /// The errors of `config check`; its warnings are its own.
-pub fn gateway_config(examination: &Examination<'_>) -> Option<Check> {
+pub(crate) fn gateway_config(examination: &Examination<'_>) -> Option<Check> {
     examination.settings.as_ref()?;
     let path = examination.host.paths.config_file();
     let findings = match check_deployment(examination.host) {
         Ok(findings) => findings,
-        Err(error) => return Some(Check::error("config", &error)),
+        Err(error) => return Some(Check::error(CheckName::Config, &error)),
     };
     let errors: Vec<_> = findings
         .iter()
         .filter(|finding| finding.severity == Severity::Error)
         .collect();
     Some(match errors.as_slice() {
-        [] => Check::ok("config", format!("{} can be used", path.display())),
+        [] => Check::ok(CheckName::Config, format!("{} can be used", path.display())),
         [first, rest @ ..] => {
             let more = if rest.is_empty() {
                 String::new()
@@ -336,8 +338,11 @@ pub fn gateway_config(examination: &Examination<'_>) -> Option<Check> {
                 format!(" (and {} more)", rest.len())
             };
             let place = format!("{}:{}:{}", first.file.display(), first.line, first.column);
-            Check::failure("config", format!("{place}: {}{more}", first.message))
-                .remedy("see all: litellm-units config check")
+            Check::failure(
+                CheckName::Config,
+                format!("{place}: {}{more}", first.message),
+            )
+            .remedy("see all: litellm-units config check")
         }
     })
 }

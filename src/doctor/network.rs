@@ -10,7 +10,7 @@ use serde::Deserialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
-use super::{Check, Examination};
+use super::{Check, CheckName, Examination};
 use crate::deployment::settings::{Cache, Database, GATEWAY_PORT};
 use crate::host::Host;
 use crate::host::systemd::UnitState;
@@ -107,7 +107,7 @@ fn is_in(process: u32, control_group: &str) -> bool {
 }
 
 /// The gateway's port: free, or ours.
-pub fn port(examination: &Examination<'_>) -> Option<Check> {
+pub(crate) fn port(examination: &Examination<'_>) -> Option<Check> {
     // Without systemd's word there is no telling what is ours.
     examination.units.as_ref()?;
     Some(judge_port(examination, &listening()))
@@ -119,12 +119,12 @@ fn judge_port(examination: &Examination<'_>, found: &[Listener]) -> Check {
     if found.is_empty() {
         return if examination.gateway_runs() {
             Check::failure(
-                "port",
+                CheckName::Port,
                 format!("litellm.service runs, but nothing listens on port {GATEWAY_PORT}"),
             )
             .remedy("restart it: litellm-units restart litellm")
         } else {
-            Check::ok("port", format!("port {GATEWAY_PORT} is free"))
+            Check::ok(CheckName::Port, format!("port {GATEWAY_PORT} is free"))
         };
     }
     let foreign = found
@@ -140,19 +140,22 @@ fn judge_port(examination: &Examination<'_>, found: &[Listener]) -> Check {
         });
     match foreign {
         None => Check::ok(
-            "port",
+            CheckName::Port,
             format!("the gateway listens on port {GATEWAY_PORT}"),
         ),
-        Some(who) => Check::failure("port", format!("port {GATEWAY_PORT} is taken by {who}"))
-            .remedy(format!(
-                "find and stop it: ss -ltnp 'sport = :{GATEWAY_PORT}'"
-            )),
+        Some(who) => Check::failure(
+            CheckName::Port,
+            format!("port {GATEWAY_PORT} is taken by {who}"),
+        )
+        .remedy(format!(
+            "find and stop it: ss -ltnp 'sport = :{GATEWAY_PORT}'"
+        )),
     }
 }
 
 /// Whether the gateway can be reached from this host only: by what listens, and by what the units
 /// would publish at the next start.
-pub fn loopback(examination: &Examination<'_>) -> Check {
+pub(crate) fn loopback(examination: &Examination<'_>) -> Check {
     let listener = examination
         .gateway_runs()
         .then(listening)
@@ -160,7 +163,7 @@ pub fn loopback(examination: &Examination<'_>) -> Check {
         .flatten()
         .find(|listener| !listener.address.is_loopback());
     if let Some(listener) = listener {
-        return Check::failure("loopback", format!("port {GATEWAY_PORT} is open on {}", listener.address)).remedy(
+        return Check::failure(CheckName::Loopback, format!("port {GATEWAY_PORT} is open on {}", listener.address)).remedy(
             "remove what opens it (systemctl cat litellm.socket litellm.service), then: litellm-units generate && litellm-units restart litellm",
         );
     }
@@ -173,14 +176,14 @@ pub fn loopback(examination: &Examination<'_>) -> Check {
                 .find(|address| !is_loopback(address))
             {
                 return Check::failure(
-                    "loopback",
+                    CheckName::Loopback,
                     format!("{} publishes {open} beyond this host", file.display()),
                 )
                 .remedy("publish on 127.0.0.1 only, and let a reverse proxy with TLS do the rest");
             }
         }
     }
-    Check::ok("loopback", "nothing is published beyond 127.0.0.1")
+    Check::ok(CheckName::Loopback, "nothing is published beyond 127.0.0.1")
 }
 
 /// A container's Quadlet file and its drop-ins.
@@ -244,7 +247,7 @@ struct Answers {
 }
 
 /// Names on the bridge, and the way to the database.
-pub async fn inside(examination: &Examination<'_>) -> Vec<Check> {
+pub(crate) async fn inside(examination: &Examination<'_>) -> Vec<Check> {
     let Some(settings) = &examination.settings else {
         return Vec::new();
     };
@@ -296,14 +299,19 @@ pub async fn inside(examination: &Examination<'_>) -> Vec<Check> {
         .kill_on_drop(true);
     let output = match tokio::time::timeout(INSIDE_TIMEOUT, command.output()).await {
         Ok(Ok(output)) => output,
-        Ok(Err(error)) => return vec![Check::failure("dns", format!("can't run podman: {error}"))],
+        Ok(Err(error)) => {
+            return vec![Check::failure(
+                CheckName::Dns,
+                format!("can't run podman: {error}"),
+            )];
+        }
         Err(_) => {
             let message = format!(
                 "the gateway's container answered nothing within {} s",
                 INSIDE_TIMEOUT.as_secs()
             );
             return vec![
-                Check::failure("dns", message)
+                Check::failure(CheckName::Dns, message)
                     .remedy("restart the containers: litellm-units restart"),
             ];
         }
@@ -313,7 +321,7 @@ pub async fn inside(examination: &Examination<'_>) -> Vec<Check> {
         let last = words.trim().lines().last().unwrap_or("no words");
         return vec![
             Check::failure(
-                "dns",
+                CheckName::Dns,
                 format!("can't ask inside the gateway's container: {last}"),
             )
             .remedy("restart the container: litellm-units restart litellm"),
@@ -327,14 +335,14 @@ pub async fn inside(examination: &Examination<'_>) -> Vec<Check> {
     lost.sort();
     if !lost.is_empty() {
         return vec![
-            Check::failure("dns", format!("inside the gateway's container there is no address for {}", lost.join(", ")))
+            Check::failure(CheckName::Dns, format!("inside the gateway's container there is no address for {}", lost.join(", ")))
                 .remedy("Podman's name server (aardvark-dns) is gone or wrong; it comes back with: podman network reload --all"),
         ];
     }
     let mut checks = Vec::new();
     if !names.is_empty() {
         checks.push(Check::ok(
-            "dns",
+            CheckName::Dns,
             format!("the gateway finds {} by name", names.join(" and ")),
         ));
     }
@@ -346,9 +354,12 @@ pub async fn inside(examination: &Examination<'_>) -> Vec<Check> {
 
 fn reach(host: &str, port: u16, error: Option<String>) -> Check {
     match error {
-        None => Check::ok("database", format!("{host}:{port} accepts connections")),
+        None => Check::ok(
+            CheckName::Database,
+            format!("{host}:{port} accepts connections"),
+        ),
         Some(error) => Check::failure(
-            "database",
+            CheckName::Database,
             format!("{host}:{port} can't be reached: {error}"),
         )
         .remedy(if host == "postgres" {
@@ -372,7 +383,7 @@ fn host_and_port(url: &str) -> Option<(String, u16)> {
 }
 
 /// What a docker compose stack leaves behind: containers, or its file.
-pub async fn docker(host: &Host) -> Check {
+pub(crate) async fn docker(host: &Host) -> Check {
     let containers = match tokio::time::timeout(TIMEOUT, docker_containers()).await {
         Ok(Some(containers)) => containers,
         _ => Vec::new(),
@@ -399,7 +410,7 @@ pub async fn docker(host: &Host) -> Check {
     }
     if !taken.is_empty() {
         return Check::warning(
-            "docker",
+            CheckName::Docker,
             format!(
                 "Docker still runs a stack on the same ports: {}",
                 taken.join(", ")
@@ -418,14 +429,14 @@ pub async fn docker(host: &Host) -> Check {
     .find(|path| path.exists());
     match file {
         Some(file) => Check::warning(
-            "docker",
+            CheckName::Docker,
             format!(
                 "{} is left over: `docker compose up` there would start a second stack",
                 file.display()
             ),
         )
         .remedy(format!("mv {0} {0}.old", file.display())),
-        None => Check::ok("docker", "no docker compose stack is left over"),
+        None => Check::ok(CheckName::Docker, "no docker compose stack is left over"),
     }
 }
 

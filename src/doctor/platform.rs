@@ -5,7 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use zbus_systemd::zbus::{self, Connection, OwnedVariant, Variant};
 
-use super::{Check, Examination};
+use super::{Check, CheckName, Examination};
 use crate::host::Host;
 use crate::host::systemd::Features;
 
@@ -13,29 +13,29 @@ use crate::host::systemd::Features;
 const TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Podman and its Quadlet generator.
-pub async fn podman(host: &Host) -> Check {
+pub(crate) async fn podman(host: &Host) -> Check {
     let podman = match host.podman().await {
         Ok(podman) => podman,
-        Err(error) => return Check::error("podman", &error),
+        Err(error) => return Check::error(CheckName::Podman, &error),
     };
     match podman.version().await {
-        Ok(version) => Check::ok("podman", format!("Podman {version} with Quadlet")),
-        Err(error) => Check::error("podman", &error),
+        Ok(version) => Check::ok(CheckName::Podman, format!("Podman {version} with Quadlet")),
+        Err(error) => Check::error(CheckName::Podman, &error),
     }
 }
 
 /// Podman 6 knows the unified hierarchy only, and rootless limits need it at any version.
-pub fn cgroup() -> Check {
+pub(crate) fn cgroup() -> Check {
     if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
-        Check::ok("cgroup", "cgroup v2")
+        Check::ok(CheckName::Cgroup, "cgroup v2")
     } else {
-        Check::failure("cgroup", "this host uses cgroup v1, or none")
+        Check::failure(CheckName::Cgroup, "this host uses cgroup v1, or none")
             .remedy("boot the kernel with systemd.unified_cgroup_hierarchy=1")
     }
 }
 
 /// systemd's version, and what it knows of the keys that the units use, if it can be asked.
-pub async fn systemd(examination: &Examination<'_>) -> Option<Check> {
+pub(crate) async fn systemd(examination: &Examination<'_>) -> Option<Check> {
     let systemd = examination.host.systemd().await.ok()?;
     let text = systemd.version().await.ok()?;
     let features = systemd.features().await.ok()?;
@@ -55,23 +55,23 @@ fn systemd_version(text: &str, features: Features) -> Check {
     };
     match number.parse::<u32>() {
         Ok(version) if version < Features::OLDEST => Check::warning(
-            "systemd",
+            CheckName::Systemd,
             format!("systemd {version} is older than any that the units were tried with"),
         )
         .remedy(format!(
             "upgrade the distribution: systemd {} or newer",
             Features::OLDEST
         )),
-        Ok(version) => Check::ok("systemd", format!("systemd {version}{way}")),
+        Ok(version) => Check::ok(CheckName::Systemd, format!("systemd {version}{way}")),
         Err(_) => Check::ok(
-            "systemd",
+            CheckName::Systemd,
             format!("systemd {text}, whose number is not known"),
         ),
     }
 }
 
 /// Whether `SELinux` lets containers read what is labelled for them.
-pub fn selinux() -> Check {
+pub(crate) fn selinux() -> Check {
     let enforce = std::fs::read_to_string("/sys/fs/selinux/enforce").ok();
     // Installed by container-selinux on every distribution that has it.
     let policy = [
@@ -85,22 +85,22 @@ pub fn selinux() -> Check {
 
 fn selinux_state(enforce: Option<&str>, policy: bool) -> Check {
     match enforce.map(str::trim) {
-        None => Check::ok("selinux", "SELinux is not in use"),
+        None => Check::ok(CheckName::Selinux, "SELinux is not in use"),
         Some("1") if !policy => Check::failure(
-            "selinux",
+            CheckName::Selinux,
             "SELinux is enforcing, but has no policy for containers",
         )
         .remedy("install the policy: dnf install container-selinux"),
         Some("1") => Check::ok(
-            "selinux",
+            CheckName::Selinux,
             "SELinux is enforcing; the units label their volumes",
         ),
-        Some(_) => Check::ok("selinux", "SELinux is permissive"),
+        Some(_) => Check::ok(CheckName::Selinux, "SELinux is permissive"),
     }
 }
 
 /// A wrong clock breaks TLS, budgets and the expiry of keys.
-pub async fn clock(host: &Host) -> Check {
+pub(crate) async fn clock(host: &Host) -> Check {
     // A file can't be older than the present.
     let newest = [host.paths.env_file(), host.paths.config_file()]
         .iter()
@@ -110,7 +110,7 @@ pub async fn clock(host: &Host) -> Check {
         && ahead > Duration::from_secs(24 * 3600)
     {
         return Check::warning(
-            "clock",
+            CheckName::Clock,
             format!(
                 "the clock is {} behind the newest file of the deployment",
                 crate::output::duration(ahead)
@@ -128,7 +128,10 @@ pub async fn clock(host: &Host) -> Check {
             };
             synchronised(flag("NTPSynchronized"), flag("CanNTP"), flag("NTP"))
         }
-        _ => Check::ok("clock", "no service tells whether the clock is kept"),
+        _ => Check::ok(
+            CheckName::Clock,
+            "no service tells whether the clock is kept",
+        ),
     }
 }
 
@@ -149,17 +152,17 @@ async fn time_properties() -> zbus::Result<std::collections::HashMap<String, Own
 /// `possible`: there is a service that could keep the clock; `enabled`: it is switched on.
 fn synchronised(now: bool, possible: bool, enabled: bool) -> Check {
     match (now, possible, enabled) {
-        (true, ..) => Check::ok("clock", "the clock is synchronised"),
+        (true, ..) => Check::ok(CheckName::Clock, "the clock is synchronised"),
         (_, false, _) => Check::ok(
-            "clock",
+            CheckName::Clock,
             "no time service is installed here, so the clock is the machine's",
         ),
         (_, _, true) => Check::warning(
-            "clock",
+            CheckName::Clock,
             "the time service runs, but has not reached a server",
         )
         .remedy("see why: timedatectl timesync-status"),
-        (_, _, false) => Check::warning("clock", "the time service is switched off")
+        (_, _, false) => Check::warning(CheckName::Clock, "the time service is switched off")
             .remedy("timedatectl set-ntp true"),
     }
 }

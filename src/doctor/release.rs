@@ -1,6 +1,6 @@
 //! What is known against the gateway's release, and what the last check for newer ones found.
 
-use super::{Check, Examination};
+use super::{Check, CheckName, Examination};
 use crate::deployment::installed_release;
 use crate::litellm::advisories::{Advisories, SHIPPED_DATE};
 use crate::operations::upgrade::check::Recorded;
@@ -9,7 +9,7 @@ use crate::quadlet::{CHECK_SERVICE, CHECK_TIMER};
 use crate::service::Service;
 
 /// Known vulnerabilities of the installed release, or else of the one that `.env` names.
-pub fn vulnerabilities(examination: &Examination<'_>) -> Option<Check> {
+pub(crate) fn vulnerabilities(examination: &Examination<'_>) -> Option<Check> {
     let settings = examination.settings.as_ref()?;
     let paths = &examination.host.paths;
     let image = installed_release::of_unit(paths, Service::Litellm)
@@ -18,11 +18,11 @@ pub fn vulnerabilities(examination: &Examination<'_>) -> Option<Check> {
     let advisories = Advisories::load(paths).ok()?;
     let judgement = match advisories.judge(&image, &settings.accepted) {
         Ok(judgement) => judgement,
-        Err(error) => return Some(Check::error("vulnerabilities", &error)),
+        Err(error) => return Some(Check::error(CheckName::Vulnerabilities, &error)),
     };
     let Some(judgement) = judgement else {
         let message = format!("the tag of {image} does not say which release of LiteLLM it is");
-        return Some(Check::ok("vulnerabilities", message));
+        return Some(Check::ok(CheckName::Vulnerabilities, message));
     };
     let Some(words) = judgement.words() else {
         let accepted: Vec<&str> = judgement
@@ -39,19 +39,19 @@ pub fn vulnerabilities(examination: &Examination<'_>) -> Option<Check> {
                 accepted.join(", ")
             )
         };
-        return Some(Check::ok("vulnerabilities", message));
+        return Some(Check::ok(CheckName::Vulnerabilities, message));
     };
     let check = if judgement.exploited().is_empty() {
-        Check::warning("vulnerabilities", words)
+        Check::warning(CheckName::Vulnerabilities, words)
     } else {
-        Check::failure("vulnerabilities", words)
+        Check::failure(CheckName::Vulnerabilities, words)
     };
     Some(check.remedy("see them, and newer releases: litellm-units upgrade --check"))
 }
 
 /// What the last check for newer releases found.
-pub async fn upgrade_check(examination: &Examination<'_>) -> Option<Check> {
-    const NAME: &str = "upgrade-check";
+pub(crate) async fn upgrade_check(examination: &Examination<'_>) -> Option<Check> {
+    const NAME: CheckName = CheckName::UpgradeCheck;
     examination
         .units
         .as_ref()

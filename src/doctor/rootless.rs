@@ -8,7 +8,7 @@ use nix::unistd::{User, geteuid};
 use zbus_systemd::login1::ManagerProxy;
 use zbus_systemd::zbus::Connection;
 
-use super::{Check, Fix};
+use super::{Check, CheckName, Fix};
 use crate::error::Result;
 use crate::host::Host;
 
@@ -16,24 +16,26 @@ use crate::host::Host;
 const ENOUGH_IDS: u64 = 65536;
 
 /// All but the session.
-pub async fn checks(host: &Host) -> Vec<Check> {
+pub(crate) async fn checks(host: &Host) -> Vec<Check> {
     let Ok(Some(user)) = User::from_uid(geteuid()) else {
         let message = format!(
             "user number {} has no name, so neither lingering nor subordinate ids",
             geteuid()
         );
-        return vec![Check::failure("linger", message).remedy("run this as a user of /etc/passwd")];
+        return vec![
+            Check::failure(CheckName::Linger, message).remedy("run this as a user of /etc/passwd"),
+        ];
     };
     vec![linger(&user), subordinate_ids(&user), pasta(host).await]
 }
 
 /// Where the user's systemd and Podman keep what is of this boot.
-pub fn session(host: &Host) -> Check {
+pub(crate) fn session(host: &Host) -> Check {
     let runtime = &host.paths.runtime;
     let again = "log in as that user directly (ssh, machinectl shell USER@; not su or sudo)";
     match runtime.metadata() {
         Err(_) => Check::failure(
-            "session",
+            CheckName::Session,
             format!(
                 "{} is not there, so this user has no session",
                 runtime.display()
@@ -41,7 +43,7 @@ pub fn session(host: &Host) -> Check {
         )
         .remedy(again),
         Ok(found) if found.uid() != geteuid().as_raw() => Check::failure(
-            "session",
+            CheckName::Session,
             format!(
                 "{} belongs to another user: XDG_RUNTIME_DIR is of another session",
                 runtime.display()
@@ -49,7 +51,7 @@ pub fn session(host: &Host) -> Check {
         )
         .remedy(again),
         Ok(_) => Check::ok(
-            "session",
+            CheckName::Session,
             format!("the user's session is in {}", runtime.display()),
         ),
     }
@@ -61,12 +63,12 @@ fn linger(user: &User) -> Check {
         .exists()
     {
         return Check::ok(
-            "linger",
+            CheckName::Linger,
             format!("{} lingers: the units start at boot", user.name),
         );
     }
     Check::failure(
-        "linger",
+        CheckName::Linger,
         format!(
             "{} does not linger: the gateway stops at logout and does not start at boot",
             user.name
@@ -80,7 +82,7 @@ fn linger(user: &User) -> Check {
 ///
 /// # Errors
 /// When logind refuses.
-pub async fn enable_linger() -> Result<Vec<String>> {
+pub(crate) async fn enable_linger() -> Result<Vec<String>> {
     let connection = Connection::system()
         .await
         .context("can't reach the system's D-Bus")?;
@@ -103,13 +105,16 @@ fn subordinate_ids(user: &User) -> Check {
     });
     if elsewhere {
         return Check::ok(
-            "subids",
+            CheckName::Subids,
             "subordinate ids come from the directory that /etc/nsswitch.conf names",
         );
     }
     if find("newuidmap").is_none() || find("newgidmap").is_none() {
-        return Check::failure("subids", "newuidmap and newgidmap are not installed")
-            .remedy("as root: apt install uidmap, or dnf install shadow-utils");
+        return Check::failure(
+            CheckName::Subids,
+            "newuidmap and newgidmap are not installed",
+        )
+        .remedy("as root: apt install uidmap, or dnf install shadow-utils");
     }
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     judge_ids(
@@ -147,7 +152,7 @@ fn judge_ids(name: &str, uid: u32, users: &str, groups: &str) -> Check {
     };
     let least = count(&uids).min(count(&gids));
     if least >= ENOUGH_IDS {
-        return Check::ok("subids", format!("{least} subordinate ids"));
+        return Check::ok(CheckName::Subids, format!("{least} subordinate ids"));
     }
     let free = uids
         .iter()
@@ -167,13 +172,13 @@ fn judge_ids(name: &str, uid: u32, users: &str, groups: &str) -> Check {
             "/etc/subgid"
         };
         Check::failure(
-            "subids",
+            CheckName::Subids,
             format!("{name} has no range in {file}, so no container can start"),
         )
         .remedy(remedy)
     } else {
         Check::warning(
-            "subids",
+            CheckName::Subids,
             format!("{name} has {least} subordinate ids; images may need {ENOUGH_IDS}"),
         )
         .remedy(remedy)
@@ -196,9 +201,9 @@ async fn pasta(host: &Host) -> Check {
         ("pasta", "passt")
     };
     match find(program) {
-        Some(path) => Check::ok("pasta", path.display().to_string()),
+        Some(path) => Check::ok(CheckName::Pasta, path.display().to_string()),
         None => Check::failure(
-            "pasta",
+            CheckName::Pasta,
             format!("{program} is not installed, so rootless containers have no network"),
         )
         .remedy(format!(

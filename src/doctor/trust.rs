@@ -1,6 +1,6 @@
 //! Whose images these are: what is known to be malicious, and whose signature is verified.
 
-use super::{Check, Examination};
+use super::{Check, CheckName, Examination};
 use crate::deployment::images_lock::ImagesLock;
 use crate::error::Result;
 use crate::image::ImageReference;
@@ -9,7 +9,7 @@ use crate::operations::trust::{HostFacts, Places, PolicyPlan, Wish, is_signed_re
 use crate::service::Service;
 
 /// Whether a container runs an image that is known to be malicious, whatever `.env` says by now.
-pub async fn running(examination: &Examination<'_>) -> Option<Check> {
+pub(crate) async fn running(examination: &Examination<'_>) -> Option<Check> {
     // A list that can't be read is what `images` comes upon.
     let advisories = Advisories::load(&examination.host.paths).ok()?;
     let podman = examination.host.podman().await.ok()?;
@@ -37,13 +37,13 @@ pub async fn running(examination: &Examination<'_>) -> Option<Check> {
         return None;
     }
     Some(
-        Check::failure("compromised", found.join("; "))
+        Check::failure(CheckName::Compromised, found.join("; "))
             .remedy(format!("litellm-units down; then {}", Compromised::HINT)),
     )
 }
 
 /// Whether Podman verifies the signature of the gateway's image, where there is one to verify.
-pub async fn signatures(examination: &Examination<'_>) -> Option<Check> {
+pub(crate) async fn signatures(examination: &Examination<'_>) -> Option<Check> {
     let image = &examination.settings.as_ref()?.litellm_image;
     if !image.is_litellm() {
         return None;
@@ -51,7 +51,7 @@ pub async fn signatures(examination: &Examination<'_>) -> Option<Check> {
     let places = Places::of(&examination.host.paths);
     match verified(examination, image, &places).await {
         Ok(check) => check,
-        Err(error) => Some(Check::error("signatures", &error)),
+        Err(error) => Some(Check::error(CheckName::Signatures, &error)),
     }
 }
 
@@ -86,7 +86,7 @@ async fn verified(
                 "no longer as litellm-units trust set it: {}",
                 files.join(", ")
             );
-            return Ok(Some(Check::warning("signatures", message).remedy(
+            return Ok(Some(Check::warning(CheckName::Signatures, message).remedy(
                 "look: litellm-units trust --dry-run; then: litellm-units trust",
             )));
         }
@@ -97,7 +97,7 @@ async fn verified(
     if by_tag.accepts_anything() {
         return Ok(is_signed_release(image).then(|| {
             let message = format!("LiteLLM signs {image}, but Podman does not verify it");
-            Check::warning("signatures", message).remedy("litellm-units trust")
+            Check::warning(CheckName::Signatures, message).remedy("litellm-units trust")
         }));
     }
     let lock = ImagesLock::load(&examination.host.paths.images_lock())?;
@@ -111,7 +111,7 @@ async fn verified(
         record.verified.get(&image).cloned()
     });
     Ok(Some(Check::ok(
-        "signatures",
+        CheckName::Signatures,
         match signer {
             Some(signer) => format!(
                 "the digest of {image} was verified (signed by {signer}), and Podman takes no other ({place})"

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use tokio::time::Instant;
 
-use super::{Check, CheckOutcome, Examination, Fix};
+use super::{Check, CheckName, CheckOutcome, Examination, Fix};
 use crate::deployment::completion::Change;
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::installed_release;
@@ -34,7 +34,7 @@ const START_TIMEOUT: Duration = Duration::from_secs(180);
 ///
 /// # Errors
 /// When systemd can't be reached.
-pub async fn read(host: &Host) -> Result<Vec<(Service, UnitState)>> {
+pub(crate) async fn read(host: &Host) -> Result<Vec<(Service, UnitState)>> {
     let systemd = host.systemd().await?;
     let states = futures_util::future::try_join_all(
         Service::ALL.map(|service| systemd.unit(service.unit())),
@@ -48,7 +48,7 @@ pub async fn read(host: &Host) -> Result<Vec<(Service, UnitState)>> {
 }
 
 /// What services that are not active wait for. Nothing where systemd can't be asked, which has a check of its own.
-pub async fn blockers(host: &Host, units: &[(Service, UnitState)]) -> Vec<Blocker> {
+pub(crate) async fn blockers(host: &Host, units: &[(Service, UnitState)]) -> Vec<Blocker> {
     let Ok(systemd) = host.systemd().await else {
         return Vec::new();
     };
@@ -59,12 +59,12 @@ pub async fn blockers(host: &Host, units: &[(Service, UnitState)]) -> Vec<Blocke
 ///
 /// # Errors
 /// When systemd can't be reached.
-pub async fn socket(host: &Host) -> Result<UnitState> {
+pub(crate) async fn socket(host: &Host) -> Result<UnitState> {
     host.systemd().await?.unit(quadlet::SOCKET).await
 }
 
 /// Whether `generate` would find anything to do.
-pub async fn drift(examination: &Examination<'_>) -> Vec<Check> {
+pub(crate) async fn drift(examination: &Examination<'_>) -> Vec<Check> {
     // Without a deployment, or with a wrong one, there is nothing to compare with.
     if examination.settings.is_none() || examination.units.is_none() {
         return Vec::new();
@@ -72,7 +72,7 @@ pub async fn drift(examination: &Examination<'_>) -> Vec<Check> {
     let prepared = match Box::pin(install::prepare(examination.host, ReleaseTarget::Recorded)).await
     {
         Ok(prepared) => prepared,
-        Err(error) => return vec![Check::error("drift", &error)],
+        Err(error) => return vec![Check::error(CheckName::Drift, &error)],
     };
     let mut directories = Vec::new();
     let mut files = Vec::new();
@@ -86,7 +86,7 @@ pub async fn drift(examination: &Examination<'_>) -> Vec<Check> {
     }
     let release = prepared.kept().map(|kept| {
         Check::warning(
-            "release",
+            CheckName::Release,
             installed_release::notice(prepared.settings(), kept),
         )
         .remedy(installed_release::REMEDY)
@@ -101,7 +101,7 @@ pub async fn drift(examination: &Examination<'_>) -> Vec<Check> {
     [
         if directories.is_empty() {
             Check::ok(
-                "directories",
+                CheckName::Directories,
                 format!(
                     "{} is complete",
                     examination.host.paths.deployment.display()
@@ -109,7 +109,7 @@ pub async fn drift(examination: &Examination<'_>) -> Vec<Check> {
             )
         } else {
             Check::failure(
-                "directories",
+                CheckName::Directories,
                 format!(
                     "missing or not given to its user: {}",
                     directories.join(", ")
@@ -119,11 +119,14 @@ pub async fn drift(examination: &Examination<'_>) -> Vec<Check> {
             .fix(Fix::Generate)
         },
         if files.is_empty() {
-            Check::ok("drift", "the installed units are those of now")
+            Check::ok(CheckName::Drift, "the installed units are those of now")
         } else {
-            Check::warning("drift", format!("`generate` would: {}", files.join(", ")))
-                .remedy("look: litellm-units generate --dry-run; then: litellm-units apply")
-                .fix(Fix::Generate)
+            Check::warning(
+                CheckName::Drift,
+                format!("`generate` would: {}", files.join(", ")),
+            )
+            .remedy("look: litellm-units generate --dry-run; then: litellm-units apply")
+            .fix(Fix::Generate)
         },
     ]
     .into_iter()
@@ -135,7 +138,7 @@ pub async fn drift(examination: &Examination<'_>) -> Vec<Check> {
 ///
 /// # Errors
 /// As those of `generate`.
-pub async fn generate(host: &Host) -> Result<Vec<String>> {
+pub(crate) async fn generate(host: &Host) -> Result<Vec<String>> {
     let host = host.reporting(Progress::Collected(Arc::default()));
     let prepared = install::prepare(&host, ReleaseTarget::Recorded).await?;
     install::install(&host, &prepared).await?;
@@ -144,12 +147,12 @@ pub async fn generate(host: &Host) -> Result<Vec<String>> {
 
 /// Whether systemd knows the files of now, and whether all that ought to run does. `is_current`:
 /// the files are as they should be; if not, `generate` writes them and has them read.
-pub fn states(examination: &Examination<'_>, is_current: bool) -> Vec<Check> {
+pub(crate) fn states(examination: &Examination<'_>, is_current: bool) -> Vec<Check> {
     let Some(units) = &examination.units else {
         return Vec::new();
     };
     if units.is_empty() {
-        return vec![Check::ok("units", "none is installed yet")];
+        return vec![Check::ok(CheckName::Units, "none is installed yet")];
     }
     let stale: Vec<&str> = units
         .iter()
@@ -157,10 +160,10 @@ pub fn states(examination: &Examination<'_>, is_current: bool) -> Vec<Check> {
         .map(|(service, _)| service.unit())
         .collect();
     let reload = if stale.is_empty() {
-        Check::ok("daemon-reload", "systemd has read the units of now")
+        Check::ok(CheckName::DaemonReload, "systemd has read the units of now")
     } else {
         Check::warning(
-            "daemon-reload",
+            CheckName::DaemonReload,
             format!("changed since systemd read it: {}", stale.join(", ")),
         )
         .remedy(format!(
@@ -208,7 +211,7 @@ fn faults(examination: &Examination<'_>, units: &[(Service, UnitState)]) -> Chec
     if words.is_empty() {
         let active = units.iter().filter(|(_, unit)| unit.is_active()).count();
         return Check::ok(
-            "units",
+            CheckName::Units,
             format!("{active} of {} active, none failed", units.len()),
         );
     }
@@ -216,7 +219,7 @@ fn faults(examination: &Examination<'_>, units: &[(Service, UnitState)]) -> Chec
         Some(source) => format!("litellm-units logs {source}"),
         None => format!("{} --failed", examination.host.scope().systemctl()),
     };
-    let check = Check::failure("units", words.join("\n"))
+    let check = Check::failure(CheckName::Units, words.join("\n"))
         .remedy(format!("see why: {see}; then: litellm-units up"));
     if failed.is_empty() {
         check
@@ -229,7 +232,7 @@ fn faults(examination: &Examination<'_>, units: &[(Service, UnitState)]) -> Chec
 ///
 /// # Errors
 /// When one fails again; with its reason and the last lines of its journal.
-pub async fn start(host: &Host, failed: &[&'static str]) -> Result<Vec<String>> {
+pub(crate) async fn start(host: &Host, failed: &[&'static str]) -> Result<Vec<String>> {
     let systemd = host.systemd().await?;
     let since = jiff::Timestamp::now();
     let mut jobs = Jobs::new(systemd).await?;
@@ -261,7 +264,7 @@ pub async fn start(host: &Host, failed: &[&'static str]) -> Result<Vec<String>> 
 }
 
 /// Whether each container runs the image that `images.lock` records.
-pub async fn digests(examination: &Examination<'_>) -> Option<Check> {
+pub(crate) async fn digests(examination: &Examination<'_>) -> Option<Check> {
     // A damaged file is what `drift` comes upon.
     let lock = ImagesLock::load(&examination.host.paths.images_lock()).ok()?;
     let settings = examination.settings.as_ref()?;
@@ -303,18 +306,18 @@ pub async fn digests(examination: &Examination<'_>) -> Option<Check> {
         .collect();
     Some(if others.is_empty() {
         Check::ok(
-            "digests",
+            CheckName::Digests,
             "every container runs the image that images.lock records",
         )
     } else {
-        Check::failure("digests", others.join("; "))
+        Check::failure(CheckName::Digests, others.join("; "))
             .remedy("remove the drop-in that names another image, if there is one; then: litellm-units restart")
     })
 }
 
 /// Whether what runs was started with the settings of now. Units that are not `is_current` have a
 /// check of their own.
-pub fn applied(examination: &Examination<'_>, is_current: bool) -> Option<Check> {
+pub(crate) fn applied(examination: &Examination<'_>, is_current: bool) -> Option<Check> {
     let settings = examination.settings.as_ref()?;
     if !examination.gateway_runs() {
         return None;
@@ -327,10 +330,11 @@ pub fn applied(examination: &Examination<'_>, is_current: bool) -> Option<Check>
         all
     });
     Some(match differences {
-        Err(error) => Check::error("applied", &error),
-        Ok(differences) if differences.is_empty() => {
-            Check::ok("applied", "every container runs with the settings of now")
-        }
+        Err(error) => Check::error(CheckName::Applied, &error),
+        Ok(differences) if differences.is_empty() => Check::ok(
+            CheckName::Applied,
+            "every container runs with the settings of now",
+        ),
         Ok(differences) => {
             let words: Vec<String> = differences
                 .iter()
@@ -339,7 +343,7 @@ pub fn applied(examination: &Examination<'_>, is_current: bool) -> Option<Check>
                 })
                 .collect();
             Check::warning(
-                "applied",
+                CheckName::Applied,
                 format!("changed since the start: {}", words.join("; ")),
             )
             .remedy("litellm-units apply")
@@ -348,29 +352,30 @@ pub fn applied(examination: &Examination<'_>, is_current: bool) -> Option<Check>
 }
 
 /// Whether the gateway can serve.
-pub async fn gateway(examination: &Examination<'_>) -> Option<Check> {
+pub(crate) async fn gateway(examination: &Examination<'_>) -> Option<Check> {
     if !examination.gateway_runs() {
         return None;
     }
     let client = match Client::local(TIMEOUT) {
         Ok(client) => client,
-        Err(error) => return Some(Check::error("gateway", &error)),
+        Err(error) => return Some(Check::error(CheckName::Gateway, &error)),
     };
     let version = || contract::installed_version(&examination.host.paths);
     Some(match client.health().await.or_version(version) {
         GatewayHealth::Ready { version } => Check::ok(
-            "gateway",
+            CheckName::Gateway,
             format!(
                 "ready, LiteLLM {}",
                 version.as_deref().unwrap_or("of unknown version")
             ),
         ),
-        GatewayHealth::Live { reason } => {
-            Check::failure("gateway", format!("answers, but is not ready: {reason}"))
-                .remedy("see why: litellm-units logs litellm")
-        }
+        GatewayHealth::Live { reason } => Check::failure(
+            CheckName::Gateway,
+            format!("answers, but is not ready: {reason}"),
+        )
+        .remedy("see why: litellm-units logs litellm"),
         GatewayHealth::Down { reason } => {
-            Check::failure("gateway", format!("does not answer: {reason}"))
+            Check::failure(CheckName::Gateway, format!("does not answer: {reason}"))
                 .remedy("see why: litellm-units logs litellm")
         }
     })

@@ -1,0 +1,106 @@
+//! The names of checks, which scripts rely on: a name stays when its message changes.
+
+use std::fmt;
+
+use serde::{Serialize, Serializer};
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum CheckName {
+    Applied,
+    Backup,
+    Cgroup,
+    Clock,
+    /// A running image that is known to be malicious; [`CheckName::Images`] judges `.env`.
+    Compromised,
+    /// LiteLLM's own configuration; [`CheckName::Settings`] is `.env`.
+    Config,
+    DaemonReload,
+    /// The owners of `data/`.
+    Data,
+    /// The connection to PostgreSQL.
+    Database,
+    Dbus,
+    Digests,
+    Directories,
+    Disk,
+    Dns,
+    Docker,
+    Drift,
+    Gateway,
+    Images,
+    Inodes,
+    Linger,
+    Loopback,
+    Pasta,
+    Podman,
+    Port,
+    Release,
+    Sealed,
+    Secrets,
+    Selinux,
+    Session,
+    Settings,
+    Signatures,
+    Subids,
+    Systemd,
+    Units,
+    Upgrade,
+    UpgradeCheck,
+    Vulnerabilities,
+}
+
+impl CheckName {
+    fn word(self) -> &'static str {
+        match self {
+            Self::Applied => "applied",
+            Self::Backup => "backup",
+            Self::Cgroup => "cgroup",
+            Self::Clock => "clock",
+            Self::Compromised => "compromised",
+            Self::Config => "config",
+            Self::DaemonReload => "daemon-reload",
+            Self::Data => "data",
+            Self::Database => "database",
+            Self::Dbus => "dbus",
+            Self::Digests => "digests",
+            Self::Directories => "directories",
+            Self::Disk => "disk",
+            Self::Dns => "dns",
+            Self::Docker => "docker",
+            Self::Drift => "drift",
+            Self::Gateway => "gateway",
+            Self::Images => "images",
+            Self::Inodes => "inodes",
+            Self::Linger => "linger",
+            Self::Loopback => "loopback",
+            Self::Pasta => "pasta",
+            Self::Podman => "podman",
+            Self::Port => "port",
+            Self::Release => "release",
+            Self::Sealed => "sealed",
+            Self::Secrets => "secrets",
+            Self::Selinux => "selinux",
+            Self::Session => "session",
+            Self::Settings => "settings",
+            Self::Signatures => "signatures",
+            Self::Subids => "subids",
+            Self::Systemd => "systemd",
+            Self::Units => "units",
+            Self::Upgrade => "upgrade",
+            Self::UpgradeCheck => "upgrade-check",
+            Self::Vulnerabilities => "vulnerabilities",
+        }
+    }
+}
+
+impl fmt::Display for CheckName {
+    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
+        formatter.write_str(self.word())
+    }
+}
+
+impl Serialize for CheckName {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.word())
+    }
+}

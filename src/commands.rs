@@ -1,28 +1,28 @@
 //! One module per verb.
 
-pub mod apply;
-pub mod audit;
-pub mod backup;
-pub mod completion;
-pub mod config;
-pub mod doctor;
-pub mod down;
-pub mod exec;
-pub mod generate;
-pub mod health;
-pub mod history;
-pub mod key;
-pub mod lifecycle;
-pub mod logs;
-pub mod pull;
-pub mod rollback;
-pub mod secrets;
-pub mod status;
-pub mod trust;
-pub mod ui;
-pub mod unit;
-pub mod up;
-pub mod upgrade;
+pub(crate) mod apply;
+pub(crate) mod audit;
+pub(crate) mod backup;
+pub(crate) mod completion;
+pub(crate) mod config;
+pub(crate) mod doctor;
+pub(crate) mod down;
+pub(crate) mod exec;
+pub(crate) mod generate;
+pub(crate) mod health;
+pub(crate) mod history;
+pub(crate) mod key;
+pub(crate) mod lifecycle;
+pub(crate) mod logs;
+pub(crate) mod pull;
+pub(crate) mod rollback;
+pub(crate) mod secrets;
+pub(crate) mod status;
+pub(crate) mod trust;
+pub(crate) mod ui;
+pub(crate) mod unit;
+pub(crate) mod up;
+pub(crate) mod upgrade;
 
 use std::time::Duration;
 

@@ -16,9 +16,9 @@
 //! - [`error`], [`image`], [`output`], [`random`], [`service`]: what all of them speak of.
 
 pub mod cli;
-pub mod commands;
+pub(crate) mod commands;
 pub mod deployment;
-pub mod doctor;
+pub(crate) mod doctor;
 pub mod error;
 pub mod host;
 pub mod image;

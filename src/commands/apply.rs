@@ -17,7 +17,7 @@ use crate::output::{self, Progress, say};
 /// # Errors
 /// When the edit is wrong (then nothing was touched), or the gateway does not get ready with it
 /// (then the last good configuration is back).
-pub async fn run(host: &Host, arguments: &cli::Apply) -> Result<Exit> {
+pub(crate) async fn run(host: &Host, arguments: &cli::Apply) -> Result<Exit> {
     let _lock = super::begin(host, "apply", arguments.dry_run, arguments.timeout).await?;
     let prepared = install::prepare(host, ReleaseTarget::Recorded).await?;
     if host.paths.config_file().exists() && host.paths.env_file().exists() {

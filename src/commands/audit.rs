@@ -10,7 +10,7 @@ use crate::output::{self, say, warn};
 ///
 /// # Errors
 /// When the deployment can't be read.
-pub async fn run(host: &Host, arguments: &Audit) -> Result<Exit> {
+pub(crate) async fn run(host: &Host, arguments: &Audit) -> Result<Exit> {
     let report = audit::audit(host).await?;
     if arguments.json {
         output::json(&report)?;

@@ -23,7 +23,7 @@ use crate::output::{self, Progress, bytes, say};
 ///
 /// # Errors
 /// When the verb fails.
-pub async fn run(host: &Host, arguments: cli::Backup) -> Result<Exit> {
+pub(crate) async fn run(host: &Host, arguments: cli::Backup) -> Result<Exit> {
     match arguments.command {
         None => create(host, arguments.create).await,
         Some(cli::Command::Create(arguments)) => create(host, arguments).await,
@@ -194,7 +194,7 @@ async fn fetch(host: &Host, arguments: &cli::Fetch) -> Result<Exit> {
 /// # Errors
 /// When the operator does not agree, the backup is not good, or the gateway does not get ready
 /// with it: then all is as before.
-pub async fn restore(host: &Host, arguments: cli::Restore) -> Result<Exit> {
+pub(crate) async fn restore(host: &Host, arguments: cli::Restore) -> Result<Exit> {
     let _lock = recovery::begin(host, "restore", RECOVERY_TIMEOUT).await?;
     let settings = Settings::load(&host.paths.env_file())?;
     let found = Backup::find(&host.paths, &arguments.backup)?;

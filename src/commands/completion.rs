@@ -12,7 +12,7 @@ use crate::output;
 ///
 /// # Errors
 /// When stdout is closed.
-pub fn run(shell: Shell) -> Result<Exit> {
+pub(crate) fn run(shell: Shell) -> Result<Exit> {
     output::text(&script(shell))?;
     Ok(Exit::Success)
 }

@@ -40,7 +40,7 @@ const HARMLESS: [&str; 15] = [
 ///
 /// # Errors
 /// When `.env` is wrong, a file can't be read, or secrets would be shown to a pipe.
-pub fn run(host: &Host, arguments: &Config) -> Result<Exit> {
+pub(crate) fn run(host: &Host, arguments: &Config) -> Result<Exit> {
     match arguments.command {
         Some(ConfigCommand::Check { json }) => check(host, json),
         None => show(host, arguments),

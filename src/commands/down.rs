@@ -22,7 +22,7 @@ const ENABLED: [&str; 3] = ["litellm.target", BACKUP_TIMER, CHECK_TIMER];
 ///
 /// # Errors
 /// When systemd refuses, a unit does not stop in time, or a file can't be removed.
-pub async fn run(host: &Host, arguments: &cli::Down) -> Result<Exit> {
+pub(crate) async fn run(host: &Host, arguments: &cli::Down) -> Result<Exit> {
     let _lock = arguments
         .remove
         .then(|| OperationLock::take(&host.paths, "down --remove"))

@@ -14,7 +14,7 @@ use crate::host::Host;
 ///
 /// # Errors
 /// When the service does not run, or Podman can't be started.
-pub async fn run(host: &Host, arguments: &cli::Exec) -> Result<Exit> {
+pub(crate) async fn run(host: &Host, arguments: &cli::Exec) -> Result<Exit> {
     let unit = arguments.service.unit();
     let state = host.systemd().await?.unit(unit).await?;
     if state.load == "not-found" {

@@ -24,7 +24,7 @@ use crate::random::kernel_random;
 ///
 /// # Errors
 /// When the settings are wrong, or the host can't run the units.
-pub async fn run(host: &Host, arguments: cli::Generate) -> Result<Exit> {
+pub(crate) async fn run(host: &Host, arguments: cli::Generate) -> Result<Exit> {
     if let Some(directory) = &arguments.output {
         let knows = Knows {
             podman: arguments.podman.unwrap_or(PodmanVersion::DEFAULT),

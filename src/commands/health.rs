@@ -16,7 +16,7 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 ///
 /// # Errors
 /// When stdout is closed.
-pub async fn run(host: &Host, arguments: &cli::Health) -> Result<Exit> {
+pub(crate) async fn run(host: &Host, arguments: &cli::Health) -> Result<Exit> {
     let health = Client::local(TIMEOUT)?
         .health()
         .await

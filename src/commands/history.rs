@@ -37,7 +37,7 @@ struct Entry {
 ///
 /// # Errors
 /// When the ledger can't be read.
-pub fn run(host: &Host, arguments: &History) -> Result<Exit> {
+pub(crate) fn run(host: &Host, arguments: &History) -> Result<Exit> {
     let ledger = Ledger::load(&host.paths)?;
     let entries = entries(&ledger);
     if arguments.json {

@@ -38,7 +38,7 @@ const SERVICE_ROLE: &str = "service";
 ///
 /// # Errors
 /// When the gateway refuses, or can't be asked.
-pub async fn run(host: &Host, verb: Verb) -> Result<Exit> {
+pub(crate) async fn run(host: &Host, verb: Verb) -> Result<Exit> {
     match verb {
         Verb::Service(arguments) => service::ensure(host, &arguments).await,
         Verb::Rotate {

@@ -11,7 +11,7 @@ use crate::service::Service;
 ///
 /// # Errors
 /// As [`run`].
-pub async fn restart(host: &Host, arguments: &cli::Restart) -> Result<Exit> {
+pub(crate) async fn restart(host: &Host, arguments: &cli::Restart) -> Result<Exit> {
     let manner = if arguments.handover {
         Manner::Handover
     } else {
@@ -24,7 +24,7 @@ pub async fn restart(host: &Host, arguments: &cli::Restart) -> Result<Exit> {
 ///
 /// # Errors
 /// When a service has no unit here, a unit fails, or the gateway is not ready in time.
-pub async fn run(host: &Host, verb: JobType, arguments: &cli::Units) -> Result<Exit> {
+pub(crate) async fn run(host: &Host, verb: JobType, arguments: &cli::Units) -> Result<Exit> {
     change(host, verb, arguments, Manner::AtOnce).await
 }
 

@@ -17,7 +17,7 @@ use crate::service::Service;
 ///
 /// # Errors
 /// When journalctl can't run or refuses a time.
-pub async fn run(host: &Host, arguments: &cli::Logs) -> Result<Exit> {
+pub(crate) async fn run(host: &Host, arguments: &cli::Logs) -> Result<Exit> {
     let services: Vec<LogSource> = if arguments.services.is_empty() {
         LogSource::ALL.into()
     } else {

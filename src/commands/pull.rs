@@ -15,7 +15,7 @@ use crate::service::Service;
 ///
 /// # Errors
 /// When an image can't be pulled, or a tag means another image than recorded.
-pub async fn run(host: &Host, arguments: &cli::Pull) -> Result<Exit> {
+pub(crate) async fn run(host: &Host, arguments: &cli::Pull) -> Result<Exit> {
     let settings = Settings::load(&host.paths.env_file())?;
     if arguments.missing {
         // What the units run, which is not what an edit of .env names.

@@ -19,7 +19,7 @@ use crate::operations::upgrade::ReleasePlan;
 /// # Errors
 /// When there is no such release, or a step fails; the message says whether the present release
 /// serves again.
-pub async fn run(host: &Host, arguments: Rollback) -> Result<Exit> {
+pub(crate) async fn run(host: &Host, arguments: Rollback) -> Result<Exit> {
     let _lock = super::begin(host, "rollback", arguments.dry_run, arguments.pace.timeout).await?;
     let ledger = Ledger::load(&host.paths)?;
     let release = find(&ledger, arguments.to)?;

@@ -27,7 +27,7 @@ const LONGEST: u64 = 1 << 20;
 ///
 /// # Errors
 /// When a secret can't be replaced; then all is as before, or the message says what is not.
-pub async fn run(host: &Host, verb: Verb) -> Result<Exit> {
+pub(crate) async fn run(host: &Host, verb: Verb) -> Result<Exit> {
     match verb {
         Verb::Rotate(arguments) => rotate(host, &arguments).await,
         Verb::Seal(arguments) => seal(host, arguments).await,

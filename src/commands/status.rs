@@ -1,7 +1,7 @@
 //! `status`: everything at a glance.
 
-pub mod screen;
-pub mod watch;
+pub(crate) mod screen;
+pub(crate) mod watch;
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -35,23 +35,23 @@ const TIMEOUT: Duration = Duration::from_secs(2);
 ///
 /// Fields and words may be added; when one changes its meaning or goes, `schema` grows.
 #[derive(Clone, Debug, Serialize)]
-pub struct StatusReport {
+pub(crate) struct StatusReport {
     /// The version of this schema: 1.
-    pub schema: u32,
+    pub(crate) schema: u32,
     /// The sum of everything below.
-    pub state: State,
+    pub(crate) state: State,
     /// What the gateway says about itself.
-    pub gateway: Gateway,
+    pub(crate) gateway: Gateway,
     /// Each service that has a unit here, in start order.
-    pub services: Vec<ServiceReport>,
+    pub(crate) services: Vec<ServiceReport>,
     /// The units that services which are not active wait for.
-    pub blockers: Vec<BlockerReport>,
+    pub(crate) blockers: Vec<BlockerReport>,
     /// What is known against the gateway's release; null if its image does not say which it is.
-    pub vulnerabilities: Option<Vec<KnownVulnerability>>,
+    pub(crate) vulnerabilities: Option<Vec<KnownVulnerability>>,
     /// What the last check for newer releases found; null if there was none.
-    pub upgrade_check: Option<Recorded>,
+    pub(crate) upgrade_check: Option<Recorded>,
     /// What could not be found out, in words.
-    pub warnings: Vec<String>,
+    pub(crate) warnings: Vec<String>,
     /// What is known, in a line.
     #[serde(skip)]
     known: Option<String>,
@@ -59,17 +59,17 @@ pub struct StatusReport {
 
 /// A unit that services wait for.
 #[derive(Clone, Debug, Serialize)]
-pub struct BlockerReport {
+pub(crate) struct BlockerReport {
     /// systemd's unit.
-    pub unit: String,
+    pub(crate) unit: String,
     /// Whether it fails, rather than only takes its time.
-    pub failing: bool,
+    pub(crate) failing: bool,
     /// What it does or what is wrong with it, in words.
-    pub state: String,
+    pub(crate) state: String,
     /// The line of its journal that says why it fails; null when it does not, or says nothing.
-    pub message: Option<String>,
+    pub(crate) message: Option<String>,
     /// The services that can't start without it.
-    pub needed_by: Vec<&'static str>,
+    pub(crate) needed_by: Vec<&'static str>,
     #[serde(skip)]
     words: String,
 }
@@ -77,7 +77,7 @@ pub struct BlockerReport {
 /// The stack as a whole; it decides about the exit status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum State {
+pub(crate) enum State {
     /// Every service runs and is healthy, and the gateway is ready. Exit status 0.
     Healthy,
     /// Nothing is wrong, but something is still starting. Exit status 4.
@@ -90,53 +90,53 @@ pub enum State {
 
 /// The gateway's readiness.
 #[derive(Clone, Debug, Serialize)]
-pub struct Gateway {
+pub(crate) struct Gateway {
     /// Where it was asked.
-    pub address: String,
+    pub(crate) address: String,
     /// Its answer: `state` is `ready`, `live` or `down`; `version` or `reason` beside it.
     #[serde(flatten)]
-    pub health: GatewayHealth,
+    pub(crate) health: GatewayHealth,
 }
 
 /// One service.
 #[derive(Clone, Debug, Serialize)]
-pub struct ServiceReport {
+pub(crate) struct ServiceReport {
     /// Its name on the command line.
-    pub service: &'static str,
+    pub(crate) service: &'static str,
     /// systemd's unit.
-    pub unit: &'static str,
+    pub(crate) unit: &'static str,
     /// systemd's `ActiveState`: `active`, `inactive`, `failed`, `activating`, …
-    pub active: String,
+    pub(crate) active: String,
     /// systemd's `SubState`: `running`, `exited`, `dead`, `auto-restart`, …
-    pub sub: String,
+    pub(crate) sub: String,
     /// Why the last run ended: `success`, `exit-code`, `signal`, `timeout`, `oom-kill`, …
-    pub result: String,
+    pub(crate) result: String,
     /// Whether a job of systemd waits for the unit or works on it.
-    pub queued: bool,
+    pub(crate) queued: bool,
     /// Podman's health check; null where the container does not run or has none.
-    pub health: Option<container_state::ContainerHealth>,
+    pub(crate) health: Option<container_state::ContainerHealth>,
     /// How long the unit has been active; null when it is not.
-    pub uptime_seconds: Option<u64>,
+    pub(crate) uptime_seconds: Option<u64>,
     /// How often systemd restarted it by itself since it was started.
-    pub restarts: u64,
+    pub(crate) restarts: u64,
     /// Memory in use; null when it does not run.
-    pub memory_bytes: Option<u64>,
+    pub(crate) memory_bytes: Option<u64>,
     /// CPU time used since the start; null where the kernel does not count it.
-    pub cpu_seconds: Option<f64>,
+    pub(crate) cpu_seconds: Option<f64>,
     /// The image that the installed unit names, without its digest.
-    pub image: Option<String>,
+    pub(crate) image: Option<String>,
     /// The digest by which it does; null before the image was pulled.
-    pub digest: Option<String>,
+    pub(crate) digest: Option<String>,
     /// What changed since the container started, names only: a restart would bring it into
     /// force. Null when that can't be found out; `warnings` then says why.
-    pub changed: Option<Vec<String>>,
+    pub(crate) changed: Option<Vec<String>>,
 }
 
 /// Runs the command.
 ///
 /// # Errors
 /// When systemd can't be asked.
-pub async fn run(host: &Host, arguments: &cli::Status) -> Result<Exit> {
+pub(crate) async fn run(host: &Host, arguments: &cli::Status) -> Result<Exit> {
     if arguments.watch {
         return watch::run(host, arguments).await;
     }
@@ -166,7 +166,7 @@ async fn gather(host: &Host) -> Result<StatusReport> {
 /// What systemd, the kernel and the files know, without the gateway's own answer, which may take
 /// longer.
 #[derive(Clone, Debug, Default)]
-pub struct Services {
+pub(crate) struct Services {
     reports: Vec<ServiceReport>,
     blockers: Vec<BlockerReport>,
     warnings: Vec<String>,

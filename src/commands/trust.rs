@@ -17,7 +17,7 @@ use crate::output::{self, say};
 /// # Errors
 /// When what is there is damaged or someone else's decision, or the gateway's image could not be
 /// pulled any more.
-pub async fn run(host: &Host, arguments: &cli::Trust) -> Result<Exit> {
+pub(crate) async fn run(host: &Host, arguments: &cli::Trust) -> Result<Exit> {
     let lock = || OperationLock::take(&host.paths, "trust");
     let _lock = (!arguments.dry_run).then(lock).transpose()?;
     let places = Places::of(&host.paths);

@@ -25,7 +25,7 @@ const CONTROL_C: u8 = 3;
 ///
 /// # Errors
 /// When the login page does not answer in the end; then all is as before.
-pub async fn run(host: &Host, arguments: &Ui) -> Result<Exit> {
+pub(crate) async fn run(host: &Host, arguments: &Ui) -> Result<Exit> {
     let path = host.paths.env_file();
     let settings = Settings::load(&path)?;
     let env = parse_env(&read_env(&path)?, &path)?;

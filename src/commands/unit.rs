@@ -46,7 +46,7 @@ const NEED_INTERVAL: Duration = Duration::from_millis(500);
 ///
 /// # Errors
 /// When `.env` is wrong or Podman refuses.
-pub async fn run(host: &Host, verb: Unit) -> Result<Exit> {
+pub(crate) async fn run(host: &Host, verb: Unit) -> Result<Exit> {
     match verb {
         Unit::Prepare { service, standby } => prepare(host, service, standby).await?,
         Unit::Secret { service, name } => secret(host, service, &name)?,

@@ -13,7 +13,7 @@ use crate::output::Progress;
 /// # Errors
 /// When the settings are wrong, an image can't be pulled, a unit fails, or the gateway is not
 /// ready in time.
-pub async fn run(host: &Host, arguments: &cli::Up) -> Result<Exit> {
+pub(crate) async fn run(host: &Host, arguments: &cli::Up) -> Result<Exit> {
     let _lock = recovery::begin(host, "up", arguments.timeout).await?;
     let prepared = install::prepare(host, ReleaseTarget::Recorded).await?;
     let settings = prepared.settings();

@@ -16,7 +16,7 @@ const SUMMARY: usize = 38;
 ///
 /// # Errors
 /// When a step fails; the message says whether the release of before serves again.
-pub async fn run(host: &Host, arguments: Upgrade) -> Result<Exit> {
+pub(crate) async fn run(host: &Host, arguments: Upgrade) -> Result<Exit> {
     if arguments.check {
         return check(host, arguments.json).await;
     }

@@ -23,32 +23,32 @@ const LOG_LINES: usize = 5000;
 
 /// Everything that the screen shows.
 #[derive(Debug)]
-pub struct View {
+pub(crate) struct View {
     /// What the units are like; nothing before the first answer.
-    pub services: Option<Services>,
+    pub(crate) services: Option<Services>,
     /// Why there is no newer answer.
-    pub problem: Option<String>,
+    pub(crate) problem: Option<String>,
     /// The gateway's own answer.
-    pub health: Option<GatewayHealth>,
+    pub(crate) health: Option<GatewayHealth>,
     /// CPU in use by unit, in percent of one processor.
-    pub cpu: HashMap<&'static str, f64>,
+    pub(crate) cpu: HashMap<&'static str, f64>,
     /// Requests.
-    pub rate: Rate,
+    pub(crate) rate: Rate,
     /// The chosen service.
-    pub chosen: Service,
+    pub(crate) chosen: Service,
     /// The last lines of all services.
-    pub overview: Lines,
+    pub(crate) overview: Lines,
     /// What the keys mean now.
-    pub mode: Mode,
+    pub(crate) mode: Mode,
     /// What the last action says.
-    pub messages: VecDeque<String>,
+    pub(crate) messages: VecDeque<String>,
     /// Whether colours may be used.
-    pub colour: bool,
+    pub(crate) colour: bool,
 }
 
 /// What the keys mean.
 #[derive(Debug)]
-pub enum Mode {
+pub(crate) enum Mode {
     /// Choose a service and what to do with it.
     Overview,
     /// Restart it? y or n.
@@ -59,7 +59,7 @@ pub enum Mode {
 
 /// Requests per second.
 #[derive(Clone, Copy, Debug, PartialEq)]
-pub enum Rate {
+pub(crate) enum Rate {
     /// Not known yet.
     Unknown,
     /// The gateway has no metrics, or not for us.
@@ -70,25 +70,25 @@ pub enum Rate {
 
 /// Lines of the journal, the last ones at the end.
 #[derive(Debug)]
-pub struct Lines {
+pub(crate) struct Lines {
     kept: VecDeque<(Service, String)>,
     limit: usize,
     /// How many lines at the end are scrolled out of sight.
     scrolled: usize,
     /// Why there are no more.
-    pub problem: Option<String>,
+    pub(crate) problem: Option<String>,
 }
 
 impl Lines {
     /// For the overview.
     #[must_use]
-    pub fn overview() -> Self {
+    pub(crate) fn overview() -> Self {
         Self::new(OVERVIEW_LINES)
     }
 
     /// For one service's log.
     #[must_use]
-    pub fn log() -> Self {
+    pub(crate) fn log() -> Self {
         Self::new(LOG_LINES)
     }
 
@@ -102,7 +102,7 @@ impl Lines {
     }
 
     /// Adds a message. What is in sight stays in sight while scrolled.
-    pub fn push(&mut self, service: Service, message: &str) {
+    pub(crate) fn push(&mut self, service: Service, message: &str) {
         for line in message.lines() {
             self.kept.push_back((service, printable(line)));
             if self.scrolled > 0 {
@@ -116,18 +116,18 @@ impl Lines {
     }
 
     /// Scrolls back by so many lines, or forth if negative.
-    pub fn scroll(&mut self, lines: isize) {
+    pub(crate) fn scroll(&mut self, lines: isize) {
         let most = self.kept.len().saturating_sub(1);
         self.scrolled = self.scrolled.saturating_add_signed(lines).min(most);
     }
 
     /// Scrolls to the first line that is kept.
-    pub fn to_start(&mut self) {
+    pub(crate) fn to_start(&mut self) {
         self.scrolled = self.kept.len().saturating_sub(1);
     }
 
     /// Scrolls to the end, and so follows again.
-    pub fn to_end(&mut self) {
+    pub(crate) fn to_end(&mut self) {
         self.scrolled = 0;
     }
 
@@ -165,7 +165,7 @@ impl Lines {
 impl View {
     /// Before anything is known.
     #[must_use]
-    pub fn new(colour: bool) -> Self {
+    pub(crate) fn new(colour: bool) -> Self {
         Self {
             services: None,
             problem: None,
@@ -188,7 +188,7 @@ impl View {
     }
 
     /// Chooses the service so many rows further down, or up if negative.
-    pub fn choose(&mut self, rows: isize) {
+    pub(crate) fn choose(&mut self, rows: isize) {
         let services: Vec<Service> = Service::ALL
             .into_iter()
             .filter(|service| {
@@ -217,7 +217,7 @@ impl View {
 }
 
 /// Draws it all.
-pub fn draw(frame: &mut Frame<'_>, view: &View) {
+pub(crate) fn draw(frame: &mut Frame<'_>, view: &View) {
     match &view.mode {
         Mode::Log(lines) => draw_log(frame, view, lines),
         Mode::Overview | Mode::Confirm => draw_overview(frame, view),
@@ -491,7 +491,7 @@ fn printable(line: &str) -> String {
 
 /// How long ago the last answer came, once that is unusual.
 #[must_use]
-pub fn overdue(since: Duration) -> String {
+pub(crate) fn overdue(since: Duration) -> String {
     format!("systemd has not answered for {}", duration(since))
 }
 

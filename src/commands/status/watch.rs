@@ -49,7 +49,7 @@ const PAGE: isize = 20;
 ///
 /// # Errors
 /// When systemd can't be asked, or the terminal fails.
-pub async fn run(host: &Host, arguments: &cli::Status) -> Result<Exit> {
+pub(crate) async fn run(host: &Host, arguments: &cli::Status) -> Result<Exit> {
     let terminal = std::io::stdout().is_terminal()
         && std::env::var_os("TERM").is_some_and(|term| term != "dumb");
     if arguments.json || !terminal {

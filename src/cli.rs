@@ -1,9 +1,9 @@
 //! The command line: types only.
 
-pub mod backup;
-pub mod key;
-pub mod secrets;
-pub mod upgrade;
+pub(crate) mod backup;
+pub(crate) mod key;
+pub(crate) mod secrets;
+pub(crate) mod upgrade;
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -21,230 +21,214 @@ use crate::service::Service;
 #[command(
     version,
     max_term_width = 100,
-    after_help = "Exit status: 0 success; 1 failure, or drift with --check; 2 wrong usage; 3 stopped; 4 degraded; 5 newer release and 6 known vulnerabilities (upgrade --check); 78 wrong configuration.\nFirst steps: litellm-units up"
+    after_help = "Exit status: 0 success; 1 failure, or drift with --check; 2 wrong usage; 3 stopped; 4 degraded; 5 newer release and 6 known vulnerabilities (upgrade --check); 78 wrong configuration.\n\nFirst steps: litellm-units up"
 )]
 pub struct Cli {
-    /// Where and as whom.
     #[command(flatten)]
-    pub target: Target,
-    /// What to do.
+    pub(crate) target: Target,
     #[command(subcommand)]
-    pub command: Command,
+    pub(crate) command: Command,
 }
 
-/// Which deployment a command is about.
 #[derive(Clone, Debug, Args)]
-#[command(next_help_heading = "Which deployment")]
-pub struct Target {
+#[command(next_help_heading = "Deployment")]
+pub(crate) struct Target {
     /// Deployment directory [default: /opt/litellm-server; rootless: ~/.local/share/litellm-server]
     #[arg(long, env = "LITELLM_DIR", value_name = "DIR", global = true)]
-    pub litellm_dir: Option<PathBuf>,
+    pub(crate) litellm_dir: Option<PathBuf>,
     /// Use the calling user's systemd and rootless Podman (the default for everyone but root)
     #[arg(long, global = true, conflicts_with = "system")]
-    pub user: bool,
+    pub(crate) user: bool,
     /// Use the system's systemd and rootful Podman (the default for root)
     #[arg(long, global = true)]
-    pub system: bool,
-    /// Do it on another machine, over ssh
+    pub(crate) system: bool,
+    /// Run the command on another machine, over ssh
     #[arg(long, value_name = "USER@HOST", global = true)]
-    pub host: Option<RemoteHost>,
+    pub(crate) host: Option<RemoteHost>,
 }
 
-/// The verbs.
 #[derive(Debug, Subcommand)]
-pub enum Command {
+pub(crate) enum Command {
     /// Prepare the deployment directory and install the units; start nothing
     Generate(Generate),
-    /// Generate, pull what is missing, start everything and wait until the gateway is ready
+    /// Generate, pull missing images, start everything and wait until the gateway is ready
     Up(Up),
-    /// Stop everything; data stays
+    /// Stop everything; keep the data
     Down(Down),
     /// Show each unit's state, health, uptime, restarts, memory and image
     #[command(visible_alias = "ps")]
     Status(Status),
-    /// Put an edit of .env or config/ into force; if the gateway does not get ready with it, put
-    /// the last good configuration back
+    /// Apply changes to .env and config/, and roll back if the gateway does not become ready
     Apply(Apply),
     /// Start services that are stopped
     Start(Units),
     /// Stop services
     Stop(Units),
-    /// Restart services with what .env and config/ say now
+    /// Restart services with the current .env and config/
     Restart(Restart),
-    /// Show the services' logs from the journal
+    /// Show the logs of services, from the journal
     Logs(Logs),
     /// Run a command in a service's container
     Exec(Exec),
-    /// Ask the gateway whether it is ready
+    /// Show whether the gateway is ready
     Health(Health),
     /// Pull the images that .env names
     Pull(Pull),
-    /// Have Podman take only images that LiteLLM signed
+    /// Have Podman accept LiteLLM's images only with a valid signature
     Trust(Trust),
-    /// Make, list, change and revoke the gateway's keys
+    /// Create, list, change, block and delete the gateway's keys
     #[command(subcommand)]
     Key(key::Key),
-    /// Rotate secrets, seal them, and look for them where they do not belong
+    /// Rotate, encrypt and audit secrets
     #[command(subcommand)]
     Secrets(secrets::Secrets),
     /// Set the login and the public address of the web interface
     Ui(secrets::Ui),
     /// Back up the database and the configuration while the gateway serves
     Backup(backup::Backup),
-    /// Put the data of a backup back, in the place of what the gateway has now
+    /// Replace the gateway's current data by those of a backup
     Restore(backup::Restore),
-    /// Run another release of the gateway; if anything fails, the present one serves again
+    /// Upgrade the gateway to another release, and roll back if a step fails
     Upgrade(upgrade::Upgrade),
-    /// Go back to an earlier release
+    /// Roll back to an earlier release
     Rollback(upgrade::Rollback),
-    /// List the releases that ran, and the upgrades that failed
+    /// List the releases that ran and the upgrades that failed
     History(upgrade::History),
     /// Print a completion script for a shell
     Completion {
-        /// The shell
+        /// Shell to print the script for
         shell: clap_complete::Shell,
     },
     /// Print the effective settings, or check the gateway's configuration
     Config(Config),
-    /// Check every precondition and every known trap, and say what mends each fault
+    /// Check the host and the deployment, and show how to fix each problem
     Doctor(Doctor),
-    /// What the units call
+    /// Commands that the units call
     #[command(hide = true, subcommand)]
     Unit(Unit),
 }
 
-/// Arguments of `generate`.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  litellm-units generate\n  litellm-units generate --dry-run\n  litellm-units generate --check && echo up to date\n  litellm-units generate --output ./units --podman 4.9"
 )]
-pub struct Generate {
-    /// Print what would change as a unified diff, and change nothing
+pub(crate) struct Generate {
+    /// Print the changes as a unified diff; change nothing
     #[arg(long)]
-    pub dry_run: bool,
-    /// Change nothing; exit with 1 if anything would change
+    pub(crate) dry_run: bool,
+    /// Change nothing; exit with status 1 if there is anything to change
     #[arg(long, conflicts_with = "dry_run")]
-    pub check: bool,
+    pub(crate) check: bool,
     /// Write the units into DIR instead of installing them; needs neither Podman nor systemd
     #[arg(long, value_name = "DIR", conflicts_with_all = ["dry_run", "check"])]
-    pub output: Option<PathBuf>,
-    /// With --output: the version of Podman to write for
+    pub(crate) output: Option<PathBuf>,
+    /// Podman version to write for, with --output
     #[arg(long, value_name = "VERSION", requires = "output", value_parser = podman_version)]
-    pub podman: Option<PodmanVersion>,
-    /// With --output: the version of systemd to write for
+    pub(crate) podman: Option<PodmanVersion>,
+    /// systemd version to write for, with --output
     #[arg(long, value_name = "VERSION", requires = "output", value_parser = systemd_version)]
-    pub systemd: Option<Features>,
+    pub(crate) systemd: Option<Features>,
 }
 
-/// Arguments of `up`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  litellm-units up\n  litellm-units up --timeout 120")]
-pub struct Up {
-    /// What it does anyway; for those who are used to compose
+pub(crate) struct Up {
+    /// Return when the gateway is ready (the default; accepted for compatibility with compose)
     #[arg(short, long, visible_alias = "wait")]
-    pub detach: bool,
-    /// Seconds that starting and becoming ready may take; pulling images does not count
+    pub(crate) detach: bool,
+    /// Timeout in seconds for starting and becoming ready, without the time for pulling images
     #[arg(short, long, value_name = "SECONDS", default_value = "300", value_parser = seconds)]
-    pub timeout: Duration,
-    /// What is accepted.
+    pub(crate) timeout: Duration,
     #[command(flatten)]
-    pub accept: Accept,
+    pub(crate) accept: Accept,
 }
 
-/// Vulnerabilities that the operator accepts.
 #[derive(Clone, Debug, Default, Args)]
-pub struct Accept {
-    /// Accept an exploited vulnerability of the release (CVE-…; several separated by commas)
+pub(crate) struct Accept {
+    /// Accept an exploited vulnerability of the release (CVE-…; separate several by commas)
     #[arg(
         long = "accept-vulnerability",
         value_name = "ID",
         value_delimiter = ','
     )]
-    pub vulnerabilities: Vec<String>,
+    pub(crate) vulnerabilities: Vec<String>,
 }
 
-/// Arguments of `down`.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  litellm-units down\n  litellm-units down --remove    (the deployment directory and its data stay)"
 )]
-pub struct Down {
-    /// Remove the units as well, and Podman's names for their secrets; no data
+pub(crate) struct Down {
+    /// Also remove the units and their secrets in Podman; keep the data
     #[arg(long)]
-    pub remove: bool,
-    /// Seconds that stopping may take
+    pub(crate) remove: bool,
+    /// Timeout in seconds for stopping
     #[arg(short, long, value_name = "SECONDS", default_value = "120", value_parser = seconds)]
-    pub timeout: Duration,
+    pub(crate) timeout: Duration,
 }
 
-/// Arguments of `apply`.
 #[derive(Debug, Args)]
 #[command(after_help = "Examples:\n  litellm-units apply --dry-run\n  litellm-units apply")]
-pub struct Apply {
-    /// Say what changed and which units would restart, and change nothing
+pub(crate) struct Apply {
+    /// Show what changed and which units would restart; change nothing
     #[arg(long)]
-    pub dry_run: bool,
-    /// Seconds that restarting and becoming ready may take
+    pub(crate) dry_run: bool,
+    /// Timeout in seconds for restarting and becoming ready
     #[arg(short, long, value_name = "SECONDS", default_value = "300", value_parser = seconds)]
-    pub timeout: Duration,
-    /// What is accepted.
+    pub(crate) timeout: Duration,
     #[command(flatten)]
-    pub accept: Accept,
+    pub(crate) accept: Accept,
 }
 
-/// Arguments of `restart`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  litellm-units restart litellm\n  litellm-units restart --handover litellm\n\nRequests wait while the gateway restarts; none is refused. With --handover they do not wait, where memory is enough for two gateways. `apply` and `upgrade` hand over by themselves."
+    after_help = "Examples:\n  litellm-units restart litellm\n  litellm-units restart --handover litellm\n\nRequests wait while the gateway restarts. With --handover they do not, if the memory is enough for two gateways. `apply` and `upgrade` always hand over."
 )]
-pub struct Restart {
-    /// What to restart
+pub(crate) struct Restart {
     #[command(flatten)]
-    pub units: Units,
-    /// Have a second gateway serve while the first one restarts; takes twice as long
+    pub(crate) units: Units,
+    /// Serve from a second gateway while the first one restarts; takes twice as long
     #[arg(long)]
-    pub handover: bool,
+    pub(crate) handover: bool,
 }
 
-/// Arguments of `start` and `stop`.
 #[derive(Debug, Args)]
-pub struct Units {
-    /// The services [default: all]
-    pub services: Vec<Service>,
-    /// Seconds that it may take
+pub(crate) struct Units {
+    /// Services [default: all]
+    pub(crate) services: Vec<Service>,
+    /// Timeout in seconds
     #[arg(short, long, value_name = "SECONDS", default_value = "300", value_parser = seconds)]
-    pub timeout: Duration,
+    pub(crate) timeout: Duration,
 }
 
-/// Arguments of `logs`.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  litellm-units logs -f litellm\n  litellm-units logs --since 15m\n  litellm-units logs -n 50 postgres redis"
 )]
-pub struct Logs {
+pub(crate) struct Logs {
     /// Services, `images` for the pulls, or `network` [default: all]
-    pub services: Vec<LogSource>,
-    /// Go on with new lines as they come
+    pub(crate) services: Vec<LogSource>,
+    /// Print new lines as they come
     #[arg(short, long)]
-    pub follow: bool,
-    /// Show only the last lines of all the services together, or `all`
+    pub(crate) follow: bool,
+    /// Number of lines to show from the end, of all services together, or `all`
     #[arg(short = 'n', long, value_name = "LINES", visible_alias = "lines", default_value = "all", hide_default_value = true, value_parser = tail)]
-    pub tail: Tail,
+    pub(crate) tail: Tail,
     /// Show lines since a time (2026-01-31T12:00:00Z) or an age (42m)
     #[arg(long, value_name = "TIME")]
-    pub since: Option<String>,
+    pub(crate) since: Option<String>,
     /// Show lines until a time or an age
     #[arg(long, value_name = "TIME")]
-    pub until: Option<String>,
+    pub(crate) until: Option<String>,
     /// Show the time of each line
     #[arg(short = 't', long)]
-    pub timestamps: bool,
+    pub(crate) timestamps: bool,
     /// Do not put the service's name before each line
     #[arg(long)]
-    pub no_log_prefix: bool,
+    pub(crate) no_log_prefix: bool,
     /// Do not colour the services' names
     #[arg(long)]
-    pub no_color: bool,
+    pub(crate) no_color: bool,
 }
 
 impl clap::ValueEnum for LogSource {
@@ -257,132 +241,123 @@ impl clap::ValueEnum for LogSource {
     }
 }
 
-/// How many lines of a log are shown.
+/// `None`: all lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Tail(pub Option<u32>);
+pub(crate) struct Tail(pub(crate) Option<u32>);
 
-/// Arguments of `exec`.
 #[derive(Debug, Args)]
 #[command(
     override_usage = "litellm-units exec [OPTIONS] <SERVICE> [--] <COMMAND>...",
     after_help = "Examples:\n  litellm-units exec postgres psql -U litellm\n  litellm-units exec -T redis -- redis-cli info memory"
 )]
-pub struct Exec {
-    /// The service
-    pub service: Service,
-    /// Do not allocate a terminal, as it is done where there is one
+pub(crate) struct Exec {
+    /// Service whose container to use
+    pub(crate) service: Service,
+    /// Do not allocate a terminal
     #[arg(short = 'T', long = "no-tty")]
-    pub no_tty: bool,
-    /// What it does anyway; for those who are used to `exec -it`
+    pub(crate) no_tty: bool,
+    /// Keep stdin open (the default; accepted for compatibility with `exec -it`)
     #[arg(short, long, hide = true)]
-    pub interactive: bool,
-    /// Likewise
+    pub(crate) interactive: bool,
+    /// Allocate a terminal (the default; accepted for compatibility with `exec -it`)
     #[arg(short, long, hide = true, conflicts_with = "no_tty")]
-    pub tty: bool,
-    /// Set a variable
+    pub(crate) tty: bool,
+    /// Set an environment variable; repeat for several
     #[arg(short, long, value_name = "NAME=VALUE")]
-    pub env: Vec<String>,
+    pub(crate) env: Vec<String>,
     /// Run as this user
     #[arg(short = 'u', long, value_name = "USER", id = "container_user")]
-    pub as_user: Option<String>,
+    pub(crate) as_user: Option<String>,
     /// Run in this directory
     #[arg(short, long, value_name = "DIR")]
-    pub workdir: Option<String>,
-    /// The command and its arguments
+    pub(crate) workdir: Option<String>,
+    /// Command and its arguments
     #[arg(trailing_var_arg = true, required = true)]
-    pub command: Vec<String>,
+    pub(crate) command: Vec<String>,
 }
 
-/// Arguments of `health`.
 #[derive(Debug, Args)]
-pub struct Health {
+pub(crate) struct Health {
     /// Print JSON
     #[arg(long)]
-    pub json: bool,
+    pub(crate) json: bool,
 }
 
-/// Arguments of `status`.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  litellm-units status\n  litellm-units status --watch\n  litellm-units status --json | jq -r .state"
 )]
-pub struct Status {
-    /// Print JSON (docs/status-json.md); with --watch, one line of it each time
+pub(crate) struct Status {
+    /// Print JSON (docs/status-json.md); with --watch, a line at each interval
     #[arg(long)]
-    pub json: bool,
-    /// Go on: a live screen on a terminal, else the table again and again
+    pub(crate) json: bool,
+    /// Show a live screen on a terminal; otherwise repeat the table
     #[arg(short, long)]
-    pub watch: bool,
-    /// With --watch: seconds between two looks
+    pub(crate) watch: bool,
+    /// Interval in seconds, with --watch
     #[arg(long, value_name = "SECONDS", default_value = "1", requires = "watch", value_parser = interval)]
-    pub interval: Duration,
+    pub(crate) interval: Duration,
 }
 
-/// Arguments of `pull`.
 #[derive(Debug, Args)]
-pub struct Pull {
-    /// The services whose images are pulled [default: all]
-    pub services: Vec<Service>,
-    /// Pull only what this host does not have yet
+pub(crate) struct Pull {
+    /// Services whose images to pull [default: all]
+    pub(crate) services: Vec<Service>,
+    /// Pull only images that are not on this host
     #[arg(long)]
-    pub missing: bool,
-    /// Take the image that a tag means now, where that is another one than recorded
+    pub(crate) missing: bool,
+    /// Accept the image of a tag that was moved since it was recorded
     #[arg(long, conflicts_with = "missing")]
-    pub accept: bool,
-    /// Which vulnerabilities are accepted.
+    pub(crate) accept: bool,
     #[command(flatten)]
-    pub known: Accept,
+    pub(crate) known: Accept,
 }
 
-/// Arguments of `trust`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Podman verifies signatures with a key. The other signatures of LiteLLM are verified by `pull`, which adds the image's digest to Podman's policy.\nReleases before 1.83 are not signed: those in images.lock stay usable, each by its digest.\nExamples:\n  litellm-units trust --dry-run\n  litellm-units trust\n  litellm-units trust --scope registry.example.com/berriai\n  litellm-units trust --remove"
+    after_help = "Podman verifies signatures that were made with a key. LiteLLM's keyless signatures are verified by `pull`, which adds the image's digest to Podman's policy. Releases before 1.83 are not signed: those in images.lock stay usable, each by its digest.\n\nExamples:\n  litellm-units trust --dry-run\n  litellm-units trust\n  litellm-units trust --scope registry.example.com/berriai\n  litellm-units trust --remove"
 )]
-pub struct Trust {
-    /// Print what would change as a unified diff, and change nothing
+pub(crate) struct Trust {
+    /// Print the changes as a unified diff; change nothing
     #[arg(long)]
-    pub dry_run: bool,
-    /// Take back what was set, and nothing else
+    pub(crate) dry_run: bool,
+    /// Undo the changes of `trust`, and nothing else
     #[arg(long, conflicts_with_all = ["key", "scope", "accept"])]
-    pub remove: bool,
-    /// Demand signatures by this public key instead of LiteLLM's, on the name that an image is
-    /// pulled by. Repeat it to accept several keys. A key of LiteLLM's own is added to the others
+    pub(crate) remove: bool,
+    /// Require a signature by this public key instead of LiteLLM's; repeat to accept several keys
+    /// (one of LiteLLM's keys is added to the others)
     #[arg(long, value_name = "FILE")]
-    pub key: Vec<PathBuf>,
-    /// The images that it is about, where they are not pulled from ghcr.io/berriai
+    pub(crate) key: Vec<PathBuf>,
+    /// Registry path of the images, if they are not pulled from ghcr.io/berriai
     #[arg(long, value_name = "REGISTRY/PATH")]
-    pub scope: Option<String>,
-    /// Take this one image without a signature that Podman can verify
+    pub(crate) scope: Option<String>,
+    /// Accept this image without a signature that Podman can verify; repeat for several
     #[arg(long, value_name = "IMAGE@DIGEST")]
-    pub accept: Vec<String>,
+    pub(crate) accept: Vec<String>,
 }
 
-/// Arguments of `config`.
 #[derive(Debug, Args)]
 #[command(
     args_conflicts_with_subcommands = true,
-    after_help = "Examples:\n  litellm-units config\n  litellm-units config --unmask | grep DATABASE_URL   (refused without --force)\n  litellm-units config check"
+    after_help = "Examples:\n  litellm-units config\n  litellm-units config --unmask --force | grep DATABASE_URL\n  litellm-units config check"
 )]
-pub struct Config {
-    /// The part of it that is asked for.
+pub(crate) struct Config {
     #[command(subcommand)]
-    pub command: Option<ConfigCommand>,
+    pub(crate) command: Option<ConfigCommand>,
     /// Print JSON
     #[arg(long)]
-    pub json: bool,
-    /// Show secrets; only on a terminal, or with --force
+    pub(crate) json: bool,
+    /// Show secrets (on a terminal, or with --force)
     #[arg(long)]
-    pub unmask: bool,
-    /// With --unmask: show them to whatever reads the output
+    pub(crate) unmask: bool,
+    /// Show secrets even if the output is not a terminal, with --unmask
     #[arg(long, requires = "unmask")]
-    pub force: bool,
+    pub(crate) force: bool,
 }
 
-/// What `config` can do besides printing.
 #[derive(Debug, Subcommand)]
-pub enum ConfigCommand {
-    /// Check config/litellm-config.yaml without restarting anything; exit with 78 if it is wrong
+pub(crate) enum ConfigCommand {
+    /// Check config/litellm-config.yaml, and restart nothing; exit with status 78 if it is wrong
     Check {
         /// Print JSON
         #[arg(long)]
@@ -390,56 +365,48 @@ pub enum ConfigCommand {
     },
 }
 
-/// Arguments of `doctor`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "--fix sets the mode of files with secrets, enables lingering for oneself, does what `generate` does, has systemd read its units again and starts failed units. It restarts nothing that runs.\nExit status: 0 without a failure, 1 with one."
+    after_help = "--fix sets the mode of files with secrets, enables lingering for the caller, does what `generate` does, reloads systemd's units and starts failed units. It restarts no running unit.\n\nExit status: 0 without a failure, 1 with one."
 )]
-pub struct Doctor {
-    /// Mend what can be mended without interrupting anything, and say what was done
+pub(crate) struct Doctor {
+    /// Fix what can be fixed without an interruption, and report what was done
     #[arg(long)]
-    pub fix: bool,
+    pub(crate) fix: bool,
     /// Print JSON
     #[arg(long)]
-    pub json: bool,
+    pub(crate) json: bool,
 }
 
-/// Plumbing between the units and this program.
 #[derive(Debug, Subcommand)]
-pub enum Unit {
-    /// Before a container starts: register its secrets with Podman
+pub(crate) enum Unit {
+    /// Register the secrets of a container with Podman, before it starts
     Prepare {
-        /// The container.
         service: Service,
-        /// For the second gateway
+        /// Use the container of the second gateway
         #[arg(long)]
         standby: bool,
     },
-    /// Called by Podman: print the value of one secret
+    /// Print the value of a secret; called by Podman
     Secret {
-        /// The container.
         service: Service,
-        /// The variable or file.
+        /// Variable or file
         name: String,
     },
-    /// At boot, wait until the host has a default route
+    /// Wait at boot until the host has a default route
     AwaitNetwork,
-    /// Wait for the image and the units that a container can't start without
-    AwaitNeeds {
-        /// The container.
-        service: Service,
-    },
+    /// Wait for the image and the units that a container needs
+    AwaitNeeds { service: Service },
     /// Wait until a container's health check passes
     AwaitHealthy {
-        /// The container.
         service: Service,
-        /// For the second gateway
+        /// Use the container of the second gateway
         #[arg(long)]
         standby: bool,
     },
     /// Write one line about newer releases and known vulnerabilities
     CheckRelease,
-    /// After a unit ended: refuse requests, unless the gateway is about to come back
+    /// Refuse requests after a unit has ended, unless the gateway is restarting
     Stopped,
 }
 

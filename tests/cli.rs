@@ -88,32 +88,115 @@ fn the_command_line_is_sound() {
     Cli::command().debug_assert();
 }
 
-fn help_of_all(command: &clap::Command, words: &[&str], home: &Home) {
-    let ran = home.run(&[words, &["--help"]].concat());
-    assert_eq!((ran.code, ran.stderr.as_str()), (0, ""), "{words:?}");
-    let usage = format!("Usage: {}", [&["litellm-units"], words].concat().join(" "));
-    assert!(
-        ran.stdout.contains(&usage),
-        "{words:?} --help:\n{}",
-        ran.stdout
-    );
-    let wide = ran.stdout.lines().find(|line| line.chars().count() > 100);
-    assert_eq!(wide, None, "{words:?} --help");
+fn visit_commands(command: &clap::Command, words: &[&str], visit: &mut dyn FnMut(&[&str])) {
+    visit(words);
     for subcommand in command
         .get_subcommands()
         .filter(|command| command.get_name() != "help")
     {
-        help_of_all(
+        visit_commands(
             subcommand,
             &[words, &[subcommand.get_name()]].concat(),
-            home,
+            visit,
         );
     }
 }
 
+/// What is wrong with the lines of a help that is `width` columns wide.
+fn help_faults(help: &str, width: usize) -> Vec<String> {
+    let lines: Vec<&str> = help.lines().map(str::trim_end).collect();
+    let mut faults = Vec::new();
+    for line in lines.iter().filter(|line| line.chars().count() > width) {
+        faults.push(format!("wider than {width}: {line}"));
+    }
+    for pair in lines.windows(2) {
+        let [line, next] = [pair[0], pair[1]];
+        let word = next.split_whitespace().next().unwrap_or_default();
+        let fits = line.chars().count() + 1 + word.chars().count() <= width;
+        if continues(line, next) && fits {
+            faults.push(format!("broken after: {line}"));
+        }
+    }
+    let examples = lines
+        .iter()
+        .skip_while(|line| **line != "Examples:")
+        .skip(1)
+        .take_while(|line| !line.is_empty());
+    for line in examples
+        .filter(|line| !line.contains("  litellm-units ") && !line.contains("| litellm-units "))
+    {
+        faults.push(format!("a broken example: {line}"));
+    }
+    faults
+}
+
+/// Whether `next` continues the text of `line`, rather than being an entry, an example or a paragraph.
+fn continues(line: &str, next: &str) -> bool {
+    let indent = |line: &str| line.len() - line.trim_start().len();
+    let text = line.trim_start();
+    // Behind the name of an option or a command, two spaces away.
+    let column = text
+        .find("  ")
+        .map(|at| &text[at..])
+        .map_or(indent(line), |rest| line.len() - rest.trim_start().len());
+    let is_example =
+        |line: &str| line.starts_with("  litellm-units ") || line.contains("| litellm-units ");
+    let is_entry = next.trim_start().starts_with('-');
+    !line.is_empty()
+        && !next.is_empty()
+        && indent(next) == column
+        && !is_entry
+        && !is_example(next)
+        && !line.starts_with("Usage: ")
+}
+
 #[test]
-fn every_command_has_a_help() {
-    help_of_all(&Cli::command(), &[], &Home::new());
+fn faults_of_a_help_are_found() {
+    assert_eq!(
+        help_faults(
+            "Usage: x\n\nOptions:\n  -a, --all  One sentence\n             that is broken\n  -b         Another\n\n\
+             A text that is\nbroken, too.\n\n\
+             A sentence that is wider than the width of the help.\n\n\
+             Examples:\n  litellm-units up --some-option\n  --wrapped\n",
+            40
+        ),
+        [
+            "wider than 40: A sentence that is wider than the width of the help.",
+            "broken after:   -a, --all  One sentence",
+            "broken after: A text that is",
+            "a broken example:   --wrapped",
+        ]
+    );
+}
+
+#[test]
+fn every_command_has_a_help_that_fits_the_terminal() {
+    let home = Home::new();
+    let mut faults = Vec::new();
+    visit_commands(&Cli::command(), &[], &mut |words| {
+        for (option, columns) in [("-h", 80), ("--help", 80), ("-h", 120), ("--help", 120)] {
+            let mut command = home.command(&[words, &[option]].concat());
+            let output = command
+                .env("COLUMNS", columns.to_string())
+                .output()
+                .unwrap();
+            let help = String::from_utf8(output.stdout).unwrap();
+            assert!(
+                output.status.success() && output.stderr.is_empty(),
+                "{words:?}"
+            );
+            let usage = format!("Usage: {}", [&["litellm-units"], words].concat().join(" "));
+            assert!(help.contains(&usage), "{words:?} {option}:\n{help}");
+            // No wider than can be read.
+            let width = columns.min(100);
+            faults.extend(
+                help_faults(&help, width)
+                    .into_iter()
+                    .map(|fault| format!("{} {option}: {fault}", words.join(" "))),
+            );
+        }
+    });
+    assert!(faults.is_empty(), "{}", faults.join("\n"));
 }
 
 #[test]
@@ -380,7 +463,7 @@ fn a_secret_is_given_to_podman_as_it_is() {
         78,
         "",
         "error: ~/.local/share/litellm-server/.env gives litellm-redis no POSTGRES_PASSWORD\n\
-         hint: restart the unit to use what the file says now: litellm-redis.service\n",
+         hint: restart the unit to use the current file: litellm-redis.service\n",
     );
 }
 

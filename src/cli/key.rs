@@ -7,220 +7,197 @@ use clap::{Args, Subcommand, ValueEnum};
 
 use super::seconds;
 
-/// The verbs of `key`.
 #[derive(Debug, Subcommand)]
-pub enum Key {
-    /// Make sure that the service key exists and is valid; print the path of its file
+pub(crate) enum Key {
+    /// Create the service key unless it exists and is valid; print the path of its file
     Service(ServiceKey),
-    /// Replace a key by a new one without a moment in which none is valid
+    /// Replace a key by a new one; at every moment one of them is valid
     Rotate {
-        /// Which key
+        /// Key to replace
         which: Rotatable,
-        /// How, and what the new key may do
         #[command(flatten)]
         arguments: RotateKey,
     },
-    /// Make a business key and print it, this once
+    /// Create a business key and print it; it can't be shown again
     Create(CreateKey),
     /// List all keys
     List(ListKeys),
     /// Show one key
     Info(InfoKey),
-    /// Change what a key may do
+    /// Change the limits of a key
     Update(UpdateKey),
-    /// Have a key refused until it is unblocked
+    /// Block a key until it is unblocked
     Block(ChangeKey),
-    /// Have a blocked key accepted again
+    /// Unblock a blocked key
     Unblock(ChangeKey),
-    /// Delete a key for good
+    /// Delete a key
     Delete(ChangeKey),
 }
 
-/// What `key rotate` can replace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Rotatable {
-    /// The key in service-key.txt.
+pub(crate) enum Rotatable {
+    /// Key in service-key.txt
     Service,
 }
 
-/// With which key a command addresses LiteLLM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum As {
-    /// The service key.
+pub(crate) enum As {
+    /// Key in service-key.txt
     Service,
-    /// The master key.
+    /// Master key in .env
     Master,
 }
 
-/// What a key may do.
 #[derive(Clone, Debug, Default, Args)]
-pub struct KeyLimits {
-    /// A model that it may use; repeat for several
+pub(crate) struct KeyLimits {
+    /// Model that the key may use; repeat for several
     #[arg(long = "model", value_name = "MODEL", value_parser = filled)]
-    pub models: Vec<String>,
-    /// The most that it may spend, in US dollars
+    pub(crate) models: Vec<String>,
+    /// Budget in US dollars
     #[arg(long, value_name = "USD", value_parser = budget)]
-    pub max_budget: Option<f64>,
-    /// Requests per minute
+    pub(crate) max_budget: Option<f64>,
+    /// Limit of requests per minute
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..=i64::MAX as u64))]
-    pub rpm: Option<u64>,
-    /// Tokens per minute
+    pub(crate) rpm: Option<u64>,
+    /// Limit of tokens per minute
     #[arg(long, value_name = "COUNT", value_parser = clap::value_parser!(u64).range(1..=i64::MAX as u64))]
-    pub tpm: Option<u64>,
-    /// How long it is valid from now: a number with s, m, h, d or w
+    pub(crate) tpm: Option<u64>,
+    /// Time for which the key is valid, from now: a number with s, m, h, d or w
     #[arg(long, value_name = "TIME", value_parser = duration)]
-    pub duration: Option<String>,
-    /// A path that it may call, or one of LiteLLM's names for groups of paths; repeat for several
+    pub(crate) duration: Option<String>,
+    /// Path or LiteLLM route group that the key may call; repeat for several
     #[arg(long = "allowed-route", value_name = "ROUTE", value_parser = filled)]
-    pub allowed_routes: Vec<String>,
+    pub(crate) allowed_routes: Vec<String>,
 }
 
-/// Arguments of `key service`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  litellm-units key service\n  curl -H \"Authorization: Bearer $(litellm-units key service --show)\" http://127.0.0.1:24157/v1/models\n\nWithout --model, the key may use the models of config/litellm-config.yaml, also after an edit of that file and another `key service`."
+    after_help = "Examples:\n  litellm-units key service\n  litellm-units key service --show\n\nWithout --model, the key may use the models of config/litellm-config.yaml. After an edit of that file, `key service` updates them."
 )]
-pub struct ServiceKey {
-    /// Print the key instead of its path
+pub(crate) struct ServiceKey {
+    /// Print the key instead of the path of its file
     #[arg(long)]
-    pub show: bool,
-    /// Its name in LiteLLM
+    pub(crate) show: bool,
+    /// Name of the key in LiteLLM
     #[arg(long, value_name = "NAME", value_parser = filled)]
-    pub alias: Option<String>,
-    /// What it may do
+    pub(crate) alias: Option<String>,
     #[command(flatten)]
-    pub limits: KeyLimits,
-    /// Seconds that starting the stack may take, if it is down
+    pub(crate) limits: KeyLimits,
+    /// Timeout in seconds for starting the stack, if it is stopped
     #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = seconds)]
-    pub timeout: Duration,
+    pub(crate) timeout: Duration,
 }
 
-/// Arguments of `key rotate`.
 #[derive(Debug, Args)]
-pub struct RotateKey {
-    /// What `key service` takes
+pub(crate) struct RotateKey {
     #[command(flatten)]
-    pub key: ServiceKey,
-    /// Seconds for which the old key stays valid after the new one is in the file
+    pub(crate) key: ServiceKey,
+    /// Seconds to keep the old key valid after the new one is written
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
-    pub grace: u64,
+    pub(crate) grace: u64,
 }
 
-/// Arguments of `key create`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  litellm-units key create shop --model gpt-4o --max-budget 50 --budget-duration 30d --rpm 100\n  litellm-units key create batch --duration 90d --team research --metadata owner=ann > batch.key\n\nWithout --model, the key may use every model. It can call models only, unless --allowed-route says otherwise."
+    after_help = "Examples:\n  litellm-units key create shop --model gpt-4o --max-budget 50 --rpm 100\n  litellm-units key create batch --duration 90d --team research > batch.key\n\nWithout --model, the key may use every model. Without --allowed-route, it may only call models."
 )]
-pub struct CreateKey {
-    /// Its name
+pub(crate) struct CreateKey {
+    /// Name of the key
     #[arg(value_parser = filled)]
-    pub alias: String,
-    /// What it may do
+    pub(crate) alias: String,
     #[command(flatten)]
-    pub limits: KeyLimits,
-    /// What else
+    pub(crate) limits: KeyLimits,
     #[command(flatten)]
-    pub business: Business,
-    /// Print JSON: the key, its hash and its end
+    pub(crate) business: Business,
+    /// Print JSON: the key, its hash and when it expires
     #[arg(long)]
-    pub json: bool,
-    /// Which key to use for this [default: the service key, or the master key where that may not]
+    pub(crate) json: bool,
+    /// Key to authenticate with [default: service, then master if LiteLLM refuses it]
     #[arg(long = "as", value_name = "KEY")]
-    pub credential: Option<As>,
+    pub(crate) credential: Option<As>,
 }
 
-/// What only business keys have.
 #[derive(Clone, Debug, Default, Args)]
-pub struct Business {
-    /// After which time the budget starts anew: a number with s, m, h, d or mo
+pub(crate) struct Business {
+    /// Period of the budget: a number with s, m, h, d or mo
     #[arg(long, value_name = "TIME", value_parser = period)]
-    pub budget_duration: Option<String>,
-    /// The identifier of the team that it belongs to
+    pub(crate) budget_duration: Option<String>,
+    /// Identifier of its team
     #[arg(long, value_name = "TEAM", value_parser = filled)]
-    pub team: Option<String>,
-    /// Something to remember about it; repeat for several
+    pub(crate) team: Option<String>,
+    /// Metadata to store with the key; repeat for several
     #[arg(long, value_name = "NAME=VALUE", value_parser = pair)]
-    pub metadata: Vec<(String, String)>,
+    pub(crate) metadata: Vec<(String, String)>,
 }
 
-/// Arguments of `key list`.
 #[derive(Debug, Args)]
-pub struct ListKeys {
+pub(crate) struct ListKeys {
     /// Print JSON
     #[arg(long)]
-    pub json: bool,
-    /// Which key to use for this: the service key sees only what it made [default: the master key]
+    pub(crate) json: bool,
+    /// Key to authenticate with; service lists only the keys of its own user [default: master]
     #[arg(long = "as", value_name = "KEY")]
-    pub credential: Option<As>,
+    pub(crate) credential: Option<As>,
 }
 
-/// Names an existing key.
 #[derive(Clone, Debug, Args)]
 #[group(required = true, multiple = false)]
-pub struct Selector {
-    /// Its alias, or its hash (64 hexadecimal digits)
+pub(crate) struct Selector {
+    /// Alias of the key, or its hash (64 hexadecimal digits)
     #[arg(value_name = "ALIAS|HASH")]
-    pub name: Option<String>,
-    /// A file that holds the key itself; - for stdin
+    pub(crate) name: Option<String>,
+    /// File with the key itself; - for stdin
     #[arg(long, value_name = "FILE")]
-    pub key_file: Option<PathBuf>,
+    pub(crate) key_file: Option<PathBuf>,
 }
 
-/// Arguments of `key info`.
 #[derive(Debug, Args)]
-pub struct InfoKey {
-    /// Which key
+pub(crate) struct InfoKey {
     #[command(flatten)]
-    pub selector: Selector,
+    pub(crate) selector: Selector,
     /// Print JSON
     #[arg(long)]
-    pub json: bool,
-    /// Which key to use for this [default: the service key, or the master key where that may not]
+    pub(crate) json: bool,
+    /// Key to authenticate with [default: service, then master if LiteLLM refuses it]
     #[arg(long = "as", value_name = "KEY")]
-    pub credential: Option<As>,
+    pub(crate) credential: Option<As>,
 }
 
-/// Arguments of `key update`.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  litellm-units key update shop --max-budget 80\n  litellm-units key update shop --alias shop-eu --duration 30d"
 )]
-pub struct UpdateKey {
-    /// Which key
+pub(crate) struct UpdateKey {
     #[command(flatten)]
-    pub selector: Selector,
-    /// Its new name
+    pub(crate) selector: Selector,
+    /// New name of the key
     #[arg(long, value_name = "NAME", value_parser = filled)]
-    pub alias: Option<String>,
-    /// What it may do
+    pub(crate) alias: Option<String>,
     #[command(flatten)]
-    pub limits: KeyLimits,
-    /// What else
+    pub(crate) limits: KeyLimits,
     #[command(flatten)]
-    pub business: Business,
-    /// Which key to use for this [default: the service key, or the master key where that may not]
+    pub(crate) business: Business,
+    /// Key to authenticate with [default: service, then master if LiteLLM refuses it]
     #[arg(long = "as", value_name = "KEY")]
-    pub credential: Option<As>,
+    pub(crate) credential: Option<As>,
 }
 
-/// Arguments of `key block`, `unblock` and `delete`.
 #[derive(Debug, Args)]
-pub struct ChangeKey {
-    /// Which key
+pub(crate) struct ChangeKey {
     #[command(flatten)]
-    pub selector: Selector,
-    /// Which key to use for this [default: the service key, or the master key where that may not]
+    pub(crate) selector: Selector,
+    /// Key to authenticate with [default: service, then master if LiteLLM refuses it]
     #[arg(long = "as", value_name = "KEY")]
-    pub credential: Option<As>,
+    pub(crate) credential: Option<As>,
 }
 
-/// LiteLLM takes `7 parrots` for seven days, so it is not left to it. It can't count months.
+/// Checked here, since LiteLLM accepts `7 parrots` as seven days. It has no months for this option.
 fn duration(text: &str) -> Result<String, String> {
     time(text, &["s", "m", "h", "d", "w"])
         .ok_or_else(|| "not a number with s, m, h, d or w, such as 30d".into())
 }
 
-/// LiteLLM takes any other unit, weeks too, for a day.
+/// LiteLLM counts any other unit as days, weeks too.
 fn period(text: &str) -> Result<String, String> {
     time(text, &["s", "m", "h", "d", "mo"])
         .ok_or_else(|| "not a number with s, m, h, d or mo, such as 30d".into())
@@ -236,7 +213,7 @@ fn time(text: &str, units: &[&str]) -> Option<String> {
     good.then(|| text.to_owned())
 }
 
-/// LiteLLM takes a negative budget.
+/// Checked here, since LiteLLM accepts a negative budget.
 fn budget(text: &str) -> Result<f64, String> {
     match text.parse::<f64>() {
         Ok(budget) if budget.is_finite() && budget >= 0.0 => Ok(budget),

@@ -7,101 +7,94 @@ use clap::{Args, Subcommand, ValueEnum};
 use super::seconds;
 use crate::host::systemd_creds::SealingKey;
 
-/// The verbs of `secrets`.
 #[derive(Debug, Subcommand)]
-pub enum Secrets {
-    /// Replace a secret by a new random one, in .env, in its server and in what runs
+pub(crate) enum Secrets {
+    /// Replace a secret by a new random one in .env, in its server and in the running units
     Rotate(RotateSecret),
-    /// Encrypt secrets with a key of this host, and leave references to them in .env
+    /// Encrypt secrets with a key of this host, and keep references to them in .env
     Seal(Seal),
-    /// Write sealed secrets into .env again, exactly as they were there
+    /// Decrypt sealed secrets back into .env
     Unseal(Unseal),
-    /// Look for secrets where they do not belong; exit with 1 if there are any
+    /// Find secrets where they do not belong; exit with status 1 if there are any
     Audit(Audit),
 }
 
-/// What `secrets rotate` is asked to replace.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum Secret {
-    /// The master key
+pub(crate) enum Secret {
+    /// Master key
     Master,
-    /// The password of PostgreSQL's role
+    /// Password of the PostgreSQL role
     Postgres,
-    /// Redis' password
+    /// Password of Redis
     Redis,
-    /// The password of the web interface
+    /// Password of the web interface
     Ui,
-    /// The salt key, which can't be replaced
+    /// Salt key, which can't be replaced
     #[value(hide = true)]
     Salt,
 }
 
-/// Arguments of `secrets rotate`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  litellm-units secrets rotate postgres\n  litellm-units secrets rotate master\n\nThe gateway restarts. If it does not get ready with the new secret, the old one is put back. A rotation that was interrupted is finished by the next one, or by litellm-units up."
+    after_help = "Examples:\n  litellm-units secrets rotate postgres\n  litellm-units secrets rotate master\n\nThe gateway restarts. If it does not become ready with the new secret, the rotation is rolled back. An interrupted rotation is completed by the next one, or by `litellm-units up`."
 )]
-pub struct RotateSecret {
-    /// Which secret
-    pub secret: Secret,
-    /// Seconds that restarting and becoming ready may take
+pub(crate) struct RotateSecret {
+    /// Secret to replace
+    pub(crate) secret: Secret,
+    /// Timeout in seconds for restarting and becoming ready
     #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = seconds)]
-    pub timeout: Duration,
+    pub(crate) timeout: Duration,
 }
 
-/// Arguments of `secrets seal`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  litellm-units secrets seal\n  pass llm/openai | litellm-units secrets seal --stdin OPENAI_API_KEY\n\nNothing restarts, since no value changes; after --stdin: litellm-units apply. Running it again seals what has been\nwritten into .env since. The secrets are then worth nothing without this host: see to it that backups are encrypted\nto a key of your own (BACKUP_AGE_RECIPIENT)."
+    after_help = "Examples:\n  litellm-units secrets seal\n  pass llm/openai | litellm-units secrets seal --stdin OPENAI_API_KEY\n\nNothing restarts, since no value changes; after --stdin, run `litellm-units apply`. Run the command again to seal secrets that were added to .env later.\n\nWithout this host, sealed secrets are lost: set BACKUP_AGE_RECIPIENT, so that backups can be restored on another host."
 )]
-pub struct Seal {
-    /// The variables [default: all whose name says that they are secret, and URLs with a password]
-    pub names: Vec<String>,
-    /// The key [default: host+tpm2 where there is a TPM, else host]
+pub(crate) struct Seal {
+    /// Variables [default: all whose names say that they are secret, and URLs with a password]
+    pub(crate) names: Vec<String>,
+    /// Key to seal with [default: host+tpm2 if there is a TPM, otherwise host]
     #[arg(long, value_name = "KEY")]
-    pub with_key: Option<SealingKey>,
-    /// Read a new value for the one variable from stdin, without the line break at its end
+    pub(crate) with_key: Option<SealingKey>,
+    /// Read a new value for one variable from stdin; a line break at its end is removed
     #[arg(long)]
-    pub stdin: bool,
+    pub(crate) stdin: bool,
 }
 
-/// Arguments of `secrets unseal`.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  litellm-units secrets unseal\n  litellm-units secrets unseal OPENAI_API_KEY\n\nNothing restarts, since no value changes."
 )]
-pub struct Unseal {
-    /// The variables [default: all]
-    pub names: Vec<String>,
+pub(crate) struct Unseal {
+    /// Variables [default: all]
+    pub(crate) names: Vec<String>,
 }
 
-/// Arguments of `secrets audit`.
 #[derive(Debug, Args)]
-pub struct Audit {
+pub(crate) struct Audit {
     /// Print JSON
     #[arg(long)]
-    pub json: bool,
+    pub(crate) json: bool,
 }
 
-/// Arguments of `ui`.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Examples:\n  litellm-units ui --username ann\n  litellm-units ui --generate --base-url https://llm.example.com\n  pass llm/ui | litellm-units ui --password-stdin"
 )]
-pub struct Ui {
-    /// The name to log in with [default: as it is, else admin]
+pub(crate) struct Ui {
+    /// Name to log in with [default: the current one, or admin]
     #[arg(long, value_name = "NAME")]
-    pub username: Option<String>,
-    /// Read the password from stdin, up to the end of its first line
+    pub(crate) username: Option<String>,
+    /// Read the password from the first line of stdin
     #[arg(long, conflicts_with = "generate")]
-    pub password_stdin: bool,
-    /// Make a random password and print it
+    pub(crate) password_stdin: bool,
+    /// Generate a random password and print it
     #[arg(long)]
-    pub generate: bool,
-    /// The https:// address under which a reverse proxy publishes the gateway
+    pub(crate) generate: bool,
+    /// Public https:// address of the gateway, at its reverse proxy
     #[arg(long, value_name = "URL")]
-    pub base_url: Option<String>,
-    /// Seconds that restarting and becoming ready may take
+    pub(crate) base_url: Option<String>,
+    /// Timeout in seconds for restarting and becoming ready
     #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = seconds)]
-    pub timeout: Duration,
+    pub(crate) timeout: Duration,
 }

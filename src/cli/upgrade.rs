@@ -8,44 +8,40 @@ use super::{Accept, seconds};
 use crate::image::ImageReference;
 use crate::operations::upgrade::ReleaseOptions;
 
-/// How a change of release is carried out.
 #[derive(Clone, Copy, Debug, Args)]
-pub struct Pace {
-    /// Seconds for which the new release is watched before it stays
+pub(crate) struct Pace {
+    /// Seconds to watch the new release before the change is final
     #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = settle)]
-    pub settle: Duration,
-    /// Seconds that starting and becoming ready may take
+    pub(crate) settle: Duration,
+    /// Timeout in seconds for starting and becoming ready
     #[arg(long, value_name = "SECONDS", default_value = "300", value_parser = seconds)]
-    pub timeout: Duration,
-    /// Change the release even if it can't read credentials in the database (AES-256-GCM)
+    pub(crate) timeout: Duration,
+    /// Change the release even if it can't read the credentials in the database (AES-256-GCM)
     #[arg(long)]
-    pub accept_unreadable: bool,
+    pub(crate) accept_unreadable: bool,
 }
 
-/// Arguments of `upgrade`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The image is pulled, the database backed up and migrated while the present release serves; then the gateway\nis switched and watched. If anything fails, image, units, .env and data are as before.\n\nExamples:\n  litellm-units upgrade --image ghcr.io/berriai/litellm:v1.110.2 --dry-run\n  litellm-units upgrade --image ghcr.io/berriai/litellm:v1.110.2\n  litellm-units upgrade            (after an edit of LITELLM_IMAGE in .env)\n  litellm-units upgrade --check    (exit status: 0 nothing to do, 5 a newer release, 6 known vulnerabilities)"
+    after_help = "The image is pulled and the database is backed up and migrated while the current release serves. Then the gateway is switched to the new release and watched. If a step fails, the upgrade is rolled back.\n\nExit status with --check: 0 nothing to do, 5 a newer release, 6 known vulnerabilities.\n\nExamples:\n  litellm-units upgrade --image ghcr.io/berriai/litellm:v1.110.2 --dry-run\n  litellm-units upgrade --image ghcr.io/berriai/litellm:v1.110.2\n  litellm-units upgrade            (after an edit of LITELLM_IMAGE in .env)\n  litellm-units upgrade --check"
 )]
-pub struct Upgrade {
-    /// The image [default: that of .env]
+pub(crate) struct Upgrade {
+    /// Image to upgrade to [default: the image in .env]
     #[arg(long, value_name = "REFERENCE", value_parser = image)]
-    pub image: Option<ImageReference>,
-    /// Say what would be done, and do nothing
+    pub(crate) image: Option<ImageReference>,
+    /// Show the steps; change nothing
     #[arg(long)]
-    pub dry_run: bool,
-    /// List newer releases and the known vulnerabilities of the current one, and change nothing
+    pub(crate) dry_run: bool,
+    /// List newer releases and the known vulnerabilities of the current one; change nothing
     #[arg(long, conflicts_with_all = ["image", "dry_run", "settle", "timeout", "vulnerabilities"])]
-    pub check: bool,
-    /// With --check: print JSON
+    pub(crate) check: bool,
+    /// Print JSON, with --check
     #[arg(long, requires = "check")]
-    pub json: bool,
-    /// What is accepted.
+    pub(crate) json: bool,
     #[command(flatten)]
-    pub accept: Accept,
-    /// How it is carried out.
+    pub(crate) accept: Accept,
     #[command(flatten)]
-    pub pace: Pace,
+    pub(crate) pace: Pace,
 }
 
 impl From<Pace> for ReleaseOptions {
@@ -58,38 +54,34 @@ impl From<Pace> for ReleaseOptions {
     }
 }
 
-/// Arguments of `rollback`.
 #[derive(Debug, Args)]
 #[command(
-    after_help = "An earlier release serves with the schema of a later one, so the data can stay. Or the backup comes back\nthat was made when that release was left: then keys, teams and spend since are gone.\n\nExamples:\n  litellm-units rollback --keep-data\n  litellm-units rollback --to 2 --restore-data --dry-run"
+    after_help = "An earlier release works with the schema of a later one, so the current database can stay (--keep-data). --restore-data restores the backup that was taken before the upgrade from that release: later keys, teams and spend are lost.\n\nExamples:\n  litellm-units rollback --keep-data\n  litellm-units rollback --to 2 --restore-data --dry-run"
 )]
-pub struct Rollback {
-    /// The number of the release in `history` [default: the one before the present one]
+pub(crate) struct Rollback {
+    /// Number of the release in `history` [default: the previous release]
     #[arg(long, value_name = "NUMBER")]
-    pub to: Option<u32>,
-    /// Keep the data as it is now
+    pub(crate) to: Option<u32>,
+    /// Keep the current database
     #[arg(long)]
-    pub keep_data: bool,
-    /// Restore the data of the moment at which that release was left
+    pub(crate) keep_data: bool,
+    /// Restore the backup that was taken before the upgrade from that release
     #[arg(long, conflicts_with = "keep_data")]
-    pub restore_data: bool,
-    /// Say what would be done, and do nothing
+    pub(crate) restore_data: bool,
+    /// Show the steps; change nothing
     #[arg(long)]
-    pub dry_run: bool,
-    /// What is accepted.
+    pub(crate) dry_run: bool,
     #[command(flatten)]
-    pub accept: Accept,
-    /// How it is carried out.
+    pub(crate) accept: Accept,
     #[command(flatten)]
-    pub pace: Pace,
+    pub(crate) pace: Pace,
 }
 
-/// Arguments of `history`.
 #[derive(Debug, Args)]
-pub struct History {
+pub(crate) struct History {
     /// Print JSON
     #[arg(long)]
-    pub json: bool,
+    pub(crate) json: bool,
 }
 
 fn settle(text: &str) -> Result<Duration, String> {

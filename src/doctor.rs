@@ -1,8 +1,8 @@
-//! Every precondition and every known trap, one check each.
+//! A check for each precondition and each known fault.
 //!
-//! What can't be known on a host (a clock that no service keeps, say) is no fault: such a check
-//! is `ok` and says so. A check that another one's failure makes pointless is left out, so that
-//! each fault is named once.
+//! What can't be determined on a host (the clock without a time service, for example) is no fault:
+//! its check is `ok` and says so. A check that depends on a failed one is left out, so that each
+//! fault is reported once.
 
 mod backup;
 mod files;
@@ -30,30 +30,23 @@ use crate::operations::stack::blockers::Blocker;
 use crate::operations::upgrade;
 use crate::service::Service;
 
-/// What came out of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum CheckOutcome {
-    /// Nothing is known to be wrong.
     Ok,
     /// It works, but not as well or as safely as it should, or not for long.
     Warning,
-    /// It does not work, or a secret lies open.
+    /// It does not work, or others can read a secret.
     Failure,
 }
 
-/// The answer of one check.
 #[derive(Debug, Serialize)]
 pub(crate) struct Check {
-    /// Its name, for scripts.
     pub(crate) name: CheckName,
-    /// How it is.
     pub(crate) outcome: CheckOutcome,
-    /// What was found.
     pub(crate) message: String,
-    /// What mends it: a command, or words.
+    /// How to fix it: a command, or a sentence.
     pub(crate) remedy: Option<String>,
-    /// What `--fix` would do.
     #[serde(rename = "fixable", serialize_with = "is_some")]
     pub(crate) fix: Option<Fix>,
 }
@@ -69,18 +62,17 @@ fn is_some<S: serde::Serializer>(
     serializer.serialize_bool(fix.is_some())
 }
 
-/// What `--fix` does: only what interrupts nothing that runs and loses nothing that was written.
+/// A repair of `--fix`: it interrupts no running unit and loses no data.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Fix {
-    /// Let nobody but the owner read these files.
+    /// Makes files readable by their owner only.
     Protect(Vec<PathBuf>),
-    /// Let the calling user's units run without a login.
+    /// Enables lingering for the caller.
     Linger,
-    /// Have systemd read its units again.
     Reload,
-    /// Do what `generate` does: missing directories and files, units of now. Nothing is restarted.
+    /// As the command `generate`, which restarts no unit.
     Generate,
-    /// Start units that have failed.
+    /// Starts failed units.
     Start(Vec<&'static str>),
 }
 
@@ -109,7 +101,7 @@ impl Check {
         }
     }
 
-    /// A failure in the words of an error, its hint as the remedy.
+    /// With the hint of the error as the remedy.
     fn error(name: CheckName, error: &anyhow::Error) -> Self {
         let remedy = crate::error::hint(error).map(str::to_owned);
         Self {
@@ -133,18 +125,18 @@ impl Check {
     }
 }
 
-/// What several checks need, found out once.
+/// What several checks need.
 struct Examination<'a> {
     host: &'a Host,
-    /// `.env`, if there is a deployment and the file can be parsed.
+    /// `.env`, if it exists and is valid.
     env: Option<EnvFile>,
-    /// What it asks for, if that can be used.
+    /// `None` if they are invalid.
     settings: Option<Settings>,
-    /// Our services, if systemd can be asked; those that are not installed are left out.
+    /// The installed services; `None` if systemd can't be reached.
     units: Option<Vec<(Service, UnitState)>>,
-    /// What those of them that are not active wait for.
+    /// Units that keep them from starting.
     blockers: Vec<Blocker>,
-    /// Whether systemd holds the gateway's address.
+    /// Whether the socket unit of the gateway is active.
     holds_address: bool,
 }
 
@@ -163,7 +155,7 @@ impl Examination<'_> {
     }
 }
 
-/// Examines the host, in the order in which one thing rests on another.
+/// Examines the host, each part after those that it depends on.
 pub(crate) async fn examine(host: &Host) -> Vec<Check> {
     let (podman, dbus, socket) = futures_util::join!(
         platform::podman(host),
@@ -181,7 +173,7 @@ pub(crate) async fn examine(host: &Host) -> Vec<Check> {
     if host.scope() == Scope::User {
         checks.push(rootless::session(host));
     }
-    // Without a session there is no bus: named once.
+    // Without a session there is no bus.
     let has_session = checks
         .iter()
         .all(|check| check.name != CheckName::Session || check.outcome == CheckOutcome::Ok);
@@ -193,7 +185,7 @@ pub(crate) async fn examine(host: &Host) -> Vec<Check> {
     }
 
     let (env, settings, of_settings) = settings(host);
-    // Nor does Podman work then.
+    // Podman needs a session as well.
     let podman_works = has_session
         && checks
             .iter()
@@ -208,7 +200,7 @@ pub(crate) async fn examine(host: &Host) -> Vec<Check> {
         settings,
         units: units.filter(|_| has_session),
         blockers,
-        // Without systemd, a check of its own says so.
+        // Check `dbus` reports a missing systemd.
         holds_address: socket.is_ok_and(|socket| socket.is_active()),
     };
     let (
@@ -303,22 +295,21 @@ pub(crate) async fn examine(host: &Host) -> Vec<Check> {
     checks
 }
 
-/// An upgrade or rollback that did not come to its end.
 fn interrupted(host: &Host) -> Option<Check> {
     match upgrade::warning(&host.paths) {
         Ok(warning) => {
-            Some(Check::failure(CheckName::Upgrade, warning?).remedy("litellm-units up"))
+            Some(Check::failure(CheckName::Upgrade, warning?).remedy("`litellm-units up`"))
         }
         Err(error) => Some(Check::error(CheckName::Upgrade, &error)),
     }
 }
 
-/// Reads `.env`. The images are vetted one by one, so that a bad one is not called a bad file.
+/// Reads `.env`. The images have a check of their own, so that a refused one does not make the file invalid.
 fn settings(host: &Host) -> (Option<EnvFile>, Option<Settings>, Vec<Check>) {
     let path = host.paths.env_file();
     if !path.exists() && !host.paths.quadlets.join("litellm.container").exists() {
         let message = format!(
-            "no deployment in {} yet; litellm-units up makes one",
+            "no deployment in {} yet; to create one: `litellm-units up`",
             host.paths.deployment.display()
         );
         return (None, None, vec![Check::ok(CheckName::Settings, message)]);
@@ -332,7 +323,8 @@ fn settings(host: &Host) -> (Option<EnvFile>, Option<Settings>, Vec<Check>) {
     match settings {
         Ok(settings) => {
             let good = images.outcome == CheckOutcome::Ok;
-            let message = format!("{} can be used", path.display());
+            let except = if good { "" } else { ", except for an image" };
+            let message = format!("{} is valid{except}", path.display());
             (
                 Some(env),
                 good.then_some(settings),
@@ -348,17 +340,14 @@ fn settings(host: &Host) -> (Option<EnvFile>, Option<Settings>, Vec<Check>) {
 }
 
 impl Fix {
-    /// Does it. Returns what was done, one line each.
-    ///
-    /// # Errors
-    /// When it can't be done.
+    /// Returns a line for each change.
     pub(crate) async fn apply(&self, host: &Host) -> Result<Vec<String>> {
         match self {
             Self::Protect(files) => files::protect(files),
             Self::Linger => rootless::enable_linger().await,
             Self::Reload => {
                 host.systemd().await?.reload().await?;
-                Ok(vec!["systemd read its units again".into()])
+                Ok(vec!["reloaded systemd's units".into()])
             }
             Self::Generate => units::generate(host).await,
             Self::Start(failed) => units::start(host, failed).await,

@@ -1,4 +1,4 @@
-//! `doctor`: what is wrong, and what mends it.
+//! `doctor`: faults of the host and of the deployment, and how to fix each.
 
 use std::io::IsTerminal;
 
@@ -10,7 +10,7 @@ use crate::error::{Exit, Result, hint};
 use crate::host::Host;
 use crate::output::{self, say};
 
-/// The answer of `--json`.
+/// `doctor --json`
 #[derive(Serialize)]
 struct DoctorReport<'a> {
     schema: u32,
@@ -19,10 +19,6 @@ struct DoctorReport<'a> {
     checks: &'a [Check],
 }
 
-/// Runs the command.
-///
-/// # Errors
-/// When stdout is closed; what is wrong with the host is the answer, not an error.
 pub(crate) async fn run(host: &Host, arguments: &cli::Doctor) -> Result<Exit> {
     let mut checks = Box::pin(examine(host)).await;
     let mut fixed = Vec::new();
@@ -45,7 +41,7 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Doctor) -> Result<Exit> {
         let fixable = checks.iter().filter(|check| check.fix.is_some()).count();
         if fixable > 0 && !arguments.fix {
             say(&format!(
-                "{fixable} of these can be mended now: litellm-units doctor --fix"
+                "{fixable} of these can be fixed now: `litellm-units doctor --fix`"
             ));
         }
     }
@@ -56,7 +52,7 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Doctor) -> Result<Exit> {
     })
 }
 
-/// Mends what can be mended. What can't after all is said, and found again afterwards.
+/// Returns what was fixed. A fix that fails is reported, and its check fails again afterwards.
 async fn fix(host: &Host, checks: &[Check]) -> Vec<String> {
     let mut done = Vec::new();
     let mut tried = Vec::new();
@@ -94,7 +90,7 @@ fn worst(checks: &[Check]) -> CheckOutcome {
     }
 }
 
-/// One line for each check, and what mends it on the next.
+/// A line for each check, and its remedy on the next one.
 fn text(checks: &[Check], colour: bool) -> String {
     let mut text = String::new();
     for check in checks {

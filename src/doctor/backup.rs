@@ -1,4 +1,4 @@
-//! Whether backups are made, and when the last one was.
+//! The timer of backups, and the age of the last one.
 
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -11,12 +11,11 @@ use crate::operations::backup;
 use crate::output::duration;
 use crate::quadlet::{BACKUP_SERVICE, BACKUP_TIMER};
 
-/// One night may be missed: the host was off, or the timer's random delay falls differently.
+/// One night may be missed, since the host was off or the timer's random delay differs.
 const OLD: Duration = Duration::from_secs(2 * 24 * 3600);
 
-/// The age of the last backup, and whether systemd makes the next one.
 pub(crate) async fn backup(examination: &Examination<'_>) -> Option<Check> {
-    // Units that are not installed are for other checks.
+    // Check `drift` reports missing units.
     examination
         .units
         .as_ref()
@@ -43,7 +42,6 @@ pub(crate) async fn backup(examination: &Examination<'_>) -> Option<Check> {
     ))
 }
 
-/// The age of the newest backup.
 fn last(paths: &Paths) -> Result<Option<Duration>> {
     let Some(newest) = backup::ids(paths)?.pop() else {
         return Ok(None);
@@ -53,7 +51,7 @@ fn last(paths: &Paths) -> Result<Option<Duration>> {
     Ok(Some(age.try_into().unwrap_or_default()))
 }
 
-/// How long ago entries of a directory came or went. Those of `data/` come with the deployment.
+/// Time since the entries of a directory changed. Those of `data/` are created with the deployment.
 fn age(directory: &Path) -> Option<Duration> {
     let changed = directory.metadata().ok()?.modified().ok()?;
     SystemTime::now().duration_since(changed).ok()
@@ -79,29 +77,28 @@ fn judge(
             format!("{BACKUP_SERVICE} failed: {}; {words}", service.reason()),
         )
         .remedy(format!(
-            "see why: {journalctl} -u {BACKUP_SERVICE}; then: {systemctl} start {BACKUP_SERVICE}"
+            "see why: `{journalctl} -u {BACKUP_SERVICE}`; then run `{systemctl} start {BACKUP_SERVICE}`"
         ));
     }
     let timer_fault = if timer.file_state != "enabled" {
         Some("is not enabled")
     } else if !timer.is_active() {
-        Some("does not run")
+        Some("is not active")
     } else {
         None
     };
-    // A timer that is not installed is drift.
+    // Check `drift` reports a missing timer.
     if let Some(fault) = timer_fault.filter(|_| timer.load != "not-found") {
         return Check::warning(
             CheckName::Backup,
-            format!("{BACKUP_TIMER} {fault}, so no backup is made by itself; {words}"),
+            format!("{BACKUP_TIMER} {fault}, so no automatic backup is made; {words}"),
         )
-        .remedy(format!("{systemctl} enable --now {BACKUP_TIMER}"));
+        .remedy(format!("`{systemctl} enable --now {BACKUP_TIMER}`"));
     }
-    // What was stopped on purpose has nothing new to save, and a young deployment may have old
-    // backups of another one.
+    // A stopped stack has no new data, and a new deployment may have old backups of another one.
     let overdue = deployed.is_some_and(|age| age > OLD) && last.is_none_or(|age| age > OLD);
     if runs && overdue {
-        return Check::warning(CheckName::Backup, words).remedy("litellm-units backup");
+        return Check::warning(CheckName::Backup, words).remedy("`litellm-units backup`");
     }
     Check::ok(CheckName::Backup, words)
 }
@@ -161,7 +158,7 @@ mod tests {
         assert_eq!(
             judged(&off, &off, true, day(1), day(9)),
             warning(
-                "litellm-backup.timer does not run, so no backup is made by itself; the last backup is 24 h old"
+                "litellm-backup.timer is not active, so no automatic backup is made; the last backup is 24 h old"
             )
         );
         assert_eq!(

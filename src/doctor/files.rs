@@ -25,12 +25,12 @@ use crate::operations::seal;
 use crate::output::bytes;
 use crate::service::Service;
 
-/// Less than this, and the database may stop at any time.
+/// With less, the database may stop at any time.
 const TOO_LITTLE: u64 = 512 << 20;
-/// Less than this, and a new image or a backup may not fit.
+/// With less, a new image or a backup may not fit.
 const LITTLE: u64 = 2 << 30;
 
-/// Space and inodes of every file system that the deployment and its containers write to.
+/// Of every file system that the deployment and its containers write to.
 pub(crate) async fn space(host: &Host, podman_works: bool) -> Vec<Check> {
     let paths = &host.paths;
     let mut places = vec![
@@ -48,7 +48,7 @@ pub(crate) async fn space(host: &Host, podman_works: bool) -> Vec<Check> {
     {
         places.push(root.trim().into());
     }
-    // One line for each file system, named by the first place on it.
+    // Each file system by the first place on it.
     let mut systems: BTreeMap<u64, (PathBuf, Statvfs)> = BTreeMap::new();
     for place in places {
         let Some(existing) = place.ancestors().find(|path| path.exists()) else {
@@ -79,7 +79,7 @@ pub(crate) async fn space(host: &Host, podman_works: bool) -> Vec<Check> {
 fn disk(path: &Path, free: u64) -> Check {
     let message = format!("{} free for {}", bytes(free), path.display());
     let remedy = format!(
-        "free or add space; what takes it: du -xh --max-depth=2 {} | sort -h",
+        "free or add space; to see what uses it: `du -xh --max-depth=2 {} | sort -h`",
         path.display()
     );
     match free {
@@ -92,7 +92,7 @@ fn disk(path: &Path, free: u64) -> Check {
 fn inodes(path: &Path, free: u64, all: u64) -> Check {
     let message = format!("{free} of {all} inodes free for {}", path.display());
     let remedy = format!(
-        "remove small files; where they are: du --inodes -x --max-depth=2 {} | sort -n",
+        "remove small files; to find them: `du --inodes -x --max-depth=2 {} | sort -n`",
         path.display()
     );
     if free * 100 < all {
@@ -104,7 +104,7 @@ fn inodes(path: &Path, free: u64, all: u64) -> Check {
     }
 }
 
-/// What holds secrets: theirs who runs the deployment, and readable by nobody else.
+/// Files with secrets belong to the deployment's user, and no other can read them.
 pub(crate) fn secrets(host: &Host) -> Check {
     let files = [
         host.paths.env_file(),
@@ -153,7 +153,7 @@ pub(crate) fn secrets(host: &Host) -> Check {
     let check = Check::failure(CheckName::Secrets, words.join("; "));
     let may_fix = foreign.is_empty() && !open.is_empty();
     commands.extend(foreign);
-    let check = check.remedy(commands.join(" && "));
+    let check = check.remedy(format!("`{}`", commands.join(" && ")));
     if may_fix {
         check.fix(Fix::Protect(open))
     } else {
@@ -161,8 +161,7 @@ pub(crate) fn secrets(host: &Host) -> Check {
     }
 }
 
-/// Whether sealed secrets can be opened, and all secrets are sealed if some are. Nothing if none
-/// is.
+/// Whether sealed secrets can be opened, and none is left in clear. `None` if no secret is sealed.
 pub(crate) fn sealed(env: &EnvFile, path: &Path) -> Option<Check> {
     if !seal::is_in_use(env) {
         return None;
@@ -188,22 +187,19 @@ pub(crate) fn sealed(env: &EnvFile, path: &Path) -> Option<Check> {
     if !clear.is_empty() {
         let message = format!("{message}, but in clear: {}", clear.join(", "));
         return Some(
-            Check::warning(CheckName::Sealed, message).remedy("litellm-units secrets seal"),
+            Check::warning(CheckName::Sealed, message).remedy("`litellm-units secrets seal`"),
         );
     }
     if env.get("BACKUP_AGE_RECIPIENT").is_none_or(str::is_empty) {
-        let message = format!("{message}, so backups bring them back on this host only");
+        let message = format!("{message}, so backups can restore them on this host only");
         return Some(Check::warning(CheckName::Sealed, message).remedy(
-            "have backups encrypted to a key that is kept elsewhere: BACKUP_AGE_RECIPIENT in .env",
+            "encrypt backups to a key that is kept off this host: set BACKUP_AGE_RECIPIENT in .env",
         ));
     }
     Some(Check::ok(CheckName::Sealed, message))
 }
 
-/// Takes every right from everyone but the owner.
-///
-/// # Errors
-/// When the files are not the caller's.
+/// Removes all permissions of others than the owner.
 pub(crate) fn protect(files: &[PathBuf]) -> Result<Vec<String>> {
     let mut done = Vec::new();
     for file in files {
@@ -216,7 +212,6 @@ pub(crate) fn protect(files: &[PathBuf]) -> Result<Vec<String>> {
 
 const IMAGES: [&str; 3] = ["LITELLM_IMAGE", "POSTGRES_IMAGE", "REDIS_IMAGE"];
 
-/// Whether each image is pinned, and none is known to be malicious.
 pub(crate) fn images(host: &Host, env: &EnvFile) -> Check {
     let known = Advisories::load(&host.paths).and_then(|advisories| {
         let lock = ImagesLock::load(&host.paths.images_lock())?;
@@ -258,10 +253,7 @@ pub(crate) fn images(host: &Host, env: &EnvFile) -> Check {
     )
 }
 
-/// The same file with images that can be used, so that the rest of it can be judged.
-///
-/// # Errors
-/// When the file can't be edited.
+/// Replaces unusable images, so that the rest of the file can be checked.
 pub(crate) fn without_bad_images(env: &EnvFile) -> Result<EnvFile> {
     let mut env = env.clone();
     for name in IMAGES {
@@ -275,7 +267,7 @@ pub(crate) fn without_bad_images(env: &EnvFile) -> Result<EnvFile> {
     Ok(env)
 }
 
-/// Data that the container's user does not own keeps its server from starting.
+/// A server does not start if its user does not own its data.
 pub(crate) fn data(examination: &Examination<'_>) -> Option<Check> {
     let settings = examination.settings.as_ref()?;
     let paths = &examination.host.paths;
@@ -304,20 +296,23 @@ pub(crate) fn data(examination: &Examination<'_>) -> Option<Check> {
                         service.name()
                     ),
                 )
-                .remedy(format!("as root: chown -R {uid}:{gid} {}", path.display())),
+                .remedy(format!(
+                    "as root: `chown -R {uid}:{gid} {}`",
+                    path.display()
+                )),
             );
         }
     }
     Some(Check::ok(
         CheckName::Data,
         format!(
-            "{} belongs to those who write to it",
+            "{} belongs to the users of the containers",
             paths.data().display()
         ),
     ))
 }
 
-/// The errors of `config check`; its warnings are its own.
+/// The errors of `config check`, without its warnings.
 pub(crate) fn gateway_config(examination: &Examination<'_>) -> Option<Check> {
     examination.settings.as_ref()?;
     let path = examination.host.paths.config_file();
@@ -330,7 +325,7 @@ pub(crate) fn gateway_config(examination: &Examination<'_>) -> Option<Check> {
         .filter(|finding| finding.severity == Severity::Error)
         .collect();
     Some(match errors.as_slice() {
-        [] => Check::ok(CheckName::Config, format!("{} can be used", path.display())),
+        [] => Check::ok(CheckName::Config, format!("{} is valid", path.display())),
         [first, rest @ ..] => {
             let more = if rest.is_empty() {
                 String::new()
@@ -342,7 +337,7 @@ pub(crate) fn gateway_config(examination: &Examination<'_>) -> Option<Check> {
                 CheckName::Config,
                 format!("{place}: {}{more}", first.message),
             )
-            .remedy("see all: litellm-units config check")
+            .remedy("to see all: `litellm-units config check`")
         }
     })
 }

@@ -1,4 +1,4 @@
-//! Who listens where, and whether the containers find each other.
+//! Listening sockets, and the connections between containers.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, Ipv6Addr};
@@ -16,23 +16,21 @@ use crate::host::Host;
 use crate::host::systemd::UnitState;
 use crate::service::Service;
 
-/// How long a connection may take.
+/// Of a connection.
 const TIMEOUT: Duration = Duration::from_secs(3);
-/// How long all questions put inside the gateway's container may take.
+/// Of all tests inside the gateway's container.
 const INSIDE_TIMEOUT: Duration = Duration::from_secs(20);
-/// Where Docker listens.
 const DOCKER: &str = "/run/docker.sock";
-/// What a docker compose stack of LiteLLM publishes.
+/// Published by a docker compose stack of LiteLLM.
 const STACK_PORTS: [u16; 3] = [GATEWAY_PORT, 5432, 6379];
 
-/// A socket that waits for connections.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Listener {
     address: IpAddr,
     inode: u64,
 }
 
-/// The listeners on `port` in a text of the form of `/proc/net/tcp`.
+/// `text` has the form of `/proc/net/tcp`.
 fn listeners(text: &str, port: u16) -> Vec<Listener> {
     text.lines()
         .skip(1)
@@ -51,7 +49,7 @@ fn listeners(text: &str, port: u16) -> Vec<Listener> {
         .collect()
 }
 
-/// The kernel prints each 32 bits of an address as a number of the machine's own byte order.
+/// The kernel prints each 32 bits of an address as a number in the machine's byte order.
 fn address_of(hexadecimal: &str) -> Option<IpAddr> {
     let mut bytes = Vec::new();
     for start in (0..hexadecimal.len()).step_by(8) {
@@ -77,7 +75,7 @@ fn listening() -> Vec<Listener> {
         .collect()
 }
 
-/// The process that has a socket open, as far as the caller may see it.
+/// The process with an open socket, if the caller may see it.
 fn process_with(inode: u64) -> Option<(u32, String)> {
     let wanted = PathBuf::from(format!("socket:[{inode}]"));
     std::fs::read_dir("/proc")
@@ -92,7 +90,6 @@ fn process_with(inode: u64) -> Option<(u32, String)> {
         })
 }
 
-/// Whether a process belongs to a unit.
 fn is_in(process: u32, control_group: &str) -> bool {
     !control_group.is_empty()
         && std::fs::read_to_string(format!("/proc/{process}/cgroup")).is_ok_and(|text| {
@@ -106,9 +103,8 @@ fn is_in(process: u32, control_group: &str) -> bool {
         })
 }
 
-/// The gateway's port: free, or ours.
 pub(crate) fn port(examination: &Examination<'_>) -> Option<Check> {
-    // Without systemd's word there is no telling what is ours.
+    // Without systemd, it can't be determined which process is the gateway.
     examination.units.as_ref()?;
     Some(judge_port(examination, &listening()))
 }
@@ -120,16 +116,16 @@ fn judge_port(examination: &Examination<'_>, found: &[Listener]) -> Check {
         return if examination.gateway_runs() {
             Check::failure(
                 CheckName::Port,
-                format!("litellm.service runs, but nothing listens on port {GATEWAY_PORT}"),
+                format!("litellm.service is active, but nothing listens on port {GATEWAY_PORT}"),
             )
-            .remedy("restart it: litellm-units restart litellm")
+            .remedy("restart it: `litellm-units restart litellm`")
         } else {
             Check::ok(CheckName::Port, format!("port {GATEWAY_PORT} is free"))
         };
     }
     let foreign = found
         .iter()
-        // Nobody else can have it then; gateways get it from systemd.
+        // The socket of systemd, from which the gateways get it.
         .filter(|listener| !(examination.holds_address && listener.address.is_loopback()))
         .find_map(|listener| match process_with(listener.inode) {
             Some((process, name)) => {
@@ -148,13 +144,12 @@ fn judge_port(examination: &Examination<'_>, found: &[Listener]) -> Check {
             format!("port {GATEWAY_PORT} is taken by {who}"),
         )
         .remedy(format!(
-            "find and stop it: ss -ltnp 'sport = :{GATEWAY_PORT}'"
+            "find and stop it: `ss -ltnp 'sport = :{GATEWAY_PORT}'`"
         )),
     }
 }
 
-/// Whether the gateway can be reached from this host only: by what listens, and by what the units
-/// would publish at the next start.
+/// Whether the gateway can be reached from this host only, now and after the next start.
 pub(crate) fn loopback(examination: &Examination<'_>) -> Check {
     let listener = examination
         .gateway_runs()
@@ -164,7 +159,7 @@ pub(crate) fn loopback(examination: &Examination<'_>) -> Check {
         .find(|listener| !listener.address.is_loopback());
     if let Some(listener) = listener {
         return Check::failure(CheckName::Loopback, format!("port {GATEWAY_PORT} is open on {}", listener.address)).remedy(
-            "remove what opens it (systemctl cat litellm.socket litellm.service), then: litellm-units generate && litellm-units restart litellm",
+            "remove the drop-in that opens it (`systemctl cat litellm.socket litellm.service`), then run `litellm-units generate && litellm-units restart litellm`",
         );
     }
     for service in Service::ALL {
@@ -179,7 +174,7 @@ pub(crate) fn loopback(examination: &Examination<'_>) -> Check {
                     CheckName::Loopback,
                     format!("{} publishes {open} beyond this host", file.display()),
                 )
-                .remedy("publish on 127.0.0.1 only, and let a reverse proxy with TLS do the rest");
+                .remedy("publish on 127.0.0.1 only, and use a reverse proxy with TLS");
             }
         }
     }
@@ -224,7 +219,7 @@ fn is_loopback(published: &str) -> bool {
         .is_some_and(|address| address.is_loopback())
 }
 
-/// Asked inside the gateway's container, which has Python but no other tool.
+/// Runs inside the gateway's container, whose only tool is Python.
 const QUESTIONS: &str = r"
 import json, socket, sys
 names, host, port = sys.argv[1].split(), sys.argv[2], sys.argv[3]
@@ -240,13 +235,13 @@ print(json.dumps(answer))
 
 #[derive(Debug, Deserialize)]
 struct Answers {
-    /// Names that have no address, and why.
+    /// Names without an address, and the errors.
     names: HashMap<String, String>,
-    /// Why the database can't be reached.
+    /// The error of the connection.
     database: Option<String>,
 }
 
-/// Names on the bridge, and the way to the database.
+/// Names on the bridge, and the connection to the database.
 pub(crate) async fn inside(examination: &Examination<'_>) -> Vec<Check> {
     let Some(settings) = &examination.settings else {
         return Vec::new();
@@ -259,10 +254,10 @@ pub(crate) async fn inside(examination: &Examination<'_>) -> Vec<Check> {
             .and_then(|url| host_and_port(url.expose_secret())),
     };
     let is_local = matches!(settings.database, Database::Local { .. });
-    // One that does not run has no address, and a check of its own says so.
+    // A stopped one has no address, and check `units` reports it.
     let runs = |service| examination.unit(service).is_some_and(UnitState::is_active);
     if !examination.gateway_runs() {
-        // Another host's database can be tried from here.
+        // An external database can be tried from the host.
         let Some((host, port)) = database.filter(|_| !is_local) else {
             return Vec::new();
         };
@@ -307,24 +302,24 @@ pub(crate) async fn inside(examination: &Examination<'_>) -> Vec<Check> {
         }
         Err(_) => {
             let message = format!(
-                "the gateway's container answered nothing within {} s",
+                "the gateway's container did not answer within {} s",
                 INSIDE_TIMEOUT.as_secs()
             );
             return vec![
                 Check::failure(CheckName::Dns, message)
-                    .remedy("restart the containers: litellm-units restart"),
+                    .remedy("restart the containers: `litellm-units restart`"),
             ];
         }
     };
     let Ok(answers) = serde_json::from_slice::<Answers>(&output.stdout) else {
         let words = String::from_utf8_lossy(&output.stderr);
-        let last = words.trim().lines().last().unwrap_or("no words");
+        let last = words.trim().lines().last().unwrap_or("no message");
         return vec![
             Check::failure(
                 CheckName::Dns,
-                format!("can't ask inside the gateway's container: {last}"),
+                format!("can't run a test in the gateway's container: {last}"),
             )
-            .remedy("restart the container: litellm-units restart litellm"),
+            .remedy("restart the container: `litellm-units restart litellm`"),
         ];
     };
     let mut lost: Vec<String> = answers
@@ -335,8 +330,8 @@ pub(crate) async fn inside(examination: &Examination<'_>) -> Vec<Check> {
     lost.sort();
     if !lost.is_empty() {
         return vec![
-            Check::failure(CheckName::Dns, format!("inside the gateway's container there is no address for {}", lost.join(", ")))
-                .remedy("Podman's name server (aardvark-dns) is gone or wrong; it comes back with: podman network reload --all"),
+            Check::failure(CheckName::Dns, format!("the gateway's container finds no address for {}", lost.join(", ")))
+                .remedy("Podman's name server (aardvark-dns) is not running or has wrong data; to restart it: `podman network reload --all`"),
         ];
     }
     let mut checks = Vec::new();
@@ -363,14 +358,14 @@ fn reach(host: &str, port: u16, error: Option<String>) -> Check {
             format!("{host}:{port} can't be reached: {error}"),
         )
         .remedy(if host == "postgres" {
-            "see what it says: litellm-units logs postgres"
+            "see its log: `litellm-units logs postgres`"
         } else {
-            "check DATABASE_URL in .env, the server, and the firewalls between"
+            "check DATABASE_URL in .env, the server, and the firewalls in between"
         }),
     }
 }
 
-/// Of a PostgreSQL URL. Nothing for a socket or several hosts.
+/// Of a PostgreSQL URL. `None` for a socket or several hosts.
 fn host_and_port(url: &str) -> Option<(String, u16)> {
     let url = reqwest::Url::parse(url).ok()?;
     let host = url
@@ -382,7 +377,7 @@ fn host_and_port(url: &str) -> Option<(String, u16)> {
     ))
 }
 
-/// What a docker compose stack leaves behind: containers, or its file.
+/// Containers or the file of a docker compose stack.
 pub(crate) async fn docker(host: &Host) -> Check {
     let containers = match tokio::time::timeout(TIMEOUT, docker_containers()).await {
         Ok(Some(containers)) => containers,
@@ -390,7 +385,7 @@ pub(crate) async fn docker(host: &Host) -> Check {
     };
     let mut taken: Vec<String> = containers
         .iter()
-        // Podman answers at Docker's address too, where podman-docker is installed.
+        // With podman-docker, Podman answers at Docker's address.
         .filter(|container| !container.labels.contains_key("PODMAN_SYSTEMD_UNIT"))
         .filter_map(|container| {
             let port = container
@@ -416,7 +411,7 @@ pub(crate) async fn docker(host: &Host) -> Check {
                 taken.join(", ")
             ),
         )
-        .remedy("in the directory of its compose file: docker compose down");
+        .remedy("in the directory of its compose file, run `docker compose down`");
     }
     let file = [
         "docker-compose.yml",
@@ -435,12 +430,11 @@ pub(crate) async fn docker(host: &Host) -> Check {
                 file.display()
             ),
         )
-        .remedy(format!("mv {0} {0}.old", file.display())),
+        .remedy(format!("`mv {0} {0}.old`", file.display())),
         None => Check::ok(CheckName::Docker, "no docker compose stack is left over"),
     }
 }
 
-/// A container as Docker lists it.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct DockerContainer {
@@ -458,10 +452,10 @@ struct DockerPort {
     public: Option<u16>,
 }
 
-/// Asks Docker, if it is there and lets us.
+/// `None` if Docker does not answer.
 async fn docker_containers() -> Option<Vec<DockerContainer>> {
     let mut socket = UnixStream::connect(DOCKER).await.ok()?;
-    // HTTP/1.0, so that the answer comes in one piece and then ends.
+    // HTTP/1.0: the end of the connection is the end of the answer.
     socket
         .write_all(b"GET /containers/json HTTP/1.0\r\nHost: docker\r\n\r\n")
         .await
@@ -472,7 +466,7 @@ async fn docker_containers() -> Option<Vec<DockerContainer>> {
     serde_json::from_slice(&answer[body..]).ok()
 }
 
-/// The processes by which Docker publishes ports, for callers who may not ask it.
+/// Processes by which Docker publishes ports, for callers without access to its socket.
 fn docker_proxies() -> Vec<String> {
     std::fs::read_dir("/proc")
         .into_iter()

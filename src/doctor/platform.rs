@@ -1,4 +1,4 @@
-//! What the units rest on: Podman, control groups, systemd, the clock.
+//! Podman, control groups, systemd, SELinux and the clock.
 
 use std::path::Path;
 use std::time::{Duration, SystemTime};
@@ -9,10 +9,8 @@ use super::{Check, CheckName, Examination};
 use crate::host::Host;
 use crate::host::systemd::Features;
 
-/// How long a service of the host may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(3);
 
-/// Podman and its Quadlet generator.
 pub(crate) async fn podman(host: &Host) -> Check {
     let podman = match host.podman().await {
         Ok(podman) => podman,
@@ -24,7 +22,7 @@ pub(crate) async fn podman(host: &Host) -> Check {
     }
 }
 
-/// Podman 6 knows the unified hierarchy only, and rootless limits need it at any version.
+/// Podman 6 supports only cgroup v2, and rootless limits need it with every version.
 pub(crate) fn cgroup() -> Check {
     if Path::new("/sys/fs/cgroup/cgroup.controllers").exists() {
         Check::ok(CheckName::Cgroup, "cgroup v2")
@@ -34,7 +32,7 @@ pub(crate) fn cgroup() -> Check {
     }
 }
 
-/// systemd's version, and what it knows of the keys that the units use, if it can be asked.
+/// Its version, and whether it supports the keys of the units.
 pub(crate) async fn systemd(examination: &Examination<'_>) -> Option<Check> {
     let systemd = examination.host.systemd().await.ok()?;
     let text = systemd.version().await.ok()?;
@@ -56,7 +54,7 @@ fn systemd_version(text: &str, features: Features) -> Check {
     match number.parse::<u32>() {
         Ok(version) if version < Features::OLDEST => Check::warning(
             CheckName::Systemd,
-            format!("systemd {version} is older than any that the units were tried with"),
+            format!("systemd {version} is older than the oldest tested version"),
         )
         .remedy(format!(
             "upgrade the distribution: systemd {} or newer",
@@ -65,15 +63,14 @@ fn systemd_version(text: &str, features: Features) -> Check {
         Ok(version) => Check::ok(CheckName::Systemd, format!("systemd {version}{way}")),
         Err(_) => Check::ok(
             CheckName::Systemd,
-            format!("systemd {text}, whose number is not known"),
+            format!("systemd {text}, an unknown version"),
         ),
     }
 }
 
-/// Whether `SELinux` lets containers read what is labelled for them.
 pub(crate) fn selinux() -> Check {
     let enforce = std::fs::read_to_string("/sys/fs/selinux/enforce").ok();
-    // Installed by container-selinux on every distribution that has it.
+    // Files of container-selinux.
     let policy = [
         "/usr/share/selinux/packages/container.pp.bz2",
         "/usr/share/containers/selinux/contexts",
@@ -90,7 +87,7 @@ fn selinux_state(enforce: Option<&str>, policy: bool) -> Check {
             CheckName::Selinux,
             "SELinux is enforcing, but has no policy for containers",
         )
-        .remedy("install the policy: dnf install container-selinux"),
+        .remedy("install the policy: `dnf install container-selinux`"),
         Some("1") => Check::ok(
             CheckName::Selinux,
             "SELinux is enforcing; the units label their volumes",
@@ -101,7 +98,7 @@ fn selinux_state(enforce: Option<&str>, policy: bool) -> Check {
 
 /// A wrong clock breaks TLS, budgets and the expiry of keys.
 pub(crate) async fn clock(host: &Host) -> Check {
-    // A file can't be older than the present.
+    // No file can be newer than the present.
     let newest = [host.paths.env_file(), host.paths.config_file()]
         .iter()
         .filter_map(|path| path.metadata().and_then(|found| found.modified()).ok())
@@ -116,7 +113,7 @@ pub(crate) async fn clock(host: &Host) -> Check {
                 crate::output::duration(ahead)
             ),
         )
-        .remedy("compare with another clock; set it: timedatectl set-ntp true");
+        .remedy("compare with another clock; to set it: `timedatectl set-ntp true`");
     }
     match tokio::time::timeout(TIMEOUT, time_properties()).await {
         Ok(Ok(properties)) => {
@@ -130,7 +127,7 @@ pub(crate) async fn clock(host: &Host) -> Check {
         }
         _ => Check::ok(
             CheckName::Clock,
-            "no service tells whether the clock is kept",
+            "no service reports whether the clock is synchronised",
         ),
     }
 }
@@ -149,21 +146,21 @@ async fn time_properties() -> zbus::Result<std::collections::HashMap<String, Own
     reply.body().deserialize()
 }
 
-/// `possible`: there is a service that could keep the clock; `enabled`: it is switched on.
+/// `possible`: a time service is installed; `enabled`: it is enabled.
 fn synchronised(now: bool, possible: bool, enabled: bool) -> Check {
     match (now, possible, enabled) {
         (true, ..) => Check::ok(CheckName::Clock, "the clock is synchronised"),
         (_, false, _) => Check::ok(
             CheckName::Clock,
-            "no time service is installed here, so the clock is the machine's",
+            "no time service is installed; the clock is that of the machine",
         ),
         (_, _, true) => Check::warning(
             CheckName::Clock,
-            "the time service runs, but has not reached a server",
+            "the time service is running, but has not reached a server",
         )
-        .remedy("see why: timedatectl timesync-status"),
-        (_, _, false) => Check::warning(CheckName::Clock, "the time service is switched off")
-            .remedy("timedatectl set-ntp true"),
+        .remedy("see why: `timedatectl timesync-status`"),
+        (_, _, false) => Check::warning(CheckName::Clock, "the time service is disabled")
+            .remedy("`timedatectl set-ntp true`"),
     }
 }
 
@@ -181,13 +178,13 @@ mod tests {
             message("252-51.el9", 252),
             "systemd 252 without RestartMode=direct: the units wait for each other"
         );
-        // RHEL 9 has it from another version.
+        // Backported to RHEL 9.
         assert_eq!(message("252-67.el9", 254), "systemd 252");
         let old = systemd_version("249.11-0ubuntu3", Features::of_version(249));
         assert_eq!(old.outcome, CheckOutcome::Warning);
         assert_eq!(
             message("unknown", 257),
-            "systemd unknown, whose number is not known"
+            "systemd unknown, an unknown version"
         );
     }
 
@@ -211,7 +208,7 @@ mod tests {
         assert_eq!(synchronised(false, false, false).outcome, CheckOutcome::Ok);
         assert_eq!(
             synchronised(false, true, false).message,
-            "the time service is switched off"
+            "the time service is disabled"
         );
         assert_eq!(
             synchronised(false, true, true).outcome,

@@ -1,4 +1,4 @@
-//! What is known against the gateway's release, and what the last check for newer ones found.
+//! Known vulnerabilities of the gateway's release, and the last check for newer ones.
 
 use super::{Check, CheckName, Examination};
 use crate::deployment::installed_release;
@@ -8,20 +8,20 @@ use crate::output::duration;
 use crate::quadlet::{CHECK_SERVICE, CHECK_TIMER};
 use crate::service::Service;
 
-/// Known vulnerabilities of the installed release, or else of the one that `.env` names.
+/// Of the installed release, otherwise of that in `.env`.
 pub(crate) fn vulnerabilities(examination: &Examination<'_>) -> Option<Check> {
     let settings = examination.settings.as_ref()?;
     let paths = &examination.host.paths;
     let image = installed_release::of_unit(paths, Service::Litellm)
         .unwrap_or_else(|| settings.litellm_image.clone());
-    // A list that can't be read is what `images` comes upon.
+    // Check `images` reports an unreadable list.
     let advisories = Advisories::load(paths).ok()?;
     let judgement = match advisories.judge(&image, &settings.accepted) {
         Ok(judgement) => judgement,
         Err(error) => return Some(Check::error(CheckName::Vulnerabilities, &error)),
     };
     let Some(judgement) = judgement else {
-        let message = format!("the tag of {image} does not say which release of LiteLLM it is");
+        let message = format!("the tag of {image} does not name a release of LiteLLM");
         return Some(Check::ok(CheckName::Vulnerabilities, message));
     };
     let Some(words) = judgement.words() else {
@@ -46,10 +46,9 @@ pub(crate) fn vulnerabilities(examination: &Examination<'_>) -> Option<Check> {
     } else {
         Check::failure(CheckName::Vulnerabilities, words)
     };
-    Some(check.remedy("see them, and newer releases: litellm-units upgrade --check"))
+    Some(check.remedy("to see them and newer releases: `litellm-units upgrade --check`"))
 }
 
-/// What the last check for newer releases found.
 pub(crate) async fn upgrade_check(examination: &Examination<'_>) -> Option<Check> {
     const NAME: CheckName = CheckName::UpgradeCheck;
     examination
@@ -60,7 +59,7 @@ pub(crate) async fn upgrade_check(examination: &Examination<'_>) -> Option<Check
     let systemd = examination.host.systemd().await.ok()?;
     let (timer, service) =
         futures_util::try_join!(systemd.unit(CHECK_TIMER), systemd.unit(CHECK_SERVICE)).ok()?;
-    // One that is not installed is drift.
+    // Check `drift` reports a missing one.
     if timer.load == "not-found" {
         return None;
     }
@@ -69,7 +68,7 @@ pub(crate) async fn upgrade_check(examination: &Examination<'_>) -> Option<Check
         let message = format!("{CHECK_SERVICE} failed: {}", service.reason());
         return Some(
             Check::warning(NAME, message)
-                .remedy(format!("see why: {journalctl} -u {CHECK_SERVICE}")),
+                .remedy(format!("see why: `{journalctl} -u {CHECK_SERVICE}`")),
         );
     }
     let recorded = match Recorded::load(&examination.host.paths) {

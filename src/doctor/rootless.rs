@@ -1,4 +1,4 @@
-//! What an unprivileged user needs before Podman and systemd work for them as they do for root.
+//! What Podman and systemd need for an unprivileged user.
 
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
@@ -12,24 +12,24 @@ use super::{Check, CheckName, Fix};
 use crate::error::Result;
 use crate::host::Host;
 
-/// As many as every distribution gives, and what images expect.
+/// The default of every distribution, and what images expect.
 const ENOUGH_IDS: u64 = 65536;
 
-/// All but the session.
+/// All except for the session.
 pub(crate) async fn checks(host: &Host) -> Vec<Check> {
     let Ok(Some(user)) = User::from_uid(geteuid()) else {
         let message = format!(
-            "user number {} has no name, so neither lingering nor subordinate ids",
+            "user {} has no name, so it has neither lingering nor subordinate ids",
             geteuid()
         );
         return vec![
-            Check::failure(CheckName::Linger, message).remedy("run this as a user of /etc/passwd"),
+            Check::failure(CheckName::Linger, message).remedy("run this as a user in /etc/passwd"),
         ];
     };
     vec![linger(&user), subordinate_ids(&user), pasta(host).await]
 }
 
-/// Where the user's systemd and Podman keep what is of this boot.
+/// The directory for the runtime files of the user's systemd and Podman.
 pub(crate) fn session(host: &Host) -> Check {
     let runtime = &host.paths.runtime;
     let again = "log in as that user directly (ssh, machinectl shell USER@; not su or sudo)";
@@ -37,7 +37,7 @@ pub(crate) fn session(host: &Host) -> Check {
         Err(_) => Check::failure(
             CheckName::Session,
             format!(
-                "{} is not there, so this user has no session",
+                "{} does not exist, so this user has no session",
                 runtime.display()
             ),
         )
@@ -45,7 +45,7 @@ pub(crate) fn session(host: &Host) -> Check {
         Ok(found) if found.uid() != geteuid().as_raw() => Check::failure(
             CheckName::Session,
             format!(
-                "{} belongs to another user: XDG_RUNTIME_DIR is of another session",
+                "{} belongs to another user: XDG_RUNTIME_DIR is that of another session",
                 runtime.display()
             ),
         )
@@ -74,14 +74,10 @@ fn linger(user: &User) -> Check {
             user.name
         ),
     )
-    .remedy(format!("loginctl enable-linger {}", user.name))
+    .remedy(format!("`loginctl enable-linger {}`", user.name))
     .fix(Fix::Linger)
 }
 
-/// Has logind keep the calling user's systemd.
-///
-/// # Errors
-/// When logind refuses.
 pub(crate) async fn enable_linger() -> Result<Vec<String>> {
     let connection = Connection::system()
         .await
@@ -91,19 +87,21 @@ pub(crate) async fn enable_linger() -> Result<Vec<String>> {
         .context("can't address logind")?
         .set_user_linger(geteuid().as_raw(), true, false)
         .await
-        .context("logind does not let this user linger; ask root: loginctl enable-linger USER")?;
+        .context(
+            "logind does not allow lingering for this user; as root: `loginctl enable-linger USER`",
+        )?;
     Ok(vec!["enabled lingering".into()])
 }
 
 fn subordinate_ids(user: &User) -> Check {
-    // Somewhere else than in the files (sssd, FreeIPA).
-    let elsewhere = std::fs::read_to_string("/etc/nsswitch.conf").is_ok_and(|text| {
+    // From sssd or FreeIPA, for example.
+    let external = std::fs::read_to_string("/etc/nsswitch.conf").is_ok_and(|text| {
         text.lines().any(|line| {
             line.strip_prefix("subid:")
                 .is_some_and(|sources| sources.trim() != "files")
         })
     });
-    if elsewhere {
+    if external {
         return Check::ok(
             CheckName::Subids,
             "subordinate ids come from the directory that /etc/nsswitch.conf names",
@@ -114,7 +112,7 @@ fn subordinate_ids(user: &User) -> Check {
             CheckName::Subids,
             "newuidmap and newgidmap are not installed",
         )
-        .remedy("as root: apt install uidmap, or dnf install shadow-utils");
+        .remedy("as root: `apt install uidmap` or `dnf install shadow-utils`");
     }
     let read = |path: &str| std::fs::read_to_string(path).unwrap_or_default();
     judge_ids(
@@ -163,7 +161,7 @@ fn judge_ids(name: &str, uid: u32, users: &str, groups: &str) -> Check {
         .max(100_000);
     let range = format!("{free}-{}", free + ENOUGH_IDS - 1);
     let remedy = format!(
-        "as root: usermod --add-subuids {range} --add-subgids {range} {name}; then as {name}: podman system migrate"
+        "as root: `usermod --add-subuids {range} --add-subgids {range} {name}`; then as {name}: `podman system migrate`"
     );
     if least == 0 {
         let file = if count(&uids) == 0 {
@@ -185,7 +183,7 @@ fn judge_ids(name: &str, uid: u32, users: &str, groups: &str) -> Check {
     }
 }
 
-/// The program that connects rootless networks to the host's.
+/// Connects rootless networks to the host's.
 async fn pasta(host: &Host) -> Check {
     let old = match host.podman().await {
         Ok(podman) => podman
@@ -207,7 +205,7 @@ async fn pasta(host: &Host) -> Check {
             format!("{program} is not installed, so rootless containers have no network"),
         )
         .remedy(format!(
-            "as root: apt install {package}, or dnf install {package}"
+            "as root: `apt install {package}` or `dnf install {package}`"
         )),
     }
 }
@@ -256,7 +254,7 @@ mod tests {
         assert_eq!(
             none.remedy.as_deref(),
             Some(
-                "as root: usermod --add-subuids 165536-231071 --add-subgids 165536-231071 bob; then as bob: podman system migrate"
+                "as root: `usermod --add-subuids 165536-231071 --add-subgids 165536-231071 bob`; then as bob: `podman system migrate`"
             )
         );
     }

@@ -1,4 +1,4 @@
-//! Whose images these are: what is known to be malicious, and whose signature is verified.
+//! Malicious images, and the verification of signatures.
 
 use super::{Check, CheckName, Examination};
 use crate::deployment::images_lock::ImagesLock;
@@ -8,9 +8,9 @@ use crate::litellm::advisories::{Advisories, Compromised};
 use crate::operations::trust::{HostFacts, Places, PolicyPlan, Wish, is_signed_release};
 use crate::service::Service;
 
-/// Whether a container runs an image that is known to be malicious, whatever `.env` says by now.
+/// Whether a container runs an image that is known to be malicious, whatever `.env` says.
 pub(crate) async fn running(examination: &Examination<'_>) -> Option<Check> {
-    // A list that can't be read is what `images` comes upon.
+    // Check `images` reports an unreadable list.
     let advisories = Advisories::load(&examination.host.paths).ok()?;
     let podman = examination.host.podman().await.ok()?;
     let services = examination
@@ -20,7 +20,7 @@ pub(crate) async fn running(examination: &Examination<'_>) -> Option<Check> {
         .filter(|(service, unit)| *service != Service::Migrate && unit.is_active());
     let found = services.map(async |(service, _)| {
         let container = service.container();
-        // A container that has just gone is for the units' own check.
+        // Check `units` reports a missing container.
         let running = podman.container_image(container).await.ok()??;
         let image = ImageReference::parse(&running.reference).ok()?;
         let digest = running.identity.digest;
@@ -33,16 +33,17 @@ pub(crate) async fn running(examination: &Examination<'_>) -> Option<Check> {
         .flatten()
         .collect();
     if found.is_empty() {
-        // `images` says that all is well.
         return None;
     }
     Some(
-        Check::failure(CheckName::Compromised, found.join("; "))
-            .remedy(format!("litellm-units down; then {}", Compromised::HINT)),
+        Check::failure(CheckName::Compromised, found.join("; ")).remedy(format!(
+            "run `litellm-units down`; then {}",
+            Compromised::HINT
+        )),
     )
 }
 
-/// Whether Podman verifies the signature of the gateway's image, where there is one to verify.
+/// Whether Podman verifies the signature of the gateway's image, if it has one.
 pub(crate) async fn signatures(examination: &Examination<'_>) -> Option<Check> {
     let image = &examination.settings.as_ref()?.litellm_image;
     if !image.is_litellm() {
@@ -61,7 +62,7 @@ async fn verified(
     places: &Places,
 ) -> Result<Option<Check>> {
     let record = places.record()?;
-    // With a policy that Podman can't read, it pulls nothing, whether `trust` was used or not.
+    // With an unreadable policy Podman pulls nothing, even if `trust` was never used.
     let Some(policy) = places.effective_policy()? else {
         return Ok(None);
     };
@@ -82,12 +83,9 @@ async fn verified(
                     .chain(&plan.unlinks)
                     .map(|link| link.display().to_string()),
             );
-            let message = format!(
-                "no longer as litellm-units trust set it: {}",
-                files.join(", ")
-            );
+            let message = format!("changed since `litellm-units trust`: {}", files.join(", "));
             return Ok(Some(Check::warning(CheckName::Signatures, message).remedy(
-                "look: litellm-units trust --dry-run; then: litellm-units trust",
+                "see `litellm-units trust --dry-run`, then run `litellm-units trust`",
             )));
         }
     }
@@ -97,7 +95,7 @@ async fn verified(
     if by_tag.accepts_anything() {
         return Ok(is_signed_release(image).then(|| {
             let message = format!("LiteLLM signs {image}, but Podman does not verify it");
-            Check::warning(CheckName::Signatures, message).remedy("litellm-units trust")
+            Check::warning(CheckName::Signatures, message).remedy("`litellm-units trust`")
         }));
     }
     let lock = ImagesLock::load(&examination.host.paths.images_lock())?;
@@ -114,10 +112,10 @@ async fn verified(
         CheckName::Signatures,
         match signer {
             Some(signer) => format!(
-                "the digest of {image} was verified (signed by {signer}), and Podman takes no other ({place})"
+                "the digest of {image} was verified (signed by {signer}), and Podman accepts no other ({place})"
             ),
             None if accepted.is_some() => format!(
-                "Podman verifies those of {name} ({place}), but takes this one by its digest"
+                "Podman verifies those of {name} ({place}), but accepts this one by its digest"
             ),
             None => format!("Podman verifies those of {name} ({place})"),
         },

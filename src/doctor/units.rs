@@ -1,4 +1,4 @@
-//! The units: what is installed, what systemd knows, what runs.
+//! Installed, loaded and running units.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -23,17 +23,11 @@ use crate::output::Progress;
 use crate::quadlet;
 use crate::service::Service;
 
-/// How long the gateway may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
-/// How many lines of a failing unit's journal are shown.
 const QUOTED_LINES: usize = 8;
-/// How long failed units may take to start.
 const START_TIMEOUT: Duration = Duration::from_secs(180);
 
-/// The states of those of our services that are installed.
-///
-/// # Errors
-/// When systemd can't be reached.
+/// The states of the installed services.
 pub(crate) async fn read(host: &Host) -> Result<Vec<(Service, UnitState)>> {
     let systemd = host.systemd().await?;
     let states = futures_util::future::try_join_all(
@@ -47,7 +41,7 @@ pub(crate) async fn read(host: &Host) -> Result<Vec<(Service, UnitState)>> {
         .collect())
 }
 
-/// What services that are not active wait for. Nothing where systemd can't be asked, which has a check of its own.
+/// Units that keep services from starting. None without systemd, which check `dbus` reports.
 pub(crate) async fn blockers(host: &Host, units: &[(Service, UnitState)]) -> Vec<Blocker> {
     let Ok(systemd) = host.systemd().await else {
         return Vec::new();
@@ -55,17 +49,13 @@ pub(crate) async fn blockers(host: &Host, units: &[(Service, UnitState)]) -> Vec
     blockers::find(systemd, units).await.unwrap_or_default()
 }
 
-/// The state of the unit that holds the gateway's address.
-///
-/// # Errors
-/// When systemd can't be reached.
 pub(crate) async fn socket(host: &Host) -> Result<UnitState> {
     host.systemd().await?.unit(quadlet::SOCKET).await
 }
 
-/// Whether `generate` would find anything to do.
+/// Whether `generate` would change anything.
 pub(crate) async fn drift(examination: &Examination<'_>) -> Vec<Check> {
-    // Without a deployment, or with a wrong one, there is nothing to compare with.
+    // Without valid settings there is nothing to compare with.
     if examination.settings.is_none() || examination.units.is_none() {
         return Vec::new();
     }
@@ -78,7 +68,7 @@ pub(crate) async fn drift(examination: &Examination<'_>) -> Vec<Check> {
     let mut files = Vec::new();
     for change in &prepared.deployment.changes {
         match change {
-            // Its own check says that.
+            // Check `secrets` reports it.
             Change::Mode(_) => {}
             Change::Directory { path, .. } => directories.push(path.display().to_string()),
             Change::Variables { .. } | Change::Configuration(_) => files.push(change.to_string()),
@@ -89,7 +79,7 @@ pub(crate) async fn drift(examination: &Examination<'_>) -> Vec<Check> {
             CheckName::Release,
             installed_release::notice(prepared.settings(), kept),
         )
-        .remedy(installed_release::REMEDY)
+        .remedy(format!("`{}`", installed_release::REMEDY))
     });
     files.extend(
         prepared
@@ -111,21 +101,21 @@ pub(crate) async fn drift(examination: &Examination<'_>) -> Vec<Check> {
             Check::failure(
                 CheckName::Directories,
                 format!(
-                    "missing or not given to its user: {}",
+                    "missing, or not owned by its user: {}",
                     directories.join(", ")
                 ),
             )
-            .remedy("litellm-units generate")
+            .remedy("`litellm-units generate`")
             .fix(Fix::Generate)
         },
         if files.is_empty() {
-            Check::ok(CheckName::Drift, "the installed units are those of now")
+            Check::ok(CheckName::Drift, "units are up to date")
         } else {
             Check::warning(
                 CheckName::Drift,
                 format!("`generate` would: {}", files.join(", ")),
             )
-            .remedy("look: litellm-units generate --dry-run; then: litellm-units apply")
+            .remedy("see `litellm-units generate --dry-run`, then run `litellm-units apply`")
             .fix(Fix::Generate)
         },
     ]
@@ -134,10 +124,7 @@ pub(crate) async fn drift(examination: &Examination<'_>) -> Vec<Check> {
     .collect()
 }
 
-/// Does what `generate` does, and returns what that was.
-///
-/// # Errors
-/// As those of `generate`.
+/// As the command `generate`. Returns the changes.
 pub(crate) async fn generate(host: &Host) -> Result<Vec<String>> {
     let host = host.reporting(Progress::Collected(Arc::default()));
     let prepared = install::prepare(&host, ReleaseTarget::Recorded).await?;
@@ -145,8 +132,8 @@ pub(crate) async fn generate(host: &Host) -> Result<Vec<String>> {
     Ok(host.progress.changes())
 }
 
-/// Whether systemd knows the files of now, and whether all that ought to run does. `is_current`:
-/// the files are as they should be; if not, `generate` writes them and has them read.
+/// Whether systemd has read the current files, and whether units failed. Not `is_current`: `generate`
+/// would change the files and reload systemd.
 pub(crate) fn states(examination: &Examination<'_>, is_current: bool) -> Vec<Check> {
     let Some(units) = &examination.units else {
         return Vec::new();
@@ -160,14 +147,17 @@ pub(crate) fn states(examination: &Examination<'_>, is_current: bool) -> Vec<Che
         .map(|(service, _)| service.unit())
         .collect();
     let reload = if stale.is_empty() {
-        Check::ok(CheckName::DaemonReload, "systemd has read the units of now")
+        Check::ok(
+            CheckName::DaemonReload,
+            "systemd has read the current units",
+        )
     } else {
         Check::warning(
             CheckName::DaemonReload,
             format!("changed since systemd read it: {}", stale.join(", ")),
         )
         .remedy(format!(
-            "{} daemon-reload",
+            "`{} daemon-reload`",
             examination.host.scope().systemctl()
         ))
         .fix(Fix::Reload)
@@ -216,11 +206,11 @@ fn faults(examination: &Examination<'_>, units: &[(Service, UnitState)]) -> Chec
         );
     }
     let see = match first {
-        Some(source) => format!("litellm-units logs {source}"),
-        None => format!("{} --failed", examination.host.scope().systemctl()),
+        Some(source) => format!("`litellm-units logs {source}`"),
+        None => format!("`{} --failed`", examination.host.scope().systemctl()),
     };
     let check = Check::failure(CheckName::Units, words.join("\n"))
-        .remedy(format!("see why: {see}; then: litellm-units up"));
+        .remedy(format!("see why: {see}; then run `litellm-units up`"));
     if failed.is_empty() {
         check
     } else {
@@ -228,10 +218,6 @@ fn faults(examination: &Examination<'_>, units: &[(Service, UnitState)]) -> Chec
     }
 }
 
-/// Starts failed units, and waits for them.
-///
-/// # Errors
-/// When one fails again; with its reason and the last lines of its journal.
 pub(crate) async fn start(host: &Host, failed: &[&'static str]) -> Result<Vec<String>> {
     let systemd = host.systemd().await?;
     let since = jiff::Timestamp::now();
@@ -255,7 +241,7 @@ pub(crate) async fn start(host: &Host, failed: &[&'static str]) -> Result<Vec<St
                     jobs.pending().join(", ")
                 );
                 return Err(Failure::new(message)
-                    .hint("see what it waits for: litellm-units status")
+                    .hint("see what it waits for: `litellm-units status`")
                     .into());
             }
         }
@@ -263,9 +249,8 @@ pub(crate) async fn start(host: &Host, failed: &[&'static str]) -> Result<Vec<St
     Ok(done)
 }
 
-/// Whether each container runs the image that `images.lock` records.
 pub(crate) async fn digests(examination: &Examination<'_>) -> Option<Check> {
-    // A damaged file is what `drift` comes upon.
+    // Check `drift` reports a damaged file.
     let lock = ImagesLock::load(&examination.host.paths.images_lock()).ok()?;
     let settings = examination.settings.as_ref()?;
     let settings = installed_release::installed(examination.host, settings, &lock)
@@ -292,7 +277,7 @@ pub(crate) async fn digests(examination: &Examination<'_>) -> Option<Check> {
             podman.image(image),
         );
         let recorded = recorded.ok().flatten();
-        // A container that has just gone is for the units' own check.
+        // Check `units` reports a missing container.
         let other = runs
             .ok()
             .flatten()
@@ -311,12 +296,12 @@ pub(crate) async fn digests(examination: &Examination<'_>) -> Option<Check> {
         )
     } else {
         Check::failure(CheckName::Digests, others.join("; "))
-            .remedy("remove the drop-in that names another image, if there is one; then: litellm-units restart")
+            .remedy("remove the drop-in that names another image, if there is one; then run `litellm-units restart`")
     })
 }
 
-/// Whether what runs was started with the settings of now. Units that are not `is_current` have a
-/// check of their own.
+/// Whether the running units were started with the current settings. Check `drift` reports units that
+/// are not `is_current`.
 pub(crate) fn applied(examination: &Examination<'_>, is_current: bool) -> Option<Check> {
     let settings = examination.settings.as_ref()?;
     if !examination.gateway_runs() {
@@ -333,7 +318,7 @@ pub(crate) fn applied(examination: &Examination<'_>, is_current: bool) -> Option
         Err(error) => Check::error(CheckName::Applied, &error),
         Ok(differences) if differences.is_empty() => Check::ok(
             CheckName::Applied,
-            "every container runs with the settings of now",
+            "every container runs with the current settings",
         ),
         Ok(differences) => {
             let words: Vec<String> = differences
@@ -346,12 +331,11 @@ pub(crate) fn applied(examination: &Examination<'_>, is_current: bool) -> Option
                 CheckName::Applied,
                 format!("changed since the start: {}", words.join("; ")),
             )
-            .remedy("litellm-units apply")
+            .remedy("`litellm-units apply`")
         }
     })
 }
 
-/// Whether the gateway can serve.
 pub(crate) async fn gateway(examination: &Examination<'_>) -> Option<Check> {
     if !examination.gateway_runs() {
         return None;
@@ -373,10 +357,10 @@ pub(crate) async fn gateway(examination: &Examination<'_>) -> Option<Check> {
             CheckName::Gateway,
             format!("answers, but is not ready: {reason}"),
         )
-        .remedy("see why: litellm-units logs litellm"),
+        .remedy("see why: `litellm-units logs litellm`"),
         GatewayHealth::Down { reason } => {
             Check::failure(CheckName::Gateway, format!("does not answer: {reason}"))
-                .remedy("see why: litellm-units logs litellm")
+                .remedy("see why: `litellm-units logs litellm`")
         }
     })
 }

@@ -75,7 +75,7 @@ impl Ward {
             &[prefix, &["litellm-units", "doctor"], arguments].concat(),
         );
         // Whose images nobody signed are not verified.
-        let unsigned = "warning  signatures: LiteLLM signs ghcr.io/berriai/litellm:v1.108.14, but Podman does not verify it\n         hint: litellm-units trust\n";
+        let unsigned = "warning  signatures: LiteLLM signs ghcr.io/berriai/litellm:v1.108.14, but Podman does not verify it\n         hint: `litellm-units trust`\n";
         let lines = ran.stdout.replacen(unsigned, "", 1);
         let lines = lines
             .lines()
@@ -206,7 +206,7 @@ fn platform_faults(ward: &Ward) {
              mount --move /mnt /sys/fs/cgroup; echo 1 >/sys/fs/selinux/enforce",
             &[
                 "FAILURE  selinux: SELinux is enforcing, but has no policy for containers",
-                "         hint: install the policy: dnf install container-selinux",
+                "         hint: install the policy: `dnf install container-selinux`",
             ],
         );
     }
@@ -241,7 +241,7 @@ fn platform_faults(ward: &Ward) {
         ),
         prefix: &["env", &format!("{variable}=unix:path=/tmp/old-systemd")],
         found: &[
-            "warning  systemd: systemd 249 is older than any that the units were tried with",
+            "warning  systemd: systemd 249 is older than the oldest tested version",
             "         hint: upgrade the distribution: systemd 252 or newer",
         ],
         mend: "systemctl stop old-systemd.service; rm /tmp/old-systemd",
@@ -287,7 +287,7 @@ fn platform_faults(ward: &Ward) {
         plant: "mount -t tmpfs -o size=16m,nr_inodes=1000 tmpfs $D/logs",
         found: &[
             "FAILURE  disk: 16 MiB free for {D}/logs",
-            "         hint: free or add space; what takes it: du -xh --max-depth=2 {D}/logs | sort -h",
+            "         hint: free or add space; to see what uses it: `du -xh --max-depth=2 {D}/logs | sort -h`",
         ],
         mend: "umount $D/logs",
         ..FAULT
@@ -296,7 +296,7 @@ fn platform_faults(ward: &Ward) {
         plant: "mount -t tmpfs -o size=4g,nr_inodes=20 tmpfs $D/logs; touch $D/logs/{1..19}",
         found: &[
             "FAILURE  inodes: 0 of 20 inodes free for {D}/logs",
-            "         hint: remove small files; where they are: du --inodes -x --max-depth=2 {D}/logs | sort -n",
+            "         hint: remove small files; to find them: `du --inodes -x --max-depth=2 {D}/logs | sort -n`",
         ],
         mend: "umount $D/logs",
         ..FAULT
@@ -307,7 +307,7 @@ fn platform_faults(ward: &Ward) {
         plant: "touch -d '+3 days' $D/.env",
         found: &[
             "warning  clock: the clock is 2 d behind the newest file of the deployment",
-            "         hint: compare with another clock; set it: timedatectl set-ntp true",
+            "         hint: compare with another clock; to set it: `timedatectl set-ntp true`",
         ],
         mend: "touch $D/.env",
         ..FAULT
@@ -364,7 +364,7 @@ fn env_faults(ward: &Ward) {
         plant: "echo NEW_VARIABLE=1 >> $D/.env",
         found: &[
             "warning  applied: changed since the start: litellm: NEW_VARIABLE added",
-            "         hint: litellm-units apply",
+            "         hint: `litellm-units apply`",
         ],
         mend: restore,
         ..FAULT
@@ -373,7 +373,7 @@ fn env_faults(ward: &Ward) {
         plant: "chmod 644 $D/.env; install -m 640 -o $(stat -c %u $D/.env) /dev/null $D/service-key.txt",
         found: &[
             "FAILURE  secrets: {D}/.env can be read by others (mode 0644); {D}/service-key.txt can be read by others (mode 0640)",
-            "         hint: chmod go= {D}/.env && chmod go= {D}/service-key.txt",
+            "         hint: `chmod go= {D}/.env && chmod go= {D}/service-key.txt`",
         ],
         fixed: &["fixed secrets: set mode 0600 of {D}/.env", "fixed secrets: set mode 0600 of {D}/service-key.txt"],
         mend: "rm $D/service-key.txt",
@@ -384,7 +384,7 @@ fn env_faults(ward: &Ward) {
             plant: "chown operator $D/.env",
             found: &[
                 "FAILURE  secrets: {D}/.env belongs to user 1000, not 0",
-                "         hint: chown 0 {D}/.env",
+                "         hint: `chown 0 {D}/.env`",
             ],
             mend: "chown root $D/.env",
             ..FAULT
@@ -399,7 +399,7 @@ fn deployment_faults(ward: &Ward) {
         plant: "cp -p $D/config/litellm-config.yaml /root/; echo 'general_setings: {}' >> $D/config/litellm-config.yaml",
         found: &[
             "FAILURE  config: {D}/config/litellm-config.yaml:*:1: unknown section \"general_setings\", which LiteLLM ignores",
-            "         hint: see all: litellm-units config check",
+            "         hint: to see all: `litellm-units config check`",
         ],
         mend: "cat /root/litellm-config.yaml > $D/config/litellm-config.yaml",
         ..FAULT
@@ -416,7 +416,7 @@ fn deployment_faults(ward: &Ward) {
                 "FAILURE  data: {{D}}/data/redis belongs to user 1001, but redis runs as {}",
                 &owner[..owner.len() / 2]
             ),
-            &format!("         hint: as root: chown -R {owner} {{D}}/data/redis"),
+            &format!("         hint: as root: `chown -R {owner} {{D}}/data/redis`"),
         ],
         mend: &format!("chown {owner} $D/data/redis"),
         ..FAULT
@@ -424,8 +424,8 @@ fn deployment_faults(ward: &Ward) {
     ward.treat(&Fault {
         plant: "mv $D/logs $D/away",
         found: &[
-            "FAILURE  directories: missing or not given to its user: {D}/logs",
-            "         hint: litellm-units generate",
+            "FAILURE  directories: missing, or not owned by its user: {D}/logs",
+            "         hint: `litellm-units generate`",
         ],
         fixed: &["fixed directories: prepare directory {D}/logs"],
         mend: "rmdir $D/logs; mv $D/away $D/logs",
@@ -435,7 +435,7 @@ fn deployment_faults(ward: &Ward) {
         plant: "touch $D/docker-compose.yml",
         found: &[
             "warning  docker: {D}/docker-compose.yml is left over: `docker compose up` there would start a second stack",
-            "         hint: mv {D}/docker-compose.yml {D}/docker-compose.yml.old",
+            "         hint: `mv {D}/docker-compose.yml {D}/docker-compose.yml.old`",
         ],
         mend: "rm $D/docker-compose.yml",
         ..FAULT
@@ -448,7 +448,7 @@ fn deployment_faults(ward: &Ward) {
             chmod 666 /run/docker.sock",
         found: &[
             "warning  docker: Docker still runs a stack on the same ports: old-redis (port 6379)",
-            "         hint: in the directory of its compose file: docker compose down",
+            "         hint: in the directory of its compose file, run `docker compose down`",
         ],
         mend: "podman rm --force --time=0 old-redis; systemctl stop docker; rm -f /run/docker.sock",
         ..FAULT
@@ -462,7 +462,7 @@ fn network_faults(ward: &Ward) {
         plant: "mkdir $Q/litellm.container.d; printf '[Container]\\nPublishPort=24158:24157\\n' >$Q/litellm.container.d/10-open.conf",
         found: &[
             "FAILURE  loopback: {Q}/litellm.container.d/10-open.conf publishes 24158:24157 beyond this host",
-            "         hint: publish on 127.0.0.1 only, and let a reverse proxy with TLS do the rest",
+            "         hint: publish on 127.0.0.1 only, and use a reverse proxy with TLS",
         ],
         mend: "rm -r $Q/litellm.container.d",
         ..FAULT
@@ -470,8 +470,8 @@ fn network_faults(ward: &Ward) {
     ward.treat(&Fault {
         plant: "pkill aardvark-dns; while pgrep aardvark-dns; do sleep 0.1; done",
         found: &[
-            "FAILURE  dns: inside the gateway's container there is no address for postgres (*), redis (*)",
-            "         hint: Podman's name server (aardvark-dns) is gone or wrong; it comes back with: podman network reload --all",
+            "FAILURE  dns: the gateway's container finds no address for postgres (*), redis (*)",
+            "         hint: Podman's name server (aardvark-dns) is not running or has wrong data; to restart it: `podman network reload --all`",
         ],
         mend: &format!("{podman} network reload --all"),
         ..FAULT
@@ -486,7 +486,7 @@ fn network_faults(ward: &Ward) {
         ),
         found: &[
             "FAILURE  database: postgres:5432 can't be reached: [Errno 111] Connection refused",
-            "         hint: see what it says: litellm-units logs postgres",
+            "         hint: see its log: `litellm-units logs postgres`",
         ],
         mend: &format!("{inside} delete table inet t"),
         ..FAULT
@@ -503,7 +503,7 @@ fn unit_faults(ward: &Ward) {
         plant: "echo '# edited' >> $Q/litellm.container",
         found: &[
             "warning  drift: `generate` would: update {Q}/litellm.container",
-            "         hint: look: litellm-units generate --dry-run; then: litellm-units apply",
+            "         hint: see `litellm-units generate --dry-run`, then run `litellm-units apply`",
         ],
         fixed: &[
             "fixed drift: update {Q}/litellm.container",
@@ -515,9 +515,9 @@ fn unit_faults(ward: &Ward) {
         plant: "touch $Q/litellm-redis.container",
         found: &[
             "warning  daemon-reload: changed since systemd read it: litellm-redis.service",
-            &format!("         hint: {} daemon-reload", who.systemctl()),
+            &format!("         hint: `{} daemon-reload`", who.systemctl()),
         ],
-        fixed: &["fixed daemon-reload: systemd read its units again"],
+        fixed: &["fixed daemon-reload: reloaded systemd's units"],
         ..FAULT
     });
     ward.treat(&Fault {
@@ -538,7 +538,7 @@ fn unit_faults(ward: &Ward) {
             "         | *",
             "         | *",
             "         | *",
-            "         hint: see why: litellm-units logs redis; then: litellm-units up",
+            "         hint: see why: `litellm-units logs redis`; then run `litellm-units up`",
         ],
         fixed: &["fixed units: started litellm-redis.service"],
         mend: &format!("rm -r {unit_dropins}/litellm-redis.service.d; {systemctl} daemon-reload"),
@@ -554,7 +554,7 @@ fn unit_faults(ward: &Ward) {
         ),
         found: &[
             "FAILURE  digests: litellm-redis does not run docker.io/library/redis@sha256:*",
-            "         hint: remove the drop-in that names another image, if there is one; then: litellm-units restart",
+            "         hint: remove the drop-in that names another image, if there is one; then run `litellm-units restart`",
         ],
         mend: &format!(
             "rm -r $Q/litellm-redis.container.d
@@ -568,7 +568,7 @@ fn unit_faults(ward: &Ward) {
         plant: &format!("{gateway} -STOP $pid"),
         found: &[
             "FAILURE  gateway: does not answer: no answer in time",
-            "         hint: see why: litellm-units logs litellm",
+            "         hint: see why: `litellm-units logs litellm`",
         ],
         mend: &format!("{gateway} -CONT $pid"),
         ..FAULT
@@ -584,8 +584,8 @@ fn backup_faults(ward: &Ward) {
     ward.treat(&Fault {
         plant: &format!("{systemctl} disable --now litellm-backup.timer"),
         found: &[
-            "warning  backup: litellm-backup.timer is not enabled, so no backup is made by itself; there is no backup yet",
-            &format!("         hint: {of_user} enable --now litellm-backup.timer"),
+            "warning  backup: litellm-backup.timer is not enabled, so no automatic backup is made; there is no backup yet",
+            &format!("         hint: `{of_user} enable --now litellm-backup.timer`"),
         ],
         mend: &format!("{systemctl} enable --now litellm-backup.timer"),
         ..FAULT
@@ -594,7 +594,7 @@ fn backup_faults(ward: &Ward) {
         plant: "touch --date='-3 days' $D/data",
         found: &[
             "warning  backup: there is no backup yet",
-            "         hint: litellm-units backup",
+            "         hint: `litellm-units backup`",
         ],
         ..FAULT
     });
@@ -602,7 +602,7 @@ fn backup_faults(ward: &Ward) {
         plant: "install -d -m 700 -o $(stat -c %u $D/.env) $D/backups $D/backups/$(date -u --date='-3 days' +%Y%m%dT%H%M%SZ)-0a1b2c",
         found: &[
             "warning  backup: the last backup is 3 d old",
-            "         hint: litellm-units backup",
+            "         hint: `litellm-units backup`",
         ],
         ..FAULT
     });
@@ -620,7 +620,7 @@ fn backup_faults(ward: &Ward) {
         found: &[
             "warning  backup: litellm-backup.service failed: exited with status 1; the last backup is * s old",
             &format!(
-                "         hint: see why: {journalctl} -u litellm-backup.service; then: {of_user} start litellm-backup.service"
+                "         hint: see why: `{journalctl} -u litellm-backup.service`; then run `{of_user} start litellm-backup.service`"
             ),
         ],
         mend: &format!(
@@ -645,7 +645,7 @@ fn faults_at_rest(ward: &Ward) {
                 Who::Root => "FAILURE  port: port 24157 is taken by conmon (process *)",
                 Who::Operator => "FAILURE  port: port 24157 is taken by a process of another user",
             },
-            "         hint: find and stop it: ss -ltnp 'sport = :24157'",
+            "         hint: find and stop it: `ss -ltnp 'sport = :24157'`",
         ],
         mend: "podman rm --force --time=0 squatter",
         ..FAULT
@@ -655,9 +655,9 @@ fn faults_at_rest(ward: &Ward) {
         plant: "echo DATABASE_URL=postgresql://user:secret@127.0.0.1:54321/db >> $D/.env",
         found: &[
             "FAILURE  database: 127.0.0.1:54321 can't be reached: Connection refused (os error 111)",
-            "         hint: check DATABASE_URL in .env, the server, and the firewalls between",
+            "         hint: check DATABASE_URL in .env, the server, and the firewalls in between",
             "warning  drift: `generate` would: *remove {Q}/litellm-postgres.container*",
-            "         hint: look: litellm-units generate --dry-run; then: litellm-units apply",
+            "         hint: see `litellm-units generate --dry-run`, then run `litellm-units apply`",
         ],
         mend: restore,
         ..FAULT
@@ -678,7 +678,7 @@ fn rootless_faults(ward: &Ward) {
     ward.treat(&Fault {
         prefix: &["env", "XDG_RUNTIME_DIR=/nonexistent"],
         found: &[
-            "FAILURE  session: /nonexistent is not there, so this user has no session",
+            "FAILURE  session: /nonexistent does not exist, so this user has no session",
             "         hint: log in as that user directly (ssh, machinectl shell USER@; not su or sudo)",
         ],
         ..FAULT
@@ -687,7 +687,7 @@ fn rootless_faults(ward: &Ward) {
         plant: "rm /var/lib/systemd/linger/operator",
         found: &[
             "FAILURE  linger: operator does not linger: the gateway stops at logout and does not start at boot",
-            "         hint: loginctl enable-linger operator",
+            "         hint: `loginctl enable-linger operator`",
         ],
         fixed: &["fixed linger: enabled lingering"],
         ..FAULT
@@ -696,7 +696,7 @@ fn rootless_faults(ward: &Ward) {
         plant: "cp /etc/subuid /root/; sed -i /^operator:/d /etc/subuid",
         found: &[
             "FAILURE  subids: operator has no range in /etc/subuid, so no container can start",
-            "         hint: as root: usermod --add-subuids 231072-296607 --add-subgids 231072-296607 operator; then as operator: podman system migrate",
+            "         hint: as root: `usermod --add-subuids 231072-296607 --add-subgids 231072-296607 operator`; then as operator: `podman system migrate`",
         ],
         mend: "cp /root/subuid /etc/",
         ..FAULT
@@ -705,7 +705,7 @@ fn rootless_faults(ward: &Ward) {
         plant: "mkdir -p /root/passt; mv /usr/bin/pasta* /root/passt/",
         found: &[
             "FAILURE  pasta: pasta is not installed, so rootless containers have no network",
-            "         hint: as root: apt install passt, or dnf install passt",
+            "         hint: as root: `apt install passt` or `dnf install passt`",
         ],
         mend: "mv /root/passt/* /usr/bin/",
         ..FAULT

@@ -131,7 +131,7 @@ fn a_missing_image_is_named(host: &TestHost, who: Who) {
             && failures[0].contains("; needed by migrate, litellm\n         | ")
             && failures[0].contains("\n         | error: can't pull ghcr.io/berriai/litellm:")
             && failures[0].ends_with(
-                "\n         hint: see why: litellm-units logs images; then: litellm-units up"
+                "\n         hint: see why: `litellm-units logs images`; then run `litellm-units up`"
             ),
         "{}",
         failures[0]

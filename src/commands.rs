@@ -33,8 +33,7 @@ use crate::operations::recovery;
 use crate::operations::upgrade::{ReleaseOptions, ReleasePlan, SETTLE};
 use crate::output;
 
-/// Begins a command that changes the deployment, unless it only shows what it would do: that needs neither the
-/// lock nor a recovery.
+/// Takes the lock and completes interrupted operations. A dry run needs neither.
 async fn begin(
     host: &Host,
     command: &str,
@@ -58,7 +57,6 @@ async fn upgrade_to_env(host: &Host, dry_run: bool, timeout: Duration) -> Result
     change_release(host, plan, dry_run, options).await
 }
 
-/// Shows a plan and, unless this is only to show it, carries it out.
 async fn change_release(
     host: &Host,
     plan: ReleasePlan,

@@ -3,17 +3,17 @@
 //!
 //! The library is the program's own: it promises no stable interface.
 //!
-//! From the top, each folder using only those below it (`tests/architecture.rs` holds that):
+//! From the top; a folder uses only those below it (enforced by `tests/architecture.rs`):
 //!
-//! - [`cli`]: the command line as types, and nothing else.
-//! - [`commands`]: one file a verb: arguments in, one operation, lines or JSON out.
-//! - [`doctor`]: looks at everything, and changes something only with `--fix`, by an operation.
-//! - [`operations`]: what changes a host; interrupted at any point, the next command finishes or undoes it.
+//! - [`cli`]: the command line as types.
+//! - `commands`: a file for each verb: arguments in, one operation, lines or JSON out.
+//! - `doctor`: checks of the host and the deployment; changes them only with `--fix`, by an operation.
+//! - [`operations`]: changes of a host; after an interruption, the next command completes or rolls back.
 //! - [`quadlet`]: settings to unit files, pure; checked by the host's generator, compared with the disk.
-//! - [`litellm`]: the gateway over HTTP, its configuration, and everything that is known of its releases.
-//! - [`deployment`]: what lies in the deployment directory: settings, records, earlier configurations.
+//! - [`litellm`]: the gateway over HTTP, its configuration, and the facts about its releases.
+//! - [`deployment`]: the files in the deployment directory: settings, records, earlier configurations.
 //! - [`host`]: every effect on the machine: files, locks, Podman, systemd, the journal, ssh.
-//! - [`error`], [`image`], [`output`], [`random`], [`service`]: what all of them speak of.
+//! - [`error`], [`image`], [`output`], [`random`], [`service`]: shared by all of them.
 
 pub mod cli;
 pub(crate) mod commands;
@@ -40,7 +40,7 @@ use host::systemd::job::JobType;
 /// Runs one command.
 ///
 /// # Errors
-/// When the command fails; `main` prints the error, its hints and chooses the exit status.
+/// If the command fails; `main` prints the error with its hint and chooses the exit status.
 pub async fn run(cli: Cli) -> Result<Exit> {
     let chosen = match (cli.target.system, cli.target.user) {
         (true, _) => Some(Scope::System),
@@ -99,8 +99,8 @@ pub async fn run(cli: Cli) -> Result<Exit> {
     }
 }
 
-/// How a command runs by way of another machine's `litellm-units`. Nothing for those that need
-/// only systemd there, or nothing at all.
+/// How a command uses the `litellm-units` of another machine. `None` if it needs only systemd there,
+/// or nothing.
 fn use_of(command: &Command) -> Option<RemoteUse> {
     let plain = RemoteUse {
         terminal: true,
@@ -119,7 +119,7 @@ fn use_of(command: &Command) -> Option<RemoteUse> {
             foreign: true,
             ..plain
         }),
-        // `while read host; do litellm-units --host "$host" status; done` reads all its lines.
+        // No stdin, since `while read host; do litellm-units --host "$host" status; done` needs it.
         Command::Generate(_)
         | Command::Up(_)
         | Command::Apply(_)

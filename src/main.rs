@@ -1,4 +1,4 @@
-//! `litellm-units`: parse, run, and turn an error into words and an exit status.
+//! `litellm-units`: parses, runs, and prints an error with its hint.
 
 use std::process::ExitCode;
 
@@ -23,7 +23,7 @@ fn main() -> ExitCode {
     match runtime.block_on(litellm_units::run(cli)) {
         Ok(exit) => exit.into(),
         Err(error) => {
-            // A reader that went away (`| head`) wants no more words.
+            // The reader closed its pipe (`| head`).
             let broken_pipe = error.chain().any(|cause| {
                 cause
                     .downcast_ref::<std::io::Error>()
@@ -40,7 +40,7 @@ fn main() -> ExitCode {
     }
 }
 
-/// Sets the points of `FAILPOINTS`, and kills this process at that of `LITELLM_UNITS_KILL_AT`.
+/// Sets the points of `FAILPOINTS`, and kills this process at the point `LITELLM_UNITS_KILL_AT`.
 #[cfg(feature = "fault-points")]
 fn faults() -> fail::FailScenario<'static> {
     let scenario = fail::FailScenario::setup();

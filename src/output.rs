@@ -1,4 +1,4 @@
-//! stdout is data, stderr is talk.
+//! stdout is for data, stderr for messages.
 
 use std::io::{self, IsTerminal, Read, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,50 +8,50 @@ use serde::Serialize;
 
 use crate::error::Result;
 
-/// Prints a line of data.
+/// Prints a line to stdout.
 ///
 /// # Errors
-/// When stdout is closed.
+/// If stdout is closed.
 pub fn line(text: &str) -> Result<()> {
     writeln!(io::stdout(), "{text}").map_err(Into::into)
 }
 
-/// Prints data as it is.
+/// Prints to stdout, without a line break.
 ///
 /// # Errors
-/// When stdout is closed.
+/// If stdout is closed.
 pub fn text(text: &str) -> Result<()> {
     io::stdout().write_all(text.as_bytes()).map_err(Into::into)
 }
 
-/// Prints a value as indented JSON.
+/// Prints a value to stdout as indented JSON.
 ///
 /// # Errors
-/// When stdout is closed.
+/// If stdout is closed.
 pub fn json(value: &impl Serialize) -> Result<()> {
     line(&serde_json::to_string_pretty(value)?)
 }
 
-/// Where an operation reports what it does. Operations print nothing themselves.
+/// Receives the reports of operations, which print nothing themselves.
 #[derive(Clone, Debug, Default)]
 pub enum Progress {
-    /// Everything to stderr.
+    /// All reports go to stderr.
     #[default]
     Stderr,
-    /// Changes to stdout, as the data of the command; the rest to stderr.
+    /// Changes go to stdout, as the data of the command; the rest goes to stderr.
     Data,
-    /// Changes are kept, everything else is left out.
+    /// Changes are kept; the rest is dropped.
     Collected(Arc<Mutex<Vec<String>>>),
-    /// Only warnings, to stderr.
+    /// Warnings go to stderr; the rest is dropped.
     Silent,
 }
 
 impl Progress {
-    /// One change that was made.
+    /// Reports a change that was made.
     pub fn done(&self, text: &str) {
         match self {
             Self::Stderr => say(text),
-            // A reader that went away must not stop an operation half-way.
+            // A closed stdout must not stop an operation half-way.
             Self::Data => drop(line(text)),
             Self::Collected(changes) => changes
                 .lock()
@@ -61,32 +61,32 @@ impl Progress {
         }
     }
 
-    /// What is under way.
+    /// Reports a step that is in progress.
     pub fn say(&self, text: &str) {
         if matches!(self, Self::Stderr | Self::Data) {
             say(text);
         }
     }
 
-    /// What may surprise later.
+    /// Reports a risk.
     pub fn warn(&self, text: &str) {
         if !matches!(self, Self::Collected(_)) {
             warn(text);
         }
     }
 
-    /// As [`Progress::warn`], for a text of more than a line: 80 columns, the words after the first line below it.
+    /// As [`Progress::warn`], wrapped at 80 columns with an indent.
     pub fn warn_wrapped(&self, text: &str) {
         self.warn(&wrapped(text, 80, "warning: ".len()));
     }
 
-    /// Whether someone watches who would like to see how far a transfer is.
+    /// Whether a terminal shows the progress of a transfer.
     #[must_use]
     pub fn is_watched(&self) -> bool {
         matches!(self, Self::Stderr | Self::Data) && io::stderr().is_terminal()
     }
 
-    /// The changes so far, if they are kept.
+    /// The changes that [`Progress::Collected`] kept.
     #[must_use]
     pub fn changes(&self) -> Vec<String> {
         match self {
@@ -99,7 +99,7 @@ impl Progress {
     }
 }
 
-/// How far a copy is, drawn on stderr if that is a terminal.
+/// The progress of a copy, drawn on stderr if that is a terminal.
 #[derive(Clone, Debug)]
 pub struct Meter {
     what: &'static str,
@@ -111,7 +111,7 @@ pub struct Meter {
 }
 
 impl Meter {
-    /// Of something that has about `total` bytes.
+    /// `total` is an estimate in bytes.
     #[must_use]
     pub fn new(what: &'static str, total: u64, progress: &Progress) -> Self {
         Self {
@@ -141,20 +141,20 @@ impl Meter {
         }
     }
 
-    /// Removes what was drawn.
+    /// Clears its line on the terminal.
     pub fn clear(&self) {
         if self.visible && self.drawn.load(Ordering::Relaxed) > 0 {
             tell("\r\x1b[K");
         }
     }
 
-    /// How much there was so far.
+    /// Bytes so far.
     #[must_use]
     pub fn done(&self) -> u64 {
         self.done.load(Ordering::Relaxed)
     }
 
-    /// A reader that counts what passes.
+    /// Counts the bytes that are read from `inner`.
     pub fn reading<R: Read>(&self, inner: R) -> Counting<R> {
         Counting {
             inner,
@@ -178,23 +178,23 @@ impl<R: Read> Read for Counting<R> {
     }
 }
 
-/// Writes to stderr. A reader that went away (`2>&1 | head`) must not end an operation half-way.
+/// Writes to stderr. A closed pipe (`2>&1 | head`) must not end an operation half-way.
 fn tell(text: &str) {
     let _ = io::stderr().write_all(text.as_bytes());
 }
 
-/// Tells the operator what goes on.
+/// Prints a message to stderr.
 pub fn say(text: &str) {
     tell(&format!("{text}\n"));
 }
 
-/// Tells the operator what may surprise later.
+/// Prints a warning to stderr.
 pub fn warn(text: &str) {
     tell(&format!("warning: {text}\n"));
 }
 
-/// Breaks a text into lines of `width` columns, of which the first `indent` are left free. What is
-/// between backticks stays on one line.
+/// Wraps a text at `width` columns; lines after the first start with `indent` spaces. A command in
+/// backticks stays on one line.
 #[must_use]
 pub fn wrapped(text: &str, width: usize, indent: usize) -> String {
     let mut lines = String::new();
@@ -224,7 +224,7 @@ pub fn wrapped(text: &str, width: usize, indent: usize) -> String {
     lines.replace('\u{a0}', " ")
 }
 
-/// A duration as people say it: `0.4 s`, `12 s`, `3 min`, `5 h`, `2 d`.
+/// A duration for people: `0.4 s`, `12 s`, `3 min`, `5 h`, `2 d`.
 #[must_use]
 pub fn duration(duration: std::time::Duration) -> String {
     let seconds = duration.as_secs();
@@ -237,7 +237,7 @@ pub fn duration(duration: std::time::Duration) -> String {
     }
 }
 
-/// A number of bytes as people say it, in binary units: `512 B`, `31 MiB`, `1.2 GiB`.
+/// A number of bytes for people, in binary units: `512 B`, `31 MiB`, `1.2 GiB`.
 #[must_use]
 pub fn bytes(count: u64) -> String {
     const UNITS: [(&str, u64); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
@@ -254,7 +254,7 @@ pub fn bytes(count: u64) -> String {
     format!("{count} B")
 }
 
-/// Rows as columns, two spaces apart; every row has as many cells as the first.
+/// Aligns rows in columns, two spaces apart; every row has as many cells as the first.
 #[must_use]
 pub fn columns(rows: &[Vec<String>]) -> String {
     let count = rows.first().map_or(0, Vec::len);

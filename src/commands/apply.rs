@@ -1,4 +1,4 @@
-//! `apply`: an edit comes into force, or everything is as before.
+//! `apply`: apply changes, and roll back if the gateway does not become ready.
 
 use crate::cli;
 use crate::deployment::snapshot::{self, SnapshotId};
@@ -12,11 +12,6 @@ use crate::operations::stack;
 use crate::operations::up;
 use crate::output::{self, Progress, say};
 
-/// Runs the command.
-///
-/// # Errors
-/// When the edit is wrong (then nothing was touched), or the gateway does not get ready with it
-/// (then the last good configuration is back).
 pub(crate) async fn run(host: &Host, arguments: &cli::Apply) -> Result<Exit> {
     let _lock = super::begin(host, "apply", arguments.dry_run, arguments.timeout).await?;
     let prepared = install::prepare(host, ReleaseTarget::Recorded).await?;
@@ -38,31 +33,31 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Apply) -> Result<Exit> {
     let Err(error) = up::bring_up(host, &prepared, arguments.timeout, "apply").await else {
         return Ok(Exit::Success);
     };
-    // Ctrl-C is a person's decision, not a fault of the configuration.
+    // An interrupt says nothing about the configuration.
     if exit(&error) == Exit::Interrupted {
         return Err(error);
     }
     match snapshot::last_good(&host.paths) {
         Some(good) if good != edited => {
-            Err(take_back(host, arguments, &edited, &good, error).await)
+            Err(roll_back(host, arguments, &edited, &good, error).await)
         }
         _ => Err(Failure::new(
-            "the configuration does not work, and there is no other one that did",
+            "the gateway does not become ready with this configuration, and there is no earlier one to roll back to",
         )
-        .hint("mend it and run litellm-units apply again")
+        .hint("fix it, then run `litellm-units apply` again")
         .caused_by(error)
         .into()),
     }
 }
 
-async fn take_back(
+async fn roll_back(
     host: &Host,
     arguments: &cli::Apply,
     edited: &SnapshotId,
     good: &SnapshotId,
     error: anyhow::Error,
 ) -> anyhow::Error {
-    say("the edit does not work: putting the last good configuration back");
+    say("the gateway did not become ready: rolling back to the last good configuration");
     let attempt = async {
         let staying = rotation::known_to_the_database(host).await;
         snapshot::restore(&host.paths, good, staying)?;
@@ -72,18 +67,18 @@ async fn take_back(
         stack::bring_up(host, prepared.settings(), timeout).await
     };
     let kept = snapshot::directory(&host.paths, edited);
-    let hint = format!("your edit is kept in {}", kept.display());
+    let hint = format!("your changes are kept in {}", kept.display());
     match attempt.await {
         Ok(()) => Failure::new(
-            "the edit was taken back; the gateway is ready with the last good configuration",
+            "the changes were rolled back; the gateway is ready with the last good configuration",
         )
         .hint(hint)
         .caused_by(error),
-        Err(second) => {
-            Failure::new("the edit was taken back, but the gateway is not ready without it either")
-                .hint(hint)
-                .caused_by(second.context(error))
-        }
+        Err(second) => Failure::new(
+            "the changes were rolled back, but the gateway is not ready without them either",
+        )
+        .hint(hint)
+        .caused_by(second.context(error)),
     }
     .into()
 }

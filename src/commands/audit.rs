@@ -6,17 +6,13 @@ use crate::host::Host;
 use crate::operations::audit;
 use crate::output::{self, say, warn};
 
-/// Runs the command.
-///
-/// # Errors
-/// When the deployment can't be read.
 pub(crate) async fn run(host: &Host, arguments: &Audit) -> Result<Exit> {
     let report = audit::audit(host).await?;
     if arguments.json {
         output::json(&report)?;
     } else {
         for skipped in &report.skipped {
-            warn(&format!("not looked at: {skipped}"));
+            warn(&format!("not examined: {skipped}"));
         }
         let mut rows = vec![["PLACE", "SECRET", "PROBLEM"].map(str::to_owned).to_vec()];
         for finding in &report.findings {
@@ -31,7 +27,7 @@ pub(crate) async fn run(host: &Host, arguments: &Audit) -> Result<Exit> {
         } else {
             output::text(&output::columns(&rows))?;
             say(
-                "remove each, then replace it, since others may have read it: litellm-units secrets rotate, litellm-units key rotate service",
+                "remove each of them. Others may have read it, so replace it as well: `litellm-units secrets rotate`, `litellm-units key rotate service`",
             );
         }
     }

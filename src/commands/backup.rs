@@ -19,10 +19,6 @@ use crate::operations::recovery;
 use crate::operations::stack::RECOVERY_TIMEOUT;
 use crate::output::{self, Progress, bytes, say};
 
-/// Runs `backup` with its verbs.
-///
-/// # Errors
-/// When the verb fails.
 pub(crate) async fn run(host: &Host, arguments: cli::Backup) -> Result<Exit> {
     match arguments.command {
         None => create(host, arguments.create).await,
@@ -105,7 +101,7 @@ async fn list(host: &Host, arguments: &cli::List) -> Result<Exit> {
         return Ok(Exit::Success);
     }
     Err(Failure::new(damaged.join("\n"))
-        .hint("remove what is damaged, and look after the disk")
+        .hint("remove the damaged backups, and check the disk")
         .into())
 }
 
@@ -143,12 +139,12 @@ async fn verify(host: &Host, arguments: cli::Verify) -> Result<Exit> {
         output::json(&verified)?;
     } else if verified.restored {
         output::line(&format!(
-            "backup {} is good: {} files, {} rows in {} tables came back",
+            "backup {} is good: {} files, {} rows in {} tables were restored",
             verified.id, verified.files, verified.rows, verified.tables
         ))?;
     } else {
         output::line(&format!(
-            "backup {} has all {} files, and its dump can be read to the end; it was not restored, since the database is elsewhere",
+            "backup {} has all {} files, and its dump is readable to the end; it was not restored, since the database is external",
             verified.id, verified.files
         ))?;
     }
@@ -162,7 +158,7 @@ fn remote(host: &Host, url: Option<&str>) -> Result<BackupStore> {
             "{} has no BACKUP_URL",
             host.paths.env_file().display()
         ))
-        .hint("add it, e.g. BACKUP_URL=s3://bucket/litellm")
+        .hint("add it, for example BACKUP_URL=s3://bucket/litellm")
     })?;
     BackupStore::new(url, &settings.backup)
 }
@@ -181,7 +177,7 @@ async fn fetch(host: &Host, arguments: &cli::Fetch) -> Result<Exit> {
                 "{:?} is not the name of a backup",
                 arguments.backup
             ))
-            .hint("say `latest`, or a name from litellm-units backup list --remote")
+            .hint("use `latest`, or a name from `litellm-units backup list --remote`")
         })?
     };
     let fetched = remote.fetch(host, &id).await?;
@@ -189,11 +185,6 @@ async fn fetch(host: &Host, arguments: &cli::Fetch) -> Result<Exit> {
     Ok(Exit::Success)
 }
 
-/// Runs `restore`.
-///
-/// # Errors
-/// When the operator does not agree, the backup is not good, or the gateway does not get ready
-/// with it: then all is as before.
 pub(crate) async fn restore(host: &Host, arguments: cli::Restore) -> Result<Exit> {
     let _lock = recovery::begin(host, "restore", RECOVERY_TIMEOUT).await?;
     let settings = Settings::load(&host.paths.env_file())?;
@@ -226,7 +217,7 @@ fn agreed(id: &OperationId, config: bool) -> Result<bool> {
         return Err(Failure::new(
             "restore replaces the gateway's data, and there is no terminal to ask on",
         )
-        .hint("if that is what you want, add --yes")
+        .hint("to restore without a question, add --yes")
         .into());
     }
     let what = if config {
@@ -235,7 +226,7 @@ fn agreed(id: &OperationId, config: bool) -> Result<bool> {
         "the gateway's data"
     };
     eprint!(
-        "Replace {what} with those of {} UTC? Keys, teams and spend since then will be gone. [y/N] ",
+        "Replace {what} by those of {} UTC? Later keys, teams and spend are lost. [y/N] ",
         id.created()
     );
     let mut answer = String::new();

@@ -8,10 +8,6 @@ use crate::cli::Cli;
 use crate::error::{Exit, Result};
 use crate::output;
 
-/// Runs the command.
-///
-/// # Errors
-/// When stdout is closed.
 pub(crate) fn run(shell: Shell) -> Result<Exit> {
     output::text(&script(shell))?;
     Ok(Exit::Success)
@@ -21,7 +17,7 @@ fn script(shell: Shell) -> String {
     let mut command = Cli::command();
     let mut script = Vec::new();
     clap_complete::generate(shell, &mut command, "litellm-units", &mut script);
-    let mut script = mended(&String::from_utf8_lossy(&script));
+    let mut script = with_one_name(&String::from_utf8_lossy(&script));
     if shell == Shell::Fish {
         for verb in command.get_subcommands().filter(|verb| !verb.is_hide_set()) {
             let name = verb.get_name();
@@ -56,9 +52,9 @@ fn fish_values(command: &clap::Command, condition: &str) -> String {
         .collect()
 }
 
-/// In bash, `clap_complete` 4.6 looks subcommands up under another name than it files them, where
-/// the program's name has a hyphen: nothing after `litellm-units` would be completed.
-fn mended(script: &str) -> String {
+/// In the script for bash, `clap_complete` 4.6 spells the program's hyphen in two ways: nothing after
+/// `litellm-units` would be completed.
+fn with_one_name(script: &str) -> String {
     script.replace("litellm__subcmd__units", "litellm__units")
 }
 
@@ -81,6 +77,7 @@ mod tests {
             }
         }
     }
+
     #[test]
     fn fish_knows_the_services() {
         let script = script(Shell::Fish);

@@ -1,4 +1,4 @@
-//! `config`: the effective settings, and `config check`: whether the gateway can use its own.
+//! `config`: the effective settings; `config check`: errors in the gateway's configuration.
 
 use std::io::IsTerminal;
 
@@ -13,11 +13,11 @@ use crate::litellm::config::{ConfigFinding, Severity, check_deployment};
 use crate::output;
 use crate::service::Service;
 
-/// Shown in place of a secret; always the same, so that it does not tell a length.
+/// Of one length, so that it does not show that of the secret.
 const MASK: &str = "********";
 
-/// Variables whose values are known to be harmless. All others are masked: what a variable of
-/// tomorrow holds is not for a list of today to say.
+/// Variables whose values are known to be harmless. All others are masked, since a later release of
+/// LiteLLM may read secrets from them.
 const HARMLESS: [&str; 15] = [
     "LITELLM_LOCAL_MODEL_COST_MAP",
     "LITELLM_LOG",
@@ -36,10 +36,6 @@ const HARMLESS: [&str; 15] = [
     "UI_USERNAME",
 ];
 
-/// Runs the command.
-///
-/// # Errors
-/// When `.env` is wrong, a file can't be read, or secrets would be shown to a pipe.
 pub(crate) fn run(host: &Host, arguments: &Config) -> Result<Exit> {
     match arguments.command {
         Some(ConfigCommand::Check { json }) => check(host, json),
@@ -47,7 +43,7 @@ pub(crate) fn run(host: &Host, arguments: &Config) -> Result<Exit> {
     }
 }
 
-/// The answer of `config check --json`.
+/// `config check --json`
 #[derive(Serialize)]
 struct Checked<'a> {
     schema: u32,
@@ -90,7 +86,7 @@ fn check(host: &Host, json: bool) -> Result<Exit> {
     })
 }
 
-/// The answer of `config --json`.
+/// `config --json`
 #[derive(Serialize)]
 struct Effective {
     schema: u32,
@@ -117,7 +113,7 @@ fn show(host: &Host, arguments: &Config) -> Result<Exit> {
     if arguments.unmask && !arguments.force && !std::io::stdout().is_terminal() {
         return Err(
             Failure::new("--unmask shows secrets, and the output is not a terminal")
-                .hint("add --force if whatever reads the output may know them")
+                .hint("add --force if the reader of the output may see them")
                 .into(),
         );
     }
@@ -157,7 +153,7 @@ fn gather(host: &Host, settings: &Settings, unmask: bool) -> Result<Effective> {
                 } else {
                     match secret.value.in_clear() {
                         Some(value) => masked(&secret.name, value.expose_secret()),
-                        // It need not be opened for that.
+                        // Masked without opening it.
                         None => masked_url(secret.value.with(MASK).expose_secret())
                             .unwrap_or_else(|| MASK.to_owned()),
                     }
@@ -197,7 +193,7 @@ fn image(settings: &Settings, service: Service) -> String {
         .unwrap_or_default()
 }
 
-/// Lines of three words, for people and for `grep`: what it is about, the name, the value.
+/// Lines for people and for `grep`: subject, name and value.
 fn text(effective: &Effective) -> String {
     let mut text = String::new();
     let mut line = |about: &str, name: &str, value: &str| {
@@ -224,7 +220,7 @@ fn text(effective: &Effective) -> String {
     text
 }
 
-/// A value as everyone may see it. That one is empty is no secret, and often the answer.
+/// A value with its secrets masked. An empty one is shown: that is no secret, and often the cause.
 fn masked(name: &str, value: &str) -> String {
     if value.is_empty() {
         return String::new();
@@ -241,7 +237,7 @@ fn masked(name: &str, value: &str) -> String {
 }
 
 /// `scheme://user:********@host/database`. Parameters are shown by name only, since
-/// `?password=` is one. Nothing when the URL has another form.
+/// `?password=` is one. `None` if the URL has another form.
 fn masked_url(url: &str) -> Option<String> {
     let (scheme, rest) = url.split_once("://")?;
     let (rest, query) = rest

@@ -1,4 +1,4 @@
-//! `down`: stop everything, and with `--remove` take away what `generate` installed.
+//! `down`: stop everything, and with `--remove` remove what `generate` installed.
 
 use std::path::Path;
 
@@ -15,13 +15,9 @@ use crate::quadlet::plan::UnitPlan;
 use crate::quadlet::{BACKUP_TIMER, CHECK_TIMER, TIMERS};
 use crate::service::Service;
 
-/// Units that are enabled, and so have links.
+/// Units with links, since they are enabled.
 const ENABLED: [&str; 3] = ["litellm.target", BACKUP_TIMER, CHECK_TIMER];
 
-/// Runs the command.
-///
-/// # Errors
-/// When systemd refuses, a unit does not stop in time, or a file can't be removed.
 pub(crate) async fn run(host: &Host, arguments: &cli::Down) -> Result<Exit> {
     let _lock = arguments
         .remove
@@ -31,7 +27,7 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Down) -> Result<Exit> {
     let installed = arguments.remove && !UnitPlan::new(&host.paths, &[])?.is_empty();
     if !installed && systemd.unit("litellm.target").await?.load == "not-found" {
         return Err(Failure::new("there is no litellm.target on this host")
-            .hint("install the units first: litellm-units generate")
+            .hint("install the units first: `litellm-units generate`")
             .into());
     }
     // PartOf= carries the stop from the target to its members, but the target's own job does not
@@ -53,8 +49,7 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Down) -> Result<Exit> {
     Ok(Exit::Success)
 }
 
-/// Takes away what is not in the deployment directory. Run again after an interruption, it goes
-/// on.
+/// Removes what is outside the deployment directory. After an interruption, it can be run again.
 async fn remove(host: &Host, systemd: &Systemd) -> Result<()> {
     for unit in ENABLED {
         if systemd.unit(unit).await?.load == "loaded" {
@@ -81,16 +76,16 @@ async fn remove(host: &Host, systemd: &Systemd) -> Result<()> {
         .into_iter()
         .chain(drop_ins(&host.paths.quadlets)?)
     {
-        say(&format!("left alone, as you made it: {directory}"));
+        say(&format!("not removed, since you made it: {directory}"));
     }
     say(&format!(
-        "the deployment with its data stays: {}",
+        "the deployment and its data are kept: {}",
         host.paths.deployment.display()
     ));
     Ok(())
 }
 
-/// Podman knows the names of secrets, and by which command to ask for each.
+/// Podman keeps the names of secrets, and the command that prints each.
 async fn remove_secrets(host: &Host) -> Result<()> {
     let podman = host.podman().await?;
     let listed = podman
@@ -110,7 +105,7 @@ async fn remove_secrets(host: &Host) -> Result<()> {
     Ok(())
 }
 
-/// Directories of drop-ins for units of ours.
+/// Directories of drop-ins for our units.
 fn drop_ins(directory: &Path) -> Result<Vec<String>> {
     let entries = match std::fs::read_dir(directory) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),

@@ -9,11 +9,7 @@ use crate::cli;
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 
-/// Runs the command; on success this process becomes `podman exec`, whose exit status is the
-/// command's.
-///
-/// # Errors
-/// When the service does not run, or Podman can't be started.
+/// On success this process becomes `podman exec`, whose exit status is the command's.
 pub(crate) async fn run(host: &Host, arguments: &cli::Exec) -> Result<Exit> {
     let unit = arguments.service.unit();
     let state = host.systemd().await?.unit(unit).await?;
@@ -22,11 +18,11 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Exec) -> Result<Exit> {
     }
     if !state.is_active() || state.sub != "running" {
         return Err(Failure::new(format!(
-            "{unit} is {} ({}), so nothing can run in it",
+            "{unit} is {} ({}), so no command can run in its container",
             state.active, state.sub
         ))
         .hint(format!(
-            "start it: litellm-units start {}",
+            "start it: `litellm-units start {}`",
             arguments.service.name()
         ))
         .into());

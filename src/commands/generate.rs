@@ -20,10 +20,6 @@ use crate::output::{self, Progress, say, warn};
 use crate::quadlet::{self, Place};
 use crate::random::kernel_random;
 
-/// Runs the command.
-///
-/// # Errors
-/// When the settings are wrong, or the host can't run the units.
 pub(crate) async fn run(host: &Host, arguments: cli::Generate) -> Result<Exit> {
     if let Some(directory) = &arguments.output {
         let knows = Knows {
@@ -56,12 +52,12 @@ pub(crate) async fn run(host: &Host, arguments: cli::Generate) -> Result<Exit> {
     let current = prepared.is_current();
     install::install(&host.reporting(Progress::Data), &prepared).await?;
     if prepared.kept().is_some() {
-        say(&format!("next: {}", installed_release::REMEDY));
+        say(&format!("next: `{}`", installed_release::REMEDY));
     } else if current {
         output::line("nothing to do")?;
     } else {
         say(&format!(
-            "next: {} start litellm.target, or litellm-units up",
+            "next: `{} start litellm.target` or `litellm-units up`",
             host.scope().systemctl()
         ));
     }

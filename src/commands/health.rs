@@ -1,4 +1,4 @@
-//! `health`: one question to the gateway, one answer.
+//! `health`: readiness of the gateway.
 
 use std::time::Duration;
 
@@ -9,13 +9,8 @@ use crate::litellm::health::GatewayHealth;
 use crate::litellm::{Client, contract};
 use crate::output;
 
-/// How long the gateway may take to answer.
 const TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Runs the command.
-///
-/// # Errors
-/// When stdout is closed.
 pub(crate) async fn run(host: &Host, arguments: &cli::Health) -> Result<Exit> {
     let health = Client::local(TIMEOUT)?
         .health()

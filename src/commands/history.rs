@@ -1,4 +1,4 @@
-//! `history`: the releases that ran, and what was tried.
+//! `history`: releases, and attempts that failed.
 
 use serde::Serialize;
 
@@ -10,33 +10,24 @@ use crate::host::Host;
 use crate::output::{self, say};
 use crate::service::Service;
 
-/// One line.
 #[derive(Debug, PartialEq, Eq, Serialize)]
 struct Entry {
     /// The number by which `rollback` knows the release; null for an attempt that failed.
     release: Option<u32>,
-    /// When, in RFC 3339.
+    /// In RFC 3339.
     at: String,
-    /// The gateway's image.
     image: String,
-    /// Its digest, if it was ever known.
     digest: Option<String>,
-    /// The user at whose command.
     by: String,
-    /// The command.
+    /// The command that started it.
     how: String,
     /// `serves`, `replaced`, `undone` or `interrupted`.
     result: &'static str,
-    /// Why it was undone.
     reason: Option<String>,
-    /// The backup that was made when the release was left.
+    /// Taken before the upgrade from this release.
     backup: Option<OperationId>,
 }
 
-/// Runs the command.
-///
-/// # Errors
-/// When the ledger can't be read.
 pub(crate) fn run(host: &Host, arguments: &History) -> Result<Exit> {
     let ledger = Ledger::load(&host.paths)?;
     let entries = entries(&ledger);
@@ -44,7 +35,7 @@ pub(crate) fn run(host: &Host, arguments: &History) -> Result<Exit> {
         output::json(&entries)?;
     } else if entries.is_empty() {
         say(
-            "no release was recorded here yet; the first one is when the gateway is ready: litellm-units up",
+            "no release is recorded yet: the first one is recorded when the gateway is ready (`litellm-units up`)",
         );
     } else {
         output::text(&output::columns(&table(&entries)))?;

@@ -1,4 +1,4 @@
-//! `key`: the keys that the gateway hands out.
+//! `key`: keys of the gateway.
 
 mod business;
 mod service;
@@ -18,26 +18,20 @@ use crate::litellm::keys::{KeyError, Keys};
 use crate::operations::stack;
 use crate::output::say;
 
-/// How long LiteLLM may take for one answer.
 const TIMEOUT: Duration = Duration::from_secs(30);
 
-/// The user in LiteLLM to whom the service key and the business keys belong. LiteLLM lets a key
-/// that is no administrator's delete and list only keys of its own user.
+/// The user in LiteLLM to whom the service key and the business keys belong. A key that is not an
+/// administrator's can list and delete only keys of its own user.
 const USER: &str = "litellm-units";
-/// That user's role: it manages keys of its own, and no users, teams or models.
+/// May manage its own keys, but no users, teams or models.
 const ROLE: &str = "internal_user";
 
-/// The name in a key's metadata that says who made it, and the value that says that it was us.
+/// Metadata of the keys that litellm-units created.
 const CREATED_BY: (&str, &str) = ("created_by", "litellm-units");
-/// The name in a key's metadata that tells a service key from others.
+/// Metadata that marks a service key.
 const ROLE_NAME: &str = "role";
-/// Its value for a service key.
 const SERVICE_ROLE: &str = "service";
 
-/// Runs the verb.
-///
-/// # Errors
-/// When the gateway refuses, or can't be asked.
 pub(crate) async fn run(host: &Host, verb: Verb) -> Result<Exit> {
     match verb {
         Verb::Service(arguments) => service::ensure(host, &arguments).await,
@@ -55,7 +49,6 @@ pub(crate) async fn run(host: &Host, verb: Verb) -> Result<Exit> {
     }
 }
 
-/// The gateway with the keys that this host has for it.
 struct Gateway<'a> {
     host: &'a Host,
     client: Client,
@@ -75,7 +68,7 @@ impl<'a> Gateway<'a> {
         })
     }
 
-    /// The keys by way of the master key, which is opened only if it comes to that.
+    /// The keys by way of the master key, which is opened at its first use only.
     fn master(&self) -> Result<Keys<'_>> {
         let key = if let Some(key) = self.master.get() {
             key
@@ -86,8 +79,8 @@ impl<'a> Gateway<'a> {
         Ok(self.client.keys(key))
     }
 
-    /// Does `work` with the key that is asked for; if none is, with the service key, and with the
-    /// master key where LiteLLM does not let the service key.
+    /// Does `work` with the chosen key. By default, that is the service key, and the master key if
+    /// LiteLLM refuses the service key.
     async fn act<T>(
         &self,
         credential: Option<As>,
@@ -97,13 +90,15 @@ impl<'a> Gateway<'a> {
             match &self.service {
                 Some(key) => match work(self.client.keys(key)).await {
                     Ok(done) => return Ok(done),
-                    // It may be there, but not be the service key's to see.
+                    // The service key may not be allowed to see it.
                     Err(KeyError::NotFound) if credential.is_none() => {}
                     Err(KeyError::Forbidden { .. }) if credential.is_none() => {
-                        say("LiteLLM does not let the service key do this: using the master key");
+                        say(
+                            "LiteLLM does not allow the service key to do this: using the master key",
+                        );
                     }
                     Err(KeyError::Unauthorized(problem)) if credential.is_none() => say(&format!(
-                        "the gateway does not accept the service key ({problem}): using the master key; make a new one with litellm-units key service"
+                        "the gateway does not accept the service key ({problem}): using the master key. To create a new service key: `litellm-units key service`"
                     )),
                     Err(error) => return Err(self.explain(&error, As::Service)),
                 },
@@ -112,7 +107,7 @@ impl<'a> Gateway<'a> {
                         "{} holds no key",
                         self.host.paths.service_key().display()
                     ))
-                    .hint("make one: litellm-units key service")
+                    .hint("create one: `litellm-units key service`")
                     .into());
                 }
                 None => {}
@@ -134,35 +129,35 @@ impl<'a> Gateway<'a> {
                         "the gateway runs with another LITELLM_MASTER_KEY than {} has",
                         env.display()
                     ))
-                    .hint("have the gateway use that of the file: litellm-units apply")
+                    .hint("restart the gateway with that of the file: `litellm-units apply`")
                 } else {
                     Failure::new(format!(
                         "the gateway does not accept LITELLM_MASTER_KEY of {}",
                         env.display()
                     ))
-                    .hint("general_settings.master_key in config/litellm-config.yaml should be os.environ/LITELLM_MASTER_KEY; see also: litellm-units apply --dry-run")
+                    .hint("general_settings.master_key in config/litellm-config.yaml should be os.environ/LITELLM_MASTER_KEY; see also `litellm-units apply --dry-run`")
                 }
             }
             KeyError::Unauthorized(_) => {
-                failure.hint("make a new service key: litellm-units key service")
+                failure.hint("create a new service key: `litellm-units key service`")
             }
             KeyError::Forbidden { .. } if used == As::Service => {
-                failure.hint("use the master key for it: --as master")
+                failure.hint("use the master key: --as master")
             }
             KeyError::DuplicateAlias { .. } => {
-                failure.hint("choose another name; see those there are: litellm-units key list")
+                failure.hint("choose another name; to list the keys: `litellm-units key list`")
             }
-            KeyError::NotFound => failure.hint("see those there are: litellm-units key list"),
+            KeyError::NotFound => failure.hint("list the keys: `litellm-units key list`"),
             KeyError::NoTeam { .. } => failure
-                .hint("see the identifiers of teams in the web interface, or make a team there first"),
+                .hint("use the identifier of a team in the web interface, or create one there first"),
             KeyError::Left { token, .. } => failure.hint(format!(
-                "delete it: litellm-units key delete {token} --as master"
+                "delete it: `litellm-units key delete {token} --as master`"
             )),
             KeyError::Unreachable { .. } => {
-                failure.hint("see what runs: litellm-units status; start it: litellm-units up")
+                failure.hint("see `litellm-units status`; to start it: `litellm-units up`")
             }
             KeyError::Failed { .. } | KeyError::Unintelligible { .. } => {
-                failure.hint("see what it says: litellm-units logs litellm")
+                failure.hint("see its log: `litellm-units logs litellm`")
             }
             KeyError::Forbidden { .. } | KeyError::Refused { .. } => failure,
         }

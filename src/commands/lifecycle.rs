@@ -7,10 +7,6 @@ use crate::host::systemd::job::JobType;
 use crate::operations::stack::{self, Manner};
 use crate::service::Service;
 
-/// Runs `restart`.
-///
-/// # Errors
-/// As [`run`].
 pub(crate) async fn restart(host: &Host, arguments: &cli::Restart) -> Result<Exit> {
     let manner = if arguments.handover {
         Manner::Handover
@@ -34,7 +30,7 @@ async fn change(
     arguments: &cli::Units,
     manner: Manner,
 ) -> Result<Exit> {
-    // Stopping must always be possible; and of another machine, only systemd is seen.
+    // Stopping must always be possible. On another machine, only systemd is reached, not the lock.
     let command = match verb {
         JobType::Start => "start",
         JobType::Restart | JobType::RestartAlone => "restart",
@@ -71,16 +67,14 @@ async fn change(
     Ok(Exit::Success)
 }
 
-/// The failure to do anything on a host without units.
 pub(super) fn none() -> anyhow::Error {
     Failure::new("no unit of the stack is installed on this host")
-        .hint("install the units first: litellm-units generate")
+        .hint("install the units first: `litellm-units generate`")
         .into()
 }
 
-/// The failure to do anything with a service that has no unit here.
 pub(super) fn unknown(service: Service) -> anyhow::Error {
     Failure::new(format!("there is no {} on this host", service.unit()))
-        .hint("install the units with litellm-units generate; with DATABASE_URL or REDIS_HOST in .env, that server is external")
+        .hint("install the units with `litellm-units generate`; if .env has DATABASE_URL or REDIS_HOST, that server is external")
         .into()
 }

@@ -1,4 +1,4 @@
-//! `logs`: the journal of the services, as compose shows logs.
+//! `logs`: the journal of the services, in the form of compose.
 
 use std::io::Write;
 
@@ -13,10 +13,6 @@ use crate::operations::stack::LogSource;
 use crate::output::say;
 use crate::service::Service;
 
-/// Runs the command.
-///
-/// # Errors
-/// When journalctl can't run or refuses a time.
 pub(crate) async fn run(host: &Host, arguments: &cli::Logs) -> Result<Exit> {
     let services: Vec<LogSource> = if arguments.services.is_empty() {
         LogSource::ALL.into()
@@ -76,7 +72,7 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Logs) -> Result<Exit> {
             return Err(super::lifecycle::none());
         }
         say(&format!(
-            "the journal has no such lines of {}",
+            "the journal has no lines of {} for this selection",
             names.join(", ")
         ));
     }
@@ -94,7 +90,7 @@ fn style(source: LogSource) -> Style {
     .on_default()
 }
 
-/// Translates compose's times into journalctl's: `42m` is an age, RFC 3339 loses its `T` and `Z`.
+/// Translates compose's times into journalctl's: `42m` becomes `-42m`, RFC 3339 loses its `T` and `Z`.
 fn time(text: &str) -> Result<String> {
     let age = !text.is_empty()
         && text.starts_with(|c: char| c.is_ascii_digit())
@@ -107,7 +103,7 @@ fn time(text: &str) -> Result<String> {
     }
     if text.is_empty() || text.starts_with('-') {
         return Err(Failure::new(format!("{text:?} is not a time"))
-            .hint("write an age such as 42m, or a time such as 2026-01-31T12:00:00Z")
+            .hint("use an age such as 42m, or a time such as 2026-01-31T12:00:00Z")
             .into());
     }
     let text = match text.split_once('T') {

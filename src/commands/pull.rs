@@ -1,4 +1,4 @@
-//! `pull`: the images that the settings name, and what each tag means.
+//! `pull`: the images of the settings, and the digest that each tag stands for.
 
 use crate::cli;
 use crate::deployment::images_lock::ImagesLock;
@@ -11,14 +11,10 @@ use crate::litellm::advisories;
 use crate::operations::pull;
 use crate::service::Service;
 
-/// Runs the command.
-///
-/// # Errors
-/// When an image can't be pulled, or a tag means another image than recorded.
 pub(crate) async fn run(host: &Host, arguments: &cli::Pull) -> Result<Exit> {
     let settings = Settings::load(&host.paths.env_file())?;
     if arguments.missing {
-        // What the units run, which is not what an edit of .env names.
+        // The images of the installed units: an edited .env may name others.
         let lock = ImagesLock::load(&host.paths.images_lock())?;
         let installed = installed_release::installed(host, &settings, &lock).await?;
         let images = images_of(&installed, &arguments.services)?;
@@ -39,8 +35,8 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Pull) -> Result<Exit> {
     if moved.is_empty() {
         return Ok(Exit::Success);
     }
-    Err(Failure::new(format!("not taken, since a tag was moved upstream:\n  {}", moved.join("\n  ")))
-        .hint("find out why it was moved; to run the new image: litellm-units pull --accept, then litellm-units up")
+    Err(Failure::new(format!("not accepted, since a tag was moved upstream:\n  {}", moved.join("\n  ")))
+        .hint("find out why it was moved; to run the new image: `litellm-units pull --accept`, then `litellm-units up`")
         .into())
 }
 

@@ -1,4 +1,4 @@
-//! `rollback`: an earlier release, with the data of now or of then.
+//! `rollback`: an earlier release, with the current database or that of a backup.
 
 use std::io::IsTerminal;
 
@@ -14,11 +14,6 @@ use crate::image::ImageReference;
 use crate::litellm::advisories;
 use crate::operations::upgrade::ReleasePlan;
 
-/// Runs the command.
-///
-/// # Errors
-/// When there is no such release, or a step fails; the message says whether the present release
-/// serves again.
 pub(crate) async fn run(host: &Host, arguments: Rollback) -> Result<Exit> {
     let _lock = super::begin(host, "rollback", arguments.dry_run, arguments.pace.timeout).await?;
     let ledger = Ledger::load(&host.paths)?;
@@ -32,13 +27,13 @@ pub(crate) async fn run(host: &Host, arguments: Rollback) -> Result<Exit> {
         (_, true, Some(backup)) => Some(backup.clone()),
         (_, true, None) => {
             return Err(Failure::new(format!(
-                "there is no backup of the moment at which release {} was left",
+                "there is no backup from before the upgrade from release {}",
                 release.number
             ))
-            .hint("keep the data (--keep-data), or restore another backup afterwards: litellm-units backup list")
+            .hint("keep the current database (--keep-data), or restore another backup afterwards: `litellm-units backup list`")
             .into());
         }
-        // There is nothing to choose.
+        // Without a backup, there is no choice.
         (_, _, None) => None,
         (_, _, Some(backup)) => ask(release, backup)?,
     };
@@ -47,7 +42,7 @@ pub(crate) async fn run(host: &Host, arguments: Rollback) -> Result<Exit> {
     super::change_release(host, plan, arguments.dry_run, options).await
 }
 
-/// Refuses a release that attackers exploit, unless the operator accepts that.
+/// Refuses a release with an exploited vulnerability, unless the operator accepts it.
 fn admit(host: &Host, release: &RecordedRelease, arguments: &Rollback) -> Result<()> {
     let image = release
         .gateway()
@@ -70,10 +65,10 @@ fn admit(host: &Host, release: &RecordedRelease, arguments: &Rollback) -> Result
 }
 
 fn find(ledger: &Ledger, number: Option<u32>) -> Result<&RecordedRelease> {
-    let see = "see which there are: litellm-units history";
+    let see = "list the releases: `litellm-units history`";
     let current = ledger
         .current()
-        .ok_or_else(|| Failure::new("no release was recorded here yet").hint(see))?;
+        .ok_or_else(|| Failure::new("no release is recorded yet").hint(see))?;
     let mut others = ledger.releases().rev().skip(1);
     let found = match number {
         Some(number) => others.find(|release| release.number == number),
@@ -81,7 +76,9 @@ fn find(ledger: &Ledger, number: Option<u32>) -> Result<&RecordedRelease> {
     };
     let release = found.ok_or_else(|| {
         Failure::new(match number {
-            Some(number) if number == current.number => format!("release {number} runs already"),
+            Some(number) if number == current.number => {
+                format!("release {number} is the current one")
+            }
             Some(number) => format!("there is no release {number}"),
             None => "there is no earlier release".to_owned(),
         })
@@ -89,7 +86,7 @@ fn find(ledger: &Ledger, number: Option<u32>) -> Result<&RecordedRelease> {
     })?;
     if release.is(current) {
         return Err(Failure::new(format!(
-            "release {} has the image that runs already",
+            "release {} has the image of the current one",
             release.number
         ))
         .hint(see)
@@ -104,14 +101,14 @@ fn ask(release: &RecordedRelease, backup: &OperationId) -> Result<Option<Operati
         .map_or("that release", |image| image.reference.as_str());
     if !std::io::stdin().is_terminal() {
         return Err(Failure::new(
-            "a rollback can keep the data or restore that of then, and there is no terminal to ask on",
+            "a rollback can keep the current database or restore a backup, and there is no terminal to ask on",
         )
-        .hint("say which: --keep-data or --restore-data")
+        .hint("choose with --keep-data or --restore-data")
         .into());
     }
     eprint!(
-        "Back to {reference}. The data of now can stay: keep it? Or restore backup {backup}, made at {} UTC when that \
-         release was left? Keys, teams and spend since then would be gone. [keep/restore/N] ",
+        "Roll back to {reference}. Keep the current database, or restore backup {backup} (taken {} UTC, before the \
+         upgrade)? With the backup, later keys, teams and spend are lost. [keep/restore/N] ",
         backup.created()
     );
     let mut answer = String::new();

@@ -1,4 +1,4 @@
-//! `secrets`: replaced everywhere at once, sealed, and looked for where they do not belong.
+//! `secrets`: rotation, sealing and audit.
 
 use std::io::Read;
 use std::time::Duration;
@@ -20,13 +20,9 @@ use crate::operations::up;
 use crate::output::{self, say, warn};
 use crate::random::{kernel_random, password, secret_key};
 
-/// More is read of no value, and so much is refused.
+/// In bytes, of a value from stdin.
 const LONGEST: u64 = 1 << 20;
 
-/// Runs the verb.
-///
-/// # Errors
-/// When a secret can't be replaced; then all is as before, or the message says what is not.
 pub(crate) async fn run(host: &Host, verb: Verb) -> Result<Exit> {
     match verb {
         Verb::Rotate(arguments) => rotate(host, &arguments).await,
@@ -41,9 +37,9 @@ async fn rotate(host: &Host, arguments: &RotateSecret) -> Result<Exit> {
     let (name, new) = match arguments.secret {
         Secret::Salt => {
             return Err(Failure::new(
-                "LITELLM_SALT_KEY is never replaced: with it, LiteLLM encrypts the provider credentials in its database, and with another one it could read none of them",
+                "LITELLM_SALT_KEY is never replaced: LiteLLM encrypts the provider credentials in its database with it, and could not read them with another one",
             )
-            .hint("to change it all the same, start with an empty database and enter the credentials and models anew")
+            .hint("to change it, start with an empty database and enter the credentials and models again")
             .into());
         }
         Secret::Master => ("LITELLM_MASTER_KEY", secret_key(&mut kernel_random)?),
@@ -52,21 +48,21 @@ async fn rotate(host: &Host, arguments: &RotateSecret) -> Result<Exit> {
         Secret::Ui => ("UI_PASSWORD", password(&mut kernel_random)?),
     };
     let settings = Settings::load(&env)?;
-    let elsewhere = |what: &str, variable: &str| {
+    let external = |what: &str, variable: &str| {
         Failure::new(format!(
-            "{what} is elsewhere, so its password is not changed from here"
+            "{what} is external, so its password is not changed from here"
         ))
         .hint(format!(
-            "change it there, then {variable} in {}, then: litellm-units apply",
+            "change it there, then {variable} in {}, then run `litellm-units apply`",
             env.display()
         ))
     };
     match (arguments.secret, &settings.database, &settings.cache) {
         (Secret::Postgres, Database::External { .. }, _) => {
-            return Err(elsewhere("the database", "DATABASE_URL").into());
+            return Err(external("the database", "DATABASE_URL").into());
         }
         (Secret::Redis, _, Cache::External) => {
-            return Err(elsewhere("Redis", "REDIS_PASSWORD").into());
+            return Err(external("Redis", "REDIS_PASSWORD").into());
         }
         _ => {}
     }
@@ -80,11 +76,11 @@ async fn rotate(host: &Host, arguments: &RotateSecret) -> Result<Exit> {
     output::line(&format!("replaced {name}"))?;
     match arguments.secret {
         Secret::Master if settings.ui_password().is_none() => say(
-            "the web interface is logged in to with the master key while UI_PASSWORD is empty: set one with litellm-units ui",
+            "the login of the web interface is the master key while UI_PASSWORD is empty; to set a password: `litellm-units ui`",
         ),
         Secret::Ui if settings.ui_password().is_some_and(SecretValue::is_sealed) => {
             say(
-                "the new password is UI_PASSWORD, which is sealed: litellm-units config --unmask shows it",
+                "the new password is UI_PASSWORD, which is sealed; to show it: `litellm-units config --unmask`",
             );
         }
         Secret::Ui => say(&format!(
@@ -99,16 +95,16 @@ async fn rotate(host: &Host, arguments: &RotateSecret) -> Result<Exit> {
 async fn seal(host: &Host, arguments: Seal) -> Result<Exit> {
     if host.scope() == Scope::User {
         return Err(Failure::new(
-            "a user's secrets can't be sealed: Podman asks for them from within its user namespace, where systemd-creds does not open what is that user's",
+            "secrets of a rootless deployment can't be sealed: Podman asks for them in its user namespace, where systemd-creds can't open them",
         )
-        .hint("they stay in .env, which only the user can read; a deployment of root's can be sealed")
+        .hint("they stay in .env, which only this user can read; only a rootful deployment can be sealed")
         .into());
     }
     let value = match arguments.names.as_slice() {
         [_] if arguments.stdin => Some(from_stdin()?),
         _ if arguments.stdin => {
             return Err(Failure::new("--stdin gives a value for one variable")
-                .hint("name it: litellm-units secrets seal --stdin OPENAI_API_KEY")
+                .hint("name it: `litellm-units secrets seal --stdin OPENAI_API_KEY`")
                 .into());
         }
         _ => None,
@@ -123,7 +119,7 @@ async fn seal(host: &Host, arguments: Seal) -> Result<Exit> {
             value,
         },
     )?;
-    tell("sealed", &done)?;
+    report("sealed", &done)?;
     let path = host.paths.env_file();
     let env = parse_env(&read_env(&path)?, &path)?;
     let keys: Vec<String> = seal::keys(&env, &path)?
@@ -131,28 +127,28 @@ async fn seal(host: &Host, arguments: Seal) -> Result<Exit> {
         .map(ToString::to_string)
         .collect();
     if done != seal::Sealed::default() {
-        say("look for copies from before, in backups for example: litellm-units secrets audit");
+        say("to find older copies, in backups for example: `litellm-units secrets audit`");
     }
     if !keys.is_empty() {
         say(&format!(
-            "what is sealed can be opened with {} only",
+            "sealed secrets can be opened with {} only",
             keys.join(", or ")
         ));
     }
     if Settings::from_env(&env, &path)?.backup.recipient.is_none() && seal::is_in_use(&env) {
         warn(
-            "backups bring the secrets back on this host only, until .env has BACKUP_AGE_RECIPIENT: without the host, LITELLM_SALT_KEY is lost, and with it the credentials in the database",
+            "without this host, backups can't restore the secrets until .env has BACKUP_AGE_RECIPIENT: LITELLM_SALT_KEY would be lost, and with it the credentials in the database",
         );
     }
     if is_new {
-        say("have the gateway use the new value: litellm-units apply");
+        say("to use the new value: `litellm-units apply`");
     }
     Ok(Exit::Success)
 }
 
 async fn unseal(host: &Host, arguments: &Unseal) -> Result<Exit> {
     let _lock = recovery::begin(host, "secrets unseal", RECOVERY_TIMEOUT).await?;
-    tell("unsealed", &seal::unseal(host, &arguments.names)?)?;
+    report("unsealed", &seal::unseal(host, &arguments.names)?)?;
     Ok(Exit::Success)
 }
 
@@ -170,12 +166,15 @@ fn from_stdin() -> Result<SecretString> {
     Ok(value.into())
 }
 
-fn tell(verb: &str, done: &seal::Sealed) -> Result<()> {
+fn report(verb: &str, done: &seal::Sealed) -> Result<()> {
     for name in &done.names {
         output::line(&format!("{verb} {name}"))?;
     }
     if done.kept > 0 {
-        say(&format!("{verb} in {} kept configurations, too", done.kept));
+        say(&format!(
+            "{verb} in {} kept configurations as well",
+            done.kept
+        ));
     }
     if *done == seal::Sealed::default() {
         output::line("nothing to do")?;
@@ -183,7 +182,7 @@ fn tell(verb: &str, done: &seal::Sealed) -> Result<()> {
     Ok(())
 }
 
-/// Has everything run as `.env` says, then changes it.
+/// Starts everything with the current `.env` before the rotation, so that a failure is due to it.
 pub(super) async fn replace(
     host: &Host,
     what: &str,

@@ -1,4 +1,4 @@
-//! `status`: everything at a glance.
+//! `status`: units, containers and gateway in one report.
 
 pub(crate) mod screen;
 pub(crate) mod watch;
@@ -28,114 +28,98 @@ use crate::operations::upgrade::check::Recorded;
 use crate::output::{self, bytes, duration};
 use crate::service::Service;
 
-/// How long the gateway may take to answer before it counts as down.
+/// After this, the gateway counts as down.
 const TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The answer of `status --json`, described in `docs/status-json.md`.
+/// `status --json`, described in `docs/status-json.md`.
 ///
-/// Fields and words may be added; when one changes its meaning or goes, `schema` grows.
+/// Fields and words may be added; if one is removed or changes its meaning, `schema` is incremented.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct StatusReport {
-    /// The version of this schema: 1.
     pub(crate) schema: u32,
-    /// The sum of everything below.
     pub(crate) state: State,
-    /// What the gateway says about itself.
     pub(crate) gateway: Gateway,
-    /// Each service that has a unit here, in start order.
+    /// Those with a unit, in start order.
     pub(crate) services: Vec<ServiceReport>,
-    /// The units that services which are not active wait for.
+    /// Units that keep services from starting.
     pub(crate) blockers: Vec<BlockerReport>,
-    /// What is known against the gateway's release; null if its image does not say which it is.
+    /// Of the gateway's release; null if its image does not show which that is.
     pub(crate) vulnerabilities: Option<Vec<KnownVulnerability>>,
-    /// What the last check for newer releases found; null if there was none.
+    /// The last check for newer releases; null if there was none.
     pub(crate) upgrade_check: Option<Recorded>,
-    /// What could not be found out, in words.
+    /// What is unusual or could not be determined.
     pub(crate) warnings: Vec<String>,
-    /// What is known, in a line.
+    /// Known vulnerabilities, in a line.
     #[serde(skip)]
     known: Option<String>,
 }
 
-/// A unit that services wait for.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct BlockerReport {
-    /// systemd's unit.
     pub(crate) unit: String,
-    /// Whether it fails, rather than only takes its time.
+    /// False while it is only slow.
     pub(crate) failing: bool,
-    /// What it does or what is wrong with it, in words.
     pub(crate) state: String,
-    /// The line of its journal that says why it fails; null when it does not, or says nothing.
+    /// The line of its journal with the cause of a failure.
     pub(crate) message: Option<String>,
-    /// The services that can't start without it.
     pub(crate) needed_by: Vec<&'static str>,
     #[serde(skip)]
     words: String,
 }
 
-/// The stack as a whole; it decides about the exit status.
+/// The whole stack; it determines the exit status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub(crate) enum State {
-    /// Every service runs and is healthy, and the gateway is ready. Exit status 0.
+    /// Every service is healthy, and the gateway is ready. Exit status 0.
     Healthy,
-    /// Nothing is wrong, but something is still starting. Exit status 4.
+    /// Nothing failed, but a service is still starting. Exit status 4.
     Starting,
-    /// Something is not as it should be. Exit status 4.
+    /// Exit status 4.
     Degraded,
-    /// Nothing runs, and nothing failed. Exit status 3.
+    /// No service is active, and none failed. Exit status 3.
     Stopped,
 }
 
-/// The gateway's readiness.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Gateway {
-    /// Where it was asked.
     pub(crate) address: String,
-    /// Its answer: `state` is `ready`, `live` or `down`; `version` or `reason` beside it.
+    /// `state` is `ready`, `live` or `down`, with `version` or `reason`.
     #[serde(flatten)]
     pub(crate) health: GatewayHealth,
 }
 
-/// One service.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct ServiceReport {
-    /// Its name on the command line.
     pub(crate) service: &'static str,
-    /// systemd's unit.
     pub(crate) unit: &'static str,
     /// systemd's `ActiveState`: `active`, `inactive`, `failed`, `activating`, …
     pub(crate) active: String,
     /// systemd's `SubState`: `running`, `exited`, `dead`, `auto-restart`, …
     pub(crate) sub: String,
-    /// Why the last run ended: `success`, `exit-code`, `signal`, `timeout`, `oom-kill`, …
+    /// The end of the last run: `success`, `exit-code`, `signal`, `timeout`, `oom-kill`, …
     pub(crate) result: String,
-    /// Whether a job of systemd waits for the unit or works on it.
+    /// Whether systemd has a job for the unit.
     pub(crate) queued: bool,
-    /// Podman's health check; null where the container does not run or has none.
+    /// Podman's health check; null if the container is not running or has none.
     pub(crate) health: Option<container_state::ContainerHealth>,
-    /// How long the unit has been active; null when it is not.
+    /// Null if the unit is not active.
     pub(crate) uptime_seconds: Option<u64>,
-    /// How often systemd restarted it by itself since it was started.
+    /// Automatic restarts by systemd since the start.
     pub(crate) restarts: u64,
-    /// Memory in use; null when it does not run.
+    /// Null if it is not running.
     pub(crate) memory_bytes: Option<u64>,
-    /// CPU time used since the start; null where the kernel does not count it.
+    /// CPU time since the start; null if the kernel does not count it.
     pub(crate) cpu_seconds: Option<f64>,
-    /// The image that the installed unit names, without its digest.
+    /// Of the installed unit, without the digest.
     pub(crate) image: Option<String>,
-    /// The digest by which it does; null before the image was pulled.
+    /// Null before the image was pulled.
     pub(crate) digest: Option<String>,
-    /// What changed since the container started, names only: a restart would bring it into
-    /// force. Null when that can't be found out; `warnings` then says why.
+    /// Names of what changed since the container started, which a restart applies. Null if that can't
+    /// be determined; `warnings` then has the cause.
     pub(crate) changed: Option<Vec<String>>,
 }
 
-/// Runs the command.
-///
-/// # Errors
-/// When systemd can't be asked.
 pub(crate) async fn run(host: &Host, arguments: &cli::Status) -> Result<Exit> {
     if arguments.watch {
         return watch::run(host, arguments).await;
@@ -156,15 +140,13 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Status) -> Result<Exit> {
     })
 }
 
-/// Everything, gathered at once.
 async fn gather(host: &Host) -> Result<StatusReport> {
     let client = Client::local(TIMEOUT)?;
     let (services, health) = futures_util::join!(Services::gather(host), client.health());
     Ok(services?.with(health))
 }
 
-/// What systemd, the kernel and the files know, without the gateway's own answer, which may take
-/// longer.
+/// The report without the gateway's own answer, which may take longer.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Services {
     reports: Vec<ServiceReport>,
@@ -194,7 +176,7 @@ impl Services {
             .collect();
         let blockers = blockers::find(systemd, &units).await?;
         let interrupted = upgrade::warning(&host.paths)?;
-        // Which release is to run is open until that has ended.
+        // Until an operation ends, it is open which release will run.
         let is_decided = interrupted.is_none() && !OperationLock::is_held(&host.paths);
         let mut warnings: Vec<String> = interrupted.into_iter().collect();
         let other_image = if is_decided {
@@ -208,14 +190,16 @@ impl Services {
                 if is_decided {
                     match edited_release(host, &settings).await {
                         Ok(notice) => warnings.extend(notice),
-                        Err(error) => warnings.push(format!("can't tell which release: {error:#}")),
+                        Err(error) => {
+                            warnings.push(format!("can't determine the release: {error:#}"));
+                        }
                     }
                 }
                 Some(settings)
             }
             Err(error) => {
                 if !units.is_empty() {
-                    warnings.push(format!("can't tell what changed: {error:#}"));
+                    warnings.push(format!("can't determine what changed: {error:#}"));
                 }
                 None
             }
@@ -227,7 +211,7 @@ impl Services {
                     changed(host, settings, service, &unit)
                         .map_err(|error| {
                             warnings.push(format!(
-                                "can't tell what changed for {}: {error:#}",
+                                "can't determine what changed for {}: {error:#}",
                                 service.name()
                             ));
                         })
@@ -301,17 +285,17 @@ impl Services {
     }
 }
 
-/// What is to be said of an edit of `LITELLM_IMAGE` that no upgrade has brought yet.
+/// The warning about a `LITELLM_IMAGE` to which the gateway is not upgraded yet.
 async fn edited_release(host: &Host, settings: &Settings) -> Result<Option<String>> {
     let lock = ImagesLock::load(&host.paths.images_lock())?;
     let kept = installed_release::kept(host, settings, &lock).await?;
     Ok(kept.map(|kept| {
         let notice = installed_release::notice(settings, &kept);
-        format!("{notice}; to change to it: {}", installed_release::REMEDY)
+        format!("{notice}; to change to it: `{}`", installed_release::REMEDY)
     }))
 }
 
-/// What is to be said if the gateway runs another image than the recorded one, which nobody upgraded to.
+/// The warning about a running image that is not the recorded one.
 fn other_image(host: &Host, units: &[(Service, UnitState)]) -> Result<Option<String>> {
     let ledger = Ledger::load(&host.paths)?;
     let recorded = ledger.current().and_then(RecordedRelease::gateway);
@@ -328,7 +312,7 @@ fn other_image(host: &Host, units: &[(Service, UnitState)]) -> Result<Option<Str
                 .is_some_and(|id| *id != running) =>
         {
             Some(format!(
-                "the gateway runs image {}, not the recorded release {}; see which unit file names it: {} cat {}",
+                "the gateway runs image {}, not the recorded release {}; to see which unit file names it: `{} cat {}`",
                 running.chars().take(12).collect::<String>(),
                 recorded.reference,
                 host.scope().systemctl(),
@@ -339,7 +323,7 @@ fn other_image(host: &Host, units: &[(Service, UnitState)]) -> Result<Option<Str
     })
 }
 
-/// What is known against the release that is installed.
+/// Known vulnerabilities of the installed release.
 fn judge(host: &Host, accepted: &[String]) -> Result<Option<Judgement>> {
     let Some(image) = installed_release::of_unit(&host.paths, Service::Litellm) else {
         return Ok(None);
@@ -347,14 +331,14 @@ fn judge(host: &Host, accepted: &[String]) -> Result<Option<Judgement>> {
     Advisories::load(&host.paths)?.judge(&image, accepted)
 }
 
-/// What a restart would bring into force.
+/// What a restart would apply.
 fn changed(
     host: &Host,
     settings: &Settings,
     service: Service,
     unit: &UnitState,
 ) -> Result<Vec<String>> {
-    // A stopped one starts with the inputs of that time anyway.
+    // A stopped one uses the current settings when it starts.
     if matches!(unit.active.as_str(), "inactive" | "failed") {
         return Ok(Vec::new());
     }
@@ -375,7 +359,7 @@ impl BlockerReport {
         }
     }
 
-    /// For people: what is wrong, then why, with the next command.
+    /// For people: the fault, its cause and the next command.
     fn lines(&self) -> String {
         let mark = if self.failing { '!' } else { '-' };
         let mut lines = format!("{mark} {}\n", self.words);
@@ -384,7 +368,7 @@ impl BlockerReport {
         }
         if let Some(source) = LogSource::of_unit(&self.unit).filter(|_| self.failing) {
             let source = source.name();
-            lines.push_str(&format!("  all messages: litellm-units logs {source}\n"));
+            lines.push_str(&format!("  all messages: `litellm-units logs {source}`\n"));
         }
         lines
     }
@@ -450,11 +434,11 @@ impl ServiceReport {
         self.active == "failed"
             || self.sub.starts_with("auto-restart")
             || (self.active == "active" && self.health == Some(container_state::ContainerHealth::Unhealthy))
-            // It failed before, and is on its next attempt.
+            // An attempt after a failure.
             || (self.active == "activating" && self.restarts > 0)
     }
 
-    /// The state in words, for people.
+    /// For people.
     fn state(&self) -> String {
         match self.active.as_str() {
             "failed" => format!("failed ({})", self.result),
@@ -480,7 +464,7 @@ impl ServiceReport {
         self.memory_bytes.map_or("-".into(), bytes)
     }
 
-    /// The name, marked where a restart is pending.
+    /// Marked if a restart is pending.
     fn marked_name(&self) -> String {
         let mark = match &self.changed {
             Some(changed) if !changed.is_empty() => "*",
@@ -490,7 +474,7 @@ impl ServiceReport {
     }
 }
 
-/// The image that the installed unit names, and its digest.
+/// Of the installed unit: the image and its digest.
 fn image(host: &Host, service: Service) -> Option<(String, Option<String>)> {
     let image = installed_release::of_unit(&host.paths, service)?;
     let name = image.as_str().split('@').next().unwrap_or_default();
@@ -500,7 +484,7 @@ fn image(host: &Host, service: Service) -> Option<(String, Option<String>)> {
 fn table(report: &StatusReport) -> String {
     if report.services.is_empty() {
         return format!(
-            "no unit of the stack is installed on this host; litellm-units up does it\ngateway {}: {}\n",
+            "no unit of the stack is installed on this host; to install and start it: `litellm-units up`\ngateway {}: {}\n",
             report.gateway.address, report.gateway.health
         );
     }
@@ -532,24 +516,22 @@ fn table(report: &StatusReport) -> String {
         text.push_str(&blocker.lines());
     }
     for note in notes(report) {
-        text.push_str(&format!(
-            "* {note}; litellm-units apply brings it into force\n"
-        ));
+        text.push_str(&format!("* {note}; to apply: `litellm-units apply`\n"));
     }
     if let Some(known) = &report.known {
-        text.push_str(&format!("! {known}: see litellm-units upgrade --check\n"));
+        text.push_str(&format!("! {known}: see `litellm-units upgrade --check`\n"));
     }
     text.extend(release_note(report).map(|note| format!("{note}\n")));
     text
 }
 
-/// What the last check for newer releases found, if an operator should know.
+/// A newer release, or the failure to list them.
 fn release_note(report: &StatusReport) -> Option<String> {
     let check = report.upgrade_check.as_ref()?;
     let checked: jiff::Timestamp = check.checked.parse().ok()?;
     let age = jiff::Timestamp::now().duration_since(checked);
     let age = duration(age.try_into().unwrap_or_default());
-    // It may have been brought up since.
+    // The upgrade may have taken place since.
     let gateway = report
         .services
         .iter()
@@ -561,13 +543,13 @@ fn release_note(report: &StatusReport) -> Option<String> {
             recommended.release
         )),
         (_, Some(_)) => Some(format!(
-            "newer releases could not be listed {age} ago: see litellm-units upgrade --check"
+            "newer releases could not be listed {age} ago: see `litellm-units upgrade --check`"
         )),
         _ => None,
     }
 }
 
-/// What the marks mean: `litellm: OPENAI_API_KEY changed`.
+/// For each mark: `litellm: OPENAI_API_KEY changed`.
 fn notes(report: &StatusReport) -> Vec<String> {
     report
         .services

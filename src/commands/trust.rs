@@ -1,4 +1,4 @@
-//! `trust`: whose signature Podman demands of LiteLLM's images.
+//! `trust`: the signatures that Podman requires of LiteLLM's images.
 
 use crate::cli;
 use crate::deployment::images_lock::ImagesLock;
@@ -12,11 +12,6 @@ use crate::operations::trust::{
 };
 use crate::output::{self, say};
 
-/// Runs the command.
-///
-/// # Errors
-/// When what is there is damaged or someone else's decision, or the gateway's image could not be
-/// pulled any more.
 pub(crate) async fn run(host: &Host, arguments: &cli::Trust) -> Result<Exit> {
     let lock = || OperationLock::take(&host.paths, "trust");
     let _lock = (!arguments.dry_run).then(lock).transpose()?;
@@ -61,12 +56,12 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Trust) -> Result<Exit> {
     if plan.is_empty() {
         output::line("nothing to do")?;
     } else if !arguments.remove {
-        say("next: litellm-units pull, which has Podman verify the images of now");
+        say("next: `litellm-units pull` verifies the current images");
     }
     Ok(Exit::Success)
 }
 
-/// What is asked for, with the images that must stay usable.
+/// The arguments, and the images that must stay usable.
 async fn wish(host: &Host, places: &Places, arguments: &cli::Trust) -> Result<Wish> {
     if let Some(scope) = &arguments.scope {
         trust::check_scope(scope)?;
@@ -75,7 +70,7 @@ async fn wish(host: &Host, places: &Places, arguments: &cli::Trust) -> Result<Wi
     for path in &arguments.key {
         let text = std::fs::read_to_string(path).map_err(|error| {
             Failure::new(format!("can't read {}: {error}", path.display()))
-                .hint("give --key the file with the public key")
+                .hint("--key takes the file with the public key")
         })?;
         trust::check_key(&text, path)?;
         keys.push(text);
@@ -139,8 +134,8 @@ fn show(places: &Places, record: &TrustRecord) -> Result<()> {
 }
 
 fn unfinished(error: anyhow::Error) -> anyhow::Error {
-    Failure::new("not all of it is written; every file is either as before or complete")
-        .hint("mend that and run the command again: it goes on where it stopped")
+    Failure::new("not all files are written; each is either unchanged or complete")
+        .hint("fix the cause and run the command again: it continues where it stopped")
         .caused_by(error)
         .into()
 }

@@ -21,10 +21,6 @@ use crate::random::{kernel_random, password};
 const SHORTEST: usize = 8;
 const CONTROL_C: u8 = 3;
 
-/// Runs the command.
-///
-/// # Errors
-/// When the login page does not answer in the end; then all is as before.
 pub(crate) async fn run(host: &Host, arguments: &Ui) -> Result<Exit> {
     let path = host.paths.env_file();
     let settings = Settings::load(&path)?;
@@ -56,7 +52,7 @@ pub(crate) async fn run(host: &Host, arguments: &Ui) -> Result<Exit> {
             None
         } else {
             let first = checked(first)?;
-            if prompt("Once more: ")?.expose_secret() != first.expose_secret() {
+            if prompt("Repeat the password: ")?.expose_secret() != first.expose_secret() {
                 return Err(Failure::new("the two passwords differ; nothing was changed").into());
             }
             Some(first)
@@ -95,7 +91,7 @@ pub(crate) async fn run(host: &Host, arguments: &Ui) -> Result<Exit> {
     if !ui::login(&client, username(&settings, arguments), &new).await? {
         return Err(
             Failure::new("the web interface does not accept the login of .env")
-                .hint("see what the gateway says: litellm-units logs litellm")
+                .hint("see the log of the gateway: `litellm-units logs litellm`")
                 .into(),
         );
     }
@@ -123,13 +119,14 @@ fn username<'a>(settings: &'a Settings, arguments: &'a Ui) -> &'a str {
 
 fn base_url(text: &str) -> Result<Url> {
     let wrong = |problem: &str| {
-        Failure::new(format!("{text} {problem}"))
-            .hint("give the address under which a browser reaches the reverse proxy, such as https://llm.example.com")
+        Failure::new(format!("{text} {problem}")).hint(
+            "use the address of the reverse proxy in a browser, such as https://llm.example.com",
+        )
     };
     let url = Url::parse(text).map_err(|error| wrong(&format!("is not a URL: {error}")))?;
     if url.scheme() != "https" {
         return Err(wrong(
-            "is not https: the login and every key would cross the network readably",
+            "is not https: the login and every key would cross the network unencrypted",
         )
         .into());
     }
@@ -150,12 +147,12 @@ fn checked(password: SecretString) -> Result<SecretString> {
     if text.chars().count() < SHORTEST {
         return Err(
             Failure::new(format!("the password has fewer than {SHORTEST} characters"))
-                .hint("or let litellm-units make one: --generate")
+                .hint("choose a longer one, or generate one with --generate")
                 .into(),
         );
     }
     if text.chars().count() < 12 {
-        warn("the password is short for one that guards every key");
+        warn("the password is short: it protects every key");
     }
     Ok(password)
 }
@@ -175,14 +172,14 @@ fn prompt(question: &str) -> Result<SecretString> {
     let before = tcgetattr(&stdin).context("can't ask for a password")?;
     let mut quiet = before.clone();
     quiet.local_flags.remove(LocalFlags::ECHO);
-    // Ctrl-C would end the program with the echo still off, so it ends the line instead.
+    // Ctrl-C would end the program with the echo off, so it ends the line instead.
     quiet.local_flags.remove(LocalFlags::ISIG);
     quiet.control_chars[SpecialCharacterIndices::VEOL as usize] = CONTROL_C;
     eprint!("{question}");
     std::io::stderr().flush()?;
     tcsetattr(&stdin, SetArg::TCSAFLUSH, &quiet).context("can't turn the echo off")?;
     let answer = read_line();
-    tcsetattr(&stdin, SetArg::TCSAFLUSH, &before).context("can't turn the echo on again")?;
+    tcsetattr(&stdin, SetArg::TCSAFLUSH, &before).context("can't turn the echo on")?;
     eprintln!();
     let line = answer?;
     if line.contains(&CONTROL_C) {

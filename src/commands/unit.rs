@@ -1,11 +1,11 @@
-//! What the units themselves call: `.env` stays the one source of every value.
+//! Commands of the units, which keep `.env` the only source of every value.
 //!
 //! Podman's `shell` secret driver keeps no values: it runs a command each time a container that
-//! uses the secret starts. So a restart always gets what `.env` says at that moment, nothing is
-//! written elsewhere, and `podman inspect` shows names only.
+//! uses the secret starts. So a restart uses the current `.env`, no value is written to another
+//! file, and `podman inspect` shows names only.
 //!
-//! Podman runs that command for each `podman exec` as well, and so for each health check. What
-//! has become of `.env` by then, or of this program, must not end a container that runs.
+//! Podman runs that command for each `podman exec` as well, and so for each health check: neither
+//! an invalid `.env` nor a removed program may end a running container.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -39,13 +39,8 @@ use crate::quadlet;
 use crate::random;
 use crate::service::Service;
 
-/// How often it is looked whether what a container needs is there.
 const NEED_INTERVAL: Duration = Duration::from_millis(500);
 
-/// Runs the verb.
-///
-/// # Errors
-/// When `.env` is wrong or Podman refuses.
 pub(crate) async fn run(host: &Host, verb: Unit) -> Result<Exit> {
     match verb {
         Unit::Prepare { service, standby } => prepare(host, service, standby).await?,
@@ -83,9 +78,9 @@ struct Driver {
     options: std::collections::HashMap<String, String>,
 }
 
-/// Registers the names of the service's secrets, and writes which of them its container gets.
+/// Registers the names of the service's secrets, and writes the options that pass them to its container.
 async fn prepare(host: &Host, service: Service, standby: bool) -> Result<()> {
-    // Its time is that of this start.
+    // Its time shows when this start began.
     let file = options_file(host, container(service, standby));
     match std::fs::remove_file(&file) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -99,7 +94,7 @@ async fn prepare(host: &Host, service: Service, standby: bool) -> Result<()> {
     let container_secrets = settings.container_secrets(service);
     let podman = host.podman().await?;
 
-    // Fails if one of them does not exist yet, and still prints the others.
+    // Fails if one of them does not exist yet, but still prints the others.
     let names: Vec<String> = container_secrets
         .iter()
         .map(|secret| secret_name(service, secret))
@@ -168,7 +163,7 @@ async fn prepare(host: &Host, service: Service, standby: bool) -> Result<()> {
     }
     files::write_atomically(&file, format!("{}\n", options.trim_end()).as_bytes(), 0o644)?;
     if standby {
-        // What the first gateway runs with stays as it is.
+        // The record is that of the first gateway.
         return Ok(());
     }
     Applied::now(&host.paths, &settings, service)?.record(&host.paths, service)
@@ -178,8 +173,8 @@ fn secret_name(service: Service, secret: &ContainerSecret) -> String {
     format!("{}.{}", service.container(), secret.name)
 }
 
-/// The command by which Podman asks for the value. The deployment directory and the variable
-/// names hold no character that `sh` or Podman's comma-separated options would split at.
+/// The command that Podman runs for the value. The deployment directory and the names of variables
+/// hold no character at which `sh` or Podman's comma-separated options would split.
 fn lookup_command(host: &Host, service: Service, secret: &ContainerSecret) -> Result<String> {
     let program = host::program()?;
     let program = program
@@ -189,15 +184,15 @@ fn lookup_command(host: &Host, service: Service, secret: &ContainerSecret) -> Re
         return Err(Failure::new(format!(
             "{program} holds a character that Podman can't pass on"
         ))
-        .hint("install litellm-units in a directory without quotes and commas in its name")
+        .hint("install litellm-units in a directory without quotes, commas and backslashes in its name")
         .into());
     }
     let scope = match host.scope() {
         Scope::System => "--system",
         Scope::User => "--user",
     };
-    // A unit does not start without the program. When that was removed, health checks go on, with
-    // a value that is good for nothing.
+    // Without the program, a unit does not start, but the health checks of a running one go on with
+    // a random value.
     Ok(format!(
         "if [ -x '{program}' ]; then '{program}' {scope} --litellm-dir '{}' unit secret {} {}; else od -An -tx1 -N16 /dev/urandom; fi",
         host.paths.deployment.display(),
@@ -224,7 +219,7 @@ async fn register(podman: &Podman, name: &str, lookup: &str) -> Result<()> {
         .spawn()
         .context("can't run podman")?;
     if let Some(mut stdin) = child.stdin.take() {
-        // Podman demands some value at creation; the driver throws it away.
+        // Podman requires a value at creation; the driver discards it.
         stdin
             .write_all(b"from .env")
             .await
@@ -240,8 +235,8 @@ async fn register(podman: &Podman, name: &str, lookup: &str) -> Result<()> {
     )
 }
 
-/// Prints a secret's value. A health check that can't have it gets something good for nothing: no check
-/// needs it, and to open what is sealed every few seconds would keep a TPM busy.
+/// Prints a secret's value. A health check gets a random value instead of a sealed or unreadable one:
+/// no check needs it, and opening sealed secrets every few seconds would keep a TPM busy.
 fn secret(host: &Host, service: Service, name: &str) -> Result<()> {
     let value = if podman::is_health_check() {
         match value(host, service, name) {
@@ -270,7 +265,7 @@ fn value(host: &Host, service: Service, name: &str) -> Result<SecretValue> {
                 service.container()
             ))
             .hint(format!(
-                "restart the unit to use what the file says now: {}",
+                "restart the unit to use the current file: {}",
                 service.unit()
             ))
         })?;
@@ -285,36 +280,35 @@ fn container(service: Service, standby: bool) -> &'static str {
     }
 }
 
-/// Which secrets a container gets, as options of Podman.
+/// The file with Podman's options for the secrets of a container.
 fn options_file(host: &Host, container: &str) -> PathBuf {
     host.paths.runtime_state().join(format!("{container}.env"))
 }
 
-/// Closes the gateway's address when nothing will serve at it soon, so that requests are refused
-/// instead of waiting in vain. Called after the end of the gateway and of what it needs to start.
+/// Closes the gateway's address if nothing will serve at it soon, so that requests are refused
+/// instead of waiting. Called when the gateway or a unit that it needs has ended.
 async fn stopped(host: &Host) -> Result<()> {
     let systemd = host.systemd().await?;
     let gateway = systemd.unit(Service::Litellm.unit()).await?;
-    let in_vain = match gateway.active.as_str() {
+    let nothing_follows = match gateway.active.as_str() {
         "active" => false,
-        // It is the gateway that ends.
+        // The gateway itself ends.
         "deactivating" => match systemd.job(Service::Litellm.unit()).await?.as_deref() {
             Some("stop") => return stop(systemd, &stack::beside_gateway(systemd).await?).await,
             Some("restart") => false,
-            // By itself: systemd starts it again. If it never served, that is likely to be in vain.
+            // By itself: systemd restarts it. If it never served, the restart will probably fail, too.
             _ => !has_served(host, &gateway),
         },
-        // It waits for a unit that just ended.
+        // It waits for the unit that has ended.
         _ => std::env::var_os("SERVICE_RESULT").is_some_and(|result| result != "success"),
     };
-    if in_vain && !systemd.unit(stack::STANDBY_UNIT).await?.is_active() {
+    if nothing_follows && !systemd.unit(stack::STANDBY_UNIT).await?.is_active() {
         stop(systemd, &[quadlet::SOCKET]).await?;
     }
     Ok(())
 }
 
-/// Asks for it, and does not wait: it is done after the end of the unit that this command belongs
-/// to.
+/// Does not wait: these jobs end after the unit that this command belongs to.
 async fn stop(systemd: &Systemd, units: &[&str]) -> Result<()> {
     let mut jobs = Jobs::new(systemd).await?;
     for unit in units {
@@ -323,7 +317,7 @@ async fn stop(systemd: &Systemd, units: &[&str]) -> Result<()> {
     Ok(())
 }
 
-/// Whether the gateway was ready since its last start, which wrote the options of its container.
+/// Whether the gateway was ready after its last start, which wrote the options of its container.
 fn has_served(host: &Host, gateway: &UnitState) -> bool {
     let options = options_file(host, Service::Litellm.container());
     let Ok(started) = std::fs::metadata(options).and_then(|file| file.modified()) else {
@@ -334,8 +328,8 @@ fn has_served(host: &Host, gateway: &UnitState) -> bool {
         .is_some_and(|since| UNIX_EPOCH + Duration::from_micros(since) > started)
 }
 
-/// Writes one line to the journal, as a warning where the operator has something to do. An unreachable
-/// registry is no failure: a host without access to it would have a failed unit every day.
+/// Writes one line to the journal, as a warning if the operator should act. An unreachable registry is
+/// no failure: a host without access to it would have a failed unit every day.
 async fn check_release(host: &Host) -> Result<()> {
     let report = ReleaseReport::gather(host).await?;
     let level = match report.verdict {
@@ -346,8 +340,8 @@ async fn check_release(host: &Host) -> Result<()> {
     output::line(&format!("<{level}>{}", report.line()))
 }
 
-/// Waits for what `Requires=` says where systemd knows `RestartMode=direct`: the image, then the unit before. systemd's
-/// `TimeoutStartSec=` is the deadline; after it, the next attempt asks systemd to start them again.
+/// Waits for the image, then for the unit before: the part of `Requires=` with a systemd that has no
+/// `RestartMode=direct`. `TimeoutStartSec=` is the deadline; the next attempt requests their start again.
 async fn await_needs(host: &Host, service: Service) -> Result<()> {
     let settings = Settings::load(&host.paths.env_file())?;
     let before = match service {
@@ -379,7 +373,7 @@ async fn await_needs(host: &Host, service: Service) -> Result<()> {
     Ok(())
 }
 
-/// systemd's `TimeoutStartSec=` is the deadline.
+/// `TimeoutStartSec=` is the deadline.
 async fn await_healthy(host: &Host, container: &str) -> Result<()> {
     let podman = host.podman().await?;
     loop {
@@ -391,7 +385,7 @@ async fn await_healthy(host: &Host, container: &str) -> Result<()> {
         match output.status.code() {
             Some(0) => return Ok(()),
             Some(1) => tokio::time::sleep(Duration::from_millis(200)).await,
-            // A check that took too long has failed, too; Podman 4.9 tells by its words only.
+            // A check that took too long has failed, too; with Podman 4.9, only its message shows that.
             Some(_) if String::from_utf8_lossy(&output.stderr).contains("exceeded timeout") => {}
             _ => anyhow::bail!(
                 "{container} can't be checked: {}",

@@ -1,4 +1,4 @@
-//! `up`: from whatever there is to a gateway that serves.
+//! `up`: install, pull and start everything, and wait until the gateway is ready.
 
 use crate::cli;
 use crate::error::{Exit, Result};
@@ -8,11 +8,7 @@ use crate::operations::install::{self, ReleaseTarget};
 use crate::operations::{recovery, up};
 use crate::output::Progress;
 
-/// Runs the command. Another image of the gateway than the recorded one is an upgrade.
-///
-/// # Errors
-/// When the settings are wrong, an image can't be pulled, a unit fails, or the gateway is not
-/// ready in time.
+/// Another image of the gateway than the recorded one is an upgrade.
 pub(crate) async fn run(host: &Host, arguments: &cli::Up) -> Result<Exit> {
     let _lock = recovery::begin(host, "up", arguments.timeout).await?;
     let prepared = install::prepare(host, ReleaseTarget::Recorded).await?;

@@ -1,4 +1,4 @@
-//! `upgrade`: another release, or everything as before.
+//! `upgrade`: another release of the gateway, rolled back if a step fails.
 
 use crate::cli::upgrade::Upgrade;
 use crate::deployment::settings::Settings;
@@ -9,13 +9,9 @@ use crate::operations::upgrade::ReleasePlan;
 use crate::operations::upgrade::check::{Candidate, Newest, ReleaseReport};
 use crate::output::{self, say};
 
-/// How many columns of a vulnerability's summary are shown, so that a line has 80.
+/// Columns of a vulnerability's summary, so that a line has 80.
 const SUMMARY: usize = 38;
 
-/// Runs the command.
-///
-/// # Errors
-/// When a step fails; the message says whether the release of before serves again.
 pub(crate) async fn run(host: &Host, arguments: Upgrade) -> Result<Exit> {
     if arguments.check {
         return check(host, arguments.json).await;
@@ -31,7 +27,7 @@ pub(crate) async fn run(host: &Host, arguments: Upgrade) -> Result<Exit> {
     advisories::admit(host, &settings, image, accepted, &again)?;
     let plan = ReleasePlan::upgrade(host, arguments.image.as_ref()).await?;
     if plan.is_done() {
-        output::line("nothing to do: this release runs already")?;
+        output::line("nothing to do: this is the current release")?;
         return Ok(Exit::Success);
     }
     config::refuse_errors(host)?;
@@ -39,7 +35,6 @@ pub(crate) async fn run(host: &Host, arguments: Upgrade) -> Result<Exit> {
     super::change_release(host, plan, arguments.dry_run, options).await
 }
 
-/// Lists newer releases, and what is known against the current one.
 async fn check(host: &Host, json: bool) -> Result<Exit> {
     let report = ReleaseReport::gather(host).await?;
     if json {
@@ -53,7 +48,7 @@ async fn check(host: &Host, json: bool) -> Result<Exit> {
     }
     if let Some(recommended) = &report.recommended {
         say(&format!(
-            "to upgrade: litellm-units upgrade --image {}",
+            "to upgrade: `litellm-units upgrade --image {}`",
             recommended.image
         ));
     }

@@ -129,7 +129,7 @@ fn what_runs_goes_on(host: &TestHost, who: Who) {
     let status = host.units(who, &["status"]).ok();
     assert!(
         status.contains(
-            "\n! 16 known vulnerabilities, 2 exploited: see litellm-units upgrade --check\n"
+            "\n! 16 known vulnerabilities, 2 exploited: see `litellm-units upgrade --check`\n"
         ),
         "{status}"
     );
@@ -231,7 +231,7 @@ CVE-2026-35030       critical   1.83.0    login as another user (JWT)
     assert!(ran.stdout.lines().all(|line| line.chars().count() <= 80));
     assert_eq!(
         ran.stderr,
-        format!("to upgrade: litellm-units upgrade --image {NAME}:v1.108.14\n")
+        format!("to upgrade: `litellm-units upgrade --image {NAME}:v1.108.14`\n")
     );
 
     // With all of them accepted, only the newer release is left.

@@ -338,9 +338,8 @@ impl Day<'_> {
         let status = self.units(&["status"]).ok();
         assert!(status.contains("\nlitellm*  active (running) "), "{status}");
         assert!(
-            status.ends_with(
-                "\n* litellm: OPENAI_API_KEY added; litellm-units apply brings it into force\n"
-            ),
+            status
+                .ends_with("\n* litellm: OPENAI_API_KEY added; to apply: `litellm-units apply`\n"),
             "{status}"
         );
         assert_eq!(
@@ -400,7 +399,7 @@ impl Day<'_> {
             ran.stderr.contains("nowhere")
                 && ran
                     .stderr
-                    .contains("the edit was taken back; the gateway is ready"),
+                    .contains("the changes were rolled back; the gateway is ready"),
             "{}",
             ran.stderr
         );
@@ -414,7 +413,9 @@ impl Day<'_> {
         assert_eq!(env.get("POSTGRES_PASSWORD"), Some("by-hand"));
         assert_eq!(self.jq(".state"), "\"healthy\"\n");
         let hint = ran.stderr.lines().last().unwrap();
-        let kept = hint.strip_prefix("hint: your edit is kept in ").unwrap();
+        let kept = hint
+            .strip_prefix("hint: your changes are kept in ")
+            .unwrap();
         assert_eq!(
             self.bash(&format!("cat {kept}/config/litellm-config.yaml"))
                 .ok(),
@@ -480,8 +481,8 @@ impl Day<'_> {
             (exec.code, exec.stderr.as_str()),
             (
                 1,
-                "error: litellm-redis.service is inactive (dead), so nothing can run in it\n\
-                 hint: start it: litellm-units start redis\n"
+                "error: litellm-redis.service is inactive (dead), so no command can run in its container\n\
+                 hint: start it: `litellm-units start redis`\n"
             )
         );
 
@@ -634,14 +635,14 @@ impl LiveScreen {
 #[test]
 fn refusals_and_other_machines() {
     let host = TestHost::boot("daily-refusals");
-    let nothing = "no unit of the stack is installed on this host; litellm-units up does it\n\
+    let nothing = "no unit of the stack is installed on this host; to install and start it: `litellm-units up`\n\
                    gateway http://127.0.0.1:24157: does not answer: Connection refused (os error 111)\n";
     assert_eq!(
         host.units(Who::Root, &["status"]).all(),
         (3, nothing.into(), String::new())
     );
     let missing = "error: there is no litellm-redis.service on this host\n\
-                   hint: install the units with litellm-units generate; with DATABASE_URL or REDIS_HOST in .env, that server is external\n";
+                   hint: install the units with `litellm-units generate`; if .env has DATABASE_URL or REDIS_HOST, that server is external\n";
     for words in [&["exec", "redis", "id"], &["restart", "redis", "-t9"]] {
         assert_eq!(
             host.units(Who::Root, words).all(),
@@ -654,7 +655,7 @@ fn refusals_and_other_machines() {
             1,
             String::new(),
             "error: no unit of the stack is installed on this host\n\
-             hint: install the units first: litellm-units generate\n"
+             hint: install the units first: `litellm-units generate`\n"
                 .into()
         )
     );
@@ -727,7 +728,7 @@ fn refusals_and_other_machines() {
     refused(
         host.units(Who::Operator, &["--host", "127.0.0.1", "stop", "redis"]),
         "error: there is no litellm-redis.service on this host",
-        "hint: install the units with litellm-units generate; with DATABASE_URL or REDIS_HOST in .env, that server is external",
+        "hint: install the units with `litellm-units generate`; if .env has DATABASE_URL or REDIS_HOST, that server is external",
     );
     // Through the program there: exit status, streams and quoting.
     let ran = host.bash(

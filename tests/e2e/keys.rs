@@ -113,7 +113,7 @@ fn business(host: &TestHost, who: Who) {
     assert_eq!(chat(host, who, key).as_deref(), Ok(HELLO));
     assert_eq!(
         with(&["key", "create", "shop"]).all(),
-        (1, String::new(), "error: another key has the alias shop\nhint: choose another name; see those there are: litellm-units key list\n".into())
+        (1, String::new(), "error: another key has the alias shop\nhint: choose another name; to list the keys: `litellm-units key list`\n".into())
     );
 
     // Nothing shows the key again.
@@ -138,7 +138,7 @@ fn business(host: &TestHost, who: Who) {
         (1, "", false)
     );
     assert!(
-        stderr.starts_with("error: a key does not belong among the arguments"),
+        stderr.starts_with("error: a key must not be an argument: "),
         "{stderr}"
     );
 
@@ -186,8 +186,7 @@ fn block_and_change(host: &TestHost, who: Who, key: &str, token: &str) {
         (
             1,
             String::new(),
-            "error: there is no such key\nhint: see those there are: litellm-units key list\n"
-                .into()
+            "error: there is no such key\nhint: list the keys: `litellm-units key list`\n".into()
         )
     );
 }
@@ -249,7 +248,7 @@ fn keys_rootful() {
     // A file that is no use.
     for (damage, words) in [
         (": >", " is empty\n"),
-        ("echo nonsense >", " holds no key of LiteLLM's\n"),
+        ("echo nonsense >", " does not contain a key of LiteLLM\n"),
         ("rm", ""),
     ] {
         host.sh(who, &format!("{damage} \"$1/service-key.txt\""));
@@ -269,7 +268,7 @@ fn keys_rootful() {
     host.sh(who, "chmod 644 \"$1/service-key.txt\"");
     assert_eq!(
         host.units(who, &["key", "service"]).stderr,
-        "set mode 0600 on /opt/litellm-server/service-key.txt, which had 0644\nwarning: others could read the service key: replace it with litellm-units key rotate service\n"
+        "set mode 0600 on /opt/litellm-server/service-key.txt, which had 0644\nwarning: others could read the service key; to replace it: `litellm-units key rotate service`\n"
     );
     assert_eq!(service_key(&host, who), key);
 
@@ -281,7 +280,7 @@ fn keys_rootful() {
     .ok();
     let stderr = host.units(who, &["key", "service"]).stderr;
     assert!(
-        stderr.contains("(the key is blocked): making a new one"),
+        stderr.contains("(the key is blocked): creating a new one"),
         "{stderr}"
     );
     assert_eq!(service_keys(&host, who), ["litellm-units-service"]);
@@ -317,7 +316,7 @@ fn keys_rootful() {
     host.sh(who, "rm \"$1/service-key.txt\"");
     assert_eq!(
         host.units(who, &["key", "service"]).all(),
-        (1, String::new(), "error: the gateway runs with another LITELLM_MASTER_KEY than /opt/litellm-server/.env has\nhint: have the gateway use that of the file: litellm-units apply\n".into())
+        (1, String::new(), "error: the gateway runs with another LITELLM_MASTER_KEY than /opt/litellm-server/.env has\nhint: restart the gateway with that of the file: `litellm-units apply`\n".into())
     );
     host.set_env(who, &[("LITELLM_MASTER_KEY", &right)]);
     host.units(who, &["key", "service"]).ok();
@@ -327,7 +326,9 @@ fn keys_rootful() {
     let (code, _, stderr) = host.units(who, &["key", "list"]).all();
     assert_eq!(code, 1);
     assert!(
-        stderr.contains("does not answer") && stderr.contains("hint: see what runs"),
+        stderr.contains("does not answer")
+            && stderr
+                .contains("hint: see `litellm-units status`; to start it: `litellm-units up`\n"),
         "{stderr}"
     );
 }
@@ -342,7 +343,7 @@ fn what_a_service_key_may_not(host: &TestHost, who: Who) {
         "{stderr}"
     );
     assert!(
-        stderr.ends_with("hint: use the master key for it: --as master\n"),
+        stderr.ends_with("hint: use the master key: --as master\n"),
         "{stderr}"
     );
     // It falls back to the master key where nothing else is asked for.

@@ -449,7 +449,7 @@ enable litellm-upgrade-check.timer: a check for newer releases every day
 reload systemd
 "
             ),
-            format!("next: {} start litellm.target, or litellm-units up\n", who.systemctl())
+            format!("next: `{} start litellm.target` or `litellm-units up`\n", who.systemctl())
         )
     );
     allow_mock_delays(&host, who);

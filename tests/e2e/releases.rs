@@ -23,7 +23,7 @@ fn is_before(host: &TestHost, who: Who) {
 /// The release that an edit named and no upgrade has brought does not start, whatever happens.
 fn an_edit_alone_starts_nothing(host: &TestHost, who: Who, key: &str) {
     host.set_env(who, &[("LITELLM_IMAGE", AFTER)]);
-    let said = format!("warning: {}\nnext: litellm-units upgrade\n", notice());
+    let said = format!("warning: {}\nnext: `litellm-units upgrade`\n", notice());
     assert_eq!(
         host.units(who, &["generate"]).all(),
         (
@@ -43,7 +43,7 @@ fn an_edit_alone_starts_nothing(host: &TestHost, who: Who, key: &str) {
     assert_eq!(
         host.units(who, &["status"]).stderr,
         format!(
-            "warning: {}; to change to it: litellm-units upgrade\n",
+            "warning: {}; to change to it: `litellm-units upgrade`\n",
             notice()
         )
     );

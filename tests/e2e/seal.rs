@@ -13,7 +13,7 @@ const SECRETS: [&str; 5] = [
     "REDIS_PASSWORD",
     "UI_PASSWORD",
 ];
-const WARNING: &str = "warning: backups bring the secrets back on this host only, until .env has BACKUP_AGE_RECIPIENT: without the host, LITELLM_SALT_KEY is lost, and with it the credentials in the database\n";
+const WARNING: &str = "warning: without this host, backups can't restore the secrets until .env has BACKUP_AGE_RECIPIENT: LITELLM_SALT_KEY would be lost, and with it the credentials in the database\n";
 
 /// `sealed A`, `sealed B`, …
 fn lines(verb: &str, names: &[&str]) -> String {
@@ -180,7 +180,7 @@ fn a_failed_edit(host: &TestHost, key: &str) {
     assert_eq!(ran.code, 1, "{}", ran.stderr);
     assert!(
         ran.stderr
-            .contains("the edit was taken back; the gateway is ready"),
+            .contains("the changes were rolled back; the gateway is ready"),
         "{}",
         ran.stderr
     );
@@ -214,14 +214,14 @@ fn a_sealed_deployment() {
     assert_ne!(places(&host, &values), "");
 
     let started = runs(&host);
-    let told = "what is sealed can be opened with the host key (/var/lib/systemd/credential.secret) only\n";
+    let told = "sealed secrets can be opened with the host key (/var/lib/systemd/credential.secret) only\n";
     assert_eq!(
         host.units(who, &["secrets", "seal"]).all(),
         (
             0,
             lines("sealed", &SECRETS),
             format!(
-                "sealed in 1 kept configurations, too\nlook for copies from before, in backups for example: litellm-units secrets audit\n{told}{WARNING}"
+                "sealed in 1 kept configurations as well\nto find older copies, in backups for example: `litellm-units secrets audit`\n{told}{WARNING}"
             )
         )
     );
@@ -571,7 +571,7 @@ fn sealing_changes_only_what_it_has_to() {
         &host,
         who,
         &["seal", "--user"],
-        "error: a user's secrets can't be sealed: ",
+        "error: secrets of a rootless deployment can't be sealed: ",
     );
     host.sh(who, "mount -t tmpfs tmpfs /var/lib/systemd");
     refused(

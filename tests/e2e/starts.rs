@@ -113,7 +113,7 @@ fn a_missing_image_is_named(host: &TestHost, who: Who) {
     assert!(
         reason.starts_with(&format!("{images} keeps failing: "))
             && reason.ends_with(&format!(
-                "; needed by migrate, litellm\n  last message: {message}\n  all messages: litellm-units logs images\n"
+                "; needed by migrate, litellm\n  last message: {message}\n  all messages: `litellm-units logs images`\n"
             )),
         "{text}"
     );

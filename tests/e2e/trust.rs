@@ -76,8 +76,8 @@ fn tags_mean_what_they_meant(host: &TestHost) {
     );
     assert_ne!(first, second);
     let moved = format!(
-        "error: not taken, since a tag was moved upstream:\n  {image}: recorded {first}, now {second}\n\
-         hint: find out why it was moved; to run the new image: litellm-units pull --accept, then litellm-units up"
+        "error: not accepted, since a tag was moved upstream:\n  {image}: recorded {first}, now {second}\n\
+         hint: find out why it was moved; to run the new image: `litellm-units pull --accept`, then `litellm-units up`"
     );
     for _ in 0..2 {
         assert_eq!(pull(host, who, &[]), (1, moved.clone()));
@@ -210,7 +210,7 @@ fn signatures(host: &TestHost, who: Who, containers: &str, own: &str) {
     assert_eq!(
         doctor(host, who, "signatures"),
         format!(
-            "ok       signatures: Podman verifies those of {LITELLM} ({place}), but takes this one by its digest\n"
+            "ok       signatures: Podman verifies those of {LITELLM} ({place}), but accepts this one by its digest\n"
         )
     );
 
@@ -420,7 +420,7 @@ fn keyless(host: &TestHost, who: Who, containers: &str, own: &str, releases: &[R
             assert_eq!(
                 doctor(host, who, "signatures"),
                 format!(
-                    "ok       signatures: the digest of {image} was verified (signed by {workflow}), and Podman takes no other ({policy}, line {})\n",
+                    "ok       signatures: the digest of {image} was verified (signed by {workflow}), and Podman accepts no other ({policy}, line {})\n",
                     line.trim()
                 )
             );

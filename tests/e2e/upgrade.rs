@@ -114,8 +114,8 @@ upgrade {} -> {}
     assert_eq!((ran.code, ran.stdout.as_str()), (1, ""));
     assert!(
         ran.stderr.ends_with(
-            "error: a rollback can keep the data or restore that of then, and there is no terminal to ask on\n\
-             hint: say which: --keep-data or --restore-data\n"
+            "error: a rollback can keep the current database or restore a backup, and there is no terminal to ask on\n\
+             hint: choose with --keep-data or --restore-data\n"
         ),
         "{}",
         ran.stderr
@@ -148,7 +148,7 @@ upgrade {} -> {}
     assert_eq!(ran.code, 1);
     assert!(
         ran.stderr
-            .starts_with("error: there is no backup of the moment at which release 2 was left\n"),
+            .starts_with("error: there is no backup from before the upgrade from release 2\n"),
         "{}",
         ran.stderr
     );
@@ -170,7 +170,7 @@ fn an_edit_is_an_upgrade_and_data_comes_back(
     let ran = host.units(who, &["rollback", "--to", "9", "--keep-data"]);
     assert_eq!(
         ran.stderr,
-        "error: there is no release 9\nhint: see which there are: litellm-units history\n"
+        "error: there is no release 9\nhint: list the releases: `litellm-units history`\n"
     );
     // A failure on the way back leads back to the release that served.
     let failing = "FAILPOINTS=upgrade-not-ready=return litellm-units rollback --restore-data";

@@ -19,11 +19,10 @@ use crate::litellm::keys::{ApiKey, KeyError, Keys, Limits, hash};
 use crate::litellm::models;
 use crate::output::{self, say, warn};
 
-/// LiteLLM's preset of a key that calls models. Without a limit of its own, a key could do all that
-/// its user may, and so manage the other keys.
+/// LiteLLM's preset of a key that calls models. Without it, a key could do all that its user may, and
+/// so manage the other keys.
 const MODEL_KEY: &str = "llm_api";
 
-/// Makes a key and prints it.
 pub(super) async fn create(host: &Host, arguments: &CreateKey) -> Result<Exit> {
     refuse_key(&arguments.alias)?;
     let gateway = Gateway::new(host)?;
@@ -40,7 +39,7 @@ pub(super) async fn create(host: &Host, arguments: &CreateKey) -> Result<Exit> {
     let limits = &limits;
     let made = gateway
         .act(arguments.credential, async |keys: Keys<'_>| {
-            // Only an administrator's key may; with the service key, the user exists.
+            // Only an administrator's key may create the user; if there is a service key, the user exists.
             match keys.ensure_user(USER, USER, ROLE).await {
                 Ok(()) | Err(KeyError::Forbidden { .. }) => keys.generate(limits).await,
                 Err(error) => Err(error),
@@ -65,15 +64,14 @@ pub(super) async fn create(host: &Host, arguments: &CreateKey) -> Result<Exit> {
         })?;
     } else {
         output::line(made.key.expose_secret())?;
-        say("LiteLLM keeps a hash of it only: this is the one time that it is shown");
+        say("LiteLLM keeps only a hash of this key: it can't be shown again");
     }
     Ok(Exit::Success)
 }
 
-/// Lists the keys.
 pub(super) async fn list(host: &Host, arguments: &ListKeys) -> Result<Exit> {
     let gateway = Gateway::new(host)?;
-    // LiteLLM shows a service key the keys of its own user only, and says nothing of others.
+    // To a service key, LiteLLM lists only the keys of its own user.
     let credential = arguments.credential.unwrap_or(As::Master);
     let keys = gateway
         .act(Some(credential), async |keys: Keys<'_>| {
@@ -94,7 +92,6 @@ pub(super) async fn list(host: &Host, arguments: &ListKeys) -> Result<Exit> {
     Ok(Exit::Success)
 }
 
-/// Shows one key.
 pub(super) async fn info(host: &Host, arguments: &InfoKey) -> Result<Exit> {
     let gateway = Gateway::new(host)?;
     let target = Target::of(&arguments.selector)?;
@@ -112,14 +109,13 @@ pub(super) async fn info(host: &Host, arguments: &InfoKey) -> Result<Exit> {
     Ok(Exit::Success)
 }
 
-/// Changes what a key may do.
 pub(super) async fn update(host: &Host, arguments: &UpdateKey) -> Result<Exit> {
     let mut limits = limits(&arguments.limits, &arguments.business);
     limits.alias.clone_from(&arguments.alias);
     let metadata = pairs(&arguments.business)?;
     if limits == Limits::default() && metadata.is_empty() {
-        return Err(Failure::new("nothing to change was given")
-            .hint("see what can be: litellm-units key update --help")
+        return Err(Failure::new("there is nothing to change")
+            .hint("see the options: `litellm-units key update --help`")
             .into());
     }
     if let Some(alias) = &arguments.alias {
@@ -134,7 +130,7 @@ pub(super) async fn update(host: &Host, arguments: &UpdateKey) -> Result<Exit> {
             let key = target.find(keys).await?;
             let mut limits = limits.clone();
             if !metadata.is_empty() {
-                // LiteLLM replaces all of it.
+                // LiteLLM replaces all metadata.
                 let mut all: Map<String, Value> = key
                     .metadata
                     .clone()
@@ -152,7 +148,6 @@ pub(super) async fn update(host: &Host, arguments: &UpdateKey) -> Result<Exit> {
     Ok(Exit::Success)
 }
 
-/// Blocks a key, or takes that back.
 pub(super) async fn block(host: &Host, arguments: &ChangeKey, block: bool) -> Result<Exit> {
     let gateway = Gateway::new(host)?;
     let target = Target::of(&arguments.selector)?;
@@ -175,7 +170,6 @@ pub(super) async fn block(host: &Host, arguments: &ChangeKey, block: bool) -> Re
     Ok(Exit::Success)
 }
 
-/// Deletes a key.
 pub(super) async fn delete(host: &Host, arguments: &ChangeKey) -> Result<Exit> {
     let gateway = Gateway::new(host)?;
     let target = Target::of(&arguments.selector)?;
@@ -195,14 +189,13 @@ pub(super) async fn delete(host: &Host, arguments: &ChangeKey) -> Result<Exit> {
             name(&key),
             host.paths.service_key().display()
         ))
-        .hint("replace it instead: litellm-units key rotate service")
+        .hint("replace it instead: `litellm-units key rotate service`")
         .into());
     }
     say(&format!("deleted {}", name(&key)));
     Ok(Exit::Success)
 }
 
-/// Which key a command is about.
 enum Target {
     Alias(String),
     Token(String),
@@ -251,19 +244,19 @@ fn key_in(path: &Path) -> Result<SecretString> {
     if text.starts_with("sk-") {
         Ok(text.into())
     } else {
-        Err(Failure::new("what was read is not a key: those of LiteLLM start with sk-").into())
+        Err(Failure::new("the input is not a key: keys of LiteLLM start with sk-").into())
     }
 }
 
-/// Arguments are for all to see.
+/// Every user of the host can read arguments.
 fn refuse_key(argument: &str) -> Result<()> {
     if !argument.starts_with("sk-") {
         return Ok(());
     }
     Err(Failure::new(
-        "a key does not belong among the arguments, where other users (ps) and the shell's history see it",
+        "a key must not be an argument: other users (ps) and the shell's history can read it",
     )
-    .hint("name it by its alias or hash, or write it to stdin and add --key-file -; if others use this host, replace it, too")
+    .hint("use its alias or hash, or pass it on stdin with --key-file -; if others use this host, replace the key as well")
     .into())
 }
 
@@ -287,7 +280,7 @@ fn pairs(business: &Business) -> Result<Map<String, Value>> {
     for (name, value) in &business.metadata {
         if [CREATED_BY.0, ROLE_NAME].contains(&name.as_str()) {
             return Err(
-                Failure::new(format!("the metadata {name} is litellm-units' own"))
+                Failure::new(format!("the metadata {name} is reserved for litellm-units"))
                     .hint("choose another name")
                     .into(),
             );
@@ -297,7 +290,7 @@ fn pairs(business: &Business) -> Result<Map<String, Value>> {
     Ok(map)
 }
 
-/// LiteLLM takes any name, and the key then can't use it.
+/// LiteLLM accepts any name, also of a model that it does not have.
 fn check_models(host: &Host, models: &[String]) {
     let path = host.paths.config_file();
     let Ok(known) = models::configured(&path) else {
@@ -305,7 +298,7 @@ fn check_models(host: &Host, models: &[String]) {
     };
     for model in models.iter().filter(|model| !known.contains(model)) {
         warn(&format!(
-            "{} has no model {model}: the key can use it only if LiteLLM has it from elsewhere",
+            "{} has no model {model}: the key can use it only if it is defined in LiteLLM's database",
             short(&path)
         ));
     }
@@ -324,7 +317,6 @@ fn masked(key: Option<&str>) -> String {
     key.map_or_else(|| "sk-…".to_owned(), |key| key.replace("...", "…"))
 }
 
-/// A key as it is shown.
 #[derive(Debug, Serialize)]
 struct Shown {
     state: &'static str,
@@ -440,10 +432,10 @@ fn details(shown: &Shown) -> String {
     row("hash", Some(key.token.clone()));
     row("state", Some(shown.state.to_owned()));
     row("models", Some(models(key)));
-    row("may call", key.allowed_routes.as_deref().map(list));
+    row("allowed routes", key.allowed_routes.as_deref().map(list));
     row("spent", Some(money(key.spend)));
     row("budget", budget(key));
-    row("budget anew", key.budget_reset_at.as_deref().map(minute));
+    row("budget reset", key.budget_reset_at.as_deref().map(minute));
     row(
         "requests per minute",
         key.rpm_limit.map(|limit| limit.to_string()),

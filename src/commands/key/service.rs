@@ -21,10 +21,10 @@ use crate::operations::up;
 use crate::output::{self, say, warn};
 use crate::random::{hex, kernel_random};
 
-/// Its name in LiteLLM, unless another is asked for.
+/// The default name in LiteLLM.
 const ALIAS: &str = "litellm-units-service";
-/// What it may call: models, and keys. Named one by one, since in LiteLLM 1.80 a key that is no
-/// administrator's may call by group only what its user may by role.
+/// Models, and keys. Listed one by one, since in LiteLLM 1.80 a group of routes gives a key that is not
+/// an administrator's only the routes of its user's role.
 const ROUTES: [&str; 8] = [
     "llm_api_routes",
     "/key/generate",
@@ -35,13 +35,13 @@ const ROUTES: [&str; 8] = [
     "/key/unblock",
     "/key/delete",
 ];
-/// The names in its metadata that say where its models are from and how long it was made for.
+/// Metadata: the origin of its models, and its duration.
 const MODELS: &str = "models";
 const DURATION: &str = "duration";
 const FROM_CONFIG: &str = "config";
 const AS_GIVEN: &str = "given";
 
-/// Makes sure that the file holds a valid key.
+/// Leaves a valid key in the file.
 pub(super) async fn ensure(host: &Host, arguments: &ServiceKey) -> Result<Exit> {
     let _lock = recovery::begin(host, "key service", arguments.timeout).await?;
     make_ready(host, arguments.timeout).await?;
@@ -56,7 +56,7 @@ pub(super) async fn ensure(host: &Host, arguments: &ServiceKey) -> Result<Exit> 
             }
             Err(problem) => {
                 say(&format!(
-                    "the gateway does not accept the key in {} ({problem}): making a new one",
+                    "the gateway does not accept the key in {} ({problem}): creating a new one",
                     path.display()
                 ));
                 replace(&gateway, arguments, Some(key), 0).await?
@@ -66,7 +66,6 @@ pub(super) async fn ensure(host: &Host, arguments: &ServiceKey) -> Result<Exit> 
     print(&path, &key, arguments.show)
 }
 
-/// Replaces the key in the file.
 pub(super) async fn rotate(host: &Host, arguments: &RotateKey) -> Result<Exit> {
     let _lock = recovery::begin(host, "key rotate service", arguments.key.timeout).await?;
     make_ready(host, arguments.key.timeout).await?;
@@ -95,11 +94,10 @@ async fn make_ready(host: &Host, timeout: Duration) -> Result<()> {
         return Ok(());
     }
     say("the gateway is not ready: starting the stack");
-    // stdout is for the key.
     up::everything(host, timeout).await
 }
 
-/// Reads the key in the file at `path`, if there is one, and mends the file's mode.
+/// The key in a file, whose mode is set to 0600. `None` without the file or without a key in it.
 pub(super) fn read(path: &Path) -> Result<Option<SecretString>> {
     let metadata = match std::fs::metadata(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
@@ -107,7 +105,7 @@ pub(super) fn read(path: &Path) -> Result<Option<SecretString>> {
     };
     if !metadata.is_file() {
         return Err(Failure::new(format!("{} is not a file", path.display()))
-            .hint("move it away and run the command again")
+            .hint("move it away, then run the command again")
             .into());
     }
     let mode = metadata.mode() & 0o7777;
@@ -119,7 +117,7 @@ pub(super) fn read(path: &Path) -> Result<Option<SecretString>> {
         ));
         if mode & 0o077 != 0 && metadata.len() > 0 {
             warn(
-                "others could read the service key: replace it with litellm-units key rotate service",
+                "others could read the service key; to replace it: `litellm-units key rotate service`",
             );
         }
     }
@@ -138,32 +136,34 @@ pub(super) fn read(path: &Path) -> Result<Option<SecretString>> {
             .chars()
             .all(|c| c.is_ascii_alphanumeric() || c == '-' || c == '_');
     if !is_key {
-        say(&format!("{} holds no key of LiteLLM's", path.display()));
+        say(&format!(
+            "{} does not contain a key of LiteLLM",
+            path.display()
+        ));
         return Ok(None);
     }
     Ok(Some(text.into()))
 }
 
-/// Asks the gateway whether `key` is valid.
 async fn validity(
     gateway: &Gateway<'_>,
     key: &SecretString,
 ) -> Result<std::result::Result<(), Invalid>> {
     match gateway.client.keys(key).own().await {
-        // Valid, though without the right to call that path.
+        // Valid, but not allowed to call that path.
         Ok(_) | Err(KeyError::Forbidden { .. }) => Ok(Ok(())),
         Err(KeyError::Unauthorized(problem)) => Ok(Err(problem)),
         Err(KeyError::NotFound)
             if *key.expose_secret() == *gateway.settings.master_key.open()?.expose_secret() =>
         {
-            say("the file holds the master key, which is not for daily use");
+            say("the file contains the master key, which is not for daily use");
             Ok(Err(Invalid::Other))
         }
         Err(error) => Err(gateway.explain(&error, As::Service)),
     }
 }
 
-/// What the key shall be able to do: as asked for, else as the one before, else the default.
+/// From the arguments, otherwise those of the previous key, otherwise the default.
 fn limits(
     gateway: &Gateway<'_>,
     arguments: &ServiceKey,
@@ -219,7 +219,7 @@ fn limits(
     })
 }
 
-/// Makes a new key, has the gateway accept it, writes it, and only then deletes those before it.
+/// Creates a key, checks that the gateway accepts it, writes it, and then deletes the previous ones.
 async fn replace(
     gateway: &Gateway<'_>,
     arguments: &ServiceKey,
@@ -251,12 +251,12 @@ async fn replace(
     }
     .map_err(explain)?;
     if let Err(problem) = validity(gateway, &new.key).await? {
-        // Nothing holds it, so it would only be in the way.
+        // Nobody has this key.
         let _ = master.delete(&new.token).await;
         return Err(Failure::new(format!(
-            "the gateway made a key that it does not accept ({problem}); the old one is still in place"
+            "the gateway created a key that it does not accept ({problem}); the previous one is still in place"
         ))
-        .hint("see what the gateway says: litellm-units logs litellm")
+        .hint("see the log of the gateway: `litellm-units logs litellm`")
         .into());
     }
     let path = gateway.host.paths.service_key();
@@ -270,21 +270,21 @@ async fn replace(
         None => format!("wrote a new service key to {}", path.display()),
     });
     if grace > 0 && old.is_some() {
-        say(&format!("the old one stays valid for {grace} s"));
+        say(&format!("the previous one stays valid for {grace} s"));
         tokio::time::sleep(Duration::from_secs(grace)).await;
     }
     tidy(gateway, &new.token, &alias).await?;
     Ok(new.key)
 }
 
-/// Deletes every other service key: the one before, and what an interruption or a lost file left.
-/// Then gives the key with the hash `token` its name, if the one before had it.
+/// Deletes every other service key: the previous one, and those that an interruption or a lost file
+/// left. Then gives the key with the hash `token` its final name.
 async fn tidy(gateway: &Gateway<'_>, token: &str, alias: &str) -> Result<()> {
     let master = gateway.master()?;
     let explain = |error| gateway.explain(&error, As::Master);
     let all = master.list(None).await.map_err(explain)?;
     let mut has_name = false;
-    let mut is_anothers = false;
+    let mut is_foreign = false;
     for key in all {
         if key.token == token {
             has_name = key.alias.as_deref() == Some(alias);
@@ -293,22 +293,22 @@ async fn tidy(gateway: &Gateway<'_>, token: &str, alias: &str) -> Result<()> {
         {
             match master.delete(&key.token).await {
                 Ok(()) => say(&format!(
-                    "deleted the service key {} before it",
+                    "deleted the previous service key {}",
                     key.key.as_deref().unwrap_or_default().replace("...", "…")
                 )),
                 Err(KeyError::NotFound) => {}
                 Err(error) => return Err(explain(error)),
             }
         } else if key.alias.as_deref() == Some(alias) {
-            is_anothers = true;
+            is_foreign = true;
         }
     }
     if has_name {
         return Ok(());
     }
-    if is_anothers {
+    if is_foreign {
         warn(&format!(
-            "a key that litellm-units did not make has the alias {alias}, so the service key has another"
+            "a key that litellm-units did not create has the alias {alias}, so the service key has another one"
         ));
         return Ok(());
     }
@@ -319,14 +319,14 @@ async fn tidy(gateway: &Gateway<'_>, token: &str, alias: &str) -> Result<()> {
     master.update(token, &name).await.map_err(explain)
 }
 
-/// Gives a valid key what is asked for now, or what the configuration says now.
+/// Updates a valid key to the arguments and the current configuration.
 async fn adjust(gateway: &Gateway<'_>, arguments: &ServiceKey, key: &SecretString) -> Result<()> {
     let master = gateway.master()?;
     let explain = |error| gateway.explain(&error, As::Master);
     let token = hash(key);
     let before = master.info(&token).await.map_err(explain)?;
     if before.metadata_text(ROLE_NAME) != Some(SERVICE_ROLE) {
-        // Someone put a key of their own there: it is theirs to change.
+        // Not created by litellm-units, so it is not changed.
         return Ok(());
     }
     let wanted = limits(gateway, arguments, Some(&before))?;
@@ -338,7 +338,7 @@ async fn adjust(gateway: &Gateway<'_>, arguments: &ServiceKey, key: &SecretStrin
             .and(wanted.requests_per_minute),
         tokens_per_minute: changed(wanted.tokens_per_minute == before.tpm_limit)
             .and(wanted.tokens_per_minute),
-        // Counts from now, so only when it is asked for.
+        // Counts from now, so only if it is an argument.
         duration: arguments.limits.duration.clone(),
         allowed_routes: changed(wanted.allowed_routes == before.allowed_routes)
             .and(wanted.allowed_routes),
@@ -369,7 +369,7 @@ fn words(change: &Limits, config: &str) -> String {
         ("budget", change.max_budget.is_some()),
         ("requests per minute", change.requests_per_minute.is_some()),
         ("tokens per minute", change.tokens_per_minute.is_some()),
-        ("end", change.duration.is_some()),
+        ("duration", change.duration.is_some()),
         ("allowed routes", change.allowed_routes.is_some()),
     ] {
         if set {
@@ -381,14 +381,13 @@ fn words(change: &Limits, config: &str) -> String {
 
 const PROVISIONAL: &str = "~new-";
 
-/// A name for the time in which the key before it has the right one.
+/// A name for the time in which the previous key still has the final one.
 fn provisional(alias: &str) -> Result<String> {
     let mut bytes = [0; 4];
     kernel_random(&mut bytes)?;
     Ok(format!("{alias}{PROVISIONAL}{}", hex(&bytes)))
 }
 
-/// The name that a key with a provisional one is to have.
 fn final_name(alias: &str) -> String {
     alias.split(PROVISIONAL).next().unwrap_or(alias).to_owned()
 }

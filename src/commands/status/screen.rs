@@ -1,4 +1,4 @@
-//! What the live screen shows: pure, from a [`View`] to cells.
+//! The live screen: pure, from a [`View`] to cells.
 
 use std::collections::{HashMap, VecDeque};
 use std::time::Duration;
@@ -16,55 +16,43 @@ use crate::litellm::health::GatewayHealth;
 use crate::output::duration;
 use crate::service::Service;
 
-/// How many lines of all services together are kept for the overview.
 const OVERVIEW_LINES: usize = 200;
-/// How many lines of one service are kept while its log is followed.
 const LOG_LINES: usize = 5000;
 
-/// Everything that the screen shows.
 #[derive(Debug)]
 pub(crate) struct View {
-    /// What the units are like; nothing before the first answer.
+    /// `None` before the first answer.
     pub(crate) services: Option<Services>,
-    /// Why there is no newer answer.
+    /// Why the answer is not newer.
     pub(crate) problem: Option<String>,
-    /// The gateway's own answer.
     pub(crate) health: Option<GatewayHealth>,
-    /// CPU in use by unit, in percent of one processor.
+    /// By unit, in percent of one processor.
     pub(crate) cpu: HashMap<&'static str, f64>,
-    /// Requests.
     pub(crate) rate: Rate,
-    /// The chosen service.
     pub(crate) chosen: Service,
-    /// The last lines of all services.
     pub(crate) overview: Lines,
-    /// What the keys mean now.
     pub(crate) mode: Mode,
-    /// What the last action says.
+    /// Output of the last action.
     pub(crate) messages: VecDeque<String>,
-    /// Whether colours may be used.
     pub(crate) colour: bool,
 }
 
-/// What the keys mean.
+/// Determines what the keys do.
 #[derive(Debug)]
 pub(crate) enum Mode {
-    /// Choose a service and what to do with it.
     Overview,
-    /// Restart it? y or n.
+    /// The question before a restart.
     Confirm,
-    /// Its log fills the screen.
+    /// The log of the chosen service.
     Log(Lines),
 }
 
 /// Requests per second.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Rate {
-    /// Not known yet.
     Unknown,
-    /// The gateway has no metrics, or not for us.
+    /// The gateway has no metrics, or refuses them.
     Off,
-    /// So many.
     PerSecond(f64),
 }
 
@@ -73,20 +61,18 @@ pub(crate) enum Rate {
 pub(crate) struct Lines {
     kept: VecDeque<(Service, String)>,
     limit: usize,
-    /// How many lines at the end are scrolled out of sight.
+    /// Lines at the end that are scrolled out of sight.
     scrolled: usize,
-    /// Why there are no more.
+    /// Why no more follow.
     pub(crate) problem: Option<String>,
 }
 
 impl Lines {
-    /// For the overview.
     #[must_use]
     pub(crate) fn overview() -> Self {
         Self::new(OVERVIEW_LINES)
     }
 
-    /// For one service's log.
     #[must_use]
     pub(crate) fn log() -> Self {
         Self::new(LOG_LINES)
@@ -101,7 +87,7 @@ impl Lines {
         }
     }
 
-    /// Adds a message. What is in sight stays in sight while scrolled.
+    /// While scrolled, the visible lines stay in place.
     pub(crate) fn push(&mut self, service: Service, message: &str) {
         for line in message.lines() {
             self.kept.push_back((service, printable(line)));
@@ -115,19 +101,18 @@ impl Lines {
         self.scroll(0);
     }
 
-    /// Scrolls back by so many lines, or forth if negative.
+    /// Towards the first line, or towards the last one if negative.
     pub(crate) fn scroll(&mut self, lines: isize) {
         let most = self.kept.len().saturating_sub(1);
         self.scrolled = self.scrolled.saturating_add_signed(lines).min(most);
     }
 
-    /// Scrolls to the first line that is kept.
-    pub(crate) fn to_start(&mut self) {
+    pub(crate) fn scroll_to_start(&mut self) {
         self.scrolled = self.kept.len().saturating_sub(1);
     }
 
-    /// Scrolls to the end, and so follows again.
-    pub(crate) fn to_end(&mut self) {
+    /// Follows again.
+    pub(crate) fn scroll_to_end(&mut self) {
         self.scrolled = 0;
     }
 
@@ -163,7 +148,6 @@ impl Lines {
 }
 
 impl View {
-    /// Before anything is known.
     #[must_use]
     pub(crate) fn new(colour: bool) -> Self {
         Self {
@@ -180,14 +164,13 @@ impl View {
         }
     }
 
-    /// The services that have units.
     fn reports(&self) -> &[ServiceReport] {
         self.services
             .as_ref()
             .map_or(&[], |services| &services.reports)
     }
 
-    /// Chooses the service so many rows further down, or up if negative.
+    /// Moves down by so many rows, or up if negative.
     pub(crate) fn choose(&mut self, rows: isize) {
         let services: Vec<Service> = Service::ALL
             .into_iter()
@@ -216,7 +199,6 @@ impl View {
     }
 }
 
-/// Draws it all.
 pub(crate) fn draw(frame: &mut Frame<'_>, view: &View) {
     match &view.mode {
         Mode::Log(lines) => draw_log(frame, view, lines),
@@ -265,7 +247,7 @@ fn draw_overview(frame: &mut Frame<'_>, view: &View) {
     let marks_text = notes.iter().map(|report| {
         let changed = report.changed.as_deref().unwrap_or_default().join(", ");
         Line::raw(format!(
-            "* {}: {changed}; r brings it into force",
+            "* {}: {changed}; r restarts with it",
             report.service
         ))
     });
@@ -285,7 +267,7 @@ fn draw_overview(frame: &mut Frame<'_>, view: &View) {
         .overview
         .rows(width, usize::from(logs.height), |service, text| {
             let style = view.paint(Style::new(), color(service));
-            // One row each: the whole line is one key away.
+            // One row each; key l shows whole lines.
             let text = clip(text, width.saturating_sub(names + 3));
             (
                 Span::styled(format!("{:names$} | ", service.name()), style),
@@ -331,7 +313,7 @@ fn draw_log(frame: &mut Frame<'_>, view: &View, log: &Lines) {
 
 fn header(view: &View) -> Vec<Line<'static>> {
     let (word, style) = match view.state() {
-        None => ("looking", Style::new()),
+        None => ("loading", Style::new()),
         Some(State::Healthy) => ("healthy", view.paint(Style::new(), Color::Green)),
         Some(State::Starting) => ("starting", view.paint(Style::new(), Color::Yellow)),
         Some(State::Degraded) => ("degraded", view.paint(Style::new(), Color::Red)),
@@ -381,7 +363,7 @@ fn table(view: &View) -> Vec<Line<'static>> {
         && services.reports.is_empty()
     {
         rows.push(Line::raw(
-            "  no unit of the stack is installed: litellm-units generate",
+            "  no unit of the stack is installed: `litellm-units generate`",
         ));
     }
     for report in view.reports() {
@@ -489,7 +471,6 @@ fn printable(line: &str) -> String {
         .collect()
 }
 
-/// How long ago the last answer came, once that is unusual.
 #[must_use]
 pub(crate) fn overdue(since: Duration) -> String {
     format!("systemd has not answered for {}", duration(since))
@@ -576,7 +557,7 @@ mod tests {
                 "  postgres   active (running)      healthy         -    89 MiB  12 min        0",
                 "  redis      failed (success)      -               -    89 MiB       -        0",
                 "> litellm*   active (running)      healthy      7.4%    89 MiB  12 min        0",
-                "* litellm: OPENAI_API_KEY changed; r brings it into force",
+                "* litellm: OPENAI_API_KEY changed; r restarts with it",
                 "── logs ────────────────────────────────────────────────────────────────────────",
                 "redis    | red and wide 漢字",
                 "redis    | second",
@@ -590,7 +571,7 @@ mod tests {
     }
 
     #[test]
-    fn a_question_and_what_came_of_it() {
+    fn a_question_and_its_outcome() {
         let mut view = view();
         view.choose(-1);
         view.mode = Mode::Confirm;
@@ -613,7 +594,7 @@ mod tests {
             log.push(Service::Litellm, &format!("{number} aaaaaaaaa bbbbbbbbb"));
         }
         log.scroll(3);
-        // What is in sight stays there.
+        // The visible lines stay in place.
         log.push(Service::Litellm, "10");
         view.mode = Mode::Log(log);
         assert_eq!(

@@ -1,4 +1,4 @@
-//! `status --watch`: the live screen, or on anything but a terminal the table again and again.
+//! `status --watch`: the live screen on a terminal, otherwise a repeated table.
 
 use std::collections::{HashMap, VecDeque};
 use std::io::IsTerminal;
@@ -30,22 +30,20 @@ use crate::litellm::metrics::Requests;
 use crate::output;
 use crate::service::Service;
 
-/// Over how long requests per second are counted.
 const RATE_WINDOW: Duration = Duration::from_secs(10);
-/// How often a gateway without metrics is asked whether it has some now. It has not before its next
-/// start, and each question is a line in its log.
+/// Interval of requests to a gateway without metrics. It gets metrics only by a restart, and each request
+/// is a line in its log.
 const METRICS_RETRY: Duration = Duration::from_secs(600);
-/// How often a gateway that is ready is asked whether it still is: each question is a line in its
-/// log. What Podman's own checks say is read from a file, each time.
+/// Interval of requests to a ready gateway, since each one is a line in its log. The result of Podman's
+/// health check is read from a file at every update.
 const READY_AGAIN: Duration = Duration::from_secs(5);
-/// How many lines of the journal are read before following it.
+/// Lines of the journal that are read before following it.
 const FIRST_LINES: u32 = 400;
-/// How many lines of an action's words stay on the screen.
+/// Lines of an action's output on the screen.
 const MESSAGES: usize = 4;
-/// A page of a log.
 const PAGE: isize = 20;
 
-/// Runs until the operator leaves.
+/// Runs until the operator quits.
 ///
 /// # Errors
 /// When systemd can't be asked, or the terminal fails.
@@ -55,7 +53,7 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Status) -> Result<Exit> {
     if arguments.json || !terminal {
         return plain(host, arguments).await;
     }
-    // Before the screen is taken, so that this error is seen.
+    // Before the screen opens, so that this error is visible.
     host.systemd().await?;
     let mut screen = Screen::open()?;
     let client = Client::local(TIMEOUT)?;
@@ -64,7 +62,7 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Status) -> Result<Exit> {
         .await
 }
 
-/// What `docker stats` does: the same again, until Ctrl-C.
+/// Like `docker stats`: repeats until Ctrl-C.
 async fn plain(host: &Host, arguments: &cli::Status) -> Result<Exit> {
     let mut tick = tokio::time::interval(arguments.interval);
     tick.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -80,8 +78,7 @@ async fn plain(host: &Host, arguments: &cli::Status) -> Result<Exit> {
     }
 }
 
-/// The terminal while it is ours. Given back on every way out; on a panic by the hook that
-/// `try_init` sets.
+/// The terminal, restored on every way out; on a panic by the hook that `try_init` sets.
 struct Screen {
     terminal: DefaultTerminal,
 }
@@ -100,14 +97,12 @@ impl Drop for Screen {
     }
 }
 
-/// What comes in from outside.
 enum News {
     Services(Box<Result<Services>>),
     Health(GatewayHealth),
     Requests(Requests),
-    /// The journal of all services can't be followed any more.
+    /// Following the journal of all services ended.
     LogEnded(Result<()>),
-    /// An action said something.
     Ended(String),
 }
 
@@ -117,7 +112,7 @@ struct Watch<'a> {
     interval: Duration,
     view: View,
     work: FuturesUnordered<LocalBoxFuture<'a, News>>,
-    /// What is being asked at this moment, so that slow answers do not pile up.
+    /// Pending requests, so that slow answers do not pile up.
     asking_services: Option<Instant>,
     asking_health: bool,
     asking_requests: bool,
@@ -130,7 +125,6 @@ struct Watch<'a> {
     log: Option<Follow<'a>>,
 }
 
-/// The journal of one service, being followed.
 struct Follow<'a> {
     reader: LocalBoxFuture<'a, Result<()>>,
     entries: UnboundedReceiver<Entry>,
@@ -180,7 +174,7 @@ impl<'a> Watch<'a> {
                 _ = hangup.recv() => return Ok(Exit::Terminated),
                 _ = interrupt.recv() => return Ok(Exit::Interrupted),
                 event = keys.next() => {
-                    // Without a terminal there is nobody left to watch.
+                    // The terminal is closed.
                     let Some(event) = event else { return Ok(Exit::Terminated) };
                     if let Event::Key(key) = event.context("can't read the keyboard")?
                         && key.kind == KeyEventKind::Press
@@ -217,7 +211,7 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Asks whatever has answered the last time.
+    /// Asks again those that have answered.
     fn ask(&mut self) {
         let (host, client) = (self.host, self.client);
         match self.asking_services {
@@ -253,7 +247,7 @@ impl<'a> Watch<'a> {
                         self.measure_cpu(&services);
                         self.view.problem = services.warnings.first().cloned();
                         self.view.services = Some(services);
-                        // The chosen one may not exist any more.
+                        // The chosen service may be gone.
                         self.view.choose(0);
                     }
                     Err(error) => self.view.problem = Some(format!("{error:#}")),
@@ -264,7 +258,7 @@ impl<'a> Watch<'a> {
                 if health.is_ready() {
                     self.next_health = Instant::now() + READY_AGAIN;
                 } else {
-                    // It may start with metrics.
+                    // After its start, it may have metrics.
                     self.next_requests = Instant::now();
                 }
                 self.view.health = Some(health);
@@ -304,7 +298,7 @@ impl<'a> Watch<'a> {
         let now = Instant::now();
         self.view.rate = match requests {
             Requests::Count(count) => {
-                // The gateway began anew.
+                // The gateway restarted.
                 if self
                     .counts
                     .back()
@@ -344,7 +338,7 @@ impl<'a> Watch<'a> {
         }
     }
 
-    /// Does what a key means; the exit status if it means to leave.
+    /// Returns the exit status if the key quits.
     fn key(&mut self, key: KeyEvent) -> Option<Exit> {
         if key.modifiers.contains(KeyModifiers::CONTROL) && key.code == KeyCode::Char('c') {
             return Some(Exit::Interrupted);
@@ -377,7 +371,7 @@ impl<'a> Watch<'a> {
             },
             Mode::Log(lines) => match key.code {
                 KeyCode::Char('q' | 'l') | KeyCode::Esc => {
-                    // Ends its journalctl, too.
+                    // Also ends its journalctl.
                     self.log = None;
                     self.view.mode = Mode::Overview;
                 }
@@ -385,8 +379,8 @@ impl<'a> Watch<'a> {
                 KeyCode::Char('k') | KeyCode::Up => lines.scroll(1),
                 KeyCode::PageDown | KeyCode::Char(' ') => lines.scroll(-PAGE),
                 KeyCode::PageUp => lines.scroll(PAGE),
-                KeyCode::Home | KeyCode::Char('g') => lines.to_start(),
-                KeyCode::End | KeyCode::Char('G') => lines.to_end(),
+                KeyCode::Home | KeyCode::Char('g') => lines.scroll_to_start(),
+                KeyCode::End | KeyCode::Char('G') => lines.scroll_to_end(),
                 _ => {}
             },
         }
@@ -394,12 +388,11 @@ impl<'a> Watch<'a> {
     }
 
     fn choose(&mut self, rows: isize) {
-        // Going on means having read them.
         self.view.messages.clear();
         self.view.choose(rows);
     }
 
-    /// Runs `litellm-units restart SERVICE`, whose words go to the screen.
+    /// Runs `litellm-units restart SERVICE`, whose output goes to the screen.
     fn restart(&mut self, service: Service) {
         self.view.messages.clear();
         let (host, said) = (self.host, self.said.0.clone());
@@ -438,7 +431,7 @@ async fn restart(host: &Host, service: Service, said: &UnboundedSender<String>) 
     Ok(())
 }
 
-/// Follows the journal of units. Nothing happens until the future is polled.
+/// Starts when the future is polled.
 fn follow<'a>(
     scope: Scope,
     units: Vec<&'static str>,
@@ -455,7 +448,7 @@ fn follow<'a>(
             until: None,
         };
         journal::read(&query, |entry| {
-            // Without a receiver this future is about to be dropped.
+            // Without a receiver, this future is about to be dropped.
             let _ = sender.send(entry);
             Ok(())
         })
@@ -464,7 +457,7 @@ fn follow<'a>(
     (Box::pin(reader), entries)
 }
 
-/// The next message of a log that is being followed, or why there is none any more.
+/// The next message of a followed log, or why it ended.
 async fn next_of(log: Option<&mut Follow<'_>>) -> Option<Result<Entry, String>> {
     let log = log?;
     if log.ended {
@@ -487,7 +480,7 @@ fn why_ended(result: Result<()>) -> String {
     }
 }
 
-/// The few lines of the overview are not for the gateway's record of who asked for its health.
+/// Leaves out the gateway's access log of health checks.
 fn add_unless_probe(lines: &mut Lines, entry: &Entry) {
     let is_probe = |line: &str| {
         line.ends_with(" 200 OK")

@@ -9,26 +9,17 @@ use serde::Serialize;
 use crate::error::Result;
 
 /// Prints a line to stdout.
-///
-/// # Errors
-/// If stdout is closed.
-pub fn line(text: &str) -> Result<()> {
+pub(crate) fn line(text: &str) -> Result<()> {
     writeln!(io::stdout(), "{text}").map_err(Into::into)
 }
 
 /// Prints to stdout, without a line break.
-///
-/// # Errors
-/// If stdout is closed.
-pub fn text(text: &str) -> Result<()> {
+pub(crate) fn text(text: &str) -> Result<()> {
     io::stdout().write_all(text.as_bytes()).map_err(Into::into)
 }
 
 /// Prints a value to stdout as indented JSON.
-///
-/// # Errors
-/// If stdout is closed.
-pub fn json(value: &impl Serialize) -> Result<()> {
+pub(crate) fn json(value: &impl Serialize) -> Result<()> {
     line(&serde_json::to_string_pretty(value)?)
 }
 
@@ -189,14 +180,13 @@ pub fn say(text: &str) {
 }
 
 /// Prints a warning to stderr.
-pub fn warn(text: &str) {
+pub(crate) fn warn(text: &str) {
     tell(&format!("warning: {text}\n"));
 }
 
 /// Wraps a text at `width` columns; lines after the first start with `indent` spaces. A command in
 /// backticks stays on one line.
-#[must_use]
-pub fn wrapped(text: &str, width: usize, indent: usize) -> String {
+pub(crate) fn wrapped(text: &str, width: usize, indent: usize) -> String {
     let mut lines = String::new();
     let mut column = indent;
     let parts = text.split('`').enumerate();
@@ -225,8 +215,7 @@ pub fn wrapped(text: &str, width: usize, indent: usize) -> String {
 }
 
 /// A duration for people: `0.4 s`, `12 s`, `3 min`, `5 h`, `2 d`.
-#[must_use]
-pub fn duration(duration: std::time::Duration) -> String {
+pub(crate) fn duration(duration: std::time::Duration) -> String {
     let seconds = duration.as_secs();
     match seconds {
         0..10 => format!("{:.1} s", duration.as_secs_f64()),
@@ -238,8 +227,7 @@ pub fn duration(duration: std::time::Duration) -> String {
 }
 
 /// A number of bytes for people, in binary units: `512 B`, `31 MiB`, `1.2 GiB`.
-#[must_use]
-pub fn bytes(count: u64) -> String {
+pub(crate) fn bytes(count: u64) -> String {
     const UNITS: [(&str, u64); 3] = [("GiB", 1 << 30), ("MiB", 1 << 20), ("KiB", 1 << 10)];
     for (unit, size) in UNITS {
         if count >= size {
@@ -255,8 +243,7 @@ pub fn bytes(count: u64) -> String {
 }
 
 /// Aligns rows in columns, two spaces apart; every row has as many cells as the first.
-#[must_use]
-pub fn columns(rows: &[Vec<String>]) -> String {
+pub(crate) fn columns(rows: &[Vec<String>]) -> String {
     let count = rows.first().map_or(0, Vec::len);
     let widths: Vec<usize> = (0..count)
         .map(|column| {

@@ -129,7 +129,9 @@ fn stand_ins() {
     host.sh(
         who,
         r"
-        printf 'FROM docker.io/library/redis:7.4.6\nRUN rm /usr/bin/redis-cli\n' | podman build --tag localhost/redis -f - .
+        podman run --name changed --network none --entrypoint rm docker.io/library/redis:7.4.6 /usr/bin/redis-cli
+        podman commit -q changed localhost/redis >/dev/null
+        podman rm changed >/dev/null
         podman push localhost/redis 127.0.0.1:5000/library/redis:7.4.6
         podman image rm --force localhost/redis docker.io/library/redis:7.4.6
         ",

@@ -1,7 +1,10 @@
 //! The services of a deployment, and what each is called.
 
+use serde::Deserialize;
+
 /// One of the containers that can get variables.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Service {
     /// PostgreSQL.
     Postgres,

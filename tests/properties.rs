@@ -7,6 +7,7 @@ use litellm_units::deployment::ledger::{Ended, Event, Images, Ledger, OperationO
 use litellm_units::deployment::operation_id::OperationId;
 use litellm_units::host::paths::{Paths, Scope};
 use litellm_units::image::{Image, ImageIdentity};
+use litellm_units::service::Service;
 use proptest::prelude::*;
 
 /// What lines of a `.env` are made of, whole and broken.
@@ -137,7 +138,7 @@ fn every_prefix_of_a_ledger_is_read() {
                 id: None,
             },
         };
-        let images = Images::from([("litellm".to_owned(), image)]);
+        let images = Images::from_iter([(Service::Litellm, image)]);
         ledger.record_release(images, "upgrade é").unwrap();
     }
     let ended = |reason: &str| {

@@ -110,7 +110,7 @@ fn table(backups: &[Backup]) -> Vec<Vec<String>> {
     let mut rows = vec![heading.map(str::to_owned).to_vec()];
     for found in backups {
         let manifest = &found.manifest;
-        let image = manifest.images.get("litellm");
+        let image = manifest.images.gateway();
         rows.push(vec![
             manifest.id.to_string(),
             bytes(manifest.total_size()),
@@ -197,7 +197,7 @@ pub(crate) async fn restore(host: &Host, arguments: cli::Restore) -> Result<Exit
         found
             .manifest
             .images
-            .get("litellm")
+            .gateway()
             .map_or("unknown", |image| &image.reference)
     ));
     if !arguments.yes && !agreed(found.id(), arguments.config)? {

@@ -8,7 +8,7 @@ use crate::cli;
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 use crate::host::lock::OperationLock;
-use crate::host::systemd::Systemd;
+use crate::host::systemd::{LoadState, Systemd};
 use crate::operations::stack;
 use crate::output::{self, say};
 use crate::quadlet::plan::UnitPlan;
@@ -25,7 +25,7 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Down) -> Result<Exit> {
         .transpose()?;
     let systemd = host.systemd().await?;
     let installed = arguments.remove && !UnitPlan::new(&host.paths, &[])?.is_empty();
-    if !installed && systemd.unit("litellm.target").await?.load == "not-found" {
+    if !installed && systemd.unit("litellm.target").await?.load == LoadState::NotFound {
         return Err(Failure::new("there is no litellm.target on this host")
             .hint("install the units first: `litellm-units generate`")
             .into());
@@ -37,7 +37,7 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Down) -> Result<Exit> {
     units.extend(stack::beside_gateway(systemd).await?);
     units.extend(stack::pulls(systemd).await?);
     for (timer, _) in TIMERS.into_iter().filter(|_| arguments.remove) {
-        if systemd.unit(timer).await?.load == "loaded" {
+        if systemd.unit(timer).await?.load == LoadState::Loaded {
             units.push(timer);
         }
     }
@@ -52,7 +52,7 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Down) -> Result<Exit> {
 /// Removes what is outside the deployment directory. After an interruption, it can be run again.
 async fn remove(host: &Host, systemd: &Systemd) -> Result<()> {
     for unit in ENABLED {
-        if systemd.unit(unit).await?.load == "loaded" {
+        if systemd.unit(unit).await?.load == LoadState::Loaded {
             systemd.disable(unit).await?;
             output::line(&format!("disable {unit}"))?;
         }

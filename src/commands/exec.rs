@@ -8,12 +8,13 @@ use anyhow::Context;
 use crate::cli;
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
+use crate::host::systemd::LoadState;
 
 /// On success this process becomes `podman exec`, whose exit status is the command's.
 pub(crate) async fn run(host: &Host, arguments: &cli::Exec) -> Result<Exit> {
     let unit = arguments.service.unit();
     let state = host.systemd().await?.unit(unit).await?;
-    if state.load == "not-found" {
+    if state.load == LoadState::NotFound {
         return Err(super::lifecycle::unknown(arguments.service));
     }
     if !state.is_active() || state.sub != "running" {

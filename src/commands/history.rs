@@ -8,7 +8,6 @@ use crate::deployment::operation_id::OperationId;
 use crate::error::{Exit, Result};
 use crate::host::Host;
 use crate::output::{self, say};
-use crate::service::Service;
 
 #[derive(Debug, PartialEq, Eq, Serialize)]
 struct Entry {
@@ -50,7 +49,7 @@ fn entries(ledger: &Ledger) -> Vec<Entry> {
     for LedgerRecord { at, by, event } in ledger.records() {
         match event {
             Event::Release(release) => {
-                let image = release.images.get(Service::Litellm.name());
+                let image = release.gateway();
                 entries.push(Entry {
                     release: Some(release.number),
                     at: at.clone(),

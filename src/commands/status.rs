@@ -17,7 +17,7 @@ use crate::error::{Exit, Result};
 use crate::host::Host;
 use crate::host::container_state;
 use crate::host::lock::OperationLock;
-use crate::host::systemd::UnitState;
+use crate::host::systemd::{ActiveState, LoadState, UnitResult, UnitState};
 use crate::litellm::advisories::{Advisories, Judgement, KnownVulnerability};
 use crate::litellm::health::GatewayHealth;
 use crate::litellm::{Client, contract};
@@ -94,11 +94,11 @@ pub(crate) struct ServiceReport {
     pub(crate) service: &'static str,
     pub(crate) unit: &'static str,
     /// systemd's `ActiveState`: `active`, `inactive`, `failed`, `activating`, …
-    pub(crate) active: String,
+    pub(crate) active: ActiveState,
     /// systemd's `SubState`: `running`, `exited`, `dead`, `auto-restart`, …
     pub(crate) sub: String,
     /// The end of the last run: `success`, `exit-code`, `signal`, `timeout`, `oom-kill`, …
-    pub(crate) result: String,
+    pub(crate) result: UnitResult,
     /// Whether systemd has a job for the unit.
     pub(crate) queued: bool,
     /// Podman's health check; null if the container is not running or has none.
@@ -172,7 +172,7 @@ impl Services {
         let units: Vec<(Service, UnitState)> = Service::ALL
             .into_iter()
             .zip(units.await?)
-            .filter(|(_, unit)| unit.load != "not-found")
+            .filter(|(_, unit)| unit.load != LoadState::NotFound)
             .collect();
         let blockers = blockers::find(systemd, &units).await?;
         let interrupted = upgrade::warning(&host.paths)?;
@@ -275,7 +275,10 @@ impl Services {
             State::Degraded
         } else if services.iter().any(ServiceReport::is_starting) {
             State::Starting
-        } else if services.iter().all(|service| service.active == "inactive") {
+        } else if services
+            .iter()
+            .all(|service| service.active == ActiveState::Inactive)
+        {
             State::Stopped
         } else if health.is_ready() && services.iter().all(ServiceReport::is_well) {
             State::Healthy
@@ -339,7 +342,7 @@ fn changed(
     unit: &UnitState,
 ) -> Result<Vec<String>> {
     // A stopped one uses the current settings when it starts.
-    if matches!(unit.active.as_str(), "inactive" | "failed") {
+    if unit.is_stopped() {
         return Ok(Vec::new());
     }
     let differences = Applied::differences(&host.paths, settings, service)?;
@@ -389,8 +392,8 @@ impl ServiceReport {
             service: service.name(),
             unit: service.unit(),
             health: matches!(
-                unit.active.as_str(),
-                "active" | "activating" | "deactivating"
+                unit.active,
+                ActiveState::Active | ActiveState::Activating | ActiveState::Deactivating
             )
             .then(|| container_state::health(&host.paths, &unit.control_group))
             .flatten(),
@@ -415,34 +418,34 @@ impl ServiceReport {
     }
 
     fn is_well(&self) -> bool {
-        self.active == "active"
+        self.active == ActiveState::Active
             && self
                 .health
                 .is_none_or(container_state::ContainerHealth::is_good)
     }
 
     fn is_starting(&self) -> bool {
-        match self.active.as_str() {
-            "activating" => true,
-            "inactive" => self.queued,
-            "active" => self.health == Some(container_state::ContainerHealth::Starting),
+        match &self.active {
+            ActiveState::Activating => true,
+            ActiveState::Inactive => self.queued,
+            ActiveState::Active => self.health == Some(container_state::ContainerHealth::Starting),
             _ => false,
         }
     }
 
     fn is_broken(&self) -> bool {
-        self.active == "failed"
+        self.active == ActiveState::Failed
             || self.sub.starts_with("auto-restart")
-            || (self.active == "active" && self.health == Some(container_state::ContainerHealth::Unhealthy))
+            || (self.active == ActiveState::Active && self.health == Some(container_state::ContainerHealth::Unhealthy))
             // An attempt after a failure.
-            || (self.active == "activating" && self.restarts > 0)
+            || (self.active == ActiveState::Activating && self.restarts > 0)
     }
 
     /// For people.
     fn state(&self) -> String {
-        match self.active.as_str() {
-            "failed" => format!("failed ({})", self.result),
-            "inactive" if self.queued => "waiting (to start)".into(),
+        match &self.active {
+            ActiveState::Failed => format!("failed ({})", self.result),
+            ActiveState::Inactive if self.queued => "waiting (to start)".into(),
             _ if self.sub.starts_with("auto-restart") => "restarting (failed)".into(),
             active => format!("{active} ({})", self.sub),
         }

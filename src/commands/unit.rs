@@ -28,7 +28,7 @@ use crate::host::files;
 use crate::host::paths::Scope;
 use crate::host::podman::{self, Podman};
 use crate::host::systemd::job::{JobType, Jobs};
-use crate::host::systemd::{Systemd, UnitState};
+use crate::host::systemd::{ActiveState, Systemd, UnitState};
 use crate::host::{self, Host};
 use crate::litellm::advisories::Advisories;
 use crate::operations::pull;
@@ -290,10 +290,10 @@ fn options_file(host: &Host, container: &str) -> PathBuf {
 async fn stopped(host: &Host) -> Result<()> {
     let systemd = host.systemd().await?;
     let gateway = systemd.unit(Service::Litellm.unit()).await?;
-    let nothing_follows = match gateway.active.as_str() {
-        "active" => false,
+    let nothing_follows = match gateway.active {
+        ActiveState::Active => false,
         // The gateway itself ends.
-        "deactivating" => match systemd.job(Service::Litellm.unit()).await?.as_deref() {
+        ActiveState::Deactivating => match systemd.job(Service::Litellm.unit()).await?.as_deref() {
             Some("stop") => return stop(systemd, &stack::beside_gateway(systemd).await?).await,
             Some("restart") => false,
             // By itself: systemd restarts it. If it never served, the restart will probably fail, too.

@@ -38,8 +38,30 @@ pub struct Applied {
 pub struct Difference {
     /// A variable, a file, or `unit`.
     pub input: String,
-    /// `added`, `changed` or `removed`.
-    pub kind: &'static str,
+    /// How it differs.
+    pub kind: DifferenceKind,
+}
+
+/// How an input differs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum DifferenceKind {
+    /// The running container does not have it.
+    Added,
+    /// The running container has another value.
+    Changed,
+    /// Only the running container has it.
+    Removed,
+}
+
+impl fmt::Display for DifferenceKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Added => "added",
+            Self::Changed => "changed",
+            Self::Removed => "removed",
+        })
+    }
 }
 
 impl fmt::Display for Difference {
@@ -175,8 +197,8 @@ impl Applied {
             .iter()
             .filter_map(|(input, hash)| {
                 let kind = match before.inputs.get(input) {
-                    None => "added",
-                    Some(old) if old != hash => "changed",
+                    None => DifferenceKind::Added,
+                    Some(old) if old != hash => DifferenceKind::Changed,
                     Some(_) => return None,
                 };
                 Some(Difference {
@@ -192,7 +214,7 @@ impl Applied {
                 .filter(|input| !now.inputs.contains_key(*input))
                 .map(|input| Difference {
                     input: input.clone(),
-                    kind: "removed",
+                    kind: DifferenceKind::Removed,
                 }),
         );
         differences.sort();

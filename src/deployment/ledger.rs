@@ -12,7 +12,7 @@ use std::path::PathBuf;
 
 use anyhow::Context;
 use nix::unistd::{Uid, User};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, Serializer};
 
 use crate::deployment::operation_id::OperationId;
 use crate::error::{Failure, Result};
@@ -24,8 +24,45 @@ use crate::service::Service;
 /// Of how many releases the backups are kept, whatever their age.
 const PROTECTED: usize = 5;
 
-/// The images of the stack, by the service's name.
-pub type Images = BTreeMap<String, Image>;
+/// The images of the stack.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(transparent)]
+pub struct Images(BTreeMap<Service, Image>);
+
+impl Images {
+    /// The gateway's.
+    #[must_use]
+    pub fn gateway(&self) -> Option<&Image> {
+        self.0.get(&Service::Litellm)
+    }
+
+    /// Every image, in start order.
+    pub(crate) fn all(&self) -> impl Iterator<Item = &Image> {
+        self.0.values()
+    }
+
+    /// Adds or replaces the image of a service.
+    pub fn insert(&mut self, service: Service, image: Image) {
+        self.0.insert(service, image);
+    }
+}
+
+impl FromIterator<(Service, Image)> for Images {
+    fn from_iter<I: IntoIterator<Item = (Service, Image)>>(images: I) -> Self {
+        Self(images.into_iter().collect())
+    }
+}
+
+/// Sorted by name, as in every ledger and manifest so far; a service itself sorts by the order of starts.
+impl Serialize for Images {
+    fn serialize<S: Serializer>(&self, serializer: S) -> std::result::Result<S::Ok, S::Error> {
+        let images = self
+            .0
+            .iter()
+            .map(|(service, image)| (service.name(), image));
+        serializer.collect_map(images.collect::<BTreeMap<_, _>>())
+    }
+}
 
 /// One line.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -68,7 +105,7 @@ impl RecordedRelease {
     /// The gateway's image.
     #[must_use]
     pub fn gateway(&self) -> Option<&Image> {
-        self.images.get(Service::Litellm.name())
+        self.images.gateway()
     }
 
     /// Whether both have the same image of the gateway.
@@ -323,7 +360,7 @@ impl Ledger {
     /// # Errors
     /// When the disk refuses.
     pub fn record_release(&mut self, images: Images, how: &str) -> Result<()> {
-        let Some(gateway) = images.get(Service::Litellm.name()) else {
+        let Some(gateway) = images.gateway() else {
             return Ok(());
         };
         let current = self.current().and_then(RecordedRelease::gateway);
@@ -423,7 +460,7 @@ mod tests {
             reference: format!("ghcr.io/berriai/litellm:{version}"),
             identity: ImageIdentity::of_digest(format!("sha256:{version}")),
         };
-        Images::from([("litellm".to_owned(), image)])
+        Images::from_iter([(Service::Litellm, image)])
     }
 
     fn ledger(directory: &std::path::Path) -> (Paths, Ledger) {
@@ -464,6 +501,18 @@ mod tests {
                 paths.ledger().display()
             )
         );
+    }
+
+    #[test]
+    fn images_are_written_by_name_in_the_order_of_names() {
+        let line = concat!(
+            r#"{"at":"2026-01-31T12:00:00Z","by":"root","event":"release","number":1,"images":{"#,
+            r#""litellm":{"reference":"a:1","digest":"sha256:a"},"#,
+            r#""postgres":{"reference":"b:1","digest":"sha256:b","id":"bb"},"#,
+            r#""redis":{"reference":"c:1","digest":"sha256:c"}},"how":"up"}"#
+        );
+        let record: LedgerRecord = serde_json::from_str(line).unwrap();
+        assert_eq!(serde_json::to_string(&record).unwrap(), line);
     }
 
     #[test]

@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use super::{Check, CheckName, Examination};
 use crate::error::Result;
 use crate::host::paths::{Paths, Scope};
-use crate::host::systemd::UnitState;
+use crate::host::systemd::{ActiveState, LoadState, UnitState};
 use crate::operations::backup;
 use crate::output::duration;
 use crate::quadlet::{BACKUP_SERVICE, BACKUP_TIMER};
@@ -71,7 +71,7 @@ fn judge(
     };
     let systemctl = scope.systemctl();
     let journalctl = systemctl.replace("systemctl", "journalctl");
-    if service.active == "failed" {
+    if service.active == ActiveState::Failed {
         return Check::warning(
             CheckName::Backup,
             format!("{BACKUP_SERVICE} failed: {}; {words}", service.reason()),
@@ -88,7 +88,7 @@ fn judge(
         None
     };
     // Check `drift` reports a missing timer.
-    if let Some(fault) = timer_fault.filter(|_| timer.load != "not-found") {
+    if let Some(fault) = timer_fault.filter(|_| timer.load != LoadState::NotFound) {
         return Check::warning(
             CheckName::Backup,
             format!("{BACKUP_TIMER} {fault}, so no automatic backup is made; {words}"),
@@ -107,13 +107,14 @@ fn judge(
 mod tests {
     use super::super::CheckOutcome;
     use super::*;
+    use crate::host::systemd::UnitResult;
 
-    fn unit(active: &str) -> UnitState {
+    fn unit(active: ActiveState) -> UnitState {
         UnitState {
-            load: "loaded".into(),
-            active: active.into(),
+            load: LoadState::Loaded,
+            active,
             file_state: "enabled".into(),
-            result: "exit-code".into(),
+            result: UnitResult::ExitCode,
             exit_code: 1,
             exit_status: 5,
             ..UnitState::default()
@@ -122,8 +123,8 @@ mod tests {
 
     #[test]
     fn ages() {
-        let (on, off) = (unit("active"), unit("inactive"));
-        let failed = unit("failed");
+        let (on, off) = (unit(ActiveState::Active), unit(ActiveState::Inactive));
+        let failed = unit(ActiveState::Failed);
         let day = |days: u64| Some(Duration::from_secs(days * 24 * 3600 + 60));
         let judged = |timer, service, runs, last, deployed| {
             let check = judge(Scope::User, timer, service, runs, last, deployed);

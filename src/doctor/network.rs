@@ -111,7 +111,7 @@ pub(crate) fn port(examination: &Examination<'_>) -> Option<Check> {
 
 fn judge_port(examination: &Examination<'_>, found: &[Listener]) -> Check {
     let unit = examination.unit(Service::Litellm);
-    let runs = unit.is_some_and(|unit| !matches!(unit.active.as_str(), "inactive" | "failed"));
+    let runs = unit.is_some_and(|unit| !unit.is_stopped());
     if found.is_empty() {
         return if examination.gateway_runs() {
             Check::failure(

@@ -2,6 +2,7 @@
 
 use super::{Check, CheckName, Examination};
 use crate::deployment::installed_release;
+use crate::host::systemd::{ActiveState, LoadState};
 use crate::litellm::advisories::{Advisories, SHIPPED_DATE};
 use crate::operations::upgrade::check::Recorded;
 use crate::output::duration;
@@ -60,10 +61,10 @@ pub(crate) async fn upgrade_check(examination: &Examination<'_>) -> Option<Check
     let (timer, service) =
         futures_util::try_join!(systemd.unit(CHECK_TIMER), systemd.unit(CHECK_SERVICE)).ok()?;
     // Check `drift` reports a missing one.
-    if timer.load == "not-found" {
+    if timer.load == LoadState::NotFound {
         return None;
     }
-    if service.active == "failed" {
+    if service.active == ActiveState::Failed {
         let journalctl = scope.systemctl().replace("systemctl", "journalctl");
         let message = format!("{CHECK_SERVICE} failed: {}", service.reason());
         return Some(

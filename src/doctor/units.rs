@@ -12,8 +12,8 @@ use crate::deployment::installed_release;
 use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::host::container_state;
-use crate::host::systemd::UnitState;
 use crate::host::systemd::job::{JobType, Jobs};
+use crate::host::systemd::{ActiveState, LoadState, UnitState};
 use crate::litellm::health::GatewayHealth;
 use crate::litellm::{Client, contract};
 use crate::operations::install::{self, ReleaseTarget};
@@ -37,7 +37,7 @@ pub(crate) async fn read(host: &Host) -> Result<Vec<(Service, UnitState)>> {
     Ok(Service::ALL
         .into_iter()
         .zip(states)
-        .filter(|(_, unit)| unit.load != "not-found")
+        .filter(|(_, unit)| unit.load != LoadState::NotFound)
         .collect())
 }
 
@@ -181,14 +181,14 @@ fn faults(examination: &Examination<'_>, units: &[(Service, UnitState)]) -> Chec
         let service = units.iter().find(|(_, unit)| *unit == blocker.unit);
         failed.extend(
             service
-                .filter(|(_, unit)| unit.active == "failed")
+                .filter(|(_, unit)| unit.active == ActiveState::Failed)
                 .map(|(service, _)| service.unit()),
         );
         first = first.or(LogSource::of_unit(&blocker.unit.name).map(LogSource::name));
     }
     for (service, unit) in units {
         let health = container_state::health(&examination.host.paths, &unit.control_group);
-        let problem = if unit.load != "loaded" {
+        let problem = if unit.load != LoadState::Loaded {
             format!("is {}", unit.load)
         } else if unit.is_active() && health == Some(container_state::ContainerHealth::Unhealthy) {
             "is unhealthy".to_owned()

@@ -1,6 +1,7 @@
 //! systemd's manager over D-Bus.
 
 pub mod job;
+mod state;
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -13,6 +14,8 @@ use crate::error::{Failure, Result};
 use crate::host::paths::Scope;
 use crate::host::ssh::RemoteHost;
 use crate::service::Service;
+
+pub use state::{ActiveState, LoadState, UnitResult};
 
 /// How long the bus may take to answer a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -215,8 +218,8 @@ impl Systemd {
             .with_context(|| format!("can't read the state of {name}"))?;
         Ok(UnitState {
             name: name.to_owned(),
-            load: unit.text("LoadState"),
-            active: unit.text("ActiveState"),
+            load: LoadState::parse(&unit.text("LoadState")),
+            active: ActiveState::parse(&unit.text("ActiveState")),
             sub: unit.text("SubState"),
             active_since: unit.number("ActiveEnterTimestamp").filter(|usec| *usec > 0),
             invocation: unit.bytes("InvocationID"),
@@ -224,7 +227,7 @@ impl Systemd {
             needs_reload: unit.flag("NeedDaemonReload"),
             queued: unit.first_number("Job").is_some_and(|job| job > 0),
             needs: unit.needs(),
-            result: service.text("Result"),
+            result: service.result(),
             restarts: service.number("NRestarts").unwrap_or_default(),
             memory: service
                 .number("MemoryCurrent")
@@ -283,10 +286,10 @@ impl Systemd {
 pub struct UnitState {
     /// Its name.
     pub name: String,
-    /// `loaded`, `not-found`, `masked`, …
-    pub load: String,
-    /// `active`, `inactive`, `failed`, `activating`, …
-    pub active: String,
+    /// Whether systemd has read its file.
+    pub load: LoadState,
+    /// Whether it runs.
+    pub active: ActiveState,
     /// `running`, `dead`, `auto-restart`, …
     pub sub: String,
     /// When it last became active, in microseconds since the epoch.
@@ -301,8 +304,8 @@ pub struct UnitState {
     pub queued: bool,
     /// The units that it waits for when it starts.
     pub needs: Vec<String>,
-    /// Why the last run ended: `success`, `exit-code`, `timeout`, …; services only.
-    pub result: String,
+    /// Why the last run ended; services only.
+    pub result: UnitResult,
     /// How often systemd restarted it by itself since it was started.
     pub restarts: u64,
     /// Memory of its control group in bytes, where the kernel counts it.
@@ -321,7 +324,13 @@ impl UnitState {
     /// Whether the unit does what it is for.
     #[must_use]
     pub fn is_active(&self) -> bool {
-        self.active == "active"
+        self.active == ActiveState::Active
+    }
+
+    /// Whether it is stopped, and neither starting nor stopping.
+    #[must_use]
+    pub fn is_stopped(&self) -> bool {
+        matches!(self.active, ActiveState::Inactive | ActiveState::Failed)
     }
 
     /// Whether systemd waits until it tries again.
@@ -333,9 +342,9 @@ impl UnitState {
     /// Whether it failed, or is on another attempt after a failure.
     #[must_use]
     pub fn is_failing(&self) -> bool {
-        self.active == "failed"
+        self.active == ActiveState::Failed
             || self.awaits_restart()
-            || (self.active == "activating" && self.restarts > 0)
+            || (self.active == ActiveState::Activating && self.restarts > 0)
     }
 
     /// How it fails, in words.
@@ -346,14 +355,14 @@ impl UnitState {
         }
         let reason = self.reason();
         Some(match self.restarts {
-            _ if self.active == "failed" => format!("failed: {reason}"),
+            _ if self.active == ActiveState::Failed => format!("failed: {reason}"),
             0 => format!("failed, and is tried again: {reason}"),
             restarts => {
                 let plural = if restarts == 1 { "" } else { "s" };
                 let count = format!("keeps failing: {restarts} restart{plural}");
                 // While it is on its next attempt, the reason of the last one is gone.
-                match self.result.as_str() {
-                    "success" => count,
+                match self.result {
+                    UnitResult::Success => count,
                     _ => format!("{count}, the last time {reason}"),
                 }
             }
@@ -363,15 +372,17 @@ impl UnitState {
     /// Why the last run ended, in words.
     #[must_use]
     pub fn reason(&self) -> String {
-        match (self.result.as_str(), self.exit_code) {
-            ("exit-code", 1) => format!("exited with status {}", self.exit_status),
-            ("exit-code", _) => "a command of the unit failed".into(),
-            ("signal" | "core-dump", _) => format!("killed by signal {}", self.exit_status),
-            ("timeout", _) => "took too long".into(),
-            ("oom-kill", _) => "ran out of memory".into(),
-            ("start-limit-hit", _) => "failed too often".into(),
-            ("success" | "", _) => "no reason given".into(),
-            (other, _) => other.into(),
+        match (&self.result, self.exit_code) {
+            (UnitResult::ExitCode, 1) => format!("exited with status {}", self.exit_status),
+            (UnitResult::ExitCode, _) => "a command of the unit failed".into(),
+            (UnitResult::Signal | UnitResult::CoreDump, _) => {
+                format!("killed by signal {}", self.exit_status)
+            }
+            (UnitResult::Timeout, _) => "took too long".into(),
+            (UnitResult::OomKill, _) => "ran out of memory".into(),
+            (UnitResult::StartLimitHit, _) => "failed too often".into(),
+            (UnitResult::Success, _) => "no reason given".into(),
+            (other, _) => other.to_string(),
         }
     }
 }
@@ -384,6 +395,14 @@ impl Properties {
         match self.0.get(name).map(|value| &**value) {
             Some(Variant::Str(text)) => text.as_str().to_owned(),
             _ => String::new(),
+        }
+    }
+
+    /// `Result`; only a service has one.
+    fn result(&self) -> UnitResult {
+        match self.0.get("Result").map(|value| &**value) {
+            Some(Variant::Str(word)) => UnitResult::parse(word.as_str()),
+            _ => UnitResult::Success,
         }
     }
 

@@ -25,6 +25,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::deployment::env_file::EnvFile;
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::installed_release;
+use crate::deployment::ledger::Images;
 use crate::deployment::operation_id::OperationId;
 use crate::deployment::sealed;
 use crate::deployment::settings::{BackupSettings, Settings, parse_env, read_env};
@@ -430,8 +431,8 @@ fn directories_below(directory: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// The images that run, as Podman knows them. A backup does not fail for want of them.
-pub async fn images(host: &Host, settings: &Settings) -> BTreeMap<String, Image> {
-    let mut images = BTreeMap::new();
+pub async fn images(host: &Host, settings: &Settings) -> Images {
+    let mut images = Images::default();
     let lock = ImagesLock::load(&host.paths.images_lock()).unwrap_or_default();
     let Ok(podman) = host.podman().await else {
         return images;
@@ -474,7 +475,7 @@ pub async fn images(host: &Host, settings: &Settings) -> BTreeMap<String, Image>
                 None => continue,
             },
         };
-        images.insert(service.name().to_owned(), image);
+        images.insert(service, image);
     }
     images
 }

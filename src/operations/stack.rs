@@ -21,7 +21,7 @@ use crate::host::Host;
 use crate::host::journal::{self, LastLines};
 use crate::host::paths::Scope;
 use crate::host::systemd::job::{JobResult, JobType, Jobs};
-use crate::host::systemd::{Systemd, UnitState};
+use crate::host::systemd::{ActiveState, LoadState, Systemd, UnitResult, UnitState};
 use crate::litellm::health::GatewayHealth;
 use crate::litellm::{Client, contract};
 use crate::output::{Progress, duration};
@@ -78,7 +78,7 @@ pub async fn bring_up(host: &Host, settings: &Settings, timeout: Duration) -> Re
         let changed = differences.iter().any(|(other, _)| *other == service);
         let state = systemd.unit(service.unit()).await?;
         // One that is still starting has read the inputs of a moment ago.
-        let stopped = matches!(state.active.as_str(), "inactive" | "failed");
+        let stopped = state.is_stopped();
         if changed && !stopped {
             steps.push((JobType::Restart, service.unit()));
         } else if !state.is_active() {
@@ -115,14 +115,14 @@ pub async fn start_units(
     let before = systemd.unit(gateway).await?;
     if host.remote.is_none()
         && steps.iter().any(|(_, unit)| *unit == gateway)
-        && matches!(before.active.as_str(), "inactive" | "failed")
+        && before.is_stopped()
         && !systemd.unit(quadlet::SOCKET).await?.is_active()
     {
         check_port()?;
     }
     let steps = &past_holdoff(systemd, steps).await?;
     let migrate = Service::Migrate.unit();
-    if !steps.is_empty() && systemd.unit(migrate).await?.load == "loaded" {
+    if !steps.is_empty() && systemd.unit(migrate).await?.load == LoadState::Loaded {
         // Its limit is for systemd's own attempts; an operator's are not to count.
         systemd.reset_failed(migrate).await?;
     }
@@ -151,7 +151,7 @@ pub async fn start_units(
         return Ok(());
     }
     let state = systemd.unit(gateway).await?;
-    if matches!(state.active.as_str(), "inactive" | "failed") {
+    if state.is_stopped() {
         return Ok(());
     }
     let version = wait
@@ -223,7 +223,7 @@ pub async fn stop(host: &Host, units: &[&str], timeout: Duration) -> Result<()> 
     wait.finish().await?;
     // One that was stopped while it started, or kept failing, is as stopped as the others.
     for unit in units {
-        if systemd.unit(unit).await?.active == "failed" {
+        if systemd.unit(unit).await?.active == ActiveState::Failed {
             systemd.reset_failed(unit).await?;
         }
     }
@@ -272,10 +272,7 @@ pub fn list(differences: &[Difference]) -> String {
 pub async fn beside_gateway(systemd: &Systemd) -> Result<Vec<&'static str>> {
     let mut units = Vec::new();
     for unit in [STANDBY_UNIT, quadlet::SOCKET] {
-        if !matches!(
-            systemd.unit(unit).await?.active.as_str(),
-            "inactive" | "failed"
-        ) {
+        if !systemd.unit(unit).await?.is_stopped() {
             units.push(unit);
         }
     }
@@ -290,7 +287,7 @@ pub async fn member_units(systemd: &Systemd) -> Result<Vec<&'static str>> {
     let mut units = Vec::new();
     let services = Service::ALL.into_iter().map(Service::unit);
     for unit in std::iter::once(NETWORK_UNIT).chain(services) {
-        if systemd.unit(unit).await?.load == "loaded" {
+        if systemd.unit(unit).await?.load == LoadState::Loaded {
             units.push(unit);
         }
     }
@@ -334,7 +331,7 @@ async fn past_holdoff<'a>(
 pub async fn pulls(systemd: &Systemd) -> Result<Vec<&'static str>> {
     let mut units = Vec::new();
     for unit in IMAGES_UNITS {
-        if systemd.unit(unit).await?.active != "inactive" {
+        if systemd.unit(unit).await?.active != ActiveState::Inactive {
             units.push(unit);
         }
     }
@@ -534,7 +531,7 @@ impl<'a> Wait<'a> {
     /// Whether systemd goes on with a unit whose job failed, as one without `RestartMode=direct` does.
     async fn is_tried_again(&self, unit: &str) -> Result<bool> {
         let state = self.systemd.unit(unit).await?;
-        let at_rest = matches!(state.active.as_str(), "inactive" | "failed");
+        let at_rest = state.is_stopped();
         Ok(self.verb != JobType::Stop && (!at_rest || state.queued || state.awaits_restart()))
     }
 
@@ -601,8 +598,8 @@ impl<'a> Wait<'a> {
         for unit in &pending {
             if let Ok(state) = self.systemd.unit(unit).await
                 && matches!(
-                    state.active.as_str(),
-                    "activating" | "deactivating" | "failed"
+                    state.active,
+                    ActiveState::Activating | ActiveState::Deactivating | ActiveState::Failed
                 )
             {
                 let problem = format!("was not ready after {waited}");
@@ -634,7 +631,7 @@ impl<'a> Wait<'a> {
                 said = true;
             }
             let state = self.systemd.unit(unit).await?;
-            if state.restarts >= before + ATTEMPTS || state.active == "failed" {
+            if state.restarts >= before + ATTEMPTS || state.active == ActiveState::Failed {
                 return Err(failed(self.systemd, unit, "keeps failing", self.since).await);
             }
             if Instant::now() >= self.deadline {
@@ -652,7 +649,7 @@ impl<'a> Wait<'a> {
     async fn interrupted(&mut self) -> anyhow::Error {
         self.jobs.cancel().await;
         let gateway = self.systemd.unit(Service::Litellm.unit()).await;
-        if gateway.is_ok_and(|unit| matches!(unit.active.as_str(), "inactive" | "failed")) {
+        if gateway.is_ok_and(|unit| unit.is_stopped()) {
             // Of the failures, the interruption is the one to tell.
             let _ = close_address(self.systemd).await;
         }
@@ -660,8 +657,8 @@ impl<'a> Wait<'a> {
         for unit in self.restarts.keys() {
             if let Ok(state) = self.systemd.unit(unit).await
                 && matches!(
-                    state.active.as_str(),
-                    "activating" | "deactivating" | "reloading"
+                    state.active,
+                    ActiveState::Activating | ActiveState::Deactivating | ActiveState::Reloading
                 )
             {
                 going_on.push(format!("{unit} is {}", state.active));
@@ -701,7 +698,7 @@ pub async fn failed(
 ) -> anyhow::Error {
     let state: UnitState = systemd.unit(unit).await.unwrap_or_default();
     let mut message = format!("{unit} {problem}");
-    if state.result != "success" && !state.result.is_empty() {
+    if state.result != UnitResult::Success {
         message.push_str(&format!(": {}", state.reason()));
     }
     let count = if unit.starts_with(Service::Migrate.container()) {
@@ -729,7 +726,7 @@ pub async fn failed(
     };
     let lines = format!("journalctl {scope} {unit}");
     Failure::new(message)
-        .hint(if state.active == "failed" {
+        .hint(if state.active == ActiveState::Failed {
             format!("systemd does not try again; for all lines: {lines}")
         } else {
             format!("systemd goes on trying; all lines: {lines}; give up: litellm-units down")

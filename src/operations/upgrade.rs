@@ -24,6 +24,7 @@ use crate::deployment::snapshot::{self, SnapshotId};
 use crate::error::{self, Failure, Result};
 use crate::host::lock::OperationLock;
 use crate::host::paths::Paths;
+use crate::host::systemd::LoadState;
 use crate::host::systemd::job;
 use crate::host::{self, Host};
 use crate::image::{Image, ImageIdentity, ImageReference};
@@ -181,7 +182,7 @@ impl ReleasePlan {
     }
 
     fn gateway_before(&self) -> Option<&Image> {
-        self.from.get(Service::Litellm.name())
+        self.from.gateway()
     }
 
     /// What will be done, a line each.
@@ -301,7 +302,7 @@ pub async fn record(host: &Host, settings: &Settings, how: &str) -> Result<()> {
 /// The images that `settings` name, by their recorded digests.
 async fn images(host: &Host, settings: &Settings) -> Result<Images> {
     let lock = ImagesLock::load(&host.paths.images_lock())?;
-    let mut images = Images::new();
+    let mut images = Images::default();
     for service in [Service::Litellm, Service::Postgres, Service::Redis] {
         let Some(reference) = settings.image(service) else {
             continue;
@@ -312,7 +313,7 @@ async fn images(host: &Host, settings: &Settings) -> Result<Images> {
                 identity.id = found.and_then(|found| found.id);
             }
             images.insert(
-                service.name().to_owned(),
+                service,
                 Image {
                     reference: reference.to_string(),
                     identity,
@@ -391,7 +392,7 @@ pub async fn recover(host: &Host, timeout: Duration) -> Result<()> {
         };
     }
     host.progress.say("undoing it");
-    let from = run.operation.from.get(Service::Litellm.name()).cloned();
+    let from = run.operation.from.gateway().cloned();
     // What it has written since then must not be lost.
     let served = match &from {
         Some(from) => run.serves(&from.reference).await,
@@ -586,7 +587,7 @@ impl Run<'_> {
 
     /// Whether the gateway is ready and runs the image of that name.
     async fn serves(&self, reference: &str) -> bool {
-        let from = self.operation.from.get(Service::Litellm.name());
+        let from = self.operation.from.gateway();
         let pinned = match from.filter(|from| from.reference == reference) {
             Some(from) => from.pinned(),
             None => match ImagesLock::load(&self.host.paths.images_lock()) {
@@ -617,7 +618,7 @@ impl Run<'_> {
         let from = self
             .operation
             .from
-            .get(Service::Litellm.name())
+            .gateway()
             .map_or("the release of before", |image| image.reference.as_str())
             .to_owned();
         // Until then nothing was changed but `.env`.
@@ -671,7 +672,7 @@ impl Run<'_> {
         }
         let configuration = self.kept(&self.operation.configuration)?;
         snapshot::restore(&host.paths, &configuration, &[])?;
-        for image in self.operation.from.values() {
+        for image in self.operation.from.all() {
             if let Ok(reference) = ImageReference::parse(&image.reference) {
                 self.lock(&reference, image.identity.clone())?;
             }
@@ -843,7 +844,7 @@ async fn end_migration(host: &Host) -> Result<()> {
     let systemd = host.systemd().await?;
     let unit = format!("{}.service", quadlet::NEXT_MIGRATION);
     let mut jobs = job::Jobs::new(systemd).await?;
-    if systemd.unit(&unit).await?.load == "loaded" {
+    if systemd.unit(&unit).await?.load == LoadState::Loaded {
         jobs.ask(job::JobType::Stop, &unit).await?;
         jobs.next(Duration::from_secs(90)).await?;
     }

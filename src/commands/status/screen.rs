@@ -12,6 +12,7 @@ use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 use super::{ServiceReport, Services, State};
 use crate::deployment::settings::GATEWAY_PORT;
 use crate::host::container_state;
+use crate::host::systemd::ActiveState;
 use crate::litellm::health::GatewayHealth;
 use crate::output::duration;
 use crate::service::Service;
@@ -383,7 +384,7 @@ fn table(view: &View) -> Vec<Line<'static>> {
         let mut style = Style::new();
         if report.is_broken() {
             style = view.paint(style, Color::Red);
-        } else if report.is_starting() || report.active == "deactivating" {
+        } else if report.is_starting() || report.active == ActiveState::Deactivating {
             style = view.paint(style, Color::Yellow);
         } else if report.health == Some(container_state::ContainerHealth::Healthy) {
             style = view.paint(style, Color::Green);
@@ -482,17 +483,18 @@ mod tests {
     use ratatui::backend::TestBackend;
 
     use super::*;
+    use crate::host::systemd::UnitResult;
 
-    fn report(service: Service, active: &str, sub: &str) -> ServiceReport {
+    fn report(service: Service, active: ActiveState, sub: &str) -> ServiceReport {
         ServiceReport {
             service: service.name(),
             unit: service.unit(),
-            active: active.into(),
+            uptime_seconds: (active == ActiveState::Active).then_some(754),
+            active,
             sub: sub.into(),
-            result: "success".into(),
+            result: UnitResult::Success,
             queued: false,
             health: (sub == "running").then_some(container_state::ContainerHealth::Healthy),
-            uptime_seconds: (active == "active").then_some(754),
             restarts: 0,
             memory_bytes: Some(89 << 20),
             cpu_seconds: None,
@@ -504,13 +506,13 @@ mod tests {
 
     fn view() -> View {
         let mut view = View::new(false);
-        let mut gateway = report(Service::Litellm, "active", "running");
+        let mut gateway = report(Service::Litellm, ActiveState::Active, "running");
         gateway.changed = Some(vec!["OPENAI_API_KEY changed".into()]);
         view.cpu.insert(gateway.unit, 7.44);
         view.services = Some(Services {
             reports: vec![
-                report(Service::Postgres, "active", "running"),
-                report(Service::Redis, "failed", "failed"),
+                report(Service::Postgres, ActiveState::Active, "running"),
+                report(Service::Redis, ActiveState::Failed, "failed"),
                 gateway,
             ],
             ..Services::default()

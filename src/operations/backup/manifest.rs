@@ -6,9 +6,9 @@ use std::path::Path;
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
+use crate::deployment::ledger::Images;
 use crate::deployment::operation_id::OperationId;
 use crate::error::{Failure, Result};
-use crate::image::Image;
 
 /// The manifest's name in a backup.
 pub const FILE: &str = "manifest.json";
@@ -28,7 +28,7 @@ pub struct BackupManifest {
     /// The version of this program.
     pub program: String,
     /// The images of the containers that ran, by service.
-    pub images: BTreeMap<String, Image>,
+    pub images: Images,
     /// The database.
     pub database: Contents,
     /// How the files are encrypted, if they are.
@@ -87,7 +87,7 @@ impl BackupManifest {
             id,
             created: created.to_string(),
             program: env!("CARGO_PKG_VERSION").to_owned(),
-            images: BTreeMap::new(),
+            images: Images::default(),
             database,
             encryption: None,
             files: Vec::new(),

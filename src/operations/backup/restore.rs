@@ -27,6 +27,7 @@ use crate::error::{Exit, Failure, Result, exit};
 use crate::host::Host;
 use crate::host::files;
 use crate::host::paths::Paths;
+use crate::host::systemd::ActiveState;
 use crate::host::systemd::job::JobType;
 use crate::operations::install::{self, ReleaseTarget};
 use crate::operations::seal;
@@ -190,7 +191,7 @@ pub async fn restore_data(
     let systemd = host.systemd().await?;
     let unit = Service::Litellm.unit();
     // One that failed was meant to run.
-    let runs = systemd.unit(unit).await?.active != "inactive";
+    let runs = systemd.unit(unit).await?.active != ActiveState::Inactive;
     let database = Service::Postgres.unit();
     if settings.image(Service::Postgres).is_some() && !systemd.unit(database).await?.is_active() {
         let steps = [(JobType::Start, database)];
@@ -360,10 +361,9 @@ impl<'a> Restore<'a> {
         }
         fail::fail_point!("restore-staged");
         let images = super::images(host, settings).await;
-        let gateway = Service::Litellm.name();
         let same_release = images
-            .get(gateway)
-            .zip(backup.manifest.images.get(gateway))
+            .gateway()
+            .zip(backup.manifest.images.gateway())
             .is_some_and(|(now, then)| now.identity.is(&then.identity));
         Ok(Self {
             host,

@@ -6,7 +6,7 @@ use futures_util::future::{join_all, try_join_all};
 
 use crate::error::Result;
 use crate::host::journal;
-use crate::host::systemd::{Systemd, UnitState};
+use crate::host::systemd::{ActiveState, Systemd, UnitState};
 use crate::service::Service;
 
 /// How many lines of a failing unit's journal are kept: more than one attempt writes, so that the last error is
@@ -141,7 +141,7 @@ fn causes<'a>(
     for need in &unit.needs {
         found.extend(causes(need, units, seen));
     }
-    if found.is_empty() && (unit.is_failing() || unit.active == "activating") {
+    if found.is_empty() && (unit.is_failing() || unit.active == ActiveState::Activating) {
         found.push(unit);
     }
     found
@@ -150,12 +150,13 @@ fn causes<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::systemd::{LoadState, UnitResult};
 
     fn unit(name: &str, active: &str, sub: &str, needs: &[&str]) -> UnitState {
         UnitState {
             name: name.into(),
-            load: "loaded".into(),
-            active: active.into(),
+            load: LoadState::Loaded,
+            active: ActiveState::parse(active),
             sub: sub.into(),
             needs: needs.iter().map(|name| (*name).to_owned()).collect(),
             ..UnitState::default()
@@ -203,7 +204,7 @@ mod tests {
     fn images(active: &str, sub: &str, restarts: u64) -> UnitState {
         UnitState {
             restarts,
-            result: "exit-code".into(),
+            result: UnitResult::ExitCode,
             exit_code: 1,
             exit_status: 1,
             ..unit(Service::Postgres.images_unit(), active, sub, &[])

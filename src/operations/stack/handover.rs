@@ -10,8 +10,8 @@ use crate::deployment::settings::GATEWAY_PORT;
 use crate::error::Result;
 use crate::host::Host;
 use crate::host::container_state;
-use crate::host::systemd::UnitState;
 use crate::host::systemd::job::JobType;
+use crate::host::systemd::{LoadState, UnitState};
 use crate::litellm::health::GatewayHealth;
 use crate::output::bytes;
 use crate::quadlet;
@@ -27,7 +27,7 @@ const STOP_TIMEOUT: Duration = Duration::from_secs(100);
 pub(super) async fn is_possible(host: &Host, gateway: &UnitState) -> Result<bool> {
     let systemd = host.systemd().await?;
     if !gateway.is_active()
-        || systemd.unit(STANDBY_UNIT).await?.load != "loaded"
+        || systemd.unit(STANDBY_UNIT).await?.load != LoadState::Loaded
         // A gateway of an earlier version has the address for itself.
         || !systemd.unit(quadlet::SOCKET).await?.is_active()
     {
@@ -153,7 +153,7 @@ async fn ready_inside(host: &Host, wait: &mut Wait<'_>, container: &str, unit: &
 pub(super) async fn end(host: &Host) {
     let attempt = async {
         let standby = host.systemd().await?.unit(STANDBY_UNIT).await?;
-        if matches!(standby.active.as_str(), "inactive" | "failed") {
+        if standby.is_stopped() {
             return Ok(());
         }
         let mut wait = Wait::new(host, Instant::now(), STOP_TIMEOUT).await?;

@@ -7,6 +7,7 @@ pub mod journal;
 pub mod lock;
 pub mod paths;
 pub mod podman;
+pub(crate) mod registries;
 pub mod ssh;
 pub mod systemd;
 pub mod systemd_creds;

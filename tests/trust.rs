@@ -8,8 +8,8 @@ use litellm_units::deployment::images_lock::ImagesLock;
 use litellm_units::host::paths::{Paths, Scope};
 use litellm_units::image::{ImageIdentity, ImageReference};
 use litellm_units::operations::trust::{
-    Endpoint, HostFacts, LITELLM_KEY, Places, PolicyPlan, Wish, check_key, check_scope, endpoints,
-    is_signed_release, unsigned,
+    HostFacts, LITELLM_KEY, Places, PolicyPlan, Wish, check_key, check_scope, is_signed_release,
+    unsigned,
 };
 use serde_json::json;
 
@@ -553,39 +553,4 @@ fn what_was_verified_is_taken_by_its_digest() {
     assert!(root.set(&Wish::default()).is_empty());
     PolicyPlan::remove(&root.places()).unwrap().apply().unwrap();
     assert_eq!(root.read("containers/policy.json"), POLICY);
-}
-
-#[test]
-fn places_of_an_image_come_in_podmans_order() {
-    let registries = json!({
-        "search": ["docker.io"],
-        "ghcr.io": {
-            "Location": "127.0.0.1:5000", "Insecure": true,
-            "Mirrors": [{"Location": "cache.local/ghcr", "Insecure": false}],
-        },
-        "ghcr.io/berriai/other": {"Location": "vault.local"},
-        "quay.io": {"Location": "quay.io", "Blocked": true, "Mirrors": null},
-        "*.example.com": {"Location": ""},
-    });
-    let endpoint = |location: &str, insecure| Endpoint {
-        location: location.to_owned(),
-        insecure,
-    };
-    for (name, expected) in [
-        (
-            "ghcr.io/berriai/litellm",
-            vec![
-                endpoint("cache.local/ghcr/berriai/litellm", false),
-                endpoint("127.0.0.1:5000/berriai/litellm", true),
-            ],
-        ),
-        ("quay.io/a/b", vec![]),
-        (
-            "x.example.com/a/b",
-            vec![endpoint("x.example.com/a/b", false)],
-        ),
-        ("docker.io/a/b", vec![endpoint("docker.io/a/b", false)]),
-    ] {
-        assert_eq!(endpoints(name, &registries), expected, "{name}");
-    }
 }

@@ -34,6 +34,7 @@ use crate::host::files;
 use crate::host::paths::Paths;
 use crate::host::podman::Podman;
 use crate::host::podman::PodmanVersion;
+use crate::host::registries::covering;
 use crate::image::ImageReference;
 use crate::quadlet::plan::UnitChange;
 use crate::yaml;
@@ -668,58 +669,6 @@ fn locations(scope: &str, registries: &Value) -> Vec<String> {
     found.sort();
     found.dedup();
     found
-}
-
-/// A place in a registry that an image comes from.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Endpoint {
-    /// Registry and path.
-    pub location: String,
-    /// Whether its certificate is not verified, or it has none.
-    pub insecure: bool,
-}
-
-/// Where `registries.conf` has Podman look for an image of this name, in this order.
-#[must_use]
-pub fn endpoints(name: &str, registries: &Value) -> Vec<Endpoint> {
-    let Some((length, entry)) = covering(name, registries) else {
-        return vec![Endpoint {
-            location: name.to_owned(),
-            insecure: false,
-        }];
-    };
-    let rest = &name[length..];
-    let mirrors = entry["Mirrors"].as_array().into_iter().flatten();
-    mirrors
-        .chain(std::iter::once(entry))
-        .filter(|place| place["Blocked"] != Value::Bool(true))
-        .map(|place| {
-            let location = place["Location"].as_str().filter(|text| !text.is_empty());
-            Endpoint {
-                location: location.map_or_else(|| name.to_owned(), |text| text.to_owned() + rest),
-                insecure: place["Insecure"] == Value::Bool(true),
-            }
-        })
-        .collect()
-}
-
-/// The entry of `registries.conf` that counts for a name, and how much of the name it replaces.
-fn covering<'a>(name: &str, registries: &'a Value) -> Option<(usize, &'a Value)> {
-    let host = name.split('/').next().unwrap_or_default();
-    let entries = registries.as_object().into_iter().flatten();
-    entries
-        .filter(|(_, entry)| entry.is_object())
-        .filter_map(|(prefix, entry)| {
-            let length = match prefix.strip_prefix('*') {
-                Some(domain) => host.ends_with(domain).then_some(host.len()),
-                None => name
-                    .strip_prefix(prefix.as_str())
-                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-                    .then_some(prefix.len()),
-            };
-            Some((length?, entry))
-        })
-        .max_by_key(|(length, _)| *length)
 }
 
 /// Our file of `registries.d`, without what another file says already: Podman takes no two files

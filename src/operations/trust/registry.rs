@@ -14,9 +14,9 @@ use serde::Deserialize;
 use serde_json::Value;
 use sha2::{Digest, Sha256};
 
-use super::Endpoint;
 use super::signature::{Attached, Simple};
 use crate::error::Result;
+use crate::host::registries::Endpoint;
 use crate::random;
 
 const INDEXES: [&str; 2] = [
@@ -95,7 +95,7 @@ impl Repository {
     ///
     /// # Errors
     /// When the place is no registry and path, or a certificate for it can't be read.
-    pub fn at(endpoint: &Endpoint) -> Result<Vec<Self>> {
+    pub(crate) fn at(endpoint: &Endpoint) -> Result<Vec<Self>> {
         let schemes: &[&str] = if endpoint.insecure {
             &["https", "http"]
         } else {

@@ -5,8 +5,9 @@ use std::path::Path;
 
 use super::registry::{Published, Repository};
 use super::signature::{Signed, Signers, Subject};
-use super::{HostFacts, PUBLISHED, Places, REPOSITORIES, TrustRecord, endpoints, known, read};
+use super::{HostFacts, PUBLISHED, Places, REPOSITORIES, TrustRecord, known, read};
 use crate::error::Result;
+use crate::host::registries::endpoints;
 use crate::image::ImageReference;
 
 /// What a registry has, and whether it is signed.

@@ -4,7 +4,6 @@ use std::collections::BTreeMap;
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
 
 use crate::deployment::installed_release;
 use crate::deployment::settings::Settings;
@@ -12,6 +11,7 @@ use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 use crate::host::files;
 use crate::host::paths::Paths;
+use crate::host::registries::endpoints;
 use crate::image::ImageReference;
 use crate::litellm::advisories::{self, Advisories, Judgement, KnownVulnerability};
 use crate::litellm::release::{Line, Release};
@@ -288,63 +288,19 @@ async fn tags(host: &Host, image: &ImageReference) -> Result<Vec<String>> {
     let podman = host.podman().await?;
     let registries = podman.registries().await?;
     let mut problems = Vec::new();
-    for source in sources(image.name(), &registries) {
-        match podman.tags(&source.name, source.insecure).await {
+    // `podman search` itself does not follow registries.conf.
+    for endpoint in endpoints(image.name(), &registries) {
+        match podman.tags(&endpoint.location, endpoint.insecure).await {
             Ok(tags) => return Ok(tags),
             Err(error) => problems.push(format!("{error:#}")),
         }
     }
+    anyhow::ensure!(
+        !problems.is_empty(),
+        "registries.conf blocks {}",
+        image.name()
+    );
     anyhow::bail!("{}", problems.join("; "))
-}
-
-/// A place to ask.
-#[derive(Debug, PartialEq, Eq)]
-struct Source {
-    name: String,
-    insecure: bool,
-}
-
-/// Where `registries.conf` has Podman pull a repository from, the first choice first. `podman search`
-/// does not go by it itself.
-fn sources(repository: &str, registries: &Value) -> Vec<Source> {
-    let domain = repository.split('/').next().unwrap_or_default();
-    let covering = registries
-        .as_object()
-        .into_iter()
-        .flatten()
-        .filter_map(|(prefix, entry)| {
-            let length = match prefix.strip_prefix('*') {
-                Some(suffix) => domain.ends_with(suffix).then_some(domain.len()),
-                None => repository
-                    .strip_prefix(prefix.as_str())
-                    .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
-                    .then_some(prefix.len()),
-            };
-            Some((length?, entry))
-        })
-        .max_by_key(|(length, _)| *length);
-    let Some((length, entry)) = covering else {
-        return vec![Source {
-            name: repository.to_owned(),
-            insecure: false,
-        }];
-    };
-    let rest = &repository[length..];
-    let mirrors = entry["Mirrors"].as_array().into_iter().flatten();
-    mirrors
-        .chain([entry])
-        .map(|endpoint| {
-            let location = endpoint["Location"]
-                .as_str()
-                .filter(|text| !text.is_empty());
-            Source {
-                name: location.map_or(repository.to_owned(), |location| {
-                    format!("{location}{rest}")
-                }),
-                insecure: endpoint["Insecure"].as_bool().unwrap_or(false),
-            }
-        })
-        .collect()
 }
 
 /// The newest release of each kind, if it is newer than the current one, by the tag that LiteLLM
@@ -456,8 +412,6 @@ fn fixes(current: Option<&Judgement>, other: Option<&Judgement>) -> Vec<String> 
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
-
     use super::*;
 
     const NAME: &str = "ghcr.io/berriai/litellm";
@@ -567,42 +521,5 @@ mod tests {
             assert_eq!(report.verdict, verdict);
             assert_eq!(report.error.as_deref(), Some("no route"));
         }
-    }
-
-    #[test]
-    fn where_registries_conf_leads() {
-        let registries = json!({
-            "search": ["docker.io"],
-            "ghcr.io": {"Location": "mirror.example.com:5000/all", "Insecure": true, "Mirrors": [
-                {"Location": "near.example.com/ghcr", "Insecure": false},
-            ]},
-            "ghcr.io/other": {"Location": "elsewhere.example.com", "Insecure": false},
-            "*.example.org": {"Location": "", "Insecure": true, "Mirrors": null},
-        });
-        let at = |name: &str| -> Vec<(String, bool)> {
-            sources(name, &registries)
-                .into_iter()
-                .map(|source| (source.name, source.insecure))
-                .collect()
-        };
-        assert_eq!(
-            at("ghcr.io/berriai/litellm"),
-            [
-                ("near.example.com/ghcr/berriai/litellm".into(), false),
-                ("mirror.example.com:5000/all/berriai/litellm".into(), true),
-            ]
-        );
-        assert_eq!(
-            at("ghcr.io/other/litellm"),
-            [("elsewhere.example.com/litellm".into(), false)]
-        );
-        assert_eq!(
-            at("a.example.org/litellm"),
-            [("a.example.org/litellm".into(), true)]
-        );
-        assert_eq!(
-            at("ghcr.io.example.net/litellm"),
-            [("ghcr.io.example.net/litellm".into(), false)]
-        );
     }
 }

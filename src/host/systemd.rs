@@ -232,6 +232,15 @@ impl Systemd {
             memory: service
                 .number("MemoryCurrent")
                 .filter(|bytes| *bytes != u64::MAX),
+            start_limit: unit.number("StartLimitBurst").filter(|_| {
+                unit.number("StartLimitIntervalUSec")
+                    .is_some_and(|usec| usec > 0)
+            }),
+            restart_delay: service
+                .number("RestartUSecNext")
+                .or_else(|| service.number("RestartUSec"))
+                .filter(|usec| *usec != u64::MAX)
+                .map(Duration::from_micros),
             control_group: service.text("ControlGroup"),
             cpu: service
                 .number("CPUUsageNSec")
@@ -308,6 +317,10 @@ pub struct UnitState {
     pub result: UnitResult,
     /// How often systemd restarted it by itself since it was started.
     pub restarts: u64,
+    /// How many starts systemd allows it within an interval; `None` for any number.
+    pub start_limit: Option<u64>,
+    /// How long systemd waits before the next attempt after a failure; services only.
+    pub restart_delay: Option<Duration>,
     /// Memory of its control group in bytes, where the kernel counts it.
     pub memory: Option<u64>,
     /// Its control group, from the root of the hierarchy; empty when it does not run.
@@ -347,6 +360,15 @@ impl UnitState {
             || (self.active == ActiveState::Activating && self.restarts > 0)
     }
 
+    /// Whether it failed and is not started again, having failed too often.
+    #[must_use]
+    pub fn has_hit_start_limit(&self) -> bool {
+        self.active == ActiveState::Failed
+            && (self.result == UnitResult::StartLimitHit
+                // Where systemd's own attempt met the limit, the result is that of the attempt before.
+                || self.start_limit.is_some_and(|limit| self.restarts >= limit))
+    }
+
     /// How it fails, in words.
     #[must_use]
     pub fn problem(&self) -> Option<String> {
@@ -356,7 +378,7 @@ impl UnitState {
         let reason = self.reason();
         Some(match self.restarts {
             _ if self.active == ActiveState::Failed => format!("failed: {reason}"),
-            0 => format!("failed, and is tried again: {reason}"),
+            0 => format!("failed and is retried: {reason}"),
             restarts => {
                 let plural = if restarts == 1 { "" } else { "s" };
                 let count = format!("keeps failing: {restarts} restart{plural}");

@@ -2,6 +2,7 @@
 
 pub mod blockers;
 mod handover;
+mod outlook;
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -476,9 +477,9 @@ impl<'a> Wait<'a> {
             };
             match next {
                 Some((unit, result)) if result.is_success() => self.say_done(&unit),
-                Some((unit, JobResult::Failed)) if self.is_tried_again(&unit).await? => {
+                Some((unit, JobResult::Failed)) if self.is_retried(&unit).await? => {
                     self.progress
-                        .say(&format!("  {unit}: failed, and is tried again"));
+                        .say(&format!("  {unit}: failed; systemd retries it"));
                     self.recovering.push(unit);
                 }
                 Some(failure) => failures.push(failure),
@@ -528,8 +529,8 @@ impl<'a> Wait<'a> {
         }
     }
 
-    /// Whether systemd goes on with a unit whose job failed, as one without `RestartMode=direct` does.
-    async fn is_tried_again(&self, unit: &str) -> Result<bool> {
+    /// Whether systemd retries a unit whose job failed, as it does without `RestartMode=direct`.
+    async fn is_retried(&self, unit: &str) -> Result<bool> {
         let state = self.systemd.unit(unit).await?;
         let at_rest = state.is_stopped();
         Ok(self.verb != JobType::Stop && (!at_rest || state.queued || state.awaits_restart()))
@@ -543,7 +544,7 @@ impl<'a> Wait<'a> {
         for unit in std::mem::take(&mut self.recovering) {
             if self.systemd.unit(&unit).await?.is_active() {
                 self.say_done(&unit);
-            } else if self.is_tried_again(&unit).await? {
+            } else if self.is_retried(&unit).await? {
                 self.recovering.push(unit);
             } else {
                 failures.push((unit, JobResult::Failed));
@@ -645,7 +646,7 @@ impl<'a> Wait<'a> {
         }
     }
 
-    /// After Ctrl-C: jobs that have not begun are cancelled; what has begun, systemd carries on.
+    /// After Ctrl-C: cancels the jobs. A start or a stop that has begun goes on without its job.
     async fn interrupted(&mut self) -> anyhow::Error {
         self.jobs.cancel().await;
         let gateway = self.systemd.unit(Service::Litellm.unit()).await;
@@ -653,25 +654,13 @@ impl<'a> Wait<'a> {
             // Of the failures, the interruption is the one to tell.
             let _ = close_address(self.systemd).await;
         }
-        let mut going_on = Vec::new();
+        let mut states = Vec::new();
         for unit in self.restarts.keys() {
-            if let Ok(state) = self.systemd.unit(unit).await
-                && matches!(
-                    state.active,
-                    ActiveState::Activating | ActiveState::Deactivating | ActiveState::Reloading
-                )
-            {
-                going_on.push(format!("{unit} is {}", state.active));
-            }
+            states.extend(self.systemd.unit(unit).await);
         }
-        going_on.sort();
-        let rest = if going_on.is_empty() {
-            "nothing is under way any more".to_owned()
-        } else {
-            format!("systemd goes on with this: {}", going_on.join(", "))
-        };
+        let rest = outlook::under_way(&states);
         Failure::interrupted(format!("interrupted; {rest}"))
-            .hint("see where it is: litellm-units status; stop it: litellm-units down")
+            .hint("see the state: `litellm-units status`; to stop: `litellm-units down`")
             .into()
     }
 }
@@ -696,9 +685,11 @@ pub async fn failed(
     problem: &str,
     since: jiff::Timestamp,
 ) -> anyhow::Error {
-    let state: UnitState = systemd.unit(unit).await.unwrap_or_default();
+    let state = systemd.unit(unit).await.ok();
     let mut message = format!("{unit} {problem}");
-    if state.result != UnitResult::Success {
+    if let Some(state) = &state
+        && state.result != UnitResult::Success
+    {
         message.push_str(&format!(": {}", state.reason()));
     }
     let count = if unit.starts_with(Service::Migrate.container()) {
@@ -708,12 +699,12 @@ pub async fn failed(
     };
     let LastLines { lines, recent } = journal::last_lines(systemd, unit, count, since).await;
     if lines.is_empty() {
-        message.push_str("\n(its journal holds no lines)");
+        message.push_str("\n(no journal lines)");
     } else {
         message.push_str(if recent {
             "\nlast lines of its journal:"
         } else {
-            "\nit has written nothing since then; the last lines of its journal before:"
+            "\nno new journal lines; the latest ones:"
         });
         for line in lines {
             message.push_str("\n  | ");
@@ -724,12 +715,8 @@ pub async fn failed(
         Scope::System => "-u",
         Scope::User => "--user -u",
     };
-    let lines = format!("journalctl {scope} {unit}");
+    let outlook = outlook::outlook(state.as_ref());
     Failure::new(message)
-        .hint(if state.active == ActiveState::Failed {
-            format!("systemd does not try again; for all lines: {lines}")
-        } else {
-            format!("systemd goes on trying; all lines: {lines}; give up: litellm-units down")
-        })
+        .hint(format!("{outlook}; all lines: `journalctl {scope} {unit}`"))
         .into()
 }

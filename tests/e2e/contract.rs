@@ -69,7 +69,7 @@ fn is_refused_at_start(host: &TestHost, who: Who) {
     for words in [
         "litellm.service failed: exited with status 78\n",
         "the database has the schema of an earlier release (newest migration: 20251220144550_schema_update)",
-        "hint: systemd does not try again; for all lines: journalctl",
+        "hint: systemd does not retry it; all lines: `journalctl -u litellm.service`\n",
     ] {
         assert!(ran.stderr.contains(words), "{}", ran.stderr);
     }

@@ -494,10 +494,10 @@ impl Day<'_> {
         );
         assert_eq!(ran.stdout, "starting\nleft with 130\n", "{}", ran.stderr);
         assert!(
-            ran.stderr.contains("error: interrupted; ")
-                && ran.stderr.ends_with(
-                    "hint: see where it is: litellm-units status; stop it: litellm-units down\n"
-                ),
+            ran.stderr.ends_with(
+                "error: interrupted; still starting: litellm.service\n\
+                 hint: see the state: `litellm-units status`; to stop: `litellm-units down`\n"
+            ),
             "{}",
             ran.stderr
         );

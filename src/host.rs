@@ -104,14 +104,14 @@ impl Host {
 /// # Errors
 /// When the kernel does not tell, or no program is there any more.
 pub fn program() -> Result<PathBuf> {
-    let found = std::env::current_exe().context("can't find out where this program is")?;
+    let found = std::env::current_exe().context("can't find the path of this program")?;
     let path = place_of(&found);
     if !podman::is_executable(&path) {
         return Err(Failure::new(format!(
-            "there is no program at {} any more",
+            "{} was removed while this program ran",
             path.display()
         ))
-        .hint("install the package litellm-units again, then run the command again")
+        .hint("install litellm-units again, then run the same command")
         .into());
     }
     Ok(path)

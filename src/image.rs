@@ -117,7 +117,7 @@ impl ImageError {
             Self::Malformed(..) => {
                 "write it as registry/name:tag, e.g. ghcr.io/berriai/litellm:v1.108.14"
             }
-            Self::Unqualified(_) => "write the registry too, e.g. docker.io/library/postgres:17.7",
+            Self::Unqualified(_) => "add the registry, e.g. docker.io/library/postgres:17.7",
             Self::Unpinned(_) => "add a version tag, e.g. :v1.108.14",
             Self::Floating(..) => "name a version, e.g. :v1.108.14, or add the digest (@sha256:…)",
         }
@@ -138,7 +138,7 @@ impl ImageReference {
             .chars()
             .any(|c| !c.is_ascii_alphanumeric() && !"./:@_-+".contains(c))
         {
-            return Err(malformed("only letters, digits and ./:@_-+ can be in one"));
+            return Err(malformed("only letters, digits and ./:@_-+ are allowed"));
         }
         let (rest, digest) = match text.split_once('@') {
             None => (text, None),
@@ -177,7 +177,9 @@ impl ImageReference {
             .split('/')
             .any(|part| part.is_empty() || part.chars().any(|c| c.is_ascii_uppercase()))
         {
-            return Err(malformed("its path has an empty part or a capital letter"));
+            return Err(malformed(
+                "its path has an empty part or an upper-case letter",
+            ));
         }
         reference.vet()?;
         Ok(reference)
@@ -333,11 +335,11 @@ mod tests {
             ),
             (
                 "ghcr.io/Berriai/litellm:v1",
-                r#""ghcr.io/Berriai/litellm:v1" is not an image reference: its path has an empty part or a capital letter"#,
+                r#""ghcr.io/Berriai/litellm:v1" is not an image reference: its path has an empty part or an upper-case letter"#,
             ),
             (
                 "ghcr.io/a/b:v 1",
-                r#""ghcr.io/a/b:v 1" is not an image reference: only letters, digits and ./:@_-+ can be in one"#,
+                r#""ghcr.io/a/b:v 1" is not an image reference: only letters, digits and ./:@_-+ are allowed"#,
             ),
             (
                 "ghcr.io/a/b@sha256:12",

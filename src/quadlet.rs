@@ -242,9 +242,9 @@ fn path_text(path: &Path) -> Result<&str> {
 }
 
 fn file(place: Place, name: &'static str, template: &impl Template) -> Result<UnitFile> {
-    let mut text = template.render().with_context(|| {
-        format!("a value can't be written in {name}: it holds a control character")
-    })?;
+    let mut text = template
+        .render()
+        .with_context(|| format!("a value for {name} contains a control character"))?;
     if !text.ends_with('\n') {
         text.push('\n');
     }

@@ -192,7 +192,7 @@ pub fn parse(text: &str) -> Result<Option<Rc<Node>>, SyntaxError> {
         }
         let (anchor, node) = match event {
             Event::DocumentStart(_) if root.is_some() => {
-                return fail("a second document begins here; LiteLLM reads one only");
+                return fail("a second document begins here; LiteLLM reads only one");
             }
             Event::SequenceStart(anchor, _) | Event::MappingStart(anchor, _) => {
                 if open.len() == MAX_DEPTH {

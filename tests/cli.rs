@@ -256,27 +256,24 @@ fn a_deployment_directory_that_units_can_not_name_is_refused() {
     let home = Home::new();
     for (directory, reason) in [
         ("here", "is not an absolute path"),
-        ("/", "is not a directory of its own"),
-        ("/srv/../etc", "is not a directory of its own"),
+        ("/", "must be a directory below /, written without `..`"),
         (
-            "/srv/a:b",
-            "holds ':', which can't be written in a unit file",
+            "/srv/../etc",
+            "must be a directory below /, written without `..`",
         ),
-        (
-            "/srv/a%b",
-            "holds '%', which can't be written in a unit file",
-        ),
+        ("/srv/a:b", "contains ':', which a unit file can't contain"),
+        ("/srv/a%b", "contains '%', which a unit file can't contain"),
         (
             "/srv/a\nb",
-            "holds '\\n', which can't be written in a unit file",
+            "contains '\\n', which a unit file can't contain",
         ),
         (
             "/srv/a\"b",
-            "holds '\"', which can't be written in a unit file",
+            "contains '\"', which a unit file can't contain",
         ),
     ] {
         let stderr = format!(
-            "error: the deployment directory {directory} {reason}\nhint: choose another with --litellm-dir or LITELLM_DIR\n"
+            "error: the deployment directory {directory} {reason}\nhint: choose another one with `--litellm-dir DIR` or LITELLM_DIR\n"
         );
         assert_ran(
             &home.run(&["generate", "--output", "out", "--litellm-dir", directory]),
@@ -298,7 +295,7 @@ fn without_a_home_there_is_no_place_for_a_users_units() {
     let output = command.env_remove("HOME").output().unwrap();
     assert_eq!(
         String::from_utf8(output.stderr).unwrap(),
-        "error: HOME is not set to an absolute path, so there is no place for a user's units\n\
+        "error: HOME is not an absolute path, so the directory of the user's units is not known\n\
          hint: log in as that user, or set HOME\n"
     );
     assert_eq!(output.status.code(), Some(1));
@@ -421,7 +418,7 @@ fn without_podman_nothing_is_begun() {
             &home.run(words),
             1,
             "",
-            "error: Podman is not installed\nhint: install it: apt install podman, or dnf install podman\n",
+            "error: Podman is not installed\nhint: install it: `apt install podman` or `dnf install podman`\n",
         );
     }
     assert_eq!(tree(home.0.path()), "");
@@ -436,7 +433,7 @@ fn without_a_bus_systemd_can_not_be_asked() {
             1,
             "",
             "error: can't reach systemd over the system D-Bus: failed to connect to `unix:path=/nonexistent`: No such file or directory (os error 2)\n\
-             hint: check that this host booted with systemd and that dbus runs: systemctl status dbus\n",
+             hint: check that this host booted with systemd, and that D-Bus runs: `systemctl status dbus`\n",
         );
     }
 }

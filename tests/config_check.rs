@@ -99,7 +99,7 @@ c.yaml:1:4: error: not valid YAML: while parsing node, found unknown anchor
     expect(
         "include: [a]\n---\ninclude: [b]\n",
         "\
-c.yaml:2:1: error: not valid YAML: a second document begins here; LiteLLM reads one only
+c.yaml:2:1: error: not valid YAML: a second document begins here; LiteLLM reads only one
 ",
     );
     expect(
@@ -138,7 +138,7 @@ c.yaml:4:1: warning: unknown section \"plugins_of_ours\", which LiteLLM ignores
 c.yaml:6:3: warning: general_settings has no setting \"databse_url\"
   hint: did you mean database_url?
 c.yaml:7:19: error: litellm_settings is not a mapping of settings
-c.yaml:10:1: warning: \"router_settings\" is also in line 8; only this one counts
+c.yaml:10:1: warning: \"router_settings\" is also in line 8; only this one is used
   hint: join the two
 ",
     );
@@ -172,7 +172,7 @@ c.yaml:7:17: warning: inside the gateway's container this address is the contain
   hint: a server on this host is reached as host.containers.internal
 c.yaml:8:5: error: not a model: it has neither model_name nor litellm_params
 c.yaml:11:5: warning: \"e\" is the same as in line 9, name and litellm_params
-  hint: remove one; models of one name share the load only if something in litellm_params differs
+  hint: remove one; models of one name share the load only if their litellm_params differ
 ",
     );
     expect(
@@ -205,10 +205,10 @@ general_settings:
 ",
         "\
 c.yaml:5:16: warning: ANTHROPIC_API_KEY is empty in .env (line 8)
-  hint: set it, or remove the model; until then the gateway starts, but can't serve this model
+  hint: set it, or remove the model; until then the gateway starts but can't serve this model
 c.yaml:6:21: error: OPENAI_API_KEYS is not in .env
   hint: did you mean OPENAI_API_KEY? Else add OPENAI_API_KEYS=… to .env
-c.yaml:7:17: warning: os.environ/ is only replaced at the beginning of a value
+c.yaml:7:17: warning: os.environ/ is replaced only at the beginning of a value
   hint: put the whole value into a variable of .env
 c.yaml:8:20: error: os.environ/ is not followed by the name of a variable
   hint: write the name of a variable of .env after os.environ/, not its value
@@ -251,13 +251,13 @@ c.yaml:8:28: warning: password looks like a secret in clear text
   hint: move the value to a variable of .env, and write os.environ/NAME here
 c.yaml:8:43: error: inside the gateway's container this address is the container itself
   hint: use os.environ/REDIS_HOST
-c.yaml:8:59: warning: Redis as a URL is slower (80 requests/s less by LiteLLM's own account)
+c.yaml:8:59: warning: Redis as a URL is slower (by 80 requests/s, says LiteLLM)
   hint: use host: os.environ/REDIS_HOST, port: os.environ/REDIS_PORT, password: os.environ/REDIS_PASSWORD
-c.yaml:10:15: error: master_key stands here in clear text
+c.yaml:10:15: error: master_key is in clear text here
   hint: move it to LITELLM_MASTER_KEY in .env, and write it as master_key: os.environ/LITELLM_MASTER_KEY
-c.yaml:11:17: error: database_url stands here in clear text
-  hint: write it as database_url: os.environ/DATABASE_URL; for a database elsewhere, move the URL to DATABASE_URL in .env
-c.yaml:13:14: warning: Redis as a URL is slower (80 requests/s less by LiteLLM's own account)
+c.yaml:11:17: error: database_url is in clear text here
+  hint: write it as database_url: os.environ/DATABASE_URL; for an external database, move the URL to DATABASE_URL in .env
+c.yaml:13:14: warning: Redis as a URL is slower (by 80 requests/s, says LiteLLM)
   hint: use redis_host: os.environ/REDIS_HOST, redis_port: os.environ/REDIS_PORT, redis_password: os.environ/REDIS_PASSWORD
 ",
     );
@@ -306,9 +306,9 @@ fn the_command() {
             Some(78),
             "\
 ~/config/litellm-config.yaml:1:11: error: ~/config/more.yaml does not exist
-  hint: put the file below ~/config and name it relative to that
-~/config/litellm-config.yaml:1:22: error: ../secret.yaml is outside of what the gateway sees
-  hint: put the file below ~/config and name it relative to that
+  hint: move the file below ~/config and name it relative to that directory
+~/config/litellm-config.yaml:1:22: error: ../secret.yaml is outside of the directory that the gateway can read
+  hint: move the file below ~/config and name it relative to that directory
 "
             .to_owned(),
             String::new()

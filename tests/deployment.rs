@@ -491,7 +491,7 @@ fn a_file_in_the_place_of_a_directory_is_refused() {
     let error = Completion::new(&place.paths, &mut numbered()).unwrap_err();
     assert_eq!(
         failure(&error).replace(place.root.path().to_str().unwrap(), ""),
-        "error: /opt/server/logs is not a directory\nhint: move it away and run the command again\n"
+        "error: /opt/server/logs is not a directory\nhint: move it away, then run the same command again\n"
     );
 }
 

@@ -264,8 +264,8 @@ fn a_foreign_file_in_the_way_is_refused() {
         let error = UnitPlan::new(&root.paths, &usual()).unwrap_err();
         assert_eq!(
             root.relative(&failure(&error)),
-            "error: etc/containers/systemd/litellm-redis.container was not written by litellm-units, so it is left alone\n\
-             hint: move it away, then run the command again\n"
+            "error: etc/containers/systemd/litellm-redis.container was not written by litellm-units, so it is not replaced\n\
+             hint: move it away, then run the same command again\n"
         );
         assert_eq!(root.tree(), before);
     }

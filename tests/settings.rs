@@ -268,13 +268,13 @@ fn what_can_not_be_used_is_refused_by_name_file_and_line() {
             "POSTGRES_IMAGE",
             "POSTGRES_IMAGE=postgres:17",
             "error: /srv/.env, line 13: POSTGRES_IMAGE can't be used: \"postgres:17\" does not name its registry\n\
-             hint: write the registry too, e.g. docker.io/library/postgres:17.7\n".to_owned(),
+             hint: add the registry, e.g. docker.io/library/postgres:17.7\n".to_owned(),
         ),
         ("LITELLM_MASTER_KEY", "LITELLM_MASTER_KEY=", format!("error: /srv/.env, line 2: LITELLM_MASTER_KEY has no value\n{generate}")),
         (
             "LITELLM_MASTER_KEY",
             "LITELLM_MASTER_KEY=secret",
-            "error: /srv/.env, line 2: LITELLM_MASTER_KEY does not start with sk-, which LiteLLM demands of every key\n\
+            "error: /srv/.env, line 2: LITELLM_MASTER_KEY does not start with sk-, as LiteLLM requires of every key\n\
              hint: change it to start with sk-\n".to_owned(),
         ),
         ("POSTGRES_PASSWORD", "POSTGRES_PASSWORD=''", format!("error: /srv/.env, line 5: POSTGRES_PASSWORD has no value\n{generate}")),
@@ -298,24 +298,24 @@ fn what_can_not_be_used_is_refused_by_name_file_and_line() {
         (
             "POSTGRES_PASSWORD",
             "POSTGRES_PASSWORD=\"S3CR3T\\nx\"",
-            "error: /srv/.env, line 5: POSTGRES_PASSWORD holds a line break, which PostgreSQL's image does not take\nhint: remove it\n".to_owned(),
+            "error: /srv/.env, line 5: POSTGRES_PASSWORD contains a line break, which PostgreSQL's image does not accept\nhint: remove it\n".to_owned(),
         ),
         (
             "POSTGRES_DB",
             "POSTGRES_DB='my db'",
-            "error: /srv/.env, line 6: POSTGRES_DB holds a character that LiteLLM's database client can't take\nhint: use letters, digits and - . _ ~ only\n".to_owned(),
+            "error: /srv/.env, line 6: POSTGRES_DB contains a character that LiteLLM's database client does not accept\nhint: use only letters, digits and - . _ ~\n".to_owned(),
         ),
         (
             "A.B",
             "A.B=1",
-            "error: /srv/.env, line 13: A.B is not a name that a process' environment can hold\n\
-             hint: use letters, digits and _ only, and no digit first\n".to_owned(),
+            "error: /srv/.env, line 13: A.B is not a valid name of an environment variable\n\
+             hint: use only letters, digits and _, and no digit first\n".to_owned(),
         ),
         (
             "LONG",
             &format!("LONG={}", "x".repeat(127_937)),
             "error: /srv/.env, line 13: LONG is longer than 127936 bytes, more than a Podman secret can hold\n\
-             hint: put it into a file under config/ and name the file instead\n".to_owned(),
+             hint: write it into a file below config/ and name the file instead\n".to_owned(),
         ),
     ] {
         assert_eq!(refusal(name, line), expected, "{name}");
@@ -348,7 +348,7 @@ fn a_file_that_can_not_be_read_is_named() {
     assert_eq!(
         said(&path),
         "error: can't read /.env: No such file or directory (os error 2)\n\
-         hint: create the deployment with `litellm-units generate`, or name its directory with --litellm-dir\n"
+         hint: create the deployment with `litellm-units generate`, or name its directory with `--litellm-dir DIR`\n"
     );
     std::fs::write(&path, b"A=1\nB=\xff\n").unwrap();
     assert_eq!(
@@ -396,14 +396,14 @@ fn references_that_can_not_be_meant_are_refused() {
     assert_eq!(
         refused(&ENV.replace("sk-mine", "systemd-creds:LITELLM_MASTER_KEY")),
         "\
-error: /srv/.env, line 2: LITELLM_MASTER_KEY holds a reference to a sealed secret that is not complete (systemd-creds:NAME.0123456789abcdef)
-hint: write the value itself, then: litellm-units secrets seal
+error: /srv/.env, line 2: LITELLM_MASTER_KEY contains an incomplete reference to a sealed secret (systemd-creds:NAME.0123456789abcdef)
+hint: write the value itself, then run `litellm-units secrets seal`
 "
     );
     assert_eq!(
         refused(&ENV.replace("POSTGRES_USER=me", &format!("POSTGRES_USER={SEALED}"))),
         "\
-error: /srv/.env, line 4: POSTGRES_USER holds a reference to a sealed secret, but has to be in clear
+error: /srv/.env, line 4: POSTGRES_USER contains a reference to a sealed secret, but must be in clear
 hint: write the value itself
 "
     );

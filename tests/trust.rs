@@ -271,19 +271,19 @@ fn another_place_has_signatures_for_the_published_names() {
 
 #[test]
 fn what_someone_else_decided_is_neither_replaced_nor_loosened() {
-    let hint = "hint: litellm-units trust replaces and loosens nothing that it did not write; what to put there by hand is in docs/trust.md\n";
+    let hint = "hint: `litellm-units trust` changes only what it wrote itself; what to write there by hand is in docs/trust.md\n";
     for (policy, problem) in [
         (
             "{\n\"default\": [{\"type\": \"reject\"}]}",
-            "line 2: \"default\" already makes a demand of images of ghcr.io/berriai: reject",
+            "line 2: \"default\" already has a rule for images of ghcr.io/berriai: reject",
         ),
         (
             "{\"default\": [{\"type\": \"insecureAcceptAnything\"}], \"transports\": {\"docker\": {\n\"ghcr.io\": [{\"type\": \"signedBy\"}]}}}",
-            "line 2: \"ghcr.io\" already makes a demand of images of ghcr.io/berriai: signedBy",
+            "line 2: \"ghcr.io\" already has a rule for images of ghcr.io/berriai: signedBy",
         ),
         (
             "{\"default\": [{\"type\": \"insecureAcceptAnything\"}], \"transports\": {\"docker\": {\n\n\"ghcr.io/berriai/litellm\": [{\"type\": \"insecureAcceptAnything\"}]}}}",
-            "line 3: \"ghcr.io/berriai/litellm\" decides about images of ghcr.io/berriai already",
+            "line 3: \"ghcr.io/berriai/litellm\" already has a rule for images of ghcr.io/berriai",
         ),
     ] {
         let root = Root::new(policy);
@@ -297,14 +297,14 @@ fn what_someone_else_decided_is_neither_replaced_nor_loosened() {
     assert_eq!(
         root.refusal(),
         "error: /containers/policy.json, line 2: EOF while parsing an object at line 2 column 0\n\
-         hint: Podman pulls nothing with it: mend it, or restore it from a backup or the package that it came with\n"
+         hint: Podman pulls nothing until the file is valid: correct it, or restore it from a backup or its package\n"
     );
 
     fs::remove_file(root.at("containers/policy.json")).unwrap();
     assert_eq!(
         root.refusal(),
         "error: /containers/policy.json is missing, so Podman pulls nothing at all\n\
-         hint: install it with the package that it belongs to: golang-github-containers-common (Debian, Ubuntu), containers-common (Fedora)\n"
+         hint: install the package that it belongs to: golang-github-containers-common (Debian, Ubuntu) or containers-common (Fedora, RHEL)\n"
     );
 
     // Podman takes no two files that name the same place.
@@ -316,7 +316,7 @@ fn what_someone_else_decided_is_neither_replaced_nor_loosened() {
     assert_eq!(
         root.refusal(),
         "error: /containers/registries.d/site.yaml, line 2: signatures of ghcr.io/berriai are not looked up\n\
-         hint: add there: use-sigstore-attachments: true; then run litellm-units trust again\n"
+         hint: add `use-sigstore-attachments: true` there, then run `litellm-units trust` again\n"
     );
     root.write(
         "containers/registries.d/site.yaml",
@@ -366,8 +366,8 @@ fn releases_from_before_signatures_stay_usable_by_digest() {
     assert_eq!(said(&new, &lock), Ok(Vec::new()));
     assert_eq!(
         said(&old, &lock).unwrap_err(),
-        "error: LITELLM_IMAGE is ghcr.io/berriai/litellm:v1.80.11-stable, from before LiteLLM signed its releases, and its digest is not recorded yet: it could not be pulled any more\n\
-         hint: record it first: litellm-units pull; or name a release from 1.83 on\n"
+        "error: LITELLM_IMAGE is ghcr.io/berriai/litellm:v1.80.11-stable, which LiteLLM did not sign, and its digest is not recorded: it could not be pulled any more\n\
+         hint: record it first with `litellm-units pull`, or name a release from 1.83 on\n"
     );
     lock.record(&old, ImageIdentity::of_digest("sha256:1"));
     lock.record(&new, ImageIdentity::of_digest("sha256:2"));
@@ -381,7 +381,7 @@ fn releases_from_before_signatures_stay_usable_by_digest() {
     assert_eq!(
         said(&image("docker.litellm.ai/berriai/litellm:v1.83.0"), &lock).unwrap_err(),
         "error: LITELLM_IMAGE is docker.litellm.ai/berriai/litellm:v1.83.0, which is not in ghcr.io/berriai: its signature would not be verified\n\
-         hint: litellm-units trust --scope docker.litellm.ai/berriai\n"
+         hint: choose the scope of that image: `litellm-units trust --scope docker.litellm.ai/berriai`\n"
     );
 }
 
@@ -514,7 +514,7 @@ fn several_keys() {
         root.clean(&failure(
             &PolicyPlan::set(&root.places(), &Wish::default()).unwrap_err()
         )),
-        "error: /litellm-units/trust.pub is gone\nhint: give it again: litellm-units trust --key FILE\n"
+        "error: /litellm-units/trust.pub is missing\nhint: give the key again: `litellm-units trust --key FILE`\n"
     );
     PolicyPlan::remove(&root.places()).unwrap().apply().unwrap();
     assert_eq!(root.read("containers/policy.json"), POLICY);

@@ -480,7 +480,7 @@ fn missing_directories(paths: &Paths, settings: &Settings) -> Result<Vec<Directo
                     "{} is not a directory",
                     directory.path.display()
                 ))
-                .hint("move it away and run the command again")
+                .hint("move it away, then run the same command again")
                 .into());
             }
             // An empty directory may be given away; one with data belongs to whoever wrote it.

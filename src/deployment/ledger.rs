@@ -197,13 +197,13 @@ pub enum Step {
 impl fmt::Display for Step {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::Begun => "before anything was done",
+            Self::Begun => "before the first step",
             Self::Pulled => "after the pull",
             Self::BackedUp => "after the backup",
             Self::Migrated => "after the migration",
-            Self::Switching => "while it switched",
+            Self::Switching => "during the switch",
             Self::Ready => "after the gateway was ready",
-            Self::Undoing | Self::DataBack => "while it was being undone",
+            Self::Undoing | Self::DataBack => "during its rollback",
         })
     }
 }
@@ -278,7 +278,7 @@ impl Ledger {
         {
             let record = serde_json::from_slice(line).map_err(|error| {
                 Failure::new(format!("{}, line {}: {error}", path.display(), index + 1)).hint(
-                    "put the file back from a backup (deployment/.litellm-units/ledger.jsonl), or remove the line",
+                    "restore the file from a backup (deployment/.litellm-units/ledger.jsonl), or remove the line",
                 )
             })?;
             records.push(record);

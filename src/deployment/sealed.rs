@@ -184,7 +184,7 @@ impl Vault {
                 path.display()
             ))
             .hint(format!(
-                "it can be opened on the host where it was sealed; if it is lost, write {0}=… into .env again, then: litellm-units secrets seal {0}",
+                "it can be opened only on the host that sealed it; if that host is lost, write {0}=… into .env again, then run `litellm-units secrets seal {0}`",
                 reference.variable()
             ))
         })?;
@@ -203,7 +203,7 @@ impl Vault {
         let written = self.written(reference)?;
         unwritten(reference.variable(), written.expose_secret()).ok_or_else(|| {
             Failure::new(format!(
-                "{} holds no value that could be in .env",
+                "{} contains no value that can be in .env",
                 self.path(reference).display()
             ))
             .into()
@@ -216,7 +216,7 @@ impl Vault {
     /// As [`Vault::written`].
     pub fn open(&self, text: &str) -> Result<SecretString> {
         let pieces = pieces(text).ok_or_else(|| {
-            Failure::config("a value holds a reference to a sealed secret that is not complete")
+            Failure::config("a value contains an incomplete reference to a sealed secret")
         })?;
         let mut value = String::with_capacity(text.len());
         for piece in pieces {
@@ -496,7 +496,7 @@ mod tests {
         assert_eq!(
             crate::error::hint(&error),
             Some(
-                "it can be opened on the host where it was sealed; if it is lost, write A_1=… into .env again, then: litellm-units secrets seal A_1"
+                "it can be opened only on the host that sealed it; if that host is lost, write A_1=… into .env again, then run `litellm-units secrets seal A_1`"
             )
         );
         assert!(!format!("{value:?}").contains("systemd-creds:"));

@@ -284,7 +284,7 @@ impl Settings {
         if master_key.in_clear().is_some_and(is_wrong) {
             return Err(reader.wrong(
                 "LITELLM_MASTER_KEY",
-                "does not start with sk-, which LiteLLM demands of every key",
+                "does not start with sk-, as LiteLLM requires of every key",
                 "change it to start with sk-",
             ));
         }
@@ -453,7 +453,7 @@ pub fn read_env(path: &Path) -> Result<String> {
         let message = format!("can't read {}: {error}", path.display());
         if error.kind() == std::io::ErrorKind::NotFound {
             Failure::config(message)
-                .hint("create the deployment with `litellm-units generate`, or name its directory with --litellm-dir")
+                .hint("create the deployment with `litellm-units generate`, or name its directory with `--litellm-dir DIR`")
         } else {
             Failure::config(message).hint("run this command as the user who owns the deployment")
         }
@@ -563,7 +563,7 @@ impl Reader<'_> {
         if password.in_clear().is_some_and(is_wrong) {
             return Err(self.wrong(
                 "POSTGRES_PASSWORD",
-                "holds a line break, which PostgreSQL's image does not take",
+                "contains a line break, which PostgreSQL's image does not accept",
                 "remove it",
             ));
         }
@@ -579,8 +579,8 @@ impl Reader<'_> {
         {
             return Err(self.wrong(
                 "POSTGRES_DB",
-                "holds a character that LiteLLM's database client can't take",
-                "use letters, digits and - . _ ~ only",
+                "contains a character that LiteLLM's database client does not accept",
+                "use only letters, digits and - . _ ~",
             ));
         }
         Ok(name)
@@ -596,14 +596,14 @@ impl Reader<'_> {
             if !sealed::is_complete(value) {
                 return Err(self.wrong(
                     name,
-                    &format!("holds a reference to a sealed secret that is not complete ({}NAME.0123456789abcdef)", sealed::PREFIX),
-                    "write the value itself, then: litellm-units secrets seal",
+                    &format!("contains an incomplete reference to a sealed secret ({}NAME.0123456789abcdef)", sealed::PREFIX),
+                    "write the value itself, then run `litellm-units secrets seal`",
                 ));
             }
             if !may_be_sealed(name) {
                 return Err(self.wrong(
                     name,
-                    "holds a reference to a sealed secret, but has to be in clear",
+                    "contains a reference to a sealed secret, but must be in clear",
                     "write the value itself",
                 ));
             }
@@ -618,7 +618,7 @@ impl Reader<'_> {
             if value.contains('\0') {
                 return Err(self.wrong(
                     name,
-                    "holds a NUL, which no environment variable can carry",
+                    "contains a NUL character, which no environment variable can contain",
                     "remove it",
                 ));
             }
@@ -628,14 +628,14 @@ impl Reader<'_> {
                     &format!(
                         "is longer than {VALUE_LIMIT} bytes, more than a Podman secret can hold"
                     ),
-                    "put it into a file under config/ and name the file instead",
+                    "write it into a file below config/ and name the file instead",
                 ));
             }
             if !is_variable(name) {
                 return Err(self.wrong(
                     name,
-                    "is not a name that a process' environment can hold",
-                    "use letters, digits and _ only, and no digit first",
+                    "is not a valid name of an environment variable",
+                    "use only letters, digits and _, and no digit first",
                 ));
             }
         }

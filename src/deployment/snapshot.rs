@@ -90,7 +90,7 @@ fn keep_files(paths: &Paths, files: &BTreeMap<PathBuf, Kept>) -> Result<Snapshot
     let place = directory(paths, &id);
     if !place.is_dir() {
         write(paths, &place, files)
-            .with_context(|| format!("can't keep the configuration in {}", place.display()))?;
+            .with_context(|| format!("can't save the configuration in {}", place.display()))?;
     }
     prune(paths, &id);
     Ok(id)
@@ -178,7 +178,7 @@ pub fn restore(paths: &Paths, id: &SnapshotId, staying: &[&str]) -> Result<()> {
     let place = directory(paths, id);
     let mut wanted = files(&place)?;
     let Some(env) = wanted.get_mut(Path::new(ENV)) else {
-        return Err(Failure::new(format!("{} is not complete", place.display())).into());
+        return Err(Failure::new(format!("{} is incomplete", place.display())).into());
     };
     if !staying.is_empty() {
         let mut kept = load_env(&place.join(ENV))?;

@@ -32,7 +32,7 @@ pub async fn wait(progress: &Progress) {
         }
         if Instant::now() >= deadline {
             progress.warn(&format!(
-                "there is no default route after {} s: going on without",
+                "no default route after {} s: continuing without one",
                 TIMEOUT.as_secs()
             ));
             return;

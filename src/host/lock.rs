@@ -48,10 +48,10 @@ impl OperationLock {
                 let mut owner = String::new();
                 let _ = file.read_to_string(&mut owner);
                 return Err(Failure::new(format!(
-                    "another operation is under way: {}",
+                    "another operation is running: {}",
                     owner.trim()
                 ))
-                .hint("wait for it, or end it: the next command then finishes or undoes what it began")
+                .hint("wait for it, or end it; the next command then finishes it or rolls it back")
                 .into());
             }
             Err((_, error)) => {

@@ -107,7 +107,7 @@ impl Paths {
     fn user(deployment: Option<PathBuf>) -> Result<Self> {
         let home = directory_variable("HOME").ok_or_else(|| {
             Failure::new(
-                "HOME is not set to an absolute path, so there is no place for a user's units",
+                "HOME is not an absolute path, so the directory of the user's units is not known",
             )
             .hint("log in as that user, or set HOME")
         })?;
@@ -312,7 +312,7 @@ fn check_deployment(path: &Path) -> Result<()> {
             "the deployment directory {} {reason}",
             path.display()
         ))
-        .hint("choose another with --litellm-dir or LITELLM_DIR")
+        .hint("choose another one with `--litellm-dir DIR` or LITELLM_DIR")
         .into())
     };
     if !path.is_absolute() {
@@ -326,11 +326,11 @@ fn check_deployment(path: &Path) -> Result<()> {
         .find(|c| c.is_control() || ":,\"'\\$%".contains(*c))
     {
         return refuse(&format!(
-            "holds {bad:?}, which can't be written in a unit file"
+            "contains {bad:?}, which a unit file can't contain"
         ));
     }
     if text == "/" || path.components().any(|part| part.as_os_str() == "..") {
-        return refuse("is not a directory of its own");
+        return refuse("must be a directory below /, written without `..`");
     }
     Ok(())
 }

@@ -62,7 +62,7 @@ impl PodmanVersion {
                 "Podman {self} is too old: the units need {} or newer",
                 Self::OLDEST
             ))
-            .hint("Debian 13, Ubuntu 24.04, RHEL 9.4 and Fedora 40 have one: upgrade the distribution, or install a newer Podman")
+            .hint("upgrade to a distribution that has it: Debian 13, Ubuntu 24.04, RHEL 9.4, Fedora 43, or a later release of these")
             .into());
         }
         Ok(self)
@@ -95,7 +95,7 @@ impl Podman {
             .find(|path| path.is_absolute() && is_executable(path))
             .ok_or_else(|| {
                 Failure::new("Podman is not installed")
-                    .hint("install it: apt install podman, or dnf install podman")
+                    .hint("install it: `apt install podman` or `dnf install podman`")
             })?;
         let generator = PathBuf::from(GENERATOR);
         if !generator.exists() {
@@ -127,7 +127,7 @@ impl Podman {
         PodmanVersion::parse(&text)
             .with_context(|| {
                 format!(
-                    "{} -version says {:?}, which is no version",
+                    "unexpected answer of {} -version: {:?}",
                     self.generator.display(),
                     text.trim()
                 )
@@ -250,7 +250,7 @@ impl Podman {
         let text = self
             .run(["info", "--format", "{{json .Registries}}"])
             .await?;
-        serde_json::from_str(&text).context("podman info answers something else than JSON")
+        serde_json::from_str(&text).context("podman info did not answer with JSON")
     }
 
     /// Every tag of a repository, asked of its registry. Podman follows the registry's pages itself.
@@ -283,17 +283,17 @@ impl Podman {
             .await
             .map_err(|_| {
                 let seconds = REGISTRY_TIMEOUT.as_secs();
-                anyhow::anyhow!("no list of the tags of {repository} within {seconds} s")
+                anyhow::anyhow!("the tags of {repository} did not arrive within {seconds} s")
             })?
             .context("can't run podman")?;
         if !output.status.success() {
             let words = String::from_utf8_lossy(&output.stderr);
             let reason = words.lines().map(str::trim).rfind(|line| !line.is_empty());
-            let reason = reason.unwrap_or("Podman does not say why");
+            let reason = reason.unwrap_or("Podman gives no reason");
             anyhow::bail!("{}", reason.trim_start_matches("* "));
         }
         let found: Vec<Found> = serde_json::from_slice(&output.stdout)
-            .context("podman search answers something else than JSON")?;
+            .context("podman search did not answer with JSON")?;
         Ok(found.into_iter().flat_map(|found| found.tags).collect())
     }
 
@@ -327,7 +327,9 @@ impl Podman {
             return Ok(());
         }
         Err(Failure::new(format!("can't pull {image}"))
-            .hint("check the image's name and tag in .env, and that this host reaches its registry")
+            .hint(
+                "check the image's name and tag in .env, and that this host can reach the registry",
+            )
             .into())
     }
 }

@@ -82,9 +82,9 @@ impl RemoteHost {
             Scope::System => "systemd",
             Scope::User => "the user's systemd",
         };
-        Failure::new(format!("can't reach {whose} of {self} over ssh: {error}"))
+        Failure::new(format!("can't reach {whose} on {self} over ssh: {error}"))
             .hint(format!(
-                "try the way there, then the bridge: ssh {self} true; ssh {self} systemd-stdio-bridge --version"
+                "test the connection with `ssh {self} true`, then the bridge with `ssh {self} systemd-stdio-bridge --version`"
             ))
             .into()
     }
@@ -135,18 +135,18 @@ impl RemoteHost {
             }
         };
         match status.code() {
-            Some(255) if !use_of.foreign => Err(Failure::new(format!(
-                "ssh did not get to {self}, or not to its end"
-            ))
-            .hint(format!("try: ssh {self} true"))
-            .into()),
-            Some(127) if !use_of.foreign => {
-                Err(Failure::new(format!("there is no litellm-units on {self}"))
-                    .hint(format!(
-                        "install it there; ssh must find it: ssh {self} command -v litellm-units"
-                    ))
+            Some(255) if !use_of.foreign => {
+                Err(Failure::new(format!("ssh to {self} failed or was cut off"))
+                    .hint(format!("test the connection: `ssh {self} true`"))
                     .into())
             }
+            Some(127) if !use_of.foreign => Err(Failure::new(format!(
+                "there is no litellm-units on {self}"
+            ))
+            .hint(format!(
+                "install it there, where ssh finds it: `ssh {self} command -v litellm-units`"
+            ))
+            .into()),
             Some(code) => Ok(Exit::Passed(u8::try_from(code).unwrap_or(1))),
             None => {
                 let signal = status.signal().unwrap_or_default();
@@ -222,8 +222,8 @@ fn quote(word: &str) -> String {
 
 fn no_ssh(error: std::io::Error) -> anyhow::Error {
     if error.kind() == std::io::ErrorKind::NotFound {
-        return Failure::new("ssh is not installed here")
-            .hint("install it: apt install openssh-client, or dnf install openssh-clients")
+        return Failure::new("ssh is not installed on this host")
+            .hint("install it: `apt install openssh-client` or `dnf install openssh-clients`")
             .into();
     }
     anyhow::Error::new(error).context("can't run ssh")

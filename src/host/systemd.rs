@@ -109,7 +109,7 @@ impl Systemd {
     async fn manager(&self) -> Result<ManagerProxy<'_>> {
         ManagerProxy::new(&self.connection)
             .await
-            .context("can't address systemd on the bus")
+            .context("can't reach systemd on the bus")
     }
 
     /// systemd's version, as it says: `257.13-1~deb13u1`.
@@ -121,7 +121,7 @@ impl Systemd {
             .await?
             .version()
             .await
-            .context("systemd does not tell its version")
+            .context("can't read systemd's version")
     }
 
     /// Which of the keys that units use this systemd knows.
@@ -137,7 +137,7 @@ impl Systemd {
             )
             .await
             .map_err(|error| explain(error, self.scope))
-            .context("systemd does not tell which keys it knows")?;
+            .context("can't read which keys systemd knows")?;
         Ok(Features {
             restart_direct: known.0.contains_key("RestartMode"),
             restart_steps: known.0.contains_key("RestartSteps"),
@@ -195,7 +195,7 @@ impl Systemd {
             .reset_failed_unit(unit.to_owned())
             .await
             .map_err(|error| explain(error, self.scope))
-            .with_context(|| format!("can't make systemd forget that {unit} failed"))
+            .with_context(|| format!("can't reset the failed state of {unit}"))
     }
 
     /// The state of a unit, loaded or not.
@@ -512,9 +512,9 @@ fn unit_path(name: &str) -> String {
 fn no_bus(scope: Scope, reason: &str) -> anyhow::Error {
     match scope {
         Scope::System => Failure::new(format!("can't reach systemd over the system D-Bus: {reason}"))
-            .hint("check that this host booted with systemd and that dbus runs: systemctl status dbus"),
+            .hint("check that this host booted with systemd, and that D-Bus runs: `systemctl status dbus`"),
         Scope::User => Failure::new(format!("can't reach the user's systemd over D-Bus: {reason}")).hint(
-            "log in as that user directly (ssh, machinectl shell USER@; not su or sudo), and run `loginctl enable-linger`",
+            "log in as that user directly (ssh or `machinectl shell USER@`, not su or sudo), and run `loginctl enable-linger`",
         ),
     }
     .into()
@@ -532,14 +532,14 @@ fn explain(error: zbus::Error, scope: Scope) -> anyhow::Error {
     match name.as_str() {
         "org.freedesktop.DBus.Error.AccessDenied"
         | "org.freedesktop.DBus.Error.InteractiveAuthorizationRequired" => failure.hint(
-            "run the command as root (sudo, or --host root@HOST), or use --user to manage a deployment of your own",
+            "run the command as root (sudo, or `--host root@HOST`), or manage a deployment of your own with `--user`",
         ),
         "org.freedesktop.systemd1.NoSuchUnit" => {
-            failure.hint("install the units first: litellm-units generate")
+            failure.hint("install the units first: `litellm-units generate`")
         }
         "org.freedesktop.systemd1.UnitMasked" => failure.hint(match scope {
-            Scope::System => "systemctl unmask the unit, if it should run again",
-            Scope::User => "systemctl --user unmask the unit, if it should run again",
+            Scope::System => "unmask the unit if it should run again: `systemctl unmask UNIT`",
+            Scope::User => "unmask the unit if it should run again: `systemctl --user unmask UNIT`",
         }),
         _ => failure,
     }

@@ -80,7 +80,7 @@ impl SealingKey {
             Some((_, None)) => {
                 anyhow::bail!("it is encrypted with a null key, so anyone may have written it")
             }
-            None => anyhow::bail!("it is not what systemd-creds writes"),
+            None => anyhow::bail!("it was not written by systemd-creds"),
         }
     }
 
@@ -91,7 +91,7 @@ impl SealingKey {
     pub fn choose(wanted: Option<Self>, progress: &Progress) -> Result<Self> {
         let refuse = |reason: &str| {
             Failure::new(format!("this host can't seal secrets: {reason}"))
-                .hint("all is as before, with the secrets in .env")
+                .hint("nothing was changed: the secrets stay in .env")
         };
         let is_forgotten = is_forgotten(Path::new(HOST_KEY));
         let best = if is_forgotten { Self::Tpm2 } else { Self::Both };
@@ -101,7 +101,7 @@ impl SealingKey {
                 Ok(()) => return Ok(best),
                 Err(error) => {
                     progress.warn(&format!(
-                        "the TPM can't be used, so only the host key is: {error:#}"
+                        "the TPM can't be used, so the host key alone is used: {error:#}"
                     ));
                     Self::Host
                 }
@@ -110,7 +110,7 @@ impl SealingKey {
         };
         if key != Self::Tpm2 && is_forgotten {
             return Err(refuse(&format!(
-                "{HOST_KEY} would be in memory only, and lost at the next boot"
+                "{HOST_KEY} would be in memory only and lost at the next boot"
             ))
             .into());
         }
@@ -125,7 +125,7 @@ impl SealingKey {
         let found = decrypt("litellm-units.attempt", &ciphertext)?;
         anyhow::ensure!(
             found.expose_secret() == text.expose_secret(),
-            "another text came back than was encrypted"
+            "the decrypted text differs from the encrypted one"
         );
         Ok(())
     }
@@ -253,7 +253,7 @@ mod tests {
         );
         assert_eq!(
             kind("sk-1234"),
-            Err("it is not what systemd-creds writes".into())
+            Err("it was not written by systemd-creds".into())
         );
     }
 

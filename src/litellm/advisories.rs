@@ -69,7 +69,7 @@ fn place_words(place: Option<&str>) -> String {
 impl Compromised {
     /// The next step.
     pub const HINT: &str =
-        "choose another release, and rotate every credential that this one has seen";
+        "choose another release, and rotate every credential that this one could read";
 }
 
 impl Advisories {
@@ -88,7 +88,7 @@ impl Advisories {
                 Err(error) => {
                     return Err(
                         Failure::config(format!("can't read {}: {error}", path.display()))
-                            .hint("let everyone who runs a gateway read it: chmod a+r")
+                            .hint("make it readable for every user who runs a gateway: `chmod a+r`")
                             .into(),
                     );
                 }

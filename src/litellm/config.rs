@@ -123,7 +123,7 @@ pub fn check_deployment(host: &Host) -> Result<Vec<ConfigFinding>> {
             severity: Severity::Error,
             message,
             hint: Some(format!(
-                "put the file below {} and name it relative to that",
+                "move the file below {} and name it relative to that directory",
                 host.paths.config().display()
             )),
         };
@@ -132,7 +132,7 @@ pub fn check_deployment(host: &Host) -> Result<Vec<ConfigFinding>> {
             .unwrap_or(Path::new(&include));
         if inside.is_absolute() || inside.components().any(|part| part.as_os_str() == "..") {
             findings.push(missing(format!(
-                "{include} is outside of what the gateway sees"
+                "{include} is outside of the directory that the gateway can read"
             )));
             continue;
         }
@@ -232,7 +232,7 @@ pub fn refuse_weak_master_key(host: &Host, env: &EnvFile, settings: &Settings) -
 fn read(path: &Path) -> Result<String> {
     let bytes = std::fs::read(path).map_err(|error| {
         Failure::config(format!("can't read {}: {error}", path.display()))
-            .hint("`litellm-units generate` writes one to begin with")
+            .hint("write a first one: `litellm-units generate`")
     })?;
     String::from_utf8(bytes).map_err(|error| {
         let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
@@ -460,7 +460,7 @@ impl Checker<'_> {
                 self.warning(
                     model.at,
                     format!("{name:?} is the same as in line {}, name and litellm_params", first.at.line),
-                    Some("remove one; models of one name share the load only if something in litellm_params differs"),
+                    Some("remove one; models of one name share the load only if their litellm_params differ"),
                 );
             }
         }
@@ -493,7 +493,7 @@ impl Checker<'_> {
             }
             None => self.error(
                 key.at,
-                "master_key stands here in clear text",
+                "master_key is in clear text here",
                 Some(&format!(
                     "move it to LITELLM_MASTER_KEY in .env, and {RIGHT}"
                 )),
@@ -520,16 +520,16 @@ impl Checker<'_> {
             None if url.text().is_none_or(str::is_empty) => {}
             None => self.error(
                 url.at,
-                "database_url stands here in clear text",
+                "database_url is in clear text here",
                 Some(&format!(
-                    "{RIGHT}; for a database elsewhere, move the URL to DATABASE_URL in .env"
+                    "{RIGHT}; for an external database, move the URL to DATABASE_URL in .env"
                 )),
             ),
         }
     }
 
     fn redis(&mut self, root: &Node) {
-        const SLOW: &str = "Redis as a URL is slower (80 requests/s less by LiteLLM's own account)";
+        const SLOW: &str = "Redis as a URL is slower (by 80 requests/s, says LiteLLM)";
         let mut hosts = Vec::new();
         if let Some(cache) = root
             .get("litellm_settings")
@@ -609,7 +609,7 @@ impl Checker<'_> {
                         self.warning(
                             key.at,
                             format!(
-                                "{name:?} is also in line {}; only this one counts",
+                                "{name:?} is also in line {}; only this one is used",
                                 first.at.line
                             ),
                             Some("join the two"),
@@ -631,7 +631,7 @@ impl Checker<'_> {
         if text.contains(REFERENCE) {
             return self.warning(
                 node.at,
-                "os.environ/ is only replaced at the beginning of a value",
+                "os.environ/ is replaced only at the beginning of a value",
                 Some("put the whole value into a variable of .env"),
             );
         }
@@ -671,7 +671,7 @@ impl Checker<'_> {
             found if found.is_some() || self.env.get(name) == Some("") => {
                 let message = format!("{name} is empty in .env{}", line(name));
                 if matches!(path.first(), Some(&("model_list" | "credential_list"))) {
-                    let hint = "set it, or remove the model; until then the gateway starts, but can't serve this model";
+                    let hint = "set it, or remove the model; until then the gateway starts but can't serve this model";
                     self.warning(at, message, Some(hint));
                 } else {
                     self.error(at, message, Some(&format!("set {name} in .env")));
@@ -877,7 +877,7 @@ pub fn refuse_errors(host: &Host) -> Result<()> {
         "the gateway would not work with this configuration, so nothing was restarted:{}",
         errors.concat()
     ))
-    .hint("mend the file; litellm-units config check shows all findings")
+    .hint("correct the file; see all findings: `litellm-units config check`")
     .into())
 }
 

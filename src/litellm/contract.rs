@@ -72,7 +72,7 @@ impl Need {
 }
 
 const SERVE: &str = "serve.py serves on the sockets of systemd";
-const STOP: &str = "serve.py lets go of connections without cutting anyone off";
+const STOP: &str = "serve.py closes connections without cutting off a request";
 const WORKERS: &str = "serve.py serves with several workers";
 const MIGRATE: &str = "migrate.py migrates the database";
 const ARGUMENTS: &str = "the database's URL stays out of the arguments of Prisma";
@@ -302,7 +302,7 @@ pub async fn check(host: &Host, settings: &Settings) -> Result<ProbedRelease> {
             "{image} (LiteLLM {version}) does not fit this litellm-units, so nothing was changed:\n  {}",
             lacks.join("\n  ")
         ))
-        .hint("choose a release that this litellm-units was tested with, or install a newer litellm-units")
+        .hint("choose a release that this version of litellm-units was tested with, or install a newer litellm-units")
         .into());
     }
     if let Some(key) = settings.master_key.in_clear()
@@ -355,9 +355,9 @@ async fn ask(host: &Host, image: &ImageReference, pinned: &str) -> Result<Probed
         .await
         .map_err(|_| {
             Failure::new(format!(
-                "{image} was not checked within {seconds} s; nothing was changed"
+                "{image} was not checked within {seconds} s, so nothing was changed"
             ))
-            .hint("the machine may be busy: try again")
+            .hint("the machine may be busy: run the same command again")
         })?
         .context("can't run podman")?;
     let words = String::from_utf8_lossy(&output.stderr);

@@ -50,7 +50,7 @@ pub enum KeyError {
         team: String,
     },
     /// A request failed after a key was made, and then the key could not be deleted.
-    #[error("{error}; the key made before that is left, as deleting it failed, too: {deletion}")]
+    #[error("{error}; the new key remains, because deleting it failed, too: {deletion}")]
     Left {
         /// The hash of that key.
         token: String,
@@ -84,7 +84,7 @@ pub enum KeyError {
         reason: String,
     },
     /// Something answered, but not as LiteLLM does.
-    #[error("{path} answers what LiteLLM would not: {reason}")]
+    #[error("unexpected answer of {path}: {reason}")]
     Unintelligible {
         /// What was asked for.
         path: &'static str,

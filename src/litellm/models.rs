@@ -12,7 +12,7 @@ use crate::yaml;
 pub fn configured(path: &Path) -> Result<Vec<String>> {
     let wrong = |problem: &str| {
         Failure::config(format!("{}: {problem}", path.display()))
-            .hint("see all that is wrong with it: litellm-units config check")
+            .hint("see all findings: `litellm-units config check`")
     };
     let text = std::fs::read_to_string(path).map_err(|error| wrong(&error.to_string()))?;
     parse(&text).map_err(|problem| wrong(&problem).into())

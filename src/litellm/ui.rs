@@ -41,7 +41,7 @@ pub async fn login(client: &Client, username: &str, password: &SecretString) -> 
             let words = answer.text().await.unwrap_or_default();
             Err(
                 Failure::new(format!("the login answers {status}: {}", scrub(&words)))
-                    .hint("see what the gateway says: litellm-units logs litellm")
+                    .hint("see the gateway's log: `litellm-units logs litellm`")
                     .into(),
             )
         }
@@ -71,7 +71,7 @@ pub async fn check_pages(client: &Client, public: Option<&Url>) -> Result<()> {
         let status = answer.status();
         let wrong = |problem: String| -> anyhow::Error {
             Failure::new(problem)
-                .hint("see what the gateway says: litellm-units logs litellm")
+                .hint("see the gateway's log: `litellm-units logs litellm`")
                 .into()
         };
         if status.is_redirection() {
@@ -106,6 +106,6 @@ fn authority(url: &Url) -> Option<String> {
 
 fn unreachable(error: &reqwest::Error) -> anyhow::Error {
     Failure::new(format!("the gateway does not answer: {}", innermost(error)))
-        .hint("see what runs: litellm-units status")
+        .hint("see what is running: `litellm-units status`")
         .into()
 }

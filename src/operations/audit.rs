@@ -155,7 +155,7 @@ impl Audit<'_> {
         for text in forms {
             if text.len() < SHORTEST {
                 if text == value && !text.is_empty() {
-                    self.skip(name, "too short to be looked for");
+                    self.skip(name, "too short to search for");
                 }
             } else if !self
                 .patterns
@@ -206,7 +206,7 @@ impl Audit<'_> {
             (paths.service_key(), "the service key"),
             (paths.credentials(), "sealed secrets"),
             (paths.state(), "kept configurations"),
-            (paths.pending_change(), "a change under way"),
+            (paths.pending_change(), "an unfinished rotation"),
         ];
         for (path, secret) in private {
             let Ok(metadata) = std::fs::metadata(&path) else {
@@ -240,7 +240,7 @@ impl Audit<'_> {
             } else if path.starts_with(&logs) {
                 "in a log".to_owned()
             } else if path.starts_with(&config) {
-                "written out; it belongs into .env, and os.environ/NAME here".to_owned()
+                "in clear; move it to .env and write os.environ/NAME here".to_owned()
             } else if open {
                 format!(
                     "a copy open to others: mode {:04o}",
@@ -287,7 +287,7 @@ impl Audit<'_> {
         for root in roots {
             for (path, metadata, _) in walk(&root, &|_| true) {
                 // Links lead to units of others, or to what is looked at elsewhere.
-                self.file(&path, &metadata, "in a unit or what it is made with");
+                self.file(&path, &metadata, "in a unit or a file that makes one");
             }
         }
     }
@@ -306,7 +306,7 @@ impl Audit<'_> {
         ] {
             let path = home.join(name);
             if let Ok(metadata) = std::fs::metadata(&path) {
-                self.file(&path, &metadata, "in a history of commands");
+                self.file(&path, &metadata, "in a command history");
             }
         }
     }
@@ -372,7 +372,7 @@ impl Audit<'_> {
                 self.add(
                     place(),
                     secret,
-                    "among the arguments, which every user can read",
+                    "in the arguments, which every user can read",
                 );
             }
             let secrets = self.found_in(&read("environ"));

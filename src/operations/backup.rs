@@ -104,7 +104,7 @@ impl Backup {
         let directory = directory(paths).join(id.as_str());
         if !directory.is_dir() {
             return Err(Failure::new(format!("there is no backup {id} in {}", self::directory(paths).display()))
-                .hint("see which there are: litellm-units backup list; one that is elsewhere: litellm-units backup fetch")
+                .hint("list the local backups: `litellm-units backup list`; get a remote one: `litellm-units backup fetch`")
                 .into());
         }
         let manifest = BackupManifest::load(&directory)?;
@@ -122,7 +122,7 @@ impl Backup {
         if name != "latest" {
             let id = OperationId::parse(name).ok_or_else(|| {
                 Failure::new(format!("{name:?} is not the name of a backup"))
-                    .hint("say `latest`, or a name from litellm-units backup list")
+                    .hint("use `latest`, or a name from `litellm-units backup list`")
             })?;
             return Self::load(paths, &id);
         }
@@ -132,7 +132,7 @@ impl Backup {
                 "there is no backup in {}",
                 directory(paths).display()
             ))
-            .hint("make one: litellm-units backup")
+            .hint("make one: `litellm-units backup`")
             .into()),
         }
     }
@@ -175,8 +175,8 @@ pub async fn create(host: &Host, settings: &Settings, options: &BackupOptions) -
     let mut interrupt = signal(SignalKind::interrupt()).context("can't listen for Ctrl-C")?;
     tokio::select! {
         result = create_uninterrupted(host, settings, options) => result,
-        _ = interrupt.recv() => Err(Failure::interrupted("interrupted; nothing is left of the backup that was under way")
-            .hint("make it again: litellm-units backup")
+        _ = interrupt.recv() => Err(Failure::interrupted("interrupted; the incomplete backup was removed")
+            .hint("make a new one: `litellm-units backup`")
             .into()),
     }
 }
@@ -273,7 +273,7 @@ async fn create_uninterrupted(
                 backup.id(),
                 remote.url()
             ))
-            .hint("check BACKUP_URL and its credentials in .env; the next backup tries again")
+            .hint("check BACKUP_URL and its credentials in .env; the next backup is copied again")
             .caused_by(error)
         })?;
     }
@@ -317,14 +317,14 @@ fn opened(
 ) -> Option<SecretString> {
     if recipient.word().is_none() {
         progress.warn(
-            "the secrets in this backup are sealed, so it brings them back on this host only: add BACKUP_AGE_RECIPIENT to .env",
+            "the secrets in this backup are sealed and can be opened on this host only: to use them on another host, add BACKUP_AGE_RECIPIENT to .env",
         );
         return None;
     }
     seal::in_clear(env, path)
         .map_err(|error| {
             progress.warn(&format!(
-                "the backup holds the secrets as they are sealed: {error:#}"
+                "the backup holds the secrets in sealed form: {error:#}"
             ));
         })
         .ok()
@@ -412,7 +412,7 @@ fn finish(staged: TempDir, parent: &Path, manifest: &BackupManifest) -> Result<(
     fail::fail_point!("backup-before-rename");
     let place = parent.join(manifest.id.as_str());
     std::fs::rename(staged.path(), &place)
-        .with_context(|| format!("can't name {}", place.display()))?;
+        .with_context(|| format!("can't rename {}", place.display()))?;
     // It has another name by now.
     let _ = staged.keep();
     files::sync_directory(parent)
@@ -484,8 +484,9 @@ pub async fn images(host: &Host, settings: &Settings) -> Images {
 fn prune(host: &Host, retention: Retention, options: &BackupOptions) -> Result<()> {
     for id in retention::expired(&ids(&host.paths)?, retention, &options.protected) {
         remove(&host.paths, &id)?;
-        host.progress
-            .say(&format!("removed backup {id}, which is old enough"));
+        host.progress.say(&format!(
+            "removed backup {id}, which the retention rule no longer keeps"
+        ));
     }
     Ok(())
 }
@@ -512,8 +513,9 @@ fn remove_unfinished(host: &Host) -> Result<()> {
         {
             std::fs::remove_dir_all(entry.path())
                 .with_context(|| format!("can't remove {}", entry.path().display()))?;
-            host.progress
-                .say(&format!("removed {name}, left by an interrupted backup"));
+            host.progress.say(&format!(
+                "removed {name}, the rest of an interrupted backup"
+            ));
         }
     }
     Ok(())
@@ -554,7 +556,7 @@ fn expected_size(paths: &Paths, size: u64) -> u64 {
 /// Refuses when the file system of `directory` has less than `needed` bytes left, and some more.
 fn check_space(directory: &Path, needed: u64) -> Result<()> {
     let found = nix::sys::statvfs::statvfs(directory)
-        .with_context(|| format!("can't ask how full the disk of {} is", directory.display()))?;
+        .with_context(|| format!("can't read the free space of {}", directory.display()))?;
     let free = found.blocks_available() * found.fragment_size();
     // On a small file system, the reserve would be most of it.
     let size = found.blocks() * found.fragment_size();
@@ -563,12 +565,12 @@ fn check_space(directory: &Path, needed: u64) -> Result<()> {
         return Ok(());
     }
     Err(Failure::new(format!(
-        "{} has {} left, and about {} are needed; nothing was begun",
+        "{} has {} of free space, and the backup needs about {}; nothing was done",
         directory.display(),
         bytes(free),
         bytes(needed)
     ))
-    .hint("free some space, or keep fewer backups (--keep-daily, --keep-monthly)")
+    .hint("free some space, or keep fewer backups (`--keep-daily`, `--keep-monthly`)")
     .into())
 }
 
@@ -580,10 +582,10 @@ fn on_full_disk(error: anyhow::Error, directory: &Path) -> anyhow::Error {
     });
     if full {
         Failure::new(format!(
-            "the disk of {} is full; nothing is left of the backup that was under way",
+            "the disk of {} is full; the incomplete backup was removed",
             directory.display()
         ))
-        .hint("free some space, or keep fewer backups (--keep-daily, --keep-monthly)")
+        .hint("free some space, or keep fewer backups (`--keep-daily`, `--keep-monthly`)")
         .caused_by(error)
         .into()
     } else {

@@ -277,7 +277,7 @@ fn advise_linger(progress: &Progress) {
         .exists()
     {
         progress.warn(&format!(
-            "{0} does not linger, so the gateway would stop at logout and not start at boot: loginctl enable-linger {0}",
+            "lingering is off for {0}, so the gateway stops at logout and does not start at boot: `loginctl enable-linger {0}`",
             user.name
         ));
     }
@@ -290,8 +290,8 @@ fn on_full_disk(error: anyhow::Error) -> anyhow::Error {
             .is_some_and(|cause| cause.kind() == std::io::ErrorKind::StorageFull)
     });
     if full {
-        Failure::new("the disk is full; every file is either as before or complete")
-            .hint("free some space and run the command again: it goes on where it stopped")
+        Failure::new("the disk is full; every file is either unchanged or complete")
+            .hint("free some space, then run the same command again: it continues where it stopped")
             .caused_by(error)
             .into()
     } else {

@@ -89,14 +89,14 @@ pub async fn refresh(host: &Host, image: &ImageReference, accept: bool) -> Resul
         && is_taken_without_signature(host, image, &locked.identity.digest)?
     {
         host.progress.say(&format!(
-            "{image} has no signature: only the recorded digest is taken"
+            "{image} has no signature: only its recorded digest is accepted"
         ));
         pull(host, image, &lock.pin(image)).await?;
         return Ok(None);
     }
     let verified = pull(host, image, image.as_str()).await?;
     let Some(found) = podman.image(image.as_str()).await? else {
-        anyhow::bail!("{image} was pulled, but Podman does not know its digest");
+        anyhow::bail!("{image} was pulled, but Podman shows no digest for it");
     };
     let found = found.published_as(verified);
     let Some(recorded) = lock.get(image).map(|locked| locked.identity.clone()) else {
@@ -146,7 +146,7 @@ fn record(
     Advisories::load(&host.paths)?
         .check(image, Some(&found.digest))
         .map_err(|found| {
-            Failure::config(format!("{found}; it was pulled, but will not run"))
+            Failure::config(format!("{found}; it was pulled but will not be started"))
                 .hint(Compromised::HINT)
         })?;
     // Each service's unit pulls by itself, at the same time as the others.
@@ -307,7 +307,7 @@ async fn refusal(
         (_, None) => format!("{reference} is refused by {place}"),
     };
     let hint = match ours {
-        None => "find out who set this policy, and why; or name another image in .env".to_owned(),
+        None => "ask who set this policy, or name another image in .env".to_owned(),
         Some(record) => other_release(image, record.is_litellm, record.key_files(&places).count()),
     };
     let cause = match admission {
@@ -324,12 +324,12 @@ async fn refusal(
 fn other_release(image: &ImageReference, is_litellm: bool, keys: usize) -> String {
     if !trust::is_signed_release(image) {
         return format!(
-            "LiteLLM signs its releases from 1.83 on; if this one has to be, name it with its digest in .env ({}@sha256:…), then: litellm-units trust",
+            "LiteLLM signs its releases from 1.83 on; to use this one, name it with its digest in .env ({}@sha256:…), then run `litellm-units trust`",
             image.as_str().split('@').next().unwrap_or_default()
         );
     }
     if !is_litellm {
-        return "name another release in .env; if you have verified this one otherwise: litellm-units trust --accept IMAGE@DIGEST (docs/trust.md)".to_owned();
+        return "name another release in .env; to accept this one after your own verification: `litellm-units trust --accept IMAGE@DIGEST` (docs/trust.md)".to_owned();
     }
     if let Some(place) = known::unsigned(image) {
         return format!(
@@ -339,9 +339,9 @@ fn other_release(image: &ImageReference, is_litellm: bool, keys: usize) -> Strin
     match known::way(image) {
         // The second key does not come with the program.
         Some(known::SigningMethod::Key(index)) if index >= keys => format!(
-            "this release is signed with the key of BerriAI/litellm's commit {}: download its cosign.pub, then: litellm-units trust --key cosign.pub (docs/trust.md)",
+            "this release is signed with the key of BerriAI/litellm's commit {}: download its cosign.pub, then run `litellm-units trust --key cosign.pub` (docs/trust.md)",
             known::KEYS[index].commit
         ),
-        _ => "name another release in .env; if you have verified this one otherwise: litellm-units trust --accept IMAGE@DIGEST (docs/trust.md)".to_owned(),
+        _ => "name another release in .env; to accept this one after your own verification: `litellm-units trust --accept IMAGE@DIGEST` (docs/trust.md)".to_owned(),
     }
 }

@@ -95,7 +95,7 @@ pub async fn carry_out(
         }
     }
     if edits.is_empty() {
-        host.progress.say("nothing to change");
+        host.progress.say("nothing to do: the values are the same");
         return Ok(());
     }
     fail::fail_point!("change-before-written");
@@ -126,14 +126,12 @@ pub async fn recover(host: &Host, timeout: Duration) -> Result<()> {
     match pending.way {
         Direction::Forward => {
             host.progress
-                .say(&format!("finishing what was interrupted: {}", pending.what));
+                .say(&format!("finishing the interrupted {}", pending.what));
             finish(host, pending, timeout).await
         }
         Direction::Back => {
-            host.progress.say(&format!(
-                "taking back what was interrupted: {}",
-                pending.what
-            ));
+            host.progress
+                .say(&format!("rolling back the interrupted {}", pending.what));
             go(host, &pending, timeout).await?;
             forget(host)
         }
@@ -183,10 +181,8 @@ async fn finish(host: &Host, pending: Pending, timeout: Duration) -> Result<()> 
         return Ok(());
     };
     host.progress.say(&format!("{error:#}"));
-    host.progress.say(&format!(
-        "that did not work, so it is taken back: {}",
-        pending.what
-    ));
+    host.progress
+        .say(&format!("rolling back the {}", pending.what));
     let what = pending.what.clone();
     let back = Pending {
         way: Direction::Back,
@@ -198,11 +194,9 @@ async fn finish(host: &Host, pending: Pending, timeout: Duration) -> Result<()> 
         forget(host)
     };
     Err(match attempt.await {
-        Ok(()) => {
-            Failure::new(format!("the {what} failed; everything is as before")).caused_by(error)
-        }
-        Err(second) => Failure::new(format!("the {what} failed, and so did taking it back"))
-            .hint("mend what is wrong, then: litellm-units up; it goes on with taking it back")
+        Ok(()) => Failure::new(format!("the {what} failed and was rolled back")).caused_by(error),
+        Err(second) => Failure::new(format!("the {what} failed, and so did rolling it back"))
+            .hint("fix the cause, then run `litellm-units up`, which continues the rollback")
             .caused_by(second),
     }
     .into())
@@ -213,7 +207,7 @@ fn concerns_interface(name: &str) -> bool {
 }
 
 fn write_down(host: &Host, pending: &Pending) -> Result<()> {
-    let text = serde_json::to_vec(pending).context("can't write down what changes")?;
+    let text = serde_json::to_vec(pending).context("can't write the record of the rotation")?;
     files::write_atomically(&host.paths.pending_change(), &text, 0o600)
 }
 

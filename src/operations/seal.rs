@@ -122,10 +122,10 @@ impl<'a> Sealer<'a> {
         let mut number = [0; 8];
         kernel_random(&mut number)?;
         let reference = Reference::new(name, u64::from_le_bytes(number));
-        let ciphertext = systemd_creds::encrypt(key, reference.credential(), &written)
-            .map_err(|error| {
+        let ciphertext =
+            systemd_creds::encrypt(key, reference.credential(), &written).map_err(|error| {
                 Failure::new(format!("{name} can't be sealed: {error:#}"))
-                    .hint("nothing was changed; see whether the key works: echo x | systemd-creds encrypt - -")
+                    .hint("nothing was changed; test the key: `echo x | systemd-creds encrypt - -`")
             })?;
         let directory = self.host.paths.credentials();
         if !directory.is_dir() {
@@ -201,7 +201,7 @@ pub fn seal(host: &Host, options: &SealOptions) -> Result<Sealed> {
         let (whole, _) = unsealed(&env, &names, &vault, &path)?;
         if back.text() != whole.text() {
             return Err(Failure::new(
-                "what was sealed does not come back as it was, so nothing was changed",
+                "the sealed values differ after decryption, so nothing was changed",
             )
             .into());
         }
@@ -266,7 +266,7 @@ fn follow(
             Ok(false) => {}
             Err(error) => host
                 .progress
-                .warn(&format!("{} stays as it is: {error:#}", path.display())),
+                .warn(&format!("{} was not changed: {error:#}", path.display())),
         }
         fail::fail_point!("seal-kept");
     }
@@ -308,7 +308,7 @@ fn check_names(env: &EnvFile, names: &[String], path: &Path) -> Result<()> {
         }
         if !may_be_sealed(name) {
             return Err(
-                Failure::new(format!("{name} is no secret, and is needed in clear")).into(),
+                Failure::new(format!("{name} is not a secret and must stay in clear")).into(),
             );
         }
     }
@@ -365,8 +365,8 @@ fn sealed(
         {
             return Err(wrong(
                 old.line,
-                &format!("{} is made of other variables, so it can't be sealed itself", found.name),
-                "give the secret in it a variable of its own, and seal that one by its name: litellm-units secrets seal NAME",
+                &format!("{} refers to other variables, so it can't be sealed itself", found.name),
+                "put the secret into a variable of its own and seal that one: `litellm-units secrets seal NAME`",
             )
             .into());
         }
@@ -377,8 +377,8 @@ fn sealed(
         {
             return Err(wrong(
                 line_before(env, &new, at),
-                &format!("the value of {name} is here, too"),
-                "remove it here, or seal this variable as well: litellm-units secrets seal NAME",
+                &format!("the value of {name} is repeated here"),
+                "remove it here, or seal this variable, too: `litellm-units secrets seal NAME`",
             )
             .into());
         }

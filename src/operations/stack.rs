@@ -130,7 +130,7 @@ pub async fn start_units(
     let mut wait = Wait::new(host, begin, timeout).await?;
     if host.remote.is_none() && !steps.is_empty() && is_network_gone(host).await? {
         host.progress
-            .say("Podman's network litellm was removed: making it again");
+            .say("Podman's network litellm was removed: creating it again");
         wait.ask(JobType::Restart, NETWORK_UNIT).await?;
     }
     if manner == Manner::Handover
@@ -347,7 +347,7 @@ fn check_port() -> Result<()> {
             "port {GATEWAY_PORT} is taken by another process"
         ))
         .hint(format!(
-            "find and stop it: ss -ltnp 'sport = :{GATEWAY_PORT}'"
+            "find it and stop it: `ss -ltnp 'sport = :{GATEWAY_PORT}'`"
         ))
         .into()),
         _ => Ok(()),
@@ -611,7 +611,7 @@ impl<'a> Wait<'a> {
             "{} did not finish within {waited}",
             pending.join(", ")
         ))
-        .hint("see what they do: systemctl list-jobs")
+        .hint("see the jobs of systemd: `systemctl list-jobs`")
         .into()
     }
 

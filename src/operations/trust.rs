@@ -180,7 +180,7 @@ impl Places {
         serde_json::from_str(&text).map(Some).map_err(|error| {
             Failure::new(format!("{}, line {}: {error}", self.record.display(), error.line()))
                 .hint(format!(
-                    "take litellm-units' scopes out of {} by hand and remove this file, then run litellm-units trust again",
+                    "remove litellm-units' scopes from {} by hand, remove this file, then run `litellm-units trust` again",
                     self.policy.display()
                 ))
                 .into()
@@ -496,7 +496,8 @@ impl PolicyPlan {
 
 impl TrustRecord {
     fn text(&self) -> Result<String> {
-        let text = serde_json::to_string_pretty(self).context("can't write what was set")?;
+        let text =
+            serde_json::to_string_pretty(self).context("can't write the record of the policy")?;
         Ok(text + "\n")
     }
 }
@@ -529,7 +530,7 @@ fn base(places: &Places, record: Option<&TrustRecord>) -> Result<(String, PathBu
                 "{} is missing, so Podman pulls nothing at all",
                 places.site_policy.as_ref().unwrap_or(&places.policy).display()
             ))
-            .hint("install it with the package that it belongs to: golang-github-containers-common (Debian, Ubuntu), containers-common (Fedora)")
+            .hint("install the package that it belongs to: golang-github-containers-common (Debian, Ubuntu) or containers-common (Fedora, RHEL)")
             .into()
         }),
     }
@@ -543,13 +544,13 @@ fn refuse_foreign(policy: &Policy, scope: &str) -> Result<()> {
             "{}: {named:?} {problem}",
             policy.place(demand)
         ))
-        .hint("litellm-units trust replaces and loosens nothing that it did not write; what to put there by hand is in docs/trust.md")
+        .hint("`litellm-units trust` changes only what it wrote itself; what to write there by hand is in docs/trust.md")
         .into())
     };
     for found in policy.below(scope) {
         let exact = found.scope.is_some_and(|scope| scope.contains('@'));
         if !exact {
-            return refuse(found, &format!("decides about images of {scope} already"));
+            return refuse(found, &format!("already has a rule for images of {scope}"));
         }
     }
     let now = policy.demand(scope, "");
@@ -558,7 +559,7 @@ fn refuse_foreign(policy: &Policy, scope: &str) -> Result<()> {
         return refuse(
             now,
             &format!(
-                "already makes a demand of images of {scope}: {}",
+                "already has a rule for images of {scope}: {}",
                 types.join(", ")
             ),
         );
@@ -582,8 +583,8 @@ fn keys(places: &Places, record: Option<&TrustRecord>, wish: &Wish) -> Result<(V
             Some(text) => present.push(text),
             None if is_litellm => {}
             None => {
-                return Err(Failure::new(format!("{} is gone", path.display()))
-                    .hint("give it again: litellm-units trust --key FILE")
+                return Err(Failure::new(format!("{} is missing", path.display()))
+                    .hint("give the key again: `litellm-units trust --key FILE`")
                     .into());
             }
         }
@@ -686,7 +687,7 @@ fn registries_yaml(
         let Some(text) = read(&path)? else { continue };
         let damaged = |line: usize, problem: &str| {
             Failure::new(format!("{}, line {line}: {problem}", path.display()))
-                .hint("Podman pulls nothing with it: mend it, then run litellm-units trust again")
+                .hint("Podman pulls nothing until the file is valid: correct it, then run `litellm-units trust` again")
         };
         let root = yaml::parse(&text).map_err(|error| damaged(error.at.line, &error.message))?;
         let Some(docker) = root.as_ref().and_then(|root| root.get("docker")) else {
@@ -710,7 +711,7 @@ fn registries_yaml(
                     wanted[at]
                 ))
                 .hint(
-                    "add there: use-sigstore-attachments: true; then run litellm-units trust again",
+                    "add `use-sigstore-attachments: true` there, then run `litellm-units trust` again",
                 )
                 .into());
             }
@@ -803,7 +804,7 @@ pub fn check_scope(scope: &str) -> Result<()> {
         Ok(image) if image.name() == scope => Ok(()),
         _ => Err(
             Failure::new(format!("{scope:?} is not a registry and a path"))
-                .hint("write it as in --scope registry.example.com/berriai")
+                .hint("write it as in `--scope registry.example.com/berriai`")
                 .into(),
         ),
     }
@@ -837,7 +838,7 @@ pub fn unsigned(
         return Err(Failure::new(format!(
             "LITELLM_IMAGE is {current}, which is not in {scope}: its signature would not be verified"
         ))
-        .hint(format!("litellm-units trust --scope {parent}"))
+        .hint(format!("choose the scope of that image: `litellm-units trust --scope {parent}`"))
         .into());
     }
     if is_signed_release(current) {
@@ -847,9 +848,9 @@ pub fn unsigned(
         found.push(format!("{}@{digest}", current.name()));
     } else if images.lacks(current) {
         return Err(Failure::new(format!(
-            "LITELLM_IMAGE is {current}, from before LiteLLM signed its releases, and its digest is not recorded yet: it could not be pulled any more"
+            "LITELLM_IMAGE is {current}, which LiteLLM did not sign, and its digest is not recorded: it could not be pulled any more"
         ))
-        .hint("record it first: litellm-units pull; or name a release from 1.83 on")
+        .hint("record it first with `litellm-units pull`, or name a release from 1.83 on")
         .into());
     }
     Ok(found)

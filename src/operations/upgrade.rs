@@ -137,8 +137,8 @@ impl ReleasePlan {
     async fn new(host: &Host, verb: ReleaseVerb, env: String, settings: Settings) -> Result<Self> {
         let paths = &host.paths;
         let configuration = snapshot::last_good(paths).ok_or_else(|| {
-            Failure::new("the gateway was never ready here, so there is nothing to go back to")
-                .hint("bring it up first: litellm-units up")
+            Failure::new("the gateway was never ready here, so there is no release to roll back to")
+                .hint("start it first: `litellm-units up`")
         })?;
         let before =
             Settings::from_text(&snapshot::env(paths, &configuration)?, &paths.env_file())?;
@@ -196,7 +196,7 @@ impl ReleasePlan {
             format!("{} {from} -> {}", self.verb, self.settings.litellm_image),
             match &self.wanted {
                 Some(ImageIdentity { digest, .. }) => {
-                    format!("  pull        {digest}, unless it is here; nothing is stopped")
+                    format!("  pull        {digest}, if it is missing; nothing is stopped")
                 }
                 None => "  pull        the image, and record its digest; nothing is stopped".into(),
             },
@@ -204,20 +204,20 @@ impl ReleasePlan {
         ];
         match &self.data {
             Some(backup) => lines.push(format!(
-                "  data        of backup {backup}, restored beside the database, then swapped with it"
+                "  data        restore backup {backup} beside the database, then swap the two"
             )),
             None => lines.push(
-                "  migrate     the database, while the gateway of before serves; a newer schema stays".into(),
+                "  migrate     the database, while the current release serves; a newer schema is kept".into(),
             ),
         }
         let version = self.settings.litellm_image.tag().and_then(Version::of_tag);
         if self.encrypts_with_aes_gcm
             && version.is_some_and(|version| !version.is_from(contract::READS_AES_GCM))
         {
-            lines.push("  refuse      if credentials in the database are encrypted with AES-256-GCM, which this release can't read".into());
+            lines.push("  refuse      if credentials in the database are encrypted with AES-256-GCM, which that release can't read".into());
         }
         lines.push(if self.edited {
-            "  switch      .env, the other edits of .env and config/, units and gateway".into()
+            "  switch      .env and config/ with their other edits, units and gateway".into()
         } else {
             "  switch      .env, units and gateway".into()
         });
@@ -226,9 +226,10 @@ impl ReleasePlan {
             duration(options.settle)
         ));
         lines.push(if local {
-            "  if any of it fails, image, units, .env and data are as before".into()
+            "  if a step fails, image, units, .env and database are rolled back".into()
         } else {
-            "  if any of it fails, image, units and .env are as before; the data stays on its server".into()
+            "  if a step fails, image, units and .env are rolled back; the external database is not"
+                .into()
         });
         lines
     }
@@ -269,7 +270,7 @@ impl ReleasePlan {
         match run.forward(&self.configuration, &wanted, self.wanted).await {
             Ok(()) => {
                 host.progress.say(&format!(
-                    "{} serves; the {} took {}",
+                    "{} is running; the {} took {}",
                     run.operation.to,
                     run.operation.verb,
                     duration(begin.elapsed())
@@ -335,7 +336,7 @@ pub fn warning(paths: &Paths) -> Result<Option<String>> {
         .filter(|_| !OperationLock::is_held(paths))
         .map(|found| {
             format!(
-                "the {} to {} was interrupted {}; litellm-units up finishes or undoes it",
+                "the {} to {} was interrupted {}; to finish it or roll it back: `litellm-units up`",
                 found.operation.verb, found.operation.to, found.step
             )
         }))
@@ -347,7 +348,7 @@ pub fn warning(paths: &Paths) -> Result<Option<String>> {
 /// When neither is possible; the next command tries again.
 pub async fn recover(host: &Host, timeout: Duration) -> Result<()> {
     let ledger = Ledger::load(&host.paths)?;
-    let Some(found) = ledger.unfinished() else {
+    let Some(mut found) = ledger.unfinished() else {
         return Ok(());
     };
     let operation = found.operation;
@@ -374,10 +375,13 @@ pub async fn recover(host: &Host, timeout: Duration) -> Result<()> {
         let settings = Settings::load(&host.paths.env_file())?;
         run.start_database(&settings).await?;
         let recovered = restore::recover(host, &settings).await?;
-        data_replaced = match (recovered, &run.operation.data) {
-            (Recovered::Finished(id), Some(data)) => id == *data,
-            _ => false,
-        };
+        if let Recovered::Finished(id) = recovered {
+            data_replaced = run.operation.data.as_ref() == Some(&id);
+            if found.step == Step::Undoing && run.backup.as_ref() == Some(&id) {
+                run.reached(Step::DataBack)?;
+                found.step = Step::DataBack;
+            }
+        }
     }
     let forward = match found.step {
         Step::Ready => true,
@@ -391,7 +395,7 @@ pub async fn recover(host: &Host, timeout: Duration) -> Result<()> {
             Err(error) => Err(run.undo(error).await),
         };
     }
-    host.progress.say("undoing it");
+    host.progress.say("rolling it back");
     let from = run.operation.from.gateway().cloned();
     // What it has written since then must not be lost.
     let served = match &from {
@@ -401,11 +405,17 @@ pub async fn recover(host: &Host, timeout: Duration) -> Result<()> {
     if served {
         run.schema = None;
     }
-    run.back().await?;
+    let restored = run.back().await?;
+    // An earlier attempt may have restored it.
+    let restored = restored.or_else(|| {
+        let is_restored = found.step == Step::DataBack;
+        run.backup.clone().filter(|_| is_restored)
+    });
     run.end(OperationOutcome::Undone, Some("interrupted".into()))?;
+    let restored = restored_words(restored.as_ref());
     host.progress.say(&match from {
-        Some(from) => format!("undone: {} serves", from.reference),
-        None => "undone".to_owned(),
+        Some(from) => format!("rolled back: {} is running{restored}", from.reference),
+        None => format!("rolled back{restored}"),
     });
     Ok(())
 }
@@ -552,10 +562,10 @@ impl Run<'_> {
     fn kept(&self, name: &str) -> Result<SnapshotId> {
         SnapshotId::find(&self.host.paths, name).ok_or_else(|| {
             Failure::new(format!(
-                "the configuration {name} is not in {} any more",
+                "the configuration {name} is missing from {}",
                 self.host.paths.snapshots().display()
             ))
-            .hint("put .env and config/ back from a backup: litellm-units restore ID --config")
+            .hint("restore .env and config/ from a backup: `litellm-units restore ID --config`")
             .into()
         })
     }
@@ -566,7 +576,7 @@ impl Run<'_> {
         let name = present.to_string();
         if name != self.operation.configuration && name != self.operation.wanted {
             self.host.progress.say(&format!(
-                ".env or config/ were edited since; that is kept in {}",
+                ".env or config/ were edited since; the edit is kept in {}",
                 snapshot::directory(&self.host.paths, &present).display()
             ));
         }
@@ -619,12 +629,12 @@ impl Run<'_> {
             .operation
             .from
             .gateway()
-            .map_or("the release of before", |image| image.reference.as_str())
+            .map_or("the previous release", |image| image.reference.as_str())
             .to_owned();
         // Until then nothing was changed but `.env`.
         if self.backup.is_some() {
             self.host.progress.say(&format!(
-                "the {} failed: going back to {from}",
+                "the {} failed: rolling back to {from}",
                 self.operation.verb
             ));
         }
@@ -637,32 +647,36 @@ impl Run<'_> {
         let attempt = async {
             self.reached(Step::Undoing)?;
             fail::fail_point!("undo-begun");
-            self.back().await?;
-            self.end(OperationOutcome::Undone, reason)
+            let restored = self.back().await?;
+            self.end(OperationOutcome::Undone, reason)?;
+            anyhow::Ok(restored)
         };
         let hint = error::hint(&error)
-            .unwrap_or("mend what the lines above say, then try again; what was done: litellm-units history")
+            .unwrap_or("fix what the lines above name, then try again; see what was done: `litellm-units history`")
             .to_owned();
         match attempt.await {
-            Ok(()) => Failure::new(format!(
-                "the {} to {} failed; {from} serves, and everything is as before",
-                self.operation.verb, self.operation.to
+            Ok(restored) => Failure::new(format!(
+                "the {} to {} failed and was rolled back; {from} is running{}",
+                self.operation.verb,
+                self.operation.to,
+                restored_words(restored.as_ref())
             ))
             .hint(hint)
             .caused_by(error),
             Err(second) => Failure::new(format!(
-                "the {} to {} failed, and so did going back",
+                "the {} to {} failed, and so did rolling it back",
                 self.operation.verb, self.operation.to
             ))
-            .hint("mend what is wrong, then: litellm-units up; it goes on with going back")
+            .hint("fix the cause, then run `litellm-units up`, which continues the rollback")
             .caused_by(second.context(error)),
         }
         .into()
     }
 
     /// Puts configuration, images, units and data back as they were before, and waits until the
-    /// gateway is ready. Every step can be repeated.
-    async fn back(&mut self) -> Result<()> {
+    /// gateway is ready. Every step can be repeated. Returns the backup that the database was restored from, if
+    /// it was.
+    async fn back(&mut self) -> Result<Option<OperationId>> {
         let host = self.host;
         end_migration(host).await?;
         if let Some(restore) = self.restore.take() {
@@ -679,14 +693,15 @@ impl Run<'_> {
         }
         fail::fail_point!("undo-configured");
         let settings = self.install().await?;
-        self.data_back(&settings).await?;
-        stack::bring_up(host, &settings, self.options.timeout).await
+        let restored = self.data_back(&settings).await?;
+        stack::bring_up(host, &settings, self.options.timeout).await?;
+        Ok(restored)
     }
 
-    /// Restores the backup, if the migration has changed the schema.
-    async fn data_back(&mut self, settings: &Settings) -> Result<()> {
+    /// Restores the backup if the migration has changed the schema, and returns which one.
+    async fn data_back(&mut self, settings: &Settings) -> Result<Option<OperationId>> {
         let (Some(schema), Some(backup)) = (&self.schema, &self.backup) else {
-            return Ok(());
+            return Ok(None);
         };
         let host = self.host;
         let changed = stack::differences(host, settings)?
@@ -701,18 +716,19 @@ impl Run<'_> {
         self.start_database(settings).await?;
         let server = Server::new(host, settings).await?;
         if server.schema().await? == *schema {
-            return Ok(());
+            return Ok(None);
         }
         if !server.is_local() {
             self.host.progress.say(&format!(
-                "the database is on a server elsewhere and keeps the schema of the new release; its data of before is in backup {backup}"
+                "the database is on an external server and keeps the schema of the new release; backup {backup} has its previous contents"
             ));
-            return Ok(());
+            return Ok(None);
         }
         self.host.progress.say(&format!(
-            "the migration has changed the database: restoring backup {backup}, without what was written since"
+            "the migration changed the schema: restoring backup {backup}; later writes are lost"
         ));
-        let backup = Backup::load(&host.paths, backup)?;
+        let id = backup.clone();
+        let backup = Backup::load(&host.paths, &id)?;
         let restore = Restore::stage(
             host,
             settings,
@@ -726,8 +742,19 @@ impl Run<'_> {
         restore.swap().await?;
         fail::fail_point!("undo-swapped");
         self.reached(Step::DataBack)?;
-        restore.commit().await
+        restore.commit().await?;
+        Ok(Some(id))
     }
+}
+
+/// What a rollback cost, as the end of a sentence: nothing, or what was written after the backup.
+fn restored_words(backup: Option<&OperationId>) -> String {
+    backup.map_or_else(String::new, |backup| {
+        format!(
+            "; the database was restored to {}, later writes are lost",
+            backup.created().strftime("%Y-%m-%d %H:%M:%S UTC")
+        )
+    })
 }
 
 fn reached(operation: &Operation, step: Step) -> Event {
@@ -754,7 +781,7 @@ async fn refuse_unreadable(release: &contract::ProbedRelease, server: &Server<'_
         tables.join(", ")
     ))
     .hint(format!(
-        "choose a release from {} on, or the data of then (`litellm-units rollback --restore-data`); to enter those credentials again instead, add --accept-unreadable",
+        "choose a release from {} on, or restore the database of that time (`litellm-units rollback --restore-data`), or add `--accept-unreadable` and enter those credentials again",
         contract::READS_AES_GCM
     ))
     .into())

@@ -13,10 +13,10 @@ use crate::host::podman::Podman;
 /// # Errors
 /// With the generator's own words.
 pub async fn check(podman: &Podman, files: &[UnitFile], scope: Scope) -> Result<()> {
-    let staged = tempfile::tempdir().context("can't stage the units for Quadlet's check")?;
+    let staged = tempfile::tempdir().context("can't write the units for Quadlet's check")?;
     for file in files.iter().filter(|file| file.place == Place::Quadlet) {
         std::fs::write(staged.path().join(file.name), &file.text)
-            .context("can't stage the units for Quadlet's check")?;
+            .context("can't write the units for Quadlet's check")?;
     }
     let output = podman.generate(staged.path(), scope).await?;
     if output.status.success() {
@@ -27,6 +27,6 @@ pub async fn check(podman: &Podman, files: &[UnitFile], scope: Scope) -> Result<
         "Podman's Quadlet generator refuses the units, so nothing was installed:\n{}",
         words.trim().replace(&*staged.path().to_string_lossy(), "…")
     ))
-    .hint("this is a defect of litellm-units for this version of Podman: please report it with the lines above")
+    .hint("this is a defect of litellm-units with this version of Podman: report it with the lines above")
     .into())
 }

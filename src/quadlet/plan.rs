@@ -101,10 +101,10 @@ impl UnitPlan {
                 OnDisk::Ours(text) => Some(text),
                 OnDisk::Foreign => {
                     return Err(Failure::new(format!(
-                        "{} was not written by litellm-units, so it is left alone",
+                        "{} was not written by litellm-units, so it is not replaced",
                         path.display()
                     ))
-                    .hint("move it away, then run the command again")
+                    .hint("move it away, then run the same command again")
                     .into());
                 }
             };

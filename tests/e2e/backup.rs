@@ -88,8 +88,8 @@ fn damage_is_found(host: &TestHost, who: Who) {
         ),
     );
     let expected = format!(
-        "error: backup {id} is damaged:\n  database.dump.zst: its SHA-256 is another\n\
-         hint: use another one: litellm-units backup list; and look after the disk\n"
+        "error: backup {id} is damaged:\n  database.dump.zst: its SHA-256 differs\n\
+         hint: use another one (`litellm-units backup list`), and check the disk\n"
     );
     for words in [&["backup", "verify", &id][..], &["restore", &id, "--yes"]] {
         let ran = host.units(who, words);
@@ -114,7 +114,7 @@ fn a_full_disk_leaves_nothing(host: &TestHost) {
         ("20M", "and about"),
         (
             "32M",
-            "the disk of /opt/litellm-server/backups is full; nothing is left of the backup that was under way",
+            "the disk of /opt/litellm-server/backups is full; the incomplete backup was removed",
         ),
     ] {
         host.sh(
@@ -170,7 +170,7 @@ fn encrypted_and_elsewhere(host: &TestHost, who: Who) {
             String::new(),
             format!(
                 "error: backup {id} is encrypted to {recipient}\n\
-                 hint: name the file with the secret key: --identity FILE\n"
+                 hint: name the file with the secret key: `--identity FILE`\n"
             )
         )
     );
@@ -221,7 +221,7 @@ fn killed_restores_end_one_way_or_the_other(
     let ran = host.units(who, &["backup"]);
     assert!(
         ran.stderr.contains(&format!(
-            "the restore of backup {id} was interrupted: undoing it"
+            "the restore of backup {id} was interrupted: rolling it back"
         )),
         "{}",
         ran.stderr
@@ -235,7 +235,7 @@ fn killed_restores_end_one_way_or_the_other(
     assert_eq!(ran.code, 1);
     assert!(
         ran.stderr
-            .contains("error: the restore was undone; all is as before: a test says so"),
+            .contains("error: the restore failed and was rolled back; the previous database is in use: a test says so"),
         "{}",
         ran.stderr
     );
@@ -271,7 +271,7 @@ fn killed_restores_end_one_way_or_the_other(
     let ran = host.units(who, &["backup", "verify", id]);
     assert!(
         ran.stderr
-            .contains("was interrupted after the data was in place: finishing it"),
+            .contains("was interrupted after the databases were swapped: finishing it"),
         "{}",
         ran.stderr
     );

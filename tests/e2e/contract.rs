@@ -171,7 +171,7 @@ fn releases_that_do_not_fit_are_refused() {
         (
             &server,
             format!(
-                "{server} (LiteLLM 1.108.14) does not fit this litellm-units, so nothing was changed:\n  uvicorn.Server.shutdown is missing (serve.py lets go of connections without cutting anyone off)"
+                "{server} (LiteLLM 1.108.14) does not fit this litellm-units, so nothing was changed:\n  uvicorn.Server.shutdown is missing (serve.py closes connections without cutting off a request)"
             ),
         ),
         (

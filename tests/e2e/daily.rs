@@ -436,7 +436,7 @@ impl Day<'_> {
         assert!(
             started
                 .stderr
-                .starts_with("Podman's network litellm was removed: making it again\n"),
+                .starts_with("Podman's network litellm was removed: creating it again\n"),
             "{}",
             started.stderr
         );
@@ -669,7 +669,7 @@ fn refusals_and_other_machines() {
     refused(
         host.units(Who::Operator, &["--system", "stop", "redis"]),
         "error: can't stop litellm-redis.service: Interactive authentication required.",
-        "hint: run the command as root (sudo, or --host root@HOST), or use --user to manage a deployment of your own",
+        "hint: run the command as root (sudo, or `--host root@HOST`), or manage a deployment of your own with `--user`",
     );
     refused(
         host.bash(
@@ -677,7 +677,7 @@ fn refusals_and_other_machines() {
             "DBUS_SYSTEM_BUS_ADDRESS=unix:path=/run/no-bus litellm-units status",
         ),
         "error: can't reach systemd over the system D-Bus: failed to connect to `unix:path=/run/no-bus`: No such file or directory (os error 2)",
-        "hint: check that this host booted with systemd and that dbus runs: systemctl status dbus",
+        "hint: check that this host booted with systemd, and that D-Bus runs: `systemctl status dbus`",
     );
     let without_session = "setpriv --reuid 1001 --regid 1001 --clear-groups \
                            env -i PATH=$PATH HOME=/home/nolinger litellm-units status";
@@ -699,10 +699,13 @@ fn refusals_and_other_machines() {
         .ok();
     host.bash(Who::Operator, keys).ok();
     for (command, hint) in [
-        ("status", "hint: try: ssh root@127.0.0.1 true"),
+        (
+            "status",
+            "hint: test the connection: `ssh root@127.0.0.1 true`",
+        ),
         (
             "stop",
-            "hint: try the way there, then the bridge: ssh root@127.0.0.1 true; ssh root@127.0.0.1 systemd-stdio-bridge --version",
+            "hint: test the connection with `ssh root@127.0.0.1 true`, then the bridge with `ssh root@127.0.0.1 systemd-stdio-bridge --version`",
         ),
     ] {
         let ran = host.units(Who::Operator, &[there, command]);
@@ -750,7 +753,7 @@ fn refusals_and_other_machines() {
         (
             1,
             Some(
-                "hint: install it there; ssh must find it: ssh root@127.0.0.1 command -v litellm-units"
+                "hint: install it there, where ssh finds it: `ssh root@127.0.0.1 command -v litellm-units`"
             )
         ),
         "{}",
@@ -761,7 +764,7 @@ fn refusals_and_other_machines() {
             Who::Root,
             "PATH=/nowhere /tmp/litellm-units --host root@127.0.0.1 health",
         ),
-        "error: ssh is not installed here",
-        "hint: install it: apt install openssh-client, or dnf install openssh-clients",
+        "error: ssh is not installed on this host",
+        "hint: install it: `apt install openssh-client` or `dnf install openssh-clients`",
     );
 }

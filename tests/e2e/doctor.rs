@@ -254,7 +254,7 @@ fn platform_faults(ward: &Ward) {
             mv $g /root/; printf '#!/bin/sh\\necho 4.3.1\\n' >$g; chmod +x $g",
         found: &[
             "FAILURE  podman: Podman 4.3 is too old: the units need 4.9 or newer",
-            "         hint: Debian 13, Ubuntu 24.04, RHEL 9.4 and Fedora 40 have one: upgrade the distribution, or install a newer Podman",
+            "         hint: upgrade to a distribution that has it: Debian 13, Ubuntu 24.04, RHEL 9.4, Fedora 43, or a later release of these",
         ],
         mend: "mv /root/podman-system-generator /usr/lib/systemd/system-generators/",
         ..FAULT
@@ -265,12 +265,12 @@ fn platform_faults(ward: &Ward) {
         Who::Root => (
             "DBUS_SYSTEM_BUS_ADDRESS=unix:path=/nonexistent",
             "can't reach systemd over the system D-Bus",
-            "check that this host booted with systemd and that dbus runs: systemctl status dbus",
+            "check that this host booted with systemd, and that D-Bus runs: `systemctl status dbus`",
         ),
         Who::Operator => (
             "DBUS_SESSION_BUS_ADDRESS=unix:path=/nonexistent",
             "can't reach the user's systemd over D-Bus",
-            "log in as that user directly (ssh, machinectl shell USER@; not su or sudo), and run `loginctl enable-linger`",
+            "log in as that user directly (ssh or `machinectl shell USER@`, not su or sudo), and run `loginctl enable-linger`",
         ),
     };
     ward.treat(&Fault {
@@ -347,7 +347,7 @@ fn env_faults(ward: &Ward) {
         (
             "ghcr.io/berriai/litellm:v1.82.8",
             r#""ghcr.io/berriai/litellm:v1.82.8" is LiteLLM 1.82.8, a compromised release: it steals credentials (https://github.com/BerriAI/litellm/issues/24512)"#,
-            "choose another release, and rotate every credential that this one has seen",
+            "choose another release, and rotate every credential that this one could read",
         ),
     ] {
         ward.treat(&Fault {

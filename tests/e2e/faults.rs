@@ -51,7 +51,7 @@ fn a_host_that_can_not_run_the_units(host: &TestHost, who: Who) {
     let root = |script: &str| drop(host.bash(Who::Root, script).ok());
 
     root("mv /usr/bin/podman /usr/bin/podman.away");
-    let stderr = "error: Podman is not installed\nhint: install it: apt install podman, or dnf install podman\n";
+    let stderr = "error: Podman is not installed\nhint: install it: `apt install podman` or `dnf install podman`\n";
     fails(host, who, generate, 1, stderr);
     fails(host, who, up, 1, stderr);
     root("mv /usr/bin/podman.away /usr/bin/podman");
@@ -70,7 +70,7 @@ fn a_host_that_can_not_run_the_units(host: &TestHost, who: Who) {
     };
     pretend("echo 4.3.1");
     let stderr = "error: Podman 4.3 is too old: the units need 4.9 or newer\n\
-                  hint: Debian 13, Ubuntu 24.04, RHEL 9.4 and Fedora 40 have one: upgrade the distribution, or install a newer Podman\n";
+                  hint: upgrade to a distribution that has it: Debian 13, Ubuntu 24.04, RHEL 9.4, Fedora 43, or a later release of these\n";
     fails(host, who, generate, 1, stderr);
 
     pretend(
@@ -80,7 +80,7 @@ fn a_host_that_can_not_run_the_units(host: &TestHost, who: Who) {
     );
     let stderr = "error: Podman's Quadlet generator refuses the units, so nothing was installed:\n\
                   quadlet-generator[1]: converting \"litellm.container\": unsupported key 'New' in …/litellm.container\n\
-                  hint: this is a defect of litellm-units for this version of Podman: please report it with the lines above\n";
+                  hint: this is a defect of litellm-units with this version of Podman: report it with the lines above\n";
     fails(host, who, generate, 1, stderr);
     root(&format!("mv /root/generator {GENERATOR}"));
 }
@@ -91,7 +91,7 @@ fn no_bus(host: &TestHost, who: Who) {
             host.bash(who, "mv /run/dbus/system_bus_socket /run/dbus/away")
                 .ok();
             let stderr = "error: can't reach systemd over the system D-Bus: failed to connect to `unix:path=/var/run/dbus/system_bus_socket`: No such file or directory (os error 2)\n\
-                          hint: check that this host booted with systemd and that dbus runs: systemctl status dbus\n";
+                          hint: check that this host booted with systemd, and that D-Bus runs: `systemctl status dbus`\n";
             fails(host, who, &["litellm-units", "generate"], 1, stderr);
             fails(host, who, &["litellm-units", "up"], 1, stderr);
             fails(host, who, &["litellm-units", "status"], 1, stderr);
@@ -101,7 +101,7 @@ fn no_bus(host: &TestHost, who: Who) {
         Who::Operator => {
             // What `su operator` leaves of a session.
             let stderr = "error: can't reach the user's systemd over D-Bus: failed to connect to `unix:path=/run/user/1000/nothing`: No such file or directory (os error 2)\n\
-                          hint: log in as that user directly (ssh, machinectl shell USER@; not su or sudo), and run `loginctl enable-linger`\n";
+                          hint: log in as that user directly (ssh or `machinectl shell USER@`, not su or sudo), and run `loginctl enable-linger`\n";
             let without = [
                 "env",
                 "DBUS_SESSION_BUS_ADDRESS=unix:path=/run/user/1000/nothing",
@@ -143,7 +143,7 @@ fn a_deployment_that_can_not_work(host: &TestHost, who: Who) {
             image,
             "LITELLM_IMAGE=ghcr.io/Berri AI\n",
             format!(
-                "error: {path}, line {line}: LITELLM_IMAGE can't be used: \"ghcr.io/Berri AI\" is not an image reference: only letters, digits and ./:@_-+ can be in one\n\
+                "error: {path}, line {line}: LITELLM_IMAGE can't be used: \"ghcr.io/Berri AI\" is not an image reference: only letters, digits and ./:@_-+ are allowed\n\
                  hint: write it as registry/name:tag, e.g. ghcr.io/berriai/litellm:v1.108.14\n"
             ),
         ),
@@ -196,7 +196,7 @@ fn a_deployment_that_can_not_work(host: &TestHost, who: Who) {
         (ran.code, ran.stderr.as_str()),
         (
             1,
-            "checking that ghcr.io/berriai/litellm:v1.108.14 fits\nerror: port 24157 is taken by another process\nhint: find and stop it: ss -ltnp 'sport = :24157'\n"
+            "checking that ghcr.io/berriai/litellm:v1.108.14 fits\nerror: port 24157 is taken by another process\nhint: find it and stop it: `ss -ltnp 'sport = :24157'`\n"
         ),
         "{}",
         ran.stdout
@@ -214,7 +214,7 @@ fn a_deployment_that_can_not_work(host: &TestHost, who: Who) {
         start.elapsed()
     );
     let own = "error: can't pull ghcr.io/berriai/litellm:v9.9.9\n\
-               hint: check the image's name and tag in .env, and that this host reaches its registry\n";
+               hint: check the image's name and tag in .env, and that this host can reach the registry\n";
     assert!(
         code == 1 && stderr.ends_with(own) && stderr.contains("manifest unknown"),
         "{stderr}"
@@ -274,13 +274,13 @@ fn full_disk(who: Who, name: &str) {
         let (first, hint) = ran.stderr.split_once('\n').unwrap();
         assert!(
             first.starts_with(
-                "error: the disk is full; every file is either as before or complete: can't "
+                "error: the disk is full; every file is either unchanged or complete: can't "
             ) && first.contains(": No space left on device (os error 28)"),
             "{first}"
         );
         assert_eq!(
             hint,
-            "hint: free some space and run the command again: it goes on where it stopped\n"
+            "hint: free some space, then run the same command again: it continues where it stopped\n"
         );
         let units = "find /etc/systemd/system /etc/containers/systemd /home/operator/.config -name 'litellm*'";
         assert_eq!(host.sh(Who::Root, units), "");

@@ -422,7 +422,7 @@ fn two_at_once() {
         who,
         "for _ in 1 2 3 4; do litellm-units key rotate service 2>&1 & done; wait",
     );
-    assert!(text.contains("another operation is under way: "), "{text}");
+    assert!(text.contains("another operation is running: "), "{text}");
     host.wait("a valid service key", Duration::from_secs(20), |host| {
         chat(host, who, &service_key(host, who)).map(drop)
     });

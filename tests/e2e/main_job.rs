@@ -89,8 +89,8 @@ fn drift_is_seen_and_mended(host: &TestHost, who: Who) {
     host.sh(who, &format!("mv {path} /tmp/ours"));
     host.write(who, &path, theirs);
     let refusal = format!(
-        "error: {path} was not written by litellm-units, so it is left alone\n\
-         hint: move it away, then run the command again\n"
+        "error: {path} was not written by litellm-units, so it is not replaced\n\
+         hint: move it away, then run the same command again\n"
     );
     for words in [
         &["generate"][..],

@@ -82,7 +82,7 @@ fn backups(host: &TestHost, before: &str) {
     let who = Who::Root;
     let ran = host.units(who, &["backup"]);
     assert!(
-        ran.stderr.contains("warning: the secrets in this backup are sealed, so it brings them back on this host only: add BACKUP_AGE_RECIPIENT to .env\n"),
+        ran.stderr.contains("warning: the secrets in this backup are sealed and can be opened on this host only: to use them on another host, add BACKUP_AGE_RECIPIENT to .env\n"),
         "{}",
         ran.stderr
     );
@@ -149,7 +149,7 @@ fn a_killed_rotation(host: &TestHost, key: &str) {
     let ran = host.units(who, &["up"]);
     assert!(
         ran.stderr
-            .contains("finishing what was interrupted: rotation of POSTGRES_PASSWORD\n"),
+            .contains("finishing the interrupted rotation of POSTGRES_PASSWORD\n"),
         "{}",
         ran.stderr
     );
@@ -433,7 +433,7 @@ fn seal_and_unseal(host: &TestHost, who: Who) {
         host,
         who,
         &["seal"],
-        "error: /tmp/server/.env, line 13: OTHER_URL is made of other variables, so it can't be sealed itself\nhint: ",
+        "error: /tmp/server/.env, line 13: OTHER_URL refers to other variables, so it can't be sealed itself\nhint: ",
     );
     refused(
         host,
@@ -451,7 +451,7 @@ fn seal_and_unseal(host: &TestHost, who: Who) {
         host,
         who,
         &["seal", "POSTGRES_USER"],
-        "error: POSTGRES_USER is no secret, and is needed in clear\n",
+        "error: POSTGRES_USER is not a secret and must stay in clear\n",
     );
     refused(
         host,
@@ -509,7 +509,7 @@ PROXY_BASE_URL=
             "printf x | systemd-creds encrypt --with-key=null --name=$name - $name 2>/dev/null",
             "it is encrypted with a null key, so anyone may have written it",
         ),
-        ("printf x >$name", "it is not what systemd-creds writes"),
+        ("printf x >$name", "it was not written by systemd-creds"),
         (":", "No such file or directory"),
     ] {
         host.sh(who, &format!("{place}; {plant}"));
@@ -578,7 +578,7 @@ fn sealing_changes_only_what_it_has_to() {
         &host,
         who,
         &["seal", "PW"],
-        "error: this host can't seal secrets: /var/lib/systemd/credential.secret would be in memory only, and lost at the next boot\nhint: ",
+        "error: this host can't seal secrets: /var/lib/systemd/credential.secret would be in memory only and lost at the next boot\nhint: ",
     );
     host.sh(who, "umount /var/lib/systemd");
     refused(

@@ -152,7 +152,7 @@ fn an_interrupted_rotation_is_finished() {
         let (code, _, stderr) = host.units(who, &["up"]).all();
         assert_eq!(code, 0, "{moment}: {stderr}");
         assert!(
-            stderr.contains("finishing what was interrupted: rotation of POSTGRES_PASSWORD\n"),
+            stderr.contains("finishing the interrupted rotation of POSTGRES_PASSWORD\n"),
             "{stderr}"
         );
         wait_for_chat(&host, who, &key, Duration::from_secs(30));
@@ -182,7 +182,7 @@ fn a_failed_rotation_is_taken_back() {
     let (code, stdout, stderr) = host.units(who, &["secrets", "rotate", "postgres"]).all();
     assert_eq!((code, stdout.as_str()), (1, ""), "{stderr}");
     assert!(
-        stderr.contains("error: the rotation of POSTGRES_PASSWORD failed; everything is as before"),
+        stderr.contains("error: the rotation of POSTGRES_PASSWORD failed and was rolled back"),
         "{stderr}"
     );
     assert_eq!(host.sh(who, "cat \"$1/.env\""), before);

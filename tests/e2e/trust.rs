@@ -121,7 +121,7 @@ fn the_host_extends_the_list(host: &TestHost) {
     );
     let refusal = format!(
         "error: {env}: LITELLM_IMAGE can't be used: \"{LITELLM}:v1.83.1\" is LiteLLM 1.83.1, a compromised release: found in an audit, says {list}, line 1\n\
-         hint: choose another release, and rotate every credential that this one has seen\n"
+         hint: choose another release, and rotate every credential that this one could read\n"
     );
     for words in [
         &["pull"][..],
@@ -136,7 +136,7 @@ fn the_host_extends_the_list(host: &TestHost) {
     assert_eq!(
         doctor(host, who, "images"),
         format!(
-            "FAILURE  images: {env}: LITELLM_IMAGE: \"{LITELLM}:v1.83.1\" is LiteLLM 1.83.1, a compromised release: found in an audit, says {list}, line 1\n         hint: choose another release, and rotate every credential that this one has seen\n"
+            "FAILURE  images: {env}: LITELLM_IMAGE: \"{LITELLM}:v1.83.1\" is LiteLLM 1.83.1, a compromised release: found in an audit, says {list}, line 1\n         hint: choose another release, and rotate every credential that this one could read\n"
         )
     );
     // A digest counts as soon as it is known.
@@ -150,8 +150,8 @@ fn the_host_extends_the_list(host: &TestHost) {
         (
             78,
             format!(
-                "error: \"{LITELLM}:v1.83.1\" is {digest}, a compromised image: found in an audit, says {list}, line 2; it was pulled, but will not run\n\
-                 hint: choose another release, and rotate every credential that this one has seen"
+                "error: \"{LITELLM}:v1.83.1\" is {digest}, a compromised image: found in an audit, says {list}, line 2; it was pulled but will not be started\n\
+                 hint: choose another release, and rotate every credential that this one could read"
             )
         )
     );
@@ -199,7 +199,7 @@ fn signatures(host: &TestHost, who: Who, containers: &str, own: &str) {
 
     // The release of before stays usable by its digest, even without a copy here.
     host.sh(who, &format!("podman rmi --force {OLD} >/dev/null"));
-    let digest_alone = format!("{OLD} has no signature: only the recorded digest is taken");
+    let digest_alone = format!("{OLD} has no signature: only its recorded digest is accepted");
     assert_eq!(pull(host, who, &[]), (0, digest_alone));
     assert_eq!(pull(host, who, &["--missing"]), (0, String::new()));
     let line = host.sh(
@@ -229,17 +229,17 @@ fn signatures(host: &TestHost, who: Who, containers: &str, own: &str) {
         (
             "v1.85.0",
             "it has no signature".to_owned(),
-            "name another release in .env; if you have verified this one otherwise: litellm-units trust --accept IMAGE@DIGEST (docs/trust.md)".to_owned(),
+            "name another release in .env; to accept this one after your own verification: `litellm-units trust --accept IMAGE@DIGEST` (docs/trust.md)".to_owned(),
         ),
         (
             "v1.86.0",
             format!("it is signed, but not by the key in {key}"),
-            "name another release in .env; if you have verified this one otherwise: litellm-units trust --accept IMAGE@DIGEST (docs/trust.md)".to_owned(),
+            "name another release in .env; to accept this one after your own verification: `litellm-units trust --accept IMAGE@DIGEST` (docs/trust.md)".to_owned(),
         ),
         (
             "v1.80.11-stable",
             "it has no signature".to_owned(),
-            format!("LiteLLM signs its releases from 1.83 on; if this one has to be, name it with its digest in .env ({LITELLM}:v1.80.11-stable@sha256:…), then: litellm-units trust"),
+            format!("LiteLLM signs its releases from 1.83 on; to use this one, name it with its digest in .env ({LITELLM}:v1.80.11-stable@sha256:…), then run `litellm-units trust`"),
         ),
     ] {
         name(host, who, &format!("{LITELLM}:{tag}"));

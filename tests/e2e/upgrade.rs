@@ -85,10 +85,10 @@ fn there_and_back(host: &TestHost, who: Who, from: Release, to: Release) {
 upgrade {} -> {}
   pull        the image, and record its digest; nothing is stopped
   backup      the database and the configuration, while the gateway serves
-  migrate     the database, while the gateway of before serves; a newer schema stays
+  migrate     the database, while the current release serves; a newer schema is kept
   switch      .env, units and gateway
   watch       for 10 s: database connected, requests answered, no burst of errors
-  if any of it fails, image, units, .env and data are as before
+  if a step fails, image, units, .env and database are rolled back
 ",
                 from.image, to.image
             ),
@@ -172,13 +172,15 @@ fn an_edit_is_an_upgrade_and_data_comes_back(
         ran.stderr,
         "error: there is no release 9\nhint: list the releases: `litellm-units history`\n"
     );
-    // A failure on the way back leads back to the release that served.
+    // A rollback that fails is undone.
     let failing = "FAILPOINTS=upgrade-not-ready=return litellm-units rollback --restore-data";
     let ran = host.bash(who, failing);
     assert_eq!(ran.code, 1);
     assert!(
-        ran.stderr
-            .contains("and everything is as before: a test says so"),
+        ran.stderr.contains(&format!(
+            "failed and was rolled back; {} is running: a test says so",
+            to.image
+        )),
         "{}",
         ran.stderr
     );
@@ -213,7 +215,7 @@ fn is_as_before(host: &TestHost, who: Who, ran: &Ran, env: &str, keys: &[&str]) 
     assert_eq!(ran.code, 1, "{ran:?}");
     assert!(
         ran.stderr.contains(&format!(
-            "{} serves, and everything is as before",
+            "failed and was rolled back; {} is running",
             DEFAULT.image
         )),
         "{}",
@@ -336,7 +338,7 @@ fn killed_upgrades_end_one_way_or_the_other(host: &TestHost, who: Who, key: &str
         serves(host, who, &[key]);
         is_clean(host, who);
     };
-    // Killed on the way back, and again at each step of going on with that.
+    // Killed during the rollback, and again at each step of continuing it.
     host.kill_at(who, "undo-begun", "upgrade-not-ready=return", &words);
     for point in ["undo-configured", "undo-staged", "undo-swapped"] {
         host.kill_at(who, point, "", "up");
@@ -344,14 +346,18 @@ fn killed_upgrades_end_one_way_or_the_other(host: &TestHost, who: Who, key: &str
     let ran = host.units(who, &["up"]);
     assert_eq!(ran.code, 0, "{}", ran.stderr);
     assert!(
-        ran.stderr
-            .contains("was interrupted while it was being undone\n"),
+        ran.stderr.contains("was interrupted during its rollback\n")
+            && ran.stderr.contains(&format!(
+                "rolled back: {} is running; the database was restored to ",
+                DEFAULT.image
+            ))
+            && ran.stderr.contains(" UTC, later writes are lost\n"),
         "{}",
         ran.stderr
     );
-    is_before("the way back");
+    is_before("the rollback");
     assert_eq!(migrations(host, who), schema);
-    // Before the switch, the release of before goes on serving.
+    // Before the switch, the previous release keeps serving.
     for point in [
         "upgrade-begun",
         "upgrade-pulled",
@@ -404,7 +410,7 @@ fn killed_upgrades_end_one_way_or_the_other(host: &TestHost, who: Who, key: &str
     assert_eq!(
         host.units(who, &["status"]).stderr,
         format!(
-            "warning: the upgrade to {} was interrupted after the gateway was ready; litellm-units up finishes or undoes it\n",
+            "warning: the upgrade to {} was interrupted after the gateway was ready; to finish it or roll it back: `litellm-units up`\n",
             NEWEST.image
         )
     );

@@ -42,7 +42,7 @@ impl Recipient {
                 "{text:?} is not an age recipient: {reason}"
             ))
             .hint(
-                "make a pair with `age-keygen -o key.txt`; the recipient is its public key, age1…",
+                "make a key pair with `age-keygen -o key.txt`; the recipient is its public key, age1…",
             )
             .into()),
         }
@@ -188,7 +188,7 @@ pub fn open(
                 .map_err(|error| {
                     Failure::new(format!("can't decrypt {}: {error}", path.display())).hint(
                         format!(
-                            "the backup is encrypted to {}: --identity has to name the file with its secret key",
+                            "the backup is encrypted to {}: name the file with its secret key with `--identity FILE`",
                             recipient(manifest)
                         ),
                     )
@@ -222,7 +222,7 @@ fn identities(
             manifest.id,
             recipient(manifest)
         ))
-        .hint("name the file with the secret key: --identity FILE")
+        .hint("name the file with the secret key: `--identity FILE`")
         .into());
     };
     let attempt = || -> Result<_> {
@@ -234,7 +234,7 @@ fn identities(
             "can't use the age identity {}: {error}",
             path.display()
         ))
-        .hint("it is the file that `age-keygen -o FILE` wrote")
+        .hint("give the file that `age-keygen -o FILE` wrote")
         .into()
     })
 }
@@ -271,7 +271,7 @@ pub fn check_files(directory: &Path, manifest: &BackupManifest, meter: &Meter) -
                 entry.stored, entry.size
             )),
             Ok((_, hash)) if hash != entry.sha256 => {
-                wrong.push(format!("{}: its SHA-256 is another", entry.stored));
+                wrong.push(format!("{}: its SHA-256 differs", entry.stored));
             }
             Ok(_) => {}
         }
@@ -284,7 +284,7 @@ pub fn check_files(directory: &Path, manifest: &BackupManifest, meter: &Meter) -
         manifest.id,
         wrong.join("\n  ")
     ))
-    .hint("use another one: litellm-units backup list; and look after the disk")
+    .hint("use another one (`litellm-units backup list`), and check the disk")
     .into())
 }
 
@@ -361,7 +361,7 @@ mod tests {
         bytes[middle] ^= 1;
         std::fs::write(&path, bytes).unwrap();
         let error = check_files(directory.path(), &manifest, &quiet).unwrap_err();
-        assert!(error.to_string().contains("its SHA-256 is another"));
+        assert!(error.to_string().contains("its SHA-256 differs"));
     }
 
     #[test]

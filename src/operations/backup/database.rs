@@ -112,10 +112,10 @@ impl<'a> Server<'a> {
                 let state = host.systemd().await?.unit(unit).await?;
                 if !state.is_active() {
                     return Err(Failure::new(format!(
-                        "{unit} is {}, and without the server there is no way to the data",
+                        "{unit} is {}, so the database can't be reached",
                         state.active
                     ))
-                    .hint("start it: litellm-units start postgres")
+                    .hint("start it: `litellm-units start postgres`")
                     .into());
                 }
                 Ok(Self {
@@ -369,7 +369,7 @@ impl<'a> Server<'a> {
         let mut stderr = child.stderr.take().context("podman has no stderr")?;
         let talk = stderr.read_to_string(&mut words);
         let (status, talk, source) = tokio::join!(child.wait(), talk, source);
-        talk.context("can't listen to podman")?;
+        talk.context("can't read podman's messages")?;
         let complete = source.context("the reader of the backup stopped")??;
         let status = status.context("can't run podman")?;
         if status.success() && complete {
@@ -571,7 +571,7 @@ impl Snapshot {
 
     async fn line(&mut self) -> Result<String> {
         let line = self.lines.next_line().await;
-        if let Some(line) = line.context("can't listen to psql")? {
+        if let Some(line) = line.context("can't read psql's messages")? {
             return Ok(line);
         }
         let mut words = String::new();
@@ -615,7 +615,7 @@ fn add(contents: &mut Contents, counted: Counted) {
 }
 
 fn parse<T: for<'de> Deserialize<'de>>(line: &str) -> Result<T> {
-    serde_json::from_str(line).with_context(|| format!("psql says {line:?}, which is not expected"))
+    serde_json::from_str(line).with_context(|| format!("unexpected answer of psql: {line:?}"))
 }
 
 /// Whether the roles that a dump names are missing, as on a rebuilt host.
@@ -628,7 +628,7 @@ pub fn is_missing_role(error: &anyhow::Error) -> bool {
 fn refused(program: &str, words: &str) -> anyhow::Error {
     let words = words.trim();
     let words = if words.is_empty() {
-        "it ended without a word"
+        "it ended without a message"
     } else {
         words
     };

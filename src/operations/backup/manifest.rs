@@ -104,7 +104,7 @@ impl BackupManifest {
             std::fs::read(&path).with_context(|| format!("can't read {}", path.display()))?;
         Self::parse(&text).map_err(|error| {
             Failure::new(format!("{}: {error:#}", path.display()))
-                .hint("this backup is damaged: use another one (litellm-units backup list)")
+                .hint("this backup is damaged: use another one (`litellm-units backup list`)")
                 .into()
         })
     }

@@ -55,7 +55,7 @@ impl BackupStore {
             return Err(Failure::config(format!(
                 "this litellm-units was built without object stores, so it can't copy to {url}"
             ))
-            .hint("use a distribution package, or build it with: cargo install litellm-units --features object-stores")
+            .hint("use a distribution package, or build it with `cargo install litellm-units --features object-stores`")
             .into());
         }
         let options = settings
@@ -172,7 +172,7 @@ impl BackupStore {
             Err(object_store::Error::NotFound { .. }) => {
                 return Err(
                     Failure::new(format!("there is no backup {id} in {}", self.url))
-                        .hint("see which there are: litellm-units backup list --remote")
+                        .hint("list the remote backups: `litellm-units backup list --remote`")
                         .into(),
                 );
             }
@@ -199,12 +199,12 @@ impl BackupStore {
             files::sync_directory(&directory)?;
         }
         std::fs::rename(staged.path(), &target)
-            .with_context(|| format!("can't name {}", target.display()))?;
+            .with_context(|| format!("can't rename {}", target.display()))?;
         // It has another name by now.
         let _ = staged.keep();
         files::sync_directory(&parent)?;
         host.progress.say(&format!(
-            "backup {id} is here: {}",
+            "backup {id} was fetched: {}",
             bytes(manifest.total_size())
         ));
         Backup::load(paths, id)

@@ -160,7 +160,7 @@ pub async fn verify(
     let mut interrupt = signal(SignalKind::interrupt()).context("can't listen for Ctrl-C")?;
     let attempt = tokio::select! {
         result = fill(host, &server, &scratch, &backup, options) => result,
-        _ = interrupt.recv() => Err(Failure::interrupted("interrupted; nothing is left of the verification").into()),
+        _ = interrupt.recv() => Err(Failure::interrupted("interrupted; what the verification had restored was removed").into()),
     };
     let dropped = drop_scratch(&server, &scratch).await;
     let found = attempt?;
@@ -239,12 +239,12 @@ pub async fn restore_data(
     restore.commit().await?;
     if runs {
         host.progress.say(&format!(
-            "the gateway serves the data of backup {id}; it was away for {}",
+            "the gateway is running with the data of backup {id}; it was down for {}",
             duration(begin.elapsed())
         ));
     } else {
         host.progress.say(&format!(
-            "the data of backup {id} is in place; the gateway did not run before and was not started"
+            "the data of backup {id} is in place; the gateway was stopped before and was not started"
         ));
     }
     host.progress.say(&format!(
@@ -282,17 +282,16 @@ async fn take_back(
     timeout: Duration,
     error: anyhow::Error,
 ) -> anyhow::Error {
-    host.progress
-        .say("the restore failed: going back to what was before");
+    host.progress.say("the restore failed: rolling back");
     match restore.undo(units, timeout).await {
-        Ok(Ok(())) => Failure::new("the restore was undone; all is as before")
-            .hint("the backup may need another release: litellm-units restore --config puts back the configuration of that time, too")
+        Ok(Ok(())) => Failure::new("the restore failed and was rolled back; the previous database is in use")
+            .hint("the backup may need another release: `litellm-units restore --config` restores the configuration of that time, too")
             .caused_by(error),
-        Ok(Err(second)) => Failure::new("the restore was undone, but the gateway is not ready with the data of before either")
-            .hint("see what ails it: litellm-units status")
+        Ok(Err(second)) => Failure::new("the restore was rolled back, but the gateway is not ready with the previous database either")
+            .hint("see why: `litellm-units status`")
             .caused_by(second.context(error)),
-        Err(second) => Failure::new("the restore failed, and undoing it failed too")
-            .hint("the next backup or restore command tries again to undo it; nothing was deleted")
+        Err(second) => Failure::new("the restore failed, and so did rolling it back")
+            .hint("the next `litellm-units backup` or `litellm-units restore` tries the rollback again; nothing was deleted")
             .caused_by(second.context(error)),
     }
     .into()
@@ -352,7 +351,7 @@ impl<'a> Restore<'a> {
         };
         let attempt = tokio::select! {
             result = fill => result,
-            _ = interrupt.recv() => Err(Failure::interrupted("interrupted; the data is as before").into()),
+            _ = interrupt.recv() => Err(Failure::interrupted("interrupted; the database is unchanged").into()),
         };
         if let Err(error) = attempt {
             drop_scratch(&server, &record.staged).await?;
@@ -486,7 +485,7 @@ pub(super) async fn recover_with(
         server.end_leftovers().await?;
         server.drop_database(name).await?;
         host.progress.say(&format!(
-            "removed database {name}, left by an interrupted run"
+            "removed database {name}, the rest of an interrupted run"
         ));
     }
     Ok(recovered)
@@ -513,7 +512,7 @@ async fn recover_restore(
     let units = [Service::Litellm.unit(), Service::Migrate.unit()];
     if swapped && !with_config {
         host.progress.say(&format!(
-            "the restore of backup {id} was interrupted after the data was in place: finishing it"
+            "the restore of backup {id} was interrupted after the databases were swapped: finishing it"
         ));
         return match bring_back(host, None, gateway, RECOVERY_TIMEOUT).await {
             Ok(()) => restore.commit().await.map(|()| Recovered::Finished(id)),
@@ -521,12 +520,12 @@ async fn recover_restore(
         };
     }
     host.progress.say(&format!(
-        "the restore of backup {id} was interrupted: undoing it"
+        "the restore of backup {id} was interrupted: rolling it back"
     ));
     // It may be what the restore was to mend.
     if let Err(error) = restore.undo(&units, RECOVERY_TIMEOUT).await? {
         host.progress.warn(&format!(
-            "the data is as before the restore, but the gateway is not ready: {error:#}"
+            "the previous database is in use, but the gateway is not ready: {error:#}"
         ));
     }
     Ok(Recovered::Undone)
@@ -577,7 +576,7 @@ async fn fill(
         && is_missing_role(error)
     {
         host.progress.warn(&format!(
-            "the server lacks a role that the backup names, so all becomes the property of the gateway's: {error:#}"
+            "the server lacks a role that the backup names, so the gateway's role becomes the owner of everything: {error:#}"
         ));
         server.drop_database(name).await?;
         server.create_beside(name).await?;
@@ -600,11 +599,11 @@ fn compare(backup: &Backup, found: &Contents) -> Result<()> {
         return Ok(());
     }
     Err(Failure::new(format!(
-        "what came back from backup {} is not what was saved:\n  {}",
+        "the database restored from backup {} differs from the saved one:\n  {}",
         backup.id(),
         differences.join("\n  ")
     ))
-    .hint("use another backup: litellm-units backup list")
+    .hint("use another backup: `litellm-units backup list`")
     .into())
 }
 
@@ -627,7 +626,7 @@ fn check_salt(host: &Host, backup: &Backup, options: &RestoreOptions) -> Result<
         Ok(salt) => salt,
         Err(error) => {
             host.progress.warn(&format!(
-                "whether LITELLM_SALT_KEY is that of the backup, can't be told: if it is not, the credentials in its database can't be read: {error:#}"
+                "can't tell whether LITELLM_SALT_KEY is the one of the backup; if it is not, the credentials in its database can't be read: {error:#}"
             ));
             return Ok(());
         }
@@ -637,11 +636,11 @@ fn check_salt(host: &Host, backup: &Backup, options: &RestoreOptions) -> Result<
         return Ok(());
     }
     Err(Failure::config(format!(
-        "LITELLM_SALT_KEY in {} is not the one with which the data of backup {} is encrypted",
+        "LITELLM_SALT_KEY in {} is not the one that encrypts the data of backup {}",
         path.display(),
         backup.id()
     ))
-    .hint("with --config, the configuration of that time comes back together with the data")
+    .hint("restore the configuration of that time, too: `--config`")
     .into())
 }
 
@@ -667,7 +666,7 @@ fn check_sealed(backup: &Backup, options: &RestoreOptions) -> Result<()> {
                 "the secrets in backup {} were sealed on another host, or with a key that is lost",
                 backup.id()
             ))
-            .hint("without --config, the data alone comes back, and .env stays as it is")
+            .hint("restore the database alone, without `--config`; .env is not changed then")
             .caused_by(error)
         })?;
     }
@@ -698,7 +697,7 @@ fn restore_config(host: &Host, backup: &Backup, options: &RestoreOptions) -> Res
     let read = |name: &str| archive::read(&backup.directory, &backup.manifest, name, identity);
     // What the tags of that time meant, where this host does not know.
     if backup.manifest.file("deployment/images.lock").is_ok() {
-        let kept = tempfile::NamedTempFile::new().context("can't make a temporary file")?;
+        let kept = tempfile::NamedTempFile::new().context("can't create a temporary file")?;
         std::fs::write(kept.path(), read("deployment/images.lock")?)?;
         let then = ImagesLock::load(kept.path())?;
         let lock_path = paths.images_lock();
@@ -755,9 +754,9 @@ fn restore_sealed(
 }
 
 fn external(backup: &Backup) -> anyhow::Error {
-    Failure::new("the database is on a server elsewhere (DATABASE_URL), where litellm-units replaces nothing")
+    Failure::new("the database is on an external server (DATABASE_URL), where litellm-units replaces nothing")
         .hint(format!(
-            "restore it with that server's own tools; the dump is {}: zstd -dc FILE | pg_restore --dbname …",
+            "restore it with that server's own tools: `zstd -dc {} | pg_restore --dbname …`",
             backup
                 .manifest
                 .file(DUMP)

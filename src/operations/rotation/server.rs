@@ -60,7 +60,7 @@ async fn shell(host: &Host, service: Service, script: &str, input: &str) -> Resu
             TIMEOUT.as_secs()
         ))
         .hint(format!(
-            "see what it says: litellm-units logs {}",
+            "see its log: `litellm-units logs {}`",
             service.name()
         ))
         .into()),
@@ -81,7 +81,7 @@ pub(super) async fn set_postgres_password(
     let password = password.expose_secret();
     if password.contains(['\n', '\r']) {
         return Err(Failure::new(
-            "PostgreSQL's password holds a line break, which psql can't be given",
+            "PostgreSQL's password contains a line break, which psql does not accept",
         )
         .into());
     }
@@ -104,7 +104,7 @@ pub(super) async fn set_postgres_password(
         "PostgreSQL's password can't be changed: {}",
         scrub(&words.join(" "))
     ))
-    .hint("see what it says: litellm-units logs postgres")
+    .hint("see its log: `litellm-units logs postgres`")
     .into())
 }
 
@@ -131,7 +131,7 @@ pub(super) async fn postgres_accepts(
     if words.contains("password authentication failed") {
         return Ok(false);
     }
-    Err(Failure::new(format!("PostgreSQL can't be asked: {}", scrub(&words))).into())
+    Err(Failure::new(format!("PostgreSQL does not answer: {}", scrub(&words))).into())
 }
 
 /// Whether Redis accepts this password.
@@ -144,7 +144,7 @@ pub(super) async fn redis_accepts(host: &Host, password: &str) -> Result<bool> {
     } else if words.trim() == "PONG" {
         Ok(true)
     } else {
-        Err(Failure::new(format!("Redis can't be asked: {}", scrub(&words))).into())
+        Err(Failure::new(format!("Redis does not answer: {}", scrub(&words))).into())
     }
 }
 
@@ -195,7 +195,7 @@ pub(super) async fn end_sessions(host: &Host, settings: &Settings) {
         host.progress.say("ended the sessions of the web interface");
     } else {
         host.progress
-            .warn("sessions of the web interface go on until they expire, within 24 h");
+            .warn("sessions of the web interface stay valid until they expire, within 24 h");
     }
 }
 
@@ -217,7 +217,7 @@ async fn start(host: &Host, service: Service, timeout: Duration) -> Result<()> {
                 return Err(crate::operations::stack::failed(
                     systemd,
                     unit,
-                    "can't be started",
+                    "did not start",
                     since,
                 )
                 .await);

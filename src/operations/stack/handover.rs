@@ -46,7 +46,7 @@ pub(super) async fn is_possible(host: &Host, gateway: &UnitState) -> Result<bool
         && available < needed + needed / 2
     {
         host.progress.warn(&format!(
-            "{} of memory are available, too little for a second gateway besides the one with {}: requests wait while it restarts",
+            "{} of memory are free, too little for a second gateway beside the one that uses {}: requests wait during the restart",
             bytes(available),
             bytes(needed),
         ));

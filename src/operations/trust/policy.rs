@@ -70,7 +70,7 @@ impl Policy {
         let damaged = |line: usize, problem: &str| {
             anyhow::Error::from(
                 Failure::new(format!("{}, line {line}: {problem}", path.display())).hint(
-                    "Podman pulls nothing with it: mend it, or restore it from a backup or the package that it came with",
+                    "Podman pulls nothing until the file is valid: correct it, or restore it from a backup or its package",
                 ),
             )
         };
@@ -250,7 +250,7 @@ fn once(object: &CstObject, name: &str) -> std::result::Result<(), String> {
         .filter(|property| property.decoded_name().as_deref() == Some(name))
         .count();
     if count > 1 {
-        return Err(format!("{name:?} stands there twice"));
+        return Err(format!("{name:?} is there twice"));
     }
     Ok(())
 }
@@ -469,7 +469,7 @@ mod tests {
             ),
             (
                 "{\"default\": [{\"type\": \"reject\"}], \"transports\": {\"docker\": {\n\"a\": [{\"type\": \"reject\"}],\n\"a\": [{\"type\": \"reject\"}]}}}",
-                "line 3: \"a\" stands there twice",
+                "line 3: \"a\" is there twice",
             ),
         ] {
             let error = Policy::parse(text, Path::new(PATH)).unwrap_err();

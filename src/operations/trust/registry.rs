@@ -148,9 +148,8 @@ impl Repository {
         if reference.starts_with("sha256:") && reference != digest {
             bail!("{} answers with {digest} for {reference}", self.host);
         }
-        let index: Index = serde_json::from_slice(&body).with_context(|| {
-            format!("{} answers with something else than a manifest", self.host)
-        })?;
+        let index: Index = serde_json::from_slice(&body)
+            .with_context(|| format!("{} did not answer with a manifest", self.host))?;
         let manifests = index.manifests.into_iter();
         Ok(Some(Published {
             digest,
@@ -211,7 +210,7 @@ impl Repository {
             return Ok(Vec::new());
         };
         let index: Index = serde_json::from_slice(&body)
-            .with_context(|| format!("{} answers with something else than an index", self.host))?;
+            .with_context(|| format!("{} did not answer with an index", self.host))?;
         Ok(index
             .manifests
             .into_iter()
@@ -265,14 +264,14 @@ impl Repository {
         request
             .send()
             .await
-            .map_err(|error| anyhow!("can't ask {}: {}", self.host, causes(&error)))
+            .map_err(|error| anyhow!("can't reach {}: {}", self.host, causes(&error)))
     }
 
     async fn body(&self, mut response: Response) -> Result<Vec<u8>> {
         let mut body = Vec::new();
         let broken = |error: reqwest::Error| {
             anyhow!(
-                "{} did not answer to the end: {}",
+                "the answer of {} is incomplete: {}",
                 self.host,
                 causes(&error)
             )
@@ -294,8 +293,9 @@ impl Repository {
             .get(WWW_AUTHENTICATE)
             .and_then(|value| value.to_str().ok())
             .unwrap_or_default();
-        let challenges = http_auth::parse_challenges(wanted)
-            .map_err(|error| anyhow!("{} wants an unknown login: {error:?}", self.host))?;
+        let challenges = http_auth::parse_challenges(wanted).map_err(|error| {
+            anyhow!("{} asks for an unknown kind of login: {error:?}", self.host)
+        })?;
         let Some(bearer) = challenges
             .iter()
             .find(|challenge| challenge.scheme.eq_ignore_ascii_case("bearer"))
@@ -364,7 +364,7 @@ fn expect(bytes: &[u8], digest: &str) -> Result<()> {
 
 fn layers(body: &[u8], host: &str) -> Result<Vec<Descriptor>> {
     let manifest: ImageManifest = serde_json::from_slice(body)
-        .with_context(|| format!("{host} answers with something else than a manifest"))?;
+        .with_context(|| format!("{host} did not answer with a manifest"))?;
     Ok(manifest.layers.into_iter().take(MOST_SIGNATURES).collect())
 }
 

@@ -87,7 +87,7 @@ pub fn trusted_root(file: Option<(&Path, &str)>) -> Result<TrustedRoot> {
 
 fn damaged(path: &Path, error: &dyn std::fmt::Display) -> anyhow::Error {
     Failure::new(format!("{}: {error}", path.display()))
-        .hint("it has the form of Sigstore's trusted_root.json; without this file, the one that comes with the program is used")
+        .hint("write it in the form of Sigstore's trusted_root.json, or remove it to use the one that comes with litellm-units")
         .into()
 }
 
@@ -245,7 +245,7 @@ impl Signers {
 
 fn unusable(name: &str, error: &dyn std::fmt::Display) -> anyhow::Error {
     Failure::new(format!("{name} can't be used: {error}"))
-        .hint("give another: litellm-units trust --key FILE")
+        .hint("give another key: `litellm-units trust --key FILE`")
         .into()
 }
 

@@ -196,8 +196,7 @@ impl ReleaseReport {
             recommended: self.recommended.clone(),
             error: self.error.clone(),
         };
-        let mut text =
-            serde_json::to_string_pretty(&recorded).context("can't write down what was found")?;
+        let mut text = serde_json::to_string_pretty(&recorded).context("can't write the report")?;
         text.push('\n');
         files::write_atomically(&paths.upgrade_check(), text.as_bytes(), 0o600)
     }
@@ -234,7 +233,7 @@ impl ReleaseReport {
         };
         if let Some(recommended) = &self.recommended {
             text.push_str(&format!(
-                "; to upgrade: litellm-units upgrade --image {}",
+                "; to upgrade: `litellm-units upgrade --image {}`",
                 recommended.image
             ));
         } else if self.error.is_none() {

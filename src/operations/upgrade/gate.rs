@@ -141,7 +141,7 @@ pub(super) async fn watch(
             GatewayHealth::Live { reason } | GatewayHealth::Down { reason } => {
                 let since = away_since.get_or_insert_with(Instant::now);
                 if since.elapsed() >= GRACE {
-                    let problem = format!("was ready, but did not stay so: {reason}");
+                    let problem = format!("was ready, but did not stay ready: {reason}");
                     return Err(stack::failed(systemd, unit, &problem, begin).await);
                 }
             }

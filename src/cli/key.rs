@@ -18,7 +18,7 @@ pub(crate) enum Key {
         #[command(flatten)]
         arguments: RotateKey,
     },
-    /// Create a business key and print it; it can't be shown again
+    /// Create a business key and print it; it is shown only once
     Create(CreateKey),
     /// List all keys
     List(ListKeys),

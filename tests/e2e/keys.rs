@@ -365,7 +365,9 @@ fn what_a_service_key_may_not(host: &TestHost, who: Who) {
     let (code, _, stderr) = host.units(who, &words("nobody")).all();
     assert_eq!(code, 1);
     assert!(
-        stderr.contains("error: there is no team with the identifier nobody\nhint: see"),
+        stderr.contains(
+            "error: there is no team with the identifier nobody\nhint: use the identifier of a team"
+        ),
         "{stderr}"
     );
     let master = host.units(who, &["unit", "secret", "litellm", "LITELLM_MASTER_KEY"]);

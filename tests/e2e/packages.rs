@@ -149,7 +149,7 @@ fn manuals_read_well(host: &TestHost) {
         "litellm-units - Run a LiteLLM gateway, with PostgreSQL and Redis, as Podman Quadlet and systemd units\n\
          litellm-units - how a LiteLLM gateway runs as Podman Quadlet and systemd units\n\
          litellm.env - settings and secrets of a LiteLLM gateway\n\
-         litellm-units-key-create - Make a business key and print it, this once\n"
+         litellm-units-key-create - Create a business key and print it; it is shown only once\n"
     );
 }
 

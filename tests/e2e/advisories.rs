@@ -263,7 +263,7 @@ fn the_timer_tells(host: &TestHost, who: Who) {
     host.systemctl(who, &["start", service]);
     assert_eq!(
         warned(host, who, service),
-        format!("{known}to upgrade: litellm-units upgrade --image {image}\n")
+        format!("{known}to upgrade: `litellm-units upgrade --image {image}`\n")
     );
     let status = json(host, who, &["status", "--json"], 0);
     let check = &status["upgrade_check"];

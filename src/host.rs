@@ -62,7 +62,7 @@ impl Host {
         }
     }
 
-    /// The same host, with operations reporting elsewhere.
+    /// The same host with another progress.
     #[must_use]
     pub fn reporting(&self, progress: Progress) -> Self {
         Self {
@@ -102,7 +102,7 @@ impl Host {
 /// from `PATH (deleted)`; the new one has its place, and is what units have to start.
 ///
 /// # Errors
-/// When the kernel does not tell, or no program is there any more.
+/// When the kernel does not say, or the program was removed.
 pub fn program() -> Result<PathBuf> {
     let found = std::env::current_exe().context("can't find the path of this program")?;
     let path = place_of(&found);

@@ -125,7 +125,7 @@ impl ImageError {
 }
 
 impl ImageReference {
-    /// Parses and vets a reference.
+    /// Parses a reference, and refuses one that pins no version.
     ///
     /// # Errors
     /// When it is malformed, leaves the registry open, or is not pinned.
@@ -181,11 +181,11 @@ impl ImageReference {
                 "its path has an empty part or an upper-case letter",
             ));
         }
-        reference.vet()?;
+        reference.check()?;
         Ok(reference)
     }
 
-    fn vet(&self) -> Result<(), ImageError> {
+    fn check(&self) -> Result<(), ImageError> {
         let text = self.text.clone();
         let tag = self.tag().unwrap_or_default();
         if self.digest.is_some() {

@@ -215,7 +215,7 @@ pub fn render(settings: &Settings, host: &RenderContext<'_>) -> Result<Vec<UnitF
 }
 
 /// Renders the unit that migrates the database to the release of `settings`, and ends: the stack
-/// of the present release goes on meanwhile.
+/// of the present release keeps running.
 ///
 /// # Errors
 /// When a value can't be written in a unit file.

@@ -31,7 +31,7 @@ try:
     from litellm_proxy_extras.migration_lock import migration_environment
 except ImportError:
     migration_environment = dict
-# The program, which an image without network has elsewhere.
+# The program, which an image without network has in another place.
 command = getattr(utils, "_get_prisma_command", lambda: "prisma")()
 prisma_words = [command] if shutil.which(command) else [sys.executable, "-m", "prisma"]
 

@@ -21,7 +21,7 @@ pub async fn kept(host: &Host, settings: &Settings, lock: &ImagesLock) -> Result
     let Some(recorded) = ledger.current().and_then(RecordedRelease::gateway) else {
         return Ok(None);
     };
-    // Without a configuration to go back to, there is no upgrade either.
+    // Without a configuration to roll back to, there is no upgrade either.
     if snapshot::last_good(&host.paths).is_none() {
         return Ok(None);
     }
@@ -80,7 +80,7 @@ pub fn of_unit(paths: &Paths, service: Service) -> Option<ImageReference> {
     ImageReference::parse(image).ok()
 }
 
-/// What an operator is told about an edit of `LITELLM_IMAGE` that is not in force.
+/// The notice about an edit of `LITELLM_IMAGE` that is not applied.
 #[must_use]
 pub fn notice(settings: &Settings, kept: &Image) -> String {
     format!(

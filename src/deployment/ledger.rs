@@ -1,5 +1,5 @@
 //! `ledger.jsonl`: which releases ran, and every upgrade and rollback step by step, so that an
-//! interrupted one can be finished or undone, and any release can be gone back to.
+//! interrupted one can be finished or rolled back, and any release can be rolled back to.
 //!
 //! A line is appended and synced before the next step begins. The caller holds the operation lock.
 
@@ -76,17 +76,17 @@ pub struct LedgerRecord {
     pub event: Event,
 }
 
-/// What a line tells.
+/// The event of a line.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(tag = "event", rename_all = "kebab-case")]
 pub enum Event {
     /// The gateway was ready with these images.
     Release(RecordedRelease),
-    /// A change of release begins.
+    /// A release change begins.
     Begun(Operation),
     /// It came that far.
     Reached(Reached),
-    /// It is over.
+    /// The operation ended.
     Ended(Ended),
 }
 
@@ -129,7 +129,7 @@ pub struct Operation {
     pub from: Images,
     /// The reference of the gateway's image afterwards.
     pub to: String,
-    /// The kept configuration to go back to.
+    /// The kept configuration to roll back to.
     pub configuration: String,
     /// The kept configuration to go to.
     pub wanted: String,
@@ -180,7 +180,7 @@ pub enum Step {
     Begun,
     /// The images are here.
     Pulled,
-    /// There is a backup to go back to.
+    /// The backup is complete.
     BackedUp,
     /// The database has the schema of the new release.
     Migrated,
@@ -226,7 +226,7 @@ pub struct Ended {
 pub enum OperationOutcome {
     /// The new release serves.
     Done,
-    /// The release of before serves again.
+    /// The previous release is running again.
     Undone,
 }
 

@@ -3,7 +3,7 @@
 //! `.env` then holds a reference, `systemd-creds:NAME.` and 16 hexadecimal digits, to the file of
 //! that name below `credentials/`. A ciphertext is bound to its name, and its file never changes:
 //! another value is another file with other digits. So `.env` alone decides which values count, as
-//! a whole and at every moment, and a reference that was kept elsewhere means the same later.
+//! a whole and at every moment, and a reference in a kept copy means the same later.
 //!
 //! Other values may refer to a sealed variable as to any (`${NAME}`), so a reference may be a part
 //! of a value. What is encrypted is the value as it was written, quotes included.

@@ -121,7 +121,7 @@ pub enum Database {
         /// The database.
         name: String,
     },
-    /// A server elsewhere: `DATABASE_URL` in `.env`.
+    /// An external server: `DATABASE_URL` in `.env`.
     External {
         /// As written.
         url: SecretValue,
@@ -138,7 +138,7 @@ pub enum Cache {
         /// What `requirepass` is set to.
         password: SecretValue,
     },
-    /// A server elsewhere: `REDIS_HOST` in `.env`.
+    /// An external server: `REDIS_HOST` in `.env`.
     External,
 }
 
@@ -171,7 +171,7 @@ pub struct BackupSettings {
     pub url: Option<String>,
     /// What the store at that URL needs to know, without `BACKUP_` and in small letters.
     pub store: Vec<(String, SecretValue)>,
-    /// Has the programs for a database that is elsewhere.
+    /// Has the programs for an external database.
     pub postgres_image: ImageReference,
 }
 

@@ -1,5 +1,5 @@
 //! Configurations kept by content: `.env` and everything under `config/`, so that a change that
-//! does not work can be taken back, and nothing that an operator wrote is ever lost.
+//! does not work can be rolled back, and nothing that an operator wrote is ever lost.
 
 use std::collections::BTreeMap;
 use std::fs::Permissions;

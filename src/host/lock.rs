@@ -66,7 +66,7 @@ impl OperationLock {
         Ok(Self { _file: Some(file) })
     }
 
-    /// Whether an operation is under way now.
+    /// Whether an operation is running.
     #[must_use]
     pub fn is_held(paths: &Paths) -> bool {
         let Ok(file) = File::open(paths.runtime_state().join("lock")) else {

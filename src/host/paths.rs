@@ -193,7 +193,7 @@ impl Paths {
         self.deployment.join("service-key.txt")
     }
 
-    /// What a change of secrets under way changes, so that an interrupted one can be finished.
+    /// The record of an unfinished rotation.
     #[must_use]
     pub fn pending_change(&self) -> PathBuf {
         self.state().join("change.json")

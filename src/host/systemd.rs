@@ -23,7 +23,7 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 /// What the host's systemd knows. It is asked, since distributions add to an old version what is newer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Features {
-    /// `RestartMode=direct`: what requires a unit goes on waiting when the unit's first start fails.
+    /// `RestartMode=direct`: dependents keep waiting when the first start of a unit fails.
     pub restart_direct: bool,
     /// `RestartSteps=`: attempts that fail come ever less often.
     pub restart_steps: bool,

@@ -10,7 +10,7 @@ const REQUESTS: &str = "litellm_proxy_total_requests_metric_total";
 /// What `/metrics` says.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Requests {
-    /// So many since the gateway started.
+    /// The count since the gateway started.
     Count(f64),
     /// The gateway has no such page: `prometheus` is not among its callbacks.
     Off,

@@ -286,7 +286,7 @@ impl Audit<'_> {
         }
         for root in roots {
             for (path, metadata, _) in walk(&root, &|_| true) {
-                // Links lead to units of others, or to what is looked at elsewhere.
+                // Links lead to units of others, or to files that are searched by another step.
                 self.file(&path, &metadata, "in a unit or a file that makes one");
             }
         }

@@ -64,7 +64,7 @@ pub struct BackupOptions {
     pub recipient: Option<String>,
     /// Where a copy goes; without it, `BACKUP_URL` of `.env`.
     pub to: Option<String>,
-    /// Not encrypted, and not copied elsewhere: to go back to on this host without anyone's key.
+    /// Neither encrypted nor copied to another place: for a rollback on this host without a key.
     pub to_go_back: bool,
 }
 
@@ -170,7 +170,7 @@ pub fn ids(paths: &Paths) -> Result<Vec<OperationId>> {
 ///
 /// # Errors
 /// When the database can't be read or the disk can't hold the backup: then nothing is left of it.
-/// When the backup is there but its copy elsewhere failed.
+/// When the backup is complete but its remote copy failed.
 pub async fn create(host: &Host, settings: &Settings, options: &BackupOptions) -> Result<Backup> {
     let mut interrupt = signal(SignalKind::interrupt()).context("can't listen for Ctrl-C")?;
     tokio::select! {

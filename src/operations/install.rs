@@ -163,7 +163,7 @@ impl Prepared {
     /// Does it, saying each thing done.
     ///
     /// # Errors
-    /// When the disk or systemd refuses. Running it again goes on from there.
+    /// When the disk or systemd refuses. The next run continues.
     pub async fn apply(&self, host: &Host) -> Result<()> {
         let progress = &host.progress;
         self.deployment.apply().map_err(on_full_disk)?;
@@ -185,7 +185,7 @@ impl Prepared {
         }
         let systemd = host.systemd().await?;
         // The target is enabled before the gateway's unit appears, which marks the installation
-        // as complete: an interruption in between is mended by the next run, and an operator who
+        // as complete: the next run completes an interrupted one, and an operator who
         // disables the target later is not overruled.
         let changes = &self.units.changes;
         let at = changes

@@ -75,7 +75,7 @@ pub async fn is_present(host: &Host, settings: &Settings, service: Service) -> R
     host.podman().await?.has_image(&lock.pin(image)).await
 }
 
-/// Asks the registry what the tag means now. What was recorded stays in force unless `accept`;
+/// Asks the registry for the present image of the tag. The recorded one stays valid unless `accept`;
 /// returns words when the tag means another image.
 ///
 /// # Errors
@@ -116,7 +116,7 @@ pub async fn refresh(host: &Host, image: &ImageReference, accept: bool) -> Resul
         record(host, &mut lock, image, found)?;
         return Ok(None);
     }
-    // The tag must go on meaning what is recorded, whoever uses it on this host.
+    // On this host, the tag keeps naming the recorded image, whoever uses it.
     if !podman.has_image(&old).await? {
         pull(host, image, &old).await?;
     }
@@ -320,7 +320,7 @@ async fn refusal(
     ))
 }
 
-/// What to do about an image whose signature `trust` demands in vain.
+/// The hint for an image that lacks the signature that `trust` demands.
 fn other_release(image: &ImageReference, is_litellm: bool, keys: usize) -> String {
     if !trust::is_signed_release(image) {
         return format!(

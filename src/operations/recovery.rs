@@ -13,7 +13,7 @@ use crate::host::lock::OperationLock;
 /// Takes the lock for `command`, then finishes or undoes what an earlier command was interrupted in.
 ///
 /// # Errors
-/// When another operation is under way, or what was interrupted can neither be finished nor undone.
+/// When another operation is running, or the interrupted one can be neither finished nor rolled back.
 pub async fn begin(host: &Host, command: &str, timeout: Duration) -> Result<OperationLock> {
     let lock = OperationLock::take(&host.paths, command)?;
     // The operation goes on when the session that began it ends.

@@ -1,8 +1,8 @@
-//! Changes of secrets that either come into force everywhere or are taken back: in `.env`, in the
-//! server that knows the secret, and in what runs.
+//! Rotations of secrets, applied everywhere or rolled back: in `.env`, in the server that knows the
+//! secret, and in the running containers.
 //!
-//! What is to change is written down before anything is touched. If the program ends in between,
-//! by a loss of power or otherwise, the next run goes on from there: every step can be repeated.
+//! A rotation is recorded before its first step. After a kill or a loss of power, the next command
+//! continues it: every step can be repeated.
 //! Where secrets are sealed, so are the new ones before anything is written down.
 
 mod server;
@@ -40,7 +40,7 @@ enum Direction {
     Back,
 }
 
-/// A change under way, as it is written down: all that is needed to finish it or take it back.
+/// An unfinished rotation as it is recorded: all that is needed to finish it or to roll it back.
 #[derive(Clone, Deserialize, Serialize)]
 struct Pending {
     what: String,
@@ -51,11 +51,11 @@ struct Pending {
 }
 
 /// Gives variables of `.env` other values, has what runs use them, and checks that the new
-/// secrets are accepted and the old ones refused. If anything fails, all is put back. The caller
+/// secrets are accepted and the old ones refused. A failure rolls all of it back. The caller
 /// holds the operation lock, and everything runs.
 ///
 /// # Errors
-/// When the change failed; the message says whether all is as before.
+/// When the rotation failed; the message says whether it was rolled back.
 pub async fn carry_out(
     host: &Host,
     what: &str,
@@ -109,7 +109,7 @@ pub async fn carry_out(
     finish(host, pending, timeout).await
 }
 
-/// Finishes, or takes back, a change that was interrupted. The caller holds the operation lock.
+/// Finishes an interrupted rotation, or rolls it back. The caller holds the operation lock.
 ///
 /// # Errors
 /// When that fails; the next run tries again.
@@ -138,7 +138,7 @@ pub async fn recover(host: &Host, timeout: Duration) -> Result<()> {
     }
 }
 
-/// What of the present `.env` must stay when an older one is put back: the password with which the
+/// What of the present `.env` must stay when an older one is restored: the password with which the
 /// local PostgreSQL lets the gateway in, if it does. The server keeps it with its data, so it may no
 /// longer know the one of the older file.
 pub async fn known_to_the_database(host: &Host) -> &'static [&'static str] {

@@ -27,7 +27,7 @@ use crate::host::paths::Paths;
 use crate::host::systemd_creds::{self, SealingKey};
 use crate::random::kernel_random;
 
-/// A shorter value may be elsewhere in a file by chance.
+/// A shorter value may appear in a file by chance.
 const SHORTEST_SEARCHED: usize = 16;
 /// Larger files that are not this program's are not looked through for references.
 const LARGEST: u64 = 1 << 20;

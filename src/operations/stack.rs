@@ -33,17 +33,16 @@ use crate::service::Service;
 const QUOTED_LINES: usize = 15;
 /// The same of a migration, which says the cause before a long account of where it was.
 const QUOTED_MIGRATION_LINES: usize = 60;
-/// How often the states of units under way are looked at.
+/// Interval between two looks at the states of units.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
-/// How often the gateway is asked whether it is ready.
+/// Interval between two requests for the readiness of the gateway.
 const ASK_INTERVAL: Duration = Duration::from_millis(100);
-/// How long systemd may take to close a socket.
+/// Timeout for closing a socket.
 const ADDRESS_TIMEOUT: Duration = Duration::from_secs(10);
-/// A unit that systemd had to restart this often while it was starting won't get up by itself.
+/// After this many restarts during one wait, a unit counts as failed.
 const ATTEMPTS: u64 = 2;
 
-/// What ending an interrupted operation, or going back from one that failed, may take at least: an operator
-/// in a hurry to see a change work has no wish to see the way back fail.
+/// Minimum timeout for recovery and rollback, so that a short `--timeout` cannot make them fail.
 pub const RECOVERY_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// The units that pull the images: one for each.
@@ -66,7 +65,7 @@ pub enum Manner {
     Handover,
 }
 
-/// Starts what does not run, restarts what runs with other inputs than those of now, and waits
+/// Starts stopped services, restarts those whose inputs differ from the present ones, and waits
 /// until the gateway is ready.
 ///
 /// # Errors
@@ -178,8 +177,8 @@ pub async fn run(host: &Host, unit: &str, timeout: Duration) -> Result<()> {
     wait.finish().await
 }
 
-/// Remembers the present configuration as the last good one, if all of it is what runs: an edit
-/// that has not come into force yet proves nothing. An edit of `LITELLM_IMAGE` is left out.
+/// Records the present configuration as the last good one, if every running service uses it: an edit that
+/// is not applied yet proves nothing. An edit of `LITELLM_IMAGE` is left out.
 async fn remember_good(host: &Host) -> Result<()> {
     let path = host.paths.env_file();
     let mut env = parse_env(&read_env(&path)?, &path)?;
@@ -222,7 +221,7 @@ pub async fn stop(host: &Host, units: &[&str], timeout: Duration) -> Result<()> 
         wait.ask(JobType::Stop, unit).await?;
     }
     wait.finish().await?;
-    // One that was stopped while it started, or kept failing, is as stopped as the others.
+    // A unit that was stopped while it started or failed is `failed`, not `inactive`.
     for unit in units {
         if systemd.unit(unit).await?.active == ActiveState::Failed {
             systemd.reset_failed(unit).await?;
@@ -243,7 +242,7 @@ async fn close_address(systemd: &Systemd) -> Result<()> {
     Ok(())
 }
 
-/// For each service that runs with other inputs than those of now: what differs.
+/// The running services whose inputs differ from the present ones, with the differences.
 ///
 /// # Errors
 /// When a file that a container gets can't be read.
@@ -295,8 +294,8 @@ pub async fn member_units(systemd: &Systemd) -> Result<Vec<&'static str>> {
     Ok(units)
 }
 
-/// The steps, with those first that start at once what systemd waits with until it tries again: what made it
-/// fail may be mended by now.
+/// The steps, preceded by restarts of the units that wait for their next attempt: the cause of the failure
+/// may be fixed by now.
 async fn past_holdoff<'a>(
     systemd: &Systemd,
     steps: &[(JobType, &'a str)],
@@ -347,7 +346,7 @@ fn check_port() -> Result<()> {
             "port {GATEWAY_PORT} is taken by another process"
         ))
         .hint(format!(
-            "find it and stop it: `ss -ltnp 'sport = :{GATEWAY_PORT}'`"
+            "find and stop it: `ss -ltnp 'sport = :{GATEWAY_PORT}'`"
         ))
         .into()),
         _ => Ok(()),
@@ -418,13 +417,13 @@ impl LogSource {
     }
 }
 
-/// Jobs under way, and what their units were like before.
+/// Jobs of systemd that are waited for, and the earlier states of their units.
 struct Wait<'a> {
     systemd: &'a Systemd,
     progress: &'a Progress,
     jobs: Jobs<'a>,
     begin: Instant,
-    /// The same as the journal tells it.
+    /// The same moment, for the journal.
     since: jiff::Timestamp,
     deadline: Instant,
     /// How often systemd had restarted each unit when it was first looked at: what happened before is not of
@@ -463,7 +462,7 @@ impl<'a> Wait<'a> {
     /// Waits for every job, saying each result; fails with the unit that caused the failure.
     async fn finish(&mut self) -> Result<()> {
         self.progress.say(&format!("waiting for {}", self.names()));
-        // Takes the counters of now.
+        // Records the present counters.
         self.restarting().await?;
         let mut failures: Vec<(String, JobResult)> = Vec::new();
         while !self.jobs.pending().is_empty() || !self.recovering.is_empty() {
@@ -651,7 +650,7 @@ impl<'a> Wait<'a> {
         self.jobs.cancel().await;
         let gateway = self.systemd.unit(Service::Litellm.unit()).await;
         if gateway.is_ok_and(|unit| unit.is_stopped()) {
-            // Of the failures, the interruption is the one to tell.
+            // The interruption is the failure to report.
             let _ = close_address(self.systemd).await;
         }
         let mut states = Vec::new();

@@ -1,4 +1,4 @@
-//! Podman's own signature policy for LiteLLM's images: what `trust` sets and takes back.
+//! Podman's own signature policy for LiteLLM's images: what `trust` sets and removes.
 //!
 //! What that policy can't express, this program verifies at a pull (`verification`), and has Podman
 //! take the image by its digest alone.
@@ -293,7 +293,7 @@ pub struct PolicyPlan {
     pub links: BTreeMap<PathBuf, PathBuf>,
     /// Links to remove.
     pub unlinks: Vec<PathBuf>,
-    /// What is in force then.
+    /// The record after that; none after a removal.
     pub record: Option<TrustRecord>,
     record_path: PathBuf,
 }
@@ -463,7 +463,7 @@ impl PolicyPlan {
     /// Does it, one atomic step for each file.
     ///
     /// # Errors
-    /// When the disk refuses. Each file is then either old or new, and the next run goes on.
+    /// When the disk refuses. Each file is then either old or new, and the next run continues.
     pub fn apply(&self) -> Result<()> {
         for (link, target) in &self.links {
             make_parent(link)?;

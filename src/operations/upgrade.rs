@@ -1,5 +1,5 @@
 //! From one release to another and back: pull, backup, migration, switch, and a gate that the new
-//! release has to pass. Whatever fails, the release of before serves again.
+//! release has to pass. A failure at any step rolls back to the previous release.
 //!
 //! Until the switch, everything on the disk is as the present release has it, and that release
 //! serves. Each step is in the ledger before the next one begins, so that [`recover`] can finish or
@@ -75,7 +75,7 @@ pub struct ReleasePlan {
     wanted: Option<ImageIdentity>,
     /// Whether `.env` names the wanted image already.
     is_named: bool,
-    /// Whether `.env` or `config/` were edited beyond the image, which comes into force, too.
+    /// Whether `.env` or `config/` have edits besides the image; they are applied, too.
     edited: bool,
     /// The backup whose data comes back.
     data: Option<OperationId>,
@@ -237,9 +237,9 @@ impl ReleasePlan {
     /// Does it.
     ///
     /// # Errors
-    /// When a step fails; the message says whether the release of before serves again.
+    /// When a step fails; the message says whether the previous release is running again.
     pub async fn carry_out(self, host: &Host, options: ReleaseOptions) -> Result<()> {
-        // From now on, Ctrl-C fails the step that is under way instead of killing the program.
+        // From here on, Ctrl-C fails the present step instead of killing the program.
         let _interrupt = signal(SignalKind::interrupt()).context("can't listen for Ctrl-C")?;
         let paths = &host.paths;
         let mut ledger = Ledger::load(paths)?;
@@ -325,13 +325,13 @@ async fn images(host: &Host, settings: &Settings) -> Result<Images> {
     Ok(images)
 }
 
-/// What an operator should know who only looks: that [`recover`] has something to do.
+/// The warning of commands that only read: that [`recover`] has something to do.
 ///
 /// # Errors
 /// When the ledger can't be read.
 pub fn warning(paths: &Paths) -> Result<Option<String>> {
     let unfinished = Ledger::load(paths)?.unfinished();
-    // While it is under way, that is no news.
+    // While the operation runs, there is nothing to warn of.
     Ok(unfinished
         .filter(|_| !OperationLock::is_held(paths))
         .map(|found| {
@@ -342,7 +342,7 @@ pub fn warning(paths: &Paths) -> Result<Option<String>> {
         }))
 }
 
-/// Finishes or undoes an upgrade or rollback that was interrupted, and says so.
+/// Finishes or rolls back an interrupted upgrade or rollback.
 ///
 /// # Errors
 /// When neither is possible; the next command tries again.
@@ -420,14 +420,14 @@ pub async fn recover(host: &Host, timeout: Duration) -> Result<()> {
     Ok(())
 }
 
-/// A change of release under way.
+/// A release change in progress.
 struct Run<'a> {
     host: &'a Host,
     ledger: Ledger,
     operation: Operation,
     options: ReleaseOptions,
     backup: Option<OperationId>,
-    /// The hash of the schema before the migration, if the database may have to go back to it.
+    /// The hash of the schema before the migration, if a rollback may have to restore it.
     schema: Option<String>,
     /// A restore whose data is in place and can still be taken out.
     restore: Option<Restore<'a>>,
@@ -551,7 +551,7 @@ impl Run<'_> {
         self.end(OperationOutcome::Done, None)
     }
 
-    /// Goes on with what was interrupted after the switch.
+    /// Finishes an operation that was interrupted after the switch.
     async fn finish(&mut self) -> Result<()> {
         let wanted = self.kept(&self.operation.wanted)?;
         snapshot::restore(&self.host.paths, &wanted, &[])?;
@@ -622,7 +622,7 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Goes back after a failure.
+    /// Rolls back after a failure, and returns the error to report.
     async fn undo(&mut self, error: anyhow::Error) -> anyhow::Error {
         self.host.progress.say(&format!("{error:#}"));
         let from = self
@@ -708,7 +708,7 @@ impl Run<'_> {
             .iter()
             .any(|(service, _)| *service == Service::Postgres);
         if changed {
-            // The server itself is to be another one again.
+            // The previous release has another image or configuration of PostgreSQL.
             let mut units = gateway_units().to_vec();
             units.push(Service::Postgres.unit());
             stack::stop(host, &units, self.options.timeout).await?;

@@ -139,7 +139,7 @@ impl UnitPlan {
     /// Carries the plan out, one atomic step per file.
     ///
     /// # Errors
-    /// When the disk refuses. Each file is then either old or new, and the next run goes on.
+    /// When the disk refuses. Each file is then either old or new, and the next run continues.
     pub fn apply(&self) -> Result<()> {
         for change in &self.changes {
             let directory = change
@@ -205,7 +205,7 @@ impl OnDisk {
 }
 
 fn read_ours(path: &Path) -> Result<OnDisk> {
-    // A link (a masked unit, a file kept elsewhere) is someone's decision, not a file of ours.
+    // A link (a masked unit, a file in another directory) was made by an operator.
     match std::fs::symlink_metadata(path) {
         Ok(metadata) if !metadata.is_file() => return Ok(OnDisk::Foreign),
         _ => {}

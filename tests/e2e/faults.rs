@@ -196,7 +196,7 @@ fn a_deployment_that_can_not_work(host: &TestHost, who: Who) {
         (ran.code, ran.stderr.as_str()),
         (
             1,
-            "checking that ghcr.io/berriai/litellm:v1.108.14 fits\nerror: port 24157 is taken by another process\nhint: find it and stop it: `ss -ltnp 'sport = :24157'`\n"
+            "checking that ghcr.io/berriai/litellm:v1.108.14 fits\nerror: port 24157 is taken by another process\nhint: find and stop it: `ss -ltnp 'sport = :24157'`\n"
         ),
         "{}",
         ran.stdout

@@ -23,7 +23,7 @@ pub enum JobType {
     Stop,
     /// Stop the unit if it runs, then start it; what requires it restarts with it.
     Restart,
-    /// Stop the unit if it runs, then start it; what requires it goes on.
+    /// Stop the unit if it runs, then start it; what requires it keeps running.
     RestartAlone,
 }
 
@@ -80,7 +80,7 @@ impl fmt::Display for JobResult {
     }
 }
 
-/// A set of jobs under way.
+/// A set of jobs that have not ended.
 pub struct Jobs<'a> {
     manager: ManagerProxy<'a>,
     scope: Scope,
@@ -119,7 +119,7 @@ impl<'a> Jobs<'a> {
         })
     }
 
-    /// Asks for one job. A job that is already under way for the same end is joined.
+    /// Asks for one job, or joins the one of the same kind that has not ended.
     ///
     /// # Errors
     /// When systemd refuses: no such unit, masked, or not permitted.
@@ -147,7 +147,7 @@ impl<'a> Jobs<'a> {
         Ok(())
     }
 
-    /// The units whose jobs are still under way, sorted.
+    /// The units whose jobs have not ended, sorted.
     #[must_use]
     pub fn pending(&self) -> Vec<&str> {
         let mut units: Vec<&str> = self.pending.values().map(String::as_str).collect();
@@ -155,7 +155,7 @@ impl<'a> Jobs<'a> {
         units
     }
 
-    /// Takes back what can be taken back: jobs that have ended by now are no error.
+    /// Cancels the jobs that have not ended.
     pub async fn cancel(&mut self) {
         for path in std::mem::take(&mut self.pending).into_keys() {
             if let Some(id) = path.rsplit('/').next().and_then(|id| id.parse().ok()) {

@@ -51,7 +51,7 @@ pub struct Vulnerability {
     pub malicious: bool,
     /// Where to read about it.
     pub url: Option<String>,
-    /// Whether the advisory was taken back.
+    /// Whether the advisory was withdrawn.
     pub withdrawn: bool,
     versions: Vec<Release>,
     ranges: Vec<Range>,

@@ -1,5 +1,5 @@
 //! The database through PostgreSQL's own programs, which run in a container: the server's, or a
-//! throw-away one where the server is elsewhere. Passwords never are among the arguments.
+//! throw-away one if the server is external. Passwords never are among the arguments.
 
 use std::io::{self, PipeReader, Read, Write};
 use std::process::Stdio;

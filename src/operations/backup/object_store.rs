@@ -1,4 +1,4 @@
-//! Copies of backups elsewhere: an object store, or a directory that is mounted from another
+//! Remote copies of backups: an object store, or a directory that is mounted from another
 //! machine (`file:///mnt/…`).
 
 use std::os::unix::fs::OpenOptionsExt;

@@ -79,11 +79,11 @@ pub enum Recovered {
     Nothing,
     /// The data of this backup is in place.
     Finished(OperationId),
-    /// The data is as before.
+    /// The previous database is in use.
     Undone,
 }
 
-/// What is under way, on disk.
+/// An unfinished restore as it is recorded on disk.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 struct RestoreRecord {
     /// What is restored.
@@ -94,7 +94,7 @@ struct RestoreRecord {
     replaced: String,
     /// Whether the gateway has to run afterwards.
     gateway: bool,
-    /// The configuration to go back to, if it is replaced too.
+    /// The previous configuration, if it is replaced, too.
     configuration: Option<String>,
 }
 
@@ -174,7 +174,7 @@ pub async fn verify(
 ///
 /// # Errors
 /// When the backup is damaged or can't be restored, or the gateway does not get ready with it:
-/// then all is as before.
+/// then nothing was replaced.
 pub async fn restore_data(
     host: &Host,
     settings: &Settings,
@@ -227,7 +227,7 @@ pub async fn restore_data(
         Ok(())
     };
     if let Err(error) = attempt.await {
-        // Ctrl-C is a person's decision: what is under way goes on, and the next command ends it.
+        // After Ctrl-C nothing is rolled back: the next command finishes the restore.
         if exit(&error) == Exit::Interrupted {
             return Err(error);
         }
@@ -297,7 +297,7 @@ async fn take_back(
     .into()
 }
 
-/// A restore under way, for callers that start and stop the gateway themselves.
+/// An unfinished restore, for callers that start and stop the gateway themselves.
 #[derive(Debug)]
 pub struct Restore<'a> {
     host: &'a Host,
@@ -522,7 +522,7 @@ async fn recover_restore(
     host.progress.say(&format!(
         "the restore of backup {id} was interrupted: rolling it back"
     ));
-    // It may be what the restore was to mend.
+    // The restore may have been meant to fix that.
     if let Err(error) = restore.undo(&units, RECOVERY_TIMEOUT).await? {
         host.progress.warn(&format!(
             "the previous database is in use, but the gateway is not ready: {error:#}"

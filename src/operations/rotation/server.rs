@@ -24,7 +24,7 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 const PSQL: &str = r#"exec psql -X -q -v ON_ERROR_STOP=1 -h /var/run/postgresql -U "$POSTGRES_USER" -d "$POSTGRES_DB""#;
 /// Over the network, which asks for the password: on the first line of stdin.
 const PSQL_LOGIN: &str = r#"IFS= read -r PGPASSWORD; export PGPASSWORD; exec psql -X -w -tA -h postgres -U "$POSTGRES_USER" -d "$POSTGRES_DB" -c 'SELECT 1'"#;
-/// Likewise for Redis.
+/// Redis over the network, with the password on the first line of stdin.
 const REDIS_LOGIN: &str =
     "IFS= read -r REDISCLI_AUTH; export REDISCLI_AUTH; exec redis-cli -e ping";
 

@@ -1,4 +1,4 @@
-//! A restart of the gateway that nobody notices: a second one, on the same socket, serves meanwhile.
+//! A restart of the gateway without an interruption: a standby on the same socket serves meanwhile.
 
 use std::time::Duration;
 
@@ -67,8 +67,8 @@ fn available_memory(text: &str) -> Option<u64> {
 
 /// Takes the steps, the restart of the gateway behind the back of a second one.
 ///
-/// A second gateway that does not get ready shows what would become of the first one. So that one
-/// is left alone then, and goes on with what it was started with.
+/// If the standby does not become ready, the first gateway would not either. It is then left running with
+/// its present settings.
 pub(super) async fn run(host: &Host, wait: &mut Wait<'_>, steps: &[(JobType, &str)]) -> Result<()> {
     let attempt = take_over(host, wait, steps).await;
     // Else the second one is the only one that may serve.

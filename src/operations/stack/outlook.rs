@@ -29,8 +29,8 @@ pub(super) fn outlook(state: Option<&UnitState>) -> String {
     }
 }
 
-/// What goes on with these units after their jobs were cancelled: systemd finishes a start or a stop that has
-/// begun, and retries what it waits for.
+/// What systemd still does with these units after their jobs were cancelled: it finishes a start or a stop
+/// that has begun, and retries a failed one.
 pub(super) fn under_way(states: &[UnitState]) -> String {
     let list = |what: &str, is: &dyn Fn(&UnitState) -> bool| {
         let mut names: Vec<&str> = states

@@ -111,7 +111,7 @@ fn a_full_disk_leaves_nothing(host: &TestHost) {
         r#"mv "$1/backups" /var/tmp/backups; mkdir -m 700 "$1/backups""#,
     );
     for (size, expected) in [
-        ("20M", "and about"),
+        ("20M", "the backup needs about"),
         (
             "32M",
             "the disk of /opt/litellm-server/backups is full; the incomplete backup was removed",
@@ -190,7 +190,7 @@ fn killed_backups_leave_nothing(host: &TestHost, who: Who, old: &str) {
     }
     let ran = host.units(who, &["backup", "--keep-all"]);
     assert_eq!(
-        ran.stderr.matches("left by an interrupted backup").count(),
+        ran.stderr.matches("the rest of an interrupted backup").count(),
         1,
         "each run has removed what the one before left: {}",
         ran.stderr

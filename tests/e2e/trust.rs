@@ -30,7 +30,7 @@ fn pull(host: &TestHost, who: Who, options: &[&str]) -> (i32, String) {
         ["error: ", "hint: ", "not taken", "  ghcr.io"]
             .iter()
             .any(|start| line.starts_with(start))
-            || [" is signed by ", "only the recorded digest"]
+            || [" is signed by ", "only its recorded digest"]
                 .iter()
                 .any(|words| line.contains(words))
     });

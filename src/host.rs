@@ -1,16 +1,16 @@
 //! Every effect on the host, reached through one value.
 
-pub mod container_state;
-pub mod default_route;
-pub mod files;
-pub mod journal;
-pub mod lock;
+pub(crate) mod container_state;
+pub(crate) mod default_route;
+pub(crate) mod files;
+pub(crate) mod journal;
+pub(crate) mod lock;
 pub mod paths;
 pub mod podman;
 pub(crate) mod registries;
-pub mod ssh;
+pub(crate) mod ssh;
 pub mod systemd;
-pub mod systemd_creds;
+pub(crate) mod systemd_creds;
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;

@@ -1,14 +1,14 @@
 //! The gateway's HTTP interface.
 
-pub mod advisories;
+pub(crate) mod advisories;
 pub mod config;
-pub mod contract;
-pub mod health;
+pub(crate) mod contract;
+pub(crate) mod health;
 pub mod keys;
-pub mod metrics;
-pub mod models;
-pub mod release;
-pub mod ui;
+pub(crate) mod metrics;
+pub(crate) mod models;
+pub(crate) mod release;
+pub(crate) mod ui;
 
 use std::time::Duration;
 

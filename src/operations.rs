@@ -1,13 +1,13 @@
 //! What changes a host: each operation as one call.
 
-pub mod audit;
-pub mod backup;
-pub mod install;
-pub mod pull;
-pub mod recovery;
-pub mod rotation;
-pub mod seal;
-pub mod stack;
+pub(crate) mod audit;
+pub(crate) mod backup;
+pub(crate) mod install;
+pub(crate) mod pull;
+pub(crate) mod recovery;
+pub(crate) mod rotation;
+pub(crate) mod seal;
+pub(crate) mod stack;
 pub mod trust;
-pub mod up;
-pub mod upgrade;
+pub(crate) mod up;
+pub(crate) mod upgrade;

@@ -139,12 +139,6 @@ impl Meter {
         }
     }
 
-    /// Bytes so far.
-    #[must_use]
-    pub fn done(&self) -> u64 {
-        self.done.load(Ordering::Relaxed)
-    }
-
     /// Counts the bytes that are read from `inner`.
     pub fn reading<R: Read>(&self, inner: R) -> Counting<R> {
         Counting {

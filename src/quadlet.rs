@@ -1,6 +1,6 @@
 //! From settings to unit files. Pure: the same settings give the same bytes.
 
-pub mod check;
+pub(crate) mod check;
 pub mod escape;
 pub mod plan;
 

@@ -1,6 +1,6 @@
 //! systemd's manager over D-Bus.
 
-pub mod job;
+pub(crate) mod job;
 mod state;
 
 use std::collections::HashMap;

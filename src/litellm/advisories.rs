@@ -6,7 +6,7 @@
 //! nothing is refused on its account, since a gateway that does not start helps nobody.
 
 mod listed;
-pub mod osv;
+pub(crate) mod osv;
 
 use std::ffi::OsStr;
 use std::path::Path;

@@ -5,12 +5,12 @@
 //! complete: whatever interrupts it, there is never half a backup among the others. None of the
 //! functions takes the lock of [`crate::host::lock`]: whoever calls them does.
 
-pub mod archive;
-pub mod database;
-pub mod manifest;
-pub mod object_store;
-pub mod restore;
-pub mod retention;
+pub(crate) mod archive;
+pub(crate) mod database;
+pub(crate) mod manifest;
+pub(crate) mod object_store;
+pub(crate) mod restore;
+pub(crate) mod retention;
 
 use std::collections::BTreeMap;
 use std::fs::Permissions;

@@ -1,6 +1,6 @@
 //! The stack as a whole: its units started, restarted and stopped together, and waited for.
 
-pub mod blockers;
+pub(crate) mod blockers;
 mod handover;
 mod outlook;
 

@@ -10,13 +10,13 @@
 #[cfg(feature = "signatures")]
 mod cryptography;
 pub mod known;
-pub mod policy;
+pub(crate) mod policy;
 #[cfg(feature = "signatures")]
 mod registry;
 #[cfg(feature = "signatures")]
 pub mod signature;
 #[cfg(feature = "signatures")]
-pub mod verification;
+pub(crate) mod verification;
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};

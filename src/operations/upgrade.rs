@@ -5,7 +5,7 @@
 //! serves. Each step is in the ledger before the next one begins, so that [`recover`] can finish or
 //! undo what a kill or a loss of power interrupted. The caller holds the operation lock.
 
-pub mod check;
+pub(crate) mod check;
 mod gate;
 
 use std::time::Duration;

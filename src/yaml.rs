@@ -11,7 +11,7 @@ const MAX_DEPTH: usize = 100;
 
 /// A position in the file, from 1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Position {
+pub(crate) struct Position {
     /// The line.
     pub line: usize,
     /// The column, in characters.
@@ -29,7 +29,7 @@ impl From<Marker> for Position {
 
 /// One value of the document. What an alias stands for is the same node again.
 #[derive(Debug)]
-pub struct Node {
+pub(crate) struct Node {
     /// Where it begins.
     pub at: Position,
     /// What it is.
@@ -38,7 +38,7 @@ pub struct Node {
 
 /// The kinds of values.
 #[derive(Debug)]
-pub enum Value {
+pub(crate) enum Value {
     /// Text, a number, true, false or nothing.
     Scalar {
         /// Without quotes.
@@ -54,7 +54,7 @@ pub enum Value {
 
 /// Why there is no tree.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SyntaxError {
+pub(crate) struct SyntaxError {
     /// Where the parser gave up.
     pub at: Position,
     /// Its words.
@@ -63,7 +63,7 @@ pub struct SyntaxError {
 
 impl Node {
     /// The text of a scalar that is not null.
-    pub fn text(&self) -> Option<&str> {
+    pub(crate) fn text(&self) -> Option<&str> {
         match &self.value {
             Value::Scalar { text, .. } if !self.is_null() => Some(text),
             _ => None,
@@ -71,13 +71,13 @@ impl Node {
     }
 
     /// Whether it is null by the rules of YAML 1.1, which LiteLLM's parser has.
-    pub fn is_null(&self) -> bool {
+    pub(crate) fn is_null(&self) -> bool {
         matches!(&self.value, Value::Scalar { text, plain: true }
             if matches!(text.as_str(), "" | "~" | "null" | "Null" | "NULL"))
     }
 
     /// The keys and values of a mapping, those that it merges in last.
-    pub fn entries(&self) -> Vec<(&Node, &Node)> {
+    pub(crate) fn entries(&self) -> Vec<(&Node, &Node)> {
         let mut entries = Vec::new();
         self.collect(&mut entries, 0);
         entries
@@ -109,7 +109,7 @@ impl Node {
     }
 
     /// The value of `name`: its last definition, which is the one that counts, or a merged one.
-    pub fn get(&self, name: &str) -> Option<&Self> {
+    pub(crate) fn get(&self, name: &str) -> Option<&Self> {
         let Value::Mapping(pairs) = &self.value else {
             return None;
         };
@@ -127,7 +127,7 @@ impl Node {
     }
 
     /// The items of a sequence.
-    pub fn items(&self) -> &[Rc<Self>] {
+    pub(crate) fn items(&self) -> &[Rc<Self>] {
         match &self.value {
             Value::Sequence(items) => items,
             _ => &[],
@@ -135,7 +135,7 @@ impl Node {
     }
 
     /// Whether two nodes mean the same, wherever they stand.
-    pub fn same(&self, other: &Self) -> bool {
+    pub(crate) fn same(&self, other: &Self) -> bool {
         std::ptr::eq(self, other)
             || match (&self.value, &other.value) {
                 (Value::Scalar { text: one, .. }, Value::Scalar { text: two, .. }) => one == two,
@@ -167,7 +167,7 @@ struct Open {
 ///
 /// # Errors
 /// When the text is not YAML, or uses of it what LiteLLM's parser refuses.
-pub fn parse(text: &str) -> Result<Option<Rc<Node>>, SyntaxError> {
+pub(crate) fn parse(text: &str) -> Result<Option<Rc<Node>>, SyntaxError> {
     let mut open: Vec<Open> = Vec::new();
     let mut anchors: HashMap<usize, Rc<Node>> = HashMap::new();
     let mut root = None;

@@ -24,7 +24,7 @@ use crate::service::Service;
 
 /// The record of one container's inputs.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
-pub struct Applied {
+pub(crate) struct Applied {
     salt: String,
     inputs: BTreeMap<String, String>,
     /// For sealed inputs, what they are made of: while that is the same, so are they, and none has
@@ -35,7 +35,7 @@ pub struct Applied {
 
 /// One difference between the inputs of a running container and the present ones.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub struct Difference {
+pub(crate) struct Difference {
     /// A variable, a file, or `unit`.
     pub input: String,
     /// How it differs.
@@ -45,7 +45,7 @@ pub struct Difference {
 /// How an input differs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum DifferenceKind {
+pub(crate) enum DifferenceKind {
     /// The running container does not have it.
     Added,
     /// The running container has another value.
@@ -78,7 +78,7 @@ impl Applied {
     ///
     /// # Errors
     /// When a file that the container gets can't be read.
-    pub fn now(paths: &Paths, settings: &Settings, service: Service) -> Result<Self> {
+    pub(crate) fn now(paths: &Paths, settings: &Settings, service: Service) -> Result<Self> {
         let mut salt = [0; 16];
         kernel_random(&mut salt)?;
         let none = Self {
@@ -152,7 +152,7 @@ impl Applied {
     ///
     /// # Errors
     /// When the per-boot directory can't be written.
-    pub fn record(&self, paths: &Paths, service: Service) -> Result<()> {
+    pub(crate) fn record(&self, paths: &Paths, service: Service) -> Result<()> {
         let text = serde_json::to_vec(self).context("can't write the record of the inputs")?;
         files::write_atomically(&record_file(paths, service), &text, 0o600)
     }
@@ -167,7 +167,7 @@ impl Applied {
     ///
     /// # Errors
     /// When a secret can't be opened, or the per-boot directory can't be written.
-    pub fn renew(paths: &Paths, settings: &Settings, service: Service) -> Result<()> {
+    pub(crate) fn renew(paths: &Paths, settings: &Settings, service: Service) -> Result<()> {
         let Some(before) = Self::load(paths, service) else {
             return Ok(());
         };
@@ -183,7 +183,7 @@ impl Applied {
     ///
     /// # Errors
     /// When a file that the container gets can't be read.
-    pub fn differences(
+    pub(crate) fn differences(
         paths: &Paths,
         settings: &Settings,
         service: Service,

@@ -16,7 +16,11 @@ use crate::service::Service;
 ///
 /// # Errors
 /// When the ledger can't be read, or Podman can't tell which images it has.
-pub async fn kept(host: &Host, settings: &Settings, lock: &ImagesLock) -> Result<Option<Image>> {
+pub(crate) async fn kept(
+    host: &Host,
+    settings: &Settings,
+    lock: &ImagesLock,
+) -> Result<Option<Image>> {
     let ledger = Ledger::load(&host.paths)?;
     let Some(recorded) = ledger.current().and_then(RecordedRelease::gateway) else {
         return Ok(None);
@@ -48,7 +52,11 @@ pub async fn kept(host: &Host, settings: &Settings, lock: &ImagesLock) -> Result
 ///
 /// # Errors
 /// As [`kept`], if no unit is installed either.
-pub async fn installed(host: &Host, settings: &Settings, lock: &ImagesLock) -> Result<Settings> {
+pub(crate) async fn installed(
+    host: &Host,
+    settings: &Settings,
+    lock: &ImagesLock,
+) -> Result<Settings> {
     let recorded = match kept(host, settings, lock).await {
         Ok(None) => return Ok(settings.clone()),
         Ok(Some(image)) => image.pinned(),
@@ -65,7 +73,7 @@ pub async fn installed(host: &Host, settings: &Settings, lock: &ImagesLock) -> R
 ///
 /// # Errors
 /// When the record does not name an image.
-pub fn at(settings: &Settings, image: &str) -> Result<Settings> {
+pub(crate) fn at(settings: &Settings, image: &str) -> Result<Settings> {
     let mut settings = settings.clone();
     settings.litellm_image = ImageReference::parse(image)?;
     Ok(settings)
@@ -73,7 +81,7 @@ pub fn at(settings: &Settings, image: &str) -> Result<Settings> {
 
 /// The image that the installed unit of a service names.
 #[must_use]
-pub fn of_unit(paths: &Paths, service: Service) -> Option<ImageReference> {
+pub(crate) fn of_unit(paths: &Paths, service: Service) -> Option<ImageReference> {
     let file = format!("{}.container", service.container());
     let text = std::fs::read_to_string(paths.quadlets.join(file)).ok()?;
     let image = text.lines().find_map(|line| line.strip_prefix("Image="))?;
@@ -82,7 +90,7 @@ pub fn of_unit(paths: &Paths, service: Service) -> Option<ImageReference> {
 
 /// The notice about an edit of `LITELLM_IMAGE` that is not applied.
 #[must_use]
-pub fn notice(settings: &Settings, kept: &Image) -> String {
+pub(crate) fn notice(settings: &Settings, kept: &Image) -> String {
     format!(
         "LITELLM_IMAGE in .env is {}, but the installed release is {}",
         settings.litellm_image, kept.reference
@@ -90,4 +98,4 @@ pub fn notice(settings: &Settings, kept: &Image) -> String {
 }
 
 /// The command that applies that edit.
-pub const REMEDY: &str = "litellm-units upgrade";
+pub(crate) const REMEDY: &str = "litellm-units upgrade";

@@ -23,7 +23,7 @@ use crate::host::paths::CREDENTIALS;
 use crate::host::systemd_creds;
 
 /// What a reference begins with. No other value may hold it.
-pub const PREFIX: &str = "systemd-creds:";
+pub(crate) const PREFIX: &str = "systemd-creds:";
 
 const DIGITS: usize = 16;
 
@@ -112,19 +112,19 @@ fn pieces(text: &str) -> Option<Vec<Piece<'_>>> {
 
 /// Whether there is a reference in a value, complete or not.
 #[must_use]
-pub fn is_sealed(value: &str) -> bool {
+pub(crate) fn is_sealed(value: &str) -> bool {
     value.contains(PREFIX)
 }
 
 /// Whether every reference in a value is complete.
 #[must_use]
-pub fn is_complete(value: &str) -> bool {
+pub(crate) fn is_complete(value: &str) -> bool {
     pieces(value).is_some()
 }
 
 /// Every complete reference in `text`, which need not be a value.
 #[must_use]
-pub fn references(text: &str) -> Vec<Reference> {
+pub(crate) fn references(text: &str) -> Vec<Reference> {
     text.split(PREFIX)
         .skip(1)
         .filter_map(|after| Some(Reference::leading(after)?.0))
@@ -233,7 +233,7 @@ impl Vault {
 
 /// What `NAME=written` in a `.env` means; nothing if more than the value is in it.
 #[must_use]
-pub fn unwritten(name: &str, written: &str) -> Option<SecretString> {
+pub(crate) fn unwritten(name: &str, written: &str) -> Option<SecretString> {
     let env = EnvFile::parse(&format!("{name}={written}")).ok()?;
     let mut definitions = env.definitions();
     let first = definitions.next()?;

@@ -24,7 +24,7 @@ const KEPT: usize = 20;
 
 /// The name of a kept configuration: the first 16 hexadecimal digits of its SHA-256.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SnapshotId(String);
+pub(crate) struct SnapshotId(String);
 
 impl std::fmt::Display for SnapshotId {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -35,7 +35,7 @@ impl std::fmt::Display for SnapshotId {
 impl SnapshotId {
     /// The configuration that is kept under `name`, if there is one.
     #[must_use]
-    pub fn find(paths: &Paths, name: &str) -> Option<Self> {
+    pub(crate) fn find(paths: &Paths, name: &str) -> Option<Self> {
         let id = Self(name.to_owned());
         let plain = !name.is_empty() && name.bytes().all(|byte| byte.is_ascii_hexdigit());
         (plain && directory(paths, &id).is_dir()).then_some(id)
@@ -52,7 +52,7 @@ struct Kept {
 ///
 /// # Errors
 /// When a file can't be read, or the disk refuses.
-pub fn keep(paths: &Paths) -> Result<SnapshotId> {
+pub(crate) fn keep(paths: &Paths) -> Result<SnapshotId> {
     keep_files(paths, &collect(paths)?)
 }
 
@@ -60,7 +60,7 @@ pub fn keep(paths: &Paths) -> Result<SnapshotId> {
 ///
 /// # Errors
 /// As [`keep`].
-pub fn keep_with(paths: &Paths, env: &str) -> Result<SnapshotId> {
+pub(crate) fn keep_with(paths: &Paths, env: &str) -> Result<SnapshotId> {
     let mut files = collect(paths)?;
     let env = Kept {
         bytes: env.into(),
@@ -74,7 +74,7 @@ pub fn keep_with(paths: &Paths, env: &str) -> Result<SnapshotId> {
 ///
 /// # Errors
 /// When it can't be read.
-pub fn env(paths: &Paths, id: &SnapshotId) -> Result<String> {
+pub(crate) fn env(paths: &Paths, id: &SnapshotId) -> Result<String> {
     read_env(&directory(paths, id).join(ENV))
 }
 
@@ -119,13 +119,13 @@ fn write(paths: &Paths, place: &Path, files: &BTreeMap<PathBuf, Kept>) -> Result
 ///
 /// # Errors
 /// When the disk refuses.
-pub fn mark_good(paths: &Paths, id: &SnapshotId) -> Result<()> {
+pub(crate) fn mark_good(paths: &Paths, id: &SnapshotId) -> Result<()> {
     files::write_atomically(&paths.last_good(), id.0.as_bytes(), 0o600)
 }
 
 /// The configuration with which the gateway last was ready, if there ever was one.
 #[must_use]
-pub fn last_good(paths: &Paths) -> Option<SnapshotId> {
+pub(crate) fn last_good(paths: &Paths) -> Option<SnapshotId> {
     let text = std::fs::read_to_string(paths.last_good()).ok()?;
     SnapshotId::find(paths, text.trim())
 }
@@ -134,7 +134,7 @@ pub fn last_good(paths: &Paths) -> Option<SnapshotId> {
 ///
 /// # Errors
 /// When they can't be listed.
-pub fn all(paths: &Paths) -> Result<Vec<SnapshotId>> {
+pub(crate) fn all(paths: &Paths) -> Result<Vec<SnapshotId>> {
     let directory = paths.snapshots();
     let entries = match std::fs::read_dir(&directory) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -157,7 +157,7 @@ pub fn all(paths: &Paths) -> Result<Vec<SnapshotId>> {
 ///
 /// # Errors
 /// When a file can't be read.
-pub fn is_present(paths: &Paths, id: &SnapshotId) -> Result<bool> {
+pub(crate) fn is_present(paths: &Paths, id: &SnapshotId) -> Result<bool> {
     let kept = files(&directory(paths, id))?;
     let present = collect(paths)?;
     Ok(kept.len() == present.len()
@@ -174,7 +174,7 @@ pub fn is_present(paths: &Paths, id: &SnapshotId) -> Result<bool> {
 ///
 /// # Errors
 /// When an `.env` can't be read or written. Each file is then either old or new.
-pub fn restore(paths: &Paths, id: &SnapshotId, staying: &[&str]) -> Result<()> {
+pub(crate) fn restore(paths: &Paths, id: &SnapshotId, staying: &[&str]) -> Result<()> {
     let place = directory(paths, id);
     let mut wanted = files(&place)?;
     let Some(env) = wanted.get_mut(Path::new(ENV)) else {
@@ -222,7 +222,7 @@ fn files(place: &Path) -> Result<BTreeMap<PathBuf, Kept>> {
 
 /// Where a kept configuration is.
 #[must_use]
-pub fn directory(paths: &Paths, id: &SnapshotId) -> PathBuf {
+pub(crate) fn directory(paths: &Paths, id: &SnapshotId) -> PathBuf {
     paths.snapshots().join(&id.0)
 }
 

@@ -12,7 +12,7 @@ use crate::host::paths::Paths;
 /// The state of a container's health check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum ContainerHealth {
+pub(crate) enum ContainerHealth {
     /// It has not passed yet.
     Starting,
     /// The last checks passed.
@@ -29,7 +29,7 @@ pub enum ContainerHealth {
 impl ContainerHealth {
     /// Whether nothing is known to be wrong.
     #[must_use]
-    pub fn is_good(self) -> bool {
+    pub(crate) fn is_good(self) -> bool {
         matches!(self, Self::Healthy)
     }
 }
@@ -63,7 +63,7 @@ struct Listed {
 /// The health of the container in a unit's control group, from the log that Podman keeps beside
 /// its state (`healthCheckLogPath` of libpod). Nothing when no container runs or it has no check.
 #[must_use]
-pub fn health(paths: &Paths, control_group: &str) -> Option<ContainerHealth> {
+pub(crate) fn health(paths: &Paths, control_group: &str) -> Option<ContainerHealth> {
     let log = paths
         .container_state(&running(control_group)?)
         .join("healthcheck.log");
@@ -74,7 +74,7 @@ pub fn health(paths: &Paths, control_group: &str) -> Option<ContainerHealth> {
 /// The ID of the image of the container in a unit's control group, from Podman's list. Nothing when
 /// no container runs, or its storage is at another place.
 #[must_use]
-pub fn image_id(paths: &Paths, control_group: &str) -> Option<String> {
+pub(crate) fn image_id(paths: &Paths, control_group: &str) -> Option<String> {
     let id = running(control_group)?;
     let list: Vec<Listed> =
         serde_json::from_slice(&std::fs::read(paths.containers_list()).ok()?).ok()?;
@@ -105,7 +105,7 @@ fn in_hierarchy(control_group: &str) -> PathBuf {
 /// since shared pages count once for each process. For hosts whose kernel does not count memory
 /// by control group.
 #[must_use]
-pub fn resident_memory(control_group: &str) -> Option<u64> {
+pub(crate) fn resident_memory(control_group: &str) -> Option<u64> {
     if control_group.is_empty() {
         return None;
     }
@@ -118,7 +118,7 @@ pub fn resident_memory(control_group: &str) -> Option<u64> {
 /// The CPU time of a control group and all below, by the kernel: for hosts whose systemd does not
 /// count it.
 #[must_use]
-pub fn cpu_time(control_group: &str) -> Option<Duration> {
+pub(crate) fn cpu_time(control_group: &str) -> Option<Duration> {
     if control_group.is_empty() {
         return None;
     }

@@ -24,7 +24,7 @@ const UP: u32 = 0x1;
 /// A user's units can't wait for `network-online.target`, which is the system's; and pasta, which
 /// carries the traffic of rootless containers, would stay without a way out if it started first
 /// (containers/podman issue 22197).
-pub async fn wait(progress: &Progress) {
+pub(crate) async fn wait(progress: &Progress) {
     let deadline = Instant::now() + TIMEOUT;
     loop {
         if has_default_route() || has_booted().await {

@@ -10,14 +10,14 @@ use anyhow::Context;
 use crate::error::Result;
 
 /// How the names of files begin that are being written.
-pub const TEMPORARY: &str = ".litellm-units-";
+pub(crate) const TEMPORARY: &str = ".litellm-units-";
 
 /// Writes `bytes` to `path`: a temporary file beside it, fsync, rename, fsync of the directory.
 /// The temporary file has `mode` from its creation on; an existing file's owner is kept.
 ///
 /// # Errors
 /// When the disk refuses. The old file, if there was one, is then still in place.
-pub fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
+pub(crate) fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     write(path, bytes, mode).with_context(|| format!("can't write {}", path.display()))
 }
 
@@ -47,7 +47,7 @@ fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
 ///
 /// # Errors
 /// When the directory can't be opened or synced.
-pub fn sync_directory(directory: &Path) -> Result<()> {
+pub(crate) fn sync_directory(directory: &Path) -> Result<()> {
     Ok(File::open(directory)?.sync_all()?)
 }
 
@@ -55,7 +55,7 @@ pub fn sync_directory(directory: &Path) -> Result<()> {
 ///
 /// # Errors
 /// When the caller does not own the file.
-pub fn set_mode(path: &Path, mode: u32) -> Result<()> {
+pub(crate) fn set_mode(path: &Path, mode: u32) -> Result<()> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
         .with_context(|| format!("can't set the mode of {}", path.display()))
 }
@@ -64,7 +64,7 @@ pub fn set_mode(path: &Path, mode: u32) -> Result<()> {
 ///
 /// # Errors
 /// When a directory can't be read.
-pub fn files_below(directory: &Path) -> Result<Vec<PathBuf>> {
+pub(crate) fn files_below(directory: &Path) -> Result<Vec<PathBuf>> {
     const DEPTH: usize = 8;
     fn walk(directory: &Path, depth: usize, found: &mut Vec<PathBuf>) -> std::io::Result<()> {
         for entry in std::fs::read_dir(directory)? {
@@ -92,7 +92,7 @@ pub fn files_below(directory: &Path) -> Result<Vec<PathBuf>> {
 ///
 /// # Errors
 /// When the disk refuses.
-pub fn private_directory(path: &Path) -> std::io::Result<()> {
+pub(crate) fn private_directory(path: &Path) -> std::io::Result<()> {
     if path.is_dir() {
         return Ok(());
     }

@@ -15,7 +15,7 @@ use crate::host::systemd::Systemd;
 
 /// Which lines to read.
 #[derive(Clone, Debug)]
-pub struct Query<'a> {
+pub(crate) struct Query<'a> {
     /// Whose units.
     pub scope: Scope,
     /// On which machine, unless it is this one.
@@ -34,7 +34,7 @@ pub struct Query<'a> {
 
 /// One message.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub(crate) struct Entry {
     /// The unit that it belongs to.
     pub unit: String,
     /// What it says; may have several lines.
@@ -77,7 +77,7 @@ const NOISE: u32 = 4;
 ///
 /// # Errors
 /// When journalctl can't run or refuses the query, or `show` fails.
-pub async fn read(
+pub(crate) async fn read(
     query: &Query<'_>,
     mut show: impl FnMut(Entry) -> std::io::Result<()>,
 ) -> Result<()> {
@@ -162,7 +162,7 @@ pub async fn read(
 
 /// The last lines of a unit.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct LastLines {
+pub(crate) struct LastLines {
     /// The lines, oldest first: its own, or if it has none, systemd's about it.
     pub lines: Vec<String>,
     /// Whether they are of the time that was asked for, rather than of before.
@@ -172,7 +172,7 @@ pub struct LastLines {
 /// The last `count` lines of a unit; those from before `since` only if there are none after it.
 ///
 /// There are none when the journal can't be read: it only ever explains another failure.
-pub async fn last_lines(
+pub(crate) async fn last_lines(
     systemd: &Systemd,
     unit: &str,
     count: usize,

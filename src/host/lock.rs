@@ -13,7 +13,7 @@ use crate::host::paths::Paths;
 /// Held while an operation changes the deployment; the kernel lets go of it when the process
 /// ends, however it ends.
 #[derive(Debug)]
-pub struct OperationLock {
+pub(crate) struct OperationLock {
     _file: Option<Flock<File>>,
 }
 
@@ -22,7 +22,7 @@ impl OperationLock {
     ///
     /// # Errors
     /// When another operation holds it: the message names its process and command.
-    pub fn take(paths: &Paths, command: &str) -> Result<Self> {
+    pub(crate) fn take(paths: &Paths, command: &str) -> Result<Self> {
         if !paths.runtime.is_dir() {
             // Without a session there is no systemd to change anything with: the command will
             // say so itself.
@@ -68,7 +68,7 @@ impl OperationLock {
 
     /// Whether an operation is running.
     #[must_use]
-    pub fn is_held(paths: &Paths) -> bool {
+    pub(crate) fn is_held(paths: &Paths) -> bool {
         let Ok(file) = File::open(paths.runtime_state().join("lock")) else {
             return false;
         };

@@ -183,7 +183,7 @@ pub struct RemoteUse {
 ///
 /// # Errors
 /// When one of them is not valid UTF-8.
-pub fn own_arguments(foreign: usize) -> Result<Vec<String>> {
+pub(crate) fn own_arguments(foreign: usize) -> Result<Vec<String>> {
     let arguments = std::env::args_os()
         .skip(1)
         .map(|argument| {

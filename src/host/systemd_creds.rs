@@ -38,7 +38,7 @@ const KINDS: [(&str, Option<SealingKey>); 6] = [
 
 /// What a ciphertext can be opened with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
-pub enum SealingKey {
+pub(crate) enum SealingKey {
     /// A file that root alone can read, on this host's disk
     Host,
     /// This host's TPM, which never gives its key away
@@ -71,7 +71,7 @@ impl SealingKey {
     ///
     /// # Errors
     /// When there is none: it is no ciphertext, or protects nothing.
-    pub fn of(ciphertext: &[u8]) -> Result<Self> {
+    pub(crate) fn of(ciphertext: &[u8]) -> Result<Self> {
         let kind = KINDS
             .iter()
             .find(|(start, _)| ciphertext.starts_with(start.as_bytes()));
@@ -88,7 +88,7 @@ impl SealingKey {
     ///
     /// # Errors
     /// When this host has none, or it does not work.
-    pub fn choose(wanted: Option<Self>, progress: &Progress) -> Result<Self> {
+    pub(crate) fn choose(wanted: Option<Self>, progress: &Progress) -> Result<Self> {
         let refuse = |reason: &str| {
             Failure::new(format!("this host can't seal secrets: {reason}"))
                 .hint("nothing was changed: the secrets stay in .env")
@@ -136,7 +136,7 @@ impl SealingKey {
 ///
 /// # Errors
 /// With the words of systemd-creds.
-pub fn encrypt(key: SealingKey, name: &str, text: &SecretString) -> Result<Vec<u8>> {
+pub(crate) fn encrypt(key: SealingKey, name: &str, text: &SecretString) -> Result<Vec<u8>> {
     let name = format!("--name={name}");
     let with = format!("--with-key={}", key.word());
     let mut words = vec!["encrypt", &name, &with];
@@ -156,7 +156,7 @@ pub fn encrypt(key: SealingKey, name: &str, text: &SecretString) -> Result<Vec<u
 /// # Errors
 /// With the words of systemd-creds: it was made on another host, or under another name, or was
 /// changed.
-pub fn decrypt(name: &str, ciphertext: &[u8]) -> Result<SecretString> {
+pub(crate) fn decrypt(name: &str, ciphertext: &[u8]) -> Result<SecretString> {
     SealingKey::of(ciphertext)?;
     let name = format!("--name={name}");
     let text = run(&["decrypt", &name, "--newline=no"], ciphertext)?;

@@ -31,14 +31,14 @@ use osv::{Severity, Vulnerability};
 /// The table that comes with the program, in OSV's format.
 const SHIPPED: &str = include_str!("advisories/known.json");
 /// The date of the newest advisory that was looked at for it.
-pub const SHIPPED_DATE: &str = "2026-10-22";
+pub(crate) const SHIPPED_DATE: &str = "2026-10-22";
 
 /// Lists them all.
 const LIST: &str = "litellm-units upgrade --check";
 
 /// Everything that is known.
 #[derive(Clone, Debug)]
-pub struct Advisories {
+pub(crate) struct Advisories {
     known: Vec<Known>,
     listed: Vec<Entry>,
     /// Files of advisories that can't be read, and why.
@@ -55,7 +55,7 @@ struct Known {
 /// An image that must not run.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 #[error("{image:?} is {what}: {reason}{}", place_words(.place.as_deref()))]
-pub struct Compromised {
+pub(crate) struct Compromised {
     image: String,
     what: String,
     reason: String,
@@ -68,7 +68,7 @@ fn place_words(place: Option<&str>) -> String {
 
 impl Compromised {
     /// The next step.
-    pub const HINT: &str =
+    pub(crate) const HINT: &str =
         "choose another release, and rotate every credential that this one could read";
 }
 
@@ -79,7 +79,7 @@ impl Advisories {
     /// # Errors
     /// When a list of what must not run can't be read, or a line of it can't be understood: what an
     /// administrator forbids is never overlooked.
-    pub fn load(paths: &Paths) -> Result<Self> {
+    pub(crate) fn load(paths: &Paths) -> Result<Self> {
         let mut all = Self::shipped()?;
         for path in paths.compromised_lists() {
             match std::fs::read(&path) {
@@ -109,7 +109,7 @@ impl Advisories {
     ///
     /// # Errors
     /// Never, as a test sees to.
-    pub fn shipped() -> Result<Self> {
+    pub(crate) fn shipped() -> Result<Self> {
         let known = osv::parse(SHIPPED).map_err(Failure::new)?;
         let known = known.into_iter().map(|vulnerability| Known {
             vulnerability,
@@ -179,7 +179,11 @@ impl Advisories {
     ///
     /// # Errors
     /// When it must not.
-    pub fn check(&self, image: &ImageReference, digest: Option<&str>) -> Result<(), Compromised> {
+    pub(crate) fn check(
+        &self,
+        image: &ImageReference,
+        digest: Option<&str>,
+    ) -> Result<(), Compromised> {
         for entry in &self.listed {
             if let Some(what) = entry.matches(image, digest) {
                 return Err(Compromised {
@@ -222,7 +226,12 @@ impl Advisories {
     ///
     /// # Errors
     /// With the variable, and its line in `.env`.
-    pub fn refuse(&self, paths: &Paths, settings: &Settings, images: &ImagesLock) -> Result<()> {
+    pub(crate) fn refuse(
+        &self,
+        paths: &Paths,
+        settings: &Settings,
+        images: &ImagesLock,
+    ) -> Result<()> {
         for service in settings.services() {
             let Some(image) = settings.image(service) else {
                 continue;
@@ -244,7 +253,11 @@ impl Advisories {
     ///
     /// # Errors
     /// When a file of advisories can't be read: nobody should believe that all is well.
-    pub fn judge(&self, image: &ImageReference, accepted: &[String]) -> Result<Option<Judgement>> {
+    pub(crate) fn judge(
+        &self,
+        image: &ImageReference,
+        accepted: &[String],
+    ) -> Result<Option<Judgement>> {
         if !self.faults.is_empty() {
             return Err(Failure::config(self.faults.join("; "))
                 .hint("download the file again (https://osv.dev), or remove it")
@@ -287,7 +300,7 @@ impl Advisories {
 
 /// The release of one of LiteLLM's images, as far as its tag says it.
 #[must_use]
-pub fn release(image: &ImageReference) -> Option<Release> {
+pub(crate) fn release(image: &ImageReference) -> Option<Release> {
     image
         .tag()
         .filter(|_| image.is_litellm())
@@ -308,7 +321,7 @@ fn place(paths: &Paths, name: &str) -> String {
 
 /// A vulnerability that a release has.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct KnownVulnerability {
+pub(crate) struct KnownVulnerability {
     /// Its CVE, or what else it is known by.
     pub id: String,
     /// Its other identifiers.
@@ -352,7 +365,7 @@ impl KnownVulnerability {
 
 /// What is known against a release.
 #[derive(Clone, Debug)]
-pub struct Judgement {
+pub(crate) struct Judgement {
     /// The release.
     pub release: Release,
     /// Its vulnerabilities, the worst first.
@@ -365,7 +378,7 @@ pub struct Judgement {
 
 impl Judgement {
     /// Those that the operator has not accepted.
-    pub fn open(&self) -> impl Iterator<Item = &KnownVulnerability> {
+    pub(crate) fn open(&self) -> impl Iterator<Item = &KnownVulnerability> {
         self.vulnerabilities
             .iter()
             .filter(|finding| !finding.accepted)
@@ -373,7 +386,7 @@ impl Judgement {
 
     /// Of these, those that are known to be used in attacks.
     #[must_use]
-    pub fn exploited(&self) -> Vec<&str> {
+    pub(crate) fn exploited(&self) -> Vec<&str> {
         self.open()
             .filter(|finding| finding.exploited)
             .map(|finding| finding.id.as_str())
@@ -382,7 +395,7 @@ impl Judgement {
 
     /// In a few words: `17 known vulnerabilities, 2 exploited`.
     #[must_use]
-    pub fn count(&self) -> String {
+    pub(crate) fn count(&self) -> String {
         let count = match self.open().count() {
             0 => return "no known vulnerability".into(),
             1 => "1 known vulnerability".into(),
@@ -396,7 +409,7 @@ impl Judgement {
 
     /// In some sentences; nothing if nothing is known that is not accepted.
     #[must_use]
-    pub fn words(&self) -> Option<String> {
+    pub(crate) fn words(&self) -> Option<String> {
         let of = |severity| {
             self.open()
                 .filter(|finding| !finding.exploited && finding.severity == severity)
@@ -441,7 +454,7 @@ impl Judgement {
 ///
 /// # Errors
 /// When one of them is exploited and not accepted, and the deployment does not have this image yet.
-pub fn admit(
+pub(crate) fn admit(
     host: &Host,
     settings: &Settings,
     image: &ImageReference,

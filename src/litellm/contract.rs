@@ -29,12 +29,12 @@ const PROBE: &str = include_str!("../../units/contract.py");
 const TIMEOUT: Duration = Duration::from_secs(180);
 
 /// The first release that refuses to start with a weak master key.
-pub const REFUSES_WEAK_KEYS: &str = "1.104.0";
+pub(crate) const REFUSES_WEAK_KEYS: &str = "1.104.0";
 /// The SHA-256 of the master keys that it refuses: `sk-1234`.
-pub const PUBLICLY_KNOWN_KEYS: &[&str] =
+pub(crate) const PUBLICLY_KNOWN_KEYS: &[&str] =
     &["88dc28d0f030c55ed4ab77ed8faf098196cb1c05df778539800c9f1243fe6b4b"];
 /// The first release that reads credentials encrypted with AES-256-GCM.
-pub const READS_AES_GCM: &str = "1.92.0";
+pub(crate) const READS_AES_GCM: &str = "1.92.0";
 
 /// One thing that is used.
 struct Use {
@@ -205,7 +205,7 @@ const fn every(need: Need, purpose: &'static str) -> Use {
 
 /// What a release said of itself.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
-pub struct ProbedRelease {
+pub(crate) struct ProbedRelease {
     /// Its version, unless it is no LiteLLM.
     pub version: Option<String>,
     /// Its newest migration.
@@ -244,7 +244,7 @@ impl ProbedRelease {
 
 /// Whether the master key is among those with these SHA-256.
 #[must_use]
-pub fn is_publicly_known<T: AsRef<str>>(key: &str, digests: &[T]) -> bool {
+pub(crate) fn is_publicly_known<T: AsRef<str>>(key: &str, digests: &[T]) -> bool {
     let digest = hex(&Sha256::digest(key.trim()));
     digests.iter().any(|known| known.as_ref() == digest)
 }
@@ -252,7 +252,7 @@ pub fn is_publicly_known<T: AsRef<str>>(key: &str, digests: &[T]) -> bool {
 /// LiteLLM's version in the image that the gateway's installed unit names: for a gateway that does
 /// not tell, as those from 1.84 on.
 #[must_use]
-pub fn installed_version(paths: &Paths) -> Option<String> {
+pub(crate) fn installed_version(paths: &Paths) -> Option<String> {
     let reference = installed_release::of_unit(paths, Service::Litellm)?;
     let lock = ImagesLock::load(&paths.images_lock()).ok()?;
     let known = reference
@@ -268,7 +268,7 @@ pub fn installed_version(paths: &Paths) -> Option<String> {
 ///
 /// # Errors
 /// As [`check`].
-pub async fn check_once(host: &Host, settings: &Settings) -> Result<()> {
+pub(crate) async fn check_once(host: &Host, settings: &Settings) -> Result<()> {
     let image = &settings.litellm_image;
     let lock = ImagesLock::load(&host.paths.images_lock())?;
     if lock
@@ -285,7 +285,7 @@ pub async fn check_once(host: &Host, settings: &Settings) -> Result<()> {
 /// # Errors
 /// When it is no LiteLLM, lacks something that is used, or would not start with these settings.
 /// Nothing was changed then.
-pub async fn check(host: &Host, settings: &Settings) -> Result<ProbedRelease> {
+pub(crate) async fn check(host: &Host, settings: &Settings) -> Result<ProbedRelease> {
     let image = &settings.litellm_image;
     let path = host.paths.images_lock();
     let mut lock = ImagesLock::load(&path)?;

@@ -9,7 +9,7 @@ use crate::yaml;
 ///
 /// # Errors
 /// When the file can't be read, or is no YAML.
-pub fn configured(path: &Path) -> Result<Vec<String>> {
+pub(crate) fn configured(path: &Path) -> Result<Vec<String>> {
     let wrong = |problem: &str| {
         Failure::config(format!("{}: {problem}", path.display()))
             .hint("see all findings: `litellm-units config check`")

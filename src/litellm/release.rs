@@ -22,18 +22,18 @@ const LONG_TERM: [Line; 1] = [Line {
 
 /// A minor line, which gets fixes on its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Line {
+pub(crate) struct Line {
     major: u32,
     minor: u32,
 }
 
 impl Line {
     /// The newest line with long-term support.
-    pub const LONG_TERM: Self = LONG_TERM[LONG_TERM.len() - 1];
+    pub(crate) const LONG_TERM: Self = LONG_TERM[LONG_TERM.len() - 1];
 
     /// Whether it has long-term support.
     #[must_use]
-    pub fn is_long_term(self) -> bool {
+    pub(crate) fn is_long_term(self) -> bool {
         LONG_TERM.contains(&self)
     }
 }
@@ -57,7 +57,7 @@ enum Stage {
 
 /// A release, as versions are compared.
 #[derive(Clone, Debug)]
-pub struct Release {
+pub(crate) struct Release {
     /// `1.80.11`; versions of the distant past have two numbers or four.
     numbers: Vec<u32>,
     stage: Stage,
@@ -71,7 +71,7 @@ pub struct Release {
 impl Release {
     /// Reads a version as `PyPI` and OSV write it: `1.83.7`, `1.104.0rc2`, `0`.
     #[must_use]
-    pub fn of_version(text: &str) -> Option<Self> {
+    pub(crate) fn of_version(text: &str) -> Option<Self> {
         let text = text.trim().strip_prefix('v').unwrap_or(text.trim());
         let release = Self::parse(text)?;
         (!release.variant).then_some(release)
@@ -79,7 +79,7 @@ impl Release {
 
     /// Reads the tag of an image; nothing if it names no release.
     #[must_use]
-    pub fn of_tag(tag: &str) -> Option<Self> {
+    pub(crate) fn of_tag(tag: &str) -> Option<Self> {
         let start = tag.find(|c: char| c.is_ascii_digit())?;
         let release = Self::parse(&tag[start..])?;
         (release.numbers.len() == 3).then_some(release)
@@ -139,7 +139,7 @@ impl Release {
 
     /// The minor line that it belongs to.
     #[must_use]
-    pub fn line(&self) -> Line {
+    pub(crate) fn line(&self) -> Line {
         let number = |index| self.numbers.get(index).copied().unwrap_or_default();
         Line {
             major: number(0),
@@ -149,19 +149,19 @@ impl Release {
 
     /// Whether it is the release `since` or a later one.
     #[must_use]
-    pub fn is_from(&self, since: &str) -> bool {
+    pub(crate) fn is_from(&self, since: &str) -> bool {
         Self::of_version(since).is_some_and(|since| *self >= since)
     }
 
     /// Whether both are builds of one release, on the way to it or after it.
     #[must_use]
-    pub fn is_same_release(&self, other: &Self) -> bool {
+    pub(crate) fn is_same_release(&self, other: &Self) -> bool {
         self.numbers == other.numbers
     }
 
     /// Whether it is meant for everyone: no build on the way to a release, and no variant of one.
     #[must_use]
-    pub fn is_general(&self) -> bool {
+    pub(crate) fn is_general(&self) -> bool {
         self.stage == Stage::Released && !self.variant
     }
 }

@@ -11,7 +11,7 @@ use super::keys::scrub;
 use crate::error::{Failure, Result};
 
 /// The name to log in with where none is set.
-pub const DEFAULT_USERNAME: &str = "admin";
+pub(crate) const DEFAULT_USERNAME: &str = "admin";
 
 /// Where a browser may begin.
 const PAGES: [&str; 5] = [
@@ -26,7 +26,11 @@ const PAGES: [&str; 5] = [
 ///
 /// # Errors
 /// When it can't be asked.
-pub async fn login(client: &Client, username: &str, password: &SecretString) -> Result<bool> {
+pub(crate) async fn login(
+    client: &Client,
+    username: &str,
+    password: &SecretString,
+) -> Result<bool> {
     let answer = client
         .http
         .post(format!("{}/v2/login", client.base))
@@ -53,7 +57,7 @@ pub async fn login(client: &Client, username: &str, password: &SecretString) -> 
 ///
 /// # Errors
 /// When one of that is not so.
-pub async fn check_pages(client: &Client, public: Option<&Url>) -> Result<()> {
+pub(crate) async fn check_pages(client: &Client, public: Option<&Url>) -> Result<()> {
     let http = super::http()
         .timeout(std::time::Duration::from_secs(30))
         .redirect(reqwest::redirect::Policy::none())

@@ -40,7 +40,7 @@ const DEPTH: usize = 12;
 /// One secret in one place where it should not be, or a file that holds secrets and is open to
 /// others.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
-pub struct ExposedSecret {
+pub(crate) struct ExposedSecret {
     /// A file, a process, a container or a journal.
     pub place: String,
     /// The variable or file that the secret is from.
@@ -51,7 +51,7 @@ pub struct ExposedSecret {
 
 /// What was found, and where no look was possible.
 #[derive(Debug, Serialize)]
-pub struct AuditReport {
+pub(crate) struct AuditReport {
     /// Grows when a field changes its meaning.
     pub schema: u32,
     /// Sorted, each once.
@@ -72,7 +72,7 @@ struct Pattern {
 ///
 /// # Errors
 /// When `.env` can't be read, or a program needed for this can't be run.
-pub async fn audit(host: &Host) -> Result<AuditReport> {
+pub(crate) async fn audit(host: &Host) -> Result<AuditReport> {
     let mut audit = Audit {
         host,
         patterns: Vec::new(),

@@ -55,7 +55,7 @@ const RESERVE: u64 = 64 << 20;
 
 /// How a backup is made.
 #[derive(Clone, Debug)]
-pub struct BackupOptions {
+pub(crate) struct BackupOptions {
     /// Which older backups are removed afterwards; none if there is no rule.
     pub retention: Option<Retention>,
     /// Backups that are not removed whatever the rule says.
@@ -82,7 +82,7 @@ impl Default for BackupOptions {
 
 /// A complete backup.
 #[derive(Clone, Debug)]
-pub struct Backup {
+pub(crate) struct Backup {
     /// Where it is.
     pub directory: PathBuf,
     /// What it holds.
@@ -92,7 +92,7 @@ pub struct Backup {
 impl Backup {
     /// Its name.
     #[must_use]
-    pub fn id(&self) -> &OperationId {
+    pub(crate) fn id(&self) -> &OperationId {
         &self.manifest.id
     }
 
@@ -100,7 +100,7 @@ impl Backup {
     ///
     /// # Errors
     /// When there is none, or its manifest is damaged.
-    pub fn load(paths: &Paths, id: &OperationId) -> Result<Self> {
+    pub(crate) fn load(paths: &Paths, id: &OperationId) -> Result<Self> {
         let directory = directory(paths).join(id.as_str());
         if !directory.is_dir() {
             return Err(Failure::new(format!("there is no backup {id} in {}", self::directory(paths).display()))
@@ -118,7 +118,7 @@ impl Backup {
     ///
     /// # Errors
     /// When there is none.
-    pub fn find(paths: &Paths, name: &str) -> Result<Self> {
+    pub(crate) fn find(paths: &Paths, name: &str) -> Result<Self> {
         if name != "latest" {
             let id = OperationId::parse(name).ok_or_else(|| {
                 Failure::new(format!("{name:?} is not the name of a backup"))
@@ -140,7 +140,7 @@ impl Backup {
 
 /// Where the backups of a deployment are.
 #[must_use]
-pub fn directory(paths: &Paths) -> PathBuf {
+pub(crate) fn directory(paths: &Paths) -> PathBuf {
     paths.deployment.join("backups")
 }
 
@@ -148,7 +148,7 @@ pub fn directory(paths: &Paths) -> PathBuf {
 ///
 /// # Errors
 /// When the directory can't be read.
-pub fn ids(paths: &Paths) -> Result<Vec<OperationId>> {
+pub(crate) fn ids(paths: &Paths) -> Result<Vec<OperationId>> {
     let directory = directory(paths);
     let entries = match std::fs::read_dir(&directory) {
         Ok(entries) => entries,
@@ -171,7 +171,11 @@ pub fn ids(paths: &Paths) -> Result<Vec<OperationId>> {
 /// # Errors
 /// When the database can't be read or the disk can't hold the backup: then nothing is left of it.
 /// When the backup is complete but its remote copy failed.
-pub async fn create(host: &Host, settings: &Settings, options: &BackupOptions) -> Result<Backup> {
+pub(crate) async fn create(
+    host: &Host,
+    settings: &Settings,
+    options: &BackupOptions,
+) -> Result<Backup> {
     let mut interrupt = signal(SignalKind::interrupt()).context("can't listen for Ctrl-C")?;
     tokio::select! {
         result = create_uninterrupted(host, settings, options) => result,
@@ -431,7 +435,7 @@ fn directories_below(directory: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// The images that run, as Podman knows them. A backup does not fail for want of them.
-pub async fn images(host: &Host, settings: &Settings) -> Images {
+pub(crate) async fn images(host: &Host, settings: &Settings) -> Images {
     let mut images = Images::default();
     let lock = ImagesLock::load(&host.paths.images_lock()).unwrap_or_default();
     let Ok(podman) = host.podman().await else {

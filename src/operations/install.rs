@@ -26,7 +26,7 @@ const TIMER_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Which release of the gateway the units get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ReleaseTarget {
+pub(crate) enum ReleaseTarget {
     /// The one that is recorded, whatever `.env` names.
     Recorded,
     /// The one that `.env` names: the caller changes the release.
@@ -35,7 +35,7 @@ pub enum ReleaseTarget {
 
 /// What `generate` would do, checked as far as that is possible without doing it.
 #[derive(Debug)]
-pub struct Prepared {
+pub(crate) struct Prepared {
     /// The deployment directory.
     pub deployment: completion::Completion,
     /// The units.
@@ -57,7 +57,7 @@ pub struct Prepared {
 ///
 /// # Errors
 /// When the settings are wrong, or the host can't run the units.
-pub async fn prepare(host: &Host, target: ReleaseTarget) -> Result<Prepared> {
+pub(crate) async fn prepare(host: &Host, target: ReleaseTarget) -> Result<Prepared> {
     let podman = host.podman().await?;
     let version = podman.version().await?;
     let deployment = completion::Completion::new(&host.paths, &mut kernel_random)?;
@@ -125,7 +125,7 @@ pub async fn prepare(host: &Host, target: ReleaseTarget) -> Result<Prepared> {
 ///
 /// # Errors
 /// As [`Prepared::apply`], and when attackers exploit the release that the units name.
-pub async fn install(host: &Host, prepared: &Prepared) -> Result<()> {
+pub(crate) async fn install(host: &Host, prepared: &Prepared) -> Result<()> {
     // What the units do not name yet is for the command that brings it.
     if prepared.kept().is_none() {
         let settings = prepared.settings();
@@ -138,25 +138,25 @@ pub async fn install(host: &Host, prepared: &Prepared) -> Result<()> {
 impl Prepared {
     /// Whether there is nothing to do.
     #[must_use]
-    pub fn is_current(&self) -> bool {
+    pub(crate) fn is_current(&self) -> bool {
         self.units.is_empty() && self.deployment.changes.is_empty() && self.images.is_none()
     }
 
     /// The settings as they will be.
     #[must_use]
-    pub fn settings(&self) -> &Settings {
+    pub(crate) fn settings(&self) -> &Settings {
         &self.deployment.settings
     }
 
     /// The settings that the units are rendered from: those of `.env`, with the recorded release.
     #[must_use]
-    pub fn installed(&self) -> &Settings {
+    pub(crate) fn installed(&self) -> &Settings {
         &self.installed
     }
 
     /// The recorded release, if `.env` names another one and the units stay at this one.
     #[must_use]
-    pub fn kept(&self) -> Option<&Image> {
+    pub(crate) fn kept(&self) -> Option<&Image> {
         self.kept.as_ref()
     }
 
@@ -164,7 +164,7 @@ impl Prepared {
     ///
     /// # Errors
     /// When the disk or systemd refuses. The next run continues.
-    pub async fn apply(&self, host: &Host) -> Result<()> {
+    pub(crate) async fn apply(&self, host: &Host) -> Result<()> {
         let progress = &host.progress;
         self.deployment.apply().map_err(on_full_disk)?;
         let lock = host.paths.images_lock();
@@ -233,7 +233,11 @@ impl Prepared {
 ///
 /// # Errors
 /// When an image can't be pulled or must not run, or the disk refuses.
-pub async fn pull_missing(host: &Host, prepared: &Prepared, target: ReleaseTarget) -> Result<()> {
+pub(crate) async fn pull_missing(
+    host: &Host,
+    prepared: &Prepared,
+    target: ReleaseTarget,
+) -> Result<()> {
     if pull::pull_missing(host, &prepared.installed).await? {
         let pinned = prepare(host, target).await?;
         pinned.apply(host).await?;

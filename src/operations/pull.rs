@@ -23,7 +23,7 @@ use crate::service::Service;
 ///
 /// # Errors
 /// When an image can't be pulled or must not run.
-pub async fn pull_missing(host: &Host, settings: &Settings) -> Result<bool> {
+pub(crate) async fn pull_missing(host: &Host, settings: &Settings) -> Result<bool> {
     pull_those(host, settings, settings.images().collect()).await
 }
 
@@ -31,7 +31,7 @@ pub async fn pull_missing(host: &Host, settings: &Settings) -> Result<bool> {
 ///
 /// # Errors
 /// As there.
-pub async fn pull_those(
+pub(crate) async fn pull_those(
     host: &Host,
     settings: &Settings,
     images: Vec<&ImageReference>,
@@ -66,7 +66,7 @@ pub async fn pull_those(
 ///
 /// # Errors
 /// When Podman can't tell, or a record was damaged.
-pub async fn is_present(host: &Host, settings: &Settings, service: Service) -> Result<bool> {
+pub(crate) async fn is_present(host: &Host, settings: &Settings, service: Service) -> Result<bool> {
     let lock = ImagesLock::load(&host.paths.images_lock())?;
     let installed = installed_release::installed(host, settings, &lock).await?;
     let Some(image) = installed.image(service) else {
@@ -80,7 +80,11 @@ pub async fn is_present(host: &Host, settings: &Settings, service: Service) -> R
 ///
 /// # Errors
 /// When the registry can't be asked, or the image can't be pulled.
-pub async fn refresh(host: &Host, image: &ImageReference, accept: bool) -> Result<Option<String>> {
+pub(crate) async fn refresh(
+    host: &Host,
+    image: &ImageReference,
+    accept: bool,
+) -> Result<Option<String>> {
     let podman = host.podman().await?;
     let path = host.paths.images_lock();
     let mut lock = ImagesLock::load(&path)?;
@@ -131,7 +135,7 @@ pub async fn refresh(host: &Host, image: &ImageReference, accept: bool) -> Resul
 ///
 /// # Errors
 /// When one is named, or a record was damaged.
-pub fn refuse_compromised(host: &Host, settings: &Settings) -> Result<()> {
+pub(crate) fn refuse_compromised(host: &Host, settings: &Settings) -> Result<()> {
     let lock = ImagesLock::load(&host.paths.images_lock())?;
     Advisories::load(&host.paths)?.refuse(&host.paths, settings, &lock)
 }

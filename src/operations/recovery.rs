@@ -14,7 +14,7 @@ use crate::host::lock::OperationLock;
 ///
 /// # Errors
 /// When another operation is running, or the interrupted one can be neither finished nor rolled back.
-pub async fn begin(host: &Host, command: &str, timeout: Duration) -> Result<OperationLock> {
+pub(crate) async fn begin(host: &Host, command: &str, timeout: Duration) -> Result<OperationLock> {
     let lock = OperationLock::take(&host.paths, command)?;
     // The operation goes on when the session that began it ends.
     drop(signal(SignalKind::hangup()).context("can't listen for the end of the session")?);

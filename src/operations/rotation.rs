@@ -56,7 +56,7 @@ struct Pending {
 ///
 /// # Errors
 /// When the rotation failed; the message says whether it was rolled back.
-pub async fn carry_out(
+pub(crate) async fn carry_out(
     host: &Host,
     what: &str,
     values: &[(&str, SecretString)],
@@ -113,7 +113,7 @@ pub async fn carry_out(
 ///
 /// # Errors
 /// When that fails; the next run tries again.
-pub async fn recover(host: &Host, timeout: Duration) -> Result<()> {
+pub(crate) async fn recover(host: &Host, timeout: Duration) -> Result<()> {
     let path = host.paths.pending_change();
     if !path.exists() {
         return Ok(());
@@ -141,7 +141,7 @@ pub async fn recover(host: &Host, timeout: Duration) -> Result<()> {
 /// What of the present `.env` must stay when an older one is restored: the password with which the
 /// local PostgreSQL lets the gateway in, if it does. The server keeps it with its data, so it may no
 /// longer know the one of the older file.
-pub async fn known_to_the_database(host: &Host) -> &'static [&'static str] {
+pub(crate) async fn known_to_the_database(host: &Host) -> &'static [&'static str] {
     let attempt = async {
         let settings = Settings::load(&host.paths.env_file())?;
         match &settings.database {

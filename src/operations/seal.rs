@@ -34,7 +34,7 @@ const LARGEST: u64 = 1 << 20;
 
 /// What is to be sealed, and how.
 #[derive(Debug, Default)]
-pub struct SealOptions {
+pub(crate) struct SealOptions {
     /// These variables; if there are none, all whose value is a secret.
     pub names: Vec<String>,
     /// With this key; otherwise the best that the host has.
@@ -45,7 +45,7 @@ pub struct SealOptions {
 
 /// What was done.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub struct Sealed {
+pub(crate) struct Sealed {
     /// The variables, in the order of `.env`, each once.
     pub names: Vec<String>,
     /// How many configurations that are kept had to follow.
@@ -54,13 +54,13 @@ pub struct Sealed {
 
 /// Whether any variable of `.env` is sealed.
 #[must_use]
-pub fn is_in_use(env: &EnvFile) -> bool {
+pub(crate) fn is_in_use(env: &EnvFile) -> bool {
     env.iter().any(|(_, value)| is_sealed(value))
 }
 
 /// Encrypts values into files of their own.
 #[derive(Debug)]
-pub struct Sealer<'a> {
+pub(crate) struct Sealer<'a> {
     host: &'a Host,
     wanted: Option<SealingKey>,
     key: Option<SealingKey>,
@@ -73,7 +73,7 @@ pub struct Sealer<'a> {
 impl<'a> Sealer<'a> {
     /// With this key; otherwise the best that the host has.
     #[must_use]
-    pub fn new(host: &'a Host, wanted: Option<SealingKey>) -> Self {
+    pub(crate) fn new(host: &'a Host, wanted: Option<SealingKey>) -> Self {
         Self {
             host,
             wanted,
@@ -87,7 +87,7 @@ impl<'a> Sealer<'a> {
     ///
     /// # Errors
     /// When a file is missing.
-    pub fn like(host: &'a Host, env: &EnvFile) -> Result<Self> {
+    pub(crate) fn like(host: &'a Host, env: &EnvFile) -> Result<Self> {
         let vault = Vault::beside(&host.paths.env_file());
         let key = match sealed::references(env.text()).first() {
             Some(reference) => Some(key_of(&vault, reference)?),
@@ -110,7 +110,7 @@ impl<'a> Sealer<'a> {
     ///
     /// # Errors
     /// When the host can't, or the disk refuses.
-    pub fn seal(&mut self, name: &str, written: &str) -> Result<Reference> {
+    pub(crate) fn seal(&mut self, name: &str, written: &str) -> Result<Reference> {
         let known = self.known.iter().find(|(value, reference)| {
             reference.variable() == name && value.expose_secret() == written
         });
@@ -160,7 +160,7 @@ impl<'a> Sealer<'a> {
 ///
 /// # Errors
 /// When its file is missing or not a ciphertext.
-pub fn key_of(vault: &Vault, reference: &Reference) -> Result<SealingKey> {
+pub(crate) fn key_of(vault: &Vault, reference: &Reference) -> Result<SealingKey> {
     let path = vault.path(reference);
     std::fs::read(&path)
         .map_err(anyhow::Error::from)
@@ -173,7 +173,7 @@ pub fn key_of(vault: &Vault, reference: &Reference) -> Result<SealingKey> {
 ///
 /// # Errors
 /// When this host can't, or a value can't be sealed; `.env` is then as it was.
-pub fn seal(host: &Host, options: &SealOptions) -> Result<Sealed> {
+pub(crate) fn seal(host: &Host, options: &SealOptions) -> Result<Sealed> {
     let paths = &host.paths;
     let path = paths.env_file();
     let mut env = parse_env(&read_env(&path)?, &path)?;
@@ -230,7 +230,7 @@ pub fn seal(host: &Host, options: &SealOptions) -> Result<Sealed> {
 ///
 /// # Errors
 /// When one can't be opened; `.env` is then as it was.
-pub fn unseal(host: &Host, names: &[String]) -> Result<Sealed> {
+pub(crate) fn unseal(host: &Host, names: &[String]) -> Result<Sealed> {
     let paths = &host.paths;
     let path = paths.env_file();
     let env = parse_env(&read_env(&path)?, &path)?;
@@ -445,7 +445,7 @@ fn unsealed(
 ///
 /// # Errors
 /// When a secret can't be opened.
-pub fn in_clear(env: &EnvFile, path: &Path) -> Result<SecretString> {
+pub(crate) fn in_clear(env: &EnvFile, path: &Path) -> Result<SecretString> {
     let (clear, _) = unsealed(env, &[], &Vault::beside(path), path)?;
     Ok(clear.text().into())
 }
@@ -454,7 +454,7 @@ pub fn in_clear(env: &EnvFile, path: &Path) -> Result<SecretString> {
 ///
 /// # Errors
 /// When this host can't seal them.
-pub fn protected(host: &Host, like: &EnvFile, env: &EnvFile) -> Result<EnvFile> {
+pub(crate) fn protected(host: &Host, like: &EnvFile, env: &EnvFile) -> Result<EnvFile> {
     let mut sealer = Sealer::like(host, like)?;
     Ok(sealed(env, &[], &mut sealer, &host.paths.env_file())?.0)
 }
@@ -474,7 +474,7 @@ fn finish(paths: &Paths, env: &EnvFile) -> Result<()> {
 ///
 /// # Errors
 /// When a file can't be read: then none is removed.
-pub fn collect(paths: &Paths) -> Result<()> {
+pub(crate) fn collect(paths: &Paths) -> Result<()> {
     let directory = paths.credentials();
     if !directory.is_dir() {
         return Ok(());
@@ -525,7 +525,7 @@ fn list(directory: &Path) -> Result<Vec<std::fs::DirEntry>> {
 ///
 /// # Errors
 /// When a file is missing or not a ciphertext.
-pub fn keys(env: &EnvFile, path: &Path) -> Result<BTreeSet<SealingKey>> {
+pub(crate) fn keys(env: &EnvFile, path: &Path) -> Result<BTreeSet<SealingKey>> {
     let vault = Vault::beside(path);
     sealed::references(env.text())
         .iter()

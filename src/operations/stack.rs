@@ -43,22 +43,22 @@ const ADDRESS_TIMEOUT: Duration = Duration::from_secs(10);
 const ATTEMPTS: u64 = 2;
 
 /// Minimum timeout for recovery and rollback, so that a short `--timeout` cannot make them fail.
-pub const RECOVERY_TIMEOUT: Duration = Duration::from_secs(300);
+pub(crate) const RECOVERY_TIMEOUT: Duration = Duration::from_secs(300);
 
 /// The units that pull the images: one for each.
-pub const IMAGES_UNITS: [&str; 3] = [
+pub(crate) const IMAGES_UNITS: [&str; 3] = [
     Service::Postgres.images_unit(),
     Service::Redis.images_unit(),
     Service::Litellm.images_unit(),
 ];
 /// The unit that Quadlet makes of `litellm.network`.
-pub const NETWORK_UNIT: &str = "litellm-network.service";
+pub(crate) const NETWORK_UNIT: &str = "litellm-network.service";
 /// The unit of a second gateway, which serves while the first one restarts.
-pub const STANDBY_UNIT: &str = "litellm-standby.service";
+pub(crate) const STANDBY_UNIT: &str = "litellm-standby.service";
 
 /// How the gateway is restarted, if it runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Manner {
+pub(crate) enum Manner {
     /// At once: requests wait until it is back.
     AtOnce,
     /// After a second one is ready, which serves meanwhile, where that is possible.
@@ -70,7 +70,7 @@ pub enum Manner {
 ///
 /// # Errors
 /// When a unit fails, or the gateway is not ready within `timeout`.
-pub async fn bring_up(host: &Host, settings: &Settings, timeout: Duration) -> Result<()> {
+pub(crate) async fn bring_up(host: &Host, settings: &Settings, timeout: Duration) -> Result<()> {
     let differences = differences(host, settings)?;
     let systemd = host.systemd().await?;
     let mut steps = Vec::new();
@@ -103,7 +103,7 @@ pub async fn bring_up(host: &Host, settings: &Settings, timeout: Duration) -> Re
 ///
 /// # Errors
 /// When a unit fails, or the gateway is not ready within `timeout`.
-pub async fn start_units(
+pub(crate) async fn start_units(
     host: &Host,
     steps: &[(JobType, &str)],
     manner: Manner,
@@ -171,7 +171,7 @@ pub async fn start_units(
 ///
 /// # Errors
 /// When it fails, or is not done within `timeout`.
-pub async fn run(host: &Host, unit: &str, timeout: Duration) -> Result<()> {
+pub(crate) async fn run(host: &Host, unit: &str, timeout: Duration) -> Result<()> {
     let mut wait = Wait::new(host, Instant::now(), timeout).await?;
     wait.ask(JobType::Start, unit).await?;
     wait.finish().await
@@ -211,7 +211,7 @@ async fn remember_good(host: &Host) -> Result<()> {
 ///
 /// # Errors
 /// When systemd refuses, or a unit does not stop within `timeout`.
-pub async fn stop(host: &Host, units: &[&str], timeout: Duration) -> Result<()> {
+pub(crate) async fn stop(host: &Host, units: &[&str], timeout: Duration) -> Result<()> {
     let systemd = host.systemd().await?;
     if units.contains(&Service::Litellm.unit()) {
         close_address(systemd).await?;
@@ -246,7 +246,10 @@ async fn close_address(systemd: &Systemd) -> Result<()> {
 ///
 /// # Errors
 /// When a file that a container gets can't be read.
-pub fn differences(host: &Host, settings: &Settings) -> Result<Vec<(Service, Vec<Difference>)>> {
+pub(crate) fn differences(
+    host: &Host,
+    settings: &Settings,
+) -> Result<Vec<(Service, Vec<Difference>)>> {
     let mut all = Vec::new();
     for service in settings.services() {
         let differences = Applied::differences(&host.paths, settings, service)?;
@@ -259,7 +262,7 @@ pub fn differences(host: &Host, settings: &Settings) -> Result<Vec<(Service, Vec
 
 /// Differences as words: `OPENAI_API_KEY changed, config/litellm-config.yaml changed`.
 #[must_use]
-pub fn list(differences: &[Difference]) -> String {
+pub(crate) fn list(differences: &[Difference]) -> String {
     let words: Vec<String> = differences.iter().map(Difference::to_string).collect();
     words.join(", ")
 }
@@ -269,7 +272,7 @@ pub fn list(differences: &[Difference]) -> String {
 ///
 /// # Errors
 /// When systemd does not answer.
-pub async fn beside_gateway(systemd: &Systemd) -> Result<Vec<&'static str>> {
+pub(crate) async fn beside_gateway(systemd: &Systemd) -> Result<Vec<&'static str>> {
     let mut units = Vec::new();
     for unit in [STANDBY_UNIT, quadlet::SOCKET] {
         if !systemd.unit(unit).await?.is_stopped() {
@@ -283,7 +286,7 @@ pub async fn beside_gateway(systemd: &Systemd) -> Result<Vec<&'static str>> {
 ///
 /// # Errors
 /// When systemd does not answer.
-pub async fn member_units(systemd: &Systemd) -> Result<Vec<&'static str>> {
+pub(crate) async fn member_units(systemd: &Systemd) -> Result<Vec<&'static str>> {
     let mut units = Vec::new();
     let services = Service::ALL.into_iter().map(Service::unit);
     for unit in std::iter::once(NETWORK_UNIT).chain(services) {
@@ -328,7 +331,7 @@ async fn past_holdoff<'a>(
 ///
 /// # Errors
 /// When systemd does not answer.
-pub async fn pulls(systemd: &Systemd) -> Result<Vec<&'static str>> {
+pub(crate) async fn pulls(systemd: &Systemd) -> Result<Vec<&'static str>> {
     let mut units = Vec::new();
     for unit in IMAGES_UNITS {
         if systemd.unit(unit).await?.active != ActiveState::Inactive {
@@ -367,7 +370,7 @@ async fn is_network_gone(host: &Host) -> Result<bool> {
 
 /// Whose lines `logs` shows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LogSource {
+pub(crate) enum LogSource {
     /// The unit of Podman's network.
     Network,
     /// The units that pull images.
@@ -378,7 +381,7 @@ pub enum LogSource {
 
 impl LogSource {
     /// Every source, in start order.
-    pub const ALL: [Self; 6] = [
+    pub(crate) const ALL: [Self; 6] = [
         Self::Network,
         Self::Images,
         Self::Service(Service::Postgres),
@@ -389,7 +392,7 @@ impl LogSource {
 
     /// The word for it on the command line.
     #[must_use]
-    pub fn name(self) -> &'static str {
+    pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Network => "network",
             Self::Images => "images",
@@ -399,7 +402,7 @@ impl LogSource {
 
     /// Its units: a second gateway serves for the first one.
     #[must_use]
-    pub fn units(self) -> Vec<&'static str> {
+    pub(crate) fn units(self) -> Vec<&'static str> {
         match self {
             Self::Network => vec![NETWORK_UNIT],
             Self::Images => IMAGES_UNITS.into(),
@@ -410,7 +413,7 @@ impl LogSource {
 
     /// Whose lines those of a unit are.
     #[must_use]
-    pub fn of_unit(unit: &str) -> Option<Self> {
+    pub(crate) fn of_unit(unit: &str) -> Option<Self> {
         Self::ALL
             .into_iter()
             .find(|source| source.units().contains(&unit))
@@ -678,7 +681,7 @@ async fn next_result(
 
 /// The failure of `unit`, with its reason and the last lines of its journal: those since `since`, if
 /// there are any.
-pub async fn failed(
+pub(crate) async fn failed(
     systemd: &Systemd,
     unit: &str,
     problem: &str,

@@ -12,7 +12,7 @@ use crate::litellm::{advisories, config, contract};
 ///
 /// # Errors
 /// As [`bring_up`], and when the settings are wrong or the release has a vulnerability that is exploited.
-pub async fn everything(host: &Host, timeout: Duration) -> Result<()> {
+pub(crate) async fn everything(host: &Host, timeout: Duration) -> Result<()> {
     let prepared = install::prepare(host, ReleaseTarget::Recorded).await?;
     let settings = prepared.installed();
     let image = &settings.litellm_image;
@@ -26,7 +26,7 @@ pub async fn everything(host: &Host, timeout: Duration) -> Result<()> {
 /// # Errors
 /// When the gateway's configuration has errors, an image can't be pulled or does not fit, a unit fails, or the
 /// gateway is not ready in time.
-pub async fn bring_up(
+pub(crate) async fn bring_up(
     host: &Host,
     prepared: &Prepared,
     timeout: Duration,

@@ -48,11 +48,11 @@ const MIGRATION_TIMEOUT: Duration = Duration::from_secs(3600);
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 /// How long a new release is watched where nothing else is said.
-pub const SETTLE: Duration = Duration::from_secs(10);
+pub(crate) const SETTLE: Duration = Duration::from_secs(10);
 
 /// How a change of release is carried out.
 #[derive(Clone, Copy, Debug)]
-pub struct ReleaseOptions {
+pub(crate) struct ReleaseOptions {
     /// How long the new release is watched before it stays.
     pub settle: Duration,
     /// How long starting and becoming ready may take.
@@ -63,7 +63,7 @@ pub struct ReleaseOptions {
 
 /// A change of release, worked out and not begun.
 #[derive(Debug)]
-pub struct ReleasePlan {
+pub(crate) struct ReleasePlan {
     verb: ReleaseVerb,
     from: Images,
     /// The configuration of the present release.
@@ -88,7 +88,7 @@ impl ReleasePlan {
     ///
     /// # Errors
     /// When `.env` is wrong, or no release was ever ready here.
-    pub async fn upgrade(host: &Host, image: Option<&ImageReference>) -> Result<Self> {
+    pub(crate) async fn upgrade(host: &Host, image: Option<&ImageReference>) -> Result<Self> {
         let path = host.paths.env_file();
         let mut env = parse_env(&read_env(&path)?, &path)?;
         if let Some(image) = image {
@@ -100,7 +100,7 @@ impl ReleasePlan {
 
     /// Whether the wanted image runs already, and `.env` has its name.
     #[must_use]
-    pub fn is_done(&self) -> bool {
+    pub(crate) fn is_done(&self) -> bool {
         self.gateway_before().is_some_and(|from| {
             let same_name = from.reference == self.settings.litellm_image.as_str();
             match &self.wanted {
@@ -114,7 +114,7 @@ impl ReleasePlan {
     ///
     /// # Errors
     /// When `.env` is wrong, or the release can't be run any more.
-    pub async fn rollback(
+    pub(crate) async fn rollback(
         host: &Host,
         release: &RecordedRelease,
         data: Option<OperationId>,
@@ -187,7 +187,7 @@ impl ReleasePlan {
 
     /// What will be done, a line each.
     #[must_use]
-    pub fn lines(&self, options: ReleaseOptions) -> Vec<String> {
+    pub(crate) fn lines(&self, options: ReleaseOptions) -> Vec<String> {
         let from = self
             .gateway_before()
             .map_or("an unknown image", |image| image.reference.as_str());
@@ -238,7 +238,7 @@ impl ReleasePlan {
     ///
     /// # Errors
     /// When a step fails; the message says whether the previous release is running again.
-    pub async fn carry_out(self, host: &Host, options: ReleaseOptions) -> Result<()> {
+    pub(crate) async fn carry_out(self, host: &Host, options: ReleaseOptions) -> Result<()> {
         // From here on, Ctrl-C fails the present step instead of killing the program.
         let _interrupt = signal(SignalKind::interrupt()).context("can't listen for Ctrl-C")?;
         let paths = &host.paths;
@@ -296,7 +296,7 @@ impl ReleasePlan {
 ///
 /// # Errors
 /// When the disk refuses, or Podman can't tell which images it has.
-pub async fn record(host: &Host, settings: &Settings, how: &str) -> Result<()> {
+pub(crate) async fn record(host: &Host, settings: &Settings, how: &str) -> Result<()> {
     Ledger::load(&host.paths)?.record_release(images(host, settings).await?, how)
 }
 
@@ -329,7 +329,7 @@ async fn images(host: &Host, settings: &Settings) -> Result<Images> {
 ///
 /// # Errors
 /// When the ledger can't be read.
-pub fn warning(paths: &Paths) -> Result<Option<String>> {
+pub(crate) fn warning(paths: &Paths) -> Result<Option<String>> {
     let unfinished = Ledger::load(paths)?.unfinished();
     // While the operation runs, there is nothing to warn of.
     Ok(unfinished
@@ -346,7 +346,7 @@ pub fn warning(paths: &Paths) -> Result<Option<String>> {
 ///
 /// # Errors
 /// When neither is possible; the next command tries again.
-pub async fn recover(host: &Host, timeout: Duration) -> Result<()> {
+pub(crate) async fn recover(host: &Host, timeout: Duration) -> Result<()> {
     let ledger = Ledger::load(&host.paths)?;
     let Some(mut found) = ledger.unfinished() else {
         return Ok(());

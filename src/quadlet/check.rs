@@ -12,7 +12,7 @@ use crate::host::podman::Podman;
 ///
 /// # Errors
 /// With the generator's own words.
-pub async fn check(podman: &Podman, files: &[UnitFile], scope: Scope) -> Result<()> {
+pub(crate) async fn check(podman: &Podman, files: &[UnitFile], scope: Scope) -> Result<()> {
     let staged = tempfile::tempdir().context("can't write the units for Quadlet's check")?;
     for file in files.iter().filter(|file| file.place == Place::Quadlet) {
         std::fs::write(staged.path().join(file.name), &file.text)

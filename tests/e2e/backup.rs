@@ -190,7 +190,9 @@ fn killed_backups_leave_nothing(host: &TestHost, who: Who, old: &str) {
     }
     let ran = host.units(who, &["backup", "--keep-all"]);
     assert_eq!(
-        ran.stderr.matches("the rest of an interrupted backup").count(),
+        ran.stderr
+            .matches("the rest of an interrupted backup")
+            .count(),
         1,
         "each run has removed what the one before left: {}",
         ran.stderr

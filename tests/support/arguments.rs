@@ -32,14 +32,14 @@ while (1) {
 
 /// Looks from the beginning until [`Arguments::seen`].
 #[derive(Debug)]
-pub struct Arguments<'a> {
+pub(crate) struct Arguments<'a> {
     host: &'a TestHost,
 }
 
 impl<'a> Arguments<'a> {
     /// Begins to look.
     #[track_caller]
-    pub fn watch(host: &'a TestHost) -> Self {
+    pub(crate) fn watch(host: &'a TestHost) -> Self {
         host.write(Who::Root, "/usr/local/bin/arguments", WATCHER);
         host.sh(
             Who::Root,
@@ -51,14 +51,14 @@ impl<'a> Arguments<'a> {
 
     /// Ends it. Gives a line for each command line that was seen.
     #[track_caller]
-    pub fn seen(self) -> String {
+    pub(crate) fn seen(self) -> String {
         self.host
             .sh(Who::Root, "systemctl stop arguments; cat /root/arguments")
     }
 }
 
 /// What must not be among arguments: a value as it is, and as it is in a URL.
-pub fn forms(secret: &str) -> Vec<String> {
+pub(crate) fn forms(secret: &str) -> Vec<String> {
     vec![
         secret.to_owned(),
         utf8_percent_encode(secret, NON_ALPHANUMERIC).to_string(),

@@ -11,11 +11,11 @@ use litellm_units::image::{ImageIdentity, ImageReference};
 use litellm_units::quadlet::{self, UnitFile};
 
 /// What all the values of secrets hold, so that none can be in a unit file unnoticed.
-pub const SECRET: &str = "S3CR3T";
+pub(crate) const SECRET: &str = "S3CR3T";
 
 /// What decides about the text of the unit files.
 #[derive(Debug)]
-pub struct Case {
+pub(crate) struct Case {
     /// `SCOPE-PODMAN-SETTINGS`.
     pub name: String,
     /// Whose units.
@@ -28,7 +28,7 @@ pub struct Case {
 }
 
 /// Every case: the scopes, the versions of Podman that differ, and what `.env` can change.
-pub fn all() -> Vec<Case> {
+pub(crate) fn all() -> Vec<Case> {
     let database = format!("DATABASE_URL=postgresql://me:{SECRET}@db.example.org/litellm\n");
     let redis = format!("REDIS_HOST=cache.example.org\nREDIS_PASSWORD={SECRET}\n");
     let alpine = "POSTGRES_IMAGE=docker.io/library/postgres:17.7-alpine\n\
@@ -113,7 +113,7 @@ impl Case {
     }
 
     /// All the files, the target included, in the order in which they are installed.
-    pub fn units(&self) -> Vec<UnitFile> {
+    pub(crate) fn units(&self) -> Vec<UnitFile> {
         let paths = self.paths();
         let settings = Settings::from_text(&self.env, &paths.env_file()).unwrap();
         let program = Path::new("/usr/bin/litellm-units");
@@ -160,12 +160,12 @@ impl Case {
     }
 
     /// Where the recorded text of the case is.
-    pub fn golden(&self) -> PathBuf {
+    pub(crate) fn golden(&self) -> PathBuf {
         golden_directory().join(format!("{}.txt", self.name))
     }
 }
 
 /// Where the recorded texts are.
-pub fn golden_directory() -> PathBuf {
+pub(crate) fn golden_directory() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden")
 }

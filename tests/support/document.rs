@@ -7,7 +7,7 @@ use clap::Command;
 
 /// Something that a reader is told to type.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Line {
+pub(crate) struct Line {
     /// `README.md:21`, or the command whose help has it.
     pub place: String,
     /// What to type; several lines if the shell needs them.
@@ -18,13 +18,13 @@ pub struct Line {
 
 /// A file of this repository.
 #[track_caller]
-pub fn read(path: &str) -> String {
+pub(crate) fn read(path: &str) -> String {
     std::fs::read_to_string(Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).unwrap()
 }
 
 /// The files of a directory of this repository, sorted.
 #[track_caller]
-pub fn names(directory: &str) -> Vec<String> {
+pub(crate) fn names(directory: &str) -> Vec<String> {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(directory);
     let mut names: Vec<String> = std::fs::read_dir(path)
         .unwrap()
@@ -37,14 +37,14 @@ pub fn names(directory: &str) -> Vec<String> {
 
 /// The Markdown files of a directory of this repository, sorted.
 #[track_caller]
-pub fn markdowns(directory: &str) -> Vec<String> {
+pub(crate) fn markdowns(directory: &str) -> Vec<String> {
     let mut names = names(directory);
     names.retain(|name| Path::new(name).extension().is_some_and(|kind| kind == "md"));
     names
 }
 
 /// The fenced blocks: the number of their first line, their language and their text.
-pub fn blocks(markdown: &str) -> Vec<(usize, String, String)> {
+pub(crate) fn blocks(markdown: &str) -> Vec<(usize, String, String)> {
     let mut blocks = Vec::new();
     let mut open: Option<(usize, String, String)> = None;
     for (number, line) in (1..).zip(markdown.lines()) {
@@ -61,7 +61,7 @@ pub fn blocks(markdown: &str) -> Vec<(usize, String, String)> {
 
 /// What a Markdown file tells to type: `sh` blocks, and what is behind `$` in `console` blocks.
 #[expect(clippy::panic, reason = "a test stops at the first surprise")]
-pub fn markdown(path: &str) -> Vec<Line> {
+pub(crate) fn markdown(path: &str) -> Vec<Line> {
     let mut lines = Vec::new();
     for (first, language, text) in blocks(&read(path)) {
         match language.as_str() {
@@ -127,7 +127,7 @@ fn console(path: &str, first: usize, text: &str) -> Vec<Line> {
 }
 
 /// What a manual page tells to type: its indented literal blocks.
-pub fn manual(path: &str) -> Vec<Line> {
+pub(crate) fn manual(path: &str) -> Vec<Line> {
     let mut lines = Vec::new();
     let (mut block, mut indented) = (None, false);
     for (number, line) in (1..).zip(read(path).lines()) {
@@ -156,7 +156,7 @@ pub fn manual(path: &str) -> Vec<Line> {
 }
 
 /// The examples of every `--help`.
-pub fn help(command: &Command) -> Vec<Line> {
+pub(crate) fn help(command: &Command) -> Vec<Line> {
     let mut lines = Vec::new();
     let name = command
         .get_display_name()
@@ -180,7 +180,7 @@ pub fn help(command: &Command) -> Vec<Line> {
 
 /// Whether an output is what the text says: `…` stands for anything, also nothing. Without an
 /// answer, any output will do.
-pub fn answers(expected: &str, output: &str) -> bool {
+pub(crate) fn answers(expected: &str, output: &str) -> bool {
     if expected.is_empty() {
         return true;
     }

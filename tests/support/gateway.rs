@@ -7,18 +7,18 @@ use std::time::Duration;
 use super::host::{TestHost, Who};
 
 /// What the mock model answers.
-pub const HELLO: &str = "Hello from your LiteLLM gateway.\n";
+pub(crate) const HELLO: &str = "Hello from your LiteLLM gateway.\n";
 
 /// Makes a key for the mock model, with the master key, which may be sealed.
 #[track_caller]
-pub fn new_key(host: &TestHost, who: Who) -> String {
+pub(crate) fn new_key(host: &TestHost, who: Who) -> String {
     let words = ["unit", "secret", "litellm", "LITELLM_MASTER_KEY"];
     new_key_with(host, who, &host.units(who, &words).ok())
 }
 
 /// Makes a key for the mock model.
 #[track_caller]
-pub fn new_key_with(host: &TestHost, who: Who, master_key: &str) -> String {
+pub(crate) fn new_key_with(host: &TestHost, who: Who, master_key: &str) -> String {
     let script = r#"
         curl -sSf --max-time 20 -H "Authorization: Bearer $1" -H 'Content-Type: application/json' \
             -d '{"models":["hello"]}' http://127.0.0.1:24157/key/generate | jq -r .key
@@ -28,7 +28,7 @@ pub fn new_key_with(host: &TestHost, who: Who, master_key: &str) -> String {
 }
 
 /// Asks the mock model. Gives its answer, or what curl and jq said.
-pub fn chat(host: &TestHost, who: Who, key: &str) -> Result<String, String> {
+pub(crate) fn chat(host: &TestHost, who: Who, key: &str) -> Result<String, String> {
     let script = r#"
         curl -sSf --max-time 20 -H "Authorization: Bearer $1" -H 'Content-Type: application/json' \
             -d '{"model":"hello","messages":[{"role":"user","content":"hi"}]}' \
@@ -47,7 +47,7 @@ pub fn chat(host: &TestHost, who: Who, key: &str) -> Result<String, String> {
 
 /// Has the gateway take `mock_delay` from its clients, once it starts: LiteLLM from 1.108 on refuses
 /// it otherwise.
-pub fn allow_mock_delays(host: &TestHost, who: Who) {
+pub(crate) fn allow_mock_delays(host: &TestHost, who: Who) {
     host.sh(
         who,
         r#"sed -i '/^general_settings:/a\  dangerously_allow_mock_testing_request_params: true' "$1/config/litellm-config.yaml""#,
@@ -55,14 +55,14 @@ pub fn allow_mock_delays(host: &TestHost, who: Who) {
 }
 
 /// Requests of every kind, some each second, until they are told to end.
-pub struct Load {
+pub(crate) struct Load {
     child: Child,
     pid_file: String,
 }
 
 impl Load {
     /// Begins, and returns when the first answers have come.
-    pub fn begin(host: &TestHost, who: Who, key: &str) -> Self {
+    pub(crate) fn begin(host: &TestHost, who: Who, key: &str) -> Self {
         let program = Path::new(env!("CARGO_MANIFEST_DIR")).join("benches/load");
         host.put(&program, "/usr/local/bin/load");
         let pid_file = format!("/tmp/load-{}", who.user());
@@ -87,7 +87,7 @@ impl Load {
 
     /// Waits for the last answers. Fails if a request failed, or if a kind is missing.
     #[track_caller]
-    pub fn assert_no_failure(self, host: &TestHost, who: Who) {
+    pub(crate) fn assert_no_failure(self, host: &TestHost, who: Who) {
         host.sh(who, &format!("kill -TERM $(cat {})", self.pid_file));
         let output = self.child.wait_with_output().unwrap();
         let told = String::from_utf8_lossy(&output.stdout);
@@ -105,7 +105,7 @@ impl Load {
 
 /// Waits until the mock model answers: the gateway is back, and its key is in the database.
 #[track_caller]
-pub fn wait_for_chat(host: &TestHost, who: Who, key: &str, patience: Duration) {
+pub(crate) fn wait_for_chat(host: &TestHost, who: Who, key: &str, patience: Duration) {
     host.wait("a chat completion", patience, |host| {
         let answer = chat(host, who, key)?;
         assert_eq!(answer, HELLO);
@@ -115,7 +115,7 @@ pub fn wait_for_chat(host: &TestHost, who: Who, key: &str, patience: Duration) {
 
 /// `db` of `/health/readiness`.
 #[track_caller]
-pub fn database_state(host: &TestHost, who: Who) -> String {
+pub(crate) fn database_state(host: &TestHost, who: Who) -> String {
     host.sh(
         who,
         "curl -sSf --max-time 20 http://127.0.0.1:24157/health/readiness | jq -r .db",
@@ -124,14 +124,14 @@ pub fn database_state(host: &TestHost, who: Who) -> String {
 
 /// The number of keys in PostgreSQL, without the gateway's help.
 #[track_caller]
-pub fn stored_keys(host: &TestHost, who: Who) -> usize {
+pub(crate) fn stored_keys(host: &TestHost, who: Who) -> usize {
     let count = r#"select count(*) from "LiteLLM_VerificationToken""#;
     sql(host, who, count).parse().unwrap()
 }
 
 /// What PostgreSQL answers, without the gateway's help.
 #[track_caller]
-pub fn sql(host: &TestHost, who: Who, statement: &str) -> String {
+pub(crate) fn sql(host: &TestHost, who: Who, statement: &str) -> String {
     let psql = r#"psql -qAtU "$POSTGRES_USER" -d "$POSTGRES_DB" -c "$1""#;
     let words = [
         "podman",
@@ -148,12 +148,12 @@ pub fn sql(host: &TestHost, who: Who, statement: &str) -> String {
 
 /// The main process of a container, seen from the host.
 #[track_caller]
-pub fn process(host: &TestHost, who: Who, container: &str) -> u32 {
+pub(crate) fn process(host: &TestHost, who: Who, container: &str) -> u32 {
     running_process(host, who, container).unwrap()
 }
 
 /// As [`process`], for a container that may not run at the moment.
-pub fn running_process(host: &TestHost, who: Who, container: &str) -> Result<u32, String> {
+pub(crate) fn running_process(host: &TestHost, who: Who, container: &str) -> Result<u32, String> {
     let ran = host.run(
         who,
         &["podman", "inspect", "-f", "{{.State.Pid}}", container],
@@ -166,7 +166,7 @@ pub fn running_process(host: &TestHost, who: Who, container: &str) -> Result<u32
 
 /// The environment of a container, byte for byte.
 #[track_caller]
-pub fn environment(host: &TestHost, who: Who, container: &str) -> Vec<(String, String)> {
+pub(crate) fn environment(host: &TestHost, who: Who, container: &str) -> Vec<(String, String)> {
     let text = if container == "litellm-redis" {
         // Redis writes its title over the environment that the kernel shows.
         host.sh(who, &format!("podman exec {container} env -0"))
@@ -182,7 +182,7 @@ pub fn environment(host: &TestHost, who: Who, container: &str) -> Vec<(String, S
 
 /// One variable of [`environment`].
 #[track_caller]
-pub fn variable(host: &TestHost, who: Who, container: &str, name: &str) -> Option<String> {
+pub(crate) fn variable(host: &TestHost, who: Who, container: &str, name: &str) -> Option<String> {
     environment(host, who, container)
         .into_iter()
         .find(|(found, _)| found == name)

@@ -9,7 +9,7 @@ use litellm_units::deployment::env_file::EnvFile;
 
 /// Who runs a command in the host, and so which systemd and which Podman it addresses.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Who {
+pub(crate) enum Who {
     /// root: the system's manager.
     Root,
     /// An unprivileged user who lingers.
@@ -17,17 +17,17 @@ pub enum Who {
 }
 
 /// What attackers exploit of releases before 1.84.0: accepted in `.env` where a test needs one.
-pub const EXPLOITED: &str = "CVE-2026-42208,CVE-2026-42271,CVE-2026-59822";
+pub(crate) const EXPLOITED: &str = "CVE-2026-42208,CVE-2026-42271,CVE-2026-59822";
 
 /// A booted host; its disk goes with it when it is dropped.
 #[derive(Debug)]
-pub struct TestHost {
+pub(crate) struct TestHost {
     name: String,
 }
 
 /// What a command left.
 #[derive(Debug)]
-pub struct Ran {
+pub(crate) struct Ran {
     pub code: i32,
     pub stdout: String,
     pub stderr: String,
@@ -36,7 +36,7 @@ pub struct Ran {
 impl Ran {
     /// stdout of a command that must have succeeded.
     #[track_caller]
-    pub fn ok(self) -> String {
+    pub(crate) fn ok(self) -> String {
         assert_eq!(
             self.code, 0,
             "stdout:\n{}\nstderr:\n{}",
@@ -46,19 +46,19 @@ impl Ran {
     }
 
     /// All of it, for a comparison of the whole.
-    pub fn all(self) -> (i32, String, String) {
+    pub(crate) fn all(self) -> (i32, String, String) {
         (self.code, self.stdout, self.stderr)
     }
 }
 
 impl TestHost {
     /// Boots a host with the program installed as a package would; `name` is the test's own.
-    pub fn boot(name: &str) -> Self {
+    pub(crate) fn boot(name: &str) -> Self {
         Self::boot_with(name, &[])
     }
 
     /// As [`TestHost::boot`], for a test in which mostly `who` runs containers.
-    pub fn boot_for(who: Who, name: &str) -> Self {
+    pub(crate) fn boot_for(who: Who, name: &str) -> Self {
         match who {
             Who::Root => Self::boot(name),
             Who::Operator => Self::boot_with(name, &["--rootless"]),
@@ -66,7 +66,7 @@ impl TestHost {
     }
 
     /// As [`TestHost::boot`], with further words for `tests/host/host boot`.
-    pub fn boot_with(name: &str, options: &[&str]) -> Self {
+    pub(crate) fn boot_with(name: &str, options: &[&str]) -> Self {
         // Two runs of the tests (two checkouts, say) must not meet.
         let name = format!("{name}-{}", std::process::id());
         let suite = std::env::var("LITELLM_UNITS_TEST_SUITE").unwrap_or_else(|_| "trixie".into());
@@ -97,12 +97,12 @@ impl TestHost {
     }
 
     /// Copies a file or directory into the host.
-    pub fn put(&self, source: &Path, destination: &str) {
+    pub(crate) fn put(&self, source: &Path, destination: &str) {
         Self::script(&["put", &self.name, source.to_str().unwrap(), destination]);
     }
 
     /// As [`TestHost::put`]; the copy belongs to `who`.
-    pub fn put_for(&self, who: Who, source: &Path, destination: &str) {
+    pub(crate) fn put_for(&self, who: Who, source: &Path, destination: &str) {
         let source = source.to_str().unwrap();
         Self::script(&[
             "put",
@@ -115,17 +115,17 @@ impl TestHost {
     }
 
     /// Shuts the host down and boots it again; its disk is kept.
-    pub fn reboot(&self) {
+    pub(crate) fn reboot(&self) {
         Self::script(&["reboot", &self.name]);
     }
 
     /// Takes the power away and boots the host again; its disk is kept.
-    pub fn crash(&self) {
+    pub(crate) fn crash(&self) {
         Self::script(&["crash", &self.name]);
     }
 
     /// A command in the host, for tests that need pipes or a child.
-    pub fn command(&self, who: Who, words: &[&str]) -> Command {
+    pub(crate) fn command(&self, who: Who, words: &[&str]) -> Command {
         let mut command = Command::new(script());
         command.args(["exec", &self.name]);
         if who == Who::Operator {
@@ -136,7 +136,7 @@ impl TestHost {
     }
 
     /// Runs a command to its end.
-    pub fn run(&self, who: Who, words: &[&str]) -> Ran {
+    pub(crate) fn run(&self, who: Who, words: &[&str]) -> Ran {
         let Output {
             status,
             stdout,
@@ -150,13 +150,13 @@ impl TestHost {
     }
 
     /// Runs a script of `bash` to its end; it stops at the first failure.
-    pub fn bash(&self, who: Who, script: &str) -> Ran {
+    pub(crate) fn bash(&self, who: Who, script: &str) -> Ran {
         self.run(who, &["bash", "-euo", "pipefail", "-c", script])
     }
 
     /// stdout of a script of `bash` that must succeed. `$1` is the deployment directory.
     #[track_caller]
-    pub fn sh(&self, who: Who, script: &str) -> String {
+    pub(crate) fn sh(&self, who: Who, script: &str) -> String {
         let words = [
             "bash",
             "-euo",
@@ -171,7 +171,7 @@ impl TestHost {
 
     /// Writes a file, whose mode and owner stay if it is there already.
     #[track_caller]
-    pub fn write(&self, who: Who, path: &str, text: &str) {
+    pub(crate) fn write(&self, who: Who, path: &str, text: &str) {
         let mut child = self
             .command(who, &["sh", "-c", "cat >\"$1\"", "write", path])
             .stdin(Stdio::piped())
@@ -188,13 +188,13 @@ impl TestHost {
 
     /// The `.env` of the default deployment.
     #[track_caller]
-    pub fn env(&self, who: Who) -> EnvFile {
+    pub(crate) fn env(&self, who: Who) -> EnvFile {
         EnvFile::parse(&self.sh(who, "cat \"$1/.env\"")).unwrap()
     }
 
     /// Gives variables values in the `.env` of the default deployment.
     #[track_caller]
-    pub fn set_env(&self, who: Who, values: &[(&str, &str)]) {
+    pub(crate) fn set_env(&self, who: Who, values: &[(&str, &str)]) {
         let mut env = self.env(who);
         for (name, value) in values {
             env.set(name, value).unwrap();
@@ -204,7 +204,7 @@ impl TestHost {
 
     /// `systemctl VERB UNIT…` of `who`, which must succeed.
     #[track_caller]
-    pub fn systemctl(&self, who: Who, words: &[&str]) {
+    pub(crate) fn systemctl(&self, who: Who, words: &[&str]) {
         let systemctl: &[&str] = match who {
             Who::Root => &["systemctl"],
             Who::Operator => &["systemctl", "--user"],
@@ -215,19 +215,19 @@ impl TestHost {
     /// From now on the gateway restarts without a second one, as on a host with too little memory for
     /// it: for tests of something else, which it would only make longer.
     #[track_caller]
-    pub fn without_standby(&self, who: Who) {
+    pub(crate) fn without_standby(&self, who: Who) {
         self.systemctl(who, &["mask", "--runtime", "litellm-standby.service"]);
     }
 
     /// What the manager of `who` says about a unit.
     #[track_caller]
-    pub fn property(&self, who: Who, unit: &str, name: &str) -> String {
+    pub(crate) fn property(&self, who: Who, unit: &str, name: &str) -> String {
         let script = format!("{} show --value -p {name} {unit}", who.systemctl());
         self.sh(who, &script).trim_end().to_owned()
     }
 
     /// Runs the program under test.
-    pub fn units(&self, who: Who, words: &[&str]) -> Ran {
+    pub(crate) fn units(&self, who: Who, words: &[&str]) -> Ran {
         self.run(who, &[&["litellm-units"], words].concat())
     }
 
@@ -235,7 +235,7 @@ impl TestHost {
     /// grammar of the crate fail.
     #[cfg(feature = "fault-points")]
     #[track_caller]
-    pub fn kill_at(&self, who: Who, point: &str, faults: &str, words: &str) {
+    pub(crate) fn kill_at(&self, who: Who, point: &str, faults: &str, words: &str) {
         let script = format!(
             "if FAILPOINTS='{faults}' LITELLM_UNITS_KILL_AT={point} litellm-units {words}; then exit 1; else test $? = 137; fi"
         );
@@ -244,7 +244,7 @@ impl TestHost {
 
     /// Tries `probe` until it succeeds or `patience` is over; its error is what is still missing.
     #[track_caller]
-    pub fn wait<T>(
+    pub(crate) fn wait<T>(
         &self,
         what: &str,
         patience: Duration,
@@ -287,7 +287,7 @@ impl Drop for TestHost {
 
 impl Who {
     /// The user's name.
-    pub fn user(self) -> &'static str {
+    pub(crate) fn user(self) -> &'static str {
         match self {
             Self::Root => "root",
             Self::Operator => "operator",
@@ -295,7 +295,7 @@ impl Who {
     }
 
     /// The deployment directory of a default installation.
-    pub fn deployment(self) -> &'static str {
+    pub(crate) fn deployment(self) -> &'static str {
         match self {
             Self::Root => "/opt/litellm-server",
             Self::Operator => "/home/operator/.local/share/litellm-server",
@@ -303,7 +303,7 @@ impl Who {
     }
 
     /// Quadlet's directory.
-    pub fn quadlets(self) -> &'static str {
+    pub(crate) fn quadlets(self) -> &'static str {
         match self {
             Self::Root => "/etc/containers/systemd",
             Self::Operator => "/home/operator/.config/containers/systemd",
@@ -311,7 +311,7 @@ impl Who {
     }
 
     /// systemd's own directory.
-    pub fn units(self) -> &'static str {
+    pub(crate) fn units(self) -> &'static str {
         match self {
             Self::Root => "/etc/systemd/system",
             Self::Operator => "/home/operator/.config/systemd/user",
@@ -319,7 +319,7 @@ impl Who {
     }
 
     /// `systemctl` of this scope.
-    pub fn systemctl(self) -> &'static str {
+    pub(crate) fn systemctl(self) -> &'static str {
         match self {
             Self::Root => "systemctl",
             Self::Operator => "systemctl --user",

@@ -1,22 +1,22 @@
 //! What several tests share.
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
-pub mod arguments;
-pub mod cases;
-pub mod document;
-pub mod gateway;
-pub mod host;
-pub mod package;
-pub mod releases;
+pub(crate) mod arguments;
+pub(crate) mod cases;
+pub(crate) mod document;
+pub(crate) mod gateway;
+pub(crate) mod host;
+pub(crate) mod package;
+pub(crate) mod releases;
 #[cfg(feature = "signatures")]
-pub mod sigstore;
+pub(crate) mod sigstore;
 
 use std::fmt::Write;
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 /// An error as `main` prints it.
-pub fn failure(error: &anyhow::Error) -> String {
+pub(crate) fn failure(error: &anyhow::Error) -> String {
     let mut text = format!("error: {error:#}\n");
     if let Some(hint) = litellm_units::error::hint(error) {
         writeln!(text, "hint: {hint}").unwrap();
@@ -25,7 +25,7 @@ pub fn failure(error: &anyhow::Error) -> String {
 }
 
 /// Everything below `root`, for comparison: kind, mode, inode, path and content.
-pub fn tree(root: &Path) -> String {
+pub(crate) fn tree(root: &Path) -> String {
     let mut text = String::new();
     add(root, root, &mut text);
     text

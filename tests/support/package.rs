@@ -20,7 +20,7 @@ const BUILD: &str = r#"
 
 /// A package, in a directory that goes with it.
 #[derive(Debug)]
-pub struct Package {
+pub(crate) struct Package {
     directory: TempDir,
     /// Its file.
     pub path: PathBuf,
@@ -29,7 +29,7 @@ pub struct Package {
 impl Package {
     /// Makes a package: `deb` or `rpm`.
     #[track_caller]
-    pub fn build(kind: &str) -> Self {
+    pub(crate) fn build(kind: &str) -> Self {
         let directory = TempDir::new().unwrap();
         let to = directory.path().to_str().unwrap();
         let binary = env!("CARGO_BIN_EXE_litellm-units");
@@ -44,14 +44,14 @@ impl Package {
     }
 
     /// A place beside it for what a test makes of it.
-    pub fn beside(&self, name: &str) -> PathBuf {
+    pub(crate) fn beside(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 }
 
 /// stdout of a program of this machine that must succeed.
 #[track_caller]
-pub fn run(program: &str, words: &[&str]) -> String {
+pub(crate) fn run(program: &str, words: &[&str]) -> String {
     let output = Command::new(program)
         .args(words)
         .current_dir(env!("CARGO_MANIFEST_DIR"))
@@ -69,7 +69,7 @@ pub fn run(program: &str, words: &[&str]) -> String {
 }
 
 /// A host as before litellm-units came: without the program, with Debian's archive to install from.
-pub fn bare_host(who: Who, name: &str) -> TestHost {
+pub(crate) fn bare_host(who: Who, name: &str) -> TestHost {
     let host = TestHost::boot_for(who, name);
     host.sh(
         Who::Root,
@@ -79,7 +79,7 @@ pub fn bare_host(who: Who, name: &str) -> TestHost {
 }
 
 /// Installs packages of Debian, whose servers do not start.
-pub fn install(host: &TestHost, packages: &str) {
+pub(crate) fn install(host: &TestHost, packages: &str) {
     let script = format!(
         "printf 'exit 101\\n' >/usr/sbin/policy-rc.d; chmod 755 /usr/sbin/policy-rc.d
          DEBIAN_FRONTEND=noninteractive apt-get install -qy --no-install-recommends {packages}

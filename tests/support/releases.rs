@@ -4,26 +4,26 @@ use super::host::{TestHost, Who};
 
 /// A release: its image, and the version that it says it is.
 #[derive(Clone, Copy, Debug)]
-pub struct Release {
+pub(crate) struct Release {
     pub image: &'static str,
     pub version: &'static str,
 }
 
 impl Release {
     /// The tag of the image.
-    pub fn tag(self) -> &'static str {
+    pub(crate) fn tag(self) -> &'static str {
         self.image.rsplit_once(':').unwrap().1
     }
 }
 
 /// The one that existing deployments have.
-pub const OLDEST: Release = Release {
+pub(crate) const OLDEST: Release = Release {
     image: "ghcr.io/berriai/litellm:v1.80.11-stable",
     version: "1.80.11",
 };
 
 /// What `.env` has to say for it: two of its vulnerabilities are exploited.
-pub const AT_OLDEST: [(&str, &str); 2] = [
+pub(crate) const AT_OLDEST: [(&str, &str); 2] = [
     ("LITELLM_IMAGE", OLDEST.image),
     (
         "LITELLM_ACCEPT_VULNERABILITIES",
@@ -33,7 +33,7 @@ pub const AT_OLDEST: [(&str, &str); 2] = [
 
 /// Has a new deployment begin with the oldest release.
 #[track_caller]
-pub fn begin_with_oldest(host: &TestHost, who: Who) {
+pub(crate) fn begin_with_oldest(host: &TestHost, who: Who) {
     let lines: Vec<String> = AT_OLDEST
         .iter()
         .map(|(name, value)| format!("{name}={value}\n"))
@@ -43,18 +43,18 @@ pub fn begin_with_oldest(host: &TestHost, who: Who) {
 }
 
 /// The long-term line's, with which new deployments begin.
-pub const DEFAULT: Release = Release {
+pub(crate) const DEFAULT: Release = Release {
     image: "ghcr.io/berriai/litellm:v1.108.14",
     version: "1.108.14",
 };
 
 /// The default release as a plain manifest; all other images are indexes.
-pub const PLAIN: Release = Release {
+pub(crate) const PLAIN: Release = Release {
     image: "ghcr.io/berriai/litellm:v1.108.14-plain",
     version: "1.108.14",
 };
 
-pub const NEWEST: Release = Release {
+pub(crate) const NEWEST: Release = Release {
     image: "ghcr.io/berriai/litellm:v1.110.2",
     version: "1.110.2",
 };

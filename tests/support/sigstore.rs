@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use litellm_units::operations::trust::known::IDENTITY;
 use litellm_units::operations::trust::signature::Attached;
-pub use litellm_units::operations::trust::signature::Simple;
+pub(crate) use litellm_units::operations::trust::signature::Simple;
 use litellm_units::random::hex;
 use rcgen::{
     BasicConstraints, CertificateParams, CustomExtension, ExtendedKeyUsagePurpose, IsCa, Issuer,
@@ -17,11 +17,11 @@ use sigstore_verify::types::SignatureBytes;
 use x509_cert::der::{Decode, Encode};
 
 /// 2025-01-01T12:00:00Z, when certificates of that day are valid.
-pub const NOON: i64 = 1_735_732_800;
+pub(crate) const NOON: i64 = 1_735_732_800;
 
 /// What is signed, and how.
 #[derive(Clone, Copy, Debug)]
-pub struct Signing<'a> {
+pub(crate) struct Signing<'a> {
     /// The name in the signed text.
     pub name: &'a str,
     pub subject: &'a str,
@@ -41,7 +41,7 @@ impl Default for Signing<'_> {
     }
 }
 
-pub struct Sigstore {
+pub(crate) struct Sigstore {
     authority: Issuer<'static, KeyPair>,
     root: Vec<u8>,
     certificates: KeyPair,
@@ -65,7 +65,7 @@ fn der(tag: u8, content: &[u8]) -> Vec<u8> {
 }
 
 impl Sigstore {
-    pub fn new() -> Self {
+    pub(crate) fn new() -> Self {
         let key = KeyPair::generate().unwrap();
         let mut parameters = CertificateParams::default();
         parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -83,7 +83,7 @@ impl Sigstore {
     }
 
     /// The same logs, and an authority that nobody trusts.
-    pub fn under_another_authority(self) -> Self {
+    pub(crate) fn under_another_authority(self) -> Self {
         let Self {
             authority, root, ..
         } = Self::new();
@@ -95,7 +95,7 @@ impl Sigstore {
     }
 
     /// What a host has to trust: `trusted_root.json`.
-    pub fn trusted_root(&self) -> String {
+    pub(crate) fn trusted_root(&self) -> String {
         let log = |key: &KeyPair, name: &str| {
             let key = key.subject_public_key_info();
             json!({
@@ -196,7 +196,7 @@ impl Sigstore {
     }
 
     /// As cosign 2 signs without a key.
-    pub fn simple(&self, digest: &str, signing: Signing) -> Simple {
+    pub(crate) fn simple(&self, digest: &str, signing: Signing) -> Simple {
         let payload = payload(digest, signing.name);
         let key = KeyPair::generate().unwrap();
         let certificate = pem(&self.certificate(&key, signing));
@@ -239,7 +239,7 @@ impl Sigstore {
     }
 
     /// As cosign 3 signs without a key; `kind` is what the statement says of the image.
-    pub fn bundle(&self, digest: &str, kind: &str, signing: Signing) -> Value {
+    pub(crate) fn bundle(&self, digest: &str, kind: &str, signing: Signing) -> Value {
         let statement = json!({
             "_type": "https://in-toto.io/Statement/v1",
             "subject": [{"digest": {"sha256": digest.trim_start_matches("sha256:")}}],
@@ -312,7 +312,7 @@ impl Sigstore {
 }
 
 /// As cosign 2 signs with a key.
-pub fn simple_by_key(key: &KeyPair, digest: &str, name: &str) -> Simple {
+pub(crate) fn simple_by_key(key: &KeyPair, digest: &str, name: &str) -> Simple {
     let payload = payload(digest, name);
     let signature = base64(&key.sign(&payload).unwrap());
     let annotations = [("dev.cosignproject.cosign/signature".to_owned(), signature)];
@@ -323,7 +323,7 @@ pub fn simple_by_key(key: &KeyPair, digest: &str, name: &str) -> Simple {
 }
 
 /// What a registry has of one signature.
-pub fn attached(simple: Simple) -> Attached {
+pub(crate) fn attached(simple: Simple) -> Attached {
     Attached {
         simple: vec![simple],
         bundles: Vec::new(),

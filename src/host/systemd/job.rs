@@ -16,7 +16,7 @@ use crate::host::paths::Scope;
 
 /// What a job can be asked to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum JobType {
+pub(crate) enum JobType {
     /// Start the unit, unless it runs.
     Start,
     /// Stop the unit, and what requires it.
@@ -29,7 +29,7 @@ pub enum JobType {
 
 /// How a job ended: systemd's own words (`org.freedesktop.systemd1(5)`, `JobRemoved`).
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum JobResult {
+pub(crate) enum JobResult {
     /// It did what was asked.
     Done,
     /// Another job replaced it, or someone cancelled it.
@@ -61,7 +61,7 @@ impl JobResult {
 
     /// Whether the unit is now in the state that was asked for.
     #[must_use]
-    pub fn is_success(&self) -> bool {
+    pub(crate) fn is_success(&self) -> bool {
         matches!(self, Self::Done | Self::Skipped)
     }
 }
@@ -81,7 +81,7 @@ impl fmt::Display for JobResult {
 }
 
 /// A set of jobs that have not ended.
-pub struct Jobs<'a> {
+pub(crate) struct Jobs<'a> {
     manager: ManagerProxy<'a>,
     scope: Scope,
     removed: JobRemovedStream,
@@ -94,7 +94,7 @@ impl<'a> Jobs<'a> {
     ///
     /// # Errors
     /// When the bus fails.
-    pub async fn new(systemd: &'a Systemd) -> Result<Self> {
+    pub(crate) async fn new(systemd: &'a Systemd) -> Result<Self> {
         let manager = systemd.manager().await?;
         let removed = manager
             .receive_job_removed()
@@ -123,7 +123,7 @@ impl<'a> Jobs<'a> {
     ///
     /// # Errors
     /// When systemd refuses: no such unit, masked, or not permitted.
-    pub async fn ask(&mut self, verb: JobType, unit: &str) -> Result<()> {
+    pub(crate) async fn ask(&mut self, verb: JobType, unit: &str) -> Result<()> {
         let mode = match verb {
             JobType::RestartAlone => "ignore-requirements",
             _ => "replace",
@@ -149,14 +149,14 @@ impl<'a> Jobs<'a> {
 
     /// The units whose jobs have not ended, sorted.
     #[must_use]
-    pub fn pending(&self) -> Vec<&str> {
+    pub(crate) fn pending(&self) -> Vec<&str> {
         let mut units: Vec<&str> = self.pending.values().map(String::as_str).collect();
         units.sort_unstable();
         units
     }
 
     /// Cancels the jobs that have not ended.
-    pub async fn cancel(&mut self) {
+    pub(crate) async fn cancel(&mut self) {
         for path in std::mem::take(&mut self.pending).into_keys() {
             if let Some(id) = path.rsplit('/').next().and_then(|id| id.parse().ok()) {
                 let _ = self.manager.cancel_job(id).await;
@@ -169,7 +169,7 @@ impl<'a> Jobs<'a> {
     ///
     /// # Errors
     /// When the bus goes away.
-    pub async fn next(&mut self, timeout: Duration) -> Result<Option<(String, JobResult)>> {
+    pub(crate) async fn next(&mut self, timeout: Duration) -> Result<Option<(String, JobResult)>> {
         let deadline = Instant::now() + timeout;
         while !self.pending.is_empty() {
             let Ok(signal) = tokio::time::timeout_at(deadline, self.removed.next()).await else {

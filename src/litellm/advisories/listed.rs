@@ -8,7 +8,7 @@ use crate::image::{self, ImageReference};
 
 /// One line.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
+pub(super) struct Entry {
     /// A release (`1.82.7`) or a digest (`sha256:…`).
     what: String,
     /// Why it must not run.
@@ -20,7 +20,7 @@ pub struct Entry {
 impl Entry {
     /// What the image is, if it is the one that is meant; `digest` is what its tag is known to mean.
     #[must_use]
-    pub fn matches(&self, image: &ImageReference, digest: Option<&str>) -> Option<String> {
+    pub(super) fn matches(&self, image: &ImageReference, digest: Option<&str>) -> Option<String> {
         let what = self.what.as_str();
         if what.starts_with(image::DIGEST_PREFIX) {
             let matches = [image.digest(), digest].contains(&Some(what));
@@ -43,7 +43,7 @@ fn is_release(version: &str, release: &str) -> bool {
 ///
 /// # Errors
 /// When a line can't be understood: what an administrator forbids is never overlooked.
-pub fn parse(bytes: &[u8], path: &Path) -> Result<Vec<Entry>> {
+pub(super) fn parse(bytes: &[u8], path: &Path) -> Result<Vec<Entry>> {
     let mut entries = Vec::new();
     for (index, line) in bytes.split(|byte| *byte == b'\n').enumerate() {
         let place = format!("{}, line {}", path.display(), index + 1);

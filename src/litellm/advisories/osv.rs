@@ -11,7 +11,7 @@ use crate::litellm::release::Release;
 /// How bad a vulnerability is, as GitHub's advisories say it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Severity {
+pub(crate) enum Severity {
     /// Remote takeover, mostly.
     Critical,
     /// Takeover under some condition.
@@ -38,7 +38,7 @@ impl fmt::Display for Severity {
 
 /// One vulnerability of LiteLLM: an advisory, or several about the same.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Vulnerability {
+pub(crate) struct Vulnerability {
     /// The advisory's own identifier, then its aliases.
     pub ids: Vec<String>,
     /// In one line.
@@ -128,7 +128,7 @@ enum File {
 ///
 /// # Errors
 /// With what is wrong, in words.
-pub fn parse(text: &str) -> Result<Vec<Vulnerability>, String> {
+pub(crate) fn parse(text: &str) -> Result<Vec<Vulnerability>, String> {
     // Not straight to `File`: the error would say no more than that nothing matches.
     let value: Value = serde_json::from_str(text).map_err(|error| error.to_string())?;
     let records = match serde_json::from_value(value) {
@@ -283,13 +283,13 @@ impl Range {
 impl Vulnerability {
     /// Whether a release has it.
     #[must_use]
-    pub fn affects(&self, release: &Release) -> bool {
+    pub(crate) fn affects(&self, release: &Release) -> bool {
         self.versions.contains(release) || self.ranges.iter().any(|range| range.affects(release))
     }
 
     /// The first release after `release` that fixes it.
     #[must_use]
-    pub fn fixed(&self, release: &Release) -> Option<Release> {
+    pub(crate) fn fixed(&self, release: &Release) -> Option<Release> {
         self.ranges
             .iter()
             .filter(|range| range.affects(release))
@@ -299,13 +299,13 @@ impl Vulnerability {
     }
 
     /// Every release that fixes it in some line.
-    pub fn fixes(&self) -> impl Iterator<Item = Release> {
+    pub(crate) fn fixes(&self) -> impl Iterator<Item = Release> {
         self.ranges.iter().flat_map(Range::fixes)
     }
 
     /// Whether any build of a release is listed, as malicious ones are.
     #[must_use]
-    pub fn lists(&self, release: &Release) -> Option<&Release> {
+    pub(crate) fn lists(&self, release: &Release) -> Option<&Release> {
         self.versions
             .iter()
             .find(|listed| listed.is_same_release(release))
@@ -313,19 +313,19 @@ impl Vulnerability {
 
     /// Whether both have an identifier in common.
     #[must_use]
-    pub fn is_same(&self, other: &Self) -> bool {
+    pub(crate) fn is_same(&self, other: &Self) -> bool {
         self.ids.iter().any(|id| other.is_named(id))
     }
 
     /// Whether it has this identifier.
     #[must_use]
-    pub fn is_named(&self, id: &str) -> bool {
+    pub(crate) fn is_named(&self, id: &str) -> bool {
         self.ids.iter().any(|own| own.eq_ignore_ascii_case(id))
     }
 
     /// The identifier by which it is best known.
     #[must_use]
-    pub fn name(&self) -> &str {
+    pub(crate) fn name(&self) -> &str {
         self.ids
             .iter()
             .find(|id| id.starts_with("CVE-"))
@@ -334,7 +334,7 @@ impl Vulnerability {
     }
 
     /// Adds what another advisory says of the same.
-    pub fn absorb(&mut self, other: Self) {
+    pub(crate) fn absorb(&mut self, other: Self) {
         for id in other.ids {
             if !self.is_named(&id) {
                 self.ids.push(id);

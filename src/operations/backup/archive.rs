@@ -19,7 +19,7 @@ const LEVEL: i32 = 3;
 
 /// Whom the files are encrypted to, if at all.
 #[derive(Clone)]
-pub struct Recipient(Option<age::x25519::Recipient>);
+pub(crate) struct Recipient(Option<age::x25519::Recipient>);
 
 impl std::fmt::Debug for Recipient {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -32,7 +32,7 @@ impl Recipient {
     ///
     /// # Errors
     /// When it is not the public key of an age identity.
-    pub fn parse(text: Option<&str>) -> Result<Self> {
+    pub(crate) fn parse(text: Option<&str>) -> Result<Self> {
         let Some(text) = text else {
             return Ok(Self(None));
         };
@@ -50,7 +50,7 @@ impl Recipient {
 
     /// The recipient as text.
     #[must_use]
-    pub fn word(&self) -> Option<String> {
+    pub(crate) fn word(&self) -> Option<String> {
         self.0.as_ref().map(ToString::to_string)
     }
 }
@@ -59,7 +59,7 @@ impl Recipient {
 ///
 /// # Errors
 /// When the source can't be read, or the disk refuses.
-pub fn store(
+pub(crate) fn store(
     directory: &Path,
     name: &str,
     compress: bool,
@@ -132,7 +132,7 @@ fn pump<W: Write>(source: &mut dyn Read, mut sink: W, compress: bool) -> io::Res
 ///
 /// # Errors
 /// When one end fails.
-pub fn copy(source: &mut dyn Read, sink: &mut dyn Write) -> io::Result<()> {
+pub(crate) fn copy(source: &mut dyn Read, sink: &mut dyn Write) -> io::Result<()> {
     let mut buffer = vec![0; BUFFER];
     loop {
         match source.read(&mut buffer) {
@@ -167,7 +167,7 @@ impl Write for Hashing {
 ///
 /// # Errors
 /// When it is encrypted and `identity` does not open it.
-pub fn open(
+pub(crate) fn open(
     directory: &Path,
     manifest: &BackupManifest,
     name: &str,
@@ -243,7 +243,7 @@ fn identities(
 ///
 /// # Errors
 /// As [`open`].
-pub fn read(
+pub(crate) fn read(
     directory: &Path,
     manifest: &BackupManifest,
     name: &str,
@@ -260,7 +260,11 @@ pub fn read(
 ///
 /// # Errors
 /// When one is missing or its bytes are not those that were written; all such files are named.
-pub fn check_files(directory: &Path, manifest: &BackupManifest, meter: &Meter) -> Result<()> {
+pub(crate) fn check_files(
+    directory: &Path,
+    manifest: &BackupManifest,
+    meter: &Meter,
+) -> Result<()> {
     let mut wrong = Vec::new();
     for entry in &manifest.files {
         let path = directory.join(&entry.stored);

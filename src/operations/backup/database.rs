@@ -67,7 +67,7 @@ const AES_GCM: &str = r"SELECT format('SELECT %L FROM %I.%I row WHERE row::text 
 
 /// A server that this program may ask.
 #[derive(Debug)]
-pub struct Server<'a> {
+pub(crate) struct Server<'a> {
     podman: &'a Podman,
     access: Access,
     /// The gateway's database.
@@ -104,7 +104,7 @@ impl<'a> Server<'a> {
     ///
     /// # Errors
     /// When it does not run, or `DATABASE_URL` can't be understood.
-    pub async fn new(host: &'a Host, settings: &Settings) -> Result<Self> {
+    pub(crate) async fn new(host: &'a Host, settings: &Settings) -> Result<Self> {
         let podman = host.podman().await?;
         match &settings.database {
             Database::Local { name, .. } => {
@@ -148,7 +148,7 @@ impl<'a> Server<'a> {
 
     /// Whether the server is the one beside the gateway, over which this program rules.
     #[must_use]
-    pub fn is_local(&self) -> bool {
+    pub(crate) fn is_local(&self) -> bool {
         matches!(self.access, Access::Container)
     }
 
@@ -222,7 +222,7 @@ impl<'a> Server<'a> {
     ///
     /// # Errors
     /// With the server's words.
-    pub async fn query(&self, database: &str, sql: &str) -> Result<String> {
+    pub(crate) async fn query(&self, database: &str, sql: &str) -> Result<String> {
         let mut child = self
             .command(database, PSQL)
             .spawn()
@@ -241,7 +241,7 @@ impl<'a> Server<'a> {
     ///
     /// # Errors
     /// When the server can't be reached.
-    pub async fn snapshot(&self) -> Result<Snapshot> {
+    pub(crate) async fn snapshot(&self) -> Result<Snapshot> {
         let mut child = self
             .command(&self.database, PSQL)
             .spawn()
@@ -280,7 +280,7 @@ impl<'a> Server<'a> {
     ///
     /// # Errors
     /// When `pg_dump` or `sink` fails.
-    pub async fn dump<T: Send + 'static>(
+    pub(crate) async fn dump<T: Send + 'static>(
         &self,
         snapshot: &str,
         sink: impl FnOnce(PipeReader) -> Result<T> + Send + 'static,
@@ -319,7 +319,7 @@ impl<'a> Server<'a> {
     ///
     /// # Errors
     /// When `pg_restore` fails.
-    pub async fn fill(
+    pub(crate) async fn fill(
         &self,
         database: &str,
         options: &[&str],
@@ -333,7 +333,7 @@ impl<'a> Server<'a> {
     ///
     /// # Errors
     /// When it is not complete.
-    pub async fn read_through(&self, source: impl Read + Send + 'static) -> Result<()> {
+    pub(crate) async fn read_through(&self, source: impl Read + Send + 'static) -> Result<()> {
         self.pg_restore(&["--exit-on-error", "--file=/dev/null"], source)
             .await
     }
@@ -382,7 +382,7 @@ impl<'a> Server<'a> {
     ///
     /// # Errors
     /// With the server's words.
-    pub async fn contents(&self, database: &str) -> Result<Contents> {
+    pub(crate) async fn contents(&self, database: &str) -> Result<Contents> {
         let text = self
             .query(
                 database,
@@ -412,7 +412,7 @@ impl<'a> Server<'a> {
     ///
     /// # Errors
     /// With the server's words.
-    pub async fn schema(&self) -> Result<String> {
+    pub(crate) async fn schema(&self) -> Result<String> {
         let text = self.query(&self.database, SCHEMA).await?;
         Ok(hex(&Sha256::digest(text)))
     }
@@ -421,14 +421,14 @@ impl<'a> Server<'a> {
     ///
     /// # Errors
     /// With the server's words.
-    pub async fn tables_with_aes_gcm(&self) -> Result<Vec<String>> {
+    pub(crate) async fn tables_with_aes_gcm(&self) -> Result<Vec<String>> {
         let text = self.query(&self.database, AES_GCM).await?;
         Ok(text.lines().map(str::to_owned).collect())
     }
 
     /// The database from which the others are created, renamed and removed.
     #[must_use]
-    pub fn maintenance(&self) -> &'static str {
+    pub(crate) fn maintenance(&self) -> &'static str {
         if self.database == "postgres" {
             "template1"
         } else {
@@ -440,7 +440,7 @@ impl<'a> Server<'a> {
     ///
     /// # Errors
     /// With the server's words.
-    pub async fn create_beside(&self, new: &str) -> Result<()> {
+    pub(crate) async fn create_beside(&self, new: &str) -> Result<()> {
         // The names of the columns differ between versions of PostgreSQL.
         let script = format!(
             "SELECT format('CREATE DATABASE {} TEMPLATE template0 ENCODING %L LC_COLLATE %L LC_CTYPE %L', \
@@ -458,7 +458,7 @@ impl<'a> Server<'a> {
     ///
     /// # Errors
     /// With the server's words.
-    pub async fn drop_database(&self, name: &str) -> Result<()> {
+    pub(crate) async fn drop_database(&self, name: &str) -> Result<()> {
         self.query(
             self.maintenance(),
             &format!(
@@ -474,7 +474,7 @@ impl<'a> Server<'a> {
     ///
     /// # Errors
     /// With the server's words.
-    pub async fn own_databases(&self) -> Result<Vec<String>> {
+    pub(crate) async fn own_databases(&self) -> Result<Vec<String>> {
         let text = self
             .query(
                 self.maintenance(),
@@ -491,7 +491,7 @@ impl<'a> Server<'a> {
     ///
     /// # Errors
     /// With the server's words.
-    pub async fn end_leftovers(&self) -> Result<()> {
+    pub(crate) async fn end_leftovers(&self) -> Result<()> {
         self.query(
             self.maintenance(),
             &format!(
@@ -508,7 +508,7 @@ impl<'a> Server<'a> {
     ///
     /// # Errors
     /// With the server's words; nothing is renamed then.
-    pub async fn rename(&self, steps: &[(&str, &str)]) -> Result<()> {
+    pub(crate) async fn rename(&self, steps: &[(&str, &str)]) -> Result<()> {
         let mut script = String::from("BEGIN;\n");
         for (from, _) in steps {
             script.push_str(&format!(
@@ -552,7 +552,7 @@ const PSQL: &[&str] = &[
 
 /// An open transaction, by whose snapshot others can see the same.
 #[derive(Debug)]
-pub struct Snapshot {
+pub(crate) struct Snapshot {
     child: Child,
     stdin: ChildStdin,
     lines: Lines<BufReader<ChildStdout>>,
@@ -587,7 +587,7 @@ impl Snapshot {
 
     /// The size of the database, indexes included.
     #[must_use]
-    pub fn size(&self) -> u64 {
+    pub(crate) fn size(&self) -> u64 {
         self.contents.size
     }
 
@@ -595,7 +595,7 @@ impl Snapshot {
     ///
     /// # Errors
     /// With the server's words.
-    pub async fn count(&mut self) -> Result<Contents> {
+    pub(crate) async fn count(&mut self) -> Result<Contents> {
         self.ask(&contents_script()).await?;
         loop {
             let line = self.line().await?;
@@ -620,7 +620,7 @@ fn parse<T: for<'de> Deserialize<'de>>(line: &str) -> Result<T> {
 
 /// Whether the roles that a dump names are missing, as on a rebuilt host.
 #[must_use]
-pub fn is_missing_role(error: &anyhow::Error) -> bool {
+pub(crate) fn is_missing_role(error: &anyhow::Error) -> bool {
     let text = format!("{error:#}");
     text.contains("role \"") && text.contains("does not exist")
 }
@@ -637,19 +637,22 @@ fn refused(program: &str, words: &str) -> anyhow::Error {
 
 /// A name in SQL.
 #[must_use]
-pub fn identifier(name: &str) -> String {
+pub(crate) fn identifier(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 /// A text in SQL.
 #[must_use]
-pub fn literal(text: &str) -> String {
+pub(crate) fn literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
 
 /// A name for a database of this program's own: `purpose` and the backup it comes from.
 #[must_use]
-pub fn scratch_name(purpose: &str, id: &crate::deployment::operation_id::OperationId) -> String {
+pub(crate) fn scratch_name(
+    purpose: &str,
+    id: &crate::deployment::operation_id::OperationId,
+) -> String {
     let id = id.as_str().to_ascii_lowercase().replace('-', "_");
     format!("{PREFIX}{purpose}_{id}")
 }

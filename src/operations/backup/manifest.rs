@@ -11,14 +11,14 @@ use crate::deployment::operation_id::OperationId;
 use crate::error::{Failure, Result};
 
 /// The manifest's name in a backup.
-pub const FILE: &str = "manifest.json";
+pub(crate) const FILE: &str = "manifest.json";
 /// The logical name of the dump.
-pub const DUMP: &str = "database.dump";
+pub(crate) const DUMP: &str = "database.dump";
 const SCHEMA: u32 = 1;
 
 /// What a backup consists of.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
-pub struct BackupManifest {
+pub(crate) struct BackupManifest {
     /// The version of this format.
     pub schema: u32,
     /// The backup's name.
@@ -40,7 +40,7 @@ pub struct BackupManifest {
 
 /// What a database holds, counted in one snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
-pub struct Contents {
+pub(crate) struct Contents {
     /// Its name.
     pub name: String,
     /// The server's version.
@@ -55,7 +55,7 @@ pub struct Contents {
 
 /// How the files of a backup are encrypted.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
-pub struct Encryption {
+pub(crate) struct Encryption {
     /// Always `age`.
     pub format: String,
     /// Whose identity opens them.
@@ -64,7 +64,7 @@ pub struct Encryption {
 
 /// One file of a backup.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
-pub struct StoredFile {
+pub(crate) struct StoredFile {
     /// What it is: `database.dump`, `deployment/.env`, …
     pub name: String,
     /// Where it is, relative to the backup's directory.
@@ -81,7 +81,7 @@ pub struct StoredFile {
 impl BackupManifest {
     /// An empty one.
     #[must_use]
-    pub fn new(id: OperationId, created: jiff::Timestamp, database: Contents) -> Self {
+    pub(crate) fn new(id: OperationId, created: jiff::Timestamp, database: Contents) -> Self {
         Self {
             schema: SCHEMA,
             id,
@@ -98,7 +98,7 @@ impl BackupManifest {
     ///
     /// # Errors
     /// When there is none, or it can't be understood.
-    pub fn load(directory: &Path) -> Result<Self> {
+    pub(crate) fn load(directory: &Path) -> Result<Self> {
         let path = directory.join(FILE);
         let text =
             std::fs::read(&path).with_context(|| format!("can't read {}", path.display()))?;
@@ -113,7 +113,7 @@ impl BackupManifest {
     ///
     /// # Errors
     /// When it can't be understood.
-    pub fn parse(text: &[u8]) -> Result<Self> {
+    pub(crate) fn parse(text: &[u8]) -> Result<Self> {
         let manifest: Self = serde_json::from_slice(text).context("not a manifest")?;
         anyhow::ensure!(
             manifest.schema == SCHEMA,
@@ -133,7 +133,7 @@ impl BackupManifest {
     ///
     /// # Errors
     /// When the backup has none.
-    pub fn file(&self, name: &str) -> Result<&StoredFile> {
+    pub(crate) fn file(&self, name: &str) -> Result<&StoredFile> {
         self.files
             .iter()
             .find(|file| file.name == name)
@@ -142,13 +142,13 @@ impl BackupManifest {
 
     /// All rows of all tables.
     #[must_use]
-    pub fn total_rows(&self) -> u64 {
+    pub(crate) fn total_rows(&self) -> u64 {
         self.database.rows.values().sum()
     }
 
     /// The size of all files in bytes.
     #[must_use]
-    pub fn total_size(&self) -> u64 {
+    pub(crate) fn total_size(&self) -> u64 {
         self.files.iter().map(|file| file.size).sum()
     }
 }
@@ -156,7 +156,7 @@ impl BackupManifest {
 impl Contents {
     /// How `found` differs from this, in words; nothing when rows and objects are the same.
     #[must_use]
-    pub fn differences(&self, found: &Self) -> Vec<String> {
+    pub(crate) fn differences(&self, found: &Self) -> Vec<String> {
         let mut words = compare("rows in", &self.rows, &found.rows);
         words.extend(compare("of the kind", &self.objects, &found.objects));
         words

@@ -27,7 +27,7 @@ const PART: usize = 32 << 20;
 
 /// A place for copies.
 #[derive(Debug)]
-pub struct BackupStore {
+pub(crate) struct BackupStore {
     url: String,
     store: Arc<dyn ObjectStore>,
     prefix: Key,
@@ -38,7 +38,7 @@ impl BackupStore {
     ///
     /// # Errors
     /// When the URL can't be understood, or this program was built without what it needs.
-    pub fn new(url: &str, settings: &BackupSettings) -> Result<Self> {
+    pub(crate) fn new(url: &str, settings: &BackupSettings) -> Result<Self> {
         let parsed = reqwest::Url::parse(url).map_err(|error| {
             Failure::config(format!("the backup URL {url:?} can't be used: {error}"))
                 .hint("write it as file:///DIRECTORY, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX")
@@ -79,7 +79,7 @@ impl BackupStore {
 
     /// The URL.
     #[must_use]
-    pub fn url(&self) -> &str {
+    pub(crate) fn url(&self) -> &str {
         &self.url
     }
 
@@ -91,7 +91,7 @@ impl BackupStore {
     ///
     /// # Errors
     /// When the store refuses, or holds less than was sent.
-    pub async fn upload(&self, host: &Host, backup: &Backup) -> Result<()> {
+    pub(crate) async fn upload(&self, host: &Host, backup: &Backup) -> Result<()> {
         let begin = std::time::Instant::now();
         let place = self.place(backup.id());
         for file in &backup.manifest.files {
@@ -134,7 +134,7 @@ impl BackupStore {
     ///
     /// # Errors
     /// When the store refuses.
-    pub async fn ids(&self) -> Result<Vec<OperationId>> {
+    pub(crate) async fn ids(&self) -> Result<Vec<OperationId>> {
         let listed = match self.store.list_with_delimiter(Some(&self.prefix)).await {
             Ok(listed) => listed,
             Err(object_store::Error::NotFound { .. }) => return Ok(Vec::new()),
@@ -158,7 +158,7 @@ impl BackupStore {
     ///
     /// # Errors
     /// When it is not there, or does not arrive whole.
-    pub async fn fetch(&self, host: &Host, id: &OperationId) -> Result<Backup> {
+    pub(crate) async fn fetch(&self, host: &Host, id: &OperationId) -> Result<Backup> {
         let paths = &host.paths;
         let parent = directory(paths);
         let target = parent.join(id.as_str());
@@ -236,7 +236,7 @@ impl BackupStore {
     ///
     /// # Errors
     /// When the store refuses.
-    pub async fn prune(
+    pub(crate) async fn prune(
         &self,
         host: &Host,
         retention: Retention,

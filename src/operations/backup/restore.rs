@@ -38,7 +38,7 @@ use crate::service::Service;
 
 /// How a backup is restored.
 #[derive(Clone, Debug)]
-pub struct RestoreOptions {
+pub(crate) struct RestoreOptions {
     /// How long the gateway may take to stop and to be ready again.
     pub timeout: Duration,
     /// The file with the age identity, for a backup that is encrypted.
@@ -59,7 +59,7 @@ impl Default for RestoreOptions {
 
 /// What a verification found.
 #[derive(Clone, Debug, Serialize)]
-pub struct Verified {
+pub(crate) struct Verified {
     /// The backup.
     pub id: OperationId,
     /// The number of files whose SHA-256 is right.
@@ -74,7 +74,7 @@ pub struct Verified {
 
 /// What became of a restore that was interrupted.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Recovered {
+pub(crate) enum Recovered {
     /// There was none.
     Nothing,
     /// The data of this backup is in place.
@@ -132,7 +132,7 @@ impl RestoreRecord {
 ///
 /// # Errors
 /// When a file is damaged, the dump can't be restored, or rows are missing.
-pub async fn verify(
+pub(crate) async fn verify(
     host: &Host,
     settings: &Settings,
     id: &OperationId,
@@ -175,7 +175,7 @@ pub async fn verify(
 /// # Errors
 /// When the backup is damaged or can't be restored, or the gateway does not get ready with it:
 /// then nothing was replaced.
-pub async fn restore_data(
+pub(crate) async fn restore_data(
     host: &Host,
     settings: &Settings,
     id: &OperationId,
@@ -299,7 +299,7 @@ async fn take_back(
 
 /// An unfinished restore, for callers that start and stop the gateway themselves.
 #[derive(Debug)]
-pub struct Restore<'a> {
+pub(crate) struct Restore<'a> {
     host: &'a Host,
     server: Server<'a>,
     record: RestoreRecord,
@@ -315,7 +315,7 @@ impl<'a> Restore<'a> {
     ///
     /// # Errors
     /// When the backup can't be restored; then nothing is left of the attempt.
-    pub async fn stage(
+    pub(crate) async fn stage(
         host: &'a Host,
         settings: &Settings,
         backup: &Backup,
@@ -376,7 +376,7 @@ impl<'a> Restore<'a> {
     ///
     /// # Errors
     /// When the server refuses; then nothing is changed.
-    pub async fn swap(&self) -> Result<()> {
+    pub(crate) async fn swap(&self) -> Result<()> {
         self.server
             .rename(&[
                 (&self.server.database, &self.record.replaced),
@@ -389,7 +389,7 @@ impl<'a> Restore<'a> {
     ///
     /// # Errors
     /// When the server refuses; then nothing is changed.
-    pub async fn swap_back(&self) -> Result<()> {
+    pub(crate) async fn swap_back(&self) -> Result<()> {
         self.server
             .rename(&[
                 (&self.server.database, &self.record.staged),
@@ -403,7 +403,7 @@ impl<'a> Restore<'a> {
     ///
     /// # Errors
     /// When the server refuses.
-    pub async fn commit(self) -> Result<()> {
+    pub(crate) async fn commit(self) -> Result<()> {
         for name in self.server.own_databases().await? {
             if name != self.record.replaced {
                 self.server.drop_database(&name).await?;
@@ -418,7 +418,7 @@ impl<'a> Restore<'a> {
     ///
     /// # Errors
     /// When the server or the disk refuses; then [`recover`] tries again.
-    pub async fn undo(self, units: &[&str], timeout: Duration) -> Result<Result<()>> {
+    pub(crate) async fn undo(self, units: &[&str], timeout: Duration) -> Result<Result<()>> {
         let own = self.server.own_databases().await?;
         let configuration = self
             .record
@@ -451,14 +451,14 @@ impl<'a> Restore<'a> {
 ///
 /// # Errors
 /// When the server can't be reached, or refuses.
-pub async fn recover(host: &Host, settings: &Settings) -> Result<Recovered> {
+pub(crate) async fn recover(host: &Host, settings: &Settings) -> Result<Recovered> {
     let server = Server::new(host, settings).await?;
     recover_with(host, settings, &server).await
 }
 
 /// Whether [`recover`] has a restore to finish or to undo.
 #[must_use]
-pub fn is_unfinished(paths: &Paths) -> bool {
+pub(crate) fn is_unfinished(paths: &Paths) -> bool {
     record_file(paths).exists()
 }
 

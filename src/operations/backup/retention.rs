@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 /// How long backups are kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Retention {
+pub(crate) struct Retention {
     /// The newest backup of this many days stays; days without a backup do not count.
     pub daily: usize,
     /// The newest backup of this many months stays; months without a backup do not count.
@@ -25,7 +25,7 @@ impl Default for Retention {
 /// newest stays in any case: an operator who makes two backups before some work wants both. So
 /// does what is in `protected`.
 #[must_use]
-pub fn expired(
+pub(crate) fn expired(
     present: &[OperationId],
     retention: Retention,
     protected: &[OperationId],

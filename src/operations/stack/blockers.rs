@@ -15,7 +15,7 @@ const LINES: usize = 20;
 
 /// A unit that others wait for.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Blocker {
+pub(crate) struct Blocker {
     /// The unit.
     pub unit: UnitState,
     /// The services that can't start without it, in start order; not itself.
@@ -28,7 +28,7 @@ impl Blocker {
     /// What its journal says about why it fails: the error of this program, and Podman's before it, or else the
     /// last line.
     #[must_use]
-    pub fn message(&self) -> Option<String> {
+    pub(crate) fn message(&self) -> Option<String> {
         let last = |prefix: &str| {
             let mut lines = self.lines.iter().rev();
             lines.find_map(|line| line.strip_prefix(prefix))
@@ -42,7 +42,7 @@ impl Blocker {
 
     /// The unit, what is wrong with it, and what needs it.
     #[must_use]
-    pub fn words(&self) -> String {
+    pub(crate) fn words(&self) -> String {
         let unit = &self.unit;
         let problem = unit.problem().unwrap_or_else(|| "is starting".into());
         if self.needed_by.is_empty() {
@@ -57,7 +57,10 @@ impl Blocker {
 ///
 /// # Errors
 /// When systemd does not answer.
-pub async fn find(systemd: &Systemd, services: &[(Service, UnitState)]) -> Result<Vec<Blocker>> {
+pub(crate) async fn find(
+    systemd: &Systemd,
+    services: &[(Service, UnitState)],
+) -> Result<Vec<Blocker>> {
     let roots = services.iter().map(|(_, unit)| unit.clone()).collect();
     let units = needed(systemd, roots).await?;
     let mut found = blockers(services, &units);

@@ -10,7 +10,7 @@ use sigstore_verify::crypto::{
 use sigstore_verify::types::HashAlgorithm;
 
 /// Makes it the cryptography of this process; another one that is in place already stays.
-pub fn install() {
+pub(super) fn install() {
     let _ = install_default_provider(&Ring);
 }
 

@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::error::{Failure, Result};
 
 /// What each scope demands, by scope.
-pub type Scopes = BTreeMap<String, Value>;
+pub(crate) type Scopes = BTreeMap<String, Value>;
 
 /// The file's content.
 #[derive(Debug)]

@@ -42,7 +42,7 @@ const CERTIFICATES: [&str; 2] = ["/etc/containers/certs.d", "/etc/docker/certs.d
 
 /// An image that a registry has.
 #[derive(Debug)]
-pub struct Published {
+pub(super) struct Published {
     /// The manifest's digest.
     pub digest: String,
     /// Digests of the images of several platforms that it lists, if it is such a list.
@@ -51,7 +51,7 @@ pub struct Published {
 
 /// A repository in a registry.
 #[derive(Debug)]
-pub struct Repository {
+pub(super) struct Repository {
     http: Client,
     base: Url,
     host: String,
@@ -139,7 +139,7 @@ impl Repository {
     ///
     /// # Errors
     /// When the registry can't be asked, or answers with another image.
-    pub async fn published(&mut self, reference: &str) -> Result<Option<Published>> {
+    pub(super) async fn published(&mut self, reference: &str) -> Result<Option<Published>> {
         let accept = [INDEXES, MANIFESTS].concat().join(", ");
         let Some(body) = self.get(&format!("manifests/{reference}"), &accept).await? else {
             return Ok(None);
@@ -161,7 +161,7 @@ impl Repository {
     ///
     /// # Errors
     /// When the registry can't be asked.
-    pub async fn signatures(&mut self, digest: &str) -> Result<Attached> {
+    pub(super) async fn signatures(&mut self, digest: &str) -> Result<Attached> {
         let mut attached = Attached::default();
         let tag = digest.replace(':', "-");
         if let Some(body) = self

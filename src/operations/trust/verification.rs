@@ -12,7 +12,7 @@ use crate::image::ImageReference;
 
 /// What a registry has, and whether it is signed.
 #[derive(Debug)]
-pub struct Verification {
+pub(crate) struct Verification {
     /// The manifest's digest.
     pub digest: String,
     /// Whether Podman's policy lets the image in by itself: it reads signatures of one platform's
@@ -72,7 +72,7 @@ impl Places {
 ///
 /// # Errors
 /// When no registry can be asked, or none has the image.
-pub async fn verify(
+pub(crate) async fn verify(
     image: &ImageReference,
     digest: Option<&str>,
     record: &TrustRecord,

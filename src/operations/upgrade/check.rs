@@ -19,7 +19,7 @@ use crate::service::Service;
 
 /// What was found, as `upgrade --check --json` prints it.
 #[derive(Clone, Debug, Serialize)]
-pub struct ReleaseReport {
+pub(crate) struct ReleaseReport {
     /// The version of this form: 1.
     pub schema: u32,
     /// When, in RFC 3339.
@@ -41,7 +41,7 @@ pub struct ReleaseReport {
 /// The outcome; it decides about the exit status.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Verdict {
+pub(crate) enum Verdict {
     /// Nothing to do. Exit status 0.
     UpToDate,
     /// There is a newer release for this deployment. Exit status 5.
@@ -54,7 +54,7 @@ pub enum Verdict {
 
 /// The deployment's release.
 #[derive(Clone, Debug, Serialize)]
-pub struct Current {
+pub(crate) struct Current {
     /// Its image.
     pub image: String,
     /// Which release it is; null if its tag does not say.
@@ -65,7 +65,7 @@ pub struct Current {
 
 /// A newer release.
 #[derive(Clone, Debug, Serialize)]
-pub struct Candidate {
+pub(crate) struct Candidate {
     /// Why it is listed.
     pub newest_of: Vec<Newest>,
     /// Which release.
@@ -83,7 +83,7 @@ pub struct Candidate {
 /// Among which releases one is the newest.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "kebab-case")]
-pub enum Newest {
+pub(crate) enum Newest {
     /// Of the minor line of the current one.
     Line,
     /// Of the line with long-term support.
@@ -94,7 +94,7 @@ pub enum Newest {
 
 /// What to upgrade to.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
-pub struct Recommended {
+pub(crate) struct Recommended {
     /// Which release.
     pub release: String,
     /// Its image.
@@ -103,7 +103,7 @@ pub struct Recommended {
 
 /// The last report, as far as it is read again.
 #[derive(Clone, Debug, Deserialize, Serialize)]
-pub struct Recorded {
+pub(crate) struct Recorded {
     /// When, in RFC 3339.
     pub checked: String,
     /// What came out.
@@ -120,7 +120,7 @@ impl ReleaseReport {
     /// # Errors
     /// When there is no deployment, or an advisory can't be read. A registry that does not answer is
     /// part of the report.
-    pub async fn gather(host: &Host) -> Result<Self> {
+    pub(crate) async fn gather(host: &Host) -> Result<Self> {
         let settings = Settings::load(&host.paths.env_file())?;
         let image = current(&host.paths, &settings);
         let advisories = Advisories::load(&host.paths)?;
@@ -203,7 +203,7 @@ impl ReleaseReport {
 
     /// All of it in one line, for the journal.
     #[must_use]
-    pub fn line(&self) -> String {
+    pub(crate) fn line(&self) -> String {
         let release = match &self.current.release {
             Some(release) => format!("LiteLLM {release}"),
             None => self.current.image.clone(),
@@ -247,7 +247,7 @@ impl ReleaseReport {
 
     /// The status to exit with.
     #[must_use]
-    pub fn exit(&self) -> Exit {
+    pub(crate) fn exit(&self) -> Exit {
         match self.verdict {
             Verdict::UpToDate => Exit::Success,
             Verdict::UpgradeAvailable => Exit::UpgradeAvailable,
@@ -262,7 +262,7 @@ impl Recorded {
     ///
     /// # Errors
     /// When it can't be read.
-    pub fn load(paths: &Paths) -> Result<Option<Self>> {
+    pub(crate) fn load(paths: &Paths) -> Result<Option<Self>> {
         let path = paths.upgrade_check();
         let text = match std::fs::read(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),

@@ -371,7 +371,7 @@ fn killed_upgrades_end_one_way_or_the_other(host: &TestHost, who: Who, key: &str
         assert_eq!(ran.code, 0, "{point}: {}", ran.stderr);
         assert!(
             ran.stderr
-                .contains(&format!("undone: {} serves\n", DEFAULT.image)),
+                .contains(&format!("rolled back: {} is running\n", DEFAULT.image)),
             "{point}: {}",
             ran.stderr
         );

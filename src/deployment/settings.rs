@@ -458,6 +458,14 @@ pub fn read_env(path: &Path) -> Result<String> {
             Failure::config(message).hint("run this command as the user who owns the deployment")
         }
     })?;
+    text_of(bytes, path)
+}
+
+/// The text in the bytes of the file at `path`.
+///
+/// # Errors
+/// If they are not UTF-8, with the line.
+pub(crate) fn text_of(bytes: Vec<u8>, path: &Path) -> Result<String> {
     String::from_utf8(bytes).map_err(|error| {
         let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
         let line = good.split(|byte| *byte == b'\n').count();

@@ -16,7 +16,7 @@ use serde::Serialize;
 use super::contract;
 use super::release::Release;
 use crate::deployment::env_file::EnvFile;
-use crate::deployment::settings::{Cache, Settings, parse_env, read_env};
+use crate::deployment::settings::{Cache, Settings, parse_env, read_env, text_of};
 use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::host::paths::Paths;
@@ -234,13 +234,7 @@ fn read(path: &Path) -> Result<String> {
         Failure::config(format!("can't read {}: {error}", path.display()))
             .hint("write a first one: `litellm-units generate`")
     })?;
-    String::from_utf8(bytes).map_err(|error| {
-        let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
-        let line = good.split(|byte| *byte == b'\n').count();
-        Failure::config(format!("{}, line {line}: not valid UTF-8", path.display()))
-            .hint("save the file as UTF-8")
-            .into()
-    })
+    text_of(bytes, path)
 }
 
 /// Checks a text; `file` is for messages only. In the order of the text.

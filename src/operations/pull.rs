@@ -18,8 +18,8 @@ use crate::output::duration;
 use crate::service::Service;
 
 /// Pulls those images that local storage lacks, each by the digest that is recorded for it, and
-/// records the digest of one that has none yet. Returns whether there was such a one, which makes
-/// the units another text.
+/// records the digest of one that has none yet. Returns whether it recorded one: the units then
+/// have to be rendered again.
 ///
 /// # Errors
 /// When an image can't be pulled or must not run.
@@ -254,8 +254,8 @@ fn rest(image: &ImageReference, reference: &str) -> String {
     }
 }
 
-/// Pulls `image` as `reference`, which may have its digest. Returns the digest by which the image is
-/// pinned since its signature was verified.
+/// Pulls `image` as `reference`, which may have its digest. Returns the digest to pin the image by
+/// if its signature was verified.
 async fn pull(host: &Host, image: &ImageReference, reference: &str) -> Result<Option<String>> {
     let admission = admit(host, image, reference).await?;
     host.progress.say(&format!("pulling {reference}"));

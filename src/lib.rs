@@ -13,7 +13,7 @@
 //! - [`litellm`]: the gateway over HTTP, its configuration, and the facts about its releases.
 //! - [`deployment`]: the files in the deployment directory: settings, records, earlier configurations.
 //! - [`host`]: every effect on the machine: files, locks, Podman, systemd, the journal, ssh.
-//! - [`error`], [`image`], [`output`], [`random`], [`service`]: shared by all of them.
+//! - [`error`], [`image`], [`output`], [`random`], [`service`], `tls`: shared by all of them.
 
 pub mod cli;
 pub(crate) mod commands;
@@ -28,6 +28,7 @@ pub mod output;
 pub mod quadlet;
 pub mod random;
 pub mod service;
+pub(crate) mod tls;
 pub(crate) mod yaml;
 
 use cli::{Cli, Command};

@@ -16,6 +16,7 @@ use anyhow::Context;
 
 use crate::deployment::settings::GATEWAY_PORT;
 use crate::error::Result;
+use crate::tls;
 
 /// A client of one gateway.
 #[derive(Clone, Debug)]
@@ -55,9 +56,6 @@ impl Client {
 /// What every HTTP client of the gateway is built from. The gateway is on this host: a proxy of the
 /// environment must not see the requests.
 fn http() -> reqwest::ClientBuilder {
-    // With object stores, reqwest has TLS but no cryptography of its own, and does without none. An
-    // error means that there is one already.
-    #[cfg(feature = "object-stores")]
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    tls::install();
     reqwest::Client::builder().no_proxy()
 }

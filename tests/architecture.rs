@@ -18,7 +18,7 @@ const FLOORS: [&[&str]; 10] = [
     &["quadlet", "litellm"],
     &["deployment"],
     &["host"],
-    &["image", "output", "random", "service", "yaml"],
+    &["image", "output", "random", "service", "tls", "yaml"],
     &["error"],
 ];
 

@@ -21,6 +21,7 @@ use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::host::files;
 use crate::output::{Meter, Progress, bytes, duration};
+use crate::tls;
 
 /// The size of the parts in which large files go: S3 takes up to 10,000 of them.
 const PART: usize = 32 << 20;
@@ -43,11 +44,7 @@ impl BackupStore {
             Failure::config(format!("the backup URL {url:?} can't be used: {error}"))
                 .hint("write it as file:///DIRECTORY, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX")
         })?;
-        #[cfg(feature = "object-stores")]
-        {
-            // An error means that there is one already.
-            let _ = rustls::crypto::ring::default_provider().install_default();
-        }
+        tls::install();
         if parsed.scheme() == "file" {
             // What it writes is for the owner's eyes only.
             nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));

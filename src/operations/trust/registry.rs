@@ -18,6 +18,7 @@ use super::signature::{Attached, Simple};
 use crate::error::Result;
 use crate::host::registries::Endpoint;
 use crate::random;
+use crate::tls;
 
 const INDEXES: [&str; 2] = [
     "application/vnd.oci.image.index.v1+json",
@@ -345,8 +346,7 @@ impl Repository {
 }
 
 fn client() -> reqwest::ClientBuilder {
-    // An error means that there is one already.
-    let _ = rustls::crypto::ring::default_provider().install_default();
+    tls::install();
     Client::builder().user_agent(concat!("litellm-units/", env!("CARGO_PKG_VERSION")))
 }
 

@@ -33,7 +33,8 @@ pub struct Cli {
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Deployment")]
 pub(crate) struct Target {
-    /// Deployment directory [default: /opt/litellm-server; rootless: ~/.local/share/litellm-server]
+    /// Deployment directory [default: that of the installed units, or /opt/litellm-server; rootless:
+    /// ~/.local/share/litellm-server]
     #[arg(long, env = "LITELLM_DIR", value_name = "DIR", global = true)]
     pub(crate) litellm_dir: Option<PathBuf>,
     /// Use the calling user's systemd and rootless Podman (the default for everyone but root)
@@ -406,7 +407,9 @@ pub(crate) enum Unit {
     },
     /// Write one line about newer releases and known vulnerabilities
     CheckRelease,
-    /// Refuse requests after a unit has ended, unless the gateway is restarting
+    /// Wait for the change that goes on; complete it if it is interrupted
+    Recover,
+    /// Refuse requests after the gateway has ended for good
     Stopped,
 }
 

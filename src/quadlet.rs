@@ -45,6 +45,9 @@ pub const IMAGES: &str = "litellm-images@.service";
 /// Holds the gateway's address.
 pub const SOCKET: &str = "litellm.socket";
 
+/// Completes a change whose process was killed, and holds the gateway's address while a change goes on.
+pub const RECOVERY: &str = "litellm-recovery.service";
+
 /// What the gateway's container runs, mounted into it from the per-boot directory.
 pub const SERVE: &str = concat!(
     include_str!("../units/arguments.py"),
@@ -143,6 +146,7 @@ pub fn render(settings: &Settings, host: &RenderContext<'_>) -> Result<Vec<UnitF
         file(Place::Quadlet, "litellm.network", &Network { common })?,
         file(Place::Unit, IMAGES, &Images { common })?,
         file(Place::Unit, SOCKET, &Socket { common })?,
+        file(Place::Unit, RECOVERY, &Recovery { common })?,
         file(Place::Unit, BACKUP_SERVICE, &Backup { common })?,
         file(Place::Unit, BACKUP_TIMER, &BackupTimer { common })?,
         file(Place::Unit, CHECK_SERVICE, &Check { common })?,
@@ -331,6 +335,12 @@ struct Images<'a> {
 #[derive(Template)]
 #[template(path = "litellm.socket")]
 struct Socket<'a> {
+    common: &'a Common,
+}
+
+#[derive(Template)]
+#[template(path = "litellm-recovery.service")]
+struct Recovery<'a> {
     common: &'a Common,
 }
 

@@ -364,7 +364,7 @@ fn output_renders_without_a_host() {
                     );
                 }
                 assert_eq!(tree(&home.path(&out)).matches(" containers/").count(), 6);
-                assert_eq!(tree(&home.path(&out)).matches(" systemd/").count(), 7);
+                assert_eq!(tree(&home.path(&out)).matches(" systemd/").count(), 8);
             }
         }
     }
@@ -381,7 +381,7 @@ fn output_needs_no_deployment_either() {
     let ran = home.run(&["generate", "--user", "--output", "out"]);
     assert_eq!(
         (ran.code, ran.stderr.as_str(), ran.stdout.lines().count()),
-        (0, "", 13)
+        (0, "", 14)
     );
     assert!(!home.path(".local").exists());
 }

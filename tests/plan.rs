@@ -87,6 +87,7 @@ fn an_empty_host_gets_everything_the_gateway_last_and_only_once() {
             "create etc/containers/systemd/litellm.network",
             "create etc/systemd/system/litellm-images@.service",
             "create etc/systemd/system/litellm.socket",
+            "create etc/systemd/system/litellm-recovery.service",
             "create etc/systemd/system/litellm-backup.service",
             "create etc/systemd/system/litellm-backup.timer",
             "create etc/systemd/system/litellm-upgrade-check.service",

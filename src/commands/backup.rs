@@ -19,6 +19,9 @@ use crate::operations::recovery;
 use crate::operations::stack::RECOVERY_TIMEOUT;
 use crate::output::{self, Progress, bytes, say};
 
+/// What a backup holds the lock as.
+pub(super) const BACKUP: &str = "backup";
+
 pub(crate) async fn run(host: &Host, arguments: cli::Backup) -> Result<Exit> {
     match arguments.command {
         None => create(host, arguments.create).await,
@@ -30,7 +33,7 @@ pub(crate) async fn run(host: &Host, arguments: cli::Backup) -> Result<Exit> {
 }
 
 async fn create(host: &Host, arguments: cli::Create) -> Result<Exit> {
-    let _lock = recovery::begin(host, "backup", RECOVERY_TIMEOUT).await?;
+    let _lock = recovery::begin(host, BACKUP, RECOVERY_TIMEOUT).await?;
     let settings = Settings::load(&host.paths.env_file())?;
     let retention = Retention {
         daily: arguments.keep_daily,

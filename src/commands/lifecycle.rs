@@ -1,10 +1,13 @@
 //! `start`, `stop` and `restart`: single services, or all of them.
 
+use super::backup::BACKUP;
 use crate::cli;
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
+use crate::host::lock::OperationLock;
 use crate::host::systemd::job::JobType;
 use crate::operations::stack::{self, Manner};
+use crate::output::say;
 use crate::service::Service;
 
 pub(crate) async fn restart(host: &Host, arguments: &cli::Restart) -> Result<Exit> {
@@ -30,13 +33,20 @@ async fn change(
     arguments: &cli::Units,
     manner: Manner,
 ) -> Result<Exit> {
-    // Stopping must always be possible. On another machine, only systemd is reached, not the lock.
     let command = match verb {
         JobType::Start => "start",
         JobType::Restart | JobType::RestartAlone => "restart",
         JobType::Stop => "stop",
     };
-    let unlocked = verb == JobType::Stop || host.remote.is_some();
+    // Stopping must always be possible, and a backup of hours must not delay a restart. On another machine, only
+    // systemd is reached, not the lock.
+    let is_remote = host.remote.is_some();
+    let beside_backup =
+        verb == JobType::Restart && !is_remote && OperationLock::is_held_by(&host.paths, BACKUP);
+    if beside_backup {
+        say("a backup is running; it goes on, but fails if PostgreSQL is restarted");
+    }
+    let unlocked = verb == JobType::Stop || beside_backup || is_remote;
     let _lock = super::begin(host, command, unlocked, arguments.timeout).await?;
     let systemd = host.systemd().await?;
     let members = stack::member_units(systemd).await?;

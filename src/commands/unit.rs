@@ -9,7 +9,7 @@
 
 use std::io::Write;
 use std::path::PathBuf;
-use std::time::{Duration, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::Context;
 use secrecy::ExposeSecret;
@@ -27,11 +27,12 @@ use crate::host::default_route;
 use crate::host::files;
 use crate::host::paths::Scope;
 use crate::host::podman::{self, Podman};
+use crate::host::systemd::Systemd;
 use crate::host::systemd::job::{JobType, Jobs};
-use crate::host::systemd::{ActiveState, Systemd, UnitState};
 use crate::host::{self, Host};
 use crate::litellm::advisories::Advisories;
 use crate::operations::pull;
+use crate::operations::recovery;
 use crate::operations::stack;
 use crate::operations::upgrade::check::{ReleaseReport, Verdict};
 use crate::output::{self, say};
@@ -40,6 +41,8 @@ use crate::random;
 use crate::service::Service;
 
 const NEED_INTERVAL: Duration = Duration::from_millis(500);
+/// With which the gateway ends if the database has the schema of an earlier release (units/serve.py).
+const SCHEMA_TOO_OLD: &str = "78";
 
 pub(crate) async fn run(host: &Host, verb: Unit) -> Result<Exit> {
     match verb {
@@ -51,6 +54,7 @@ pub(crate) async fn run(host: &Host, verb: Unit) -> Result<Exit> {
             await_healthy(host, container(service, standby)).await?;
         }
         Unit::CheckRelease => check_release(host).await?,
+        Unit::Recover => recovery::stand_by(host).await?,
         Unit::Stopped => stopped(host).await?,
     }
     Ok(Exit::Success)
@@ -99,15 +103,14 @@ async fn prepare(host: &Host, service: Service, standby: bool) -> Result<()> {
         .iter()
         .map(|secret| secret_name(service, secret))
         .collect();
-    let output = podman
-        .command(
-            ["secret", "inspect"]
-                .into_iter()
-                .chain(names.iter().map(String::as_str)),
-        )
-        .output()
-        .await
-        .context("can't run podman")?;
+    let mut inspect = podman.command(
+        ["secret", "inspect"]
+            .into_iter()
+            .chain(names.iter().map(String::as_str)),
+    );
+    let (output, network) = tokio::join!(inspect.output(), stack::restore_network(host));
+    network?;
+    let output = output.context("can't run podman")?;
     let registered: Vec<Registered> = serde_json::from_slice(&output.stdout).unwrap_or_default();
     for (secret, name) in container_secrets.iter().zip(&names) {
         let lookup = lookup_command(host, service, secret)?;
@@ -285,27 +288,28 @@ fn options_file(host: &Host, container: &str) -> PathBuf {
     host.paths.runtime_state().join(format!("{container}.env"))
 }
 
-/// Closes the gateway's address if nothing will serve at it soon, so that requests are refused
-/// instead of waiting. Called when the gateway or a unit that it needs has ended.
+/// Stops what is beside a gateway that was stopped, or that can't start: nothing will serve at its address. As long as
+/// systemd tries to start it, requests wait instead; somebody else could take an address that is closed.
+/// Called when the gateway has ended.
 async fn stopped(host: &Host) -> Result<()> {
     let systemd = host.systemd().await?;
-    let gateway = systemd.unit(Service::Litellm.unit()).await?;
-    let nothing_follows = match gateway.active {
-        ActiveState::Active => false,
-        // The gateway itself ends.
-        ActiveState::Deactivating => match systemd.job(Service::Litellm.unit()).await?.as_deref() {
-            Some("stop") => return stop(systemd, &stack::beside_gateway(systemd).await?).await,
-            Some("restart") => false,
-            // By itself: systemd restarts it. If it never served, the restart will probably fail, too.
-            _ => !has_served(host, &gateway),
-        },
-        // It waits for the unit that has ended.
-        _ => std::env::var_os("SERVICE_RESULT").is_some_and(|result| result != "success"),
-    };
-    if nothing_follows && !systemd.unit(stack::STANDBY_UNIT).await?.is_active() {
-        stop(systemd, &[quadlet::SOCKET]).await?;
+    let job = systemd.job(Service::Litellm.unit()).await?;
+    let is_stopped = job.as_deref() == Some("stop");
+    if !is_stopped && !is_given_up() {
+        return Ok(());
     }
-    Ok(())
+    let is_held = stack::is_address_held(systemd).await?;
+    let units = stack::beside_gateway(systemd).await?;
+    let units: Vec<_> = units
+        .into_iter()
+        .filter(|unit| !(is_held && *unit == quadlet::SOCKET))
+        .collect();
+    stop(systemd, &units).await
+}
+
+/// Whether systemd does not start the gateway again: RestartPreventExitStatus=.
+fn is_given_up() -> bool {
+    std::env::var("EXIT_STATUS").is_ok_and(|status| status == SCHEMA_TOO_OLD)
 }
 
 /// Does not wait: these jobs end after the unit that this command belongs to.
@@ -315,17 +319,6 @@ async fn stop(systemd: &Systemd, units: &[&str]) -> Result<()> {
         jobs.ask(JobType::Stop, unit).await?;
     }
     Ok(())
-}
-
-/// Whether the gateway was ready after its last start, which wrote the options of its container.
-fn has_served(host: &Host, gateway: &UnitState) -> bool {
-    let options = options_file(host, Service::Litellm.container());
-    let Ok(started) = std::fs::metadata(options).and_then(|file| file.modified()) else {
-        return false;
-    };
-    gateway
-        .active_since
-        .is_some_and(|since| UNIX_EPOCH + Duration::from_micros(since) > started)
 }
 
 /// Writes one line to the journal, as a warning if the operator should act. An unreachable registry is

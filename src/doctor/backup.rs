@@ -6,7 +6,7 @@ use std::time::{Duration, SystemTime};
 use super::{Check, CheckName, Examination};
 use crate::error::Result;
 use crate::host::paths::{Paths, Scope};
-use crate::host::systemd::{ActiveState, LoadState, UnitState};
+use crate::host::systemd::{LoadState, UnitState};
 use crate::operations::backup;
 use crate::output::duration;
 use crate::quadlet::{BACKUP_SERVICE, BACKUP_TIMER};
@@ -71,7 +71,7 @@ fn judge(
     };
     let systemctl = scope.systemctl();
     let journalctl = systemctl.replace("systemctl", "journalctl");
-    if service.active == ActiveState::Failed {
+    if service.is_failing() {
         return Check::warning(
             CheckName::Backup,
             format!("{BACKUP_SERVICE} failed: {}; {words}", service.reason()),
@@ -107,7 +107,7 @@ fn judge(
 mod tests {
     use super::super::CheckOutcome;
     use super::*;
-    use crate::host::systemd::UnitResult;
+    use crate::host::systemd::{ActiveState, UnitResult};
 
     fn unit(active: ActiveState) -> UnitState {
         UnitState {

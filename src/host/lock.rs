@@ -3,6 +3,8 @@
 use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+use std::time::Duration;
 
 use anyhow::Context;
 use nix::fcntl::{Flock, FlockArg};
@@ -33,7 +35,7 @@ impl OperationLock {
             Failure::new(format!("can't create {}: {error}", state.display()))
                 .hint("run the command as the user who owns the deployment")
         })?;
-        let path = state.join("lock");
+        let path = lock_file(paths);
         let file = File::options()
             .read(true)
             .write(true)
@@ -42,7 +44,7 @@ impl OperationLock {
             .mode(0o600)
             .open(&path)
             .with_context(|| format!("can't open {}", path.display()))?;
-        let mut file = match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+        let mut file = match lock_patiently(file) {
             Ok(file) => file,
             Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {
                 let mut owner = String::new();
@@ -51,14 +53,14 @@ impl OperationLock {
                     "another operation is running: {}",
                     owner.trim()
                 ))
-                .hint("wait for it, or end it; the next command then finishes it or rolls it back")
+                .hint("wait for it, or end it; it is then finished or rolled back")
                 .into());
             }
             Err((_, error)) => {
                 return Err(error).with_context(|| format!("can't lock {}", path.display()));
             }
         };
-        let words = format!("litellm-units {command} (process {})\n", std::process::id());
+        let words = format!("{})\n", words(command, std::process::id()));
         file.set_len(0)
             .and_then(|()| file.rewind())
             .and_then(|()| file.write_all(words.as_bytes()))
@@ -69,12 +71,57 @@ impl OperationLock {
     /// Whether an operation is running.
     #[must_use]
     pub(crate) fn is_held(paths: &Paths) -> bool {
-        let Ok(file) = File::open(paths.runtime_state().join("lock")) else {
-            return false;
-        };
-        matches!(
-            Flock::lock(file, FlockArg::LockSharedNonblock),
-            Err((_, nix::errno::Errno::EWOULDBLOCK))
-        )
+        File::open(lock_file(paths)).is_ok_and(is_locked)
     }
+
+    /// Whether the operation that is running is this command.
+    #[must_use]
+    pub(crate) fn is_held_by(paths: &Paths, command: &str) -> bool {
+        let begin = words(command, "");
+        std::fs::read_to_string(lock_file(paths)).is_ok_and(|owner| owner.starts_with(&begin))
+            && Self::is_held(paths)
+    }
+
+    /// Waits until no operation is running.
+    ///
+    /// # Errors
+    /// When the file of the lock can't be locked.
+    pub(crate) fn wait(paths: &Paths) -> Result<()> {
+        let path = lock_file(paths);
+        let file = match File::open(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
+            file => file.with_context(|| format!("can't open {}", path.display()))?,
+        };
+        Flock::lock(file, FlockArg::LockShared)
+            .map_err(|(_, error)| error)
+            .with_context(|| format!("can't lock {}", path.display()))?;
+        Ok(())
+    }
+}
+
+fn lock_file(paths: &Paths) -> PathBuf {
+    paths.runtime_state().join("lock")
+}
+
+fn words(command: &str, process: impl std::fmt::Display) -> String {
+    format!("litellm-units {command} (process {process}")
+}
+
+fn is_locked(file: File) -> bool {
+    matches!(
+        Flock::lock(file, FlockArg::LockSharedNonblock),
+        Err((_, nix::errno::Errno::EWOULDBLOCK))
+    )
+}
+
+/// Those who only look whether the lock is held have it for a moment themselves.
+fn lock_patiently(mut file: File) -> Result<Flock<File>, (File, nix::errno::Errno)> {
+    for _ in 0..10 {
+        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
+            Err((refused, nix::errno::Errno::EWOULDBLOCK)) => file = refused,
+            locked => return locked,
+        }
+        std::thread::sleep(Duration::from_millis(10));
+    }
+    Err((file, nix::errno::Errno::EWOULDBLOCK))
 }

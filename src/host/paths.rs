@@ -12,6 +12,9 @@ pub const SYSTEM_DEPLOYMENT: &str = "/opt/litellm-server";
 /// The directory of sealed secrets, beside `.env`.
 pub const CREDENTIALS: &str = "credentials";
 
+/// A unit of every version, whose command line names the deployment directory.
+const WITH_DEPLOYMENT: &str = "litellm-backup.service";
+
 /// What the administrator sets for all users.
 const SITE: &str = "/etc";
 
@@ -68,16 +71,20 @@ pub struct Paths {
 }
 
 impl Paths {
-    /// The locations on this host, for `scope`; `deployment` overrides the default directory.
+    /// The locations on this host, for `scope`. Without `deployment`, the directory is the one that the installed units
+    /// run, or else the default one.
     ///
     /// # Errors
     /// When the user scope lacks `HOME`, or the deployment directory is not absolute or holds a
     /// character that a unit file can't carry.
     pub fn detect(scope: Scope, deployment: Option<PathBuf>) -> Result<Self> {
-        let paths = match scope {
-            Scope::System => Self::system(deployment),
-            Scope::User => Self::user(deployment)?,
+        let mut paths = match scope {
+            Scope::System => Self::system(),
+            Scope::User => Self::user()?,
         };
+        if let Some(directory) = deployment.or_else(|| paths.installed_deployment()) {
+            paths.deployment = directory;
+        }
         check_deployment(&paths.deployment)?;
         Ok(paths)
     }
@@ -87,14 +94,14 @@ impl Paths {
     pub fn elsewhere(scope: Scope) -> Self {
         Self {
             scope,
-            ..Self::system(None)
+            ..Self::system()
         }
     }
 
-    fn system(deployment: Option<PathBuf>) -> Self {
+    fn system() -> Self {
         Self {
             scope: Scope::System,
-            deployment: deployment.unwrap_or_else(|| SYSTEM_DEPLOYMENT.into()),
+            deployment: SYSTEM_DEPLOYMENT.into(),
             quadlets: "/etc/containers/systemd".into(),
             units: "/etc/systemd/system".into(),
             packaged_units: "/usr/lib/systemd/system".into(),
@@ -104,7 +111,7 @@ impl Paths {
         }
     }
 
-    fn user(deployment: Option<PathBuf>) -> Result<Self> {
+    fn user() -> Result<Self> {
         let home = directory_variable("HOME").ok_or_else(|| {
             Failure::new(
                 "HOME is not an absolute path, so the directory of the user's units is not known",
@@ -117,7 +124,7 @@ impl Paths {
             .unwrap_or_else(|| format!("/run/user/{}", nix::unistd::geteuid()).into());
         Ok(Self {
             scope: Scope::User,
-            deployment: deployment.unwrap_or_else(|| data.join("litellm-server")),
+            deployment: data.join("litellm-server"),
             quadlets: config.join("containers/systemd"),
             units: config.join("systemd/user"),
             packaged_units: "/usr/lib/systemd/user".into(),
@@ -125,6 +132,14 @@ impl Paths {
             runtime,
             configuration: config,
         })
+    }
+
+    /// The deployment that the installed units run, if there are any.
+    #[must_use]
+    pub fn installed_deployment(&self) -> Option<PathBuf> {
+        let text = std::fs::read_to_string(self.units.join(WITH_DEPLOYMENT)).ok()?;
+        text.lines()
+            .find_map(|line| deployment_of(line.strip_prefix("ExecStart=")?))
     }
 
     /// The one source of truth.
@@ -297,6 +312,16 @@ impl Paths {
     }
 }
 
+/// The directory that a command line of a unit names. What a directory may be called needs quotes at most.
+fn deployment_of(command: &str) -> Option<PathBuf> {
+    let (_, rest) = command.split_once(" --litellm-dir ")?;
+    let directory = match rest.strip_prefix('"') {
+        Some(quoted) => quoted.split_once('"')?.0,
+        None => rest.split(' ').next()?,
+    };
+    Some(directory.into())
+}
+
 fn directory_variable(name: &str) -> Option<PathBuf> {
     std::env::var_os(name)
         .map(PathBuf::from)
@@ -333,4 +358,30 @@ fn check_deployment(path: &Path) -> Result<()> {
         return refuse("must be a directory below /, written without `..`");
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_deployment_of_a_command() {
+        for (command, expected) in [
+            (
+                "/usr/bin/litellm-units backup create --quiet --litellm-dir /opt/litellm-server",
+                "/opt/litellm-server",
+            ),
+            (
+                "/usr/bin/litellm-units backup create --litellm-dir \"/srv/our gateway\" --user",
+                "/srv/our gateway",
+            ),
+            (
+                "/usr/bin/litellm-units backup --litellm-dir /srv/a --user",
+                "/srv/a",
+            ),
+        ] {
+            assert_eq!(deployment_of(command).as_deref(), Some(Path::new(expected)));
+        }
+        assert_eq!(deployment_of("/usr/bin/litellm-units backup create"), None);
+    }
 }

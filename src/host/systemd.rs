@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use zbus_systemd::systemd1::ManagerProxy;
-use zbus_systemd::zbus::{self, Connection, DBusError as _, OwnedVariant, Variant};
+use zbus_systemd::zbus::{self, Array, Connection, DBusError as _, OwnedVariant, Variant};
 
 use crate::error::{Failure, Result};
 use crate::host::paths::Scope;
@@ -275,6 +275,19 @@ impl Systemd {
         }
     }
 
+    /// The words of a service's first `ExecStart=`; none if it has no such line.
+    ///
+    /// # Errors
+    /// When systemd does not answer.
+    pub async fn start_command(&self, name: &str) -> Result<Vec<String>> {
+        let service = self
+            .properties(&unit_path(name), "org.freedesktop.systemd1.Service")
+            .await
+            .map_err(|error| explain(error, self.scope))
+            .with_context(|| format!("can't read the command of {name}"))?;
+        Ok(service.first_command("ExecStart"))
+    }
+
     async fn properties(&self, path: &str, interface: &str) -> zbus::Result<Properties> {
         let reply = self
             .connection
@@ -412,6 +425,16 @@ impl UnitState {
 /// The answer of `GetAll`.
 struct Properties(HashMap<String, OwnedVariant>);
 
+fn strings(array: &Array<'_>) -> Vec<String> {
+    array
+        .iter()
+        .filter_map(|item| match item {
+            Variant::Str(text) => Some(text.as_str().to_owned()),
+            _ => None,
+        })
+        .collect()
+}
+
 impl Properties {
     fn text(&self, name: &str) -> String {
         match self.0.get(name).map(|value| &**value) {
@@ -450,13 +473,21 @@ impl Properties {
 
     fn texts(&self, name: &str) -> Vec<String> {
         match self.0.get(name).map(|value| &**value) {
-            Some(Variant::Array(array)) => array
-                .iter()
-                .filter_map(|item| match item {
-                    Variant::Str(text) => Some(text.as_str().to_owned()),
-                    _ => None,
-                })
-                .collect(),
+            Some(Variant::Array(array)) => strings(array),
+            _ => Vec::new(),
+        }
+    }
+
+    /// The words of the first command line: `ExecStart` is a list of structures (program, words, …).
+    fn first_command(&self, name: &str) -> Vec<String> {
+        let Some(Variant::Array(commands)) = self.0.get(name).map(|value| &**value) else {
+            return Vec::new();
+        };
+        let Some(Variant::Structure(command)) = commands.first() else {
+            return Vec::new();
+        };
+        match command.fields().get(1) {
+            Some(Variant::Array(words)) => strings(words),
             _ => Vec::new(),
         }
     }

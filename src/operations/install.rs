@@ -53,11 +53,27 @@ pub(crate) struct Prepared {
     timers: Vec<(&'static str, &'static str)>,
 }
 
+/// The units would get new secrets and an empty database, and the gateway would refuse every key.
+fn refuse_another_deployment(host: &Host) -> Result<()> {
+    let wanted = &host.paths.deployment;
+    match host.paths.installed_deployment() {
+        Some(installed) if installed != *wanted => Err(Failure::config(format!(
+            "the installed units run the deployment in {}, not the one in {}",
+            installed.display(),
+            wanted.display()
+        ))
+        .hint("leave out `--litellm-dir` and LITELLM_DIR; or, to change to this one, run `litellm-units down --remove` first, which keeps all data")
+        .into()),
+        _ => Ok(()),
+    }
+}
+
 /// Works out what has to be done, and refuses what can't be.
 ///
 /// # Errors
 /// When the settings are wrong, or the host can't run the units.
 pub(crate) async fn prepare(host: &Host, target: ReleaseTarget) -> Result<Prepared> {
+    refuse_another_deployment(host)?;
     let podman = host.podman().await?;
     let version = podman.version().await?;
     let deployment = completion::Completion::new(&host.paths, &mut kernel_random)?;

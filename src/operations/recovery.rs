@@ -1,24 +1,88 @@
-//! What every change of a deployment begins with.
+//! What every change of a deployment begins with, and what follows one that was interrupted.
 
 use std::time::Duration;
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::Instant;
 
+use super::backup::restore;
+use super::stack::{self, RECOVERY_TIMEOUT};
 use super::{rotation, upgrade};
+use crate::deployment::settings::Settings;
 use crate::error::Result;
 use crate::host::Host;
 use crate::host::lock::OperationLock;
+use crate::quadlet::RECOVERY;
+
+/// What `litellm-recovery.service` holds the lock as.
+const COMMAND: &str = "unit recover";
+/// Interval between two attempts to take the lock.
+const LOCK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Takes the lock for `command`, then finishes or undoes what an earlier command was interrupted in.
+///
+/// From here on, `litellm-recovery.service` watches this process: should it be killed, the unit completes what it has
+/// begun. While the unit does that for an earlier one, this waits, at most `timeout`.
 ///
 /// # Errors
 /// When another operation is running, or the interrupted one can be neither finished nor rolled back.
 pub(crate) async fn begin(host: &Host, command: &str, timeout: Duration) -> Result<OperationLock> {
-    let lock = OperationLock::take(&host.paths, command)?;
+    let lock = take_lock(host, command, timeout).await?;
     // The operation goes on when the session that began it ends.
     drop(signal(SignalKind::hangup()).context("can't listen for the end of the session")?);
+    stack::hold_address(host).await?;
+    recover(host, timeout).await?;
+    Ok(lock)
+}
+
+async fn take_lock(host: &Host, command: &str, timeout: Duration) -> Result<OperationLock> {
+    let deadline = Instant::now() + timeout;
+    let mut said = false;
+    loop {
+        match OperationLock::take(&host.paths, command) {
+            Err(_)
+                if OperationLock::is_held_by(&host.paths, COMMAND) && Instant::now() < deadline => {
+            }
+            taken => return taken,
+        }
+        if !said {
+            host.progress.say(&format!(
+                "waiting for {RECOVERY}, which completes an interrupted operation"
+            ));
+            said = true;
+        }
+        tokio::time::sleep(LOCK_INTERVAL).await;
+    }
+}
+
+/// Waits until no operation is running. Then finishes or undoes the last one, if it was interrupted: what
+/// `litellm-recovery.service` runs.
+///
+/// # Errors
+/// When it can be neither finished nor rolled back; the next command tries again.
+pub(crate) async fn stand_by(host: &Host) -> Result<()> {
+    OperationLock::wait(&host.paths)?;
+    let is_interrupted = host.paths.pending_change().exists()
+        || upgrade::is_unfinished(&host.paths)?
+        || restore::is_unfinished(&host.paths);
+    if !is_interrupted {
+        return Ok(());
+    }
+    // The next command may have been faster: it does the same.
+    let Ok(_lock) = OperationLock::take(&host.paths, COMMAND) else {
+        return Ok(());
+    };
+    recover(host, RECOVERY_TIMEOUT).await
+}
+
+async fn recover(host: &Host, timeout: Duration) -> Result<()> {
     rotation::recover(host, timeout).await?;
     Box::pin(upgrade::recover(host, timeout)).await?;
-    Ok(lock)
+    if restore::is_unfinished(&host.paths) {
+        let settings = Settings::load(&host.paths.env_file())?;
+        stack::start_database(host, &settings, timeout).await?;
+        restore::recover(host, &settings).await?;
+    }
+    Ok(())
 }

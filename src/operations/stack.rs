@@ -39,6 +39,8 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 const ASK_INTERVAL: Duration = Duration::from_millis(100);
 /// Timeout for closing a socket.
 const ADDRESS_TIMEOUT: Duration = Duration::from_secs(10);
+/// Interval between two looks whether the address is held.
+const HOLD_INTERVAL: Duration = Duration::from_millis(10);
 /// After this many restarts during one wait, a unit counts as failed.
 const ATTEMPTS: u64 = 2;
 
@@ -127,11 +129,6 @@ pub(crate) async fn start_units(
         systemd.reset_failed(migrate).await?;
     }
     let mut wait = Wait::new(host, begin, timeout).await?;
-    if host.remote.is_none() && !steps.is_empty() && is_network_gone(host).await? {
-        host.progress
-            .say("Podman's network litellm was removed: creating it again");
-        wait.ask(JobType::Restart, NETWORK_UNIT).await?;
-    }
     if manner == Manner::Handover
         && steps.contains(&(JobType::Restart, gateway))
         && handover::is_possible(host, &before).await?
@@ -177,6 +174,24 @@ pub(crate) async fn run(host: &Host, unit: &str, timeout: Duration) -> Result<()
     wait.finish().await
 }
 
+/// Starts the local PostgreSQL, if it does not run.
+///
+/// # Errors
+/// When it fails, or is not ready within `timeout`.
+pub(crate) async fn start_database(
+    host: &Host,
+    settings: &Settings,
+    timeout: Duration,
+) -> Result<()> {
+    let unit = Service::Postgres.unit();
+    if settings.image(Service::Postgres).is_none()
+        || host.systemd().await?.unit(unit).await?.is_active()
+    {
+        return Ok(());
+    }
+    run(host, unit, timeout).await
+}
+
 /// Records the present configuration as the last good one, if every running service uses it: an edit that
 /// is not applied yet proves nothing. An edit of `LITELLM_IMAGE` is left out.
 async fn remember_good(host: &Host) -> Result<()> {
@@ -207,13 +222,14 @@ async fn remember_good(host: &Host) -> Result<()> {
     snapshot::mark_good(&host.paths, &id)
 }
 
-/// Stops units.
+/// Stops units. A request to a gateway that is stopped by a change waits until the change has ended; else it is
+/// refused.
 ///
 /// # Errors
 /// When systemd refuses, or a unit does not stop within `timeout`.
 pub(crate) async fn stop(host: &Host, units: &[&str], timeout: Duration) -> Result<()> {
     let systemd = host.systemd().await?;
-    if units.contains(&Service::Litellm.unit()) {
+    if units.contains(&Service::Litellm.unit()) && !is_address_held(systemd).await? {
         close_address(systemd).await?;
     }
     let mut wait = Wait::new(host, Instant::now(), timeout).await?;
@@ -230,6 +246,38 @@ pub(crate) async fn stop(host: &Host, units: &[&str], timeout: Duration) -> Resu
     host.progress
         .say(&format!("stopped in {}", duration(wait.begin.elapsed())));
     Ok(())
+}
+
+/// Has `litellm-recovery.service` watch the change that this process begins, and hold the address meanwhile. Not where
+/// there is nothing to hold: in a deployment that is stopped, or whose units are of an earlier version.
+///
+/// # Errors
+/// When systemd refuses.
+pub(crate) async fn hold_address(host: &Host) -> Result<()> {
+    let Ok(systemd) = host.systemd().await else {
+        // The command itself says so, if it needs systemd.
+        return Ok(());
+    };
+    let unit = systemd.unit(quadlet::RECOVERY).await?;
+    if unit.load != LoadState::Loaded || !systemd.unit(quadlet::SOCKET).await?.is_active() {
+        return Ok(());
+    }
+    let mut jobs = Jobs::new(systemd).await?;
+    // One that is about to end would not notice this change.
+    jobs.ask(JobType::Restart, quadlet::RECOVERY).await?;
+    while !is_address_held(systemd).await? && !jobs.pending().is_empty() {
+        jobs.next(HOLD_INTERVAL).await?;
+    }
+    Ok(())
+}
+
+/// Whether [`hold_address`] is in effect.
+///
+/// # Errors
+/// When systemd does not answer.
+pub(crate) async fn is_address_held(systemd: &Systemd) -> Result<bool> {
+    let unit = systemd.unit(quadlet::RECOVERY).await?;
+    Ok(unit.active == ActiveState::Activating)
 }
 
 /// Closes the gateway's address, since a request that waits there would start the gateway again.
@@ -356,16 +404,22 @@ fn check_port() -> Result<()> {
     }
 }
 
-/// Whether Podman lacks the network that its unit stands for: `podman system prune` removes one
-/// that no container uses, and the unit knows nothing of it.
-async fn is_network_gone(host: &Host) -> Result<bool> {
-    let unit = host.systemd().await?.unit(NETWORK_UNIT).await?;
-    if !unit.is_active() {
-        return Ok(false);
+/// Creates Podman's network as its unit does, if it was removed: `podman network rm --force` and `podman system prune`
+/// do so while the unit stays active.
+///
+/// # Errors
+/// When Podman can't create it.
+pub(crate) async fn restore_network(host: &Host) -> Result<()> {
+    let podman = host.podman().await?;
+    let mut exists = podman.command(["network", "exists", NETWORK]);
+    let status = exists.status().await.context("can't run podman")?;
+    if status.code() != Some(1) {
+        return Ok(());
     }
-    let mut command = host.podman().await?.command(["network", "exists", NETWORK]);
-    let status = command.status().await.context("can't run podman")?;
-    Ok(status.code() == Some(1))
+    host.progress
+        .say("Podman's network litellm was removed: creating it again");
+    let words = host.systemd().await?.start_command(NETWORK_UNIT).await?;
+    podman.run(words.iter().skip(1)).await.map(drop)
 }
 
 /// Whose lines `logs` shows.
@@ -652,8 +706,10 @@ impl<'a> Wait<'a> {
     async fn interrupted(&mut self) -> anyhow::Error {
         self.jobs.cancel().await;
         let gateway = self.systemd.unit(Service::Litellm.unit()).await;
-        if gateway.is_ok_and(|unit| unit.is_stopped()) {
-            // The interruption is the failure to report.
+        // The interruption is the failure to report.
+        if gateway.is_ok_and(|unit| unit.is_stopped())
+            && !is_address_held(self.systemd).await.unwrap_or(false)
+        {
             let _ = close_address(self.systemd).await;
         }
         let mut states = Vec::new();

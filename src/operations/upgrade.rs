@@ -342,6 +342,14 @@ pub(crate) fn warning(paths: &Paths) -> Result<Option<String>> {
         }))
 }
 
+/// Whether [`recover`] has something to do, unless an operation is running.
+///
+/// # Errors
+/// When the ledger can't be read.
+pub(crate) fn is_unfinished(paths: &Paths) -> Result<bool> {
+    Ok(Ledger::load(paths)?.unfinished().is_some())
+}
+
 /// Finishes or rolls back an interrupted upgrade or rollback.
 ///
 /// # Errors
@@ -373,7 +381,7 @@ pub(crate) async fn recover(host: &Host, timeout: Duration) -> Result<()> {
     let mut data_replaced = false;
     if restore::is_unfinished(&host.paths) {
         let settings = Settings::load(&host.paths.env_file())?;
-        run.start_database(&settings).await?;
+        stack::start_database(host, &settings, timeout).await?;
         let recovered = restore::recover(host, &settings).await?;
         if let Recovered::Finished(id) = recovered {
             data_replaced = run.operation.data.as_ref() == Some(&id);
@@ -467,7 +475,7 @@ impl Run<'_> {
         self.reached(Step::Pulled)?;
         fail::fail_point!("upgrade-pulled");
 
-        self.start_database(&before).await?;
+        stack::start_database(host, &before, self.options.timeout).await?;
         if self.operation.data.is_none() && !self.options.accept_unreadable {
             refuse_unreadable(&release, &Server::new(host, &before).await?).await?;
         }
@@ -612,16 +620,6 @@ impl Run<'_> {
             && matches!(runs(self.host, &pinned).await, Ok(Runs::Wanted))
     }
 
-    async fn start_database(&self, settings: &Settings) -> Result<()> {
-        let unit = Service::Postgres.unit();
-        if settings.image(Service::Postgres).is_some()
-            && !self.host.systemd().await?.unit(unit).await?.is_active()
-        {
-            stack::run(self.host, unit, self.options.timeout).await?;
-        }
-        Ok(())
-    }
-
     /// Rolls back after a failure, and returns the error to report.
     async fn undo(&mut self, error: anyhow::Error) -> anyhow::Error {
         self.host.progress.say(&format!("{error:#}"));
@@ -713,7 +711,7 @@ impl Run<'_> {
             units.push(Service::Postgres.unit());
             stack::stop(host, &units, self.options.timeout).await?;
         }
-        self.start_database(settings).await?;
+        stack::start_database(host, settings, self.options.timeout).await?;
         let server = Server::new(host, settings).await?;
         if server.schema().await? == *schema {
             return Ok(None);

@@ -66,10 +66,15 @@ fn is_refused_at_start(host: &TestHost, who: Who) {
     );
     let ran = host.units(who, &["start", "litellm"]);
     assert_eq!(ran.code, 1);
+    let journal = if who == Who::Root {
+        "journalctl"
+    } else {
+        "journalctl --user"
+    };
     for words in [
         "litellm.service failed: exited with status 78\n",
         "the database has the schema of an earlier release (newest migration: 20251220144550_schema_update)",
-        "hint: systemd does not retry it; all lines: `journalctl -u litellm.service`\n",
+        &format!("hint: systemd does not retry it; all lines: `{journal} -u litellm.service`\n"),
     ] {
         assert!(ran.stderr.contains(words), "{}", ran.stderr);
     }

@@ -432,15 +432,24 @@ impl Day<'_> {
         self.units(&["stop", "postgres"]).ok();
         self.bash("podman system prune --force").ok();
         assert!(!exists());
-        let started = self.units(&["start", "postgres"]);
-        assert!(
-            started
-                .stderr
-                .starts_with("Podman's network litellm was removed: creating it again\n"),
-            "{}",
-            started.stderr
+        self.units(&["start", "postgres"]).ok();
+        assert!(exists());
+        // Nobody has to start it again.
+        let container = || self.bash("podman inspect --format={{.Id}} litellm-postgres");
+        let before = container().ok();
+        self.bash("podman network rm --force litellm").ok();
+        self.host.wait(
+            "PostgreSQL and its network",
+            Duration::from_secs(60),
+            |_| {
+                let now = container();
+                if now.code == 0 && now.stdout != before && exists() {
+                    Ok(())
+                } else {
+                    Err(format!("{now:?}"))
+                }
+            },
         );
-        started.ok();
     }
 
     fn stops_and_starts(&self) {
@@ -660,6 +669,22 @@ fn refusals_and_other_machines() {
         )
     );
     host.units(Who::Root, &["generate"]).ok();
+    // Another directory is not a second deployment; and where the one there is lies need not be said again.
+    let ran = host.bash(Who::Root, "LITELLM_DIR=/srv/other litellm-units up");
+    assert_eq!(
+        ran.all(),
+        (
+            78,
+            String::new(),
+            "error: the installed units run the deployment in /opt/litellm-server, not the one in /srv/other\n\
+             hint: leave out `--litellm-dir` and LITELLM_DIR; or, to change to this one, run `litellm-units down --remove` first, which keeps all data\n"
+                .into()
+        )
+    );
+    let moved = r#"test ! -e /srv/other; litellm-units down --remove; mv /opt/litellm-server "/srv/our gateway"
+        LITELLM_DIR="/srv/our gateway" litellm-units generate
+        litellm-units generate --check; test ! -e /opt/litellm-server"#;
+    host.sh(Who::Root, moved);
     let refused = |ran: Ran, message: &str, hint: &str| {
         assert_eq!(
             (ran.code, ran.stderr.lines().collect::<Vec<_>>()),

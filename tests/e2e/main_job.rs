@@ -434,6 +434,7 @@ create {units}/litellm.target
 create {quadlets}/litellm.network
 create {units}/litellm-images@.service
 create {units}/litellm.socket
+create {units}/litellm-recovery.service
 create {units}/litellm-backup.service
 create {units}/litellm-backup.timer
 create {units}/litellm-upgrade-check.service

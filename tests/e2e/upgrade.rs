@@ -365,15 +365,10 @@ fn killed_upgrades_end_one_way_or_the_other(host: &TestHost, who: Who, key: &str
         "upgrade-migrating",
         "upgrade-migrated",
     ] {
-        host.kill_at(who, point, "", &words);
-        serves(host, who, &[key]);
-        let ran = host.units(who, &["up"]);
-        assert_eq!(ran.code, 0, "{point}: {}", ran.stderr);
+        let said = host.interrupt_at(who, point, "", &words);
         assert!(
-            ran.stderr
-                .contains(&format!("rolled back: {} is running\n", DEFAULT.image)),
-            "{point}: {}",
-            ran.stderr
+            said.contains(&format!("rolled back: {} is running\n", DEFAULT.image)),
+            "{point}: {said}"
         );
         is_before(point);
     }
@@ -397,10 +392,8 @@ fn killed_upgrades_end_one_way_or_the_other(host: &TestHost, who: Who, key: &str
         ("rollback-stopped", NEWEST.version),
         ("rollback-swapped", DEFAULT.version),
     ] {
-        host.kill_at(who, point, "", back);
-        let ran = host.units(who, &["up"]);
-        assert_eq!(ran.code, 0, "{point}: {}", ran.stderr);
-        assert_eq!(version(host, who), expected, "{}", ran.stderr);
+        let said = host.interrupt_at(who, point, "", back);
+        assert_eq!(version(host, who), expected, "{said}");
         serves(host, who, &[key, &later]);
         is_clean(host, who);
     }

@@ -232,14 +232,50 @@ impl TestHost {
     }
 
     /// Runs the program until it is killed at a fault point; `faults` are more of these, in the
-    /// grammar of the crate fail.
+    /// grammar of the crate fail. Nothing follows, as if the host had lost its power.
     #[cfg(feature = "fault-points")]
     #[track_caller]
     pub(crate) fn kill_at(&self, who: Who, point: &str, faults: &str, words: &str) {
         let script = format!(
-            "if FAILPOINTS='{faults}' LITELLM_UNITS_KILL_AT={point} litellm-units {words}; then exit 1; else test $? = 137; fi"
+            r#"units=/run/systemd/system
+            [ "$USER" = root ] || units=$XDG_RUNTIME_DIR/systemd/user
+            install -d "$units/litellm-recovery.service.d"
+            printf '[Unit]\nConditionPathExists=/nonexistent\n' >"$units/litellm-recovery.service.d/off.conf"
+            {systemctl} daemon-reload
+            status=0; {killed} || status=$?
+            rm -r "$units/litellm-recovery.service.d"; {systemctl} daemon-reload; test $status = 137"#,
+            systemctl = who.systemctl(),
+            killed = killed(point, faults, words),
         );
         self.sh(who, &script);
+    }
+
+    /// Runs the program until it is killed at a fault point, and waits until systemd has completed what it left.
+    /// Returns what was said of that.
+    #[cfg(feature = "fault-points")]
+    #[track_caller]
+    pub(crate) fn interrupt_at(&self, who: Who, point: &str, faults: &str, words: &str) -> String {
+        let unit = "litellm-recovery.service";
+        let begin = self.sh(who, "date +%s.%N");
+        let killed = killed(point, faults, words);
+        self.sh(
+            who,
+            &format!("status=0; {killed} || status=$?; test $status = 137"),
+        );
+        self.wait(unit, Duration::from_secs(300), |host| {
+            match host.property(who, unit, "ActiveState").as_str() {
+                "inactive" => Ok(()),
+                state => Err(state.to_owned()),
+            }
+        });
+        let user = if who == Who::Root { "" } else { "--user" };
+        self.sh(
+            who,
+            &format!(
+                "journalctl {user} -o cat -u {unit} --since @{}",
+                begin.trim()
+            ),
+        )
     }
 
     /// Tries `probe` until it succeeds or `patience` is over; its error is what is still missing.
@@ -325,6 +361,11 @@ impl Who {
             Self::Operator => "systemctl --user",
         }
     }
+}
+
+#[cfg(feature = "fault-points")]
+fn killed(point: &str, faults: &str, words: &str) -> String {
+    format!("FAILPOINTS='{faults}' LITELLM_UNITS_KILL_AT={point} litellm-units {words}")
 }
 
 fn script() -> PathBuf {

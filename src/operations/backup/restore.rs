@@ -192,11 +192,7 @@ pub(crate) async fn restore_data(
     let unit = Service::Litellm.unit();
     // One that failed was meant to run.
     let runs = systemd.unit(unit).await?.active != ActiveState::Inactive;
-    let database = Service::Postgres.unit();
-    if settings.image(Service::Postgres).is_some() && !systemd.unit(database).await?.is_active() {
-        let steps = [(JobType::Start, database)];
-        stack::start_units(host, &steps, Manner::AtOnce, options.timeout).await?;
-    }
+    stack::start_database(host, settings, options.timeout).await?;
     let restore = Restore::stage(host, settings, &backup, options, runs).await?;
     let mut units = vec![unit];
     // The data of another release needs its migrations.

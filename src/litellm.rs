@@ -16,6 +16,8 @@ use anyhow::Context;
 
 use crate::deployment::settings::GATEWAY_PORT;
 use crate::error::Result;
+use crate::host::listener;
+use crate::host::paths::Scope;
 use crate::tls;
 
 /// A client of one gateway.
@@ -23,15 +25,26 @@ use crate::tls;
 pub struct Client {
     http: reqwest::Client,
     base: String,
+    /// The user to whom the gateway's address has to belong.
+    owner: Option<u32>,
 }
 
 impl Client {
-    /// A client of the gateway on this host. Each request is given up after `timeout`.
+    /// A client of the gateway that the units of `scope` run on this host. Each request is given up after `timeout`.
+    /// None is sent while the address belongs to another user: it would give them a key, or take their gateway for
+    /// this one.
     ///
     /// # Errors
     /// When the HTTP client can't be set up.
-    pub fn local(timeout: Duration) -> Result<Self> {
-        Self::at(format!("http://127.0.0.1:{GATEWAY_PORT}"), timeout)
+    pub fn local(scope: Scope, timeout: Duration) -> Result<Self> {
+        let owner = match scope {
+            Scope::System => 0,
+            Scope::User => nix::unistd::geteuid().as_raw(),
+        };
+        Ok(Self {
+            owner: Some(owner),
+            ..Self::at(format!("http://127.0.0.1:{GATEWAY_PORT}"), timeout)?
+        })
     }
 
     /// A client of the gateway at `base`, without a slash at its end.
@@ -43,7 +56,25 @@ impl Client {
             .timeout(timeout)
             .build()
             .context("can't set up the HTTP client")?;
-        Ok(Self { http, base })
+        Ok(Self {
+            http,
+            base,
+            owner: None,
+        })
+    }
+
+    /// The client for one request.
+    ///
+    /// # Errors
+    /// The reason in words, if the gateway's address belongs to another user.
+    fn http(&self) -> Result<&reqwest::Client, String> {
+        let found = self.owner.and_then(|_| listener::owner(GATEWAY_PORT));
+        match found {
+            Some(uid) if self.owner != Some(uid) => Err(format!(
+                "a process of another user (uid {uid}) has the address"
+            )),
+            _ => Ok(&self.http),
+        }
     }
 
     /// The address that requests go to.

@@ -8,6 +8,7 @@ use crate::cli;
 use crate::doctor::{Check, CheckOutcome, examine};
 use crate::error::{Exit, Result, hint};
 use crate::host::Host;
+use crate::host::lock::OperationLock;
 use crate::output::{self, say};
 
 /// `doctor --json`
@@ -23,6 +24,7 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Doctor) -> Result<Exit> {
     let mut checks = Box::pin(examine(host)).await;
     let mut fixed = Vec::new();
     if arguments.fix && checks.iter().any(|check| check.fix.is_some()) {
+        let _lock = OperationLock::take(&host.paths, "doctor --fix")?;
         fixed = fix(host, &checks).await;
         checks = Box::pin(examine(host)).await;
     }

@@ -12,6 +12,7 @@ use crate::deployment::settings::{Settings, read_env};
 use crate::error::{Exit, Result};
 use crate::host::Host;
 use crate::host::files;
+use crate::host::lock::OperationLock;
 use crate::host::podman::PodmanVersion;
 use crate::host::systemd::Features;
 use crate::litellm::advisories::Advisories;
@@ -28,11 +29,15 @@ pub(crate) async fn run(host: &Host, arguments: cli::Generate) -> Result<Exit> {
         };
         return render_into(host, directory, knows);
     }
+    let reads_only = arguments.dry_run || arguments.check;
+    let _lock = (!reads_only)
+        .then(|| OperationLock::take(&host.paths, "generate"))
+        .transpose()?;
     let prepared = install::prepare(host, ReleaseTarget::Recorded).await?;
     if let Some(kept) = prepared.kept() {
         warn(&installed_release::notice(prepared.settings(), kept));
     }
-    if arguments.dry_run || arguments.check {
+    if reads_only {
         for change in &prepared.deployment.changes {
             output::line(&format!("# {change}"))?;
         }

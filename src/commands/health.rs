@@ -12,7 +12,7 @@ use crate::output;
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(crate) async fn run(host: &Host, arguments: &cli::Health) -> Result<Exit> {
-    let health = Client::local(TIMEOUT)?
+    let health = Client::local(host.scope(), TIMEOUT)?
         .health()
         .await
         .or_version(|| contract::installed_version(&host.paths));

@@ -1,6 +1,7 @@
 //! `start`, `stop` and `restart`: single services, or all of them.
 
 use super::backup::BACKUP;
+use super::pull::PULL;
 use crate::cli;
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
@@ -38,15 +39,18 @@ async fn change(
         JobType::Restart | JobType::RestartAlone => "restart",
         JobType::Stop => "stop",
     };
-    // Stopping must always be possible, and a backup of hours must not delay a restart. On another machine, only
-    // systemd is reached, not the lock.
+    // Stopping must always be possible, and nothing that takes long and touches no unit may delay a restart. On another
+    // machine, only systemd is reached, not the lock.
     let is_remote = host.remote.is_some();
-    let beside_backup =
-        verb == JobType::Restart && !is_remote && OperationLock::is_held_by(&host.paths, BACKUP);
-    if beside_backup {
-        say("a backup is running; it goes on, but fails if PostgreSQL is restarted");
+    let beside = [BACKUP, PULL].into_iter().find(|command| {
+        verb == JobType::Restart && !is_remote && OperationLock::is_held_by(&host.paths, command)
+    });
+    if let Some(command) = beside {
+        say(&format!(
+            "`litellm-units {command}` is running, and goes on"
+        ));
     }
-    let unlocked = verb == JobType::Stop || beside_backup || is_remote;
+    let unlocked = verb == JobType::Stop || beside.is_some() || is_remote;
     let _lock = super::begin(host, command, unlocked, arguments.timeout).await?;
     let systemd = host.systemd().await?;
     let members = stack::member_units(systemd).await?;

@@ -6,10 +6,14 @@ use crate::deployment::installed_release;
 use crate::deployment::settings::Settings;
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
+use crate::host::lock::OperationLock;
 use crate::image::ImageReference;
 use crate::litellm::advisories;
 use crate::operations::pull;
 use crate::service::Service;
+
+/// What `pull` holds the lock as.
+pub(super) const PULL: &str = "pull";
 
 pub(crate) async fn run(host: &Host, arguments: &cli::Pull) -> Result<Exit> {
     let settings = Settings::load(&host.paths.env_file())?;
@@ -21,6 +25,7 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Pull) -> Result<Exit> {
         pull::pull_those(host, &installed, images).await?;
         return Ok(Exit::Success);
     }
+    let _lock = OperationLock::take(&host.paths, PULL)?;
     pull::refuse_compromised(host, &settings)?;
     let image = &settings.litellm_image;
     let accepted = &arguments.known.vulnerabilities;

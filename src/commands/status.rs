@@ -141,7 +141,7 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Status) -> Result<Exit> {
 }
 
 async fn gather(host: &Host) -> Result<StatusReport> {
-    let client = Client::local(TIMEOUT)?;
+    let client = Client::local(host.scope(), TIMEOUT)?;
     let (services, health) = futures_util::join!(Services::gather(host), client.health());
     Ok(services?.with(health))
 }

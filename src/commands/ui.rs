@@ -86,7 +86,7 @@ pub(crate) async fn run(host: &Host, arguments: &Ui) -> Result<Exit> {
     )
     .await?;
 
-    let client = Client::local(Duration::from_secs(30))?;
+    let client = Client::local(host.scope(), Duration::from_secs(30))?;
     ui::check_pages(&client, public.as_ref()).await?;
     if !ui::login(&client, username(&settings, arguments), &new).await? {
         return Err(

@@ -340,7 +340,7 @@ pub(crate) async fn gateway(examination: &Examination<'_>) -> Option<Check> {
     if !examination.gateway_runs() {
         return None;
     }
-    let client = match Client::local(TIMEOUT) {
+    let client = match Client::local(examination.host.scope(), TIMEOUT) {
         Ok(client) => client,
         Err(error) => return Some(Check::error(CheckName::Gateway, &error)),
     };

@@ -98,8 +98,11 @@ impl Client {
     /// Asks `/health/readiness`. Without a database LiteLLM says `healthy` all the same, so
     /// ready means that `db` is `connected`.
     pub async fn health(&self) -> GatewayHealth {
-        let answer = match self
-            .http
+        let http = match self.http() {
+            Ok(http) => http,
+            Err(reason) => return GatewayHealth::Down { reason },
+        };
+        let answer = match http
             .get(format!("{}/health/readiness", self.base))
             .send()
             .await

@@ -491,13 +491,16 @@ impl Keys<'_> {
         request: RequestBuilder,
         subject: Option<&str>,
     ) -> Result<T, KeyError> {
-        let unreachable = |error: &reqwest::Error| KeyError::Unreachable {
+        let unreachable = |reason: String| KeyError::Unreachable {
             address: self.client.base.clone(),
-            reason: innermost(error),
+            reason,
         };
-        let answer = request.send().await.map_err(|error| unreachable(&error))?;
+        self.client.http().map_err(unreachable)?;
+        let answer = request.send().await;
+        let answer = answer.map_err(|error| unreachable(innermost(&error)))?;
         let status = answer.status();
-        let body = answer.bytes().await.map_err(|error| unreachable(&error))?;
+        let body = answer.bytes().await;
+        let body = body.map_err(|error| unreachable(innermost(&error)))?;
         if !status.is_success() {
             return Err(classify(status, &String::from_utf8_lossy(&body), subject));
         }

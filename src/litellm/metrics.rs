@@ -24,7 +24,10 @@ impl Client {
     /// Asks `/metrics` for the number of requests.
     pub async fn requests(&self) -> Requests {
         // With the slash: without it, the gateway redirects.
-        let answer = self.http.get(format!("{}/metrics/", self.base)).send();
+        let Ok(http) = self.http() else {
+            return Requests::Unknown;
+        };
+        let answer = http.get(format!("{}/metrics/", self.base)).send();
         let Ok(answer) = answer.await else {
             return Requests::Unknown;
         };

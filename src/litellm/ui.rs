@@ -32,7 +32,8 @@ pub(crate) async fn login(
     password: &SecretString,
 ) -> Result<bool> {
     let answer = client
-        .http
+        .http()
+        .map_err(Failure::new)?
         .post(format!("{}/v2/login", client.base))
         .json(&json!({ "username": username, "password": password.expose_secret() }))
         .send()

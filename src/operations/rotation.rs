@@ -173,7 +173,7 @@ async fn finish(host: &Host, pending: Pending, timeout: Duration) -> Result<()> 
             .iter()
             .any(|edit| concerns_interface(&edit.name))
         {
-            server::check_interface(&Settings::load(&host.paths.env_file())?).await?;
+            server::check_interface(host, &Settings::load(&host.paths.env_file())?).await?;
         }
         forget(host)
     };
@@ -281,12 +281,12 @@ async fn check(host: &Host, edit: &Edit) -> Result<()> {
     let accepted = async |value: &str| -> Result<Option<bool>> {
         let value = open(host, value)?;
         Ok(Some(match what {
-            "LITELLM_MASTER_KEY" => server::master_key_is_valid(&value).await?,
+            "LITELLM_MASTER_KEY" => server::master_key_is_valid(host, &value).await?,
             "POSTGRES_PASSWORD" => {
                 server::postgres_accepts(host, &settings, value.expose_secret()).await?
             }
             "REDIS_PASSWORD" => server::redis_accepts(host, value.expose_secret()).await?,
-            "UI_PASSWORD" => server::login_is_valid(&settings, &value).await?,
+            "UI_PASSWORD" => server::login_is_valid(host, &settings, &value).await?,
             _ => return Ok(None),
         }))
     };

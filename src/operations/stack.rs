@@ -673,7 +673,7 @@ impl<'a> Wait<'a> {
 
     /// Polls the gateway until it can serve. Returns LiteLLM's version.
     async fn ready(&mut self) -> Result<Option<String>> {
-        let client = Client::local(Duration::from_secs(5))?;
+        let client = Client::local(self.systemd.scope(), Duration::from_secs(5))?;
         let unit = Service::Litellm.unit();
         let before = self.systemd.unit(unit).await?.restarts;
         let mut said = false;

@@ -613,7 +613,7 @@ impl Run<'_> {
                 Err(_) => return false,
             },
         };
-        let Ok(client) = Client::local(TIMEOUT) else {
+        let Ok(client) = Client::local(self.host.scope(), TIMEOUT) else {
             return false;
         };
         client.health().await.is_ready()

@@ -45,6 +45,12 @@ fn nobody_else_gets_the_address(host: &TestHost, who: Who, id: &str, key: &str) 
         ),
         ("running", String::new())
     );
+    // Nor is root's gateway taken for one's own, and given a key.
+    let another = "a process of another user (uid 0) has the address";
+    assert_eq!(
+        host.units(Who::Operator, &["health"]).all(),
+        (3, format!("does not answer: {another}\n"), String::new())
+    );
 }
 
 /// Whether the gateway takes a key.

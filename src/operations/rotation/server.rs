@@ -149,8 +149,8 @@ pub(super) async fn redis_accepts(host: &Host, password: &str) -> Result<bool> {
 }
 
 /// Whether the gateway accepts this master key.
-pub(super) async fn master_key_is_valid(key: &SecretString) -> Result<bool> {
-    let client = Client::local(TIMEOUT)?;
+pub(super) async fn master_key_is_valid(host: &Host, key: &SecretString) -> Result<bool> {
+    let client = Client::local(host.scope(), TIMEOUT)?;
     // No key has this hash.
     match client.keys(key).info(&"0".repeat(64)).await {
         Ok(_) | Err(KeyError::NotFound) => Ok(true),
@@ -160,21 +160,25 @@ pub(super) async fn master_key_is_valid(key: &SecretString) -> Result<bool> {
 }
 
 /// Whether the web interface accepts this password, with the user name of `settings`.
-pub(super) async fn login_is_valid(settings: &Settings, password: &SecretString) -> Result<bool> {
+pub(super) async fn login_is_valid(
+    host: &Host,
+    settings: &Settings,
+    password: &SecretString,
+) -> Result<bool> {
     let username = settings.ui_username().unwrap_or(ui::DEFAULT_USERNAME);
-    ui::login(&Client::local(TIMEOUT)?, username, password).await
+    ui::login(&Client::local(host.scope(), TIMEOUT)?, username, password).await
 }
 
 /// Whether the login page answers, leads nowhere that is not encrypted, and accepts the login.
-pub(super) async fn check_interface(settings: &Settings) -> Result<()> {
-    let client = Client::local(TIMEOUT)?;
+pub(super) async fn check_interface(host: &Host, settings: &Settings) -> Result<()> {
+    let client = Client::local(host.scope(), TIMEOUT)?;
     let public = settings
         .public_address()
         .filter(|address| address.starts_with("https:"))
         .and_then(|address| reqwest::Url::parse(address).ok());
     ui::check_pages(&client, public.as_ref()).await?;
     let password = settings.ui_password().unwrap_or(&settings.master_key);
-    if login_is_valid(settings, &password.open()?).await? {
+    if login_is_valid(host, settings, &password.open()?).await? {
         return Ok(());
     }
     Err(Failure::new("the web interface does not accept the login of .env").into())

@@ -9,7 +9,7 @@ use crate::error::{Exit, Result};
 use crate::host::Host;
 use crate::output::{self, say};
 
-#[derive(Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 struct Entry {
     /// The number by which `rollback` knows the release; null for an attempt that failed.
     release: Option<u32>,
@@ -37,7 +37,7 @@ pub(crate) fn run(host: &Host, arguments: &History) -> Result<Exit> {
             "no release is recorded yet: the first one is recorded when the gateway is ready (`litellm-units up`)",
         );
     } else {
-        output::text(&output::columns(&table(&entries)))?;
+        output::text(&text(&entries))?;
     }
     Ok(Exit::Success)
 }
@@ -96,33 +96,85 @@ fn entries(ledger: &Ledger) -> Vec<Entry> {
     entries
 }
 
-fn table(entries: &[Entry]) -> Vec<Vec<String>> {
-    let heading = [
-        "RELEASE", "WHEN", "IMAGE", "DIGEST", "BY", "HOW", "RESULT", "BACKUP", "REASON",
-    ];
+/// A line of the table for each entry, and below it what would make the table wider than a terminal.
+fn text(entries: &[Entry]) -> String {
+    let heading = ["#", "WHEN (UTC)", "IMAGE", "HOW", "RESULT"];
     let mut rows = vec![heading.map(str::to_owned).to_vec()];
     for entry in entries {
-        // As many digits as Podman shows.
-        let digest = entry.digest.as_deref().map(|digest| {
-            let hex = digest.strip_prefix("sha256:").unwrap_or(digest);
-            hex.chars().take(12).collect::<String>()
-        });
+        let number = entry.release.map(|number| number.to_string());
         rows.push(vec![
+            number.unwrap_or("-".into()),
             entry
-                .release
-                .map_or("-".into(), |number| number.to_string()),
-            entry.at.clone(),
+                .at
+                .chars()
+                .take(16)
+                .collect::<String>()
+                .replace('T', " "),
             entry.image.clone(),
-            digest.unwrap_or("-".into()),
-            entry.by.clone(),
             entry.how.clone(),
             entry.result.to_owned(),
-            entry
-                .backup
-                .as_ref()
-                .map_or("-".into(), OperationId::to_string),
-            entry.reason.clone().unwrap_or("-".into()),
         ]);
     }
-    rows
+    let table = output::columns(&rows);
+    let mut lines = table.lines();
+    let mut text = format!("{}\n", lines.next().unwrap_or_default());
+    for (line, entry) in lines.zip(entries) {
+        text.push_str(&format!("{line}\n   {}\n", details(entry)));
+        if let Some(reason) = &entry.reason {
+            text.push_str(&format!("   {reason}\n"));
+        }
+    }
+    text
+}
+
+fn details(entry: &Entry) -> String {
+    let mut details = format!("by {}", entry.by);
+    if let Some(digest) = &entry.digest {
+        let hex = digest.strip_prefix("sha256:").unwrap_or(digest);
+        // As many digits as Podman shows.
+        details.push_str(&format!(", digest {}", hex.get(..12).unwrap_or(hex)));
+    }
+    if let Some(backup) = &entry.backup {
+        details.push_str(&format!(", backup {backup}"));
+    }
+    details
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fits_a_terminal() {
+        let entry = Entry {
+            release: Some(12),
+            at: "2026-11-27T03:04:05Z".into(),
+            image: "ghcr.io/berriai/litellm:v1.108.14".into(),
+            digest: Some(format!("sha256:{}", "0123456789abcdef".repeat(4))),
+            by: "root".into(),
+            how: "rollback".into(),
+            result: "interrupted",
+            reason: None,
+            backup: Some(OperationId::parse("20261127T030405Z-daec83").unwrap()),
+        };
+        let failed = Entry {
+            release: None,
+            digest: None,
+            result: "undone",
+            reason: Some("litellm.service failed".into()),
+            backup: None,
+            ..entry.clone()
+        };
+        let text = text(&[entry, failed]);
+        assert_eq!(
+            text,
+            "#   WHEN (UTC)        IMAGE                              HOW       RESULT\n\
+             12  2026-11-27 03:04  ghcr.io/berriai/litellm:v1.108.14  rollback  interrupted\n   \
+             by root, digest 0123456789ab, backup 20261127T030405Z-daec83\n\
+             -   2026-11-27 03:04  ghcr.io/berriai/litellm:v1.108.14  rollback  undone\n   \
+             by root\n   \
+             litellm.service failed\n"
+        );
+        assert!(text.lines().all(|line| line.chars().count() <= 80));
+    }
 }

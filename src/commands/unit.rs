@@ -293,9 +293,7 @@ fn options_file(host: &Host, container: &str) -> PathBuf {
 /// Called when the gateway has ended.
 async fn stopped(host: &Host) -> Result<()> {
     let systemd = host.systemd().await?;
-    let job = systemd.job(Service::Litellm.unit()).await?;
-    let is_stopped = job.as_deref() == Some("stop");
-    if !is_stopped && !is_given_up() {
+    if !systemd.is_to_stop(Service::Litellm.unit()).await? && !is_given_up() {
         return Ok(());
     }
     let is_held = stack::is_address_held(systemd).await?;

@@ -250,11 +250,11 @@ impl Systemd {
         })
     }
 
-    /// What the job of a unit is to do, if it has one: `start`, `stop`, `restart`, …
+    /// Whether a unit has a job to stop it.
     ///
     /// # Errors
     /// When systemd does not answer.
-    pub async fn job(&self, unit: &str) -> Result<Option<String>> {
+    pub async fn is_to_stop(&self, unit: &str) -> Result<bool> {
         let job = self
             .properties(&unit_path(unit), "org.freedesktop.systemd1.Unit")
             .await
@@ -263,13 +263,13 @@ impl Systemd {
             .first_number("Job")
             .filter(|job| *job > 0);
         let Some(job) = job else {
-            return Ok(None);
+            return Ok(false);
         };
         let path = format!("/org/freedesktop/systemd1/job/{job}");
         match self.properties(&path, "org.freedesktop.systemd1.Job").await {
-            Ok(properties) => Ok(Some(properties.text("JobType"))),
+            Ok(properties) => Ok(properties.text("JobType") == "stop"),
             // It has ended since.
-            Err(zbus::Error::MethodError(..)) => Ok(None),
+            Err(zbus::Error::MethodError(..)) => Ok(false),
             Err(error) => Err(explain(error, self.scope))
                 .with_context(|| format!("can't read the job of {unit}")),
         }

@@ -2,14 +2,16 @@
 //! does not work can be rolled back, and nothing that an operator wrote is ever lost.
 
 use std::collections::BTreeMap;
-use std::fs::Permissions;
+use std::fs::{File, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use anyhow::Context;
 use sha2::{Digest, Sha256};
 
 use crate::deployment::env_file::EnvFile;
+use crate::deployment::ledger::Ledger;
 use crate::deployment::settings::{parse_env, read_env};
 use crate::error::{Failure, Result};
 use crate::host::files;
@@ -88,10 +90,15 @@ fn keep_files(paths: &Paths, files: &BTreeMap<PathBuf, Kept>) -> Result<Snapshot
     }
     let id = SnapshotId(hex(&hash.finalize())[..16].to_owned());
     let place = directory(paths, &id);
-    if !place.is_dir() {
+    let saved = if place.is_dir() {
+        // Among those that are to be removed, it is the newest again.
+        File::open(&place)
+            .and_then(|directory| directory.set_modified(SystemTime::now()))
+            .map_err(Into::into)
+    } else {
         write(paths, &place, files)
-            .with_context(|| format!("can't save the configuration in {}", place.display()))?;
-    }
+    };
+    saved.with_context(|| format!("can't save the configuration in {}", place.display()))?;
     prune(paths, &id);
     Ok(id)
 }
@@ -255,7 +262,19 @@ fn read(path: &Path) -> Result<Kept> {
 
 /// Removes the oldest configurations; failing to is no reason to fail a command.
 fn prune(paths: &Paths, current: &SnapshotId) {
-    let good = last_good(paths);
+    let mut needed = vec![current.0.clone()];
+    needed.extend(last_good(paths).map(|good| good.0));
+    // An operation that is under way or interrupted goes back to one of them.
+    match Ledger::load(paths).map(|ledger| ledger.unfinished()) {
+        Ok(Some(unfinished)) => {
+            needed.extend([
+                unfinished.operation.configuration,
+                unfinished.operation.wanted,
+            ]);
+        }
+        Ok(None) => {}
+        Err(_) => return,
+    }
     let Ok(entries) = std::fs::read_dir(paths.snapshots()) else {
         return;
     };
@@ -263,7 +282,7 @@ fn prune(paths: &Paths, current: &SnapshotId) {
         .flatten()
         .filter(|entry| {
             let name = entry.file_name();
-            name != current.0.as_str() && good.as_ref().is_none_or(|good| name != good.0.as_str())
+            needed.iter().all(|needed| name != needed.as_str())
         })
         .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
         .collect();
@@ -277,6 +296,8 @@ fn prune(paths: &Paths, current: &SnapshotId) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::deployment::ledger::{Event, Images, Operation, ReleaseVerb};
+    use crate::deployment::operation_id::OperationId;
     use crate::deployment::settings::OF_THE_DATABASE;
     use crate::host::paths::Scope;
 
@@ -304,5 +325,33 @@ mod tests {
         assert_eq!(files_below(&paths.config()).unwrap(), Vec::<PathBuf>::new());
         restore(&paths, &kept, &[]).unwrap();
         assert_eq!(env(), before);
+    }
+
+    #[test]
+    fn an_unfinished_operation_keeps_what_it_goes_back_to() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths {
+            deployment: root.path().join("litellm-server"),
+            ..Paths::elsewhere(Scope::System)
+        };
+        std::fs::create_dir_all(paths.config()).unwrap();
+        let keep = |env: &str| keep_with(&paths, env).unwrap();
+        let (before, wanted, other) = (keep("A=before\n"), keep("A=wanted\n"), keep("A=other\n"));
+        let mut ledger = Ledger::load(&paths).unwrap();
+        let begun = Event::Begun(Operation {
+            operation: OperationId::parse("20260131T120000Z-0a1b2c").unwrap(),
+            verb: ReleaseVerb::Upgrade,
+            from: Images::default(),
+            to: "ghcr.io/berriai/litellm:v2".into(),
+            configuration: before.to_string(),
+            wanted: wanted.to_string(),
+            data: None,
+        });
+        ledger.append(begun).unwrap();
+        for number in 0..=KEPT {
+            keep(&format!("A={number}\n"));
+        }
+        let is_kept = |id: &SnapshotId| directory(&paths, id).is_dir();
+        assert!(is_kept(&before) && is_kept(&wanted) && !is_kept(&other));
     }
 }

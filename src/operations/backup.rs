@@ -282,9 +282,12 @@ async fn create_uninterrupted(
         })?;
     }
     if let Some(retention) = options.retention {
-        prune(host, retention, options)?;
+        // With a clock that was set back, the new one looks like the oldest.
+        let mut protected = options.protected.clone();
+        protected.push(backup.id().clone());
+        prune(host, retention, &protected)?;
         if let Some(remote) = &remote {
-            remote.prune(host, retention, options).await?;
+            remote.prune(host, retention, &protected).await?;
         }
     }
     Ok(backup)
@@ -485,8 +488,8 @@ pub(crate) async fn images(host: &Host, settings: &Settings) -> Images {
 }
 
 /// Removes backups that are old enough.
-fn prune(host: &Host, retention: Retention, options: &BackupOptions) -> Result<()> {
-    for id in retention::expired(&ids(&host.paths)?, retention, &options.protected) {
+fn prune(host: &Host, retention: Retention, protected: &[OperationId]) -> Result<()> {
+    for id in retention::expired(&ids(&host.paths)?, retention, protected) {
         remove(&host.paths, &id)?;
         host.progress.say(&format!(
             "removed backup {id}, which the retention rule no longer keeps"

@@ -14,7 +14,7 @@ use tokio::io::AsyncWriteExt;
 
 use super::manifest::{self, BackupManifest};
 use super::retention::{Retention, expired};
-use super::{Backup, BackupOptions, UNFINISHED, check_space, directory, make_private};
+use super::{Backup, UNFINISHED, check_space, directory, make_private};
 use crate::deployment::operation_id::OperationId;
 use crate::deployment::settings::BackupSettings;
 use crate::error::{Failure, Result};
@@ -237,9 +237,9 @@ impl BackupStore {
         &self,
         host: &Host,
         retention: Retention,
-        options: &BackupOptions,
+        protected: &[OperationId],
     ) -> Result<()> {
-        for id in expired(&self.ids().await?, retention, &options.protected) {
+        for id in expired(&self.ids().await?, retention, protected) {
             let place = self.place(&id);
             // Without its manifest, it no longer counts as a backup.
             self.store.delete(&key(&place, manifest::FILE)).await?;

@@ -87,7 +87,7 @@ pub(crate) enum Command {
     Ui(secrets::Ui),
     /// Back up the database and the configuration while the gateway serves
     Backup(backup::Backup),
-    /// Replace the gateway's current data by those of a backup
+    /// Replace the gateway's current data with that of a backup
     Restore(backup::Restore),
     /// Upgrade the gateway to another release, and roll back if a step fails
     Upgrade(upgrade::Upgrade),
@@ -183,7 +183,7 @@ pub(crate) struct Apply {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  litellm-units restart litellm\n  litellm-units restart --handover litellm\n\nRequests wait while the gateway restarts. With --handover they do not, if the memory is enough for two gateways. `apply` and `upgrade` always hand over."
+    after_help = "Examples:\n  litellm-units restart litellm\n  litellm-units restart --handover litellm\n\nRequests wait while the gateway restarts. With --handover they do not, if there is enough memory for two gateways. `apply` and `upgrade` always hand over."
 )]
 pub(crate) struct Restart {
     #[command(flatten)]

@@ -386,7 +386,7 @@ litellm REDIS_PORT=6379
             String::new(),
             "\
 error: --unmask shows secrets, and the output is not a terminal
-hint: add --force if the reader of the output may see them
+hint: add `--force` if the reader of the output may see them
 "
             .to_owned()
         )

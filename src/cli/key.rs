@@ -11,7 +11,7 @@ use super::seconds;
 pub(crate) enum Key {
     /// Create the service key unless it exists and is valid; print the path of its file
     Service(ServiceKey),
-    /// Replace a key by a new one; at every moment one of them is valid
+    /// Replace a key with a new one; one of the two is valid at any moment
     Rotate {
         /// Key to replace
         which: Rotatable,

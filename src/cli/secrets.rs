@@ -9,7 +9,7 @@ use crate::host::systemd_creds::SealingKey;
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Secrets {
-    /// Replace a secret by a new random one in .env, in its server and in the running units
+    /// Replace a secret with a new random one in .env, in its server and in the running units
     Rotate(RotateSecret),
     /// Encrypt secrets with a key of this host, and keep references to them in .env
     Seal(Seal),

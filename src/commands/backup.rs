@@ -220,7 +220,7 @@ fn agreed(id: &OperationId, config: bool) -> Result<bool> {
         return Err(Failure::new(
             "restore replaces the gateway's data, and there is no terminal to ask on",
         )
-        .hint("to restore without a question, add --yes")
+        .hint("to restore without a question, add `--yes`")
         .into());
     }
     let what = if config {
@@ -229,7 +229,7 @@ fn agreed(id: &OperationId, config: bool) -> Result<bool> {
         "the gateway's data"
     };
     eprint!(
-        "Replace {what} by those of {} UTC? Later keys, teams and spend are lost. [y/N] ",
+        "Replace {what} with the backup of {} UTC? Later keys, teams and spend are lost. [y/N] ",
         id.created()
     );
     let mut answer = String::new();

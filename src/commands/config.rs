@@ -113,7 +113,7 @@ fn show(host: &Host, arguments: &Config) -> Result<Exit> {
     if arguments.unmask && !arguments.force && !std::io::stdout().is_terminal() {
         return Err(
             Failure::new("--unmask shows secrets, and the output is not a terminal")
-                .hint("add --force if the reader of the output may see them")
+                .hint("add `--force` if the reader of the output may see them")
                 .into(),
         );
     }

@@ -129,7 +129,7 @@ impl<'a> Gateway<'a> {
                         "the gateway runs with another LITELLM_MASTER_KEY than {} has",
                         env.display()
                     ))
-                    .hint("restart the gateway with that of the file: `litellm-units apply`")
+                    .hint("to restart the gateway with the value in the file: `litellm-units apply`")
                 } else {
                     Failure::new(format!(
                         "the gateway does not accept LITELLM_MASTER_KEY of {}",
@@ -142,14 +142,14 @@ impl<'a> Gateway<'a> {
                 failure.hint("create a new service key: `litellm-units key service`")
             }
             KeyError::Forbidden { .. } if used == As::Service => {
-                failure.hint("use the master key: --as master")
+                failure.hint("use the master key: `--as master`")
             }
             KeyError::DuplicateAlias { .. } => {
                 failure.hint("choose another name; to list the keys: `litellm-units key list`")
             }
             KeyError::NotFound => failure.hint("list the keys: `litellm-units key list`"),
             KeyError::NoTeam { .. } => failure
-                .hint("use the identifier of a team in the web interface, or create one there first"),
+                .hint("use the identifier that the web interface shows for the team, or create a team there first"),
             KeyError::Left { token, .. } => failure.hint(format!(
                 "delete it: `litellm-units key delete {token} --as master`"
             )),

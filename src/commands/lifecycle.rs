@@ -47,7 +47,7 @@ async fn change(
     });
     if let Some(command) = beside {
         say(&format!(
-            "`litellm-units {command}` is running, and goes on"
+            "`litellm-units {command}` is running and continues"
         ));
     }
     let unlocked = verb == JobType::Stop || beside.is_some() || is_remote;

@@ -30,7 +30,7 @@ pub(crate) async fn run(host: &Host, arguments: Rollback) -> Result<Exit> {
                 "there is no backup from before the upgrade from release {}",
                 release.number
             ))
-            .hint("keep the current database (--keep-data), or restore another backup afterwards: `litellm-units backup list`")
+            .hint("keep the current database (`--keep-data`), or restore another backup afterwards: `litellm-units backup list`")
             .into());
         }
         // Without a backup, there is no choice.
@@ -103,7 +103,7 @@ fn ask(release: &RecordedRelease, backup: &OperationId) -> Result<Option<Operati
         return Err(Failure::new(
             "a rollback can keep the current database or restore a backup, and there is no terminal to ask on",
         )
-        .hint("choose with --keep-data or --restore-data")
+        .hint("choose with `--keep-data` or `--restore-data`")
         .into());
     }
     eprint!(

@@ -147,7 +147,7 @@ fn checked(password: SecretString) -> Result<SecretString> {
     if text.chars().count() < SHORTEST {
         return Err(
             Failure::new(format!("the password has fewer than {SHORTEST} characters"))
-                .hint("choose a longer one, or generate one with --generate")
+                .hint("choose a longer one, or generate one with `--generate`")
                 .into(),
         );
     }

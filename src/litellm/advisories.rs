@@ -63,7 +63,7 @@ pub(crate) struct Compromised {
 }
 
 fn place_words(place: Option<&str>) -> String {
-    place.map_or_else(String::new, |place| format!(", says {place}"))
+    place.map_or_else(String::new, |place| format!(", according to {place}"))
 }
 
 impl Compromised {
@@ -88,7 +88,10 @@ impl Advisories {
                 Err(error) => {
                     return Err(
                         Failure::config(format!("can't read {}: {error}", path.display()))
-                            .hint("make it readable for every user who runs a gateway: `chmod a+r`")
+                            .hint(format!(
+                                "make it readable for every user who runs a gateway: `chmod a+r {}`",
+                                path.display()
+                            ))
                             .into(),
                     );
                 }
@@ -604,7 +607,7 @@ mod tests {
         );
         write(&list, &text);
         let all = Advisories::load(&paths).unwrap();
-        let place = |line: u32| format!("says {}, line {line}", list.display());
+        let place = |line: u32| format!("according to {}, line {line}", list.display());
         let pinned = format!("docker.io/library/redis:7.4@{}", digest("b"));
         let tag = "docker.io/library/redis:7.4";
         // What a tag was found to mean counts as well.
@@ -797,7 +800,7 @@ mod tests {
         assert_eq!(
             said(&all, name, None),
             format!(
-                "{name:?} is LiteLLM 1.100.0, a compromised release: theirs, says {}",
+                "{name:?} is LiteLLM 1.100.0, a compromised release: theirs, according to {}",
                 file("MAL-2027-1.json").display()
             )
         );

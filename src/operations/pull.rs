@@ -75,7 +75,7 @@ pub(crate) async fn is_present(host: &Host, settings: &Settings, service: Servic
     host.podman().await?.has_image(&lock.pin(image)).await
 }
 
-/// Asks the registry for the present image of the tag. The recorded one stays valid unless `accept`;
+/// Asks the registry for the current image of the tag. The recorded one stays valid unless `accept`;
 /// returns words when the tag means another image.
 ///
 /// # Errors
@@ -311,7 +311,9 @@ async fn refusal(
         (_, None) => format!("{reference} is refused by {place}"),
     };
     let hint = match ours {
-        None => "ask who set this policy, or name another image in .env".to_owned(),
+        None => {
+            "ask the administrator who set this policy, or name another image in .env".to_owned()
+        }
         Some(record) => other_release(image, record.is_litellm, record.key_files(&places).count()),
     };
     let cause = match admission {

@@ -316,7 +316,7 @@ fn keys_rootful() {
     host.sh(who, "rm \"$1/service-key.txt\"");
     assert_eq!(
         host.units(who, &["key", "service"]).all(),
-        (1, String::new(), "error: the gateway runs with another LITELLM_MASTER_KEY than /opt/litellm-server/.env has\nhint: restart the gateway with that of the file: `litellm-units apply`\n".into())
+        (1, String::new(), "error: the gateway runs with another LITELLM_MASTER_KEY than /opt/litellm-server/.env has\nhint: to restart the gateway with the value in the file: `litellm-units apply`\n".into())
     );
     host.set_env(who, &[("LITELLM_MASTER_KEY", &right)]);
     host.units(who, &["key", "service"]).ok();
@@ -343,7 +343,7 @@ fn what_a_service_key_may_not(host: &TestHost, who: Who) {
         "{stderr}"
     );
     assert!(
-        stderr.ends_with("hint: use the master key: --as master\n"),
+        stderr.ends_with("hint: use the master key: `--as master`\n"),
         "{stderr}"
     );
     // It falls back to the master key where nothing else is asked for.

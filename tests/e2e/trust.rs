@@ -120,7 +120,7 @@ fn the_host_extends_the_list(host: &TestHost) {
         &format!("mkdir -p /etc/litellm-units; echo 'v1.83.1  found in an audit' >{list}"),
     );
     let refusal = format!(
-        "error: {env}: LITELLM_IMAGE can't be used: \"{LITELLM}:v1.83.1\" is LiteLLM 1.83.1, a compromised release: found in an audit, says {list}, line 1\n\
+        "error: {env}: LITELLM_IMAGE can't be used: \"{LITELLM}:v1.83.1\" is LiteLLM 1.83.1, a compromised release: found in an audit, according to {list}, line 1\n\
          hint: choose another release, and rotate every credential that this one could read\n"
     );
     for words in [
@@ -136,7 +136,7 @@ fn the_host_extends_the_list(host: &TestHost) {
     assert_eq!(
         doctor(host, who, "images"),
         format!(
-            "FAILURE  images: {env}: LITELLM_IMAGE: \"{LITELLM}:v1.83.1\" is LiteLLM 1.83.1, a compromised release: found in an audit, says {list}, line 1\n         hint: choose another release, and rotate every credential that this one could read\n"
+            "FAILURE  images: {env}: LITELLM_IMAGE: \"{LITELLM}:v1.83.1\" is LiteLLM 1.83.1, a compromised release: found in an audit, according to {list}, line 1\n         hint: choose another release, and rotate every credential that this one could read\n"
         )
     );
     // A digest counts as soon as it is known.
@@ -150,7 +150,7 @@ fn the_host_extends_the_list(host: &TestHost) {
         (
             78,
             format!(
-                "error: \"{LITELLM}:v1.83.1\" is {digest}, a compromised image: found in an audit, says {list}, line 2; it was pulled but will not be started\n\
+                "error: \"{LITELLM}:v1.83.1\" is {digest}, a compromised image: found in an audit, according to {list}, line 2; it was pulled but will not be started\n\
                  hint: choose another release, and rotate every credential that this one could read"
             )
         )

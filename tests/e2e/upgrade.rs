@@ -115,7 +115,7 @@ upgrade {} -> {}
     assert!(
         ran.stderr.ends_with(
             "error: a rollback can keep the current database or restore a backup, and there is no terminal to ask on\n\
-             hint: choose with --keep-data or --restore-data\n"
+             hint: choose with `--keep-data` or `--restore-data`\n"
         ),
         "{}",
         ran.stderr

@@ -256,7 +256,7 @@ fn refuse_key(argument: &str) -> Result<()> {
     Err(Failure::new(
         "a key must not be an argument: other users (ps) and the shell's history can read it",
     )
-    .hint("use its alias or hash, or pass it on stdin with --key-file -; if others use this host, replace the key as well")
+    .hint("use its alias or hash, or pass it on stdin with `--key-file -`; if others use this host, replace the key as well")
     .into())
 }
 

@@ -308,7 +308,7 @@ async fn tidy(gateway: &Gateway<'_>, token: &str, alias: &str) -> Result<()> {
     }
     if is_foreign {
         warn(&format!(
-            "a key that litellm-units did not create has the alias {alias}, so the service key has another one"
+            "a key that litellm-units did not create has the alias {alias}, so the service key gets another one"
         ));
         return Ok(());
     }

@@ -52,7 +52,7 @@ impl BackupStore {
             return Err(Failure::config(format!(
                 "this litellm-units was built without object stores, so it can't copy to {url}"
             ))
-            .hint("use a distribution package, or build it with `cargo install litellm-units --features object-stores`")
+            .hint("install the DEB or RPM package, or build it with `cargo build --release --locked --features object-stores`")
             .into());
         }
         let options = settings

@@ -25,14 +25,14 @@ use crate::tls;
 pub struct Client {
     http: reqwest::Client,
     base: String,
-    /// The user to whom the gateway's address has to belong.
+    /// The user who must own the gateway's address; `None` if any may.
     owner: Option<u32>,
 }
 
 impl Client {
-    /// A client of the gateway that the units of `scope` run on this host. Each request is given up after `timeout`.
-    /// None is sent while the address belongs to another user: it would give them a key, or take their gateway for
-    /// this one.
+    /// A client of the gateway that the units of `scope` run on this host. `timeout` is for each
+    /// request. No request is sent while another user owns the address: that user would get a key,
+    /// or be taken for the gateway.
     ///
     /// # Errors
     /// When the HTTP client can't be set up.
@@ -84,7 +84,7 @@ impl Client {
     }
 }
 
-/// What every HTTP client of the gateway is built from. The gateway is on this host: a proxy of the
+/// The common settings of the gateway's HTTP clients. The gateway is on this host: a proxy of the
 /// environment must not see the requests.
 fn http() -> reqwest::ClientBuilder {
     tls::install();

@@ -1,9 +1,9 @@
-//! What is known against releases and images: vulnerabilities of LiteLLM, and what must not run at
-//! all. The program brings a table; files of the administrator and of the user add to it.
+//! Vulnerabilities of LiteLLM, and images that must not run. The program brings a table; files of
+//! the administrator and of the user add to it.
 //!
-//! Malicious releases are refused everywhere. A release with a vulnerability that is known to be
-//! exploited is not brought into a deployment unless the operator accepts it; where it runs already,
-//! nothing is refused on its account, since a gateway that does not start helps nobody.
+//! Malicious releases are refused everywhere. A release with an exploited vulnerability is not
+//! installed unless the operator accepts it. A deployment that already runs it continues: a refusal
+//! would take its gateway down.
 
 mod listed;
 pub(crate) mod osv;
@@ -30,13 +30,13 @@ use osv::{Severity, Vulnerability};
 
 /// The table that comes with the program, in OSV's format.
 const SHIPPED: &str = include_str!("advisories/known.json");
-/// The date of the newest advisory that was looked at for it.
+/// The date up to which advisories are in it.
 pub(crate) const SHIPPED_DATE: &str = "2026-10-22";
 
-/// Lists them all.
+/// The command that lists all vulnerabilities.
 const LIST: &str = "litellm-units upgrade --check";
 
-/// Everything that is known.
+/// All advisories and listed images of this host.
 #[derive(Clone, Debug)]
 pub(crate) struct Advisories {
     known: Vec<Known>,
@@ -73,12 +73,11 @@ impl Compromised {
 }
 
 impl Advisories {
-    /// Those of this host. An unreadable file of advisories is an error of
+    /// Loads those of this host. An unreadable file of advisories is an error of
     /// [`Advisories::judge`] only, so that it keeps no unit from starting.
     ///
     /// # Errors
-    /// When a list of what must not run can't be read, or a line of it can't be understood: what an
-    /// administrator forbids is never overlooked.
+    /// When a list of what must not run can't be read, or has an invalid line: it is never ignored.
     pub(crate) fn load(paths: &Paths) -> Result<Self> {
         let mut all = Self::shipped()?;
         for path in paths.compromised_lists() {
@@ -108,10 +107,10 @@ impl Advisories {
         Ok(all)
     }
 
-    /// Those that come with the program.
+    /// Loads those that come with the program.
     ///
     /// # Errors
-    /// Never, as a test sees to.
+    /// Never; a test holds it.
     pub(crate) fn shipped() -> Result<Self> {
         let known = osv::parse(SHIPPED).map_err(Failure::new)?;
         let known = known.into_iter().map(|vulnerability| Known {
@@ -150,9 +149,9 @@ impl Advisories {
         Ok(())
     }
 
-    /// Adds advisories of files. One about a vulnerability of the table takes its place, but is as
-    /// exploited as that one; several about the same count together. What the table calls malicious
-    /// stays so.
+    /// Adds advisories of files. One about a vulnerability of the table replaces it, but keeps its
+    /// mark as exploited; several about the same vulnerability are merged. A release that the table
+    /// calls malicious stays malicious.
     fn add(&mut self, own: Vec<Known>) {
         let mut added: Vec<Known> = Vec::new();
         for mut known in own {
@@ -178,7 +177,7 @@ impl Advisories {
         self.known.extend(added);
     }
 
-    /// Whether an image may run; `digest` is what its tag is known to mean.
+    /// Checks whether an image may run; `digest` is the recorded digest of its tag.
     ///
     /// # Errors
     /// When it must not.
@@ -251,11 +250,11 @@ impl Advisories {
         Ok(())
     }
 
-    /// What is known against the release of an image. Nothing if the image does not say which
+    /// The known vulnerabilities of an image's release; `None` if the image does not say which
     /// release it is.
     ///
     /// # Errors
-    /// When a file of advisories can't be read: nobody should believe that all is well.
+    /// When a file of advisories can't be read: the answer would be incomplete.
     pub(crate) fn judge(
         &self,
         image: &ImageReference,
@@ -301,7 +300,7 @@ impl Advisories {
     }
 }
 
-/// The release of one of LiteLLM's images, as far as its tag says it.
+/// The release of one of LiteLLM's images, if its tag names one.
 #[must_use]
 pub(crate) fn release(image: &ImageReference) -> Option<Release> {
     image
@@ -310,7 +309,7 @@ pub(crate) fn release(image: &ImageReference) -> Option<Release> {
         .and_then(Release::of_tag)
 }
 
-/// File and line of a variable, as far as there is one.
+/// File and line of a variable; the file alone if the variable is not in it.
 fn place(paths: &Paths, name: &str) -> String {
     let path = paths.env_file();
     let line = read_env(&path)
@@ -325,7 +324,7 @@ fn place(paths: &Paths, name: &str) -> String {
 /// A vulnerability that a release has.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct KnownVulnerability {
-    /// Its CVE, or what else it is known by.
+    /// Its CVE, or another identifier.
     pub id: String,
     /// Its other identifiers.
     pub aliases: Vec<String>,
@@ -366,7 +365,7 @@ impl KnownVulnerability {
     }
 }
 
-/// What is known against a release.
+/// The known vulnerabilities of a release.
 #[derive(Clone, Debug)]
 pub(crate) struct Judgement {
     /// The release.
@@ -396,7 +395,7 @@ impl Judgement {
             .collect()
     }
 
-    /// In a few words: `17 known vulnerabilities, 2 exploited`.
+    /// A short summary: `17 known vulnerabilities, 2 exploited`.
     #[must_use]
     pub(crate) fn count(&self) -> String {
         let count = match self.open().count() {
@@ -410,7 +409,7 @@ impl Judgement {
         }
     }
 
-    /// In some sentences; nothing if nothing is known that is not accepted.
+    /// A summary in sentences; `None` if every known vulnerability is accepted.
     #[must_use]
     pub(crate) fn words(&self) -> Option<String> {
         let of = |severity| {
@@ -451,9 +450,9 @@ impl Judgement {
     }
 }
 
-/// Lets the gateway's image into the deployment, with a warning if its release has known
-/// vulnerabilities. `accepted` are those that the command line accepts beside `.env`; `again` is the
-/// command that would do so.
+/// Admits the gateway's image to the deployment, with a warning if its release has known
+/// vulnerabilities. `accepted`: those that the command line accepts in addition to `.env`. `again`:
+/// the command that the hint repeats.
 ///
 /// # Errors
 /// When one of them is exploited and not accepted, and the deployment does not have this image yet.
@@ -467,7 +466,7 @@ pub(crate) fn admit(
     let paths = &host.paths;
     let advisories = Advisories::load(paths)?;
     if advisories.check(image, None).is_err() {
-        // Refused by those who know its digest and its place.
+        // `refuse` and `pull` report it, with its digest and its place.
         return Ok(());
     }
     let accepted = [settings.accepted.as_slice(), accepted].concat();
@@ -510,7 +509,7 @@ pub(crate) fn admit(
         .into())
 }
 
-/// Whether the deployment has this release already: it is recorded as the present one, was the last
+/// Whether the deployment has this release already: it is recorded as the current one, was the last
 /// one to be ready, or is named by the installed unit.
 fn is_deployed(paths: &Paths, release: &Release) -> Result<bool> {
     let ledger = Ledger::load(paths)?;

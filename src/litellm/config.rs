@@ -1,9 +1,8 @@
-//! LiteLLM's own configuration, checked before a restart finds out.
+//! Checks LiteLLM's own configuration before a restart uses it.
 //!
-//! An error is what keeps the gateway from starting, makes it ignore what the file plainly asks
-//! for, or puts a secret where it does not belong. Everything else is a warning: LiteLLM's
-//! releases add keys all the time, so an unknown one is only worth a word when it resembles a
-//! known one.
+//! An error keeps the gateway from starting, makes it ignore a setting, or puts a secret where it
+//! does not belong. Everything else is a warning. LiteLLM's releases add keys often, so an unknown
+//! key is reported only if it resembles a known one.
 
 use std::collections::HashSet;
 use std::fmt;
@@ -50,7 +49,7 @@ const OF_THE_CONTAINER: [&str; 5] = [
 pub enum Severity {
     /// The gateway must not be restarted with this.
     Error,
-    /// It can, but this is hardly meant.
+    /// It can, but this is probably a mistake.
     Warning,
 }
 
@@ -80,7 +79,7 @@ impl fmt::Display for Severity {
     }
 }
 
-/// `FILE:LINE:COLUMN: error: …`, as compilers say it, with the hint on a line of its own.
+/// `FILE:LINE:COLUMN: error: …`, as compilers print it, with the hint on a line of its own.
 impl fmt::Display for ConfigFinding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self {
@@ -146,8 +145,8 @@ pub fn check_deployment(host: &Host) -> Result<Vec<ConfigFinding>> {
     Ok(findings)
 }
 
-/// Whether LiteLLM refuses to start with the master key, which everybody knows. `text` is the
-/// gateway's configuration.
+/// Finds a publicly known master key, with which LiteLLM does not start. `text` is the gateway's
+/// configuration.
 fn weak_master_key(
     text: &str,
     env: &EnvFile,
@@ -237,7 +236,7 @@ fn read(path: &Path) -> Result<String> {
     text_of(bytes, path)
 }
 
-/// Checks a text; `file` is for messages only. In the order of the text.
+/// Checks a text; `file` is for messages only. The findings are in the order of the text.
 #[must_use]
 pub fn check(text: &str, file: &Path, env: &EnvFile, settings: &Settings) -> Vec<ConfigFinding> {
     check_one(text, file, env, settings).0
@@ -285,10 +284,10 @@ struct Checker<'a> {
     file: &'a Path,
     env: &'a EnvFile,
     settings: &'a Settings,
-    /// What the gateway gets, and whether it is empty.
+    /// The variables that the gateway gets, and whether each is empty.
     given: std::collections::HashMap<String, bool>,
     findings: Vec<ConfigFinding>,
-    /// Nodes already walked: an alias leads to one again.
+    /// Nodes that were checked: an alias refers to a node a second time.
     seen: HashSet<*const Node>,
     includes: Vec<(Position, String)>,
 }
@@ -586,7 +585,7 @@ impl Checker<'_> {
         }
     }
 
-    /// What can stand anywhere: references, secrets and keys given twice.
+    /// Checks what can be anywhere: references, secrets and duplicate keys.
     fn walk<'a>(&mut self, node: &'a Rc<Node>, path: &mut Vec<&'a str>) {
         if !self.seen.insert(Rc::as_ptr(node)) {
             return;
@@ -629,7 +628,7 @@ impl Checker<'_> {
                 Some("put the whole value into a variable of .env"),
             );
         }
-        // They have errors of their own.
+        // These two have checks of their own.
         if path == ["general_settings", "master_key"]
             || path == ["general_settings", "database_url"]
         {
@@ -719,7 +718,7 @@ fn section_of(name: &str) -> Option<&'static str> {
     .map(|(section, _)| section)
 }
 
-/// A name that can be shown: what is no variable's name may be a secret that was put in its place.
+/// Whether it can be a variable's name. Anything else may be a secret, and is not shown.
 fn is_variable(name: &str) -> bool {
     name.starts_with(|c: char| c.is_ascii_uppercase() || c == '_')
         && name
@@ -744,8 +743,8 @@ fn host_of(url: &str) -> &str {
     }
 }
 
-/// Whether a value is a secret, judged by its key and its looks. Placeholders such as `none` and
-/// `dummy` are not.
+/// Whether a value looks like a secret, by its key and its form. Placeholders such as `none` and
+/// `dummy` do not.
 fn is_secret(key: &str, text: &str) -> bool {
     const PREFIXES: [&str; 16] = [
         "sk-",
@@ -828,7 +827,7 @@ fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a s
         .map(|(_, known)| known)
 }
 
-/// How many letters have to be inserted, removed, replaced or swapped with their neighbour.
+/// The number of letters to insert, remove, replace or swap with their neighbour.
 fn distance(one: &str, two: &str) -> usize {
     let (one, two): (Vec<char>, Vec<char>) = (one.chars().collect(), two.chars().collect());
     let mut rows: Vec<Vec<usize>> = vec![(0..=two.len()).collect()];

@@ -1,8 +1,8 @@
-//! What is used of the inside of LiteLLM and of its libraries, and whether an image has it.
+//! The internals of LiteLLM and its libraries that are used, and whether an image has them.
 //!
-//! `units/serve.py` and `templates/migrate.py` rely on what no release promises to keep. So all of
-//! that stands here, and a container of another image than the present one is asked before
-//! anything is stopped, backed up or migrated.
+//! `units/serve.py` and `templates/migrate.py` use functions that LiteLLM does not promise to keep.
+//! All of them are listed here. A container of a new image is checked for them before anything is
+//! stopped, backed up or migrated.
 
 use std::process::Stdio;
 use std::time::Duration;
@@ -23,7 +23,7 @@ use crate::litellm::release::Release as Version;
 use crate::random::hex;
 use crate::service::Service;
 
-/// What runs in the container.
+/// The program that runs in the container.
 const PROBE: &str = include_str!("../../units/contract.py");
 /// Timeout of the container; on an idle machine it takes a second.
 const TIMEOUT: Duration = Duration::from_secs(180);
@@ -203,14 +203,14 @@ const fn every(need: Need, purpose: &'static str) -> Use {
     }
 }
 
-/// What a release said of itself.
+/// The answer of an image.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 pub(crate) struct ProbedRelease {
-    /// Its version, unless it is no LiteLLM.
+    /// Its version; `None` if the image has no LiteLLM.
     pub version: Option<String>,
     /// Its newest migration.
     pub migration: Option<String>,
-    /// For each of [`USES`], what is wrong with it.
+    /// For each of [`USES`], what is missing; `None` if nothing is.
     missing: Vec<Option<String>>,
     /// The SHA-256 of master keys that it does not start with.
     weak_keys: Vec<String>,
@@ -219,7 +219,7 @@ pub(crate) struct ProbedRelease {
 }
 
 impl ProbedRelease {
-    /// What of [`USES`] it lacks, a line each.
+    /// What it lacks of [`USES`], one line each.
     fn lacks(&self) -> Vec<String> {
         let version = self.version.as_deref().and_then(Version::of_version);
         let has = |since: &str| {
@@ -249,8 +249,8 @@ pub(crate) fn is_publicly_known<T: AsRef<str>>(key: &str, digests: &[T]) -> bool
     digests.iter().any(|known| known.as_ref() == digest)
 }
 
-/// LiteLLM's version in the image that the gateway's installed unit names: for a gateway that does
-/// not tell, as those from 1.84 on.
+/// LiteLLM's version in the image of the gateway's installed unit, for a gateway that does not tell
+/// its version (from 1.84 on).
 #[must_use]
 pub(crate) fn installed_version(paths: &Paths) -> Option<String> {
     let reference = installed_release::of_unit(paths, Service::Litellm)?;
@@ -264,7 +264,7 @@ pub(crate) fn installed_version(paths: &Paths) -> Option<String> {
     })
 }
 
-/// As [`check`], unless that was done before.
+/// Runs [`check`], unless this image was checked before.
 ///
 /// # Errors
 /// As [`check`].
@@ -283,8 +283,8 @@ pub(crate) async fn check_once(host: &Host, settings: &Settings) -> Result<()> {
 /// Checks the image that `settings` name, which is in local storage, and records its version.
 ///
 /// # Errors
-/// When it is no LiteLLM, lacks something that is used, or would not start with these settings.
-/// Nothing was changed then.
+/// When the image holds no LiteLLM, lacks something that is used, or would not start with these
+/// settings. Nothing was changed then.
 pub(crate) async fn check(host: &Host, settings: &Settings) -> Result<ProbedRelease> {
     let image = &settings.litellm_image;
     let path = host.paths.images_lock();

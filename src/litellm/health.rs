@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Client;
 
-/// How far the gateway is.
+/// The state of the gateway.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(tag = "state", rename_all = "lowercase")]
 pub enum GatewayHealth {
@@ -28,7 +28,7 @@ pub enum GatewayHealth {
 }
 
 impl GatewayHealth {
-    /// The same with `version`, if it can serve and does not tell its own.
+    /// Adds `version` to a ready gateway that does not tell its own.
     #[must_use]
     pub fn or_version(self, version: impl FnOnce() -> Option<String>) -> Self {
         match self {
@@ -82,7 +82,7 @@ impl From<Readiness> for GatewayHealth {
 }
 
 impl GatewayHealth {
-    /// From the answer of `/health/readiness`, however it was got.
+    /// Reads the answer of `/health/readiness`.
     #[must_use]
     pub fn of_answer(answer: &[u8]) -> Self {
         match serde_json::from_slice::<Readiness>(answer) {

@@ -1,7 +1,7 @@
-//! Keys that LiteLLM hands out: made, listed, changed, blocked and deleted over its HTTP interface.
+//! LiteLLM's keys: made, listed, changed, blocked and deleted over its HTTP interface.
 //!
-//! A key that exists is always named by its hash: LiteLLM's access log holds query strings, and
-//! some of its error messages repeat what they were asked for.
+//! An existing key is always named by its hash: LiteLLM's access log holds query strings, and some
+//! of its error messages repeat the request.
 
 use std::collections::BTreeMap;
 
@@ -17,9 +17,9 @@ use super::Client;
 use super::health::innermost;
 use crate::random::hex;
 
-/// How many keys are asked for at once: the most that LiteLLM gives.
+/// Keys on one page of a list: the most that LiteLLM allows.
 const PAGE: u64 = 100;
-/// The longest message of LiteLLM's that is repeated, in characters.
+/// The maximum length of a quoted message of LiteLLM, in characters.
 const MESSAGE_LIMIT: usize = 400;
 
 /// Why a request about keys did not succeed. No message holds a key.
@@ -40,7 +40,7 @@ pub enum KeyError {
         /// The alias.
         alias: String,
     },
-    /// There is no such key, or none that the one used may see.
+    /// There is no such key, or the key of the request may not see it.
     #[error("there is no such key")]
     NotFound,
     /// There is no such team.
@@ -59,7 +59,7 @@ pub enum KeyError {
         /// Why the key was not deleted.
         deletion: Box<KeyError>,
     },
-    /// LiteLLM can't use what it was asked for.
+    /// LiteLLM refuses the request as invalid.
     #[error("LiteLLM refuses it ({status}): {message}")]
     Refused {
         /// The HTTP status.
@@ -78,7 +78,7 @@ pub enum KeyError {
     /// The gateway did not answer.
     #[error("the gateway at {address} does not answer: {reason}")]
     Unreachable {
-        /// Where it was asked.
+        /// The address of the request.
         address: String,
         /// What the connection said.
         reason: String,
@@ -86,31 +86,31 @@ pub enum KeyError {
     /// Something answered, but not as LiteLLM does.
     #[error("unexpected answer of {path}: {reason}")]
     Unintelligible {
-        /// What was asked for.
+        /// The path of the request.
         path: &'static str,
         /// What is wrong with the answer.
         reason: String,
     },
 }
 
-/// In which way a key is not valid.
+/// Why a key is not valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum Invalid {
     /// The gateway has never had it, or it was deleted.
     #[error("it knows no such key")]
     Unknown,
-    /// Its time is over.
+    /// It has expired.
     #[error("the key has expired")]
     Expired,
     /// It was blocked.
     #[error("the key is blocked")]
     Blocked,
-    /// For a reason that is not told apart here.
+    /// For another reason.
     #[error("it is refused")]
     Other,
 }
 
-/// What may be set on a key. A field that is not set is left to LiteLLM, or as it is.
+/// The settings of a key. A field that is not set keeps its value, or LiteLLM's default.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Limits {
     /// The name that people know it by.
@@ -122,7 +122,7 @@ pub struct Limits {
     /// The most that it may spend, in US dollars.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_budget: Option<f64>,
-    /// After which time the budget starts anew: `30d`.
+    /// The period of the budget: `30d`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub budget_duration: Option<String>,
     /// Requests per minute.
@@ -140,14 +140,14 @@ pub struct Limits {
     /// Paths, or LiteLLM's names for groups of them, that it may call.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub allowed_routes: Option<Vec<String>>,
-    /// One of LiteLLM's presets of them: `llm_api`. Since 1.83.14 (CVE-2026-47101), who is no
-    /// administrator may set only that.
+    /// One of LiteLLM's presets of routes: `llm_api`. Since 1.83.14 (CVE-2026-47101), only an
+    /// administrator may set other routes.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub key_type: Option<&'static str>,
     /// The user that it belongs to.
     #[serde(rename = "user_id", skip_serializing_if = "Option::is_none")]
     pub user: Option<String>,
-    /// Anything else that its maker wants to remember.
+    /// Metadata, which LiteLLM only stores.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub metadata: Option<Map<String, Value>>,
 }
@@ -189,7 +189,7 @@ pub struct ApiKey {
     /// After which time the budget starts anew.
     #[serde(default)]
     pub budget_duration: Option<String>,
-    /// When that is next.
+    /// When the budget is next reset.
     #[serde(default)]
     pub budget_reset_at: Option<String>,
     /// Requests per minute.
@@ -216,7 +216,7 @@ pub struct ApiKey {
     /// What it may call; everything that its user may when empty.
     #[serde(default)]
     pub allowed_routes: Option<Vec<String>>,
-    /// What its maker wanted to remember.
+    /// Metadata, which LiteLLM only stores.
     #[serde(default)]
     pub metadata: Option<BTreeMap<String, Value>>,
 }
@@ -277,9 +277,8 @@ struct Info {
 impl Keys<'_> {
     /// Makes a key.
     ///
-    /// LiteLLM lets a new key end where a calendar would: one for `30d` at the end of the month,
-    /// one for `1d` at midnight. A changed key ends exactly when asked, so a new one is changed at
-    /// once.
+    /// LiteLLM rounds the end of a new key to its calendar: `30d` to the end of the month, `1d` to
+    /// midnight. It does not round a change, so a new key is changed at once.
     ///
     /// # Errors
     /// As [`KeyError`] says. Then no new key is left, except after [`KeyError::Left`].
@@ -328,8 +327,7 @@ impl Keys<'_> {
         })
     }
 
-    /// What is known about the key in use: tells whether it is valid, and asks for no right but
-    /// that.
+    /// The key of this client: tells whether it is valid, and needs no other right.
     ///
     /// # Errors
     /// As [`KeyError`] says.
@@ -341,8 +339,8 @@ impl Keys<'_> {
         Ok(ApiKey { token: key, ..info })
     }
 
-    /// Every key that the one in use may see, but no login session of the web interface; only
-    /// those with `alias` if there is one.
+    /// Every key that the key of this client may see, without login sessions of the web interface;
+    /// only those with `alias` if one is given.
     ///
     /// # Errors
     /// As [`KeyError`] says.
@@ -419,8 +417,8 @@ impl Keys<'_> {
             .await
     }
 
-    /// Fails if a team is asked for and there is none, for LiteLLM makes keys of a team that does not exist, and
-    /// then lets only an administrator change or delete them.
+    /// Fails if the team does not exist. LiteLLM would make the key anyway, and only an
+    /// administrator could then change or delete it.
     async fn expect_team(&self, limits: &Limits) -> Result<(), KeyError> {
         const PATH: &str = "/team/info";
         let Some(team) = &limits.team else {
@@ -453,7 +451,7 @@ impl Keys<'_> {
         }
     }
 
-    /// Asks for the models and for a key: what needs the router and the database, and costs
+    /// Asks for the models and for a key. This needs the router and the database, and costs
     /// nothing.
     ///
     /// # Errors

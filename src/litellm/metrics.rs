@@ -4,7 +4,7 @@ use reqwest::StatusCode;
 
 use super::Client;
 
-/// The counter of every request that the proxy answered, well or not.
+/// The counter of all requests that the proxy answered, errors included.
 const REQUESTS: &str = "litellm_proxy_total_requests_metric_total";
 
 /// What `/metrics` says.
@@ -14,7 +14,7 @@ pub enum Requests {
     Count(f64),
     /// The gateway has no such page: `prometheus` is not among its callbacks.
     Off,
-    /// The page is for holders of a key (`require_auth_for_metrics_endpoint`).
+    /// The page needs a key (`require_auth_for_metrics_endpoint`).
     Locked,
     /// No answer, or none in time.
     Unknown,

@@ -44,7 +44,7 @@ impl fmt::Display for Line {
     }
 }
 
-/// How far a build is on its way to the release, in order.
+/// The stage of a build before or at the release, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Stage {
     Development,
@@ -58,7 +58,7 @@ enum Stage {
 /// A release, as versions are compared.
 #[derive(Clone, Debug)]
 pub(crate) struct Release {
-    /// `1.80.11`; versions of the distant past have two numbers or four.
+    /// `1.80.11`; very old versions have two numbers or four.
     numbers: Vec<u32>,
     stage: Stage,
     /// Of the stage: 2 of `rc2`.
@@ -77,7 +77,7 @@ impl Release {
         (!release.variant).then_some(release)
     }
 
-    /// Reads the tag of an image; nothing if it names no release.
+    /// Reads the tag of an image; `None` if it names no release.
     #[must_use]
     pub(crate) fn of_tag(tag: &str) -> Option<Self> {
         let start = tag.find(|c: char| c.is_ascii_digit())?;
@@ -159,7 +159,7 @@ impl Release {
         self.numbers == other.numbers
     }
 
-    /// Whether it is meant for everyone: no build on the way to a release, and no variant of one.
+    /// Whether it is a final release: no candidate, no nightly build, no variant.
     #[must_use]
     pub(crate) fn is_general(&self) -> bool {
         self.stage == Stage::Released && !self.variant

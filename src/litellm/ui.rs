@@ -13,7 +13,7 @@ use crate::error::{Failure, Result};
 /// The name to log in with where none is set.
 pub(crate) const DEFAULT_USERNAME: &str = "admin";
 
-/// Where a browser may begin.
+/// The pages that a browser may open first.
 const PAGES: [&str; 5] = [
     "/ui",
     "/ui/",
@@ -57,7 +57,7 @@ pub(crate) async fn login(
 /// no redirect and no form leads from there to plain http.
 ///
 /// # Errors
-/// When one of that is not so.
+/// When one of these conditions is not met.
 pub(crate) async fn check_pages(client: &Client, public: Option<&Url>) -> Result<()> {
     let http = super::http()
         .timeout(std::time::Duration::from_secs(30))

@@ -18,7 +18,8 @@ pub(super) struct Entry {
 }
 
 impl Entry {
-    /// What the image is, if it is the one that is meant; `digest` is what its tag is known to mean.
+    /// A description of the image, if this entry is about it; `digest` is the recorded digest of
+    /// its tag.
     #[must_use]
     pub(super) fn matches(&self, image: &ImageReference, digest: Option<&str>) -> Option<String> {
         let what = self.what.as_str();
@@ -42,7 +43,7 @@ fn is_release(version: &str, release: &str) -> bool {
 /// Reads a list; `path` is for messages.
 ///
 /// # Errors
-/// When a line can't be understood: what an administrator forbids is never overlooked.
+/// When a line is invalid: it is never ignored.
 pub(super) fn parse(bytes: &[u8], path: &Path) -> Result<Vec<Entry>> {
     let mut entries = Vec::new();
     for (index, line) in bytes.split(|byte| *byte == b'\n').enumerate() {
@@ -77,7 +78,7 @@ pub(super) fn parse(bytes: &[u8], path: &Path) -> Result<Vec<Entry>> {
     Ok(entries)
 }
 
-/// Three numbers, and whatever a tag may have after them.
+/// Whether it has three numbers, with or without a suffix.
 fn is_exact_release(text: &str) -> bool {
     let mut parts = text.splitn(3, '.');
     let number = |part: Option<&str>| {

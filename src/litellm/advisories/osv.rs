@@ -127,9 +127,9 @@ enum File {
 /// Reads a file of advisories, and leaves out what is not about LiteLLM.
 ///
 /// # Errors
-/// With what is wrong, in words.
+/// With the cause as a text.
 pub(crate) fn parse(text: &str) -> Result<Vec<Vulnerability>, String> {
-    // Not straight to `File`: the error would say no more than that nothing matches.
+    // Not parsed as `File` at once: the error would only say that no variant matches.
     let value: Value = serde_json::from_str(text).map_err(|error| error.to_string())?;
     let records = match serde_json::from_value(value) {
         Ok(File::List(records) | File::Answer { vulns: records }) => records,
@@ -144,7 +144,7 @@ pub(crate) fn parse(text: &str) -> Result<Vec<Vulnerability>, String> {
     Ok(found)
 }
 
-/// Nothing if the advisory is about another package.
+/// `None` if the advisory is about another package.
 fn vulnerability(record: Record) -> Result<Option<Vulnerability>, String> {
     let affected: Vec<Affected> = record
         .affected
@@ -182,7 +182,7 @@ fn vulnerability(record: Record) -> Result<Option<Vulnerability>, String> {
     };
     let (mut versions, mut ranges) = (Vec::new(), Vec::new());
     for affected in affected {
-        // OSV lists some of ten years ago that no rule orders.
+        // OSV lists some very old versions that are not in semantic versioning.
         versions.extend(
             affected
                 .versions
@@ -228,7 +228,7 @@ impl Event {
         Err(format!("{version:?} is not a version"))
     }
 
-    /// The version; nothing for the limit that limits nothing.
+    /// The version; `None` for `*`, which is no limit.
     fn version(&self) -> Option<Release> {
         match self {
             Self::Introduced(version)
@@ -333,7 +333,7 @@ impl Vulnerability {
             .map_or("", String::as_str)
     }
 
-    /// Adds what another advisory says of the same.
+    /// Merges another advisory about the same vulnerability.
     pub(crate) fn absorb(&mut self, other: Self) {
         for id in other.ids {
             if !self.is_named(&id) {

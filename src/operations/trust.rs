@@ -1,11 +1,11 @@
 //! Podman's own signature policy for LiteLLM's images: what `trust` sets and removes.
 //!
-//! What that policy can't express, this program verifies at a pull (`verification`), and has Podman
-//! take the image by its digest alone.
+//! What that policy can't express, this program verifies at a pull (`verification`). It then has
+//! Podman accept the image by its digest only.
 //!
-//! Podman looks up a demand by the name that an image is pulled by, and its signature at the place
-//! that `registries.conf` makes of that name. So the policy is for names, and `registries.d` for
-//! the names and for those places.
+//! Podman looks up the policy by an image's name, and the signature at the place that
+//! `registries.conf` gives for that name. So the policy has the names, and `registries.d` has the
+//! names and those places.
 
 #[cfg(feature = "signatures")]
 mod cryptography;
@@ -54,10 +54,11 @@ const REPOSITORIES: [&str; 4] = [
 /// The first key that LiteLLM signed its images with, of [`known::KEYS`].
 pub const LITELLM_KEY: &str = include_str!("trust/litellm.pub");
 
-/// This file of `registries.d` is ours as a whole.
+/// A file of `registries.d` that this program alone writes.
 const REGISTRIES_FILE: &str = "litellm-units.yaml";
 
-/// Whether LiteLLM signs such releases. What does not say which release it is counts as signed.
+/// Whether LiteLLM signs this release. An image that does not say which release it is counts as
+/// signed.
 #[must_use]
 pub fn is_signed_release(image: &ImageReference) -> bool {
     known::way(image) != Some(known::SigningMethod::Unsigned)
@@ -72,19 +73,19 @@ pub fn is_below(image: &ImageReference, scope: &str) -> bool {
         .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
 }
 
-/// The files that are concerned.
+/// The files that `trust` reads and writes.
 #[derive(Clone, Debug)]
 pub struct Places {
     /// `policy.json`: a user's replaces the administrator's.
     pub policy: PathBuf,
-    /// The administrator's, which counts for a user who has none.
+    /// The administrator's, which applies to a user who has none.
     site_policy: Option<PathBuf>,
     /// `registries.d`: a user's replaces the administrator's.
     registries: PathBuf,
     site_registries: Option<PathBuf>,
     /// The first public key.
     pub key: PathBuf,
-    /// What is trusted of Sigstore, the first file counting that is there.
+    /// Files with the trusted authorities and logs of Sigstore; the first that exists applies.
     #[cfg_attr(
         not(feature = "signatures"),
         expect(dead_code, reason = "Podman asks no one else")
@@ -95,7 +96,7 @@ pub struct Places {
 }
 
 impl Places {
-    /// Where Podman looks on this host.
+    /// The files on this host.
     #[must_use]
     pub fn of(paths: &Paths) -> Self {
         let own = paths.own_configuration();
@@ -112,7 +113,7 @@ impl Places {
         }
     }
 
-    /// The policy that counts now; nothing if there is none, and Podman pulls nothing.
+    /// The policy that applies; `None` if there is none, and Podman pulls nothing.
     ///
     /// # Errors
     /// When it can't be read or is damaged.
@@ -136,13 +137,13 @@ impl Places {
         }
     }
 
-    /// Keeps other processes from changing the same files meanwhile.
+    /// Locks the files against changes by other processes.
     ///
     /// # Errors
     /// When the kernel refuses.
     pub fn lock(&self) -> Result<Option<Flock<File>>> {
         let Some(directory) = self.record.parent().filter(|directory| directory.is_dir()) else {
-            // Nothing is set, so nobody adds to it.
+            // Nothing is set, so no other process adds to it.
             return Ok(None);
         };
         let file =
@@ -155,7 +156,7 @@ impl Places {
         }
     }
 
-    /// Has Podman take an image (`name@digest`) by its digest, now that a signature by `signer` has
+    /// Has Podman accept an image (`name@digest`) by its digest, after a signature by `signer` has
     /// been verified.
     ///
     /// # Errors
@@ -169,7 +170,7 @@ impl Places {
         PolicyPlan::set(self, &wish)?.apply()
     }
 
-    /// What was set here.
+    /// The record of what was set.
     ///
     /// # Errors
     /// When the record can't be read.
@@ -192,7 +193,7 @@ impl Places {
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct TrustRecord {
     schema: u32,
-    /// The names that signatures are demanded for.
+    /// The scope of the images that need a signature.
     pub scope: String,
     /// Whether signatures are LiteLLM's, by a key or without one, and not those of other keys.
     #[serde(rename = "packaged_key")]
@@ -200,8 +201,8 @@ pub struct TrustRecord {
     /// How many keys there are.
     #[serde(default = "one")]
     keys: usize,
-    /// Images that are taken by their digests since this program verified them, as `name@digest`,
-    /// and by whom they are signed.
+    /// Images that this program has verified and Podman accepts by their digests, as `name@digest`,
+    /// with their signers.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub verified: BTreeMap<String, String>,
     /// What was added to the policy.
@@ -219,7 +220,7 @@ fn one() -> usize {
 }
 
 impl TrustRecord {
-    /// The images that are taken without a signature, each by its digest.
+    /// The images that are accepted without a signature, each by its digest.
     pub fn accepted(&self) -> impl Iterator<Item = &str> {
         self.scopes
             .keys()
@@ -238,12 +239,13 @@ impl TrustRecord {
 pub struct HostFacts {
     /// What `registries.conf` makes of names, as `podman info` has it.
     pub registries: Value,
-    /// Whether a demand of Podman's policy may list several keys.
+    /// Whether a requirement of Podman's policy may list several keys.
     pub lists_keys: bool,
 }
 
 impl HostFacts {
-    /// Podman refuses its whole policy where it has a word that this version does not know.
+    /// The first version that knows such a list. Podman refuses a policy with a word that it does
+    /// not know.
     const LISTS_KEYS: PodmanVersion = PodmanVersion { major: 5, minor: 3 };
 
     /// Asks Podman.
@@ -258,23 +260,23 @@ impl HostFacts {
     }
 }
 
-/// What is asked for.
+/// The requested policy.
 #[derive(Clone, Debug, Default)]
 pub struct Wish {
-    /// The names to demand signatures for, if other than now.
+    /// The new scope of the images that need a signature; `None` keeps the current one.
     pub scope: Option<String>,
-    /// The keys' texts, if other than now.
+    /// The new keys in PEM form; none keeps the current ones.
     pub keys: Vec<String>,
-    /// Images to take without a signature, as `name@digest`.
+    /// Images to accept without a signature, as `name@digest`.
     pub accept: Vec<String>,
-    /// Images that were verified, as `name@digest`, and by whom they are signed.
+    /// Images that were verified, as `name@digest`, with their signers.
     pub verified: BTreeMap<String, String>,
     /// What counts of the host.
     pub host: HostFacts,
 }
 
 impl Wish {
-    /// That all stays as it is, on this host.
+    /// Keeps everything as it is.
     #[must_use]
     pub fn of(host: HostFacts) -> Self {
         Self {
@@ -284,10 +286,10 @@ impl Wish {
     }
 }
 
-/// What has to be done.
+/// The changes to make.
 #[derive(Debug)]
 pub struct PolicyPlan {
-    /// The files that differ, in an order that can be interrupted.
+    /// The files that differ, in an order that allows an interruption after each.
     pub changes: Vec<UnitChange>,
     /// Links to make: the link, and what it points to.
     pub links: BTreeMap<PathBuf, PathBuf>,
@@ -299,11 +301,11 @@ pub struct PolicyPlan {
 }
 
 impl PolicyPlan {
-    /// What has to be done so that the wish is fulfilled.
+    /// Plans the changes for the wish.
     ///
     /// # Errors
-    /// When a file is damaged, or someone else has decided about these images already: nothing of
-    /// that is ever replaced or loosened.
+    /// When a file is damaged, or a foreign rule covers these images: it is never replaced or
+    /// loosened.
     pub fn set(places: &Places, wish: &Wish) -> Result<Self> {
         let record = places.record()?;
         let scope = wish
@@ -325,7 +327,7 @@ impl PolicyPlan {
             &key_files[..1]
         };
         let mut scopes = demands(&scope, is_litellm, by_policy);
-        // What was verified by a key that counts no more has to be verified anew.
+        // An image that was verified by a key that no longer applies has to be verified again.
         let mut verified = BTreeMap::new();
         if let Some(record) = &record {
             let mut old = record.key_files(places).map(|path| read(&path));
@@ -347,7 +349,7 @@ impl PolicyPlan {
             let inside = image
                 .strip_prefix(scope.as_str())
                 .is_some_and(|rest| rest.starts_with(['/', '@']));
-            // One that someone else wrote stays theirs.
+            // A foreign rule stays foreign.
             if inside && !policy.has(image, &requirements) {
                 scopes.insert(image.to_owned(), requirements);
             }
@@ -407,7 +409,7 @@ impl PolicyPlan {
         })
     }
 
-    /// What has to be done so that all is as it was without `trust`; nothing if it never was set.
+    /// Plans the removal of everything that `trust` has set; `None` if it was never set.
     ///
     /// # Errors
     /// When a file is damaged.
@@ -447,7 +449,7 @@ impl PolicyPlan {
         Ok(plan)
     }
 
-    /// Whether nothing has to be done.
+    /// Whether there is nothing to change.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.changes.is_empty() && self.links.is_empty() && self.unlinks.is_empty()
@@ -460,14 +462,15 @@ impl PolicyPlan {
             .filter(|change| change.path != self.record_path)
     }
 
-    /// Does it, one atomic step for each file.
+    /// Makes the changes, one atomic step for each file.
     ///
     /// # Errors
-    /// When the disk refuses. Each file is then either old or new, and the next run continues.
+    /// When a file can't be written. Each file is then either old or new, and the next run
+    /// continues.
     pub fn apply(&self) -> Result<()> {
         for (link, target) in &self.links {
             make_parent(link)?;
-            // What is in the way is a link of ours to a file that is no longer there.
+            // An existing link is one of ours to a file that no longer exists.
             match fs::remove_file(link) {
                 Err(error) if error.kind() != ErrorKind::NotFound => {
                     return Err(error).with_context(|| format!("can't replace {}", link.display()));
@@ -513,14 +516,14 @@ fn base(places: &Places, record: Option<&TrustRecord>) -> Result<(String, PathBu
         (Some(text), None) => Ok((text, places.policy.clone(), false)),
         (Some(text), Some(record)) => {
             let before = Policy::parse(&record.before, &places.policy)?;
-            // Nobody has edited it since: what was there comes back byte for byte.
+            // It was not edited since, so the earlier text is restored byte for byte.
             if before.with(&record.scopes) != text {
                 let policy = Policy::parse(&text, &places.policy)?;
                 let base = policy.without(record.scopes.keys());
                 return Ok((base, places.policy.clone(), record.copied));
             }
             match site {
-                // The administrator may have edited theirs.
+                // The administrator may have edited the original of the copy.
                 Some(site) if record.copied => Ok(site),
                 _ => Ok((record.before.clone(), places.policy.clone(), record.copied)),
             }
@@ -536,7 +539,7 @@ fn base(places: &Places, record: Option<&TrustRecord>) -> Result<(String, PathBu
     }
 }
 
-/// Refuses to decide where someone else has decided.
+/// Refuses a policy with a foreign rule about these images.
 fn refuse_foreign(policy: &Policy, scope: &str) -> Result<()> {
     let refuse = |demand: Demand, problem: &str| {
         let named = demand.scope.unwrap_or("default");
@@ -567,7 +570,7 @@ fn refuse_foreign(policy: &Policy, scope: &str) -> Result<()> {
     Ok(())
 }
 
-/// The keys that count, the first one first, and whether they are LiteLLM's.
+/// The keys that apply, in order, and whether they are LiteLLM's.
 fn keys(places: &Places, record: Option<&TrustRecord>, wish: &Wish) -> Result<(Vec<String>, bool)> {
     let is_litellm = if wish.keys.is_empty() {
         record.is_none_or(|record| record.is_litellm)
@@ -603,7 +606,7 @@ fn keys(places: &Places, record: Option<&TrustRecord>, wish: &Wish) -> Result<(V
     Ok((keys.collect(), true))
 }
 
-/// What is demanded of images of `scope`.
+/// The requirements for images of `scope`.
 fn demands(scope: &str, is_litellm: bool, keys: &[PathBuf]) -> Scopes {
     let signed = |identity: Value| match keys {
         [key] => json!([{
@@ -622,8 +625,8 @@ fn demands(scope: &str, is_litellm: bool, keys: &[PathBuf]) -> Scopes {
     let mut scopes = Scopes::new();
     scopes.insert(scope.to_owned(), own_name());
     if is_litellm && scope != PUBLISHED {
-        // Elsewhere, LiteLLM's signatures still name the images as LiteLLM published them.
-        // remapIdentity would do, but not for a name without a tag.
+        // In another registry, LiteLLM's signatures still name the images as LiteLLM published
+        // them. `remapIdentity` would do, but not for a name without a tag.
         let published = |repository: &str| {
             signed(json!({
                 "type": "exactRepository",
@@ -672,7 +675,7 @@ fn locations(scope: &str, registries: &Value) -> Vec<String> {
     found
 }
 
-/// Our file of `registries.d`, without what another file says already: Podman takes no two files
+/// Our file of `registries.d`, without the places that another file names: Podman refuses two files
 /// that name the same place.
 fn registries_yaml(
     places: &Places,
@@ -795,7 +798,7 @@ pub fn check_key(text: &str, path: &Path) -> Result<()> {
     .into())
 }
 
-/// Refuses what no image's name can begin with.
+/// Refuses a scope that no image's name can begin with.
 ///
 /// # Errors
 /// When it is no registry and path.
@@ -810,11 +813,11 @@ pub fn check_scope(scope: &str) -> Result<()> {
     }
 }
 
-/// The images before the first signed release whose digests are known, as `name@digest`: they stay
-/// usable by these digests alone.
+/// The images before the first signed release whose digests are recorded, as `name@digest`: they
+/// stay usable by these digests only.
 ///
 /// # Errors
-/// When `current`, the gateway's image, is such a one and its digest is not known, or it is not
+/// When `current`, the gateway's image, is one of them and its digest is not recorded, or it is not
 /// below the scope.
 pub fn unsigned(
     scope: &str,
@@ -884,7 +887,7 @@ fn points_to(link: &Path, target: &Path) -> bool {
     fs::read_link(link).is_ok_and(|found| found == target)
 }
 
-/// As it is; a new file can be read by all, since no one's secret is in it.
+/// The mode of the file; a new one is readable for all, since it holds no secret.
 fn mode(path: &Path) -> u32 {
     use std::os::unix::fs::PermissionsExt;
     fs::metadata(path).map_or(0o644, |found| found.permissions().mode() & 0o777)
@@ -895,7 +898,7 @@ fn make_parent(path: &Path) -> Result<()> {
     fs::create_dir_all(directory).with_context(|| format!("can't create {}", directory.display()))
 }
 
-/// Removes a file, and its directory if that was the last in it.
+/// Removes a file, and its directory if that is empty then.
 fn remove(path: &Path) -> Result<()> {
     fs::remove_file(path).with_context(|| format!("can't remove {}", path.display()))?;
     let directory = path.parent().context("a file without a directory")?;

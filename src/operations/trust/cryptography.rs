@@ -9,7 +9,7 @@ use sigstore_verify::crypto::{
 };
 use sigstore_verify::types::HashAlgorithm;
 
-/// Makes it the cryptography of this process; another one that is in place already stays.
+/// Installs it for this process, unless another one is installed.
 pub(super) fn install() {
     let _ = install_default_provider(&Ring);
 }
@@ -75,7 +75,7 @@ impl CryptoProvider for Ring {
             .map_err(|_| Error::Verification(format!("invalid {} signature", scheme.name())))
     }
 
-    /// What cosign signs with: an ECDSA key on P-256.
+    /// The algorithm of cosign: ECDSA with a key on P-256.
     fn verify_prehashed(
         &self,
         scheme: SigningScheme,

@@ -1,4 +1,4 @@
-//! How LiteLLM signs its images, by its release pages.
+//! How LiteLLM signs its images, according to its release pages.
 
 use sha2::{Digest, Sha256};
 
@@ -12,7 +12,7 @@ pub struct SigningKey {
     pub commit: &'static str,
     /// The file's SHA-256.
     pub sha256: &'static str,
-    /// The file, as far as it comes with the program.
+    /// The file, if it comes with the program.
     pub text: Option<&'static str>,
 }
 
@@ -30,12 +30,12 @@ pub const KEYS: [SigningKey; 2] = [
     },
 ];
 
-/// Whose certificate is taken, without a key.
+/// The identity that a certificate of a keyless signature must have.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SignerIdentity {
     /// The workflow.
     pub subject: &'static str,
-    /// Who says that it was this workflow.
+    /// The issuer that vouches for the workflow.
     pub issuer: &'static str,
 }
 
@@ -45,7 +45,7 @@ pub const IDENTITY: SignerIdentity = SignerIdentity {
     issuer: "https://token.actions.githubusercontent.com",
 };
 
-/// Releases without a signature, and where that is reported.
+/// Releases without a signature, with the issue that reports it.
 const UNSIGNED: &str = include_str!("unsigned-releases");
 
 /// How a release is signed.
@@ -66,7 +66,7 @@ pub fn key(text: &str) -> Option<&'static SigningKey> {
     KEYS.iter().find(|key| key.sha256 == sha256)
 }
 
-/// How LiteLLM signs this release; nothing if the image does not say which one it is.
+/// How LiteLLM signs this release; `None` if the image does not say which one it is.
 #[must_use]
 pub fn way(image: &ImageReference) -> Option<SigningMethod> {
     let release = Release::of(image)?;
@@ -84,7 +84,7 @@ pub fn way(image: &ImageReference) -> Option<SigningMethod> {
     })
 }
 
-/// Where it is reported that LiteLLM did not sign this release.
+/// The issue that reports that LiteLLM did not sign this release.
 #[must_use]
 pub fn unsigned(image: &ImageReference) -> Option<&'static str> {
     let version = image.version()?;
@@ -103,7 +103,7 @@ pub fn unsigned(image: &ImageReference) -> Option<&'static str> {
 struct Release {
     major: u32,
     minor: u32,
-    /// Nothing for one before the first patch: `1.104.0-rc.1`.
+    /// `None` for a release before the first patch: `1.104.0-rc.1`.
     patch: Option<u32>,
 }
 

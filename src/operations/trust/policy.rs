@@ -1,5 +1,5 @@
-//! Podman's `policy.json`: what it demands of an image, and edits that keep every other byte of it
-//! (containers-policy.json(5)).
+//! Podman's `policy.json` (containers-policy.json(5)): its requirements for an image, and edits
+//! that keep every other byte.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,7 @@ use serde_json::Value;
 
 use crate::error::{Failure, Result};
 
-/// What each scope demands, by scope.
+/// The requirements of each scope.
 pub(crate) type Scopes = BTreeMap<String, Value>;
 
 /// The file's content.
@@ -23,22 +23,22 @@ pub struct Policy {
     scopes: Vec<(String, Value)>,
 }
 
-/// What counts for an image.
+/// The rule that applies to an image.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Demand<'a> {
-    /// The scope that says it; nothing for the policy's default.
+    /// Its scope; `None` for the policy's default.
     pub scope: Option<&'a str>,
     requirements: &'a Value,
 }
 
 impl Demand<'_> {
-    /// Whether every image is taken.
+    /// Whether every image is accepted.
     #[must_use]
     pub fn accepts_anything(&self) -> bool {
         self.types().all(|kind| kind == "insecureAcceptAnything")
     }
 
-    /// The kinds of demands.
+    /// The types of its requirements.
     pub fn types(&self) -> impl Iterator<Item = &str> {
         self.requirements
             .as_array()
@@ -47,7 +47,7 @@ impl Demand<'_> {
             .map(|requirement| requirement["type"].as_str().unwrap_or_default())
     }
 
-    /// The files with the keys, where there are any.
+    /// The files of its keys.
     pub fn keys(&self) -> impl Iterator<Item = &str> {
         self.requirements
             .as_array()
@@ -65,7 +65,7 @@ impl Policy {
     /// Reads a policy; `path` is for messages only.
     ///
     /// # Errors
-    /// When Podman could not read it either, with file and line.
+    /// When Podman could not read it, with file and line.
     pub fn parse(text: &str, path: &Path) -> Result<Self> {
         let damaged = |line: usize, problem: &str| {
             anyhow::Error::from(
@@ -74,7 +74,7 @@ impl Policy {
                 ),
             )
         };
-        // Podman takes JSON and nothing beyond, as serde_json does.
+        // Podman accepts plain JSON only, as serde_json does.
         serde_json::from_str::<Value>(text)
             .map_err(|error| damaged(error.line(), &error.to_string()))?;
         let root = CstRootNode::parse(text, &ParseOptions::default())
@@ -138,8 +138,8 @@ impl Policy {
         &self.text
     }
 
-    /// What counts for an image or for all below a name; `rest` is `:TAG`, `@DIGEST` or empty. The
-    /// most specific scope alone counts.
+    /// The rule for an image or for all below a name; `rest` is `:TAG`, `@DIGEST` or empty. Only
+    /// the most specific scope applies.
     #[must_use]
     pub fn demand(&self, name: &str, rest: &str) -> Demand<'_> {
         let mut candidates = vec![format!("{name}{rest}")];
@@ -187,7 +187,7 @@ impl Policy {
             })
     }
 
-    /// Whether this scope demands just this.
+    /// Whether this scope has exactly these requirements.
     #[must_use]
     pub fn has(&self, scope: &str, requirements: &Value) -> bool {
         self.scopes
@@ -195,7 +195,7 @@ impl Policy {
             .any(|(other, found)| other == scope && found == requirements)
     }
 
-    /// File and line of what counts.
+    /// File and line of the rule.
     #[must_use]
     pub fn place(&self, demand: Demand) -> String {
         let line = line_of(&self.text, demand.scope.unwrap_or("default"));
@@ -229,7 +229,7 @@ impl Policy {
     }
 
     fn edited(&self, edit: impl FnOnce(CstObject)) -> String {
-        // `parse` has seen that these are objects, if they are there.
+        // `parse` has checked that these are objects, if they exist.
         let Ok(root) = CstRootNode::parse(&self.text, &ParseOptions::default()) else {
             return self.text.clone();
         };
@@ -242,7 +242,7 @@ impl Policy {
     }
 }
 
-/// Refuses a name that stands twice: Podman does.
+/// Refuses a duplicate name, as Podman does.
 fn once(object: &CstObject, name: &str) -> std::result::Result<(), String> {
     let count = object
         .properties()
@@ -255,7 +255,7 @@ fn once(object: &CstObject, name: &str) -> std::result::Result<(), String> {
     Ok(())
 }
 
-/// The last line on which the name stands as a key, from 1.
+/// The last line with the name as a key, from 1.
 fn line_of(text: &str, name: &str) -> usize {
     let quoted = Value::from(name).to_string();
     text.rmatch_indices(&quoted)
@@ -270,7 +270,7 @@ fn input(value: &Value) -> CstInputValue {
         Value::Number(value) => CstInputValue::Number(value.to_string()),
         Value::String(value) => CstInputValue::String(value.clone()),
         Value::Array(items) => CstInputValue::Array(items.iter().map(input).collect()),
-        // The type first, as people write it.
+        // The type first, as is usual.
         Value::Object(entries) => {
             let (types, others): (Vec<_>, Vec<_>) =
                 entries.iter().partition(|(name, _)| *name == "type");

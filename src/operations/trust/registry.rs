@@ -1,7 +1,7 @@
-//! What a registry has of an image's signatures (the OCI distribution specification, and cosign's).
+//! An image's signatures in a registry (the OCI distribution specification, and cosign's).
 //!
-//! Podman has no command for it. Registries, mirrors, certificates and logins are those that Podman
-//! uses.
+//! Podman has no command for that. Registries, mirrors, certificates and logins are those that
+//! Podman uses.
 
 use std::fmt::Write as _;
 use std::path::PathBuf;
@@ -33,12 +33,12 @@ const SIMPLE_SIGNING: &str = "application/vnd.dev.cosign.simplesigning.v1+json";
 /// Sigstore's bundles (cosign 3).
 const BUNDLE: &str = "application/vnd.dev.sigstore.bundle";
 
-/// More than any manifest or signature has.
+/// The maximum size of an answer: more than any manifest or signature has.
 const LARGEST: usize = 4 << 20;
-/// More signatures than anyone makes of one image.
+/// The maximum number of signatures that are read of one image.
 const MOST_SIGNATURES: usize = 50;
 
-/// Where Podman keeps certificates of registries, the first one counting.
+/// Where Podman keeps certificates of registries; the first one applies.
 const CERTIFICATES: [&str; 2] = ["/etc/containers/certs.d", "/etc/docker/certs.d"];
 
 /// An image that a registry has.
@@ -46,7 +46,7 @@ const CERTIFICATES: [&str; 2] = ["/etc/containers/certs.d", "/etc/docker/certs.d
 pub(super) struct Published {
     /// The manifest's digest.
     pub digest: String,
-    /// Digests of the images of several platforms that it lists, if it is such a list.
+    /// If it is an index, the digests of the images that it lists, one for each platform.
     pub platforms: Vec<String>,
 }
 
@@ -91,8 +91,8 @@ struct Token {
 }
 
 impl Repository {
-    /// The ways to ask for the repository at this place, the best one first: where `registries.conf`
-    /// lets a registry be insecure, also without a certificate that can be verified, and without any.
+    /// The clients to try for the repository at this place, in order. If `registries.conf` calls
+    /// the registry insecure, also one that does not verify its certificate, and one without TLS.
     ///
     /// # Errors
     /// When the place is no registry and path, or a certificate for it can't be read.
@@ -136,7 +136,7 @@ impl Repository {
         })
     }
 
-    /// What a tag or a digest means; nothing if the registry does not have it.
+    /// The image of a tag or a digest; `None` if the registry does not have it.
     ///
     /// # Errors
     /// When the registry can't be asked, or answers with another image.
@@ -199,8 +199,8 @@ impl Repository {
         Ok(attached)
     }
 
-    /// Digests of the manifests with Sigstore's bundles that refer to this image. A registry without
-    /// that list keeps it under a tag.
+    /// Digests of the manifests with Sigstore's bundles that refer to this image. A registry
+    /// without the referrers API keeps their list under a tag.
     async fn referrers(&mut self, digest: &str, tag: &str) -> Result<Vec<String>> {
         let accept = INDEXES[0];
         let body = match self.get(&format!("referrers/{digest}"), accept).await? {
@@ -215,7 +215,7 @@ impl Repository {
         Ok(index
             .manifests
             .into_iter()
-            // Not every tool repeats the type in the list.
+            // Some tools leave the type out of the list.
             .filter(|found| {
                 found.artifact_type.is_empty() || found.artifact_type.starts_with(BUNDLE)
             })
@@ -237,7 +237,7 @@ impl Repository {
         Ok(body)
     }
 
-    /// The body; nothing if there is none such.
+    /// The body; `None` if there is none.
     async fn get(&mut self, what: &str, accept: &str) -> Result<Option<Vec<u8>>> {
         let url = self.base.join(what).context("a damaged digest")?;
         let mut response = self.send(&url, accept).await?;
@@ -247,7 +247,7 @@ impl Repository {
         }
         match response.status() {
             status if status.is_success() => Ok(Some(self.body(response).await?)),
-            // What a registry does not know, or not this kind of request.
+            // The registry does not have it, or does not know this kind of request.
             StatusCode::NOT_FOUND | StatusCode::METHOD_NOT_ALLOWED => Ok(None),
             status => bail!("{} answers {status} for {}", self.host, url.path()),
         }
@@ -286,7 +286,7 @@ impl Repository {
         Ok(body)
     }
 
-    /// What the registry wants to see: a token of its own, or the login itself.
+    /// The authorization that the registry asks for: a token of its own, or the login itself.
     async fn authorize(&self, response: &Response) -> Result<Option<HeaderValue>> {
         let login = login(&self.host, &self.path)?;
         let wanted = response
@@ -313,7 +313,7 @@ impl Repository {
         let realm = parameter("realm").unwrap_or_default();
         let mut url = Url::parse(&realm)
             .with_context(|| format!("{} names the token server {realm:?}", self.host))?;
-        // A login is not sent in the clear where the registry itself is not asked in the clear.
+        // A login for a registry with TLS is not sent without TLS.
         if self.base.scheme() == "https" && url.scheme() != "https" {
             bail!(
                 "{} names the token server {realm:?}, which is not https",
@@ -390,7 +390,7 @@ fn certificates(host: &str) -> Result<Vec<reqwest::Certificate>> {
     Ok(found)
 }
 
-/// Where `podman login` keeps what it is told, the first file counting that has the registry.
+/// The files in which `podman login` stores logins; the first that has the registry applies.
 fn login_files() -> Vec<PathBuf> {
     let variable = |name: &str| std::env::var_os(name).map(PathBuf::from);
     if let Some(file) = variable("REGISTRY_AUTH_FILE") {
@@ -414,7 +414,7 @@ fn login_files() -> Vec<PathBuf> {
     .collect()
 }
 
-/// What Podman would log in with; nothing if it would not.
+/// The login that Podman would use; `None` if it would use none.
 fn login(host: &str, path: &str) -> Result<Option<HeaderValue>> {
     for file in login_files() {
         let text = match std::fs::read_to_string(&file) {
@@ -424,7 +424,7 @@ fn login(host: &str, path: &str) -> Result<Option<HeaderValue>> {
                 return Err(error).with_context(|| format!("can't read {}", file.display()));
             }
         };
-        // Not serde's own words: they may quote from the file.
+        // Not serde's own message: it may quote from the file.
         let logins: Value = serde_json::from_str(&text).map_err(|error| {
             anyhow!("{}, line {}: not valid JSON", file.display(), error.line())
         })?;
@@ -457,7 +457,7 @@ fn sensitive(text: &str) -> Option<HeaderValue> {
     Some(value)
 }
 
-/// reqwest's own words leave out why.
+/// reqwest's own message leaves out the causes.
 fn causes(error: &reqwest::Error) -> String {
     let mut text = error.to_string();
     let mut source = std::error::Error::source(error);

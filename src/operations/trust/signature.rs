@@ -1,5 +1,5 @@
-//! Whether an image's signatures are by someone who is trusted, and for this image. Nothing here
-//! asks anyone: what a registry has and what is trusted is given.
+//! Verifies that an image has a signature of a trusted signer. It asks neither a registry nor a
+//! log: the caller passes the signatures and the trusted root.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -18,10 +18,10 @@ use super::known::SignerIdentity;
 use crate::error::{Failure, Result};
 use crate::image::DIGEST_PREFIX;
 
-/// What cosign 3 says of an image that it signs; an attestation says something else about the image.
+/// The type of cosign 3's statement about an image that it signs; an attestation has another one.
 const SIGNED: &str = "https://sigstore.dev/cosign/sign/v1";
 
-/// What a registry has of signatures of one image.
+/// The signatures of one image in a registry.
 #[derive(Clone, Debug, Default)]
 pub struct Attached {
     /// Signatures of cosign before 3.
@@ -47,9 +47,9 @@ pub struct Simple {
     pub annotations: BTreeMap<String, String>,
 }
 
-/// Whose signatures are taken.
+/// The signers whose signatures are accepted.
 pub struct Signers {
-    /// Public keys in PEM form, and what to call them.
+    /// Public keys, each with a name for messages.
     keys: Vec<(String, DerPublicKey)>,
     identity: Option<SignerIdentity>,
     verifier: Verifier,
@@ -60,20 +60,21 @@ pub struct Signers {
 pub struct Subject<'a> {
     /// The manifest's digest.
     pub digest: &'a str,
-    /// Names that the signature may give it.
+    /// The names that the signature may contain.
     pub names: &'a [String],
 }
 
-/// A signature that holds.
+/// A valid signature.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Signed {
     /// Who signed.
     pub by: String,
-    /// By which of the keys, if Podman can verify that, too: it does not read cosign 3's bundles.
+    /// The index of the key, if Podman can verify the signature, too: it does not read cosign 3's
+    /// bundles.
     pub key: Option<usize>,
 }
 
-/// Reads what is trusted of Sigstore: its certificate authorities, logs and timestamp authorities.
+/// Reads the trusted root of Sigstore: its certificate authorities, logs and timestamp authorities.
 ///
 /// # Errors
 /// When the file is damaged.
@@ -92,11 +93,11 @@ fn damaged(path: &Path, error: &dyn std::fmt::Display) -> anyhow::Error {
 }
 
 impl Signers {
-    /// Whose signatures are taken: by one of these keys (what to call it, and its PEM form), or by
-    /// this identity.
+    /// Accepts signatures by one of these keys (a name for messages, and its PEM form), or by this
+    /// identity.
     ///
     /// # Errors
-    /// When a key or a file with what is trusted of Sigstore is damaged.
+    /// When a key or the file with the trusted root is damaged.
     pub fn new(
         keys: &[(String, String)],
         identity: Option<SignerIdentity>,
@@ -126,10 +127,10 @@ impl Signers {
         })
     }
 
-    /// Whether one of the signatures is by someone who is trusted, and for this image.
+    /// Looks for a signature of this image by one of the signers.
     ///
     /// # Errors
-    /// With what is wrong with each of them.
+    /// With the fault of each signature.
     pub fn verify(
         &self,
         attached: &Attached,
@@ -221,7 +222,7 @@ impl Signers {
         self.keys
             .iter()
             .find(|(_, key)| {
-                // As Podman, which asks no log about signatures by a key.
+                // Like Podman, without the transparency log for signatures by a key.
                 let policy = PublicKeyVerificationPolicy::new(key.clone()).skip_tlog_unsafe();
                 self.verifier.verify(digest, &bundle, &policy).is_ok()
             })
@@ -267,7 +268,7 @@ struct Statement {
     predicate_type: String,
 }
 
-/// What cosign before 3 signs.
+/// The text that cosign before 3 signs.
 #[derive(Deserialize)]
 struct Payload {
     critical: Critical,
@@ -355,7 +356,7 @@ struct Timestamp {
     token: String,
 }
 
-/// The annotations of a signature as the bundle of today, which is what is verified.
+/// Converts the annotations of a signature to a current bundle, which is what can be verified.
 fn bundle_of(
     signature: &str,
     certificate: &str,

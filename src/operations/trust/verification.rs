@@ -1,5 +1,5 @@
-//! Verifies the signature of an image at its registry, for what Podman's policy can't express: a
-//! signature without a key, one of the index of all platforms, a second key where Podman takes one.
+//! Verifies at the registry what Podman's policy can't express: a signature without a key, a
+//! signature of an index, a second key where Podman accepts only one.
 
 use std::path::Path;
 
@@ -10,23 +10,23 @@ use crate::error::Result;
 use crate::host::registries::endpoints;
 use crate::image::ImageReference;
 
-/// What a registry has, and whether it is signed.
+/// An image in a registry, and whether it is signed.
 #[derive(Debug)]
 pub(crate) struct Verification {
     /// The manifest's digest.
     pub digest: String,
-    /// Whether Podman's policy lets the image in by itself: it reads signatures of one platform's
-    /// manifest, by a key.
+    /// Whether Podman's policy accepts the image by itself: it verifies signatures with a key, of
+    /// one platform's manifest.
     pub can_podman: bool,
-    /// Who signed it; or what is wrong with each signature.
+    /// The signer, or the fault of each signature.
     pub signed: std::result::Result<String, Vec<String>>,
 }
 
 impl TrustRecord {
-    /// Whose signatures are taken.
+    /// The signers whose signatures are accepted.
     ///
     /// # Errors
-    /// When a key or the file with what is trusted of Sigstore can't be read or is damaged.
+    /// When a key or the file with the trusted root can't be read or is damaged.
     pub fn signers(&self, places: &Places) -> Result<Signers> {
         let mut keys = Vec::new();
         for path in self.key_files(places) {
@@ -40,13 +40,14 @@ impl TrustRecord {
         Signers::new(&keys, identity, root)
     }
 
-    /// The names that a signature may give to images of this one.
+    /// The names that a signature of an image with this name may contain.
     #[must_use]
     pub fn names(&self, name: &str) -> Vec<String> {
         let mut names = vec![name.to_owned()];
         let last = name.rsplit('/').next().unwrap_or_default();
         if self.is_litellm && REPOSITORIES.contains(&last) {
-            // Elsewhere, LiteLLM's signatures still name the images as LiteLLM published them.
+            // In another registry, LiteLLM's signatures still name the images as LiteLLM published
+            // them.
             let published = format!("{PUBLISHED}/{last}");
             if published != name {
                 names.push(published);
@@ -57,7 +58,7 @@ impl TrustRecord {
 }
 
 impl Places {
-    /// What is trusted of Sigstore, if not what comes with the program.
+    /// The trusted root that replaces the program's own, if there is one.
     fn sigstore_root(&self) -> Result<Option<(&Path, String)>> {
         for path in &self.sigstore {
             if let Some(text) = read(path)? {
@@ -68,7 +69,7 @@ impl Places {
     }
 }
 
-/// Looks up what a reference means and verifies its signatures, at the first place that has them.
+/// Looks up the image of a reference and verifies its signatures, at the first place that has it.
 ///
 /// # Errors
 /// When no registry can be asked, or none has the image.
@@ -87,7 +88,7 @@ pub(crate) async fn verify(
     let mut problems = Vec::new();
     let mut unreachable = Vec::new();
     for endpoint in &endpoints(image.name(), &host.registries) {
-        // All places have to mean the same image.
+        // All places must have the same image.
         let wanted = published
             .as_ref()
             .map_or(reference, |found| found.digest.as_str())
@@ -129,10 +130,10 @@ pub(crate) async fn verify(
     }
 }
 
-/// What is wrong with each signature.
+/// The fault of each signature.
 type Problems = Vec<String>;
 
-/// Whose signatures to look for, and where.
+/// The signatures to look for, and the places.
 struct Look<'a> {
     repository: Repository,
     signers: &'a Signers,
@@ -140,7 +141,7 @@ struct Look<'a> {
 }
 
 impl Look<'_> {
-    /// Verifies the signatures of an image; also says whether that of an index is what holds.
+    /// Verifies the signatures of an image; also returns whether the valid one is that of an index.
     async fn at(
         &mut self,
         image: &ImageReference,
@@ -150,7 +151,7 @@ impl Look<'_> {
             Ok(signed) => return Ok(Ok((signed, !found.platforms.is_empty()))),
             Err(problems) => problems,
         };
-        // The image of this platform alone may have been recorded, where the index is signed.
+        // Perhaps the image of this platform is recorded, but the index is signed.
         if let Some(tag) = image.tag()
             && let Some(index) = self.repository.published(tag).await?
             && index.platforms.contains(&found.digest)
@@ -168,7 +169,7 @@ impl Look<'_> {
     }
 }
 
-/// Asks one place, by the first of these ways that works.
+/// Asks one place by the first of these clients that works.
 async fn ask(ways: Vec<Repository>, reference: &str) -> Result<Option<(Published, Repository)>> {
     let mut failed = None;
     for mut repository in ways {

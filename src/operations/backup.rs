@@ -1,9 +1,9 @@
-//! Backups: the database with everything that it takes to run it again, made while the gateway
-//! serves; checked, listed and thinned out.
+//! Backups: the database with everything that the gateway needs to run again. They are made while
+//! the gateway serves, and listed, verified and removed.
 //!
 //! A backup is a directory below `backups/`, built under another name and renamed when it is
-//! complete: whatever interrupts it, there is never half a backup among the others. None of the
-//! functions takes the lock of [`crate::host::lock`]: whoever calls them does.
+//! complete, so that an interruption never leaves an incomplete one among the others. No function
+//! here takes the lock of [`crate::host::lock`]: the caller does.
 
 pub(crate) mod archive;
 pub(crate) mod database;
@@ -46,25 +46,25 @@ use retention::Retention;
 
 /// The logical name of `.env`.
 const ENV: &str = "deployment/.env";
-/// How those of sealed secrets begin.
+/// The prefix of the logical names of sealed secrets.
 const CREDENTIALS: &str = "deployment/credentials/";
-/// How the directory of a backup that is not complete is called.
+/// The prefix of the directory of an incomplete backup.
 const UNFINISHED: &str = ".new-";
-/// What is kept free beside what a backup is expected to take.
+/// Free space that must remain beside the expected size of a backup.
 const RESERVE: u64 = 64 << 20;
 
 /// How a backup is made.
 #[derive(Clone, Debug)]
 pub(crate) struct BackupOptions {
-    /// Which older backups are removed afterwards; none if there is no rule.
+    /// The rule that removes older backups afterwards; `None` keeps them all.
     pub retention: Option<Retention>,
-    /// Backups that are not removed whatever the rule says.
+    /// Backups that the rule never removes.
     pub protected: Vec<OperationId>,
     /// The age recipient; without one, `BACKUP_AGE_RECIPIENT` of `.env`.
     pub recipient: Option<String>,
-    /// Where a copy goes; without it, `BACKUP_URL` of `.env`.
+    /// The URL of the copy; `None` for `BACKUP_URL` of `.env`.
     pub to: Option<String>,
-    /// Neither encrypted nor copied to another place: for a rollback on this host without a key.
+    /// Neither encrypted nor copied, so that a rollback on this host needs no key.
     pub to_go_back: bool,
 }
 
@@ -204,7 +204,7 @@ async fn create_uninterrupted(
         .to
         .as_ref()
         .or(of_settings(|backup| backup.url.as_ref()));
-    // A wrong address shall not come out after an hour.
+    // Before the dump, so that a wrong URL is not found after an hour.
     let remote = to
         .map(|url| object_store::BackupStore::new(url, &settings.backup))
         .transpose()?;
@@ -314,8 +314,8 @@ fn store_files(
     Ok(())
 }
 
-/// `.env` with its sealed secrets in clear, if the backup is to hold it so: encrypted to a key that
-/// is not this host's. A backup does not fail for a secret that can't be opened.
+/// `.env` with its sealed secrets in clear, if the backup is encrypted to a key that is not this
+/// host's. A secret that can't be opened does not fail the backup.
 fn opened(
     env: &EnvFile,
     path: &Path,
@@ -350,8 +350,8 @@ fn store_file(staged: &Path, name: &str, path: &Path, recipient: &Recipient) -> 
     Ok(entry)
 }
 
-/// Every file that a backup holds beside the dump, by the name under which it does, and what it
-/// holds instead of a sealed `.env`.
+/// Every file of a backup beside the dump, by its logical name, and the text that replaces a sealed
+/// `.env`.
 fn files(
     host: &Host,
     recipient: &Recipient,
@@ -420,7 +420,7 @@ fn finish(staged: TempDir, parent: &Path, manifest: &BackupManifest) -> Result<(
     let place = parent.join(manifest.id.as_str());
     std::fs::rename(staged.path(), &place)
         .with_context(|| format!("can't rename {}", place.display()))?;
-    // It has another name by now.
+    // It was renamed.
     let _ = staged.keep();
     files::sync_directory(parent)
 }
@@ -437,7 +437,7 @@ fn directories_below(directory: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
-/// The images that run, as Podman knows them. A backup does not fail for want of them.
+/// The running images, as Podman knows them. A backup does not fail without them.
 pub(crate) async fn images(host: &Host, settings: &Settings) -> Images {
     let mut images = Images::default();
     let lock = ImagesLock::load(&host.paths.images_lock()).unwrap_or_default();
@@ -498,7 +498,7 @@ fn prune(host: &Host, retention: Retention, protected: &[OperationId]) -> Result
     Ok(())
 }
 
-/// Removes a backup so that it is never seen in half.
+/// Removes a backup; an incomplete one is never visible.
 fn remove(paths: &Paths, id: &OperationId) -> Result<()> {
     let parent = directory(paths);
     let place = parent.join(id.as_str());
@@ -508,7 +508,7 @@ fn remove(paths: &Paths, id: &OperationId) -> Result<()> {
         .with_context(|| format!("can't remove {}", place.display()))
 }
 
-/// Removes the directories of backups that were interrupted, saying so.
+/// Removes the directories of interrupted backups, and reports it.
 fn remove_unfinished(host: &Host) -> Result<()> {
     let Ok(entries) = std::fs::read_dir(directory(&host.paths)) else {
         return Ok(());
@@ -544,8 +544,9 @@ fn make_private(path: &Path) -> Result<()> {
     Ok(())
 }
 
-/// How much the dump of a database of `size` bytes may take: by the ratio of the last backup, with
-/// a margin; half of the size where there is none, since a dump has no indexes and is compressed.
+/// The expected size of the dump of a database of `size` bytes: by the ratio of the last backup,
+/// with a margin. Without a backup, half of the size, since a dump has no indexes and is
+/// compressed.
 fn expected_size(paths: &Paths, size: u64) -> u64 {
     let last = ids(paths)
         .ok()
@@ -560,7 +561,7 @@ fn expected_size(paths: &Paths, size: u64) -> u64 {
     u64::try_from(scaled).unwrap_or(u64::MAX)
 }
 
-/// Refuses when the file system of `directory` has less than `needed` bytes left, and some more.
+/// Refuses when the file system of `directory` has less than `needed` bytes and the reserve left.
 fn check_space(directory: &Path, needed: u64) -> Result<()> {
     let found = nix::sys::statvfs::statvfs(directory)
         .with_context(|| format!("can't read the free space of {}", directory.display()))?;

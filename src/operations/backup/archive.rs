@@ -1,4 +1,4 @@
-//! Files on their way into a backup and out of it: compressed, encrypted, hashed.
+//! Files of a backup: compressed, encrypted, hashed, and read again.
 
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
@@ -17,7 +17,7 @@ const BUFFER: usize = 256 * 1024;
 /// zstd's own default: from here on, more time saves little space.
 const LEVEL: i32 = 3;
 
-/// Whom the files are encrypted to, if at all.
+/// The recipient to whom the files are encrypted, if there is one.
 #[derive(Clone)]
 pub(crate) struct Recipient(Option<age::x25519::Recipient>);
 
@@ -28,7 +28,7 @@ impl std::fmt::Debug for Recipient {
 }
 
 impl Recipient {
-    /// Reads `age1…`; nothing means that files are not encrypted.
+    /// Reads `age1…`; `None` means that files are not encrypted.
     ///
     /// # Errors
     /// When it is not the public key of an age identity.
@@ -55,7 +55,7 @@ impl Recipient {
     }
 }
 
-/// Writes one file of a backup, synced, for the owner's eyes only.
+/// Writes one file of a backup, synced, readable only by the owner.
 ///
 /// # Errors
 /// When the source can't be read, or the disk refuses.
@@ -239,7 +239,7 @@ fn identities(
     })
 }
 
-/// Reads a small file of a backup whole.
+/// Reads a whole small file of a backup.
 ///
 /// # Errors
 /// As [`open`].
@@ -259,7 +259,7 @@ pub(crate) fn read(
 /// Compares every file with the manifest.
 ///
 /// # Errors
-/// When one is missing or its bytes are not those that were written; all such files are named.
+/// When one is missing or differs; all such files are named.
 pub(crate) fn check_files(
     directory: &Path,
     manifest: &BackupManifest,

@@ -22,13 +22,13 @@ use crate::quadlet::NETWORK;
 use crate::random::hex;
 use crate::service::Service;
 
-/// Databases whose names begin so belong to this program.
+/// The prefix of the databases of this program.
 const PREFIX: &str = "litellm_units_";
-/// By this name the server knows our sessions.
+/// The name of our sessions at the server.
 const APPLICATION: &str = "litellm-units";
 
-/// In the server's container: its own variables say as whom. Over TCP, since that works with any
-/// `pg_hba.conf` that lets the gateway in.
+/// In the server's container, as the user of its own variables. Over TCP, since that works with any
+/// `pg_hba.conf` that admits the gateway.
 const IN_SERVER: &str = r#"export PGAPPNAME=litellm-units PGHOST=127.0.0.1 PGUSER="$POSTGRES_USER" PGPASSWORD="$POSTGRES_PASSWORD" PGDATABASE="$1"
 shift
 exec "$@""#;
@@ -37,8 +37,7 @@ const IN_CLIENT: &str = r#"shift
 while IFS= read -r line && [ -n "$line" ]; do export "$line"; done
 exec "$@""#;
 
-/// What is in a database, whatever its tables are. Extensions bring their own, which a dump does
-/// not carry.
+/// The objects of a database. Those of extensions are left out, since a dump does not contain them.
 const OWN: &str = "SELECT c.relkind, n.nspname, c.relname \
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
 WHERE n.nspname NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema' AND NOT EXISTS \
@@ -65,7 +64,7 @@ SELECT format('SELECT migration_name, finished_at IS NULL, rolled_back_at IS NUL
 const AES_GCM: &str = r"SELECT format('SELECT %L FROM %I.%I row WHERE row::text LIKE %L LIMIT 1', tablename, schemaname, tablename, '%v2:gcm:%') FROM pg_tables WHERE tablename LIKE 'LiteLLM\_%' AND tablename !~ 'Log|Daily' ORDER BY tablename \gexec
 ";
 
-/// A server that this program may ask.
+/// The server of the gateway's database.
 #[derive(Debug)]
 pub(crate) struct Server<'a> {
     podman: &'a Podman,
@@ -130,7 +129,7 @@ impl<'a> Server<'a> {
                 if !podman.has_image(image).await? {
                     podman.pull(image).await?;
                 }
-                // It goes when the stack is stopped.
+                // Stopping the stack ends it.
                 podman
                     .run(["network", "create", "--ignore", NETWORK])
                     .await?;
@@ -146,7 +145,7 @@ impl<'a> Server<'a> {
         }
     }
 
-    /// Whether the server is the one beside the gateway, over which this program rules.
+    /// Whether the server is the local one, which this program may change.
     #[must_use]
     pub(crate) fn is_local(&self) -> bool {
         matches!(self.access, Access::Container)
@@ -193,7 +192,7 @@ impl<'a> Server<'a> {
         command
     }
 
-    /// What has to come first on stdin.
+    /// The first lines of stdin.
     fn preamble(&self) -> SecretString {
         match &self.access {
             Access::Container => String::new(),
@@ -294,19 +293,19 @@ impl<'a> Server<'a> {
                 "--format=custom",
                 "--compress=0",
                 "--no-password",
-                // A migration that never ends must not hold a backup up for ever.
+                // A migration that does not end must not block a backup.
                 "--lock-wait-timeout=60s",
                 &format!("--snapshot={snapshot}"),
             ],
         );
         command.stdout(writer);
         let mut child = command.spawn().context("can't run podman")?;
-        // Its copy of the pipe's end would keep the reader waiting.
+        // Its copy of the pipe's end would keep the reader from finishing.
         drop(command);
         drop(self.begin_stdin(&mut child).await?);
         let writing = tokio::task::spawn_blocking(move || sink(reader));
         let (stored, output) = tokio::join!(writing, child.wait_with_output());
-        // When the disk is full, pg_dump only knows that nobody reads any more.
+        // When the disk is full, pg_dump only reports a broken pipe.
         let stored = stored.context("the writer of the backup stopped")??;
         let output = output.context("can't run podman")?;
         if !output.status.success() {
@@ -329,7 +328,7 @@ impl<'a> Server<'a> {
         self.pg_restore(&words, source).await
     }
 
-    /// Reads a dump to its end and does nothing with it.
+    /// Reads a dump to its end, without a database.
     ///
     /// # Errors
     /// When it is not complete.
@@ -378,7 +377,7 @@ impl<'a> Server<'a> {
         Err(refused("pg_restore", &words))
     }
 
-    /// What is in `database` now.
+    /// The current contents of `database`.
     ///
     /// # Errors
     /// With the server's words.
@@ -407,8 +406,8 @@ impl<'a> Server<'a> {
         Ok(contents)
     }
 
-    /// What the gateway's database looks like, without its rows: a hash that changes with any
-    /// column, index or view, and with each migration that was begun.
+    /// A hash of the schema of the gateway's database. It changes with any column, index or view,
+    /// and with each migration that was begun.
     ///
     /// # Errors
     /// With the server's words.
@@ -436,7 +435,7 @@ impl<'a> Server<'a> {
         }
     }
 
-    /// Creates an empty database with the locale of the gateway's.
+    /// Creates an empty database with the encoding and locale of the gateway's.
     ///
     /// # Errors
     /// With the server's words.
@@ -454,7 +453,7 @@ impl<'a> Server<'a> {
         self.query(self.maintenance(), &script).await.map(drop)
     }
 
-    /// Removes a database, whoever is in it.
+    /// Removes a database, and ends its sessions.
     ///
     /// # Errors
     /// With the server's words.
@@ -470,7 +469,7 @@ impl<'a> Server<'a> {
         .map(drop)
     }
 
-    /// The databases that are this program's own, and whether the gateway's exists.
+    /// The databases of this program.
     ///
     /// # Errors
     /// With the server's words.
@@ -487,7 +486,7 @@ impl<'a> Server<'a> {
         Ok(text.lines().map(str::to_owned).collect())
     }
 
-    /// Ends what an interrupted run of this program may have left at work.
+    /// Ends the sessions that an interrupted run of this program has left.
     ///
     /// # Errors
     /// With the server's words.
@@ -503,8 +502,8 @@ impl<'a> Server<'a> {
         .map(drop)
     }
 
-    /// Renames databases, all of them or none: `from` to `to`, in this order. Whoever is connected
-    /// to one of them is disconnected.
+    /// Renames databases, all of them or none: `from` to `to`, in this order. Sessions in them are
+    /// ended.
     ///
     /// # Errors
     /// With the server's words; nothing is renamed then.
@@ -524,7 +523,7 @@ impl<'a> Server<'a> {
             ));
         }
         script.push_str("COMMIT;\n");
-        // Another client may come back in between, so a few times.
+        // Another client may connect in between, so it tries again.
         let mut attempt = 0;
         loop {
             attempt += 1;
@@ -550,20 +549,20 @@ const PSQL: &[&str] = &[
     "--file=-",
 ];
 
-/// An open transaction, by whose snapshot others can see the same.
+/// An open transaction, whose snapshot other sessions can use.
 #[derive(Debug)]
 pub(crate) struct Snapshot {
     child: Child,
     stdin: ChildStdin,
     lines: Lines<BufReader<ChildStdout>>,
-    /// By which `pg_dump` finds it.
+    /// The snapshot's name, for `pg_dump`.
     pub name: String,
     contents: Contents,
 }
 
 impl Snapshot {
     async fn ask(&mut self, sql: &str) -> Result<()> {
-        // If psql is gone, reading tells why.
+        // If psql has ended, reading returns the cause.
         let _ = self.stdin.write_all(sql.as_bytes()).await;
         let _ = self.stdin.flush().await;
         Ok(())
@@ -591,7 +590,8 @@ impl Snapshot {
         self.contents.size
     }
 
-    /// Counts everything. The transaction ends with this value: `pg_dump` may need it still.
+    /// Counts all objects and rows. The transaction ends when this value is dropped: `pg_dump` may
+    /// still need it.
     ///
     /// # Errors
     /// With the server's words.
@@ -635,13 +635,13 @@ fn refused(program: &str, words: &str) -> anyhow::Error {
     anyhow::anyhow!("{program}: {words}")
 }
 
-/// A name in SQL.
+/// Quotes a name for SQL.
 #[must_use]
 pub(crate) fn identifier(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
-/// A text in SQL.
+/// Quotes a text for SQL.
 #[must_use]
 pub(crate) fn literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
@@ -657,12 +657,12 @@ pub(crate) fn scratch_name(
     format!("{PREFIX}{purpose}_{id}")
 }
 
-/// More room between two processes means fewer switches; a refusal costs only speed.
+/// Enlarges the pipe, for fewer switches between the processes. A refusal only costs speed.
 fn widen(pipe: &PipeReader) {
     let _ = nix::fcntl::fcntl(pipe, nix::fcntl::FcntlArg::F_SETPIPE_SZ(1 << 20));
 }
 
-/// Takes everything, so that `pg_restore`'s own message wins over "broken pipe".
+/// A writer without errors, so that `pg_restore`'s own message is reported, not "broken pipe".
 struct Forgiving {
     inner: io::PipeWriter,
     broken: bool,
@@ -687,8 +687,8 @@ impl Write for Forgiving {
     }
 }
 
-/// `DATABASE_URL` as libpq's variables, and the database's name. What only Prisma knows
-/// (`connection_limit` and its like) is left out.
+/// `DATABASE_URL` as libpq's variables, and the database's name. Parameters that only Prisma knows
+/// (`connection_limit` and others) are left out.
 fn parse_url(url: &SecretString) -> Result<(Vec<(&'static str, SecretString)>, String)> {
     let wrong = |problem: &str| {
         anyhow::Error::from(

@@ -1,4 +1,4 @@
-//! `manifest.json`: what is in a backup, readable without any key.
+//! `manifest.json`: the contents of a backup, readable without a key.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -16,7 +16,7 @@ pub(crate) const FILE: &str = "manifest.json";
 pub(crate) const DUMP: &str = "database.dump";
 const SCHEMA: u32 = 1;
 
-/// What a backup consists of.
+/// The contents of a backup.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub(crate) struct BackupManifest {
     /// The version of this format.
@@ -38,7 +38,7 @@ pub(crate) struct BackupManifest {
     pub files: Vec<StoredFile>,
 }
 
-/// What a database holds, counted in one snapshot.
+/// The objects and rows of a database, counted in one snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub(crate) struct Contents {
     /// Its name.
@@ -58,7 +58,7 @@ pub(crate) struct Contents {
 pub(crate) struct Encryption {
     /// Always `age`.
     pub format: String,
-    /// Whose identity opens them.
+    /// The age recipient.
     pub recipient: String,
 }
 
@@ -154,7 +154,7 @@ impl BackupManifest {
 }
 
 impl Contents {
-    /// How `found` differs from this, in words; nothing when rows and objects are the same.
+    /// The differences of `found` from this, as text; empty when rows and objects are the same.
     #[must_use]
     pub(crate) fn differences(&self, found: &Self) -> Vec<String> {
         let mut words = compare("rows in", &self.rows, &found.rows);

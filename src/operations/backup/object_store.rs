@@ -23,7 +23,7 @@ use crate::host::files;
 use crate::output::{Meter, Progress, bytes, duration};
 use crate::tls;
 
-/// The size of the parts in which large files go: S3 takes up to 10,000 of them.
+/// The size of the parts of a large file: S3 allows 10,000 of them.
 const PART: usize = 32 << 20;
 
 /// A place for copies.
@@ -46,7 +46,7 @@ impl BackupStore {
         })?;
         tls::install();
         if parsed.scheme() == "file" {
-            // What it writes is for the owner's eyes only.
+            // Its files are readable only by the owner.
             nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
         } else if cfg!(not(feature = "object-stores")) {
             return Err(Failure::config(format!(
@@ -84,7 +84,7 @@ impl BackupStore {
         self.prefix.clone().join(id.as_str())
     }
 
-    /// Copies a backup; the manifest comes last, so that what has one is complete.
+    /// Copies a backup. The manifest comes last, so that a copy with a manifest is complete.
     ///
     /// # Errors
     /// When the store refuses, or holds less than was sent.
@@ -112,7 +112,7 @@ impl BackupStore {
         let key = key(place, name);
         let attempt = async {
             let mut file = tokio::fs::File::open(&path).await?;
-            // One request for what is small, parts for what is not.
+            // One request for a small file, parts for a large one.
             let mut writer = BufWriter::with_capacity(Arc::clone(&self.store), key.clone(), PART);
             let copied = tokio::io::copy(&mut file, &mut writer).await;
             if let Err(error) = copied {
@@ -151,10 +151,10 @@ impl BackupStore {
         Ok(ids)
     }
 
-    /// Brings a backup back to this host.
+    /// Downloads a backup to this host.
     ///
     /// # Errors
-    /// When it is not there, or does not arrive whole.
+    /// When it does not exist, or is not complete.
     pub(crate) async fn fetch(&self, host: &Host, id: &OperationId) -> Result<Backup> {
         let paths = &host.paths;
         let parent = directory(paths);
@@ -197,7 +197,7 @@ impl BackupStore {
         }
         std::fs::rename(staged.path(), &target)
             .with_context(|| format!("can't rename {}", target.display()))?;
-        // It has another name by now.
+        // It was renamed.
         let _ = staged.keep();
         files::sync_directory(&parent)?;
         host.progress.say(&format!(

@@ -1,9 +1,9 @@
-//! From a backup back into the server: to try it, or for good.
+//! Restores a backup: into a scratch database to verify it, or in place of the gateway's.
 //!
-//! A restore fills a new database beside the gateway's while the gateway serves. Only then does
-//! the gateway stop, and two renames in one transaction swap the databases. What is under way is
-//! recorded on disk before it begins, and the names of the databases tell how far it came, so
-//! whatever interrupts it, [`recover`] knows whether to finish or to undo it.
+//! A restore fills a new database beside the gateway's while the gateway serves. Only then does the
+//! gateway stop, and two renames in one transaction swap the databases. The restore is recorded on
+//! disk before it begins, and the names of the databases show how far it came. So after an
+//! interruption, [`recover`] knows whether to finish or to undo it.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -43,7 +43,7 @@ pub(crate) struct RestoreOptions {
     pub timeout: Duration,
     /// The file with the age identity, for a backup that is encrypted.
     pub identity: Option<PathBuf>,
-    /// Put `.env` and `config/` back as well, but for what concerns the server itself.
+    /// Restore `.env` and `config/` as well, except for the settings of the server.
     pub config: bool,
 }
 
@@ -57,7 +57,7 @@ impl Default for RestoreOptions {
     }
 }
 
-/// What a verification found.
+/// The result of a verification.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Verified {
     /// The backup.
@@ -72,7 +72,7 @@ pub(crate) struct Verified {
     pub restored: bool,
 }
 
-/// What became of a restore that was interrupted.
+/// The outcome of an interrupted restore.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Recovered {
     /// There was none.
@@ -90,7 +90,7 @@ struct RestoreRecord {
     backup: OperationId,
     /// The database that is filled.
     staged: String,
-    /// What the gateway's database is called once it is replaced.
+    /// The name of the gateway's database after it is replaced.
     replaced: String,
     /// Whether the gateway has to run afterwards.
     gateway: bool,
@@ -173,7 +173,7 @@ pub(crate) async fn verify(
 /// until the gateway is ready with it. The gateway is started only if it ran before.
 ///
 /// # Errors
-/// When the backup is damaged or can't be restored, or the gateway does not get ready with it:
+/// When the backup is damaged or can't be restored, or the gateway does not become ready with it:
 /// then nothing was replaced.
 pub(crate) async fn restore_data(
     host: &Host,
@@ -190,7 +190,7 @@ pub(crate) async fn restore_data(
     }
     let systemd = host.systemd().await?;
     let unit = Service::Litellm.unit();
-    // One that failed was meant to run.
+    // A failed gateway was meant to run.
     let runs = systemd.unit(unit).await?.active != ActiveState::Inactive;
     stack::start_database(host, settings, options.timeout).await?;
     let restore = Restore::stage(host, settings, &backup, options, runs).await?;
@@ -249,7 +249,8 @@ pub(crate) async fn restore_data(
     Ok(())
 }
 
-/// Starts the gateway if it ran, after the units of another configuration, if there is one: `target`.
+/// Starts the gateway if it ran; installs the units of another configuration (`target`) first, if
+/// there is one.
 async fn bring_back(
     host: &Host,
     target: Option<ReleaseTarget>,
@@ -270,7 +271,7 @@ async fn bring_back(
     Ok(())
 }
 
-/// Undoes a restore with which the gateway does not get ready.
+/// Undoes a restore with which the gateway does not become ready.
 async fn take_back(
     host: &Host,
     restore: Restore<'_>,
@@ -342,7 +343,7 @@ impl<'a> Restore<'a> {
         let fill = async {
             let found = fill(host, &server, &record.staged, backup, options).await?;
             compare(backup, &found)?;
-            // The planner would know nothing about the tables until autovacuum comes by.
+            // The planner would have no statistics until autovacuum runs.
             server.query(&record.staged, "ANALYZE;\n").await
         };
         let attempt = tokio::select! {
@@ -368,7 +369,7 @@ impl<'a> Restore<'a> {
         })
     }
 
-    /// Puts the restored database in the place of the gateway's, which must not run.
+    /// Replaces the gateway's database with the restored one; the gateway must not run.
     ///
     /// # Errors
     /// When the server refuses; then nothing is changed.
@@ -408,9 +409,9 @@ impl<'a> Restore<'a> {
         RestoreRecord::remove(&self.host.paths)
     }
 
-    /// Puts the data, and the configuration if it was replaced too, back as they were, however far
-    /// the restore came; then the gateway if it ran. The data is back once this returns, and the
-    /// inner result tells about the gateway: it may not have been ready before either.
+    /// Restores the previous data, and the previous configuration if it was replaced, however far
+    /// the restore came; then starts the gateway if it ran. The data is restored when this returns.
+    /// The inner result is the gateway's: it may not have been ready before either.
     ///
     /// # Errors
     /// When the server or the disk refuses; then [`recover`] tries again.
@@ -442,8 +443,8 @@ impl<'a> Restore<'a> {
     }
 }
 
-/// Finishes or undoes what an interrupted backup, verification or restore left, and says so. Every
-/// command of this module does it first.
+/// Finishes or undoes an interrupted backup, verification or restore, and reports it. Every command
+/// of this module does it first.
 ///
 /// # Errors
 /// When the server can't be reached, or refuses.
@@ -496,7 +497,7 @@ async fn recover_restore(
     let id = record.backup.clone();
     let swapped = own.contains(&record.replaced);
     let with_config = record.configuration.is_some();
-    // A gateway that was stopped together with everything else is not to be started.
+    // A gateway that was stopped with the whole stack is not to be started.
     let target = host.systemd().await?.unit("litellm.target").await?;
     let gateway = record.gateway && target.is_active();
     let restore = Restore {
@@ -548,7 +549,7 @@ fn open_dump(backup: &Backup, options: &RestoreOptions) -> Result<Box<dyn std::i
     )
 }
 
-/// Restores the dump into the new database `name`; returns what is in it then.
+/// Restores the dump into the new database `name`; returns its contents.
 async fn fill(
     host: &Host,
     server: &Server<'_>,
@@ -608,8 +609,8 @@ async fn drop_scratch(server: &Server<'_>, name: &str) -> Result<()> {
     server.drop_database(name).await
 }
 
-/// LiteLLM encrypts credentials in the database with the salt key; with another one than the
-/// backup's, they would be lost.
+/// Compares the salt keys. LiteLLM encrypts credentials in the database with it; with another one
+/// than the backup's, they would be lost.
 fn check_salt(host: &Host, backup: &Backup, options: &RestoreOptions) -> Result<()> {
     let then = env_of(backup, options)?;
     let path = host.paths.env_file();
@@ -640,19 +641,19 @@ fn check_salt(host: &Host, backup: &Backup, options: &RestoreOptions) -> Result<
     .into())
 }
 
-/// What LiteLLM encrypts with.
+/// The key that LiteLLM encrypts with.
 fn salt(env: &EnvFile) -> Option<&str> {
     ["LITELLM_SALT_KEY", "LITELLM_MASTER_KEY"]
         .iter()
         .find_map(|name| env.get(name).filter(|value| !value.is_empty()))
 }
 
-/// The secrets that a backup holds sealed.
+/// The sealed secrets of a backup.
 fn vault_of(backup: &Backup) -> Vault {
     Vault::new(backup.directory.join(CREDENTIALS))
 }
 
-/// A configuration is of use only if its secrets can be opened here.
+/// Refuses a configuration whose sealed secrets can't be opened here.
 fn check_sealed(backup: &Backup, options: &RestoreOptions) -> Result<()> {
     let env = env_of(backup, options)?;
     let vault = vault_of(backup);
@@ -682,7 +683,7 @@ fn env_of(backup: &Backup, options: &RestoreOptions) -> Result<EnvFile> {
     parse_env(&text, &backup.directory.join(name))
 }
 
-/// Puts `.env` and `config/` back, but for the variables that belong to the server.
+/// Restores `.env` and `config/`, except for the variables of the server.
 fn restore_config(host: &Host, backup: &Backup, options: &RestoreOptions) -> Result<()> {
     let paths = &host.paths;
     let path = paths.env_file();
@@ -691,7 +692,7 @@ fn restore_config(host: &Host, backup: &Backup, options: &RestoreOptions) -> Res
     env.take_over(&OF_THE_DATABASE, &now)?;
     let identity = options.identity.as_deref();
     let read = |name: &str| archive::read(&backup.directory, &backup.manifest, name, identity);
-    // What the tags of that time meant, where this host does not know.
+    // The recorded digests of the backup's tags, where this host has none.
     if backup.manifest.file("deployment/images.lock").is_ok() {
         let kept = tempfile::NamedTempFile::new().context("can't create a temporary file")?;
         std::fs::write(kept.path(), read("deployment/images.lock")?)?;
@@ -733,7 +734,7 @@ fn restore_config(host: &Host, backup: &Backup, options: &RestoreOptions) -> Res
     files::write_atomically(&path, env.text().as_bytes(), 0o600)
 }
 
-/// Puts the files of sealed secrets beside those that are there: each has a name of its own.
+/// Adds the files of sealed secrets to the existing ones: each has a unique name.
 fn restore_sealed(
     paths: &Paths,
     backup: &Backup,

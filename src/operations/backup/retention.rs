@@ -1,4 +1,4 @@
-//! Which backups are old enough to go. Pure.
+//! Which backups are removed. Pure.
 
 use crate::deployment::operation_id::OperationId;
 use std::collections::BTreeSet;
@@ -21,9 +21,9 @@ impl Default for Retention {
     }
 }
 
-/// Those of `present` that `retention` lets go, oldest first. What was made within a day of the
-/// newest stays in any case: an operator who makes two backups before some work wants both. So
-/// does what is in `protected`.
+/// The backups of `present` that `retention` removes, oldest first. Those made within a day of the
+/// newest are kept: an operator who makes two backups before some work wants both. Those in
+/// `protected` are kept, too.
 #[must_use]
 pub(crate) fn expired(
     present: &[OperationId],

@@ -27,15 +27,15 @@ use self::systemd::Systemd;
 use crate::error::{Failure, Result};
 use crate::output::Progress;
 
-/// The host that a command works on. Collaborators are found when they are first needed, so that
-/// a command that needs none of them works without.
+/// The host that a command works on. Podman and systemd are connected when they are first needed,
+/// so that a command that needs neither works without them.
 #[derive(Clone, Debug)]
 pub struct Host {
-    /// Where everything is.
+    /// The locations of files.
     pub paths: Paths,
-    /// Where operations report what they do.
+    /// The receiver of the operations' reports.
     pub progress: Progress,
-    /// The other machine, if it is one: then only its systemd can be reached.
+    /// The other machine, if there is one: then only its systemd can be reached.
     pub remote: Option<RemoteHost>,
     podman: OnceCell<Podman>,
     systemd: OnceCell<Systemd>,
@@ -72,7 +72,7 @@ impl Host {
         }
     }
 
-    /// Whose units these are.
+    /// The scope of the units.
     #[must_use]
     pub fn scope(&self) -> Scope {
         self.paths.scope
@@ -99,8 +99,8 @@ impl Host {
 
 /// This program, as units and Podman call it.
 ///
-/// A package may be upgraded meanwhile. The kernel then calls the file that this process was started
-/// from `PATH (deleted)`; the new one has its place, and is what units have to start.
+/// A package may be upgraded while this program runs. The kernel then shows its file as `PATH
+/// (deleted)`. Units must start the new file at `PATH`.
 ///
 /// # Errors
 /// When the kernel does not say, or the program was removed.
@@ -118,7 +118,7 @@ pub fn program() -> Result<PathBuf> {
     Ok(path)
 }
 
-/// Without what the kernel adds to the path of a file that was replaced or removed.
+/// The path without the kernel's suffix for a file that was replaced or removed.
 fn place_of(executable: &Path) -> PathBuf {
     let bytes = executable.as_os_str().as_bytes();
     match bytes.strip_suffix(b" (deleted)") {

@@ -1,5 +1,5 @@
-//! What Podman and the kernel know about a running container, read without starting Podman: its
-//! own answer takes longer than everything else that `status` does.
+//! The state of a running container as Podman and the kernel record it, read without starting
+//! Podman: its answer takes longer than everything else in `status`.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -21,13 +21,13 @@ pub(crate) enum ContainerHealth {
     Unhealthy,
     /// The container was stopped.
     Stopped,
-    /// A word that only a newer Podman knows.
+    /// A state of a newer Podman.
     #[serde(other)]
     Unknown,
 }
 
 impl ContainerHealth {
-    /// Whether nothing is known to be wrong.
+    /// Whether no fault is known.
     #[must_use]
     pub(crate) fn is_good(self) -> bool {
         matches!(self, Self::Healthy)
@@ -46,7 +46,7 @@ impl fmt::Display for ContainerHealth {
     }
 }
 
-/// Podman's health check log, as far as it matters here.
+/// The part of Podman's health check log that is used.
 #[derive(Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 struct Log {

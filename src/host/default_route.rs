@@ -1,4 +1,4 @@
-//! Whether the host has a way out, as the kernel's routing tables say.
+//! Whether the host has a default route, according to the kernel's routing tables.
 
 use std::time::Duration;
 
@@ -8,21 +8,21 @@ use zbus_systemd::zbus::Connection;
 
 use crate::output::Progress;
 
-/// How long the network is waited for. Longer than network managers wait, and no failure: who has
-/// no network wants the gateway all the same.
+/// Timeout for the network, longer than network managers wait. Its end is no failure, since the
+/// gateway can start without a network.
 const TIMEOUT: Duration = Duration::from_secs(60);
-/// How often it is looked for.
+/// Interval between two looks at the tables.
 const LOOK_INTERVAL: Duration = Duration::from_millis(250);
 
-/// A route that rejects is no way out (`RTF_REJECT` of the kernel).
+/// The flag of a route that rejects packets (`RTF_REJECT` of the kernel).
 const REJECT: u32 = 0x200;
-/// A route that is in use (`RTF_UP`).
+/// The flag of an active route (`RTF_UP`).
 const UP: u32 = 0x1;
 
 /// Waits until there is a default route, or the host has finished booting without one.
 ///
-/// A user's units can't wait for `network-online.target`, which is the system's; and pasta, which
-/// carries the traffic of rootless containers, would stay without a way out if it started first
+/// A user's units can't wait for `network-online.target`, which is the system's. If pasta, which
+/// carries the traffic of rootless containers, starts before there is a route, it never gets one
 /// (containers/podman issue 22197).
 pub(crate) async fn wait(progress: &Progress) {
     let deadline = Instant::now() + TIMEOUT;
@@ -81,7 +81,7 @@ fn is_usable(flags: &str) -> bool {
     u32::from_str_radix(flags, 16).is_ok_and(|flags| flags & UP != 0 && flags & REJECT == 0)
 }
 
-/// Whether PID 1 has nothing left to start. Unknown counts as no.
+/// Whether PID 1 has nothing left to start; false if unknown.
 async fn has_booted() -> bool {
     let ask = async {
         let connection = Connection::system().await.ok()?;

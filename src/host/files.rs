@@ -1,4 +1,5 @@
-//! Writing files so that a reader, or a power loss, sees the old one or the new one whole.
+//! Writes files atomically: a reader, or the disk after a loss of power, has the old file or the
+//! new one.
 
 use std::fs::File;
 use std::io::Write;
@@ -9,20 +10,20 @@ use anyhow::Context;
 
 use crate::error::Result;
 
-/// How the names of files begin that are being written.
+/// The prefix of temporary files.
 pub(crate) const TEMPORARY: &str = ".litellm-units-";
 
 /// Writes `bytes` to `path`: a temporary file beside it, fsync, rename, fsync of the directory.
 /// The temporary file has `mode` from its creation on; an existing file's owner is kept.
 ///
 /// # Errors
-/// When the disk refuses. The old file, if there was one, is then still in place.
+/// When writing fails. The old file, if there was one, is then still in place.
 pub(crate) fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     write(path, bytes, mode).with_context(|| format!("can't write {}", path.display()))
 }
 
 fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
-    // A link stays a link: its target is what is replaced.
+    // A link stays a link: its target is replaced.
     let resolved = std::fs::canonicalize(path);
     let path = resolved.as_deref().unwrap_or(path);
     let directory = path.parent().context("the path has no directory")?;
@@ -60,7 +61,7 @@ pub(crate) fn set_mode(path: &Path, mode: u32) -> Result<()> {
         .with_context(|| format!("can't set the mode of {}", path.display()))
 }
 
-/// Every regular file below `directory`, sorted; links are followed, but not out of depth.
+/// Every regular file below `directory`, sorted. Links are followed to a limited depth.
 ///
 /// # Errors
 /// When a directory can't be read.
@@ -69,7 +70,7 @@ pub(crate) fn files_below(directory: &Path) -> Result<Vec<PathBuf>> {
     fn walk(directory: &Path, depth: usize, found: &mut Vec<PathBuf>) -> std::io::Result<()> {
         for entry in std::fs::read_dir(directory)? {
             let path = entry?.path();
-            // A link that leads nowhere is the gateway's to complain about.
+            // A dangling link is left to the gateway, which reports it.
             let Ok(metadata) = std::fs::metadata(&path) else {
                 continue;
             };

@@ -16,9 +16,9 @@ use crate::host::systemd::Systemd;
 /// Which lines to read.
 #[derive(Clone, Debug)]
 pub(crate) struct Query<'a> {
-    /// Whose units.
+    /// The scope of the units.
     pub scope: Scope,
-    /// On which machine, unless it is this one.
+    /// The other machine, if there is one.
     pub remote: Option<&'a RemoteHost>,
     /// The units.
     pub units: Vec<&'a str>,
@@ -37,7 +37,7 @@ pub(crate) struct Query<'a> {
 pub(crate) struct Entry {
     /// The unit that it belongs to.
     pub unit: String,
-    /// What it says; may have several lines.
+    /// Its text; may have several lines.
     pub message: String,
     /// Whether the unit's own processes wrote it, rather than systemd about the unit.
     pub own: bool,
@@ -45,7 +45,7 @@ pub(crate) struct Entry {
     pub time: jiff::Timestamp,
 }
 
-/// A line of `journalctl --output=json`, as far as it is used.
+/// The fields of a line of `journalctl --output=json` that are used.
 #[derive(Debug, Deserialize)]
 struct Line {
     #[serde(rename = "MESSAGE")]
@@ -70,10 +70,10 @@ struct Line {
 const FIELDS: &str =
     "--output-fields=MESSAGE,PODMAN_EVENT,_SYSTEMD_UNIT,_SYSTEMD_USER_UNIT,UNIT,USER_UNIT";
 
-/// Podman's noise goes, so more lines are asked for than are wanted.
+/// The factor of lines to request, since those of Podman are left out.
 const NOISE: u32 = 4;
 
-/// Reads lines, oldest first, without what Podman itself writes about its work.
+/// Reads lines, oldest first, without Podman's own events.
 ///
 /// # Errors
 /// When journalctl can't run or refuses the query, or `show` fails.
@@ -165,13 +165,13 @@ pub(crate) async fn read(
 pub(crate) struct LastLines {
     /// The lines, oldest first: its own, or if it has none, systemd's about it.
     pub lines: Vec<String>,
-    /// Whether they are of the time that was asked for, rather than of before.
+    /// Whether they are from after `since`.
     pub recent: bool,
 }
 
 /// The last `count` lines of a unit; those from before `since` only if there are none after it.
 ///
-/// There are none when the journal can't be read: it only ever explains another failure.
+/// Empty when the journal can't be read: these lines only explain another failure.
 pub(crate) async fn last_lines(
     systemd: &Systemd,
     unit: &str,
@@ -219,7 +219,7 @@ fn entry(line: Line, scope: Scope) -> Option<Entry> {
     if message.len() == 64 && message.bytes().all(|byte| byte.is_ascii_hexdigit()) {
         return None;
     }
-    // Its monitor warns of what a kernel does not count.
+    // conmon warns of counters that a kernel does not have.
     if message.starts_with("conmon ") && message.contains(" <nwarn>: ") {
         return None;
     }

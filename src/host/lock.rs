@@ -12,8 +12,8 @@ use nix::fcntl::{Flock, FlockArg};
 use crate::error::{Failure, Result};
 use crate::host::paths::Paths;
 
-/// Held while an operation changes the deployment; the kernel lets go of it when the process
-/// ends, however it ends.
+/// The lock of the running operation. The kernel releases it when the process ends, however it
+/// ends.
 #[derive(Debug)]
 pub(crate) struct OperationLock {
     _file: Option<Flock<File>>,
@@ -26,8 +26,7 @@ impl OperationLock {
     /// When another operation holds it: the message names its process and command.
     pub(crate) fn take(paths: &Paths, command: &str) -> Result<Self> {
         if !paths.runtime.is_dir() {
-            // Without a session there is no systemd to change anything with: the command will
-            // say so itself.
+            // Without a session there is no systemd to reach: the command itself reports that.
             return Ok(Self { _file: None });
         }
         let state = paths.runtime_state();
@@ -114,7 +113,7 @@ fn is_locked(file: File) -> bool {
     )
 }
 
-/// Those who only look whether the lock is held have it for a moment themselves.
+/// Tries several times: a process that only looks whether the lock is held has it for a moment.
 fn lock_patiently(mut file: File) -> Result<Flock<File>, (File, nix::errno::Errno)> {
     for _ in 0..10 {
         match Flock::lock(file, FlockArg::LockExclusiveNonblock) {

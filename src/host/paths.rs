@@ -12,10 +12,10 @@ pub const SYSTEM_DEPLOYMENT: &str = "/opt/litellm-server";
 /// The directory of sealed secrets, beside `.env`.
 pub const CREDENTIALS: &str = "credentials";
 
-/// A unit of every version, whose command line names the deployment directory.
+/// A unit that every version installs; its command line names the deployment directory.
 const WITH_DEPLOYMENT: &str = "litellm-backup.service";
 
-/// What the administrator sets for all users.
+/// The root of the administrator's configuration for all users.
 const SITE: &str = "/etc";
 
 /// Which systemd manager and which Podman the units belong to.
@@ -54,7 +54,7 @@ impl Scope {
 pub struct Paths {
     /// The scope that the locations belong to.
     pub scope: Scope,
-    /// `/opt/litellm-server` and its equals: what the operator edits and backs up.
+    /// The deployment directory, which the operator edits and backs up.
     pub deployment: PathBuf,
     /// Where Quadlet looks for the administrator's (or the user's) files.
     pub quadlets: PathBuf,
@@ -89,7 +89,7 @@ impl Paths {
         Ok(paths)
     }
 
-    /// For another machine, where no file is looked at from here.
+    /// The locations on another machine, where no file is read from here.
     #[must_use]
     pub fn elsewhere(scope: Scope) -> Self {
         Self {
@@ -172,7 +172,7 @@ impl Paths {
         self.deployment.join("logs")
     }
 
-    /// What must survive: the database and the cache.
+    /// The database and the cache.
     #[must_use]
     pub fn data(&self) -> PathBuf {
         self.deployment.join("data")
@@ -190,7 +190,7 @@ impl Paths {
         self.data().join("redis")
     }
 
-    /// What this program keeps about the deployment: for root's (or the user's) eyes only.
+    /// This program's records of the deployment, readable only by the owner.
     #[must_use]
     pub fn state(&self) -> PathBuf {
         self.deployment.join(".litellm-units")
@@ -202,7 +202,7 @@ impl Paths {
         self.deployment.join(CREDENTIALS)
     }
 
-    /// The key that stands in for the master key in daily use.
+    /// The service key, for daily use instead of the master key.
     #[must_use]
     pub fn service_key(&self) -> PathBuf {
         self.deployment.join("service-key.txt")
@@ -214,7 +214,7 @@ impl Paths {
         self.state().join("change.json")
     }
 
-    /// What was done to the deployment, in order.
+    /// The ledger of operations.
     #[must_use]
     pub fn ledger(&self) -> PathBuf {
         self.state().join("ledger.jsonl")
@@ -242,7 +242,7 @@ impl Paths {
         self.runtime.join(storage).join(id)
     }
 
-    /// Podman's list of containers, where its storage is at its usual place.
+    /// Podman's list of containers, if its storage is at the default place.
     #[must_use]
     pub fn containers_list(&self) -> PathBuf {
         self.storage
@@ -255,31 +255,31 @@ impl Paths {
         self.configuration.join("containers")
     }
 
-    /// What Podman goes by where a user has no configuration of it.
+    /// The administrator's configuration of Podman, for users who have none.
     #[must_use]
     pub fn site_containers(&self) -> Option<PathBuf> {
         (self.scope == Scope::User).then(|| Path::new(SITE).join("containers"))
     }
 
-    /// What this program is told for the whole host (or by the user).
+    /// This program's configuration for the host (or the user).
     #[must_use]
     pub fn own_configuration(&self) -> PathBuf {
         self.configuration.join("litellm-units")
     }
 
-    /// Where releases are listed that must not run.
+    /// The lists of releases that must not run.
     #[must_use]
     pub fn compromised_lists(&self) -> Vec<PathBuf> {
         self.instructions("compromised-releases")
     }
 
-    /// Directories with advisories about LiteLLM beside those that the program brings.
+    /// Directories with advisories about LiteLLM, in addition to the built-in ones.
     #[must_use]
     pub fn advisories(&self) -> Vec<PathBuf> {
         self.instructions("advisories")
     }
 
-    /// What is trusted of Sigstore instead of what the program brings: the first file counts.
+    /// Files that replace the built-in trusted root of Sigstore: the first that exists applies.
     #[must_use]
     pub fn sigstore_roots(&self) -> Vec<PathBuf> {
         let mut files = self.instructions("trusted_root.json");
@@ -287,7 +287,7 @@ impl Paths {
         files
     }
 
-    /// Places of what this program is told: the administrator's counts for users, too.
+    /// The locations of a configuration file: the administrator's applies to users, too.
     fn instructions(&self, name: &str) -> Vec<PathBuf> {
         let mut directories = vec![self.own_configuration()];
         if self.scope == Scope::User {
@@ -299,7 +299,7 @@ impl Paths {
             .collect()
     }
 
-    /// What the last look for releases found.
+    /// The result of the last check for releases.
     #[must_use]
     pub fn upgrade_check(&self) -> PathBuf {
         self.state().join("upgrade-check.json")
@@ -312,7 +312,7 @@ impl Paths {
     }
 }
 
-/// The directory that a command line of a unit names. What a directory may be called needs quotes at most.
+/// The directory in the command line of a unit. It needs quotes at most.
 fn deployment_of(command: &str) -> Option<PathBuf> {
     let (_, rest) = command.split_once(" --litellm-dir ")?;
     let directory = match rest.strip_prefix('"') {
@@ -328,9 +328,8 @@ fn directory_variable(name: &str) -> Option<PathBuf> {
         .filter(|path| path.is_absolute())
 }
 
-/// Refuses a directory whose name would need quoting that not every reader of it understands: it
-/// passes through Quadlet's `Volume=`, systemd's command lines and Podman's comma-separated
-/// options.
+/// Refuses a directory whose name not every reader can parse: it passes through Quadlet's
+/// `Volume=`, systemd's command lines and Podman's comma-separated options.
 fn check_deployment(path: &Path) -> Result<()> {
     let refuse = |reason: &str| {
         Err(Failure::config(format!(

@@ -17,10 +17,10 @@ use crate::image::{self, Image, ImageIdentity};
 /// Where distributions put the generator that turns Quadlet files into units.
 const GENERATOR: &str = "/usr/lib/systemd/system-generators/podman-system-generator";
 
-/// How long a registry may take to list its tags.
+/// Timeout for a registry to list its tags.
 const REGISTRY_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Podman's version, as far as it decides which Quadlet keys exist.
+/// The part of Podman's version that decides which Quadlet keys exist.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PodmanVersion {
     /// The first number.
@@ -32,12 +32,12 @@ pub struct PodmanVersion {
 impl PodmanVersion {
     /// The oldest version that the units can be written for.
     pub const OLDEST: Self = Self { major: 4, minor: 9 };
-    /// What `--output` writes for when no version is given.
+    /// The version that `--output` assumes.
     pub const DEFAULT: Self = Self { major: 5, minor: 4 };
-    /// From here on, Podman itself can hold a unit's start until its container is healthy
+    /// From this version on, Podman itself can hold a unit's start until its container is healthy
     /// (without a panic: 5.2), and Quadlet's default dependencies can be turned off.
     pub(crate) const MODERN: Self = Self { major: 5, minor: 3 };
-    /// From here on, `podman inspect` does not show what a container has as a secret
+    /// From this version on, `podman inspect` does not show a container's secrets
     /// (containers/podman issue 23788).
     pub const HIDES_SECRETS: Self = Self { major: 5, minor: 3 };
 
@@ -135,7 +135,7 @@ impl Podman {
             .check()
     }
 
-    /// What the host's Quadlet generator makes of the files in `directory`.
+    /// The output of the host's Quadlet generator for the files in `directory`.
     ///
     /// # Errors
     /// When the generator does not run.
@@ -169,7 +169,7 @@ impl Podman {
     /// Runs Podman and returns its stdout.
     ///
     /// # Errors
-    /// With Podman's own words when it fails.
+    /// With Podman's own message when it fails.
     pub async fn run<A: AsRef<OsStr>>(
         &self,
         arguments: impl IntoIterator<Item = A>,
@@ -199,7 +199,7 @@ impl Podman {
         }
     }
 
-    /// Which image a reference means in local storage; nothing if it is not there.
+    /// The image of a reference in local storage; `None` if it is not there.
     ///
     /// # Errors
     /// When Podman can't tell.
@@ -220,7 +220,7 @@ impl Podman {
         Ok(said.lines().find_map(identity))
     }
 
-    /// The image of a container, by the name that it was started with; nothing if there is no such
+    /// The image of a container, by the name that it was started with; `None` if there is no such
     /// container.
     ///
     /// # Errors
@@ -242,7 +242,7 @@ impl Podman {
         }))
     }
 
-    /// What `registries.conf` makes of names, as `podman info` has it.
+    /// The effective `registries.conf`, as `podman info` shows it.
     ///
     /// # Errors
     /// When Podman can't tell.
@@ -297,7 +297,7 @@ impl Podman {
         Ok(found.into_iter().flat_map(|found| found.tags).collect())
     }
 
-    /// Podman's reason for not pulling an image, in one line; nothing if it can be pulled after all.
+    /// Podman's reason for not pulling an image, in one line; `None` if it can be pulled after all.
     ///
     /// # Errors
     /// When Podman can't be run.
@@ -315,7 +315,7 @@ impl Podman {
     /// Pulls an image; Podman draws its progress on stderr.
     ///
     /// # Errors
-    /// When it can't be pulled. Podman's words are on stderr by then.
+    /// When it can't be pulled. Podman's own message is then on stderr.
     pub async fn pull(&self, image: &str) -> Result<()> {
         let status = self
             .command(["pull", image])
@@ -338,7 +338,7 @@ impl Podman {
 /// run`): then the container runs, and has had its secrets.
 #[must_use]
 pub fn is_health_check() -> bool {
-    // Podman runs a shell, and that runs this process, unless it turns into it.
+    // Podman runs a shell, which runs this process or is replaced by it.
     let shell = std::os::unix::process::parent_id();
     [Some(shell), parent_of(shell)]
         .into_iter()

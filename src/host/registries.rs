@@ -1,4 +1,4 @@
-//! Where `registries.conf` has Podman find an image, by what `podman info` says of that file.
+//! Where Podman finds an image according to `registries.conf`, read from `podman info`.
 
 use serde_json::Value;
 

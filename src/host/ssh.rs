@@ -16,7 +16,7 @@ use zbus_systemd::zbus::{self, Connection};
 use crate::error::{Exit, Failure, Result};
 use crate::host::paths::Scope;
 
-/// A host that is down is reported soon, however long the kernel would try.
+/// A short timeout, since the kernel would try for minutes to reach a host that is down.
 const CONNECT_TIMEOUT: &str = "-oConnectTimeout=10";
 
 /// Where `ssh` goes: `USER@HOST`, `HOST`, or a name of its configuration.
@@ -65,10 +65,10 @@ impl RemoteHost {
         })
     }
 
-    /// A connection to the bus there. What `ssh` has to say goes to stderr.
+    /// A connection to the bus there. Messages of `ssh` go to stderr.
     ///
     /// # Errors
-    /// When `ssh` does not get there, or there is no bridge or no bus.
+    /// When ssh fails, or there is no bridge or no bus.
     pub async fn bus(&self, scope: Scope) -> Result<Connection> {
         let arguments = ["-xT", CONNECT_TIMEOUT, "--", &self.0, bridge(scope)];
         let arguments: Vec<OsString> = arguments.map(OsString::from).into();
@@ -89,7 +89,7 @@ impl RemoteHost {
             .into()
     }
 
-    /// A program there, for its output. Its words are quoted for the shell there.
+    /// A program there, for its output. Its arguments are quoted for the shell there.
     #[must_use]
     pub fn command(&self, words: &[String]) -> Command {
         let mut command = Command::new("ssh");
@@ -101,7 +101,7 @@ impl RemoteHost {
     /// Runs `litellm-units` there with these arguments, on this terminal if there is one.
     ///
     /// # Errors
-    /// When `ssh` does not get there, or there is no `litellm-units`.
+    /// When ssh fails, or there is no `litellm-units`.
     pub async fn run(&self, arguments: &[String], use_of: RemoteUse) -> Result<Exit> {
         use std::io::IsTerminal;
         let terminal =
@@ -111,12 +111,12 @@ impl RemoteHost {
             line.push(' ');
             line.push_str(&quote(argument));
         }
-        // From here on Ctrl-C is for ssh, whose end we wait for.
+        // From here on, Ctrl-C is for ssh; this process waits for its end.
         let mut interrupt = signal(SignalKind::interrupt()).context("can't listen for Ctrl-C")?;
         let mut terminate = signal(SignalKind::terminate()).context("can't listen for signals")?;
         let mut child = Command::new("ssh")
             .arg(if terminal { "-xt" } else { "-xT" })
-            // Its "Connection to … closed." is no news.
+            // Without its "Connection to … closed.".
             .args(terminal.then_some("-oLogLevel=ERROR"))
             .args([CONNECT_TIMEOUT, "--", &self.0, &line])
             .stdin(if terminal || use_of.input {
@@ -167,12 +167,12 @@ fn bridge(scope: Scope) -> &'static str {
     }
 }
 
-/// What a command does with this process' terminal and streams.
+/// How a command uses this process' terminal and streams.
 #[derive(Clone, Copy, Debug)]
 pub struct RemoteUse {
     /// A terminal there too, where there is one here.
     pub terminal: bool,
-    /// It may read stdin. If not, stdin is left alone for whoever reads it next.
+    /// It may read stdin. If not, stdin is left to the next reader.
     pub input: bool,
     /// The exit status is another program's, whatever it is.
     pub foreign: bool,

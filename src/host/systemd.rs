@@ -17,27 +17,28 @@ use crate::service::Service;
 
 pub use state::{ActiveState, LoadState, UnitResult};
 
-/// How long the bus may take to answer a connection.
+/// Timeout for a connection to the bus.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// What the host's systemd knows. It is asked, since distributions add to an old version what is newer.
+/// The features of the host's systemd. They are asked for, since distributions backport newer ones
+/// to an old version.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Features {
     /// `RestartMode=direct`: dependents keep waiting when the first start of a unit fails.
     pub restart_direct: bool,
-    /// `RestartSteps=`: attempts that fail come ever less often.
+    /// `RestartSteps=`: the delay grows with each failed attempt.
     pub restart_steps: bool,
 }
 
 impl Features {
     /// The oldest version that the units can be written for.
     pub const OLDEST: u32 = 252;
-    /// From here on, every systemd knows all of it.
+    /// From this version on, every systemd has all of them.
     const COMPLETE: u32 = 254;
-    /// What `--output` writes for when no version is given.
+    /// The version that `--output` assumes.
     pub const DEFAULT: Self = Self::of_version(Self::COMPLETE);
 
-    /// What a version without additions knows.
+    /// The features of a version without backports.
     #[must_use]
     pub const fn of_version(version: u32) -> Self {
         let complete = version >= Self::COMPLETE;
@@ -94,7 +95,7 @@ impl Systemd {
         }
     }
 
-    /// Whose manager this is.
+    /// The scope of the manager.
     #[must_use]
     pub fn scope(&self) -> Scope {
         self.scope
@@ -268,7 +269,7 @@ impl Systemd {
         let path = format!("/org/freedesktop/systemd1/job/{job}");
         match self.properties(&path, "org.freedesktop.systemd1.Job").await {
             Ok(properties) => Ok(properties.text("JobType") == "stop"),
-            // It has ended since.
+            // The job has ended since.
             Err(zbus::Error::MethodError(..)) => Ok(false),
             Err(error) => Err(explain(error, self.scope))
                 .with_context(|| format!("can't read the job of {unit}")),
@@ -303,7 +304,7 @@ impl Systemd {
     }
 }
 
-/// What systemd says about one unit.
+/// The state of one unit.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UnitState {
     /// Its name.
@@ -359,7 +360,7 @@ impl UnitState {
         matches!(self.active, ActiveState::Inactive | ActiveState::Failed)
     }
 
-    /// Whether systemd waits until it tries again.
+    /// Whether systemd waits before the next attempt.
     #[must_use]
     pub fn awaits_restart(&self) -> bool {
         self.sub.starts_with("auto-restart")
@@ -382,7 +383,7 @@ impl UnitState {
                 || self.start_limit.is_some_and(|limit| self.restarts >= limit))
     }
 
-    /// How it fails, in words.
+    /// A description of its failure.
     #[must_use]
     pub fn problem(&self) -> Option<String> {
         if !self.is_failing() {
@@ -395,7 +396,7 @@ impl UnitState {
             restarts => {
                 let plural = if restarts == 1 { "" } else { "s" };
                 let count = format!("keeps failing: {restarts} restart{plural}");
-                // While it is on its next attempt, the reason of the last one is gone.
+                // During the next attempt, the reason of the last one is gone.
                 match self.result {
                     UnitResult::Success => count,
                     _ => format!("{count}, the last time {reason}"),
@@ -404,7 +405,7 @@ impl UnitState {
         })
     }
 
-    /// Why the last run ended, in words.
+    /// A description of why the last run ended.
     #[must_use]
     pub fn reason(&self) -> String {
         match (&self.result, self.exit_code) {
@@ -551,7 +552,7 @@ fn no_bus(scope: Scope, reason: &str) -> anyhow::Error {
     .into()
 }
 
-/// Turns systemd's refusal into words and a next step.
+/// Turns systemd's refusal into an error with a next step.
 fn explain(error: zbus::Error, scope: Scope) -> anyhow::Error {
     let (name, message) = match &error {
         zbus::Error::MethodError(name, message, _) => (name.to_string(), message.as_deref()),

@@ -30,7 +30,7 @@ const MIGRATION: &str = concat!(
     include_str!("../templates/migrate.py")
 );
 
-/// Migrates the database to the next release while the gateway of the present one serves.
+/// Migrates the database to the next release while the gateway of the current one serves.
 pub const NEXT_MIGRATION: &str = "litellm-migrate-next";
 
 /// Podman's network, as `litellm.network` names it.
@@ -219,7 +219,7 @@ pub fn render(settings: &Settings, host: &RenderContext<'_>) -> Result<Vec<UnitF
 }
 
 /// Renders the unit that migrates the database to the release of `settings`, and ends: the stack
-/// of the present release keeps running.
+/// of the current release keeps running.
 ///
 /// # Errors
 /// When a value can't be written in a unit file.

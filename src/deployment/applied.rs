@@ -2,7 +2,7 @@
 //! the units that it concerns are restarted.
 //!
 //! `ExecStartPre=` records a keyed hash of each input beside the per-boot state; comparing it with
-//! the present inputs costs no call of Podman and reveals no value.
+//! the current inputs costs no call of Podman and reveals no value.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -33,7 +33,7 @@ pub(crate) struct Applied {
     sealed: BTreeMap<String, String>,
 }
 
-/// One difference between the inputs of a running container and the present ones.
+/// One difference between the inputs of a running container and the current ones.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 pub(crate) struct Difference {
     /// A variable, a file, or `unit`.
@@ -89,7 +89,7 @@ impl Applied {
         none.again(paths, settings, service)
     }
 
-    /// The same record with the present inputs.
+    /// The same record with the current inputs.
     fn again(&self, paths: &Paths, settings: &Settings, service: Service) -> Result<Self> {
         let (mut inputs, mut sealed) = (BTreeMap::new(), BTreeMap::new());
         let hash = |bytes: &[u8]| {
@@ -178,7 +178,7 @@ impl Applied {
         Ok(())
     }
 
-    /// The differences between the present inputs and those of the running container.
+    /// The differences between the current inputs and those of the running container.
     /// Empty when there is no record: then the container does not run, or never did.
     ///
     /// # Errors

@@ -45,7 +45,7 @@ const NOT_FOR_GATEWAY: [&str; 9] = [
 ];
 
 /// Variables that say which PostgreSQL there is, and how to get in. They go with its data: when
-/// another configuration is put in the place of the present one, they stay as they are.
+/// another configuration is put in the place of the current one, they stay as they are.
 pub const OF_THE_DATABASE: [&str; 6] = [
     "POSTGRES_IMAGE",
     "POSTGRES_USER",

@@ -49,7 +49,7 @@ struct Kept {
     mode: u32,
 }
 
-/// Keeps the present configuration; returns the name under which it is kept. The same content has
+/// Keeps the current configuration; returns the name under which it is kept. The same content has
 /// the same name, so keeping it again costs nothing.
 ///
 /// # Errors
@@ -58,7 +58,7 @@ pub(crate) fn keep(paths: &Paths) -> Result<SnapshotId> {
     keep_files(paths, &collect(paths)?)
 }
 
-/// As [`keep`], with another `.env` than the present one.
+/// As [`keep`], with another `.env` than the current one.
 ///
 /// # Errors
 /// As [`keep`].
@@ -160,7 +160,7 @@ pub(crate) fn all(paths: &Paths) -> Result<Vec<SnapshotId>> {
     Ok(all)
 }
 
-/// Whether the present configuration is the same as the one that is kept as `id`.
+/// Whether the current configuration is the same as the one that is kept as `id`.
 ///
 /// # Errors
 /// When a file can't be read.
@@ -175,7 +175,7 @@ pub(crate) fn is_present(paths: &Paths, id: &SnapshotId) -> Result<bool> {
 }
 
 /// Puts a kept configuration back: files that differ are replaced, files that it did not have are
-/// removed. [`keep`] the present one before. `staying`: variables of `.env` that are no matter of
+/// removed. [`keep`] the current one before. `staying`: variables of `.env` that are no matter of
 /// choice and therefore stay as they are at present, such as
 /// [`OF_THE_DATABASE`](crate::deployment::settings::OF_THE_DATABASE).
 ///

@@ -67,7 +67,7 @@ pub(crate) enum Manner {
     Handover,
 }
 
-/// Starts stopped services, restarts those whose inputs differ from the present ones, and waits
+/// Starts stopped services, restarts those whose inputs differ from the current ones, and waits
 /// until the gateway is ready.
 ///
 /// # Errors
@@ -192,7 +192,7 @@ pub(crate) async fn start_database(
     run(host, unit, timeout).await
 }
 
-/// Records the present configuration as the last good one, if every running service uses it: an edit that
+/// Records the current configuration as the last good one, if every running service uses it: an edit that
 /// is not applied yet proves nothing. An edit of `LITELLM_IMAGE` is left out.
 async fn remember_good(host: &Host) -> Result<()> {
     let path = host.paths.env_file();
@@ -290,7 +290,7 @@ async fn close_address(systemd: &Systemd) -> Result<()> {
     Ok(())
 }
 
-/// The running services whose inputs differ from the present ones, with the differences.
+/// The running services whose inputs differ from the current ones, with the differences.
 ///
 /// # Errors
 /// When a file that a container gets can't be read.
@@ -519,7 +519,7 @@ impl<'a> Wait<'a> {
     /// Waits for every job, saying each result; fails with the unit that caused the failure.
     async fn finish(&mut self) -> Result<()> {
         self.progress.say(&format!("waiting for {}", self.names()));
-        // Records the present counters.
+        // Records the current counters.
         self.restarting().await?;
         let mut failures: Vec<(String, JobResult)> = Vec::new();
         while !self.jobs.pending().is_empty() || !self.recovering.is_empty() {

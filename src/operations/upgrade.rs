@@ -1,7 +1,7 @@
 //! From one release to another and back: pull, backup, migration, switch, and a gate that the new
 //! release has to pass. A failure at any step rolls back to the previous release.
 //!
-//! Until the switch, everything on the disk is as the present release has it, and that release
+//! Until the switch, everything on the disk is as the current release has it, and that release
 //! serves. Each step is in the ledger before the next one begins, so that [`recover`] can finish or
 //! undo what a kill or a loss of power interrupted. The caller holds the operation lock.
 
@@ -57,7 +57,7 @@ pub(crate) struct ReleaseOptions {
     pub settle: Duration,
     /// How long starting and becoming ready may take.
     pub timeout: Duration,
-    /// Whether a release may come that can't read credentials of the present one.
+    /// Whether a release may come that can't read credentials of the current one.
     pub accept_unreadable: bool,
 }
 
@@ -66,7 +66,7 @@ pub(crate) struct ReleaseOptions {
 pub(crate) struct ReleasePlan {
     verb: ReleaseVerb,
     from: Images,
-    /// The configuration of the present release.
+    /// The configuration of the current release.
     configuration: SnapshotId,
     /// The `.env` that is wanted.
     env: String,
@@ -239,7 +239,7 @@ impl ReleasePlan {
     /// # Errors
     /// When a step fails; the message says whether the previous release is running again.
     pub(crate) async fn carry_out(self, host: &Host, options: ReleaseOptions) -> Result<()> {
-        // From here on, Ctrl-C fails the present step instead of killing the program.
+        // From here on, Ctrl-C fails the current step instead of killing the program.
         let _interrupt = signal(SignalKind::interrupt()).context("can't listen for Ctrl-C")?;
         let paths = &host.paths;
         let mut ledger = Ledger::load(paths)?;
@@ -764,7 +764,7 @@ fn reached(operation: &Operation, step: Step) -> Event {
     })
 }
 
-/// Refuses a release that can't read credentials that the present one has encrypted.
+/// Refuses a release that can't read credentials that the current one has encrypted.
 async fn refuse_unreadable(release: &contract::ProbedRelease, server: &Server<'_>) -> Result<()> {
     if release.reads_aes_gcm {
         return Ok(());

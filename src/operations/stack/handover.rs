@@ -68,7 +68,7 @@ fn available_memory(text: &str) -> Option<u64> {
 /// Takes the steps, the restart of the gateway behind the back of a second one.
 ///
 /// If the standby does not become ready, the first gateway would not either. It is then left running with
-/// its present settings.
+/// its current settings.
 pub(super) async fn run(host: &Host, wait: &mut Wait<'_>, steps: &[(JobType, &str)]) -> Result<()> {
     let attempt = take_over(host, wait, steps).await;
     // Else the second one is the only one that may serve.

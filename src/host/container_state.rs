@@ -19,7 +19,6 @@ pub(crate) enum ContainerHealth {
     Healthy,
     /// Several checks in a row failed.
     Unhealthy,
-    /// The container was stopped.
     Stopped,
     /// A state of a newer Podman.
     #[serde(other)]

@@ -20,7 +20,6 @@ pub(crate) struct Query<'a> {
     pub scope: Scope,
     /// The other machine, if there is one.
     pub remote: Option<&'a RemoteHost>,
-    /// The units.
     pub units: Vec<&'a str>,
     /// Whether to wait for new lines.
     pub follow: bool,
@@ -32,7 +31,6 @@ pub(crate) struct Query<'a> {
     pub until: Option<String>,
 }
 
-/// One message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Entry {
     /// The unit that it belongs to.

@@ -67,7 +67,6 @@ fn place_words(place: Option<&str>) -> String {
 }
 
 impl Compromised {
-    /// The next step.
     pub(crate) const HINT: &str =
         "choose another release, and rotate every credential that this one could read";
 }
@@ -328,17 +327,14 @@ pub(crate) struct KnownVulnerability {
     pub id: String,
     /// Its other identifiers.
     pub aliases: Vec<String>,
-    /// How bad it is.
     pub severity: Severity,
     /// Whether it is known to be used in attacks.
     pub exploited: bool,
-    /// Whether the operator accepts it.
     pub accepted: bool,
     /// The first later release without it; null where none is known.
     pub fixed: Option<String>,
     /// In one line.
     pub summary: String,
-    /// Where to read about it.
     pub url: Option<String>,
 }
 
@@ -368,7 +364,6 @@ impl KnownVulnerability {
 /// The known vulnerabilities of a release.
 #[derive(Clone, Debug)]
 pub(crate) struct Judgement {
-    /// The release.
     pub release: Release,
     /// Its vulnerabilities, the worst first.
     pub vulnerabilities: Vec<KnownVulnerability>,

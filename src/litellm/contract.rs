@@ -36,12 +36,10 @@ pub(crate) const PUBLICLY_KNOWN_KEYS: &[&str] =
 /// The first release that reads credentials encrypted with AES-256-GCM.
 pub(crate) const READS_AES_GCM: &str = "1.92.0";
 
-/// One thing that is used.
 struct Use {
     need: Need,
     /// The first release that has it; `None` means every release that is supported.
     since: Option<&'static str>,
-    /// What it is used for.
     purpose: &'static str,
 }
 
@@ -208,7 +206,6 @@ const fn every(need: Need, purpose: &'static str) -> Use {
 pub(crate) struct ProbedRelease {
     /// Its version; `None` if the image has no LiteLLM.
     pub version: Option<String>,
-    /// Its newest migration.
     pub migration: Option<String>,
     /// For each of [`USES`], what is missing; `None` if nothing is.
     missing: Vec<Option<String>>,

@@ -53,7 +53,6 @@ const UNFINISHED: &str = ".new-";
 /// Free space that must remain beside the expected size of a backup.
 const RESERVE: u64 = 64 << 20;
 
-/// How a backup is made.
 #[derive(Clone, Debug)]
 pub(crate) struct BackupOptions {
     /// The rule that removes older backups afterwards; `None` keeps them all.
@@ -83,14 +82,11 @@ impl Default for BackupOptions {
 /// A complete backup.
 #[derive(Clone, Debug)]
 pub(crate) struct Backup {
-    /// Where it is.
     pub directory: PathBuf,
-    /// What it holds.
     pub manifest: BackupManifest,
 }
 
 impl Backup {
-    /// Its name.
     #[must_use]
     pub(crate) fn id(&self) -> &OperationId {
         &self.manifest.id

@@ -6,7 +6,6 @@ use std::path::Path;
 use crate::error::{Failure, Result};
 use crate::image::{self, ImageReference};
 
-/// One line.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
     /// A release (`1.82.7`) or a digest (`sha256:…`).

@@ -43,15 +43,12 @@ pub(crate) struct Vulnerability {
     pub ids: Vec<String>,
     /// In one line.
     pub summary: String,
-    /// How bad it is.
     pub severity: Severity,
     /// Whether it is known to be used in attacks.
     pub exploited: bool,
     /// Whether the release itself is the attack.
     pub malicious: bool,
-    /// Where to read about it.
     pub url: Option<String>,
-    /// Whether the advisory was withdrawn.
     pub withdrawn: bool,
     versions: Vec<Release>,
     ranges: Vec<Range>,

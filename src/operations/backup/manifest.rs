@@ -21,7 +21,6 @@ const SCHEMA: u32 = 1;
 pub(crate) struct BackupManifest {
     /// The version of this format.
     pub schema: u32,
-    /// The backup's name.
     pub id: OperationId,
     /// When it was begun, in RFC 3339.
     pub created: String,
@@ -29,7 +28,6 @@ pub(crate) struct BackupManifest {
     pub program: String,
     /// The images of the containers that ran, by service.
     pub images: Images,
-    /// The database.
     pub database: Contents,
     /// How the files are encrypted, if they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -41,9 +39,7 @@ pub(crate) struct BackupManifest {
 /// The objects and rows of a database, counted in one snapshot.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub(crate) struct Contents {
-    /// Its name.
     pub name: String,
-    /// The server's version.
     pub server_version: String,
     /// Its size on disk in bytes, indexes included.
     pub size: u64,

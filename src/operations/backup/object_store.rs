@@ -74,7 +74,6 @@ impl BackupStore {
         })
     }
 
-    /// The URL.
     #[must_use]
     pub(crate) fn url(&self) -> &str {
         &self.url

@@ -36,7 +36,6 @@ use crate::operations::upgrade;
 use crate::output::{Meter, bytes, duration};
 use crate::service::Service;
 
-/// How a backup is restored.
 #[derive(Clone, Debug)]
 pub(crate) struct RestoreOptions {
     /// How long the gateway may take to stop and to be ready again.
@@ -60,11 +59,9 @@ impl Default for RestoreOptions {
 /// The result of a verification.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Verified {
-    /// The backup.
     pub id: OperationId,
     /// The number of files whose SHA-256 is right.
     pub files: usize,
-    /// The number of tables.
     pub tables: usize,
     /// The number of rows in them.
     pub rows: u64,
@@ -86,7 +83,6 @@ pub(crate) enum Recovered {
 /// An unfinished restore as it is recorded on disk.
 #[derive(Clone, Debug, Deserialize, Serialize)]
 struct RestoreRecord {
-    /// What is restored.
     backup: OperationId,
     /// The database that is filled.
     staged: String,

@@ -1,10 +1,11 @@
 # Migrates the database to the schema of this image by LiteLLM's own migration job, and exits with 0
-# only if that succeeded. A database that a later release has migrated already is left alone: LiteLLM's
-# legacy resolver would drop the columns that it does not know, and a release serves with a schema that
-# has more than it needs. So is one that is as these migrations have left it, as a comment on their table
-# tells: Prisma would take seconds of each start to find that out.
+# only if that succeeded. The job does not run on the schema of a later release: LiteLLM's legacy
+# resolver would drop the columns that it does not know, and a release serves with additional columns.
+# Nor does it run if a comment on the migrations' table says that the schema is the one that these
+# migrations left: Prisma would take seconds of each start to find that out.
 #
-# units/arguments.py stands before this. src/litellm/contract.rs lists what of LiteLLM is relied on.
+# units/arguments.py is put before this file. src/litellm/contract.rs lists the functions of LiteLLM
+# that are used.
 import hashlib
 import inspect
 import pathlib
@@ -12,7 +13,7 @@ import re
 import shutil
 import tempfile
 
-# Its log would import all of LiteLLM, seconds of each start, for one setting.
+# Keeps its log from importing all of LiteLLM, which takes seconds of each start, for one setting.
 sys.modules["litellm"] = None
 from litellm_proxy_extras import utils
 
@@ -31,7 +32,7 @@ try:
     from litellm_proxy_extras.migration_lock import migration_environment
 except ImportError:
     migration_environment = dict
-# The program, which an image without network has in another place.
+# Prisma's program. An image without network has it at another path.
 command = getattr(utils, "_get_prisma_command", lambda: "prisma")()
 prisma_words = [command] if shutil.which(command) else [sys.executable, "-m", "prisma"]
 
@@ -88,14 +89,14 @@ def finish(name):
     new.replace(record)
 
 
-# What the comment has to say: which migrations, and which columns and indexes they left.
+# The comment: a hash of the migrations, and one of the columns and indexes that they left.
 comment = f"""(SELECT 'migrated by litellm-units: {release.hexdigest()} ' || md5(concat(
 (SELECT string_agg(concat_ws(' ', table_name, column_name, data_type, is_nullable, column_default), ','
 ORDER BY table_name, column_name) FROM information_schema.columns
 JOIN information_schema.tables USING (table_schema, table_name)
 WHERE table_schema = current_schema() AND table_type = 'BASE TABLE'),
 (SELECT string_agg(indexdef, ',' ORDER BY indexdef) FROM pg_indexes WHERE schemaname = current_schema()))))"""
-# It shows no rows, but it does show errors.
+# Prisma prints no rows, but it prints errors: so each answer is an exception.
 answer = execute(f"""DECLARE later text; BEGIN
 IF to_regclass('_prisma_migrations') IS NOT NULL THEN
 SELECT max(migration_name) INTO later FROM _prisma_migrations
@@ -118,7 +119,7 @@ else:
     try:
         done = migrate()
     except RuntimeError as reason:
-        # So LiteLLM's own command line ends, too.
+        # As in LiteLLM's own command line.
         print(f"the database can't be migrated: {reason}{remedy(str(reason))}", file=sys.stderr)
         sys.exit(2)
     if not done:
@@ -126,7 +127,7 @@ else:
     finish(newest)
     missing = lacking()
     if missing:
-        # Without the comment, the next start says it again.
+        # The comment is not written, so that the next start reports this again.
         print(
             "the database lacks what this release needs, and LiteLLM's migration does not add it. To add it:",
             *missing,

@@ -1,9 +1,9 @@
 """Keeps the database's URL out of the arguments of the programs that LiteLLM starts: every user of the host can read
 them, and the URL holds the password.
 
-litellm-units puts this in front of what the gateway and the migration run. All of Python's ways to start a program and
-read its output end in subprocess.Popen, so that is the place, whichever function of LiteLLM calls it. A URL reaches
-Prisma in its environment instead, where its schema looks for it; any other program with one is not started.
+litellm-units puts this before the programs of the gateway and of the migration. It replaces subprocess.Popen, since all
+of Python's ways to start a program and read its output call it. Prisma gets the URL in its environment instead, where
+its schema looks for it. Any other program with the URL among its arguments is not started.
 """
 
 import os
@@ -12,9 +12,9 @@ import sys
 
 URLS = ("DATABASE_URL", "DIRECT_URL", "DATABASE_URL_READ_REPLICA")
 
-# Prisma's command line is a program of Node.js, which asks its engine first whether there is a database, with the URL
-# among the arguments of the engine. That question is answered with yes here: the next one goes through a pipe, and
-# fails with the same error if there is none.
+# Prisma's command line is a program of Node.js. It first asks its engine whether there is a database, with the URL among
+# the engine's arguments. Here, that question is always answered with yes. The next question goes through a pipe, and
+# fails with the same error if there is no database.
 PRISMA_WITHOUT_URL = """
 const programs = require('child_process');
 for (const name of ['spawn', 'spawnSync']) {
@@ -27,7 +27,7 @@ for (const name of ['spawn', 'spawnSync']) {
 
 
 def prisma(words):
-    """The words of a call of Prisma's command line behind its name; None if it is another program."""
+    """The arguments of a call of Prisma's command line; None if it is another program."""
     if not isinstance(words, (list, tuple)) or not words:
         return None
     words = [os.fspath(word) for word in words]
@@ -57,8 +57,8 @@ def by_environment(words, environment, schema):
 
 
 def without_url(begin, schema, ends_at_once):
-    """subprocess.Popen.__init__ that shows no URL. What `ends_at_once` says yes to, given the words behind the name of
-    Prisma, is not run: it ends with success and no output."""
+    """subprocess.Popen.__init__ that shows no URL. A call of Prisma for whose arguments `ends_at_once` is true is not
+    run: it ends with success and no output."""
     preload = None
 
     def begin_without_url(self, args, *rest, **options):

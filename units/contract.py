@@ -1,4 +1,4 @@
-"""Whether the release in this image has what litellm-units uses of it: src/litellm/contract.rs has the list.
+"""Checks that the release in this image has what litellm-units uses of it, as listed in src/litellm/contract.rs.
 
 Run in a container of the image without network and data. Nothing of LiteLLM is imported, since that takes seconds.
 Prints one JSON object.

@@ -1,8 +1,8 @@
-"""Serves LiteLLM on the sockets that systemd holds, and lets go of them without cutting anyone off.
+"""Serves LiteLLM on the sockets that systemd holds, and closes them at a stop without cutting off a request.
 
 litellm-units mounts this file, behind arguments.py, into the gateway's container, where it is run with LiteLLM's own
-arguments. LiteLLM's command line ends with uvicorn.run(); that is what is replaced here. What else of LiteLLM and
-uvicorn is relied on stands in src/litellm/contract.rs, and is checked before a release is started for the first time.
+arguments. LiteLLM's command line ends with uvicorn.run(), which is replaced here. src/litellm/contract.rs lists what
+else of LiteLLM and uvicorn is used; it is checked before a release is started for the first time.
 """
 
 import asyncio
@@ -13,18 +13,18 @@ import re
 import signal
 import socket
 
-# Process 1 of a container ignores a signal that it has no handler for, and this one gets its own as late as it serves.
-# It imports for seconds before, and has nothing to lose.
+# Process 1 of a container ignores a signal without a handler, and uvicorn sets its handler only when it serves. Before,
+# the imports take seconds, and there is no request that an end could cut off.
 signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
 
-# What is imported stays, so looking for garbage among it only takes time.
+# Imported objects stay, so collecting garbage among them only takes time.
 gc.disable()
 
 import uvicorn
 from uvicorn.supervisors import Multiprocess, multiprocess
 
-# Nobody is waited for longer than this who sends nothing.
-PATIENCE = 10
+# Timeout at a stop, in seconds, for idle connections.
+IDLE_TIMEOUT = 10
 
 
 def passed_sockets():
@@ -65,10 +65,10 @@ class Server(uvicorn.Server):
         gc.enable()
 
     async def shutdown(self, sockets=None):
-        """Accepts nothing more, but still answers on the connections that there are.
+        """Accepts no new connection, but still answers on the existing ones.
 
-        uvicorn would close those that are idle at once, and with them a request that is on its way. Here each is told
-        with its next answer that it was the last one; those that stay idle end after their usual time.
+        uvicorn would close idle connections at once, and lose a request that is on its way. Here, the next answer on a
+        connection closes it (`Connection: close`), and an idle one is closed after its usual time.
         """
         self.config.leaving = True
         for server in self.servers:
@@ -76,7 +76,7 @@ class Server(uvicorn.Server):
         for each in sockets or ():
             each.close()
         clock = asyncio.get_running_loop().time
-        end = clock() + min(self.config.timeout_keep_alive + 1, PATIENCE)
+        end = clock() + min(self.config.timeout_keep_alive + 1, IDLE_TIMEOUT)
         while self.server_state.connections and clock() < end:
             await asyncio.sleep(0.05)
         await super().shutdown(sockets)
@@ -85,7 +85,8 @@ class Server(uvicorn.Server):
 def check_schema():
     """Ends the start if the database has the schema of an earlier release: LiteLLM would answer every key with 401.
 
-    The migration writes down which schema it left. Without that, as under units from before it did, nothing is known.
+    The migration records the schema that it left. Without this record, as under units of an earlier version, the
+    schema is not checked.
     """
     try:
         with open("/run/litellm-units/schema/newest") as file:
@@ -106,10 +107,10 @@ def check_schema():
         sys.exit(78)
 
 
-# A worker of uvicorn 0.5x makes its own server: of this class. Workers run this file, too.
+# From uvicorn 0.51 on, each worker makes its own server; it is then of this class, since workers run this file, too.
 multiprocess.Server = Server
 
-# The schema is litellm-migrate.service's. LiteLLM's comparison of schema and database would take seconds of each start.
+# litellm-migrate.service migrates the schema. LiteLLM's own comparison would take seconds of each start.
 subprocess.Popen.__init__ = without_url(
     subprocess.Popen.__init__, "/app/schema.prisma", lambda words: words[:2] in ([], ["migrate", "diff"])
 )

@@ -305,7 +305,7 @@ async fn stopped(host: &Host) -> Result<()> {
     stop(systemd, &units).await
 }
 
-/// Whether systemd does not start the gateway again: RestartPreventExitStatus=.
+/// Whether systemd does not start the gateway again: `RestartPreventExitStatus=`.
 fn is_given_up() -> bool {
     std::env::var("EXIT_STATUS").is_ok_and(|status| status == SCHEMA_TOO_OLD)
 }

@@ -1,4 +1,4 @@
-//! Who listens at a port of this host, from the kernel's tables (proc_pid_net(5)).
+//! Who listens at a port of this host, from the kernel's tables (`proc_pid_net(5)`).
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 

@@ -4,8 +4,8 @@
 use std::fmt::Write;
 use std::path::Path;
 
-use litellm_units::deployment::env_file::quote;
-use litellm_units::deployment::settings::{SecretTarget, Settings};
+use litellm_units::deployment::env_file::{EnvFile, quote};
+use litellm_units::deployment::settings::{SecretTarget, Settings, check_address};
 use litellm_units::error::{self, Exit};
 use litellm_units::service::Service;
 use secrecy::ExposeSecret;
@@ -320,6 +320,52 @@ fn what_can_not_be_used_is_refused_by_name_file_and_line() {
     ] {
         assert_eq!(refusal(name, line), expected, "{name}");
     }
+}
+
+#[test]
+fn an_edit_does_not_move_the_gateway() {
+    let path = Path::new("/srv/.env");
+    for (name, advice) in [
+        (
+            "HOST",
+            "; for another address, put a reverse proxy before http://127.0.0.1:24157 (docs/reverse-proxy.md)",
+        ),
+        (
+            "PORT",
+            "; for another address, put a reverse proxy before http://127.0.0.1:24157 (docs/reverse-proxy.md)",
+        ),
+        (
+            "SSL_KEYFILE_PATH",
+            "; for TLS, give the certificate to a reverse proxy (docs/reverse-proxy.md)",
+        ),
+        (
+            "SSL_CERTFILE_PATH",
+            "; for TLS, give the certificate to a reverse proxy (docs/reverse-proxy.md)",
+        ),
+        ("LISTEN_FDS", ""),
+        ("LISTEN_PID", ""),
+        ("LISTEN_FDNAMES", ""),
+    ] {
+        for value in ["", "1"] {
+            let text = format!("{ENV}{name}={value}\n");
+            let env = EnvFile::parse(&text).unwrap();
+            let error = check_address(&env, path).unwrap_err();
+            assert_eq!(error::exit(&error), Exit::Config);
+            assert_eq!(
+                failure(&error),
+                format!(
+                    "error: /srv/.env, line 13: {name} would change the gateway's address, which litellm.socket holds\n\
+                     hint: remove the line, then run `litellm-units apply`{advice}\n"
+                )
+            );
+            // A gateway that restarts after a crash starts without it.
+            assert_eq!(
+                container_secrets(&settings(&text)),
+                container_secrets(&settings(ENV))
+            );
+        }
+    }
+    check_address(&EnvFile::parse(ENV).unwrap(), path).unwrap();
 }
 
 #[test]

@@ -9,6 +9,7 @@ import asyncio
 import gc
 import importlib.util
 import inspect
+import logging
 import re
 import signal
 import socket
@@ -82,6 +83,18 @@ class Server(uvicorn.Server):
         await super().shutdown(sockets)
 
 
+def own_socket(port):
+    """For what asks this gateway and no other: on the loopback of its container, which no other container reaches.
+
+    It is not uvicorn's, whose address is LiteLLM's --host. Other containers would reach that past every reverse proxy.
+    """
+    own = socket.socket()
+    own.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    own.bind(("127.0.0.1", port))
+    logging.getLogger("uvicorn.error").info("Uvicorn running on litellm.socket and, in the container, 127.0.0.1:%d", port)
+    return own
+
+
 def check_schema():
     """Ends the start if the database has the schema of an earlier release: LiteLLM would answer every key with 401.
 
@@ -119,8 +132,7 @@ subprocess.Popen.__init__ = without_url(
 def run(app, **arguments):
     config = Config(app, **arguments)
     server = Server(config)
-    # The second one is the container's own, for the health checks.
-    sockets = [*passed, config.bind_socket()]
+    sockets = [*passed, own_socket(config.port)]
     if config.workers > 1:
         gc.enable()
         target = {"target": server.run} if "target" in inspect.signature(Multiprocess).parameters else {}

@@ -9,7 +9,8 @@ use nix::unistd::{Gid, Uid};
 
 use crate::deployment::env_file::EnvFile;
 use crate::deployment::settings::{
-    DEFAULT_LITELLM_IMAGE, DEFAULT_POSTGRES_NAME, Database, Settings, parse_env, read_env,
+    DEFAULT_LITELLM_IMAGE, DEFAULT_POSTGRES_NAME, Database, Settings, check_address, parse_env,
+    read_env,
 };
 use crate::error::{Failure, Result};
 use crate::host::files;
@@ -76,8 +77,10 @@ pub struct Completed {
 /// # Errors
 /// When `text` can't be parsed, or a value is missing that only the operator can know.
 pub fn complete(text: &str, path: &Path, found: Existing, random: Random<'_>) -> Result<Completed> {
+    let env = parse_env(text, path)?;
+    check_address(&env, path)?;
     let mut editor = Editor {
-        env: parse_env(text, path)?,
+        env,
         path,
         changes: Vec::new(),
     };

@@ -30,6 +30,21 @@ pub const ACCEPT_VULNERABILITIES: &str = "LITELLM_ACCEPT_VULNERABILITIES";
 /// one variable with its name.
 const VALUE_LIMIT: usize = 512_000 / 4 - 64;
 
+/// Variables of a server that takes its own address, and what to do instead. The gateway serves on the socket of
+/// systemd, so they never reach it; an edit with one of them is refused.
+const OF_AN_ADDRESS: [(&str, &str); 7] = [
+    ("HOST", ADDRESS_HINT),
+    ("PORT", ADDRESS_HINT),
+    ("SSL_KEYFILE_PATH", TLS_HINT),
+    ("SSL_CERTFILE_PATH", TLS_HINT),
+    ("LISTEN_FDNAMES", SOCKET_HINT),
+    ("LISTEN_FDS", SOCKET_HINT),
+    ("LISTEN_PID", SOCKET_HINT),
+];
+const ADDRESS_HINT: &str = "remove the line, then run `litellm-units apply`; for another address, put a reverse proxy before http://127.0.0.1:24157 (docs/reverse-proxy.md)";
+const TLS_HINT: &str = "remove the line, then run `litellm-units apply`; for TLS, give the certificate to a reverse proxy (docs/reverse-proxy.md)";
+const SOCKET_HINT: &str = "remove the line, then run `litellm-units apply`";
+
 /// Variables that concern this program or another container, and so never reach the gateway.
 const NOT_FOR_GATEWAY: [&str; 9] = [
     ACCEPT_VULNERABILITIES,
@@ -294,7 +309,8 @@ impl Settings {
                 let unset = value.is_empty() && OPTIONAL.contains(name);
                 let derived = *name == "DATABASE_URL" || name.starts_with("REDIS_");
                 let backup = name.starts_with(BACKUP_PREFIX);
-                !unset && !derived && !backup && !NOT_FOR_GATEWAY.contains(name)
+                let address = OF_AN_ADDRESS.iter().any(|(known, _)| known == name);
+                !unset && !derived && !backup && !address && !NOT_FOR_GATEWAY.contains(name)
             })
             .map(|(name, value)| (name.to_owned(), SecretValue::new(value, &vault)))
             .collect();
@@ -487,6 +503,37 @@ pub fn parse_env(text: &str, path: &Path) -> Result<EnvFile> {
     })
 }
 
+/// Refuses variables that would give the gateway another address than the one that systemd holds. Only an edit is
+/// refused: a gateway that restarts, starts without them.
+///
+/// # Errors
+/// With file, line and what to do instead.
+pub fn check_address(env: &EnvFile, path: &Path) -> Result<()> {
+    match OF_AN_ADDRESS
+        .iter()
+        .find(|(name, _)| env.get(name).is_some())
+    {
+        Some((name, hint)) => Err(wrong(
+            env,
+            path,
+            name,
+            "would change the gateway's address, which litellm.socket holds",
+            hint,
+        )),
+        None => Ok(()),
+    }
+}
+
+fn wrong(env: &EnvFile, path: &Path, name: &str, problem: &str, hint: &str) -> anyhow::Error {
+    let line = env
+        .line(name)
+        .map(|line| format!(", line {line}"))
+        .unwrap_or_default();
+    Failure::config(format!("{}{line}: {name} {problem}", path.display()))
+        .hint(hint)
+        .into()
+}
+
 struct Reader<'a> {
     env: &'a EnvFile,
     path: &'a Path,
@@ -499,14 +546,7 @@ impl Reader<'_> {
     }
 
     fn wrong(&self, name: &str, problem: &str, hint: &str) -> anyhow::Error {
-        let line = self
-            .env
-            .line(name)
-            .map(|line| format!(", line {line}"))
-            .unwrap_or_default();
-        Failure::config(format!("{}{line}: {name} {problem}", self.path.display()))
-            .hint(hint)
-            .into()
+        wrong(self.env, self.path, name, problem, hint)
     }
 
     fn required(&self, name: &str) -> Result<SecretValue> {

@@ -15,7 +15,7 @@ use serde::Serialize;
 use super::contract;
 use super::release::Release;
 use crate::deployment::env_file::EnvFile;
-use crate::deployment::settings::{Cache, Settings, parse_env, read_env, text_of};
+use crate::deployment::settings::{Cache, Settings, check_address, parse_env, read_env, text_of};
 use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::host::paths::Paths;
@@ -109,6 +109,7 @@ impl fmt::Display for ConfigFinding {
 pub fn check_deployment(host: &Host) -> Result<Vec<ConfigFinding>> {
     let env_path = host.paths.env_file();
     let env = parse_env(&read_env(&env_path)?, &env_path)?;
+    check_address(&env, &env_path)?;
     let settings = Settings::from_env(&env, &env_path)?;
     let path = host.paths.config_file();
     let text = read(&path)?;

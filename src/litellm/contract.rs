@@ -90,12 +90,11 @@ const USES: &[Use] = &[
         SERVE,
     ),
     every(Need::Takes("uvicorn", "Config", &["app", "workers"]), SERVE),
-    every(Need::Takes("uvicorn", "Config.bind_socket", &[]), SERVE),
     every(Need::Takes("uvicorn", "Config.load", &[]), STOP),
     every(
         Need::Holds(
             "uvicorn/config.py",
-            &["self.loaded_app", "self.timeout_keep_alive"],
+            &["self.loaded_app", "self.timeout_keep_alive", "self.port"],
         ),
         STOP,
     ),

@@ -317,6 +317,18 @@ fn what_can_not_be_used_is_refused_by_name_file_and_line() {
             "error: /srv/.env, line 13: LONG is longer than 127936 bytes, more than a Podman secret can hold\n\
              hint: write it into a file below config/ and name the file instead\n".to_owned(),
         ),
+        (
+            "LITELLM_LIVENESS_TIMEOUT",
+            "LITELLM_LIVENESS_TIMEOUT=5m",
+            "error: /srv/.env, line 13: LITELLM_LIVENESS_TIMEOUT is not a number of seconds from 10 to 86400\n\
+             hint: write 300 for five minutes, or remove it\n".to_owned(),
+        ),
+        (
+            "LITELLM_LIVENESS_TIMEOUT",
+            "LITELLM_LIVENESS_TIMEOUT=9",
+            "error: /srv/.env, line 13: LITELLM_LIVENESS_TIMEOUT is not a number of seconds from 10 to 86400\n\
+             hint: write 300 for five minutes, or remove it\n".to_owned(),
+        ),
     ] {
         assert_eq!(refusal(name, line), expected, "{name}");
     }
@@ -366,6 +378,13 @@ fn an_edit_does_not_move_the_gateway() {
         }
     }
     check_address(&EnvFile::parse(ENV).unwrap(), path).unwrap();
+}
+
+#[test]
+fn the_limit_of_a_blocked_gateway_may_be_left_out() {
+    for value in ["", "10", "86400"] {
+        settings(&format!("{ENV}LITELLM_LIVENESS_TIMEOUT={value}\n"));
+    }
 }
 
 #[test]

@@ -13,6 +13,9 @@ import logging
 import re
 import signal
 import socket
+import threading
+import time
+import traceback
 
 # Process 1 of a container ignores a signal without a handler, and uvicorn sets its handler only when it serves. Before,
 # the imports take seconds, and there is no request that an end could cut off.
@@ -26,6 +29,19 @@ from uvicorn.supervisors import Multiprocess, multiprocess
 
 # Timeout at a stop, in seconds, for idle connections.
 IDLE_TIMEOUT = 10
+
+# For so many seconds the event loop may be blocked before its process is replaced.
+LIVENESS_TIMEOUT = int(os.environ.get("LITELLM_LIVENESS_TIMEOUT") or 300)
+# After so many, the journal says where it is.
+SLOW = min(30, LIVENESS_TIMEOUT // 2)
+# Read by the health check: until when, by CLOCK_MONOTONIC, the gateway counts as alive. In memory, since a slow disk
+# must not block the event loop.
+ALIVE = "/dev/shm/litellm-units.alive"
+# So much longer than LIVENESS_TIMEOUT, for a process that can't end itself.
+GRACE = 30
+# A worker of uvicorn that does not get to answer for so long, with a thread of its own, is replaced. uvicorn's 5 seconds
+# are too few for a busy host.
+WORKER_TIMEOUT = 30
 
 
 def passed_sockets():
@@ -59,11 +75,54 @@ class Config(uvicorn.Config):
         self.loaded_app = app
 
 
+class Heartbeat:
+    """Tells a blocked event loop from a busy one. A busy one takes its turns, however late its answers are, and ending
+    it would cut off every stream; so no request tells whether a gateway is alive.
+
+    A thread counts the seconds between two turns of the loop. They are its own: those of a suspended machine or a
+    frozen container do not count. After LIVENESS_TIMEOUT, it writes where the loop is, and ends the process. One that
+    is stopped as a whole is found out by the health check.
+    """
+
+    def __init__(self):
+        self.loop = asyncio.get_running_loop()
+        self.blocked = 0
+        self.file = os.open(ALIVE, os.O_WRONLY | os.O_CREAT, 0o644)
+        self.turn()
+        threading.Thread(target=self.watch, args=(threading.get_ident(),), name="heartbeat", daemon=True).start()
+
+    def turn(self):
+        os.pwrite(self.file, b"%020d\n" % int(time.monotonic() + LIVENESS_TIMEOUT + GRACE), 0)
+        if self.blocked >= SLOW:
+            print(f"the event loop of process {os.getpid()} is no longer blocked", file=sys.stderr, flush=True)
+        self.blocked = 0
+        self.loop.call_later(1, self.turn)
+
+    def watch(self, thread):
+        while True:
+            time.sleep(1)
+            self.blocked += 1
+            if self.blocked in (SLOW, LIVENESS_TIMEOUT):
+                end = self.blocked == LIVENESS_TIMEOUT
+                effect = "it ends and is replaced" if end else "its requests wait"
+                place = "".join(traceback.format_stack(sys._current_frames()[thread], 6))
+                print(
+                    f"the event loop of process {os.getpid()} has been blocked for {self.blocked} s, so {effect} "
+                    f"(LITELLM_LIVENESS_TIMEOUT={LIVENESS_TIMEOUT}); it is at:\n{place}",
+                    end="",
+                    file=sys.stderr,
+                    flush=True,
+                )
+                if end:
+                    os._exit(1)
+
+
 class Server(uvicorn.Server):
     async def startup(self, sockets=None):
         await super().startup(sockets)
         gc.freeze()
         gc.enable()
+        self.heartbeat = Heartbeat()
 
     async def shutdown(self, sockets=None):
         """Accepts no new connection, but still answers on the existing ones.
@@ -130,6 +189,8 @@ subprocess.Popen.__init__ = without_url(
 
 
 def run(app, **arguments):
+    if "timeout_worker_healthcheck" in inspect.signature(uvicorn.Config).parameters:
+        arguments.setdefault("timeout_worker_healthcheck", WORKER_TIMEOUT)
     config = Config(app, **arguments)
     server = Server(config)
     sockets = [*passed, own_socket(config.port)]

@@ -436,7 +436,7 @@ impl ServiceReport {
     fn is_broken(&self) -> bool {
         self.active == ActiveState::Failed
             || self.sub.starts_with("auto-restart")
-            || (self.active == ActiveState::Active && self.health == Some(container_state::ContainerHealth::Unhealthy))
+            || (self.active == ActiveState::Active && self.health.is_some_and(container_state::ContainerHealth::is_bad))
             // An attempt after a failure.
             || (self.active == ActiveState::Activating && self.restarts > 0)
     }

@@ -25,6 +25,11 @@ pub const GATEWAY_PORT: u16 = 24157;
 /// Names the known vulnerabilities that the operator accepts.
 pub const ACCEPT_VULNERABILITIES: &str = "LITELLM_ACCEPT_VULNERABILITIES";
 
+/// For how many seconds the gateway's event loop may be blocked before it is replaced; `units/serve.py` reads it.
+pub const LIVENESS_TIMEOUT: &str = "LITELLM_LIVENESS_TIMEOUT";
+/// Less could end a gateway that is only busy.
+const LIVENESS_RANGE: std::ops::RangeInclusive<u32> = 10..=86_400;
+
 /// The most that one value may have, in bytes: a quarter of Podman's limit of 512,000 for one
 /// secret, since every byte of Redis' password takes four, and less than the kernel's 128 KiB for
 /// one variable with its name.
@@ -102,8 +107,9 @@ pub const OPTIONAL: [&str; 6] = [
 ];
 
 /// Variables that are in clear: no secrets, and needed where none is opened.
-const IN_CLEAR: [&str; 11] = [
+const IN_CLEAR: [&str; 12] = [
     ACCEPT_VULNERABILITIES,
+    LIVENESS_TIMEOUT,
     "LITELLM_IMAGE",
     "POSTGRES_IMAGE",
     "REDIS_IMAGE",
@@ -244,6 +250,7 @@ impl Settings {
         };
         reader.check_carriage()?;
         reader.check_references()?;
+        reader.check_liveness()?;
         let is_wrong =
             |url: &str| !(url.starts_with("postgresql://") || url.starts_with("postgres://"));
         if let Some(url) = reader.filled("DIRECT_URL")
@@ -632,6 +639,22 @@ impl Reader<'_> {
             ));
         }
         Ok(name)
+    }
+
+    fn check_liveness(&self) -> Result<()> {
+        let is_wrong = |value: &str| {
+            !value
+                .parse()
+                .is_ok_and(|seconds| LIVENESS_RANGE.contains(&seconds))
+        };
+        if self.filled(LIVENESS_TIMEOUT).is_some_and(is_wrong) {
+            return Err(self.wrong(
+                LIVENESS_TIMEOUT,
+                "is not a number of seconds from 10 to 86400",
+                "write 300 for five minutes, or remove it",
+            ));
+        }
+        Ok(())
     }
 
     /// A reference is never taken for the value itself.

@@ -11,7 +11,7 @@ use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::installed_release;
 use crate::error::{Failure, Result};
 use crate::host::Host;
-use crate::host::container_state;
+use crate::host::container_state::{self, ContainerHealth};
 use crate::host::systemd::job::{JobType, Jobs};
 use crate::host::systemd::{ActiveState, LoadState, UnitState};
 use crate::litellm::health::GatewayHealth;
@@ -190,8 +190,8 @@ fn faults(examination: &Examination<'_>, units: &[(Service, UnitState)]) -> Chec
         let health = container_state::health(&examination.host.paths, &unit.control_group);
         let problem = if unit.load != LoadState::Loaded {
             format!("is {}", unit.load)
-        } else if unit.is_active() && health == Some(container_state::ContainerHealth::Unhealthy) {
-            "is unhealthy".to_owned()
+        } else if unit.is_active() && health.is_some_and(ContainerHealth::is_bad) {
+            "does not answer its health check".to_owned()
         } else {
             continue;
         };
@@ -358,6 +358,7 @@ pub(crate) async fn gateway(examination: &Examination<'_>) -> Option<Check> {
             format!("answers, but is not ready: {reason}"),
         )
         .remedy("see why: `litellm-units logs litellm`"),
+        busy @ GatewayHealth::Busy { .. } => Check::warning(CheckName::Gateway, busy.to_string()),
         GatewayHealth::Down { reason } => {
             Check::failure(CheckName::Gateway, format!("does not answer: {reason}"))
                 .remedy("see why: `litellm-units logs litellm`")

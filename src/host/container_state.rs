@@ -17,6 +17,8 @@ pub(crate) enum ContainerHealth {
     Starting,
     /// The last checks passed.
     Healthy,
+    /// The last check failed; after the next failure, the container is replaced.
+    Failing,
     /// Several checks in a row failed.
     Unhealthy,
     Stopped,
@@ -26,6 +28,12 @@ pub(crate) enum ContainerHealth {
 }
 
 impl ContainerHealth {
+    /// Whether the container did not answer the last check.
+    #[must_use]
+    pub(crate) fn is_bad(self) -> bool {
+        matches!(self, Self::Failing | Self::Unhealthy)
+    }
+
     /// Whether no fault is known.
     #[must_use]
     pub(crate) fn is_good(self) -> bool {
@@ -38,6 +46,7 @@ impl fmt::Display for ContainerHealth {
         f.write_str(match self {
             Self::Starting => "starting",
             Self::Healthy => "healthy",
+            Self::Failing => "failing",
             Self::Unhealthy => "unhealthy",
             Self::Stopped => "stopped",
             Self::Unknown => "unknown",
@@ -50,6 +59,18 @@ impl fmt::Display for ContainerHealth {
 #[serde(rename_all = "PascalCase")]
 struct Log {
     status: ContainerHealth,
+    /// Failures since the last success. The status changes with the last one that is allowed.
+    #[serde(default)]
+    failing_streak: u32,
+}
+
+impl Log {
+    fn health(&self) -> ContainerHealth {
+        match self.status {
+            ContainerHealth::Healthy if self.failing_streak > 0 => ContainerHealth::Failing,
+            status => status,
+        }
+    }
 }
 
 /// A container in the list of Podman's storage (`containers.json` of containers/storage).
@@ -67,7 +88,7 @@ pub(crate) fn health(paths: &Paths, control_group: &str) -> Option<ContainerHeal
         .container_state(&running(control_group)?)
         .join("healthcheck.log");
     let log: Log = serde_json::from_slice(&std::fs::read(log).ok()?).ok()?;
-    Some(log.status)
+    Some(log.health())
 }
 
 /// The ID of the image of the container in a unit's control group, from Podman's list. Nothing when
@@ -148,5 +169,37 @@ fn add_resident_pages(group: &Path, pages: &mut u64) {
         .filter(|child| child.file_type().is_ok_and(|kind| kind.is_dir()))
     {
         add_resident_pages(&child.path(), pages);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn health_in_the_log_of_podman() {
+        for (log, expected) in [
+            (
+                r#"{"Status":"starting","FailingStreak":3}"#,
+                ContainerHealth::Starting,
+            ),
+            (
+                r#"{"Status":"healthy","FailingStreak":0,"Log":[]}"#,
+                ContainerHealth::Healthy,
+            ),
+            (
+                r#"{"Status":"healthy","FailingStreak":1}"#,
+                ContainerHealth::Failing,
+            ),
+            (
+                r#"{"Status":"unhealthy","FailingStreak":2}"#,
+                ContainerHealth::Unhealthy,
+            ),
+            (r#"{"Status":"stopped"}"#, ContainerHealth::Stopped),
+            (r#"{"Status":"confused"}"#, ContainerHealth::Unknown),
+        ] {
+            let log: Log = serde_json::from_str(log).unwrap();
+            assert_eq!(log.health(), expected);
+        }
     }
 }

@@ -20,6 +20,11 @@ pub enum GatewayHealth {
         /// What is missing.
         reason: String,
     },
+    /// Something listens, but does not answer in time.
+    Busy {
+        /// What was waited for.
+        reason: String,
+    },
     /// It does not answer.
     Down {
         /// What the connection said.
@@ -53,6 +58,10 @@ impl fmt::Display for GatewayHealth {
                 version.as_deref().unwrap_or("of unknown version")
             ),
             Self::Live { reason } => write!(f, "answers, but is not ready: {reason}"),
+            Self::Busy { reason } => write!(
+                f,
+                "busy: {reason}; if it is blocked, its journal says where: `litellm-units logs litellm`"
+            ),
             Self::Down { reason } => write!(f, "does not answer: {reason}"),
         }
     }
@@ -109,9 +118,12 @@ impl Client {
         {
             Ok(answer) => answer,
             Err(error) => {
-                return GatewayHealth::Down {
-                    reason: innermost(&error),
-                };
+                return unanswered(
+                    &error,
+                    GatewayHealth::Down {
+                        reason: innermost(&error),
+                    },
+                );
             }
         };
         let status = answer.status();
@@ -122,11 +134,21 @@ impl Client {
         }
         match answer.json::<Readiness>().await {
             Ok(readiness) => readiness.into(),
-            Err(error) => GatewayHealth::Live {
-                reason: format!("/health/readiness answers no JSON: {}", innermost(&error)),
-            },
+            Err(error) => {
+                let reason = format!("/health/readiness answers no JSON: {}", innermost(&error));
+                unanswered(&error, GatewayHealth::Live { reason })
+            }
         }
     }
+}
+
+/// A gateway under load answers late: that it does not says nothing about its database.
+fn unanswered(error: &reqwest::Error, otherwise: GatewayHealth) -> GatewayHealth {
+    if error.is_timeout() {
+        let reason = "/health/readiness does not answer in time".into();
+        return GatewayHealth::Busy { reason };
+    }
+    otherwise
 }
 
 /// reqwest's outer messages repeat the URL; the innermost says what happened.

@@ -680,7 +680,9 @@ impl<'a> Wait<'a> {
         loop {
             let reason = match client.health().await {
                 GatewayHealth::Ready { version } => return Ok(version),
-                GatewayHealth::Live { reason } | GatewayHealth::Down { reason } => reason,
+                GatewayHealth::Live { reason }
+                | GatewayHealth::Busy { reason }
+                | GatewayHealth::Down { reason } => reason,
             };
             if !said {
                 self.progress

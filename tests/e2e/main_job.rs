@@ -29,7 +29,7 @@ fn drift_is_seen_and_mended(host: &TestHost, who: Who) {
     let before = host
         .run(who, &["bash", "-c", listing, "listing", quadlets])
         .ok();
-    host.sh(who, &format!("cd {quadlets}; sed -i s/HealthRetries=3/HealthRetries=9/ litellm-redis.container; rm litellm.network"));
+    host.sh(who, &format!("cd {quadlets}; sed -i s/HealthRetries=2/HealthRetries=9/ litellm-redis.container; rm litellm.network"));
     assert_eq!(
         host.units(who, &["generate", "--check"]).all(),
         (
@@ -59,11 +59,11 @@ fn drift_is_seen_and_mended(host: &TestHost, who: Who) {
 {network}--- {path}
 +++ {path}
 @@ -{first},7 +{first},7 @@
- # A crash is noticed at once, without it; this is for a server that hangs.
- HealthInterval=30s
- HealthTimeout=5s
+ # minute: twice the interval and the 10 s for which the check itself waits.
+ HealthInterval=15s
+ HealthTimeout=15s
 -HealthRetries=9
-+HealthRetries=3
++HealthRetries=2
  HealthOnFailure=kill
  
  [Service]

@@ -88,8 +88,8 @@ fn later(package: &Package) -> std::path::PathBuf {
         root=$(mktemp -d)
         dpkg-deb --raw-extract "$1" "$root"
         sed -i 's/^Version: .*/Version: 99.0-1/' "$root/DEBIAN/control"
-        grep -qa 'HealthRetries=3' "$root/usr/bin/litellm-units"
-        LC_ALL=C sed -i 's/HealthRetries=3/HealthRetries=4/g' "$root/usr/bin/litellm-units"
+        grep -qa 'HealthRetries=2' "$root/usr/bin/litellm-units"
+        LC_ALL=C sed -i 's/HealthRetries=2/HealthRetries=4/g' "$root/usr/bin/litellm-units"
         dpkg-deb --root-owner-group -Znone --build "$root" "$2"
         rm -r "$root"
     "#;

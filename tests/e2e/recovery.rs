@@ -69,7 +69,8 @@ fn a_hung_gateway_is_replaced(host: &TestHost, who: Who, key: &str) {
         Who::Root,
         &format!("kill -STOP {}", processes.replace('\n', " ")),
     );
-    wait_for_another(host, who, "litellm", old, Duration::from_secs(120));
+    // The limit, 30 s, and two checks, a minute apart.
+    wait_for_another(host, who, "litellm", old, Duration::from_secs(200));
     wait_for_chat(host, who, key, Duration::from_secs(60));
     eprintln!("a hung gateway was replaced after {:?}", start.elapsed());
 }
@@ -105,11 +106,13 @@ fn an_unfinished_edit_ends_nothing(host: &TestHost, who: Who) {
     }
     host.sh(Who::Root, "mv /usr/bin/litellm-units /root/");
     is_healthy("the program is gone");
-    // And for longer than it is between two checks of the gateway.
-    std::thread::sleep(Duration::from_secs(12));
+    // And for longer than it is between two checks of the gateway, and of its servers.
+    std::thread::sleep(Duration::from_secs(65));
     let failures = "{{.State.Health.FailingStreak}}";
-    let words = ["podman", "inspect", "-f", failures, "litellm"];
-    assert_eq!(host.run(who, &words).ok(), "0\n");
+    for container in CONTAINERS {
+        let words = ["podman", "inspect", "-f", failures, container];
+        assert_eq!(host.run(who, &words).ok(), "0\n", "{container}");
+    }
     host.sh(Who::Root, "mv /root/litellm-units /usr/bin/");
     assert_eq!(runs(host, who), before);
 }
@@ -170,6 +173,8 @@ fn is_back(host: &TestHost, who: Who, key: &str) {
 
 fn comes_back(who: Who, name: &str) {
     let host = TestHost::boot_for(who, name);
+    host.units(who, &["generate"]).ok();
+    host.set_env(who, &[("LITELLM_LIVENESS_TIMEOUT", "10")]);
     host.units(who, &["up"]).ok();
     let key = new_key(&host, who);
     assert_eq!(chat(&host, who, &key).as_deref(), Ok(HELLO));

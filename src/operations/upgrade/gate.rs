@@ -138,6 +138,8 @@ pub(super) async fn watch(
         }
         match client.health().await {
             GatewayHealth::Ready { .. } => away_since = None,
+            // Under load. The probe below needs an answer.
+            GatewayHealth::Busy { .. } => {}
             GatewayHealth::Live { reason } | GatewayHealth::Down { reason } => {
                 let since = away_since.get_or_insert_with(Instant::now);
                 if since.elapsed() >= GRACE {

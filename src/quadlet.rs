@@ -270,6 +270,7 @@ struct Common {
     logs: String,
     postgres_data: String,
     redis_data: String,
+    redis_memory: String,
 }
 
 impl Common {
@@ -297,6 +298,10 @@ impl Common {
             logs: path_text(&host.paths.logs())?.to_owned(),
             postgres_data: path_text(&host.paths.postgres_data())?.to_owned(),
             redis_data: path_text(&host.paths.redis_data())?.to_owned(),
+            redis_memory: match &settings.cache {
+                Cache::Local { memory, .. } => memory.clone(),
+                Cache::External => String::new(),
+            },
         })
     }
 

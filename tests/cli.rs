@@ -452,7 +452,7 @@ fn a_secret_is_given_to_podman_as_it_is() {
     assert_ran(
         &secret("redis", "redis.conf"),
         0,
-        "requirepass \"\\x53\\x33\\x43\\x52\\x33\\x54\"\nuser health on nopass -@all +ping\n",
+        "requirepass \"\\x53\\x33\\x43\\x52\\x33\\x54\"\nuser health on nopass -@all +ping\nsave \"\"\n",
         "",
     );
     assert_ran(

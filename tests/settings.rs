@@ -67,7 +67,7 @@ fn each_container_gets_what_it_needs_and_no_more() {
   POSTGRES_PASSWORD=p
   POSTGRES_DB=db
 litellm-redis
-  file redis.conf=requirepass \"\\x72\"\nuser health on nopass -@all +ping\n
+  file redis.conf=requirepass \"\\x72\"\nuser health on nopass -@all +ping\nsave \"\"\n
   REDISCLI_AUTH=r
 litellm-migrate
   DATABASE_URL=postgresql://me:p@postgres:5432/db
@@ -216,7 +216,7 @@ fn any_value_is_carried() {
   POSTGRES_PASSWORD={escaped}
   POSTGRES_DB=d-b.1_~
 litellm-redis
-  file redis.conf=requirepass \"\\xc3\\xa9\\x22\\x0a\"\nuser health on nopass -@all +ping\n
+  file redis.conf=requirepass \"\\xc3\\xa9\\x22\\x0a\"\nuser health on nopass -@all +ping\nsave \"\"\n
   REDISCLI_AUTH=é\"\n
 litellm-migrate
   DATABASE_URL={url}
@@ -328,6 +328,18 @@ fn what_can_not_be_used_is_refused_by_name_file_and_line() {
             "LITELLM_LIVENESS_TIMEOUT=9",
             "error: /srv/.env, line 13: LITELLM_LIVENESS_TIMEOUT is not a number of seconds from 10 to 86400\n\
              hint: write 300 for five minutes, or remove it\n".to_owned(),
+        ),
+        (
+            "REDIS_MAXMEMORY",
+            "REDIS_MAXMEMORY=half",
+            "error: /srv/.env, line 13: REDIS_MAXMEMORY is not an amount of memory\n\
+             hint: write it as 512mb or 2gb, or 0 for no limit\n".to_owned(),
+        ),
+        (
+            "REDIS_MAXMEMORY",
+            "REDIS_MAXMEMORY='1gb --save 1 1'",
+            "error: /srv/.env, line 13: REDIS_MAXMEMORY is not an amount of memory\n\
+             hint: write it as 512mb or 2gb, or 0 for no limit\n".to_owned(),
         ),
     ] {
         assert_eq!(refusal(name, line), expected, "{name}");

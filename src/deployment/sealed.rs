@@ -382,6 +382,8 @@ fn redis_conf(password: &str) -> String {
     // For the health checks, which must not depend on the password of a moment ago: it may ask
     // whether the server answers, and nothing else.
     text.push_str("\"\nuser health on nopass -@all +ping\n");
+    // Its log of writes holds everything; without this, it would write snapshots, too.
+    text.push_str("save \"\"\n");
     text
 }
 

@@ -17,6 +17,8 @@ pub const DEFAULT_LITELLM_IMAGE: &str = "ghcr.io/berriai/litellm:v1.108.14";
 pub const DEFAULT_POSTGRES_IMAGE: &str = "docker.io/library/postgres:17.7";
 /// Used when `.env` has no `REDIS_IMAGE`.
 pub const DEFAULT_REDIS_IMAGE: &str = "docker.io/library/redis:7.4.6";
+/// Redis' `maxmemory` without `REDIS_MAXMEMORY` in `.env`.
+pub const DEFAULT_REDIS_MEMORY: &str = "512mb";
 /// The name of PostgreSQL's role and of its database in a new deployment.
 pub const DEFAULT_POSTGRES_NAME: &str = "litellm";
 /// The gateway's port, on the loopback address only.
@@ -24,6 +26,9 @@ pub const GATEWAY_PORT: u16 = 24157;
 
 /// Names the known vulnerabilities that the operator accepts.
 pub const ACCEPT_VULNERABILITIES: &str = "LITELLM_ACCEPT_VULNERABILITIES";
+
+/// How much the local Redis may hold.
+const REDIS_MEMORY: &str = "REDIS_MAXMEMORY";
 
 /// For how many seconds the gateway's event loop may be blocked before it is replaced; `units/serve.py` reads it.
 pub const LIVENESS_TIMEOUT: &str = "LITELLM_LIVENESS_TIMEOUT";
@@ -107,12 +112,13 @@ pub const OPTIONAL: [&str; 6] = [
 ];
 
 /// Variables that are in clear: no secrets, and needed where none is opened.
-const IN_CLEAR: [&str; 12] = [
+const IN_CLEAR: [&str; 13] = [
     ACCEPT_VULNERABILITIES,
     LIVENESS_TIMEOUT,
     "LITELLM_IMAGE",
     "POSTGRES_IMAGE",
     "REDIS_IMAGE",
+    REDIS_MEMORY,
     "POSTGRES_USER",
     "POSTGRES_DB",
     "UI_USERNAME",
@@ -158,6 +164,8 @@ pub enum Cache {
         image: ImageReference,
         /// What `requirepass` is set to.
         password: SecretValue,
+        /// What `maxmemory` is set to.
+        memory: String,
     },
     /// An external server: `REDIS_HOST` in `.env`.
     External,
@@ -299,6 +307,7 @@ impl Settings {
             Cache::Local {
                 image: reader.image("REDIS_IMAGE", Some(DEFAULT_REDIS_IMAGE))?,
                 password: reader.required("REDIS_PASSWORD")?,
+                memory: reader.redis_memory()?,
             }
         };
         let master_key = reader.required("LITELLM_MASTER_KEY")?;
@@ -331,7 +340,9 @@ impl Settings {
             Cache::External => gateway.extend(
                 env.iter()
                     .filter(|(name, value)| {
-                        name.starts_with("REDIS_") && *name != "REDIS_IMAGE" && !value.is_empty()
+                        name.starts_with("REDIS_")
+                            && !["REDIS_IMAGE", REDIS_MEMORY].contains(name)
+                            && !value.is_empty()
                     })
                     .map(|(name, value)| (name.to_owned(), SecretValue::new(value, &vault))),
             ),
@@ -639,6 +650,23 @@ impl Reader<'_> {
             ));
         }
         Ok(name)
+    }
+
+    /// In the grammar of Redis' own option, as a part of its command line.
+    fn redis_memory(&self) -> Result<String> {
+        let value = self.filled(REDIS_MEMORY).unwrap_or(DEFAULT_REDIS_MEMORY);
+        let number = value.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+        let unit = value[number.len()..].to_ascii_lowercase();
+        if number.parse::<u64>().is_err()
+            || !["", "b", "k", "kb", "m", "mb", "g", "gb"].contains(&unit.as_str())
+        {
+            return Err(self.wrong(
+                REDIS_MEMORY,
+                "is not an amount of memory",
+                "write it as 512mb or 2gb, or 0 for no limit",
+            ));
+        }
+        Ok(value.to_owned())
     }
 
     fn check_liveness(&self) -> Result<()> {

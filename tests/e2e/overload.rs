@@ -273,6 +273,29 @@ fn other_containers_are_refused(host: &TestHost) {
     connect("litellm", "127.0.0.1").ok();
 }
 
+/// When memory runs out, the gateway goes first.
+fn the_gateway_is_taken_first(host: &TestHost) {
+    let score = |container: &str| -> i32 {
+        let process = process(host, Who::Root, container);
+        let text = host.sh(Who::Root, &format!("cat /proc/{process}/oom_score_adj"));
+        text.trim().parse().unwrap()
+    };
+    assert_eq!(score("litellm"), 500);
+    assert_eq!(score("litellm-redis"), 0);
+    // Where the host may not lower it, systemd goes on without.
+    assert!(score("litellm-postgres") <= 0);
+    let limit = host.property(Who::Root, "litellm.service", "MemoryMax");
+    assert!(limit.parse::<u64>().is_ok(), "{limit}");
+    let ask = "REDISCLI_AUTH=$(litellm-units unit secret redis REDISCLI_AUTH) podman exec -e REDISCLI_AUTH litellm-redis redis-cli config get 'maxmemory*' | paste -sd' '; podman exec litellm-redis redis-cli config get save | paste -sd' '";
+    let configured = host.sh(Who::Root, ask);
+    assert!(configured.contains("maxmemory 536870912"), "{configured}");
+    assert!(
+        configured.contains("maxmemory-policy volatile-lru"),
+        "{configured}"
+    );
+    assert!(configured.ends_with("save \n"), "{configured}");
+}
+
 /// A gateway with the callback, and a key for it.
 fn boot(name: &str) -> (TestHost, String) {
     let host = TestHost::boot(name);
@@ -293,6 +316,7 @@ fn boot(name: &str) -> (TestHost, String) {
 fn busy_is_alive() {
     let (host, key) = boot("busy");
     other_containers_are_refused(&host);
+    the_gateway_is_taken_first(&host);
     a_recovery_is_waited_for(&host);
     a_crowd_is_served(&host, &key);
     a_blocked_loop_goes_on(&host, &key);

@@ -259,6 +259,8 @@ struct Common {
     marker: &'static str,
     unit_command: String,
     arguments: String,
+    /// What has to be mounted before any of them reads `.env`.
+    mounts: String,
     modern: bool,
     systemd: Features,
     local_database: bool,
@@ -284,6 +286,7 @@ impl Common {
             marker: MARKER,
             unit_command: escape::word(path_text(host.program)?),
             arguments,
+            mounts: escape::word(deployment),
             modern: host.podman >= PodmanVersion::MODERN,
             systemd: host.systemd,
             local_database: matches!(settings.database, Database::Local { .. }),

@@ -261,6 +261,8 @@ struct Common {
     arguments: String,
     /// What has to be mounted before any of them reads `.env`.
     mounts: String,
+    /// The same for `ReadWritePaths=`.
+    writable: String,
     modern: bool,
     systemd: Features,
     local_database: bool,
@@ -287,6 +289,7 @@ impl Common {
             unit_command: escape::word(path_text(host.program)?),
             arguments,
             mounts: escape::word(deployment),
+            writable: escape::word(&format!("-{deployment}")),
             modern: host.podman >= PodmanVersion::MODERN,
             systemd: host.systemd,
             local_database: matches!(settings.database, Database::Local { .. }),

@@ -2,11 +2,13 @@
 //! new one.
 
 use std::fs::File;
-use std::io::Write;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::io::{self, Write};
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
+use nix::errno::Errno;
+use nix::fcntl::OFlag;
 
 use crate::error::Result;
 
@@ -19,13 +21,13 @@ pub(crate) const TEMPORARY: &str = ".litellm-units-";
 /// # Errors
 /// When writing fails. The old file, if there was one, is then still in place.
 pub(crate) fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
-    write(path, bytes, mode).with_context(|| format!("can't write {}", path.display()))
+    // A link stays a link: its target is replaced.
+    let resolved = std::fs::canonicalize(path);
+    write(resolved.as_deref().unwrap_or(path), bytes, mode)
+        .with_context(|| format!("can't write {}", path.display()))
 }
 
 fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
-    // A link stays a link: its target is replaced.
-    let resolved = std::fs::canonicalize(path);
-    let path = resolved.as_deref().unwrap_or(path);
     let directory = path.parent().context("the path has no directory")?;
     let mut file = tempfile::Builder::new()
         .prefix(TEMPORARY)
@@ -35,7 +37,7 @@ fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     // The umask may have taken bits away at creation.
     file.as_file()
         .set_permissions(std::fs::Permissions::from_mode(mode))?;
-    if let Ok(old) = std::fs::metadata(path) {
+    if let Ok(old) = std::fs::symlink_metadata(path) {
         use std::os::unix::fs::MetadataExt;
         std::os::unix::fs::fchown(file.as_file(), Some(old.uid()), Some(old.gid()))?;
     }
@@ -61,13 +63,62 @@ pub(crate) fn set_mode(path: &Path, mode: u32) -> Result<()> {
         .with_context(|| format!("can't set the mode of {}", path.display()))
 }
 
+/// Opens a regular file for reading. A link is not followed, and a FIFO does not block.
+///
+/// # Errors
+/// When it can't be opened, or is something else.
+pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
+    let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
+    let opened = File::options()
+        .read(true)
+        .custom_flags(flags.bits())
+        .open(path);
+    let file = match opened {
+        Err(error) if error.raw_os_error() == Some(Errno::ELOOP as i32) => {
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, "it is a link"));
+        }
+        opened => opened?,
+    };
+    if file.metadata()?.is_file() {
+        Ok(file)
+    } else {
+        let reason = "it is not a regular file";
+        Err(io::Error::new(io::ErrorKind::InvalidInput, reason))
+    }
+}
+
+/// The first link at `directory` or below it.
+///
+/// # Errors
+/// When a directory can't be read.
+pub(crate) fn link_below(directory: &Path) -> Result<Option<PathBuf>> {
+    fn walk(path: &Path) -> io::Result<Option<PathBuf>> {
+        let kind = match std::fs::symlink_metadata(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
+            found => found?.file_type(),
+        };
+        if kind.is_symlink() {
+            return Ok(Some(path.to_owned()));
+        }
+        if kind.is_dir() {
+            for entry in std::fs::read_dir(path)? {
+                if let Some(link) = walk(&entry?.path())? {
+                    return Ok(Some(link));
+                }
+            }
+        }
+        Ok(None)
+    }
+    walk(directory).with_context(|| format!("can't read {}", directory.display()))
+}
+
 /// Every regular file below `directory`, sorted. Links are followed to a limited depth.
 ///
 /// # Errors
 /// When a directory can't be read.
 pub(crate) fn files_below(directory: &Path) -> Result<Vec<PathBuf>> {
     const DEPTH: usize = 8;
-    fn walk(directory: &Path, depth: usize, found: &mut Vec<PathBuf>) -> std::io::Result<()> {
+    fn walk(directory: &Path, depth: usize, found: &mut Vec<PathBuf>) -> io::Result<()> {
         for entry in std::fs::read_dir(directory)? {
             let path = entry?.path();
             // A dangling link is left to the gateway, which reports it.
@@ -93,9 +144,53 @@ pub(crate) fn files_below(directory: &Path) -> Result<Vec<PathBuf>> {
 ///
 /// # Errors
 /// When the disk refuses.
-pub(crate) fn private_directory(path: &Path) -> std::io::Result<()> {
+pub(crate) fn private_directory(path: &Path) -> io::Result<()> {
     if path.is_dir() {
         return Ok(());
     }
     std::fs::DirBuilder::new().mode(0o700).create(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn only_regular_files_are_opened() {
+        let root = tempfile::tempdir().unwrap();
+        let path = |name: &str| root.path().join(name);
+        std::fs::write(path("file"), "text").unwrap();
+        symlink(path("file"), path("link")).unwrap();
+        nix::unistd::mkfifo(&path("fifo"), nix::sys::stat::Mode::S_IRUSR).unwrap();
+        let mut text = String::new();
+        let mut file = open_regular(&path("file")).unwrap();
+        file.read_to_string(&mut text).unwrap();
+        assert_eq!(text, "text");
+        for (name, reason) in [
+            ("link", "it is a link"),
+            ("fifo", "it is not a regular file"),
+            (".", "it is not a regular file"),
+        ] {
+            let error = open_regular(&path(name)).unwrap_err();
+            assert_eq!(error.to_string(), reason, "{name}");
+        }
+    }
+
+    #[test]
+    fn links_are_found() {
+        let root = tempfile::tempdir().unwrap();
+        let path = |name: &str| root.path().join(name);
+        std::fs::create_dir_all(path("config/a/b")).unwrap();
+        std::fs::write(path("config/a/file"), "").unwrap();
+        assert_eq!(link_below(&path("none")).unwrap(), None);
+        assert_eq!(link_below(&path("config")).unwrap(), None);
+        symlink("/nowhere", path("config/a/b/link")).unwrap();
+        let link = path("config/a/b/link");
+        assert_eq!(link_below(&path("config")).unwrap(), Some(link));
+        symlink("config", path("other")).unwrap();
+        assert_eq!(link_below(&path("other")).unwrap(), Some(path("other")));
+    }
 }

@@ -3,13 +3,14 @@
 use std::fs::File;
 use std::io::{self, BufWriter, Read, Write};
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::Context;
 use sha2::{Digest, Sha256};
 
 use super::manifest::{BackupManifest, StoredFile};
 use crate::error::{Failure, Result};
+use crate::host::files;
 use crate::output::Meter;
 use crate::random::hex;
 
@@ -175,7 +176,8 @@ pub(crate) fn open(
 ) -> Result<Box<dyn Read + Send>> {
     let entry = manifest.file(name)?;
     let path = directory.join(&entry.stored);
-    let file = File::open(&path).with_context(|| format!("can't open {}", path.display()))?;
+    let file =
+        files::open_regular(&path).with_context(|| format!("can't open {}", path.display()))?;
     let file = io::BufReader::with_capacity(BUFFER, file);
     let (plain, stored): (Box<dyn Read + Send>, &str) = match entry.stored.strip_suffix(".age") {
         None => (Box::new(file), &entry.stored),
@@ -292,8 +294,8 @@ pub(crate) fn check_files(
     .into())
 }
 
-fn hash_file(path: &PathBuf, meter: &Meter) -> io::Result<(u64, String)> {
-    let mut file = File::open(path)?;
+fn hash_file(path: &Path, meter: &Meter) -> io::Result<(u64, String)> {
+    let mut file = files::open_regular(path)?;
     let mut hash = Sha256::new();
     let mut size = 0;
     let mut buffer = vec![0; BUFFER];

@@ -1,6 +1,6 @@
 //! `manifest.json`: the contents of a backup, readable without a key.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use anyhow::Context;
@@ -15,6 +15,8 @@ pub(crate) const FILE: &str = "manifest.json";
 /// The logical name of the dump.
 pub(crate) const DUMP: &str = "database.dump";
 const SCHEMA: u32 = 1;
+/// What a restored file may be: no setuid, setgid and sticky bit, and no other writer than its owner.
+const MODE: u32 = 0o755;
 
 /// The contents of a backup.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -110,17 +112,20 @@ impl BackupManifest {
     /// # Errors
     /// When it can't be understood.
     pub(crate) fn parse(text: &[u8]) -> Result<Self> {
-        let manifest: Self = serde_json::from_slice(text).context("not a manifest")?;
+        let mut manifest: Self = serde_json::from_slice(text).context("not a manifest")?;
         anyhow::ensure!(
             manifest.schema == SCHEMA,
             "schema {} is not known to this version of litellm-units",
             manifest.schema
         );
-        for file in &manifest.files {
-            let plain = Path::new(&file.stored)
-                .components()
-                .all(|part| matches!(part, std::path::Component::Normal(_)));
-            anyhow::ensure!(plain, "{:?} is outside of the backup", file.stored);
+        let files = &mut manifest.files;
+        check_names(files.iter().map(|file| file.name.as_str()), &[])?;
+        check_names(
+            files.iter().map(|file| file.stored.as_str()),
+            &[FILE],
+        )?;
+        for file in files {
+            file.mode = file.mode.map(|mode| mode & MODE);
         }
         Ok(manifest)
     }
@@ -149,6 +154,27 @@ impl BackupManifest {
     }
 }
 
+/// Refuses names of files that can't all be below one directory: absolute ones, ones that leave it, two
+/// that are the same, and one below another. `taken`: further names that none may have.
+fn check_names<'a>(names: impl Iterator<Item = &'a str>, taken: &[&'a str]) -> Result<()> {
+    let mut known: BTreeSet<&str> = taken.iter().copied().collect();
+    for name in names {
+        let is_plain = |part: &str| !part.contains('\0') && !["", ".", ".."].contains(&part);
+        anyhow::ensure!(
+            name.split('/').all(is_plain),
+            "{name:?} is not the path of a file in a backup"
+        );
+        anyhow::ensure!(known.insert(name), "{name:?} is there twice");
+    }
+    for name in &known {
+        let mut above = name.match_indices('/').map(|(end, _)| &name[..end]);
+        if let Some(file) = above.find(|above| known.contains(above)) {
+            anyhow::bail!("{file:?} is a file, and {name:?} is below it");
+        }
+    }
+    Ok(())
+}
+
 impl Contents {
     /// The differences of `found` from this, as text; empty when rows and objects are the same.
     #[must_use]
@@ -165,7 +191,7 @@ fn compare(
     found: &BTreeMap<String, u64>,
 ) -> Vec<String> {
     let count = |number: Option<&u64>| number.map_or("none".to_owned(), u64::to_string);
-    let names: std::collections::BTreeSet<_> = wanted.keys().chain(found.keys()).collect();
+    let names: BTreeSet<_> = wanted.keys().chain(found.keys()).collect();
     names
         .into_iter()
         .filter(|name| wanted.get(*name) != found.get(*name))
@@ -177,4 +203,124 @@ fn compare(
             )
         })
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::fs;
+    use std::path::Component;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn entry(name: &str, stored: &str) -> StoredFile {
+        StoredFile {
+            name: name.to_owned(),
+            stored: stored.to_owned(),
+            mode: None,
+            size: 0,
+            sha256: String::new(),
+        }
+    }
+
+    fn manifest(files: Vec<StoredFile>) -> BackupManifest {
+        let mut manifest = BackupManifest::new(
+            OperationId::parse("20260131T120000Z-0a1b2c").unwrap(),
+            jiff::Timestamp::UNIX_EPOCH,
+            Contents {
+                name: "litellm".into(),
+                server_version: "17.7".into(),
+                size: 0,
+                rows: BTreeMap::new(),
+                objects: BTreeMap::new(),
+            },
+        );
+        manifest.files = files;
+        manifest
+    }
+
+    fn parse(files: Vec<StoredFile>) -> Result<BackupManifest> {
+        BackupManifest::parse(&serde_json::to_vec(&manifest(files)).unwrap())
+    }
+
+    #[track_caller]
+    fn refuses(files: Vec<StoredFile>, reason: &str) {
+        assert_eq!(parse(files).unwrap_err().to_string(), reason);
+    }
+
+    #[test]
+    fn names_that_leave_the_backup() {
+        for name in [
+            "",
+            "/etc/cron.d/x",
+            "..",
+            "deployment/config/../../etc/x",
+            "deployment/config//etc/x",
+            "deployment/config/",
+            "deployment/./config/x",
+            "deployment/config/x\0y",
+        ] {
+            let reason = format!("{name:?} is not the path of a file in a backup");
+            refuses(vec![entry(name, "x")], &reason);
+            refuses(vec![entry("x", name)], &reason);
+        }
+    }
+
+    #[test]
+    fn names_that_can_not_be_together() {
+        let names = |names: [&str; 2]| vec![entry(names[0], "x"), entry(names[1], "y")];
+        let stored = |names: [&str; 2]| vec![entry("x", names[0]), entry("y", names[1])];
+        for files in [names, stored] {
+            refuses(files(["a/b", "a/b"]), "\"a/b\" is there twice");
+            for both in [["a", "a/b/c"], ["a/b/c", "a"]] {
+                refuses(files(both), "\"a\" is a file, and \"a/b/c\" is below it");
+            }
+            parse(files(["a", "a.b"])).unwrap();
+        }
+        refuses(vec![entry("x", FILE)], "\"manifest.json\" is there twice");
+        refuses(
+            vec![entry("x", "manifest.json/x")],
+            "\"manifest.json\" is a file, and \"manifest.json/x\" is below it",
+        );
+    }
+
+    #[test]
+    fn modes_of_restored_files() {
+        let files = [0o4755, 0o2777, 0o1666, 0o600, 0o644].map(|mode| StoredFile {
+            mode: Some(mode),
+            ..entry(&format!("{mode:o}"), &format!("{mode:o}"))
+        });
+        let read = parse(files.to_vec()).unwrap();
+        let modes: Vec<_> = read.files.iter().filter_map(|file| file.mode).collect();
+        assert_eq!(modes, [0o755, 0o755, 0o644, 0o600, 0o644]);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// Whatever a manifest says, its files fit below one directory, and nothing gets out of it.
+        #[test]
+        fn accepted_names_stay_inside(names in prop::collection::vec(
+            prop::collection::vec(prop::sample::select(
+                &["a", "b", "..", ".", "/", "//", "etc", "deployment/config/", "\0", "\\", " ", "é", "-"][..]
+            ), 0..6).prop_map(|pieces| pieces.concat()), 0..6
+        )) {
+            let alone = names.into_iter().filter(|name| parse(vec![entry(name, name)]).is_ok());
+            let Ok(read) = parse(alone.map(|name| entry(&name, &name)).collect()) else {
+                return Ok(());
+            };
+            let root = tempfile::tempdir().unwrap();
+            let inside = root.path().join("inside");
+            fs::create_dir(&inside).unwrap();
+            for file in &read.files {
+                let path = inside.join(&file.name);
+                let mut parts = path.components();
+                prop_assert!(path.starts_with(&inside) && parts.all(|part| part != Component::ParentDir));
+                fs::create_dir_all(path.parent().unwrap()).unwrap();
+                fs::File::create_new(path).unwrap();
+            }
+            prop_assert_eq!(fs::read_dir(root.path()).unwrap().count(), 1);
+        }
+    }
 }

@@ -174,7 +174,11 @@ impl BackupStore {
             }
             Err(error) => return Err(error).with_context(|| format!("can't read {}", self.url)),
         };
-        let manifest = BackupManifest::parse(&text)?;
+        let manifest = BackupManifest::parse(&text).map_err(|error| {
+            let place = format!("{}/{id}/{}", self.url.trim_end_matches('/'), manifest::FILE);
+            Failure::new(format!("{place}: {error:#}"))
+                .hint("use another copy: `litellm-units backup list --remote`")
+        })?;
         check_space(&parent, manifest.total_size())?;
         let staged = tempfile::Builder::new()
             .prefix(&format!("{UNFINISHED}{id}-"))

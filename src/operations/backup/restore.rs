@@ -180,7 +180,8 @@ pub(crate) async fn restore_data(
     let backup = Backup::load(&host.paths, id)?;
     check(host, &backup).await?;
     if options.config {
-        check_sealed(&backup, options)?;
+        refuse_links(&host.paths)?;
+        check_sealed(backup, options)?;
     } else {
         check_salt(host, &backup, options)?;
     }
@@ -678,9 +679,27 @@ fn env_of(backup: &Backup, options: &RestoreOptions) -> Result<EnvFile> {
         .with_context(|| format!("{name} of backup {} is not UTF-8", backup.id()))?;
     parse_env(&text, &backup.directory.join(name))
 }
+/// What is restored goes into `config/` itself, and never through a link out of it.
+fn refuse_links(paths: &Paths) -> Result<()> {
+    let Some(link) = files::link_below(&paths.config())? else {
+        return Ok(());
+    };
+    Err(Failure::new(format!(
+        "{} is a link, and files are restored through none",
+        link.display()
+    ))
+    .hint(format!(
+        "remove it (`rm {}`), or restore the database alone, without `--config`",
+        link.display()
+    ))
+    .into())
+}
+
 
 /// Restores `.env` and `config/`, except for the variables of the server.
 fn restore_config(host: &Host, backup: &Backup, options: &RestoreOptions) -> Result<()> {
+    // The restore of the database may have taken hours.
+    refuse_links(paths)?;
     let paths = &host.paths;
     let path = paths.env_file();
     let now = parse_env(&read_env(&path)?, &path)?;

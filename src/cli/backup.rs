@@ -71,6 +71,10 @@ pub(crate) struct Verify {
     /// File with the age identity (secret key), if the backup is encrypted
     #[arg(long, value_name = "FILE")]
     pub(crate) identity: Option<PathBuf>,
+    /// Accept a backup that this deployment did not make: its dump can run programs in the container
+    /// of PostgreSQL
+    #[arg(long)]
+    pub(crate) foreign: bool,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,
@@ -98,6 +102,10 @@ pub(crate) struct Restore {
     /// Also restore .env and config/, except for the settings of the PostgreSQL server
     #[arg(long)]
     pub(crate) config: bool,
+    /// Accept a backup that this deployment did not make: it replaces every key and setting in the
+    /// database, and can run programs in the containers
+    #[arg(long)]
+    pub(crate) foreign: bool,
     /// File with the age identity (secret key), if the backup is encrypted
     #[arg(long, value_name = "FILE")]
     pub(crate) identity: Option<PathBuf>,

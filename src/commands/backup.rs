@@ -67,6 +67,8 @@ struct Listed<'a> {
     bytes: u64,
 }
 
+    /// Whether this deployment did not make it.
+    foreign: bool,
 async fn list(host: &Host, arguments: &cli::List) -> Result<Exit> {
     if arguments.remote {
         for id in remote(host, None)?.ids().await? {
@@ -91,6 +93,7 @@ async fn list(host: &Host, arguments: &cli::List) -> Result<Exit> {
                 bytes: found.manifest.total_size(),
             })
             .collect();
+                foreign: found.origin != Origin::Own,
         output::json(&listed)?;
     } else if backups.is_empty() {
         say(&format!(
@@ -109,7 +112,8 @@ async fn list(host: &Host, arguments: &cli::List) -> Result<Exit> {
 }
 
 fn table(backups: &[Backup]) -> Vec<Vec<String>> {
-    let heading = ["BACKUP", "SIZE", "ROWS", "LITELLM", "ENCRYPTED"];
+    let heading = ["BACKUP", "SIZE", "ROWS", "LITELLM", "ENCRYPTED", "FOREIGN"];
+    let yes = |is: bool| if is { "yes" } else { "no" }.to_owned();
     let mut rows = vec![heading.map(str::to_owned).to_vec()];
     for found in backups {
         let manifest = &found.manifest;
@@ -119,11 +123,8 @@ fn table(backups: &[Backup]) -> Vec<Vec<String>> {
             bytes(manifest.total_size()),
             manifest.total_rows().to_string(),
             image.map_or("-".into(), |image| image.reference.clone()),
-            if manifest.encryption.is_some() {
-                "yes".into()
-            } else {
-                "no".into()
-            },
+            yes(manifest.encryption.is_some()),
+            yes(found.origin != Origin::Own),
         ]);
     }
     rows
@@ -132,12 +133,12 @@ fn table(backups: &[Backup]) -> Vec<Vec<String>> {
 async fn verify(host: &Host, arguments: cli::Verify) -> Result<Exit> {
     let _lock = recovery::begin(host, "backup verify", RECOVERY_TIMEOUT).await?;
     let settings = Settings::load(&host.paths.env_file())?;
-    let found = Backup::find(&host.paths, &arguments.backup)?;
+    let found = Backup::find(&host.paths, &arguments.backup)?.admitted(arguments.foreign)?;
     let options = backup::restore::RestoreOptions {
         identity: arguments.identity,
         ..backup::restore::RestoreOptions::default()
     };
-    let verified = backup::restore::verify(host, &settings, found.id(), &options).await?;
+    let verified = backup::restore::verify(host, &settings, &found, &options).await?;
     if arguments.json {
         output::json(&verified)?;
     } else if verified.restored {
@@ -191,7 +192,7 @@ async fn fetch(host: &Host, arguments: &cli::Fetch) -> Result<Exit> {
 pub(crate) async fn restore(host: &Host, arguments: cli::Restore) -> Result<Exit> {
     let _lock = recovery::begin(host, "restore", RECOVERY_TIMEOUT).await?;
     let settings = Settings::load(&host.paths.env_file())?;
-    let found = Backup::find(&host.paths, &arguments.backup)?;
+    let found = Backup::find(&host.paths, &arguments.backup)?.admitted(arguments.foreign)?;
     say(&format!(
         "backup {}: {} rows in {} tables, LiteLLM {}",
         found.id(),
@@ -211,7 +212,7 @@ pub(crate) async fn restore(host: &Host, arguments: cli::Restore) -> Result<Exit
         identity: arguments.identity,
         config: arguments.config,
     };
-    backup::restore::restore_data(host, &settings, found.id(), &options).await?;
+    backup::restore::restore_data(host, &settings, &found, &options).await?;
     Ok(Exit::Success)
 }
 

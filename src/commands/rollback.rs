@@ -12,6 +12,7 @@ use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 use crate::image::ImageReference;
 use crate::litellm::advisories;
+use crate::operations::backup::Backup;
 use crate::operations::upgrade::ReleasePlan;
 
 pub(crate) async fn run(host: &Host, arguments: Rollback) -> Result<Exit> {
@@ -21,7 +22,7 @@ pub(crate) async fn run(host: &Host, arguments: Rollback) -> Result<Exit> {
     admit(host, release, &arguments)?;
     let backup = ledger
         .backup_of(release.number)
-        .filter(|id| crate::operations::backup::Backup::load(&host.paths, id).is_ok());
+        .filter(|id| Backup::load(&host.paths, id).is_ok());
     let data = match (arguments.keep_data, arguments.restore_data, backup) {
         (true, _, _) => None,
         (_, true, Some(backup)) => Some(backup.clone()),
@@ -37,6 +38,13 @@ pub(crate) async fn run(host: &Host, arguments: Rollback) -> Result<Exit> {
         (_, _, None) => None,
         (_, _, Some(backup)) => ask(release, backup)?,
     };
+    if let Some(id) = &data {
+        Backup::load(&host.paths, id)?.admitted(false).map_err(|error| {
+            Failure::new(format!("{error:#}")).hint(format!(
+                "keep the current database (`litellm-units rollback --keep-data`); to restore the backup afterwards: `litellm-units restore {id} --foreign`"
+            ))
+        })?;
+    }
     let plan = ReleasePlan::rollback(host, release, data).await?;
     let options = arguments.pace.into();
     super::change_release(host, plan, arguments.dry_run, options).await

@@ -226,6 +226,12 @@ impl Paths {
         self.state().join("configurations")
     }
 
+    /// The key that tells own backups from those of others. No backup has it.
+    #[must_use]
+    pub fn backup_key(&self) -> PathBuf {
+        self.state().join("backup-key")
+    }
+
     /// Names the configuration with which the gateway last was ready.
     #[must_use]
     pub fn last_good(&self) -> PathBuf {

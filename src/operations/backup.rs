@@ -6,6 +6,7 @@
 //! here takes the lock of [`crate::host::lock`]: the caller does.
 
 pub(crate) mod archive;
+pub(crate) mod authentication;
 pub(crate) mod database;
 pub(crate) mod manifest;
 pub(crate) mod object_store;
@@ -40,6 +41,7 @@ use crate::output::{Meter, Progress, bytes, duration};
 use crate::quadlet::{Place, is_ours_by_name};
 use crate::service::Service;
 use archive::Recipient;
+use authentication::{BackupKey, Origin};
 use database::Server;
 use manifest::{BackupManifest, DUMP, Encryption, StoredFile};
 use retention::Retention;
@@ -84,6 +86,8 @@ impl Default for BackupOptions {
 pub(crate) struct Backup {
     pub directory: PathBuf,
     pub manifest: BackupManifest,
+    /// The deployment that made it.
+    pub origin: Origin,
 }
 
 impl Backup {
@@ -103,11 +107,40 @@ impl Backup {
                 .hint("list the local backups: `litellm-units backup list`; get a remote one: `litellm-units backup fetch`")
                 .into());
         }
-        let manifest = BackupManifest::load(&directory)?;
+        let (manifest, text) = BackupManifest::load(&directory)?;
+        if manifest.id != *id {
+            return Err(Failure::new(format!(
+                "{} holds backup {}",
+                directory.display(),
+                manifest.id
+            ))
+            .hint(
+                "give the directory that name, or use another backup: `litellm-units backup list`",
+            )
+            .into());
+        }
+        let origin = authentication::origin(paths, &directory, &text)?;
         Ok(Self {
             directory,
             manifest,
+            origin,
         })
+    }
+
+    /// The backup, if this deployment made it or the operator accepts a foreign one.
+    ///
+    /// # Errors
+    /// When it is foreign and `foreign` is not set, with what it may do.
+    pub(crate) fn admitted(self, foreign: bool) -> Result<Self> {
+        match self.origin {
+            Origin::Foreign(reason) if !foreign => Err(Failure::new(format!(
+                "backup {} was not made by this deployment: {reason}",
+                self.id()
+            ))
+            .hint("its dump runs as the superuser of PostgreSQL and replaces the whole database, with every key and setting in it; with `--config`, its code in config/*.py runs in the gateway; if you trust its origin, add `--foreign`")
+            .into()),
+            _ => Ok(self),
+        }
     }
 
     /// Reads the backup that an operator names: by its name, or as `latest`.
@@ -251,11 +284,12 @@ async fn create_uninterrupted(
     });
     manifest.files.push(entry);
     store_files(host, staged.path(), &recipient, &mut manifest)
-        .and_then(|()| finish(staged, &parent, &manifest))
+        .and_then(|()| finish(&host.paths, staged, &parent, &manifest))
         .map_err(|error| on_full_disk(error, &parent))?;
     let backup = Backup {
         directory: parent.join(manifest.id.as_str()),
         manifest,
+        origin: Origin::Own,
     };
     fail::fail_point!("backup-complete");
     host.progress.say(&format!(
@@ -404,9 +438,12 @@ fn files(
     Ok((clear, files))
 }
 
-/// Writes the manifest, and gives the directory its name.
-fn finish(staged: TempDir, parent: &Path, manifest: &BackupManifest) -> Result<()> {
+/// Writes the manifest with its authentication code, and gives the directory its name.
+fn finish(paths: &Paths, staged: TempDir, parent: &Path, manifest: &BackupManifest) -> Result<()> {
     let text = serde_json::to_vec_pretty(manifest).context("can't write the manifest")?;
+    let code = BackupKey::create(paths)?.code(&text)? + "\n";
+    let path = staged.path().join(authentication::FILE);
+    files::write_atomically(&path, code.as_bytes(), 0o600)?;
     files::write_atomically(&staged.path().join(manifest::FILE), &text, 0o600)?;
     for directory in directories_below(staged.path())? {
         files::sync_directory(&directory)?;

@@ -508,7 +508,7 @@ impl Run<'_> {
                 self.reached(Step::Switching)?;
             }
             Some(data) => {
-                let backup = Backup::load(paths, &data)?;
+                let backup = Backup::load(paths, &data)?.admitted(false)?;
                 let options = restore::RestoreOptions::default();
                 let staged = Restore::stage(host, &before, &backup, &options, false).await?;
                 // To be taken out again, if anything fails from here on.
@@ -726,7 +726,7 @@ impl Run<'_> {
             "the migration changed the schema: restoring backup {backup}; later writes are lost"
         ));
         let id = backup.clone();
-        let backup = Backup::load(&host.paths, &id)?;
+        let backup = Backup::load(&host.paths, &id)?.admitted(false)?;
         let restore = Restore::stage(
             host,
             settings,

@@ -164,6 +164,88 @@ fn a_full_disk_leaves_nothing(host: &TestHost) {
     assert_eq!(list(host, who).len(), before);
 }
 
+/// Makes a copy of a backup under its name, changed by a script that runs in it; gives back what was there.
+#[track_caller]
+fn with_changed(host: &TestHost, who: Who, id: &str, change: &str, test: impl FnOnce()) {
+    let of_id = |script: &str| host.sh(who, &format!("cd \"$1/backups\"; id={id}; {script}"));
+    of_id(&format!("cp -a $id /var/tmp/kept; cd $id; {change}"));
+    test();
+    of_id("rm -r $id; mv /var/tmp/kept $id");
+}
+
+fn crafted_backups_are_refused(host: &TestHost, who: Who) {
+    let id = &backup(host, who, &[]);
+    let restore = ["restore", id, "--config", "--foreign", "--yes"];
+    // A name that leads out of config/, as an operator might be sent it.
+    let evil = r#"printf 'x y z' >evil; jq --arg hash "$(sha256sum <evil | cut -d' ' -f1)" \
+        '.files += [{name: "deployment/config/../../../etc/cron.d/evil", stored: "evil", mode: 35309, size: 5, sha256: $hash}]' \
+        manifest.json >new; mv new manifest.json"#;
+    with_changed(host, who, id, evil, || {
+        assert_eq!(
+            host.units(who, &restore).all(),
+            (
+                1,
+                String::new(),
+                format!(
+                    "error: {}/backups/{id}/manifest.json: \"deployment/config/../../../etc/cron.d/evil\" is not the path of a file in a backup\n\
+                     hint: this backup is damaged: use another one (`litellm-units backup list`)\n",
+                    who.deployment()
+                )
+            )
+        );
+    });
+    // Changed, or by nobody that is known: neither restored nor tried, unless the operator says so.
+    let reason = "its authentication code is by another key, or its manifest was changed";
+    for (change, reason) in [
+        (
+            "jq '.files[1].mode = 35309' manifest.json >new; mv new manifest.json",
+            reason,
+        ),
+        (
+            "tr 0-9 1-90 <manifest.hmac >new; mv new manifest.hmac",
+            reason,
+        ),
+        ("rm manifest.hmac", "it has no authentication code"),
+    ] {
+        with_changed(host, who, id, change, || {
+            for words in [&["restore", id, "--yes"][..], &["backup", "verify", id]] {
+                let ran = host.units(who, words);
+                let expected = format!(
+                    "error: backup {id} was not made by this deployment: {reason}\nhint: its dump runs as the superuser"
+                );
+                assert!(
+                    ran.code == 1 && ran.stderr.starts_with(&expected),
+                    "{ran:?}"
+                );
+            }
+            assert_eq!(list(host, who).last().unwrap()["foreign"], true);
+            let words = ["backup", "verify", id, "--foreign"];
+            assert!(host.units(who, &words).ok().contains(" is good: "));
+        });
+    }
+    assert_eq!(list(host, who).last().unwrap()["foreign"], false);
+    // The modes of what is restored are those of a configuration, and nothing goes through a link.
+    host.sh(who, r#"mkdir /srv/away; ln -s /srv/away "$1/config/away""#);
+    let ran = host.units(who, &restore);
+    let expected = format!(
+        "error: {0}/config/away is a link, and files are restored through none\n\
+         hint: remove it (`rm {0}/config/away`), or restore the database alone, without `--config`\n",
+        who.deployment()
+    );
+    assert!(ran.code == 1 && ran.stderr.ends_with(&expected), "{ran:?}");
+    host.sh(who, r#"rm "$1/config/away""#);
+    let name = "deployment/config/litellm-config.yaml";
+    let setuid = format!(
+        "jq '(.files[] | select(.name == \"{name}\")).mode = 35309' manifest.json >new; mv new manifest.json"
+    );
+    with_changed(host, who, id, &setuid, || {
+        host.units(who, &restore).ok();
+        let mode = host.sh(who, r#"stat -c %a "$1/config/litellm-config.yaml"; chmod 644 "$1/config/litellm-config.yaml""#);
+        assert_eq!(mode, "755\n");
+    });
+    host.sh(who, &format!(r#"rm -r "$1/backups/{id}""#));
+}
+
 fn encrypted_and_elsewhere(host: &TestHost, who: Who) {
     use age::secrecy::ExposeSecret;
     let identity = age::x25519::Identity::generate();
@@ -192,6 +274,7 @@ fn encrypted_and_elsewhere(host: &TestHost, who: Who) {
     );
     host.units(who, &["backup", "fetch", "latest"]).ok();
     is_private(host, who);
+    assert_eq!(list(host, who).last().unwrap()["foreign"], false);
     assert_eq!(
         host.units(who, &["backup", "verify", &id]).all(),
         (
@@ -352,6 +435,7 @@ fn rootful_backup_and_restore() {
         "there is no terminal to ask on"
     );
     damage_is_found(&host, who);
+    crafted_backups_are_refused(&host, who);
     nobody_else_gets_the_address(&host, who, &id, &old);
     assert!(serves(&host, who, &old) && !serves(&host, who, &new));
     assert_eq!(stored_keys(&host, who), 1);

@@ -1,14 +1,17 @@
 //! `manifest.json`: the contents of a backup, readable without a key.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::Read;
 use std::path::Path;
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
+use super::authentication;
 use crate::deployment::ledger::Images;
 use crate::deployment::operation_id::OperationId;
 use crate::error::{Failure, Result};
+use crate::host::files;
 
 /// The manifest's name in a backup.
 pub(crate) const FILE: &str = "manifest.json";
@@ -92,19 +95,21 @@ impl BackupManifest {
         }
     }
 
-    /// Reads the manifest of the backup in `directory`.
+    /// Reads the manifest of the backup in `directory`, with the text that its authentication code covers.
     ///
     /// # Errors
     /// When there is none, or it can't be understood.
-    pub(crate) fn load(directory: &Path) -> Result<Self> {
+    pub(crate) fn load(directory: &Path) -> Result<(Self, Vec<u8>)> {
         let path = directory.join(FILE);
-        let text =
-            std::fs::read(&path).with_context(|| format!("can't read {}", path.display()))?;
-        Self::parse(&text).map_err(|error| {
+        let mut text = Vec::new();
+        files::open_regular(&path)
+            .and_then(|mut file| file.read_to_end(&mut text))
+            .with_context(|| format!("can't read {}", path.display()))?;
+        let manifest = Self::parse(&text).map_err(|error| {
             Failure::new(format!("{}: {error:#}", path.display()))
                 .hint("this backup is damaged: use another one (`litellm-units backup list`)")
-                .into()
-        })
+        })?;
+        Ok((manifest, text))
     }
 
     /// Reads a manifest.
@@ -122,7 +127,7 @@ impl BackupManifest {
         check_names(files.iter().map(|file| file.name.as_str()), &[])?;
         check_names(
             files.iter().map(|file| file.stored.as_str()),
-            &[FILE],
+            &[FILE, authentication::FILE],
         )?;
         for file in files {
             file.mode = file.mode.map(|mode| mode & MODE);

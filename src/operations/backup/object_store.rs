@@ -12,6 +12,7 @@ use object_store::{ObjectStore, ObjectStoreExt};
 use secrecy::ExposeSecret;
 use tokio::io::AsyncWriteExt;
 
+use super::authentication::{self, Origin};
 use super::manifest::{self, BackupManifest};
 use super::retention::{Retention, expired};
 use super::{Backup, UNFINISHED, check_space, directory, make_private};
@@ -93,11 +94,13 @@ impl BackupStore {
         for file in &backup.manifest.files {
             self.put(backup, &place, &file.stored, file.size).await?;
         }
-        let manifest = backup.directory.join(manifest::FILE);
-        let size = std::fs::metadata(&manifest)
-            .with_context(|| format!("can't examine {}", manifest.display()))?
-            .len();
-        self.put(backup, &place, manifest::FILE, size).await?;
+        for name in [authentication::FILE, manifest::FILE] {
+            let path = backup.directory.join(name);
+            let size = std::fs::metadata(&path)
+                .with_context(|| format!("can't examine {}", path.display()))?
+                .len();
+            self.put(backup, &place, name, size).await?;
+        }
         host.progress.say(&format!(
             "copied to {} in {}",
             self.url,
@@ -192,6 +195,15 @@ impl BackupStore {
             )
             .await?;
         }
+        let code = key(&place, authentication::FILE);
+        match self.store.head(&code).await {
+            Ok(_) => {
+                let path = staged.path().join(authentication::FILE);
+                self.get(&code, &path).await?;
+            }
+            Err(object_store::Error::NotFound { .. }) => {}
+            Err(error) => return Err(error).with_context(|| format!("can't fetch {code}")),
+        }
         files::write_atomically(&staged.path().join(manifest::FILE), &text, 0o600)?;
         let meter = Meter::new("checked", manifest.total_size(), &Progress::Silent);
         super::archive::check_files(staged.path(), &manifest, &meter)?;
@@ -207,7 +219,13 @@ impl BackupStore {
             "backup {id} was fetched: {}",
             bytes(manifest.total_size())
         ));
-        Backup::load(paths, id)
+        let backup = Backup::load(paths, id)?;
+        if let Origin::Foreign(reason) = backup.origin {
+            host.progress.warn(&format!(
+                "backup {id} was not made by this deployment, so `verify` and `restore` need `--foreign`: {reason}"
+            ));
+        }
+        Ok(backup)
     }
 
     async fn get(&self, key: &Key, path: &std::path::Path) -> Result<()> {

@@ -131,37 +131,36 @@ impl RestoreRecord {
 pub(crate) async fn verify(
     host: &Host,
     settings: &Settings,
-    id: &OperationId,
+    backup: &Backup,
     options: &RestoreOptions,
 ) -> Result<Verified> {
-    let backup = Backup::load(&host.paths, id)?;
-    check(host, &backup).await?;
+    check(host, backup).await?;
     let server = Server::new(host, settings).await?;
     recover_with(host, settings, &server).await?;
     let mut verified = Verified {
-        id: id.clone(),
+        id: backup.id().clone(),
         files: backup.manifest.files.len(),
         tables: backup.manifest.database.rows.len(),
         rows: backup.manifest.total_rows(),
         restored: server.is_local(),
     };
     if !server.is_local() {
-        let source = open_dump(&backup, options)?;
+        let source = open_dump(backup, options)?;
         server.read_through(source).await?;
         verified.restored = false;
         return Ok(verified);
     }
     check_space(&host.paths.postgres_data(), backup.manifest.database.size)?;
-    let scratch = scratch_name("verify", id);
+    let scratch = scratch_name("verify", backup.id());
     let mut interrupt = signal(SignalKind::interrupt()).context("can't listen for Ctrl-C")?;
     let attempt = tokio::select! {
-        result = fill(host, &server, &scratch, &backup, options) => result,
+        result = fill(host, &server, &scratch, backup, options) => result,
         _ = interrupt.recv() => Err(Failure::interrupted("interrupted; what the verification had restored was removed").into()),
     };
     let dropped = drop_scratch(&server, &scratch).await;
     let found = attempt?;
     dropped?;
-    compare(&backup, &found)?;
+    compare(backup, &found)?;
     Ok(verified)
 }
 
@@ -174,23 +173,23 @@ pub(crate) async fn verify(
 pub(crate) async fn restore_data(
     host: &Host,
     settings: &Settings,
-    id: &OperationId,
+    backup: &Backup,
     options: &RestoreOptions,
 ) -> Result<()> {
-    let backup = Backup::load(&host.paths, id)?;
-    check(host, &backup).await?;
+    let id = backup.id();
+    check(host, backup).await?;
     if options.config {
         refuse_links(&host.paths)?;
         check_sealed(backup, options)?;
     } else {
-        check_salt(host, &backup, options)?;
+        check_salt(host, backup, options)?;
     }
     let systemd = host.systemd().await?;
     let unit = Service::Litellm.unit();
     // A failed gateway was meant to run.
     let runs = systemd.unit(unit).await?.active != ActiveState::Inactive;
     stack::start_database(host, settings, options.timeout).await?;
-    let restore = Restore::stage(host, settings, &backup, options, runs).await?;
+    let restore = Restore::stage(host, settings, backup, options, runs).await?;
     let mut units = vec![unit];
     // The data of another release needs its migrations.
     if options.config || restore.other_release {
@@ -204,7 +203,7 @@ pub(crate) async fn restore_data(
         restore.swap().await?;
         fail::fail_point!("restore-after-swap");
         if options.config {
-            restore_config(host, &backup, options)?;
+            restore_config(host, backup, options)?;
             fail::fail_point!("restore-after-config");
         }
         fail::fail_point!("restore-not-ready", |_| Err(
@@ -679,6 +678,7 @@ fn env_of(backup: &Backup, options: &RestoreOptions) -> Result<EnvFile> {
         .with_context(|| format!("{name} of backup {} is not UTF-8", backup.id()))?;
     parse_env(&text, &backup.directory.join(name))
 }
+
 /// What is restored goes into `config/` itself, and never through a link out of it.
 fn refuse_links(paths: &Paths) -> Result<()> {
     let Some(link) = files::link_below(&paths.config())? else {
@@ -698,9 +698,9 @@ fn refuse_links(paths: &Paths) -> Result<()> {
 
 /// Restores `.env` and `config/`, except for the variables of the server.
 fn restore_config(host: &Host, backup: &Backup, options: &RestoreOptions) -> Result<()> {
+    let paths = &host.paths;
     // The restore of the database may have taken hours.
     refuse_links(paths)?;
-    let paths = &host.paths;
     let path = paths.env_file();
     let now = parse_env(&read_env(&path)?, &path)?;
     let mut env = env_of(backup, options)?;

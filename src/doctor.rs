@@ -185,6 +185,8 @@ pub(crate) async fn examine(host: &Host) -> Vec<Check> {
     }
 
     let (env, settings, of_settings) = settings(host);
+    let ownership = files::ownership(host);
+    let is_safe = ownership.outcome == CheckOutcome::Ok;
     // Podman needs a session as well.
     let podman_works = has_session
         && checks
@@ -229,7 +231,7 @@ pub(crate) async fn examine(host: &Host) -> Vec<Check> {
         },
         network::docker(host),
         async {
-            if podman_works {
+            if podman_works && is_safe {
                 units::drift(&examination).await
             } else {
                 Vec::new()
@@ -265,6 +267,7 @@ pub(crate) async fn examine(host: &Host) -> Vec<Check> {
     checks.push(clock);
     checks.extend(disk);
     checks.extend(of_settings);
+    checks.push(ownership);
     if let Some(env) = &examination.env {
         checks.push(files::secrets(host));
         checks.extend(files::sealed(env, &host.paths.env_file()));

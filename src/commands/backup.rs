@@ -12,6 +12,8 @@ use crate::deployment::settings::Settings;
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 use crate::host::lock::OperationLock;
+use crate::host::ownership;
+use crate::operations::backup::authentication::Origin;
 use crate::operations::backup::object_store::BackupStore;
 use crate::operations::backup::retention::Retention;
 use crate::operations::backup::{self, Backup};
@@ -65,10 +67,10 @@ struct Listed<'a> {
     manifest: &'a backup::manifest::BackupManifest,
     directory: &'a std::path::Path,
     bytes: u64,
-}
-
     /// Whether this deployment did not make it.
     foreign: bool,
+}
+
 async fn list(host: &Host, arguments: &cli::List) -> Result<Exit> {
     if arguments.remote {
         for id in remote(host, None)?.ids().await? {
@@ -91,9 +93,9 @@ async fn list(host: &Host, arguments: &cli::List) -> Result<Exit> {
                 manifest: &found.manifest,
                 directory: &found.directory,
                 bytes: found.manifest.total_size(),
+                foreign: found.origin != Origin::Own,
             })
             .collect();
-                foreign: found.origin != Origin::Own,
         output::json(&listed)?;
     } else if backups.is_empty() {
         say(&format!(
@@ -168,6 +170,7 @@ fn remote(host: &Host, url: Option<&str>) -> Result<BackupStore> {
 }
 
 async fn fetch(host: &Host, arguments: &cli::Fetch) -> Result<Exit> {
+    ownership::check(&host.paths, None)?;
     let _lock = OperationLock::take(&host.paths, "backup fetch")?;
     let remote = remote(host, arguments.from.as_deref())?;
     let id = if arguments.backup == "latest" {

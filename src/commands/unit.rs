@@ -25,6 +25,7 @@ use crate::deployment::settings::{ContainerSecret, SecretTarget, Settings};
 use crate::error::{Exit, Failure, Result};
 use crate::host::default_route;
 use crate::host::files;
+use crate::host::ownership;
 use crate::host::paths::Scope;
 use crate::host::podman::{self, Podman};
 use crate::host::systemd::Systemd;
@@ -92,6 +93,7 @@ async fn prepare(host: &Host, service: Service, standby: bool) -> Result<()> {
         }
         _ => {}
     }
+    ownership::check(&host.paths, Some(&host::program()?))?;
     let settings = Settings::load(&host.paths.env_file())?;
     let images = ImagesLock::load(&host.paths.images_lock())?;
     Advisories::load(&host.paths)?.refuse(&host.paths, &settings, &images)?;

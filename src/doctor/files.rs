@@ -15,9 +15,10 @@ use crate::deployment::sealed::{Vault, is_sealed};
 use crate::deployment::settings::is_secret;
 use crate::deployment::settings::{DEFAULT_LITELLM_IMAGE, may_be_sealed};
 use crate::error::Result;
-use crate::host::Host;
 use crate::host::files;
+use crate::host::ownership;
 use crate::host::paths::Scope;
+use crate::host::{self, Host};
 use crate::image::ImageReference;
 use crate::litellm::advisories::{Advisories, Compromised};
 use crate::litellm::config::{Severity, check_deployment};
@@ -104,7 +105,22 @@ fn inodes(path: &Path, free: u64, all: u64) -> Check {
     }
 }
 
-/// Files with secrets belong to the deployment's user, and no other can read them.
+/// Whether only root, or the user, can change the deployment.
+pub(crate) fn ownership(host: &Host) -> Check {
+    let checked = host::program().and_then(|program| ownership::check(&host.paths, Some(&program)));
+    match checked {
+        Ok(()) => Check::ok(
+            CheckName::Ownership,
+            format!(
+                "only its owner can change {}",
+                host.paths.deployment.display()
+            ),
+        ),
+        Err(error) => Check::error(CheckName::Ownership, &error),
+    }
+}
+
+/// Whether only their owner can read the files with secrets.
 pub(crate) fn secrets(host: &Host) -> Check {
     let files = [
         host.paths.env_file(),
@@ -112,7 +128,7 @@ pub(crate) fn secrets(host: &Host) -> Check {
         host.paths.credentials(),
         host.paths.state(),
     ];
-    let (mut open, mut foreign) = (Vec::new(), Vec::new());
+    let mut open = Vec::new();
     let mut words = Vec::new();
     for path in files {
         let Ok(found) = path.metadata() else { continue };
@@ -122,22 +138,10 @@ pub(crate) fn secrets(host: &Host) -> Check {
                 path.display(),
                 found.mode() & 0o7777
             ));
-            open.push(path.clone());
-        }
-        let owner = match host.scope() {
-            Scope::System => 0,
-            Scope::User => geteuid().as_raw(),
-        };
-        if found.uid() != owner {
-            words.push(format!(
-                "{} belongs to user {}, not {owner}",
-                path.display(),
-                found.uid()
-            ));
-            foreign.push(format!("chown {owner} {}", path.display()));
+            open.push(path);
         }
     }
-    if words.is_empty() {
+    if open.is_empty() {
         return Check::ok(
             CheckName::Secrets,
             format!(
@@ -146,19 +150,13 @@ pub(crate) fn secrets(host: &Host) -> Check {
             ),
         );
     }
-    let mut commands: Vec<String> = open
+    let commands: Vec<String> = open
         .iter()
         .map(|path| format!("chmod go= {}", path.display()))
         .collect();
-    let check = Check::failure(CheckName::Secrets, words.join("; "));
-    let may_fix = foreign.is_empty() && !open.is_empty();
-    commands.extend(foreign);
-    let check = check.remedy(format!("`{}`", commands.join(" && ")));
-    if may_fix {
-        check.fix(Fix::Protect(open))
-    } else {
-        check
-    }
+    Check::failure(CheckName::Secrets, words.join("; "))
+        .remedy(format!("`{}`", commands.join(" && ")))
+        .fix(Fix::Protect(open))
 }
 
 /// Whether sealed secrets can be opened, and none is left in clear. `None` if no secret is sealed.

@@ -31,6 +31,8 @@ pub(crate) enum CheckName {
     Inodes,
     Linger,
     Loopback,
+    /// Who can change the deployment; [`CheckName::Data`] is about the users of the containers.
+    Ownership,
     Pasta,
     Podman,
     Port,
@@ -73,6 +75,7 @@ impl CheckName {
             Self::Inodes => "inodes",
             Self::Linger => "linger",
             Self::Loopback => "loopback",
+            Self::Ownership => "ownership",
             Self::Pasta => "pasta",
             Self::Podman => "podman",
             Self::Port => "port",

@@ -9,6 +9,7 @@ use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::installed_release;
 use crate::deployment::settings::Settings;
 use crate::error::{Failure, Result};
+use crate::host::ownership;
 use crate::host::paths::Scope;
 use crate::host::podman::PodmanVersion;
 use crate::host::systemd::Features;
@@ -71,11 +72,13 @@ fn refuse_another_deployment(host: &Host) -> Result<()> {
 /// Works out what has to be done, and refuses what can't be.
 ///
 /// # Errors
-/// When the settings are wrong, or the host can't run the units.
+/// When others can change the deployment, the settings are wrong, or the host can't run the units.
 pub(crate) async fn prepare(host: &Host, target: ReleaseTarget) -> Result<Prepared> {
     refuse_another_deployment(host)?;
     let podman = host.podman().await?;
     let version = podman.version().await?;
+    let program = host::program()?;
+    ownership::check(&host.paths, Some(&program))?;
     let deployment = completion::Completion::new(&host.paths, &mut kernel_random)?;
     for warning in &deployment.warnings {
         host.progress.warn(warning);
@@ -101,7 +104,6 @@ pub(crate) async fn prepare(host: &Host, target: ReleaseTarget) -> Result<Prepar
         None => deployment.settings.clone(),
     };
     Advisories::load(&host.paths)?.refuse(&host.paths, &deployment.settings, &images)?;
-    let program = host::program()?;
     let knows = Knows {
         podman: version,
         systemd: host.systemd().await?.features().await?,

@@ -13,6 +13,7 @@ use crate::deployment::settings::Settings;
 use crate::error::Result;
 use crate::host::Host;
 use crate::host::lock::OperationLock;
+use crate::host::ownership;
 use crate::quadlet::RECOVERY;
 
 /// What `litellm-recovery.service` holds the lock as.
@@ -26,8 +27,10 @@ const LOCK_INTERVAL: Duration = Duration::from_millis(100);
 /// begun. While the unit does that for an earlier one, this waits, at most `timeout`.
 ///
 /// # Errors
-/// When another operation is running, or the interrupted one can be neither finished nor rolled back.
+/// When others can change the deployment, another operation is running, or the interrupted one can be neither finished
+/// nor rolled back.
 pub(crate) async fn begin(host: &Host, command: &str, timeout: Duration) -> Result<OperationLock> {
+    ownership::check(&host.paths, None)?;
     let lock = take_lock(host, command, timeout).await?;
     // The operation goes on when the session that began it ends.
     drop(signal(SignalKind::hangup()).context("can't listen for the end of the session")?);
@@ -73,6 +76,7 @@ pub(crate) async fn stand_by(host: &Host) -> Result<()> {
     let Ok(_lock) = OperationLock::take(&host.paths, COMMAND) else {
         return Ok(());
     };
+    ownership::check(&host.paths, None)?;
     recover(host, RECOVERY_TIMEOUT).await
 }
 

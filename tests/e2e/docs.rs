@@ -353,6 +353,7 @@ esac
         r#"chmod 755 /usr/local/bin/docker
            rm -r "$1/.litellm-units" "$1/images.lock" /etc/containers/systemd/litellm* /etc/systemd/system/litellm*
            echo 'services: {}' >"$1/docker-compose.yml"
+           chown operator: "$1" "$1/.env" "$1/data" "$1/docker-compose.yml"; chown -R operator: "$1/config"; chmod 775 "$1/config"
            systemctl daemon-reload
            mv "$1" /home/operator/litellm-server"#,
     );

@@ -383,12 +383,31 @@ fn env_faults(ward: &Ward) {
         ward.treat(&Fault {
             plant: "chown operator $D/.env",
             found: &[
-                "FAILURE  secrets: {D}/.env belongs to user 1000, not 0",
-                "         hint: `chown 0 {D}/.env`",
+                "FAILURE  ownership: others than root can change {D}/.env: it belongs to operator (mode 0600)",
+                "         hint: `sudo chown -h root:root {D}/.env && sudo chmod go-w {D}/.env`",
             ],
             mend: "chown root $D/.env",
             ..FAULT
         });
+        // Nothing starts with it, and nothing is installed from it.
+        ward.root("chown operator $D/config; chmod 1777 /opt");
+        for words in [
+            &["unit", "prepare", "redis"][..],
+            &["generate", "--check"],
+            &["apply"],
+            &["backup"],
+        ] {
+            assert_eq!(
+                ward.host.units(who, words).all(),
+                (
+                    78,
+                    String::new(),
+                    "error: others than root can change /opt: it belongs to root (mode 1777), and 1 more\n\
+                     hint: move the deployment to a directory that only root can change, and name it with `--litellm-dir DIR`\n".to_owned()
+                )
+            );
+        }
+        ward.root("chown root $D/config; chmod 755 /opt");
     }
 }
 

@@ -335,7 +335,7 @@ fn everything(host: &TestHost, who: Who) -> String {
             "--unmask",
             "--force",
             "--litellm-dir",
-            "/tmp/server",
+            "/srv/server",
         ],
     )
     .ok()
@@ -345,7 +345,7 @@ fn everything(host: &TestHost, who: Who) -> String {
 fn secrets(host: &TestHost, who: Who, words: &[&str]) -> (i32, String, String) {
     host.units(
         who,
-        &[&["secrets", "--litellm-dir", "/tmp/server"], words].concat(),
+        &[&["secrets", "--litellm-dir", "/srv/server"], words].concat(),
     )
     .all()
 }
@@ -356,7 +356,7 @@ fn refused(host: &TestHost, who: Who, words: &[&str], expected: &str) {
     assert_eq!(stdout, "");
     assert!(code != 0 && stderr.starts_with(expected), "{stderr}");
     assert_eq!(
-        host.sh(who, "cat /tmp/server/.env; ls -A /tmp/server"),
+        host.sh(who, "cat /srv/server/.env; ls -A /srv/server"),
         format!("{WRITTEN}.env\nconfig\ndata\nlogs\n")
     );
 }
@@ -365,10 +365,10 @@ fn refused(host: &TestHost, who: Who, words: &[&str], expected: &str) {
 fn prepare(host: &TestHost, who: Who) {
     host.sh(
         who,
-        "mkdir -p /tmp/server/config /tmp/server/data /tmp/server/logs",
+        "mkdir -p /srv/server/config /srv/server/data /srv/server/logs",
     );
-    host.write(who, "/tmp/server/.env", WRITTEN);
-    host.sh(who, "chmod 600 /tmp/server/.env");
+    host.write(who, "/srv/server/.env", WRITTEN);
+    host.sh(who, "chmod 600 /srv/server/.env");
 }
 
 /// Before and after every step, all values are what they were; and the next run goes on.
@@ -376,7 +376,7 @@ fn prepare(host: &TestHost, who: Who) {
 fn killed_anywhere(host: &TestHost, who: Who, before: &str) {
     let all = "PW LITELLM_MASTER_KEY LITELLM_SALT_KEY POSTGRES_PASSWORD REDIS_PASSWORD";
     // A kept configuration, in another state than `.env`.
-    let keep = "mkdir -pm 700 /tmp/server/.litellm-units/configurations/0123456789abcdef; cp -a /tmp/server/.env /tmp/server/.litellm-units/configurations/0123456789abcdef/";
+    let keep = "mkdir -pm 700 /srv/server/.litellm-units/configurations/0123456789abcdef; cp -a /srv/server/.env /srv/server/.litellm-units/configurations/0123456789abcdef/";
     for (verb, points) in [
         (
             "seal",
@@ -398,10 +398,10 @@ fn killed_anywhere(host: &TestHost, who: Who, before: &str) {
             if verb == "unseal" {
                 host.sh(
                     who,
-                    &format!("litellm-units secrets --litellm-dir /tmp/server seal {all}"),
+                    &format!("litellm-units secrets --litellm-dir /srv/server seal {all}"),
                 );
             }
-            let words = format!("secrets --litellm-dir /tmp/server {verb} {all}");
+            let words = format!("secrets --litellm-dir /srv/server {verb} {all}");
             host.kill_at(who, point, "", &words);
             assert_eq!(everything(host, who), before, "{point}");
             let (code, _, stderr) = secrets(
@@ -412,16 +412,16 @@ fn killed_anywhere(host: &TestHost, who: Who, before: &str) {
             assert_eq!(code, 0, "{point}: {stderr}");
             assert_eq!(everything(host, who), before, "{point}");
             let count = |what: &str| {
-                host.sh(who, &format!("(grep -rlE --include=.env '{what}' /tmp/server || :) | wc -l; find /tmp/server -name credentials | wc -l"))
+                host.sh(who, &format!("(grep -rlE --include=.env '{what}' /srv/server || :) | wc -l; find /srv/server -name credentials | wc -l"))
             };
             assert_eq!(
                 count("sk-salt|hunter2"),
                 if verb == "seal" { "0\n1\n" } else { "2\n0\n" },
                 "{point}"
             );
-            let files = host.sh(who, "find /tmp/server -path '*/credentials/*' | wc -l");
+            let files = host.sh(who, "find /srv/server -path '*/credentials/*' | wc -l");
             assert_eq!(files, if verb == "seal" { "6\n" } else { "0\n" }, "{point}");
-            host.sh(who, "rm -r /tmp/server");
+            host.sh(who, "rm -r /srv/server");
         }
     }
 }
@@ -433,13 +433,13 @@ fn seal_and_unseal(host: &TestHost, who: Who) {
         host,
         who,
         &["seal"],
-        "error: /tmp/server/.env, line 13: OTHER_URL refers to other variables, so it can't be sealed itself\nhint: ",
+        "error: /srv/server/.env, line 13: OTHER_URL refers to other variables, so it can't be sealed itself\nhint: ",
     );
     refused(
         host,
         who,
         &["seal", "NONE"],
-        "error: NONE has no value in /tmp/server/.env\n",
+        "error: NONE has no value in /srv/server/.env\n",
     );
     refused(
         host,
@@ -465,7 +465,7 @@ fn seal_and_unseal(host: &TestHost, who: Who) {
         secrets(host, who, &["seal"]).1,
         lines("sealed", &SECRETS[..4])
     );
-    let sealed = host.sh(who, "sed 's/\\.[0-9a-f]\\{16\\}/.ID/g' /tmp/server/.env");
+    let sealed = host.sh(who, "sed 's/\\.[0-9a-f]\\{16\\}/.ID/g' /srv/server/.env");
     assert_eq!(
         sealed,
         "\
@@ -491,7 +491,7 @@ PROXY_BASE_URL=
     );
     assert_eq!(everything(host, who), before);
     let shown = host
-        .units(who, &["config", "--litellm-dir", "/tmp/server"])
+        .units(who, &["config", "--litellm-dir", "/srv/server"])
         .ok();
     assert!(
         !shown.contains("hunter2") && !shown.contains("systemd-creds:"),
@@ -499,7 +499,7 @@ PROXY_BASE_URL=
     );
 
     // A file in the place of another, or one that anybody could have written, is not taken.
-    let place = "cd /tmp/server/credentials; mv PW.* /tmp/kept; name=$(basename $(sed -n s/^PW=systemd-creds:PW/PW/p ../.env))";
+    let place = "cd /srv/server/credentials; mv PW.* /tmp/kept; name=$(basename $(sed -n s/^PW=systemd-creds:PW/PW/p ../.env))";
     for (plant, reason) in [
         (
             "cp LITELLM_SALT_KEY.* $name",
@@ -520,22 +520,22 @@ PROXY_BASE_URL=
                 "--unmask",
                 "--force",
                 "--litellm-dir",
-                "/tmp/server",
+                "/srv/server",
             ],
         );
         assert_eq!((ran.code, ran.stdout.as_str()), (1, ""));
         assert!(
             ran.stderr
-                .starts_with("error: PW is sealed, and /tmp/server/credentials/PW.")
+                .starts_with("error: PW is sealed, and /srv/server/credentials/PW.")
                 && ran.stderr.contains(reason),
             "{}",
             ran.stderr
         );
-        host.sh(who, "cd /tmp/server/credentials; name=$(basename $(sed -n s/^PW=systemd-creds:PW/PW/p ../.env)); mv -f /tmp/kept $name");
+        host.sh(who, "cd /srv/server/credentials; name=$(basename $(sed -n s/^PW=systemd-creds:PW/PW/p ../.env)); mv -f /tmp/kept $name");
     }
 
     // A new value that was never in clear in a file.
-    host.sh(who, "echo 'sk-new $1' | litellm-units secrets --litellm-dir /tmp/server seal --stdin OPENAI_API_KEY");
+    host.sh(who, "echo 'sk-new $1' | litellm-units secrets --litellm-dir /srv/server seal --stdin OPENAI_API_KEY");
     let after = everything(host, who);
     assert_eq!(
         after.replace("litellm OPENAI_API_KEY=sk-new $1\n", ""),
@@ -550,12 +550,12 @@ PROXY_BASE_URL=
         "unsealed LITELLM_MASTER_KEY\nunsealed LITELLM_SALT_KEY\nunsealed POSTGRES_PASSWORD\nunsealed REDIS_PASSWORD\nunsealed PW\n"
     );
     assert_eq!(
-        host.sh(who, "cat /tmp/server/.env; ls -A /tmp/server"),
+        host.sh(who, "cat /srv/server/.env; ls -A /srv/server"),
         WRITTEN.replace("OPENAI_API_KEY=", "OPENAI_API_KEY='sk-new $1'")
             + ".env\nconfig\ndata\nlogs\n"
     );
     assert_eq!(secrets(host, who, &["unseal"]).1, "nothing to do\n");
-    host.sh(who, "rm -r /tmp/server");
+    host.sh(who, "rm -r /srv/server");
     #[cfg(feature = "fault-points")]
     killed_anywhere(host, who, &before);
 }

@@ -92,9 +92,8 @@ fn render_into(host: &Host, directory: &Path, knows: Knows) -> Result<Exit> {
         });
         std::fs::create_dir_all(&place)
             .with_context(|| format!("can't create {}", place.display()))?;
-        let path = place.join(file.name);
-        files::write_atomically(&path, file.text.as_bytes(), 0o644)?;
-        output::line(&path.display().to_string())?;
+        files::write_here(&place, file.name, file.text.as_bytes(), 0o644)?;
+        output::line(&place.join(file.name).display().to_string())?;
     }
     Ok(Exit::Success)
 }

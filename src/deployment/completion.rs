@@ -1,6 +1,7 @@
 //! The deployment directory: what `generate` creates in it, and what it leaves alone.
 
 use std::fmt;
+use std::io::Read;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
@@ -23,6 +24,9 @@ const HEADER: &str = "\
 # The settings of this LiteLLM deployment, and the only place for its secrets.
 # Grammar: that of docker compose. After an edit: litellm-units apply
 ";
+
+/// More than the number of any version takes.
+const VERSION_LIMIT: u64 = 16;
 
 const CONFIG: &str = "\
 # LiteLLM's own configuration: https://docs.litellm.ai/docs/proxy/configs
@@ -507,9 +511,13 @@ fn check_cluster(settings: &Settings, version_file: &Path, env_path: &Path) -> R
     let Database::Local { image, .. } = &settings.database else {
         return Ok(());
     };
-    let Ok(text) = std::fs::read_to_string(version_file) else {
+    // It belongs to the container's user, who could put anything there.
+    let mut text = String::new();
+    let read = files::open_regular(version_file)
+        .and_then(|file| file.take(VERSION_LIMIT).read_to_string(&mut text));
+    if read.is_err() {
         return Ok(());
-    };
+    }
     let (Ok(cluster), Some(server)) = (text.trim().parse::<u32>(), image.major()) else {
         return Ok(());
     };

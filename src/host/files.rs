@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{self, Write};
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
@@ -25,6 +26,25 @@ pub(crate) fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> Result<(
     let resolved = std::fs::canonicalize(path);
     write(resolved.as_deref().unwrap_or(path), bytes, mode)
         .with_context(|| format!("can't write {}", path.display()))
+}
+
+/// As [`write_atomically`], into a directory that others may change: neither the directory nor the file is
+/// looked for behind a link, and a link is replaced.
+///
+/// # Errors
+/// As [`write_atomically`], and when the directory is a link.
+pub(crate) fn write_here(directory: &Path, name: &str, bytes: &[u8], mode: u32) -> Result<()> {
+    let attempt = || {
+        let flags = OFlag::O_NOFOLLOW | OFlag::O_DIRECTORY;
+        let opened = File::options()
+            .read(true)
+            .custom_flags(flags.bits())
+            .open(directory)?;
+        // Whatever becomes of its name meanwhile.
+        let place = format!("/proc/self/fd/{}", opened.as_raw_fd());
+        write(&Path::new(&place).join(name), bytes, mode)
+    };
+    attempt().with_context(|| format!("can't write {}", directory.join(name).display()))
 }
 
 fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
@@ -177,6 +197,26 @@ mod tests {
             let error = open_regular(&path(name)).unwrap_err();
             assert_eq!(error.to_string(), reason, "{name}");
         }
+    }
+
+    #[test]
+    fn links_in_the_way_are_replaced() {
+        let root = tempfile::tempdir().unwrap();
+        let path = |name: &str| root.path().join(name);
+        std::fs::create_dir(path("out")).unwrap();
+        std::fs::write(path("target"), "theirs").unwrap();
+        symlink(path("target"), path("out/unit")).unwrap();
+        write_here(&path("out"), "unit", b"ours", 0o644).unwrap();
+        let read = |name: &str| std::fs::read_to_string(path(name)).unwrap();
+        assert_eq!(
+            (read("target"), read("out/unit")),
+            ("theirs".into(), "ours".into())
+        );
+        symlink(path("out"), path("link")).unwrap();
+        let error = write_here(&path("link"), "unit", b"", 0o644).unwrap_err();
+        let expected = format!("can't write {}", path("link/unit").display());
+        assert_eq!(error.to_string(), expected);
+        assert_eq!(std::fs::read_dir(path("out")).unwrap().count(), 1);
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::fs::Metadata;
+use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -19,6 +20,7 @@ use crate::deployment::settings::{Settings, parse_env, read_env};
 use crate::deployment::settings::{is_secret, password_in_url};
 use crate::error::Result;
 use crate::host::Host;
+use crate::host::files;
 use crate::host::paths::Scope;
 use crate::host::podman::Podman;
 use crate::host::podman::PodmanVersion;
@@ -35,6 +37,8 @@ const RESERVED: &AsciiSet = &NON_ALPHANUMERIC
     .remove(b'~');
 /// Larger files are not looked into.
 const LARGEST: u64 = 256 << 20;
+/// How much of a file is in memory at once.
+const CHUNK: u64 = 1 << 20;
 /// How deep directories are walked.
 const DEPTH: usize = 12;
 /// One secret in one place where it should not be, or a file that holds secrets and is open to
@@ -177,12 +181,22 @@ impl Audit<'_> {
     }
 
     fn found_among(&self, text: &str, among: impl Fn(&Pattern) -> bool) -> BTreeSet<String> {
-        let names = self
-            .patterns
+        Self::named(self.matches(text, among).collect())
+    }
+
+    fn matches(
+        &self,
+        text: &str,
+        among: impl Fn(&Pattern) -> bool,
+    ) -> impl Iterator<Item = String> {
+        self.patterns
             .iter()
-            .filter(|pattern| among(pattern) && text.contains(pattern.text.expose_secret()))
+            .filter(move |pattern| among(pattern) && text.contains(pattern.text.expose_secret()))
             .map(|pattern| pattern.secret.clone())
-            .collect::<BTreeSet<_>>();
+    }
+
+    /// The names by which secrets in one place are reported.
+    fn named(names: BTreeSet<String>) -> BTreeSet<String> {
         // The URL is named only where not just its password is there, which has a name of its own.
         if names.len() > 1 && names.contains("DATABASE_URL") && names.contains("POSTGRES_PASSWORD")
         {
@@ -304,7 +318,10 @@ impl Audit<'_> {
             ".psql_history",
             ".rediscli_history",
         ] {
-            let path = home.join(name);
+            // Where a link leads: such files are often kept in a repository.
+            let Ok(path) = home.join(name).canonicalize() else {
+                continue;
+            };
             if let Ok(metadata) = std::fs::metadata(&path) {
                 self.file(&path, &metadata, "in a command history");
             }
@@ -330,15 +347,37 @@ impl Audit<'_> {
             self.skip(&place, "larger than 256 MiB");
             return;
         }
-        match std::fs::read(path) {
-            Ok(bytes) => {
-                for secret in self.found_among(&String::from_utf8_lossy(&bytes), among) {
+        match self.search(path, among) {
+            Ok(secrets) => {
+                for secret in secrets {
                     self.add(place.clone(), secret, problem);
                 }
             }
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
             Err(error) => self.skip(&place, &error.to_string()),
         }
+    }
+
+    /// The names of the secrets in a file, which may be a log that a container writes.
+    fn search(
+        &self,
+        path: &Path,
+        among: impl Fn(&Pattern) -> bool,
+    ) -> std::io::Result<BTreeSet<String>> {
+        let mut file = files::open_regular(path)?.take(LARGEST);
+        let lengths = self
+            .patterns
+            .iter()
+            .map(|pattern| pattern.text.expose_secret().len());
+        let longest = lengths.max().unwrap_or_default();
+        let mut found = BTreeSet::new();
+        let mut window = Vec::new();
+        while file.by_ref().take(CHUNK).read_to_end(&mut window)? > 0 {
+            found.extend(self.matches(&String::from_utf8_lossy(&window), &among));
+            // A secret may begin in this chunk and end in the next one.
+            window.drain(..window.len().saturating_sub(longest));
+        }
+        Ok(Self::named(found))
     }
 
     /// Arguments, which every user can read, and environments outside of the containers.
@@ -586,7 +625,37 @@ fn walk(root: &Path, enter: &dyn Fn(&Path) -> bool) -> Vec<(PathBuf, Metadata, b
 
 #[cfg(test)]
 mod tests {
-    use super::{is_ours, unit_of};
+    use super::*;
+    use crate::host::paths::Paths;
+
+    #[test]
+    fn secrets_in_files_of_any_size() {
+        let host = Host::new(Paths::elsewhere(Scope::System));
+        let mut audit = Audit {
+            host: &host,
+            patterns: Vec::new(),
+            report: AuditReport {
+                schema: 1,
+                findings: BTreeSet::new(),
+                skipped: Vec::new(),
+            },
+        };
+        audit.look_for("KEY", "sk-é-0123456789", false);
+        audit.look_for("OTHER", "another-secret", false);
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("log");
+        let chunk = usize::try_from(CHUNK).unwrap();
+        for before in [0, 1, chunk - 20, chunk - 5, chunk, 3 * chunk - 7] {
+            let text = format!("{}sk-é-0123456789{}", ".".repeat(before), "x".repeat(chunk));
+            std::fs::write(&path, text).unwrap();
+            let found = audit.search(&path, |_| true).unwrap();
+            assert_eq!(Vec::from_iter(found), ["KEY"], "{before}");
+        }
+        std::fs::remove_file(&path).unwrap();
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRUSR).unwrap();
+        let error = audit.search(&path, |_| true).unwrap_err();
+        assert_eq!(error.to_string(), "it is not a regular file");
+    }
 
     #[test]
     fn units_of_processes() {

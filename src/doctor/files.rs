@@ -310,10 +310,19 @@ pub(crate) fn data(examination: &Examination<'_>) -> Option<Check> {
     ))
 }
 
-/// The errors of `config check`, without its warnings.
+/// What the gateway can't read, or the errors of `config check` without its warnings.
 pub(crate) fn gateway_config(examination: &Examination<'_>) -> Option<Check> {
     examination.settings.as_ref()?;
-    let path = examination.host.paths.config_file();
+    let paths = &examination.host.paths;
+    let path = paths.config_file();
+    match ownership::unreadable(paths) {
+        Ok(unreadable) => {
+            if let Some((message, command)) = ownership::unreadable_words(paths, &unreadable) {
+                return Some(Check::failure(CheckName::Config, message).remedy(command));
+            }
+        }
+        Err(error) => return Some(Check::error(CheckName::Config, &error)),
+    }
     let findings = match check_deployment(examination.host) {
         Ok(findings) => findings,
         Err(error) => return Some(Check::error(CheckName::Config, &error)),

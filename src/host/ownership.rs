@@ -31,6 +31,43 @@ pub(crate) fn check(paths: &Paths, program: Option<&Path>) -> Result<()> {
     }
 }
 
+/// The files and directories of `config/` that the gateway can't read: its user is root in the container, and
+/// has no right to pass over permissions.
+///
+/// # Errors
+/// When the directory can't be read.
+pub(crate) fn unreadable(paths: &Paths) -> Result<Vec<PathBuf>> {
+    let trust = Trust::of(paths.scope);
+    let config = paths.config();
+    let mut found = Vec::new();
+    below(&config, DEPTH, &mut |path, metadata| {
+        if !metadata.is_symlink() && !trust.may_read(metadata) {
+            found.push(path.to_owned());
+        }
+        Ok(())
+    })
+    .with_context(|| format!("can't read {}", config.display()))?;
+    Ok(found)
+}
+
+/// What is wrong with files that the gateway can't read, and the command that makes them readable.
+#[must_use]
+pub(crate) fn unreadable_words(paths: &Paths, unreadable: &[PathBuf]) -> Option<(String, String)> {
+    let [first, rest @ ..] = unreadable else {
+        return None;
+    };
+    let mode = std::fs::symlink_metadata(first).map_or(0, |found| found.mode() & 0o7777);
+    let message = format!(
+        "the gateway can't read {} (mode {mode:04o}){}",
+        first.display(),
+        more(rest.len())
+    );
+    let config = word(&paths.config());
+    let owner = owner(paths.scope);
+    let command = format!("`sudo chown -hR {owner} {config} && sudo chmod -R u+rX {config}`");
+    Some((message, command))
+}
+
 /// A path that another user can change.
 #[derive(Debug, PartialEq, Eq)]
 struct Exposed {
@@ -80,6 +117,19 @@ impl Trust {
         }
         let group = user && metadata.gid() == self.group;
         metadata.mode() & if group { 0o002 } else { 0o022 } != 0
+    }
+
+    /// Whether a process of the user and the group can read it without the rights of root.
+    fn may_read(&self, metadata: &Metadata) -> bool {
+        let needed = if metadata.is_dir() { 0o5 } else { 0o4 };
+        let shift = if metadata.uid() == self.user {
+            6
+        } else if metadata.gid() == self.group {
+            3
+        } else {
+            0
+        };
+        (metadata.mode() >> shift) & needed == needed
     }
 
     /// Everything that others can change, in the order of the paths that lead there.
@@ -506,6 +556,37 @@ mod tests {
         place.mode("opt", 0o1777);
         let program = place.at("program");
         assert_eq!(trust.examine(&place.paths, Some(&program)).unwrap(), []);
+    }
+
+    #[test]
+    fn what_the_gateway_can_not_read() {
+        let place = Place::new();
+        let file = place.at("opt/server/config/sub/file");
+        let metadata = || std::fs::metadata(&file).unwrap();
+        let other = |user, group| Trust {
+            user,
+            group,
+            scope: Scope::System,
+            root: "/".into(),
+        };
+        let (user, group) = (place.trust.user, place.trust.group);
+        for (mode, owner, members, others) in [
+            (0o600, true, false, false),
+            (0o640, true, true, false),
+            (0o644, true, true, true),
+            (0o044, false, true, true),
+            (0o004, false, false, true),
+        ] {
+            place.mode("opt/server/config/sub/file", mode);
+            let may = |trust: Trust| trust.may_read(&metadata());
+            assert_eq!(may(other(user, 4711)), owner, "{mode:o}");
+            assert_eq!(may(other(4711, group)), members, "{mode:o}");
+            assert_eq!(may(other(4711, 4711)), others, "{mode:o}");
+        }
+        // A directory is entered, too.
+        place.mode("opt/server/config/sub", 0o644);
+        let directory = place.at("opt/server/config/sub").metadata().unwrap();
+        assert!(!place.trust.may_read(&directory));
     }
 
     #[test]

@@ -79,6 +79,7 @@ pub(crate) async fn prepare(host: &Host, target: ReleaseTarget) -> Result<Prepar
     let version = podman.version().await?;
     let program = host::program()?;
     ownership::check(&host.paths, Some(&program))?;
+    refuse_unreadable(host)?;
     let deployment = completion::Completion::new(&host.paths, &mut kernel_random)?;
     for warning in &deployment.warnings {
         host.progress.warn(warning);
@@ -137,6 +138,20 @@ pub(crate) async fn prepare(host: &Host, target: ReleaseTarget) -> Result<Prepar
         first,
         timers,
     })
+}
+
+/// Names the files that the gateway could not read, before it is started with them.
+fn refuse_unreadable(host: &Host) -> Result<()> {
+    let unreadable = ownership::unreadable(&host.paths)?;
+    let Some((message, command)) = ownership::unreadable_words(&host.paths, &unreadable) else {
+        return Ok(());
+    };
+    if unreadable.contains(&host.paths.config_file()) {
+        return Err(Failure::config(message).hint(command).into());
+    }
+    // It may have no use for another one.
+    host.progress.warn(&format!("{message}: {command}"));
+    Ok(())
 }
 
 /// Does what is prepared, for a command that starts nothing.

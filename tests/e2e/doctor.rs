@@ -408,6 +408,15 @@ fn env_faults(ward: &Ward) {
             );
         }
         ward.root("chown root $D/config; chmod 755 /opt");
+        ward.treat(&Fault {
+            plant: "install -m 000 /dev/null $D/config/closed",
+            found: &[
+                "FAILURE  config: the gateway can't read {D}/config/closed (mode 0000)",
+                "         hint: `sudo chown -hR root:root {D}/config && sudo chmod -R u+rX {D}/config`",
+            ],
+            mend: "rm $D/config/closed",
+            ..FAULT
+        });
     }
 }
 

@@ -289,7 +289,7 @@ pub(crate) async fn examine(host: &Host) -> Vec<Check> {
     checks.extend(release::vulnerabilities(&examination));
     checks.extend(signatures);
     if config_is_good {
-        checks.extend(units::applied(&examination, is_current));
+        checks.extend(units::applied(&examination, is_current).await);
     }
     checks.extend(gateway);
     checks.extend(backup);

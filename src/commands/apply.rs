@@ -6,6 +6,7 @@ use crate::error::{Exit, Failure, Result, exit};
 use crate::host::Host;
 use crate::litellm::advisories;
 use crate::litellm::config;
+use crate::operations::edits;
 use crate::operations::install::{self, Prepared, ReleaseTarget};
 use crate::operations::rotation;
 use crate::operations::stack;
@@ -22,6 +23,7 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Apply) -> Result<Exit> {
     let image = &settings.litellm_image;
     let accepted = &arguments.accept.vulnerabilities;
     advisories::admit(host, settings, image, accepted, "litellm-units apply")?;
+    edits::refuse(host, settings).await?;
     if prepared.kept().is_some() {
         return super::upgrade_to_env(host, arguments.dry_run, arguments.timeout).await;
     }

@@ -4,6 +4,7 @@ use crate::cli;
 use crate::error::{Exit, Result};
 use crate::host::Host;
 use crate::litellm::{advisories, config};
+use crate::operations::edits;
 use crate::operations::install::{self, ReleaseTarget};
 use crate::operations::{recovery, up};
 use crate::output::Progress;
@@ -16,6 +17,7 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Up) -> Result<Exit> {
     let image = &settings.litellm_image;
     let accepted = &arguments.accept.vulnerabilities;
     advisories::admit(host, settings, image, accepted, "litellm-units up")?;
+    edits::refuse(host, settings).await?;
     if prepared.kept().is_some() {
         config::refuse_errors(host)?;
         return super::upgrade_to_env(host, false, arguments.timeout).await;

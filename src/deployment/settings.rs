@@ -386,6 +386,15 @@ impl Settings {
             .map(|(_, value)| value)
     }
 
+    /// What LiteLLM encrypts credentials in its database with.
+    #[must_use]
+    pub fn salt(&self) -> &SecretValue {
+        self.gateway
+            .iter()
+            .find(|(name, value)| name == "LITELLM_SALT_KEY" && !value.is_empty())
+            .map_or(&self.master_key, |(_, value)| value)
+    }
+
     /// The address under which a reverse proxy publishes the gateway, if one is set.
     #[must_use]
     pub fn public_address(&self) -> Option<&str> {

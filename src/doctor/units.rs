@@ -16,6 +16,7 @@ use crate::host::systemd::job::{JobType, Jobs};
 use crate::host::systemd::{ActiveState, LoadState, UnitState};
 use crate::litellm::health::GatewayHealth;
 use crate::litellm::{Client, contract};
+use crate::operations::edits;
 use crate::operations::install::{self, ReleaseTarget};
 use crate::operations::stack::blockers::{self, Blocker};
 use crate::operations::stack::{self, LogSource};
@@ -302,8 +303,13 @@ pub(crate) async fn digests(examination: &Examination<'_>) -> Option<Check> {
 
 /// Whether the running units were started with the current settings. Check `drift` reports units that
 /// are not `is_current`.
-pub(crate) fn applied(examination: &Examination<'_>, is_current: bool) -> Option<Check> {
+pub(crate) async fn applied(examination: &Examination<'_>, is_current: bool) -> Option<Check> {
     let settings = examination.settings.as_ref()?;
+    if examination.units.is_some()
+        && let Err(error) = edits::refuse(examination.host, settings).await
+    {
+        return Some(Check::error(CheckName::Applied, &error));
+    }
     if !examination.gateway_runs() {
         return None;
     }

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
-use super::pull;
+use super::{edits, pull};
 use crate::deployment::completion;
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::installed_release;
@@ -84,6 +84,7 @@ pub(crate) async fn prepare(host: &Host, target: ReleaseTarget) -> Result<Prepar
     for warning in &deployment.warnings {
         host.progress.warn(warning);
     }
+    edits::refuse_unknown_servers(host, &deployment.settings).await?;
     let images_path = host.paths.images_lock();
     let before = ImagesLock::load(&images_path)?;
     let mut images = before.clone();

@@ -14,7 +14,7 @@ use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 
 use crate::deployment::env_file::quote;
-use crate::deployment::sealed::{Vault, is_sealed};
+use crate::deployment::sealed::{SecretValue, Vault, is_sealed};
 use crate::deployment::settings::is_secret;
 use crate::deployment::settings::{Database, Settings, may_be_sealed, parse_env, read_env};
 use crate::error::{Failure, Result};
@@ -22,6 +22,7 @@ use crate::host::Host;
 use crate::host::files;
 use crate::operations::seal::{self, Sealer};
 use crate::operations::stack;
+pub(crate) use server::Login;
 
 /// One variable of `.env` that gets another value: both as they are there, so that a sealed one is
 /// a reference.
@@ -136,6 +137,14 @@ pub(crate) async fn recover(host: &Host, timeout: Duration) -> Result<()> {
             forget(host)
         }
     }
+}
+
+/// What the local PostgreSQL says to the login of `.env`.
+///
+/// # Errors
+/// When it can't be asked, or the password can't be opened.
+pub(crate) async fn login(host: &Host, password: &SecretValue) -> Result<Login> {
+    server::postgres_login(host, password.open()?.expose_secret()).await
 }
 
 /// What of the present `.env` must stay when an older one is restored: the password with which the

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::install::{self, Prepared, ReleaseTarget};
-use super::{stack, upgrade};
+use super::{edits, stack, upgrade};
 use crate::error::Result;
 use crate::host::Host;
 use crate::litellm::{advisories, config, contract};
@@ -17,6 +17,7 @@ pub(crate) async fn everything(host: &Host, timeout: Duration) -> Result<()> {
     let settings = prepared.installed();
     let image = &settings.litellm_image;
     advisories::admit(host, settings, image, &[], "litellm-units up")?;
+    edits::refuse(host, settings).await?;
     bring_up(host, &prepared, timeout, "up").await
 }
 
@@ -36,6 +37,7 @@ pub(crate) async fn bring_up(
     config::refuse_errors(host)?;
     install::pull_missing(host, prepared, ReleaseTarget::Recorded).await?;
     contract::check_once(host, prepared.installed()).await?;
+    edits::refuse_at_start(host, prepared.installed(), timeout).await?;
     stack::bring_up(host, prepared.installed(), timeout).await?;
     upgrade::record(host, prepared.installed(), command).await
 }

@@ -44,6 +44,7 @@ fn day(who: Who, name: &str) {
     }
     // The next one restarts PostgreSQL, without which LiteLLM from 1.108 on knows no key.
     load.assert_no_failure(&host, who);
+    day.edits_that_can_only_fail();
     day.broken_edit_is_taken_back();
     // e2e::secrets changes them for the other user.
     if who == Who::Root {
@@ -377,6 +378,102 @@ impl Day<'_> {
         assert_eq!(self.restarted_since(&before), ["redis", "litellm"]);
         let ping = "REDISCLI_AUTH=another litellm-units exec -T -e REDISCLI_AUTH=another redis -- redis-cli ping";
         assert_eq!(self.bash(ping).ok(), "PONG\n");
+    }
+
+    /// What the database contradicts is refused before anything is stopped.
+    fn edits_that_can_only_fail(&self) {
+        let path = format!("{}/.env", self.who.deployment());
+        let psql = |sql: &str| {
+            let words = [
+                "exec", "-T", "postgres", "--", "psql", "-qU", "litellm", "-c", sql,
+            ];
+            self.units(&words).ok()
+        };
+        let credential = "INSERT INTO \"LiteLLM_CredentialsTable\" (credential_id, credential_name, credential_values, created_by, updated_by, updated_at) VALUES ('1', 'one', '{}', 'me', 'me', now())";
+        psql(credential);
+        let before = self.runs();
+        for (name, value, words, hint) in [
+            (
+                "POSTGRES_PASSWORD",
+                "other",
+                "is not the password of the PostgreSQL in data/postgres, which keeps it whatever .env says\n",
+                "/.env; to change it in both: `litellm-units secrets rotate postgres`\n",
+            ),
+            (
+                "POSTGRES_DB",
+                "other",
+                "is not a database of the PostgreSQL in data/postgres, which keeps the name of its first start\n",
+                "/.env; another database would have no keys\n",
+            ),
+            (
+                "LITELLM_SALT_KEY",
+                "sk-other",
+                "is not the one that encrypts what the database holds (LiteLLM_CredentialsTable), so LiteLLM could not read it any more\n",
+                "/.env; the salt is never replaced\n",
+            ),
+            // Without it, LiteLLM takes the master key.
+            (
+                "LITELLM_SALT_KEY",
+                "",
+                "is not the one that encrypts what the database holds (LiteLLM_CredentialsTable), so LiteLLM could not read it any more\n",
+                "/.env; the salt is never replaced\n",
+            ),
+            (
+                "DATABASE_URL",
+                "postgresql://me:S3CR3T@db:5432/litellm",
+                "names the server db, and this host knows no such name\n",
+                "hint: db may be a service of a compose file: remove DATABASE_URL to use the local PostgreSQL, or write the full name or the address of the server\n",
+            ),
+        ] {
+            self.bash(&format!("cp -p {path} /tmp/env")).ok();
+            self.host.set_env(self.who, &[(name, value)]);
+            for command in [&["apply", "--dry-run"][..], &["apply"], &["up"]] {
+                let ran = self.units(command);
+                assert!(
+                    ran.code == 78
+                        && ran.stderr.starts_with(&format!("error: {path}, line "))
+                        && ran.stderr.contains(&format!(": {name} {words}hint: "))
+                        && ran.stderr.ends_with(hint),
+                    "{command:?}: {ran:?}"
+                );
+            }
+            let doctor = self.units(&["doctor"]);
+            assert!(
+                doctor.code == 1 && doctor.stdout.contains(&format!(": {name} {words}")),
+                "{doctor:?}"
+            );
+            self.bash(&format!("cp -p /tmp/env {path}")).ok();
+        }
+        assert_eq!(self.restarted_since(&before), [""; 0]);
+
+        psql("DELETE FROM \"LiteLLM_CredentialsTable\"");
+        self.host
+            .set_env(self.who, &[("LITELLM_SALT_KEY", "sk-other")]);
+        let ran = self.units(&["apply", "--dry-run"]);
+        assert_eq!(
+            ran.all(),
+            (
+                0,
+                "# restart litellm.service: LITELLM_SALT_KEY changed\n".into(),
+                "warning: LITELLM_SALT_KEY was changed; the database holds nothing that the previous one encrypts\n".into(),
+            )
+        );
+        self.bash(&format!("cp -p /tmp/env {path}")).ok();
+
+        // With a stopped database, which has to be asked all the same.
+        self.units(&["down"]).ok();
+        self.host
+            .set_env(self.who, &[("POSTGRES_PASSWORD", "other")]);
+        let ran = self.units(&["up"]);
+        assert!(
+            ran.code == 78
+                && ran
+                    .stderr
+                    .contains(": POSTGRES_PASSWORD is not the password "),
+            "{ran:?}"
+        );
+        self.bash(&format!("cp -p /tmp/env {path}")).ok();
+        self.units(&["up"]).ok();
     }
 
     fn broken_edit_is_taken_back(&self) {

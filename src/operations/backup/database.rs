@@ -64,6 +64,21 @@ SELECT format('SELECT migration_name, finished_at IS NULL, rolled_back_at IS NUL
 const AES_GCM: &str = r"SELECT format('SELECT %L FROM %I.%I row WHERE row::text LIKE %L LIMIT 1', tablename, schemaname, tablename, '%v2:gcm:%') FROM pg_tables WHERE tablename LIKE 'LiteLLM\_%' AND tablename !~ 'Log|Daily' ORDER BY tablename \gexec
 ";
 
+/// The tables in which LiteLLM keeps what it encrypts, each with what is true of such a row. Not every release has every
+/// table and column.
+const ENCRYPTED: &str = r"SELECT format('SELECT %L FROM %I.%I row WHERE %s LIMIT 1', tablename, schemaname, tablename, condition)
+FROM pg_tables JOIN (VALUES
+('LiteLLM_CredentialsTable', 'true'),
+('LiteLLM_ProxyModelTable', 'true'),
+('LiteLLM_Config', $$param_name IN ('environment_variables', 'vantage_settings', 'cloudzero_settings') AND coalesce(to_jsonb(row)->>'param_value', '{}') NOT IN ('{}', 'null')$$),
+('LiteLLM_MCPServerTable', $$coalesce(to_jsonb(row)->>'credentials', '{}') <> '{}'$$),
+('LiteLLM_MCPUserCredentials', 'true'),
+('LiteLLM_MCPUserEnvVars', 'true'),
+('LiteLLM_SearchToolsTable', 'true'),
+('LiteLLM_SSOConfig', 'true')
+) AS encrypted (name, condition) ON name = tablename ORDER BY tablename \gexec
+";
+
 /// The server of the gateway's database.
 #[derive(Debug)]
 pub(crate) struct Server<'a> {
@@ -422,6 +437,15 @@ impl<'a> Server<'a> {
     /// With the server's words.
     pub(crate) async fn tables_with_aes_gcm(&self) -> Result<Vec<String>> {
         let text = self.query(&self.database, AES_GCM).await?;
+        Ok(text.lines().map(str::to_owned).collect())
+    }
+
+    /// The tables of LiteLLM that hold what is encrypted with the salt.
+    ///
+    /// # Errors
+    /// With the server's words.
+    pub(crate) async fn encrypted_tables(&self) -> Result<Vec<String>> {
+        let text = self.query(&self.database, ENCRYPTED).await?;
         Ok(text.lines().map(str::to_owned).collect())
     }
 

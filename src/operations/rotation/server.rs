@@ -108,6 +108,16 @@ pub(super) async fn set_postgres_password(
     .into())
 }
 
+/// PostgreSQL's answer to a login.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Login {
+    Accepted,
+    /// It says the same of a role that it does not have.
+    WrongPassword,
+    /// The password was accepted.
+    NoDatabase,
+}
+
 /// Whether PostgreSQL accepts a login with this password.
 pub(super) async fn postgres_accepts(
     host: &Host,
@@ -117,6 +127,11 @@ pub(super) async fn postgres_accepts(
     if !matches!(settings.database, Database::Local { .. }) {
         return Ok(true);
     }
+    Ok(postgres_login(host, password).await? != Login::WrongPassword)
+}
+
+/// What the local PostgreSQL says to a login with this password, and the role and the database of `.env`.
+pub(super) async fn postgres_login(host: &Host, password: &str) -> Result<Login> {
     let output = shell(
         host,
         Service::Postgres,
@@ -125,11 +140,14 @@ pub(super) async fn postgres_accepts(
     )
     .await?;
     if output.status.success() {
-        return Ok(true);
+        return Ok(Login::Accepted);
     }
     let words = String::from_utf8_lossy(&output.stderr);
     if words.contains("password authentication failed") {
-        return Ok(false);
+        return Ok(Login::WrongPassword);
+    }
+    if words.contains("database \"") && words.contains("does not exist") {
+        return Ok(Login::NoDatabase);
     }
     Err(Failure::new(format!("PostgreSQL does not answer: {}", scrub(&words))).into())
 }

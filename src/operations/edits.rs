@@ -1,0 +1,383 @@
+//! Edits of `.env` that can only fail, found before anything is stopped: a login that PostgreSQL refuses, another salt
+//! than the one that stored credentials are encrypted with, and servers whose names mean nothing here.
+
+use std::time::Duration;
+
+use anyhow::Context;
+use secrecy::ExposeSecret;
+
+use super::backup::database::Server;
+use super::rotation::{self, Login};
+use super::stack;
+use crate::deployment::env_file::EnvFile;
+use crate::deployment::sealed::SecretValue;
+use crate::deployment::settings::{Cache, Database, Settings, parse_env, read_env};
+use crate::deployment::snapshot::{self, SnapshotId};
+use crate::error::{Failure, Result};
+use crate::host::Host;
+use crate::service::Service;
+
+/// How long the host's resolver may take for one name.
+const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// The variables that are right only if the data of the local PostgreSQL agrees.
+const LOGIN: [&str; 3] = ["POSTGRES_USER", "POSTGRES_PASSWORD", "POSTGRES_DB"];
+
+/// Refuses what the running database proves to be wrong. One that does not run proves nothing.
+///
+/// # Errors
+/// With file, line and the next step.
+pub(crate) async fn refuse(host: &Host, settings: &Settings) -> Result<()> {
+    let Some(edit) = Edit::find(host, settings)? else {
+        return Ok(());
+    };
+    if !edit.is_answerable(host, settings).await? {
+        return Ok(());
+    }
+    edit.check(host, settings).await
+}
+
+/// As [`refuse`], for a local PostgreSQL that is stopped: it is started alone and asked, before anything is started that
+/// would fail with the edit.
+///
+/// # Errors
+/// As [`refuse`], and when PostgreSQL does not start.
+pub(crate) async fn refuse_at_start(
+    host: &Host,
+    settings: &Settings,
+    timeout: Duration,
+) -> Result<()> {
+    let Some(edit) = Edit::find(host, settings)? else {
+        return Ok(());
+    };
+    if edit.is_answerable(host, settings).await? {
+        // It was asked before.
+        return Ok(());
+    }
+    stack::run(host, Service::Postgres.unit(), timeout).await?;
+    edit.check(host, settings).await
+}
+
+/// Edits since the last good configuration that only the database can judge.
+struct Edit {
+    /// The last good configuration.
+    good: SnapshotId,
+    /// Which of [`LOGIN`] have other values.
+    login: Vec<&'static str>,
+    /// Whether the salt is another one.
+    salt: bool,
+}
+
+impl Edit {
+    fn find(host: &Host, settings: &Settings) -> Result<Option<Self>> {
+        let paths = &host.paths;
+        let Some(good) = snapshot::last_good(paths) else {
+            return Ok(None);
+        };
+        let before = snapshot::env(paths, &good)
+            .and_then(|text| Settings::from_text(&text, &paths.env_file()));
+        // One that can't be read has nothing to compare with.
+        let Ok(before) = before else {
+            return Ok(None);
+        };
+        let edit = Self {
+            good,
+            login: login_edits(&before, settings)?,
+            salt: differ(before.salt(), settings.salt())?,
+        };
+        Ok((edit.salt || !edit.login.is_empty()).then_some(edit))
+    }
+
+    /// Whether the database can be asked without starting anything.
+    async fn is_answerable(&self, host: &Host, settings: &Settings) -> Result<bool> {
+        Ok(match settings.database {
+            Database::External { .. } => true,
+            Database::Local { .. } => {
+                let unit = host.systemd().await?.unit(Service::Postgres.unit()).await?;
+                unit.is_active()
+            }
+        })
+    }
+
+    async fn check(&self, host: &Host, settings: &Settings) -> Result<()> {
+        self.check_login(host, settings).await?;
+        self.check_salt(host, settings).await
+    }
+
+    async fn check_login(&self, host: &Host, settings: &Settings) -> Result<()> {
+        let Database::Local { password, .. } = &settings.database else {
+            return Ok(());
+        };
+        if self.login.is_empty() {
+            return Ok(());
+        }
+        // A server that can't be asked has not proven anything.
+        let Ok(login) = rotation::login(host, password).await else {
+            return Ok(());
+        };
+        match refusal(login, &self.login) {
+            None => Ok(()),
+            Some(refusal) => Err(self.wrong(host, refusal.name, refusal.problem, refusal.then)),
+        }
+    }
+
+    async fn check_salt(&self, host: &Host, settings: &Settings) -> Result<()> {
+        const NAME: &str = "LITELLM_SALT_KEY";
+        if !self.salt {
+            return Ok(());
+        }
+        let tables = async {
+            let server = Server::new(host, settings).await?;
+            server.encrypted_tables().await
+        };
+        let tables = tables.await.with_context(|| {
+            format!("{NAME} was changed, and the database can't be asked whether it holds credentials that the previous one encrypts")
+        })?;
+        if tables.is_empty() {
+            host.progress.warn(&format!(
+                "{NAME} was changed; the database holds nothing that the previous one encrypts"
+            ));
+            return Ok(());
+        }
+        Err(self.wrong(
+            host,
+            NAME,
+            &format!(
+                "is not the one that encrypts what the database holds ({}), so LiteLLM could not read it any more",
+                tables.join(", ")
+            ),
+            "the salt is never replaced",
+        ))
+    }
+
+    /// `then`: what the hint says after the previous value.
+    fn wrong(&self, host: &Host, name: &str, problem: &str, then: &str) -> anyhow::Error {
+        let good = snapshot::directory(&host.paths, &self.good).join(".env");
+        Failure::config(format!("{} {problem}", place(host, name)))
+            .hint(format!(
+                "restore the previous value, which is in {}; {then}",
+                good.display()
+            ))
+            .into()
+    }
+}
+
+/// `FILE, line 3: NAME`.
+fn place(host: &Host, name: &str) -> String {
+    let path = host.paths.env_file();
+    let line = read_env(&path)
+        .and_then(|text| parse_env(&text, &path))
+        .ok()
+        .and_then(|env: EnvFile| env.line(name));
+    let line = line
+        .map(|line| format!(", line {line}"))
+        .unwrap_or_default();
+    format!("{}{line}: {name}", path.display())
+}
+
+fn differ(one: &SecretValue, other: &SecretValue) -> Result<bool> {
+    // The same sealed secret need not be opened.
+    if one.is_sealed() && one.sealed() == other.sealed() {
+        return Ok(false);
+    }
+    Ok(one.open()?.expose_secret() != other.open()?.expose_secret())
+}
+
+/// Which variables of the login differ. None if one of the two servers is external: the data are not the same then.
+fn login_edits(before: &Settings, after: &Settings) -> Result<Vec<&'static str>> {
+    let (
+        Database::Local {
+            user: user_before,
+            password: password_before,
+            name: name_before,
+            ..
+        },
+        Database::Local {
+            user,
+            password,
+            name,
+            ..
+        },
+    ) = (&before.database, &after.database)
+    else {
+        return Ok(Vec::new());
+    };
+    let edited = [
+        user != user_before,
+        differ(password, password_before)?,
+        name != name_before,
+    ];
+    let edits = LOGIN.into_iter().zip(edited);
+    Ok(edits
+        .filter(|(_, edited)| *edited)
+        .map(|(name, _)| name)
+        .collect())
+}
+
+struct Refusal {
+    name: &'static str,
+    problem: &'static str,
+    then: &'static str,
+}
+
+/// What is wrong with the edited variables of a login, if PostgreSQL refuses it.
+fn refusal(login: Login, edited: &[&str]) -> Option<Refusal> {
+    match login {
+        Login::Accepted => None,
+        Login::NoDatabase => Some(Refusal {
+            name: "POSTGRES_DB",
+            problem: "is not a database of the PostgreSQL in data/postgres, which keeps the name of its first start",
+            then: "another database would have no keys",
+        }),
+        Login::WrongPassword if edited == ["POSTGRES_USER"] => Some(Refusal {
+            name: "POSTGRES_USER",
+            problem: "is not the role of the PostgreSQL in data/postgres, which keeps the name of its first start",
+            then: "the role is never renamed",
+        }),
+        Login::WrongPassword => Some(Refusal {
+            name: "POSTGRES_PASSWORD",
+            problem: "is not the password of the PostgreSQL in data/postgres, which keeps it whatever .env says",
+            then: "to change it in both: `litellm-units secrets rotate postgres`",
+        }),
+    }
+}
+
+/// Refuses a server whose name is one word that neither this host nor Podman knows, such as the name of a service in a
+/// compose file. Such a name of the network's own may be in the host's search domain, so the host is asked.
+///
+/// # Errors
+/// With file, line and the next step.
+pub(crate) async fn refuse_unknown_servers(host: &Host, settings: &Settings) -> Result<()> {
+    let path = host.paths.env_file();
+    let mut servers = Vec::new();
+    if let Database::External { url } = &settings.database
+        && let Some(url) = url.in_clear()
+        && let Ok(url) = reqwest::Url::parse(url.expose_secret())
+        && let Some(server) = url.host_str()
+    {
+        servers.push(("DATABASE_URL", server.to_owned(), "the local PostgreSQL"));
+    }
+    if matches!(settings.cache, Cache::External)
+        && let Some(server) = parse_env(&read_env(&path)?, &path)?.get("REDIS_HOST")
+    {
+        servers.push(("REDIS_HOST", server.to_owned(), "the local Redis"));
+    }
+    for (name, server, local) in servers {
+        if !is_one_word(&server) {
+            continue;
+        }
+        let found = tokio::net::lookup_host((server.as_str(), 0));
+        if matches!(
+            tokio::time::timeout(RESOLVE_TIMEOUT, found).await,
+            Ok(Ok(_))
+        ) {
+            continue;
+        }
+        let words = ["container", "exists", &server];
+        let container = host.podman().await?.command(words).status().await;
+        if container.context("can't run podman")?.success() {
+            continue;
+        }
+        return Err(Failure::config(format!(
+            "{} names the server {server}, and this host knows no such name",
+            place(host, name)
+        ))
+        .hint(format!(
+            "{server} may be a service of a compose file: remove {name} to use {local}, or write the full name or the address of the server"
+        ))
+        .into());
+    }
+    Ok(())
+}
+
+/// Whether a name has no domain, so that its meaning depends on who asks.
+fn is_one_word(server: &str) -> bool {
+    !server.is_empty()
+        && server
+            .bytes()
+            .all(|byte| byte.is_ascii_alphanumeric() || byte == b'-' || byte == b'_')
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn settings(edits: &[(&str, &str)]) -> Settings {
+        let mut env = EnvFile::parse(
+            "LITELLM_IMAGE=ghcr.io/berriai/litellm:v1.108.14\nLITELLM_MASTER_KEY=sk-1\nLITELLM_SALT_KEY=sk-salt\n\
+             POSTGRES_USER=me\nPOSTGRES_PASSWORD=p\nPOSTGRES_DB=db\nREDIS_PASSWORD=r\nDATABASE_URL=\n",
+        )
+        .unwrap();
+        for (name, value) in edits {
+            env.set(name, value).unwrap();
+        }
+        Settings::from_env(&env, Path::new("/srv/.env")).unwrap()
+    }
+
+    #[test]
+    fn edits_of_the_login() {
+        let edits = |edits: &[(&str, &str)]| login_edits(&settings(&[]), &settings(edits)).unwrap();
+        assert_eq!(edits(&[]), [""; 0]);
+        assert_eq!(edits(&[("REDIS_PASSWORD", "x")]), [""; 0]);
+        assert_eq!(edits(&[("POSTGRES_PASSWORD", "x")]), ["POSTGRES_PASSWORD"]);
+        assert_eq!(
+            edits(&[("POSTGRES_DB", "x"), ("POSTGRES_USER", "x")]),
+            ["POSTGRES_USER", "POSTGRES_DB"]
+        );
+        // Data of another server.
+        let url = ("DATABASE_URL", "postgresql://a:b@db.example.org/x");
+        assert_eq!(edits(&[url, ("POSTGRES_PASSWORD", "x")]), [""; 0]);
+    }
+
+    #[test]
+    fn the_salt_may_be_the_master_key() {
+        let same =
+            |edits: &[(&str, &str)]| !differ(settings(&[]).salt(), settings(edits).salt()).unwrap();
+        assert!(same(&[("LITELLM_MASTER_KEY", "sk-2")]));
+        assert!(!same(&[("LITELLM_SALT_KEY", "sk-2")]));
+        assert!(!same(&[("LITELLM_SALT_KEY", "")]));
+        assert!(same(&[
+            ("LITELLM_SALT_KEY", ""),
+            ("LITELLM_MASTER_KEY", "sk-salt")
+        ]));
+    }
+
+    #[test]
+    fn the_refused_variable_is_named() {
+        let name = |login, edited: &[&str]| refusal(login, edited).map(|refusal| refusal.name);
+        assert_eq!(name(Login::Accepted, &LOGIN), None);
+        assert_eq!(
+            name(
+                Login::WrongPassword,
+                &["POSTGRES_USER", "POSTGRES_PASSWORD"]
+            ),
+            Some("POSTGRES_PASSWORD")
+        );
+        assert_eq!(
+            name(Login::WrongPassword, &["POSTGRES_USER"]),
+            Some("POSTGRES_USER")
+        );
+        assert_eq!(
+            name(Login::NoDatabase, &["POSTGRES_DB"]),
+            Some("POSTGRES_DB")
+        );
+    }
+
+    #[test]
+    fn names_of_one_word() {
+        for server in ["db", "postgres", "my-db_1", "localhost"] {
+            assert!(is_one_word(server), "{server}");
+        }
+        for server in [
+            "db.example.org",
+            "10.0.0.1",
+            "[::1]",
+            "",
+            "%2Frun%2Fpostgresql",
+        ] {
+            assert!(!is_one_word(server), "{server}");
+        }
+    }
+}

@@ -8,7 +8,7 @@
 //! an invalid `.env` nor a removed program may end a running container.
 
 use std::io::Write;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -32,6 +32,7 @@ use crate::host::systemd::Systemd;
 use crate::host::systemd::job::{JobType, Jobs};
 use crate::host::{self, Host};
 use crate::litellm::advisories::Advisories;
+use crate::litellm::config;
 use crate::operations::pull;
 use crate::operations::recovery;
 use crate::operations::stack;
@@ -43,7 +44,7 @@ use crate::service::Service;
 
 const NEED_INTERVAL: Duration = Duration::from_millis(500);
 /// With which the gateway ends if the database has the schema of an earlier release (units/serve.py).
-const SCHEMA_TOO_OLD: &str = "78";
+const GIVEN_UP: &str = "78";
 
 pub(crate) async fn run(host: &Host, verb: Unit) -> Result<Exit> {
     match verb {
@@ -94,7 +95,13 @@ async fn prepare(host: &Host, service: Service, standby: bool) -> Result<()> {
         _ => {}
     }
     ownership::check(&host.paths, Some(&host::program()?))?;
-    let settings = Settings::load(&host.paths.env_file())?;
+    let settings = match readable_settings(host, service) {
+        Ok(settings) => settings,
+        Err(error) if service == Service::Litellm && !standby => {
+            return refuse_start(host, &file, error).await;
+        }
+        Err(error) => return Err(error),
+    };
     let images = ImagesLock::load(&host.paths.images_lock())?;
     Advisories::load(&host.paths)?.refuse(&host.paths, &settings, &images)?;
     let container_secrets = settings.container_secrets(service);
@@ -163,8 +170,7 @@ async fn prepare(host: &Host, service: Service, standby: bool) -> Result<()> {
             .with_context(|| format!("can't create {}", schema.display()))?;
     }
     if service == Service::Litellm {
-        let serve = directory.join("serve.py");
-        files::write_atomically(&serve, quadlet::SERVE.as_bytes(), 0o644)?;
+        write_program(host, quadlet::SERVE)?;
     }
     files::write_atomically(&file, format!("{}\n", options.trim_end()).as_bytes(), 0o644)?;
     if standby {
@@ -172,6 +178,46 @@ async fn prepare(host: &Host, service: Service, standby: bool) -> Result<()> {
         return Ok(());
     }
     Applied::now(&host.paths, &settings, service)?.record(&host.paths, service)
+}
+
+/// The settings, if the service can read all that it starts with.
+fn readable_settings(host: &Host, service: Service) -> Result<Settings> {
+    let settings = Settings::load(&host.paths.env_file())?;
+    if service == Service::Litellm {
+        config::refuse_unreadable(&host.paths)?;
+    }
+    Ok(settings)
+}
+
+/// Lets the start of the gateway fail for good, since only an edit can help and somebody may wait for it: a failure of
+/// `ExecStartPre=` is retried for ever, so the container says why and exits with the status that ends the attempts.
+/// Where systemd itself restarts a gateway that crashed, nobody waits, and it goes on trying until the edit is complete.
+async fn refuse_start(host: &Host, options: &Path, error: anyhow::Error) -> Result<()> {
+    let gateway = host.systemd().await?.unit(Service::Litellm.unit()).await?;
+    if gateway.restarts > 0 {
+        return Err(error);
+    }
+    let mut message = format!("error: {error:#}");
+    if let Some(hint) = crate::error::hint(&error) {
+        message.push_str(&format!("\nhint: {hint}"));
+    }
+    // The container's volumes.
+    let schema = host.paths.runtime_state().join(quadlet::SCHEMA);
+    std::fs::create_dir_all(&schema)
+        .with_context(|| format!("can't create {}", schema.display()))?;
+    // A string of JSON is one of Python.
+    let message = serde_json::to_string(&message).context("can't write the reason")?;
+    write_program(
+        host,
+        &format!("import sys\n\nprint({message}, file=sys.stderr)\nsys.exit(78)\n"),
+    )?;
+    files::write_atomically(options, b"LITELLM_UNITS_SECRETS=\n", 0o644)
+}
+
+/// Writes what the gateway's container runs.
+fn write_program(host: &Host, text: &str) -> Result<()> {
+    let serve = host.paths.runtime_state().join("serve.py");
+    files::write_atomically(&serve, text.as_bytes(), 0o644)
 }
 
 fn secret_name(service: Service, secret: &ContainerSecret) -> String {
@@ -316,7 +362,7 @@ async fn stopped(host: &Host) -> Result<()> {
 
 /// Whether systemd does not start the gateway again: `RestartPreventExitStatus=`.
 fn is_given_up() -> bool {
-    std::env::var("EXIT_STATUS").is_ok_and(|status| status == SCHEMA_TOO_OLD)
+    std::env::var("EXIT_STATUS").is_ok_and(|status| status == GIVEN_UP)
 }
 
 /// Does not wait: these jobs end after the unit that this command belongs to.

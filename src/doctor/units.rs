@@ -3,23 +3,21 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::time::Instant;
-
 use super::{Check, CheckName, CheckOutcome, Examination, Fix};
 use crate::deployment::completion::Change;
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::installed_release;
-use crate::error::{Failure, Result};
+use crate::error::Result;
 use crate::host::Host;
 use crate::host::container_state::{self, ContainerHealth};
-use crate::host::systemd::job::{JobType, Jobs};
+use crate::host::systemd::job::JobType;
 use crate::host::systemd::{ActiveState, LoadState, UnitState};
 use crate::litellm::health::GatewayHealth;
 use crate::litellm::{Client, contract};
 use crate::operations::edits;
 use crate::operations::install::{self, ReleaseTarget};
 use crate::operations::stack::blockers::{self, Blocker};
-use crate::operations::stack::{self, LogSource};
+use crate::operations::stack::{self, LogSource, Manner};
 use crate::output::Progress;
 use crate::quadlet;
 use crate::service::Service;
@@ -219,35 +217,15 @@ fn faults(examination: &Examination<'_>, units: &[(Service, UnitState)]) -> Chec
     }
 }
 
+/// As the command `start`, so that a start limit is lifted first and a failure is told with its cause.
 pub(crate) async fn start(host: &Host, failed: &[&'static str]) -> Result<Vec<String>> {
-    let systemd = host.systemd().await?;
-    let since = jiff::Timestamp::now();
-    let mut jobs = Jobs::new(systemd).await?;
-    for unit in failed {
-        jobs.ask(JobType::Start, unit).await?;
-    }
-    let deadline = Instant::now() + START_TIMEOUT;
-    let mut done = Vec::new();
-    while !jobs.pending().is_empty() {
-        let left = deadline.saturating_duration_since(Instant::now());
-        match jobs.next(left).await? {
-            Some((unit, result)) if result.is_success() => done.push(format!("started {unit}")),
-            Some((unit, _)) => {
-                return Err(stack::failed(systemd, &unit, "failed again", since).await);
-            }
-            None => {
-                let waited = START_TIMEOUT.as_secs();
-                let message = format!(
-                    "{} did not start within {waited} s",
-                    jobs.pending().join(", ")
-                );
-                return Err(Failure::new(message)
-                    .hint("see what it waits for: `litellm-units status`")
-                    .into());
-            }
-        }
-    }
-    Ok(done)
+    let host = host.reporting(Progress::Collected(Arc::default()));
+    let steps: Vec<(JobType, &str)> = failed.iter().map(|unit| (JobType::Start, *unit)).collect();
+    stack::start_units(&host, &steps, Manner::AtOnce, START_TIMEOUT).await?;
+    Ok(failed
+        .iter()
+        .map(|unit| format!("started {unit}"))
+        .collect())
 }
 
 pub(crate) async fn digests(examination: &Examination<'_>) -> Option<Check> {

@@ -198,14 +198,30 @@ pub(crate) async fn last_lines(
     if entries.iter().any(|entry| entry.own) {
         entries.retain(|entry| entry.own);
     }
-    let mut lines: Vec<String> = entries
-        .iter()
-        .flat_map(|entry| entry.message.lines())
-        .filter(|line| !line.trim().is_empty())
-        .map(str::to_owned)
-        .collect();
+    let lines = entries.iter().flat_map(|entry| entry.message.lines());
+    let mut lines = without_tracebacks(lines);
     lines.drain(..lines.len().saturating_sub(count));
     LastLines { lines, recent }
+}
+
+/// The lines that are not blank, of Python's tracebacks only the exceptions: where each came from would leave no room for
+/// what went wrong.
+fn without_tracebacks<'a>(lines: impl Iterator<Item = &'a str>) -> Vec<String> {
+    const BETWEEN: [&str; 2] = [
+        "During handling of the above exception, another exception occurred:",
+        "The above exception was the direct cause of the following exception:",
+    ];
+    let mut inside = false;
+    let mut left = Vec::new();
+    for line in lines.filter(|line| !line.trim().is_empty()) {
+        if line.ends_with("Traceback (most recent call last):") {
+            inside = true;
+        } else if !(BETWEEN.contains(&line) || (inside && line.starts_with(' '))) {
+            inside = false;
+            left.push(line.to_owned());
+        }
+    }
+    left
 }
 
 fn entry(line: Line, scope: Scope) -> Option<Entry> {
@@ -251,5 +267,41 @@ fn text(message: &Value) -> Option<String> {
             Some(String::from_utf8_lossy(&bytes).into_owned())
         }
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::without_tracebacks;
+
+    #[test]
+    fn exceptions_without_where_they_came_from() {
+        let text = r#"starting
+Traceback (most recent call last):
+  File "/app/a.py", line 3, in <module>
+    run()
+    ~~~^^
+  File "/app/b.py", line 8, in run
+    raise ValueError("one")
+ValueError: one
+
+During handling of the above exception, another exception occurred:
+
+Traceback (most recent call last):
+  File "/app/a.py", line 5, in <module>
+    raise RuntimeError("two")
+RuntimeError: two
+  with details
+the end"#;
+        assert_eq!(
+            without_tracebacks(text.lines()),
+            [
+                "starting",
+                "ValueError: one",
+                "RuntimeError: two",
+                "  with details",
+                "the end"
+            ]
+        );
     }
 }

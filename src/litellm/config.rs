@@ -229,6 +229,26 @@ pub fn refuse_weak_master_key(host: &Host, env: &EnvFile, settings: &Settings) -
     }
 }
 
+/// Refuses a file that LiteLLM can't read at all. What else is wrong with it is for commands: a stricter check must not
+/// keep a gateway from starting that started before.
+///
+/// # Errors
+/// With file, line and column.
+pub(crate) fn refuse_unreadable(paths: &Paths) -> Result<()> {
+    let path = paths.config_file();
+    match yaml::parse(&read(&path)?) {
+        Ok(_) => Ok(()),
+        Err(SyntaxError { at, message }) => Err(Failure::config(format!(
+            "{}:{}:{}: not valid YAML: {message}",
+            path.display(),
+            at.line,
+            at.column
+        ))
+        .hint("correct the file, then run `litellm-units apply`")
+        .into()),
+    }
+}
+
 fn read(path: &Path) -> Result<String> {
     let bytes = std::fs::read(path).map_err(|error| {
         Failure::config(format!("can't read {}: {error}", path.display()))

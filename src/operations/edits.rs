@@ -28,7 +28,7 @@ const LOGIN: [&str; 3] = ["POSTGRES_USER", "POSTGRES_PASSWORD", "POSTGRES_DB"];
 /// # Errors
 /// With file, line and the next step.
 pub(crate) async fn refuse(host: &Host, settings: &Settings) -> Result<()> {
-    let Some(edit) = Edit::find(host, settings)? else {
+    let Some(edit) = Edit::find(host, settings) else {
         return Ok(());
     };
     if !edit.is_answerable(host, settings).await? {
@@ -47,7 +47,7 @@ pub(crate) async fn refuse_at_start(
     settings: &Settings,
     timeout: Duration,
 ) -> Result<()> {
-    let Some(edit) = Edit::find(host, settings)? else {
+    let Some(edit) = Edit::find(host, settings) else {
         return Ok(());
     };
     if edit.is_answerable(host, settings).await? {
@@ -69,23 +69,19 @@ struct Edit {
 }
 
 impl Edit {
-    fn find(host: &Host, settings: &Settings) -> Result<Option<Self>> {
+    fn find(host: &Host, settings: &Settings) -> Option<Self> {
         let paths = &host.paths;
-        let Some(good) = snapshot::last_good(paths) else {
-            return Ok(None);
-        };
+        let good = snapshot::last_good(paths)?;
         let before = snapshot::env(paths, &good)
             .and_then(|text| Settings::from_text(&text, &paths.env_file()));
-        // One that can't be read has nothing to compare with.
-        let Ok(before) = before else {
-            return Ok(None);
-        };
+        // One that can't be read has nothing to compare with, and a secret that can't be opened fails the start itself.
+        let before = before.ok()?;
         let edit = Self {
             good,
-            login: login_edits(&before, settings)?,
-            salt: differ(before.salt(), settings.salt())?,
+            login: login_edits(&before, settings).unwrap_or_default(),
+            salt: differ(before.salt(), settings.salt()).unwrap_or_default(),
         };
-        Ok((edit.salt || !edit.login.is_empty()).then_some(edit))
+        (edit.salt || !edit.login.is_empty()).then_some(edit)
     }
 
     /// Whether the database can be asked without starting anything.

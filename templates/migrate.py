@@ -114,7 +114,9 @@ elif "same migrations" in answer.stderr:
     print(f"the database has the schema of this release, with {newest}: nothing to migrate")
     finish(newest)
 elif answer.returncode:
-    sys.exit(answer.stderr)
+    print(answer.stderr, file=sys.stderr)
+    # A refused login stays refused: litellm-migrate.service is not started again after this status.
+    sys.exit(78 if "P1000" in answer.stderr else 1)
 else:
     try:
         done = migrate()

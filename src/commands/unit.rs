@@ -43,7 +43,7 @@ use crate::random;
 use crate::service::Service;
 
 const NEED_INTERVAL: Duration = Duration::from_millis(500);
-/// With which the gateway ends if the database has the schema of an earlier release (units/serve.py).
+/// With which the gateway ends if another start would change nothing.
 const GIVEN_UP: &str = "78";
 
 pub(crate) async fn run(host: &Host, verb: Unit) -> Result<Exit> {

@@ -115,6 +115,29 @@ impl std::error::Error for Failure {
     }
 }
 
+/// Whether a full disk is the cause of `error`: of this program, or of a server that it asked.
+#[must_use]
+pub fn is_full_disk(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|cause| cause.kind() == std::io::ErrorKind::StorageFull)
+            || cause.to_string().contains("No space left on device")
+    })
+}
+
+/// Says of an error without a next step that a full disk is its cause, if it is.
+#[must_use]
+pub fn on_full_disk(error: anyhow::Error) -> anyhow::Error {
+    if hint(&error).is_some() || !is_full_disk(&error) {
+        return error;
+    }
+    Failure::new("the disk is full; every file is either unchanged or complete")
+        .hint("free some space, then run the same command again: it continues where it stopped")
+        .caused_by(error)
+        .into()
+}
+
 /// The next step that `error` carries: the outermost one, which knows most.
 #[must_use]
 pub fn hint(error: &anyhow::Error) -> Option<&str> {

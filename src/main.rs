@@ -20,7 +20,10 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match runtime.block_on(litellm_units::run(cli)) {
+    match runtime
+        .block_on(litellm_units::run(cli))
+        .map_err(error::on_full_disk)
+    {
         Ok(exit) => exit.into(),
         Err(error) => {
             // The reader closed its pipe (`| head`).

@@ -8,6 +8,7 @@ use crate::host::Host;
 use crate::host::container_state::{self, ContainerHealth};
 use crate::litellm::health::GatewayHealth;
 use crate::litellm::{Client, contract};
+use crate::operations::stack::space::unless_full;
 use crate::output;
 use crate::service::Service;
 
@@ -24,6 +25,7 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Health) -> Result<Exit> {
         let reason = format!("{container} does not answer its health check");
         health = GatewayHealth::Live { reason };
     }
+    health = unless_full(&host.paths, health);
     if arguments.json {
         output::json(&health)?;
     } else {

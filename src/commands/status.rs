@@ -23,6 +23,7 @@ use crate::litellm::health::GatewayHealth;
 use crate::litellm::{Client, contract};
 use crate::operations::stack::LogSource;
 use crate::operations::stack::blockers::{self, Blocker};
+use crate::operations::stack::space::unless_full;
 use crate::operations::upgrade;
 use crate::operations::upgrade::check::Recorded;
 use crate::output::{self, bytes, duration};
@@ -143,7 +144,7 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Status) -> Result<Exit> {
 async fn gather(host: &Host) -> Result<StatusReport> {
     let client = Client::local(host.scope(), TIMEOUT)?;
     let (services, health) = futures_util::join!(Services::gather(host), client.health());
-    Ok(services?.with(health))
+    Ok(services?.with(unless_full(&host.paths, health)))
 }
 
 /// The report without the gateway's own answer, which may take longer.
@@ -175,10 +176,19 @@ impl Services {
             .filter(|(_, unit)| unit.load != LoadState::NotFound)
             .collect();
         let blockers = blockers::find(systemd, &units).await?;
-        let interrupted = upgrade::warning(&host.paths)?;
+        let mut warnings = Vec::new();
         // Until an operation ends, it is open which release will run.
-        let is_decided = interrupted.is_none() && !OperationLock::is_held(&host.paths);
-        let mut warnings: Vec<String> = interrupted.into_iter().collect();
+        let is_decided = match upgrade::warning(&host.paths) {
+            Ok(None) => !OperationLock::is_held(&host.paths),
+            Ok(Some(interrupted)) => {
+                warnings.push(interrupted);
+                false
+            }
+            Err(error) => {
+                warnings.push(format!("can't determine the release: {error:#}"));
+                false
+            }
+        };
         let other_image = if is_decided {
             other_image(host, &units)?
         } else {

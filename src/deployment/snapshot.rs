@@ -127,6 +127,10 @@ fn write(paths: &Paths, place: &Path, files: &BTreeMap<PathBuf, Kept>) -> Result
 /// # Errors
 /// When the disk refuses.
 pub(crate) fn mark_good(paths: &Paths, id: &SnapshotId) -> Result<()> {
+    // On a full disk, what is said already can't be said again.
+    if last_good(paths).as_ref() == Some(id) {
+        return Ok(());
+    }
     files::write_atomically(&paths.last_good(), id.0.as_bytes(), 0o600)
 }
 

@@ -17,6 +17,7 @@ use crate::litellm::{Client, contract};
 use crate::operations::edits;
 use crate::operations::install::{self, ReleaseTarget};
 use crate::operations::stack::blockers::{self, Blocker};
+use crate::operations::stack::space::unless_full;
 use crate::operations::stack::{self, LogSource, Manner};
 use crate::output::Progress;
 use crate::quadlet;
@@ -329,7 +330,8 @@ pub(crate) async fn gateway(examination: &Examination<'_>) -> Option<Check> {
         Err(error) => return Some(Check::error(CheckName::Gateway, &error)),
     };
     let version = || contract::installed_version(&examination.host.paths);
-    Some(match client.health().await.or_version(version) {
+    let health = client.health().await.or_version(version);
+    Some(match unless_full(&examination.host.paths, health) {
         GatewayHealth::Ready { version } => Check::ok(
             CheckName::Gateway,
             format!(

@@ -160,6 +160,29 @@ pub(crate) fn files_below(directory: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
+/// The space of a file system, in bytes.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Space {
+    /// What users other than root may still fill.
+    pub(crate) free: u64,
+    pub(crate) size: u64,
+}
+
+impl Space {
+    /// That of the file system of `directory`.
+    ///
+    /// # Errors
+    /// When it can't be read.
+    pub(crate) fn of(directory: &Path) -> Result<Self> {
+        let found = nix::sys::statvfs::statvfs(directory)
+            .with_context(|| format!("can't read the free space of {}", directory.display()))?;
+        Ok(Self {
+            free: found.blocks_available() * found.fragment_size(),
+            size: found.blocks() * found.fragment_size(),
+        })
+    }
+}
+
 /// Creates a directory for its owner only.
 ///
 /// # Errors

@@ -30,10 +30,10 @@ use crate::deployment::ledger::Images;
 use crate::deployment::operation_id::OperationId;
 use crate::deployment::sealed;
 use crate::deployment::settings::{BackupSettings, Settings, parse_env, read_env};
-use crate::error::{Failure, Result};
+use crate::error::{self, Failure, Result};
 use crate::host::Host;
 use crate::host::files;
-use crate::host::files::files_below;
+use crate::host::files::{Space, files_below};
 use crate::host::paths::Paths;
 use crate::image::{Image, ImageIdentity};
 use crate::operations::seal;
@@ -596,11 +596,8 @@ fn expected_size(paths: &Paths, size: u64) -> u64 {
 
 /// Refuses when the file system of `directory` has less than `needed` bytes and the reserve left.
 fn check_space(directory: &Path, needed: u64) -> Result<()> {
-    let found = nix::sys::statvfs::statvfs(directory)
-        .with_context(|| format!("can't read the free space of {}", directory.display()))?;
-    let free = found.blocks_available() * found.fragment_size();
+    let Space { free, size } = Space::of(directory)?;
     // On a small file system, the reserve would be most of it.
-    let size = found.blocks() * found.fragment_size();
     let needed = needed.saturating_add(RESERVE.min(size / 20));
     if free >= needed {
         return Ok(());
@@ -616,12 +613,7 @@ fn check_space(directory: &Path, needed: u64) -> Result<()> {
 }
 
 fn on_full_disk(error: anyhow::Error, directory: &Path) -> anyhow::Error {
-    let full = error.chain().any(|cause| {
-        cause
-            .downcast_ref::<std::io::Error>()
-            .is_some_and(|cause| cause.kind() == std::io::ErrorKind::StorageFull)
-    });
-    if full {
+    if error::is_full_disk(&error) {
         Failure::new(format!(
             "the disk of {} is full; the incomplete backup was removed",
             directory.display()

@@ -200,10 +200,10 @@ impl Prepared {
     /// When the disk or systemd refuses. The next run continues.
     pub(crate) async fn apply(&self, host: &Host) -> Result<()> {
         let progress = &host.progress;
-        self.deployment.apply().map_err(on_full_disk)?;
+        self.deployment.apply()?;
         let lock = host.paths.images_lock();
         if let Some(images) = &self.images {
-            images.save(&lock).map_err(on_full_disk)?;
+            images.save(&lock)?;
         }
         for change in &self.deployment.changes {
             progress.done(&format!("prepare {change}"));
@@ -229,14 +229,14 @@ impl Prepared {
         let [rest, gateway] = [&changes[..at], &changes[at..]].map(|changes| UnitPlan {
             changes: changes.to_vec(),
         });
-        rest.apply().map_err(on_full_disk)?;
+        rest.apply()?;
         for (timer, _) in &self.timers {
             systemd.enable(timer).await?;
         }
         if self.first {
             systemd.enable("litellm.target").await?;
         }
-        gateway.apply().map_err(on_full_disk)?;
+        gateway.apply()?;
         for change in &self.units.changes {
             progress.done(&format!("{} {}", change.verb(), change.path.display()));
         }
@@ -318,21 +318,5 @@ fn advise_linger(progress: &Progress) {
             "lingering is off for {0}, so the gateway stops at logout and does not start at boot: `loginctl enable-linger {0}`",
             user.name
         ));
-    }
-}
-
-fn on_full_disk(error: anyhow::Error) -> anyhow::Error {
-    let full = error.chain().any(|cause| {
-        cause
-            .downcast_ref::<std::io::Error>()
-            .is_some_and(|cause| cause.kind() == std::io::ErrorKind::StorageFull)
-    });
-    if full {
-        Failure::new("the disk is full; every file is either unchanged or complete")
-            .hint("free some space, then run the same command again: it continues where it stopped")
-            .caused_by(error)
-            .into()
-    } else {
-        error
     }
 }

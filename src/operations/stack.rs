@@ -3,6 +3,7 @@
 pub(crate) mod blockers;
 mod handover;
 mod outlook;
+pub(crate) mod space;
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -17,7 +18,7 @@ use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::installed_release;
 use crate::deployment::settings::{GATEWAY_PORT, Settings, parse_env, read_env};
 use crate::deployment::snapshot;
-use crate::error::{Failure, Result};
+use crate::error::{Failure, Result, is_full_disk};
 use crate::host::Host;
 use crate::host::journal::{self, LastLines};
 use crate::host::paths::Scope;
@@ -122,6 +123,9 @@ pub(crate) async fn start_units(
     {
         check_port()?;
     }
+    if host.remote.is_none() {
+        space::refuse_restarts(host, steps).await?;
+    }
     let steps = &past_holdoff(systemd, steps).await?;
     let migrate = Service::Migrate.unit();
     if !steps.is_empty() && systemd.unit(migrate).await?.load == LoadState::Loaded {
@@ -155,7 +159,14 @@ pub(crate) async fn start_units(
         .ready()
         .await?
         .or_else(|| contract::installed_version(&host.paths));
-    remember_good(host).await?;
+    if let Err(error) = remember_good(host).await {
+        if !is_full_disk(&error) {
+            return Err(error);
+        }
+        host.progress.warn(&format!(
+            "the disk is full, so this configuration is not kept as the last good one: {error:#}"
+        ));
+    }
     host.progress.say(&format!(
         "ready after {}: http://127.0.0.1:{GATEWAY_PORT}, LiteLLM {}, database connected",
         duration(wait.begin.elapsed()),

@@ -313,3 +313,59 @@ fn full_disk_rootful() {
 fn full_disk_rootless() {
     full_disk(Who::Operator, "full-rootless");
 }
+
+/// The disk is full while the gateway serves. It goes on serving, and says what it can't.
+#[test]
+fn full_disk_while_serving() {
+    let host = TestHost::boot_with("full-serving", &["--opt-size", "400M"]);
+    let who = Who::Root;
+    host.units(who, &["up"]).ok();
+    let pids = "systemctl show -p MainPID litellm litellm-postgres litellm-redis";
+    let before = host.sh(who, pids);
+    host.sh(
+        who,
+        "for size in 64k 1k; do dd if=/dev/zero of=/opt/full-$size bs=$size status=none 2>/dev/null || :; done",
+    );
+    let data = "/opt/litellm-server/data/postgres";
+    let full = format!("the disk of {data} is full, so the database can't be written\n");
+    assert_eq!(
+        host.units(who, &["health"]).all(),
+        (
+            4,
+            format!("answers, but is not ready: {full}"),
+            String::new()
+        )
+    );
+    let status = host.units(who, &["status"]);
+    assert!(
+        status.code == 4 && status.stdout.contains(&full),
+        "{status:?}"
+    );
+    host.units(who, &["up"]).ok();
+    for words in [&["restart"][..], &["restart", "--handover", "postgres"]] {
+        let ran = host.units(who, words);
+        assert!(
+            ran.code == 1
+                && ran.stderr.starts_with(&format!("error: {data} has "))
+                && ran.stderr.contains(" of free space, too little for litellm-postgres.service to start again; nothing was restarted\nhint: free some space; "),
+            "{ran:?}"
+        );
+    }
+    let env = "cp -p /opt/litellm-server/.env /tmp/env; sed -i s/^OPENAI_API_KEY=/OPENAI_API_KEY=sk-new/ /tmp/env; cat /tmp/env >/opt/litellm-server/.env";
+    host.sh(who, env);
+    for words in [&["apply"][..], &["backup"]] {
+        let ran = host.units(who, words);
+        assert!(
+            ran.code == 1
+                && ran.stderr.contains(
+                    "error: the disk is full; every file is either unchanged or complete: "
+                )
+                && ran.stderr.ends_with("hint: free some space, then run the same command again: it continues where it stopped\n"),
+            "{ran:?}"
+        );
+    }
+    assert_eq!(host.sh(who, pids), before);
+    host.sh(who, "rm /opt/full-*");
+    host.units(who, &["apply"]).ok();
+    assert_eq!(host.units(who, &["health"]).code, 0);
+}

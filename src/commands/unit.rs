@@ -294,15 +294,31 @@ async fn register(podman: &Podman, name: &str, lookup: &str) -> Result<()> {
 }
 
 /// Prints a secret's value. A health check gets a random value instead of a sealed or unreadable one:
-/// no check needs it, and opening sealed secrets every few seconds would keep a TPM busy.
+/// no check needs it, and opening sealed secrets every few seconds would keep a TPM busy. A command in a running container
+/// gets an empty one instead of one that `.env` has no more, since the container was started before that edit.
 fn secret(host: &Host, service: Service, name: &str) -> Result<()> {
     let value = if podman::is_health_check() {
         match value(host, service, name) {
-            Ok(value) if !value.is_sealed() => value.open()?,
+            Ok(Some(value)) if !value.is_sealed() => value.open()?,
             _ => random::password(&mut random::kernel_random)?.into(),
         }
     } else {
-        value(host, service, name)?.open()?
+        match value(host, service, name)? {
+            Some(value) => value.open()?,
+            None if podman::is_exec() => "".into(),
+            None => {
+                return Err(Failure::config(format!(
+                    "{} gives {} no {name}",
+                    host.paths.env_file().display(),
+                    service.container()
+                ))
+                .hint(format!(
+                    "restart the unit to use the current file: {}",
+                    service.unit()
+                ))
+                .into());
+            }
+        }
     };
     let mut stdout = std::io::stdout().lock();
     stdout.write_all(value.expose_secret().as_bytes())?;
@@ -310,24 +326,13 @@ fn secret(host: &Host, service: Service, name: &str) -> Result<()> {
     Ok(())
 }
 
-fn value(host: &Host, service: Service, name: &str) -> Result<SecretValue> {
+/// What `.env` gives the service under this name, if anything.
+fn value(host: &Host, service: Service, name: &str) -> Result<Option<SecretValue>> {
     let settings = Settings::load(&host.paths.env_file())?;
-    let container_secrets = settings.container_secrets(service);
-    let secret = container_secrets
-        .into_iter()
+    let mut secrets = settings.container_secrets(service).into_iter();
+    Ok(secrets
         .find(|secret| secret.name == name)
-        .ok_or_else(|| {
-            Failure::config(format!(
-                "{} gives {} no {name}",
-                host.paths.env_file().display(),
-                service.container()
-            ))
-            .hint(format!(
-                "restart the unit to use the current file: {}",
-                service.unit()
-            ))
-        })?;
-    Ok(secret.value)
+        .map(|secret| secret.value))
 }
 
 fn container(service: Service, standby: bool) -> &'static str {

@@ -14,6 +14,8 @@ pub(crate) enum CheckName {
     Compromised,
     /// LiteLLM's own configuration; [`CheckName::Settings`] is `.env`.
     Config,
+    /// Whether a command can run in the gateway's container.
+    Container,
     DaemonReload,
     /// The owners of `data/`.
     Data,
@@ -36,6 +38,8 @@ pub(crate) enum CheckName {
     Pasta,
     Podman,
     Port,
+    /// The servers of models that the configuration names.
+    Providers,
     Release,
     Sealed,
     Secrets,
@@ -60,6 +64,7 @@ impl CheckName {
             Self::Clock => "clock",
             Self::Compromised => "compromised",
             Self::Config => "config",
+            Self::Container => "container",
             Self::DaemonReload => "daemon-reload",
             Self::Data => "data",
             Self::Database => "database",
@@ -79,6 +84,7 @@ impl CheckName {
             Self::Pasta => "pasta",
             Self::Podman => "podman",
             Self::Port => "port",
+            Self::Providers => "providers",
             Self::Release => "release",
             Self::Sealed => "sealed",
             Self::Secrets => "secrets",

@@ -1,6 +1,6 @@
 //! Listening sockets, and the connections between containers.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::{IpAddr, Ipv6Addr};
 use std::path::PathBuf;
 use std::time::Duration;
@@ -14,6 +14,7 @@ use super::{Check, CheckName, Examination};
 use crate::deployment::settings::{Cache, Database, GATEWAY_PORT};
 use crate::host::Host;
 use crate::host::systemd::UnitState;
+use crate::litellm::models;
 use crate::service::Service;
 
 /// Of a connection.
@@ -222,14 +223,28 @@ fn is_loopback(published: &str) -> bool {
 /// Runs inside the gateway's container, whose only tool is Python.
 const QUESTIONS: &str = r"
 import json, socket, sys
+from concurrent.futures import ThreadPoolExecutor
+from urllib.parse import urlsplit
+from urllib.request import getproxies, proxy_bypass
 names, host, port = sys.argv[1].split(), sys.argv[2], sys.argv[3]
-answer = {'names': {}, 'database': None}
+answer = {'names': {}, 'database': None, 'providers': {}}
 for name in names:
     try: socket.getaddrinfo(name, None)
     except OSError as error: answer['names'][name] = str(error)
 if host and not answer['names']:
     try: socket.create_connection((host, int(port)), 3).close()
     except OSError as error: answer['database'] = str(error)
+def reach(url):
+    to = urlsplit(url)
+    proxy = getproxies().get(to.scheme)
+    through = ''
+    if proxy and not proxy_bypass(to.hostname):
+        to = urlsplit(proxy)
+        through = f'through the proxy {to.hostname}: '
+    port = to.port or (443 if to.scheme == 'https' else 80)
+    try: socket.create_connection((to.hostname, port), 3).close()
+    except OSError as error: answer['providers'][url] = f'{through}{error}'
+list(ThreadPoolExecutor(16).map(reach, sys.argv[4].split()))
 print(json.dumps(answer))
 ";
 
@@ -239,6 +254,8 @@ struct Answers {
     names: HashMap<String, String>,
     /// The error of the connection.
     database: Option<String>,
+    /// Servers of models that can't be reached, and the errors.
+    providers: BTreeMap<String, String>,
 }
 
 /// Names on the bridge, and the connection to the database.
@@ -279,6 +296,10 @@ pub(crate) async fn inside(examination: &Examination<'_>) -> Vec<Check> {
     }
     let database = database.filter(|_| !is_local || runs(Service::Postgres));
     let (host, port) = database.clone().unwrap_or_default();
+    let providers = match &examination.env {
+        Some(env) => models::servers(&examination.host.paths.config_file(), env),
+        None => Vec::new(),
+    };
     let Ok(podman) = examination.host.podman().await else {
         return Vec::new();
     };
@@ -290,13 +311,13 @@ pub(crate) async fn inside(examination: &Examination<'_>) -> Vec<Check> {
         QUESTIONS,
     ]);
     command
-        .args([names.join(" "), host, port.to_string()])
+        .args([names.join(" "), host, port.to_string(), providers.join(" ")])
         .kill_on_drop(true);
     let output = match tokio::time::timeout(INSIDE_TIMEOUT, command.output()).await {
         Ok(Ok(output)) => output,
         Ok(Err(error)) => {
             return vec![Check::failure(
-                CheckName::Dns,
+                CheckName::Container,
                 format!("can't run podman: {error}"),
             )];
         }
@@ -306,7 +327,7 @@ pub(crate) async fn inside(examination: &Examination<'_>) -> Vec<Check> {
                 INSIDE_TIMEOUT.as_secs()
             );
             return vec![
-                Check::failure(CheckName::Dns, message)
+                Check::failure(CheckName::Container, message)
                     .remedy("restart the containers: `litellm-units restart`"),
             ];
         }
@@ -316,7 +337,7 @@ pub(crate) async fn inside(examination: &Examination<'_>) -> Vec<Check> {
         let last = words.trim().lines().last().unwrap_or("no message");
         return vec![
             Check::failure(
-                CheckName::Dns,
+                CheckName::Container,
                 format!("can't run a test in the gateway's container: {last}"),
             )
             .remedy("restart the container: `litellm-units restart litellm`"),
@@ -344,7 +365,30 @@ pub(crate) async fn inside(examination: &Examination<'_>) -> Vec<Check> {
     if let Some((host, port)) = database {
         checks.push(reach(&host, port, answers.database));
     }
+    checks.extend(reach_providers(&providers, &answers.providers));
     checks
+}
+
+/// `None` if the configuration names no server of a model.
+fn reach_providers(servers: &[String], errors: &BTreeMap<String, String>) -> Option<Check> {
+    if servers.is_empty() {
+        return None;
+    }
+    if errors.is_empty() {
+        let message = format!("every api_base accepts connections: {}", servers.join(", "));
+        return Some(Check::ok(CheckName::Providers, message));
+    }
+    let words: Vec<String> = errors
+        .iter()
+        .map(|(server, error)| format!("{server} ({error})"))
+        .collect();
+    Some(
+        Check::failure(
+            CheckName::Providers,
+            format!("the gateway's container can't reach {}", words.join(", ")),
+        )
+        .remedy("check api_base in config/, the server, and the firewalls in between; a proxy is HTTPS_PROXY in .env"),
+    )
 }
 
 fn reach(host: &str, port: u16, error: Option<String>) -> Check {

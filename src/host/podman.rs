@@ -338,15 +338,34 @@ impl Podman {
 /// run`): then the container runs, and has had its secrets.
 #[must_use]
 pub fn is_health_check() -> bool {
+    is_asked_by(checks_health)
+}
+
+/// Whether Podman asks this process for a secret because of `podman exec`: then the container runs, and may have had other
+/// secrets.
+#[must_use]
+pub fn is_exec() -> bool {
+    is_asked_by(executes)
+}
+
+/// Whether the Podman that runs this process has such a command line.
+fn is_asked_by(is_it: fn(&[u8]) -> bool) -> bool {
     // Podman runs a shell, which runs this process or is replaced by it.
     let shell = std::os::unix::process::parent_id();
     [Some(shell), parent_of(shell)]
         .into_iter()
         .flatten()
         .any(|process| {
-            std::fs::read(format!("/proc/{process}/cmdline"))
-                .is_ok_and(|command| checks_health(&command))
+            std::fs::read(format!("/proc/{process}/cmdline")).is_ok_and(|command| is_it(&command))
         })
+}
+
+/// Whether `/proc/…/cmdline` is that of `podman exec`.
+fn executes(command: &[u8]) -> bool {
+    let mut words = command.split(|byte| *byte == 0);
+    let program = words.next().unwrap_or_default();
+    let verb = words.find(|word| !word.starts_with(b"-"));
+    program.rsplit(|byte| *byte == b'/').next() == Some(b"podman") && verb == Some(b"exec")
 }
 
 /// Whether `/proc/…/cmdline` is that of `podman healthcheck run`.
@@ -392,7 +411,21 @@ pub fn is_executable(path: &Path) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::checks_health;
+    use super::{checks_health, executes};
+
+    #[test]
+    fn commands_in_a_container() {
+        assert!(executes(b"/usr/bin/podman\0exec\0litellm\0sh\0"));
+        assert!(executes(b"podman\0--log-level=error\0exec\0litellm\0sh\0"));
+        for command in [
+            &b"podman\0run\0litellm\0exec\0"[..],
+            b"podman\0healthcheck\0run\0exec\0",
+            b"sh\0-c\0podman exec litellm sh\0",
+            b"",
+        ] {
+            assert!(!executes(command));
+        }
+    }
 
     #[test]
     fn health_checks() {

@@ -170,6 +170,7 @@ fn faults(who: Who) {
     env_faults(&ward);
     deployment_faults(&ward);
     network_faults(&ward);
+    provider_faults(&ward);
     unit_faults(&ward);
     backup_faults(&ward);
     if who == Who::Operator {
@@ -517,6 +518,22 @@ fn network_faults(ward: &Ward) {
             "         hint: see its log: `litellm-units logs postgres`",
         ],
         mend: &format!("{inside} delete table inet t"),
+        ..FAULT
+    });
+}
+
+/// What a model needs from outside.
+fn provider_faults(ward: &Ward) {
+    ward.treat(&Fault {
+        plant: "cp -p $D/config/litellm-config.yaml /root/
+            sed -i 's|^model_list:|&\\n  - {model_name: far, litellm_params: {model: openai/far, api_key: none, api_base: \"http://redis:1/v1\"}}|' $D/config/litellm-config.yaml",
+        found: &[
+            "FAILURE  providers: the gateway's container can't reach http://redis:1 ([Errno 111] Connection refused)",
+            "         hint: check api_base in config/, the server, and the firewalls in between; a proxy is HTTPS_PROXY in .env",
+            "warning  applied: changed since the start: litellm: config/litellm-config.yaml changed",
+            "         hint: `litellm-units apply`",
+        ],
+        mend: "cat /root/litellm-config.yaml > $D/config/litellm-config.yaml",
         ..FAULT
     });
 }

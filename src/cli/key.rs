@@ -165,7 +165,7 @@ pub(crate) struct InfoKey {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  litellm-units key update shop --max-budget 80\n  litellm-units key update shop --alias shop-eu --duration 30d"
+    after_help = "Examples:\n  litellm-units key update shop --max-budget 80\n  litellm-units key update shop --alias shop-eu --duration 30d\n\nA list replaces the previous one: name every model that the key may use."
 )]
 pub(crate) struct UpdateKey {
     #[command(flatten)]

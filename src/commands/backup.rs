@@ -19,7 +19,7 @@ use crate::operations::backup::retention::Retention;
 use crate::operations::backup::{self, Backup};
 use crate::operations::recovery;
 use crate::operations::stack::RECOVERY_TIMEOUT;
-use crate::output::{self, Progress, bytes, say};
+use crate::output::{self, Progress, bytes, say, warn};
 
 /// What a backup holds the lock as.
 pub(super) const BACKUP: &str = "backup";
@@ -35,15 +35,31 @@ pub(crate) async fn run(host: &Host, arguments: cli::Backup) -> Result<Exit> {
 }
 
 async fn create(host: &Host, arguments: cli::Create) -> Result<Exit> {
-    let _lock = recovery::begin(host, BACKUP, RECOVERY_TIMEOUT).await?;
+    // A damaged ledger does not say what to continue and what to keep. The data is no less worth a backup.
+    let is_readable = match Ledger::load(&host.paths) {
+        Ok(_) => true,
+        Err(error) => {
+            warn(&format!("no older backup is removed: {error:#}"));
+            false
+        }
+    };
+    let _lock = if is_readable {
+        recovery::begin(host, BACKUP, RECOVERY_TIMEOUT).await?
+    } else {
+        OperationLock::take(&host.paths, BACKUP)?
+    };
     let settings = Settings::load(&host.paths.env_file())?;
     let retention = Retention {
         daily: arguments.keep_daily,
         monthly: arguments.keep_monthly,
     };
     let options = backup::BackupOptions {
-        retention: (!arguments.keep_all).then_some(retention),
-        protected: Ledger::load(&host.paths)?.protected(),
+        retention: (!arguments.keep_all && is_readable).then_some(retention),
+        protected: if is_readable {
+            Ledger::load(&host.paths)?.protected()
+        } else {
+            Vec::new()
+        },
         recipient: arguments.age_recipient,
         to: arguments.to,
         to_go_back: false,

@@ -13,7 +13,8 @@ use crate::host::Host;
 use crate::image::ImageReference;
 use crate::litellm::advisories;
 use crate::operations::backup::Backup;
-use crate::operations::upgrade::ReleasePlan;
+use crate::operations::upgrade::{ReleaseOptions, ReleasePlan};
+use crate::output;
 
 pub(crate) async fn run(host: &Host, arguments: Rollback) -> Result<Exit> {
     let _lock = super::begin(host, "rollback", arguments.dry_run, arguments.pace.timeout).await?;
@@ -36,6 +37,9 @@ pub(crate) async fn run(host: &Host, arguments: Rollback) -> Result<Exit> {
         }
         // Without a backup, there is no choice.
         (_, _, None) => None,
+        (_, _, Some(backup)) if arguments.dry_run => {
+            return show_both(host, release, backup, arguments.pace.into()).await;
+        }
         (_, _, Some(backup)) => ask(release, backup)?,
     };
     if let Some(id) = &data {
@@ -70,6 +74,26 @@ fn admit(host: &Host, release: &RecordedRelease, arguments: &Rollback) -> Result
         &arguments.accept.vulnerabilities,
         &again,
     )
+}
+
+/// Shows the steps of either choice.
+async fn show_both(
+    host: &Host,
+    release: &RecordedRelease,
+    backup: &OperationId,
+    options: ReleaseOptions,
+) -> Result<Exit> {
+    for (option, data) in [
+        ("--keep-data", None),
+        ("--restore-data", Some(backup.clone())),
+    ] {
+        output::line(&format!("# with {option}"))?;
+        let plan = ReleasePlan::rollback(host, release, data).await?;
+        for line in plan.lines(options) {
+            output::line(&line)?;
+        }
+    }
+    Ok(Exit::Success)
 }
 
 fn find(ledger: &Ledger, number: Option<u32>) -> Result<&RecordedRelease> {

@@ -26,6 +26,7 @@ pub(crate) async fn run(host: &Host, arguments: &Ui) -> Result<Exit> {
     let settings = Settings::load(&path)?;
     let env = parse_env(&read_env(&path)?, &path)?;
     let mut values: Vec<(&str, SecretString)> = Vec::new();
+    announce(&settings, arguments)?;
 
     if let Some(username) = &arguments.username {
         if username.trim().is_empty() || username.chars().any(char::is_control) {
@@ -107,6 +108,29 @@ pub(crate) async fn run(host: &Host, arguments: &Ui) -> Result<Exit> {
         output::line(new.expose_secret())?;
     }
     Ok(Exit::Success)
+}
+
+/// Says what a command without options is about to replace, and refuses that where nobody can be asked.
+fn announce(settings: &Settings, arguments: &Ui) -> Result<()> {
+    let is_chosen = arguments.generate
+        || arguments.password_stdin
+        || arguments.username.is_some()
+        || arguments.base_url.is_some();
+    if is_chosen || settings.ui_password().is_none() {
+        return Ok(());
+    }
+    let login = settings.ui_username().unwrap_or(ui::DEFAULT_USERNAME);
+    if !std::io::stdin().is_terminal() {
+        return Err(Failure::new(format!(
+            "the web interface has the login {login}, and there is no terminal to ask whether to replace its password"
+        ))
+        .hint("replace it with a random one: `litellm-units ui --generate`")
+        .into());
+    }
+    say(&format!(
+        "this replaces the password of {login}, ends the sessions of the web interface and restarts the gateway; Ctrl-C changes nothing"
+    ));
+    Ok(())
 }
 
 fn username<'a>(settings: &'a Settings, arguments: &'a Ui) -> &'a str {

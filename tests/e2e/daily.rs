@@ -45,6 +45,8 @@ fn day(who: Who, name: &str) {
     // The next one restarts PostgreSQL, without which LiteLLM from 1.108 on knows no key.
     load.assert_no_failure(&host, who);
     day.edits_that_can_only_fail();
+    day.typos_fail_the_start();
+    day.damaged_ledger();
     day.broken_edit_is_taken_back();
     // e2e::secrets changes them for the other user.
     if who == Who::Root {
@@ -351,6 +353,76 @@ impl Day<'_> {
         assert_eq!(self.restarted_since(&before), ["litellm"]);
         assert_eq!(self.jq(".state"), "\"healthy\"\n");
         assert_eq!(self.bash("podman ps -q --filter name=standby").ok(), "");
+
+        // Podman asks for every secret of the container with each command in it, also for one that is gone.
+        self.bash(&format!(
+            "cp -p {env} /tmp/env; sed -i /^OPENAI_API_KEY=/d {env}"
+        ))
+        .ok();
+        let words = [
+            "exec",
+            "-T",
+            "litellm",
+            "--",
+            "sh",
+            "-c",
+            "echo \"<$OPENAI_API_KEY>\"",
+        ];
+        assert_eq!(self.units(&words).ok(), "<>\n");
+        let doctor = self.units(&["doctor"]);
+        assert!(
+            doctor.code == 0 && doctor.stdout.contains("litellm: OPENAI_API_KEY removed"),
+            "{doctor:?}"
+        );
+        self.bash(&format!("cp -p /tmp/env {env}")).ok();
+    }
+
+    /// A start that can't succeed ends at once and says why; systemd does not try again.
+    fn typos_fail_the_start(&self) {
+        let config = format!("{}/config/litellm-config.yaml", self.who.deployment());
+        self.bash(&format!(
+            "cp -p {config} /tmp/config; echo 'a: [' >>{config}"
+        ))
+        .ok();
+        let restart = format!(
+            "timeout 60 {} restart litellm.service",
+            self.who.systemctl()
+        );
+        let ran = self.bash(&restart);
+        assert!(![0, 124].contains(&ran.code), "{ran:?}");
+        for (name, value) in [("ActiveState", "failed"), ("NRestarts", "0")] {
+            assert_eq!(self.host.property(self.who, "litellm.service", name), value);
+        }
+        let doctor = self.units(&["doctor"]);
+        assert!(
+            doctor.code == 1
+                && doctor
+                    .stdout
+                    .contains("litellm.service failed: exited with status 78")
+                && doctor.stdout.contains(&format!("| error: {config}:"))
+                && doctor.stdout.contains(": not valid YAML: "),
+            "{doctor:?}"
+        );
+        self.bash(&format!("cp -p /tmp/config {config}")).ok();
+        self.units(&["up"]).ok();
+    }
+
+    /// A line that can't be read keeps neither the state from being shown nor the data from being saved.
+    fn damaged_ledger(&self) {
+        let ledger = format!("{}/.litellm-units/ledger.jsonl", self.who.deployment());
+        self.bash(&format!("cp -p {ledger} /tmp/ledger; echo '{{' >>{ledger}"))
+            .ok();
+        for (words, warning) in [
+            (&["status"][..], "warning: can't determine the release: "),
+            (&["backup"], "warning: no older backup is removed: "),
+        ] {
+            let ran = self.units(words);
+            assert!(
+                ran.code == 0 && ran.stderr.starts_with(&format!("{warning}{ledger}, line ")),
+                "{ran:?}"
+            );
+        }
+        self.bash(&format!("cp -p /tmp/ledger {ledger}")).ok();
     }
 
     fn gateway_restarts(&self) {

@@ -159,7 +159,7 @@ fn block_and_change(host: &TestHost, who: Who, key: &str, token: &str) {
     );
     host.units(who, &["key", "unblock", token]).ok();
     assert_eq!(chat(host, who, key).as_deref(), Ok(HELLO));
-    with(&[
+    let updated = with(&[
         "key",
         "update",
         "shop",
@@ -169,8 +169,12 @@ fn block_and_change(host: &TestHost, who: Who, key: &str, token: &str) {
         "shop-eu",
         "--metadata",
         "cost=7",
-    ])
-    .ok();
+    ]);
+    assert!(
+        updated.stderr.contains("\n  requests per minute: ") && updated.stderr.ends_with(" -> 1\n"),
+        "{updated:?}"
+    );
+    updated.ok();
     let _ = chat(host, who, key);
     assert!(chat(host, who, key).unwrap_err().contains("429"));
     let shown = json(host, who, &["key", "info", "shop-eu"]);

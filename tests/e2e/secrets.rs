@@ -249,6 +249,16 @@ fn the_web_interface() {
         let (code, _, stderr) = host.units(who, &["ui", "--base-url", address]).all();
         assert!(code == 1 && stderr.contains(words), "{address}: {stderr}");
     }
+    let (code, stdout, stderr) = host.units(who, &["ui"]).all();
+    assert_eq!(
+        (code, stdout.as_str(), stderr.as_str()),
+        (
+            1,
+            "",
+            "error: the web interface has the login admin, and there is no terminal to ask whether to replace its password\n\
+             hint: replace it with a random one: `litellm-units ui --generate`\n"
+        )
+    );
     let short = host.bash(who, "echo short | litellm-units ui --password-stdin");
     assert_eq!(
         (short.code, short.stderr.contains("fewer than 8")),

@@ -110,6 +110,13 @@ upgrade {} -> {}
     );
 
     // There is no terminal to ask on. Before that, the vulnerabilities of an old release are told.
+    let shown = host.units(who, &["rollback", "--dry-run"]).ok();
+    let (keep, restore) = shown.split_once("# with --restore-data\n").unwrap();
+    assert!(keep.starts_with("# with --keep-data\nrollback "), "{shown}");
+    assert!(
+        restore.contains("\n  data        restore backup "),
+        "{shown}"
+    );
     let ran = host.units(who, &["rollback"]);
     assert_eq!((ran.code, ran.stdout.as_str()), (1, ""));
     assert!(

@@ -145,6 +145,9 @@ pub(super) async fn update(host: &Host, arguments: &UpdateKey) -> Result<Exit> {
         })
         .await?;
     say(&format!("changed {}", name(&key)));
+    for change in changes(&key, limits) {
+        say(&format!("  {change}"));
+    }
     Ok(Exit::Success)
 }
 
@@ -194,6 +197,61 @@ pub(super) async fn delete(host: &Host, arguments: &ChangeKey) -> Result<Exit> {
     }
     say(&format!("deleted {}", name(&key)));
     Ok(Exit::Success)
+}
+
+/// What a new limit replaces: a list is replaced as a whole.
+fn changes(key: &ApiKey, limits: &Limits) -> Vec<String> {
+    let list = |list: &[String]| {
+        if list.is_empty() {
+            "all".to_owned()
+        } else {
+            list.join(", ")
+        }
+    };
+    let amount = |amount: Option<f64>| amount.map_or_else(|| "none".to_owned(), money);
+    let number = |number: Option<u64>| number.map_or_else(|| "none".to_owned(), |n| n.to_string());
+    let routes = key.allowed_routes.as_deref().unwrap_or_default();
+    let pairs = [
+        (
+            "models",
+            limits
+                .models
+                .as_deref()
+                .map(|new| (list(&key.models), list(new))),
+        ),
+        (
+            "budget",
+            limits
+                .max_budget
+                .map(|new| (amount(key.max_budget), amount(Some(new)))),
+        ),
+        (
+            "requests per minute",
+            limits
+                .requests_per_minute
+                .map(|new| (number(key.rpm_limit), number(Some(new)))),
+        ),
+        (
+            "tokens per minute",
+            limits
+                .tokens_per_minute
+                .map(|new| (number(key.tpm_limit), number(Some(new)))),
+        ),
+        (
+            "allowed routes",
+            limits
+                .allowed_routes
+                .as_deref()
+                .map(|new| (list(routes), list(new))),
+        ),
+    ];
+    pairs
+        .into_iter()
+        .filter_map(|(name, change)| {
+            let (before, after) = change?;
+            (before != after).then(|| format!("{name}: {before} -> {after}"))
+        })
+        .collect()
 }
 
 enum Target {
@@ -491,7 +549,32 @@ fn minute(time: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::utc;
+    use super::{changes, utc};
+    use crate::litellm::keys::{ApiKey, Limits};
+
+    #[test]
+    fn what_a_new_limit_replaces() {
+        let key: ApiKey = serde_json::from_str(
+            r#"{"models": ["a", "b"], "max_budget": 5.0, "rpm_limit": 3, "allowed_routes": []}"#,
+        )
+        .unwrap();
+        let limits = Limits {
+            models: Some(vec!["c".into()]),
+            max_budget: Some(10.0),
+            requests_per_minute: Some(3),
+            tokens_per_minute: Some(7),
+            ..Limits::default()
+        };
+        assert_eq!(
+            changes(&key, &limits),
+            [
+                "models: a, b -> c",
+                "budget: $5.00 -> $10.00",
+                "tokens per minute: none -> 7"
+            ]
+        );
+        assert_eq!(changes(&key, &Limits::default()), [""; 0]);
+    }
 
     #[test]
     fn times() {

@@ -339,6 +339,7 @@ mod tests {
             ..Paths::elsewhere(Scope::System)
         };
         std::fs::create_dir_all(paths.config()).unwrap();
+        std::fs::write(paths.env_file(), "").unwrap();
         let keep = |env: &str| keep_with(&paths, env).unwrap();
         let (before, wanted, other) = (keep("A=before\n"), keep("A=wanted\n"), keep("A=other\n"));
         let mut ledger = Ledger::load(&paths).unwrap();

@@ -371,7 +371,9 @@ impl Day<'_> {
         assert_eq!(self.units(&words).ok(), "<>\n");
         let doctor = self.units(&["doctor"]);
         assert!(
-            doctor.code == 0 && doctor.stdout.contains("litellm: OPENAI_API_KEY removed"),
+            doctor
+                .stdout
+                .contains("\nok       dns: the gateway finds postgres and redis by name\n"),
             "{doctor:?}"
         );
         self.bash(&format!("cp -p /tmp/env {env}")).ok();

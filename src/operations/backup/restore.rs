@@ -695,7 +695,6 @@ fn refuse_links(paths: &Paths) -> Result<()> {
     .into())
 }
 
-
 /// Restores `.env` and `config/`, except for the variables of the server.
 fn restore_config(host: &Host, backup: &Backup, options: &RestoreOptions) -> Result<()> {
     let paths = &host.paths;

@@ -612,8 +612,7 @@ fn unit_faults(ward: &Ward) {
     ward.treat(&Fault {
         plant: &format!("{gateway} -STOP $pid"),
         found: &[
-            "FAILURE  gateway: does not answer: no answer in time",
-            "         hint: see why: `litellm-units logs litellm`",
+            "warning  gateway: busy: /health/readiness does not answer in time; if it is blocked, its journal says where: `litellm-units logs litellm`",
         ],
         mend: &format!("{gateway} -CONT $pid"),
         ..FAULT

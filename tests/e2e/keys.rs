@@ -370,7 +370,7 @@ fn what_a_service_key_may_not(host: &TestHost, who: Who) {
     assert_eq!(code, 1);
     assert!(
         stderr.contains(
-            "error: there is no team with the identifier nobody\nhint: use the identifier of a team"
+            "error: there is no team with the identifier nobody\nhint: use the identifier that the web interface shows for the team"
         ),
         "{stderr}"
     );

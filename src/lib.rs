@@ -8,7 +8,7 @@
 //! - [`cli`]: the command line as types.
 //! - `commands`: a file for each verb: arguments in, one operation, lines or JSON out.
 //! - `doctor`: checks of the host and the deployment; changes them only with `--fix`, by an operation.
-//! - [`operations`]: changes of a host; after an interruption, the next command completes or rolls back.
+//! - [`operations`]: changes of a host; completed or rolled back after an interruption.
 //! - [`quadlet`]: settings to unit files, pure; checked by the host's generator, compared with the disk.
 //! - [`litellm`]: the gateway over HTTP, its configuration, and the facts about its releases.
 //! - [`deployment`]: the files in the deployment directory: settings, records, earlier configurations.

@@ -1,8 +1,8 @@
 //! Rotations of secrets, applied everywhere or rolled back: in `.env`, in the server that knows the
 //! secret, and in the running containers.
 //!
-//! A rotation is recorded before its first step. After a kill or a loss of power, the next command
-//! continues it: every step can be repeated.
+//! A rotation is recorded before its first step. After a kill or a loss of power,
+//! `litellm-recovery.service` or the next command continues it: every step can be repeated.
 //! Where secrets are sealed, so are the new ones before anything is written down.
 
 mod server;

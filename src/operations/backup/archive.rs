@@ -313,24 +313,9 @@ fn hash_file(path: &Path, meter: &Meter) -> io::Result<(u64, String)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::deployment::operation_id::OperationId;
-    use crate::operations::backup::manifest::Contents;
+    use crate::operations::backup::manifest::tests::manifest;
     use crate::output::Progress;
     use age::secrecy::ExposeSecret;
-
-    fn manifest() -> BackupManifest {
-        BackupManifest::new(
-            OperationId::parse("20260131T120000Z-0a1b2c").unwrap(),
-            jiff::Timestamp::UNIX_EPOCH,
-            Contents {
-                name: "litellm".into(),
-                server_version: "17.7".into(),
-                size: 0,
-                rows: std::collections::BTreeMap::new(),
-                objects: std::collections::BTreeMap::new(),
-            },
-        )
-    }
 
     fn round_trip(compress: bool, identity: Option<&age::x25519::Identity>) {
         let directory = tempfile::tempdir().unwrap();
@@ -341,7 +326,7 @@ mod tests {
         });
         let recipient = Recipient::parse(recipient.as_deref()).unwrap();
         let content = b"a row, and ".repeat(100_000);
-        let mut manifest = manifest();
+        let mut manifest = manifest(Vec::new());
         let entry = store(
             directory.path(),
             "deployment/file",
@@ -387,7 +372,7 @@ mod tests {
         std::fs::write(&key, other.to_string().expose_secret()).unwrap();
         let owner = age::x25519::Identity::generate().to_public().to_string();
         let recipient = Recipient::parse(Some(&owner)).unwrap();
-        let mut manifest = manifest();
+        let mut manifest = manifest(Vec::new());
         let entry = store(
             directory.path(),
             "file",

@@ -211,7 +211,7 @@ fn compare(
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use std::fs;
     use std::path::Component;
 
@@ -229,7 +229,7 @@ mod tests {
         }
     }
 
-    fn manifest(files: Vec<StoredFile>) -> BackupManifest {
+    pub(in crate::operations::backup) fn manifest(files: Vec<StoredFile>) -> BackupManifest {
         let mut manifest = BackupManifest::new(
             OperationId::parse("20260131T120000Z-0a1b2c").unwrap(),
             jiff::Timestamp::UNIX_EPOCH,

@@ -219,7 +219,7 @@ pub(crate) async fn restore_data(
         Ok(())
     };
     if let Err(error) = attempt.await {
-        // After Ctrl-C nothing is rolled back: the next command finishes the restore.
+        // After Ctrl-C nothing is rolled back here: litellm-recovery.service or the next command completes the restore.
         if exit(&error) == Exit::Interrupted {
             return Err(error);
         }
@@ -284,7 +284,7 @@ async fn take_back(
             .hint("see why: `litellm-units status`")
             .caused_by(second.context(error)),
         Err(second) => Failure::new("the restore failed, and so did rolling it back")
-            .hint("the next `litellm-units backup` or `litellm-units restore` tries the rollback again; nothing was deleted")
+            .hint("nothing was deleted; to try the rollback again: `litellm-units up`")
             .caused_by(second.context(error)),
     }
     .into()

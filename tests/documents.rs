@@ -127,6 +127,19 @@ fn commands_within_texts() {
     }
 }
 
+/// No command has a key among its arguments, which every user of the host can read.
+#[test]
+fn keys_are_no_arguments() {
+    let manuals = names("packaging/man");
+    for path in documents().into_iter().chain(manuals) {
+        for (number, line) in (1..).zip(read(&path).lines()) {
+            let shown = ["Bearer $", "Bearer sk-", "=sk-"];
+            let found = shown.iter().find(|shown| line.contains(**shown));
+            assert_eq!(found, None, "{path}:{number}: {line}");
+        }
+    }
+}
+
 /// Each command has a row in the reference, to which both READMEs lead.
 #[test]
 fn every_command_is_listed() {

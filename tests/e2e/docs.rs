@@ -143,6 +143,12 @@ const INSTEAD: &[(&str, Instead)] = &[
         "litellm-units status --watch",
         Instead::Run("timeout --signal INT 3 litellm-units status --watch || test $? = 124"),
     ),
+    (
+        "sudoedit /opt/litellm-server/.env /opt/litellm-server/config/litellm-config.yaml",
+        Instead::Run(
+            "EDITOR=\"sed -i s/^OPENAI_API_KEY=.*/OPENAI_API_KEY=sk-of-the-provider/\" sudoedit /opt/litellm-server/.env /opt/litellm-server/config/litellm-config.yaml",
+        ),
+    ),
     // What asks, or has a name in it that only its reader knows.
     (
         "litellm-units restore latest",

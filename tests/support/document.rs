@@ -88,7 +88,7 @@ fn script(path: &str, first: usize, text: &str) -> Vec<Line> {
         let first_word = line.split_whitespace().next();
         depth += usize::from(matches!(first_word, Some("for" | "while" | "if")));
         depth -= usize::from(matches!(first_word, Some("done" | "fi")));
-        if depth == 0 && !line.ends_with('\\') && !line.trim().is_empty() {
+        if depth == 0 && !goes_on(line) && !line.trim().is_empty() {
             lines.push(Line {
                 place: format!("{path}:{begin}"),
                 text: std::mem::take(&mut statement),
@@ -104,7 +104,7 @@ fn script(path: &str, first: usize, text: &str) -> Vec<Line> {
 
 fn console(path: &str, first: usize, text: &str) -> Vec<Line> {
     let mut lines: Vec<Line> = Vec::new();
-    let mut goes_on = false;
+    let mut is_open = false;
     for (number, line) in (first..).zip(text.lines()) {
         if let Some(command) = line.strip_prefix("$ ") {
             lines.push(Line {
@@ -112,18 +112,23 @@ fn console(path: &str, first: usize, text: &str) -> Vec<Line> {
                 text: command.to_owned(),
                 answer: Some(String::new()),
             });
-            goes_on = command.ends_with('\\');
+            is_open = goes_on(command);
             continue;
         }
         let last = lines.last_mut().unwrap();
-        if goes_on {
+        if is_open {
             write!(last.text, "\n{line}").unwrap();
-            goes_on = line.ends_with('\\');
+            is_open = goes_on(line);
         } else {
             writeln!(last.answer.as_mut().unwrap(), "{line}").unwrap();
         }
     }
     lines
+}
+
+/// Whether the next line belongs to the same command.
+fn goes_on(line: &str) -> bool {
+    line.ends_with(['\\', '|'])
 }
 
 /// What a manual page tells to type: its indented literal blocks.

@@ -26,8 +26,8 @@ use crate::error::Result;
 use crate::host::Host;
 use crate::host::paths::Scope;
 use crate::host::systemd::UnitState;
+use crate::operations::recovery::OngoingOperation;
 use crate::operations::stack::blockers::Blocker;
-use crate::operations::upgrade;
 use crate::service::Service;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -299,11 +299,12 @@ pub(crate) async fn examine(host: &Host) -> Vec<Check> {
 }
 
 fn interrupted(host: &Host) -> Option<Check> {
-    match upgrade::warning(&host.paths) {
-        Ok(warning) => {
-            Some(Check::failure(CheckName::Upgrade, warning?).remedy("`litellm-units up`"))
+    match OngoingOperation::find(&host.paths) {
+        Ok(Some(OngoingOperation::Interrupted(words))) => {
+            Some(Check::failure(CheckName::Operation, words).remedy("`litellm-units up`"))
         }
-        Err(error) => Some(Check::error(CheckName::Upgrade, &error)),
+        Ok(_) => None,
+        Err(error) => Some(Check::error(CheckName::Operation, &error)),
     }
 }
 

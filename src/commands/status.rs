@@ -16,15 +16,14 @@ use crate::deployment::settings::{GATEWAY_PORT, Settings};
 use crate::error::{Exit, Result};
 use crate::host::Host;
 use crate::host::container_state;
-use crate::host::lock::OperationLock;
 use crate::host::systemd::{ActiveState, LoadState, UnitResult, UnitState};
 use crate::litellm::advisories::{Advisories, Judgement, KnownVulnerability};
 use crate::litellm::health::GatewayHealth;
 use crate::litellm::{Client, contract};
+use crate::operations::recovery::OngoingOperation;
 use crate::operations::stack::LogSource;
 use crate::operations::stack::blockers::{self, Blocker};
 use crate::operations::stack::space::unless_full;
-use crate::operations::upgrade;
 use crate::operations::upgrade::check::Recorded;
 use crate::output::{self, bytes, duration};
 use crate::service::Service;
@@ -48,6 +47,8 @@ pub(crate) struct StatusReport {
     pub(crate) vulnerabilities: Option<Vec<KnownVulnerability>>,
     /// The last check for newer releases; null if there was none.
     pub(crate) upgrade_check: Option<Recorded>,
+    /// The operation that is running, in words; null if none is.
+    pub(crate) operation: Option<String>,
     /// What is unusual or could not be determined.
     pub(crate) warnings: Vec<String>,
     /// Known vulnerabilities, in a line.
@@ -152,6 +153,7 @@ async fn gather(host: &Host) -> Result<StatusReport> {
 pub(crate) struct Services {
     reports: Vec<ServiceReport>,
     blockers: Vec<BlockerReport>,
+    operation: Option<String>,
     warnings: Vec<String>,
     vulnerabilities: Option<Vec<KnownVulnerability>>,
     upgrade_check: Option<Recorded>,
@@ -177,11 +179,16 @@ impl Services {
             .collect();
         let blockers = blockers::find(systemd, &units).await?;
         let mut warnings = Vec::new();
+        let mut operation = None;
         // Until an operation ends, it is open which release will run.
-        let is_decided = match upgrade::warning(&host.paths) {
-            Ok(None) => !OperationLock::is_held(&host.paths),
-            Ok(Some(interrupted)) => {
-                warnings.push(interrupted);
+        let is_decided = match OngoingOperation::find(&host.paths) {
+            Ok(None) => true,
+            Ok(Some(OngoingOperation::Running(words))) => {
+                operation = Some(words);
+                false
+            }
+            Ok(Some(OngoingOperation::Interrupted(words))) => {
+                warnings.push(words);
                 false
             }
             Err(error) => {
@@ -246,6 +253,7 @@ impl Services {
         Ok(Self {
             reports,
             blockers: blockers.iter().map(BlockerReport::new).collect(),
+            operation,
             warnings,
             known: judgement
                 .as_ref()
@@ -256,6 +264,11 @@ impl Services {
             version: contract::installed_version(&host.paths),
             runs_other_image: other_image.is_some(),
         })
+    }
+
+    /// The one line for which there is room on the screen.
+    fn problem(&self) -> Option<String> {
+        self.warnings.first().or(self.operation.as_ref()).cloned()
     }
 
     fn with(self, health: GatewayHealth) -> StatusReport {
@@ -271,6 +284,7 @@ impl Services {
             blockers: self.blockers,
             vulnerabilities: self.vulnerabilities,
             upgrade_check: self.upgrade_check,
+            operation: self.operation,
             warnings: self.warnings,
             known: self.known,
         }
@@ -529,7 +543,13 @@ fn table(report: &StatusReport) -> String {
         text.push_str(&blocker.lines());
     }
     for note in notes(report) {
-        text.push_str(&format!("* {note}; to apply: `litellm-units apply`\n"));
+        text.push_str(&match report.operation {
+            None => format!("* {note}; to apply: `litellm-units apply`\n"),
+            Some(_) => format!("* {note}\n"),
+        });
+    }
+    if let Some(operation) = &report.operation {
+        text.push_str(&format!("{operation}\n"));
     }
     if let Some(known) = &report.known {
         text.push_str(&format!("! {known}: see `litellm-units upgrade --check`\n"));

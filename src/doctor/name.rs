@@ -33,6 +33,7 @@ pub(crate) enum CheckName {
     Inodes,
     Linger,
     Loopback,
+    Operation,
     /// Who can change the deployment; [`CheckName::Data`] is about the users of the containers.
     Ownership,
     Pasta,
@@ -50,7 +51,6 @@ pub(crate) enum CheckName {
     Subids,
     Systemd,
     Units,
-    Upgrade,
     UpgradeCheck,
     Vulnerabilities,
 }
@@ -80,6 +80,7 @@ impl CheckName {
             Self::Inodes => "inodes",
             Self::Linger => "linger",
             Self::Loopback => "loopback",
+            Self::Operation => "operation",
             Self::Ownership => "ownership",
             Self::Pasta => "pasta",
             Self::Podman => "podman",
@@ -95,7 +96,6 @@ impl CheckName {
             Self::Subids => "subids",
             Self::Systemd => "systemd",
             Self::Units => "units",
-            Self::Upgrade => "upgrade",
             Self::UpgradeCheck => "upgrade-check",
             Self::Vulnerabilities => "vulnerabilities",
         }

@@ -76,9 +76,14 @@ impl OperationLock {
     /// Whether the operation that is running is this command.
     #[must_use]
     pub(crate) fn is_held_by(paths: &Paths, command: &str) -> bool {
-        let begin = words(command, "");
-        std::fs::read_to_string(lock_file(paths)).is_ok_and(|owner| owner.starts_with(&begin))
-            && Self::is_held(paths)
+        Self::holder(paths).is_some_and(|holder| holder.starts_with(&words(command, "")))
+    }
+
+    /// The operation that is running: `litellm-units apply (process 4711)`.
+    #[must_use]
+    pub(crate) fn holder(paths: &Paths) -> Option<String> {
+        let holder = std::fs::read_to_string(lock_file(paths)).ok()?;
+        Self::is_held(paths).then(|| holder.trim_end().to_owned())
     }
 
     /// Waits until no operation is running.

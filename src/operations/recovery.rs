@@ -14,6 +14,7 @@ use crate::error::Result;
 use crate::host::Host;
 use crate::host::lock::OperationLock;
 use crate::host::ownership;
+use crate::host::paths::Paths;
 use crate::quadlet::RECOVERY;
 
 /// What `litellm-recovery.service` holds the lock as.
@@ -66,10 +67,7 @@ async fn take_lock(host: &Host, command: &str, timeout: Duration) -> Result<Oper
 /// When it can be neither finished nor rolled back; the next command tries again.
 pub(crate) async fn stand_by(host: &Host) -> Result<()> {
     OperationLock::wait(&host.paths)?;
-    let is_interrupted = host.paths.pending_change().exists()
-        || upgrade::is_unfinished(&host.paths)?
-        || restore::is_unfinished(&host.paths);
-    if !is_interrupted {
+    if interrupted(&host.paths)?.is_none() {
         return Ok(());
     }
     // The next command may have been faster: it does the same.
@@ -78,6 +76,49 @@ pub(crate) async fn stand_by(host: &Host) -> Result<()> {
     };
     ownership::check(&host.paths, None)?;
     recover(host, RECOVERY_TIMEOUT).await
+}
+
+/// The operation that was interrupted, if one was. It may still be running.
+///
+/// # Errors
+/// When the record of one can't be read.
+pub(crate) fn interrupted(paths: &Paths) -> Result<Option<String>> {
+    Ok(match rotation::interrupted(paths)? {
+        None => upgrade::interrupted(paths)?,
+        rotation => rotation,
+    }
+    .or_else(|| restore::is_unfinished(paths).then(|| "the restore was interrupted".to_owned())))
+}
+
+/// What goes on with an operation, if one is running or was interrupted.
+#[derive(Debug)]
+pub(crate) enum OngoingOperation {
+    /// In words.
+    Running(String),
+    /// In words, and nobody completes it.
+    Interrupted(String),
+}
+
+impl OngoingOperation {
+    /// The one of this deployment.
+    ///
+    /// # Errors
+    /// When the record of an interrupted one can't be read.
+    pub(crate) fn find(paths: &Paths) -> Result<Option<Self>> {
+        let interrupted = interrupted(paths)?;
+        let is_recovering = OperationLock::is_held_by(paths, COMMAND);
+        Ok(match (OperationLock::holder(paths), interrupted) {
+            (Some(_), Some(interrupted)) if is_recovering => Some(Self::Running(format!(
+                "{interrupted}; {RECOVERY} completes it"
+            ))),
+            (Some(holder), _) => Some(Self::Running(format!("{holder} is running"))),
+            (None, interrupted) => interrupted.map(|interrupted| {
+                Self::Interrupted(format!(
+                    "{interrupted}; to finish it or roll it back: `litellm-units up`"
+                ))
+            }),
+        })
+    }
 }
 
 async fn recover(host: &Host, timeout: Duration) -> Result<()> {

@@ -20,6 +20,7 @@ use crate::deployment::settings::{Database, Settings, may_be_sealed, parse_env, 
 use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::host::files;
+use crate::host::paths::Paths;
 use crate::operations::seal::{self, Sealer};
 use crate::operations::stack;
 pub(crate) use server::Login;
@@ -49,6 +50,24 @@ struct Pending {
     edits: Vec<Edit>,
     env_before: String,
     env_after: String,
+}
+
+impl Pending {
+    /// The one that was not finished, if there is one.
+    fn load(paths: &Paths) -> Result<Option<Self>> {
+        let path = paths.pending_change();
+        let text = match std::fs::read(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            text => text.with_context(|| format!("can't read {}", path.display()))?,
+        };
+        serde_json::from_slice(&text).map(Some).map_err(|_| {
+            Failure::new(format!("{} is damaged", path.display()))
+                .hint(
+                    "compare the passwords in .env with those of the servers, then remove the file",
+                )
+                .into()
+        })
+    }
 }
 
 /// Gives variables of `.env` other values, has what runs use them, and checks that the new
@@ -110,20 +129,23 @@ pub(crate) async fn carry_out(
     finish(host, pending, timeout).await
 }
 
+/// The rotation that was interrupted, if one was.
+///
+/// # Errors
+/// When its record can't be read.
+pub(crate) fn interrupted(paths: &Paths) -> Result<Option<String>> {
+    let pending = Pending::load(paths)?;
+    Ok(pending.map(|pending| format!("the {} was interrupted", pending.what)))
+}
+
 /// Finishes an interrupted rotation, or rolls it back. The caller holds the operation lock.
 ///
 /// # Errors
 /// When that fails; the next run tries again.
 pub(crate) async fn recover(host: &Host, timeout: Duration) -> Result<()> {
-    let path = host.paths.pending_change();
-    if !path.exists() {
+    let Some(pending) = Pending::load(&host.paths)? else {
         return Ok(());
-    }
-    let text = std::fs::read(&path).with_context(|| format!("can't read {}", path.display()))?;
-    let pending: Pending = serde_json::from_slice(&text).map_err(|_| {
-        Failure::new(format!("{} is damaged", path.display()))
-            .hint("compare the passwords in .env with those of the servers, then remove the file")
-    })?;
+    };
     match pending.way {
         Direction::Forward => {
             host.progress

@@ -418,8 +418,11 @@ fn check_port() -> Result<()> {
 /// Creates Podman's network as its unit does, if it was removed: `podman network rm --force` and `podman system prune`
 /// do so while the unit stays active.
 ///
+/// Services that run without it are on a network that Podman no longer knows: they are restarted, and Podman's name
+/// server forgets its address there. It would keep that one for the network of this name, which has another now.
+///
 /// # Errors
-/// When Podman can't create it.
+/// When Podman can't create it, or systemd refuses a restart.
 pub(crate) async fn restore_network(host: &Host) -> Result<()> {
     let podman = host.podman().await?;
     let mut exists = podman.command(["network", "exists", NETWORK]);
@@ -429,8 +432,25 @@ pub(crate) async fn restore_network(host: &Host) -> Result<()> {
     }
     host.progress
         .say("Podman's network litellm was removed: creating it again");
-    let words = host.systemd().await?.start_command(NETWORK_UNIT).await?;
-    podman.run(words.iter().skip(1)).await.map(drop)
+    let systemd = host.systemd().await?;
+    let units = LogSource::ALL.into_iter().flat_map(LogSource::units);
+    let units = try_join_all(units.map(|unit| systemd.unit(unit))).await?;
+    let records = host.paths.runtime.join("containers/networks/aardvark-dns");
+    match std::fs::remove_file(records.join(NETWORK)) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("can't write in {}", records.display()));
+        }
+        _ => {}
+    }
+    let words = systemd.start_command(NETWORK_UNIT).await?;
+    podman.run(words.iter().skip(1)).await?;
+    let mut jobs = Jobs::new(systemd).await?;
+    let has_container =
+        |unit: &&UnitState| matches!(&*unit.sub, "start" | "start-post" | "running");
+    for unit in units.iter().filter(has_container) {
+        jobs.ask(JobType::RestartAlone, &unit.name).await?;
+    }
+    Ok(())
 }
 
 /// Whose lines `logs` shows.

@@ -22,7 +22,6 @@ use crate::deployment::operation_id::OperationId;
 use crate::deployment::settings::{Settings, parse_env, read_env};
 use crate::deployment::snapshot::{self, SnapshotId};
 use crate::error::{self, Failure, Result};
-use crate::host::lock::OperationLock;
 use crate::host::paths::Paths;
 use crate::host::systemd::LoadState;
 use crate::host::systemd::job;
@@ -325,29 +324,18 @@ async fn images(host: &Host, settings: &Settings) -> Result<Images> {
     Ok(images)
 }
 
-/// The warning of commands that only read: that [`recover`] has something to do.
+/// The upgrade or rollback that was interrupted, if one was, and how far it was.
 ///
 /// # Errors
 /// When the ledger can't be read.
-pub(crate) fn warning(paths: &Paths) -> Result<Option<String>> {
+pub(crate) fn interrupted(paths: &Paths) -> Result<Option<String>> {
     let unfinished = Ledger::load(paths)?.unfinished();
-    // While the operation runs, there is nothing to warn of.
-    Ok(unfinished
-        .filter(|_| !OperationLock::is_held(paths))
-        .map(|found| {
-            format!(
-                "the {} to {} was interrupted {}; to finish it or roll it back: `litellm-units up`",
-                found.operation.verb, found.operation.to, found.step
-            )
-        }))
-}
-
-/// Whether [`recover`] has something to do, unless an operation is running.
-///
-/// # Errors
-/// When the ledger can't be read.
-pub(crate) fn is_unfinished(paths: &Paths) -> Result<bool> {
-    Ok(Ledger::load(paths)?.unfinished().is_some())
+    Ok(unfinished.map(|found| {
+        format!(
+            "the {} to {} was interrupted {}",
+            found.operation.verb, found.operation.to, found.step
+        )
+    }))
 }
 
 /// Finishes or rolls back an interrupted upgrade or rollback.

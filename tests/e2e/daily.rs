@@ -621,6 +621,25 @@ impl Day<'_> {
                 }
             },
         );
+        // What runs on a network that Podman no longer knows moves to the new one, and names resolve there.
+        self.bash(
+            "rm /etc/containers/networks/litellm.json 2>/dev/null || rm ~/.local/share/containers/storage/networks/litellm.json",
+        )
+        .ok();
+        self.units(&["start", "redis"]).ok();
+        self.host.wait(
+            "PostgreSQL on the network of Redis",
+            Duration::from_secs(60),
+            |_| {
+                let now = self
+                    .bash("podman exec litellm-redis bash -c '</dev/tcp/litellm-postgres/5432'");
+                if now.code == 0 {
+                    Ok(())
+                } else {
+                    Err(format!("{now:?}"))
+                }
+            },
+        );
     }
 
     fn stops_and_starts(&self) {

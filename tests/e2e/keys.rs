@@ -429,6 +429,14 @@ fn two_at_once() {
         "for _ in 1 2 3 4; do litellm-units key rotate service 2>&1 & done; wait",
     );
     assert!(text.contains("another operation is running: "), "{text}");
+    let operation = host.sh(
+        who,
+        "flock /run/litellm-units/lock litellm-units status --json | jq -r .operation",
+    );
+    assert!(
+        operation.starts_with("litellm-units key") && operation.ends_with(") is running\n"),
+        "{operation}"
+    );
     host.wait("a valid service key", Duration::from_secs(20), |host| {
         chat(host, who, &service_key(host, who)).map(drop)
     });

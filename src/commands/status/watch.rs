@@ -245,7 +245,7 @@ impl<'a> Watch<'a> {
                 match *answer {
                     Ok(services) => {
                         self.measure_cpu(&services);
-                        self.view.problem = services.warnings.first().cloned();
+                        self.view.problem = services.problem();
                         self.view.services = Some(services);
                         // The chosen service may be gone.
                         self.view.choose(0);

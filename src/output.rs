@@ -18,6 +18,12 @@ pub(crate) fn text(text: &str) -> Result<()> {
     io::stdout().write_all(text.as_bytes()).map_err(Into::into)
 }
 
+/// A number and its noun: `1 secret`, `2 secrets`.
+pub(crate) fn count(number: usize, noun: &str) -> String {
+    let plural = if number == 1 { "" } else { "s" };
+    format!("{number} {noun}{plural}")
+}
+
 /// Prints a value to stdout as indented JSON.
 pub(crate) fn json(value: &impl Serialize) -> Result<()> {
     line(&serde_json::to_string_pretty(value)?)

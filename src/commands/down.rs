@@ -100,7 +100,8 @@ async fn remove_secrets(host: &Host) -> Result<()> {
         podman
             .run(["secret", "rm"].into_iter().chain(names.iter().copied()))
             .await?;
-        output::line(&format!("remove {} secrets from Podman", names.len()))?;
+        let secrets = output::count(names.len(), "secret");
+        output::line(&format!("remove {secrets} from Podman"))?;
     }
     Ok(())
 }

@@ -23,7 +23,7 @@ use crate::image::ImageReference;
 use crate::litellm::advisories::{Advisories, Compromised};
 use crate::litellm::config::{Severity, check_deployment};
 use crate::operations::seal;
-use crate::output::bytes;
+use crate::output::{self, bytes};
 use crate::service::Service;
 
 /// With less, the database may stop at any time.
@@ -181,7 +181,11 @@ pub(crate) fn sealed(env: &EnvFile, path: &Path) -> Option<Check> {
         Err(error) => return Some(Check::error(CheckName::Sealed, &error)),
     };
     let keys: Vec<String> = keys.iter().map(ToString::to_string).collect();
-    let message = format!("{count} secrets are sealed with {}", keys.join(" or "));
+    let message = format!(
+        "sealed with {}: {}",
+        keys.join(" or "),
+        output::count(count, "secret")
+    );
     if !clear.is_empty() {
         let message = format!("{message}, but in clear: {}", clear.join(", "));
         return Some(

@@ -393,15 +393,13 @@ impl UnitState {
         Some(match self.restarts {
             _ if self.active == ActiveState::Failed => format!("failed: {reason}"),
             0 => format!("failed and is retried: {reason}"),
-            restarts => {
-                let plural = if restarts == 1 { "" } else { "s" };
-                let count = format!("keeps failing: {restarts} restart{plural}");
-                // During the next attempt, the reason of the last one is gone.
-                match self.result {
-                    UnitResult::Success => count,
-                    _ => format!("{count}, the last time {reason}"),
-                }
+            // During the next attempt, the reason of the last one is gone.
+            1 if self.result == UnitResult::Success => "failed once and is retried".into(),
+            1 => format!("failed once: {reason}"),
+            restarts if self.result == UnitResult::Success => {
+                format!("keeps failing: {restarts} restarts")
             }
+            restarts => format!("keeps failing: {restarts} restarts, the last time {reason}"),
         })
     }
 

@@ -5,6 +5,7 @@ use std::path::Path;
 use clap::{Command, CommandFactory};
 use litellm_units::cli::Cli;
 
+use crate::support::document;
 use crate::support::gateway::{HELLO, chat, new_key, stored_keys};
 use crate::support::host::{TestHost, Who};
 use crate::support::package::{Package, bare_host, install, run};
@@ -32,6 +33,7 @@ const FEDORA: Places = Places {
         "/etc/litellm-units",
         "/usr/share/doc/litellm-units",
         "/usr/share/doc/litellm-units/CHANGELOG.md",
+        "/usr/share/doc/litellm-units/docs",
         "/usr/share/doc/litellm-units/examples",
         "/usr/share/licenses/litellm-units",
         "/usr/share/licenses/litellm-units/LICENSE-APACHE",
@@ -67,6 +69,13 @@ fn files(places: &Places) -> String {
     let mut program = Cli::command().disable_help_subcommand(true);
     program.build();
     manuals(&program, &mut files);
+    // The pages that messages name.
+    let pages = document::markdowns("docs");
+    files.extend(
+        pages
+            .iter()
+            .map(|page| format!("/usr/share/doc/litellm-units/{page}")),
+    );
     files.sort();
     files.join("\n") + "\n"
 }

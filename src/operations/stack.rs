@@ -3,6 +3,7 @@
 pub(crate) mod blockers;
 mod handover;
 mod outlook;
+pub(crate) mod report;
 pub(crate) mod space;
 
 use std::collections::HashMap;

@@ -9,11 +9,11 @@ use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
-use super::{ServiceReport, Services, State};
 use crate::deployment::settings::GATEWAY_PORT;
 use crate::host::container_state;
 use crate::host::systemd::ActiveState;
 use crate::litellm::health::GatewayHealth;
+use crate::operations::stack::report::{ServiceReport, Services, State};
 use crate::output::duration;
 use crate::service::Service;
 

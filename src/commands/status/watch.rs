@@ -18,7 +18,7 @@ use tokio::sync::mpsc::{UnboundedReceiver, UnboundedSender, unbounded_channel};
 use tokio::time::{Instant, MissedTickBehavior};
 
 use super::screen::{self, Lines, Mode, Rate, View};
-use super::{Services, TIMEOUT, gather, table};
+use super::table;
 use crate::cli;
 use crate::error::{Exit, Result};
 use crate::host::journal::{self, Entry, Query};
@@ -27,6 +27,7 @@ use crate::host::{self, Host};
 use crate::litellm::Client;
 use crate::litellm::health::GatewayHealth;
 use crate::litellm::metrics::Requests;
+use crate::operations::stack::report::{Services, TIMEOUT, gather};
 use crate::output;
 use crate::service::Service;
 

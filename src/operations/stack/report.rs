@@ -1,0 +1,444 @@
+//! Units, containers and gateway in one report.
+
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use serde::Serialize;
+
+use super::blockers::{self, Blocker};
+use super::space::unless_full;
+use crate::deployment::applied::{Applied, Difference};
+use crate::deployment::images_lock::ImagesLock;
+use crate::deployment::installed_release;
+use crate::deployment::ledger::{Ledger, RecordedRelease};
+use crate::deployment::settings::{GATEWAY_PORT, Settings};
+use crate::error::Result;
+use crate::host::Host;
+use crate::host::container_state;
+use crate::host::systemd::{ActiveState, LoadState, UnitResult, UnitState};
+use crate::litellm::advisories::{Advisories, Judgement, KnownVulnerability};
+use crate::litellm::health::GatewayHealth;
+use crate::litellm::{Client, contract};
+use crate::operations::recovery::OngoingOperation;
+use crate::operations::upgrade::check::Recorded;
+use crate::service::Service;
+
+/// After this, the gateway counts as down.
+pub(crate) const TIMEOUT: Duration = Duration::from_secs(2);
+
+/// `status --json`, described in `docs/status-json.md`.
+///
+/// Fields and words may be added; if one is removed or changes its meaning, `schema` is incremented.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct StatusReport {
+    pub(crate) schema: u32,
+    pub(crate) state: State,
+    pub(crate) gateway: Gateway,
+    /// Those with a unit, in start order.
+    pub(crate) services: Vec<ServiceReport>,
+    /// Units that keep services from starting.
+    pub(crate) blockers: Vec<BlockerReport>,
+    /// Of the gateway's release; null if its image does not show which that is.
+    pub(crate) vulnerabilities: Option<Vec<KnownVulnerability>>,
+    /// The last check for newer releases; null if there was none.
+    pub(crate) upgrade_check: Option<Recorded>,
+    /// The operation that is running, in words; null if none is.
+    pub(crate) operation: Option<String>,
+    /// What is unusual or could not be determined.
+    pub(crate) warnings: Vec<String>,
+    /// Known vulnerabilities, in a line.
+    #[serde(skip)]
+    pub(crate) known: Option<String>,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct BlockerReport {
+    pub(crate) unit: String,
+    /// False while it is only slow.
+    pub(crate) failing: bool,
+    pub(crate) state: String,
+    /// The line of its journal with the cause of a failure.
+    pub(crate) message: Option<String>,
+    pub(crate) needed_by: Vec<&'static str>,
+    #[serde(skip)]
+    pub(crate) words: String,
+}
+
+/// The whole stack; it determines the exit status.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub(crate) enum State {
+    /// Every service is healthy, and the gateway is ready. Exit status 0.
+    Healthy,
+    /// Nothing failed, but a service is still starting. Exit status 4.
+    Starting,
+    /// Exit status 4.
+    Degraded,
+    /// No service is active, and none failed. Exit status 3.
+    Stopped,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Gateway {
+    pub(crate) address: String,
+    /// `state` is `ready`, `live` or `down`, with `version` or `reason`.
+    #[serde(flatten)]
+    pub(crate) health: GatewayHealth,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct ServiceReport {
+    pub(crate) service: &'static str,
+    pub(crate) unit: &'static str,
+    /// systemd's `ActiveState`: `active`, `inactive`, `failed`, `activating`, …
+    pub(crate) active: ActiveState,
+    /// systemd's `SubState`: `running`, `exited`, `dead`, `auto-restart`, …
+    pub(crate) sub: String,
+    /// The end of the last run: `success`, `exit-code`, `signal`, `timeout`, `oom-kill`, …
+    pub(crate) result: UnitResult,
+    /// Whether systemd has a job for the unit.
+    pub(crate) queued: bool,
+    /// Podman's health check; null if the container is not running or has none.
+    pub(crate) health: Option<container_state::ContainerHealth>,
+    /// Null if the unit is not active.
+    pub(crate) uptime_seconds: Option<u64>,
+    /// Automatic restarts by systemd since the start.
+    pub(crate) restarts: u64,
+    /// Null if it is not running.
+    pub(crate) memory_bytes: Option<u64>,
+    /// CPU time since the start; null if the kernel does not count it.
+    pub(crate) cpu_seconds: Option<f64>,
+    /// Of the installed unit, without the digest.
+    pub(crate) image: Option<String>,
+    /// Null before the image was pulled.
+    pub(crate) digest: Option<String>,
+    /// Names of what changed since the container started, which a restart applies. Null if that can't
+    /// be determined; `warnings` then has the cause.
+    pub(crate) changed: Option<Vec<String>>,
+}
+
+/// Looks at everything.
+///
+/// # Errors
+/// When systemd does not answer.
+pub(crate) async fn gather(host: &Host) -> Result<StatusReport> {
+    let client = Client::local(host.scope(), TIMEOUT)?;
+    let (services, health) = futures_util::join!(Services::gather(host), client.health());
+    Ok(services?.with(unless_full(&host.paths, health)))
+}
+
+/// The report without the gateway's own answer, which may take longer.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Services {
+    pub(crate) reports: Vec<ServiceReport>,
+    pub(crate) blockers: Vec<BlockerReport>,
+    pub(crate) operation: Option<String>,
+    pub(crate) warnings: Vec<String>,
+    pub(crate) vulnerabilities: Option<Vec<KnownVulnerability>>,
+    pub(crate) upgrade_check: Option<Recorded>,
+    pub(crate) known: Option<String>,
+    /// LiteLLM's version in the gateway's image.
+    pub(crate) version: Option<String>,
+    /// Whether the gateway runs another image than the recorded one.
+    pub(crate) runs_other_image: bool,
+}
+
+impl Services {
+    /// Looks at the units, their containers and images.
+    ///
+    /// # Errors
+    /// When systemd does not answer.
+    pub(crate) async fn gather(host: &Host) -> Result<Self> {
+        let systemd = host.systemd().await?;
+        let units = futures_util::future::try_join_all(
+            Service::ALL
+                .into_iter()
+                .map(|service| systemd.unit(service.unit())),
+        );
+        let units: Vec<(Service, UnitState)> = Service::ALL
+            .into_iter()
+            .zip(units.await?)
+            .filter(|(_, unit)| unit.load != LoadState::NotFound)
+            .collect();
+        let blockers = blockers::find(systemd, &units).await?;
+        let mut warnings = Vec::new();
+        let mut operation = None;
+        // Until an operation ends, it is open which release will run.
+        let is_decided = match OngoingOperation::find(&host.paths) {
+            Ok(None) => true,
+            Ok(Some(OngoingOperation::Running(words))) => {
+                operation = Some(words);
+                false
+            }
+            Ok(Some(OngoingOperation::Interrupted(words))) => {
+                warnings.push(words);
+                false
+            }
+            Err(error) => {
+                warnings.push(format!("can't determine the release: {error:#}"));
+                false
+            }
+        };
+        let other_image = if is_decided {
+            other_image(host, &units)?
+        } else {
+            None
+        };
+        warnings.extend(other_image.clone());
+        let settings = match Settings::load(&host.paths.env_file()) {
+            Ok(settings) => {
+                if is_decided {
+                    match edited_release(host, &settings).await {
+                        Ok(notice) => warnings.extend(notice),
+                        Err(error) => {
+                            warnings.push(format!("can't determine the release: {error:#}"));
+                        }
+                    }
+                }
+                Some(settings)
+            }
+            Err(error) => {
+                if !units.is_empty() {
+                    warnings.push(format!("can't determine what changed: {error:#}"));
+                }
+                None
+            }
+        };
+        let reports = units
+            .into_iter()
+            .map(|(service, unit)| {
+                let changed = settings.as_ref().and_then(|settings| {
+                    changed(host, settings, service, &unit)
+                        .map_err(|error| {
+                            warnings.push(format!(
+                                "can't determine what changed for {}: {error:#}",
+                                service.name()
+                            ));
+                        })
+                        .ok()
+                });
+                ServiceReport::new(host, service, unit, changed)
+            })
+            .collect();
+        let accepted = settings
+            .as_ref()
+            .map(|settings| settings.accepted.as_slice());
+        let judgement = judge(host, accepted.unwrap_or_default())
+            .map_err(|error| {
+                warnings.push(format!("known vulnerabilities are not shown: {error:#}"));
+            })
+            .ok()
+            .flatten();
+        let upgrade_check = Recorded::load(&host.paths)
+            .map_err(|error| warnings.push(format!("{error:#}")))
+            .ok()
+            .flatten();
+        Ok(Self {
+            reports,
+            blockers: blockers.iter().map(BlockerReport::new).collect(),
+            operation,
+            warnings,
+            known: judgement
+                .as_ref()
+                .filter(|judgement| judgement.open().next().is_some())
+                .map(Judgement::count),
+            vulnerabilities: judgement.map(|judgement| judgement.vulnerabilities),
+            upgrade_check,
+            version: contract::installed_version(&host.paths),
+            runs_other_image: other_image.is_some(),
+        })
+    }
+
+    /// The one line for which there is room on the screen.
+    pub(crate) fn problem(&self) -> Option<String> {
+        self.warnings.first().or(self.operation.as_ref()).cloned()
+    }
+
+    /// The report with the gateway's own answer.
+    pub(crate) fn with(self, health: GatewayHealth) -> StatusReport {
+        let health = health.or_version(|| self.version.clone());
+        StatusReport {
+            schema: 1,
+            state: self.state(&health),
+            gateway: Gateway {
+                address: format!("http://127.0.0.1:{GATEWAY_PORT}"),
+                health,
+            },
+            services: self.reports,
+            blockers: self.blockers,
+            vulnerabilities: self.vulnerabilities,
+            upgrade_check: self.upgrade_check,
+            operation: self.operation,
+            warnings: self.warnings,
+            known: self.known,
+        }
+    }
+
+    /// The state of the stack, with the gateway's own answer.
+    pub(crate) fn state(&self, health: &GatewayHealth) -> State {
+        let services = &self.reports;
+        if services.iter().any(ServiceReport::is_broken)
+            || self.runs_other_image
+            || self.blockers.iter().any(|blocker| blocker.failing)
+        {
+            State::Degraded
+        } else if services.iter().any(ServiceReport::is_starting) {
+            State::Starting
+        } else if services
+            .iter()
+            .all(|service| service.active == ActiveState::Inactive)
+        {
+            State::Stopped
+        } else if health.is_ready() && services.iter().all(ServiceReport::is_well) {
+            State::Healthy
+        } else {
+            State::Degraded
+        }
+    }
+}
+
+/// The warning about a `LITELLM_IMAGE` to which the gateway is not upgraded yet.
+async fn edited_release(host: &Host, settings: &Settings) -> Result<Option<String>> {
+    let lock = ImagesLock::load(&host.paths.images_lock())?;
+    let kept = installed_release::kept(host, settings, &lock).await?;
+    Ok(kept.map(|kept| {
+        let notice = installed_release::notice(settings, &kept);
+        format!("{notice}; to change to it: `{}`", installed_release::REMEDY)
+    }))
+}
+
+/// The warning about a running image that is not the recorded one.
+fn other_image(host: &Host, units: &[(Service, UnitState)]) -> Result<Option<String>> {
+    let ledger = Ledger::load(&host.paths)?;
+    let recorded = ledger.current().and_then(RecordedRelease::gateway);
+    let running = units
+        .iter()
+        .find(|(service, unit)| *service == Service::Litellm && unit.is_active())
+        .and_then(|(_, unit)| container_state::image_id(&host.paths, &unit.control_group));
+    Ok(match (recorded, running) {
+        (Some(recorded), Some(running))
+            if recorded
+                .identity
+                .id
+                .as_ref()
+                .is_some_and(|id| *id != running) =>
+        {
+            Some(format!(
+                "the gateway runs image {}, not the recorded release {}; to see which unit file names it: `{} cat {}`",
+                running.chars().take(12).collect::<String>(),
+                recorded.reference,
+                host.scope().systemctl(),
+                Service::Litellm.unit()
+            ))
+        }
+        _ => None,
+    })
+}
+
+/// Known vulnerabilities of the installed release.
+fn judge(host: &Host, accepted: &[String]) -> Result<Option<Judgement>> {
+    let Some(image) = installed_release::of_unit(&host.paths, Service::Litellm) else {
+        return Ok(None);
+    };
+    Advisories::load(&host.paths)?.judge(&image, accepted)
+}
+
+/// What a restart would apply.
+fn changed(
+    host: &Host,
+    settings: &Settings,
+    service: Service,
+    unit: &UnitState,
+) -> Result<Vec<String>> {
+    // A stopped one uses the current settings when it starts.
+    if unit.is_stopped() {
+        return Ok(Vec::new());
+    }
+    let differences = Applied::differences(&host.paths, settings, service)?;
+    Ok(differences.iter().map(Difference::to_string).collect())
+}
+
+impl BlockerReport {
+    fn new(blocker: &Blocker) -> Self {
+        let unit = &blocker.unit;
+        Self {
+            unit: unit.name.clone(),
+            failing: unit.is_failing(),
+            state: unit.problem().unwrap_or_else(|| "is starting".into()),
+            message: blocker.message(),
+            needed_by: blocker.needed_by.clone(),
+            words: blocker.words(),
+        }
+    }
+}
+
+impl ServiceReport {
+    fn new(host: &Host, service: Service, unit: UnitState, changed: Option<Vec<String>>) -> Self {
+        let now = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .unwrap_or_default();
+        let uptime_seconds = unit
+            .active_since
+            .filter(|_| unit.is_active())
+            .map(|since| now.saturating_sub(Duration::from_micros(since)).as_secs());
+        let (image, digest) = image(host, service).unzip();
+        let digest = digest.flatten();
+        Self {
+            service: service.name(),
+            unit: service.unit(),
+            health: matches!(
+                unit.active,
+                ActiveState::Active | ActiveState::Activating | ActiveState::Deactivating
+            )
+            .then(|| container_state::health(&host.paths, &unit.control_group))
+            .flatten(),
+            uptime_seconds,
+            restarts: unit.restarts,
+            memory_bytes: unit
+                .memory
+                .or_else(|| container_state::resident_memory(&unit.control_group)),
+            cpu_seconds: unit
+                .cpu
+                .map(Duration::from_nanos)
+                .or_else(|| container_state::cpu_time(&unit.control_group))
+                .map(|time| time.as_secs_f64()),
+            image,
+            digest,
+            active: unit.active,
+            sub: unit.sub,
+            result: unit.result,
+            queued: unit.queued,
+            changed,
+        }
+    }
+
+    pub(crate) fn is_well(&self) -> bool {
+        self.active == ActiveState::Active
+            && self
+                .health
+                .is_none_or(container_state::ContainerHealth::is_good)
+    }
+
+    pub(crate) fn is_starting(&self) -> bool {
+        match &self.active {
+            ActiveState::Activating => true,
+            ActiveState::Inactive => self.queued,
+            ActiveState::Active => self.health == Some(container_state::ContainerHealth::Starting),
+            _ => false,
+        }
+    }
+
+    pub(crate) fn is_broken(&self) -> bool {
+        self.active == ActiveState::Failed
+            || self.sub.starts_with("auto-restart")
+            || (self.active == ActiveState::Active && self.health.is_some_and(container_state::ContainerHealth::is_bad))
+            // An attempt after a failure.
+            || (self.active == ActiveState::Activating && self.restarts > 0)
+    }
+}
+
+/// Of the installed unit: the image and its digest.
+fn image(host: &Host, service: Service) -> Option<(String, Option<String>)> {
+    let image = installed_release::of_unit(&host.paths, service)?;
+    let name = image.as_str().split('@').next().unwrap_or_default();
+    Some((name.to_owned(), image.digest().map(str::to_owned)))
+}

@@ -104,9 +104,19 @@ pub(crate) enum Command {
     Config(Config),
     /// Check the host and the deployment, and show how to fix each problem
     Doctor(Doctor),
+    /// Try the notices of faults
+    #[command(subcommand)]
+    Notify(Notify),
     /// Commands that the units call
     #[command(hide = true, subcommand)]
     Unit(Unit),
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Notify {
+    /// Send a notice to everybody whom .env names
+    #[command(after_help = "Examples:\n  litellm-units notify test")]
+    Test,
 }
 
 #[derive(Debug, Args)]
@@ -407,6 +417,8 @@ pub(crate) enum Unit {
     },
     /// Write one line about newer releases and known vulnerabilities
     CheckRelease,
+    /// Look for faults, and tell whom .env names
+    Watch,
     /// Wait for the change that goes on; complete it if it is interrupted
     Recover,
     /// Refuse requests after the gateway has ended for good

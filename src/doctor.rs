@@ -13,6 +13,7 @@ mod release;
 mod rootless;
 mod trust;
 mod units;
+pub(crate) mod watch;
 
 use std::path::PathBuf;
 

@@ -6,6 +6,7 @@ pub(crate) mod files;
 pub(crate) mod journal;
 pub(crate) mod listener;
 pub(crate) mod lock;
+pub(crate) mod notice;
 pub(crate) mod ownership;
 pub mod paths;
 pub mod podman;

@@ -68,10 +68,16 @@ pub const CHECK_TIMER: &str = "litellm-upgrade-check.timer";
 /// What that timer starts.
 pub const CHECK_SERVICE: &str = "litellm-upgrade-check.service";
 
+/// Looks for faults, if somebody is to be told of them.
+pub const WATCH_TIMER: &str = "litellm-watch.timer";
+/// What that timer starts.
+pub const WATCH_SERVICE: &str = "litellm-watch.service";
+
 /// The timers that come with a deployment, and what each is for.
-pub const TIMERS: [(&str, &str); 2] = [
+pub const TIMERS: [(&str, &str); 3] = [
     (BACKUP_TIMER, "a backup every night"),
     (CHECK_TIMER, "a check for newer releases every day"),
+    (WATCH_TIMER, "notices of faults"),
 ];
 
 /// Where a unit file goes.
@@ -152,6 +158,10 @@ pub fn render(settings: &Settings, host: &RenderContext<'_>) -> Result<Vec<UnitF
         file(Place::Unit, CHECK_SERVICE, &Check { common })?,
         file(Place::Unit, CHECK_TIMER, &CheckTimer { common })?,
     ];
+    if !settings.notify.is_empty() {
+        files.push(file(Place::Unit, WATCH_SERVICE, &Watch { common })?);
+        files.push(file(Place::Unit, WATCH_TIMER, &WatchTimer { common })?);
+    }
     for service in settings.services() {
         let Some(image) = settings.image(service) else {
             continue;
@@ -376,6 +386,18 @@ struct Check<'a> {
 #[derive(Template)]
 #[template(path = "litellm-upgrade-check.timer")]
 struct CheckTimer<'a> {
+    common: &'a Common,
+}
+
+#[derive(Template)]
+#[template(path = "litellm-watch.service")]
+struct Watch<'a> {
+    common: &'a Common,
+}
+
+#[derive(Template)]
+#[template(path = "litellm-watch.timer")]
+struct WatchTimer<'a> {
     common: &'a Common,
 }
 

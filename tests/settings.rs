@@ -324,6 +324,12 @@ fn what_can_not_be_used_is_refused_by_name_file_and_line() {
              hint: write 300 for five minutes, or remove it\n".to_owned(),
         ),
         (
+            "NOTIFY_URL",
+            "NOTIFY_URL=mail:ops@example.com",
+            "error: /srv/.env, line 13: NOTIFY_URL is no http or https URL\n\
+             hint: write it as https://HOST/PATH; a program is named by NOTIFY_COMMAND\n".to_owned(),
+        ),
+        (
             "LITELLM_LIVENESS_TIMEOUT",
             "LITELLM_LIVENESS_TIMEOUT=9",
             "error: /srv/.env, line 13: LITELLM_LIVENESS_TIMEOUT is not a number of seconds from 10 to 86400\n\

@@ -12,11 +12,11 @@ use crate::host::systemd::{LoadState, Systemd};
 use crate::operations::stack;
 use crate::output::{self, say};
 use crate::quadlet::plan::UnitPlan;
-use crate::quadlet::{BACKUP_TIMER, CHECK_TIMER, TIMERS};
+use crate::quadlet::{BACKUP_TIMER, CHECK_TIMER, TIMERS, WATCH_TIMER};
 use crate::service::Service;
 
 /// Units with links, since they are enabled.
-const ENABLED: [&str; 3] = ["litellm.target", BACKUP_TIMER, CHECK_TIMER];
+const ENABLED: [&str; 4] = ["litellm.target", BACKUP_TIMER, CHECK_TIMER, WATCH_TIMER];
 
 pub(crate) async fn run(host: &Host, arguments: &cli::Down) -> Result<Exit> {
     let _lock = arguments

@@ -22,6 +22,7 @@ use crate::deployment::completion;
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::sealed::SecretValue;
 use crate::deployment::settings::{ContainerSecret, SecretTarget, Settings};
+use crate::doctor::watch;
 use crate::error::{Exit, Failure, Result};
 use crate::host::default_route;
 use crate::host::files;
@@ -56,6 +57,7 @@ pub(crate) async fn run(host: &Host, verb: Unit) -> Result<Exit> {
             await_healthy(host, container(service, standby)).await?;
         }
         Unit::CheckRelease => check_release(host).await?,
+        Unit::Watch => watch::watch(host).await?,
         Unit::Recover => recovery::stand_by(host).await?,
         Unit::Stopped => stopped(host).await?,
     }

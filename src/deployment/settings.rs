@@ -56,8 +56,10 @@ const TLS_HINT: &str = "remove the line, then run `litellm-units apply`; for TLS
 const SOCKET_HINT: &str = "remove the line, then run `litellm-units apply`";
 
 /// Variables that concern this program or another container, and so never reach the gateway.
-const NOT_FOR_GATEWAY: [&str; 9] = [
+const NOT_FOR_GATEWAY: [&str; 11] = [
     ACCEPT_VULNERABILITIES,
+    NOTIFY_COMMAND,
+    NOTIFY_URL,
     "LITELLM_IMAGE",
     "POSTGRES_IMAGE",
     "REDIS_IMAGE",
@@ -95,6 +97,11 @@ const FOR_MIGRATION: [&str; 8] = [
 
 /// So begin the names of variables with the timeouts of the migration's commands.
 const PRISMA_PREFIX: &str = "LITELLM_PRISMA_";
+
+/// The program that is told of faults.
+pub const NOTIFY_COMMAND: &str = "NOTIFY_COMMAND";
+/// The address that is told of faults.
+pub const NOTIFY_URL: &str = "NOTIFY_URL";
 
 /// So begin the names of variables that concern backups; they do not reach the gateway either.
 const BACKUP_PREFIX: &str = "BACKUP_";
@@ -191,6 +198,23 @@ pub struct ContainerSecret {
     pub value: SecretValue,
 }
 
+/// Who is told of faults.
+#[derive(Clone, Debug, Default)]
+pub struct NotifySettings {
+    /// `NOTIFY_COMMAND`: a command line for `sh`, which gets the text on stdin.
+    pub command: Option<SecretValue>,
+    /// `NOTIFY_URL`: an http(s) URL, which gets `{"text": …}` by POST.
+    pub url: Option<SecretValue>,
+}
+
+impl NotifySettings {
+    /// Whether nobody is told.
+    #[must_use]
+    pub fn is_empty(&self) -> bool {
+        self.command.is_none() && self.url.is_none()
+    }
+}
+
 /// Where backups go and how: the variables `BACKUP_…`, which no container gets.
 #[derive(Clone, Debug)]
 pub struct BackupSettings {
@@ -217,6 +241,8 @@ pub struct Settings {
     pub master_key: SecretValue,
     /// Where backups go and how.
     pub backup: BackupSettings,
+    /// Who is told of faults.
+    pub notify: NotifySettings,
     /// `LITELLM_ACCEPT_VULNERABILITIES`: identifiers of vulnerabilities that are accepted.
     pub accepted: Vec<String>,
     ui_username: Option<String>,
@@ -354,6 +380,7 @@ impl Settings {
             cache,
             master_key,
             backup: reader.backup()?,
+            notify: reader.notify()?,
             accepted: reader
                 .filled(ACCEPT_VULNERABILITIES)
                 .map(identifiers)
@@ -618,6 +645,33 @@ impl Reader<'_> {
         })
     }
 
+    fn notify(&self) -> Result<NotifySettings> {
+        let value = |name| {
+            let value = self.filled(name)?;
+            Some(SecretValue::new(value, self.vault))
+        };
+        let url = value(NOTIFY_URL);
+        let is_wrong = |url: SecretString| {
+            reqwest::Url::parse(url.expose_secret())
+                .map_or(true, |url| !["http", "https"].contains(&url.scheme()))
+        };
+        if url
+            .as_ref()
+            .and_then(SecretValue::in_clear)
+            .is_some_and(is_wrong)
+        {
+            return Err(self.wrong(
+                NOTIFY_URL,
+                "is no http or https URL",
+                "write it as https://HOST/PATH; a program is named by NOTIFY_COMMAND",
+            ));
+        }
+        Ok(NotifySettings {
+            command: value(NOTIFY_COMMAND),
+            url,
+        })
+    }
+
     fn postgres_name(&self, name: &str) -> Result<String> {
         let value = self.filled(name).unwrap_or(DEFAULT_POSTGRES_NAME);
         // PostgreSQL truncates longer identifiers silently (NAMEDATALEN - 1).
@@ -784,7 +838,10 @@ pub fn is_secret(name: &str, value: &str) -> bool {
         return false;
     }
     let name = name.to_ascii_uppercase();
-    SECRET_WORDS.iter().any(|word| name.contains(word)) || password_in_url(value).is_some()
+    // Whoever knows such a URL can write to its channel.
+    name == NOTIFY_URL
+        || SECRET_WORDS.iter().any(|word| name.contains(word))
+        || password_in_url(value).is_some()
 }
 
 /// The password in a URL with one, as it is written there.
@@ -814,6 +871,7 @@ mod tests {
             ),
             ("SLACK_HOOK", "https://user:pass@example.com/x", true),
             ("PROXY_BASE_URL", "https://example.com", false),
+            ("NOTIFY_URL", "https://example.com/hooks/1", true),
         ] {
             assert_eq!(is_secret(name, value), expected, "{name}");
         }

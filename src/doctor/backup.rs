@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime};
 
 use super::{Check, CheckName, Examination};
 use crate::error::Result;
+use crate::host::Host;
 use crate::host::paths::{Paths, Scope};
 use crate::host::systemd::{LoadState, UnitState};
 use crate::operations::backup;
@@ -20,14 +21,19 @@ pub(crate) async fn backup(examination: &Examination<'_>) -> Option<Check> {
         .units
         .as_ref()
         .filter(|units| !units.is_empty())?;
-    let systemd = examination.host.systemd().await.ok()?;
+    check(examination.host).await
+}
+
+/// Whether backups are made. `None` if systemd does not answer.
+pub(super) async fn check(host: &Host) -> Option<Check> {
+    let systemd = host.systemd().await.ok()?;
     let (timer, service, target) = futures_util::try_join!(
         systemd.unit(BACKUP_TIMER),
         systemd.unit(BACKUP_SERVICE),
         systemd.unit("litellm.target"),
     )
     .ok()?;
-    let paths = &examination.host.paths;
+    let paths = &host.paths;
     let last = match last(paths) {
         Ok(last) => last,
         Err(error) => return Some(Check::error(CheckName::Backup, &error)),

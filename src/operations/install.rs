@@ -13,6 +13,7 @@ use crate::host::ownership;
 use crate::host::paths::Scope;
 use crate::host::podman::PodmanVersion;
 use crate::host::systemd::Features;
+use crate::host::systemd::Systemd;
 use crate::host::systemd::job::{JobType, Jobs};
 use crate::host::{self, Host};
 use crate::image::Image;
@@ -52,6 +53,8 @@ pub(crate) struct Prepared {
     /// The timers that appear, and are then enabled; and what each is for. An operator who disables
     /// one later is not overruled.
     timers: Vec<(&'static str, &'static str)>,
+    /// The timers that go, with what each was for.
+    former_timers: Vec<(&'static str, &'static str)>,
 }
 
 /// The units would get new secrets and an empty database, and the gateway would refuse every key.
@@ -126,9 +129,20 @@ pub(crate) async fn prepare(host: &Host, target: ReleaseTarget) -> Result<Prepar
             .iter()
             .any(|change| change.before.is_none() && change.path.ends_with(timer))
     };
+    let goes = |timer: &str| {
+        units
+            .changes
+            .iter()
+            .any(|change| change.after.is_none() && change.path.ends_with(timer))
+    };
+    let is_rendered = |timer: &str| files.iter().any(|file| file.name == timer);
     let timers = quadlet::TIMERS
         .into_iter()
-        .filter(|(timer, _)| first || appears(timer))
+        .filter(|(timer, _)| is_rendered(timer) && (first || appears(timer)))
+        .collect();
+    let former_timers = quadlet::TIMERS
+        .into_iter()
+        .filter(|(timer, _)| goes(timer))
         .collect();
     Ok(Prepared {
         deployment,
@@ -138,6 +152,7 @@ pub(crate) async fn prepare(host: &Host, target: ReleaseTarget) -> Result<Prepar
         kept,
         first,
         timers,
+        former_timers,
     })
 }
 
@@ -229,6 +244,10 @@ impl Prepared {
         let [rest, gateway] = [&changes[..at], &changes[at..]].map(|changes| UnitPlan {
             changes: changes.to_vec(),
         });
+        for (timer, _) in &self.former_timers {
+            systemd.disable(timer).await?;
+        }
+        ask(systemd, JobType::Stop, &self.former_timers).await?;
         rest.apply()?;
         for (timer, _) in &self.timers {
             systemd.enable(timer).await?;
@@ -246,15 +265,12 @@ impl Prepared {
         for (timer, purpose) in &self.timers {
             progress.done(&format!("enable {timer}: {purpose}"));
         }
+        for (timer, purpose) in &self.former_timers {
+            progress.done(&format!("disable {timer}: no more {purpose}"));
+        }
         systemd.reload().await?;
         progress.done("reload systemd");
-        if !self.timers.is_empty() {
-            let mut jobs = Jobs::new(systemd).await?;
-            for (timer, _) in &self.timers {
-                jobs.ask(JobType::Start, timer).await?;
-            }
-            while !jobs.pending().is_empty() && jobs.next(TIMER_TIMEOUT).await?.is_some() {}
-        }
+        ask(systemd, JobType::Start, &self.timers).await?;
         if host.scope() == Scope::User {
             advise_linger(&host.progress);
         }
@@ -303,6 +319,19 @@ pub(crate) fn render(
             images,
         },
     )
+}
+
+/// Starts or stops timers, and waits for it.
+async fn ask(systemd: &Systemd, verb: JobType, timers: &[(&str, &str)]) -> Result<()> {
+    if timers.is_empty() {
+        return Ok(());
+    }
+    let mut jobs = Jobs::new(systemd).await?;
+    for (timer, _) in timers {
+        jobs.ask(verb, timer).await?;
+    }
+    while !jobs.pending().is_empty() && jobs.next(TIMER_TIMEOUT).await?.is_some() {}
+    Ok(())
 }
 
 /// Without lingering, a user's units end with the last session and don't start at boot.

@@ -266,7 +266,7 @@ impl ReleasePlan {
             restore: None,
         };
         let begin = std::time::Instant::now();
-        match run.forward(&self.configuration, &wanted, self.wanted).await {
+        match Box::pin(run.forward(&self.configuration, &wanted, self.wanted)).await {
             Ok(()) => {
                 host.progress.say(&format!(
                     "{} is running; the {} took {}",

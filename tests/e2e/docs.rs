@@ -149,6 +149,20 @@ const INSTEAD: &[(&str, Instead)] = &[
             "EDITOR=\"sed -i s/^OPENAI_API_KEY=.*/OPENAI_API_KEY=sk-of-the-provider/\" sudoedit /opt/litellm-server/.env /opt/litellm-server/config/litellm-config.yaml",
         ),
     ),
+    // Nobody is named yet.
+    (
+        "sudo litellm-units notify test",
+        Instead::Run(
+            "echo 'NOTIFY_COMMAND=cat >/root/notice' | sudo tee -a /opt/litellm-server/.env >/dev/null
+             sudo litellm-units apply >&2; sudo litellm-units notify test",
+        ),
+    ),
+    (
+        "litellm-units notify test",
+        Instead::Run(
+            "echo 'NOTIFY_COMMAND=cat >/dev/null' >>/opt/litellm-server/.env; litellm-units notify test",
+        ),
+    ),
     // What asks, or has a name in it that only its reader knows.
     (
         "litellm-units restore latest",
@@ -293,6 +307,7 @@ fn first_steps_and_daily_use() {
     for (path, who) in [
         ("docs/configuration.md", Who::Operator),
         ("docs/keys.md", Who::Operator),
+        ("docs/notices.md", Who::Operator),
         ("docs/status-json.md", Who::Root),
         ("docs/backup.md", Who::Operator),
         ("docs/upgrade.md", Who::Operator),
@@ -414,6 +429,7 @@ fn everything_is_read() {
         "docs/configuration.md",
         "docs/from-docker-compose.md",
         "docs/keys.md",
+        "docs/notices.md",
         "docs/rootless.md",
         "docs/tutorial.md",
         "docs/status-json.md",

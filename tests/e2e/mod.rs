@@ -16,6 +16,7 @@ mod faults;
 mod keys;
 mod main_job;
 mod matrix;
+mod notices;
 mod overload;
 mod packages;
 mod proxies;

@@ -33,6 +33,7 @@ pub(crate) fn all() -> Vec<Case> {
     let redis = format!("REDIS_HOST=cache.example.org\nREDIS_PASSWORD={SECRET}\n");
     let alpine = "POSTGRES_IMAGE=docker.io/library/postgres:17.7-alpine\n\
                   REDIS_IMAGE=docker.io/library/redis:7.4.6-alpine\n";
+    let notify = format!("NOTIFY_URL=https://hooks.example.org/{SECRET}\n");
     let mut cases = Vec::new();
     for scope in [Scope::System, Scope::User] {
         let deployment = match scope {
@@ -49,7 +50,7 @@ pub(crate) fn all() -> Vec<Case> {
             add("external-both", deployment, &format!("{database}{redis}"));
             if podman == "5.4" {
                 add("alpine", deployment, alpine);
-                add("space", "/srv/my gateway", "");
+                add("space", "/srv/my gateway", &notify);
                 add("pinned", deployment, "");
                 add("systemd-252", deployment, "");
                 add("systemd-252-direct", deployment, "");

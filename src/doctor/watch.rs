@@ -1,0 +1,336 @@
+//! Tells people of faults: what `litellm-watch.service` does three times a minute.
+//!
+//! A fault is told once, when it was seen twice in a row, and its end is told, too. So a storm becomes one notice, and
+//! what a restart causes for a few seconds becomes none. What is told has no line of a log: those may hold prompts.
+
+use std::collections::BTreeMap;
+use std::time::SystemTime;
+
+use secrecy::ExposeSecret;
+use serde::{Deserialize, Serialize};
+
+use super::{CheckOutcome, backup, files};
+use crate::deployment::settings::{NOTIFY_COMMAND, NOTIFY_URL, NotifySettings, Settings};
+use crate::error::{Failure, Result};
+use crate::host::files::write_atomically;
+use crate::host::paths::Scope;
+use crate::host::{Host, notice};
+use crate::litellm::health::GatewayHealth;
+use crate::operations::recovery::OngoingOperation;
+use crate::operations::stack::report::{self, ServiceReport, StatusReport};
+use crate::output::duration;
+use crate::quadlet::RECOVERY;
+
+/// How often in a row a fault is seen before it is told.
+const SIGHTINGS: u32 = 2;
+/// How often, if it may be a slow start or load: three minutes.
+const SLOW_SIGHTINGS: u32 = 9;
+/// How often in a row it is not seen before its end is told.
+const ABSENCES: u32 = 3;
+
+/// A fault: what is known of it from this look and the ones before.
+#[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
+struct Fault {
+    message: String,
+    /// How often in a row it has to be seen before it is told.
+    sightings: u32,
+    since: SystemTime,
+    seen: u32,
+    absent: u32,
+    told: bool,
+}
+
+impl Fault {
+    fn is_new(&self) -> bool {
+        !self.told && self.absent == 0 && self.seen >= self.sightings
+    }
+
+    fn is_over(&self) -> bool {
+        self.absent >= if self.told { ABSENCES } else { 1 }
+    }
+}
+
+/// Faults by what they concern.
+type Faults = BTreeMap<String, Fault>;
+
+/// Looks, tells what is new, and keeps what it has seen for the next look.
+///
+/// # Errors
+/// When `.env` is wrong, systemd does not answer, or not everybody could be told; the next look tries again.
+pub(crate) async fn watch(host: &Host) -> Result<()> {
+    let settings = Settings::load(&host.paths.env_file())?;
+    // What a change does to the stack, its command tells.
+    if let Some(OngoingOperation::Running(words)) = OngoingOperation::find(&host.paths)?
+        && !["backup", "pull"]
+            .iter()
+            .any(|beside| words.starts_with(&format!("litellm-units {beside}")))
+    {
+        return Ok(());
+    }
+    let file = host.paths.runtime_state().join("faults.json");
+    // Without the file of the last look, or with a damaged one, everything is new.
+    let before: Faults = std::fs::read(&file)
+        .ok()
+        .and_then(|text| serde_json::from_slice(&text).ok())
+        .unwrap_or_default();
+    let mut faults = seen(before, find(host).await?);
+    let lines = lines(&faults);
+    let told = match &*lines {
+        [] => Ok(Vec::new()),
+        lines => tell(&settings.notify, &text(host, lines)).await,
+    };
+    if told.is_ok() {
+        settle(&mut faults);
+    }
+    write_atomically(&file, &serde_json::to_vec(&faults)?, 0o600)?;
+    told.map(drop)
+}
+
+/// Sends a notice that says that it is a test, and returns the variables that name who got it.
+///
+/// # Errors
+/// When `.env` names nobody, or not everybody could be told.
+pub(crate) async fn test(host: &Host) -> Result<Vec<&'static str>> {
+    let path = host.paths.env_file();
+    let settings = Settings::load(&path)?;
+    if settings.notify.is_empty() {
+        return Err(Failure::config(format!(
+            "{} names nobody who is told of faults",
+            path.display()
+        ))
+        .hint(format!(
+            "add {NOTIFY_URL}=https://… (a webhook) or {NOTIFY_COMMAND}=… (a program), then run `litellm-units apply`"
+        ))
+        .into());
+    }
+    tell(
+        &settings.notify,
+        &text(host, &["this is a test".to_owned()]),
+    )
+    .await
+}
+
+/// Tells everybody, and returns the variables that name them.
+async fn tell(notify: &NotifySettings, text: &str) -> Result<Vec<&'static str>> {
+    let mut told = Vec::new();
+    let mut failures = Vec::new();
+    for (name, value) in [(NOTIFY_URL, &notify.url), (NOTIFY_COMMAND, &notify.command)] {
+        let Some(value) = value else {
+            continue;
+        };
+        let value = value.open()?;
+        let sent = match name {
+            NOTIFY_URL => notice::post(value.expose_secret(), text).await,
+            _ => notice::run(value.expose_secret(), text).await,
+        };
+        match sent {
+            Ok(()) => told.push(name),
+            Err(error) => failures.push(format!("{name}: {error:#}")),
+        }
+    }
+    if failures.is_empty() {
+        return Ok(told);
+    }
+    Err(Failure::new(format!(
+        "the notice was not delivered: {}",
+        failures.join("; ")
+    ))
+    .hint("correct .env, then try it: `litellm-units notify test`")
+    .into())
+}
+
+fn text(host: &Host, lines: &[String]) -> String {
+    let name = nix::unistd::gethostname().unwrap_or_default();
+    let user = match host.scope() {
+        Scope::System => "",
+        Scope::User => " of a user",
+    };
+    format!(
+        "litellm-units on {}{user}\n{}\n",
+        name.to_string_lossy(),
+        lines.join("\n")
+    )
+}
+
+/// The faults after another look.
+fn seen(mut before: Faults, now: Faults) -> Faults {
+    for (subject, fault) in &mut before {
+        if !now.contains_key(subject) {
+            fault.absent += 1;
+            fault.seen = 0;
+        }
+    }
+    for (subject, fault) in now {
+        let known = before.entry(subject).or_insert_with(|| fault.clone());
+        known.message = fault.message;
+        known.sightings = fault.sightings;
+        known.seen += 1;
+        known.absent = 0;
+    }
+    before
+}
+
+/// Everything is told.
+fn settle(faults: &mut Faults) {
+    faults.retain(|_, fault| !fault.is_over());
+    for fault in faults.values_mut().filter(|fault| fault.is_new()) {
+        fault.told = true;
+    }
+}
+
+/// What has to be told.
+fn lines(faults: &Faults) -> Vec<String> {
+    let new = faults.values().filter(|fault| fault.is_new());
+    let over = faults
+        .iter()
+        .filter(|(_, fault)| fault.told && fault.is_over());
+    new.map(|fault| fault.message.clone())
+        .chain(over.map(|(subject, fault)| {
+            let time = fault.since.elapsed().unwrap_or_default();
+            format!("{subject}: well again after {}", duration(time))
+        }))
+        .collect()
+}
+
+/// Looks at everything that costs little to look at.
+async fn find(host: &Host) -> Result<Faults> {
+    let since = SystemTime::now();
+    let mut faults = Faults::new();
+    let mut add = |subject: &str, words: &str, sightings| {
+        let fault = Fault {
+            message: format!("{subject}: {words}"),
+            sightings,
+            since,
+            seen: 0,
+            absent: 0,
+            told: false,
+        };
+        faults.insert(subject.to_owned(), fault);
+    };
+    let report = report::gather(host).await?;
+    for service in &report.services {
+        if let Some((words, sightings)) = of_service(service) {
+            add(service.service, &words, sightings);
+        }
+    }
+    for blocker in report.blockers.iter().filter(|blocker| blocker.failing) {
+        add(&blocker.unit, &blocker.state, SIGHTINGS);
+    }
+    if let Some(sightings) = of_gateway(&report) {
+        let words = format!("{}; see `litellm-units doctor`", report.gateway.health);
+        add("gateway", &words, sightings);
+    }
+    if let Some(OngoingOperation::Interrupted(words)) = OngoingOperation::find(&host.paths)? {
+        add("operation", &words, SIGHTINGS);
+    }
+    let recovery = host.systemd().await?.unit(RECOVERY).await?;
+    if let Some(problem) = recovery.problem() {
+        add(RECOVERY, &problem, SIGHTINGS);
+    }
+    let space = files::space(host, false).await;
+    let checks = space.into_iter().chain(backup::check(host).await);
+    for check in checks.filter(|check| check.outcome != CheckOutcome::Ok) {
+        let remedy = check.remedy.map(|remedy| format!("; {remedy}"));
+        let words = check.message + &remedy.unwrap_or_default();
+        add(&check.name.to_string(), &words, SIGHTINGS);
+    }
+    Ok(faults)
+}
+
+/// The fault of a service, and how often it has to be seen.
+fn of_service(service: &ServiceReport) -> Option<(String, u32)> {
+    let name = service.service;
+    let see = format!("see `litellm-units logs {name}`");
+    if service.is_broken() {
+        let health = service.health.filter(|health| health.is_bad());
+        let health = health
+            .map(|health| format!(", {health}"))
+            .unwrap_or_default();
+        return Some((
+            format!("{} ({}){health}; {see}", service.active, service.sub),
+            SIGHTINGS,
+        ));
+    }
+    if service.is_starting() {
+        return Some((format!("is still starting; {see}"), SLOW_SIGHTINGS));
+    }
+    (!service.is_well()).then(|| {
+        (
+            format!("{} ({}); {see}", service.active, service.sub),
+            SIGHTINGS,
+        )
+    })
+}
+
+/// How often the gateway's own answer has to be seen to be a fault.
+fn of_gateway(report: &StatusReport) -> Option<u32> {
+    let starts = |service: &ServiceReport| service.is_starting();
+    match &report.gateway.health {
+        health if health.is_ready() => None,
+        GatewayHealth::Busy { .. } => Some(SLOW_SIGHTINGS),
+        _ if report.services.iter().any(starts) => Some(SLOW_SIGHTINGS),
+        _ => Some(SIGHTINGS),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn faults(subjects: &[&str]) -> Faults {
+        let fault = |subject: &&str| Fault {
+            message: format!("{subject}: down"),
+            sightings: SIGHTINGS,
+            since: SystemTime::now(),
+            seen: 0,
+            absent: 0,
+            told: false,
+        };
+        subjects
+            .iter()
+            .map(|subject| ((*subject).to_owned(), fault(subject)))
+            .collect()
+    }
+
+    /// What each look tells, if everybody can be told.
+    fn told(looks: &[&[&str]]) -> Vec<Vec<String>> {
+        let mut known = Faults::new();
+        let mut all = Vec::new();
+        for look in looks {
+            known = seen(known, faults(look));
+            all.push(lines(&known));
+            settle(&mut known);
+        }
+        all
+    }
+
+    #[test]
+    fn a_fault_and_its_end_are_told_once() {
+        let down: &[&str] = &["gateway"];
+        let looks = [down, down, down, &[], &[], &[], &[]];
+        assert_eq!(
+            told(&looks),
+            [
+                vec![],
+                vec!["gateway: down".to_owned()],
+                vec![],
+                vec![],
+                vec![],
+                vec!["gateway: well again after 0.0 s".to_owned()],
+                vec![],
+            ]
+        );
+    }
+
+    #[test]
+    fn a_storm_is_one_notice_and_a_blink_is_none() {
+        let storm: &[&str] = &["gateway", "postgres", "redis"];
+        let blink: &[&str] = &["postgres"];
+        assert_eq!(told(&[storm, storm])[1].len(), 3);
+        let calm: Vec<Vec<String>> = vec![vec![]; 5];
+        assert_eq!(told(&[blink, &[], blink, &[], &[]]), calm);
+        // A fault that comes and goes stays one.
+        let looks = [storm, storm, &[], storm, &[], &[], storm];
+        assert_eq!(told(&looks)[2..].concat(), Vec::<String>::new());
+    }
+}

@@ -104,6 +104,8 @@ pub(crate) enum Command {
     Config(Config),
     /// Check the host and the deployment, and show how to fix each problem
     Doctor(Doctor),
+    /// Print the state of the stack as metrics of Prometheus
+    Metrics,
     /// Try the notices of faults
     #[command(subcommand)]
     Notify(Notify),

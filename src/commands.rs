@@ -14,6 +14,7 @@ pub(crate) mod history;
 pub(crate) mod key;
 pub(crate) mod lifecycle;
 pub(crate) mod logs;
+pub(crate) mod metrics;
 pub(crate) mod notify;
 pub(crate) mod pull;
 pub(crate) mod rollback;

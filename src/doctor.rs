@@ -6,6 +6,7 @@
 
 mod backup;
 mod files;
+pub(crate) mod metrics;
 mod name;
 mod network;
 mod platform;

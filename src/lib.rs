@@ -96,6 +96,7 @@ pub async fn run(cli: Cli) -> Result<Exit> {
         Command::Trust(arguments) => commands::trust::run(&host, &arguments).await,
         Command::Config(arguments) => commands::config::run(&host, &arguments),
         Command::Doctor(arguments) => commands::doctor::run(&host, &arguments).await,
+        Command::Metrics => commands::metrics::run(&host).await,
         Command::Notify(command) => commands::notify::run(&host, &command).await,
         Command::Unit(verb) => commands::unit::run(&host, verb).await,
     }

@@ -68,7 +68,7 @@ pub const CHECK_TIMER: &str = "litellm-upgrade-check.timer";
 /// What that timer starts.
 pub const CHECK_SERVICE: &str = "litellm-upgrade-check.service";
 
-/// Looks for faults, if somebody is to be told of them.
+/// Looks for faults, if somebody is to be told of them, and writes metrics, if there is to be a file of them.
 pub const WATCH_TIMER: &str = "litellm-watch.timer";
 /// What that timer starts.
 pub const WATCH_SERVICE: &str = "litellm-watch.service";
@@ -77,7 +77,7 @@ pub const WATCH_SERVICE: &str = "litellm-watch.service";
 pub const TIMERS: [(&str, &str); 3] = [
     (BACKUP_TIMER, "a backup every night"),
     (CHECK_TIMER, "a check for newer releases every day"),
-    (WATCH_TIMER, "notices of faults"),
+    (WATCH_TIMER, "notices of faults, and metrics"),
 ];
 
 /// Where a unit file goes.
@@ -158,7 +158,7 @@ pub fn render(settings: &Settings, host: &RenderContext<'_>) -> Result<Vec<UnitF
         file(Place::Unit, CHECK_SERVICE, &Check { common })?,
         file(Place::Unit, CHECK_TIMER, &CheckTimer { common })?,
     ];
-    if !settings.notify.is_empty() {
+    if !settings.watch.is_empty() {
         files.push(file(Place::Unit, WATCH_SERVICE, &Watch { common })?);
         files.push(file(Place::Unit, WATCH_TIMER, &WatchTimer { common })?);
     }

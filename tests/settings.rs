@@ -330,6 +330,12 @@ fn what_can_not_be_used_is_refused_by_name_file_and_line() {
              hint: write it as https://HOST/PATH; a program is named by NOTIFY_COMMAND\n".to_owned(),
         ),
         (
+            "METRICS_FILE",
+            "METRICS_FILE=litellm.prom",
+            "error: /srv/.env, line 13: METRICS_FILE is no absolute path that ends in .prom\n\
+             hint: name a file in the directory of node_exporter's textfile collector, such as /var/lib/prometheus/node-exporter/litellm.prom\n".to_owned(),
+        ),
+        (
             "LITELLM_LIVENESS_TIMEOUT",
             "LITELLM_LIVENESS_TIMEOUT=9",
             "error: /srv/.env, line 13: LITELLM_LIVENESS_TIMEOUT is not a number of seconds from 10 to 86400\n\

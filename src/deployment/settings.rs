@@ -1,6 +1,6 @@
 //! The validated settings of one deployment, read from its `.env`.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use secrecy::{ExposeSecret, SecretString};
@@ -56,8 +56,9 @@ const TLS_HINT: &str = "remove the line, then run `litellm-units apply`; for TLS
 const SOCKET_HINT: &str = "remove the line, then run `litellm-units apply`";
 
 /// Variables that concern this program or another container, and so never reach the gateway.
-const NOT_FOR_GATEWAY: [&str; 11] = [
+const NOT_FOR_GATEWAY: [&str; 12] = [
     ACCEPT_VULNERABILITIES,
+    METRICS_FILE,
     NOTIFY_COMMAND,
     NOTIFY_URL,
     "LITELLM_IMAGE",
@@ -98,6 +99,8 @@ const FOR_MIGRATION: [&str; 8] = [
 /// So begin the names of variables with the timeouts of the migration's commands.
 const PRISMA_PREFIX: &str = "LITELLM_PRISMA_";
 
+/// The file that gets the metrics.
+pub const METRICS_FILE: &str = "METRICS_FILE";
 /// The program that is told of faults.
 pub const NOTIFY_COMMAND: &str = "NOTIFY_COMMAND";
 /// The address that is told of faults.
@@ -119,7 +122,8 @@ pub const OPTIONAL: [&str; 6] = [
 ];
 
 /// Variables that are in clear: no secrets, and needed where none is opened.
-const IN_CLEAR: [&str; 13] = [
+const IN_CLEAR: [&str; 14] = [
+    METRICS_FILE,
     ACCEPT_VULNERABILITIES,
     LIVENESS_TIMEOUT,
     "LITELLM_IMAGE",
@@ -198,20 +202,28 @@ pub struct ContainerSecret {
     pub value: SecretValue,
 }
 
-/// Who is told of faults.
+/// What `litellm-watch.service` does with what it sees.
 #[derive(Clone, Debug, Default)]
-pub struct NotifySettings {
+pub struct WatchSettings {
     /// `NOTIFY_COMMAND`: a command line for `sh`, which gets the text on stdin.
     pub command: Option<SecretValue>,
     /// `NOTIFY_URL`: an http(s) URL, which gets `{"text": …}` by POST.
     pub url: Option<SecretValue>,
+    /// `METRICS_FILE`: an absolute path; the file is replaced at each look.
+    pub metrics: Option<PathBuf>,
 }
 
-impl NotifySettings {
-    /// Whether nobody is told.
+impl WatchSettings {
+    /// Whether somebody is told of faults.
+    #[must_use]
+    pub fn tells(&self) -> bool {
+        self.command.is_some() || self.url.is_some()
+    }
+
+    /// Whether there is nothing to do.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        self.command.is_none() && self.url.is_none()
+        !self.tells() && self.metrics.is_none()
     }
 }
 
@@ -241,8 +253,8 @@ pub struct Settings {
     pub master_key: SecretValue,
     /// Where backups go and how.
     pub backup: BackupSettings,
-    /// Who is told of faults.
-    pub notify: NotifySettings,
+    /// Who is told of faults, and where metrics go.
+    pub watch: WatchSettings,
     /// `LITELLM_ACCEPT_VULNERABILITIES`: identifiers of vulnerabilities that are accepted.
     pub accepted: Vec<String>,
     ui_username: Option<String>,
@@ -380,7 +392,7 @@ impl Settings {
             cache,
             master_key,
             backup: reader.backup()?,
-            notify: reader.notify()?,
+            watch: reader.watch()?,
             accepted: reader
                 .filled(ACCEPT_VULNERABILITIES)
                 .map(identifiers)
@@ -645,11 +657,21 @@ impl Reader<'_> {
         })
     }
 
-    fn notify(&self) -> Result<NotifySettings> {
+    fn watch(&self) -> Result<WatchSettings> {
         let value = |name| {
             let value = self.filled(name)?;
             Some(SecretValue::new(value, self.vault))
         };
+        let metrics = self.filled(METRICS_FILE).map(PathBuf::from);
+        if metrics.as_ref().is_some_and(|path| {
+            !path.is_absolute() || path.extension().is_none_or(|kind| kind != "prom")
+        }) {
+            return Err(self.wrong(
+                METRICS_FILE,
+                "is no absolute path that ends in .prom",
+                "name a file in the directory of node_exporter's textfile collector, such as /var/lib/prometheus/node-exporter/litellm.prom",
+            ));
+        }
         let url = value(NOTIFY_URL);
         let is_wrong = |url: SecretString| {
             reqwest::Url::parse(url.expose_secret())
@@ -666,9 +688,10 @@ impl Reader<'_> {
                 "write it as https://HOST/PATH; a program is named by NOTIFY_COMMAND",
             ));
         }
-        Ok(NotifySettings {
+        Ok(WatchSettings {
             command: value(NOTIFY_COMMAND),
             url,
+            metrics,
         })
     }
 

@@ -48,7 +48,8 @@ pub(super) async fn check(host: &Host) -> Option<Check> {
     ))
 }
 
-fn last(paths: &Paths) -> Result<Option<Duration>> {
+/// Time since the last backup.
+pub(super) fn last(paths: &Paths) -> Result<Option<Duration>> {
     let Some(newest) = backup::ids(paths)?.pop() else {
         return Ok(None);
     };

@@ -33,14 +33,7 @@ const LITTLE: u64 = 2 << 30;
 
 /// Of every file system that the deployment and its containers write to.
 pub(crate) async fn space(host: &Host, podman_works: bool) -> Vec<Check> {
-    let paths = &host.paths;
-    let mut places = vec![
-        paths.deployment.clone(),
-        paths.config(),
-        paths.logs(),
-        paths.postgres_data(),
-        paths.redis_data(),
-    ];
+    let mut places = places(host);
     if podman_works
         && let Ok(podman) = host.podman().await
         && let Ok(root) = podman
@@ -49,6 +42,46 @@ pub(crate) async fn space(host: &Host, podman_works: bool) -> Vec<Check> {
     {
         places.push(root.trim().into());
     }
+    let systems = systems(places);
+    let tightest = systems.iter().min_by_key(|(_, found)| bytes_free(found));
+    let disk = tightest.map(|(path, found)| disk(path, bytes_free(found)));
+    // Some file systems (btrfs) have no fixed number of inodes, and say 0.
+    let fewest = systems
+        .iter()
+        .filter(|(_, found)| found.files() > 0)
+        .min_by_key(|(_, found)| found.files_available() * 1000 / found.files());
+    let inodes = match fewest {
+        Some((path, found)) => inodes(path, found.files_available(), found.files()),
+        None => Check::ok(CheckName::Inodes, "the file systems have no limit"),
+    };
+    disk.into_iter().chain([inodes]).collect()
+}
+
+/// Where the deployment and its containers write to.
+fn places(host: &Host) -> Vec<PathBuf> {
+    let paths = &host.paths;
+    vec![
+        paths.deployment.clone(),
+        paths.config(),
+        paths.logs(),
+        paths.postgres_data(),
+        paths.redis_data(),
+    ]
+}
+
+/// The file systems of the deployment, and the bytes that are free.
+pub(super) fn free(host: &Host) -> Vec<(PathBuf, u64)> {
+    let systems = systems(places(host)).into_iter();
+    systems
+        .map(|(path, found)| (path, bytes_free(&found)))
+        .collect()
+}
+
+fn bytes_free(found: &Statvfs) -> u64 {
+    found.blocks_available() * found.fragment_size()
+}
+
+fn systems(places: Vec<PathBuf>) -> Vec<(PathBuf, Statvfs)> {
     // Each file system by the first place on it.
     let mut systems: BTreeMap<u64, (PathBuf, Statvfs)> = BTreeMap::new();
     for place in places {
@@ -61,20 +94,7 @@ pub(crate) async fn space(host: &Host, podman_works: bool) -> Vec<Check> {
                 .or_insert((existing.to_owned(), found));
         }
     }
-    let systems: Vec<_> = systems.into_values().collect();
-    let free = |found: &Statvfs| found.blocks_available() * found.fragment_size();
-    let tightest = systems.iter().min_by_key(|(_, found)| free(found));
-    let disk = tightest.map(|(path, found)| disk(path, free(found)));
-    // Some file systems (btrfs) have no fixed number of inodes, and say 0.
-    let fewest = systems
-        .iter()
-        .filter(|(_, found)| found.files() > 0)
-        .min_by_key(|(_, found)| found.files_available() * 1000 / found.files());
-    let inodes = match fewest {
-        Some((path, found)) => inodes(path, found.files_available(), found.files()),
-        None => Check::ok(CheckName::Inodes, "the file systems have no limit"),
-    };
-    disk.into_iter().chain([inodes]).collect()
+    systems.into_values().collect()
 }
 
 fn disk(path: &Path, free: u64) -> Check {

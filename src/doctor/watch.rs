@@ -1,18 +1,19 @@
-//! Tells people of faults: what `litellm-watch.service` does three times a minute.
+//! Tells people of faults, and writes metrics: what `litellm-watch.service` does three times a minute.
 //!
 //! A fault is told once, when it was seen twice in a row, and its end is told, too. So a storm becomes one notice, and
 //! what a restart causes for a few seconds becomes none. What is told has no line of a log: those may hold prompts.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::time::SystemTime;
 
 use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 
-use super::{CheckOutcome, backup, files};
-use crate::deployment::settings::{NOTIFY_COMMAND, NOTIFY_URL, NotifySettings, Settings};
+use super::{CheckOutcome, backup, files, metrics};
+use crate::deployment::settings::{NOTIFY_COMMAND, NOTIFY_URL, Settings, WatchSettings};
 use crate::error::{Failure, Result};
-use crate::host::files::write_atomically;
+use crate::host::files::{write_atomically, write_here};
 use crate::host::paths::Scope;
 use crate::host::{Host, notice};
 use crate::litellm::health::GatewayHealth;
@@ -59,6 +60,16 @@ type Faults = BTreeMap<String, Fault>;
 /// When `.env` is wrong, systemd does not answer, or not everybody could be told; the next look tries again.
 pub(crate) async fn watch(host: &Host) -> Result<()> {
     let settings = Settings::load(&host.paths.env_file())?;
+    if let Some(path) = &settings.watch.metrics {
+        let text = metrics::gather(host).await?;
+        let (directory, name) = (path.parent(), path.file_name().and_then(OsStr::to_str));
+        if let (Some(directory), Some(name)) = (directory, name) {
+            write_here(directory, name, text.as_bytes(), 0o644)?;
+        }
+    }
+    if !settings.watch.tells() {
+        return Ok(());
+    }
     // What a change does to the stack, its command tells.
     if let Some(OngoingOperation::Running(words)) = OngoingOperation::find(&host.paths)?
         && !["backup", "pull"]
@@ -77,7 +88,7 @@ pub(crate) async fn watch(host: &Host) -> Result<()> {
     let lines = lines(&faults);
     let told = match &*lines {
         [] => Ok(Vec::new()),
-        lines => tell(&settings.notify, &text(host, lines)).await,
+        lines => tell(&settings.watch, &text(host, lines)).await,
     };
     if told.is_ok() {
         settle(&mut faults);
@@ -93,7 +104,7 @@ pub(crate) async fn watch(host: &Host) -> Result<()> {
 pub(crate) async fn test(host: &Host) -> Result<Vec<&'static str>> {
     let path = host.paths.env_file();
     let settings = Settings::load(&path)?;
-    if settings.notify.is_empty() {
+    if !settings.watch.tells() {
         return Err(Failure::config(format!(
             "{} names nobody who is told of faults",
             path.display()
@@ -103,18 +114,14 @@ pub(crate) async fn test(host: &Host) -> Result<Vec<&'static str>> {
         ))
         .into());
     }
-    tell(
-        &settings.notify,
-        &text(host, &["this is a test".to_owned()]),
-    )
-    .await
+    tell(&settings.watch, &text(host, &["this is a test".to_owned()])).await
 }
 
 /// Tells everybody, and returns the variables that name them.
-async fn tell(notify: &NotifySettings, text: &str) -> Result<Vec<&'static str>> {
+async fn tell(watch: &WatchSettings, text: &str) -> Result<Vec<&'static str>> {
     let mut told = Vec::new();
     let mut failures = Vec::new();
-    for (name, value) in [(NOTIFY_URL, &notify.url), (NOTIFY_COMMAND, &notify.command)] {
+    for (name, value) in [(NOTIFY_URL, &watch.url), (NOTIFY_COMMAND, &watch.command)] {
         let Some(value) = value else {
             continue;
         };

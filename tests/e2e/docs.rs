@@ -149,6 +149,11 @@ const INSTEAD: &[(&str, Instead)] = &[
             "EDITOR=\"sed -i s/^OPENAI_API_KEY=.*/OPENAI_API_KEY=sk-of-the-provider/\" sudoedit /opt/litellm-server/.env /opt/litellm-server/config/litellm-config.yaml",
         ),
     ),
+    (
+        "echo METRICS_FILE=/var/lib/prometheus/node-exporter/litellm.prom | sudo tee -a /opt/litellm-server/.env >/dev/null",
+        // No node_exporter is there.
+        Instead::Elsewhere,
+    ),
     // Nobody is named yet.
     (
         "sudo litellm-units notify test",

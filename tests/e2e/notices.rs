@@ -68,13 +68,14 @@ fn faults_are_told_once() {
         &[
             ("NOTIFY_URL", "http://127.0.0.1:8099/hook-of-ours"),
             ("NOTIFY_COMMAND", "cat >>/root/told"),
+            ("METRICS_FILE", "/srv/litellm.prom"),
         ],
     );
     let applied = host.units(who, &["apply"]);
     assert!(
         applied
             .ok()
-            .contains("enable litellm-watch.timer: notices of faults\n")
+            .contains("enable litellm-watch.timer: notices of faults, and metrics\n")
     );
     assert_eq!(
         host.units(who, &["notify", "test"]).ok(),
@@ -102,6 +103,20 @@ fn faults_are_told_once() {
     host.units(who, &["start", "redis"]).ok();
     wait_for(&host, "redis: well again after ", 120);
     let name = host.sh(who, "hostname");
+    for metrics in [
+        host.units(who, &["metrics"]).ok(),
+        host.sh(who, "cat /srv/litellm.prom"),
+    ] {
+        for line in [
+            "litellm_units_state{state=\"healthy\"} 1\n",
+            "litellm_units_gateway_ready 1\n",
+            "litellm_units_service_healthy{service=\"redis\"} 1\n",
+            "litellm_units_disk_free_bytes{path=\"/opt/litellm-server\"} ",
+        ] {
+            assert!(metrics.contains(line), "{line} {metrics}");
+        }
+    }
+    assert_eq!(host.sh(who, "stat -c %a /srv/litellm.prom"), "644\n");
     let texts = hooked(&host);
     assert_eq!(texts[0], format!("litellm-units on {name}this is a test\n"));
     assert_eq!(texts[1], format!("litellm-units on {name}{fault}"));
@@ -110,12 +125,12 @@ fn faults_are_told_once() {
     let test = &texts[0];
     assert_eq!(told, format!("{test}{test}{}{}", texts[1], texts[2]));
 
-    host.sh(who, r#"sed -i /^NOTIFY_/d "$1/.env""#);
+    host.sh(who, r#"sed -i -e /^NOTIFY_/d -e /^METRICS_/d "$1/.env""#);
     let applied = host.units(who, &["apply"]);
     assert!(
         applied
             .ok()
-            .contains("disable litellm-watch.timer: no more notices of faults\n")
+            .contains("disable litellm-watch.timer: no more notices of faults, and metrics\n")
     );
     assert_eq!(
         host.property(who, "litellm-watch.timer", "LoadState"),

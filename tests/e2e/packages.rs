@@ -56,6 +56,7 @@ fn files(places: &Places) -> String {
         "/usr/share/doc/litellm-units/README.md",
         "/usr/share/doc/litellm-units/examples/Caddyfile",
         "/usr/share/doc/litellm-units/examples/nginx.conf",
+        "/usr/share/doc/litellm-units/examples/prometheus-rules.yml",
         "/usr/share/fish/vendor_completions.d/litellm-units.fish",
         "/usr/share/man/man5/litellm.env.5.gz",
         "/usr/share/man/man7/litellm-units.7.gz",

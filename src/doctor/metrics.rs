@@ -1,0 +1,306 @@
+//! What is known of the stack, as metrics of Prometheus.
+
+use std::fmt::Write;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::{backup, files};
+use crate::error::Result;
+use crate::host::Host;
+use crate::host::systemd::ActiveState;
+use crate::litellm::health::GatewayHealth;
+use crate::operations::stack::report::{self, ServiceReport, State, StatusReport};
+use crate::operations::upgrade::check::Verdict;
+use crate::quadlet::BACKUP_SERVICE;
+
+/// What [`render`] shows beside the report of `status`.
+#[derive(Debug, Default)]
+struct Others {
+    /// Time since the last backup.
+    backup: Option<Duration>,
+    backup_failed: bool,
+    /// The file systems of the deployment, and the bytes that are free.
+    disks: Vec<(PathBuf, u64)>,
+}
+
+/// Looks, and returns Prometheus' text format.
+///
+/// # Errors
+/// When systemd does not answer, or the backups can't be listed.
+pub(crate) async fn gather(host: &Host) -> Result<String> {
+    let report = report::gather(host).await?;
+    let service = host.systemd().await?.unit(BACKUP_SERVICE).await?;
+    let others = Others {
+        backup: backup::last(&host.paths)?,
+        backup_failed: service.is_failing(),
+        disks: files::free(host),
+    };
+    Ok(render(&report, &others))
+}
+
+fn render(report: &StatusReport, others: &Others) -> String {
+    let mut text = Metrics::default();
+    let flag = |value: bool| f64::from(u8::from(value));
+    text.add(
+        "state",
+        "gauge",
+        "state of the stack: 1 for the present one",
+    );
+    for (state, word) in [
+        (State::Healthy, "healthy"),
+        (State::Starting, "starting"),
+        (State::Degraded, "degraded"),
+        (State::Stopped, "stopped"),
+    ] {
+        text.sample(&[("state", word)], flag(report.state == state));
+    }
+    let health = &report.gateway.health;
+    text.add(
+        "gateway_ready",
+        "gauge",
+        "whether the gateway answers and its database is connected",
+    );
+    text.sample(&[], flag(health.is_ready()));
+    let gateway = report
+        .services
+        .iter()
+        .find(|service| service.service == "litellm");
+    if let (Some(gateway), GatewayHealth::Ready { version }) = (gateway, health) {
+        text.add(
+            "release_info",
+            "gauge",
+            "the release of the gateway that serves",
+        );
+        text.sample(
+            &[
+                ("version", version.as_deref().unwrap_or_default()),
+                ("image", gateway.image.as_deref().unwrap_or_default()),
+                ("digest", gateway.digest.as_deref().unwrap_or_default()),
+            ],
+            1.0,
+        );
+    }
+    text.of_services(
+        report,
+        "service_active",
+        "gauge",
+        "whether the unit is active",
+        |service| Some(flag(service.active == ActiveState::Active)),
+    );
+    text.of_services(
+        report,
+        "service_healthy",
+        "gauge",
+        "whether the health check passes",
+        |service| service.health.map(|health| flag(health.is_good())),
+    );
+    text.of_services(
+        report,
+        "service_restarts_total",
+        "counter",
+        "restarts by systemd since the start",
+        |service| Some(whole(service.restarts)),
+    );
+    text.of_services(
+        report,
+        "service_uptime_seconds",
+        "gauge",
+        "time since the unit became active",
+        |service| service.uptime_seconds.map(whole),
+    );
+    text.of_services(
+        report,
+        "service_memory_bytes",
+        "gauge",
+        "memory of the unit",
+        |service| service.memory_bytes.map(whole),
+    );
+    text.of_services(
+        report,
+        "service_cpu_seconds_total",
+        "counter",
+        "CPU time since the start",
+        |service| service.cpu_seconds,
+    );
+    text.of_services(
+        report,
+        "service_pending_changes",
+        "gauge",
+        "edits that a restart would apply",
+        |service| {
+            service
+                .changed
+                .as_ref()
+                .map(|changed| whole(changed.len() as u64))
+        },
+    );
+    text.add(
+        "failing_blockers",
+        "gauge",
+        "failing units that keep a service from starting",
+    );
+    let failing = report.blockers.iter().filter(|blocker| blocker.failing);
+    text.sample(&[], whole(failing.count() as u64));
+    text.add(
+        "operation_running",
+        "gauge",
+        "whether a command changes the deployment",
+    );
+    text.sample(&[], flag(report.operation.is_some()));
+    if let Some(known) = &report.vulnerabilities {
+        let open: Vec<_> = known.iter().filter(|known| !known.accepted).collect();
+        text.add(
+            "vulnerabilities",
+            "gauge",
+            "known vulnerabilities of the release that are not accepted",
+        );
+        for exploited in [false, true] {
+            let count = open
+                .iter()
+                .filter(|known| known.exploited == exploited)
+                .count();
+            text.sample(
+                &[("exploited", &exploited.to_string())],
+                whole(count as u64),
+            );
+        }
+    }
+    if let Some(check) = &report.upgrade_check {
+        text.add(
+            "upgrade_available",
+            "gauge",
+            "whether the last check found a newer release",
+        );
+        text.sample(&[], flag(check.verdict == Verdict::UpgradeAvailable));
+    }
+    if let Some(age) = others.backup {
+        text.add("backup_age_seconds", "gauge", "time since the last backup");
+        text.sample(&[], whole(age.as_secs()));
+    }
+    text.add(
+        "backup_failed",
+        "gauge",
+        "whether the last nightly backup failed",
+    );
+    text.sample(&[], flag(others.backup_failed));
+    text.add(
+        "disk_free_bytes",
+        "gauge",
+        "free space of each file system of the deployment",
+    );
+    for (path, free) in &others.disks {
+        text.sample(&[("path", &path.display().to_string())], whole(*free));
+    }
+    text.text
+}
+
+/// Counts and bytes are far below the 2^53 that a float holds exactly.
+#[expect(clippy::cast_precision_loss, reason = "see above")]
+fn whole(number: u64) -> f64 {
+    number as f64
+}
+
+/// The text format: <https://prometheus.io/docs/instrumenting/exposition_formats/>
+#[derive(Default)]
+struct Metrics {
+    text: String,
+    name: &'static str,
+}
+
+impl Metrics {
+    /// The head of a metric.
+    fn add(&mut self, name: &'static str, kind: &str, help: &str) {
+        self.name = name;
+        let _ = write!(
+            self.text,
+            "# HELP litellm_units_{name} {help}\n# TYPE litellm_units_{name} {kind}\n"
+        );
+    }
+
+    /// A sample of the last metric.
+    fn sample(&mut self, labels: &[(&str, &str)], value: f64) {
+        let labels: Vec<String> = labels
+            .iter()
+            .map(|(name, value)| {
+                let value = value
+                    .replace('\\', r"\\")
+                    .replace('"', "\\\"")
+                    .replace('\n', r"\n");
+                format!("{name}=\"{value}\"")
+            })
+            .collect();
+        let labels = match &*labels {
+            [] => String::new(),
+            labels => format!("{{{}}}", labels.join(",")),
+        };
+        let _ = writeln!(self.text, "litellm_units_{}{labels} {value}", self.name);
+    }
+
+    /// A metric that each service may have.
+    fn of_services(
+        &mut self,
+        report: &StatusReport,
+        name: &'static str,
+        kind: &str,
+        help: &str,
+        value: impl Fn(&ServiceReport) -> Option<f64>,
+    ) {
+        self.add(name, kind, help);
+        for service in &report.services {
+            if let Some(value) = value(service) {
+                self.sample(&[("service", service.service)], value);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::container_state::ContainerHealth;
+    use crate::host::systemd::UnitResult;
+    use crate::operations::stack::report::Services;
+    use crate::service::Service;
+
+    fn service(service: Service, health: Option<ContainerHealth>) -> ServiceReport {
+        ServiceReport {
+            service: service.name(),
+            unit: service.unit(),
+            active: ActiveState::Active,
+            sub: "running".into(),
+            result: UnitResult::Success,
+            queued: false,
+            health,
+            uptime_seconds: Some(720),
+            restarts: 3,
+            memory_bytes: Some(93_323_264),
+            cpu_seconds: Some(7.44),
+            image: Some("ghcr.io/berriai/litellm:v1.108.14".into()),
+            digest: None,
+            changed: Some(vec!["OPENAI_API_KEY changed".into()]),
+        }
+    }
+
+    /// promtool checks the same file: tests/run.
+    #[test]
+    fn all_of_it() {
+        let services = Services {
+            reports: vec![
+                service(Service::Redis, Some(ContainerHealth::Unhealthy)),
+                service(Service::Litellm, Some(ContainerHealth::Healthy)),
+            ],
+            vulnerabilities: Some(Vec::new()),
+            ..Services::default()
+        };
+        let report = services.with(GatewayHealth::Ready {
+            version: Some("1.108.14".into()),
+        });
+        let others = Others {
+            backup: Some(Duration::from_secs(3600)),
+            backup_failed: false,
+            disks: vec![("/srv/\"quoted\"".into(), 1 << 40)],
+        };
+        let text = render(&report, &others);
+        assert_eq!(text, include_str!("../../tests/fixtures/metrics.prom"));
+    }
+}

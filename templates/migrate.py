@@ -1,6 +1,7 @@
 # Migrates the database to the schema of this image by LiteLLM's own migration job, and exits with 0
-# only if that succeeded. The job does not run on the schema of a later release: LiteLLM's legacy
-# resolver would drop the columns that it does not know, and a release serves with additional columns.
+# only if that succeeded. The job does not run on the schema of a later release, even if its migration
+# was interrupted: LiteLLM's legacy resolver would drop the columns that it does not know, the other one
+# fails, and a release serves with additional columns.
 # Nor does it run if a comment on the migrations' table says that the schema is the one that these
 # migrations left: Prisma would take seconds of each start to find that out.
 #
@@ -100,8 +101,7 @@ WHERE table_schema = current_schema() AND table_type = 'BASE TABLE'),
 answer = execute(f"""DECLARE later text; BEGIN
 IF to_regclass('_prisma_migrations') IS NOT NULL THEN
 SELECT max(migration_name) INTO later FROM _prisma_migrations
-WHERE finished_at IS NOT NULL AND rolled_back_at IS NULL
-AND migration_name ~ '^[0-9]{{14}}_' AND migration_name > '{newest}';
+WHERE rolled_back_at IS NULL AND migration_name ~ '^[0-9]{{14}}_' AND migration_name > '{newest}';
 IF later IS NOT NULL THEN RAISE EXCEPTION 'later migration: %', later; END IF;
 IF obj_description(to_regclass('_prisma_migrations'), 'pg_class') = {comment}
 THEN RAISE EXCEPTION 'same migrations'; END IF;

@@ -50,7 +50,7 @@ async fn begin(
 
 /// Upgrades to the release that `.env` names.
 async fn upgrade_to_env(host: &Host, dry_run: bool, timeout: Duration) -> Result<Exit> {
-    let plan = ReleasePlan::upgrade(host, None).await?;
+    let plan = ReleasePlan::upgrade(host, None, false).await?;
     let options = ReleaseOptions {
         settle: SETTLE,
         timeout,

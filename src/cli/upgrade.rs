@@ -23,17 +23,21 @@ pub(crate) struct Pace {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The image is pulled and the database is backed up and migrated while the current release serves. Then the gateway is switched to the new release and watched. If a step fails, the upgrade is rolled back.\n\nExit status with --check: 0 nothing to do, 5 a newer release, 6 known vulnerabilities.\n\nExamples:\n  litellm-units upgrade --image ghcr.io/berriai/litellm:v1.110.2 --dry-run\n  litellm-units upgrade --image ghcr.io/berriai/litellm:v1.110.2\n  litellm-units upgrade            (after an edit of LITELLM_IMAGE in .env)\n  litellm-units upgrade --check"
+    after_help = "The image is pulled and the database is backed up and migrated while the current release serves. Then the gateway is switched to the new release and watched. If a step fails, the upgrade is rolled back; the database keeps every write.\n\nExit status with --check: 0 nothing to do, 5 a newer release, 6 known vulnerabilities.\n\nExamples:\n  litellm-units upgrade --image ghcr.io/berriai/litellm:v1.110.2 --dry-run\n  litellm-units upgrade --image ghcr.io/berriai/litellm:v1.110.2\n  litellm-units upgrade            (after an edit of LITELLM_IMAGE in .env)\n  litellm-units upgrade --check"
 )]
 pub(crate) struct Upgrade {
     /// Image to upgrade to [default: the image in .env]
     #[arg(long, value_name = "REFERENCE", value_parser = image)]
     pub(crate) image: Option<ImageReference>,
+    /// If the upgrade fails and the previous release can't serve with the migrated database, restore the backup and
+    /// lose later writes
+    #[arg(long)]
+    pub(crate) restore_data: bool,
     /// Show the steps; change nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
     /// List newer releases and the known vulnerabilities of the current one; change nothing
-    #[arg(long, conflicts_with_all = ["image", "dry_run", "settle", "timeout", "vulnerabilities"])]
+    #[arg(long, conflicts_with_all = ["image", "restore_data", "dry_run", "settle", "timeout", "vulnerabilities"])]
     pub(crate) check: bool,
     /// Print JSON, with --check
     #[arg(long, requires = "check")]

@@ -62,7 +62,7 @@ async fn create(host: &Host, arguments: cli::Create) -> Result<Exit> {
         },
         recipient: arguments.age_recipient,
         to: arguments.to,
-        to_go_back: false,
+        to_go_back: None,
     };
     let progress = if arguments.quiet {
         Progress::Silent

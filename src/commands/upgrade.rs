@@ -25,7 +25,7 @@ pub(crate) async fn run(host: &Host, arguments: Upgrade) -> Result<Exit> {
     };
     let accepted = &arguments.accept.vulnerabilities;
     advisories::admit(host, &settings, image, accepted, &again)?;
-    let plan = ReleasePlan::upgrade(host, arguments.image.as_ref()).await?;
+    let plan = ReleasePlan::upgrade(host, arguments.image.as_ref(), arguments.restore_data).await?;
     if plan.is_done() {
         output::line("nothing to do: this is the current release")?;
         return Ok(Exit::Success);

@@ -136,6 +136,9 @@ pub struct Operation {
     /// The backup whose data comes back with the release.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub data: Option<OperationId>,
+    /// Whether the backup that it makes may be restored if the previous release can't serve otherwise.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub restore_data: bool,
 }
 
 /// The two kinds of operation.
@@ -241,6 +244,8 @@ pub struct Unfinished {
     pub backup: Option<OperationId>,
     /// The hash of the schema before the migration.
     pub schema: Option<String>,
+    /// Whether [`Step::Switching`] was reached.
+    pub switched: bool,
 }
 
 /// All of it.
@@ -387,6 +392,7 @@ impl Ledger {
                         step: Step::Begun,
                         backup: None,
                         schema: None,
+                        switched: false,
                     });
                 }
                 Event::Reached(reached) => {
@@ -394,6 +400,7 @@ impl Ledger {
                         && found.operation.operation == reached.operation
                     {
                         found.step = reached.step;
+                        found.switched |= reached.step == Step::Switching;
                         found.backup = reached.backup.clone().or(found.backup.take());
                         found.schema = reached.schema.clone().or(found.schema.take());
                     }
@@ -547,6 +554,7 @@ mod tests {
             configuration: "aa".into(),
             wanted: "bb".into(),
             data: None,
+            restore_data: true,
         };
         let reached = |step, backup| {
             Event::Reached(Reached {
@@ -563,14 +571,18 @@ mod tests {
             .append(reached(Step::BackedUp, Some(backup.clone())))
             .unwrap();
         ledger.append(reached(Step::Migrated, None)).unwrap();
+        assert!(!ledger.unfinished().unwrap().switched);
+        ledger.append(reached(Step::Switching, None)).unwrap();
+        ledger.append(reached(Step::Undoing, None)).unwrap();
         let mut ledger = Ledger::load(&paths).unwrap();
         assert_eq!(
             ledger.unfinished(),
             Some(Unfinished {
                 operation: operation.clone(),
-                step: Step::Migrated,
+                step: Step::Undoing,
                 backup: Some(backup.clone()),
                 schema: None,
+                switched: true,
             })
         );
         ledger.record_release(images("2"), "upgrade").unwrap();

@@ -8,6 +8,7 @@ use secrecy::{ExposeSecret, SecretString};
 use super::env_file::EnvFile;
 use super::sealed::{self, SecretValue, Vault};
 use crate::error::{Failure, Result};
+use crate::host::paths::Paths;
 use crate::image::ImageReference;
 use crate::service::Service;
 
@@ -260,6 +261,16 @@ pub struct Settings {
     ui_username: Option<String>,
     public_address: Option<String>,
     gateway: Vec<(String, SecretValue)>,
+}
+
+/// Where another image can be named than `image`, which may not be that of `.env`.
+pub(crate) fn place_of(paths: &Paths, image: &ImageReference) -> &'static str {
+    let is_named = |settings: Settings| settings.images().any(|named| named == image);
+    if Settings::load(&paths.env_file()).is_ok_and(is_named) {
+        "in .env"
+    } else {
+        "with `litellm-units upgrade --image`"
+    }
 }
 
 impl Settings {

@@ -351,6 +351,7 @@ mod tests {
             configuration: before.to_string(),
             wanted: wanted.to_string(),
             data: None,
+            restore_data: false,
         });
         ledger.append(begun).unwrap();
         for number in 0..=KEPT {

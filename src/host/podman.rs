@@ -327,9 +327,7 @@ impl Podman {
             return Ok(());
         }
         Err(Failure::new(format!("can't pull {image}"))
-            .hint(
-                "check the image's name and tag in .env, and that this host can reach the registry",
-            )
+            .hint("check the image's name and tag, and that this host can reach the registry")
             .into())
     }
 }

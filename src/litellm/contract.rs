@@ -14,7 +14,7 @@ use sha2::{Digest, Sha256};
 
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::installed_release;
-use crate::deployment::settings::Settings;
+use crate::deployment::settings::{Settings, place_of};
 use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::host::paths::Paths;
@@ -260,6 +260,12 @@ pub(crate) fn installed_version(paths: &Paths) -> Option<String> {
     })
 }
 
+/// Whether a release reads what is encrypted with AES-256-GCM.
+#[must_use]
+pub(crate) fn reads_aes_gcm(version: &str) -> bool {
+    Version::of_version(version).is_none_or(|version| version.is_from(READS_AES_GCM))
+}
+
 /// Runs [`check`], unless this image was checked before.
 ///
 /// # Errors
@@ -289,13 +295,16 @@ pub(crate) async fn check(host: &Host, settings: &Settings) -> Result<ProbedRele
     let release = ask(host, image, &lock.pin(image)).await?;
     let Some(version) = &release.version else {
         return Err(Failure::new(format!("{image} holds no LiteLLM"))
-            .hint("check LITELLM_IMAGE in .env")
+            .hint(format!(
+                "name another image {}",
+                place_of(&host.paths, image)
+            ))
             .into());
     };
     let lacks = release.lacks();
     if !lacks.is_empty() {
         return Err(Failure::new(format!(
-            "{image} (LiteLLM {version}) does not fit this litellm-units, so nothing was changed:\n  {}",
+            "{image} (LiteLLM {version}) does not fit this litellm-units:\n  {}",
             lacks.join("\n  ")
         ))
         .hint("choose a release that this version of litellm-units was tested with, or install a newer litellm-units")
@@ -305,7 +314,7 @@ pub(crate) async fn check(host: &Host, settings: &Settings) -> Result<ProbedRele
         && is_publicly_known(key.expose_secret(), &release.weak_keys)
     {
         return Err(Failure::config(format!(
-            "LiteLLM {version} does not start with LITELLM_MASTER_KEY, which is publicly known; nothing was changed"
+            "LiteLLM {version} does not start with LITELLM_MASTER_KEY, which is publicly known"
         ))
         .hint("make a new one: `litellm-units secrets rotate master`")
         .into());
@@ -350,10 +359,8 @@ async fn ask(host: &Host, image: &ImageReference, pinned: &str) -> Result<Probed
     let output = tokio::time::timeout(TIMEOUT, command.output())
         .await
         .map_err(|_| {
-            Failure::new(format!(
-                "{image} was not checked within {seconds} s, so nothing was changed"
-            ))
-            .hint("the machine may be busy: run the same command again")
+            Failure::new(format!("{image} was not checked within {seconds} s"))
+                .hint("the machine may be busy: run the same command again")
         })?
         .context("can't run podman")?;
     let words = String::from_utf8_lossy(&output.stderr);
@@ -363,12 +370,12 @@ async fn ask(host: &Host, image: &ImageReference, pinned: &str) -> Result<Probed
             .with_context(|| format!("{image} was checked, but did not answer: {last}")),
         // There is no such program in the image.
         Some(126 | 127) => Err(Failure::new(format!("{image} holds no LiteLLM: {last}"))
-            .hint("check LITELLM_IMAGE in .env")
+            .hint(format!(
+                "name another image {}",
+                place_of(&host.paths, image)
+            ))
             .into()),
-        _ => Err(Failure::new(format!(
-            "{image} can't be checked, so nothing was changed: {last}"
-        ))
-        .into()),
+        _ => Err(Failure::new(format!("{image} can't be checked: {last}")).into()),
     }
 }
 

@@ -15,7 +15,7 @@ pub(crate) mod retention;
 
 use std::collections::BTreeMap;
 use std::fs::Permissions;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -30,6 +30,7 @@ use crate::deployment::ledger::Images;
 use crate::deployment::operation_id::OperationId;
 use crate::deployment::sealed;
 use crate::deployment::settings::{BackupSettings, Settings, parse_env, read_env};
+use crate::deployment::snapshot::{self, SnapshotId};
 use crate::error::{self, Failure, Result};
 use crate::host::Host;
 use crate::host::files;
@@ -65,8 +66,8 @@ pub(crate) struct BackupOptions {
     pub recipient: Option<String>,
     /// The URL of the copy; `None` for `BACKUP_URL` of `.env`.
     pub to: Option<String>,
-    /// Neither encrypted nor copied, so that a rollback on this host needs no key.
-    pub to_go_back: bool,
+    /// Of this configuration, and neither encrypted nor copied, so that a rollback on this host needs no key.
+    pub to_go_back: Option<SnapshotId>,
 }
 
 impl Default for BackupOptions {
@@ -76,7 +77,7 @@ impl Default for BackupOptions {
             protected: Vec::new(),
             recipient: None,
             to: None,
-            to_go_back: false,
+            to_go_back: None,
         }
     }
 }
@@ -220,7 +221,7 @@ async fn create_uninterrupted(
     options: &BackupOptions,
 ) -> Result<Backup> {
     let begin = std::time::Instant::now();
-    let backup_settings = (!options.to_go_back).then_some(&settings.backup);
+    let backup_settings = options.to_go_back.is_none().then_some(&settings.backup);
     let of_settings = |pick: fn(&BackupSettings) -> Option<&String>| backup_settings.and_then(pick);
     let recipient = Recipient::parse(
         options
@@ -283,9 +284,19 @@ async fn create_uninterrupted(
         recipient,
     });
     manifest.files.push(entry);
-    store_files(host, staged.path(), &recipient, &mut manifest)
-        .and_then(|()| finish(&host.paths, staged, &parent, &manifest))
-        .map_err(|error| on_full_disk(error, &parent))?;
+    let configuration = match &options.to_go_back {
+        Some(id) => snapshot::directory(&host.paths, id),
+        None => host.paths.deployment.clone(),
+    };
+    store_files(
+        host,
+        &configuration,
+        staged.path(),
+        &recipient,
+        &mut manifest,
+    )
+    .and_then(|()| finish(&host.paths, staged, &parent, &manifest))
+    .map_err(|error| on_full_disk(error, &parent))?;
     let backup = Backup {
         directory: parent.join(manifest.id.as_str()),
         manifest,
@@ -323,14 +334,15 @@ async fn create_uninterrupted(
     Ok(backup)
 }
 
-/// Copies everything but the dump.
+/// Copies everything but the dump; `.env` and `config/` are those below `configuration`.
 fn store_files(
     host: &Host,
+    configuration: &Path,
     staged: &Path,
     recipient: &Recipient,
     manifest: &mut BackupManifest,
 ) -> Result<()> {
-    let (sealed, files) = files(host, recipient)?;
+    let (sealed, files) = files(host, configuration, recipient)?;
     for (name, path) in files {
         let entry = store_file(staged, &name, &path, recipient)?;
         manifest.files.push(entry);
@@ -384,11 +396,12 @@ fn store_file(staged: &Path, name: &str, path: &Path, recipient: &Recipient) -> 
 /// `.env`.
 fn files(
     host: &Host,
+    configuration: &Path,
     recipient: &Recipient,
 ) -> Result<(Option<SecretString>, BTreeMap<String, PathBuf>)> {
     let paths = &host.paths;
     let mut files = BTreeMap::new();
-    let path = paths.env_file();
+    let path = configuration.join(".env");
     let env = parse_env(&read_env(&path)?, &path)?;
     let is_sealed = seal::is_in_use(&env);
     let clear = is_sealed
@@ -403,17 +416,19 @@ fn files(
             }
         }
     }
-    for path in [
+    let beside = [
         paths.images_lock(),
         paths.deployment.join("service-key.txt"),
         paths.ledger(),
-    ]
-    .into_iter()
-    .filter(|path| path.is_file())
-    .chain(files_below(&paths.config())?)
+    ];
+    let beside = beside.iter().filter(|path| path.is_file());
+    let config = files_below(&configuration.join("config"))?;
+    for (root, path) in beside
+        .map(|path| (paths.deployment.as_path(), path))
+        .chain(config.iter().map(|path| (configuration, path)))
     {
         let name = path
-            .strip_prefix(&paths.deployment)
+            .strip_prefix(root)
             .ok()
             .and_then(Path::to_str)
             .with_context(|| format!("{} is not valid UTF-8", path.display()))?;
@@ -594,6 +609,30 @@ fn expected_size(paths: &Paths, size: u64) -> u64 {
     u64::try_from(scaled).unwrap_or(u64::MAX)
 }
 
+/// Refuses when the disks can't hold a dump of a database of `size` bytes, and a restored database of `copy` bytes
+/// beside it.
+///
+/// # Errors
+/// With the disk that is too small.
+pub(crate) fn refuse_full_disks(paths: &Paths, size: u64, copy: u64) -> Result<()> {
+    let (backups, data) = (directory(paths), paths.postgres_data());
+    make_private(&backups)?;
+    let dump = expected_size(paths, size);
+    if copy == 0 {
+        return check_space(&backups, dump);
+    }
+    let device = |path: &Path| {
+        std::fs::metadata(path)
+            .map(|found| found.dev())
+            .with_context(|| format!("can't examine {}", path.display()))
+    };
+    if device(&backups)? == device(&data)? {
+        return check_space(&backups, dump.saturating_add(copy));
+    }
+    check_space(&backups, dump)?;
+    check_space(&data, copy)
+}
+
 /// Refuses when the file system of `directory` has less than `needed` bytes and the reserve left.
 fn check_space(directory: &Path, needed: u64) -> Result<()> {
     let Space { free, size } = Space::of(directory)?;
@@ -603,7 +642,7 @@ fn check_space(directory: &Path, needed: u64) -> Result<()> {
         return Ok(());
     }
     Err(Failure::new(format!(
-        "{} has {} of free space, and the backup needs about {}; nothing was done",
+        "the disk of {} has {} of free space, and about {} are needed; nothing was done",
         directory.display(),
         bytes(free),
         bytes(needed)
@@ -623,5 +662,29 @@ fn on_full_disk(error: anyhow::Error, directory: &Path) -> anyhow::Error {
         .into()
     } else {
         error
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::paths::Scope;
+
+    #[test]
+    fn the_dump_and_the_copy_have_to_fit() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths {
+            deployment: root.path().to_owned(),
+            ..Paths::elsewhere(Scope::System)
+        };
+        std::fs::create_dir_all(paths.postgres_data()).unwrap();
+        let Space { free, .. } = Space::of(root.path()).unwrap();
+        let fits = |size, copy| refuse_full_disks(&paths, size, copy).is_ok();
+        // Without an earlier backup, a dump is expected to have half of the size. Others write to this disk, too.
+        let half = free / 2;
+        assert!(fits(0, 0) && fits(half, 0) && fits(0, half));
+        assert!(!fits(4 * free, 0) && !fits(0, 2 * free));
+        // Each of them alone would fit.
+        assert!(fits(free, 0) && fits(0, free / 5 * 3) && !fits(free, free / 5 * 3));
     }
 }

@@ -9,7 +9,7 @@ use super::trust::policy::Demand;
 use super::trust::{self, Places, known};
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::installed_release;
-use crate::deployment::settings::Settings;
+use crate::deployment::settings::{Settings, place_of};
 use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::image::{ImageIdentity, ImageReference};
@@ -268,9 +268,15 @@ async fn pull(host: &Host, image: &ImageReference, reference: &str) -> Result<Op
             podman.run(["tag", &pinned, reference]).await?;
         }
     } else if let Err(error) = podman.pull(reference).await {
-        return Err(refusal(host, image, reference, &admission)
-            .await?
-            .unwrap_or(error));
+        return Err(match refusal(host, image, reference, &admission).await? {
+            Some(refusal) => refusal,
+            None => Failure::new(format!("{error:#}"))
+                .hint(format!(
+                    "name another image {}, or check that this host can reach the registry",
+                    place_of(&host.paths, image)
+                ))
+                .into(),
+        });
     }
     let took = duration(start.elapsed());
     host.progress.say(&format!("pulled {reference} in {took}"));
@@ -312,9 +318,16 @@ async fn refusal(
     };
     let hint = match ours {
         None => {
-            "ask the administrator who set this policy, or name another image in .env".to_owned()
+            format!(
+                "ask the administrator who set this policy, or name another image {}",
+                place_of(&host.paths, image)
+            )
         }
-        Some(record) => other_release(image, record.is_litellm, record.key_files(&places).count()),
+        Some(record) => {
+            let keys = record.key_files(&places).count();
+            let place = place_of(&host.paths, image);
+            other_release(image, record.is_litellm, keys, place)
+        }
     };
     let cause = match admission {
         Admission::Unsigned(problem) => anyhow::anyhow!("{problem}"),
@@ -327,7 +340,12 @@ async fn refusal(
 }
 
 /// The hint for an image that lacks the signature that `trust` demands.
-fn other_release(image: &ImageReference, is_litellm: bool, keys: usize) -> String {
+fn other_release(image: &ImageReference, is_litellm: bool, keys: usize, place: &str) -> String {
+    let another = || {
+        format!(
+            "name another release {place}; to accept this one after your own verification: `litellm-units trust --accept IMAGE@DIGEST` (docs/trust.md)"
+        )
+    };
     if !trust::is_signed_release(image) {
         return format!(
             "LiteLLM signs its releases from 1.83 on; to use this one, name it with its digest in .env ({}@sha256:…), then run `litellm-units trust`",
@@ -335,11 +353,11 @@ fn other_release(image: &ImageReference, is_litellm: bool, keys: usize) -> Strin
         );
     }
     if !is_litellm {
-        return "name another release in .env; to accept this one after your own verification: `litellm-units trust --accept IMAGE@DIGEST` (docs/trust.md)".to_owned();
+        return another();
     }
-    if let Some(place) = known::unsigned(image) {
+    if let Some(source) = known::unsigned(image) {
         return format!(
-            "LiteLLM published this release without a signature ({place}); name another one in .env"
+            "LiteLLM published this release without a signature ({source}); name another one {place}"
         );
     }
     match known::way(image) {
@@ -348,6 +366,6 @@ fn other_release(image: &ImageReference, is_litellm: bool, keys: usize) -> Strin
             "this release is signed with the key of BerriAI/litellm's commit {}: download its cosign.pub, then run `litellm-units trust --key cosign.pub` (docs/trust.md)",
             known::KEYS[index].commit
         ),
-        _ => "name another release in .env; to accept this one after your own verification: `litellm-units trust --accept IMAGE@DIGEST` (docs/trust.md)".to_owned(),
+        _ => another(),
     }
 }

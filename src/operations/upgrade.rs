@@ -1,8 +1,10 @@
 //! From one release to another and back: pull, backup, migration, switch, and a gate that the new
 //! release has to pass. A failure at any step rolls back to the previous release.
 //!
-//! Until the switch, everything on the disk is as the current release has it, and that release
-//! serves. Each step is in the ledger before the next one begins, so that [`recover`] can finish or
+//! Until the switch, `.env`, `config/` and the units are left alone, and the current release serves.
+//! A rollback has the previous release serve with the database as it is: LiteLLM's migrations add to
+//! the schema. The backup is restored only if that fails and the operator has asked for it.
+//! Each step is in the ledger before the next one begins, so that [`recover`] can finish or
 //! undo what a kill or a loss of power interrupted. The caller holds the operation lock.
 
 pub(crate) mod check;
@@ -21,21 +23,22 @@ use crate::deployment::ledger::{
 use crate::deployment::operation_id::OperationId;
 use crate::deployment::settings::{Settings, parse_env, read_env};
 use crate::deployment::snapshot::{self, SnapshotId};
-use crate::error::{self, Failure, Result};
+use crate::error::{self, Exit, Failure, Result};
 use crate::host::paths::Paths;
 use crate::host::systemd::LoadState;
-use crate::host::systemd::job;
+use crate::host::systemd::job::{self, JobType};
 use crate::host::{self, Host};
 use crate::image::{Image, ImageIdentity, ImageReference};
 use crate::litellm::advisories::Advisories;
 use crate::litellm::release::Release as Version;
 use crate::litellm::{Client, config, contract};
 use crate::operations::backup::database::Server;
+use crate::operations::backup::manifest::Contents;
 use crate::operations::backup::restore::{self, Recovered, Restore};
 use crate::operations::backup::{self, Backup};
 use crate::operations::install::{self, ReleaseTarget};
 use crate::operations::pull;
-use crate::operations::stack;
+use crate::operations::stack::{self, Manner};
 use crate::output::duration;
 use crate::quadlet;
 use crate::quadlet::plan::{UnitChange, UnitPlan as Files};
@@ -78,6 +81,8 @@ pub(crate) struct ReleasePlan {
     edited: bool,
     /// The backup whose data comes back.
     data: Option<OperationId>,
+    /// Whether the data of before may come back if the previous release can't serve with those of after.
+    restore_data: bool,
     /// Whether the gateway's configuration has it encrypt credentials with AES-256-GCM.
     encrypts_with_aes_gcm: bool,
 }
@@ -87,14 +92,22 @@ impl ReleasePlan {
     ///
     /// # Errors
     /// When `.env` is wrong, or no release was ever ready here.
-    pub(crate) async fn upgrade(host: &Host, image: Option<&ImageReference>) -> Result<Self> {
+    pub(crate) async fn upgrade(
+        host: &Host,
+        image: Option<&ImageReference>,
+        restore_data: bool,
+    ) -> Result<Self> {
         let path = host.paths.env_file();
         let mut env = parse_env(&read_env(&path)?, &path)?;
         if let Some(image) = image {
             set_image(&mut env, "LITELLM_IMAGE", image.as_str(), &path)?;
         }
         let settings = Settings::from_env(&env, &path)?;
-        Self::new(host, ReleaseVerb::Upgrade, env.text().to_owned(), settings).await
+        let plan = Self::new(host, ReleaseVerb::Upgrade, env.text().to_owned(), settings).await?;
+        Ok(Self {
+            restore_data,
+            ..plan
+        })
     }
 
     /// Whether the wanted image runs already, and `.env` has its name.
@@ -142,14 +155,7 @@ impl ReleasePlan {
         let before =
             Settings::from_text(&snapshot::env(paths, &configuration)?, &paths.env_file())?;
         let from = backup::images(host, &before).await;
-        let mut as_before = parse_env(&env, &paths.env_file())?;
-        set_image(
-            &mut as_before,
-            "LITELLM_IMAGE",
-            before.litellm_image.as_str(),
-            &paths.env_file(),
-        )?;
-        let edited = snapshot::keep_with(paths, as_before.text())? != configuration;
+        let edited = is_edited(paths, &env, &before, &configuration)?;
         let lock = ImagesLock::load(&paths.images_lock())?;
         Advisories::load(paths)?.refuse(paths, &settings, &lock)?;
         let env_wanted = parse_env(&env, &paths.env_file())?;
@@ -176,6 +182,7 @@ impl ReleasePlan {
             wanted,
             edited,
             data: None,
+            restore_data: false,
             encrypts_with_aes_gcm: config::encrypts_with_aes_gcm(paths),
         })
     }
@@ -190,7 +197,6 @@ impl ReleasePlan {
         let from = self
             .gateway_before()
             .map_or("an unknown image", |image| image.reference.as_str());
-        let local = self.settings.image(Service::Postgres).is_some();
         let mut lines = vec![
             format!("{} {from} -> {}", self.verb, self.settings.litellm_image),
             match &self.wanted {
@@ -199,6 +205,7 @@ impl ReleasePlan {
                 }
                 None => "  pull        the image, and record its digest; nothing is stopped".into(),
             },
+            "  check       that the image fits, in a container without network and data".into(),
             "  backup      the database and the configuration, while the gateway serves".into(),
         ];
         match &self.data {
@@ -224,11 +231,13 @@ impl ReleasePlan {
             "  watch       for {}: database connected, requests answered, no burst of errors",
             duration(options.settle)
         ));
-        lines.push(if local {
-            "  if a step fails, image, units, .env and database are rolled back".into()
-        } else {
-            "  if a step fails, image, units and .env are rolled back; the external database is not"
-                .into()
+        let rolled_back = "  if a step fails, image, units and .env are rolled back";
+        lines.push(match (&self.data, self.restore_data) {
+            (Some(_), _) => format!("{rolled_back}, and the current database is put back"),
+            (None, false) => format!("{rolled_back}; the database keeps every write"),
+            (None, true) => format!(
+                "{rolled_back};\n  if the previous release does not serve then, the backup is restored, and later writes are lost"
+            ),
         });
         lines
     }
@@ -243,7 +252,6 @@ impl ReleasePlan {
         let paths = &host.paths;
         let mut ledger = Ledger::load(paths)?;
         ledger.record_release(self.from.clone(), "found")?;
-        let edit = snapshot::keep(paths)?;
         let wanted = snapshot::keep_with(paths, &self.env)?;
         let operation = Operation {
             operation: OperationId::new(jiff::Timestamp::now())?,
@@ -253,6 +261,7 @@ impl ReleasePlan {
             configuration: self.configuration.to_string(),
             wanted: wanted.to_string(),
             data: self.data,
+            restore_data: self.restore_data,
         };
         ledger.append(Event::Begun(operation.clone()))?;
         fail::fail_point!("upgrade-begun");
@@ -263,6 +272,7 @@ impl ReleasePlan {
             options,
             backup: None,
             schema: None,
+            switched: false,
             restore: None,
         };
         let begin = std::time::Instant::now();
@@ -276,17 +286,7 @@ impl ReleasePlan {
                 ));
                 Ok(())
             }
-            Err(error) => {
-                let error = run.undo(error).await;
-                if edit == self.configuration {
-                    return Err(error);
-                }
-                host.progress.say(&format!(
-                    "your edit is kept in {}",
-                    snapshot::directory(paths, &edit).display()
-                ));
-                Err(error)
-            }
+            Err(error) => Err(run.undo(error).await),
         }
     }
 }
@@ -363,9 +363,9 @@ pub(crate) async fn recover(host: &Host, timeout: Duration) -> Result<()> {
         },
         backup: found.backup,
         schema: found.schema,
+        switched: found.switched,
         restore: None,
     };
-    run.keep_edit()?;
     let mut data_replaced = false;
     if restore::is_unfinished(&host.paths) {
         let settings = Settings::load(&host.paths.env_file())?;
@@ -391,28 +391,18 @@ pub(crate) async fn recover(host: &Host, timeout: Duration) -> Result<()> {
             Err(error) => Err(run.undo(error).await),
         };
     }
-    host.progress.say("rolling it back");
-    let from = run.operation.from.gateway().cloned();
-    // What it has written since then must not be lost.
-    let served = match &from {
-        Some(from) => run.serves(&from.reference).await,
-        None => false,
-    };
-    if served {
-        run.schema = None;
+    if run.backup.is_none() {
+        run.end(OperationOutcome::Undone, Some("interrupted".into()))?;
+        host.progress.say("nothing was changed");
+        return Ok(());
     }
-    let restored = run.back().await?;
-    // An earlier attempt may have restored it.
-    let restored = restored.or_else(|| {
-        let is_restored = found.step == Step::DataBack;
-        run.backup.clone().filter(|_| is_restored)
-    });
-    run.end(OperationOutcome::Undone, Some("interrupted".into()))?;
-    let restored = restored_words(restored.as_ref());
-    host.progress.say(&match from {
-        Some(from) => format!("rolled back: {} is running{restored}", from.reference),
-        None => format!("rolled back{restored}"),
-    });
+    host.progress.say("rolling it back");
+    let restored = (found.step == Step::DataBack).then(|| run.backup.clone());
+    let words = run
+        .roll_back(Some("interrupted".into()), restored.flatten())
+        .await??;
+    host.progress
+        .say(&format!("rolled back: {} is running{words}", run.from()));
     Ok(())
 }
 
@@ -425,13 +415,28 @@ struct Run<'a> {
     backup: Option<OperationId>,
     /// The hash of the schema before the migration, if a rollback may have to restore it.
     schema: Option<String>,
+    /// Whether configuration, units and gateway may be those of the new release.
+    switched: bool,
     /// A restore whose data is in place and can still be taken out.
     restore: Option<Restore<'a>>,
 }
 
 impl Run<'_> {
     fn reached(&mut self, step: Step) -> Result<()> {
-        self.ledger.append(reached(&self.operation, step))
+        self.switched |= step == Step::Switching;
+        self.ledger.append(Event::Reached(Reached {
+            operation: self.operation.operation.clone(),
+            step,
+            backup: None,
+            schema: None,
+        }))
+    }
+
+    /// The name of the previous release.
+    fn from(&self) -> String {
+        let from = self.operation.from.gateway();
+        from.map_or("the previous release", |image| &image.reference)
+            .to_owned()
     }
 
     fn end(&mut self, outcome: OperationOutcome, reason: Option<String>) -> Result<()> {
@@ -453,8 +458,6 @@ impl Run<'_> {
         let path = paths.env_file();
         let before = Settings::from_text(&snapshot::env(paths, configuration)?, &path)?;
         let after = Settings::from_text(&snapshot::env(paths, wanted)?, &path)?;
-        snapshot::restore(paths, configuration, &[])?;
-
         if let Some(image) = image {
             self.lock(&after.litellm_image, image)?;
         }
@@ -464,16 +467,27 @@ impl Run<'_> {
         fail::fail_point!("upgrade-pulled");
 
         stack::start_database(host, &before, self.options.timeout).await?;
-        if self.operation.data.is_none() && !self.options.accept_unreadable {
-            refuse_unreadable(&release, &Server::new(host, &before).await?).await?;
+        let server = Server::new(host, &before).await?;
+        let data = match &self.operation.data {
+            Some(id) => Some(Backup::load(paths, id)?.admitted(false)?),
+            None => None,
+        };
+        if data.is_none() && !self.options.accept_unreadable {
+            refuse_unreadable(&release, &server).await?;
         }
+        let size = server.size().await?;
+        let copy = match &data {
+            Some(data) => data.manifest.database.size,
+            None if self.operation.restore_data && server.is_local() => size,
+            None => 0,
+        };
+        backup::refuse_full_disks(paths, size, copy)?;
         let options = backup::BackupOptions {
             retention: None,
-            to_go_back: true,
+            to_go_back: Some(configuration.clone()),
             ..backup::BackupOptions::default()
         };
         let made = backup::create(host, &before, &options).await?;
-        let server = Server::new(host, &before).await?;
         self.schema = Some(server.schema().await?);
         self.backup = Some(made.id().clone());
         self.ledger.append(Event::Reached(Reached {
@@ -485,7 +499,7 @@ impl Run<'_> {
         fail::fail_point!("upgrade-backed-up");
 
         let traffic = gate::Traffic::before(host).await;
-        match self.operation.data.clone() {
+        match data {
             None => {
                 migrate(host, &after).await?;
                 fail::fail_point!("upgrade-migration", |_| Err(
@@ -495,21 +509,21 @@ impl Run<'_> {
                 fail::fail_point!("upgrade-migrated");
                 self.reached(Step::Switching)?;
             }
-            Some(data) => {
-                let backup = Backup::load(paths, &data)?.admitted(false)?;
+            Some(backup) => {
                 let options = restore::RestoreOptions::default();
                 let staged = Restore::stage(host, &before, &backup, &options, false).await?;
                 // To be taken out again, if anything fails from here on.
-                let staged = self.restore.insert(staged);
-                self.ledger
-                    .append(reached(&self.operation, Step::Switching))?;
+                self.restore = Some(staged);
+                self.reached(Step::Switching)?;
                 stack::stop(host, &gateway_units(), self.options.timeout).await?;
                 fail::fail_point!("rollback-stopped");
-                staged.swap().await?;
+                if let Some(staged) = &self.restore {
+                    staged.swap().await?;
+                }
                 fail::fail_point!("rollback-swapped");
             }
         }
-        snapshot::restore(paths, wanted, &[])?;
+        self.replace_configuration(wanted)?;
         fail::fail_point!("upgrade-configured");
         self.bring_up().await?;
         fail::fail_point!("upgrade-not-ready", |_| Err(
@@ -550,7 +564,7 @@ impl Run<'_> {
     /// Finishes an operation that was interrupted after the switch.
     async fn finish(&mut self) -> Result<()> {
         let wanted = self.kept(&self.operation.wanted)?;
-        snapshot::restore(&self.host.paths, &wanted, &[])?;
+        self.replace_configuration(&wanted)?;
         self.bring_up().await?;
         self.commit().await
     }
@@ -566,17 +580,19 @@ impl Run<'_> {
         })
     }
 
-    /// Keeps what an operator has edited since the interruption.
-    fn keep_edit(&self) -> Result<()> {
-        let present = snapshot::keep(&self.host.paths)?;
-        let name = present.to_string();
-        if name != self.operation.configuration && name != self.operation.wanted {
+    /// Replaces `.env` and `config/`. Edits that `configuration` does not have are kept.
+    fn replace_configuration(&self, configuration: &SnapshotId) -> Result<()> {
+        let paths = &self.host.paths;
+        let path = paths.env_file();
+        let settings = Settings::from_text(&snapshot::env(paths, configuration)?, &path)?;
+        let present = snapshot::keep(paths)?;
+        if is_edited(paths, &read_env(&path)?, &settings, configuration)? {
             self.host.progress.say(&format!(
-                ".env or config/ were edited since; the edit is kept in {}",
-                snapshot::directory(&self.host.paths, &present).display()
+                "edits of .env or config/ are replaced; they are kept in {}",
+                snapshot::directory(paths, &present).display()
             ));
         }
-        Ok(())
+        snapshot::restore(paths, configuration, &[])
     }
 
     /// Has the tag mean this image.
@@ -610,60 +626,60 @@ impl Run<'_> {
 
     /// Rolls back after a failure, and returns the error to report.
     async fn undo(&mut self, error: anyhow::Error) -> anyhow::Error {
-        self.host.progress.say(&format!("{error:#}"));
-        let from = self
-            .operation
-            .from
-            .gateway()
-            .map_or("the previous release", |image| image.reference.as_str())
-            .to_owned();
-        // Until then nothing was changed but `.env`.
-        if self.backup.is_some() {
-            self.host.progress.say(&format!(
-                "the {} failed: rolling back to {from}",
-                self.operation.verb
-            ));
-        }
+        let (verb, to) = (self.operation.verb, self.operation.to.clone());
         let reason = format!("{error:#}");
+        self.host.progress.say(&reason);
         let reason = reason
             .lines()
             .next()
             .map(|line| line.trim_end_matches(':').to_owned());
-        self.options.timeout = self.options.timeout.max(stack::RECOVERY_TIMEOUT);
-        let attempt = async {
-            self.reached(Step::Undoing)?;
-            fail::fail_point!("undo-begun");
-            let restored = self.back().await?;
-            self.end(OperationOutcome::Undone, reason)?;
-            anyhow::Ok(restored)
-        };
         let hint = error::hint(&error)
             .unwrap_or("fix what the lines above name, then try again; see what was done: `litellm-units history`")
             .to_owned();
-        match attempt.await {
-            Ok(restored) => Failure::new(format!(
-                "the {} to {} failed and was rolled back; {from} is running{}",
-                self.operation.verb,
-                self.operation.to,
-                restored_words(restored.as_ref())
+        if self.backup.is_none() {
+            return match self.end(OperationOutcome::Undone, reason) {
+                Ok(()) => Failure::new(format!("the {verb} to {to} failed; nothing was changed"))
+                    .hint(hint)
+                    .caused_by(error)
+                    .into(),
+                Err(second) => second.context(error),
+            };
+        }
+        let from = self.from();
+        self.host
+            .progress
+            .say(&format!("the {verb} failed: rolling back to {from}"));
+        match self.roll_back(reason, None).await {
+            Ok(Ok(words)) => Failure::new(format!(
+                "the {verb} to {to} failed and was rolled back; {from} is running{words}"
             ))
             .hint(hint)
-            .caused_by(error),
+            .caused_by(error)
+            .into(),
+            Ok(Err(outage)) => outage,
             Err(second) => Failure::new(format!(
-                "the {} to {} failed, and so did rolling it back",
-                self.operation.verb, self.operation.to
+                "the {verb} to {to} failed, and so did rolling it back"
             ))
             .hint("fix the cause, then run `litellm-units up`, which continues the rollback")
-            .caused_by(second.context(error)),
+            .caused_by(second.context(error))
+            .into(),
         }
-        .into()
     }
 
-    /// Puts configuration, images, units and data back as they were before, and waits until the
-    /// gateway is ready. Every step can be repeated. Returns the backup that the database was restored from, if
-    /// it was.
-    async fn back(&mut self) -> Result<Option<OperationId>> {
+    /// Has the previous release run again as it did before, with the database as it is. Every step can be repeated.
+    /// `restored`: the backup that an earlier attempt has restored.
+    /// The inner result is the gateway's: what became of the database, as the end of a sentence, or why it does not serve.
+    async fn roll_back(
+        &mut self,
+        reason: Option<String>,
+        restored: Option<OperationId>,
+    ) -> Result<Result<String>> {
         let host = self.host;
+        self.options.timeout = self.options.timeout.max(stack::RECOVERY_TIMEOUT);
+        if restored.is_none() {
+            self.reached(Step::Undoing)?;
+        }
+        fail::fail_point!("undo-begun");
         end_migration(host).await?;
         if let Some(restore) = self.restore.take() {
             restore
@@ -671,85 +687,148 @@ impl Run<'_> {
                 .await??;
         }
         let configuration = self.kept(&self.operation.configuration)?;
-        snapshot::restore(&host.paths, &configuration, &[])?;
-        for image in self.operation.from.all() {
-            if let Ok(reference) = ImageReference::parse(&image.reference) {
-                self.lock(&reference, image.identity.clone())?;
+        let path = host.paths.env_file();
+        let settings = Settings::from_text(&snapshot::env(&host.paths, &configuration)?, &path)?;
+        if self.switched {
+            self.replace_configuration(&configuration)?;
+            for image in self.operation.from.all() {
+                if let Ok(reference) = ImageReference::parse(&image.reference) {
+                    self.lock(&reference, image.identity.clone())?;
+                }
             }
+            self.install().await?;
         }
         fail::fail_point!("undo-configured");
-        let settings = self.install().await?;
-        let restored = self.data_back(&settings).await?;
-        stack::bring_up(host, &settings, self.options.timeout).await?;
-        Ok(restored)
+        stack::start_database(host, &settings, self.options.timeout).await?;
+        let mut outcome = self.serve_again(&settings).await;
+        if let Err(error) = &outcome
+            && error::exit(error) == Exit::Interrupted
+        {
+            return outcome.map(|()| Ok(String::new()));
+        }
+        let server = Server::new(host, &settings).await?;
+        let migrated = self.schema.is_some() && self.schema != Some(server.schema().await?);
+        let unreadable = match contract::installed_version(&host.paths) {
+            Some(version) if self.switched && !contract::reads_aes_gcm(&version) => {
+                server.tables_with_aes_gcm().await?
+            }
+            _ => Vec::new(),
+        };
+        let mut words = if let Some(backup) = &restored {
+            restored_words(backup)
+        } else if !unreadable.is_empty() {
+            format!(
+                "; the database keeps every write, but this release can't read what is encrypted with AES-256-GCM in {}",
+                unreadable.join(", ")
+            )
+        } else if migrated {
+            "; the database keeps every write and the new schema".into()
+        } else {
+            String::new()
+        };
+        let is_unfit = !unreadable.is_empty() || (migrated && outcome.is_err());
+        if self.operation.restore_data
+            && is_unfit
+            && restored.is_none()
+            && server.is_local()
+            && let Some(backup) = &self.backup
+        {
+            if let Err(error) = &outcome {
+                host.progress.say(&format!("{error:#}"));
+            }
+            let backup = Backup::load(&host.paths, backup)?.admitted(false)?;
+            let replaced = self.restore_data(&settings, &backup).await?;
+            outcome = self.serve_again(&settings).await;
+            let rows = server.contents(&replaced).await?;
+            words = restored_words(backup.id()) + &new_rows(&backup, &rows);
+        }
+        self.end(OperationOutcome::Undone, reason)?;
+        Ok(outcome.map(|()| words).map_err(|error| {
+            let hint = match &self.backup {
+                Some(backup) if migrated => format!(
+                    "see why: `litellm-units status`; to restore the database of {} and lose later writes: `litellm-units restore {backup}`",
+                    time(backup)
+                ),
+                _ => "see why: `litellm-units status`".to_owned(),
+            };
+            Failure::new(format!(
+                "the {} to {} failed and was rolled back, but {} does not serve with the database as it is",
+                self.operation.verb,
+                self.operation.to,
+                self.from()
+            ))
+            .hint(hint)
+            .caused_by(error)
+            .into()
+        }))
     }
 
-    /// Restores the backup if the migration has changed the schema, and returns which one.
-    async fn data_back(&mut self, settings: &Settings) -> Result<Option<OperationId>> {
-        let (Some(schema), Some(backup)) = (&self.schema, &self.backup) else {
-            return Ok(None);
-        };
-        let host = self.host;
-        let changed = stack::differences(host, settings)?
-            .iter()
-            .any(|(service, _)| *service == Service::Postgres);
-        if changed {
-            // The previous release has another image or configuration of PostgreSQL.
-            let mut units = gateway_units().to_vec();
-            units.push(Service::Postgres.unit());
-            stack::stop(host, &units, self.options.timeout).await?;
+    /// Waits until the previous release answers requests, with the database as it is.
+    async fn serve_again(&self, settings: &Settings) -> Result<()> {
+        let timeout = self.options.timeout;
+        if self.switched {
+            stack::bring_up(self.host, settings, timeout).await?;
+        } else {
+            // What it runs with was not changed, and edits of .env are not to be applied here.
+            let steps = [(JobType::Start, Service::Litellm.unit())];
+            stack::start_units(self.host, &steps, Manner::AtOnce, timeout).await?;
         }
-        stack::start_database(host, settings, self.options.timeout).await?;
-        let server = Server::new(host, settings).await?;
-        if server.schema().await? == *schema {
-            return Ok(None);
-        }
-        if !server.is_local() {
-            self.host.progress.say(&format!(
-                "the database is on an external server and keeps the schema of the new release; backup {backup} has its previous contents"
-            ));
-            return Ok(None);
-        }
-        self.host.progress.say(&format!(
-            "the migration changed the schema: restoring backup {backup}; later writes are lost"
+        fail::fail_point!("undo-not-ready", |_| Err(
+            Failure::new("a test says so").into()
         ));
-        let id = backup.clone();
-        let backup = Backup::load(&host.paths, &id)?.admitted(false)?;
-        let restore = Restore::stage(
-            host,
-            settings,
-            &backup,
-            &restore::RestoreOptions::default(),
-            false,
-        )
-        .await?;
+        gate::probe(&Client::local(self.host.scope(), gate::TIMEOUT)?, settings).await
+    }
+
+    /// Restores the backup of before the migration. Returns the name of the replaced database.
+    async fn restore_data(&mut self, settings: &Settings, backup: &Backup) -> Result<String> {
+        let host = self.host;
+        host.progress.say(&format!(
+            "the previous release can't serve with this database: restoring backup {}; later writes are lost",
+            backup.id()
+        ));
+        let options = restore::RestoreOptions::default();
+        let restore = Restore::stage(host, settings, backup, &options, false).await?;
         fail::fail_point!("undo-staged");
         stack::stop(host, &gateway_units(), self.options.timeout).await?;
         restore.swap().await?;
         fail::fail_point!("undo-swapped");
         self.reached(Step::DataBack)?;
-        restore.commit().await?;
-        Ok(Some(id))
+        restore.commit().await
     }
 }
 
-/// What a rollback cost, as the end of a sentence: nothing, or what was written after the backup.
-fn restored_words(backup: Option<&OperationId>) -> String {
-    backup.map_or_else(String::new, |backup| {
-        format!(
-            "; the database was restored to {}, later writes are lost",
-            backup.created().strftime("%Y-%m-%d %H:%M:%S UTC")
-        )
-    })
+/// What restoring a backup cost, as the end of a sentence.
+fn restored_words(backup: &OperationId) -> String {
+    format!(
+        "; the database was restored to {}, later writes are lost",
+        time(backup)
+    )
 }
 
-fn reached(operation: &Operation, step: Step) -> Event {
-    Event::Reached(Reached {
-        operation: operation.operation.clone(),
-        step,
-        backup: None,
-        schema: None,
-    })
+/// The rows that a replaced database has beyond those of `backup`, as the end of a sentence.
+fn new_rows(backup: &Backup, replaced: &Contents) -> String {
+    let before = &backup.manifest.database.rows;
+    let more: Vec<String> = replaced
+        .rows
+        .iter()
+        .filter(|(table, _)| !table.ends_with("._prisma_migrations"))
+        .filter_map(|(table, now)| {
+            let before = before.get(table).copied().unwrap_or_default();
+            let more = now.checked_sub(before).filter(|more| *more > 0)?;
+            Some(format!("{more} in {table}"))
+        })
+        .collect();
+    if more.is_empty() {
+        return " (no new rows)".into();
+    }
+    format!(" (new rows: {})", more.join(", "))
+}
+
+fn time(backup: &OperationId) -> String {
+    backup
+        .created()
+        .strftime("%Y-%m-%d %H:%M:%S UTC")
+        .to_string()
 }
 
 /// Refuses a release that can't read credentials that the current one has encrypted.
@@ -797,6 +876,23 @@ async fn runs(host: &Host, image: &str) -> Result<Runs> {
         (Some(wanted), Some(running)) if wanted.is(&running.identity) => Runs::Wanted,
         (_, Some(running)) => Runs::Other(running),
     })
+}
+
+/// Whether `.env`, as `text` has it, or `config/` differ from `configuration`, whose settings are `settings`, in more
+/// than the gateway's image.
+fn is_edited(
+    paths: &Paths,
+    text: &str,
+    settings: &Settings,
+    configuration: &SnapshotId,
+) -> Result<bool> {
+    let path = paths.env_file();
+    let Ok(mut env) = parse_env(text, &path) else {
+        return Ok(true);
+    };
+    let image = settings.litellm_image.as_str();
+    set_image(&mut env, "LITELLM_IMAGE", image, &path)?;
+    Ok(snapshot::keep_with(paths, env.text())? != *configuration)
 }
 
 fn set_image(
@@ -858,7 +954,7 @@ async fn end_migration(host: &Host) -> Result<()> {
     let unit = format!("{}.service", quadlet::NEXT_MIGRATION);
     let mut jobs = job::Jobs::new(systemd).await?;
     if systemd.unit(&unit).await?.load == LoadState::Loaded {
-        jobs.ask(job::JobType::Stop, &unit).await?;
+        jobs.ask(JobType::Stop, &unit).await?;
         jobs.next(Duration::from_secs(90)).await?;
     }
     let remove = Files {

@@ -176,29 +176,39 @@ fn releases_that_do_not_fit_are_refused() {
         (
             &server,
             format!(
-                "{server} (LiteLLM 1.108.14) does not fit this litellm-units, so nothing was changed:\n  uvicorn.Server.shutdown is missing (serve.py closes connections without cutting off a request)"
+                "{server} (LiteLLM 1.108.14) does not fit this litellm-units:\n  uvicorn.Server.shutdown is missing (serve.py closes connections without cutting off a request)"
             ),
         ),
         (
             &cli,
             format!(
-                "{cli} (LiteLLM 1.108.14) does not fit this litellm-units, so nothing was changed:\n  litellm/proxy/proxy_cli.py lacks uvicorn.run( (serve.py serves on the sockets of systemd)"
+                "{cli} (LiteLLM 1.108.14) does not fit this litellm-units:\n  litellm/proxy/proxy_cli.py lacks uvicorn.run( (serve.py serves on the sockets of systemd)"
             ),
         ),
         (
             &job,
             format!(
-                "{job} (LiteLLM 1.108.14) does not fit this litellm-units, so nothing was changed:\n  litellm_proxy_extras.utils.ProxyExtrasDBManager.run_migration_job is missing (migrate.py migrates the database)"
+                "{job} (LiteLLM 1.108.14) does not fit this litellm-units:\n  litellm_proxy_extras.utils.ProxyExtrasDBManager.run_migration_job is missing (migrate.py migrates the database)"
             ),
         ),
     ] {
         let ran = host.units(who, &["upgrade", "--image", image]);
         assert_eq!(ran.code, 1, "{image}");
-        assert!(ran.stderr.contains(&words), "{image}: {}", ran.stderr);
+        let failure = format!("error: the upgrade to {image} failed; nothing was changed: {words}");
+        assert!(ran.stderr.contains(&failure), "{image}: {}", ran.stderr);
         assert!(!ran.stderr.contains("backup"), "{image}: {}", ran.stderr);
         assert!(!ran.stderr.contains("migrating"), "{image}: {}", ran.stderr);
     }
-    host.set_env(who, &[("LITELLM_IMAGE", &server)]);
+    // The operator has named this one on the command line.
+    let other = "localhost/other:v1.108.95";
+    host.sh(who, &format!("podman tag {redis} {other}"));
+    let ran = host.units(who, &["upgrade", "--image", other]);
+    let hint = "hint: name another image with `litellm-units upgrade --image`\n";
+    assert!(ran.stderr.ends_with(hint), "{}", ran.stderr);
+    assert_eq!(host.env(who).text(), before.2);
+    // An edit stays as it is, with whatever else was edited.
+    host.set_env(who, &[("LITELLM_IMAGE", &server), ("LITELLM_LOG", "DEBUG")]);
+    let edited = host.env(who).text().to_owned();
     let ran = host.units(who, &["apply"]);
     assert_eq!(ran.code, 1);
     assert!(
@@ -211,7 +221,8 @@ fn releases_that_do_not_fit_are_refused() {
         process(&host, who, "litellm-postgres"),
         host.env(who).text().to_owned(),
     );
-    assert_eq!(after, before, "nothing was restarted or edited");
+    let expected = (before.0, before.1, edited);
+    assert_eq!(after, expected, "nothing was restarted or edited");
     assert_eq!(host.sh(who, r#"ls "$1"/backups 2>/dev/null || true"#), "");
 }
 
@@ -236,6 +247,8 @@ fn failed_migrations_are_resolved_or_explained() {
         assert!(ran.stderr.contains(words), "{words}: {}", ran.stderr);
     }
     assert_eq!(version(&host, who), "1.80.11");
+    // The database keeps the new schema, until the operator asks for the old one.
+    host.units(who, &["restore", "latest", "--yes"]).ok();
 
     // Somebody else's attempt has left a row of a migration of the release (P3009).
     let row = "INSERT INTO _prisma_migrations (id, checksum, migration_name, started_at, applied_steps_count, logs) \

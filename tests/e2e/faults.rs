@@ -214,7 +214,7 @@ fn a_deployment_that_can_not_work(host: &TestHost, who: Who) {
         start.elapsed()
     );
     let own = "error: can't pull ghcr.io/berriai/litellm:v9.9.9\n\
-               hint: check the image's name and tag in .env, and that this host can reach the registry\n";
+               hint: name another image in .env, or check that this host can reach the registry\n";
     assert!(
         code == 1 && stderr.ends_with(own) && stderr.contains("manifest unknown"),
         "{stderr}"

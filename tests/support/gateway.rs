@@ -103,6 +103,61 @@ impl Load {
     }
 }
 
+/// A client that makes keys, one after the other, and keeps those that the gateway acknowledged.
+pub(crate) struct Writer {
+    child: Child,
+}
+
+impl Writer {
+    const END: &str = "/var/tmp/writer-end";
+
+    pub(crate) fn begin(host: &TestHost, who: Who) -> Self {
+        // A request that was not answered may be in the database or not.
+        let script = r#"
+            rm -f "$1"
+            key=$(litellm-units unit secret litellm LITELLM_MASTER_KEY)
+            until [ -e "$1" ]; do
+                curl -sf --max-time 60 -H "Authorization: Bearer $key" -H 'Content-Type: application/json' \
+                    -d '{"models":["hello"]}' http://127.0.0.1:24157/key/generate | jq -r .key || :
+                sleep 0.2
+            done
+        "#;
+        let words = [
+            "bash",
+            "-euo",
+            "pipefail",
+            "-c",
+            script,
+            "writer",
+            Self::END,
+        ];
+        let child = host
+            .command(who, &words)
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        Self { child }
+    }
+
+    /// Ends it, unless a loss of power has, and compares with the database. Returns the number of writes.
+    #[track_caller]
+    pub(crate) fn assert_nothing_lost(self, host: &TestHost, who: Who) -> usize {
+        host.sh(who, &format!("touch {}", Self::END));
+        let said = self.child.wait_with_output().unwrap().stdout;
+        let said = String::from_utf8(said).unwrap();
+        let keys: Vec<&str> = said.lines().filter(|key| key.starts_with("sk-")).collect();
+        assert!(!keys.is_empty(), "{said}");
+        let hashes = keys.iter().map(|key| format!("sha256('{key}')"));
+        let statement = format!(
+            r#"select count(*) from "LiteLLM_VerificationToken" where decode(token, 'hex') in ({})"#,
+            hashes.collect::<Vec<_>>().join(",")
+        );
+        assert_eq!(sql(host, who, &statement), keys.len().to_string());
+        eprintln!("{} acknowledged writes", keys.len());
+        keys.len()
+    }
+}
+
 /// Waits until the mock model answers: the gateway is back, and its key is in the database.
 #[track_caller]
 pub(crate) fn wait_for_chat(host: &TestHost, who: Who, key: &str, patience: Duration) {

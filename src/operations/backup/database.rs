@@ -421,6 +421,22 @@ impl<'a> Server<'a> {
         Ok(contents)
     }
 
+    /// The size of the gateway's database in bytes, indexes included.
+    ///
+    /// # Errors
+    /// With the server's words.
+    pub(crate) async fn size(&self) -> Result<u64> {
+        let text = self
+            .query(
+                &self.database,
+                "SELECT pg_database_size(current_database());\n",
+            )
+            .await?;
+        text.trim()
+            .parse()
+            .with_context(|| format!("unexpected answer of psql: {text:?}"))
+    }
+
     /// A hash of the schema of the gateway's database. It changes with any column, index or view,
     /// and with each migration that was begun.
     ///

@@ -227,8 +227,7 @@ pub(crate) async fn restore_data(
         return Err(take_back(host, restore, &units, timeout, error).await);
     }
     fail::fail_point!("restore-after-ready");
-    let replaced = restore.record.replaced.clone();
-    restore.commit().await?;
+    let replaced = restore.commit().await?;
     if runs {
         host.progress.say(&format!(
             "the gateway is running with the data of backup {id}; it was down for {}",
@@ -392,17 +391,18 @@ impl<'a> Restore<'a> {
     }
 
     /// Ends a restore that works: databases that earlier restores replaced are removed, the one
-    /// that this one replaced is kept.
+    /// that this one replaced is kept. Returns its name.
     ///
     /// # Errors
     /// When the server refuses.
-    pub(crate) async fn commit(self) -> Result<()> {
+    pub(crate) async fn commit(self) -> Result<String> {
         for name in self.server.own_databases().await? {
             if name != self.record.replaced {
                 self.server.drop_database(&name).await?;
             }
         }
-        RestoreRecord::remove(&self.host.paths)
+        RestoreRecord::remove(&self.host.paths)?;
+        Ok(self.record.replaced)
     }
 
     /// Restores the previous data, and the previous configuration if it was replaced, however far
@@ -508,7 +508,7 @@ async fn recover_restore(
             "the restore of backup {id} was interrupted after the databases were swapped: finishing it"
         ));
         return match bring_back(host, None, gateway, RECOVERY_TIMEOUT).await {
-            Ok(()) => restore.commit().await.map(|()| Recovered::Finished(id)),
+            Ok(()) => restore.commit().await.map(|_| Recovered::Finished(id)),
             Err(error) => Err(take_back(host, restore, &units, RECOVERY_TIMEOUT, error).await),
         };
     }

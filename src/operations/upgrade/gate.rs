@@ -22,7 +22,7 @@ const INTERVAL: Duration = Duration::from_millis(500);
 /// How long it may be away before that counts.
 const GRACE: Duration = Duration::from_secs(3);
 /// How long one request may take.
-const TIMEOUT: Duration = Duration::from_secs(10);
+pub(super) const TIMEOUT: Duration = Duration::from_secs(10);
 /// Over which time before the change the errors are counted, to compare with.
 const BEFORE: Duration = Duration::from_secs(300);
 /// Fewer errors than these are no burst.
@@ -161,7 +161,11 @@ pub(super) async fn watch(
     Ok(())
 }
 
-async fn probe(client: &Client, settings: &Settings) -> Result<()> {
+/// Asks for what only a working gateway with its database answers.
+///
+/// # Errors
+/// When it does not answer that.
+pub(super) async fn probe(client: &Client, settings: &Settings) -> Result<()> {
     let master_key = settings.master_key.open()?;
     client
         .keys(&master_key)

@@ -270,20 +270,60 @@ fn a_salt_key_for_an_existing_database_is_its_master_key() {
 }
 
 #[test]
-fn the_password_of_an_existing_cluster_is_not_regenerated() {
+fn nothing_is_made_up_beside_an_existing_cluster() {
     let placeholder = WHOLE.replace("PASSWORD=p\n", "PASSWORD=litellm_password_change_me\n");
     check(&placeholder, RUNNING, &placeholder, &[]);
 
-    for without in ["", "POSTGRES_PASSWORD=\n"] {
-        let text = WHOLE.replace("POSTGRES_PASSWORD=p\n", without);
-        let error = complete(&text, Path::new("/srv/.env"), RUNNING, &mut numbered()).unwrap_err();
-        assert_eq!(
-            failure(&error),
-            "error: /srv/.env: POSTGRES_PASSWORD has no value, but data/postgres already holds a cluster that was made with one\n\
-             hint: write the cluster's password into the file, or move data/postgres away to start with an empty database\n"
-        );
-        assert_eq!(error::exit(&error), Exit::Config);
+    for (line, name, how) in [
+        (
+            "POSTGRES_PASSWORD=p",
+            "POSTGRES_PASSWORD",
+            "write the cluster's own into the file",
+        ),
+        (
+            "POSTGRES_USER=litellm",
+            "POSTGRES_USER",
+            "write the cluster's own into the file",
+        ),
+        (
+            "POSTGRES_DB=litellm",
+            "POSTGRES_DB",
+            "write the cluster's own into the file",
+        ),
+        (
+            "LITELLM_MASTER_KEY=sk-mine",
+            "LITELLM_MASTER_KEY",
+            "write the gateway's master key into the file; without LITELLM_SALT_KEY, LiteLLM has encrypted with it",
+        ),
+        (
+            "LITELLM_IMAGE=ghcr.io/berriai/litellm:v1.108.14",
+            "LITELLM_IMAGE",
+            "write the image of the gateway that used the database last, since an older one can't use its schema",
+        ),
+    ] {
+        for without in [String::new(), format!("{name}=\n")] {
+            let text = WHOLE.replace(&format!("{line}\n"), &without);
+            let error =
+                complete(&text, Path::new("/srv/.env"), RUNNING, &mut numbered()).unwrap_err();
+            assert_eq!(
+                failure(&error),
+                format!(
+                    "error: /srv/.env: {name} has no value, but data/postgres already holds a database that depends on it\n\
+                     hint: {how}; or move data/postgres away to start with an empty database\n"
+                )
+            );
+            assert_eq!(error::exit(&error), Exit::Config);
+        }
     }
+}
+
+/// LiteLLM encrypts with the empty string then.
+#[test]
+fn an_empty_salt_of_an_existing_database_stays() {
+    let empty = WHOLE.replace("LITELLM_SALT_KEY=sk-salt", "LITELLM_SALT_KEY=");
+    check(&empty, RUNNING, &empty, &[]);
+    let external = empty.clone() + "DATABASE_URL=postgresql://a:b@c/d\n";
+    check(&external, NEW, &external, &[]);
 }
 
 #[test]
@@ -481,6 +521,25 @@ fn a_cluster_of_another_major_version_is_refused() {
     );
     assert_eq!(error::exit(&error), Exit::Config);
     assert_eq!(tree(place.root.path()), before);
+}
+
+#[test]
+fn a_cluster_in_the_layout_of_postgres_18_is_found() {
+    let place = Place::new();
+    let deployment = &place.paths.deployment;
+    fs::create_dir_all(deployment.join("data/postgres/18/docker")).unwrap();
+    fs::write(
+        deployment.join("data/postgres/18/docker/PG_VERSION"),
+        "18\n",
+    )
+    .unwrap();
+    fs::write(deployment.join(".env"), WHOLE).unwrap();
+    let error = Completion::new(&place.paths, &mut numbered()).unwrap_err();
+    assert_eq!(
+        failure(&error).replace(place.root.path().to_str().unwrap(), ""),
+        "error: the cluster of PostgreSQL is in /opt/server/data/postgres/18/docker, but the server expects it in /opt/server/data/postgres\n\
+         hint: while it is stopped, move it: `mv /opt/server/data/postgres/18/docker /opt/server/data/postgres.new && mv /opt/server/data/postgres /opt/server/data/postgres.old && mv /opt/server/data/postgres.new /opt/server/data/postgres`\n"
+    );
 }
 
 #[test]

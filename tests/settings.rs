@@ -271,12 +271,6 @@ fn what_can_not_be_used_is_refused_by_name_file_and_line() {
              hint: add the registry, e.g. docker.io/library/postgres:17.7\n".to_owned(),
         ),
         ("LITELLM_MASTER_KEY", "LITELLM_MASTER_KEY=", format!("error: /srv/.env, line 2: LITELLM_MASTER_KEY has no value\n{generate}")),
-        (
-            "LITELLM_MASTER_KEY",
-            "LITELLM_MASTER_KEY=secret",
-            "error: /srv/.env, line 2: LITELLM_MASTER_KEY does not start with sk-, as LiteLLM requires of every key\n\
-             hint: change it to start with sk-\n".to_owned(),
-        ),
         ("POSTGRES_PASSWORD", "POSTGRES_PASSWORD=''", format!("error: /srv/.env, line 5: POSTGRES_PASSWORD has no value\n{generate}")),
         ("REDIS_PASSWORD", "REDIS_PASSWORD", format!("error: /srv/.env: REDIS_PASSWORD has no value\n{generate}")),
         (
@@ -355,6 +349,26 @@ fn what_can_not_be_used_is_refused_by_name_file_and_line() {
         ),
     ] {
         assert_eq!(refusal(name, line), expected, "{name}");
+    }
+}
+
+/// LiteLLM compares the master key before it looks at how a key begins, and takes it as a salt only if there is none at all.
+#[test]
+fn a_master_key_and_a_salt_are_taken_as_they_are() {
+    for (salt, expected) in [
+        ("", "secret"),
+        ("LITELLM_SALT_KEY=", ""),
+        ("LITELLM_SALT_KEY=s", "s"),
+    ] {
+        let text = ENV
+            .replace("LITELLM_MASTER_KEY=sk-mine", "LITELLM_MASTER_KEY=secret")
+            .replace("LITELLM_SALT_KEY=sk-salt", salt);
+        let settings = settings(&text);
+        assert_eq!(
+            settings.master_key.open().unwrap().expose_secret(),
+            "secret"
+        );
+        assert_eq!(settings.salt().open().unwrap().expose_secret(), expected);
     }
 }
 

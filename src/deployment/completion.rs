@@ -63,7 +63,7 @@ general_settings:
 /// What is already there, as far as it decides about secrets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Existing {
-    /// `data/postgres` holds a cluster, which knows its password.
+    /// `data/postgres` holds a cluster, which knows its password: nothing is made up beside it.
     pub cluster: bool,
 }
 
@@ -89,6 +89,10 @@ pub fn complete(text: &str, path: &Path, found: Existing, random: Random<'_>) ->
         changes: Vec::new(),
     };
     let external_database = editor.has("DATABASE_URL");
+
+    if found.cluster {
+        editor.refuse_invention()?;
+    }
 
     // LiteLLM encrypts with the master key where it has no salt key, so what an existing
     // database holds stays readable only if the salt key is that master key.
@@ -124,9 +128,14 @@ pub fn complete(text: &str, path: &Path, found: Existing, random: Random<'_>) ->
             secret_key(random)?,
         ),
     };
-    editor.fill("LITELLM_SALT_KEY", &[salt_comment], str::is_empty, || {
-        Ok(salt)
-    })?;
+    // An empty one is what an existing database is encrypted with; only without any does LiteLLM take the master key.
+    let may_be_empty = found.cluster || external_database;
+    editor.fill(
+        "LITELLM_SALT_KEY",
+        &[salt_comment],
+        |value| value.is_empty() && !may_be_empty,
+        || Ok(salt),
+    )?;
 
     if !external_database {
         editor.fill(
@@ -135,14 +144,6 @@ pub fn complete(text: &str, path: &Path, found: Existing, random: Random<'_>) ->
             str::is_empty,
             || Ok(DEFAULT_POSTGRES_NAME.to_owned()),
         )?;
-        if found.cluster && !editor.has("POSTGRES_PASSWORD") {
-            return Err(Failure::config(format!(
-                "{}: POSTGRES_PASSWORD has no value, but data/postgres already holds a cluster that was made with one",
-                path.display()
-            ))
-            .hint("write the cluster's password into the file, or move data/postgres away to start with an empty database")
-            .into());
-        }
         editor.fill(
             "POSTGRES_PASSWORD",
             &[],
@@ -197,6 +198,26 @@ struct Editor<'a> {
 impl Editor<'_> {
     fn has(&self, name: &str) -> bool {
         self.env.get(name).is_some_and(|value| !value.is_empty())
+    }
+
+    /// Refuses to make up what an existing database depends on.
+    fn refuse_invention(&self) -> Result<()> {
+        const RELEASE: &str = "write the image of the gateway that used the database last, since an older one can't use its schema";
+        const KEY: &str = "write the gateway's master key into the file; without LITELLM_SALT_KEY, LiteLLM has encrypted with it";
+        const CLUSTER: &str = "write the cluster's own into the file";
+        let always = [("LITELLM_IMAGE", RELEASE), ("LITELLM_MASTER_KEY", KEY)];
+        let local =
+            ["POSTGRES_USER", "POSTGRES_PASSWORD", "POSTGRES_DB"].map(|name| (name, CLUSTER));
+        let local = local.into_iter().filter(|_| !self.has("DATABASE_URL"));
+        match always.into_iter().chain(local).find(|(name, _)| !self.has(name)) {
+            None => Ok(()),
+            Some((name, how)) => Err(Failure::config(format!(
+                "{}: {name} has no value, but data/postgres already holds a database that depends on it",
+                self.path.display()
+            ))
+            .hint(format!("{how}; or move data/postgres away to start with an empty database"))
+            .into()),
+        }
     }
 
     /// Gives `name` the value of `make` if it is absent or `missing` says that it counts as such.
@@ -342,6 +363,7 @@ impl Completion {
         )?;
         let settings = Settings::from_env(&completed.env, &env_path)?;
         check_cluster(&settings, &cluster, &env_path)?;
+        check_layout(paths, &settings)?;
 
         let mut changes = Vec::new();
         let directories = missing_directories(paths, &settings)?;
@@ -504,6 +526,28 @@ fn missing_directories(paths: &Paths, settings: &Settings) -> Result<Vec<Directo
         }
     }
     Ok(missing)
+}
+
+/// The images of PostgreSQL 18 keep the cluster deeper by default. The server would begin an empty one beside it.
+fn check_layout(paths: &Paths, settings: &Settings) -> Result<()> {
+    if !matches!(settings.database, Database::Local { .. }) {
+        return Ok(());
+    }
+    let data = paths.postgres_data();
+    // What can't be read belongs to a server of this program.
+    let entries = std::fs::read_dir(&data).into_iter().flatten().flatten();
+    let mut deeper = entries.map(|entry| entry.path().join("docker"));
+    let Some(found) = deeper.find(|path| path.join("PG_VERSION").exists()) else {
+        return Ok(());
+    };
+    let (data, found) = (data.display(), found.display());
+    Err(Failure::config(format!(
+        "the cluster of PostgreSQL is in {found}, but the server expects it in {data}"
+    ))
+    .hint(format!(
+        "while it is stopped, move it: `mv {found} {data}.new && mv {data} {data}.old && mv {data}.new {data}`"
+    ))
+    .into())
 }
 
 /// A PostgreSQL server refuses a cluster of another major version, so say it before the start.

@@ -360,22 +360,17 @@ impl Settings {
             }
         };
         let master_key = reader.required("LITELLM_MASTER_KEY")?;
-        let is_wrong = |key: SecretString| !key.expose_secret().starts_with("sk-");
-        if master_key.in_clear().is_some_and(is_wrong) {
-            return Err(reader.wrong(
-                "LITELLM_MASTER_KEY",
-                "does not start with sk-, as LiteLLM requires of every key",
-                "change it to start with sk-",
-            ));
-        }
         let mut gateway: Vec<(String, SecretValue)> = env
             .iter()
             .filter(|(name, value)| {
                 let unset = value.is_empty() && OPTIONAL.contains(name);
                 let derived = *name == "DATABASE_URL" || name.starts_with("REDIS_");
                 let backup = name.starts_with(BACKUP_PREFIX);
-                let address = OF_AN_ADDRESS.iter().any(|(known, _)| known == name);
-                !unset && !derived && !backup && !address && !NOT_FOR_GATEWAY.contains(name)
+                !unset
+                    && !derived
+                    && !backup
+                    && !is_of_an_address(name)
+                    && !NOT_FOR_GATEWAY.contains(name)
             })
             .map(|(name, value)| (name.to_owned(), SecretValue::new(value, &vault)))
             .collect();
@@ -436,12 +431,13 @@ impl Settings {
             .map(|(_, value)| value)
     }
 
-    /// What LiteLLM encrypts credentials in its database with.
+    /// What LiteLLM encrypts credentials in its database with: the master key only if there is no
+    /// `LITELLM_SALT_KEY`. One that is empty is a salt, too.
     #[must_use]
     pub fn salt(&self) -> &SecretValue {
         self.gateway
             .iter()
-            .find(|(name, value)| name == "LITELLM_SALT_KEY" && !value.is_empty())
+            .find(|(name, _)| name == "LITELLM_SALT_KEY")
             .map_or(&self.master_key, |(_, value)| value)
     }
 
@@ -578,6 +574,12 @@ pub fn parse_env(text: &str, path: &Path) -> Result<EnvFile> {
             .hint(error.hint())
             .into()
     })
+}
+
+/// Whether the variable would give the gateway another address.
+#[must_use]
+pub(crate) fn is_of_an_address(name: &str) -> bool {
+    OF_AN_ADDRESS.iter().any(|(known, _)| *known == name)
 }
 
 /// Refuses variables that would give the gateway another address than the one that systemd holds. Only an edit is

@@ -187,7 +187,7 @@ fn weak_master_key(
         severity,
         message,
         hint: Some(
-            "while the gateway runs: `litellm-units secrets rotate master`; else remove the line, and `litellm-units generate` makes a new key".into(),
+            "while the gateway runs: `litellm-units secrets rotate master`; else write another one, such as `echo sk-$(openssl rand -hex 32)` prints".into(),
         ),
     })
 }

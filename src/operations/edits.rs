@@ -334,7 +334,8 @@ mod tests {
         assert!(same(&[("LITELLM_MASTER_KEY", "sk-2")]));
         assert!(!same(&[("LITELLM_SALT_KEY", "sk-2")]));
         assert!(!same(&[("LITELLM_SALT_KEY", "")]));
-        assert!(same(&[
+        // LiteLLM takes the master key only if there is no salt at all.
+        assert!(!same(&[
             ("LITELLM_SALT_KEY", ""),
             ("LITELLM_MASTER_KEY", "sk-salt")
         ]));

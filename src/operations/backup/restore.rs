@@ -637,11 +637,11 @@ fn check_salt(host: &Host, backup: &Backup, options: &RestoreOptions) -> Result<
     .into())
 }
 
-/// The key that LiteLLM encrypts with.
+/// The key that LiteLLM encrypts with: an empty salt is one, too.
 fn salt(env: &EnvFile) -> Option<&str> {
     ["LITELLM_SALT_KEY", "LITELLM_MASTER_KEY"]
         .iter()
-        .find_map(|name| env.get(name).filter(|value| !value.is_empty()))
+        .find_map(|name| env.get(name))
 }
 
 /// The sealed secrets of a backup.

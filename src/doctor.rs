@@ -278,6 +278,7 @@ pub(crate) async fn examine(host: &Host) -> Vec<Check> {
     }
     checks.extend(network::port(&examination));
     checks.push(network::loopback(&examination));
+    checks.extend(network::firewall(host).await);
     checks.extend(inside);
     checks.push(docker);
     let is_current = drift.iter().all(|check| check.outcome == CheckOutcome::Ok);

@@ -3,6 +3,7 @@
 pub(crate) mod container_state;
 pub(crate) mod default_route;
 pub(crate) mod files;
+pub(crate) mod firewall;
 pub(crate) mod journal;
 pub(crate) mod listener;
 pub(crate) mod lock;

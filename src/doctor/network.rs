@@ -13,6 +13,7 @@ use tokio::net::{TcpStream, UnixStream};
 use super::{Check, CheckName, Examination};
 use crate::deployment::settings::{Cache, Database, GATEWAY_PORT};
 use crate::host::Host;
+use crate::host::firewall;
 use crate::host::systemd::UnitState;
 use crate::litellm::models;
 use crate::service::Service;
@@ -419,6 +420,12 @@ fn host_and_port(url: &str) -> Option<(String, u16)> {
         host.trim_matches(['[', ']']).to_owned(),
         url.port().unwrap_or(5432),
     ))
+}
+
+/// Whether the host drops the traffic of the containers.
+pub(crate) async fn firewall(host: &Host) -> Option<Check> {
+    let dropped = firewall::drops_bridge(&host.paths).await?;
+    Some(Check::failure(CheckName::Firewall, dropped.message()).remedy(dropped.remedy()))
 }
 
 /// Containers or the file of a docker compose stack.

@@ -6,6 +6,7 @@ use super::install::{self, Prepared, ReleaseTarget};
 use super::{edits, stack, upgrade};
 use crate::error::Result;
 use crate::host::Host;
+use crate::host::firewall;
 use crate::litellm::{advisories, config, contract};
 
 /// Prepares, pulls and starts what is missing or stopped. The release stays the recorded one.
@@ -33,6 +34,7 @@ pub(crate) async fn bring_up(
     timeout: Duration,
     command: &str,
 ) -> Result<()> {
+    firewall::refuse(&host.paths).await?;
     prepared.apply(host).await?;
     config::refuse_errors(host)?;
     install::pull_missing(host, prepared, ReleaseTarget::Recorded).await?;

@@ -81,6 +81,15 @@ const INSTEAD: &[(&str, Instead)] = &[
         Instead::Elsewhere,
     ),
     ("litellm-units rollback --keep-data", Instead::Elsewhere),
+    // For a host with Docker.
+    (
+        "sudo iptables -I DOCKER-USER -i podman+ -j ACCEPT",
+        Instead::Elsewhere,
+    ),
+    (
+        "sudo iptables -I DOCKER-USER -o podman+ -j ACCEPT",
+        Instead::Elsewhere,
+    ),
     // Its exit status says what it found: e2e::advisories.
     (
         "sudo litellm-units upgrade --check",

@@ -30,7 +30,9 @@ set_parts() {
     *) debian=$cache/debian-$suite-$(recipe make_debian "$suite" "$DEBIAN" "$HOST_PACKAGES") ;;
   esac
   root=$cache/root-$suite-$(recipe make_root "${debian##*/}" root/)
-  archive=$cache/archive-$suite-$(recipe make_archive "${debian##*/}" "$ARCHIVE_PACKAGES")
+  packages=$ARCHIVE_PACKAGES
+  [[ $suite != trixie ]] || packages+=" $DOCKER_PACKAGES"
+  archive=$cache/archive-$suite-$(recipe make_archive "${debian##*/}" "$packages")
   tools=$cache/debian-trixie-$(recipe make_debian trixie "$DEBIAN" "$HOST_PACKAGES")
   base=$cache/layer-base-$(recipe make_base "$DEBIAN")
   bridge=$cache/layer-bridge-$(recipe make_bridge images/litellm/{package.json,package-lock.json,prisma,query-engine,query-engine.js,schema-engine,prod_entrypoint.sh})

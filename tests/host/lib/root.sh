@@ -62,7 +62,7 @@ make_archive() {
   # shellcheck disable=SC2016
   over "$1/tmp" "$debian/fs" "
     apt-get -q update
-    apt-get -qy install --download-only --reinstall --no-install-recommends $ARCHIVE_PACKAGES
+    apt-get -qy install --download-only --reinstall --no-install-recommends $packages
     mv /var/cache/apt/archives/*.deb /run/archive/
   " "$1:archive"
   rm -rf "$1/tmp"

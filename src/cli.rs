@@ -54,6 +54,8 @@ pub(crate) enum Command {
     Generate(Generate),
     /// Generate, pull missing images, start everything and wait until the gateway is ready
     Up(Up),
+    /// Import a deployment from docker compose, with its data, keys and secrets
+    Import(Import),
     /// Stop everything; keep the data
     Down(Down),
     /// Show each unit's state, health, uptime, restarts, memory and image
@@ -150,6 +152,33 @@ pub(crate) struct Up {
     #[arg(short, long, visible_alias = "wait")]
     pub(crate) detach: bool,
     /// Timeout in seconds for starting and becoming ready, without the time for pulling images
+    #[arg(short, long, value_name = "SECONDS", default_value = "300", value_parser = seconds)]
+    pub(crate) timeout: Duration,
+    #[command(flatten)]
+    pub(crate) accept: Accept,
+}
+
+#[derive(Debug, Args)]
+#[command(
+    after_help = "The containers of the compose file have to exist, and its PostgreSQL has to run. The old gateway serves until all images are pulled. It stops while its database is copied, and starts again if the import fails. Nothing of the old deployment is removed.\n\nExamples:\n  litellm-units import --dry-run /srv/litellm\n  litellm-units import /srv/litellm\n  litellm-units import --undo"
+)]
+pub(crate) struct Import {
+    /// Directory of the compose file [default: the current one]
+    #[arg(value_name = "DIR")]
+    pub(crate) directory: Option<PathBuf>,
+    /// Show what would be imported and what has no counterpart; change nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+    /// Stop the new gateway and start the old one again
+    #[arg(long, conflicts_with_all = ["dry_run", "directory", "service"])]
+    pub(crate) undo: bool,
+    /// Service of the gateway in the compose file, if it can't be told
+    #[arg(long, value_name = "NAME")]
+    pub(crate) service: Option<String>,
+    /// Do not ask
+    #[arg(short, long)]
+    pub(crate) yes: bool,
+    /// Timeout in seconds for each start and stop
     #[arg(short, long, value_name = "SECONDS", default_value = "300", value_parser = seconds)]
     pub(crate) timeout: Duration,
     #[command(flatten)]

@@ -11,6 +11,7 @@ pub(crate) mod exec;
 pub(crate) mod generate;
 pub(crate) mod health;
 pub(crate) mod history;
+pub(crate) mod import;
 pub(crate) mod key;
 pub(crate) mod lifecycle;
 pub(crate) mod logs;

@@ -2,6 +2,7 @@
 
 pub(crate) mod container_state;
 pub(crate) mod default_route;
+pub(crate) mod docker;
 pub(crate) mod files;
 pub(crate) mod firewall;
 pub(crate) mod journal;

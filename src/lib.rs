@@ -69,6 +69,7 @@ pub async fn run(cli: Cli) -> Result<Exit> {
     };
     match cli.command {
         Command::Generate(arguments) => commands::generate::run(&host, arguments).await,
+        Command::Import(arguments) => commands::import::run(&host, &arguments).await,
         Command::Up(arguments) => commands::up::run(&host, &arguments).await,
         Command::Down(arguments) => commands::down::run(&host, &arguments).await,
         Command::Apply(arguments) => commands::apply::run(&host, &arguments).await,

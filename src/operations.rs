@@ -3,6 +3,7 @@
 pub(crate) mod audit;
 pub(crate) mod backup;
 pub(crate) mod edits;
+pub(crate) mod import;
 pub(crate) mod install;
 pub(crate) mod pull;
 pub(crate) mod recovery;

@@ -30,19 +30,13 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Down) -> Result<Exit> {
             .hint("install the units first: `litellm-units generate`")
             .into());
     }
-    // PartOf= carries the stop from the target to its members, but the target's own job does not
-    // wait for theirs, and a failed start leaves members without an active target.
-    let mut units = stack::member_units(systemd).await?;
-    units.reverse();
-    units.extend(stack::beside_gateway(systemd).await?);
-    units.extend(stack::pulls(systemd).await?);
+    let mut timers = Vec::new();
     for (timer, _) in TIMERS.into_iter().filter(|_| arguments.remove) {
         if systemd.unit(timer).await?.load == LoadState::Loaded {
-            units.push(timer);
+            timers.push(timer);
         }
     }
-    units.push("litellm.target");
-    stack::stop(host, &units, arguments.timeout).await?;
+    stack::stop_all(host, &timers, arguments.timeout).await?;
     if arguments.remove {
         remove(host, systemd).await?;
     }

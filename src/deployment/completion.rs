@@ -63,7 +63,8 @@ general_settings:
 /// What is already there, as far as it decides about secrets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Existing {
-    /// `data/postgres` holds a cluster, which knows its password: nothing is made up beside it.
+    /// `data/postgres` holds a cluster, which knows its password, or gets the data of an import: nothing
+    /// is made up beside it.
     pub cluster: bool,
 }
 
@@ -353,7 +354,7 @@ impl Completion {
         };
         let cluster = paths.postgres_data().join("PG_VERSION");
         let found = Existing {
-            cluster: cluster.exists(),
+            cluster: cluster.exists() || paths.import_record().exists(),
         };
         let completed = complete(
             before.as_deref().unwrap_or(HEADER),

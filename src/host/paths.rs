@@ -214,6 +214,12 @@ impl Paths {
         self.state().join("change.json")
     }
 
+    /// The record of an import.
+    #[must_use]
+    pub fn import_record(&self) -> PathBuf {
+        self.state().join("import.json")
+    }
+
     /// The ledger of operations.
     #[must_use]
     pub fn ledger(&self) -> PathBuf {

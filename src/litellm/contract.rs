@@ -25,6 +25,8 @@ use crate::service::Service;
 
 /// The program that runs in the container.
 const PROBE: &str = include_str!("../../units/contract.py");
+/// The program that says whether a stored value is encrypted with a salt.
+pub(crate) const DECRYPTS: &str = include_str!("../../units/decrypts.py");
 /// Timeout of the container; on an idle machine it takes a second.
 const TIMEOUT: Duration = Duration::from_secs(180);
 

@@ -206,9 +206,23 @@ pub(crate) async fn create(
     settings: &Settings,
     options: &BackupOptions,
 ) -> Result<Backup> {
+    let server = Server::new(host, settings).await?;
+    Box::pin(create_from(host, settings, &server, options)).await
+}
+
+/// As [`create`], of the database on another server than that of `settings`.
+///
+/// # Errors
+/// As [`create`].
+pub(crate) async fn create_from(
+    host: &Host,
+    settings: &Settings,
+    server: &Server<'_>,
+    options: &BackupOptions,
+) -> Result<Backup> {
     let mut interrupt = signal(SignalKind::interrupt()).context("can't listen for Ctrl-C")?;
     tokio::select! {
-        result = create_uninterrupted(host, settings, options) => result,
+        result = create_uninterrupted(host, settings, server, options) => result,
         _ = interrupt.recv() => Err(Failure::interrupted("interrupted; the incomplete backup was removed")
             .hint("make a new one: `litellm-units backup`")
             .into()),
@@ -218,6 +232,7 @@ pub(crate) async fn create(
 async fn create_uninterrupted(
     host: &Host,
     settings: &Settings,
+    server: &Server<'_>,
     options: &BackupOptions,
 ) -> Result<Backup> {
     let begin = std::time::Instant::now();
@@ -238,8 +253,7 @@ async fn create_uninterrupted(
     let remote = to
         .map(|url| object_store::BackupStore::new(url, &settings.backup))
         .transpose()?;
-    let server = Server::new(host, settings).await?;
-    restore::recover_with(host, settings, &server).await?;
+    restore::recover_with(host, settings, server).await?;
 
     let mut snapshot = server.snapshot().await?;
     let parent = directory(&host.paths);

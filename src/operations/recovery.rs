@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::backup::restore;
 use super::stack::{self, RECOVERY_TIMEOUT};
-use super::{rotation, upgrade};
+use super::{import, rotation, upgrade};
 use crate::deployment::settings::Settings;
 use crate::error::Result;
 use crate::host::Host;
@@ -129,5 +129,5 @@ async fn recover(host: &Host, timeout: Duration) -> Result<()> {
         stack::start_database(host, &settings, timeout).await?;
         restore::recover(host, &settings).await?;
     }
-    Ok(())
+    import::recover(host, timeout).await
 }

@@ -260,6 +260,22 @@ pub(crate) async fn stop(host: &Host, units: &[&str], timeout: Duration) -> Resu
     Ok(())
 }
 
+/// Stops everything, and `more`. `PartOf=` carries the stop from the target to its members, but the target's own job does
+/// not wait for theirs, and a failed start leaves members without an active target.
+///
+/// # Errors
+/// As [`stop`].
+pub(crate) async fn stop_all(host: &Host, more: &[&'static str], timeout: Duration) -> Result<()> {
+    let systemd = host.systemd().await?;
+    let mut units = member_units(systemd).await?;
+    units.reverse();
+    units.extend(beside_gateway(systemd).await?);
+    units.extend(pulls(systemd).await?);
+    units.extend(more);
+    units.push("litellm.target");
+    stop(host, &units, timeout).await
+}
+
 /// Has `litellm-recovery.service` watch the change that this process begins, and hold the address meanwhile. Not where
 /// there is nothing to hold: in a deployment that is stopped, or whose units are of an earlier version.
 ///

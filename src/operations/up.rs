@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::install::{self, Prepared, ReleaseTarget};
-use super::{edits, stack, upgrade};
+use super::{edits, import, stack, upgrade};
 use crate::error::Result;
 use crate::host::Host;
 use crate::host::firewall;
@@ -34,6 +34,7 @@ pub(crate) async fn bring_up(
     timeout: Duration,
     command: &str,
 ) -> Result<()> {
+    import::refuse_unfinished(&host.paths)?;
     firewall::refuse(&host.paths).await?;
     prepared.apply(host).await?;
     config::refuse_errors(host)?;

@@ -81,7 +81,13 @@ const INSTEAD: &[(&str, Instead)] = &[
         Instead::Elsewhere,
     ),
     ("litellm-units rollback --keep-data", Instead::Elsewhere),
-    // For a host with Docker.
+    // e2e::import runs these, beside Docker.
+    ("sudo litellm-units import --dry-run ~/litellm-server    # show what comes over, and what has no counterpart", Instead::Elsewhere),
+    ("sudo litellm-units import ~/litellm-server", Instead::Elsewhere),
+    ("sudo litellm-units import --undo                        # back to the old gateway", Instead::Elsewhere),
+    ("litellm-units import --dry-run /srv/litellm", Instead::Elsewhere),
+    ("litellm-units import /srv/litellm", Instead::Elsewhere),
+    ("litellm-units import --undo", Instead::Elsewhere),
     (
         "sudo iptables -I DOCKER-USER -i podman+ -j ACCEPT",
         Instead::Elsewhere,
@@ -378,6 +384,7 @@ case "$*" in
   'compose down')
     [[ ! -e /opt/litellm-server ]] || { sudo litellm-units down; sudo mv /opt/litellm-server /srv/old; sudo cp /srv/old/.env /srv/old/config/litellm-config.yaml .; sudo chown operator .env litellm-config.yaml; }
     ;;
+  'compose stop litellm') sudo litellm-units stop litellm ;;
   'compose exec -T postgres '*) shift 4; exec sudo podman exec litellm-postgres "$@" ;;
   *) echo "docker $*: unknown" >&2; exit 1 ;;
 esac

@@ -13,6 +13,8 @@ mod daily;
 mod docs;
 mod doctor;
 mod faults;
+#[cfg(feature = "fault-points")]
+mod import;
 mod keys;
 mod main_job;
 mod matrix;

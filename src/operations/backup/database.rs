@@ -17,6 +17,7 @@ use super::manifest::Contents;
 use crate::deployment::settings::{Database, Settings};
 use crate::error::{Failure, Result};
 use crate::host::Host;
+use crate::host::docker::Docker;
 use crate::host::podman::Podman;
 use crate::quadlet::NETWORK;
 use crate::random::hex;
@@ -79,6 +80,11 @@ FROM pg_tables JOIN (VALUES
 ) AS encrypted (name, condition) ON name = tablename ORDER BY tablename \gexec
 ";
 
+/// One encrypted value of each table that LiteLLM keeps such values in as JSON.
+const ENCRYPTED_VALUES: &str = r"SELECT format($$SELECT value FROM %I.%I, jsonb_each_text((%I #>> '{}')::jsonb) WHERE value ~ '^(v2:gcm:.*|[A-Za-z0-9_+/=-]{54,})$' LIMIT 1$$, table_schema, table_name, column_name)
+FROM information_schema.columns WHERE (table_name, column_name) IN (('LiteLLM_CredentialsTable', 'credential_values'), ('LiteLLM_ProxyModelTable', 'litellm_params')) ORDER BY table_name \gexec
+";
+
 /// The server of the gateway's database.
 #[derive(Debug)]
 pub(crate) struct Server<'a> {
@@ -95,6 +101,12 @@ enum Access {
     /// `podman run` of this image, with these variables.
     Client {
         image: String,
+        variables: Vec<(&'static str, SecretString)>,
+    },
+    /// `docker exec` in the container of another deployment, with these variables.
+    Docker {
+        docker: Docker,
+        container: String,
         variables: Vec<(&'static str, SecretString)>,
     },
 }
@@ -160,6 +172,28 @@ impl<'a> Server<'a> {
         }
     }
 
+    /// The server in a container of Docker, whose data are to be imported.
+    ///
+    /// # Errors
+    /// When Podman is not installed.
+    pub(crate) async fn in_docker(
+        host: &'a Host,
+        docker: &Docker,
+        container: &str,
+        variables: &[(&'static str, SecretString)],
+        database: &str,
+    ) -> Result<Self> {
+        Ok(Self {
+            podman: host.podman().await?,
+            access: Access::Docker {
+                docker: docker.clone(),
+                container: container.to_owned(),
+                variables: variables.to_vec(),
+            },
+            database: database.to_owned(),
+        })
+    }
+
     /// Whether the server is the local one, which this program may change.
     #[must_use]
     pub(crate) fn is_local(&self) -> bool {
@@ -196,6 +230,17 @@ impl<'a> Server<'a> {
                 IN_CLIENT,
                 "sh",
             ]),
+            Access::Docker {
+                docker, container, ..
+            } => docker.command([
+                "exec",
+                "--interactive",
+                container,
+                "sh",
+                "-c",
+                IN_CLIENT,
+                "sh",
+            ]),
         };
         command
             .arg(database)
@@ -211,7 +256,7 @@ impl<'a> Server<'a> {
     fn preamble(&self) -> SecretString {
         match &self.access {
             Access::Container => String::new(),
-            Access::Client { variables, .. } => {
+            Access::Client { variables, .. } | Access::Docker { variables, .. } => {
                 let mut text = String::new();
                 for (name, value) in variables {
                     text.push_str(&format!("{name}={}\n", value.expose_secret()));
@@ -465,6 +510,15 @@ impl<'a> Server<'a> {
         Ok(text.lines().map(str::to_owned).collect())
     }
 
+    /// A value that is encrypted with the salt; none if none is stored.
+    ///
+    /// # Errors
+    /// With the server's words.
+    pub(crate) async fn encrypted_value(&self) -> Result<Option<SecretString>> {
+        let text = self.query(&self.database, ENCRYPTED_VALUES).await?;
+        Ok(text.lines().next().map(SecretString::from))
+    }
+
     /// The database from which the others are created, renamed and removed.
     #[must_use]
     pub(crate) fn maintenance(&self) -> &'static str {
@@ -630,6 +684,12 @@ impl Snapshot {
         self.contents.size
     }
 
+    /// The server's version.
+    #[must_use]
+    pub(crate) fn server_version(&self) -> &str {
+        &self.contents.server_version
+    }
+
     /// Counts all objects and rows. The transaction ends when this value is dropped: `pg_dump` may
     /// still need it.
     ///
@@ -729,7 +789,7 @@ impl Write for Forgiving {
 
 /// `DATABASE_URL` as libpq's variables, and the database's name. Parameters that only Prisma knows
 /// (`connection_limit` and others) are left out.
-fn parse_url(url: &SecretString) -> Result<(Vec<(&'static str, SecretString)>, String)> {
+pub(crate) fn parse_url(url: &SecretString) -> Result<(Vec<(&'static str, SecretString)>, String)> {
     let wrong = |problem: &str| {
         anyhow::Error::from(
             Failure::config(format!("DATABASE_URL {problem}, so pg_dump can't use it"))

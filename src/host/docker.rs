@@ -1,0 +1,313 @@
+//! The `docker` program: the containers of a deployment that is to be imported.
+
+use std::collections::BTreeMap;
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+
+use anyhow::Context;
+use secrecy::SecretString;
+use serde::{Deserialize, Deserializer};
+use tokio::process::Command;
+
+use crate::error::{Failure, Result};
+use crate::host::podman::is_executable;
+
+/// Where the way without Docker's help is described.
+pub(crate) const BY_HAND: &str = "docs/from-docker-compose.md, \"By hand\"";
+
+/// The host's Docker.
+#[derive(Clone, Debug)]
+pub(crate) struct Docker {
+    program: PathBuf,
+}
+
+/// What `docker inspect` says of a container.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct Container {
+    /// With a slash before it.
+    name: String,
+    /// The ID of its image.
+    pub image: String,
+    /// Its program.
+    pub path: String,
+    pub args: Vec<String>,
+    pub state: State,
+    pub config: ContainerConfig,
+    pub host_config: HostConfig,
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub mounts: Vec<Mount>,
+    pub network_settings: NetworkSettings,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct State {
+    pub running: bool,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct ContainerConfig {
+    /// The image as the compose file names it.
+    #[serde(default)]
+    pub image: String,
+    #[serde(default, deserialize_with = "variables")]
+    pub env: BTreeMap<String, SecretString>,
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub labels: BTreeMap<String, String>,
+    #[serde(default)]
+    pub working_dir: String,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct HostConfig {
+    #[serde(default)]
+    pub network_mode: String,
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub extra_hosts: Vec<String>,
+    /// In bytes; 0 for none.
+    #[serde(default)]
+    pub memory: u64,
+    #[serde(default, deserialize_with = "null_is_default")]
+    port_bindings: BTreeMap<String, Option<Vec<Binding>>>,
+    restart_policy: RestartPolicy,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Binding {
+    #[serde(default)]
+    host_ip: String,
+    #[serde(default)]
+    host_port: String,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct RestartPolicy {
+    name: String,
+    #[serde(default)]
+    maximum_retry_count: u32,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct Mount {
+    /// The path on the host.
+    #[serde(default)]
+    pub source: String,
+    /// The path in the container.
+    pub destination: String,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct NetworkSettings {
+    #[serde(default, deserialize_with = "null_is_default")]
+    networks: BTreeMap<String, Network>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Network {
+    #[serde(default, deserialize_with = "null_is_default")]
+    aliases: Vec<String>,
+    #[serde(default, rename = "IPAddress")]
+    ip_address: String,
+}
+
+/// What `docker image inspect` says.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct DockerImage {
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub repo_digests: Vec<String>,
+    pub config: ImageConfig,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct ImageConfig {
+    #[serde(default, deserialize_with = "variables")]
+    pub env: BTreeMap<String, SecretString>,
+}
+
+fn null_is_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
+    deserializer: D,
+) -> Result<T, D::Error> {
+    Ok(Option::deserialize(deserializer)?.unwrap_or_default())
+}
+
+fn variables<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<BTreeMap<String, SecretString>, D::Error> {
+    let lines: Option<Vec<String>> = Option::deserialize(deserializer)?;
+    Ok(lines
+        .unwrap_or_default()
+        .iter()
+        .filter_map(|line| line.split_once('='))
+        .map(|(name, value)| (name.to_owned(), value.into()))
+        .collect())
+}
+
+impl Container {
+    /// Its name, as `docker start` takes it.
+    pub(crate) fn name(&self) -> &str {
+        self.name.trim_start_matches('/')
+    }
+
+    fn label(&self, name: &str) -> Option<&str> {
+        let label = self
+            .config
+            .labels
+            .get(&format!("com.docker.compose.{name}"));
+        label.map(String::as_str)
+    }
+
+    /// The directory of its compose file; none for a container that compose did not make, or made for one command.
+    pub(crate) fn directory(&self) -> Option<&Path> {
+        if self.label("oneoff") == Some("True") {
+            return None;
+        }
+        self.label("project.working_dir").map(Path::new)
+    }
+
+    /// Its service in the compose file.
+    pub(crate) fn service(&self) -> &str {
+        self.label("service").unwrap_or_else(|| self.name())
+    }
+
+    /// Whether `host` is one of its names or addresses on a network that it shares with `other`.
+    pub(crate) fn is_reached_by(&self, other: &Self, host: &str) -> bool {
+        let networks = &self.network_settings.networks;
+        networks.iter().any(|(name, network)| {
+            other.network_settings.networks.contains_key(name)
+                && (network.aliases.iter().any(|alias| alias == host)
+                    || network.ip_address == host
+                    || self.service() == host
+                    || self.name() == host)
+        })
+    }
+
+    /// The addresses on the host that lead to it, with its own port: `0.0.0.0:4000`, 4000.
+    pub(crate) fn published(&self) -> Vec<(String, u16)> {
+        let bindings = self.host_config.port_bindings.iter();
+        bindings
+            .flat_map(|(port, bindings)| {
+                let own = port.split('/').next().and_then(|port| port.parse().ok());
+                let bindings = bindings.iter().flatten();
+                bindings.filter_map(move |binding| {
+                    let host = match binding.host_ip.as_str() {
+                        "" => "0.0.0.0",
+                        host => host,
+                    };
+                    Some((format!("{host}:{}", binding.host_port), own?))
+                })
+            })
+            .collect()
+    }
+
+    /// As `docker update --restart` takes it.
+    pub(crate) fn restart(&self) -> String {
+        let RestartPolicy {
+            name,
+            maximum_retry_count,
+        } = &self.host_config.restart_policy;
+        match (name.as_str(), maximum_retry_count) {
+            ("", _) => "no".into(),
+            ("on-failure", 1..) => format!("{name}:{maximum_retry_count}"),
+            _ => name.clone(),
+        }
+    }
+}
+
+impl Docker {
+    /// Finds Docker.
+    ///
+    /// # Errors
+    /// When it is not installed.
+    pub(crate) fn find() -> Result<Self> {
+        let program = std::env::var_os("PATH")
+            .iter()
+            .flat_map(std::env::split_paths)
+            .map(|directory| directory.join("docker"))
+            .find(|path| path.is_absolute() && is_executable(path))
+            .ok_or_else(|| {
+                Failure::new("Docker is not installed, so there is nothing to import from").hint(
+                    format!("move the deployment of another host by hand: {BY_HAND}"),
+                )
+            })?;
+        Ok(Self { program })
+    }
+
+    /// A command line of Docker that reads nothing from stdin.
+    pub(crate) fn command<A: AsRef<OsStr>>(
+        &self,
+        arguments: impl IntoIterator<Item = A>,
+    ) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args(arguments).stdin(Stdio::null());
+        command
+    }
+
+    /// Runs Docker and returns its stdout.
+    ///
+    /// # Errors
+    /// With Docker's own message when it fails.
+    pub(crate) async fn run<A: AsRef<OsStr>>(
+        &self,
+        arguments: impl IntoIterator<Item = A>,
+    ) -> Result<String> {
+        let output = self.command(arguments).output().await;
+        let output = output.context("can't run docker")?;
+        if !output.status.success() {
+            let words = String::from_utf8_lossy(&output.stderr);
+            return Err(Failure::new(format!("docker: {}", words.trim()))
+                .hint(format!(
+                    "see that Docker runs (`docker ps`), or move the deployment by hand: {BY_HAND}"
+                ))
+                .into());
+        }
+        Ok(String::from_utf8_lossy(&output.stdout).into_owned())
+    }
+
+    /// All containers, stopped ones too.
+    ///
+    /// # Errors
+    /// When Docker does not answer.
+    pub(crate) async fn containers(&self) -> Result<Vec<Container>> {
+        let ids = self.run(["ps", "--all", "--quiet", "--no-trunc"]).await?;
+        if ids.trim().is_empty() {
+            return Ok(Vec::new());
+        }
+        let words = ["inspect", "--type=container"].into_iter();
+        let text = self.run(words.chain(ids.split_whitespace())).await?;
+        serde_json::from_str(&text).context("unexpected answer of docker inspect")
+    }
+
+    /// An image by its ID.
+    ///
+    /// # Errors
+    /// When Docker does not answer.
+    pub(crate) async fn image(&self, id: &str) -> Result<DockerImage> {
+        let text = self.run(["image", "inspect", id]).await?;
+        let images: Vec<DockerImage> =
+            serde_json::from_str(&text).context("unexpected answer of docker image inspect")?;
+        images.into_iter().next().context("docker shows no image")
+    }
+
+    /// Copies a file or a directory out of a container, which need not run.
+    ///
+    /// # Errors
+    /// When there is no such path.
+    pub(crate) async fn copy(&self, container: &str, path: &str, to: &Path) -> Result<()> {
+        let from = format!("{container}:{path}");
+        let words = ["cp", "--follow-link", &from].map(OsStr::new);
+        self.run(words.into_iter().chain([to.as_os_str()]))
+            .await
+            .map(drop)
+    }
+}

@@ -1,0 +1,606 @@
+//! From a deployment under docker compose to this one: its settings, its files and its data.
+//!
+//! The old gateway serves until everything is pulled and prepared. Then it stops, its database is backed up and restored
+//! here, and the new gateway starts; if a step fails, the old one starts again. Of the old deployment, nothing is removed.
+
+mod plan;
+mod rewrite;
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use secrecy::{ExposeSecret, SecretString};
+use serde::{Deserialize, Serialize};
+use tokio::io::AsyncWriteExt;
+
+use super::backup::database::Server;
+use super::backup::restore::{Restore, RestoreOptions};
+use super::backup::{self, BackupOptions};
+use super::install::{self, ReleaseTarget};
+use super::{stack, upgrade};
+use crate::deployment::images_lock::ImagesLock;
+use crate::deployment::settings::{Settings, text_of};
+use crate::error::{Failure, Result};
+use crate::host::Host;
+use crate::host::docker::{BY_HAND, Docker};
+use crate::host::files;
+use crate::host::firewall;
+use crate::host::paths::Paths;
+use crate::image::ImageIdentity;
+use crate::litellm::{advisories, config, contract};
+use crate::output::{bytes, duration};
+use crate::random::kernel_random;
+use plan::{Chosen, Plan};
+
+/// How long the old gateway gets to end its requests, in seconds.
+const STOP_TIMEOUT: &str = "60";
+/// For the old gateway's container to decrypt one value.
+const PROOF_TIMEOUT: Duration = Duration::from_secs(60);
+/// Files beside the configuration: more is no configuration.
+const MOST_FILES: usize = 500;
+
+/// What is counted for the operator, by table.
+const COUNTED: [(&str, &str); 5] = [
+    ("LiteLLM_VerificationToken", "keys"),
+    ("LiteLLM_TeamTable", "teams"),
+    ("LiteLLM_UserTable", "users"),
+    ("LiteLLM_ProxyModelTable", "stored models"),
+    ("LiteLLM_SpendLogs", "spend logs"),
+];
+
+/// An import as it is recorded on disk.
+#[derive(Debug, Deserialize, Serialize)]
+struct ImportRecord {
+    /// The directory of the compose file.
+    directory: PathBuf,
+    /// The containers of the old gateway that ran, and when Docker restarts each.
+    gateways: BTreeMap<String, String>,
+    state: ImportState,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+enum ImportState {
+    /// The old gateway serves.
+    Prepared,
+    /// It is stopped, and the new one is not ready yet.
+    Moving,
+    /// The new gateway serves.
+    Done,
+}
+
+impl ImportRecord {
+    fn load(paths: &Paths) -> Result<Option<Self>> {
+        let path = paths.import_record();
+        match std::fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text)
+                .map(Some)
+                .with_context(|| format!("{} is damaged", path.display())),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("can't read {}", path.display())),
+        }
+    }
+
+    fn reached(&mut self, paths: &Paths, state: ImportState) -> Result<()> {
+        self.state = state;
+        make_directory(&paths.deployment, 0o755)?;
+        make_directory(&paths.state(), 0o700)?;
+        let text = serde_json::to_vec(self).context("can't write the record of the import")?;
+        files::write_atomically(&paths.import_record(), &text, 0o600)
+    }
+
+    /// Starts the old gateway again, after the new one is stopped.
+    async fn put_back(&mut self, host: &Host, timeout: Duration) -> Result<()> {
+        let systemd = host.systemd().await?;
+        stack::stop_all(host, &[], timeout).await?;
+        systemd.disable("litellm.target").await?;
+        systemd.reload().await?;
+        let docker = Docker::find()?;
+        for (name, restart) in &self.gateways {
+            let policy = format!("--restart={restart}");
+            docker.run(["update", &policy, name]).await?;
+            docker.run(["start", name]).await?;
+        }
+        self.reached(&host.paths, ImportState::Prepared)
+    }
+}
+
+/// Starts the old gateway again after an import that was interrupted while it was stopped.
+///
+/// # Errors
+/// When Docker or systemd refuses.
+pub(crate) async fn recover(host: &Host, timeout: Duration) -> Result<()> {
+    match ImportRecord::load(&host.paths)? {
+        Some(mut record) if record.state == ImportState::Moving => {
+            host.progress.say(&format!(
+                "the import from {} was interrupted: starting the old gateway again",
+                record.directory.display()
+            ));
+            record.put_back(host, timeout).await
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Refuses to start a gateway whose data an import has not brought, or whose old one serves again.
+///
+/// # Errors
+/// If an import was not completed, or was undone.
+pub(crate) fn refuse_unfinished(paths: &Paths) -> Result<()> {
+    match ImportRecord::load(paths)? {
+        Some(record) if record.state != ImportState::Done => {
+            let directory = record.directory.display();
+            Err(Failure::new(format!(
+                "the data of the gateway in {directory} are not imported, and that gateway is in use"
+            ))
+            .hint(format!(
+                "import them: `litellm-units import {directory}`; to use the deployment without them, remove {}",
+                paths.import_record().display()
+            ))
+            .into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Stops the new gateway and starts the old one.
+///
+/// # Errors
+/// When nothing was imported, or Docker or systemd refuses.
+pub(crate) async fn undo(host: &Host, timeout: Duration) -> Result<()> {
+    let Some(mut record) = ImportRecord::load(&host.paths)? else {
+        return Err(Failure::new(format!(
+            "{} was not imported",
+            host.paths.deployment.display()
+        ))
+        .hint("to stop the gateway: `litellm-units down`")
+        .into());
+    };
+    record.put_back(host, timeout).await?;
+    host.progress.say(&format!(
+        "the old gateway of {} is running again; what the new one has written since the import stays in {} and is not in the old database",
+        record.directory.display(),
+        host.paths.data().display()
+    ));
+    Ok(())
+}
+
+/// A deployment that can be imported.
+#[derive(Debug)]
+pub(crate) struct Import {
+    docker: Docker,
+    directory: PathBuf,
+    plan: Plan,
+    /// The container whose files are copied.
+    gateway: String,
+    record: ImportRecord,
+    /// Whether an earlier import has written `.env` and `config/`.
+    is_prepared: bool,
+    /// What the server says of its database.
+    database: Option<String>,
+    proof: Option<String>,
+}
+
+impl Import {
+    /// Looks at the deployment of the compose file in `directory`, and changes nothing.
+    ///
+    /// # Errors
+    /// When there is none, or it can't be imported.
+    pub(crate) async fn find(host: &Host, directory: &Path, service: Option<&str>) -> Result<Self> {
+        let docker = Docker::find()?;
+        let directory = directory
+            .canonicalize()
+            .with_context(|| format!("can't find {}", directory.display()))?;
+        let before = ImportRecord::load(&host.paths)?;
+        let is_prepared = refuse_another(host, before.as_ref(), &directory)?;
+        let containers = docker.containers().await?;
+        let chosen = Chosen::new(&containers, &directory, service)?;
+        let gateway = chosen.gateway();
+        let image = docker.image(&gateway.image).await?;
+        let text = match chosen.config_path() {
+            Some(path) => Some(read_config(&docker, gateway.name(), &path).await?),
+            None => None,
+        };
+        let plan = Plan::new(
+            &chosen,
+            &image,
+            text.as_deref(),
+            &|path| Path::new(path).is_file(),
+            &mut kernel_random,
+        )?;
+        let running = chosen.gateways.iter();
+        let running = running.filter(|container| container.state.running);
+        let gateways = running
+            .map(|container| (container.name().to_owned(), container.restart()))
+            .collect();
+        let mut import = Self {
+            docker,
+            record: ImportRecord {
+                directory: directory.clone(),
+                gateways,
+                state: ImportState::Prepared,
+            },
+            directory,
+            plan,
+            gateway: gateway.name().to_owned(),
+            is_prepared,
+            database: None,
+            proof: None,
+        };
+        import.refuse_unusable(host).await?;
+        import.ask_database(host).await?;
+        Ok(import)
+    }
+
+    /// The plan, line by line.
+    pub(crate) fn lines(&self, host: &Host) -> Vec<String> {
+        let mut lines = vec![format!(
+            "Import from {} to {}:",
+            self.directory.display(),
+            host.paths.deployment.display()
+        )];
+        lines.extend(
+            self.plan
+                .lines(self.database.as_deref(), self.proof.as_deref()),
+        );
+        if self.is_prepared {
+            lines.push(String::new());
+            lines.push(format!(
+                ".env and config/ of {} are kept: an earlier import has written them",
+                host.paths.deployment.display()
+            ));
+        }
+        lines
+    }
+
+    /// Refuses settings that the new deployment could not have.
+    async fn refuse_unusable(&self, host: &Host) -> Result<()> {
+        Settings::from_env(&self.plan.env, &host.paths.env_file())?;
+        let image = self.plan.image.as_str();
+        if self.plan.digest.is_none() && !host.podman().await?.has_image(image).await? {
+            return Err(Failure::new(format!(
+                "{image} was built on this host, and Podman does not have it"
+            ))
+            .hint(format!("copy it: `docker save {image} | podman load`"))
+            .into());
+        }
+        Ok(())
+    }
+
+    async fn server<'a>(&self, host: &'a Host) -> Result<Option<Server<'a>>> {
+        let Some(old) = &self.plan.database else {
+            return Ok(None);
+        };
+        let server = Server::in_docker(
+            host,
+            &self.docker,
+            &old.container,
+            &old.variables,
+            &old.name,
+        );
+        server.await.map(Some)
+    }
+
+    /// Asks the old server for its version and size, and proves the salt by a value that it has stored.
+    async fn ask_database(&mut self, host: &Host) -> Result<()> {
+        let Some(server) = self.server(host).await? else {
+            return Ok(());
+        };
+        let snapshot = server.snapshot().await.map_err(|error| {
+            Failure::new("the old database can't be read")
+                .hint(format!("see that it runs (`docker compose ps` in {}), or move the deployment by hand: {BY_HAND}", self.directory.display()))
+                .caused_by(error)
+        })?;
+        let version = snapshot.server_version();
+        self.database = Some(format!(
+            "PostgreSQL {}, {}",
+            version.split(' ').next().unwrap_or(version),
+            bytes(snapshot.size())
+        ));
+        drop(snapshot);
+        let Some(salt) = &self.plan.salt else {
+            return Ok(());
+        };
+        self.proof = Some(match server.encrypted_value().await? {
+            None => "unproved, since nothing is stored that it encrypts".into(),
+            Some(_) if self.record.gateways.is_empty() => {
+                "unproved, since the old gateway does not run".into()
+            }
+            Some(value) => match self.decrypts(&salt.value, &value).await {
+                Ok(true) => "proved: it decrypts a stored credential".into(),
+                Ok(false) => "a stored credential can't be decrypted with it, and so not by the old gateway either".into(),
+                Err(error) => format!("unproved: {error:#}"),
+            },
+        });
+        Ok(())
+    }
+
+    /// Whether `value` is encrypted with `salt`, by the libraries in the old gateway's container.
+    async fn decrypts(&self, salt: &SecretString, value: &SecretString) -> Result<bool> {
+        let words = [
+            "exec",
+            "--interactive",
+            &self.gateway,
+            "python3",
+            "-c",
+            contract::DECRYPTS,
+        ];
+        let mut command = self.docker.command(words);
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::null())
+            .stderr(Stdio::null())
+            .kill_on_drop(true);
+        let mut child = command.spawn().context("can't run docker")?;
+        let given = SecretString::from(
+            serde_json::json!({"salt": salt.expose_secret(), "value": value.expose_secret()})
+                .to_string(),
+        );
+        if let Some(mut stdin) = child.stdin.take() {
+            // A program that has ended has its own status.
+            let _ = stdin.write_all(given.expose_secret().as_bytes()).await;
+        }
+        let status = tokio::time::timeout(PROOF_TIMEOUT, child.wait()).await;
+        let status = status.context("the old container did not decrypt a value in time")?;
+        match status.context("can't run docker")?.code() {
+            Some(0) => Ok(true),
+            Some(3) => Ok(false),
+            _ => anyhow::bail!("the old container lacks the libraries for it"),
+        }
+    }
+
+    /// Refuses what has to be decided before anything is changed: an exploited release, and a firewall with which nothing
+    /// would work.
+    ///
+    /// # Errors
+    /// With the command.
+    pub(crate) async fn admit(&self, host: &Host, accepted: &[String]) -> Result<()> {
+        let path = host.paths.env_file();
+        let wanted = if self.is_prepared {
+            Settings::load(&path)?
+        } else {
+            Settings::from_env(&self.plan.env, &path)?
+        };
+        let again = format!("litellm-units import {}", self.directory.display());
+        advisories::admit(host, &wanted, &wanted.litellm_image, accepted, &again)?;
+        firewall::refuse(&host.paths).await
+    }
+
+    /// Imports the deployment.
+    ///
+    /// # Errors
+    /// When a step fails: then the old gateway is running, and the same command can be run again.
+    pub(crate) async fn carry_out(mut self, host: &Host, timeout: Duration) -> Result<()> {
+        let paths = &host.paths;
+        self.record.reached(paths, ImportState::Prepared)?;
+        if !self.is_prepared {
+            self.write(host).await?;
+        }
+        fail::fail_point!("import-written");
+        let target = ReleaseTarget::Wanted;
+        let prepared = install::prepare(host, target).await?;
+        prepared.apply(host).await?;
+        // Both would start at boot.
+        let systemd = host.systemd().await?;
+        systemd.disable("litellm.target").await?;
+        systemd.reload().await?;
+        config::refuse_errors(host)?;
+        install::pull_missing(host, &prepared, target).await?;
+        let settings = prepared.installed();
+        contract::check_once(host, settings).await?;
+        stack::start_database(host, settings, timeout).await?;
+        fail::fail_point!("import-prepared");
+
+        let begin = Instant::now();
+        self.record.reached(paths, ImportState::Moving)?;
+        let attempt = async {
+            for name in self.record.gateways.keys() {
+                host.progress
+                    .say(&format!("stopping the old gateway ({name})"));
+                self.docker
+                    .run(["stop", "--time", STOP_TIMEOUT, name])
+                    .await?;
+            }
+            fail::fail_point!("import-stopped");
+            let counts = self.copy_database(host, settings, timeout).await?;
+            fail::fail_point!("import-copied");
+            stack::bring_up(host, settings, timeout).await?;
+            upgrade::record(host, settings, "import").await?;
+            fail::fail_point!("import-not-ready", |_| Err(
+                Failure::new("a test says so").into()
+            ));
+            for name in self.record.gateways.keys() {
+                self.docker.run(["update", "--restart=no", name]).await?;
+            }
+            Ok(counts)
+        };
+        let counts = match attempt.await {
+            Ok(counts) => counts,
+            Err(error) => return Err(self.take_back(host, timeout, error).await),
+        };
+        self.record.reached(paths, ImportState::Done)?;
+        systemd.enable("litellm.target").await?;
+        systemd.reload().await?;
+        host.progress.say(&format!(
+            "imported{counts}; from the stop of the old gateway to the start of the new one: {}",
+            duration(begin.elapsed())
+        ));
+        host.progress
+            .say("to go back to the old gateway: `litellm-units import --undo`");
+        Ok(())
+    }
+
+    /// Starts the old gateway after a failure.
+    async fn take_back(
+        &mut self,
+        host: &Host,
+        timeout: Duration,
+        error: anyhow::Error,
+    ) -> anyhow::Error {
+        host.progress
+            .say("the import failed: starting the old gateway again");
+        let timeout = timeout.max(stack::RECOVERY_TIMEOUT);
+        match self.record.put_back(host, timeout).await {
+            Ok(()) => Failure::new("the import failed; the old gateway is running again")
+                .hint(
+                    crate::error::hint(&error)
+                        .unwrap_or("correct the cause, then run the same command again")
+                        .to_owned(),
+                )
+                .caused_by(error),
+            Err(second) => {
+                Failure::new("the import failed, and the old gateway could not be started again")
+                    .hint(format!(
+                        "start it: `docker compose start` in {}",
+                        self.directory.display()
+                    ))
+                    .caused_by(second.context(error))
+            }
+        }
+        .into()
+    }
+
+    /// Backs the old database up and restores it here. Returns what was copied, in words.
+    async fn copy_database(
+        &self,
+        host: &Host,
+        settings: &Settings,
+        timeout: Duration,
+    ) -> Result<String> {
+        let Some(server) = self.server(host).await? else {
+            return Ok(String::new());
+        };
+        let options = BackupOptions {
+            retention: None,
+            to_go_back: true,
+            ..BackupOptions::default()
+        };
+        let backup = backup::create_from(host, settings, &server, &options).await?;
+        let options = RestoreOptions {
+            timeout,
+            ..RestoreOptions::default()
+        };
+        // It compares the rows of every table.
+        let restore = Restore::stage(host, settings, &backup, &options, false).await?;
+        restore.swap().await?;
+        fail::fail_point!("import-swapped");
+        restore.commit().await?;
+        let rows = &backup.manifest.database.rows;
+        let counts = COUNTED.map(|(table, words)| {
+            let count = rows
+                .iter()
+                .find(|(name, _)| name.ends_with(&format!(".{table}")))
+                .map_or(0, |(_, count)| *count);
+            format!("{words}: {count}")
+        });
+        Ok(format!(" ({})", counts.join(", ")))
+    }
+
+    /// Writes `config/`, and `.env` last: with it, the deployment is prepared.
+    async fn write(&self, host: &Host) -> Result<()> {
+        let paths = &host.paths;
+        make_directory(&paths.config(), 0o755)?;
+        let scratch = tempfile::tempdir().context("can't create a temporary directory")?;
+        for (number, (from, to)) in self.plan.files.iter().enumerate() {
+            let copy = scratch.path().join(number.to_string());
+            self.docker.copy(&self.gateway, from, &copy).await?;
+            let found = if copy.is_dir() {
+                files::files_below(&copy)?
+            } else {
+                vec![copy.clone()]
+            };
+            if found.len() > MOST_FILES {
+                return Err(Failure::new(format!("{from} of the old gateway has {} files", found.len()))
+                    .hint("in the compose file, mount the configuration and its files alone, and run `docker compose up -d`")
+                    .into());
+            }
+            for file in found {
+                let inside = file.strip_prefix(&copy).unwrap_or(Path::new(""));
+                let mut place = paths.config();
+                place.extend(
+                    [Path::new(to), inside]
+                        .iter()
+                        .filter(|part| !part.as_os_str().is_empty()),
+                );
+                // The configuration itself has its own name.
+                if place == paths.config_file() {
+                    continue;
+                }
+                install_file(&file, &place)?;
+            }
+        }
+        files::write_atomically(&paths.config_file(), self.plan.config.as_bytes(), 0o644)?;
+        if let Some(digest) = &self.plan.digest
+            && self.plan.image.digest().is_none()
+        {
+            let path = paths.images_lock();
+            let mut lock = ImagesLock::load(&path)?;
+            lock.record(&self.plan.image, ImageIdentity::of_digest(digest));
+            lock.save(&path)?;
+        }
+        let text = self.plan.env.text();
+        files::write_atomically(&paths.env_file(), text.as_bytes(), 0o600)
+    }
+}
+
+/// Refuses to write over a deployment that no import has made. Returns whether one has prepared it.
+fn refuse_another(host: &Host, before: Option<&ImportRecord>, directory: &Path) -> Result<bool> {
+    let place = host.paths.deployment.display();
+    match before {
+        Some(before) if before.state == ImportState::Done => {
+            Err(Failure::new(format!(
+                "{place} was imported from {} and is in use",
+                before.directory.display()
+            ))
+            .hint("to go back to the old gateway first: `litellm-units import --undo`")
+            .into())
+        }
+        Some(before) if before.directory != directory => {
+            Err(Failure::new(format!(
+                "{place} belongs to the import from {}",
+                before.directory.display()
+            ))
+            .hint("choose another directory with `--litellm-dir DIR`")
+            .into())
+        }
+        Some(_) => Ok(host.paths.env_file().exists()),
+        None if host.paths.env_file().exists() || host.paths.postgres_data().exists() => {
+            Err(Failure::new(format!("there is a deployment in {place} already"))
+                .hint(format!("choose another directory with `--litellm-dir DIR`, or move the data by hand: {BY_HAND}"))
+                .into())
+        }
+        None => Ok(false),
+    }
+}
+
+async fn read_config(docker: &Docker, container: &str, path: &str) -> Result<String> {
+    let scratch = tempfile::tempdir().context("can't create a temporary directory")?;
+    let copy = scratch.path().join("config");
+    docker.copy(container, path, &copy).await?;
+    let bytes =
+        std::fs::read(&copy).with_context(|| format!("can't read {path} of {container}"))?;
+    text_of(bytes, Path::new(path))
+}
+
+/// Copies a file; others may read it only if they could before.
+fn install_file(from: &Path, to: &Path) -> Result<()> {
+    let found = std::fs::symlink_metadata(from)
+        .with_context(|| format!("can't examine {}", from.display()))?;
+    let bytes = std::fs::read(from).with_context(|| format!("can't read {}", from.display()))?;
+    if let Some(parent) = to.parent() {
+        make_directory(parent, 0o755)?;
+    }
+    let mode = found.permissions().mode() & 0o755 | 0o600;
+    files::write_atomically(to, &bytes, mode)
+}
+
+fn make_directory(path: &Path, mode: u32) -> Result<()> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(path)
+        .with_context(|| format!("can't create {}", path.display()))
+}

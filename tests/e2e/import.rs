@@ -1,0 +1,249 @@
+//! A deployment under docker compose, with Docker's own programs, becomes one of this program.
+
+use std::path::Path;
+use std::time::Duration;
+
+use crate::support::host::{EXPLOITED, TestHost, Who};
+
+const OLD: &str = "http://127.0.0.1:4000";
+const NEW: &str = "http://127.0.0.1:24157";
+const MASTER: &str = "master-key-without-prefix";
+
+/// Docker with the images of the host's registry, by the names that compose files have.
+const DOCKER: &str = r#"
+mkdir /etc/docker 2>/dev/null || :
+echo '{"data-root": "/home/docker", "insecure-registries": ["ghcr.io"], "registry-mirrors": ["http://127.0.0.1:5000"]}' >/etc/docker/daemon.json
+echo 127.0.0.2 ghcr.io >>/etc/hosts
+systemd-run --quiet --unit=ghcr --socket-property=ListenStream=127.0.0.2:80 /usr/lib/systemd/systemd-socket-proxyd 127.0.0.1:5000
+apt-get -q update
+DEBIAN_FRONTEND=noninteractive apt-get -qy install --no-install-recommends docker.io docker-cli docker-compose iptables
+docker pull -q ghcr.io/berriai/litellm:v1.80.11-stable
+docker pull -q postgres:17.7
+docker pull -q redis:7.4.6
+cd /srv/llm
+mv env .env
+docker compose up -d --quiet-pull
+"#;
+
+/// As docs/from-docker-compose.md has it.
+const DROP_IN: &str = "[Service]
+ExecStartPost=iptables -I DOCKER-USER -i podman+ -j ACCEPT
+ExecStartPost=iptables -I DOCKER-USER -o podman+ -j ACCEPT
+";
+
+/// The answer to a request with a JSON body.
+fn post(host: &TestHost, base: &str, path: &str, key: &str, body: &str) -> String {
+    let script = format!(
+        "curl -s --max-time 60 {base}{path} -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' -d '{body}'"
+    );
+    host.bash(Who::Root, &script).stdout
+}
+
+fn chat(host: &TestHost, base: &str, key: &str, model: &str) -> String {
+    let body =
+        format!(r#"{{"model": "{model}", "messages": [{{"role": "user", "content": "hello"}}]}}"#);
+    post(host, base, "/v1/chat/completions", key, &body)
+}
+
+/// Waits until the gateway serves both models to the key: one of the configuration, one of the database.
+#[track_caller]
+fn serves(host: &TestHost, base: &str, key: &str) {
+    for (model, answer) in [
+        ("hello", "Hello from the old deployment."),
+        ("stored", "from the database"),
+    ] {
+        host.wait(model, Duration::from_secs(120), |host| {
+            match chat(host, base, key, model) {
+                text if text.contains(answer) => Ok(()),
+                text => Err(text),
+            }
+        });
+    }
+}
+
+#[track_caller]
+fn refuses_connections(host: &TestHost, base: &str) {
+    let ran = host.bash(
+        Who::Root,
+        &format!("curl -s --max-time 5 {base}/health/liveliness"),
+    );
+    assert_eq!(ran.code, 7, "{}", ran.stdout);
+}
+
+#[test]
+#[ignore = "takes minutes: part of each release (CONTRIBUTING.md)"]
+fn a_compose_deployment_moves_in_and_out() {
+    let host = TestHost::boot("import");
+    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/compose");
+    host.put(&fixture, "/srv/llm");
+    host.sh(Who::Root, DOCKER);
+    host.wait("the old gateway", Duration::from_secs(120), |host| {
+        let ran = host.bash(Who::Root, &format!("curl -sf {OLD}/health/liveliness"));
+        if ran.code == 0 {
+            Ok(())
+        } else {
+            Err(ran.stderr)
+        }
+    });
+    let stored = r#"{"model_name": "stored", "litellm_params": {"model": "openai/stored", "api_key": "sk-stored-secret-key", "mock_response": "from the database"}}"#;
+    post(&host, OLD, "/model/new", MASTER, stored);
+    post(&host, OLD, "/team/new", MASTER, r#"{"team_alias": "a"}"#);
+    let key = post(
+        &host,
+        OLD,
+        "/key/generate",
+        MASTER,
+        r#"{"key_alias": "app"}"#,
+    );
+    let key: serde_json::Value = serde_json::from_str(&key).unwrap();
+    let key = key["key"].as_str().unwrap();
+    serves(&host, OLD, key);
+
+    // Where it is not.
+    let (code, _, stderr) = host.units(Who::Root, &["import", "--dry-run"]).all();
+    assert_eq!(
+        (code, stderr.as_str()),
+        (
+            1,
+            "error: Docker has no container of a compose file in /root\n\
+             hint: name the directory of the compose file: `litellm-units import /srv/llm`\n"
+        )
+    );
+    // What would be done; a salt is proved by what the database holds.
+    let plan = host
+        .units(Who::Root, &["import", "--dry-run", "/srv/llm"])
+        .ok();
+    for line in [
+        "Import from /srv/llm to /opt/litellm-server:",
+        "salt       LITELLM_SALT_KEY of the old gateway; proved: it decrypts a stored credential",
+        "secrets    LITELLM_MASTER_KEY, OPENAI_API_KEY",
+        "variables  STORE_MODEL_IN_DB, NUM_WORKERS",
+        "file       /app/custom_callbacks.py -> config/custom_callbacks.py",
+    ] {
+        assert!(plan.lines().any(|found| found == line), "{line}\n{plan}");
+    }
+    for secret in [
+        MASTER,
+        "sk-salt-of-the-compose-file",
+        "dbpassword9090",
+        "sk-openai-key",
+    ] {
+        assert!(!plan.contains(secret), "{plan}");
+    }
+    let nothing = host.bash(Who::Root, "ls -A /opt");
+    assert_eq!(nothing.stdout, "");
+
+    // Another salt than the one that the stored credential is encrypted with.
+    let other = "cd /srv/llm; LITELLM_SALT_KEY=sk-other docker compose up -d litellm; litellm-units import --dry-run; docker compose up -d litellm";
+    let other = host.sh(Who::Root, other);
+    assert!(
+        other.contains("\nsalt       LITELLM_SALT_KEY of the old gateway; a stored credential can't be decrypted with it, and so not by the old gateway either\n"),
+        "{other}"
+    );
+
+    // Nothing that could not work is begun.
+    let import = format!("import --yes /srv/llm --accept-vulnerability {EXPLOITED}");
+    let words: Vec<&str> = import.split(' ').collect();
+    let (code, _, stderr) = host.units(Who::Root, &words).all();
+    assert_eq!(code, 1);
+    assert!(
+        stderr.contains("error: Docker has set the policy of the firewall's chain FORWARD to DROP")
+            && stderr.contains("hint: `iptables -I DOCKER-USER -i podman+ -j ACCEPT && iptables -I DOCKER-USER -o podman+ -j ACCEPT`"),
+        "{stderr}"
+    );
+    let doctor = host.units(Who::Root, &["doctor"]).stdout;
+    assert!(
+        doctor.contains("FAILURE  firewall: Docker has set"),
+        "{doctor}"
+    );
+    host.sh(Who::Root, "mkdir -p /etc/systemd/system/docker.service.d");
+    host.write(
+        Who::Root,
+        "/etc/systemd/system/docker.service.d/podman.conf",
+        DROP_IN,
+    );
+    host.sh(
+        Who::Root,
+        "systemctl daemon-reload; systemctl restart docker; cd /srv/llm; docker compose up -d",
+    );
+    let doctor = host.units(Who::Root, &["doctor"]).stdout;
+    assert!(!doctor.contains("firewall"), "{doctor}");
+
+    // A new gateway that does not become ready: the old one serves again.
+    let script = format!("FAILPOINTS=import-not-ready=return litellm-units {import}");
+    let (code, _, stderr) = host.bash(Who::Root, &script).all();
+    assert!(
+        code == 1 && stderr.contains("error: the import failed; the old gateway is running again"),
+        "{stderr}"
+    );
+    serves(&host, OLD, key);
+    refuses_connections(&host, NEW);
+
+    // Interrupted while neither serves: the next command starts the old one.
+    host.kill_at(Who::Root, "import-stopped", "", &import);
+    refuses_connections(&host, OLD);
+    let (code, _, stderr) = host.units(Who::Root, &["up"]).all();
+    assert!(
+        code == 1
+            && stderr.contains("the import from /srv/llm was interrupted: starting the old gateway again")
+            && stderr.contains("error: the data of the gateway in /srv/llm are not imported, and that gateway is in use"),
+        "{stderr}"
+    );
+    serves(&host, OLD, key);
+    host.kill_at(Who::Root, "import-swapped", "", &import);
+
+    let imported = host.units(Who::Root, &words);
+    assert!(
+        imported
+            .stderr
+            .contains("imported (keys: 1, teams: 1, users: 1, stored models: 1, spend logs: "),
+        "{}",
+        imported.stderr
+    );
+    imported.ok();
+    serves(&host, NEW, key);
+    refuses_connections(&host, OLD);
+    host.wait("the callback", Duration::from_secs(10), |host| {
+        let journal = host.sh(Who::Root, "journalctl -o cat -u litellm");
+        if journal.contains("custom callback: a call succeeded") {
+            Ok(())
+        } else {
+            Err(journal)
+        }
+    });
+    let (code, _, stderr) = host.units(Who::Root, &words).all();
+    assert_eq!(
+        (code, stderr.as_str()),
+        (
+            1,
+            "error: /opt/litellm-server was imported from /srv/llm and is in use\n\
+             hint: to go back to the old gateway first: `litellm-units import --undo`\n"
+        )
+    );
+    let made = post(
+        &host,
+        NEW,
+        "/key/generate",
+        MASTER,
+        r#"{"key_alias": "later"}"#,
+    );
+    assert!(made.contains("\"key\":\"sk-"), "{made}");
+
+    // Only the new one starts at boot.
+    host.reboot();
+    serves(&host, NEW, key);
+    refuses_connections(&host, OLD);
+
+    host.units(Who::Root, &["import", "--undo"]).ok();
+    host.sh(Who::Root, "cd /srv/llm; docker compose up -d");
+    serves(&host, OLD, key);
+    refuses_connections(&host, NEW);
+    // What the new one had is kept beside the data of the old one.
+    host.units(Who::Root, &words).ok();
+    serves(&host, NEW, key);
+    let databases = host.sh(
+        Who::Root,
+        "litellm-units exec -T postgres -- psql -U llmproxy -d litellm -Atc 'SELECT datname FROM pg_database'",
+    );
+    assert!(databases.contains("litellm_units_replaced_"), "{databases}");
+}

@@ -6,6 +6,7 @@ pub mod env_file;
 pub mod images_lock;
 pub(crate) mod installed_release;
 pub mod ledger;
+pub mod listen;
 pub mod operation_id;
 pub(crate) mod sealed;
 pub mod settings;

@@ -72,7 +72,7 @@ pub async fn run(cli: Cli) -> Result<Exit> {
         Command::Import(arguments) => commands::import::run(&host, &arguments).await,
         Command::Up(arguments) => commands::up::run(&host, &arguments).await,
         Command::Down(arguments) => commands::down::run(&host, &arguments).await,
-        Command::Apply(arguments) => commands::apply::run(&host, &arguments).await,
+        Command::Apply(arguments) => Box::pin(commands::apply::run(&host, &arguments)).await,
         Command::Start(arguments) => {
             commands::lifecycle::run(&host, JobType::Start, &arguments).await
         }

@@ -13,11 +13,12 @@ pub(crate) mod ui;
 use std::time::Duration;
 
 use anyhow::Context;
+use reqwest::redirect::Policy;
 
-use crate::deployment::settings::GATEWAY_PORT;
-use crate::error::Result;
+use crate::deployment::listen::{Listen, ListenAddress};
+use crate::error::{Failure, Result};
 use crate::host::listener;
-use crate::host::paths::Scope;
+use crate::host::paths::{Paths, Scope};
 use crate::tls;
 
 /// A client of one gateway.
@@ -25,25 +26,38 @@ use crate::tls;
 pub struct Client {
     http: reqwest::Client,
     base: String,
-    /// The user who must own the gateway's address; `None` if any may.
-    owner: Option<u32>,
+    /// The gateway of this host: its address, and the user who must own that.
+    local: Option<(ListenAddress, u32)>,
+}
+
+/// The address at which this host reaches the gateway that the installed units run.
+#[must_use]
+pub fn address(paths: &Paths) -> ListenAddress {
+    Listen::installed(paths).unwrap_or_default().own()
 }
 
 impl Client {
-    /// A client of the gateway that the units of `scope` run on this host. `timeout` is for each
+    /// A client of the gateway that the installed units run on this host. `timeout` is for each
     /// request. No request is sent while another user owns the address: that user would get a key,
     /// or be taken for the gateway.
     ///
     /// # Errors
     /// When the HTTP client can't be set up.
-    pub fn local(scope: Scope, timeout: Duration) -> Result<Self> {
-        let owner = match scope {
+    pub fn local(paths: &Paths, timeout: Duration) -> Result<Self> {
+        let owner = match paths.scope {
             Scope::System => 0,
             Scope::User => nix::unistd::geteuid().as_raw(),
         };
+        let address = address(paths);
+        let base = match &address {
+            ListenAddress::Tcp(_) => address.url(),
+            // The name is for the Host header.
+            ListenAddress::Unix(_) => "http://localhost".into(),
+        };
         Ok(Self {
-            owner: Some(owner),
-            ..Self::at(format!("http://127.0.0.1:{GATEWAY_PORT}"), timeout)?
+            http: http(Some(&address), timeout, Policy::default())?,
+            base,
+            local: Some((address, owner)),
         })
     }
 
@@ -52,14 +66,10 @@ impl Client {
     /// # Errors
     /// When the HTTP client can't be set up.
     pub fn at(base: String, timeout: Duration) -> Result<Self> {
-        let http = http()
-            .timeout(timeout)
-            .build()
-            .context("can't set up the HTTP client")?;
         Ok(Self {
-            http,
+            http: http(None, timeout, Policy::default())?,
             base,
-            owner: None,
+            local: None,
         })
     }
 
@@ -68,25 +78,60 @@ impl Client {
     /// # Errors
     /// The reason in words, if the gateway's address belongs to another user.
     fn http(&self) -> Result<&reqwest::Client, String> {
-        let found = self.owner.and_then(|_| listener::owner(GATEWAY_PORT));
+        self.check_owner().map(|()| &self.http)
+    }
+
+    /// A client for requests of a browser: it follows no redirect.
+    ///
+    /// # Errors
+    /// When the gateway's address belongs to another user, or the HTTP client can't be set up.
+    fn browser(&self, timeout: Duration) -> Result<reqwest::Client> {
+        self.check_owner().map_err(Failure::new)?;
+        let address = self.local.as_ref().map(|(address, _)| address);
+        http(address, timeout, Policy::none())
+    }
+
+    fn check_owner(&self) -> Result<(), String> {
+        let Some((address, owner)) = &self.local else {
+            return Ok(());
+        };
+        let found = match address {
+            ListenAddress::Tcp(address) => listener::owner(*address),
+            ListenAddress::Unix(path) => listener::owner_of(path),
+        };
         match found {
-            Some(uid) if self.owner != Some(uid) => Err(format!(
+            Some(uid) if uid != *owner => Err(format!(
                 "a process of another user (uid {uid}) has the address"
             )),
-            _ => Ok(&self.http),
+            _ => Ok(()),
         }
     }
 
-    /// The address that requests go to.
+    /// The address that requests go to, for messages.
     #[must_use]
-    pub fn base(&self) -> &str {
-        &self.base
+    pub fn address(&self) -> String {
+        match &self.local {
+            Some((address, _)) => address.url(),
+            None => self.base.clone(),
+        }
     }
 }
 
-/// The common settings of the gateway's HTTP clients. The gateway is on this host: a proxy of the
-/// environment must not see the requests.
-fn http() -> reqwest::ClientBuilder {
+/// An HTTP client of the gateway. The gateway is on this host: a proxy of the environment must not see the requests.
+fn http(
+    address: Option<&ListenAddress>,
+    timeout: Duration,
+    redirects: Policy,
+) -> Result<reqwest::Client> {
     tls::install();
-    reqwest::Client::builder().no_proxy()
+    let builder = reqwest::Client::builder()
+        .no_proxy()
+        .timeout(timeout)
+        .redirect(redirects);
+    match address {
+        Some(ListenAddress::Unix(path)) => builder.unix_socket(path.as_path()),
+        _ => builder,
+    }
+    .build()
+    .context("can't set up the HTTP client")
 }

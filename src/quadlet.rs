@@ -4,6 +4,7 @@ pub(crate) mod check;
 pub mod escape;
 pub mod plan;
 
+use std::net::SocketAddr;
 use std::path::Path;
 
 use anyhow::Context as _;
@@ -11,7 +12,8 @@ use askama::Template;
 
 use crate::deployment::completion::container_owner;
 use crate::deployment::images_lock::ImagesLock;
-use crate::deployment::settings::{Cache, Database, GATEWAY_PORT, Settings};
+use crate::deployment::listen::{self, GATEWAY_PORT, Listen, ListenAddress};
+use crate::deployment::settings::{Cache, Database, Settings};
 use crate::error::Result;
 use crate::host::paths::{Paths, Scope};
 use crate::host::podman::PodmanVersion;
@@ -43,7 +45,7 @@ pub const STANDBY: &str = "litellm-standby";
 pub const IMAGES: &str = "litellm-images@.service";
 
 /// Holds the gateway's address.
-pub const SOCKET: &str = "litellm.socket";
+pub const SOCKET: &str = listen::SOCKET;
 
 /// Completes a change whose process was killed, and holds the gateway's address while a change goes on.
 pub const RECOVERY: &str = "litellm-recovery.service";
@@ -151,7 +153,7 @@ pub fn render(settings: &Settings, host: &RenderContext<'_>) -> Result<Vec<UnitF
     let mut files = vec![
         file(Place::Quadlet, "litellm.network", &Network { common })?,
         file(Place::Unit, IMAGES, &Images { common })?,
-        file(Place::Unit, SOCKET, &Socket { common })?,
+        socket(&settings.listen)?,
         file(Place::Unit, RECOVERY, &Recovery { common })?,
         file(Place::Unit, BACKUP_SERVICE, &Backup { common })?,
         file(Place::Unit, BACKUP_TIMER, &BackupTimer { common })?,
@@ -226,6 +228,33 @@ pub fn render(settings: &Settings, host: &RenderContext<'_>) -> Result<Vec<UnitF
         });
     }
     Ok(files)
+}
+
+/// Renders the unit that holds the gateway's addresses. It depends on nothing else.
+///
+/// # Errors
+/// When a value can't be written in a unit file.
+pub fn socket(listen: &Listen) -> Result<UnitFile> {
+    let has = |wanted: &dyn Fn(&SocketAddr) -> bool| {
+        listen.addresses.iter().any(|address| match address {
+            ListenAddress::Tcp(address) => wanted(address),
+            ListenAddress::Unix(_) => false,
+        })
+    };
+    file(
+        Place::Unit,
+        SOCKET,
+        &Socket {
+            marker: MARKER,
+            listen,
+            has_tcp: has(&|_| true),
+            has_ipv6: has(&SocketAddr::is_ipv6),
+            may_be_missing: has(&|address| {
+                let ip = address.ip().to_canonical();
+                !ip.is_loopback() && !ip.is_unspecified()
+            }),
+        },
+    )
 }
 
 /// Renders the unit that migrates the database to the release of `settings`, and ends: the stack
@@ -356,7 +385,12 @@ struct Images<'a> {
 #[derive(Template)]
 #[template(path = "litellm.socket")]
 struct Socket<'a> {
-    common: &'a Common,
+    marker: &'static str,
+    listen: &'a Listen,
+    has_tcp: bool,
+    has_ipv6: bool,
+    /// Whether an interface may get an address later than the unit starts.
+    may_be_missing: bool,
 }
 
 #[derive(Template)]

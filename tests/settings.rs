@@ -5,6 +5,7 @@ use std::fmt::Write;
 use std::path::Path;
 
 use litellm_units::deployment::env_file::{EnvFile, quote};
+use litellm_units::deployment::listen::Listen;
 use litellm_units::deployment::settings::{SecretTarget, Settings, check_address};
 use litellm_units::error::{self, Exit};
 use litellm_units::service::Service;
@@ -373,28 +374,110 @@ fn a_master_key_and_a_salt_are_taken_as_they_are() {
 }
 
 #[test]
+fn addresses() {
+    let of = |lines: &str| settings(&format!("{ENV}{lines}\n")).listen;
+    assert_eq!(settings(ENV).listen, Listen::default());
+    assert_eq!(of("LISTEN="), Listen::default());
+    let listen = of("LISTEN='127.0.0.1:4000  [::1]:4000 /run/a.sock'\nLISTEN_GROUP=www-data");
+    assert_eq!(listen.to_string(), "127.0.0.1:4000 [::1]:4000 /run/a.sock");
+    assert_eq!(listen.group.as_deref(), Some("www-data"));
+    let open = of("LISTEN=0.0.0.0:4000\nLISTEN_WITHOUT_TLS=yes");
+    assert_eq!(open.to_string(), "0.0.0.0:4000");
+    // None of them reaches the gateway.
+    let text = format!("{ENV}LISTEN=/run/a.sock\nLISTEN_GROUP=a\nLISTEN_WITHOUT_TLS=yes\n");
+    assert_eq!(
+        container_secrets(&settings(&text)),
+        container_secrets(&settings(ENV))
+    );
+
+    let write = "write each address as 127.0.0.1:4000, [::1]:4000 or /run/litellm/litellm.sock, with blanks between them";
+    for (lines, problem, hint) in [
+        (
+            "LISTEN=4000",
+            "LISTEN contains 4000, which is not an IP address with a port, nor the path of a socket",
+            write,
+        ),
+        (
+            "LISTEN=127.0.0.1:4000,[::1]:4000",
+            "LISTEN contains 127.0.0.1:4000,[::1]:4000, which is not an IP address with a port, nor the path of a socket",
+            write,
+        ),
+        (
+            "LISTEN=127.0.0.1:0",
+            "LISTEN contains 127.0.0.1:0, which has no port",
+            write,
+        ),
+        (
+            "LISTEN=/run/../a.sock",
+            "LISTEN contains /run/../a.sock, which is not the path of a socket",
+            write,
+        ),
+        (
+            "LISTEN='[::1]:80 /a [::1]:80'",
+            "LISTEN contains [::1]:80 twice",
+            "remove one of them",
+        ),
+        (
+            "LISTEN='127.0.0.1:4000 10.0.0.7:4000'",
+            "LISTEN contains 10.0.0.7:4000, which other hosts reach without TLS: keys and prompts would cross the network in clear text",
+            "use a reverse proxy with TLS (docs/reverse-proxy.md); or, for a network that you trust, add LISTEN_WITHOUT_TLS=yes",
+        ),
+        (
+            "LISTEN_WITHOUT_TLS=true",
+            "LISTEN_WITHOUT_TLS is not yes",
+            "write yes, or remove the line",
+        ),
+        (
+            "LISTEN_GROUP=www-data",
+            "LISTEN_GROUP has no effect, since LISTEN names no Unix socket",
+            "add one to LISTEN, such as /run/litellm/litellm.sock, or remove the line",
+        ),
+        (
+            "LISTEN_GROUP='a b'",
+            "LISTEN_GROUP is not the name of a group",
+            "write the name of the group that the reverse proxy runs as, such as www-data",
+        ),
+    ] {
+        let name = lines.split('=').next().unwrap();
+        assert_eq!(
+            refusal(name, lines),
+            format!("error: /srv/.env, line 13: {problem}\nhint: {hint}\n")
+        );
+    }
+}
+
+#[test]
 fn an_edit_does_not_move_the_gateway() {
     let path = Path::new("/srv/.env");
     for (name, advice) in [
         (
             "HOST",
-            "; for another address, put a reverse proxy before http://127.0.0.1:24157 (docs/reverse-proxy.md)",
+            "remove the line; for another address, write LISTEN=127.0.0.1:4000 (docs/configuration.md), then run `litellm-units apply`",
         ),
         (
             "PORT",
-            "; for another address, put a reverse proxy before http://127.0.0.1:24157 (docs/reverse-proxy.md)",
+            "remove the line; for another address, write LISTEN=127.0.0.1:4000 (docs/configuration.md), then run `litellm-units apply`",
         ),
         (
             "SSL_KEYFILE_PATH",
-            "; for TLS, give the certificate to a reverse proxy (docs/reverse-proxy.md)",
+            "remove the line, then run `litellm-units apply`; for TLS, give the certificate to a reverse proxy (docs/reverse-proxy.md)",
         ),
         (
             "SSL_CERTFILE_PATH",
-            "; for TLS, give the certificate to a reverse proxy (docs/reverse-proxy.md)",
+            "remove the line, then run `litellm-units apply`; for TLS, give the certificate to a reverse proxy (docs/reverse-proxy.md)",
         ),
-        ("LISTEN_FDS", ""),
-        ("LISTEN_PID", ""),
-        ("LISTEN_FDNAMES", ""),
+        (
+            "LISTEN_FDS",
+            "remove the line, then run `litellm-units apply`",
+        ),
+        (
+            "LISTEN_PID",
+            "remove the line, then run `litellm-units apply`",
+        ),
+        (
+            "LISTEN_FDNAMES",
+            "remove the line, then run `litellm-units apply`",
+        ),
     ] {
         for value in ["", "1"] {
             let text = format!("{ENV}{name}={value}\n");
@@ -405,7 +488,7 @@ fn an_edit_does_not_move_the_gateway() {
                 failure(&error),
                 format!(
                     "error: /srv/.env, line 13: {name} would change the gateway's address, which litellm.socket holds\n\
-                     hint: remove the line, then run `litellm-units apply`{advice}\n"
+                     hint: {advice}\n"
                 )
             );
             // A gateway that restarts after a crash starts without it.

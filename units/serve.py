@@ -6,6 +6,7 @@ else of LiteLLM and uvicorn is used; it is checked before a release is started f
 """
 
 import asyncio
+import ctypes
 import gc
 import importlib.util
 import inspect
@@ -13,6 +14,7 @@ import logging
 import re
 import signal
 import socket
+import struct
 import threading
 import time
 import traceback
@@ -43,6 +45,9 @@ GRACE = 30
 # are too few for a busy host.
 WORKER_TIMEOUT = 30
 
+# Of <asm/socket.h>; Python has no name for it.
+SO_ATTACH_REUSEPORT_CBPF = 51
+
 
 def passed_sockets():
     """The listening sockets from systemd: sd_listen_fds(3)."""
@@ -64,6 +69,11 @@ class Config(uvicorn.Config):
         gateway = self.loaded_app
 
         async def app(scope, receive, send):
+            # A Unix socket has no addresses. Whoever may connect to it is a program of this host, such as a reverse
+            # proxy, whose headers count as those from the loopback address do.
+            if scope["type"] in ("http", "websocket") and not scope["client"]:
+                scope = {**scope, "client": ("127.0.0.1", 0)}
+
             async def send_last(message):
                 if self.leaving and message["type"] == "http.response.start":
                     headers = [*message.get("headers", ()), (b"connection", b"close")]
@@ -117,9 +127,29 @@ class Heartbeat:
                     os._exit(1)
 
 
+def take_connections(sockets):
+    """Has the kernel give new connections to one of two sockets at the same address: ReusePort= in litellm.socket.
+
+    There are two of them only while the addresses of litellm.socket change: systemd opens one that stays again, and the
+    standby has the first one. The standby gets all connections until the gateway serves on the second one, and none
+    after that, so none is in the queue of the first one when that is closed.
+    """
+    index = 0 if os.environ.get("LITELLM_UNITS_STANDBY") else 1
+    # One instruction of classic BPF: return the index. Where there is no such socket, the kernel takes the only one.
+    instruction = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, index))
+    program = struct.pack("HP", 1, ctypes.addressof(instruction))
+    for each in sockets:
+        if each.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT):
+            try:
+                each.setsockopt(socket.SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, program)
+            except OSError as error:
+                logging.getLogger("uvicorn.error").warning("can't choose who gets new connections: %s", error)
+
+
 class Server(uvicorn.Server):
     async def startup(self, sockets=None):
         await super().startup(sockets)
+        take_connections(sockets or ())
         gc.freeze()
         gc.enable()
         self.heartbeat = Heartbeat()

@@ -9,7 +9,7 @@ use crate::litellm::config;
 use crate::operations::edits;
 use crate::operations::install::{self, Prepared, ReleaseTarget};
 use crate::operations::rotation;
-use crate::operations::stack;
+use crate::operations::stack::{self, address::Relocation};
 use crate::operations::up;
 use crate::output::{self, Progress, say};
 
@@ -28,7 +28,7 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Apply) -> Result<Exit> {
         return super::upgrade_to_env(host, arguments.dry_run, arguments.timeout).await;
     }
     if arguments.dry_run {
-        return dry_run(host, &prepared);
+        return dry_run(host, &prepared).await;
     }
     let edited = snapshot::keep(&host.paths)?;
     let host = &host.reporting(Progress::Data);
@@ -85,7 +85,7 @@ async fn roll_back(
     .into()
 }
 
-fn dry_run(host: &Host, prepared: &Prepared) -> Result<Exit> {
+async fn dry_run(host: &Host, prepared: &Prepared) -> Result<Exit> {
     for change in &prepared.deployment.changes {
         output::line(&format!("# {change}"))?;
     }
@@ -113,6 +113,9 @@ fn dry_run(host: &Host, prepared: &Prepared) -> Result<Exit> {
                 words.join(", ")
             ))?;
         }
+    }
+    if let Some(relocation) = Relocation::find(host, prepared.settings()).await? {
+        output::line(&format!("# {relocation}"))?;
     }
     if restarts == 0 && prepared.is_current() {
         output::line("nothing to do")?;

@@ -17,6 +17,7 @@ use crate::host::podman::PodmanVersion;
 use crate::host::systemd::Features;
 use crate::litellm::advisories::Advisories;
 use crate::operations::install::{self, Knows, ReleaseTarget};
+use crate::operations::stack::address::Relocation;
 use crate::output::{self, Progress, say, warn};
 use crate::quadlet::{self, Place};
 use crate::random::kernel_random;
@@ -56,6 +57,10 @@ pub(crate) async fn run(host: &Host, arguments: cli::Generate) -> Result<Exit> {
     }
     let current = prepared.is_current();
     install::install(&host.reporting(Progress::Data), &prepared).await?;
+    if Relocation::find(host, prepared.settings()).await?.is_some() {
+        say("the gateway keeps its addresses for now; to apply LISTEN: `litellm-units apply`");
+        return Ok(Exit::Success);
+    }
     if prepared.kept().is_some() {
         say(&format!("next: `{}`", installed_release::REMEDY));
     } else if current {

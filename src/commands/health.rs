@@ -15,7 +15,7 @@ use crate::service::Service;
 const TIMEOUT: Duration = Duration::from_secs(5);
 
 pub(crate) async fn run(host: &Host, arguments: &cli::Health) -> Result<Exit> {
-    let mut health = Client::local(host.scope(), TIMEOUT)?
+    let mut health = Client::local(&host.paths, TIMEOUT)?
         .health()
         .await
         .or_version(|| contract::installed_version(&host.paths));

@@ -61,7 +61,7 @@ impl<'a> Gateway<'a> {
     fn new(host: &'a Host) -> Result<Self> {
         Ok(Self {
             host,
-            client: Client::local(host.scope(), TIMEOUT)?,
+            client: Client::local(&host.paths, TIMEOUT)?,
             settings: Settings::load(&host.paths.env_file())?,
             master: OnceLock::new(),
             service: service::read(&host.paths.service_key())?,

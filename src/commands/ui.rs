@@ -87,7 +87,7 @@ pub(crate) async fn run(host: &Host, arguments: &Ui) -> Result<Exit> {
     )
     .await?;
 
-    let client = Client::local(host.scope(), Duration::from_secs(30))?;
+    let client = Client::local(&host.paths, Duration::from_secs(30))?;
     ui::check_pages(&client, public.as_ref()).await?;
     if !ui::login(&client, username(&settings, arguments), &new).await? {
         return Err(
@@ -97,7 +97,7 @@ pub(crate) async fn run(host: &Host, arguments: &Ui) -> Result<Exit> {
         );
     }
     let address = public.map_or_else(
-        || format!("{}/ui", client.base()),
+        || format!("{}/ui", client.address()),
         |public| format!("{}/ui", public.as_str().trim_end_matches('/')),
     );
     say(&format!(

@@ -14,7 +14,8 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
 use crate::deployment::images_lock::ImagesLock;
-use crate::deployment::settings::{SecretTarget, Settings};
+use crate::deployment::listen::Listen;
+use crate::deployment::settings::{LISTEN, SecretTarget, Settings};
 use crate::error::Result;
 use crate::host::files;
 use crate::host::files::files_below;
@@ -217,6 +218,15 @@ impl Applied {
                     kind: DifferenceKind::Removed,
                 }),
         );
+        // No input of the container: it is compared with the addresses that systemd has.
+        if service == Service::Litellm
+            && Listen::installed(paths).is_some_and(|listen| listen != settings.listen)
+        {
+            differences.push(Difference {
+                input: LISTEN.into(),
+                kind: DifferenceKind::Changed,
+            });
+        }
         differences.sort();
         Ok(differences)
     }

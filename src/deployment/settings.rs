@@ -6,6 +6,7 @@ use std::sync::Arc;
 use secrecy::{ExposeSecret, SecretString};
 
 use super::env_file::EnvFile;
+use super::listen::{Listen, ListenAddress};
 use super::sealed::{self, SecretValue, Vault};
 use crate::error::{Failure, Result};
 use crate::host::paths::Paths;
@@ -22,11 +23,16 @@ pub const DEFAULT_REDIS_IMAGE: &str = "docker.io/library/redis:7.4.6";
 pub const DEFAULT_REDIS_MEMORY: &str = "512mb";
 /// The name of PostgreSQL's role and of its database in a new deployment.
 pub const DEFAULT_POSTGRES_NAME: &str = "litellm";
-/// The gateway's port, on the loopback address only.
-pub const GATEWAY_PORT: u16 = 24157;
 
 /// Names the known vulnerabilities that the operator accepts.
 pub const ACCEPT_VULNERABILITIES: &str = "LITELLM_ACCEPT_VULNERABILITIES";
+
+/// Where the gateway listens.
+pub const LISTEN: &str = "LISTEN";
+/// Who may connect to its Unix sockets.
+pub const LISTEN_GROUP: &str = "LISTEN_GROUP";
+/// Allows addresses that other hosts reach.
+const LISTEN_WITHOUT_TLS: &str = "LISTEN_WITHOUT_TLS";
 
 /// How much the local Redis may hold.
 const REDIS_MEMORY: &str = "REDIS_MAXMEMORY";
@@ -52,13 +58,16 @@ const OF_AN_ADDRESS: [(&str, &str); 7] = [
     ("LISTEN_FDS", SOCKET_HINT),
     ("LISTEN_PID", SOCKET_HINT),
 ];
-const ADDRESS_HINT: &str = "remove the line, then run `litellm-units apply`; for another address, put a reverse proxy before http://127.0.0.1:24157 (docs/reverse-proxy.md)";
+const ADDRESS_HINT: &str = "remove the line; for another address, write LISTEN=127.0.0.1:4000 (docs/configuration.md), then run `litellm-units apply`";
 const TLS_HINT: &str = "remove the line, then run `litellm-units apply`; for TLS, give the certificate to a reverse proxy (docs/reverse-proxy.md)";
 const SOCKET_HINT: &str = "remove the line, then run `litellm-units apply`";
 
 /// Variables that concern this program or another container, and so never reach the gateway.
-const NOT_FOR_GATEWAY: [&str; 12] = [
+const NOT_FOR_GATEWAY: [&str; 15] = [
     ACCEPT_VULNERABILITIES,
+    LISTEN,
+    LISTEN_GROUP,
+    LISTEN_WITHOUT_TLS,
     METRICS_FILE,
     NOTIFY_COMMAND,
     NOTIFY_URL,
@@ -123,9 +132,12 @@ pub const OPTIONAL: [&str; 6] = [
 ];
 
 /// Variables that are in clear: no secrets, and needed where none is opened.
-const IN_CLEAR: [&str; 14] = [
+const IN_CLEAR: [&str; 17] = [
     METRICS_FILE,
     ACCEPT_VULNERABILITIES,
+    LISTEN,
+    LISTEN_GROUP,
+    LISTEN_WITHOUT_TLS,
     LIVENESS_TIMEOUT,
     "LITELLM_IMAGE",
     "POSTGRES_IMAGE",
@@ -250,6 +262,8 @@ pub struct Settings {
     pub database: Database,
     /// The gateway's cache.
     pub cache: Cache,
+    /// `LISTEN`: where the gateway listens.
+    pub listen: Listen,
     /// `LITELLM_MASTER_KEY`: for bootstrap only.
     pub master_key: SecretValue,
     /// Where backups go and how.
@@ -396,6 +410,7 @@ impl Settings {
             litellm_image: reader.image("LITELLM_IMAGE", None)?,
             database,
             cache,
+            listen: reader.listen()?,
             master_key,
             backup: reader.backup()?,
             watch: reader.watch()?,
@@ -603,7 +618,14 @@ pub fn check_address(env: &EnvFile, path: &Path) -> Result<()> {
     }
 }
 
-fn wrong(env: &EnvFile, path: &Path, name: &str, problem: &str, hint: &str) -> anyhow::Error {
+/// The refusal of a variable, with file and line.
+pub(crate) fn wrong(
+    env: &EnvFile,
+    path: &Path,
+    name: &str,
+    problem: &str,
+    hint: &str,
+) -> anyhow::Error {
     let line = env
         .line(name)
         .map(|line| format!(", line {line}"))
@@ -649,6 +671,66 @@ impl Reader<'_> {
         };
         ImageReference::parse(text)
             .map_err(|error| self.wrong(name, &format!("can't be used: {error}"), error.hint()))
+    }
+
+    fn listen(&self) -> Result<Listen> {
+        let group = self.filled(LISTEN_GROUP).map(str::to_owned);
+        let is_name = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        if group
+            .as_ref()
+            .is_some_and(|group| !group.chars().all(is_name))
+        {
+            return Err(self.wrong(
+                LISTEN_GROUP,
+                "is not the name of a group",
+                "write the name of the group that the reverse proxy runs as, such as www-data",
+            ));
+        }
+        let mut addresses = Vec::new();
+        for word in self.filled(LISTEN).unwrap_or_default().split_whitespace() {
+            addresses.push(ListenAddress::parse(word).map_err(|problem| {
+                self.wrong(
+                    LISTEN,
+                    &format!("contains {word}, {problem}"),
+                    "write each address as 127.0.0.1:4000, [::1]:4000 or /run/litellm/litellm.sock, with blanks between them",
+                )
+            })?);
+        }
+        if addresses.is_empty() {
+            addresses = Listen::default().addresses;
+        }
+        let listen = Listen { addresses, group };
+        if let Some(address) = listen.repeated() {
+            return Err(self.wrong(
+                LISTEN,
+                &format!("contains {address} twice"),
+                "remove one of them",
+            ));
+        }
+        if listen.group.is_some() && !listen.has_unix() {
+            return Err(self.wrong(
+                LISTEN_GROUP,
+                "has no effect, since LISTEN names no Unix socket",
+                "add one to LISTEN, such as /run/litellm/litellm.sock, or remove the line",
+            ));
+        }
+        let without_tls = self.filled(LISTEN_WITHOUT_TLS);
+        if without_tls.is_some_and(|value| value != "yes") {
+            return Err(self.wrong(
+                LISTEN_WITHOUT_TLS,
+                "is not yes",
+                "write yes, or remove the line",
+            ));
+        }
+        let open = listen.addresses.iter().find(|address| !address.is_local());
+        if let Some(address) = open.filter(|_| without_tls.is_none()) {
+            return Err(self.wrong(
+                LISTEN,
+                &format!("contains {address}, which other hosts reach without TLS: keys and prompts would cross the network in clear text"),
+                "use a reverse proxy with TLS (docs/reverse-proxy.md); or, for a network that you trust, add LISTEN_WITHOUT_TLS=yes",
+            ));
+        }
+        Ok(listen)
     }
 
     fn backup(&self) -> Result<BackupSettings> {

@@ -1,7 +1,7 @@
 //! Listening sockets, and the connections between containers.
 
-use std::collections::{BTreeMap, HashMap};
-use std::net::{IpAddr, Ipv6Addr};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -11,7 +11,8 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::{Check, CheckName, Examination};
-use crate::deployment::settings::{Cache, Database, GATEWAY_PORT};
+use crate::deployment::listen::{Listen, ListenAddress};
+use crate::deployment::settings::{Cache, Database};
 use crate::host::Host;
 use crate::host::firewall;
 use crate::host::systemd::UnitState;
@@ -23,8 +24,8 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 /// Of all tests inside the gateway's container.
 const INSIDE_TIMEOUT: Duration = Duration::from_secs(20);
 const DOCKER: &str = "/run/docker.sock";
-/// Published by a docker compose stack of LiteLLM.
-const STACK_PORTS: [u16; 3] = [GATEWAY_PORT, 5432, 6379];
+/// Published by a docker compose stack of LiteLLM, beside the gateway's port.
+const STACK_PORTS: [u16; 2] = [5432, 6379];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Listener {
@@ -69,12 +70,25 @@ fn address_of(hexadecimal: &str) -> Option<IpAddr> {
         .map(|bytes| Ipv6Addr::from(bytes).to_canonical())
 }
 
-fn listening() -> Vec<Listener> {
+fn listening(port: u16) -> Vec<Listener> {
     ["/proc/net/tcp", "/proc/net/tcp6"]
         .iter()
         .filter_map(|path| std::fs::read_to_string(path).ok())
-        .flat_map(|text| listeners(&text, GATEWAY_PORT))
+        .flat_map(|text| listeners(&text, port))
         .collect()
+}
+
+/// The gateway's addresses of TCP.
+fn tcp(listen: &Listen) -> impl Iterator<Item = SocketAddr> {
+    listen.addresses.iter().filter_map(|address| match address {
+        ListenAddress::Tcp(address) => Some(*address),
+        ListenAddress::Unix(_) => None,
+    })
+}
+
+/// The ports of these addresses, each once.
+fn ports(listen: &Listen) -> BTreeSet<u16> {
+    tcp(listen).map(|address| address.port()).collect()
 }
 
 /// The process with an open socket, if the caller may see it.
@@ -108,59 +122,97 @@ fn is_in(process: u32, control_group: &str) -> bool {
 pub(crate) fn port(examination: &Examination<'_>) -> Option<Check> {
     // Without systemd, it can't be determined which process is the gateway.
     examination.units.as_ref()?;
-    Some(judge_port(examination, &listening()))
+    let listen = Listen::installed(&examination.host.paths).unwrap_or_default();
+    let problem = ports(&listen)
+        .into_iter()
+        .find_map(|port| judge_port(examination, &listen, port, &listening(port)));
+    Some(
+        problem
+            .or_else(|| judge_paths(examination, &listen))
+            .unwrap_or_else(|| {
+                let places: BTreeSet<_> =
+                    listen.addresses.iter().map(ListenAddress::place).collect();
+                let places = Vec::from_iter(places).join(" and ");
+                let message = if examination.gateway_runs() || examination.holds_address {
+                    format!("the gateway listens on {places}")
+                } else {
+                    format!("{places} is free")
+                };
+                Check::ok(CheckName::Port, message)
+            }),
+    )
 }
 
-fn judge_port(examination: &Examination<'_>, found: &[Listener]) -> Check {
+/// The problem with a port, if there is one.
+fn judge_port(
+    examination: &Examination<'_>,
+    listen: &Listen,
+    port: u16,
+    found: &[Listener],
+) -> Option<Check> {
     let unit = examination.unit(Service::Litellm);
     let runs = unit.is_some_and(|unit| !unit.is_stopped());
     if found.is_empty() {
-        return if examination.gateway_runs() {
-            Check::failure(
-                CheckName::Port,
-                format!("litellm.service is active, but nothing listens on port {GATEWAY_PORT}"),
-            )
-            .remedy("restart it: `litellm-units restart litellm`")
-        } else {
-            Check::ok(CheckName::Port, format!("port {GATEWAY_PORT} is free"))
-        };
+        return examination
+            .gateway_runs()
+            .then(|| nobody(&format!("port {port}")));
     }
-    let foreign = found
+    let is_ours = |listener: &Listener| {
+        listener.address.is_loopback()
+            || tcp(listen).any(|ours| ours == SocketAddr::new(listener.address, port))
+    };
+    let who = found
         .iter()
         // The socket of systemd, from which the gateways get it.
-        .filter(|listener| !(examination.holds_address && listener.address.is_loopback()))
+        .filter(|listener| !(examination.holds_address && is_ours(listener)))
         .find_map(|listener| match process_with(listener.inode) {
             Some((process, name)) => {
                 let ours = unit.is_some_and(|unit| is_in(process, &unit.control_group));
                 (!ours).then(|| format!("{name} (process {process})"))
             }
             None => (!runs).then(|| "a process of another user".to_owned()),
-        });
-    match foreign {
-        None => Check::ok(
-            CheckName::Port,
-            format!("the gateway listens on port {GATEWAY_PORT}"),
-        ),
-        Some(who) => Check::failure(
-            CheckName::Port,
-            format!("port {GATEWAY_PORT} is taken by {who}"),
-        )
-        .remedy(format!(
-            "find and stop it: `ss -ltnp 'sport = :{GATEWAY_PORT}'`"
-        )),
-    }
+        })?;
+    Some(
+        Check::failure(CheckName::Port, format!("port {port} is taken by {who}"))
+            .remedy(format!("find and stop it: `ss -ltnp 'sport = :{port}'`")),
+    )
 }
 
-/// Whether the gateway can be reached from this host only, now and after the next start.
-pub(crate) fn loopback(examination: &Examination<'_>) -> Check {
-    let listener = examination
+/// The problem with a Unix socket, if there is one.
+fn judge_paths(examination: &Examination<'_>, listen: &Listen) -> Option<Check> {
+    let missing = listen.addresses.iter().find_map(|address| match address {
+        ListenAddress::Unix(path) if !path.exists() => Some(path),
+        _ => None,
+    })?;
+    examination
         .gateway_runs()
-        .then(listening)
-        .into_iter()
-        .flatten()
-        .find(|listener| !listener.address.is_loopback());
-    if let Some(listener) = listener {
-        return Check::failure(CheckName::Loopback, format!("port {GATEWAY_PORT} is open on {}", listener.address)).remedy(
+        .then(|| nobody(&missing.display().to_string()))
+}
+
+fn nobody(place: &str) -> Check {
+    Check::failure(
+        CheckName::Port,
+        format!("litellm.service is active, but nothing listens on {place}"),
+    )
+    .remedy("restart it: `litellm-units restart litellm`")
+}
+
+/// Whether the gateway can be reached from this host only, unless `LISTEN` says otherwise, now and after the next start.
+pub(crate) fn loopback(examination: &Examination<'_>) -> Check {
+    let listen = Listen::installed(&examination.host.paths).unwrap_or_default();
+    let open = |port| {
+        let listener = listening(port).into_iter().find(|listener| {
+            !listener.address.is_loopback()
+                && tcp(&listen).all(|ours| ours != SocketAddr::new(listener.address, port))
+        });
+        listener.map(|listener| (port, listener.address))
+    };
+    let found = examination
+        .gateway_runs()
+        .then(|| ports(&listen).into_iter().find_map(open))
+        .flatten();
+    if let Some((port, address)) = found {
+        return Check::failure(CheckName::Loopback, format!("port {port} is open on {address}")).remedy(
             "remove the drop-in that opens it (`systemctl cat litellm.socket litellm.service`), then run `litellm-units generate && litellm-units restart litellm`",
         );
     }
@@ -180,7 +232,15 @@ pub(crate) fn loopback(examination: &Examination<'_>) -> Check {
             }
         }
     }
-    Check::ok(CheckName::Loopback, "nothing is published beyond 127.0.0.1")
+    match listen.addresses.iter().find(|address| !address.is_local()) {
+        Some(address) => Check::ok(
+            CheckName::Loopback,
+            format!(
+                "{address} is open to other hosts without TLS, as LISTEN_WITHOUT_TLS in .env allows"
+            ),
+        ),
+        None => Check::ok(CheckName::Loopback, "nothing is published beyond 127.0.0.1"),
+    }
 }
 
 /// A container's Quadlet file and its drop-ins.
@@ -430,6 +490,8 @@ pub(crate) async fn firewall(host: &Host) -> Option<Check> {
 
 /// Containers or the file of a docker compose stack.
 pub(crate) async fn docker(host: &Host) -> Check {
+    let mut ports = ports(&Listen::installed(&host.paths).unwrap_or_default());
+    ports.extend(STACK_PORTS);
     let containers = match tokio::time::timeout(TIMEOUT, docker_containers()).await {
         Ok(Some(containers)) => containers,
         _ => Vec::new(),
@@ -443,7 +505,7 @@ pub(crate) async fn docker(host: &Host) -> Check {
                 .ports
                 .iter()
                 .filter_map(|port| port.public)
-                .find(|port| STACK_PORTS.contains(port))?;
+                .find(|port| ports.contains(port))?;
             let name = container
                 .names
                 .first()
@@ -452,7 +514,7 @@ pub(crate) async fn docker(host: &Host) -> Check {
         })
         .collect();
     if taken.is_empty() {
-        taken = docker_proxies();
+        taken = docker_proxies(&ports);
     }
     if !taken.is_empty() {
         return Check::warning(
@@ -518,7 +580,7 @@ async fn docker_containers() -> Option<Vec<DockerContainer>> {
 }
 
 /// Processes by which Docker publishes ports, for callers without access to its socket.
-fn docker_proxies() -> Vec<String> {
+fn docker_proxies(ports: &BTreeSet<u16>) -> Vec<String> {
     std::fs::read_dir("/proc")
         .into_iter()
         .flatten()
@@ -539,7 +601,7 @@ fn docker_proxies() -> Vec<String> {
                 .nth(1)?
                 .parse()
                 .ok()?;
-            STACK_PORTS
+            ports
                 .contains(&port)
                 .then(|| format!("docker-proxy (port {port})"))
         })
@@ -564,7 +626,7 @@ mod tests {
             inode,
         };
         assert_eq!(
-            listeners(text, GATEWAY_PORT),
+            listeners(text, 24157),
             [found("127.0.0.1", 844_059), found("0.0.0.0", 7)]
         );
         assert_eq!(

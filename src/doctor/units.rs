@@ -325,7 +325,7 @@ pub(crate) async fn gateway(examination: &Examination<'_>) -> Option<Check> {
     if !examination.gateway_runs() {
         return None;
     }
-    let client = match Client::local(examination.host.scope(), TIMEOUT) {
+    let client = match Client::local(&examination.host.paths, TIMEOUT) {
         Ok(client) => client,
         Err(error) => return Some(Check::error(CheckName::Gateway, &error)),
     };

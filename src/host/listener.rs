@@ -1,24 +1,35 @@
-//! Who listens at a port of this host, from the kernel's tables (`proc_pid_net(5)`).
+//! Who listens at an address of this host: from the kernel's tables (`proc_pid_net(5)`), or by the owner of the socket.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::fs::MetadataExt;
+use std::path::Path;
 
 /// The state of a listening socket in these tables.
 const LISTEN: &str = "0A";
 
-/// The user whose process, or whose systemd, has the socket that a connection to `port` of 127.0.0.1 reaches. None if
-/// nobody listens, or the kernel does not tell.
-pub(crate) fn owner(port: u16) -> Option<u32> {
+/// The user whose process, or whose systemd, has the socket that a connection to `address` reaches. None if nobody
+/// listens, or the kernel does not tell.
+pub(crate) fn owner(address: SocketAddr) -> Option<u32> {
     let table = |name| std::fs::read_to_string(name).unwrap_or_default();
-    owner_in(&table("/proc/net/tcp"), &table("/proc/net/tcp6"), port)
+    owner_in(&table("/proc/net/tcp"), &table("/proc/net/tcp6"), address)
+}
+
+/// The user who made the Unix socket at `path`.
+pub(crate) fn owner_of(path: &Path) -> Option<u32> {
+    Some(std::fs::symlink_metadata(path).ok()?.uid())
 }
 
 /// A socket at the address itself comes before those at all addresses.
-fn owner_in(tcp: &str, tcp6: &str, port: u16) -> Option<u32> {
-    let at = |table, address| listener(table, address, port);
-    at(tcp, Ipv4Addr::LOCALHOST.into())
-        .or_else(|| at(tcp6, Ipv4Addr::LOCALHOST.to_ipv6_mapped().into()))
-        .or_else(|| at(tcp, Ipv4Addr::UNSPECIFIED.into()))
-        .or_else(|| at(tcp6, Ipv6Addr::UNSPECIFIED.into()))
+fn owner_in(tcp: &str, tcp6: &str, address: SocketAddr) -> Option<u32> {
+    let at = |table, ip| listener(table, ip, address.port());
+    let everywhere = || at(tcp6, Ipv6Addr::UNSPECIFIED.into());
+    match address.ip() {
+        IpAddr::V4(ip) => at(tcp, ip.into())
+            .or_else(|| at(tcp6, ip.to_ipv6_mapped().into()))
+            .or_else(|| at(tcp, Ipv4Addr::UNSPECIFIED.into()))
+            .or_else(everywhere),
+        IpAddr::V6(ip) => at(tcp6, ip.into()).or_else(everywhere),
+    }
 }
 
 fn listener(table: &str, address: IpAddr, port: u16) -> Option<u32> {
@@ -65,22 +76,34 @@ mod tests {
         let other_port = line("0100007F:5E5E", "0A", 8);
         let everywhere = line("00000000:5E5D", "0A", 1001);
         let tcp = format!("{HEAD}{other_port}{client}{everywhere}{ours}");
-        assert_eq!(owner_in(&tcp, HEAD, 24157), Some(1000));
+        let here = SocketAddr::from(([127, 0, 0, 1], 24157));
+        assert_eq!(owner_in(&tcp, HEAD, here), Some(1000));
         let tcp = format!("{HEAD}{client}{everywhere}");
-        assert_eq!(owner_in(&tcp, HEAD, 24157), Some(1001));
+        assert_eq!(owner_in(&tcp, HEAD, here), Some(1001));
         let tcp6 = line("00000000000000000000000000000000:5E5D", "0A", 1002);
-        assert_eq!(owner_in(HEAD, &tcp6, 24157), Some(1002));
+        assert_eq!(owner_in(HEAD, &tcp6, here), Some(1002));
         let mapped = line("0000000000000000FFFF00000100007F:5E5D", "0A", 1003);
-        assert_eq!(owner_in(&tcp, &mapped, 24157), Some(1003));
-        assert_eq!(owner_in(HEAD, "", 24157), None);
+        assert_eq!(owner_in(&tcp, &mapped, here), Some(1003));
+        assert_eq!(owner_in(HEAD, "", here), None);
+        let here = SocketAddr::from((Ipv6Addr::LOCALHOST, 24157));
+        assert_eq!(owner_in(&tcp, &tcp6, here), Some(1002));
+        let own = line("00000000000000000000000001000000:5E5D", "0A", 1004);
+        assert_eq!(owner_in(&tcp, &format!("{tcp6}{own}"), here), Some(1004));
+        assert_eq!(owner_in(&tcp, &mapped, here), None);
     }
 
     #[test]
     fn a_socket_of_this_process() {
         let socket = std::net::TcpListener::bind(("127.0.0.1", 0)).unwrap();
-        let port = socket.local_addr().unwrap().port();
-        assert_eq!(owner(port), Some(nix::unistd::geteuid().as_raw()));
+        let address = socket.local_addr().unwrap();
+        let user = Some(nix::unistd::geteuid().as_raw());
+        assert_eq!(owner(address), user);
         drop(socket);
-        assert_eq!(owner(port), None);
+        assert_eq!(owner(address), None);
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("socket");
+        assert_eq!(owner_of(&path), None);
+        let _socket = std::os::unix::net::UnixListener::bind(&path).unwrap();
+        assert_eq!(owner_of(&path), user);
     }
 }

@@ -31,6 +31,18 @@ pub(crate) fn check(paths: &Paths, program: Option<&Path>) -> Result<()> {
     }
 }
 
+/// The first directory above `path` that another user can change.
+///
+/// # Errors
+/// When one of them can't be examined.
+pub(crate) fn exposed_above(scope: Scope, path: &Path) -> Result<Option<PathBuf>> {
+    let mut found = Vec::new();
+    Trust::of(scope)
+        .path(path, false, &mut found)
+        .with_context(|| format!("can't examine {}", path.display()))?;
+    Ok(found.into_iter().next().map(|exposed| exposed.path))
+}
+
 /// The files and directories of `config/` that the gateway can't read: its user is root in the container, and
 /// has no right to pass over permissions.
 ///

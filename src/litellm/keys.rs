@@ -490,7 +490,7 @@ impl Keys<'_> {
         subject: Option<&str>,
     ) -> Result<T, KeyError> {
         let unreachable = |reason: String| KeyError::Unreachable {
-            address: self.client.base.clone(),
+            address: self.client.address(),
             reason,
         };
         self.client.http().map_err(unreachable)?;

@@ -1,6 +1,5 @@
 //! The web interface, as a browser behind a reverse proxy sees it.
 
-use anyhow::Context;
 use reqwest::{StatusCode, Url, header};
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::json;
@@ -59,11 +58,7 @@ pub(crate) async fn login(
 /// # Errors
 /// When one of these conditions is not met.
 pub(crate) async fn check_pages(client: &Client, public: Option<&Url>) -> Result<()> {
-    let http = super::http()
-        .timeout(std::time::Duration::from_secs(30))
-        .redirect(reqwest::redirect::Policy::none())
-        .build()
-        .context("can't set up the HTTP client")?;
+    let http = client.browser(std::time::Duration::from_secs(30))?;
     for page in PAGES {
         let mut request = http.get(format!("{}{page}", client.base));
         if let Some(authority) = public.and_then(authority) {

@@ -1,5 +1,6 @@
 //! Edits of `.env` that can only fail, found before anything is stopped: a login that PostgreSQL refuses, another salt
-//! than the one that stored credentials are encrypted with, and servers whose names mean nothing here.
+//! than the one that stored credentials are encrypted with, servers whose names mean nothing here, and addresses of the
+//! gateway that can't be had.
 
 use std::time::Duration;
 
@@ -8,7 +9,7 @@ use secrecy::ExposeSecret;
 
 use super::backup::database::Server;
 use super::rotation::{self, Login};
-use super::stack;
+use super::stack::{self, address};
 use crate::deployment::env_file::EnvFile;
 use crate::deployment::sealed::SecretValue;
 use crate::deployment::settings::{Cache, Database, Settings, parse_env, read_env};
@@ -23,11 +24,13 @@ const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The variables that are right only if the data of the local PostgreSQL agrees.
 const LOGIN: [&str; 3] = ["POSTGRES_USER", "POSTGRES_PASSWORD", "POSTGRES_DB"];
 
-/// Refuses what the running database proves to be wrong. One that does not run proves nothing.
+/// Refuses addresses that can't be had, and what the running database proves to be wrong. One that does not run proves
+/// nothing.
 ///
 /// # Errors
 /// With file, line and the next step.
 pub(crate) async fn refuse(host: &Host, settings: &Settings) -> Result<()> {
+    address::refuse(host, settings)?;
     let Some(edit) = Edit::find(host, settings) else {
         return Ok(());
     };

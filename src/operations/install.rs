@@ -3,6 +3,7 @@
 use std::path::Path;
 use std::time::Duration;
 
+use super::stack::address::Relocation;
 use super::{edits, pull};
 use crate::deployment::completion;
 use crate::deployment::images_lock::ImagesLock;
@@ -229,14 +230,19 @@ impl Prepared {
                 lock.display()
             ));
         }
-        if self.units.is_empty() {
+        let mut changes = self.units.changes.clone();
+        // While the gateway runs, its addresses change only together with the unit: else systemd would close those that
+        // it no longer finds there.
+        if Relocation::find(host, &self.installed).await?.is_some() {
+            changes.retain(|change| !change.path.ends_with(quadlet::SOCKET));
+        }
+        if changes.is_empty() {
             return Ok(());
         }
         let systemd = host.systemd().await?;
         // The target is enabled before the gateway's unit appears, which marks the installation
         // as complete: the next run completes an interrupted one, and an operator who
         // disables the target later is not overruled.
-        let changes = &self.units.changes;
         let at = changes
             .iter()
             .position(|change| change.path.ends_with("litellm.container"))
@@ -256,7 +262,7 @@ impl Prepared {
             systemd.enable("litellm.target").await?;
         }
         gateway.apply()?;
-        for change in &self.units.changes {
+        for change in &changes {
             progress.done(&format!("{} {}", change.verb(), change.path.display()));
         }
         if self.first {

@@ -1,5 +1,6 @@
 //! The stack as a whole: its units started, restarted and stopped together, and waited for.
 
+pub(crate) mod address;
 pub(crate) mod blockers;
 mod handover;
 mod outlook;
@@ -9,6 +10,7 @@ pub(crate) mod space;
 use std::collections::HashMap;
 use std::time::Duration;
 
+use address::Relocation;
 use anyhow::Context;
 use futures_util::future::try_join_all;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -17,16 +19,16 @@ use tokio::time::Instant;
 use crate::deployment::applied::{Applied, Difference};
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::installed_release;
-use crate::deployment::settings::{GATEWAY_PORT, Settings, parse_env, read_env};
+use crate::deployment::settings::{Settings, parse_env, read_env};
 use crate::deployment::snapshot;
 use crate::error::{Failure, Result, is_full_disk};
 use crate::host::Host;
 use crate::host::journal::{self, LastLines};
-use crate::host::paths::Scope;
+use crate::host::paths::{Paths, Scope};
 use crate::host::systemd::job::{JobResult, JobType, Jobs};
 use crate::host::systemd::{ActiveState, LoadState, Systemd, UnitResult, UnitState};
 use crate::litellm::health::GatewayHealth;
-use crate::litellm::{Client, contract};
+use crate::litellm::{self, Client, contract};
 use crate::output::{Progress, duration};
 use crate::quadlet::{self, NETWORK};
 use crate::service::Service;
@@ -77,9 +79,11 @@ pub(crate) enum Manner {
 pub(crate) async fn bring_up(host: &Host, settings: &Settings, timeout: Duration) -> Result<()> {
     let differences = differences(host, settings)?;
     let systemd = host.systemd().await?;
+    let relocation = Relocation::find(host, settings).await?;
     let mut steps = Vec::new();
     for service in settings.services() {
-        let changed = differences.iter().any(|(other, _)| *other == service);
+        let changed = differences.iter().any(|(other, _)| *other == service)
+            || (service == Service::Litellm && relocation.is_some());
         let state = systemd.unit(service.unit()).await?;
         // One that is still starting has read the inputs of a moment ago.
         let stopped = state.is_stopped();
@@ -99,7 +103,7 @@ pub(crate) async fn bring_up(host: &Host, settings: &Settings, timeout: Duration
     if !systemd.unit("litellm.target").await?.is_active() {
         steps.push((JobType::Start, "litellm.target"));
     }
-    start_units(host, &steps, Manner::Handover, timeout).await
+    start(host, &steps, Manner::Handover, relocation, timeout).await
 }
 
 /// Starts or restarts units, then waits until the gateway is ready, if it is among them or
@@ -113,6 +117,16 @@ pub(crate) async fn start_units(
     manner: Manner,
     timeout: Duration,
 ) -> Result<()> {
+    start(host, steps, manner, None, timeout).await
+}
+
+async fn start(
+    host: &Host,
+    steps: &[(JobType, &str)],
+    manner: Manner,
+    relocation: Option<Relocation>,
+    timeout: Duration,
+) -> Result<()> {
     let begin = Instant::now();
     let systemd = host.systemd().await?;
     let gateway = Service::Litellm.unit();
@@ -122,7 +136,7 @@ pub(crate) async fn start_units(
         && before.is_stopped()
         && !systemd.unit(quadlet::SOCKET).await?.is_active()
     {
-        check_port()?;
+        address::refuse_taken(&host.paths)?;
     }
     if host.remote.is_none() {
         space::refuse_restarts(host, steps).await?;
@@ -137,14 +151,27 @@ pub(crate) async fn start_units(
     if manner == Manner::Handover
         && steps.contains(&(JobType::Restart, gateway))
         && handover::is_possible(host, &before).await?
+        && relocation.as_ref().is_none_or(Relocation::can_overlap)
     {
-        handover::run(host, &mut wait, steps).await?;
+        handover::run(host, &mut wait, steps, relocation.as_ref()).await?;
     } else {
+        if let Some(relocation) = &relocation {
+            handover::end(host).await;
+            Relocation::release(host).await?;
+            relocation.install(host).await?;
+        }
         for (verb, unit) in steps {
             wait.ask(*verb, unit).await?;
         }
+        if relocation.is_some() {
+            // After the gateway: systemd stops that one first, and starts it behind its addresses.
+            wait.ask(JobType::Restart, quadlet::SOCKET).await?;
+        }
         if !steps.is_empty() {
             wait.finish().await?;
+        }
+        if let Some(relocation) = &relocation {
+            relocation.complete(host).await?;
         }
         handover::end(host).await;
     }
@@ -169,8 +196,9 @@ pub(crate) async fn start_units(
         ));
     }
     host.progress.say(&format!(
-        "ready after {}: http://127.0.0.1:{GATEWAY_PORT}, LiteLLM {}, database connected",
+        "ready after {}: {}, LiteLLM {}, database connected",
         duration(wait.begin.elapsed()),
+        litellm::address(&host.paths).url(),
         version.as_deref().unwrap_or("of unknown version"),
     ));
     Ok(())
@@ -417,21 +445,6 @@ pub(crate) async fn pulls(systemd: &Systemd) -> Result<Vec<&'static str>> {
     Ok(units)
 }
 
-/// The gateway can't start while another process has its port, and Podman's message on that is
-/// long and late.
-fn check_port() -> Result<()> {
-    match std::net::TcpListener::bind(("127.0.0.1", GATEWAY_PORT)) {
-        Err(error) if error.kind() == std::io::ErrorKind::AddrInUse => Err(Failure::new(format!(
-            "port {GATEWAY_PORT} is taken by another process"
-        ))
-        .hint(format!(
-            "find and stop it: `ss -ltnp 'sport = :{GATEWAY_PORT}'`"
-        ))
-        .into()),
-        _ => Ok(()),
-    }
-}
-
 /// Creates Podman's network as its unit does, if it was removed: `podman network rm --force` and `podman system prune`
 /// do so while the unit stays active.
 ///
@@ -525,6 +538,7 @@ impl LogSource {
 /// Jobs of systemd that are waited for, and the earlier states of their units.
 struct Wait<'a> {
     systemd: &'a Systemd,
+    paths: &'a Paths,
     progress: &'a Progress,
     jobs: Jobs<'a>,
     begin: Instant,
@@ -545,6 +559,7 @@ impl<'a> Wait<'a> {
         let systemd = host.systemd().await?;
         Ok(Self {
             systemd,
+            paths: &host.paths,
             progress: &host.progress,
             jobs: Jobs::new(systemd).await?,
             begin,
@@ -721,7 +736,7 @@ impl<'a> Wait<'a> {
 
     /// Polls the gateway until it can serve. Returns LiteLLM's version.
     async fn ready(&mut self) -> Result<Option<String>> {
-        let client = Client::local(self.systemd.scope(), Duration::from_secs(5))?;
+        let client = Client::local(self.paths, Duration::from_secs(5))?;
         let unit = Service::Litellm.unit();
         let before = self.systemd.unit(unit).await?.restarts;
         let mut said = false;

@@ -617,7 +617,7 @@ impl Run<'_> {
                 Err(_) => return false,
             },
         };
-        let Ok(client) = Client::local(self.host.scope(), TIMEOUT) else {
+        let Ok(client) = Client::local(&self.host.paths, TIMEOUT) else {
             return false;
         };
         client.health().await.is_ready()

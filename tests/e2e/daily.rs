@@ -349,9 +349,33 @@ impl Day<'_> {
             self.units(&["apply", "--dry-run"]).ok(),
             "# restart litellm.service: OPENAI_API_KEY added\n"
         );
+        let listen = format!(
+            "LISTEN='127.0.0.1:24157 [::1]:4000 {}'\nLISTEN_GROUP={}",
+            self.socket(),
+            self.group()
+        );
+        self.bash(&format!("echo \"{listen}\" >>{env}")).ok();
+        let ran = self.units(&["generate"]);
+        assert!(
+            ran.stderr.ends_with(
+                "the gateway keeps its addresses for now; to apply LISTEN: `litellm-units apply`\n"
+            ),
+            "{ran:?}"
+        );
+        assert_eq!(self.restarted_since(&before), [""; 0]);
+        let plan = self.units(&["apply", "--dry-run"]).ok();
+        assert!(
+            plan.ends_with(&format!(
+                "# restart litellm.service: LISTEN changed, OPENAI_API_KEY added\n\
+                 # move the gateway from 127.0.0.1:24157 to 127.0.0.1:24157 [::1]:4000 {}\n",
+                self.socket()
+            )),
+            "{plan}"
+        );
         self.units(&["apply"]).ok();
         assert_eq!(self.restarted_since(&before), ["litellm"]);
         assert_eq!(self.jq(".state"), "\"healthy\"\n");
+        self.addresses();
         assert_eq!(self.bash("podman ps -q --filter name=standby").ok(), "");
 
         // Podman asks for every secret of the container with each command in it, also for one that is gone.
@@ -377,6 +401,45 @@ impl Day<'_> {
             "{doctor:?}"
         );
         self.bash(&format!("cp -p /tmp/env {env}")).ok();
+    }
+
+    /// The gateway's Unix socket.
+    fn socket(&self) -> &'static str {
+        match self.who {
+            Who::Root => "/run/litellm/litellm.sock",
+            Who::Operator => "/run/user/1000/litellm/litellm.sock",
+        }
+    }
+
+    /// A group that may connect to it.
+    fn group(&self) -> &'static str {
+        match self.who {
+            Who::Root => "www-data",
+            Who::Operator => "operator",
+        }
+    }
+
+    /// The gateway answers at each of its addresses.
+    fn addresses(&self) {
+        let socket = self.socket();
+        for place in [
+            "http://127.0.0.1:24157",
+            "'http://[::1]:4000'",
+            &format!("--unix-socket {socket} http://localhost"),
+        ] {
+            let curl = format!("curl -sSf {place}/health/readiness | jq -r .db");
+            assert_eq!(self.bash(&curl).ok(), "connected\n", "{place}");
+        }
+        assert_eq!(
+            self.bash(&format!("stat -c '%a %G' {socket}")).ok(),
+            format!("660 {}\n", self.group())
+        );
+        // As behind a reverse proxy.
+        let page = "curl -sS -o /dev/null -w '%{redirect_url}' -H 'Host: llm.example.com' -H 'X-Forwarded-Proto: https'";
+        let page = self.bash(&format!(
+            "{page} --unix-socket {socket} http://localhost/ui"
+        ));
+        assert_eq!(page.ok(), "https://llm.example.com/ui/");
     }
 
     /// A start that can't succeed ends at once and says why; systemd does not try again.
@@ -445,11 +508,21 @@ impl Day<'_> {
         let env = format!("{}/.env", self.who.deployment());
         let before = self.runs();
         self.bash(&format!(
-            "sed -i 's/^REDIS_PASSWORD=.*/REDIS_PASSWORD=another/' {env}"
+            "sed -i 's/^REDIS_PASSWORD=.*/REDIS_PASSWORD=another/; s,^LISTEN=.*,LISTEN={},' {env}",
+            self.socket()
         ))
         .ok();
         self.units(&["apply"]).ok();
         assert_eq!(self.restarted_since(&before), ["redis", "litellm"]);
+        let address = format!("\"unix:{}\"\n", self.socket());
+        assert_eq!(self.jq(".gateway.address"), address);
+        assert_eq!(self.units(&["health"]).code, 0);
+        self.units(&["key", "list"]).ok();
+        assert_eq!(
+            self.bash("ss -Hltn '( sport = :24157 or sport = :4000 )'")
+                .ok(),
+            ""
+        );
         let ping = "REDISCLI_AUTH=another litellm-units exec -T -e REDISCLI_AUTH=another redis -- redis-cli ping";
         assert_eq!(self.bash(ping).ok(), "PONG\n");
     }
@@ -467,6 +540,12 @@ impl Day<'_> {
         psql(credential);
         let before = self.runs();
         for (name, value, words, hint) in [
+            (
+                "LISTEN",
+                "127.0.0.1:5000 /run/litellm/litellm.sock",
+                "contains 127.0.0.1:5000, which is taken by another process\n",
+                "hint: find and stop it: `ss -ltnp 'sport = :5000'`\n",
+            ),
             (
                 "POSTGRES_PASSWORD",
                 "other",
@@ -664,15 +743,23 @@ impl Day<'_> {
         assert_eq!(self.jq(".state"), "\"stopped\"\n");
         assert_eq!(self.units(&["health"]).code, 3);
         // One that answers but has no database: LiteLLM itself says so two minutes late.
-        let lacking = r#"perl -MIO::Socket::INET -e '
+        let lacking = r#"perl -MIO::Socket::INET -MIO::Socket::UNIX -e '
             $listener = IO::Socket::INET->new(LocalAddr => "127.0.0.1:24157", Listen => 1, ReuseAddr => 1);
             print "listening\n"; close STDOUT; $client = $listener->accept; sysread $client, $request, 4096;
             $answer = "{\"status\":\"healthy\",\"db\":\"Not connected\"}";
             print $client "HTTP/1.1 200 OK\r\nContent-Length: " . length($answer) . "\r\n\r\n$answer"' > /tmp/lacking &
             until grep -q listening /tmp/lacking; do sleep 0.1; done
             litellm-units health || echo "left with $?""#;
+        // Where `password_of_a_server_changes` has moved the gateway.
+        let lacking = match self.who {
+            Who::Root => lacking.replace(
+                "IO::Socket::INET->new(LocalAddr => \"127.0.0.1:24157\", Listen => 1, ReuseAddr => 1)",
+                "unlink(\"/run/litellm/litellm.sock\") && IO::Socket::UNIX->new(Local => \"/run/litellm/litellm.sock\", Listen => 1)",
+            ),
+            Who::Operator => lacking.to_owned(),
+        };
         assert_eq!(
-            self.bash(lacking).ok(),
+            self.bash(&lacking).ok(),
             "answers, but is not ready: database: Not connected\nleft with 4\n"
         );
         let exec = self.units(&["exec", "redis", "--", "true"]);

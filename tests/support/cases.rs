@@ -13,6 +13,10 @@ use litellm_units::quadlet::{self, UnitFile};
 /// What all the values of secrets hold, so that none can be in a unit file unnoticed.
 pub(crate) const SECRET: &str = "S3CR3T";
 
+/// Every kind of address.
+const LISTEN: &str = "LISTEN='127.0.0.1:4000 [::1]:4000 10.0.0.7:4000 /run/litellm/100%.sock'\n\
+                      LISTEN_GROUP=www-data\nLISTEN_WITHOUT_TLS=yes\n";
+
 /// What decides about the text of the unit files.
 #[derive(Debug)]
 pub(crate) struct Case {
@@ -52,6 +56,7 @@ pub(crate) fn all() -> Vec<Case> {
                 add("alpine", deployment, alpine);
                 add("space", "/srv/my gateway", &notify);
                 add("pinned", deployment, "");
+                add("listen", deployment, LISTEN);
                 add("systemd-252", deployment, "");
                 add("systemd-252-direct", deployment, "");
             }

@@ -86,7 +86,7 @@ fn print(path: &Path, key: &SecretString, show: bool) -> Result<Exit> {
 
 /// Starts the stack if the gateway is not ready.
 async fn make_ready(host: &Host, timeout: Duration) -> Result<()> {
-    if Client::local(host.scope(), Duration::from_secs(5))?
+    if Client::local(&host.paths, Duration::from_secs(5))?
         .health()
         .await
         .is_ready()

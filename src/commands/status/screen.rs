@@ -9,7 +9,6 @@ use ratatui::style::{Color, Modifier, Style};
 use ratatui::text::{Line, Span};
 use unicode_width::{UnicodeWidthChar, UnicodeWidthStr};
 
-use crate::deployment::settings::GATEWAY_PORT;
 use crate::host::container_state;
 use crate::host::systemd::ActiveState;
 use crate::litellm::health::GatewayHealth;
@@ -333,9 +332,13 @@ fn header(view: &View) -> Vec<Line<'static>> {
         }
         (None, None) => Line::raw(""),
     };
+    let address = view
+        .services
+        .as_ref()
+        .map_or("", |services| &services.address);
     vec![
         Line::from(vec![
-            Span::raw(format!("gateway http://127.0.0.1:{GATEWAY_PORT}   ")),
+            Span::raw(format!("gateway {address}   ")),
             Span::styled(word, style.add_modifier(Modifier::BOLD)),
             Span::raw(rate),
         ]),
@@ -515,6 +518,7 @@ mod tests {
                 report(Service::Redis, ActiveState::Failed, "failed"),
                 gateway,
             ],
+            address: "http://127.0.0.1:24157".into(),
             ..Services::default()
         });
         view.health = Some(GatewayHealth::Ready {

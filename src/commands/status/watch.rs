@@ -57,7 +57,7 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Status) -> Result<Exit> {
     // Before the screen opens, so that this error is visible.
     host.systemd().await?;
     let mut screen = Screen::open()?;
-    let client = Client::local(host.scope(), TIMEOUT)?;
+    let client = Client::local(&host.paths, TIMEOUT)?;
     Watch::new(host, &client, arguments.interval)
         .run(&mut screen.terminal)
         .await

@@ -168,7 +168,7 @@ pub(super) async fn redis_accepts(host: &Host, password: &str) -> Result<bool> {
 
 /// Whether the gateway accepts this master key.
 pub(super) async fn master_key_is_valid(host: &Host, key: &SecretString) -> Result<bool> {
-    let client = Client::local(host.scope(), TIMEOUT)?;
+    let client = Client::local(&host.paths, TIMEOUT)?;
     // No key has this hash.
     match client.keys(key).info(&"0".repeat(64)).await {
         Ok(_) | Err(KeyError::NotFound) => Ok(true),
@@ -184,12 +184,12 @@ pub(super) async fn login_is_valid(
     password: &SecretString,
 ) -> Result<bool> {
     let username = settings.ui_username().unwrap_or(ui::DEFAULT_USERNAME);
-    ui::login(&Client::local(host.scope(), TIMEOUT)?, username, password).await
+    ui::login(&Client::local(&host.paths, TIMEOUT)?, username, password).await
 }
 
 /// Whether the login page answers, leads nowhere that is not encrypted, and accepts the login.
 pub(super) async fn check_interface(host: &Host, settings: &Settings) -> Result<()> {
-    let client = Client::local(host.scope(), TIMEOUT)?;
+    let client = Client::local(&host.paths, TIMEOUT)?;
     let public = settings
         .public_address()
         .filter(|address| address.starts_with("https:"))

@@ -5,8 +5,9 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::time::Instant;
 
+use super::address::Relocation;
 use super::{ASK_INTERVAL, STANDBY_UNIT, Wait, failed};
-use crate::deployment::settings::GATEWAY_PORT;
+use crate::deployment::listen::GATEWAY_PORT;
 use crate::error::Result;
 use crate::host::Host;
 use crate::host::container_state;
@@ -69,8 +70,13 @@ fn available_memory(text: &str) -> Option<u64> {
 ///
 /// If the standby does not become ready, the first gateway would not either. It is then left running with
 /// its current settings.
-pub(super) async fn run(host: &Host, wait: &mut Wait<'_>, steps: &[(JobType, &str)]) -> Result<()> {
-    let attempt = take_over(host, wait, steps).await;
+pub(super) async fn run(
+    host: &Host,
+    wait: &mut Wait<'_>,
+    steps: &[(JobType, &str)],
+    relocation: Option<&Relocation>,
+) -> Result<()> {
+    let attempt = take_over(host, wait, steps, relocation).await;
     // Else the second one is the only one that may serve.
     if attempt.is_ok()
         || wait
@@ -84,7 +90,12 @@ pub(super) async fn run(host: &Host, wait: &mut Wait<'_>, steps: &[(JobType, &st
     attempt
 }
 
-async fn take_over(host: &Host, wait: &mut Wait<'_>, steps: &[(JobType, &str)]) -> Result<()> {
+async fn take_over(
+    host: &Host,
+    wait: &mut Wait<'_>,
+    steps: &[(JobType, &str)],
+    relocation: Option<&Relocation>,
+) -> Result<()> {
     let gateway = Service::Litellm.unit();
     let migrate = Service::Migrate.unit();
     let timeout = wait.deadline.saturating_duration_since(wait.begin);
@@ -106,9 +117,20 @@ async fn take_over(host: &Host, wait: &mut Wait<'_>, steps: &[(JobType, &str)]) 
     ready_inside(host, wait, quadlet::STANDBY, STANDBY_UNIT).await?;
     // The settings work: the first one may take as long again.
     wait.deadline = Instant::now() + timeout;
+    // The second one has the current addresses, and keeps those that stay while systemd opens them again.
+    if let Some(relocation) = relocation {
+        relocation.install(host).await?;
+    }
     wait.ask(JobType::Restart, gateway).await?;
+    if relocation.is_some() {
+        wait.ask(JobType::Restart, quadlet::SOCKET).await?;
+    }
     wait.finish().await?;
-    ready_inside(host, wait, Service::Litellm.container(), gateway).await
+    ready_inside(host, wait, Service::Litellm.container(), gateway).await?;
+    match relocation {
+        Some(relocation) => relocation.complete(host).await,
+        None => Ok(()),
+    }
 }
 
 /// Waits until the gateway in `container` has its database, whichever gateway answers outside.

@@ -10,14 +10,14 @@ use crate::deployment::applied::{Applied, Difference};
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::installed_release;
 use crate::deployment::ledger::{Ledger, RecordedRelease};
-use crate::deployment::settings::{GATEWAY_PORT, Settings};
+use crate::deployment::settings::Settings;
 use crate::error::Result;
 use crate::host::Host;
 use crate::host::container_state;
 use crate::host::systemd::{ActiveState, LoadState, UnitResult, UnitState};
 use crate::litellm::advisories::{Advisories, Judgement, KnownVulnerability};
 use crate::litellm::health::GatewayHealth;
-use crate::litellm::{Client, contract};
+use crate::litellm::{self, Client, contract};
 use crate::operations::recovery::OngoingOperation;
 use crate::operations::upgrade::check::Recorded;
 use crate::service::Service;
@@ -121,7 +121,7 @@ pub(crate) struct ServiceReport {
 /// # Errors
 /// When systemd does not answer.
 pub(crate) async fn gather(host: &Host) -> Result<StatusReport> {
-    let client = Client::local(host.scope(), TIMEOUT)?;
+    let client = Client::local(&host.paths, TIMEOUT)?;
     let (services, health) = futures_util::join!(Services::gather(host), client.health());
     Ok(services?.with(unless_full(&host.paths, health)))
 }
@@ -129,6 +129,8 @@ pub(crate) async fn gather(host: &Host) -> Result<StatusReport> {
 /// The report without the gateway's own answer, which may take longer.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Services {
+    /// Where the gateway is reached from this host.
+    pub(crate) address: String,
     pub(crate) reports: Vec<ServiceReport>,
     pub(crate) blockers: Vec<BlockerReport>,
     pub(crate) operation: Option<String>,
@@ -233,6 +235,7 @@ impl Services {
             .ok()
             .flatten();
         Ok(Self {
+            address: litellm::address(&host.paths).url(),
             reports,
             blockers: blockers.iter().map(BlockerReport::new).collect(),
             operation,
@@ -260,7 +263,7 @@ impl Services {
             schema: 1,
             state: self.state(&health),
             gateway: Gateway {
-                address: format!("http://127.0.0.1:{GATEWAY_PORT}"),
+                address: self.address,
                 health,
             },
             services: self.reports,

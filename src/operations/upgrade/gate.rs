@@ -121,7 +121,7 @@ pub(super) async fn watch(
                 .into(),
         );
     }
-    let client = Client::local(host.scope(), TIMEOUT)?;
+    let client = Client::local(&host.paths, TIMEOUT)?;
     probe(&client, settings).await?;
     if settle.is_zero() {
         return Ok(());

@@ -1,0 +1,327 @@
+//! The gateway's addresses: those that can't be had are refused before anything stops, and a change of them while the
+//! gateway runs.
+
+use std::fmt;
+use std::io::ErrorKind;
+use std::net::{SocketAddr, TcpListener};
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context;
+use nix::unistd::{AccessFlags, Group, access, getegid, getgroups};
+use tokio::net::TcpSocket;
+
+use super::hold_address;
+use crate::deployment::listen::{Listen, ListenAddress};
+use crate::deployment::settings::{LISTEN, LISTEN_GROUP, Settings, parse_env, read_env, wrong};
+use crate::error::{Failure, Result};
+use crate::host::Host;
+use crate::host::files;
+use crate::host::ownership;
+use crate::host::paths::{Paths, Scope};
+use crate::host::systemd::job::{JobType, Jobs};
+use crate::quadlet;
+
+/// Exists while systemd may not have opened the addresses of the installed unit.
+const MARKER: &str = "relocation";
+/// How long the end of `litellm-recovery.service` may take.
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// Why the gateway can't have an address, and what to do.
+struct Refusal {
+    problem: String,
+    hint: String,
+}
+
+impl Refusal {
+    fn new(problem: impl Into<String>, hint: impl Into<String>) -> Self {
+        Self {
+            problem: problem.into(),
+            hint: hint.into(),
+        }
+    }
+}
+
+/// Refuses new addresses of `.env` that systemd could not open. Those of the installed unit are its own.
+///
+/// # Errors
+/// With file, line and the next step.
+pub(crate) fn refuse(host: &Host, settings: &Settings) -> Result<()> {
+    let installed = Listen::installed(&host.paths).unwrap_or_default();
+    if settings.listen == installed {
+        return Ok(());
+    }
+    let path = host.paths.env_file();
+    let env = parse_env(&read_env(&path)?, &path)?;
+    for address in &settings.listen.addresses {
+        let refusal = match address {
+            _ if installed.addresses.contains(address) => None,
+            ListenAddress::Tcp(address) => refusal_of_port(*address, &installed),
+            ListenAddress::Unix(path) => refusal_of_path(path, &host.paths)?,
+        };
+        if let Some(Refusal { problem, hint }) = refusal {
+            let problem = format!("contains {address}, {problem}");
+            return Err(wrong(&env, &path, LISTEN, &problem, &hint));
+        }
+    }
+    if let Some(group) = &settings.listen.group
+        && let Some(Refusal { problem, hint }) = refusal_of_group(group, host.scope())?
+    {
+        return Err(wrong(&env, &path, LISTEN_GROUP, &problem, &hint));
+    }
+    Ok(())
+}
+
+/// Refuses to start a gateway whose address another process has: systemd's message on that is short, and Podman's is
+/// late.
+///
+/// # Errors
+/// With the command that finds that process.
+pub(super) fn refuse_taken(paths: &Paths) -> Result<()> {
+    for address in Listen::installed(paths).unwrap_or_default().addresses {
+        let is_taken = match &address {
+            ListenAddress::Tcp(address) => is_taken(*address),
+            ListenAddress::Unix(path) => UnixStream::connect(path).is_ok(),
+        };
+        if is_taken {
+            return Err(
+                Failure::new(format!("{} is taken by another process", address.place()))
+                    .hint(find(&address))
+                    .into(),
+            );
+        }
+    }
+    Ok(())
+}
+
+fn is_taken(address: SocketAddr) -> bool {
+    TcpListener::bind(address).is_err_and(|error| error.kind() == ErrorKind::AddrInUse)
+}
+
+/// How to find the process that has an address.
+fn find(address: &ListenAddress) -> String {
+    match address {
+        ListenAddress::Tcp(address) => {
+            format!("find and stop it: `ss -ltnp 'sport = :{}'`", address.port())
+        }
+        ListenAddress::Unix(path) => {
+            format!("find and stop it: `ss -lxp src {}`", path.display())
+        }
+    }
+}
+
+fn refusal_of_port(address: SocketAddr, installed: &Listen) -> Option<Refusal> {
+    // Such as 0.0.0.0:4000 after 127.0.0.1:4000.
+    let is_ours = || {
+        installed
+            .addresses
+            .iter()
+            .any(|ours| matches!(ours, ListenAddress::Tcp(ours) if ours.port() == address.port()))
+    };
+    let see = "see the addresses of this host: `ip -brief address`";
+    let error = TcpListener::bind(address).err()?;
+    Some(match error.kind() {
+        ErrorKind::AddrInUse if is_ours() => return None,
+        ErrorKind::AddrInUse => Refusal::new(
+            "which is taken by another process",
+            find(&ListenAddress::Tcp(address)),
+        ),
+        ErrorKind::PermissionDenied => Refusal::new(
+            "and only root may listen on that port",
+            format!(
+                "choose a port from 1024 on; or allow all users to listen on lower ones: `sudo sysctl net.ipv4.ip_unprivileged_port_start={}`",
+                address.port()
+            ),
+        ),
+        ErrorKind::AddrNotAvailable => Refusal::new("which no interface of this host has", see),
+        _ => Refusal::new(format!("which can't be used: {error}"), see),
+    })
+}
+
+fn refusal_of_path(path: &Path, paths: &Paths) -> Result<Option<Refusal>> {
+    let scope = paths.scope;
+    let place = match scope {
+        Scope::System => "litellm/litellm.sock",
+        Scope::User => "litellm.sock",
+    };
+    let place = paths.runtime.join(place);
+    let choose = format!("choose another path, such as {}", place.display());
+    if let Some(exposed) = ownership::exposed_above(scope, path)? {
+        let who = match scope {
+            Scope::System => "root",
+            Scope::User => "this user and root",
+        };
+        let problem = format!("but others than {who} can change {}", exposed.display());
+        return Ok(Some(Refusal::new(problem, choose)));
+    }
+    match std::fs::symlink_metadata(path) {
+        Ok(found) if !found.file_type().is_socket() => {
+            return Ok(Some(Refusal::new(
+                "which exists and is not a socket",
+                format!("move it away, or {choose}"),
+            )));
+        }
+        Ok(_) if UnixStream::connect(path).is_ok() => {
+            return Ok(Some(Refusal::new(
+                "which is taken by another process",
+                find(&ListenAddress::Unix(path.into())),
+            )));
+        }
+        _ => {}
+    }
+    // systemd creates missing directories.
+    let above = path.ancestors().skip(1).find(|above| above.exists());
+    Ok(match above {
+        Some(above) if !above.is_dir() => Some(Refusal::new(
+            format!("but {} is no directory", above.display()),
+            choose,
+        )),
+        Some(above) if access(above, AccessFlags::W_OK).is_err() => Some(Refusal::new(
+            format!("but this user can create nothing in {}", above.display()),
+            choose,
+        )),
+        _ => None,
+    })
+}
+
+fn refusal_of_group(name: &str, scope: Scope) -> Result<Option<Refusal>> {
+    let group =
+        Group::from_name(name).with_context(|| format!("can't look up the group {name}"))?;
+    let Some(group) = group else {
+        return Ok(Some(Refusal::new(
+            format!("names the group {name}, which does not exist on this host"),
+            "see the groups of this host: `getent group`",
+        )));
+    };
+    let is_member = || -> Result<bool> {
+        let groups = getgroups().context("can't read the groups of this user")?;
+        Ok(getegid() == group.gid || groups.contains(&group.gid))
+    };
+    if scope == Scope::User && !is_member()? {
+        return Ok(Some(Refusal::new(
+            format!("names the group {name}, which this user is not in"),
+            format!("add the user to it: `sudo usermod -aG {name} $USER`, then log in again"),
+        )));
+    }
+    Ok(None)
+}
+
+/// A change of the addresses of a gateway that runs.
+///
+/// systemd keeps the addresses that stay and closes the others when it reads the changed unit; it opens new ones when
+/// the unit starts. The gateway keeps all that it got when it started. So the unit is written last, when the standby
+/// serves, and is restarted between the end and the start of the gateway.
+pub(crate) struct Relocation {
+    from: Listen,
+    to: Listen,
+}
+
+impl Relocation {
+    /// The change that `settings` call for; none while systemd has no address.
+    ///
+    /// # Errors
+    /// When systemd does not answer.
+    pub(crate) async fn find(host: &Host, settings: &Settings) -> Result<Option<Self>> {
+        let Some(from) = Listen::installed(&host.paths) else {
+            return Ok(None);
+        };
+        let to = settings.listen.clone();
+        let marker = marker(&host.paths);
+        if from == to && !marker.exists() {
+            return Ok(None);
+        }
+        if !host
+            .systemd()
+            .await?
+            .unit(quadlet::SOCKET)
+            .await?
+            .is_active()
+        {
+            remove(&marker)?;
+            return Ok(None);
+        }
+        Ok(Some(Self { from, to }))
+    }
+
+    /// Whether systemd can open the addresses while a gateway has them, or others at their ports. It can't if it opened
+    /// them by a unit of an earlier version.
+    #[must_use]
+    pub(super) fn can_overlap(&self) -> bool {
+        self.to.addresses.iter().all(|address| match address {
+            ListenAddress::Tcp(address) => {
+                let attempt = || {
+                    let socket = match address {
+                        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+                        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+                    };
+                    socket.set_reuseaddr(true)?;
+                    socket.set_reuseport(true)?;
+                    socket.bind(*address)
+                };
+                attempt().is_ok()
+            }
+            ListenAddress::Unix(_) => true,
+        })
+    }
+
+    /// Installs the unit. From here on, the gateway and then the unit have to restart.
+    ///
+    /// # Errors
+    /// When the disk or systemd refuses.
+    pub(super) async fn install(&self, host: &Host) -> Result<()> {
+        host.progress.say(&self.to_string());
+        files::write_atomically(&marker(&host.paths), b"", 0o600)?;
+        let unit = quadlet::socket(&self.to)?;
+        let path = host.paths.units.join(unit.name);
+        files::write_atomically(&path, unit.text.as_bytes(), 0o644)?;
+        host.systemd().await?.reload().await
+    }
+
+    /// Ends `litellm-recovery.service`, which has the addresses, too: without it, they can be opened again.
+    ///
+    /// # Errors
+    /// When systemd refuses.
+    pub(super) async fn release(host: &Host) -> Result<()> {
+        let mut jobs = Jobs::new(host.systemd().await?).await?;
+        jobs.ask(JobType::Stop, quadlet::RECOVERY).await?;
+        jobs.next(RELEASE_TIMEOUT).await?;
+        Ok(())
+    }
+
+    /// Has the new addresses held as the old ones were, and the old ones closed.
+    ///
+    /// # Errors
+    /// When the disk or systemd refuses.
+    pub(super) async fn complete(&self, host: &Host) -> Result<()> {
+        hold_address(host).await?;
+        for address in &self.from.addresses {
+            if let ListenAddress::Unix(path) = address
+                && !self.to.addresses.contains(address)
+            {
+                remove(path)?;
+            }
+        }
+        remove(&marker(&host.paths))
+    }
+}
+
+impl fmt::Display for Relocation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "move the gateway from {} to {}", self.from, self.to)
+    }
+}
+
+fn marker(paths: &Paths) -> PathBuf {
+    paths.runtime_state().join(MARKER)
+}
+
+fn remove(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("can't remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}

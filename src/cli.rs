@@ -61,7 +61,7 @@ pub(crate) enum Command {
     /// Show each unit's state, health, uptime, restarts, memory and image
     #[command(visible_alias = "ps")]
     Status(Status),
-    /// Apply changes to .env and config/, and roll back if the gateway does not become ready
+    /// Apply changes to .env, config/, certs/ and files/, and roll back if the gateway does not become ready
     Apply(Apply),
     /// Start services that are stopped
     Start(Units),

@@ -1,6 +1,7 @@
 //! What lies in the deployment directory: settings, records, and earlier configurations.
 
 pub(crate) mod applied;
+pub(crate) mod certificates;
 pub mod completion;
 pub mod env_file;
 pub mod images_lock;

@@ -29,6 +29,7 @@ pub const MARKER_PREFIX: &str = "# Written by litellm-units.";
 /// What the migration runs.
 const MIGRATION: &str = concat!(
     include_str!("../units/arguments.py"),
+    include_str!("../units/certificates.py"),
     include_str!("../templates/migrate.py")
 );
 
@@ -53,6 +54,7 @@ pub const RECOVERY: &str = "litellm-recovery.service";
 /// What the gateway's container runs, mounted into it from the per-boot directory.
 pub const SERVE: &str = concat!(
     include_str!("../units/arguments.py"),
+    include_str!("../units/certificates.py"),
     include_str!("../units/serve.py")
 );
 
@@ -310,6 +312,8 @@ struct Common {
     awaits_network: bool,
     port: u16,
     config: String,
+    certificates: String,
+    credential_files: String,
     logs: String,
     postgres_data: String,
     redis_data: String,
@@ -340,6 +344,8 @@ impl Common {
                     || matches!(settings.cache, Cache::External)),
             port: GATEWAY_PORT,
             config: path_text(&host.paths.config())?.to_owned(),
+            certificates: path_text(&host.paths.certificates())?.to_owned(),
+            credential_files: path_text(&host.paths.credential_files())?.to_owned(),
             logs: path_text(&host.paths.logs())?.to_owned(),
             postgres_data: path_text(&host.paths.postgres_data())?.to_owned(),
             redis_data: path_text(&host.paths.redis_data())?.to_owned(),

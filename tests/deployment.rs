@@ -407,6 +407,8 @@ fn a_new_deployment_is_made_whole_and_only_once() {
         [
             "directory /opt/server",
             "directory /opt/server/config",
+            "directory /opt/server/certs",
+            "directory /opt/server/files",
             "directory /opt/server/logs",
             "directory /opt/server/data",
             "directory /opt/server/data/postgres",
@@ -421,6 +423,8 @@ fn a_new_deployment_is_made_whole_and_only_once() {
     let modes: Vec<String> = [
         "",
         "config",
+        "certs",
+        "files",
         "logs",
         "data",
         "data/postgres",
@@ -441,6 +445,8 @@ fn a_new_deployment_is_made_whole_and_only_once() {
         [
             "755 ",
             "755 config",
+            "755 certs",
+            "700 files",
             "750 logs",
             "711 data",
             "700 data/postgres",
@@ -472,6 +478,8 @@ fn what_is_there_is_kept_and_an_open_env_is_closed() {
     assert_eq!(
         place.changes(),
         [
+            "directory /opt/server/certs",
+            "directory /opt/server/files",
             "directory /opt/server/logs",
             "directory /opt/server/data/redis",
             "/opt/server/.env: set mode 0600, others could read it",

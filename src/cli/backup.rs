@@ -99,7 +99,7 @@ pub(crate) struct Restore {
     /// Do not ask for confirmation
     #[arg(short, long)]
     pub(crate) yes: bool,
-    /// Also restore .env and config/, except for the settings of the PostgreSQL server
+    /// Also restore .env, config/, certs/ and files/, except for the settings of the PostgreSQL server
     #[arg(long)]
     pub(crate) config: bool,
     /// Accept a backup that this deployment did not make: it replaces every key and setting in the

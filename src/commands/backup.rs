@@ -244,7 +244,7 @@ fn agreed(id: &OperationId, config: bool) -> Result<bool> {
         .into());
     }
     let what = if config {
-        "the gateway's data, .env and config/"
+        "the gateway's data, .env, config/, certs/ and files/"
     } else {
         "the gateway's data"
     };

@@ -18,6 +18,7 @@ use tokio::io::AsyncWriteExt;
 
 use crate::cli::Unit;
 use crate::deployment::applied::Applied;
+use crate::deployment::certificates;
 use crate::deployment::completion;
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::sealed::SecretValue;
@@ -187,6 +188,7 @@ fn readable_settings(host: &Host, service: Service) -> Result<Settings> {
     let settings = Settings::load(&host.paths.env_file())?;
     if service == Service::Litellm {
         config::refuse_unreadable(&host.paths)?;
+        certificates::refuse_invalid(&host.paths)?;
     }
     Ok(settings)
 }

@@ -18,7 +18,7 @@ use crate::deployment::listen::Listen;
 use crate::deployment::settings::{LISTEN, SecretTarget, Settings};
 use crate::error::Result;
 use crate::host::files;
-use crate::host::files::files_below;
+use crate::host::files::mounted_files;
 use crate::host::paths::Paths;
 use crate::random::{hex, kernel_random};
 use crate::service::Service;
@@ -130,7 +130,7 @@ impl Applied {
             add(name, secret.value.open()?.expose_secret().as_bytes());
         }
         if service == Service::Litellm {
-            for path in files_below(&paths.config())? {
+            for path in mounted_files(&paths.deployment)? {
                 let name = path
                     .strip_prefix(&paths.deployment)
                     .unwrap_or(&path)

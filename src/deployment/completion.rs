@@ -469,6 +469,16 @@ fn missing_directories(paths: &Paths, settings: &Settings) -> Result<Vec<Directo
             owner: None,
         },
         Directory {
+            path: paths.certificates(),
+            mode: 0o755,
+            owner: None,
+        },
+        Directory {
+            path: paths.credential_files(),
+            mode: 0o700,
+            owner: None,
+        },
+        Directory {
             path: paths.logs(),
             mode: 0o750,
             owner: None,

@@ -1,4 +1,4 @@
-//! Configurations kept by content: `.env` and everything under `config/`, so that a change that
+//! Configurations kept by content: `.env` and everything under `config/`, `certs/` and `files/`, so that a change that
 //! does not work can be rolled back, and nothing that an operator wrote is ever lost.
 
 use std::collections::BTreeMap;
@@ -15,7 +15,7 @@ use crate::deployment::ledger::Ledger;
 use crate::deployment::settings::{parse_env, read_env};
 use crate::error::{Failure, Result};
 use crate::host::files;
-use crate::host::files::{files_below, private_directory};
+use crate::host::files::{files_below, mounted_files, private_directory};
 use crate::host::paths::Paths;
 use crate::random::hex;
 
@@ -237,11 +237,11 @@ pub(crate) fn directory(paths: &Paths, id: &SnapshotId) -> PathBuf {
     paths.snapshots().join(&id.0)
 }
 
-/// `.env` and everything under `config/`, by path relative to the deployment directory.
+/// `.env` and everything under the mounted directories, by path relative to the deployment directory.
 fn collect(paths: &Paths) -> Result<BTreeMap<PathBuf, Kept>> {
     let mut found = BTreeMap::new();
     found.insert(PathBuf::from(ENV), read(&paths.env_file())?);
-    for path in files_below(&paths.config())? {
+    for path in mounted_files(&paths.deployment)? {
         if let Ok(name) = path.strip_prefix(&paths.deployment) {
             found.insert(name.to_owned(), read(&path)?);
         }
@@ -329,6 +329,42 @@ mod tests {
         assert_eq!(files_below(&paths.config()).unwrap(), Vec::<PathBuf>::new());
         restore(&paths, &kept, &[]).unwrap();
         assert_eq!(env(), before);
+    }
+
+    #[test]
+    fn certificates_and_files_come_back_with_their_modes() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths {
+            deployment: root.path().join("litellm-server"),
+            ..Paths::elsewhere(Scope::System)
+        };
+        for directory in paths.mounted() {
+            std::fs::create_dir_all(directory).unwrap();
+        }
+        std::fs::write(paths.env_file(), "").unwrap();
+        let certificate = paths.certificates().join("ca.pem");
+        let credentials = paths.credential_files().join("google.json");
+        std::fs::write(&certificate, "ours").unwrap();
+        std::fs::write(&credentials, "{}").unwrap();
+        std::fs::set_permissions(&credentials, Permissions::from_mode(0o600)).unwrap();
+        let kept = keep(&paths).unwrap();
+        std::fs::write(&certificate, "another").unwrap();
+        std::fs::remove_file(&credentials).unwrap();
+        std::fs::write(paths.credential_files().join("new"), "").unwrap();
+        assert!(!is_present(&paths, &kept).unwrap());
+
+        restore(&paths, &kept, &[]).unwrap();
+        assert!(is_present(&paths, &kept).unwrap());
+        assert_eq!(std::fs::read_to_string(&certificate).unwrap(), "ours");
+        let mode = std::fs::metadata(&credentials)
+            .unwrap()
+            .permissions()
+            .mode();
+        assert_eq!(mode & 0o7777, 0o600);
+        assert_eq!(
+            mounted_files(&paths.deployment).unwrap(),
+            [certificate, credentials]
+        );
     }
 
     #[test]

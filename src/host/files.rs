@@ -132,7 +132,7 @@ pub(crate) fn link_below(directory: &Path) -> Result<Option<PathBuf>> {
     walk(directory).with_context(|| format!("can't read {}", directory.display()))
 }
 
-/// Every regular file below `directory`, sorted. Links are followed to a limited depth.
+/// Every regular file below `directory`, sorted; none if it is missing. Links are followed to a limited depth.
 ///
 /// # Errors
 /// When a directory can't be read.
@@ -157,6 +157,21 @@ pub(crate) fn files_below(directory: &Path) -> Result<Vec<PathBuf>> {
     walk(directory, DEPTH, &mut found)
         .with_context(|| format!("can't read {}", directory.display()))?;
     found.sort();
+    Ok(found)
+}
+
+/// Every regular file that the operator gives the gateway, in the order of their directories: those of a deployment
+/// directory, or of a kept configuration. One without `certs/` or `files/` is of an earlier version.
+///
+/// # Errors
+/// When a directory can't be read.
+pub(crate) fn mounted_files(root: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = files_below(&root.join("config"))?;
+    for directory in [root.join("certs"), root.join("files")] {
+        if directory.exists() {
+            found.extend(files_below(&directory)?);
+        }
+    }
     Ok(found)
 }
 

@@ -43,22 +43,23 @@ pub(crate) fn exposed_above(scope: Scope, path: &Path) -> Result<Option<PathBuf>
     Ok(found.into_iter().next().map(|exposed| exposed.path))
 }
 
-/// The files and directories of `config/` that the gateway can't read: its user is root in the container, and
+/// The files and directories of `config/`, `certs/` and `files/` that the gateway can't read: its user is root in the container, and
 /// has no right to pass over permissions.
 ///
 /// # Errors
 /// When the directory can't be read.
 pub(crate) fn unreadable(paths: &Paths) -> Result<Vec<PathBuf>> {
     let trust = Trust::of(paths.scope);
-    let config = paths.config();
     let mut found = Vec::new();
-    below(&config, DEPTH, &mut |path, metadata| {
-        if !metadata.is_symlink() && !trust.may_read(metadata) {
-            found.push(path.to_owned());
-        }
-        Ok(())
-    })
-    .with_context(|| format!("can't read {}", config.display()))?;
+    for directory in paths.mounted() {
+        below(&directory, DEPTH, &mut |path, metadata| {
+            if !metadata.is_symlink() && !trust.may_read(metadata) {
+                found.push(path.to_owned());
+            }
+            Ok(())
+        })
+        .with_context(|| format!("can't read {}", directory.display()))?;
+    }
     Ok(found)
 }
 
@@ -74,10 +75,20 @@ pub(crate) fn unreadable_words(paths: &Paths, unreadable: &[PathBuf]) -> Option<
         first.display(),
         more(rest.len())
     );
-    let config = word(&paths.config());
+    let directories = holding(paths, &|directory| {
+        unreadable.iter().any(|path| path.starts_with(directory))
+    });
     let owner = owner(paths.scope);
-    let command = format!("`sudo chown -hR {owner} {config} && sudo chmod -R u+rX {config}`");
+    let command =
+        format!("`sudo chown -hR {owner} {directories} && sudo chmod -R u+rX {directories}`");
     Some((message, command))
+}
+
+/// Those of the mounted directories for which `holds` is true, as words of a shell's command.
+fn holding(paths: &Paths, holds: &dyn Fn(&Path) -> bool) -> String {
+    let directories = paths.mounted();
+    let words = directories.iter().filter(|directory| holds(directory));
+    words.map(|path| word(path)).collect::<Vec<_>>().join(" ")
 }
 
 /// A path that another user can change.
@@ -151,6 +162,8 @@ impl Trust {
             paths.deployment.clone(),
             paths.env_file(),
             paths.config(),
+            paths.certificates(),
+            paths.credential_files(),
             paths.data(),
             paths.state(),
             paths.credentials(),
@@ -167,15 +180,16 @@ impl Trust {
             self.path(&path, false, &mut found)
                 .with_context(|| format!("can't examine {}", path.display()))?;
         }
-        let config = paths.config();
-        below(&config, DEPTH, &mut |path, metadata| {
-            if metadata.is_symlink() {
-                return self.path(path, true, &mut found);
-            }
-            self.judge(path, metadata, &mut found);
-            Ok(())
-        })
-        .with_context(|| format!("can't read {}", config.display()))?;
+        for directory in paths.mounted() {
+            below(&directory, DEPTH, &mut |path, metadata| {
+                if metadata.is_symlink() {
+                    return self.path(path, true, &mut found);
+                }
+                self.judge(path, metadata, &mut found);
+                Ok(())
+            })
+            .with_context(|| format!("can't read {}", directory.display()))?;
+        }
         Ok(found)
     }
 
@@ -310,10 +324,12 @@ fn refusal(paths: &Paths, program: Option<&Path>, first: &Exposed, rest: &[Expos
 
 /// The command after which only the owner can change all of them.
 fn remedy(paths: &Paths, all: &[&Exposed]) -> String {
-    let config = paths.config();
-    let (inside, outside): (Vec<&Exposed>, Vec<&Exposed>) = all
-        .iter()
-        .partition(|found| found.path.starts_with(&config));
+    let mounted = paths.mounted();
+    let (inside, outside): (Vec<&Exposed>, Vec<&Exposed>) = all.iter().partition(|found| {
+        mounted
+            .iter()
+            .any(|directory| found.path.starts_with(directory))
+    });
     let words = |found: &[&Exposed]| {
         let words: Vec<String> = found.iter().map(|found| word(&found.path)).collect();
         words.join(" ")
@@ -333,9 +349,11 @@ fn remedy(paths: &Paths, all: &[&Exposed]) -> String {
         commands.push(format!("sudo chmod go-w {}", words(&outside)));
     }
     if !inside.is_empty() {
-        let config = word(&config);
-        commands.push(format!("sudo chown -hR {owner} {config}"));
-        commands.push(format!("sudo chmod -R go-w {config}"));
+        let directories = holding(paths, &|directory| {
+            inside.iter().any(|found| found.path.starts_with(directory))
+        });
+        commands.push(format!("sudo chown -hR {owner} {directories}"));
+        commands.push(format!("sudo chmod -R go-w {directories}"));
     }
     commands.join(" && ")
 }

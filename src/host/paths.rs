@@ -166,6 +166,24 @@ impl Paths {
         self.config().join("litellm-config.yaml")
     }
 
+    /// Certificates of authorities that the gateway and the migration trust beside those of their image.
+    #[must_use]
+    pub fn certificates(&self) -> PathBuf {
+        self.deployment.join("certs")
+    }
+
+    /// Files with credentials, mounted read-only into the gateway.
+    #[must_use]
+    pub fn credential_files(&self) -> PathBuf {
+        self.deployment.join("files")
+    }
+
+    /// The directories that the operator fills and the gateway reads.
+    #[must_use]
+    pub fn mounted(&self) -> [PathBuf; 3] {
+        [self.config(), self.certificates(), self.credential_files()]
+    }
+
     /// Where the gateway may write log files.
     #[must_use]
     pub fn logs(&self) -> PathBuf {

@@ -14,6 +14,7 @@ use serde::Serialize;
 
 use super::contract;
 use super::release::Release;
+use crate::deployment::certificates;
 use crate::deployment::env_file::EnvFile;
 use crate::deployment::settings::{Cache, Settings, check_address, parse_env, read_env, text_of};
 use crate::error::{Failure, Result};
@@ -111,6 +112,7 @@ pub fn check_deployment(host: &Host) -> Result<Vec<ConfigFinding>> {
     let env = parse_env(&read_env(&env_path)?, &env_path)?;
     check_address(&env, &env_path)?;
     let settings = Settings::from_env(&env, &env_path)?;
+    certificates::refuse_invalid(&host.paths)?;
     let path = host.paths.config_file();
     let text = read(&path)?;
     let (mut findings, includes) = check_one(&text, &path, &env, &settings);

@@ -34,7 +34,7 @@ use crate::deployment::snapshot::{self, SnapshotId};
 use crate::error::{self, Failure, Result};
 use crate::host::Host;
 use crate::host::files;
-use crate::host::files::{Space, files_below};
+use crate::host::files::{Space, mounted_files};
 use crate::host::paths::Paths;
 use crate::image::{Image, ImageIdentity};
 use crate::operations::seal;
@@ -436,10 +436,10 @@ fn files(
         paths.ledger(),
     ];
     let beside = beside.iter().filter(|path| path.is_file());
-    let config = files_below(&configuration.join("config"))?;
+    let mounted = mounted_files(configuration)?;
     for (root, path) in beside
         .map(|path| (paths.deployment.as_path(), path))
-        .chain(config.iter().map(|path| (configuration, path)))
+        .chain(mounted.iter().map(|path| (configuration, path)))
     {
         let name = path
             .strip_prefix(root)

@@ -24,6 +24,7 @@ use super::install::{self, ReleaseTarget};
 use super::{stack, upgrade};
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::settings::{Settings, text_of};
+use crate::deployment::snapshot;
 use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::host::docker::{BY_HAND, Docker};
@@ -475,7 +476,7 @@ impl Import {
         };
         let options = BackupOptions {
             retention: None,
-            to_go_back: true,
+            to_go_back: Some(snapshot::keep(&host.paths)?),
             ..BackupOptions::default()
         };
         let backup = backup::create_from(host, settings, &server, &options).await?;

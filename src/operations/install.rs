@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::stack::address::Relocation;
 use super::{edits, pull};
+use crate::deployment::certificates;
 use crate::deployment::completion;
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::installed_release;
@@ -84,6 +85,7 @@ pub(crate) async fn prepare(host: &Host, target: ReleaseTarget) -> Result<Prepar
     let program = host::program()?;
     ownership::check(&host.paths, Some(&program))?;
     refuse_unreadable(host)?;
+    certificates::refuse_invalid(&host.paths)?;
     let deployment = completion::Completion::new(&host.paths, &mut kernel_random)?;
     for warning in &deployment.warnings {
         host.progress.warn(warning);

@@ -776,7 +776,7 @@ impl Run<'_> {
         fail::fail_point!("undo-not-ready", |_| Err(
             Failure::new("a test says so").into()
         ));
-        gate::probe(&Client::local(self.host.scope(), gate::TIMEOUT)?, settings).await
+        gate::probe(&Client::local(&self.host.paths, gate::TIMEOUT)?, settings).await
     }
 
     /// Restores the backup of before the migration. Returns the name of the replaced database.

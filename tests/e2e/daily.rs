@@ -25,6 +25,25 @@ fn rootless_day() {
     day(Who::Operator, "daily-rootless");
 }
 
+/// A provider with a certificate of a private authority.
+const PROVIDER: &str = r#"
+import http.server, json, ssl
+class Provider(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        self.rfile.read(int(self.headers["Content-Length"]))
+        choice = {"index": 0, "message": {"role": "assistant", "content": "in private"}, "finish_reason": "stop"}
+        answer = {"id": "1", "created": 1, "model": "private", "object": "chat.completion", "choices": [choice]}
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.end_headers()
+        self.wfile.write(json.dumps(answer).encode())
+server = http.server.ThreadingHTTPServer(("", 8443), Provider)
+context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+context.load_cert_chain("/provider/server.pem")
+server.socket = context.wrap_socket(server.socket, server_side=True)
+server.serve_forever()
+"#;
+
 /// One stack for all, since its start takes longest.
 fn day(who: Who, name: &str) {
     let host = TestHost::boot_for(who, name);
@@ -349,12 +368,26 @@ impl Day<'_> {
             self.units(&["apply", "--dry-run"]).ok(),
             "# restart litellm.service: OPENAI_API_KEY added\n"
         );
+        let authority = self.private_provider();
         let listen = format!(
             "LISTEN='127.0.0.1:24157 [::1]:4000 {}'\nLISTEN_GROUP={}",
             self.socket(),
             self.group()
         );
         self.bash(&format!("echo \"{listen}\" >>{env}")).ok();
+        let broken = format!("{}/certs/private.pem", self.who.deployment());
+        self.host.write(self.who, &broken, &authority[..200]);
+        for words in [&["config", "check"][..], &["apply"]] {
+            let ran = self.units(words);
+            assert!(
+                ran.code == 78
+                    && ran.stderr.starts_with(&format!(
+                        "error: {broken}, line 1: this certificate has no end\nhint: "
+                    )),
+                "{ran:?}"
+            );
+        }
+        self.host.write(self.who, &broken, &authority);
         let ran = self.units(&["generate"]);
         assert!(
             ran.stderr.ends_with(
@@ -366,7 +399,7 @@ impl Day<'_> {
         let plan = self.units(&["apply", "--dry-run"]).ok();
         assert!(
             plan.ends_with(&format!(
-                "# restart litellm.service: LISTEN changed, OPENAI_API_KEY added\n\
+                "# restart litellm.service: LISTEN changed, OPENAI_API_KEY added, certs/private.pem added, config/litellm-config.yaml changed, files/google.json added\n\
                  # move the gateway from 127.0.0.1:24157 to 127.0.0.1:24157 [::1]:4000 {}\n",
                 self.socket()
             )),
@@ -376,6 +409,7 @@ impl Day<'_> {
         assert_eq!(self.restarted_since(&before), ["litellm"]);
         assert_eq!(self.jq(".state"), "\"healthy\"\n");
         self.addresses();
+        self.files_arrive();
         assert_eq!(self.bash("podman ps -q --filter name=standby").ok(), "");
 
         // Podman asks for every secret of the container with each command in it, also for one that is gone.
@@ -401,6 +435,69 @@ impl Day<'_> {
             "{doctor:?}"
         );
         self.bash(&format!("cp -p /tmp/env {env}")).ok();
+    }
+
+    /// Starts a provider whose certificate is of a private authority, and has the gateway know it. Returns the
+    /// authority's certificate.
+    fn private_provider(&self) -> String {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let mut parameters = rcgen::CertificateParams::new(Vec::new()).unwrap();
+        parameters.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let name = "a private authority";
+        parameters
+            .distinguished_name
+            .push(rcgen::DnType::CommonName, name);
+        // What Python demands of certificates since 3.13.
+        parameters.key_usages = vec![rcgen::KeyUsagePurpose::KeyCertSign];
+        let certificate = parameters.self_signed(&key).unwrap();
+        let authority = rcgen::Issuer::from_params(&parameters, &key);
+        let own = rcgen::KeyPair::generate().unwrap();
+        let mut parameters = rcgen::CertificateParams::new(vec!["provider".into()]).unwrap();
+        parameters.use_authority_key_identifier_extension = true;
+        let server = parameters.signed_by(&own, &authority).unwrap();
+        let place = format!("/tmp/provider-{}", self.who.user());
+        self.bash(&format!("mkdir {place}")).ok();
+        let text = format!("{}{}", server.pem(), own.serialize_pem());
+        self.host
+            .write(self.who, &format!("{place}/server.pem"), &text);
+        self.host
+            .write(self.who, &format!("{place}/provider.py"), PROVIDER);
+        let files = format!("{}/files", self.who.deployment());
+        self.bash(&format!(
+            "podman run --detach --name provider --network litellm --volume {place}:/provider:ro --entrypoint python3 \
+               ghcr.io/berriai/litellm:v1.108.14 /provider/provider.py
+             sed -i '/^model_list:/a\\  - model_name: private\\n    litellm_params: {{model: openai/private, api_base: \"https://provider:8443\", api_key: none}}' \
+               {}/config/litellm-config.yaml
+             (umask 077; echo '{{}}' >{files}/google.json)",
+            self.who.deployment()
+        ))
+        .ok();
+        // Without certs/, the gateway does not trust it.
+        let words = "import urllib.request as u; u.urlopen('https://provider:8443', b'')";
+        self.host.wait("the provider", TIMEOUT, |_| {
+            let ran = self.bash(&format!("podman exec litellm python3 -c \"{words}\""));
+            if ran.stderr.contains("CERTIFICATE_VERIFY_FAILED") {
+                Ok(())
+            } else {
+                Err(format!("{ran:?}"))
+            }
+        });
+        certificate.pem()
+    }
+
+    /// The gateway trusts the authorities in certs/, and has the files of files/, which only it can read.
+    fn files_arrive(&self) {
+        let master = self.host.env(self.who);
+        let master = master.get("LITELLM_MASTER_KEY").unwrap();
+        let chat = format!(
+            "curl -sSf -H 'Authorization: Bearer {master}' -H 'Content-Type: application/json' \
+               -d '{{\"model\":\"private\",\"messages\":[{{\"role\":\"user\",\"content\":\"hi\"}}]}}' \
+               http://127.0.0.1:24157/v1/chat/completions | jq -r '.choices[0].message.content'"
+        );
+        assert_eq!(self.bash(&chat).ok(), "in private\n");
+        let read = "podman exec litellm cat /app/files/google.json; ! podman exec litellm touch /app/files/a 2>/dev/null";
+        assert_eq!(self.bash(read).ok(), "{}\n");
+        self.bash("podman rm --force --time 0 provider").ok();
     }
 
     /// The gateway's Unix socket.
@@ -488,6 +585,14 @@ impl Day<'_> {
             );
         }
         self.bash(&format!("cp -p /tmp/ledger {ledger}")).ok();
+        let files = format!(
+            "jq -r '.files[] | select(.name | test(\"/(certs|files)/\")) | \"\\(.mode) \\(.name)\"' {}/backups/*/manifest.json | sort",
+            self.who.deployment()
+        );
+        assert_eq!(
+            self.bash(&files).ok(),
+            "384 deployment/files/google.json\n420 deployment/certs/private.pem\n"
+        );
     }
 
     fn gateway_restarts(&self) {

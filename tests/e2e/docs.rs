@@ -324,6 +324,17 @@ fn first_steps_and_daily_use() {
 
     reader(Who::Operator, "").follow(&document::markdown("docs/tutorial.md"));
     reader(Who::Operator, "").follow(&up);
+    let authority = rcgen::CertificateParams::new(Vec::new())
+        .unwrap()
+        .self_signed(&rcgen::KeyPair::generate().unwrap())
+        .unwrap();
+    let home = "/home/operator";
+    host.write(
+        Who::Operator,
+        &format!("{home}/private-ca.pem"),
+        &authority.pem(),
+    );
+    host.write(Who::Operator, &format!("{home}/google.json"), "{}");
     for (path, who) in [
         ("docs/configuration.md", Who::Operator),
         ("docs/keys.md", Who::Operator),
@@ -345,7 +356,7 @@ fn first_steps_and_daily_use() {
            setpriv --reuid operator --regid operator --init-groups ssh-keygen -q -N '' -f /home/operator/.ssh/id_ed25519
            cp /home/operator/.ssh/id_ed25519.pub /root/.ssh/authorized_keys
            printf 'StrictHostKeyChecking accept-new\n' >/home/operator/.ssh/config
-           cp "$1/.env" /home/operator/litellm.env; cp -r "$1/config" /home/operator/
+           cp "$1/.env" /home/operator/litellm.env; cp -r "$1/config" "$1/certs" "$1/files" /home/operator/
            chown -R operator: /home/operator"#,
     );
     reader(Who::Operator, "").follow(&document::markdown("docs/several-hosts.md"));

@@ -423,6 +423,8 @@ fn main_job(who: Who, name: &str) {
                 "\
 prepare directory {deployment}
 prepare directory {deployment}/config
+prepare directory {deployment}/certs
+prepare directory {deployment}/files
 prepare directory {deployment}/logs
 prepare directory {deployment}/data
 prepare directory {deployment}/data/postgres{owner}

@@ -679,23 +679,25 @@ fn env_of(backup: &Backup, options: &RestoreOptions) -> Result<EnvFile> {
     parse_env(&text, &backup.directory.join(name))
 }
 
-/// What is restored goes into `config/` itself, and never through a link out of it.
+/// What is restored goes into `config/`, `certs/` and `files/` themselves, and never through a link out of them.
 fn refuse_links(paths: &Paths) -> Result<()> {
-    let Some(link) = files::link_below(&paths.config())? else {
-        return Ok(());
-    };
-    Err(Failure::new(format!(
-        "{} is a link, and files are restored through none",
-        link.display()
-    ))
-    .hint(format!(
-        "remove it (`rm {}`), or restore the database alone, without `--config`",
-        link.display()
-    ))
-    .into())
+    for directory in paths.mounted() {
+        if let Some(link) = files::link_below(&directory)? {
+            return Err(Failure::new(format!(
+                "{} is a link, and files are restored through none",
+                link.display()
+            ))
+            .hint(format!(
+                "remove it (`rm {}`), or restore the database alone, without `--config`",
+                link.display()
+            ))
+            .into());
+        }
+    }
+    Ok(())
 }
 
-/// Restores `.env` and `config/`, except for the variables of the server.
+/// Restores `.env`, `config/`, `certs/` and `files/`, except for the variables of the server.
 fn restore_config(host: &Host, backup: &Backup, options: &RestoreOptions) -> Result<()> {
     let paths = &host.paths;
     // The restore of the database may have taken hours.
@@ -726,12 +728,20 @@ fn restore_config(host: &Host, backup: &Backup, options: &RestoreOptions) -> Res
     if seal::is_in_use(&now) {
         env = seal::protected(host, &now, &env)?;
     }
+    make_private(&paths.credential_files())?;
     let mut wanted = Vec::new();
     for file in &backup.manifest.files {
-        let Some(name) = file.name.strip_prefix("deployment/config/") else {
+        let Some(name) = file.name.strip_prefix("deployment/") else {
             continue;
         };
-        let place = paths.config().join(name);
+        let place = paths.deployment.join(name);
+        let mounted = paths.mounted();
+        if !mounted
+            .iter()
+            .any(|directory| place != *directory && place.starts_with(directory))
+        {
+            continue;
+        }
         if let Some(directory) = place.parent() {
             std::fs::create_dir_all(directory)
                 .with_context(|| format!("can't create {}", directory.display()))?;
@@ -739,7 +749,7 @@ fn restore_config(host: &Host, backup: &Backup, options: &RestoreOptions) -> Res
         files::write_atomically(&place, &read(&file.name)?, file.mode.unwrap_or(0o644))?;
         wanted.push(place);
     }
-    for present in files::files_below(&paths.config())? {
+    for present in files::mounted_files(&paths.deployment)? {
         if !wanted.contains(&present) {
             std::fs::remove_file(&present)
                 .with_context(|| format!("can't remove {}", present.display()))?;

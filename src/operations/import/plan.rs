@@ -7,7 +7,8 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::rewrite::{self, Rewrite};
 use crate::deployment::env_file::EnvFile;
-use crate::deployment::settings::{GATEWAY_PORT, is_of_an_address, is_secret};
+use crate::deployment::listen::GATEWAY_PORT;
+use crate::deployment::settings::{is_of_an_address, is_secret};
 use crate::error::{Failure, Result};
 use crate::host::docker::{BY_HAND, Container, DockerImage};
 use crate::image::{ImageError, ImageReference};

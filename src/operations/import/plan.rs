@@ -7,7 +7,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::rewrite::{self, Rewrite};
 use crate::deployment::env_file::EnvFile;
-use crate::deployment::listen::GATEWAY_PORT;
+use crate::deployment::listen::{GATEWAY_PORT, ListenAddress};
 use crate::deployment::settings::{is_of_an_address, is_secret};
 use crate::error::{Failure, Result};
 use crate::host::docker::{BY_HAND, Container, DockerImage};
@@ -608,9 +608,17 @@ impl Maker<'_> {
             .map(|(address, _)| address)
             .collect();
         if !published.is_empty() {
+            let addresses = published.join(" ");
+            let is_local =
+                |word: &String| ListenAddress::parse(word).is_ok_and(|one| one.is_local());
+            let without_tls = if published.iter().all(is_local) {
+                ""
+            } else {
+                " and LISTEN_WITHOUT_TLS=yes"
+            };
             self.notes.push(note(
                 format!("address {}", published.join(", ")),
-                format!("the new gateway listens on 127.0.0.1:{GATEWAY_PORT}, and clients need the new address; a reverse proxy can keep the old one (docs/reverse-proxy.md)"),
+                format!("the new gateway listens on 127.0.0.1:{GATEWAY_PORT}; to keep the old address, add LISTEN={addresses}{without_tls} to .env afterwards, then run `litellm-units apply`; or put a reverse proxy there (docs/reverse-proxy.md)"),
             ));
         }
     }

@@ -297,6 +297,7 @@ pub(crate) async fn examine(host: &Host) -> Vec<Check> {
     checks.extend(gateway);
     checks.extend(backup);
     checks.extend(upgrade_check);
+    checks.extend(watch::check(&examination).await);
     checks.extend(interrupted(host));
     checks
 }

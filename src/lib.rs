@@ -70,7 +70,7 @@ pub async fn run(cli: Cli) -> Result<Exit> {
     match cli.command {
         Command::Generate(arguments) => commands::generate::run(&host, arguments).await,
         Command::Import(arguments) => commands::import::run(&host, &arguments).await,
-        Command::Up(arguments) => commands::up::run(&host, &arguments).await,
+        Command::Up(arguments) => Box::pin(commands::up::run(&host, &arguments)).await,
         Command::Down(arguments) => commands::down::run(&host, &arguments).await,
         Command::Apply(arguments) => Box::pin(commands::apply::run(&host, &arguments)).await,
         Command::Start(arguments) => {

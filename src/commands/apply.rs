@@ -24,6 +24,7 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Apply) -> Result<Exit> {
     let accepted = &arguments.accept.vulnerabilities;
     advisories::admit(host, settings, image, accepted, "litellm-units apply")?;
     edits::refuse(host, settings).await?;
+    up::refuse_firewall(host).await?;
     if prepared.kept().is_some() {
         return super::upgrade_to_env(host, arguments.dry_run, arguments.timeout).await;
     }

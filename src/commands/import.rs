@@ -12,7 +12,7 @@ use crate::operations::import::{self, Import};
 use crate::output;
 
 pub(crate) async fn run(host: &Host, arguments: &cli::Import) -> Result<Exit> {
-    let _lock = super::begin(host, "import", arguments.dry_run, arguments.timeout).await?;
+    let _lock = super::begin(host, import::COMMAND, arguments.dry_run, arguments.timeout).await?;
     if arguments.undo {
         import::undo(host, arguments.timeout).await?;
         return Ok(Exit::Success);

@@ -34,6 +34,7 @@ pub(crate) enum CheckName {
     Inodes,
     Linger,
     Loopback,
+    Notices,
     Operation,
     /// Who can change the deployment; [`CheckName::Data`] is about the users of the containers.
     Ownership,
@@ -82,6 +83,7 @@ impl CheckName {
             Self::Inodes => "inodes",
             Self::Linger => "linger",
             Self::Loopback => "loopback",
+            Self::Notices => "notices",
             Self::Operation => "operation",
             Self::Ownership => "ownership",
             Self::Pasta => "pasta",

@@ -5,22 +5,26 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::time::SystemTime;
+use std::path::Path;
+use std::time::{Duration, SystemTime};
 
+use anyhow::Context;
 use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 
-use super::{CheckOutcome, backup, files, metrics};
+use super::{Check, CheckName, CheckOutcome, Examination, backup, files, metrics};
 use crate::deployment::settings::{NOTIFY_COMMAND, NOTIFY_URL, Settings, WatchSettings};
 use crate::error::{Failure, Result};
 use crate::host::files::{write_atomically, write_here};
+use crate::host::lock::OperationLock;
 use crate::host::paths::Scope;
+use crate::host::systemd::LoadState;
 use crate::host::{Host, notice};
 use crate::litellm::health::GatewayHealth;
 use crate::operations::recovery::OngoingOperation;
 use crate::operations::stack::report::{self, ServiceReport, StatusReport};
 use crate::output::duration;
-use crate::quadlet::RECOVERY;
+use crate::quadlet::{RECOVERY, WATCH_SERVICE, WATCH_TIMER};
 
 /// How often in a row a fault is seen before it is told.
 const SIGHTINGS: u32 = 2;
@@ -28,6 +32,9 @@ const SIGHTINGS: u32 = 2;
 const SLOW_SIGHTINGS: u32 = 9;
 /// How often in a row it is not seen before its end is told.
 const ABSENCES: u32 = 3;
+
+/// After this, faults are told although an operation is running.
+const LONG_OPERATION: Duration = Duration::from_secs(3600);
 
 /// A fault: what is known of it from this look and the ones before.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
@@ -60,18 +67,33 @@ type Faults = BTreeMap<String, Fault>;
 /// When `.env` is wrong, systemd does not answer, or not everybody could be told; the next look tries again.
 pub(crate) async fn watch(host: &Host) -> Result<()> {
     let settings = Settings::load(&host.paths.env_file())?;
-    if let Some(path) = &settings.watch.metrics {
-        let text = metrics::gather(host).await?;
-        let (directory, name) = (path.parent(), path.file_name().and_then(OsStr::to_str));
-        if let (Some(directory), Some(name)) = (directory, name) {
-            write_here(directory, name, text.as_bytes(), 0o644)?;
-        }
-    }
-    if !settings.watch.tells() {
+    let written = match &settings.watch.metrics {
+        Some(path) => write_metrics(host, path).await,
+        None => Ok(()),
+    };
+    // Whatever became of the metrics.
+    tell_news(host, &settings.watch).await.and(written)
+}
+
+async fn write_metrics(host: &Host, path: &Path) -> Result<()> {
+    let text = metrics::gather(host).await?;
+    let name = path.file_name().and_then(OsStr::to_str);
+    let (directory, name) = path
+        .parent()
+        .zip(name)
+        .context("METRICS_FILE names no file")?;
+    write_here(directory, name, text.as_bytes(), 0o644)
+}
+
+async fn tell_news(host: &Host, watch: &WatchSettings) -> Result<()> {
+    let target = host.systemd().await?.unit("litellm.target").await?;
+    // A gateway that an operator has stopped has no faults.
+    if !watch.tells() || !target.is_active() {
         return Ok(());
     }
-    // What a change does to the stack, its command tells.
+    // What a change does to the stack, its command tells; but it may wait for an answer for ever.
     if let Some(OngoingOperation::Running(words)) = OngoingOperation::find(&host.paths)?
+        && OperationLock::age(&host.paths).is_some_and(|age| age < LONG_OPERATION)
         && !["backup", "pull"]
             .iter()
             .any(|beside| words.starts_with(&format!("litellm-units {beside}")))
@@ -87,14 +109,15 @@ pub(crate) async fn watch(host: &Host) -> Result<()> {
     let mut faults = seen(before, find(host).await?);
     let lines = lines(&faults);
     let told = match &*lines {
-        [] => Ok(Vec::new()),
-        lines => tell(&settings.watch, &text(host, lines)).await,
+        [] => Told::default(),
+        lines => tell(watch, &text(host, lines)).await,
     };
-    if told.is_ok() {
+    // Once somebody knows: nobody is told twice because another can't be reached.
+    if told.failures.is_empty() || !told.names.is_empty() {
         settle(&mut faults);
     }
     write_atomically(&file, &serde_json::to_vec(&faults)?, 0o600)?;
-    told.map(drop)
+    told.all().map(drop)
 }
 
 /// Sends a notice that says that it is a test, and returns the variables that name who got it.
@@ -114,36 +137,82 @@ pub(crate) async fn test(host: &Host) -> Result<Vec<&'static str>> {
         ))
         .into());
     }
-    tell(&settings.watch, &text(host, &["this is a test".to_owned()])).await
+    tell(&settings.watch, &text(host, &["this is a test".to_owned()]))
+        .await
+        .all()
 }
 
-/// Tells everybody, and returns the variables that name them.
-async fn tell(watch: &WatchSettings, text: &str) -> Result<Vec<&'static str>> {
-    let mut told = Vec::new();
-    let mut failures = Vec::new();
+/// Whether notices are sent. `None` if nobody is to be told, and no metrics are written.
+pub(super) async fn check(examination: &Examination<'_>) -> Option<Check> {
+    let settings = examination.settings.as_ref()?;
+    if settings.watch.is_empty() {
+        return None;
+    }
+    let systemd = examination.host.systemd().await.ok()?;
+    let (timer, service) =
+        futures_util::try_join!(systemd.unit(WATCH_TIMER), systemd.unit(WATCH_SERVICE)).ok()?;
+    // Check `drift` reports a missing timer.
+    if timer.load == LoadState::NotFound {
+        return None;
+    }
+    let systemctl = examination.host.scope().systemctl();
+    Some(if timer.file_state != "enabled" || !timer.is_active() {
+        Check::warning(
+            CheckName::Notices,
+            format!("{WATCH_TIMER} is not enabled and active, so nobody is told of faults"),
+        )
+        .remedy(format!("`{systemctl} enable --now {WATCH_TIMER}`"))
+    } else if service.is_failing() {
+        let journalctl = systemctl.replace("systemctl", "journalctl");
+        Check::warning(
+            CheckName::Notices,
+            format!("{WATCH_SERVICE} failed: {}", service.reason()),
+        )
+        .remedy(format!("see why: `{journalctl} -u {WATCH_SERVICE}`"))
+    } else {
+        Check::ok(CheckName::Notices, "notices of faults and metrics are on")
+    })
+}
+
+/// Who was told, by the variables that name them, and who was not.
+#[derive(Default)]
+struct Told {
+    names: Vec<&'static str>,
+    failures: Vec<String>,
+}
+
+impl Told {
+    /// Those who were told, if it was everybody.
+    fn all(self) -> Result<Vec<&'static str>> {
+        if self.failures.is_empty() {
+            return Ok(self.names);
+        }
+        Err(Failure::new(format!(
+            "the notice was not delivered: {}",
+            self.failures.join("; ")
+        ))
+        .hint("correct .env, then try it: `litellm-units notify test`")
+        .into())
+    }
+}
+
+async fn tell(watch: &WatchSettings, text: &str) -> Told {
+    let mut told = Told::default();
     for (name, value) in [(NOTIFY_URL, &watch.url), (NOTIFY_COMMAND, &watch.command)] {
         let Some(value) = value else {
             continue;
         };
-        let value = value.open()?;
-        let sent = match name {
-            NOTIFY_URL => notice::post(value.expose_secret(), text).await,
-            _ => notice::run(value.expose_secret(), text).await,
+        let sent = match (value.open(), name) {
+            (Ok(value), NOTIFY_URL) => notice::post(value.expose_secret(), text).await,
+            (Ok(value), _) => notice::run(value.expose_secret(), text).await,
+            (Err(error), _) => Err(error),
         };
         match sent {
-            Ok(()) => told.push(name),
-            Err(error) => failures.push(format!("{name}: {error:#}")),
+            Ok(()) => told.names.push(name),
+            Err(error) => told.failures.push(format!("{name}: {error:#}")),
         }
     }
-    if failures.is_empty() {
-        return Ok(told);
-    }
-    Err(Failure::new(format!(
-        "the notice was not delivered: {}",
-        failures.join("; ")
-    ))
-    .hint("correct .env, then try it: `litellm-units notify test`")
-    .into())
+    told
 }
 
 fn text(host: &Host, lines: &[String]) -> String {

@@ -1,5 +1,7 @@
 //! The host's firewall, as far as it decides about the traffic of Podman's bridge.
 
+use std::collections::BTreeSet;
+
 use tokio::process::Command;
 
 use crate::error::{Failure, Result};
@@ -29,8 +31,12 @@ impl Dropped {
     /// The commands that let it through until the next boot.
     pub(crate) fn remedy(&self) -> String {
         let chain = self.chain;
+        let at_boot = match chain {
+            "DOCKER-USER" => "docs/from-docker-compose.md, \"Docker on the same host\"",
+            _ => "add both rules to the configuration of your firewall",
+        };
         format!(
-            "`iptables -I {chain} -i podman+ -j ACCEPT && iptables -I {chain} -o podman+ -j ACCEPT`; to keep it at each boot: docs/from-docker-compose.md, \"Docker on the same host\""
+            "`iptables -I {chain} -i podman+ -j ACCEPT && iptables -I {chain} -o podman+ -j ACCEPT`; to keep it at each boot: {at_boot}"
         )
     }
 }
@@ -64,19 +70,20 @@ pub(crate) async fn drops_bridge(paths: &Paths) -> Option<Dropped> {
 async fn driver(paths: &Paths) -> Option<String> {
     let directory = paths.containers();
     let drop_ins = std::fs::read_dir(directory.join("containers.conf.d"));
-    let mut files = vec![directory.join("containers.conf")];
-    files.extend(
-        drop_ins
-            .into_iter()
-            .flatten()
-            .flatten()
-            .map(|file| file.path()),
-    );
-    let configured = files.iter().find_map(|file| {
+    let mut files: Vec<_> = drop_ins
+        .into_iter()
+        .flatten()
+        .flatten()
+        .map(|file| file.path())
+        .collect();
+    files.sort();
+    files.insert(0, directory.join("containers.conf"));
+    // The last one counts.
+    let configured = files.iter().rev().find_map(|file| {
         let text = std::fs::read_to_string(file).ok()?;
         let mut lines = text.lines().filter_map(|line| line.split_once('='));
-        let (_, value) = lines.find(|(key, _)| key.trim() == "firewall_driver")?;
-        Some(value.trim().trim_matches('"').to_owned())
+        let (_, value) = lines.rfind(|(key, _)| key.trim() == "firewall_driver")?;
+        Some(value.split('#').next()?.trim().trim_matches('"').to_owned())
     });
     if configured.is_some() {
         return configured;
@@ -103,7 +110,11 @@ fn judge(rules: &str) -> Option<Dropped> {
     {
         return None;
     }
-    let accepting: Vec<Rule> = rules.lines().filter_map(Rule::accepting).collect();
+    let forwarding = reached(rules);
+    let accepting: Vec<Rule> = rules
+        .lines()
+        .filter_map(|line| Rule::accepting(line, &forwarding))
+        .collect();
     let is_podman =
         |interface: Option<&str>| interface.is_some_and(|name| name.starts_with("podman"));
     // One with addresses may mean Podman's, so it counts.
@@ -119,6 +130,36 @@ fn judge(rules: &str) -> Option<Dropped> {
     })
 }
 
+/// The word behind an option of a rule.
+fn after<'a>(line: &'a str, option: &str) -> Option<&'a str> {
+    let mut words = line.split_whitespace();
+    words.find(|word| *word == option)?;
+    words.next()
+}
+
+/// The chains that forwarded traffic goes through.
+fn reached(rules: &str) -> BTreeSet<&str> {
+    let jumps: Vec<(&str, &str)> = rules
+        .lines()
+        .filter_map(|line| {
+            let target = after(line, "-j").or_else(|| after(line, "-g"))?;
+            Some((after(line, "-A")?, target))
+        })
+        .collect();
+    let mut chains = BTreeSet::from(["FORWARD"]);
+    loop {
+        let before = chains.len();
+        for (chain, target) in &jumps {
+            if chains.contains(chain) {
+                chains.insert(target);
+            }
+        }
+        if chains.len() == before {
+            return chains;
+        }
+    }
+}
+
 /// A rule that accepts what is forwarded, of whatever protocol.
 struct Rule<'a> {
     input: Option<&'a str>,
@@ -128,20 +169,19 @@ struct Rule<'a> {
 }
 
 impl<'a> Rule<'a> {
-    fn accepting(line: &'a str) -> Option<Self> {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        let after = |option: &str| {
-            let at = words.iter().position(|word| *word == option)?;
-            words.get(at + 1).copied()
-        };
-        let chain = after("-A")?;
-        let forwards = matches!(chain, "FORWARD" | "DOCKER-USER") || chain.contains("forward");
-        if !forwards || after("-j") != Some("ACCEPT") || after("-p").is_some() {
+    fn accepting(line: &'a str, forwarding: &BTreeSet<&str>) -> Option<Self> {
+        let forwards = forwarding.contains(after(line, "-A")?);
+        if !forwards || after(line, "-j") != Some("ACCEPT") || after(line, "-p").is_some() {
             return None;
         }
+        // All but one interface may mean Podman's, too.
+        let interface = |option: &str| {
+            let is_but = line.contains(&format!("! {option} "));
+            after(line, option).filter(|_| !is_but)
+        };
         Some(Self {
-            input: after("-i"),
-            output: after("-o"),
+            input: interface("-i"),
+            output: interface("-o"),
             replies: line.contains("ESTABLISHED"),
         })
     }
@@ -181,6 +221,9 @@ mod tests {
             ("-A DOCKER-USER -i eth0 -j ACCEPT\n", false),
             ("-A FORWARD -p icmp -j ACCEPT\n", false),
             ("-A FORWARD -s 10.89.0.0/24 -j ACCEPT\n", true),
+            ("-A FORWARD ! -i eth0 -j ACCEPT\n", true),
+            ("-A FORWARD -j SITE\n-A SITE -j ACCEPT\n", true),
+            ("-A SITE -j ACCEPT\n", false),
             (
                 "-A FORWARD -m comment --comment \"netavark firewall rules\" -j NETAVARK_FORWARD\n",
                 true,
@@ -201,6 +244,8 @@ mod tests {
         // ufw's chains, with a rule of its user.
         let ufw = "\
 -P FORWARD DROP
+-A FORWARD -j ufw-before-forward
+-A ufw-before-forward -j ufw-user-forward
 -A ufw-before-forward -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
 ";
         assert_eq!(judge(ufw).unwrap().chain, "FORWARD");

@@ -86,6 +86,13 @@ impl OperationLock {
         Self::is_held(paths).then(|| holder.trim_end().to_owned())
     }
 
+    /// How long the last operation is running, or how long ago it began.
+    #[must_use]
+    pub(crate) fn age(paths: &Paths) -> Option<Duration> {
+        let began = std::fs::metadata(lock_file(paths)).ok()?.modified().ok()?;
+        began.elapsed().ok()
+    }
+
     /// Waits until no operation is running.
     ///
     /// # Errors

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use reqwest::Url;
-use tokio::io::AsyncWriteExt;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 
 use crate::error::{Failure, Result};
@@ -13,6 +13,8 @@ use crate::tls;
 
 /// How long a notice may take.
 const TIMEOUT: Duration = Duration::from_secs(20);
+/// How long what a failed program has written may be waited for.
+const STDERR_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// Posts `{"text": …}`, which Slack, Mattermost, Google Chat and others read.
 ///
@@ -31,13 +33,14 @@ pub(crate) async fn post(url: &str, text: &str) -> Result<()> {
     Err(Failure::new(format!("the server answered {}", answer.status())).into())
 }
 
-/// Has `sh` run a command line, with the text on stdin.
+/// Has `sh` run a command line, with the text on stdin. The command line may hold a secret, so it is no argument.
 ///
 /// # Errors
 /// When it can't be run, takes too long, or ends with another status than 0; with what it wrote to stderr.
 pub(crate) async fn run(command: &str, text: &str) -> Result<()> {
     let mut child = Command::new("sh")
-        .args(["-c", command])
+        .args(["-c", r#"eval "$NOTIFY_COMMAND""#])
+        .env("NOTIFY_COMMAND", command)
         .stdin(Stdio::piped())
         .stdout(Stdio::null())
         .stderr(Stdio::piped())
@@ -48,12 +51,18 @@ pub(crate) async fn run(command: &str, text: &str) -> Result<()> {
         // A program may end without having read it: its status says whether that is a failure.
         let _ = stdin.write_all(text.as_bytes()).await;
     }
-    let output = tokio::time::timeout(TIMEOUT, child.wait_with_output())
+    let status = tokio::time::timeout(TIMEOUT, child.wait())
         .await
         .with_context(|| format!("no end after {} s", TIMEOUT.as_secs()))??;
-    if output.status.success() {
+    if status.success() {
         return Ok(());
     }
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    Err(Failure::new(format!("{}: {}", output.status, stderr.trim())).into())
+    let mut said = Vec::new();
+    if let Some(stderr) = child.stderr.take() {
+        // What it left in the background may hold the pipe open.
+        let mut stderr = stderr.take(4096);
+        let _ = tokio::time::timeout(STDERR_TIMEOUT, stderr.read_to_end(&mut said)).await;
+    }
+    let said = String::from_utf8_lossy(&said);
+    Err(Failure::new(format!("{status}: {}", said.trim())).into())
 }

@@ -37,6 +37,8 @@ use crate::output::{bytes, duration};
 use crate::random::kernel_random;
 use plan::{Chosen, Plan};
 
+/// What holds the lock during an import.
+pub(crate) const COMMAND: &str = "import";
 /// How long the old gateway gets to end its requests, in seconds.
 const STOP_TIMEOUT: &str = "60";
 /// For the old gateway's container to decrypt one value.

@@ -28,8 +28,8 @@ const LOCK_INTERVAL: Duration = Duration::from_millis(100);
 /// begun. While the unit does that for an earlier one, this waits, at most `timeout`.
 ///
 /// # Errors
-/// When others can change the deployment, another operation is running, or the interrupted one can be neither finished
-/// nor rolled back.
+/// When others can change the deployment, another operation is running, the interrupted one can be neither finished nor
+/// rolled back, or the data of an import is not here.
 pub(crate) async fn begin(host: &Host, command: &str, timeout: Duration) -> Result<OperationLock> {
     ownership::check(&host.paths, None)?;
     let lock = take_lock(host, command, timeout).await?;
@@ -37,6 +37,9 @@ pub(crate) async fn begin(host: &Host, command: &str, timeout: Duration) -> Resu
     drop(signal(SignalKind::hangup()).context("can't listen for the end of the session")?);
     stack::hold_address(host).await?;
     recover(host, timeout).await?;
+    if command != import::COMMAND {
+        import::refuse_unfinished(&host.paths)?;
+    }
     Ok(lock)
 }
 

@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use super::install::{self, Prepared, ReleaseTarget};
-use super::{edits, import, stack, upgrade};
+use super::{edits, stack, upgrade};
 use crate::error::Result;
 use crate::host::Host;
 use crate::host::firewall;
 use crate::litellm::{advisories, config, contract};
+use crate::service::Service;
 
 /// Prepares, pulls and starts what is missing or stopped. The release stays the recorded one.
 ///
@@ -19,7 +20,20 @@ pub(crate) async fn everything(host: &Host, timeout: Duration) -> Result<()> {
     let image = &settings.litellm_image;
     advisories::admit(host, settings, image, &[], "litellm-units up")?;
     edits::refuse(host, settings).await?;
+    refuse_firewall(host).await?;
     bring_up(host, &prepared, timeout, "up").await
+}
+
+/// Refuses to start a gateway whose traffic the host drops. One that runs shows by itself whether it does.
+///
+/// # Errors
+/// With the command that lets it through.
+pub(crate) async fn refuse_firewall(host: &Host) -> Result<()> {
+    let gateway = host.systemd().await?.unit(Service::Litellm.unit()).await?;
+    if gateway.is_active() {
+        return Ok(());
+    }
+    firewall::refuse(&host.paths).await
 }
 
 /// Installs what is prepared, pulls what is missing, starts all of it, waits until the gateway is ready, and
@@ -34,8 +48,6 @@ pub(crate) async fn bring_up(
     timeout: Duration,
     command: &str,
 ) -> Result<()> {
-    import::refuse_unfinished(&host.paths)?;
-    firewall::refuse(&host.paths).await?;
     prepared.apply(host).await?;
     config::refuse_errors(host)?;
     install::pull_missing(host, prepared, ReleaseTarget::Recorded).await?;

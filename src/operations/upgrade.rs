@@ -370,13 +370,17 @@ pub(crate) async fn recover(host: &Host, timeout: Duration) -> Result<()> {
     if restore::is_unfinished(&host.paths) {
         let settings = Settings::load(&host.paths.env_file())?;
         stack::start_database(host, &settings, timeout).await?;
-        let recovered = restore::recover(host, &settings).await?;
-        if let Recovered::Finished(id) = recovered {
-            data_replaced = run.operation.data.as_ref() == Some(&id);
-            if found.step == Step::Undoing && run.backup.as_ref() == Some(&id) {
-                run.reached(Step::DataBack)?;
-                found.step = Step::DataBack;
-            }
+        if run.operation.data.is_some() {
+            // What becomes of this data is decided with the release: the end commits it, a rollback takes it out.
+            let restore = restore::resume(host, &settings).await?;
+            data_replaced = restore.is_swapped().await?;
+            run.restore = Some(restore);
+        } else if let Recovered::Finished(id) = restore::recover(host, &settings).await?
+            && found.step == Step::Undoing
+            && run.backup.as_ref() == Some(&id)
+        {
+            run.reached(Step::DataBack)?;
+            found.step = Step::DataBack;
         }
     }
     let forward = match found.step {
@@ -726,6 +730,7 @@ impl Run<'_> {
         } else {
             String::new()
         };
+        let mut is_restored = restored.is_some();
         let is_unfit = !unreadable.is_empty() || (migrated && outcome.is_err());
         if self.operation.restore_data
             && is_unfit
@@ -738,29 +743,36 @@ impl Run<'_> {
             }
             let backup = Backup::load(&host.paths, backup)?.admitted(false)?;
             let replaced = self.restore_data(&settings, &backup).await?;
+            is_restored = true;
             outcome = self.serve_again(&settings).await;
             let rows = server.contents(&replaced).await?;
             words = restored_words(backup.id()) + &new_rows(&backup, &rows);
         }
         self.end(OperationOutcome::Undone, reason)?;
-        Ok(outcome.map(|()| words).map_err(|error| {
-            let hint = match &self.backup {
-                Some(backup) if migrated => format!(
-                    "see why: `litellm-units status`; to restore the database of {} and lose later writes: `litellm-units restore {backup}`",
-                    time(backup)
-                ),
-                _ => "see why: `litellm-units status`".to_owned(),
-            };
-            Failure::new(format!(
-                "the {} to {} failed and was rolled back, but {} does not serve with the database as it is",
-                self.operation.verb,
-                self.operation.to,
-                self.from()
-            ))
-            .hint(hint)
-            .caused_by(error)
-            .into()
-        }))
+        let error = match outcome {
+            Ok(()) => return Ok(Ok(words)),
+            Err(error) => error,
+        };
+        let hint = match &self.backup {
+            Some(backup) if migrated && !is_restored => format!(
+                "see why: `litellm-units status`; to restore the database of {} and lose later writes: `litellm-units restore {backup}`",
+                time(backup)
+            ),
+            _ => "see why: `litellm-units status`".to_owned(),
+        };
+        let failed = format!(
+            "the {} to {} failed and was rolled back",
+            self.operation.verb, self.operation.to
+        );
+        let from = self.from();
+        Ok(Err(Failure::new(if is_restored {
+            format!("{failed}, but {from} does not serve{words}")
+        } else {
+            format!("{failed}, but {from} does not serve with the database as it is")
+        })
+        .hint(hint)
+        .caused_by(error)
+        .into()))
     }
 
     /// Waits until the previous release answers requests, with the database as it is.

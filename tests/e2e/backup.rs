@@ -140,7 +140,10 @@ fn a_full_disk_leaves_nothing(host: &TestHost) {
         r#"mv "$1/backups" /var/tmp/backups; mkdir -m 700 "$1/backups""#,
     );
     for (size, expected) in [
-        ("20M", "the backup needs about"),
+        (
+            "20M",
+            "the disk of /opt/litellm-server/backups has 20 MiB of free space, and about ",
+        ),
         (
             "32M",
             "the disk of /opt/litellm-server/backups is full; the incomplete backup was removed",

@@ -515,6 +515,13 @@ fn killed_upgrades_end_one_way_or_the_other(host: &TestHost, who: Who, key: &str
         assert_eq!(version(host, who), expected, "{said}");
         serves(host, who, &[key, &later]);
         is_clean(host, who);
+        if expected == NEWEST.version {
+            // Its own rollback takes the data out again, whoever completes it.
+            let said = host.interrupt_at(who, "undo-begun", "upgrade-not-ready=return", back);
+            assert_eq!(version(host, who), NEWEST.version, "{said}");
+            serves(host, who, &[key, &later, &latest]);
+            is_clean(host, who);
+        }
     }
     is_gone(host, who, &latest);
     // All is done, and that is not yet written down.

@@ -377,6 +377,18 @@ impl<'a> Restore<'a> {
             .await
     }
 
+    /// Whether the data of the backup is in place.
+    ///
+    /// # Errors
+    /// When the server does not answer.
+    pub(crate) async fn is_swapped(&self) -> Result<bool> {
+        Ok(self
+            .server
+            .own_databases()
+            .await?
+            .contains(&self.record.replaced))
+    }
+
     /// Undoes [`Restore::swap`]; the gateway must not run.
     ///
     /// # Errors
@@ -447,6 +459,22 @@ impl<'a> Restore<'a> {
 pub(crate) async fn recover(host: &Host, settings: &Settings) -> Result<Recovered> {
     let server = Server::new(host, settings).await?;
     recover_with(host, settings, &server).await
+}
+
+/// The restore that was interrupted, for a caller that commits or undoes it.
+///
+/// # Errors
+/// When there is none, or the server can't be reached.
+pub(crate) async fn resume<'a>(host: &'a Host, settings: &Settings) -> Result<Restore<'a>> {
+    let record = RestoreRecord::load(&host.paths)?.context("no restore was interrupted")?;
+    let server = Server::new(host, settings).await?;
+    server.end_leftovers().await?;
+    Ok(Restore {
+        host,
+        server,
+        record,
+        other_release: true,
+    })
 }
 
 /// Whether [`recover`] has a restore to finish or to undo.

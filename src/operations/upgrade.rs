@@ -760,15 +760,11 @@ impl Run<'_> {
             ),
             _ => "see why: `litellm-units status`".to_owned(),
         };
-        let failed = format!(
-            "the {} to {} failed and was rolled back",
-            self.operation.verb, self.operation.to
-        );
-        let from = self.from();
+        let (verb, to, from) = (self.operation.verb, &self.operation.to, self.from());
         Ok(Err(Failure::new(if is_restored {
-            format!("{failed}, but {from} does not serve{words}")
+            format!("the {verb} to {to} failed and was rolled back, but {from} does not serve{words}")
         } else {
-            format!("{failed}, but {from} does not serve with the database as it is")
+            format!("the {verb} to {to} failed and was rolled back, but {from} does not serve with the database as it is")
         })
         .hint(hint)
         .caused_by(error)

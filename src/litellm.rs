@@ -38,8 +38,8 @@ pub fn address(paths: &Paths) -> ListenAddress {
 
 impl Client {
     /// A client of the gateway that the installed units run on this host. `timeout` is for each
-    /// request. No request is sent while another user owns the address: that user would get a key,
-    /// or be taken for the gateway.
+    /// request. No request is sent while another user or another host owns the address: it would get
+    /// a key, or be taken for the gateway.
     ///
     /// # Errors
     /// When the HTTP client can't be set up.
@@ -76,7 +76,7 @@ impl Client {
     /// The client for one request.
     ///
     /// # Errors
-    /// The reason in words, if the gateway's address belongs to another user.
+    /// The reason in words, if the gateway's address belongs to another user or is not on this host.
     fn http(&self) -> Result<&reqwest::Client, String> {
         self.check_owner().map(|()| &self.http)
     }
@@ -84,7 +84,7 @@ impl Client {
     /// A client for requests of a browser: it follows no redirect.
     ///
     /// # Errors
-    /// When the gateway's address belongs to another user, or the HTTP client can't be set up.
+    /// When the gateway's address belongs to another user or is not on this host, or the HTTP client can't be set up.
     fn browser(&self, timeout: Duration) -> Result<reqwest::Client> {
         self.check_owner().map_err(Failure::new)?;
         let address = self.local.as_ref().map(|(address, _)| address);
@@ -96,6 +96,9 @@ impl Client {
             return Ok(());
         };
         let found = match address {
+            ListenAddress::Tcp(address) if !listener::is_here(address.ip()) => {
+                return Err(format!("this host does not have {} now", address.ip()));
+            }
             ListenAddress::Tcp(address) => listener::owner(*address),
             ListenAddress::Unix(path) => listener::owner_of(path),
         };
@@ -117,7 +120,8 @@ impl Client {
     }
 }
 
-/// An HTTP client of the gateway. The gateway is on this host: a proxy of the environment must not see the requests.
+/// An HTTP client of the gateway. The gateway is on this host: a proxy of the environment must not see the requests, nor
+/// another host to which the address has moved. No connection from an address to itself leaves a host.
 fn http(
     address: Option<&ListenAddress>,
     timeout: Duration,
@@ -130,7 +134,8 @@ fn http(
         .redirect(redirects);
     match address {
         Some(ListenAddress::Unix(path)) => builder.unix_socket(path.as_path()),
-        _ => builder,
+        Some(ListenAddress::Tcp(address)) => builder.local_address(address.ip()),
+        None => builder,
     }
     .build()
     .context("can't set up the HTTP client")

@@ -252,7 +252,7 @@ pub fn socket(listen: &Listen) -> Result<UnitFile> {
             has_tcp: has(&|_| true),
             has_ipv6: has(&SocketAddr::is_ipv6),
             may_be_missing: has(&|address| {
-                let ip = address.ip().to_canonical();
+                let ip = address.ip();
                 !ip.is_loopback() && !ip.is_unspecified()
             }),
         },

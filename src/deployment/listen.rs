@@ -50,6 +50,9 @@ impl ListenAddress {
             Ok(SocketAddr::V6(address)) if address.scope_id() != 0 => {
                 Err("whose zone systemd does not know")
             }
+            Ok(SocketAddr::V6(address)) if address.ip().to_ipv4_mapped().is_some() => {
+                Err("which is an address of IPv4 in the form of IPv6")
+            }
             Ok(address) => Ok(Self::Tcp(address)),
             Err(_) => Err("which is not an IP address with a port, nor the path of a socket"),
         }
@@ -59,7 +62,7 @@ impl ListenAddress {
     #[must_use]
     pub fn is_local(&self) -> bool {
         match self {
-            Self::Tcp(address) => address.ip().to_canonical().is_loopback(),
+            Self::Tcp(address) => address.ip().is_loopback(),
             Self::Unix(_) => true,
         }
     }
@@ -154,8 +157,8 @@ impl Listen {
         })
     }
 
-    /// The address for this program's own requests: the first one on the loopback interface, else the first one of
-    /// TCP, else the first one.
+    /// The address for this program's own requests: the first one on the loopback interface, else the first Unix
+    /// socket, else the first one. Another TCP address can move to another host, which would get the requests.
     #[must_use]
     pub fn own(&self) -> ListenAddress {
         let is_tcp = |address: &&ListenAddress| matches!(address, ListenAddress::Tcp(_));
@@ -166,7 +169,7 @@ impl Listen {
             .collect();
         here.iter()
             .find(|address| is_tcp(address) && address.is_local())
-            .or_else(|| here.iter().find(is_tcp))
+            .or_else(|| here.iter().find(|address| address.is_local()))
             .or_else(|| here.first())
             .cloned()
             .unwrap_or_else(|| Self::default().own())
@@ -230,6 +233,7 @@ mod tests {
             "127.0.0.1",
             "127.0.0.1:0",
             "[fe80::1%2]:80",
+            "[::ffff:127.0.0.1]:80",
             "/",
             "/run/",
             "/run/../a",
@@ -249,7 +253,6 @@ mod tests {
         for (word, local) in [
             ("127.0.0.2:80", true),
             ("[::1]:80", true),
-            ("[::ffff:127.0.0.1]:80", true),
             ("/run/a.sock", true),
             ("0.0.0.0:80", false),
             ("[::]:80", false),
@@ -267,7 +270,9 @@ mod tests {
     fn the_address_of_our_own_requests() {
         for (words, own) in [
             ("/run/a.sock 10.0.0.7:80 [::]:81", "http://[::1]:81"),
-            ("/run/a.sock 10.0.0.7:80", "http://10.0.0.7:80"),
+            // 10.0.0.7 may be an address of another host by now.
+            ("10.0.0.7:80 /run/a.sock", "unix:/run/a.sock"),
+            ("10.0.0.7:80 10.0.0.8:80", "http://10.0.0.7:80"),
             ("0.0.0.0:4000 127.0.0.1:24157", "http://127.0.0.1:4000"),
             ("/run/a.sock", "unix:/run/a.sock"),
         ] {

@@ -1,6 +1,6 @@
 //! Who listens at an address of this host: from the kernel's tables (`proc_pid_net(5)`), or by the owner of the socket.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
@@ -12,6 +12,11 @@ const LISTEN: &str = "0A";
 pub(crate) fn owner(address: SocketAddr) -> Option<u32> {
     let table = |name| std::fs::read_to_string(name).unwrap_or_default();
     owner_in(&table("/proc/net/tcp"), &table("/proc/net/tcp6"), address)
+}
+
+/// Whether this host has the address now. A socket at it proves nothing: systemd keeps it open (`FreeBind=`).
+pub(crate) fn is_here(ip: IpAddr) -> bool {
+    UdpSocket::bind((ip, 0)).is_ok()
 }
 
 /// The user who made the Unix socket at `path`.
@@ -100,6 +105,9 @@ mod tests {
         assert_eq!(owner(address), user);
         drop(socket);
         assert_eq!(owner(address), None);
+        assert!(is_here(address.ip()));
+        // Of TEST-NET-1, which no host has (RFC 5737).
+        assert!(!is_here(IpAddr::from([192, 0, 2, 1])));
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("socket");
         assert_eq!(owner_of(&path), None);

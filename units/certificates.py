@@ -12,6 +12,12 @@ BUNDLE = "/dev/shm/litellm-units.pem"
 BUNDLE_VARIABLES = ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE", "AWS_CA_BUNDLE", "NODE_EXTRA_CA_CERTS", "PGSSLROOTCERT")
 
 
+def end(problem):
+    print(problem, file=sys.stderr)
+    # litellm.service and litellm-migrate.service are not restarted after this status.
+    sys.exit(78)
+
+
 def trust_certificates():
     files = [each for each in sorted(pathlib.Path(CERTIFICATES).rglob("*")) if each.is_file() and each.name[0] != "."]
     # A worker has the variables of the first process.
@@ -21,16 +27,21 @@ def trust_certificates():
 
     import certifi
 
+    base = pathlib.Path(os.environ.get("SSL_CERT_FILE") or certifi.where())
+    try:
+        texts = [base.read_bytes()]
+    except OSError as error:
+        end(f"the container can't read {base}, which SSL_CERT_FILE names: {error.strerror}")
     for each in files:
+        name = f"certs/{each.relative_to(CERTIFICATES)}"
         try:
+            texts.append(each.read_bytes())
             ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT).load_verify_locations(each)
         except ssl.SSLError as error:
-            name = f"certs/{each.relative_to(CERTIFICATES)}"
-            print(f"{name} contains a certificate that OpenSSL refuses: {error}", file=sys.stderr)
-            # litellm.service and litellm-migrate.service are not restarted after this status.
-            sys.exit(78)
-    base = pathlib.Path(os.environ.get("SSL_CERT_FILE") or certifi.where())
-    pathlib.Path(BUNDLE).write_text("\n".join(each.read_text() for each in [base, *files]))
+            end(f"{name} contains a certificate that OpenSSL refuses: {error}")
+        except OSError as error:
+            end(f"the user of the container can't read {name}: {error.strerror}")
+    pathlib.Path(BUNDLE).write_bytes(b"\n".join(texts))
     os.environ["SSL_CERT_FILE"] = BUNDLE
     for name in BUNDLE_VARIABLES:
         os.environ.setdefault(name, BUNDLE)

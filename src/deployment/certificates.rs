@@ -7,23 +7,42 @@ use base64::engine::general_purpose::STANDARD;
 
 use super::settings::text_of;
 use crate::error::{Failure, Result};
-use crate::host::files::files_below;
+use crate::host::files::{files_below, link_below};
 use crate::host::paths::Paths;
 
 const BEGIN: &str = "-----BEGIN ";
 const CERTIFICATE: &str = "-----BEGIN CERTIFICATE-----";
 const END: &str = "-----END CERTIFICATE-----";
 
-/// Refuses files in which the gateway would find no certificate. Hidden files are left alone.
+/// Refuses files in which the gateway would find no certificate, and links: where they lead is not in the container.
+/// Hidden files are left alone.
 ///
 /// # Errors
 /// With file and line.
 pub(crate) fn refuse_invalid(paths: &Paths) -> Result<()> {
-    let directory = paths.certificates();
+    refuse_invalid_in(&paths.certificates())
+}
+
+fn refuse_invalid_in(directory: &Path) -> Result<()> {
+    if let Some(link) = link_below(directory)? {
+        let path = link.display();
+        let hint = match link.canonicalize() {
+            Ok(target) => format!(
+                "replace it by a copy: `rm {path} && cp -r {} {path}`",
+                target.display()
+            ),
+            Err(_) => format!("remove it: `rm {path}`"),
+        };
+        return Err(Failure::config(format!(
+            "{path} is a link, and the containers do not see where it leads"
+        ))
+        .hint(hint)
+        .into());
+    }
     if !directory.exists() {
         return Ok(());
     }
-    for path in files_below(&directory)? {
+    for path in files_below(directory)? {
         let is_hidden = |name: &std::ffi::OsStr| name.as_encoded_bytes().starts_with(b".");
         if path.file_name().is_some_and(is_hidden) {
             continue;
@@ -179,6 +198,27 @@ mod tests {
             one.replace('\n', "\r\n")
         ))
         .unwrap();
+    }
+
+    #[test]
+    fn links() {
+        let directory = tempfile::tempdir().unwrap();
+        let below = directory.path().join("certs");
+        refuse_invalid_in(&below).unwrap();
+        std::fs::create_dir_all(below.join("more")).unwrap();
+        let outside = directory.path().join("ca.pem");
+        std::fs::write(&outside, certificate()).unwrap();
+        std::fs::copy(&outside, below.join("more/ca.pem")).unwrap();
+        refuse_invalid_in(&below).unwrap();
+        let link = below.join("more/link.pem");
+        std::os::unix::fs::symlink(&outside, &link).unwrap();
+        assert_eq!(
+            refuse_invalid_in(&below).unwrap_err().to_string(),
+            format!(
+                "{} is a link, and the containers do not see where it leads",
+                link.display()
+            )
+        );
     }
 
     #[test]

@@ -79,7 +79,7 @@ pub(crate) enum Manner {
 pub(crate) async fn bring_up(host: &Host, settings: &Settings, timeout: Duration) -> Result<()> {
     let differences = differences(host, settings)?;
     let systemd = host.systemd().await?;
-    let relocation = Relocation::find(host, settings).await?;
+    let relocation = Relocation::begin(host, settings).await?;
     let mut steps = Vec::new();
     for service in settings.services() {
         let changed = differences.iter().any(|(other, _)| *other == service)
@@ -155,25 +155,16 @@ async fn start(
     {
         handover::run(host, &mut wait, steps, relocation.as_ref()).await?;
     } else {
-        if let Some(relocation) = &relocation {
-            handover::end(host).await;
-            Relocation::release(host).await?;
-            relocation.install(host).await?;
+        let attempt = at_once(host, &mut wait, steps, relocation.as_ref()).await;
+        if attempt.is_err()
+            && relocation.is_some()
+            && let Err(error) = hold_address(host).await
+        {
+            let unit = quadlet::RECOVERY;
+            host.progress
+                .warn(&format!("{unit} does not start again: {error:#}"));
         }
-        for (verb, unit) in steps {
-            wait.ask(*verb, unit).await?;
-        }
-        if relocation.is_some() {
-            // After the gateway: systemd stops that one first, and starts it behind its addresses.
-            wait.ask(JobType::Restart, quadlet::SOCKET).await?;
-        }
-        if !steps.is_empty() {
-            wait.finish().await?;
-        }
-        if let Some(relocation) = &relocation {
-            relocation.complete(host).await?;
-        }
-        handover::end(host).await;
+        attempt?;
     }
     // The gateway answers on its own loopback address only, and its files are there.
     if host.remote.is_some() {
@@ -201,6 +192,35 @@ async fn start(
         litellm::address(&host.paths).url(),
         version.as_deref().unwrap_or("of unknown version"),
     ));
+    Ok(())
+}
+
+/// Takes the steps, without a second gateway. A failed move leaves `litellm-recovery.service` stopped.
+async fn at_once(
+    host: &Host,
+    wait: &mut Wait<'_>,
+    steps: &[(JobType, &str)],
+    relocation: Option<&Relocation>,
+) -> Result<()> {
+    if let Some(relocation) = relocation {
+        handover::end(host).await;
+        Relocation::release(host).await?;
+        relocation.install(host).await?;
+    }
+    for (verb, unit) in steps {
+        wait.ask(*verb, unit).await?;
+    }
+    if relocation.is_some() {
+        // After the gateway: systemd stops that one first, and starts it behind its addresses.
+        wait.ask(JobType::Restart, quadlet::SOCKET).await?;
+    }
+    if !steps.is_empty() {
+        wait.finish().await?;
+    }
+    if let Some(relocation) = relocation {
+        relocation.complete(host).await?;
+    }
+    handover::end(host).await;
     Ok(())
 }
 

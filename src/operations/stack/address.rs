@@ -44,7 +44,8 @@ impl Refusal {
     }
 }
 
-/// Refuses new addresses of `.env` that systemd could not open. Those of the installed unit are its own.
+/// Refuses new addresses of `.env` that systemd could not open. Those of the installed unit are its own; while a move is
+/// incomplete, so are those that a gateway still has.
 ///
 /// # Errors
 /// With file, line and the next step.
@@ -55,9 +56,11 @@ pub(crate) fn refuse(host: &Host, settings: &Settings) -> Result<()> {
     }
     let path = host.paths.env_file();
     let env = parse_env(&read_env(&path)?, &path)?;
+    let is_incomplete = marker(&host.paths).exists();
     for address in &settings.listen.addresses {
         let refusal = match address {
             _ if installed.addresses.contains(address) => None,
+            _ if is_incomplete && is_taken(address) && can_share(address) => None,
             ListenAddress::Tcp(address) => refusal_of_port(*address, &installed),
             ListenAddress::Unix(path) => refusal_of_path(path, &host.paths)?,
         };
@@ -81,11 +84,7 @@ pub(crate) fn refuse(host: &Host, settings: &Settings) -> Result<()> {
 /// With the command that finds that process.
 pub(super) fn refuse_taken(paths: &Paths) -> Result<()> {
     for address in Listen::installed(paths).unwrap_or_default().addresses {
-        let is_taken = match &address {
-            ListenAddress::Tcp(address) => is_taken(*address),
-            ListenAddress::Unix(path) => UnixStream::connect(path).is_ok(),
-        };
-        if is_taken {
+        if is_taken(&address) {
             return Err(
                 Failure::new(format!("{} is taken by another process", address.place()))
                     .hint(find(&address))
@@ -96,8 +95,13 @@ pub(super) fn refuse_taken(paths: &Paths) -> Result<()> {
     Ok(())
 }
 
-fn is_taken(address: SocketAddr) -> bool {
-    TcpListener::bind(address).is_err_and(|error| error.kind() == ErrorKind::AddrInUse)
+fn is_taken(address: &ListenAddress) -> bool {
+    match address {
+        ListenAddress::Tcp(address) => {
+            TcpListener::bind(address).is_err_and(|error| error.kind() == ErrorKind::AddrInUse)
+        }
+        ListenAddress::Unix(path) => UnixStream::connect(path).is_ok(),
+    }
 }
 
 /// How to find the process that has an address.
@@ -113,12 +117,11 @@ fn find(address: &ListenAddress) -> String {
 }
 
 fn refusal_of_port(address: SocketAddr, installed: &Listen) -> Option<Refusal> {
-    // Such as 0.0.0.0:4000 after 127.0.0.1:4000.
     let is_ours = || {
         installed
             .addresses
             .iter()
-            .any(|ours| matches!(ours, ListenAddress::Tcp(ours) if ours.port() == address.port()))
+            .any(|ours| matches!(ours, ListenAddress::Tcp(ours) if overlap(*ours, address)))
     };
     let see = "see the addresses of this host: `ip -brief address`";
     let error = TcpListener::bind(address).err()?;
@@ -138,6 +141,33 @@ fn refusal_of_port(address: SocketAddr, installed: &Listen) -> Option<Refusal> {
         ErrorKind::AddrNotAvailable => Refusal::new("which no interface of this host has", see),
         _ => Refusal::new(format!("which can't be used: {error}"), see),
     })
+}
+
+/// Whether only one of two sockets can have its address, such as 127.0.0.1:4000 and 0.0.0.0:4000.
+fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+    let [a, b] = [one.ip(), other.ip()];
+    one.port() == other.port()
+        && a.is_ipv4() == b.is_ipv4()
+        && (a == b || a.is_unspecified() || b.is_unspecified())
+}
+
+/// Whether systemd can open the address while a gateway has it, or another one at its port.
+fn can_share(address: &ListenAddress) -> bool {
+    match address {
+        ListenAddress::Tcp(address) => {
+            let attempt = || {
+                let socket = match address {
+                    SocketAddr::V4(_) => TcpSocket::new_v4()?,
+                    SocketAddr::V6(_) => TcpSocket::new_v6()?,
+                };
+                socket.set_reuseaddr(true)?;
+                socket.set_reuseport(true)?;
+                socket.bind(*address)
+            };
+            attempt().is_ok()
+        }
+        ListenAddress::Unix(_) => true,
+    }
 }
 
 fn refusal_of_path(path: &Path, paths: &Paths) -> Result<Option<Refusal>> {
@@ -239,31 +269,37 @@ impl Relocation {
             .await?
             .is_active()
         {
-            remove(&marker)?;
             return Ok(None);
         }
         Ok(Some(Self { from, to }))
+    }
+
+    /// The change that `settings` call for, ready to be made. One to an address that can't be had is left out: the gateway
+    /// keeps its addresses, since a rotation or a rollback is not to fail for them.
+    ///
+    /// # Errors
+    /// When systemd does not answer, or the disk refuses.
+    pub(super) async fn begin(host: &Host, settings: &Settings) -> Result<Option<Self>> {
+        let Some(found) = Self::find(host, settings).await? else {
+            // systemd opens the addresses of the installed unit when that starts.
+            remove(&marker(&host.paths))?;
+            return Ok(None);
+        };
+        let Err(error) = refuse(host, settings) else {
+            return Ok(Some(found));
+        };
+        let hint = crate::error::hint(&error).unwrap_or_default();
+        host.progress.warn(&format!(
+            "the gateway keeps its addresses: {error:#}; {hint}"
+        ));
+        Ok(None)
     }
 
     /// Whether systemd can open the addresses while a gateway has them, or others at their ports. It can't if it opened
     /// them by a unit of an earlier version.
     #[must_use]
     pub(super) fn can_overlap(&self) -> bool {
-        self.to.addresses.iter().all(|address| match address {
-            ListenAddress::Tcp(address) => {
-                let attempt = || {
-                    let socket = match address {
-                        SocketAddr::V4(_) => TcpSocket::new_v4()?,
-                        SocketAddr::V6(_) => TcpSocket::new_v6()?,
-                    };
-                    socket.set_reuseaddr(true)?;
-                    socket.set_reuseport(true)?;
-                    socket.bind(*address)
-                };
-                attempt().is_ok()
-            }
-            ListenAddress::Unix(_) => true,
-        })
+        self.to.addresses.iter().all(can_share)
     }
 
     /// Installs the unit. From here on, the gateway and then the unit have to restart.
@@ -323,5 +359,44 @@ fn remove(path: &Path) -> Result<()> {
             Err(error).with_context(|| format!("can't remove {}", path.display()))
         }
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_of_which_one_can_be_had() {
+        for (one, other, expected) in [
+            ("127.0.0.1:4000", "0.0.0.0:4000", true),
+            ("0.0.0.0:4000", "10.0.0.7:4000", true),
+            ("[::]:4000", "[::1]:4000", true),
+            ("127.0.0.1:4000", "127.0.0.1:4000", true),
+            ("127.0.0.1:4000", "127.0.0.1:4001", false),
+            ("127.0.0.1:4000", "127.0.0.2:4000", false),
+            // BindIPv6Only=
+            ("127.0.0.1:4000", "[::]:4000", false),
+            ("0.0.0.0:4000", "[::1]:4000", false),
+        ] {
+            let [one, other] = [one, other].map(|address| address.parse().unwrap());
+            assert_eq!(overlap(one, other), expected, "{one} {other}");
+            assert_eq!(overlap(other, one), expected, "{other} {one}");
+        }
+    }
+
+    #[test]
+    fn a_port_of_another_process() {
+        let other = TcpListener::bind(("127.0.0.2", 0)).unwrap();
+        let wanted = other.local_addr().unwrap();
+        let installed = |ip: [u8; 4]| Listen {
+            addresses: vec![ListenAddress::Tcp((ip, wanted.port()).into())],
+            group: None,
+        };
+        let refusal = refusal_of_port(wanted, &installed([127, 0, 0, 1])).unwrap();
+        assert_eq!(refusal.problem, "which is taken by another process");
+        assert!(refusal_of_port(wanted, &installed([0, 0, 0, 0])).is_none());
+        assert!(is_taken(&ListenAddress::Tcp(wanted)));
+        assert!(!can_share(&ListenAddress::Tcp(wanted)));
     }
 }

@@ -70,7 +70,7 @@ class Config(uvicorn.Config):
 
         async def app(scope, receive, send):
             # A Unix socket has no addresses. Whoever may connect to it is a program of this host, such as a reverse
-            # proxy, whose headers count as those from the loopback address do.
+            # proxy, whose headers count as those from the loopback address do (believe_this_host).
             if scope["type"] in ("http", "websocket") and not scope["client"]:
                 scope = {**scope, "client": ("127.0.0.1", 0)}
 
@@ -83,6 +83,15 @@ class Config(uvicorn.Config):
             await gateway(scope, receive, send_last)
 
         self.loaded_app = app
+
+
+def believe_this_host():
+    """Has uvicorn believe the headers of reverse proxies on this host, beside those that FORWARDED_ALLOW_IPS names: it
+    would replace uvicorn's default.
+    """
+    named = os.environ.get("FORWARDED_ALLOW_IPS")
+    if named != "*":
+        os.environ["FORWARDED_ALLOW_IPS"] = ",".join(filter(None, (named, "127.0.0.1", "::1")))
 
 
 class Heartbeat:
@@ -237,6 +246,7 @@ def run(app, **arguments):
 if __name__ == "__main__":
     check_schema()
     passed = passed_sockets()
+    believe_this_host()
     # What the image's own entry point does.
     if os.environ.get("USE_DDTRACE") == "true":
         os.environ["DD_TRACE_OPENAI_ENABLED"] = "False"

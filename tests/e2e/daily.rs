@@ -370,7 +370,7 @@ impl Day<'_> {
         );
         let authority = self.private_provider();
         let listen = format!(
-            "LISTEN='127.0.0.1:24157 [::1]:4000 {}'\nLISTEN_GROUP={}",
+            "LISTEN='127.0.0.1:24157 [::1]:4000 {}'\nLISTEN_GROUP={}\nFORWARDED_ALLOW_IPS=192.0.2.9",
             self.socket(),
             self.group()
         );
@@ -399,7 +399,7 @@ impl Day<'_> {
         let plan = self.units(&["apply", "--dry-run"]).ok();
         assert!(
             plan.ends_with(&format!(
-                "# restart litellm.service: LISTEN changed, OPENAI_API_KEY added, certs/private.pem added, config/litellm-config.yaml changed, files/google.json added\n\
+                "# restart litellm.service: FORWARDED_ALLOW_IPS added, LISTEN changed, OPENAI_API_KEY added, certs/private.pem added, config/litellm-config.yaml changed, files/google.json added\n\
                  # move the gateway from 127.0.0.1:24157 to 127.0.0.1:24157 [::1]:4000 {}\n",
                 self.socket()
             )),
@@ -531,12 +531,15 @@ impl Day<'_> {
             self.bash(&format!("stat -c '%a %G' {socket}")).ok(),
             format!("660 {}\n", self.group())
         );
-        // As behind a reverse proxy.
+        // As behind a reverse proxy, beside those that FORWARDED_ALLOW_IPS names.
         let page = "curl -sS -o /dev/null -w '%{redirect_url}' -H 'Host: llm.example.com' -H 'X-Forwarded-Proto: https'";
-        let page = self.bash(&format!(
-            "{page} --unix-socket {socket} http://localhost/ui"
-        ));
-        assert_eq!(page.ok(), "https://llm.example.com/ui/");
+        for place in [
+            "'http://[::1]:4000/ui'",
+            &format!("--unix-socket {socket} http://localhost/ui"),
+        ] {
+            let page = self.bash(&format!("{page} {place}"));
+            assert_eq!(page.ok(), "https://llm.example.com/ui/", "{place}");
+        }
     }
 
     /// A start that can't succeed ends at once and says why; systemd does not try again.

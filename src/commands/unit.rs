@@ -98,6 +98,9 @@ async fn prepare(host: &Host, service: Service, standby: bool) -> Result<()> {
         _ => {}
     }
     ownership::check(&host.paths, Some(&host::program()?))?;
+    if service == Service::Litellm && !standby {
+        stack::address::complete_interrupted(host).await?;
+    }
     let settings = match readable_settings(host, service) {
         Ok(settings) => settings,
         Err(error) if service == Service::Litellm && !standby => {

@@ -8,6 +8,7 @@ pub(crate) mod report;
 pub(crate) mod space;
 
 use std::collections::HashMap;
+use std::path::Path;
 use std::time::Duration;
 
 use address::Relocation;
@@ -23,6 +24,7 @@ use crate::deployment::settings::{Settings, parse_env, read_env};
 use crate::deployment::snapshot;
 use crate::error::{Failure, Result, is_full_disk};
 use crate::host::Host;
+use crate::host::files;
 use crate::host::journal::{self, LastLines};
 use crate::host::paths::{Paths, Scope};
 use crate::host::systemd::job::{JobResult, JobType, Jobs};
@@ -57,6 +59,8 @@ pub(crate) const IMAGES_UNITS: [&str; 3] = [
     Service::Redis.images_unit(),
     Service::Litellm.images_unit(),
 ];
+/// Exists while services may run on a network that Podman no longer knows.
+const LOST_NETWORK: &str = "lost-network";
 /// The unit that Quadlet makes of `litellm.network`.
 pub(crate) const NETWORK_UNIT: &str = "litellm-network.service";
 /// The unit of a second gateway, which serves while the first one restarts.
@@ -477,30 +481,46 @@ pub(crate) async fn restore_network(host: &Host) -> Result<()> {
     let podman = host.podman().await?;
     let mut exists = podman.command(["network", "exists", NETWORK]);
     let status = exists.status().await.context("can't run podman")?;
-    if status.code() != Some(1) {
+    let is_missing = status.code() == Some(1);
+    let marker = host.paths.runtime_state().join(LOST_NETWORK);
+    if !is_missing && !marker.exists() {
         return Ok(());
     }
-    host.progress
-        .say("Podman's network litellm was removed: creating it again");
     let systemd = host.systemd().await?;
     let units = LogSource::ALL.into_iter().flat_map(LogSource::units);
     let units = try_join_all(units.map(|unit| systemd.unit(unit))).await?;
-    let records = host.paths.runtime.join("containers/networks/aardvark-dns");
-    match std::fs::remove_file(records.join(NETWORK)) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(error).with_context(|| format!("can't write in {}", records.display()));
-        }
-        _ => {}
+    if is_missing {
+        host.progress
+            .say("Podman's network litellm was removed: creating it again");
+        let directory = host.paths.runtime_state();
+        std::fs::create_dir_all(&directory)
+            .with_context(|| format!("can't create {}", directory.display()))?;
+        files::write_atomically(&marker, b"", 0o600)?;
+        let records = host.paths.runtime.join("containers/networks/aardvark-dns");
+        remove(&records.join(NETWORK))?;
+        let words = systemd.start_command(NETWORK_UNIT).await?;
+        podman.run(words.iter().skip(1)).await?;
     }
-    let words = systemd.start_command(NETWORK_UNIT).await?;
-    podman.run(words.iter().skip(1)).await?;
     let mut jobs = Jobs::new(systemd).await?;
     let has_container =
         |unit: &&UnitState| matches!(&*unit.sub, "start" | "start-post" | "running");
+    let mut outcome = Ok(());
     for unit in units.iter().filter(has_container) {
-        jobs.ask(JobType::RestartAlone, &unit.name).await?;
+        outcome = outcome.and(jobs.ask(JobType::RestartAlone, &unit.name).await);
     }
-    Ok(())
+    // Also after a failure: each restart comes back here, and would restart all others again.
+    remove(&marker)?;
+    outcome
+}
+
+/// Removes a file, if it is there.
+fn remove(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("can't remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
 }
 
 /// Whose lines `logs` shows.

@@ -12,17 +12,20 @@ use std::time::Duration;
 use anyhow::Context;
 use nix::unistd::{AccessFlags, Group, access, getegid, getgroups};
 use tokio::net::TcpSocket;
+use tokio::signal::unix::{SignalKind, signal};
 
-use super::hold_address;
+use super::{hold_address, remove};
 use crate::deployment::listen::{Listen, ListenAddress};
 use crate::deployment::settings::{LISTEN, LISTEN_GROUP, Settings, parse_env, read_env, wrong};
 use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::host::files;
+use crate::host::lock::OperationLock;
 use crate::host::ownership;
 use crate::host::paths::{Paths, Scope};
 use crate::host::systemd::job::{JobType, Jobs};
 use crate::quadlet;
+use crate::service::Service;
 
 /// Exists while systemd may not have opened the addresses of the installed unit.
 const MARKER: &str = "relocation";
@@ -134,7 +137,7 @@ fn refusal_of_port(address: SocketAddr, installed: &Listen) -> Option<Refusal> {
         ErrorKind::PermissionDenied => Refusal::new(
             "and only root may listen on that port",
             format!(
-                "choose a port from 1024 on; or allow all users to listen on lower ones: `sudo sysctl net.ipv4.ip_unprivileged_port_start={}`",
+                "choose a port from 1024 on; or allow all users to listen on lower ones: `echo net.ipv4.ip_unprivileged_port_start={} | sudo tee /etc/sysctl.d/50-litellm.conf && sudo sysctl --system`",
                 address.port()
             ),
         ),
@@ -343,6 +346,25 @@ impl Relocation {
     }
 }
 
+/// Completes a move whose process was killed, when the gateway starts: systemd may not have opened its addresses, and a
+/// gateway without any would fail for ever. This start ends, and begins again behind the addresses.
+///
+/// # Errors
+/// When systemd refuses. The next start tries again.
+pub(crate) async fn complete_interrupted(host: &Host) -> Result<()> {
+    let marker = marker(&host.paths);
+    if !marker.exists() || OperationLock::is_held(&host.paths) {
+        return Ok(());
+    }
+    // systemd ends this process with the start, maybe before it has asked for both.
+    drop(signal(SignalKind::terminate()).context("can't listen for the end of the start")?);
+    let mut jobs = Jobs::new(host.systemd().await?).await?;
+    for unit in [Service::Litellm.unit(), quadlet::SOCKET] {
+        jobs.ask(JobType::Restart, unit).await?;
+    }
+    remove(&marker)
+}
+
 impl fmt::Display for Relocation {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "move the gateway from {} to {}", self.from, self.to)
@@ -351,15 +373,6 @@ impl fmt::Display for Relocation {
 
 fn marker(paths: &Paths) -> PathBuf {
     paths.runtime_state().join(MARKER)
-}
-
-fn remove(path: &Path) -> Result<()> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("can't remove {}", path.display()))
-        }
-        _ => Ok(()),
-    }
 }
 
 #[cfg(test)]

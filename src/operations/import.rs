@@ -7,6 +7,7 @@ mod plan;
 mod rewrite;
 
 use std::collections::BTreeMap;
+use std::io::Read;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
@@ -16,6 +17,7 @@ use anyhow::Context;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
+use tokio::signal::unix::{SignalKind, signal};
 
 use super::backup::database::Server;
 use super::backup::restore::{Restore, RestoreOptions};
@@ -97,6 +99,7 @@ impl ImportRecord {
 
     /// Starts the old gateway again, after the new one is stopped.
     async fn put_back(&mut self, host: &Host, timeout: Duration) -> Result<()> {
+        let _interrupt = signal(SignalKind::interrupt()).context("can't listen for Ctrl-C")?;
         let systemd = host.systemd().await?;
         stack::stop_all(host, &[], timeout).await?;
         systemd.disable("litellm.target").await?;
@@ -397,6 +400,8 @@ impl Import {
         stack::start_database(host, settings, timeout).await?;
         fail::fail_point!("import-prepared");
 
+        // From here on, Ctrl-C fails the current step instead of killing the program.
+        let _interrupt = signal(SignalKind::interrupt()).context("can't listen for Ctrl-C")?;
         let begin = Instant::now();
         self.record.reached(paths, ImportState::Moving)?;
         let attempt = async {
@@ -510,11 +515,14 @@ impl Import {
         for (number, (from, to)) in self.plan.files.iter().enumerate() {
             let copy = scratch.path().join(number.to_string());
             self.docker.copy(&self.gateway, from, &copy).await?;
-            let found = if copy.is_dir() {
-                files::files_below(&copy)?
-            } else {
-                vec![copy.clone()]
-            };
+            let (found, left) = regular_files(&copy)?;
+            for path in left {
+                let inside = path.strip_prefix(&copy).unwrap_or(Path::new(""));
+                host.progress.warn(&format!(
+                    "{} of the old gateway is not copied, since it is no regular file: if the gateway needs it, copy its content into config/",
+                    Path::new(from).join(inside).display()
+                ));
+            }
             if found.len() > MOST_FILES {
                 return Err(Failure::new(format!("{from} of the old gateway has {} files", found.len()))
                     .hint("in the compose file, mount the configuration and its files alone, and run `docker compose up -d`")
@@ -535,7 +543,7 @@ impl Import {
                 install_file(&file, &place)?;
             }
         }
-        files::write_atomically(&paths.config_file(), self.plan.config.as_bytes(), 0o644)?;
+        files::write_atomically(&paths.config_file(), self.plan.config.as_bytes(), 0o600)?;
         if let Some(digest) = &self.plan.digest
             && self.plan.image.digest().is_none()
         {
@@ -583,20 +591,48 @@ async fn read_config(docker: &Docker, container: &str, path: &str) -> Result<Str
     let scratch = tempfile::tempdir().context("can't create a temporary directory")?;
     let copy = scratch.path().join("config");
     docker.copy(container, path, &copy).await?;
-    let bytes =
-        std::fs::read(&copy).with_context(|| format!("can't read {path} of {container}"))?;
+    let bytes = read_regular(&copy).with_context(|| format!("can't read {path} of {container}"))?;
     text_of(bytes, Path::new(path))
 }
 
-/// Copies a file; others may read it only if they could before.
+/// The regular files at `path` or below it, and what is there beside them. No link is followed: the owner of the old
+/// deployment can make one to a file that only root can read.
+fn regular_files(path: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
+    fn walk(path: &Path, found: &mut (Vec<PathBuf>, Vec<PathBuf>)) -> std::io::Result<()> {
+        let kind = std::fs::symlink_metadata(path)?.file_type();
+        if kind.is_dir() {
+            let mut entries = std::fs::read_dir(path)?.collect::<std::io::Result<Vec<_>>>()?;
+            entries.sort_by_key(std::fs::DirEntry::file_name);
+            for entry in entries {
+                walk(&entry.path(), found)?;
+            }
+        } else if kind.is_file() {
+            found.0.push(path.to_owned());
+        } else {
+            found.1.push(path.to_owned());
+        }
+        Ok(())
+    }
+    let mut found = (Vec::new(), Vec::new());
+    walk(path, &mut found).with_context(|| format!("can't read {}", path.display()))?;
+    Ok(found)
+}
+
+fn read_regular(path: &Path) -> std::io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    files::open_regular(path)?.read_to_end(&mut bytes)?;
+    Ok(bytes)
+}
+
+/// Copies a file. Only its new owner may read it: it may have left a directory that was closed to others.
 fn install_file(from: &Path, to: &Path) -> Result<()> {
     let found = std::fs::symlink_metadata(from)
         .with_context(|| format!("can't examine {}", from.display()))?;
-    let bytes = std::fs::read(from).with_context(|| format!("can't read {}", from.display()))?;
+    let bytes = read_regular(from).with_context(|| format!("can't read {}", from.display()))?;
     if let Some(parent) = to.parent() {
         make_directory(parent, 0o755)?;
     }
-    let mode = found.permissions().mode() & 0o755 | 0o600;
+    let mode = found.permissions().mode() & 0o100 | 0o600;
     files::write_atomically(to, &bytes, mode)
 }
 
@@ -606,4 +642,55 @@ fn make_directory(path: &Path, mode: u32) -> Result<()> {
         .mode(mode)
         .create(path)
         .with_context(|| format!("can't create {}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::symlink;
+
+    use super::*;
+
+    #[test]
+    fn links_of_the_old_deployment_are_not_followed() {
+        let root = tempfile::tempdir().unwrap();
+        let path = |name: &str| root.path().join(name);
+        std::fs::create_dir_all(path("config/sub")).unwrap();
+        std::fs::write(path("secret"), "of root").unwrap();
+        std::fs::write(path("config/sub/file.py"), "text").unwrap();
+        symlink(path("secret"), path("config/link")).unwrap();
+        symlink(root.path(), path("config/sub/directory")).unwrap();
+        assert_eq!(
+            regular_files(&path("config")).unwrap(),
+            (
+                vec![path("config/sub/file.py")],
+                vec![path("config/link"), path("config/sub/directory")]
+            )
+        );
+        // One that is a link itself.
+        assert_eq!(
+            regular_files(&path("config/link")).unwrap(),
+            (Vec::new(), vec![path("config/link")])
+        );
+        assert!(install_file(&path("config/link"), &path("copy")).is_err());
+        assert!(!path("copy").exists());
+    }
+
+    #[test]
+    fn copies_are_private() {
+        let root = tempfile::tempdir().unwrap();
+        let path = |name: &str| root.path().join(name);
+        for (old, new) in [
+            (0o644, 0o600),
+            (0o600, 0o600),
+            (0o755, 0o700),
+            (0o440, 0o600),
+        ] {
+            std::fs::write(path("file"), "text").unwrap();
+            files::set_mode(&path("file"), old).unwrap();
+            install_file(&path("file"), &path("config/copy")).unwrap();
+            let copy = std::fs::metadata(path("config/copy")).unwrap();
+            assert_eq!(copy.permissions().mode() & 0o7777, new, "{old:o}");
+            std::fs::remove_file(path("file")).unwrap();
+        }
+    }
 }

@@ -230,6 +230,7 @@ pub(crate) async fn restore(host: &Host, arguments: cli::Restore) -> Result<Exit
         timeout: arguments.timeout,
         identity: arguments.identity,
         config: arguments.config,
+        ..backup::restore::RestoreOptions::default()
     };
     backup::restore::restore_data(host, &settings, &found, &options).await?;
     Ok(Exit::Success)

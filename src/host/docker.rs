@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use secrecy::SecretString;
@@ -15,6 +16,11 @@ use crate::host::podman::is_executable;
 
 /// Where the way without Docker's help is described.
 pub(crate) const BY_HAND: &str = "docs/from-docker-compose.md, \"By hand\"";
+
+/// How long a container without a health check has to run after its start.
+const SETTLING: Duration = Duration::from_secs(3);
+/// Interval between two looks at containers.
+const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The host's Docker.
 #[derive(Clone, Debug)]
@@ -45,6 +51,17 @@ pub(crate) struct Container {
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct State {
     pub running: bool,
+    #[serde(default)]
+    restarting: bool,
+    /// None without a health check.
+    #[serde(default)]
+    health: Option<Health>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+struct Health {
+    status: String,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -283,9 +300,60 @@ impl Docker {
         if ids.trim().is_empty() {
             return Ok(Vec::new());
         }
+        self.inspect(ids.split_whitespace()).await
+    }
+
+    async fn inspect(&self, names: impl Iterator<Item = &str>) -> Result<Vec<Container>> {
         let words = ["inspect", "--type=container"].into_iter();
-        let text = self.run(words.chain(ids.split_whitespace())).await?;
+        let text = self.run(words.chain(names)).await?;
         serde_json::from_str(&text).context("unexpected answer of docker inspect")
+    }
+
+    /// Waits until containers that were started run: until the first result of their health checks, or a moment where
+    /// there is none. Returns those that are not healthy, with what their health checks say.
+    ///
+    /// # Errors
+    /// When one of them ends, or does not run within `timeout`.
+    pub(crate) async fn wait(
+        &self,
+        names: &[&str],
+        timeout: Duration,
+    ) -> Result<Vec<(String, String)>> {
+        let begin = Instant::now();
+        if names.is_empty() {
+            return Ok(Vec::new());
+        }
+        loop {
+            let states = self.inspect(names.iter().copied()).await?;
+            let is_late = begin.elapsed() > timeout;
+            let mut unhealthy = Vec::new();
+            let mut is_settled = begin.elapsed() > SETTLING;
+            for container in states {
+                let name = container.name();
+                if !container.state.running || container.state.restarting && is_late {
+                    return Err(Failure::new(format!(
+                        "the container {name} ended after its start"
+                    ))
+                    .hint(format!("see why: `docker logs {name}`"))
+                    .into());
+                }
+                match container
+                    .state
+                    .health
+                    .as_ref()
+                    .map(|health| &*health.status)
+                {
+                    None => is_settled &= !container.state.restarting,
+                    Some("healthy") => {}
+                    Some("starting") if !is_late => is_settled = false,
+                    Some(status) => unhealthy.push((name.to_owned(), status.to_owned())),
+                }
+            }
+            if is_settled {
+                return Ok(unhealthy);
+            }
+            tokio::time::sleep(LOOK_INTERVAL).await;
+        }
     }
 
     /// An image by its ID.

@@ -4,9 +4,9 @@
 //! here, and the new gateway starts; if a step fails, the old one starts again. Of the old deployment, nothing is removed.
 
 mod plan;
+mod record;
 mod rewrite;
 
-use std::collections::BTreeMap;
 use std::io::Read;
 use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
@@ -15,7 +15,6 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use secrecy::{ExposeSecret, SecretString};
-use serde::{Deserialize, Serialize};
 use tokio::io::AsyncWriteExt;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -32,12 +31,14 @@ use crate::host::Host;
 use crate::host::docker::{BY_HAND, Docker};
 use crate::host::files;
 use crate::host::firewall;
-use crate::host::paths::Paths;
 use crate::image::ImageIdentity;
 use crate::litellm::{advisories, config, contract};
 use crate::output::{bytes, duration};
 use crate::random::kernel_random;
+use crate::service::Service;
 use plan::{Chosen, Plan};
+use record::{ImportRecord, ImportState};
+pub(crate) use record::{interrupted, recover, refuse_unfinished, undo};
 
 /// What holds the lock during an import.
 pub(crate) const COMMAND: &str = "import";
@@ -56,123 +57,6 @@ const COUNTED: [(&str, &str); 5] = [
     ("LiteLLM_ProxyModelTable", "stored models"),
     ("LiteLLM_SpendLogs", "spend logs"),
 ];
-
-/// An import as it is recorded on disk.
-#[derive(Debug, Deserialize, Serialize)]
-struct ImportRecord {
-    /// The directory of the compose file.
-    directory: PathBuf,
-    /// The containers of the old gateway that ran, and when Docker restarts each.
-    gateways: BTreeMap<String, String>,
-    state: ImportState,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
-enum ImportState {
-    /// The old gateway serves.
-    Prepared,
-    /// It is stopped, and the new one is not ready yet.
-    Moving,
-    /// The new gateway serves.
-    Done,
-}
-
-impl ImportRecord {
-    fn load(paths: &Paths) -> Result<Option<Self>> {
-        let path = paths.import_record();
-        match std::fs::read(&path) {
-            Ok(text) => serde_json::from_slice(&text)
-                .map(Some)
-                .with_context(|| format!("{} is damaged", path.display())),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error).with_context(|| format!("can't read {}", path.display())),
-        }
-    }
-
-    fn reached(&mut self, paths: &Paths, state: ImportState) -> Result<()> {
-        self.state = state;
-        make_directory(&paths.deployment, 0o755)?;
-        make_directory(&paths.state(), 0o700)?;
-        let text = serde_json::to_vec(self).context("can't write the record of the import")?;
-        files::write_atomically(&paths.import_record(), &text, 0o600)
-    }
-
-    /// Starts the old gateway again, after the new one is stopped.
-    async fn put_back(&mut self, host: &Host, timeout: Duration) -> Result<()> {
-        let _interrupt = signal(SignalKind::interrupt()).context("can't listen for Ctrl-C")?;
-        let systemd = host.systemd().await?;
-        stack::stop_all(host, &[], timeout).await?;
-        systemd.disable("litellm.target").await?;
-        systemd.reload().await?;
-        let docker = Docker::find()?;
-        for (name, restart) in &self.gateways {
-            let policy = format!("--restart={restart}");
-            docker.run(["update", &policy, name]).await?;
-            docker.run(["start", name]).await?;
-        }
-        self.reached(&host.paths, ImportState::Prepared)
-    }
-}
-
-/// Starts the old gateway again after an import that was interrupted while it was stopped.
-///
-/// # Errors
-/// When Docker or systemd refuses.
-pub(crate) async fn recover(host: &Host, timeout: Duration) -> Result<()> {
-    match ImportRecord::load(&host.paths)? {
-        Some(mut record) if record.state == ImportState::Moving => {
-            host.progress.say(&format!(
-                "the import from {} was interrupted: starting the old gateway again",
-                record.directory.display()
-            ));
-            record.put_back(host, timeout).await
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Refuses to start a gateway whose data an import has not brought, or whose old one serves again.
-///
-/// # Errors
-/// If an import was not completed, or was undone.
-pub(crate) fn refuse_unfinished(paths: &Paths) -> Result<()> {
-    match ImportRecord::load(paths)? {
-        Some(record) if record.state != ImportState::Done => {
-            let directory = record.directory.display();
-            Err(Failure::new(format!(
-                "the data of the gateway in {directory} are not imported, and that gateway is in use"
-            ))
-            .hint(format!(
-                "import them: `litellm-units import {directory}`; to use the deployment without them, remove {}",
-                paths.import_record().display()
-            ))
-            .into())
-        }
-        _ => Ok(()),
-    }
-}
-
-/// Stops the new gateway and starts the old one.
-///
-/// # Errors
-/// When nothing was imported, or Docker or systemd refuses.
-pub(crate) async fn undo(host: &Host, timeout: Duration) -> Result<()> {
-    let Some(mut record) = ImportRecord::load(&host.paths)? else {
-        return Err(Failure::new(format!(
-            "{} was not imported",
-            host.paths.deployment.display()
-        ))
-        .hint("to stop the gateway: `litellm-units down`")
-        .into());
-    };
-    record.put_back(host, timeout).await?;
-    host.progress.say(&format!(
-        "the old gateway of {} is running again; what the new one has written since the import stays in {} and is not in the old database",
-        record.directory.display(),
-        host.paths.data().display()
-    ));
-    Ok(())
-}
 
 /// A deployment that can be imported.
 #[derive(Debug)]
@@ -227,6 +111,7 @@ impl Import {
             record: ImportRecord {
                 directory: directory.clone(),
                 gateways,
+                servers: chosen.running(plan.servers()),
                 state: ImportState::Prepared,
             },
             directory,
@@ -402,8 +287,10 @@ impl Import {
 
         // From here on, Ctrl-C fails the current step instead of killing the program.
         let _interrupt = signal(SignalKind::interrupt()).context("can't listen for Ctrl-C")?;
+        stack::watch_change(host).await?;
         let begin = Instant::now();
         self.record.reached(paths, ImportState::Moving)?;
+        let mut copy = None;
         let attempt = async {
             for name in self.record.gateways.keys() {
                 host.progress
@@ -413,8 +300,11 @@ impl Import {
                     .await?;
             }
             fail::fail_point!("import-stopped");
-            let counts = self.copy_database(host, settings, timeout).await?;
-            fail::fail_point!("import-copied");
+            copy = self.copy_database(host, settings, timeout).await?;
+            if let Some((restore, _)) = &copy {
+                restore.swap().await?;
+            }
+            fail::fail_point!("import-swapped");
             stack::bring_up(host, settings, timeout).await?;
             upgrade::record(host, settings, "import").await?;
             fail::fail_point!("import-not-ready", |_| Err(
@@ -423,15 +313,20 @@ impl Import {
             for name in self.record.gateways.keys() {
                 self.docker.run(["update", "--restart=no", name]).await?;
             }
-            Ok(counts)
+            systemd.enable("litellm.target").await?;
+            systemd.reload().await
         };
-        let counts = match attempt.await {
-            Ok(counts) => counts,
-            Err(error) => return Err(self.take_back(host, timeout, error).await),
+        if let Err(error) = attempt.await {
+            return Err(self.take_back(host, copy, timeout, error).await);
+        }
+        let counts = match copy {
+            None => String::new(),
+            Some((restore, counts)) => match restore.commit().await {
+                Ok(_) => counts,
+                Err(error) => return Err(self.take_back(host, None, timeout, error).await),
+            },
         };
         self.record.reached(paths, ImportState::Done)?;
-        systemd.enable("litellm.target").await?;
-        systemd.reload().await?;
         host.progress.say(&format!(
             "imported{counts}; from the stop of the old gateway to the start of the new one: {}",
             duration(begin.elapsed())
@@ -441,18 +336,31 @@ impl Import {
         Ok(())
     }
 
-    /// Starts the old gateway after a failure.
+    /// Starts the old gateway after a failure. The new database gets the data of an earlier import back.
     async fn take_back(
         &mut self,
         host: &Host,
+        copy: Option<(Restore<'_>, String)>,
         timeout: Duration,
         error: anyhow::Error,
     ) -> anyhow::Error {
         host.progress
             .say("the import failed: starting the old gateway again");
         let timeout = timeout.max(stack::RECOVERY_TIMEOUT);
+        if let Some((restore, _)) = copy {
+            let units = [Service::Litellm.unit(), Service::Migrate.unit()];
+            if let Err(error) = restore
+                .undo(&units, timeout)
+                .await
+                .and_then(|gateway| gateway)
+            {
+                host.progress.warn(&format!(
+                    "the copy of the database could not be undone; the next command tries again: {error:#}"
+                ));
+            }
+        }
         match self.record.put_back(host, timeout).await {
-            Ok(()) => Failure::new("the import failed; the old gateway is running again")
+            Ok(()) => Failure::new(format!("the import failed; {}", self.record.outcome()))
                 .hint(
                     crate::error::hint(&error)
                         .unwrap_or("correct the cause, then run the same command again")
@@ -471,15 +379,15 @@ impl Import {
         .into()
     }
 
-    /// Backs the old database up and restores it here. Returns what was copied, in words.
-    async fn copy_database(
+    /// Backs the old database up and restores it beside the new one. Returns what was copied, in words.
+    async fn copy_database<'a>(
         &self,
-        host: &Host,
+        host: &'a Host,
         settings: &Settings,
         timeout: Duration,
-    ) -> Result<String> {
+    ) -> Result<Option<(Restore<'a>, String)>> {
         let Some(server) = self.server(host).await? else {
-            return Ok(String::new());
+            return Ok(None);
         };
         let options = BackupOptions {
             retention: None,
@@ -489,13 +397,11 @@ impl Import {
         let backup = backup::create_from(host, settings, &server, &options).await?;
         let options = RestoreOptions {
             timeout,
+            is_step: true,
             ..RestoreOptions::default()
         };
         // It compares the rows of every table.
         let restore = Restore::stage(host, settings, &backup, &options, false).await?;
-        restore.swap().await?;
-        fail::fail_point!("import-swapped");
-        restore.commit().await?;
         let rows = &backup.manifest.database.rows;
         let counts = COUNTED.map(|(table, words)| {
             let count = rows
@@ -504,7 +410,7 @@ impl Import {
                 .map_or(0, |(_, count)| *count);
             format!("{words}: {count}")
         });
-        Ok(format!(" ({})", counts.join(", ")))
+        Ok(Some((restore, format!(" ({})", counts.join(", ")))))
     }
 
     /// Writes `config/`, and `.env` last: with it, the deployment is prepared.

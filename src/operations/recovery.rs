@@ -86,11 +86,14 @@ pub(crate) async fn stand_by(host: &Host) -> Result<()> {
 /// # Errors
 /// When the record of one can't be read.
 pub(crate) fn interrupted(paths: &Paths) -> Result<Option<String>> {
-    Ok(match rotation::interrupted(paths)? {
-        None => upgrade::interrupted(paths)?,
-        rotation => rotation,
-    }
-    .or_else(|| restore::is_unfinished(paths).then(|| "the restore was interrupted".to_owned())))
+    let found = [
+        rotation::interrupted(paths)?,
+        upgrade::interrupted(paths)?,
+        import::interrupted(paths)?,
+    ];
+    Ok(found.into_iter().flatten().next().or_else(|| {
+        restore::is_unfinished(paths).then(|| "the restore was interrupted".to_owned())
+    }))
 }
 
 /// What goes on with an operation, if one is running or was interrupted.

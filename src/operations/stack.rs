@@ -338,8 +338,19 @@ pub(crate) async fn hold_address(host: &Host) -> Result<()> {
         // The command itself says so, if it needs systemd.
         return Ok(());
     };
-    let unit = systemd.unit(quadlet::RECOVERY).await?;
-    if unit.load != LoadState::Loaded || !systemd.unit(quadlet::SOCKET).await?.is_active() {
+    if systemd.unit(quadlet::SOCKET).await?.is_active() {
+        watch_change(host).await?;
+    }
+    Ok(())
+}
+
+/// Has `litellm-recovery.service` watch the change of this process, also in a deployment that is stopped.
+///
+/// # Errors
+/// When systemd refuses.
+pub(crate) async fn watch_change(host: &Host) -> Result<()> {
+    let systemd = host.systemd().await?;
+    if systemd.unit(quadlet::RECOVERY).await?.load != LoadState::Loaded {
         return Ok(());
     }
     let mut jobs = Jobs::new(systemd).await?;

@@ -179,18 +179,27 @@ fn a_compose_deployment_moves_in_and_out() {
     serves(&host, OLD, key);
     refuses_connections(&host, NEW);
 
-    // Interrupted while neither serves: the next command starts the old one.
-    host.kill_at(Who::Root, "import-stopped", "", &import);
-    refuses_connections(&host, OLD);
+    // Interrupted while neither serves: systemd starts the old one.
+    let said = host.interrupt_at(Who::Root, "import-stopped", "", &import);
+    assert!(
+        said.contains("the import from /srv/llm was interrupted: starting the old gateway again"),
+        "{said}"
+    );
+    serves(&host, OLD, key);
     let (code, _, stderr) = host.units(Who::Root, &["up"]).all();
     assert!(
         code == 1
-            && stderr.contains("the import from /srv/llm was interrupted: starting the old gateway again")
             && stderr.contains("error: the data of the gateway in /srv/llm are not imported, and that gateway is in use"),
         "{stderr}"
     );
-    serves(&host, OLD, key);
+    // Where systemd can't, it is shown, and the next command does so.
     host.kill_at(Who::Root, "import-swapped", "", &import);
+    refuses_connections(&host, OLD);
+    let doctor = host.units(Who::Root, &["doctor"]).stdout;
+    assert!(
+        doctor.contains("the import from /srv/llm was interrupted; to finish it or roll it back: `litellm-units up`"),
+        "{doctor}"
+    );
 
     let imported = host.units(Who::Root, &words);
     assert!(
@@ -201,6 +210,11 @@ fn a_compose_deployment_moves_in_and_out() {
         imported.stderr
     );
     imported.ok();
+    let modes = host.sh(
+        Who::Root,
+        "stat -c %a /opt/litellm-server/config/litellm-config.yaml /opt/litellm-server/config/custom_callbacks.py",
+    );
+    assert_eq!(modes, "600\n600\n");
     serves(&host, NEW, key);
     refuses_connections(&host, OLD);
     host.wait("the callback", Duration::from_secs(10), |host| {
@@ -234,16 +248,64 @@ fn a_compose_deployment_moves_in_and_out() {
     serves(&host, NEW, key);
     refuses_connections(&host, OLD);
 
-    host.units(Who::Root, &["import", "--undo"]).ok();
-    host.sh(Who::Root, "cd /srv/llm; docker compose up -d");
+    // Without the old containers, the new gateway goes on.
+    host.sh(Who::Root, "cd /srv/llm; docker compose down");
+    let (code, _, stderr) = host.units(Who::Root, &["import", "--undo"]).all();
+    assert!(
+        code == 1
+            && stderr.contains("error: the old gateway can't be started, since Docker has no container llm-db-1 any more; the new gateway is still running\n\
+                                hint: create it: `docker compose up --no-start` in /srv/llm, then run `litellm-units import --undo` again"),
+        "{stderr}"
+    );
+    serves(&host, NEW, key);
+    host.sh(Who::Root, "cd /srv/llm; docker compose up --no-start");
+    // One that can't start does not cost the new one.
+    host.sh(Who::Root, "mv /srv/llm/config.yaml /srv/llm/away");
+    let (code, _, stderr) = host.units(Who::Root, &["import", "--undo"]).all();
+    assert!(
+        code == 1
+            && stderr
+                .contains("error: the old gateway can't be started; the new one is running again"),
+        "{stderr}"
+    );
+    host.sh(
+        Who::Root,
+        "rm -rf /srv/llm/config.yaml; mv /srv/llm/away /srv/llm/config.yaml",
+    );
+    serves(&host, NEW, key);
+    refuses_connections(&host, OLD);
+    // Its database and its cache are stopped, and start with it.
+    host.sh(Who::Root, "cd /srv/llm; docker compose stop");
+    let said = host.interrupt_at(Who::Root, "import-new-stopped", "", "import --undo");
+    assert!(
+        said.contains("was interrupted: starting the old gateway again"),
+        "{said}"
+    );
     serves(&host, OLD, key);
     refuses_connections(&host, NEW);
-    // What the new one had is kept beside the data of the old one.
+
+    // What the new one had is kept beside the data of the old one, also by an import that fails.
+    let (code, _, stderr) = host.bash(Who::Root, &script).all();
+    assert!(
+        code == 1 && stderr.contains("error: the import failed; the old gateway is running again"),
+        "{stderr}"
+    );
+    host.kill_at(Who::Root, "import-swapped", "", &import);
     host.units(Who::Root, &words).ok();
     serves(&host, NEW, key);
-    let databases = host.sh(
+    let aliases = |database: &str| {
+        let query = format!(
+            r#"litellm-units exec -T postgres -- psql -U llmproxy -d {database} -Atc 'SELECT key_alias FROM "LiteLLM_VerificationToken"'"#
+        );
+        host.sh(Who::Root, &query)
+    };
+    let replaced = host.sh(
         Who::Root,
-        "litellm-units exec -T postgres -- psql -U llmproxy -d litellm -Atc 'SELECT datname FROM pg_database'",
+        "litellm-units exec -T postgres -- psql -U llmproxy -d litellm -Atc \"SELECT datname FROM pg_database WHERE datname LIKE 'litellm_units_replaced_%'\"",
     );
-    assert!(databases.contains("litellm_units_replaced_"), "{databases}");
+    assert!(!aliases("litellm").contains("later"));
+    assert!(aliases(replaced.trim()).contains("later"), "{replaced}");
+    host.units(Who::Root, &["import", "--undo"]).ok();
+    serves(&host, OLD, key);
+    refuses_connections(&host, NEW);
 }

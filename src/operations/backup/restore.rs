@@ -44,6 +44,9 @@ pub(crate) struct RestoreOptions {
     pub identity: Option<PathBuf>,
     /// Restore `.env` and `config/` as well, except for the settings of the server.
     pub config: bool,
+    /// Whether it is a step of a change that is rolled back after an interruption, and so is undone then, even after the
+    /// databases were swapped.
+    pub is_step: bool,
 }
 
 impl Default for RestoreOptions {
@@ -52,6 +55,7 @@ impl Default for RestoreOptions {
             timeout: RECOVERY_TIMEOUT,
             identity: None,
             config: false,
+            is_step: false,
         }
     }
 }
@@ -92,6 +96,9 @@ struct RestoreRecord {
     gateway: bool,
     /// The previous configuration, if it is replaced, too.
     configuration: Option<String>,
+    /// As [`RestoreOptions::is_step`].
+    #[serde(default)]
+    is_step: bool,
 }
 
 fn record_file(paths: &Paths) -> PathBuf {
@@ -331,6 +338,7 @@ impl<'a> Restore<'a> {
             replaced: scratch_name("replaced", &now),
             gateway,
             configuration: configuration.map(|id| id.to_string()),
+            is_step: options.is_step,
         };
         record.save(&host.paths)?;
         fail::fail_point!("restore-recorded");
@@ -520,7 +528,7 @@ async fn recover_restore(
 ) -> Result<Recovered> {
     let id = record.backup.clone();
     let swapped = own.contains(&record.replaced);
-    let with_config = record.configuration.is_some();
+    let is_undone = record.configuration.is_some() || record.is_step;
     // A gateway that was stopped with the whole stack is not to be started.
     let target = host.systemd().await?.unit("litellm.target").await?;
     let gateway = record.gateway && target.is_active();
@@ -531,7 +539,7 @@ async fn recover_restore(
         other_release: true,
     };
     let units = [Service::Litellm.unit(), Service::Migrate.unit()];
-    if swapped && !with_config {
+    if swapped && !is_undone {
         host.progress.say(&format!(
             "the restore of backup {id} was interrupted after the databases were swapped: finishing it"
         ));

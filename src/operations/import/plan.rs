@@ -69,6 +69,13 @@ pub(crate) struct OldDatabase {
     image: ImageReference,
 }
 
+/// The Redis of the old deployment.
+#[derive(Debug)]
+pub(crate) struct OldCache {
+    container: String,
+    service: String,
+}
+
 /// The old gateway's salt.
 #[derive(Debug)]
 pub(crate) struct Salt {
@@ -101,7 +108,7 @@ pub(crate) struct Plan {
     /// None if the database is external, or there is none.
     pub database: Option<OldDatabase>,
     is_external: bool,
-    cache: Option<String>,
+    cache: Option<OldCache>,
     /// The gateway's configuration as it will be.
     pub config: String,
     /// Paths in the old container, and in config/.
@@ -216,6 +223,16 @@ impl<'a> Chosen<'a> {
     /// The container that the others of its service are like.
     pub(crate) fn gateway(&self) -> &'a Container {
         self.gateways[0]
+    }
+
+    /// Those of the containers `names` that run.
+    pub(crate) fn running(&self, names: Vec<&str>) -> Vec<String> {
+        let is_running = |name: &&str| {
+            let mut all = self.all.iter();
+            all.any(|container| container.name() == *name && container.state.running)
+        };
+        let names = names.into_iter().filter(is_running);
+        names.map(str::to_owned).collect()
     }
 
     /// The gateway's configuration in its container.
@@ -494,8 +511,9 @@ impl Plan {
             maker.put("REDIS_PASSWORD", &password(random)?)?;
         }
         maker.variables(database.is_some(), &renamed)?;
-        maker.options(database.as_ref(), cache.as_deref());
-        maker.sidecars(config, database.as_ref(), cache.as_deref());
+        let service = cache.as_ref().map(|cache| cache.service.as_str());
+        maker.options(database.as_ref(), service);
+        maker.sidecars(config, database.as_ref(), service);
         let config = old.rewritten(&Rewrite {
             cache: cache.is_some(),
             paths: &renamed,
@@ -514,6 +532,13 @@ impl Plan {
             files,
             notes: maker.notes,
         })
+    }
+
+    /// The containers of the old database and the old cache.
+    pub(crate) fn servers(&self) -> Vec<&str> {
+        let database = self.database.as_ref().map(|old| old.container.as_str());
+        let cache = self.cache.as_ref().map(|old| old.container.as_str());
+        database.into_iter().chain(cache).collect()
     }
 
     /// The plan as the operator reads it. `database`: what the server says of it; `proof`: of the salt.
@@ -547,7 +572,7 @@ impl Plan {
         row(
             "cache",
             match (&self.cache, self.env.get("REDIS_HOST")) {
-                (Some(service), _) => format!(
+                (Some(OldCache { service, .. }), _) => format!(
                     "service {service}: not copied; LiteLLM keeps cached answers and counters of rate limits in it"
                 ),
                 (None, Some(_)) => "external (REDIS_HOST): stays where it is".into(),
@@ -692,8 +717,8 @@ impl Maker<'_> {
         }))
     }
 
-    /// Finds the cache; returns the service of a local one. An external one gets its variables.
-    fn cache(&mut self, old: &rewrite::Old) -> Result<Option<String>> {
+    /// Finds the cache; returns a local one. An external one gets its variables.
+    fn cache(&mut self, old: &rewrite::Old) -> Result<Option<OldCache>> {
         let of_env = self.value("REDIS_HOST").map(|host| rewrite::Redis {
             host,
             port: self.value("REDIS_PORT"),
@@ -707,7 +732,10 @@ impl Maker<'_> {
         if let Some(server) = servers.into_iter().next() {
             let port = server.port.as_deref().and_then(|port| port.parse().ok());
             if let Some(found) = self.chosen.server(&server.host, port.unwrap_or(6379)) {
-                return Ok(Some(found.service().to_owned()));
+                return Ok(Some(OldCache {
+                    container: found.name().to_owned(),
+                    service: found.service().to_owned(),
+                }));
             }
             self.put("REDIS_HOST", &server.host)?;
             self.put("REDIS_PORT", server.port.as_deref().unwrap_or("6379"))?;

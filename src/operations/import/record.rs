@@ -1,0 +1,261 @@
+//! The record of an import, and the way back to the old gateway.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::make_directory;
+use crate::deployment::settings::Settings;
+use crate::error::{Failure, Result};
+use crate::host::Host;
+use crate::host::docker::Docker;
+use crate::host::files;
+use crate::host::paths::Paths;
+use crate::operations::stack;
+
+/// An import as it is recorded on disk.
+#[derive(Debug, Deserialize, Serialize)]
+pub(super) struct ImportRecord {
+    /// The directory of the compose file.
+    pub directory: PathBuf,
+    /// The containers of the old gateway that ran, and when Docker restarts each.
+    pub gateways: BTreeMap<String, String>,
+    /// Those of its database and its cache.
+    #[serde(default)]
+    pub servers: Vec<String>,
+    pub state: ImportState,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub(super) enum ImportState {
+    /// The old gateway serves.
+    Prepared,
+    /// One of the two is stopped, and the other one is not ready yet.
+    Moving,
+    /// The new gateway serves.
+    Done,
+}
+
+impl ImportRecord {
+    pub(super) fn load(paths: &Paths) -> Result<Option<Self>> {
+        let path = paths.import_record();
+        match std::fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text)
+                .map(Some)
+                .with_context(|| format!("{} is damaged", path.display())),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(error) => Err(error).with_context(|| format!("can't read {}", path.display())),
+        }
+    }
+
+    pub(super) fn reached(&mut self, paths: &Paths, state: ImportState) -> Result<()> {
+        self.state = state;
+        make_directory(&paths.deployment, 0o755)?;
+        make_directory(&paths.state(), 0o700)?;
+        let text = serde_json::to_vec(self).context("can't write the record of the import")?;
+        files::write_atomically(&paths.import_record(), &text, 0o600)
+    }
+
+    /// Starts the old gateway again, after the new one is stopped.
+    pub(super) async fn put_back(&mut self, host: &Host, timeout: Duration) -> Result<()> {
+        let _interrupt = signal(SignalKind::interrupt()).context("can't listen for Ctrl-C")?;
+        // Until the end, `recover` completes it.
+        self.reached(&host.paths, ImportState::Moving)?;
+        let systemd = host.systemd().await?;
+        stack::stop_all(host, &[], timeout).await?;
+        systemd.disable("litellm.target").await?;
+        systemd.reload().await?;
+        fail::fail_point!("import-new-stopped");
+        self.start_old(host, timeout).await?;
+        self.reached(&host.paths, ImportState::Prepared)
+    }
+
+    /// Starts the containers of the old deployment that ran before, the servers first: Docker does not do so after a
+    /// reboot where their restart policy says no.
+    async fn start_old(&self, host: &Host, timeout: Duration) -> Result<()> {
+        let docker = Docker::find()?;
+        for name in &self.servers {
+            docker.run(["start", name]).await?;
+        }
+        docker
+            .wait(
+                &self.servers.iter().map(String::as_str).collect::<Vec<_>>(),
+                timeout,
+            )
+            .await?;
+        for (name, restart) in &self.gateways {
+            let policy = format!("--restart={restart}");
+            docker.run(["update", &policy, name]).await?;
+            docker.run(["start", name]).await?;
+        }
+        let names: Vec<&str> = self.gateways.keys().map(String::as_str).collect();
+        for (name, health) in docker.wait(&names, timeout).await? {
+            host.progress.warn(&format!(
+                "the container {name} of the old gateway is running, but its health check says {health}; see `docker logs {name}`"
+            ));
+        }
+        Ok(())
+    }
+
+    /// Refuses to stop the new gateway for one that can't be started.
+    async fn refuse_missing(&self) -> Result<()> {
+        let docker = Docker::find()?;
+        let containers = docker.containers().await?;
+        let mut wanted = self.servers.iter().chain(self.gateways.keys());
+        let missing = wanted.find(|name| containers.iter().all(|found| found.name() != **name));
+        match missing {
+            None => Ok(()),
+            Some(name) => Err(Failure::new(format!(
+                "the old gateway can't be started, since Docker has no container {name} any more; the new gateway is still running"
+            ))
+            .hint(format!(
+                "create it: `docker compose up --no-start` in {}, then run `litellm-units import --undo` again",
+                self.directory.display()
+            ))
+            .into()),
+        }
+    }
+
+    /// Starts the new gateway again, after the old one could not be started.
+    async fn resume(&mut self, host: &Host, timeout: Duration) -> Result<()> {
+        let docker = Docker::find()?;
+        for name in self.gateways.keys() {
+            docker.run(["update", "--restart=no", name]).await?;
+            docker.run(["stop", name]).await?;
+        }
+        let systemd = host.systemd().await?;
+        systemd.enable("litellm.target").await?;
+        systemd.reload().await?;
+        self.reached(&host.paths, ImportState::Done)?;
+        let settings = Settings::load(&host.paths.env_file())?;
+        stack::bring_up(host, &settings, timeout.max(stack::RECOVERY_TIMEOUT)).await
+    }
+
+    /// What became of the old gateway, in words: one that did not run before is not started.
+    pub(super) fn outcome(&self) -> &'static str {
+        if self.gateways.is_empty() {
+            "the old gateway is stopped, as it was before the import"
+        } else {
+            "the old gateway is running again"
+        }
+    }
+}
+
+/// The import that was interrupted while neither gateway served, if one was.
+///
+/// # Errors
+/// When its record can't be read.
+pub(crate) fn interrupted(paths: &Paths) -> Result<Option<String>> {
+    let record = ImportRecord::load(paths)?;
+    let moving = record.filter(|record| record.state == ImportState::Moving);
+    Ok(moving.map(|record| {
+        format!(
+            "the import from {} was interrupted",
+            record.directory.display()
+        )
+    }))
+}
+
+/// Starts the old gateway again after an import, or its undoing, that was interrupted while neither served.
+///
+/// # Errors
+/// When Docker or systemd refuses.
+pub(crate) async fn recover(host: &Host, timeout: Duration) -> Result<()> {
+    let Some(words) = interrupted(&host.paths)? else {
+        return Ok(());
+    };
+    let Some(mut record) = ImportRecord::load(&host.paths)? else {
+        return Ok(());
+    };
+    host.progress
+        .say(&format!("{words}: starting the old gateway again"));
+    record.put_back(host, timeout).await.map_err(|error| {
+        let directory = record.directory.display();
+        Failure::new(format!(
+            "{words}, and its old gateway can't be started again"
+        ))
+        .hint(format!(
+            "see why: `docker compose up -d` in {directory}; then run the same command again. To use the deployment as it is, remove {}",
+            host.paths.import_record().display()
+        ))
+        .caused_by(error)
+        .into()
+    })
+}
+
+/// Refuses to start a gateway whose data an import has not brought, or whose old one serves again.
+///
+/// # Errors
+/// If an import was not completed, or was undone.
+pub(crate) fn refuse_unfinished(paths: &Paths) -> Result<()> {
+    match ImportRecord::load(paths)? {
+        Some(record) if record.state != ImportState::Done => {
+            let directory = record.directory.display();
+            Err(Failure::new(format!(
+                "the data of the gateway in {directory} are not imported, and that gateway is in use"
+            ))
+            .hint(format!(
+                "import them: `litellm-units import {directory}`; to use the deployment without them, remove {}",
+                paths.import_record().display()
+            ))
+            .into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Stops the new gateway and starts the old one.
+///
+/// # Errors
+/// When nothing was imported, or Docker or systemd refuses: then the new gateway is running.
+pub(crate) async fn undo(host: &Host, timeout: Duration) -> Result<()> {
+    let Some(mut record) = ImportRecord::load(&host.paths)? else {
+        return Err(Failure::new(format!(
+            "{} was not imported",
+            host.paths.deployment.display()
+        ))
+        .hint("to stop the gateway: `litellm-units down`")
+        .into());
+    };
+    record.refuse_missing().await?;
+    let was_done = record.state == ImportState::Done;
+    if let Err(error) = record.put_back(host, timeout).await {
+        if !was_done {
+            return Err(error);
+        }
+        host.progress
+            .say("the old gateway can't be started: starting the new one again");
+        return Err(match record.resume(host, timeout).await {
+            Ok(()) => {
+                Failure::new("the old gateway can't be started; the new one is running again")
+                    .hint(format!(
+                        "see why: `docker compose ps --all` in {}",
+                        record.directory.display()
+                    ))
+                    .caused_by(error)
+            }
+            Err(second) => {
+                Failure::new("the old gateway can't be started, and neither can the new one")
+                    .hint("see why: `litellm-units status`")
+                    .caused_by(second.context(error))
+            }
+        }
+        .into());
+    }
+    host.progress.say(&format!(
+        "{}; what the new one has written since the import stays in {} and is not in the old database",
+        record.outcome(),
+        host.paths.data().display()
+    ));
+    if record.gateways.is_empty() {
+        host.progress.say(&format!(
+            "to start it: `docker compose up -d` in {}",
+            record.directory.display()
+        ));
+    }
+    Ok(())
+}

@@ -15,13 +15,13 @@ GCM = "v2:gcm:"
 given = json.load(sys.stdin)
 key = hashlib.sha256(given["salt"].encode()).digest()
 is_gcm = given["value"].startswith(GCM)
-# Old releases wrote plain Base64.
-value = base64.b64decode(given["value"].removeprefix(GCM).replace("-", "+").replace("_", "/"))
 if is_gcm:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 else:
     from nacl.secret import SecretBox
 try:
+    # Old releases wrote plain Base64.
+    value = base64.b64decode(given["value"].removeprefix(GCM).replace("-", "+").replace("_", "/"))
     AESGCM(key).decrypt(value[:12], value[12:], None) if is_gcm else SecretBox(key).decrypt(value)
 except Exception:
     sys.exit(3)

@@ -209,7 +209,8 @@ impl Container {
         })
     }
 
-    /// The addresses on the host that lead to it, with its own port: `0.0.0.0:4000`, 4000.
+    /// The addresses on the host that lead to it, with its own port: `0.0.0.0:4000`, 4000. Port 0 is one that Docker
+    /// chooses.
     pub(crate) fn published(&self) -> Vec<(String, u16)> {
         let bindings = self.host_config.port_bindings.iter();
         bindings
@@ -218,10 +219,15 @@ impl Container {
                 let bindings = bindings.iter().flatten();
                 bindings.filter_map(move |binding| {
                     let host = match binding.host_ip.as_str() {
-                        "" => "0.0.0.0",
-                        host => host,
+                        "" => "0.0.0.0".to_owned(),
+                        host if host.contains(':') => format!("[{host}]"),
+                        host => host.to_owned(),
                     };
-                    Some((format!("{host}:{}", binding.host_port), own?))
+                    let port = match binding.host_port.as_str() {
+                        "" => "0",
+                        port => port,
+                    };
+                    Some((format!("{host}:{port}"), own?))
                 })
             })
             .collect()

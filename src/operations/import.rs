@@ -24,7 +24,8 @@ use super::backup::{self, BackupOptions};
 use super::install::{self, ReleaseTarget};
 use super::{stack, upgrade};
 use crate::deployment::images_lock::ImagesLock;
-use crate::deployment::settings::{Settings, text_of};
+use crate::deployment::sealed::Vault;
+use crate::deployment::settings::{Settings, parse_env, read_env, text_of};
 use crate::deployment::snapshot;
 use crate::error::{Failure, Result};
 use crate::host::Host;
@@ -36,7 +37,7 @@ use crate::litellm::{advisories, config, contract};
 use crate::output::{bytes, duration};
 use crate::random::kernel_random;
 use crate::service::Service;
-use plan::{Chosen, Plan};
+use plan::{Chosen, Plan, SALT, unknown_salt};
 use record::{ImportRecord, ImportState};
 pub(crate) use record::{interrupted, recover, refuse_unfinished, undo};
 
@@ -69,8 +70,16 @@ pub(crate) struct Import {
     record: ImportRecord,
     /// Whether an earlier import has written `.env` and `config/`.
     is_prepared: bool,
+    /// The variables of the kept `.env` whose values the old gateway does not have.
+    differing: Vec<String>,
+    /// As `--service` names it.
+    service: Option<String>,
+    /// The ports of this host that the old gateway has.
+    ports: Vec<u16>,
     /// What the server says of its database.
     database: Option<String>,
+    /// The size of the database, in bytes.
+    size: u64,
     proof: Option<String>,
 }
 
@@ -118,10 +127,17 @@ impl Import {
             plan,
             gateway: gateway.name().to_owned(),
             is_prepared,
+            differing: Vec::new(),
+            service: service.map(str::to_owned),
+            ports: chosen.host_ports(),
             database: None,
+            size: 0,
             proof: None,
         };
         import.refuse_unusable(host).await?;
+        if is_prepared {
+            import.compare(&host.paths.env_file())?;
+        }
         import.ask_database(host).await?;
         Ok(import)
     }
@@ -143,8 +159,42 @@ impl Import {
                 ".env and config/ of {} are kept: an earlier import has written them",
                 host.paths.deployment.display()
             ));
+            if !self.differing.is_empty() {
+                lines.push(format!(
+                    "The old gateway has other values of {}",
+                    self.differing.join(", ")
+                ));
+            }
         }
         lines
+    }
+
+    /// Compares the `.env` of an earlier import with the old gateway.
+    fn compare(&mut self, path: &Path) -> Result<()> {
+        let kept = parse_env(&read_env(path)?, path)?;
+        let vault = Vault::beside(path);
+        for (name, value) in self.plan.env.iter() {
+            let kept = kept.get(name).map(|text| vault.open(text)).transpose()?;
+            if !self.plan.generated.contains(&name)
+                && kept.is_none_or(|kept| kept.expose_secret() != value)
+            {
+                self.differing.push(name.to_owned());
+            }
+        }
+        match &self.plan.salt {
+            Some(salt) if self.differing.iter().any(|name| name == SALT) => {
+                Err(Failure::config(format!(
+                    "{}: {SALT} is not the key with which the old gateway encrypts its stored credentials",
+                    path.display()
+                ))
+                .hint(format!(
+                    "write that one into the file: {}; then run the same command again",
+                    salt.source
+                ))
+                .into())
+            }
+            _ => Ok(()),
+        }
     }
 
     /// Refuses settings that the new deployment could not have.
@@ -191,18 +241,24 @@ impl Import {
             version.split(' ').next().unwrap_or(version),
             bytes(snapshot.size())
         ));
+        self.size = snapshot.size();
         drop(snapshot);
+        let encrypted = server.encrypted_value().await?;
+        let service = &self.plan.service;
         let Some(salt) = &self.plan.salt else {
-            return Ok(());
+            return match encrypted {
+                None => Ok(()),
+                Some(_) => Err(unknown_salt(service, None).into()),
+            };
         };
-        self.proof = Some(match server.encrypted_value().await? {
+        self.proof = Some(match encrypted {
             None => "unproved, since nothing is stored that it encrypts".into(),
             Some(_) if self.record.gateways.is_empty() => {
                 "unproved, since the old gateway does not run".into()
             }
             Some(value) => match self.decrypts(&salt.value, &value).await {
                 Ok(true) => "proved: it decrypts a stored credential".into(),
-                Ok(false) => "a stored credential can't be decrypted with it, and so not by the old gateway either".into(),
+                Ok(false) => return Err(unknown_salt(service, Some(salt.source)).into()),
                 Err(error) => format!("unproved: {error:#}"),
             },
         });
@@ -255,7 +311,9 @@ impl Import {
         } else {
             Settings::from_env(&self.plan.env, &path)?
         };
-        let again = format!("litellm-units import {}", self.directory.display());
+        let service = self.service.as_ref();
+        let service = service.map_or(String::new(), |name| format!(" --service {name}"));
+        let again = format!("litellm-units import{service} {}", self.directory.display());
         advisories::admit(host, &wanted, &wanted.litellm_image, accepted, &again)?;
         firewall::refuse(&host.paths).await
     }
@@ -282,6 +340,11 @@ impl Import {
         install::pull_missing(host, &prepared, target).await?;
         let settings = prepared.installed();
         contract::check_once(host, settings).await?;
+        // What is found after the stop costs the time of the way back.
+        if self.plan.database.is_some() {
+            backup::refuse_full_disks(paths, self.size, self.size)?;
+        }
+        stack::address::refuse_taken(paths, &self.ports)?;
         stack::start_database(host, settings, timeout).await?;
         fail::fail_point!("import-prepared");
 
@@ -484,7 +547,15 @@ fn refuse_another(host: &Host, before: Option<&ImportRecord>, directory: &Path) 
             .into())
         }
         Some(_) => Ok(host.paths.env_file().exists()),
-        None if host.paths.env_file().exists() || host.paths.postgres_data().exists() => {
+        None if host.paths.deployment.canonicalize().is_ok_and(|own| own == directory) => {
+            Err(Failure::new(format!("{place} is both the directory of the compose file and that of the new deployment"))
+                .hint(format!("choose another one for the new deployment with `--litellm-dir DIR`, or take over the data where they are: {BY_HAND}"))
+                .into())
+        }
+        None if [host.paths.env_file(), host.paths.config_file(), host.paths.postgres_data()]
+            .iter()
+            .any(|path| path.exists()) =>
+        {
             Err(Failure::new(format!("there is a deployment in {place} already"))
                 .hint(format!("choose another directory with `--litellm-dir DIR`, or move the data by hand: {BY_HAND}"))
                 .into())

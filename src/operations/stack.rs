@@ -140,7 +140,7 @@ async fn start(
         && before.is_stopped()
         && !systemd.unit(quadlet::SOCKET).await?.is_active()
     {
-        address::refuse_taken(&host.paths)?;
+        address::refuse_taken(&host.paths, &[])?;
     }
     if host.remote.is_none() {
         space::refuse_restarts(host, steps).await?;

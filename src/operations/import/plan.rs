@@ -8,7 +8,7 @@ use secrecy::{ExposeSecret, SecretString};
 use super::rewrite::{self, Rewrite};
 use crate::deployment::env_file::EnvFile;
 use crate::deployment::listen::{GATEWAY_PORT, ListenAddress};
-use crate::deployment::settings::{is_of_an_address, is_secret};
+use crate::deployment::settings::{DEFAULT_POSTGRES_NAME, is_of_an_address, is_secret};
 use crate::error::{Failure, Result};
 use crate::host::docker::{BY_HAND, Container, DockerImage};
 use crate::image::{ImageError, ImageReference};
@@ -44,7 +44,7 @@ const DATABASE_PARTS: [&str; 6] = [
     "DATABASE_USERNAME",
 ];
 const MASTER: &str = "LITELLM_MASTER_KEY";
-const SALT: &str = "LITELLM_SALT_KEY";
+pub(crate) const SALT: &str = "LITELLM_SALT_KEY";
 
 /// The containers of one compose deployment.
 #[derive(Debug)]
@@ -101,6 +101,8 @@ pub(crate) struct Plan {
     pub digest: Option<String>,
     /// `.env`, but for what `generate` adds.
     pub env: EnvFile,
+    /// The variables whose values are new.
+    pub generated: Vec<&'static str>,
     /// From where each secret is that is not the variable of the same name.
     sources: BTreeMap<String, String>,
     /// None if nothing was encrypted: the old gateway has neither a salt nor a master key.
@@ -225,6 +227,21 @@ impl<'a> Chosen<'a> {
         self.gateways[0]
     }
 
+    /// The port on which the gateway listens in its container.
+    fn port(&self) -> u16 {
+        let gateway = self.gateway();
+        let named = option(&words(gateway), &["--port"]).or_else(|| variable(gateway, "PORT"));
+        named.and_then(|port| port.parse().ok()).unwrap_or(4000)
+    }
+
+    /// The ports of this host that the gateway has.
+    pub(crate) fn host_ports(&self) -> Vec<u16> {
+        let published = self.gateways.iter().flat_map(|one| one.published());
+        let ports = published.filter_map(|(address, _)| address.rsplit(':').next()?.parse().ok());
+        let is_host = self.gateway().host_config.network_mode == "host";
+        ports.chain(is_host.then(|| self.port())).collect()
+    }
+
     /// Those of the containers `names` that run.
     pub(crate) fn running(&self, names: Vec<&str>) -> Vec<String> {
         let is_running = |name: &&str| {
@@ -239,7 +256,7 @@ impl<'a> Chosen<'a> {
     pub(crate) fn config_path(&self) -> Option<String> {
         let gateway = self.gateway();
         let words = words(gateway);
-        let named = option(&words, &["--config", "-c"]);
+        let named = option(&words, &["--config"]).or_else(|| option(&words, &["-c"]));
         let named = named.or_else(|| variable(gateway, "CONFIG_FILE_PATH"))?;
         if named.starts_with('/') {
             return Some(named);
@@ -250,6 +267,11 @@ impl<'a> Chosen<'a> {
 
     /// The container that the gateway reaches as `host:port`.
     fn server(&self, host: &str, port: u16) -> Option<&'a Container> {
+        self.server_of(self.gateway(), host, port)
+    }
+
+    /// The container that `client` reaches as `host:port`.
+    fn server_of(&self, client: &Container, host: &str, port: u16) -> Option<&'a Container> {
         let is_this_host =
             ["localhost", "127.0.0.1", "::1", "host.docker.internal"].contains(&host);
         self.all.iter().find(|container| {
@@ -260,18 +282,43 @@ impl<'a> Chosen<'a> {
                     .iter()
                     .any(|(address, _)| address.ends_with(&wanted))
             } else {
-                container.is_reached_by(self.gateway(), host)
+                container.is_reached_by(client, host)
             }
+        })
+    }
+
+    /// A running container beside the gateway's that has the same database as its own.
+    fn writer(&self, server: &Container, database: &str) -> Option<&'a Container> {
+        self.all.iter().find(|client| {
+            let is_gateway = || self.gateways.iter().any(|one| one.name() == client.name());
+            let reaches = || {
+                let url = database_url(&client.config.env)?;
+                let (_, name) = parse_url(&url).ok()?;
+                let (host, port) = address(url.expose_secret(), 5432)?;
+                let found = self.server_of(client, &host, port)?;
+                Some(name == database && found.name() == server.name())
+            };
+            client.state.running && !is_gateway() && reaches() == Some(true)
         })
     }
 }
 
-/// The words of a container's command line, those of `sh -c` as well.
+/// The words of a container's command line, those of `sh -c` as well, but not the shell's own option.
 fn words(container: &Container) -> Vec<String> {
-    let all = std::iter::once(&container.path).chain(&container.args);
-    all.flat_map(|word| word.split_whitespace())
-        .map(|word| word.trim_matches(['"', '\'']).to_owned())
-        .collect()
+    const SHELLS: [&str; 4] = ["sh", "ash", "bash", "dash"];
+    let mut is_shell = false;
+    let mut words = Vec::new();
+    for whole in std::iter::once(&container.path).chain(&container.args) {
+        if is_shell && whole == "-c" {
+            is_shell = false;
+            continue;
+        }
+        let program = whole.rsplit('/').next().unwrap_or(whole);
+        is_shell |= SHELLS.contains(&program);
+        let parts = whole.split_whitespace();
+        words.extend(parts.map(|word| word.trim_matches(['"', '\'']).to_owned()));
+    }
+    words
 }
 
 /// The value of an option, as `--option value` or `--option=value`.
@@ -344,12 +391,18 @@ fn image(container: &Container, image: &DockerImage) -> Result<(ImageReference, 
     Ok((parsed, digest))
 }
 
-/// An image of PostgreSQL with the major version of `container`'s.
+/// The image of `container` if it is the official one or made of it, which the units can run; else the official one of
+/// the same major version.
 fn postgres_image(container: &Container, notes: &mut Vec<Note>) -> Result<ImageReference> {
     const OFFICIAL: &str = "docker.io/library/postgres";
     let reference = qualified(&container.config.image);
     let parsed = ImageReference::parse(&reference).ok();
-    if let Some(same) = parsed.clone().filter(|same| same.name() == OFFICIAL) {
+    let is_like_official = container.path.ends_with("docker-entrypoint.sh")
+        && container.config.env.contains_key("PG_MAJOR");
+    if let Some(same) = parsed
+        .clone()
+        .filter(|same| same.name() == OFFICIAL || is_like_official)
+    {
         return Ok(same);
     }
     let major = variable(container, "PG_MAJOR")
@@ -364,8 +417,12 @@ fn postgres_image(container: &Container, notes: &mut Vec<Note>) -> Result<ImageR
     let instead = format!("{OFFICIAL}:{major}");
     if repository(&reference) != OFFICIAL {
         notes.push(note(
-            format!("image {} of service {}", container.config.image, container.service()),
-            format!("{instead} is used; for an extension of the other image, write POSTGRES_IMAGE into .env"),
+            format!(
+                "image {} of service {}",
+                container.config.image,
+                container.service()
+            ),
+            format!("{instead} is used, which lacks the extensions of the other image"),
         ));
     }
     ImageReference::parse(&instead).map_err(Into::into)
@@ -382,7 +439,23 @@ fn joined_url(env: &BTreeMap<String, SecretString>) -> Option<SecretString> {
     let (user, name) = (part("DATABASE_USERNAME")?, part("DATABASE_NAME")?);
     let password = part("DATABASE_PASSWORD").map_or(String::new(), |part| format!(":{part}"));
     let at = part("DATABASE_PORT").map_or(String::new(), |port| format!(":{port}"));
-    Some(format!("postgresql://{user}{password}@{host}{at}/{name}").into())
+    let schema =
+        part("DATABASE_SCHEMA").map_or(String::new(), |schema| format!("?schema={schema}"));
+    Some(format!("postgresql://{user}{password}@{host}{at}/{name}{schema}").into())
+}
+
+/// The URL of the database that a container's variables name.
+fn database_url(env: &BTreeMap<String, SecretString>) -> Option<SecretString> {
+    let url = env.get("DATABASE_URL");
+    let url = url.filter(|url| !url.expose_secret().is_empty());
+    url.cloned().or_else(|| joined_url(env))
+}
+
+/// The schema in which Prisma has its tables, if the URL names one.
+fn schema(url: &str) -> Option<String> {
+    let url = reqwest::Url::parse(url).ok()?;
+    let mut parameters = url.query_pairs();
+    parameters.find_map(|(name, value)| (name == "schema").then(|| value.into_owned()))
 }
 
 /// Host and port of a URL.
@@ -402,12 +475,28 @@ fn mentions(text: &str, name: &str) -> bool {
     })
 }
 
+/// The salt of stored credentials is never made up. `disproved`: where the one is from that decrypts nothing.
+pub(crate) fn unknown_salt(service: &str, disproved: Option<&str>) -> Failure {
+    const KEY: &str = "the key with which the old gateway encrypts its stored credentials";
+    let how = format!(
+        "an entrypoint or a secret file may set it: in the compose file, write it as {SALT} into `environment:` of service {service} (without a salt: {MASTER}), and run `docker compose up -d {service}`"
+    );
+    match disproved {
+        None => Failure::new(format!("Docker does not show {KEY}")).hint(how),
+        Some(source) => Failure::new(format!("{KEY} is another one than Docker shows ({source})"))
+            .hint(format!(
+                "{how}; or delete the stored credentials that the old gateway can't decrypt either"
+            )),
+    }
+}
+
 /// The parts of a plan while it is made.
 struct Maker<'a> {
     chosen: &'a Chosen<'a>,
     /// What the compose file gives to the gateway.
     given: BTreeMap<String, SecretString>,
     env: EnvFile,
+    generated: Vec<&'static str>,
     notes: Vec<Note>,
 }
 
@@ -420,6 +509,12 @@ impl Maker<'_> {
             .hint(format!("move the deployment by hand: {BY_HAND}"))
             .into()
         })
+    }
+
+    /// Writes a value that the old deployment does not have.
+    fn generate(&mut self, name: &'static str, value: &str) -> Result<()> {
+        self.generated.push(name);
+        self.put(name, value)
     }
 
     fn value(&self, name: &str) -> Option<String> {
@@ -451,6 +546,7 @@ impl Plan {
             chosen,
             given,
             env: EnvFile::parse(HEADER)?,
+            generated: Vec::new(),
             notes: Vec::new(),
         };
         let mut sources = BTreeMap::new();
@@ -470,7 +566,7 @@ impl Plan {
                 sources.insert(MASTER.to_owned(), source.clone());
             }
         } else {
-            maker.put(MASTER, &secret_key(random)?)?;
+            maker.generate(MASTER, &secret_key(random)?)?;
             maker.notes.push(note(
                 "the old gateway has no master key and serves everyone",
                 "the new one gets a master key, and every client needs a key of its own: `litellm-units key create`",
@@ -491,14 +587,20 @@ impl Plan {
             }),
             (None, None) => None,
         };
-        if let Some(salt) = &salt {
-            maker.put(SALT, salt.value.expose_secret())?;
+        match &salt {
+            Some(salt) => maker.put(SALT, salt.value.expose_secret())?,
+            None => maker.generate(SALT, &secret_key(random)?)?,
         }
 
         let database = maker.database(old.database_url.clone(), random)?;
         let is_external = maker.env.get("DATABASE_URL").is_some();
+        if is_external && salt.is_none() {
+            return Err(unknown_salt(gateway.service(), None).into());
+        }
         if !is_external && database.is_none() {
-            maker.put("POSTGRES_PASSWORD", &password(random)?)?;
+            maker.put("POSTGRES_USER", DEFAULT_POSTGRES_NAME)?;
+            maker.generate("POSTGRES_PASSWORD", &password(random)?)?;
+            maker.put("POSTGRES_DB", DEFAULT_POSTGRES_NAME)?;
         }
         let cache = maker.cache(&old)?;
         if cache.is_some() && old.buffers_spend {
@@ -508,7 +610,7 @@ impl Plan {
             ));
         }
         if maker.env.get("REDIS_HOST").is_none() {
-            maker.put("REDIS_PASSWORD", &password(random)?)?;
+            maker.generate("REDIS_PASSWORD", &password(random)?)?;
         }
         maker.variables(database.is_some(), &renamed)?;
         let service = cache.as_ref().map(|cache| cache.service.as_str());
@@ -523,6 +625,7 @@ impl Plan {
             image,
             digest,
             env: maker.env,
+            generated: maker.generated,
             sources,
             salt,
             database,
@@ -625,24 +728,35 @@ impl Plan {
 
 impl Maker<'_> {
     fn address(&mut self) {
+        let own = self.chosen.port();
         let published: Vec<String> = self
             .chosen
             .gateway()
             .published()
             .into_iter()
+            .filter(|(_, port)| *port == own)
             .map(|(address, _)| address)
             .collect();
         if !published.is_empty() {
             let addresses = published.join(" ");
             let is_local =
                 |word: &String| ListenAddress::parse(word).is_ok_and(|one| one.is_local());
+            let is_random = |word: &String| word.ends_with(":0");
+            let words = published.join(", ");
+            if published.iter().any(is_random) {
+                self.notes.push(note(
+                    format!("address {words}, a port that Docker chooses"),
+                    format!("the new gateway listens on 127.0.0.1:{GATEWAY_PORT} (docs/configuration.md, \"Addresses\")"),
+                ));
+                return;
+            }
             let without_tls = if published.iter().all(is_local) {
                 ""
             } else {
                 " and LISTEN_WITHOUT_TLS=yes"
             };
             self.notes.push(note(
-                format!("address {}", published.join(", ")),
+                format!("address {words}"),
                 format!("the new gateway listens on 127.0.0.1:{GATEWAY_PORT}; to keep the old address, add LISTEN={addresses}{without_tls} to .env afterwards, then run `litellm-units apply`; or put a reverse proxy there (docs/reverse-proxy.md)"),
             ));
         }
@@ -654,8 +768,7 @@ impl Maker<'_> {
         of_config: Option<SecretString>,
         random: Random<'_>,
     ) -> Result<Option<OldDatabase>> {
-        let of_env = self.value("DATABASE_URL").map(SecretString::from);
-        let Some(url) = of_config.or(of_env).or_else(|| joined_url(&self.given)) else {
+        let Some(url) = of_config.or_else(|| database_url(&self.given)) else {
             return Ok(None);
         };
         let by_hand = || format!("move the deployment by hand: {BY_HAND}");
@@ -675,7 +788,27 @@ impl Maker<'_> {
             .hint(format!("in the compose file, let DATABASE_URL name PostgreSQL itself, and run `docker compose up -d`; or {}", by_hand()))
             .into());
         }
+        if let Some(schema) = schema(url.expose_secret()).filter(|schema| schema != "public") {
+            return Err(Failure::new(format!(
+                "the old gateway's tables are in the schema {schema} of its database (DATABASE_URL), and a local PostgreSQL has them in public"
+            ))
+            .hint(format!(
+                "rename the schema while the old gateway is stopped (`DROP SCHEMA public; ALTER SCHEMA \"{schema}\" RENAME TO public`), and remove the parameter `schema` from DATABASE_URL"
+            ))
+            .into());
+        }
         let (mut variables, name) = parse_url(&url)?;
+        if let Some(other) = self.chosen.writer(server, &name) {
+            let other_name = other.name();
+            return Err(Failure::new(format!(
+                "the container {other_name} ({}) writes to the gateway's database, too (DATABASE_URL), and would go on writing to the old one",
+                other.config.image
+            ))
+            .hint(format!(
+                "stop it: `docker update --restart=no {other_name} && docker stop {other_name}`, then run the same command again"
+            ))
+            .into());
+        }
         // Inside its own container, where it has its own port.
         let own = server
             .published()
@@ -705,7 +838,7 @@ impl Maker<'_> {
         let image = postgres_image(server, &mut self.notes)?;
         self.put("POSTGRES_IMAGE", image.as_str())?;
         self.put("POSTGRES_USER", &user)?;
-        self.put("POSTGRES_PASSWORD", &password(random)?)?;
+        self.generate("POSTGRES_PASSWORD", &password(random)?)?;
         self.put("POSTGRES_DB", &name)?;
         Ok(Some(OldDatabase {
             container: server.name().to_owned(),
@@ -1056,6 +1189,157 @@ mod tests {
                 "name the directory of the compose file: `litellm-units import /root/rec/example`"
                     .into()
             )
+        );
+    }
+
+    #[test]
+    fn options_of_a_shell() {
+        let directory = Path::new("/root/rec/network");
+        let mut all = containers("network");
+        let path = |all: &[Container]| Chosen::new(all, directory, None).unwrap().config_path();
+        assert_eq!(path(&all).unwrap(), "/srv/proxy.yaml");
+        for (args, expected) in [
+            (
+                vec!["sh", "-c", "litellm --port 1 -c a.yaml"],
+                Some("/srv/a.yaml"),
+            ),
+            (vec!["/bin/bash", "-e", "-c", "exec litellm"], None),
+            (vec!["-c", "/etc/b.yaml"], Some("/etc/b.yaml")),
+        ] {
+            for container in &mut all {
+                if container.service() == "proxy" {
+                    container.args = args.iter().map(|&word| word.to_owned()).collect();
+                }
+            }
+            assert_eq!(path(&all).as_deref(), expected, "{args:?}");
+        }
+    }
+
+    /// Changes what the gateway of `llm` has.
+    fn llm(change: impl Fn(&mut BTreeMap<String, SecretString>)) -> Vec<Container> {
+        let mut all = containers("llm");
+        for container in &mut all {
+            if container.service() == "litellm" {
+                change(&mut container.config.env);
+            }
+        }
+        all
+    }
+
+    #[test]
+    fn tables_in_another_schema() {
+        let all = llm(|env| {
+            let url = "postgresql://llmproxy:dbpassword9090@db:5432/litellm?schema=llm";
+            env.insert("DATABASE_URL".into(), url.into());
+        });
+        assert_eq!(
+            refusal(&plan(&all, "/root/llm", None, None).unwrap_err()).0,
+            "the old gateway's tables are in the schema llm of its database (DATABASE_URL), and a local PostgreSQL has them in public"
+        );
+        let mut all = containers("parts");
+        for container in &mut all {
+            let env = &mut container.config.env;
+            env.insert("DATABASE_SCHEMA".into(), "my llm".into());
+        }
+        let plan = plan(&all, "/root/rec/parts", Some("gateway"), None).unwrap();
+        assert_eq!(
+            plan.env.get("DATABASE_URL"),
+            Some("postgresql://llm:a%2Fb@db.example.org/llm?schema=my%20llm")
+        );
+    }
+
+    #[test]
+    fn another_writer_of_the_database() {
+        let text = std::fs::read(fixture("llm.json")).unwrap();
+        let mut all: Vec<serde_json::Value> = serde_json::from_slice(&text).unwrap();
+        let mut worker = all[0].clone();
+        worker["Name"] = "/worker".into();
+        worker["Config"]["Labels"] = serde_json::json!({});
+        all.push(worker);
+        let mut all: Vec<Container> = serde_json::from_value(all.into()).unwrap();
+        let last = all.len() - 1;
+        assert_eq!(
+            refusal(&plan(&all, "/root/llm", None, None).unwrap_err()),
+            (
+                "the container worker (ghcr.io/berriai/litellm:v1.80.11-stable) writes to the gateway's database, too (DATABASE_URL), and would go on writing to the old one".into(),
+                "stop it: `docker update --restart=no worker && docker stop worker`, then run the same command again".into()
+            )
+        );
+        let url = "postgresql://llmproxy:x@db:5432/other";
+        all[last]
+            .config
+            .env
+            .insert("DATABASE_URL".into(), url.into());
+        plan(&all, "/root/llm", None, None).unwrap();
+        let url = "postgresql://llmproxy:x@db/litellm";
+        all[last]
+            .config
+            .env
+            .insert("DATABASE_URL".into(), url.into());
+        all[last].state.running = false;
+        plan(&all, "/root/llm", None, None).unwrap();
+    }
+
+    #[test]
+    fn a_salt_that_is_not_known() {
+        let mut all = containers("parts");
+        for container in &mut all {
+            container.config.env.remove(MASTER);
+        }
+        assert_eq!(
+            refusal(&plan(&all, "/root/rec/parts", Some("gateway"), None).unwrap_err()).0,
+            "Docker does not show the key with which the old gateway encrypts its stored credentials"
+        );
+    }
+
+    #[test]
+    fn a_gateway_without_a_database() {
+        let all = llm(|env| {
+            env.retain(|name, _| !["DATABASE_URL", MASTER, SALT].contains(&name.as_str()));
+        });
+        let plan = plan(&all, "/root/llm", None, None).unwrap();
+        let found = crate::deployment::completion::Existing { cluster: true };
+        let completed = crate::deployment::completion::complete(
+            plan.env.text(),
+            Path::new(".env"),
+            found,
+            &mut |_: &mut [u8]| panic!("something is made up"),
+        );
+        let names = completed.unwrap().changes;
+        assert!(
+            names.iter().all(|name| name.starts_with("add empty ")),
+            "{names:?}"
+        );
+    }
+
+    #[test]
+    fn addresses_of_the_old_gateway() {
+        let note = |bindings: serde_json::Value| {
+            let mut all = containers("llm");
+            for container in &mut all {
+                if container.service() == "litellm" {
+                    let mut host = serde_json::json!({"RestartPolicy": {"Name": "always"}});
+                    host["PortBindings"] = bindings.clone();
+                    container.host_config = serde_json::from_value(host).unwrap();
+                }
+            }
+            let plan = plan(&all, "/root/llm", None, None).unwrap();
+            plan.notes[0].what.clone() + ": " + &plan.notes[0].how
+        };
+        let binding =
+            |host: &str, port: &str| serde_json::json!([{"HostIp": host, "HostPort": port}]);
+        let found = note(serde_json::json!({
+            "4000/tcp": binding("::1", "4000"), "9090/tcp": binding("", "9090")
+        }));
+        assert!(
+            found.starts_with("address [::1]:4000: ") && found.contains("add LISTEN=[::1]:4000 to"),
+            "{found}"
+        );
+        let found = note(serde_json::json!({"4000/tcp": binding("", "")}));
+        assert!(
+            found.starts_with("address 0.0.0.0:0, a port that Docker chooses: ")
+                && !found.contains("LISTEN"),
+            "{found}"
         );
     }
 

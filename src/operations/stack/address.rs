@@ -81,13 +81,14 @@ pub(crate) fn refuse(host: &Host, settings: &Settings) -> Result<()> {
 }
 
 /// Refuses to start a gateway whose address another process has: systemd's message on that is short, and Podman's is
-/// late.
+/// late. The ports `except` are those of a gateway that stops before.
 ///
 /// # Errors
 /// With the command that finds that process.
-pub(super) fn refuse_taken(paths: &Paths) -> Result<()> {
+pub(crate) fn refuse_taken(paths: &Paths, except: &[u16]) -> Result<()> {
     for address in Listen::installed(paths).unwrap_or_default().addresses {
-        if is_taken(&address) {
+        let is_excepted = matches!(&address, ListenAddress::Tcp(address) if except.contains(&address.port()));
+        if !is_excepted && is_taken(&address) {
             return Err(
                 Failure::new(format!("{} is taken by another process", address.place()))
                     .hint(find(&address))

@@ -330,11 +330,11 @@ impl Docker {
             return Ok(Vec::new());
         }
         loop {
-            let states = self.inspect(names.iter().copied()).await?;
+            let found = self.inspect(names.iter().copied()).await?;
             let is_late = begin.elapsed() > timeout;
             let mut unhealthy = Vec::new();
             let mut is_settled = begin.elapsed() > SETTLING;
-            for container in states {
+            for container in found {
                 let name = container.name();
                 if !container.state.running || container.state.restarting && is_late {
                     return Err(Failure::new(format!(

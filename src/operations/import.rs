@@ -344,17 +344,20 @@ impl Import {
         if self.plan.database.is_some() {
             backup::refuse_full_disks(paths, self.size, self.size)?;
         }
-        stack::address::refuse_taken(paths, &self.ports)?;
+        // While a recovery holds it, the address is this deployment's.
+        if !stack::is_address_held(systemd).await? {
+            stack::address::refuse_taken(paths, &self.ports)?;
+        }
         stack::start_database(host, settings, timeout).await?;
         fail::fail_point!("import-prepared");
 
         // From here on, Ctrl-C fails the current step instead of killing the program.
         let _interrupt = signal(SignalKind::interrupt()).context("can't listen for Ctrl-C")?;
-        stack::watch_change(host).await?;
         let begin = Instant::now();
         self.record.reached(paths, ImportState::Moving)?;
         let mut copy = None;
         let attempt = async {
+            stack::watch_change(host).await?;
             for name in self.record.gateways.keys() {
                 host.progress
                     .say(&format!("stopping the old gateway ({name})"));

@@ -132,6 +132,8 @@ impl ImportRecord {
         systemd.reload().await?;
         self.reached(&host.paths, ImportState::Done)?;
         let settings = Settings::load(&host.paths.env_file())?;
+        // The recovery that watches this process still has the address that was closed.
+        stack::watch_change(host).await?;
         stack::bring_up(host, &settings, timeout.max(stack::RECOVERY_TIMEOUT)).await
     }
 

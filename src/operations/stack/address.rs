@@ -87,7 +87,8 @@ pub(crate) fn refuse(host: &Host, settings: &Settings) -> Result<()> {
 /// With the command that finds that process.
 pub(crate) fn refuse_taken(paths: &Paths, except: &[u16]) -> Result<()> {
     for address in Listen::installed(paths).unwrap_or_default().addresses {
-        let is_excepted = matches!(&address, ListenAddress::Tcp(address) if except.contains(&address.port()));
+        let is_excepted =
+            matches!(&address, ListenAddress::Tcp(address) if except.contains(&address.port()));
         if !is_excepted && is_taken(&address) {
             return Err(
                 Failure::new(format!("{} is taken by another process", address.place()))

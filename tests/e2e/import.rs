@@ -260,7 +260,10 @@ fn a_compose_deployment_moves_in_and_out() {
     serves(&host, NEW, key);
     host.sh(Who::Root, "cd /srv/llm; docker compose up --no-start");
     // One that can't start does not cost the new one.
-    host.sh(Who::Root, "mv /srv/llm/config.yaml /srv/llm/away");
+    host.sh(
+        Who::Root,
+        "systemd-run --quiet --unit=taken --socket-property=ListenStream=0.0.0.0:4000 /usr/lib/systemd/systemd-socket-proxyd 127.0.0.1:5000",
+    );
     let (code, _, stderr) = host.units(Who::Root, &["import", "--undo"]).all();
     assert!(
         code == 1
@@ -268,10 +271,7 @@ fn a_compose_deployment_moves_in_and_out() {
                 .contains("error: the old gateway can't be started; the new one is running again"),
         "{stderr}"
     );
-    host.sh(
-        Who::Root,
-        "rm -rf /srv/llm/config.yaml; mv /srv/llm/away /srv/llm/config.yaml",
-    );
+    host.sh(Who::Root, "systemctl stop taken.socket");
     serves(&host, NEW, key);
     refuses_connections(&host, OLD);
     // Its database and its cache are stopped, and start with it.

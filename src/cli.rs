@@ -118,7 +118,7 @@ pub(crate) enum Command {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Notify {
-    /// Send a notice to everybody whom .env names
+    /// Send a notice to each recipient in .env
     #[command(after_help = "Examples:\n  litellm-units notify test")]
     Test,
 }
@@ -448,7 +448,7 @@ pub(crate) enum Unit {
     },
     /// Write one line about newer releases and known vulnerabilities
     CheckRelease,
-    /// Look for faults, and tell whom .env names
+    /// Look for faults, send notices and write metrics
     Watch,
     /// Wait for the change that goes on; complete it if it is interrupted
     Recover,

@@ -4,6 +4,7 @@ use std::io::{self, IsTerminal, Read, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use anyhow::Context;
 use serde::Serialize;
 
 use crate::error::Result;
@@ -16,6 +17,19 @@ pub(crate) fn line(text: &str) -> Result<()> {
 /// Prints to stdout, without a line break.
 pub(crate) fn text(text: &str) -> Result<()> {
     io::stdout().write_all(text.as_bytes()).map_err(Into::into)
+}
+
+/// Asks a question on stderr, and reads from stdin whether the answer is yes.
+pub(crate) fn ask(question: &str) -> Result<bool> {
+    eprint!("{question} [y/N] ");
+    let mut answer = String::new();
+    io::stdin()
+        .read_line(&mut answer)
+        .context("can't read the answer")?;
+    Ok(matches!(
+        answer.trim().to_ascii_lowercase().as_str(),
+        "y" | "yes"
+    ))
 }
 
 /// A number and its noun: `1 secret`, `2 secrets`.

@@ -72,7 +72,7 @@ pub const CHECK_TIMER: &str = "litellm-upgrade-check.timer";
 /// What that timer starts.
 pub const CHECK_SERVICE: &str = "litellm-upgrade-check.service";
 
-/// Looks for faults, if somebody is to be told of them, and writes metrics, if there is to be a file of them.
+/// Looks for faults and writes metrics, if `.env` names recipients of notices or a file for metrics.
 pub const WATCH_TIMER: &str = "litellm-watch.timer";
 /// What that timer starts.
 pub const WATCH_SERVICE: &str = "litellm-watch.service";

@@ -2,7 +2,6 @@
 
 use std::io::IsTerminal;
 
-use anyhow::Context;
 use serde::Serialize;
 
 use crate::cli::backup as cli;
@@ -20,9 +19,6 @@ use crate::operations::backup::{self, Backup};
 use crate::operations::recovery;
 use crate::operations::stack::RECOVERY_TIMEOUT;
 use crate::output::{self, Progress, bytes, say, warn};
-
-/// What a backup holds the lock as.
-pub(super) const BACKUP: &str = "backup";
 
 pub(crate) async fn run(host: &Host, arguments: cli::Backup) -> Result<Exit> {
     match arguments.command {
@@ -44,9 +40,9 @@ async fn create(host: &Host, arguments: cli::Create) -> Result<Exit> {
         }
     };
     let _lock = if is_readable {
-        recovery::begin(host, BACKUP, RECOVERY_TIMEOUT).await?
+        recovery::begin(host, backup::COMMAND, RECOVERY_TIMEOUT).await?
     } else {
-        OperationLock::take(&host.paths, BACKUP)?
+        OperationLock::take(&host.paths, backup::COMMAND)?
     };
     let settings = Settings::load(&host.paths.env_file())?;
     let retention = Retention {
@@ -249,16 +245,8 @@ fn agreed(id: &OperationId, config: bool) -> Result<bool> {
     } else {
         "the gateway's data"
     };
-    eprint!(
-        "Replace {what} with the backup of {} UTC? Later keys, teams and spend are lost. [y/N] ",
+    output::ask(&format!(
+        "Replace {what} with the backup of {} UTC? Later keys, teams and spend are lost.",
         id.created()
-    );
-    let mut answer = String::new();
-    std::io::stdin()
-        .read_line(&mut answer)
-        .context("can't read the answer")?;
-    Ok(matches!(
-        answer.trim().to_ascii_lowercase().as_str(),
-        "y" | "yes"
     ))
 }

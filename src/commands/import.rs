@@ -3,8 +3,6 @@
 use std::io::IsTerminal;
 use std::path::Path;
 
-use anyhow::Context;
-
 use crate::cli;
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
@@ -43,13 +41,5 @@ fn agreed() -> Result<bool> {
         .hint("to import without a question, add `--yes`")
         .into());
     }
-    eprint!("Import it? The old gateway is stopped while its database is copied. [y/N] ");
-    let mut answer = String::new();
-    std::io::stdin()
-        .read_line(&mut answer)
-        .context("can't read the answer")?;
-    Ok(matches!(
-        answer.trim().to_ascii_lowercase().as_str(),
-        "y" | "yes"
-    ))
+    output::ask("Import it? The old gateway is stopped while its database is copied.")
 }

@@ -1,13 +1,12 @@
 //! `start`, `stop` and `restart`: single services, or all of them.
 
-use super::backup::BACKUP;
-use super::pull::PULL;
 use crate::cli;
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 use crate::host::lock::OperationLock;
 use crate::host::systemd::job::JobType;
 use crate::operations::stack::{self, Manner};
+use crate::operations::{backup, pull};
 use crate::output::say;
 use crate::service::Service;
 
@@ -42,9 +41,13 @@ async fn change(
     // Stopping must always be possible, and nothing that takes long and touches no unit may delay a restart. On another
     // machine, only systemd is reached, not the lock.
     let is_remote = host.remote.is_some();
-    let beside = [BACKUP, PULL].into_iter().find(|command| {
-        verb == JobType::Restart && !is_remote && OperationLock::is_held_by(&host.paths, command)
-    });
+    let beside = [backup::COMMAND, pull::COMMAND]
+        .into_iter()
+        .find(|command| {
+            verb == JobType::Restart
+                && !is_remote
+                && OperationLock::is_held_by(&host.paths, command)
+        });
     if let Some(command) = beside {
         say(&format!(
             "`litellm-units {command}` is running and continues"

@@ -9,8 +9,8 @@ use crate::output;
 pub(crate) async fn run(host: &Host, command: &Notify) -> Result<Exit> {
     match command {
         Notify::Test => {
-            let told = watch::test(host).await?;
-            output::line(&format!("a notice was sent: {}", told.join(", ")))?;
+            let recipients = watch::test(host).await?;
+            output::line(&format!("a notice was sent: {}", recipients.join(", ")))?;
         }
     }
     Ok(Exit::Success)

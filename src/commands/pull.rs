@@ -12,9 +12,6 @@ use crate::litellm::advisories;
 use crate::operations::pull;
 use crate::service::Service;
 
-/// What `pull` holds the lock as.
-pub(super) const PULL: &str = "pull";
-
 pub(crate) async fn run(host: &Host, arguments: &cli::Pull) -> Result<Exit> {
     let settings = Settings::load(&host.paths.env_file())?;
     if arguments.missing {
@@ -25,7 +22,7 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Pull) -> Result<Exit> {
         pull::pull_those(host, &installed, images).await?;
         return Ok(Exit::Success);
     }
-    let _lock = OperationLock::take(&host.paths, PULL)?;
+    let _lock = OperationLock::take(&host.paths, pull::COMMAND)?;
     pull::refuse_compromised(host, &settings)?;
     let image = &settings.litellm_image;
     let accepted = &arguments.known.vulnerabilities;

@@ -91,12 +91,7 @@ struct Driver {
 async fn prepare(host: &Host, service: Service, standby: bool) -> Result<()> {
     // Its time shows when this start began.
     let file = options_file(host, container(service, standby));
-    match std::fs::remove_file(&file) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(error).with_context(|| format!("can't remove {}", file.display()));
-        }
-        _ => {}
-    }
+    files::remove_existing(&file)?;
     ownership::check(&host.paths, Some(&host::program()?))?;
     if service == Service::Litellm && !standby {
         stack::address::complete_interrupted(host).await?;

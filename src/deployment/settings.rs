@@ -111,9 +111,9 @@ const PRISMA_PREFIX: &str = "LITELLM_PRISMA_";
 
 /// The file that gets the metrics.
 pub const METRICS_FILE: &str = "METRICS_FILE";
-/// The program that is told of faults.
+/// The program that gets notices of faults.
 pub const NOTIFY_COMMAND: &str = "NOTIFY_COMMAND";
-/// The address that is told of faults.
+/// The webhook that gets notices of faults.
 pub const NOTIFY_URL: &str = "NOTIFY_URL";
 
 /// So begin the names of variables that concern backups; they do not reach the gateway either.
@@ -227,16 +227,16 @@ pub struct WatchSettings {
 }
 
 impl WatchSettings {
-    /// Whether somebody is told of faults.
+    /// Whether notices of faults have a recipient.
     #[must_use]
-    pub fn tells(&self) -> bool {
+    pub fn notifies(&self) -> bool {
         self.command.is_some() || self.url.is_some()
     }
 
     /// Whether there is nothing to do.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        !self.tells() && self.metrics.is_none()
+        !self.notifies() && self.metrics.is_none()
     }
 }
 
@@ -268,7 +268,7 @@ pub struct Settings {
     pub master_key: SecretValue,
     /// Where backups go and how.
     pub backup: BackupSettings,
-    /// Who is told of faults, and where metrics go.
+    /// Recipients of notices, and the file for metrics.
     pub watch: WatchSettings,
     /// `LITELLM_ACCEPT_VULNERABILITIES`: identifiers of vulnerabilities that are accepted.
     pub accepted: Vec<String>,

@@ -28,14 +28,21 @@ struct Others {
 /// # Errors
 /// When systemd does not answer, or the backups can't be listed.
 pub(crate) async fn gather(host: &Host) -> Result<String> {
-    let report = report::gather(host).await?;
+    text(host, &report::gather(host).await?).await
+}
+
+/// The same, with what `report` has seen already.
+///
+/// # Errors
+/// As [`gather`].
+pub(super) async fn text(host: &Host, report: &StatusReport) -> Result<String> {
     let service = host.systemd().await?.unit(BACKUP_SERVICE).await?;
     let others = Others {
         backup: backup::last(&host.paths)?,
         backup_failed: service.is_failing(),
         disks: files::free(host),
     };
-    Ok(render(&report, &others))
+    Ok(render(report, &others))
 }
 
 fn render(report: &StatusReport, others: &Others) -> String {

@@ -1,7 +1,7 @@
-//! Tells people of faults, and writes metrics: what `litellm-watch.service` does three times a minute.
+//! Sends notices of faults, and writes metrics: what `litellm-watch.service` does three times a minute.
 //!
-//! A fault is told once, when it was seen twice in a row, and its end is told, too. So a storm becomes one notice, and
-//! what a restart causes for a few seconds becomes none. What is told has no line of a log: those may hold prompts.
+//! A fault is reported once, when it was seen twice in a row, and its end is reported, too. So a storm becomes one notice,
+//! and what a restart causes for a few seconds becomes none. A notice has no line of a log: those may hold prompts.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -12,7 +12,7 @@ use anyhow::Context;
 use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 
-use super::{Check, CheckName, CheckOutcome, Examination, backup, files, metrics};
+use super::{Check, CheckName, CheckOutcome, Examination, files, metrics};
 use crate::deployment::settings::{NOTIFY_COMMAND, NOTIFY_URL, Settings, WatchSettings};
 use crate::error::{Failure, Result};
 use crate::host::files::{write_atomically, write_here};
@@ -23,60 +23,62 @@ use crate::host::{Host, notice};
 use crate::litellm::health::GatewayHealth;
 use crate::operations::recovery::OngoingOperation;
 use crate::operations::stack::report::{self, ServiceReport, StatusReport};
+use crate::operations::{backup, pull};
 use crate::output::duration;
 use crate::quadlet::{RECOVERY, WATCH_SERVICE, WATCH_TIMER};
 
-/// How often in a row a fault is seen before it is told.
+/// How often in a row a fault is seen before it is reported.
 const SIGHTINGS: u32 = 2;
 /// How often, if it may be a slow start or load: three minutes.
 const SLOW_SIGHTINGS: u32 = 9;
-/// How often in a row it is not seen before its end is told.
+/// How often in a row it is not seen before its end is reported.
 const ABSENCES: u32 = 3;
 
-/// After this, faults are told although an operation is running.
+/// After this, faults are reported although an operation is running.
 const LONG_OPERATION: Duration = Duration::from_secs(3600);
 
 /// A fault: what is known of it from this look and the ones before.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 struct Fault {
     message: String,
-    /// How often in a row it has to be seen before it is told.
+    /// How often in a row it has to be seen before it is reported.
     sightings: u32,
     since: SystemTime,
     seen: u32,
     absent: u32,
-    told: bool,
+    reported: bool,
 }
 
 impl Fault {
     fn is_new(&self) -> bool {
-        !self.told && self.absent == 0 && self.seen >= self.sightings
+        !self.reported && self.absent == 0 && self.seen >= self.sightings
     }
 
     fn is_over(&self) -> bool {
-        self.absent >= if self.told { ABSENCES } else { 1 }
+        self.absent >= if self.reported { ABSENCES } else { 1 }
     }
 }
 
 /// Faults by what they concern.
 type Faults = BTreeMap<String, Fault>;
 
-/// Looks, tells what is new, and keeps what it has seen for the next look.
+/// Looks, reports what is new, and keeps what it has seen for the next look.
 ///
 /// # Errors
-/// When `.env` is wrong, systemd does not answer, or not everybody could be told; the next look tries again.
+/// When `.env` is wrong, systemd does not answer, or a notice was not delivered; the next look tries again.
 pub(crate) async fn watch(host: &Host) -> Result<()> {
     let settings = Settings::load(&host.paths.env_file())?;
+    let report = report::gather(host).await?;
     let written = match &settings.watch.metrics {
-        Some(path) => write_metrics(host, path).await,
+        Some(path) => write_metrics(host, &report, path).await,
         None => Ok(()),
     };
     // Whatever became of the metrics.
-    tell_news(host, &settings.watch).await.and(written)
+    notify(host, &settings.watch, &report).await.and(written)
 }
 
-async fn write_metrics(host: &Host, path: &Path) -> Result<()> {
-    let text = metrics::gather(host).await?;
+async fn write_metrics(host: &Host, report: &StatusReport, path: &Path) -> Result<()> {
+    let text = metrics::text(host, report).await?;
     let name = path.file_name().and_then(OsStr::to_str);
     let (directory, name) = path
         .parent()
@@ -85,51 +87,56 @@ async fn write_metrics(host: &Host, path: &Path) -> Result<()> {
     write_here(directory, name, text.as_bytes(), 0o644)
 }
 
-async fn tell_news(host: &Host, watch: &WatchSettings) -> Result<()> {
+async fn notify(host: &Host, watch: &WatchSettings, report: &StatusReport) -> Result<()> {
     let target = host.systemd().await?.unit("litellm.target").await?;
     // A gateway that an operator has stopped has no faults.
-    if !watch.tells() || !target.is_active() {
+    if !watch.notifies() || !target.is_active() {
         return Ok(());
     }
-    // What a change does to the stack, its command tells; but it may wait for an answer for ever.
-    if let Some(OngoingOperation::Running(words)) = OngoingOperation::find(&host.paths)?
-        && OperationLock::age(&host.paths).is_some_and(|age| age < LONG_OPERATION)
-        && !["backup", "pull"]
+    let paths = &host.paths;
+    let changes_units = || {
+        let beside = [backup::COMMAND, pull::COMMAND];
+        !{ beside }
             .iter()
-            .any(|beside| words.starts_with(&format!("litellm-units {beside}")))
+            .any(|command| OperationLock::is_held_by(paths, command))
+    };
+    // A command reports what it does to the stack; but it may wait for an answer for ever.
+    if OperationLock::is_held(paths)
+        && OperationLock::age(paths).is_some_and(|age| age < LONG_OPERATION)
+        && changes_units()
     {
         return Ok(());
     }
-    let file = host.paths.runtime_state().join("faults.json");
+    let file = paths.runtime_state().join("faults.json");
     // Without the file of the last look, or with a damaged one, everything is new.
     let before: Faults = std::fs::read(&file)
         .ok()
         .and_then(|text| serde_json::from_slice(&text).ok())
         .unwrap_or_default();
-    let mut faults = seen(before, find(host).await?);
+    let mut faults = seen(before, find(host, report).await?);
     let lines = lines(&faults);
-    let told = match &*lines {
-        [] => Told::default(),
-        lines => tell(watch, &text(host, lines)).await,
+    let delivery = match &*lines {
+        [] => Delivery::default(),
+        lines => send(watch, &text(host, lines)).await,
     };
-    // Once somebody knows: nobody is told twice because another can't be reached.
-    if told.failures.is_empty() || !told.names.is_empty() {
+    // One recipient is enough: it gets nothing twice because another one can't be reached.
+    if delivery.failures.is_empty() || !delivery.sent.is_empty() {
         settle(&mut faults);
     }
     write_atomically(&file, &serde_json::to_vec(&faults)?, 0o600)?;
-    told.all().map(drop)
+    delivery.complete().map(drop)
 }
 
-/// Sends a notice that says that it is a test, and returns the variables that name who got it.
+/// Sends a notice that says that it is a test, and returns the variables that name the recipients.
 ///
 /// # Errors
-/// When `.env` names nobody, or not everybody could be told.
+/// When `.env` names no recipient, or the notice was not delivered to all.
 pub(crate) async fn test(host: &Host) -> Result<Vec<&'static str>> {
     let path = host.paths.env_file();
     let settings = Settings::load(&path)?;
-    if !settings.watch.tells() {
+    if !settings.watch.notifies() {
         return Err(Failure::config(format!(
-            "{} names nobody who is told of faults",
+            "{} names no recipient of notices",
             path.display()
         ))
         .hint(format!(
@@ -137,12 +144,12 @@ pub(crate) async fn test(host: &Host) -> Result<Vec<&'static str>> {
         ))
         .into());
     }
-    tell(&settings.watch, &text(host, &["this is a test".to_owned()]))
+    send(&settings.watch, &text(host, &["this is a test".to_owned()]))
         .await
-        .all()
+        .complete()
 }
 
-/// Whether notices are sent. `None` if nobody is to be told, and no metrics are written.
+/// Whether notices and metrics are on. `None` if `.env` asks for neither.
 pub(super) async fn check(examination: &Examination<'_>) -> Option<Check> {
     let settings = examination.settings.as_ref()?;
     if settings.watch.is_empty() {
@@ -159,7 +166,7 @@ pub(super) async fn check(examination: &Examination<'_>) -> Option<Check> {
     Some(if timer.file_state != "enabled" || !timer.is_active() {
         Check::warning(
             CheckName::Notices,
-            format!("{WATCH_TIMER} is not enabled and active, so nobody is told of faults"),
+            format!("{WATCH_TIMER} is not enabled and active, so no notice is sent"),
         )
         .remedy(format!("`{systemctl} enable --now {WATCH_TIMER}`"))
     } else if service.is_failing() {
@@ -174,18 +181,18 @@ pub(super) async fn check(examination: &Examination<'_>) -> Option<Check> {
     })
 }
 
-/// Who was told, by the variables that name them, and who was not.
+/// The recipients of a notice, by the variables that name them, and what failed.
 #[derive(Default)]
-struct Told {
-    names: Vec<&'static str>,
+struct Delivery {
+    sent: Vec<&'static str>,
     failures: Vec<String>,
 }
 
-impl Told {
-    /// Those who were told, if it was everybody.
-    fn all(self) -> Result<Vec<&'static str>> {
+impl Delivery {
+    /// The recipients, if nothing failed.
+    fn complete(self) -> Result<Vec<&'static str>> {
         if self.failures.is_empty() {
-            return Ok(self.names);
+            return Ok(self.sent);
         }
         Err(Failure::new(format!(
             "the notice was not delivered: {}",
@@ -196,23 +203,23 @@ impl Told {
     }
 }
 
-async fn tell(watch: &WatchSettings, text: &str) -> Told {
-    let mut told = Told::default();
+async fn send(watch: &WatchSettings, text: &str) -> Delivery {
+    let mut delivery = Delivery::default();
     for (name, value) in [(NOTIFY_URL, &watch.url), (NOTIFY_COMMAND, &watch.command)] {
         let Some(value) = value else {
             continue;
         };
-        let sent = match (value.open(), name) {
+        let result = match (value.open(), name) {
             (Ok(value), NOTIFY_URL) => notice::post(value.expose_secret(), text).await,
             (Ok(value), _) => notice::run(value.expose_secret(), text).await,
             (Err(error), _) => Err(error),
         };
-        match sent {
-            Ok(()) => told.names.push(name),
-            Err(error) => told.failures.push(format!("{name}: {error:#}")),
+        match result {
+            Ok(()) => delivery.sent.push(name),
+            Err(error) => delivery.failures.push(format!("{name}: {error:#}")),
         }
     }
-    told
+    delivery
 }
 
 fn text(host: &Host, lines: &[String]) -> String {
@@ -246,30 +253,30 @@ fn seen(mut before: Faults, now: Faults) -> Faults {
     before
 }
 
-/// Everything is told.
+/// Counts as reported what is in [`lines`].
 fn settle(faults: &mut Faults) {
     faults.retain(|_, fault| !fault.is_over());
     for fault in faults.values_mut().filter(|fault| fault.is_new()) {
-        fault.told = true;
+        fault.reported = true;
     }
 }
 
-/// What has to be told.
+/// What has to be reported.
 fn lines(faults: &Faults) -> Vec<String> {
     let new = faults.values().filter(|fault| fault.is_new());
     let over = faults
         .iter()
-        .filter(|(_, fault)| fault.told && fault.is_over());
+        .filter(|(_, fault)| fault.reported && fault.is_over());
     new.map(|fault| fault.message.clone())
         .chain(over.map(|(subject, fault)| {
             let time = fault.since.elapsed().unwrap_or_default();
-            format!("{subject}: well again after {}", duration(time))
+            format!("{subject}: recovered after {}", duration(time))
         }))
         .collect()
 }
 
 /// Looks at everything that costs little to look at.
-async fn find(host: &Host) -> Result<Faults> {
+async fn find(host: &Host, report: &StatusReport) -> Result<Faults> {
     let since = SystemTime::now();
     let mut faults = Faults::new();
     let mut add = |subject: &str, words: &str, sightings| {
@@ -279,11 +286,10 @@ async fn find(host: &Host) -> Result<Faults> {
             since,
             seen: 0,
             absent: 0,
-            told: false,
+            reported: false,
         };
         faults.insert(subject.to_owned(), fault);
     };
-    let report = report::gather(host).await?;
     for service in &report.services {
         if let Some((words, sightings)) = of_service(service) {
             add(service.service, &words, sightings);
@@ -292,7 +298,7 @@ async fn find(host: &Host) -> Result<Faults> {
     for blocker in report.blockers.iter().filter(|blocker| blocker.failing) {
         add(&blocker.unit, &blocker.state, SIGHTINGS);
     }
-    if let Some(sightings) = of_gateway(&report) {
+    if let Some(sightings) = of_gateway(report) {
         let words = format!("{}; see `litellm-units doctor`", report.gateway.health);
         add("gateway", &words, sightings);
     }
@@ -304,7 +310,7 @@ async fn find(host: &Host) -> Result<Faults> {
         add(RECOVERY, &problem, SIGHTINGS);
     }
     let space = files::space(host, false).await;
-    let checks = space.into_iter().chain(backup::check(host).await);
+    let checks = space.into_iter().chain(super::backup::check(host).await);
     for check in checks.filter(|check| check.outcome != CheckOutcome::Ok) {
         let remedy = check.remedy.map(|remedy| format!("; {remedy}"));
         let words = check.message + &remedy.unwrap_or_default();
@@ -360,7 +366,7 @@ mod tests {
             since: SystemTime::now(),
             seen: 0,
             absent: 0,
-            told: false,
+            reported: false,
         };
         subjects
             .iter()
@@ -368,8 +374,8 @@ mod tests {
             .collect()
     }
 
-    /// What each look tells, if everybody can be told.
-    fn told(looks: &[&[&str]]) -> Vec<Vec<String>> {
+    /// What each look reports.
+    fn reported(looks: &[&[&str]]) -> Vec<Vec<String>> {
         let mut known = Faults::new();
         let mut all = Vec::new();
         for look in looks {
@@ -381,18 +387,18 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_and_its_end_are_told_once() {
+    fn a_fault_and_its_end_are_reported_once() {
         let down: &[&str] = &["gateway"];
         let looks = [down, down, down, &[], &[], &[], &[]];
         assert_eq!(
-            told(&looks),
+            reported(&looks),
             [
                 vec![],
                 vec!["gateway: down".to_owned()],
                 vec![],
                 vec![],
                 vec![],
-                vec!["gateway: well again after 0.0 s".to_owned()],
+                vec!["gateway: recovered after 0.0 s".to_owned()],
                 vec![],
             ]
         );
@@ -402,11 +408,11 @@ mod tests {
     fn a_storm_is_one_notice_and_a_blink_is_none() {
         let storm: &[&str] = &["gateway", "postgres", "redis"];
         let blink: &[&str] = &["postgres"];
-        assert_eq!(told(&[storm, storm])[1].len(), 3);
+        assert_eq!(reported(&[storm, storm])[1].len(), 3);
         let calm: Vec<Vec<String>> = vec![vec![]; 5];
-        assert_eq!(told(&[blink, &[], blink, &[], &[]]), calm);
+        assert_eq!(reported(&[blink, &[], blink, &[], &[]]), calm);
         // A fault that comes and goes stays one.
         let looks = [storm, storm, &[], storm, &[], &[], storm];
-        assert_eq!(told(&looks)[2..].concat(), Vec::<String>::new());
+        assert_eq!(reported(&looks)[2..].concat(), Vec::<String>::new());
     }
 }

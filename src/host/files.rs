@@ -66,6 +66,32 @@ fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     sync_directory(directory)
 }
 
+/// The content of a file; `None` if it does not exist.
+///
+/// # Errors
+/// When it can't be read.
+pub(crate) fn read_existing(path: &Path) -> Result<Option<Vec<u8>>> {
+    match std::fs::read(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        text => text
+            .map(Some)
+            .with_context(|| format!("can't read {}", path.display())),
+    }
+}
+
+/// Removes a file, if it exists.
+///
+/// # Errors
+/// When it can't be removed.
+pub(crate) fn remove_existing(path: &Path) -> Result<()> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("can't remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Makes renames and removals in `directory` survive a power loss.
 ///
 /// # Errors

@@ -47,6 +47,8 @@ use database::Server;
 use manifest::{BackupManifest, DUMP, Encryption, StoredFile};
 use retention::Retention;
 
+/// What a backup holds the lock as.
+pub(crate) const COMMAND: &str = "backup";
 /// The logical name of `.env`.
 const ENV: &str = "deployment/.env";
 /// The prefix of the logical names of sealed secrets.

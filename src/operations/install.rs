@@ -126,18 +126,12 @@ pub(crate) async fn prepare(host: &Host, target: ReleaseTarget) -> Result<Prepar
         check::check(podman, &files, host.scope()).await?;
     }
     let images = (images != before).then_some(images);
-    let appears = |timer: &str| {
-        units
-            .changes
-            .iter()
-            .any(|change| change.before.is_none() && change.path.ends_with(timer))
+    let change = |timer: &str| {
+        let mut changes = units.changes.iter();
+        changes.find(|change| change.path.ends_with(timer))
     };
-    let goes = |timer: &str| {
-        units
-            .changes
-            .iter()
-            .any(|change| change.after.is_none() && change.path.ends_with(timer))
-    };
+    let appears = |timer: &str| change(timer).is_some_and(|change| change.before.is_none());
+    let goes = |timer: &str| change(timer).is_some_and(|change| change.after.is_none());
     let is_rendered = |timer: &str| files.iter().any(|file| file.name == timer);
     let timers = quadlet::TIMERS
         .into_iter()

@@ -17,6 +17,9 @@ use crate::litellm::advisories::{Advisories, Compromised};
 use crate::output::duration;
 use crate::service::Service;
 
+/// What `pull` holds the lock as.
+pub(crate) const COMMAND: &str = "pull";
+
 /// Pulls those images that local storage lacks, each by the digest that is recorded for it, and
 /// records the digest of one that has none yet. Returns whether it recorded one: the units then
 /// have to be rendered again.

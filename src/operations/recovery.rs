@@ -96,7 +96,7 @@ pub(crate) fn interrupted(paths: &Paths) -> Result<Option<String>> {
     }))
 }
 
-/// What goes on with an operation, if one is running or was interrupted.
+/// An operation that is running or was interrupted.
 #[derive(Debug)]
 pub(crate) enum OngoingOperation {
     /// In words.

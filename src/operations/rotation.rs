@@ -56,9 +56,8 @@ impl Pending {
     /// The one that was not finished, if there is one.
     fn load(paths: &Paths) -> Result<Option<Self>> {
         let path = paths.pending_change();
-        let text = match std::fs::read(&path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            text => text.with_context(|| format!("can't read {}", path.display()))?,
+        let Some(text) = files::read_existing(&path)? else {
+            return Ok(None);
         };
         serde_json::from_slice(&text).map(Some).map_err(|_| {
             Failure::new(format!("{} is damaged", path.display()))

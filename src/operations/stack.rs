@@ -8,7 +8,6 @@ pub(crate) mod report;
 pub(crate) mod space;
 
 use std::collections::HashMap;
-use std::path::Path;
 use std::time::Duration;
 
 use address::Relocation;
@@ -508,7 +507,7 @@ pub(crate) async fn restore_network(host: &Host) -> Result<()> {
             .with_context(|| format!("can't create {}", directory.display()))?;
         files::write_atomically(&marker, b"", 0o600)?;
         let records = host.paths.runtime.join("containers/networks/aardvark-dns");
-        remove(&records.join(NETWORK))?;
+        files::remove_existing(&records.join(NETWORK))?;
         let words = systemd.start_command(NETWORK_UNIT).await?;
         podman.run(words.iter().skip(1)).await?;
     }
@@ -520,18 +519,8 @@ pub(crate) async fn restore_network(host: &Host) -> Result<()> {
         outcome = outcome.and(jobs.ask(JobType::RestartAlone, &unit.name).await);
     }
     // Also after a failure: each restart comes back here, and would restart all others again.
-    remove(&marker)?;
+    files::remove_existing(&marker)?;
     outcome
-}
-
-/// Removes a file, if it is there.
-fn remove(path: &Path) -> Result<()> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("can't remove {}", path.display()))
-        }
-        _ => Ok(()),
-    }
 }
 
 /// Whose lines `logs` shows.

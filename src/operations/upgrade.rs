@@ -81,7 +81,7 @@ pub(crate) struct ReleasePlan {
     edited: bool,
     /// The backup whose data comes back.
     data: Option<OperationId>,
-    /// Whether the data of before may come back if the previous release can't serve with those of after.
+    /// Whether a rollback may restore the backup if the previous release can't serve with the migrated database.
     restore_data: bool,
     /// Whether the gateway's configuration has it encrypt credentials with AES-256-GCM.
     encrypts_with_aes_gcm: bool,
@@ -787,7 +787,7 @@ impl Run<'_> {
         gate::probe(&Client::local(&self.host.paths, gate::TIMEOUT)?, settings).await
     }
 
-    /// Restores the backup of before the migration. Returns the name of the replaced database.
+    /// Restores the backup that was made before the migration. Returns the name of the replaced database.
     async fn restore_data(&mut self, settings: &Settings, backup: &Backup) -> Result<String> {
         let host = self.host;
         host.progress.say(&format!(

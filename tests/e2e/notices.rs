@@ -1,4 +1,4 @@
-//! Faults are told, once each, to a webhook and to a program.
+//! Faults are reported, once each, to a webhook and to a program.
 
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ fn hooked(host: &TestHost) -> Vec<String> {
 }
 
 #[test]
-fn faults_are_told_once() {
+fn faults_are_reported_once() {
     let host = TestHost::boot("notices");
     let who = Who::Root;
     host.units(who, &["generate"]).ok();
@@ -44,7 +44,7 @@ fn faults_are_told_once() {
     assert_eq!(ran.code, 78, "{ran:?}");
     assert!(
         ran.stderr
-            .contains(" names nobody who is told of faults\nhint: add NOTIFY_URL="),
+            .contains(" names no recipient of notices\nhint: add NOTIFY_URL="),
         "{}",
         ran.stderr
     );
@@ -93,7 +93,7 @@ fn faults_are_told_once() {
             told => Err(told),
         }
     });
-    // Nobody is told again because another can't be told; the journal says why.
+    // No recipient gets it twice because another one can't be reached; the journal says why.
     std::thread::sleep(Duration::from_secs(25));
     let reason = host.sh(who, "journalctl -u litellm-watch -o cat");
     assert!(
@@ -127,7 +127,7 @@ fn faults_are_told_once() {
     assert_eq!(host.sh(who, "stat -c %a /srv/litellm.prom"), "644\n");
     let texts = hooked(&host);
     assert_eq!(texts[0], format!("litellm-units on {name}this is a test\n"));
-    assert!(texts[1].contains("redis: well again after "), "{texts:?}");
+    assert!(texts[1].contains("redis: recovered after "), "{texts:?}");
     let told = host.sh(who, "cat /root/told");
     let [test, end] = &texts[..] else {
         unreachable!()

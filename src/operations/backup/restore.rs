@@ -108,13 +108,10 @@ fn record_file(paths: &Paths) -> PathBuf {
 impl RestoreRecord {
     fn load(paths: &Paths) -> Result<Option<Self>> {
         let path = record_file(paths);
-        match std::fs::read(&path) {
-            Ok(text) => serde_json::from_slice(&text)
-                .map(Some)
-                .with_context(|| format!("{} is damaged", path.display())),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(None),
-            Err(error) => Err(error).with_context(|| format!("can't read {}", path.display())),
-        }
+        let text = files::read_existing(&path)?;
+        text.map(|text| serde_json::from_slice(&text))
+            .transpose()
+            .with_context(|| format!("{} is damaged", path.display()))
     }
 
     fn save(&self, paths: &Paths) -> Result<()> {

@@ -97,7 +97,7 @@ pub(crate) struct Plan {
     /// The service of the gateway.
     pub service: String,
     pub image: ImageReference,
-    /// The digest of what runs, by which the registry has it; none for an image that was built on this host.
+    /// The digest in the registry; none for an image that was built on this host.
     pub digest: Option<String>,
     /// `.env`, but for what `generate` adds.
     pub env: EnvFile,

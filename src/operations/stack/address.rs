@@ -14,7 +14,7 @@ use nix::unistd::{AccessFlags, Group, access, getegid, getgroups};
 use tokio::net::TcpSocket;
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::{hold_address, remove};
+use super::hold_address;
 use crate::deployment::listen::{Listen, ListenAddress};
 use crate::deployment::settings::{LISTEN, LISTEN_GROUP, Settings, parse_env, read_env, wrong};
 use crate::error::{Failure, Result};
@@ -287,7 +287,7 @@ impl Relocation {
     pub(super) async fn begin(host: &Host, settings: &Settings) -> Result<Option<Self>> {
         let Some(found) = Self::find(host, settings).await? else {
             // systemd opens the addresses of the installed unit when that starts.
-            remove(&marker(&host.paths))?;
+            files::remove_existing(&marker(&host.paths))?;
             return Ok(None);
         };
         let Err(error) = refuse(host, settings) else {
@@ -341,10 +341,10 @@ impl Relocation {
             if let ListenAddress::Unix(path) = address
                 && !self.to.addresses.contains(address)
             {
-                remove(path)?;
+                files::remove_existing(path)?;
             }
         }
-        remove(&marker(&host.paths))
+        files::remove_existing(&marker(&host.paths))
     }
 }
 
@@ -364,7 +364,7 @@ pub(crate) async fn complete_interrupted(host: &Host) -> Result<()> {
     for unit in [Service::Litellm.unit(), quadlet::SOCKET] {
         jobs.ask(JobType::Restart, unit).await?;
     }
-    remove(&marker)
+    files::remove_existing(&marker)
 }
 
 impl fmt::Display for Relocation {

@@ -264,9 +264,8 @@ impl Recorded {
     /// When it can't be read.
     pub(crate) fn load(paths: &Paths) -> Result<Option<Self>> {
         let path = paths.upgrade_check();
-        let text = match std::fs::read(&path) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            text => text.with_context(|| format!("can't read {}", path.display()))?,
+        let Some(text) = files::read_existing(&path)? else {
+            return Ok(None);
         };
         let recorded = serde_json::from_slice(&text).map_err(|_| {
             Failure::new(format!("{} is damaged", path.display()))

@@ -340,7 +340,7 @@ impl Import {
         install::pull_missing(host, &prepared, target).await?;
         let settings = prepared.installed();
         contract::check_once(host, settings).await?;
-        // What is found after the stop costs the time of the way back.
+        // Found after the stop, they would cost an outage.
         if self.plan.database.is_some() {
             backup::refuse_full_disks(paths, self.size, self.size)?;
         }
@@ -398,7 +398,7 @@ impl Import {
             duration(begin.elapsed())
         ));
         host.progress
-            .say("to go back to the old gateway: `litellm-units import --undo`");
+            .say("to return to the old gateway: `litellm-units import --undo`");
         Ok(())
     }
 
@@ -538,7 +538,7 @@ fn refuse_another(host: &Host, before: Option<&ImportRecord>, directory: &Path) 
                 "{place} was imported from {} and is in use",
                 before.directory.display()
             ))
-            .hint("to go back to the old gateway first: `litellm-units import --undo`")
+            .hint("to return to the old gateway first: `litellm-units import --undo`")
             .into())
         }
         Some(before) if before.directory != directory => {

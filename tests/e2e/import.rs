@@ -231,7 +231,7 @@ fn a_compose_deployment_moves_in_and_out() {
         (
             1,
             "error: /opt/litellm-server was imported from /srv/llm and is in use\n\
-             hint: to go back to the old gateway first: `litellm-units import --undo`\n"
+             hint: to return to the old gateway first: `litellm-units import --undo`\n"
         )
     );
     let made = post(

@@ -1,4 +1,4 @@
-//! The record of an import, and the way back to the old gateway.
+//! The record of an import, and the return to the old gateway.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -134,6 +134,13 @@ impl ImportRecord {
         stack::bring_up(host, &settings, timeout.max(stack::RECOVERY_TIMEOUT)).await
     }
 
+    /// What was interrupted, in words; `None` if nothing was.
+    fn interruption(&self) -> Option<String> {
+        let directory = self.directory.display();
+        (self.state == ImportState::Moving)
+            .then(|| format!("the import from {directory} was interrupted"))
+    }
+
     /// What became of the old gateway, in words: one that did not run before is not started.
     pub(super) fn outcome(&self) -> &'static str {
         if self.gateways.is_empty() {
@@ -150,13 +157,7 @@ impl ImportRecord {
 /// When its record can't be read.
 pub(crate) fn interrupted(paths: &Paths) -> Result<Option<String>> {
     let record = ImportRecord::load(paths)?;
-    let moving = record.filter(|record| record.state == ImportState::Moving);
-    Ok(moving.map(|record| {
-        format!(
-            "the import from {} was interrupted",
-            record.directory.display()
-        )
-    }))
+    Ok(record.and_then(|record| record.interruption()))
 }
 
 /// Starts the old gateway again after an import, or its undoing, that was interrupted while neither served.
@@ -164,10 +165,10 @@ pub(crate) fn interrupted(paths: &Paths) -> Result<Option<String>> {
 /// # Errors
 /// When Docker or systemd refuses.
 pub(crate) async fn recover(host: &Host, timeout: Duration) -> Result<()> {
-    let Some(words) = interrupted(&host.paths)? else {
+    let Some(mut record) = ImportRecord::load(&host.paths)? else {
         return Ok(());
     };
-    let Some(mut record) = ImportRecord::load(&host.paths)? else {
+    let Some(words) = record.interruption() else {
         return Ok(());
     };
     host.progress

@@ -408,6 +408,7 @@ fn killed_anywhere(host: &TestHost, who: Who) {
 }
 
 #[test]
+#[ignore = "the same as for root, without root: part of each release (CONTRIBUTING.md)"]
 fn keys_rootless() {
     let host = TestHost::boot_for(Who::Operator, "keys-rootless");
     main_path(&host, Who::Operator);

@@ -207,6 +207,7 @@ fn images_of_their_own_rootful() {
 }
 
 #[test]
+#[ignore = "the same as for root, without root: part of each release (CONTRIBUTING.md)"]
 fn images_of_their_own_rootless() {
     images_of_their_own(Who::Operator, "images-rootless");
 }
@@ -325,6 +326,7 @@ fn a_failed_migration_fails_the_start_rootful() {
 }
 
 #[test]
+#[ignore = "the same as for root, without root: part of each release (CONTRIBUTING.md)"]
 fn a_failed_migration_fails_the_start_rootless() {
     a_failed_migration_fails_the_start(Who::Operator, "migration-rootless");
 }

@@ -433,17 +433,55 @@ fn failures_lose_no_write(host: &TestHost, who: Who, key: &str) {
     );
 }
 
+/// The previous release serves, with the settings of before.
+#[cfg(feature = "fault-points")]
+fn is_before(host: &TestHost, who: Who, key: &str, env: &str, point: &str) {
+    assert_eq!(version(host, who), DEFAULT.version, "{point}");
+    assert_eq!(host.env(who).text(), env, "{point}");
+    serves(host, who, &[key]);
+    is_clean(host, who);
+}
+
+/// A loss of power, a kill before the switch, and one when all but the record is done.
+#[cfg(feature = "fault-points")]
+fn killed_upgrades_are_undone_or_finished(host: &TestHost, who: Who, key: &str) {
+    let env = host.env(who).text().to_owned();
+    let words = format!("upgrade --image {} --settle 0", NEWEST.image);
+    // After a loss of power, the previous release starts with the migrated database.
+    let writer = Writer::begin(host, who);
+    host.kill_at(who, "upgrade-migrated", "", &words);
+    host.crash();
+    wait_for_chat(host, who, key, Duration::from_secs(120));
+    host.without_standby(who);
+    host.units(who, &["up"]).ok();
+    is_before(host, who, key, &env, "a loss of power");
+    writer.assert_nothing_lost(host, who);
+    let later = new_key(host, who);
+    host.kill_at(who, "upgrade-configured", "", &words);
+    host.units(who, &["restart", "redis"]).ok();
+    is_before(host, who, key, &env, "upgrade-configured");
+    // All is done, and that is not yet written down.
+    host.kill_at(who, "upgrade-ready", "", &words);
+    assert_eq!(
+        host.units(who, &["status"]).stderr,
+        format!(
+            "warning: the upgrade to {} was interrupted after the gateway was ready; to finish it or roll it back: `litellm-units up`\n",
+            NEWEST.image
+        )
+    );
+    host.kill_at(who, "upgrade-recorded", "", "up");
+    let ran = host.units(who, &["up"]);
+    assert_eq!(ran.code, 0, "{}", ran.stderr);
+    assert_eq!(version(host, who), NEWEST.version);
+    serves(host, who, &[key, &later]);
+    is_clean(host, who);
+}
+
 #[cfg(feature = "fault-points")]
 fn killed_upgrades_end_one_way_or_the_other(host: &TestHost, who: Who, key: &str) {
     let env = host.env(who).text().to_owned();
     let words = format!("upgrade --image {} --settle 0", NEWEST.image);
     let schema = migrations(host, who);
-    let is_before = |point: &str| {
-        assert_eq!(version(host, who), DEFAULT.version, "{point}");
-        assert_eq!(host.env(who).text(), env, "{point}");
-        serves(host, who, &[key]);
-        is_clean(host, who);
-    };
     // Killed during the rollback, and again at each step of continuing it; with leave to restore the backup.
     let asking = format!("{words} --restore-data");
     host.kill_at(who, "undo-begun", "upgrade-not-ready=return", &asking);
@@ -462,7 +500,7 @@ fn killed_upgrades_end_one_way_or_the_other(host: &TestHost, who: Who, key: &str
         "{}",
         ran.stderr
     );
-    is_before("the rollback");
+    is_before(host, who, key, &env, "the rollback");
     assert_eq!(migrations(host, who), schema);
     // Before the switch, the previous release keeps serving.
     let running = format!("rolled back: {} is running", DEFAULT.image);
@@ -478,32 +516,17 @@ fn killed_upgrades_end_one_way_or_the_other(host: &TestHost, who: Who, key: &str
         let said = host.interrupt_at(who, point, "", &words);
         let line = |line: &str| line == expected;
         assert!(said.lines().any(line), "{point}: {said}");
-        is_before(point);
+        is_before(host, who, key, &env, point);
     }
     writer.assert_nothing_lost(host, who);
     assert!(migrations(host, who) > schema);
-    // After a loss of power, the previous release starts with the migrated database.
-    let writer = Writer::begin(host, who);
-    host.kill_at(who, "upgrade-migrated", "", &words);
-    host.crash();
-    wait_for_chat(host, who, key, Duration::from_secs(120));
-    host.without_standby(who);
-    host.units(who, &["up"]).ok();
-    is_before("a loss of power");
-    writer.assert_nothing_lost(host, who);
-    // In between, it is undone; once the new one serves, it is finished.
+    // Once the new one serves, it is finished.
     let later = new_key(host, who);
-    for (point, expected) in [
-        ("upgrade-configured", DEFAULT.version),
-        ("upgrade-switched", NEWEST.version),
-    ] {
-        host.kill_at(who, point, "", &words);
-        let ran = host.units(who, &["restart", "redis"]);
-        assert_eq!(ran.code, 0, "{point}: {}", ran.stderr);
-        assert_eq!(version(host, who), expected, "{}", ran.stderr);
-        serves(host, who, &[key, &later]);
-        is_clean(host, who);
-    }
+    host.kill_at(who, "upgrade-switched", "", &words);
+    host.units(who, &["restart", "redis"]).ok();
+    assert_eq!(version(host, who), NEWEST.version);
+    serves(host, who, &[key, &later]);
+    is_clean(host, who);
     // A rollback with its data: nothing before the swap, all after it.
     let latest = new_key(host, who);
     let back = "rollback --restore-data --settle 0";
@@ -524,21 +547,6 @@ fn killed_upgrades_end_one_way_or_the_other(host: &TestHost, who: Who, key: &str
         }
     }
     is_gone(host, who, &latest);
-    // All is done, and that is not yet written down.
-    host.kill_at(who, "upgrade-ready", "", &words);
-    assert_eq!(
-        host.units(who, &["status"]).stderr,
-        format!(
-            "warning: the upgrade to {} was interrupted after the gateway was ready; to finish it or roll it back: `litellm-units up`\n",
-            NEWEST.image
-        )
-    );
-    host.kill_at(who, "upgrade-recorded", "", "up");
-    let ran = host.units(who, &["up"]);
-    assert_eq!(ran.code, 0, "{}", ran.stderr);
-    assert_eq!(version(host, who), NEWEST.version);
-    serves(host, who, &[key, &later]);
-    is_clean(host, who);
 }
 
 #[test]
@@ -590,9 +598,21 @@ fn rootful_upgrade_that_the_previous_release_does_not_survive() {
 
 #[cfg(feature = "fault-points")]
 #[test]
-fn rootful_upgrades_killed_at_every_step() {
+fn rootful_upgrades_killed() {
     let who = Who::Root;
     let host = TestHost::boot("upgrade-killed");
+    host.units(who, &["up"]).ok();
+    host.without_standby(who);
+    let key = new_key(&host, who);
+    killed_upgrades_are_undone_or_finished(&host, who, &key);
+}
+
+#[cfg(feature = "fault-points")]
+#[test]
+#[ignore = "takes minutes: part of each release (CONTRIBUTING.md)"]
+fn rootful_upgrades_killed_at_every_step() {
+    let who = Who::Root;
+    let host = TestHost::boot("upgrade-every-step");
     host.units(who, &["up"]).ok();
     host.without_standby(who);
     let key = new_key(&host, who);

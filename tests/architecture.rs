@@ -1,4 +1,4 @@
-//! The order of the folders of src/: a path within the crate leads down only.
+//! The order of the folders of src/: a path within the crate leads down only. Each of its fault points has a test.
 
 #![expect(
     clippy::panic,
@@ -7,6 +7,8 @@
 )]
 
 use std::path::Path;
+
+use crate::documents::gather;
 
 /// From the top. What stands in one line knows nothing of the others there; only commands know their arguments.
 const FLOORS: [&[&str]; 10] = [
@@ -134,5 +136,26 @@ fn look_for_prints(directory: &Path, faults: &mut Vec<String>) {
                 faults.push(format!("{}:{}: {line}", path.display(), number + 1));
             }
         }
+    }
+}
+
+/// A place where an operation can be killed is a claim about what follows, and each claim has its test.
+#[test]
+fn each_fault_point_is_tried() {
+    let root = env!("CARGO_MANIFEST_DIR");
+    let [mut sources, mut tests] = [String::new(), String::new()];
+    gather(&Path::new(root).join("src"), &mut sources);
+    gather(&Path::new(root).join("tests/e2e"), &mut tests);
+    let points: Vec<&str> = sources
+        .split("fail_point!(\"")
+        .skip(1)
+        .filter_map(|rest| rest.split('"').next())
+        .collect();
+    assert!(points.len() > 30, "{points:?}");
+    for point in points {
+        let is_tried = ['"', '=']
+            .iter()
+            .any(|end| tests.contains(&format!("{point}{end}")));
+        assert!(is_tried, "no test stops at {point}");
     }
 }

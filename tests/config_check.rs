@@ -20,6 +20,7 @@ OPENAI_API_KEY=sk-2
 ANTHROPIC_API_KEY=
 LANGFUSE_SECRET_KEY=
 OTHER_KEY=sk-3
+OLLAMA=http://localhost:11434
 ";
 
 #[track_caller]
@@ -131,7 +132,7 @@ c.yaml:1:1: error: unknown section \"model-list\", which LiteLLM ignores
   hint: did you mean model_list?
 c.yaml:2:1: error: unknown section \"generalsettings\", which LiteLLM ignores
   hint: did you mean general_settings?
-c.yaml:3:1: error: \"master_key\" is not a section, so LiteLLM ignores it
+c.yaml:3:1: warning: \"master_key\" is not a section, so LiteLLM ignores it
   hint: indent it below general_settings:
 c.yaml:4:1: warning: unknown section \"plugins_of_ours\", which LiteLLM ignores
   hint: known to this version of litellm-units: model_list, litellm_settings, general_settings, router_settings, environment_variables, …
@@ -205,21 +206,95 @@ general_settings:
 ",
         "\
 c.yaml:5:16: warning: ANTHROPIC_API_KEY is empty in .env (line 8)
-  hint: set it, or remove the model; until then the gateway starts but can't serve this model
-c.yaml:6:21: error: OPENAI_API_KEYS is not in .env
+  hint: set ANTHROPIC_API_KEY in .env
+c.yaml:6:21: warning: OPENAI_API_KEYS is not in .env
   hint: did you mean OPENAI_API_KEY? Else add OPENAI_API_KEYS=… to .env
 c.yaml:7:17: warning: os.environ/ is replaced only at the beginning of a value
   hint: put the whole value into a variable of .env
-c.yaml:8:20: error: os.environ/ is not followed by the name of a variable
+c.yaml:8:20: warning: os.environ/ is not followed by the name of a variable
   hint: write the name of a variable of .env after os.environ/, not its value
-c.yaml:10:24: error: LANGFUSE_SECRET_KEY is empty in .env (line 9)
+c.yaml:10:24: warning: LANGFUSE_SECRET_KEY is empty in .env (line 9)
   hint: set LANGFUSE_SECRET_KEY in .env
 c.yaml:12:15: error: MASTER is not in .env
   hint: add MASTER=… to .env
-c.yaml:13:17: error: POSTGRES_PASSWORD is in .env (line 4), but not for the gateway
+c.yaml:13:17: warning: POSTGRES_PASSWORD is in .env (line 4), but not for the gateway
   hint: the gateway gets the database as DATABASE_URL and Redis as REDIS_HOST, REDIS_PORT and REDIS_PASSWORD
-c.yaml:14:17: error: SOMEWHERE is not in .env
+c.yaml:14:17: warning: SOMEWHERE is not in .env
   hint: add SOMEWHERE=… to .env
+",
+    );
+}
+
+/// Without these, LiteLLM 1.108.14 does not start, or serves everyone.
+#[test]
+fn what_is_required() {
+    expect(
+        "\
+model_list:
+  - model_name: os.environ/A
+    litellm_params: {model: os.environ/B, api_key: os.environ/C}
+general_settings:
+  master_key: os.environ/LANGFUSE_SECRET_KEY
+  alert_to_webhook_url: {budget_alerts: os.environ/D}
+litellm_settings:
+  cache_params: {type: redis, url: os.environ/E, password: os.environ/F}
+search_tools:
+  - litellm_params: {search_provider: tavily, api_key: os.environ/G}
+",
+        "\
+c.yaml:2:17: error: A is not in .env
+  hint: add A=… to .env
+c.yaml:3:29: error: B is not in .env
+  hint: add B=… to .env
+c.yaml:3:52: warning: C is not in .env
+  hint: add C=… to .env
+c.yaml:5:15: warning: the master key is taken from LANGFUSE_SECRET_KEY, but litellm-units uses LITELLM_MASTER_KEY
+  hint: write it as master_key: os.environ/LITELLM_MASTER_KEY
+c.yaml:5:15: error: LANGFUSE_SECRET_KEY is empty in .env (line 9)
+  hint: set LANGFUSE_SECRET_KEY in .env
+c.yaml:6:41: error: D is not in .env
+  hint: add D=… to .env
+c.yaml:8:36: warning: Redis as a URL is slower (by 80 requests/s, says LiteLLM)
+  hint: use host: os.environ/REDIS_HOST, port: os.environ/REDIS_PORT, password: os.environ/REDIS_PASSWORD
+c.yaml:8:36: error: E is not in .env
+  hint: add E=… to .env
+c.yaml:8:60: warning: F is not in .env
+  hint: add F=… to .env
+c.yaml:10:56: warning: G is not in .env
+  hint: add G=… to .env
+",
+    );
+}
+
+/// What LiteLLM reads otherwise than it looks.
+#[test]
+fn what_is_ignored() {
+    expect(
+        "\
+model_list:
+  - model_name: a
+    litellm_params: {model: ollama/a, api_base: os.environ/OLLAMA}
+  - model_name: b
+    litellm_params: {model: openai/b, api_base: '${OPENAI_BASE}/v1'}
+litellm_settings:
+  master_key: os.environ/LITELLM_MASTER_KEY
+general_settings:
+  drop_params: true
+sk-hunter2hunter2: {sk-hunter2hunter2: 1, sk-hunter2hunter2: 2}
+",
+        "\
+c.yaml:3:49: warning: OLLAMA (line 11): inside the gateway's container this address is the container itself
+  hint: a server on this host is reached as host.containers.internal
+c.yaml:5:49: warning: LiteLLM does not replace ${…}
+  hint: put the whole value into a variable of .env, and write os.environ/NAME here
+c.yaml:7:3: warning: litellm_settings has no setting \"master_key\", so LiteLLM ignores it
+  hint: move it to general_settings:
+c.yaml:9:3: warning: general_settings has no setting \"drop_params\", so LiteLLM ignores it
+  hint: move it to litellm_settings:
+c.yaml:10:1: warning: unknown section (a secret), which LiteLLM ignores
+  hint: known to this version of litellm-units: model_list, litellm_settings, general_settings, router_settings, environment_variables, …
+c.yaml:10:43: warning: (a secret) is also in line 10; only this one is used
+  hint: join the two
 ",
     );
 }
@@ -249,7 +324,7 @@ c.yaml:5:16: warning: HTTPS_PROXY looks like a secret in clear text
   hint: move the value to a variable of .env, and write os.environ/NAME here
 c.yaml:8:28: warning: password looks like a secret in clear text
   hint: move the value to a variable of .env, and write os.environ/NAME here
-c.yaml:8:43: error: inside the gateway's container this address is the container itself
+c.yaml:8:43: warning: inside the gateway's container this address is the container itself
   hint: use os.environ/REDIS_HOST
 c.yaml:8:59: warning: Redis as a URL is slower (by 80 requests/s, says LiteLLM)
   hint: use host: os.environ/REDIS_HOST, port: os.environ/REDIS_PORT, password: os.environ/REDIS_PASSWORD
@@ -349,6 +424,35 @@ fn the_command() {
     );
 }
 
+/// Modules and files are looked for where the gateway reads them.
+#[test]
+fn what_it_names() {
+    let text = "\
+litellm_settings: {callbacks: [prometheus, own.handler, litellm.integrations.x.y]}
+general_settings: {custom_auth: auth.user_api_key_auth}
+model_list:
+  - model_name: a
+    litellm_params: {model: vertex_ai/a, vertex_credentials: /etc/vertex.json}
+  - model_name: b
+    litellm_params: {model: vertex_ai/b, vertex_credentials: '{\"type\": \"x/y\"}'}
+";
+    let (code, said, _) = config(text, &["check"]);
+    assert_eq!(
+        (code, said.as_str()),
+        (
+            Some(78),
+            "\
+~/config/litellm-config.yaml:1:44: error: there is no module own, and LiteLLM does not start without it
+  hint: copy it to ~/config/own.py
+~/config/litellm-config.yaml:2:33: error: there is no module auth, and LiteLLM does not start without it
+  hint: copy it to ~/config/auth.py
+~/config/litellm-config.yaml:5:62: warning: the gateway has no file \"/etc/vertex.json\"
+  hint: copy it to ~/files/vertex.json, and write /app/files/vertex.json here
+"
+        )
+    );
+}
+
 #[test]
 fn effective_settings() {
     let shown = "\
@@ -372,6 +476,7 @@ migrate DATABASE_URL=postgresql://litellm:********@postgres:5432/litellm
 litellm DATABASE_URL=postgresql://litellm:********@postgres:5432/litellm
 litellm LANGFUSE_SECRET_KEY=
 litellm LITELLM_MASTER_KEY=********
+litellm OLLAMA=********
 litellm OPENAI_API_KEY=********
 litellm OTHER_KEY=********
 litellm REDIS_HOST=redis

@@ -307,8 +307,9 @@ fn in_order(fragments: &[&str], line: &str) -> bool {
     })
 }
 
+/// All texts of a directory, one after the other.
 #[expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
-fn gather(directory: &std::path::Path, text: &mut String) {
+pub(crate) fn gather(directory: &std::path::Path, text: &mut String) {
     for entry in std::fs::read_dir(directory).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {

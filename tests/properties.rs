@@ -1,12 +1,18 @@
 //! What holds of any input: of files that people write, and of files that a loss of power cuts off.
+//!
+//! `PROPTEST_CASES` chooses how many inputs each gets.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
 use litellm_units::deployment::env_file::{EnvFile, SetError, quote};
 use litellm_units::deployment::ledger::{Ended, Event, Images, Ledger, OperationOutcome};
+use litellm_units::deployment::listen::ListenAddress;
 use litellm_units::deployment::operation_id::OperationId;
+use litellm_units::deployment::settings::Settings;
 use litellm_units::host::paths::{Paths, Scope};
-use litellm_units::image::{Image, ImageIdentity};
+use litellm_units::image::{Image, ImageIdentity, ImageReference};
+use litellm_units::litellm::config;
 use litellm_units::service::Service;
 use proptest::prelude::*;
 
@@ -48,10 +54,73 @@ const PIECES: [&str; 34] = [
     "\"\n",
 ];
 
-/// Texts that are often nearly a `.env`.
-fn text() -> impl Strategy<Value = String> {
-    prop::collection::vec(prop::sample::select(&PIECES[..]), 0..24)
-        .prop_map(|pieces| pieces.concat())
+/// What lines of the gateway's configuration are made of.
+const YAML: [&str; 40] = [
+    "model_list:",
+    "general_settings:",
+    "litellm_settings:",
+    "router_settings:",
+    "include:",
+    "  - model_name: a",
+    "    litellm_params:",
+    "      model: openai/a",
+    "  master_key: ",
+    "  database_url: ",
+    "  cache_params: ",
+    "{type: redis, host: localhost}",
+    "os.environ/",
+    "os.environ/OPENAI_API_KEY",
+    "sk-hunter2hunter2",
+    "\n",
+    "\n  ",
+    "\n    ",
+    "- ",
+    ": ",
+    "[",
+    "]",
+    "{",
+    "}",
+    "&a ",
+    "*a",
+    "<<: ",
+    "!tag ",
+    "---\n",
+    "...",
+    "#",
+    "'",
+    "\"",
+    "|\n",
+    ">-\n",
+    "\t",
+    "é",
+    "\u{feff}",
+    "null",
+    "1",
+];
+
+/// What lines of a ledger are made of.
+const LEDGER: [&str; 16] = [
+    "{",
+    "}",
+    "\"",
+    ":",
+    ",",
+    "\n",
+    "\r",
+    "\u{0}",
+    "null",
+    "1",
+    "\"time\":\"2026-01-31T12:00:00Z\"",
+    "{\"time\":\"2026-01-31T12:00:00Z\",\"event\":\"ended\",\"operation\":\"20260131T120000Z-0a1b2c\",\"outcome\":\"undone\"}",
+    "\"event\":",
+    "\"release\"",
+    "[]",
+    "é",
+];
+
+/// Texts that are often nearly what `pieces` are from.
+fn assembled(pieces: &'static [&'static str]) -> impl Strategy<Value = String> {
+    prop::collection::vec(prop::sample::select(pieces), 0..32).prop_map(|pieces| pieces.concat())
 }
 
 /// Values with everything in them that a grammar can trip over.
@@ -64,6 +133,15 @@ fn value() -> impl Strategy<Value = String> {
     ]
 }
 
+fn cases(usual: u32) -> ProptestConfig {
+    let cases = std::env::var("PROPTEST_CASES").map_or(usual, |cases| cases.parse().unwrap());
+    ProptestConfig {
+        cases,
+        failure_persistence: None,
+        ..ProptestConfig::default()
+    }
+}
+
 fn values(env: &EnvFile) -> BTreeMap<String, String> {
     env.iter()
         .map(|(name, value)| (name.to_owned(), value.to_owned()))
@@ -71,11 +149,11 @@ fn values(env: &EnvFile) -> BTreeMap<String, String> {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 4096, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(cases(4096))]
 
     /// A file that is read is printed byte for byte; one that can't be says where.
     #[test]
-    fn env_files_come_back(text in text()) {
+    fn env_files_come_back(text in assembled(&PIECES)) {
         match EnvFile::parse(&text) {
             Ok(env) => prop_assert_eq!(env.text(), text),
             Err(error) => {
@@ -87,7 +165,7 @@ proptest! {
 
     /// What is set is what is read, then and from the disk; nothing else changes but what refers to it.
     #[test]
-    fn setting_touches_nothing_else(text in text(), name in "A|B|NAME|NEW", value in value()) {
+    fn setting_touches_nothing_else(text in assembled(&PIECES), name in "A|B|NAME|NEW", value in value()) {
         let Ok(mut env) = EnvFile::parse(&text) else {
             return Ok(());
         };
@@ -120,6 +198,55 @@ proptest! {
         let env = EnvFile::parse(&format!("A={}\nB=next\n", quote(&value))).unwrap();
         prop_assert_eq!(env.get("A"), Some(value.as_str()));
         prop_assert_eq!(env.get("B"), Some("next"));
+    }
+}
+
+proptest! {
+    #![proptest_config(cases(512))]
+
+    /// Each finding is at a place of the text, and shows no secret of it.
+    #[test]
+    fn findings_are_in_the_text(text in prop_oneof![assembled(&YAML), any::<String>()]) {
+        const ENV: &str = "LITELLM_IMAGE=ghcr.io/berriai/litellm:v1.108.14\nLITELLM_MASTER_KEY=sk-1\nPOSTGRES_USER=a\nPOSTGRES_PASSWORD=p\nPOSTGRES_DB=a\nREDIS_PASSWORD=r\n";
+        let env = EnvFile::parse(ENV).unwrap();
+        let settings = Settings::from_env(&env, Path::new(".env")).unwrap();
+        for finding in config::check(&text, Path::new("c.yaml"), &env, &settings) {
+            prop_assert!((1..=text.lines().count() + 1).contains(&finding.line), "{}", finding);
+            prop_assert!(finding.column >= 1, "{}", finding);
+            prop_assert!(!finding.to_string().contains("hunter2"), "{}", finding);
+        }
+    }
+
+    /// A ledger is read whole, or refused; the next line is read with what was there.
+    #[test]
+    fn ledgers_are_whole_or_refused(text in assembled(&LEDGER)) {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths::detect(Scope::System, Some(root.path().to_owned())).unwrap();
+        std::fs::create_dir_all(paths.ledger().parent().unwrap()).unwrap();
+        std::fs::write(paths.ledger(), &text).unwrap();
+        let Ok(mut ledger) = Ledger::load(&paths) else {
+            return Ok(());
+        };
+        let lines = text.matches('\n').count();
+        prop_assert_eq!(ledger.records().len(), lines);
+        ledger.append(Event::Ended(Ended {
+            operation: OperationId::parse("20260131T120000Z-0a1b2c").unwrap(),
+            outcome: OperationOutcome::Undone,
+            reason: None,
+        })).unwrap();
+        prop_assert_eq!(Ledger::load(&paths).unwrap().records().len(), lines + 1);
+    }
+
+    /// What is accepted as an image or an address is printed as it was written.
+    #[test]
+    fn words_come_back(word in "([a-z0-9./:@_-]|\\[|\\]|sha256:|::1|127\\.0\\.0\\.1:|é){0,24}") {
+        if let Ok(image) = ImageReference::parse(&word) {
+            prop_assert_eq!(image.to_string(), word.clone());
+        }
+        if let Ok(address) = ListenAddress::parse(&word) {
+            let again = ListenAddress::parse(&address.to_string());
+            prop_assert_eq!(again, Ok(address));
+        }
     }
 }
 

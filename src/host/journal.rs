@@ -272,7 +272,10 @@ fn text(message: &Value) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::without_tracebacks;
+    use proptest::prelude::*;
+    use serde_json::json;
+
+    use super::*;
 
     #[test]
     fn exceptions_without_where_they_came_from() {
@@ -303,5 +306,21 @@ the end"#;
                 "the end"
             ]
         );
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// A message is read as it was written, in both forms of journalctl, with any time and further fields.
+        #[test]
+        fn messages_come_back(message in any::<String>(), time in any::<String>(), as_bytes: bool) {
+            prop_assume!(!message.starts_with("conmon ") && message.len() != 64);
+            let written = if as_bytes { json!(message.as_bytes()) } else { json!(message) };
+            let line = json!({"MESSAGE": written, "__REALTIME_TIMESTAMP": time, "_SYSTEMD_UNIT": "a.service", "X": null});
+            let read = entry(serde_json::from_str(&line.to_string()).unwrap(), Scope::System).unwrap();
+            prop_assert_eq!(read.message, message);
+            prop_assert_eq!(read.unit, "a.service");
+            prop_assert!(read.own);
+        }
     }
 }

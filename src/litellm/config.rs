@@ -1,12 +1,12 @@
 //! Checks LiteLLM's own configuration before a restart uses it.
 //!
-//! An error keeps the gateway from starting, makes it ignore a setting, or puts a secret where it
-//! does not belong. Everything else is a warning. LiteLLM's releases add keys often, so an unknown
-//! key is reported only if it resembles a known one.
+//! An error keeps the gateway from starting, or would be unsafe: with LiteLLM 1.108.14, each was tried. Everything else
+//! is a warning: an integration that lacks its key does not keep the others from working. LiteLLM's releases add keys
+//! often, so an unknown key is reported only if it resembles a known one.
 
 use std::collections::HashSet;
 use std::fmt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 
 use secrecy::ExposeSecret;
@@ -43,6 +43,17 @@ const OF_THE_CONTAINER: [&str; 5] = [
     "LITELLM_MODE",
     "PATH",
 ];
+
+/// Settings with the name of a file. Any other may have a slash for other reasons.
+const FILES: [&str; 4] = [
+    "GOOGLE_APPLICATION_CREDENTIALS",
+    "private_key_path",
+    "vertex_ai_credentials",
+    "vertex_credentials",
+];
+
+const ITSELF: &str = "inside the gateway's container this address is the container itself";
+const FROM_THE_CONTAINER: &str = "a server on this host is reached as host.containers.internal";
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -115,9 +126,11 @@ pub fn check_deployment(host: &Host) -> Result<Vec<ConfigFinding>> {
     certificates::refuse_invalid(&host.paths)?;
     let path = host.paths.config_file();
     let text = read(&path)?;
-    let (mut findings, includes) = check_one(&text, &path, &env, &settings);
+    let mut checker = check_one(&text, &path, &env, &settings);
+    checker.references(&host.paths);
+    let mut findings = checker.findings;
     findings.extend(weak_master_key(&text, &env, &env_path, &settings));
-    for (at, include) in includes {
+    for (at, include) in checker.includes {
         let missing = |message: String| ConfigFinding {
             file: path.clone(),
             line: at.line,
@@ -129,23 +142,38 @@ pub fn check_deployment(host: &Host) -> Result<Vec<ConfigFinding>> {
                 host.paths.config().display()
             )),
         };
-        let inside = Path::new(&include)
-            .strip_prefix("/app/config")
-            .unwrap_or(Path::new(&include));
-        if inside.is_absolute() || inside.components().any(|part| part.as_os_str() == "..") {
+        let Some(target) = on_the_host(&include, &host.paths) else {
             findings.push(missing(format!(
                 "{include} is outside of the directory that the gateway can read"
             )));
             continue;
-        }
-        let target = host.paths.config().join(inside);
+        };
         if !target.is_file() {
             findings.push(missing(format!("{} does not exist", target.display())));
             continue;
         }
-        findings.extend(check(&read(&target)?, &target, &env, &settings));
+        let text = read(&target)?;
+        let mut included = check_one(&text, &target, &env, &settings);
+        included.references(&host.paths);
+        findings.extend(included.findings);
     }
     Ok(findings)
+}
+
+/// Where a file of the container is, if it can be there: a relative one is in `config/`.
+fn on_the_host(file: &str, paths: &Paths) -> Option<PathBuf> {
+    let file = Path::new(file);
+    let (inside, directory) = match file.strip_prefix("/app/files") {
+        Ok(inside) => (inside, paths.credential_files()),
+        Err(_) => (
+            file.strip_prefix("/app/config").unwrap_or(file),
+            paths.config(),
+        ),
+    };
+    inside
+        .components()
+        .all(|part| matches!(part, Component::Normal(_) | Component::CurDir))
+        .then(|| directory.join(inside))
 }
 
 /// Finds a publicly known master key, with which LiteLLM does not start. `text` is the gateway's
@@ -262,16 +290,16 @@ fn read(path: &Path) -> Result<String> {
 /// Checks a text; `file` is for messages only. The findings are in the order of the text.
 #[must_use]
 pub fn check(text: &str, file: &Path, env: &EnvFile, settings: &Settings) -> Vec<ConfigFinding> {
-    check_one(text, file, env, settings).0
+    check_one(text, file, env, settings).findings
 }
 
-/// The findings, and the files that the text includes.
-fn check_one(
+/// The findings, and the files that the text refers to.
+fn check_one<'a>(
     text: &str,
-    file: &Path,
-    env: &EnvFile,
-    settings: &Settings,
-) -> (Vec<ConfigFinding>, Vec<(Position, String)>) {
+    file: &'a Path,
+    env: &'a EnvFile,
+    settings: &'a Settings,
+) -> Checker<'a> {
     let given = settings
         .container_secrets(Service::Litellm)
         .into_iter()
@@ -285,6 +313,8 @@ fn check_one(
         findings: Vec::new(),
         seen: HashSet::new(),
         includes: Vec::new(),
+        modules: Vec::new(),
+        files: Vec::new(),
     };
     match yaml::parse(text) {
         Err(SyntaxError { at, message }) => {
@@ -300,7 +330,7 @@ fn check_one(
     checker
         .findings
         .sort_by_key(|finding| (finding.line, finding.column));
-    (checker.findings, checker.includes)
+    checker
 }
 
 struct Checker<'a> {
@@ -313,6 +343,10 @@ struct Checker<'a> {
     /// Nodes that were checked: an alias refers to a node a second time.
     seen: HashSet<*const Node>,
     includes: Vec<(Position, String)>,
+    /// Python modules that LiteLLM imports.
+    modules: Vec<(Position, String)>,
+    /// Files that the gateway reads.
+    files: Vec<(Position, String)>,
 }
 
 impl Checker<'_> {
@@ -339,6 +373,48 @@ impl Checker<'_> {
 
     fn warning(&mut self, at: Position, message: impl Into<String>, hint: Option<&str>) {
         self.add(Severity::Warning, at, message, hint);
+    }
+
+    /// Finds modules and files that the gateway would not find.
+    fn references(&mut self, paths: &Paths) {
+        // Another image may have any module.
+        let is_published = self.settings.litellm_image.name().contains("/berriai/");
+        for (at, module) in std::mem::take(&mut self.modules) {
+            let name = module.replace('.', "/") + ".py";
+            if paths.config().join(&name).is_file() {
+                continue;
+            }
+            let severity = if is_published {
+                Severity::Error
+            } else {
+                Severity::Warning
+            };
+            self.add(
+                severity,
+                at,
+                format!("there is no module {module}, and LiteLLM does not start without it"),
+                Some(&format!(
+                    "copy it to {}",
+                    paths.config().join(name).display()
+                )),
+            );
+        }
+        for (at, file) in std::mem::take(&mut self.files) {
+            if on_the_host(&file, paths).is_some_and(|file| file.is_file()) {
+                continue;
+            }
+            let name = file.rsplit('/').next().unwrap_or_default();
+            self.warning(
+                at,
+                format!("the gateway has no file {}", shown(&file)),
+                Some(&format!(
+                    "copy it to {}, and write /app/files/{name} here",
+                    paths.credential_files().join(name).display()
+                )),
+            );
+        }
+        self.findings
+            .sort_by_key(|finding| (finding.line, finding.column));
     }
 
     fn document(&mut self, root: &Rc<Node>) {
@@ -375,11 +451,11 @@ impl Checker<'_> {
             if let Some(known) = nearest(name, TOP_LEVEL.lines()) {
                 self.error(
                     key.at,
-                    format!("unknown section {name:?}, which LiteLLM ignores"),
+                    format!("unknown section {}, which LiteLLM ignores", shown(name)),
                     Some(&format!("did you mean {known}?")),
                 );
             } else if let Some(section) = section_of(name) {
-                self.error(
+                self.warning(
                     key.at,
                     format!("{name:?} is not a section, so LiteLLM ignores it"),
                     Some(&format!("indent it below {section}:")),
@@ -387,7 +463,7 @@ impl Checker<'_> {
             } else {
                 self.warning(
                     key.at,
-                    format!("unknown section {name:?}, which LiteLLM ignores"),
+                    format!("unknown section {}, which LiteLLM ignores", shown(name)),
                     Some("known to this version of litellm-units: model_list, litellm_settings, general_settings, router_settings, environment_variables, …"),
                 );
             }
@@ -413,8 +489,14 @@ impl Checker<'_> {
             if let Some(known) = nearest(name, keys.lines()) {
                 self.warning(
                     key.at,
-                    format!("{section} has no setting {name:?}"),
+                    format!("{section} has no setting {}", shown(name)),
                     Some(&format!("did you mean {known}?")),
+                );
+            } else if let Some(other) = section_of(name) {
+                self.warning(
+                    key.at,
+                    format!("{section} has no setting {name:?}, so LiteLLM ignores it"),
+                    Some(&format!("move it to {other}:")),
                 );
             }
         }
@@ -475,7 +557,7 @@ impl Checker<'_> {
             {
                 self.warning(
                     model.at,
-                    format!("{name:?} is the same as in line {}, name and litellm_params", first.at.line),
+                    format!("{} is the same as in line {}, name and litellm_params", shown(name), first.at.line),
                     Some("remove one; models of one name share the load only if their litellm_params differ"),
                 );
             }
@@ -581,11 +663,7 @@ impl Checker<'_> {
                     Cache::Local { .. } => "use os.environ/REDIS_HOST",
                     Cache::External => "the host is reached as host.containers.internal",
                 };
-                self.error(
-                    host.at,
-                    "inside the gateway's container this address is the container itself",
-                    Some(hint),
-                );
+                self.warning(host.at, ITSELF, Some(hint));
             }
         }
     }
@@ -625,7 +703,8 @@ impl Checker<'_> {
                         self.warning(
                             key.at,
                             format!(
-                                "{name:?} is also in line {}; only this one is used",
+                                "{} is also in line {}; only this one is used",
+                                shown(name),
                                 first.at.line
                             ),
                             Some("join the two"),
@@ -658,18 +737,30 @@ impl Checker<'_> {
             return;
         }
         if is_secret(key, text) {
-            let key = if key.is_empty() { "this value" } else { key };
+            let key = if key.is_empty() || has_secret(key) {
+                "this value"
+            } else {
+                key
+            };
             self.warning(
                 node.at,
                 format!("{key} looks like a secret in clear text"),
                 Some("move the value to a variable of .env, and write os.environ/NAME here"),
             );
         } else if matches!(key, "api_base" | "base_url") && is_loopback(host_of(text)) {
+            self.warning(node.at, ITSELF, Some(FROM_THE_CONTAINER));
+        } else if text.contains("${") {
             self.warning(
                 node.at,
-                "inside the gateway's container this address is the container itself",
-                Some("a server on this host is reached as host.containers.internal"),
+                "LiteLLM does not replace ${…}",
+                Some("put the whole value into a variable of .env, and write os.environ/NAME here"),
             );
+        } else if FILES.contains(&key) && text.starts_with('/') {
+            self.files.push((node.at, text.to_owned()));
+        }
+        if is_callable(path) {
+            self.modules
+                .extend(module(text).map(|module| (node.at, module)));
         }
     }
 
@@ -680,27 +771,35 @@ impl Checker<'_> {
                 .map(|line| format!(" (line {line})"))
                 .unwrap_or_default()
         };
+        let severity = if is_required(path) {
+            Severity::Error
+        } else {
+            Severity::Warning
+        };
+        let key = path.last().copied().unwrap_or_default();
         match self.given.get(name) {
-            Some(false) => {}
+            Some(false) => {
+                let url = self.env.get(name).unwrap_or_default();
+                if matches!(key, "api_base" | "base_url") && is_loopback(host_of(url)) {
+                    let message = format!("{name}{}: {ITSELF}", line(name));
+                    self.warning(at, message, Some(FROM_THE_CONTAINER));
+                }
+            }
             None if OF_THE_CONTAINER.contains(&name) => {}
             // Optional variables are not passed on while they are empty.
             found if found.is_some() || self.env.get(name) == Some("") => {
                 let message = format!("{name} is empty in .env{}", line(name));
-                if matches!(path.first(), Some(&("model_list" | "credential_list"))) {
-                    let hint = "set it, or remove the model; until then the gateway starts but can't serve this model";
-                    self.warning(at, message, Some(hint));
-                } else {
-                    self.error(at, message, Some(&format!("set {name} in .env")));
-                }
+                self.add(severity, at, message, Some(&format!("set {name} in .env")));
             }
             _ if self.env.get(name).is_some() => {
                 let message = format!("{name} is in .env{}, but not for the gateway", line(name));
                 let hint = "the gateway gets the database as DATABASE_URL and Redis as REDIS_HOST, REDIS_PORT and REDIS_PASSWORD";
-                self.error(at, message, Some(hint));
+                self.add(severity, at, message, Some(hint));
             }
             _ if !is_variable(name) => {
                 let hint = "write the name of a variable of .env after os.environ/, not its value";
-                self.error(
+                self.add(
+                    severity,
                     at,
                     "os.environ/ is not followed by the name of a variable",
                     Some(hint),
@@ -718,10 +817,59 @@ impl Checker<'_> {
                     Some(near) => format!("did you mean {near}? Else add {name}=… to .env"),
                     None => format!("add {name}=… to .env"),
                 };
-                self.error(at, format!("{name} is not in .env"), Some(&hint));
+                self.add(severity, at, format!("{name} is not in .env"), Some(&hint));
             }
         }
     }
+}
+
+/// Whether LiteLLM does not start while this value is missing, or is open to everyone. Each was tried with 1.108.14.
+fn is_required(path: &[&str]) -> bool {
+    matches!(
+        path,
+        ["general_settings", "master_key"]
+            | ["general_settings", "alert_to_webhook_url", ..]
+            | ["model_list", "model_name"]
+            | ["model_list", "litellm_params", "model"]
+            | [
+                "litellm_settings",
+                "cache_params",
+                "url" | "qdrant_api_base"
+            ]
+    )
+}
+
+/// Whether LiteLLM imports what this names (`get_instance_fn` in 1.108.14).
+fn is_callable(path: &[&str]) -> bool {
+    matches!(
+        path,
+        [
+            "litellm_settings",
+            "callbacks" | "success_callback" | "failure_callback" | "post_call_rules"
+        ] | ["litellm_settings", "custom_provider_map", "custom_handler"]
+            | ["guardrails", "litellm_params", "guardrail"]
+            | [
+                "general_settings",
+                "custom_auth"
+                    | "custom_key_generate"
+                    | "custom_key_policy"
+                    | "custom_key_update"
+                    | "custom_sso"
+                    | "custom_team_metadata_validate"
+                    | "custom_ui_sso_sign_in_handler"
+            ]
+    )
+}
+
+/// The module of `MODULE.NAME`, unless it is LiteLLM's own or comes from an object store.
+fn module(text: &str) -> Option<String> {
+    let (module, _) = text.rsplit_once('.')?;
+    let is_name = |part: &str| {
+        part.starts_with(|c: char| c.is_alphabetic() || c == '_')
+            && part.chars().all(|c| c.is_alphanumeric() || c == '_')
+    };
+    let package = module.split('.').next().unwrap_or_default();
+    (module.split('.').all(is_name) && !package.starts_with("litellm")).then(|| module.to_owned())
 }
 
 /// The variable that a value refers to.
@@ -766,27 +914,46 @@ fn host_of(url: &str) -> &str {
     }
 }
 
+/// What keys of providers begin with.
+const PREFIXES: [&str; 16] = [
+    "sk-",
+    "sk_",
+    "pk-lf-",
+    "gsk_",
+    "xai-",
+    "hf_",
+    "ghp_",
+    "github_pat_",
+    "glpat-",
+    "AIza",
+    "AKIA",
+    "pplx-",
+    "r8_",
+    "nvapi-",
+    "xoxb-",
+    "-----BEGIN ",
+];
+
+/// A name from the file, as a message may show it: what stands in its place may be a key.
+fn shown(name: &str) -> String {
+    if has_secret(name) {
+        "(a secret)".to_owned()
+    } else {
+        format!("{name:?}")
+    }
+}
+
+/// Whether a provider's key is in it.
+fn has_secret(text: &str) -> bool {
+    PREFIXES.iter().any(|prefix| {
+        text.split_once(prefix)
+            .is_some_and(|(_, rest)| rest.len() >= 12)
+    })
+}
+
 /// Whether a value looks like a secret, by its key and its form. Placeholders such as `none` and
 /// `dummy` do not.
 fn is_secret(key: &str, text: &str) -> bool {
-    const PREFIXES: [&str; 16] = [
-        "sk-",
-        "sk_",
-        "pk-lf-",
-        "gsk_",
-        "xai-",
-        "hf_",
-        "ghp_",
-        "github_pat_",
-        "glpat-",
-        "AIza",
-        "AKIA",
-        "pplx-",
-        "r8_",
-        "nvapi-",
-        "xoxb-",
-        "-----BEGIN ",
-    ];
     let key = key.to_ascii_lowercase();
     let named = |words: &[&str]| {
         words

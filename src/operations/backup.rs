@@ -318,7 +318,6 @@ async fn create_uninterrupted(
         manifest,
         origin: Origin::Own,
     };
-    fail::fail_point!("backup-complete");
     host.progress.say(&format!(
         "backup {} is complete after {}: {} rows in {} tables, {}",
         backup.id(),

@@ -461,6 +461,38 @@ fn rootful_killed_at_every_step() {
     assert_eq!(stored_keys(&host, who), 1);
 }
 
+/// Killed during a rollback, with the configuration replaced, and when all but the record is done.
+#[cfg(feature = "fault-points")]
+#[test]
+#[ignore = "takes minutes: part of each release (CONTRIBUTING.md)"]
+fn rootless_restores_with_configuration_killed() {
+    let who = Who::Operator;
+    let host = TestHost::boot_for(who, "restore-killed");
+    host.units(who, &["up"]).ok();
+    let old = new_key(&host, who);
+    let id = backup(&host, who, &[]);
+    let new = new_key(&host, who);
+    let words = format!("restore {id} --yes --config");
+    host.set_env(who, &[("OPENAI_API_KEY", "sk-later")]);
+    let env = host.env(who).text().to_owned();
+    host.kill_at(who, "restore-undone", "restore-not-ready=return", &words);
+    host.units(who, &["up"]).ok();
+    assert!(serves(&host, who, &old) && serves(&host, who, &new));
+    assert_eq!(host.env(who).text(), env);
+    assert_eq!(leftovers(&host, who), "");
+    // Two files that belong together may not be both in place.
+    let said = host.interrupt_at(who, "restore-after-config", "", &words);
+    assert!(said.contains("was interrupted: rolling it back"), "{said}");
+    assert!(serves(&host, who, &old) && serves(&host, who, &new));
+    assert_eq!(host.env(who).text(), env);
+    assert_eq!(leftovers(&host, who), "");
+    let words = format!("restore {id} --yes");
+    let said = host.interrupt_at(who, "restore-after-ready", "", &words);
+    assert!(said.contains("finishing it"), "{said}");
+    assert!(serves(&host, who, &old) && !serves(&host, who, &new));
+    assert_eq!(leftovers(&host, who), "litellm_units_replaced");
+}
+
 #[test]
 #[ignore = "the same as for root, without root: part of each release (CONTRIBUTING.md)"]
 fn rootless_backup_and_restore() {

@@ -179,6 +179,13 @@ fn a_compose_deployment_moves_in_and_out() {
     serves(&host, OLD, key);
     refuses_connections(&host, NEW);
 
+    // Interrupted before anything stopped.
+    for point in ["import-written", "import-prepared"] {
+        host.kill_at(Who::Root, point, "", &import);
+        serves(&host, OLD, key);
+        refuses_connections(&host, NEW);
+    }
+
     // Interrupted while neither serves: systemd starts the old one.
     let said = host.interrupt_at(Who::Root, "import-stopped", "", &import);
     assert!(

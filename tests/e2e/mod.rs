@@ -8,6 +8,7 @@
 mod advisories;
 mod arguments;
 mod backup;
+mod configurations;
 mod contract;
 mod daily;
 mod docs;

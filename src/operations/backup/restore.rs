@@ -199,7 +199,6 @@ pub(crate) async fn restore_data(
     if options.config || restore.other_release {
         units.push(Service::Migrate.unit());
     }
-    fail::fail_point!("restore-before-stop");
     let begin = std::time::Instant::now();
     let attempt = async {
         stack::stop(host, &units, options.timeout).await?;
@@ -615,7 +614,6 @@ async fn fill(
             .await;
     }
     result.with_context(|| format!("backup {} can't be restored", backup.id()))?;
-    fail::fail_point!("restore-filled");
     server.contents(name).await
 }
 

@@ -286,6 +286,7 @@ fn input(value: &Value) -> CstInputValue {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
     use serde_json::json;
 
     use super::*;
@@ -474,6 +475,51 @@ mod tests {
         ] {
             let error = Policy::parse(text, Path::new(PATH)).unwrap_err();
             assert_eq!(error.to_string(), format!("{PATH}, {problem}"));
+        }
+    }
+
+    /// What a policy is made of.
+    const POLICY: [&str; 20] = [
+        "{",
+        "}",
+        "[",
+        "]",
+        ",",
+        ":",
+        "\n",
+        " ",
+        "\"default\"",
+        "\"transports\"",
+        "\"docker\"",
+        "\"type\"",
+        "\"reject\"",
+        "\"default\": [{\"type\": \"reject\"}]",
+        "\"transports\": {\"docker\": {",
+        "}}",
+        "\"ghcr.io/a\": ",
+        "[{\"type\": \"insecureAcceptAnything\"}]",
+        "// x\n",
+        "\\u0041",
+    ];
+
+    proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// A policy that is accepted is kept byte for byte, and what is added to it comes out again.
+        #[test]
+        fn policies_keep_what_they_have(text in prop::collection::vec(prop::sample::select(&POLICY[..]), 0..32)) {
+            let (text, path) = (text.concat(), Path::new(PATH));
+            let Ok(policy) = Policy::parse(&text, path) else {
+                return Ok(());
+            };
+            prop_assert_eq!(policy.text(), &text);
+            let scope = "ghcr.io/ours".to_owned();
+            let ours = BTreeMap::from([(scope.clone(), json!([{"type": "reject"}]))]);
+            let more = Policy::parse(&policy.with(&ours), path).unwrap();
+            prop_assert!(more.has(&scope, &ours[&scope]));
+            let less = Policy::parse(&more.without([&scope]), path).unwrap();
+            prop_assert!(!less.has(&scope, &ours[&scope]));
+            prop_assert!(policy.below("").eq(less.below("")));
         }
     }
 }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use crate::cli;
 use crate::error::{Exit, Result};
 use crate::host::Host;
-use crate::host::systemd::ActiveState;
+use crate::host::systemd::{ActiveState, UnitResult};
 use crate::operations::stack::LogSource;
 use crate::operations::stack::report::{BlockerReport, ServiceReport, State, StatusReport, gather};
 use crate::output::{self, bytes, duration};
@@ -49,14 +49,20 @@ impl BlockerReport {
     }
 }
 
+/// For people: what a service does.
+fn state(active: &ActiveState, sub: &str, result: &UnitResult) -> String {
+    match active {
+        ActiveState::Failed => format!("failed ({result})"),
+        _ if sub.starts_with("auto-restart") => "restarting (failed)".into(),
+        active => format!("{active} ({sub})"),
+    }
+}
+
 impl ServiceReport {
-    /// For people.
     fn state(&self) -> String {
         match &self.active {
-            ActiveState::Failed => format!("failed ({})", self.result),
             ActiveState::Inactive if self.queued => "waiting (to start)".into(),
-            _ if self.sub.starts_with("auto-restart") => "restarting (failed)".into(),
-            active => format!("{active} ({})", self.sub),
+            active => state(active, &self.sub, &self.result),
         }
     }
 
@@ -111,6 +117,14 @@ fn table(report: &StatusReport) -> String {
             service.memory(),
             image.into(),
         ]);
+    }
+    for service in &report.additional {
+        let mut row = vec![
+            service.unit.trim_end_matches(".service").to_owned(),
+            state(&service.active, &service.sub, &service.result),
+        ];
+        row.resize(rows[0].len(), "-".to_owned());
+        rows.push(row);
     }
     let mut text = output::columns(&rows);
     text.push_str(&format!(

@@ -81,6 +81,19 @@ const INSTEAD: &[(&str, Instead)] = &[
         Instead::Elsewhere,
     ),
     ("litellm-units rollback --keep-data", Instead::Elsewhere),
+    // The container that the page shows, with an image that is here.
+    (
+        "sudo systemctl start filter.service",
+        Instead::Run(
+            r#"sed '1,/^## Containers of your own/d' /usr/share/doc/litellm-units/docs/configuration.md |
+                 sed -n '/^\[Unit\]/,/^```$/{/^```$/d; s|^Image=.*|Image=docker.io/library/redis:7.4.6|; p}' |
+                 sudo tee /etc/containers/systemd/filter.container
+               sudo systemctl daemon-reload
+               sudo systemctl start filter.service
+               sudo litellm-units status | grep -E '^filter +active \(running\) '
+               sudo podman exec litellm python3 -c 'import socket; socket.create_connection(("filter", 6379), 5)'"#,
+        ),
+    ),
     // e2e::import runs these, beside Docker.
     ("sudo litellm-units import --dry-run ~/litellm-server    # show what comes over, and what has no counterpart", Instead::Elsewhere),
     ("sudo litellm-units import ~/litellm-server", Instead::Elsewhere),

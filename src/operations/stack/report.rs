@@ -14,7 +14,7 @@ use crate::deployment::settings::Settings;
 use crate::error::Result;
 use crate::host::Host;
 use crate::host::container_state;
-use crate::host::systemd::{ActiveState, LoadState, UnitResult, UnitState};
+use crate::host::systemd::{ActiveState, LoadState, Systemd, UnitResult, UnitState};
 use crate::litellm::advisories::{Advisories, Judgement, KnownVulnerability};
 use crate::litellm::health::GatewayHealth;
 use crate::litellm::{self, Client, contract};
@@ -35,6 +35,8 @@ pub(crate) struct StatusReport {
     pub(crate) gateway: Gateway,
     /// Those with a unit, in start order.
     pub(crate) services: Vec<ServiceReport>,
+    /// Services of the operator's own in `litellm.target`.
+    pub(crate) additional: Vec<AdditionalService>,
     /// Units that keep services from starting.
     pub(crate) blockers: Vec<BlockerReport>,
     /// Of the gateway's release; null if its image does not show which that is.
@@ -61,6 +63,34 @@ pub(crate) struct BlockerReport {
     pub(crate) needed_by: Vec<&'static str>,
     #[serde(skip)]
     pub(crate) words: String,
+}
+
+/// A service that starts and stops with the stack, and is not part of it.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct AdditionalService {
+    pub(crate) unit: String,
+    pub(crate) active: ActiveState,
+    pub(crate) sub: String,
+    pub(crate) result: UnitResult,
+}
+
+impl AdditionalService {
+    /// All that the target wants; it orders itself after them.
+    async fn find(systemd: &Systemd) -> Result<Vec<Self>> {
+        let target = systemd.unit("litellm.target").await?;
+        let names = target
+            .needs
+            .iter()
+            .filter(|name| name.ends_with(".service") && !name.starts_with("litellm"));
+        let units = futures_util::future::try_join_all(names.map(|name| systemd.unit(name)));
+        let found = units.await?.into_iter().map(|unit| Self {
+            unit: unit.name,
+            active: unit.active,
+            sub: unit.sub,
+            result: unit.result,
+        });
+        Ok(found.collect())
+    }
 }
 
 /// The whole stack; it determines the exit status.
@@ -132,6 +162,7 @@ pub(crate) struct Services {
     /// Where the gateway is reached from this host.
     pub(crate) address: String,
     pub(crate) reports: Vec<ServiceReport>,
+    pub(crate) additional: Vec<AdditionalService>,
     pub(crate) blockers: Vec<BlockerReport>,
     pub(crate) operation: Option<String>,
     pub(crate) warnings: Vec<String>,
@@ -161,7 +192,10 @@ impl Services {
             .zip(units.await?)
             .filter(|(_, unit)| unit.load != LoadState::NotFound)
             .collect();
-        let blockers = blockers::find(systemd, &units).await?;
+        let (blockers, additional) = futures_util::try_join!(
+            blockers::find(systemd, &units),
+            AdditionalService::find(systemd)
+        )?;
         let mut warnings = Vec::new();
         let mut operation = None;
         // Until an operation ends, it is open which release will run.
@@ -237,6 +271,7 @@ impl Services {
         Ok(Self {
             address: litellm::address(&host.paths).url(),
             reports,
+            additional,
             blockers: blockers.iter().map(BlockerReport::new).collect(),
             operation,
             warnings,
@@ -267,6 +302,7 @@ impl Services {
                 health,
             },
             services: self.reports,
+            additional: self.additional,
             blockers: self.blockers,
             vulnerabilities: self.vulnerabilities,
             upgrade_check: self.upgrade_check,

@@ -134,9 +134,11 @@ fn value() -> impl Strategy<Value = String> {
 }
 
 fn cases(usual: u32) -> ProptestConfig {
-    let cases = std::env::var("PROPTEST_CASES").map_or(usual, |cases| cases.parse().unwrap());
+    let cases = std::env::var("PROPTEST_CASES")
+        .ok()
+        .and_then(|cases| cases.parse().ok());
     ProptestConfig {
-        cases,
+        cases: cases.unwrap_or(usual),
         failure_persistence: None,
         ..ProptestConfig::default()
     }

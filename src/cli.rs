@@ -106,9 +106,9 @@ pub(crate) enum Command {
     Config(Config),
     /// Check the host and the deployment, and show how to fix each problem
     Doctor(Doctor),
-    /// Print the state of the stack as metrics of Prometheus
+    /// Print the state of the stack as Prometheus metrics
     Metrics,
-    /// Try the notices of faults
+    /// Test the notices of faults
     #[command(subcommand)]
     Notify(Notify),
     /// Commands that the units call
@@ -163,7 +163,7 @@ pub(crate) struct Up {
     after_help = "The containers of the compose file have to exist, and its PostgreSQL has to run. The old gateway serves until all images are pulled. It stops while its database is copied, and starts again if the import fails. Nothing of the old deployment is removed.\n\nExamples:\n  litellm-units import --dry-run /srv/litellm\n  litellm-units import /srv/litellm\n  litellm-units import --undo"
 )]
 pub(crate) struct Import {
-    /// Directory of the compose file [default: the current one]
+    /// Directory of the compose file [default: the current directory]
     #[arg(value_name = "DIR")]
     pub(crate) directory: Option<PathBuf>,
     /// Show what would be imported and what has no counterpart; change nothing
@@ -172,7 +172,7 @@ pub(crate) struct Import {
     /// Stop the new gateway and start the old one again
     #[arg(long, conflicts_with_all = ["dry_run", "directory", "service"])]
     pub(crate) undo: bool,
-    /// Service of the gateway in the compose file, if it can't be told
+    /// Service of the gateway in the compose file, if it can't be determined
     #[arg(long, value_name = "NAME")]
     pub(crate) service: Option<String>,
     /// Do not ask

@@ -72,7 +72,7 @@ pub(crate) struct Rollback {
     /// Restore the backup that was taken before the upgrade from that release
     #[arg(long, conflicts_with = "keep_data")]
     pub(crate) restore_data: bool,
-    /// Show the steps, without a choice those of both; change nothing
+    /// Show the steps (those of both choices if none is given); change nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
     #[command(flatten)]

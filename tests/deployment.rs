@@ -278,17 +278,17 @@ fn nothing_is_made_up_beside_an_existing_cluster() {
         (
             "POSTGRES_PASSWORD=p",
             "POSTGRES_PASSWORD",
-            "write the cluster's own into the file",
+            "write the value of that database into the file",
         ),
         (
             "POSTGRES_USER=litellm",
             "POSTGRES_USER",
-            "write the cluster's own into the file",
+            "write the value of that database into the file",
         ),
         (
             "POSTGRES_DB=litellm",
             "POSTGRES_DB",
-            "write the cluster's own into the file",
+            "write the value of that database into the file",
         ),
         (
             "LITELLM_MASTER_KEY=sk-mine",

@@ -28,7 +28,7 @@ fn refuse_invalid_in(directory: &Path) -> Result<()> {
         let path = link.display();
         let hint = match link.canonicalize() {
             Ok(target) => format!(
-                "replace it by a copy: `rm {path} && cp -r {} {path}`",
+                "replace it with a copy: `rm {path} && cp -r {} {path}`",
                 target.display()
             ),
             Err(_) => format!("remove it: `rm {path}`"),
@@ -49,7 +49,7 @@ fn refuse_invalid_in(directory: &Path) -> Result<()> {
         }
         let bytes = std::fs::read(&path).map_err(|error| {
             Failure::config(format!("can't read {}: {error}", path.display()))
-                .hint("make it readable: its owner is to be the owner of the deployment")
+                .hint("make it readable: its owner must be the owner of the deployment")
         })?;
         check(&text_of(bytes, &path)?, &path)?;
     }

@@ -205,7 +205,7 @@ impl Editor<'_> {
     fn refuse_invention(&self) -> Result<()> {
         const RELEASE: &str = "write the image of the gateway that used the database last, since an older one can't use its schema";
         const KEY: &str = "write the gateway's master key into the file; without LITELLM_SALT_KEY, LiteLLM has encrypted with it";
-        const CLUSTER: &str = "write the cluster's own into the file";
+        const CLUSTER: &str = "write the value of that database into the file";
         let always = [("LITELLM_IMAGE", RELEASE), ("LITELLM_MASTER_KEY", KEY)];
         let local =
             ["POSTGRES_USER", "POSTGRES_PASSWORD", "POSTGRES_DB"].map(|name| (name, CLUSTER));

@@ -51,7 +51,7 @@ impl ListenAddress {
                 Err("whose zone systemd does not know")
             }
             Ok(SocketAddr::V6(address)) if address.ip().to_ipv4_mapped().is_some() => {
-                Err("which is an address of IPv4 in the form of IPv6")
+                Err("which is an IPv4-mapped IPv6 address")
             }
             Ok(address) => Ok(Self::Tcp(address)),
             Err(_) => Err("which is not an IP address with a port, nor the path of a socket"),

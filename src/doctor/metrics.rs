@@ -1,4 +1,4 @@
-//! What is known of the stack, as metrics of Prometheus.
+//! What is known of the stack, as Prometheus metrics.
 
 use std::fmt::Write;
 use std::path::PathBuf;
@@ -51,7 +51,7 @@ fn render(report: &StatusReport, others: &Others) -> String {
     text.add(
         "state",
         "gauge",
-        "state of the stack: 1 for the present one",
+        "state of the stack: 1 for the current one",
     );
     for (state, word) in [
         (State::Healthy, "healthy"),

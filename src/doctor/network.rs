@@ -132,11 +132,12 @@ pub(crate) fn port(examination: &Examination<'_>) -> Option<Check> {
             .unwrap_or_else(|| {
                 let places: BTreeSet<_> =
                     listen.addresses.iter().map(ListenAddress::place).collect();
+                let verb = if places.len() == 1 { "is" } else { "are" };
                 let places = Vec::from_iter(places).join(" and ");
                 let message = if examination.gateway_runs() || examination.holds_address {
                     format!("the gateway listens on {places}")
                 } else {
-                    format!("{places} is free")
+                    format!("{places} {verb} free")
                 };
                 Check::ok(CheckName::Port, message)
             }),

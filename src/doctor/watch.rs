@@ -166,7 +166,7 @@ pub(super) async fn check(examination: &Examination<'_>) -> Option<Check> {
     Some(if timer.file_state != "enabled" || !timer.is_active() {
         Check::warning(
             CheckName::Notices,
-            format!("{WATCH_TIMER} is not enabled and active, so no notice is sent"),
+            format!("{WATCH_TIMER} is not enabled and active, so no notice is sent and no metrics are written"),
         )
         .remedy(format!("`{systemctl} enable --now {WATCH_TIMER}`"))
     } else if service.is_failing() {
@@ -177,7 +177,10 @@ pub(super) async fn check(examination: &Examination<'_>) -> Option<Check> {
         )
         .remedy(format!("see why: `{journalctl} -u {WATCH_SERVICE}`"))
     } else {
-        Check::ok(CheckName::Notices, "notices of faults and metrics are on")
+        Check::ok(
+            CheckName::Notices,
+            format!("{WATCH_TIMER} is enabled and active"),
+        )
     })
 }
 

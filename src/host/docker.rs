@@ -290,7 +290,7 @@ impl Docker {
             let words = String::from_utf8_lossy(&output.stderr);
             return Err(Failure::new(format!("docker: {}", words.trim()))
                 .hint(format!(
-                    "see that Docker runs (`docker ps`), or move the deployment by hand: {BY_HAND}"
+                    "check that Docker runs (`docker ps`), or move the deployment by hand: {BY_HAND}"
                 ))
                 .into());
         }

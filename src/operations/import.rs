@@ -232,7 +232,7 @@ impl Import {
         };
         let snapshot = server.snapshot().await.map_err(|error| {
             Failure::new("the old database can't be read")
-                .hint(format!("see that it runs (`docker compose ps` in {}), or move the deployment by hand: {BY_HAND}", self.directory.display()))
+                .hint(format!("check that it runs (`docker compose ps` in {}), or move the deployment by hand: {BY_HAND}", self.directory.display()))
                 .caused_by(error)
         })?;
         let version = snapshot.server_version();
@@ -552,7 +552,7 @@ fn refuse_another(host: &Host, before: Option<&ImportRecord>, directory: &Path) 
         Some(_) => Ok(host.paths.env_file().exists()),
         None if host.paths.deployment.canonicalize().is_ok_and(|own| own == directory) => {
             Err(Failure::new(format!("{place} is both the directory of the compose file and that of the new deployment"))
-                .hint(format!("choose another one for the new deployment with `--litellm-dir DIR`, or take over the data where they are: {BY_HAND}"))
+                .hint(format!("choose another one for the new deployment with `--litellm-dir DIR`, or take over the data where it is: {BY_HAND}"))
                 .into())
         }
         None if [host.paths.env_file(), host.paths.config_file(), host.paths.postgres_data()]

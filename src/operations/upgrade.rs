@@ -233,7 +233,7 @@ impl ReleasePlan {
         ));
         let rolled_back = "  if a step fails, image, units and .env are rolled back";
         lines.push(match (&self.data, self.restore_data) {
-            (Some(_), _) => format!("{rolled_back}, and the current database is put back"),
+            (Some(_), _) => format!("{rolled_back}, and the current database is restored"),
             (None, false) => format!("{rolled_back}; the database keeps every write"),
             (None, true) => format!(
                 "{rolled_back};\n  if the previous release does not serve then, the backup is restored, and later writes are lost"

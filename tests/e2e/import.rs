@@ -196,7 +196,7 @@ fn a_compose_deployment_moves_in_and_out() {
     let (code, _, stderr) = host.units(Who::Root, &["up"]).all();
     assert!(
         code == 1
-            && stderr.contains("error: the data of the gateway in /srv/llm are not imported, and that gateway is in use"),
+            && stderr.contains("error: the data of the gateway in /srv/llm is not imported, and that gateway is in use"),
         "{stderr}"
     );
     // Where systemd can't, it is shown, and the next command does so.

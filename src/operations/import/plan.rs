@@ -977,7 +977,7 @@ impl Maker<'_> {
         {
             self.notes.push(note(
                 format!("labels for a reverse proxy ({label} …)"),
-                format!("let the proxy forward to 127.0.0.1:{GATEWAY_PORT} of this host (docs/reverse-proxy.md)"),
+                format!("let the proxy forward to 127.0.0.1:{GATEWAY_PORT} of this host; from a container, that needs the network of the host, or a Unix socket instead (docs/reverse-proxy.md)"),
             ));
         }
         let mut left: Vec<&str> = Vec::new();
@@ -986,7 +986,7 @@ impl Maker<'_> {
         if !left.is_empty() {
             self.notes.push(note(
                 format!("containers of {}", left.join(" and ")),
-                "they stay as they are, for `litellm-units import --undo`; when you no longer need that: `docker compose down` (without `-v`, the data stay)",
+                "they stay as they are, for `litellm-units import --undo`; when you no longer need that: `docker compose down` (without `-v`, the data stays)",
             ));
         }
     }

@@ -196,10 +196,10 @@ pub(crate) fn refuse_unfinished(paths: &Paths) -> Result<()> {
         Some(record) if record.state != ImportState::Done => {
             let directory = record.directory.display();
             Err(Failure::new(format!(
-                "the data of the gateway in {directory} are not imported, and that gateway is in use"
+                "the data of the gateway in {directory} is not imported, and that gateway is in use"
             ))
             .hint(format!(
-                "import them: `litellm-units import {directory}`; to use the deployment without them, remove {}",
+                "import it: `litellm-units import {directory}`; to use the deployment without it, remove {}",
                 paths.import_record().display()
             ))
             .into())

@@ -85,7 +85,7 @@ impl<'a> Old<'a> {
                 "the old configuration is not valid YAML: line {}: {}",
                 error.at.line, error.message
             ))
-            .hint("correct it, and see that the old gateway starts with it")
+            .hint("correct it, and check that the old gateway starts with it")
         })?;
         let mut old = Self {
             text,

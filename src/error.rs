@@ -133,7 +133,7 @@ pub fn on_full_disk(error: anyhow::Error) -> anyhow::Error {
         return error;
     }
     Failure::new("the disk is full; every file is either unchanged or complete")
-        .hint("free some space, then run the same command again: it continues where it stopped")
+        .hint("free some space, then run the same command again")
         .caused_by(error)
         .into()
 }

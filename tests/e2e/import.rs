@@ -260,7 +260,7 @@ fn a_compose_deployment_moves_in_and_out() {
     let (code, _, stderr) = host.units(Who::Root, &["import", "--undo"]).all();
     assert!(
         code == 1
-            && stderr.contains("error: the old gateway can't be started, since Docker has no container llm-db-1 any more; the new gateway is still running\n\
+            && stderr.contains("error: the old gateway can't be started, since Docker has no container llm-db-1 any more; nothing was stopped\n\
                                 hint: create it: `docker compose up --no-start` in /srv/llm, then run `litellm-units import --undo` again"),
         "{stderr}"
     );

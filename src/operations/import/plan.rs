@@ -1020,7 +1020,7 @@ impl Maker<'_> {
                 "it stays with Docker".to_owned()
             } else {
                 format!(
-                    "it stays with Docker, and the new gateway can't reach it by that name: publish its port and write host.containers.internal:PORT in {}",
+                    "it stays with Docker, and the new gateway can't reach it by that name: publish its port on an address that containers reach, not on 127.0.0.1, and write host.containers.internal:PORT in {}",
                     places.join(" and ")
                 )
             };

@@ -107,7 +107,7 @@ impl ImportRecord {
         match missing {
             None => Ok(()),
             Some(name) => Err(Failure::new(format!(
-                "the old gateway can't be started, since Docker has no container {name} any more; the new gateway is still running"
+                "the old gateway can't be started, since Docker has no container {name} any more; nothing was stopped"
             ))
             .hint(format!(
                 "create it: `docker compose up --no-start` in {}, then run `litellm-units import --undo` again",

@@ -360,7 +360,9 @@ fn full_disk_while_serving() {
                 && ran.stderr.contains(
                     "error: the disk is full; every file is either unchanged or complete: "
                 )
-                && ran.stderr.ends_with("hint: free some space, then run the same command again\n"),
+                && ran
+                    .stderr
+                    .ends_with("hint: free some space, then run the same command again\n"),
             "{ran:?}"
         );
     }

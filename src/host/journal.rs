@@ -314,7 +314,9 @@ the end"#;
         /// A message is read as it was written, in both forms of journalctl, with any time and further fields.
         #[test]
         fn messages_come_back(message in any::<String>(), time in any::<String>(), as_bytes: bool) {
-            prop_assume!(!message.starts_with("conmon ") && message.len() != 64);
+            if message.starts_with("conmon ") || message.len() == 64 {
+                return Ok(());
+            }
             let written = if as_bytes { json!(message.as_bytes()) } else { json!(message) };
             let line = json!({"MESSAGE": written, "__REALTIME_TIMESTAMP": time, "_SYSTEMD_UNIT": "a.service", "X": null});
             let read = entry(serde_json::from_str(&line.to_string()).unwrap(), Scope::System).unwrap();

@@ -420,14 +420,24 @@ pub(crate) struct Doctor {
     pub(crate) json: bool,
 }
 
+/// One of several gateways.
+#[derive(Clone, Copy, Debug, Args)]
+pub(crate) struct Which {
+    /// Use the container of the standby
+    #[arg(long, conflicts_with = "replica")]
+    pub(crate) standby: bool,
+    /// Use the container of the gateway with this number
+    #[arg(long, value_name = "NUMBER")]
+    pub(crate) replica: Option<usize>,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Unit {
     /// Register the secrets of a container with Podman, before it starts
     Prepare {
         service: Service,
-        /// Use the container of the second gateway
-        #[arg(long)]
-        standby: bool,
+        #[command(flatten)]
+        which: Which,
     },
     /// Print the value of a secret; called by Podman
     Secret {
@@ -442,9 +452,8 @@ pub(crate) enum Unit {
     /// Wait until a container's health check passes
     AwaitHealthy {
         service: Service,
-        /// Use the container of the second gateway
-        #[arg(long)]
-        standby: bool,
+        #[command(flatten)]
+        which: Which,
     },
     /// Write one line about newer releases and known vulnerabilities
     CheckRelease,

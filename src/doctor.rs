@@ -30,7 +30,7 @@ use crate::host::paths::Scope;
 use crate::host::systemd::UnitState;
 use crate::operations::recovery::OngoingOperation;
 use crate::operations::stack::blockers::Blocker;
-use crate::service::Service;
+use crate::service::{Instance, Service};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -135,7 +135,7 @@ struct Examination<'a> {
     /// `None` if they are invalid.
     settings: Option<Settings>,
     /// The installed services; `None` if systemd can't be reached.
-    units: Option<Vec<(Service, UnitState)>>,
+    units: Option<Vec<(Instance, UnitState)>>,
     /// Units that keep them from starting.
     blockers: Vec<Blocker>,
     /// Whether the socket unit of the gateway is active.
@@ -147,7 +147,7 @@ impl Examination<'_> {
         self.units
             .as_ref()?
             .iter()
-            .find(|(other, _)| *other == service)
+            .find(|(instance, _)| *instance == service.into())
             .map(|(_, unit)| unit)
     }
 

@@ -1,5 +1,6 @@
 //! Every effect on the host, reached through one value.
 
+pub mod capacity;
 pub(crate) mod container_state;
 pub(crate) mod default_route;
 pub(crate) mod docker;

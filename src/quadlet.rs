@@ -15,10 +15,11 @@ use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::listen::{self, GATEWAY_PORT, Listen, ListenAddress};
 use crate::deployment::settings::{Cache, Database, Settings};
 use crate::error::Result;
+use crate::host::capacity::Capacity;
 use crate::host::paths::{Paths, Scope};
 use crate::host::podman::PodmanVersion;
 use crate::host::systemd::Features;
-use crate::service::Service;
+use crate::service::{Instance, Service};
 
 /// The first line of every file that this program writes and may therefore change or remove.
 pub const MARKER: &str = "# Written by litellm-units. Do not edit: use a drop-in (systemctl edit), or .env and `litellm-units apply`.";
@@ -84,6 +85,9 @@ pub const TIMERS: [(&str, &str); 3] = [
     (WATCH_TIMER, "notices of faults, and metrics"),
 ];
 
+/// The percentage of the machine's memory that all gateways together may use.
+const MEMORY_OF_GATEWAYS: usize = 80;
+
 /// Where a unit file goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Place {
@@ -117,6 +121,8 @@ pub struct RenderContext<'a> {
     pub program: &'a Path,
     /// The digests to run, where they are known.
     pub images: &'a ImagesLock,
+    /// What the machine has for gateways.
+    pub capacity: Capacity,
 }
 
 /// The names under which a file of ours may be found in `place`.
@@ -174,28 +180,13 @@ pub fn render(settings: &Settings, host: &RenderContext<'_>) -> Result<Vec<UnitF
         let (uid, gid) = container_owner(service, image).unwrap_or_default();
         let values = Container {
             name: service.name(),
-            flag: "",
+            flag: String::new(),
             unit: service.container(),
             image: &pinned,
             uid,
             gid,
         };
         let place = Place::Quadlet;
-        if service == Service::Litellm {
-            files.push(file(
-                place,
-                "litellm-standby.container",
-                &Gateway {
-                    common,
-                    standby: true,
-                    service: Container {
-                        flag: " --standby",
-                        unit: STANDBY,
-                        ..values
-                    },
-                },
-            )?);
-        }
         files.push(match service {
             Service::Postgres => file(
                 place,
@@ -218,17 +209,53 @@ pub fn render(settings: &Settings, host: &RenderContext<'_>) -> Result<Vec<UnitF
                 "litellm-migrate.container",
                 &Migrate::new(common, values, false),
             )?,
-            Service::Litellm => file(
-                place,
-                "litellm.container",
-                &Gateway {
-                    common,
-                    standby: false,
-                    service: values,
-                },
-            )?,
+            Service::Litellm => {
+                let gateways = settings.replicas.count(host.capacity);
+                files.extend(gateway_files(common, values, gateways)?);
+                continue;
+            }
         });
     }
+    Ok(files)
+}
+
+/// The first gateway last: its unit marks the installation as complete.
+fn gateway_files(common: &Common, values: Container<'_>, gateways: usize) -> Result<Vec<UnitFile>> {
+    let render = |name, number, standby, service| {
+        let gateway = Gateway {
+            common,
+            standby,
+            number,
+            memory: MEMORY_OF_GATEWAYS / gateways,
+            service,
+        };
+        file(Place::Quadlet, name, &gateway)
+    };
+    let standby = Container {
+        flag: " --standby".into(),
+        unit: STANDBY,
+        ..values.clone()
+    };
+    let mut files = vec![render("litellm-standby.container", 1, true, standby)?];
+    for instance in Instance::further(gateways) {
+        let further = Container {
+            flag: format!(" --replica {}", instance.number()),
+            unit: instance.container(),
+            ..values.clone()
+        };
+        files.push(render(
+            instance.quadlet(),
+            instance.number(),
+            false,
+            further,
+        )?);
+    }
+    files.push(render(
+        Instance::from(Service::Litellm).quadlet(),
+        1,
+        false,
+        values,
+    )?);
     Ok(files)
 }
 
@@ -268,7 +295,7 @@ pub fn next_migration(settings: &Settings, host: &RenderContext<'_>) -> Result<U
     let common = &Common::new(settings, host)?;
     let values = Container {
         name: Service::Migrate.name(),
-        flag: "",
+        flag: String::new(),
         unit: NEXT_MIGRATION,
         image: &host.images.pin(&settings.litellm_image),
         uid: 0,
@@ -366,10 +393,10 @@ impl Common {
     }
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone)]
 struct Container<'a> {
     name: &'static str,
-    flag: &'static str,
+    flag: String,
     unit: &'static str,
     image: &'a str,
     uid: u32,
@@ -483,5 +510,9 @@ impl<'a> Migrate<'a> {
 struct Gateway<'a> {
     common: &'a Common,
     standby: bool,
+    /// 1 for the first one.
+    number: usize,
+    /// The percentage of the machine's memory that it may use.
+    memory: usize,
     service: Container<'a>,
 }

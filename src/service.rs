@@ -1,4 +1,4 @@
-//! The services of a deployment, and what each is called.
+//! The services of a deployment, their instances, and what each is called.
 
 use serde::Deserialize;
 
@@ -77,6 +77,111 @@ impl Service {
             Self::Migrate => "litellm-migrate.service",
             Self::Litellm => "litellm.service",
         }
+    }
+}
+
+/// The names of the gateway's further instances, with a suffix.
+macro_rules! further {
+    ($suffix:literal) => {
+        [
+            concat!("litellm-2", $suffix),
+            concat!("litellm-3", $suffix),
+            concat!("litellm-4", $suffix),
+            concat!("litellm-5", $suffix),
+            concat!("litellm-6", $suffix),
+            concat!("litellm-7", $suffix),
+            concat!("litellm-8", $suffix),
+        ]
+    };
+}
+
+const CONTAINERS: [&str; 7] = further!("");
+const UNITS: [&str; 7] = further!(".service");
+const QUADLETS: [&str; 7] = further!(".container");
+
+/// A container with a unit of its own: that of a service, or a further gateway at the same address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Instance {
+    service: Service,
+    /// 1 for the first one, which has the names of its service.
+    number: usize,
+}
+
+impl Instance {
+    /// The most gateways at one address. Each has 10 connections to the database, as the standby has, and PostgreSQL
+    /// takes 100.
+    pub const MOST: usize = CONTAINERS.len() + 1;
+
+    /// Every instance, in start order.
+    pub fn all() -> impl Iterator<Item = Self> {
+        let services = Service::ALL.into_iter().map(Self::from);
+        services.chain(Self::further(Self::MOST))
+    }
+
+    /// Every gateway.
+    pub fn gateways() -> impl Iterator<Item = Self> {
+        std::iter::once(Self::from(Service::Litellm)).chain(Self::further(Self::MOST))
+    }
+
+    /// The gateways beside the first one, of so many in all.
+    pub fn further(gateways: usize) -> impl Iterator<Item = Self> {
+        (2..=gateways.min(Self::MOST)).map(|number| Self {
+            service: Service::Litellm,
+            number,
+        })
+    }
+
+    /// What runs in it.
+    #[must_use]
+    pub fn service(self) -> Service {
+        self.service
+    }
+
+    /// 1 for the first gateway, and for every other service.
+    #[must_use]
+    pub fn number(self) -> usize {
+        self.number
+    }
+
+    /// The word for it in reports.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        self.further_name(&CONTAINERS)
+            .unwrap_or(self.service.name())
+    }
+
+    /// The name of its container, and of its unit without the suffix.
+    #[must_use]
+    pub fn container(self) -> &'static str {
+        self.further_name(&CONTAINERS)
+            .unwrap_or(self.service.container())
+    }
+
+    /// The name of its unit.
+    #[must_use]
+    pub fn unit(self) -> &'static str {
+        self.further_name(&UNITS).unwrap_or(self.service.unit())
+    }
+
+    /// The name of its Quadlet file.
+    #[must_use]
+    pub fn quadlet(self) -> &'static str {
+        self.further_name(&QUADLETS).unwrap_or(match self.service {
+            Service::Postgres => "litellm-postgres.container",
+            Service::Redis => "litellm-redis.container",
+            Service::Migrate => "litellm-migrate.container",
+            Service::Litellm => "litellm.container",
+        })
+    }
+
+    fn further_name(self, names: &[&'static str; 7]) -> Option<&'static str> {
+        names.get(self.number.checked_sub(2)?).copied()
+    }
+}
+
+impl From<Service> for Instance {
+    fn from(service: Service) -> Self {
+        Self { service, number: 1 }
     }
 }
 

@@ -9,6 +9,7 @@ use clap::CommandFactory;
 use litellm_units::cli::Cli;
 use litellm_units::deployment::images_lock::ImagesLock;
 use litellm_units::deployment::settings::Settings;
+use litellm_units::host::capacity::Capacity;
 use litellm_units::host::paths::Paths;
 use litellm_units::host::paths::Scope;
 use litellm_units::host::podman::PodmanVersion;
@@ -316,6 +317,7 @@ fn expected_output(
         systemd: Features::DEFAULT,
         program: Path::new("/usr/bin/litellm-units"),
         images: &ImagesLock::default(),
+        capacity: Capacity::read(),
     };
     let mut files = quadlet::render(&settings, &host).unwrap();
     files.push(quadlet::target(scope));

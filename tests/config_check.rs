@@ -25,7 +25,13 @@ OLLAMA=http://localhost:11434
 
 #[track_caller]
 fn expect(text: &str, expected: &str) {
-    let env = EnvFile::parse(ENV).unwrap();
+    expect_with("", text, expected);
+}
+
+/// With `more` in `.env`.
+#[track_caller]
+fn expect_with(more: &str, text: &str, expected: &str) {
+    let env = EnvFile::parse(&format!("{ENV}{more}")).unwrap();
     let settings = Settings::from_env(&env, Path::new(".env")).unwrap();
     let findings = check(text, Path::new("c.yaml"), &env, &settings);
     let said = findings.iter().fold(String::new(), |said, finding| {
@@ -451,6 +457,37 @@ model_list:
 "
         )
     );
+}
+
+#[test]
+fn gateways_with_more_connections_than_postgresql() {
+    let models = "model_list:\n  - model_name: hello\n    litellm_params: {model: openai/hello, api_key: none}\n";
+    let hint = "  hint: lower database_connection_pool_limit in general_settings, or LITELLM_REPLICAS or NUM_WORKERS in .env\n";
+    let pool = |limit: usize| {
+        format!("{models}general_settings:\n  database_connection_pool_limit: {limit}\n")
+    };
+    let external = "DATABASE_URL=postgresql://a:b@db/x\n";
+    for (env, text, expected) in [
+        ("LITELLM_REPLICAS=8\n", models.to_owned(), String::new()),
+        ("LITELLM_REPLICAS=2\n", pool(30), String::new()),
+        (
+            "LITELLM_REPLICAS=2\n",
+            pool(31),
+            format!(
+                "c.yaml:5:35: warning: the gateway may need 93 connections to PostgreSQL, which has 90 for it: 31 for each process, with those of the standby\n{hint}"
+            ),
+        ),
+        (
+            "LITELLM_REPLICAS=4\nNUM_WORKERS=2\n",
+            models.to_owned(),
+            format!(
+                "c.yaml:1:1: warning: the gateway may need 100 connections to PostgreSQL, which has 90 for it: 10 for each process, with those of the standby\n{hint}"
+            ),
+        ),
+        (external, pool(500), String::new()),
+    ] {
+        expect_with(env, &text, &expected);
+    }
 }
 
 #[test]

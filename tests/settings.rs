@@ -8,6 +8,7 @@ use litellm_units::deployment::env_file::{EnvFile, quote};
 use litellm_units::deployment::listen::Listen;
 use litellm_units::deployment::settings::{SecretTarget, Settings, check_address};
 use litellm_units::error::{self, Exit};
+use litellm_units::host::capacity::Capacity;
 use litellm_units::service::Service;
 use secrecy::ExposeSecret;
 
@@ -337,6 +338,18 @@ fn what_can_not_be_used_is_refused_by_name_file_and_line() {
              hint: write 300 for five minutes, or remove it\n".to_owned(),
         ),
         (
+            "LITELLM_REPLICAS",
+            "LITELLM_REPLICAS=0",
+            "error: /srv/.env, line 13: LITELLM_REPLICAS is neither `auto` nor a number from 1 to 8\n\
+             hint: write auto for as many as this machine has processors and memory for, or remove it for one\n".to_owned(),
+        ),
+        (
+            "LITELLM_REPLICAS",
+            "LITELLM_REPLICAS=9",
+            "error: /srv/.env, line 13: LITELLM_REPLICAS is neither `auto` nor a number from 1 to 8\n\
+             hint: write auto for as many as this machine has processors and memory for, or remove it for one\n".to_owned(),
+        ),
+        (
             "REDIS_MAXMEMORY",
             "REDIS_MAXMEMORY=half",
             "error: /srv/.env, line 13: REDIS_MAXMEMORY is not an amount of memory\n\
@@ -499,6 +512,30 @@ fn an_edit_does_not_move_the_gateway() {
         }
     }
     check_address(&EnvFile::parse(ENV).unwrap(), path).unwrap();
+}
+
+#[test]
+fn as_many_gateways_as_the_machine_has_room_for() {
+    for (text, processors, gibibytes, expected) in [
+        ("", 64, 256, 1),
+        ("LITELLM_REPLICAS=", 64, 256, 1),
+        ("LITELLM_REPLICAS=8", 1, 1, 8),
+        ("LITELLM_REPLICAS=auto", 1, 1, 1),
+        ("LITELLM_REPLICAS=auto", 4, 8, 2),
+        ("LITELLM_REPLICAS=auto", 4, 7, 1),
+        ("LITELLM_REPLICAS=auto", 2, 64, 2),
+        ("LITELLM_REPLICAS=auto", 64, 256, 8),
+        ("LITELLM_REPLICAS=auto\nNUM_WORKERS=2", 64, 256, 4),
+        ("LITELLM_REPLICAS=auto\nNUM_WORKERS=8", 4, 256, 1),
+    ] {
+        let capacity = Capacity {
+            processors,
+            memory: gibibytes << 30,
+        };
+        let settings = settings(&format!("{ENV}{text}\n"));
+        assert_eq!(settings.replicas.count(capacity), expected, "{text}");
+        assert!(!container_secrets(&settings).contains("LITELLM_REPLICAS"));
+    }
 }
 
 #[test]

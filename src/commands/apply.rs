@@ -12,6 +12,7 @@ use crate::operations::rotation;
 use crate::operations::stack::{self, address::Relocation};
 use crate::operations::up;
 use crate::output::{self, Progress, say};
+use crate::service::Instance;
 
 pub(crate) async fn run(host: &Host, arguments: &cli::Apply) -> Result<Exit> {
     let _lock = super::begin(host, "apply", arguments.dry_run, arguments.timeout).await?;
@@ -93,24 +94,27 @@ async fn dry_run(host: &Host, prepared: &Prepared) -> Result<Exit> {
     output::text(&prepared.units.diff())?;
     let differences = stack::differences(host, prepared.settings())?;
     let mut restarts = 0;
-    for service in prepared.settings().services() {
-        let unit_changes = prepared.units.changes.iter().any(|change| {
-            change
-                .path
-                .ends_with(format!("{}.container", service.container()))
-        });
+    let settings = prepared.settings();
+    for instance in Instance::all().filter(|instance| settings.image(instance.service()).is_some())
+    {
+        let mut changes = prepared.units.changes.iter();
+        let change = changes.find(|change| change.path.ends_with(instance.quadlet()));
+        if change.is_some_and(|change| change.after.is_none()) {
+            output::line(&format!("# stop {}", instance.unit()))?;
+            continue;
+        }
         let mut words: Vec<String> = Vec::new();
-        if unit_changes {
+        if change.is_some() {
             words.push("the unit changed".into());
         }
-        if let Some((_, differences)) = differences.iter().find(|(other, _)| *other == service) {
+        if let Some((_, differences)) = differences.iter().find(|(other, _)| *other == instance) {
             words.push(stack::list(differences));
         }
         if !words.is_empty() {
             restarts += 1;
             output::line(&format!(
                 "# restart {}: {}",
-                service.unit(),
+                instance.unit(),
                 words.join(", ")
             ))?;
         }

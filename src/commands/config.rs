@@ -18,11 +18,12 @@ const MASK: &str = "********";
 
 /// Variables whose values are known to be harmless. All others are masked, since a later release of
 /// LiteLLM may read secrets from them.
-const HARMLESS: [&str; 17] = [
+const HARMLESS: [&str; 18] = [
     "LITELLM_LIVENESS_TIMEOUT",
     "LITELLM_LOCAL_MODEL_COST_MAP",
     "LITELLM_LOG",
     "LITELLM_MODE",
+    "LITELLM_REPLICAS",
     "METRICS_FILE",
     "POSTGRES_DB",
     "POSTGRES_USER",

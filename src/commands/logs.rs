@@ -11,7 +11,7 @@ use crate::host::journal::{self, Query};
 use crate::operations::stack;
 use crate::operations::stack::LogSource;
 use crate::output::say;
-use crate::service::Service;
+use crate::service::{Instance, Service};
 
 pub(crate) async fn run(host: &Host, arguments: &cli::Logs) -> Result<Exit> {
     let services: Vec<LogSource> = if arguments.services.is_empty() {
@@ -31,9 +31,20 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Logs) -> Result<Exit> {
         since: arguments.since.as_deref().map(time).transpose()?,
         until: arguments.until.as_deref().map(time).transpose()?,
     };
+    // A unit's lines have its name only if there are several gateways: those of the standby are the gateway's.
+    let further: Vec<Instance> = Instance::further(Instance::MOST)
+        .filter(|instance| host.paths.quadlets.join(instance.quadlet()).exists())
+        .collect();
+    let name = |service: &LogSource, unit: &str| {
+        let instance = further.iter().find(|instance| instance.unit() == unit);
+        instance.map_or(service.name(), |instance| instance.name())
+    };
     let width = services
         .iter()
-        .map(|service| service.name().len())
+        .flat_map(|service| {
+            let units = service.units();
+            units.into_iter().map(|unit| name(service, unit).len())
+        })
         .max()
         .unwrap_or(0);
     let mut out: Box<dyn Write> = if arguments.no_color {
@@ -53,7 +64,8 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Logs) -> Result<Exit> {
         for line in entry.message.lines() {
             if !arguments.no_log_prefix {
                 let style = style(*service);
-                write!(out, "{style}{:width$} |{style:#} ", service.name())?;
+                let name = name(service, &entry.unit);
+                write!(out, "{style}{name:width$} |{style:#} ")?;
             }
             if arguments.timestamps {
                 write!(out, "{} ", entry.time)?;

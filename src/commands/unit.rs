@@ -16,7 +16,7 @@ use secrecy::ExposeSecret;
 use serde::Deserialize;
 use tokio::io::AsyncWriteExt;
 
-use crate::cli::Unit;
+use crate::cli::{Unit, Which};
 use crate::deployment::applied::Applied;
 use crate::deployment::certificates;
 use crate::deployment::completion;
@@ -42,7 +42,7 @@ use crate::operations::upgrade::check::{ReleaseReport, Verdict};
 use crate::output::{self, say};
 use crate::quadlet;
 use crate::random;
-use crate::service::Service;
+use crate::service::{Instance, Service};
 
 const NEED_INTERVAL: Duration = Duration::from_millis(500);
 /// With which the gateway ends if another start would change nothing.
@@ -50,12 +50,12 @@ const GIVEN_UP: &str = "78";
 
 pub(crate) async fn run(host: &Host, verb: Unit) -> Result<Exit> {
     match verb {
-        Unit::Prepare { service, standby } => prepare(host, service, standby).await?,
+        Unit::Prepare { service, which } => prepare(host, &Started::new(service, which)?).await?,
         Unit::Secret { service, name } => secret(host, service, &name)?,
         Unit::AwaitNetwork => default_route::wait(&host.progress).await,
         Unit::AwaitNeeds { service } => await_needs(host, service).await?,
-        Unit::AwaitHealthy { service, standby } => {
-            await_healthy(host, container(service, standby)).await?;
+        Unit::AwaitHealthy { service, which } => {
+            await_healthy(host, Started::new(service, which)?.container()).await?;
         }
         Unit::CheckRelease => check_release(host).await?,
         Unit::Watch => watch::watch(host).await?,
@@ -87,21 +87,64 @@ struct Driver {
     options: std::collections::HashMap<String, String>,
 }
 
+/// The container that a unit starts.
+enum Started {
+    Instance(Instance),
+    Standby,
+}
+
+impl Started {
+    fn new(service: Service, which: Which) -> Result<Self> {
+        let Some(number) = which.replica else {
+            return Ok(if which.standby {
+                Self::Standby
+            } else {
+                Self::Instance(service.into())
+            });
+        };
+        Instance::gateways()
+            .find(|instance| service == Service::Litellm && instance.number() == number)
+            .map(Self::Instance)
+            .with_context(|| format!("there is no instance {number} of {}", service.container()))
+    }
+
+    fn container(&self) -> &'static str {
+        match self {
+            Self::Instance(instance) => instance.container(),
+            Self::Standby => quadlet::STANDBY,
+        }
+    }
+
+    fn service(&self) -> Service {
+        match self {
+            Self::Instance(instance) => instance.service(),
+            Self::Standby => Service::Litellm,
+        }
+    }
+}
+
 /// Registers the names of the service's secrets, and writes the options that pass them to its container.
-async fn prepare(host: &Host, service: Service, standby: bool) -> Result<()> {
+async fn prepare(host: &Host, started: &Started) -> Result<()> {
+    let service = started.service();
     // Its time shows when this start began.
-    let file = options_file(host, container(service, standby));
+    let file = options_file(host, started.container());
     files::remove_existing(&file)?;
     ownership::check(&host.paths, Some(&host::program()?))?;
-    if service == Service::Litellm && !standby {
+    let gateway = match started {
+        Started::Instance(instance) if service == Service::Litellm => Some(*instance),
+        _ => None,
+    };
+    if gateway == Some(Service::Litellm.into()) {
         stack::address::complete_interrupted(host).await?;
     }
     let settings = match readable_settings(host, service) {
         Ok(settings) => settings,
-        Err(error) if service == Service::Litellm && !standby => {
-            return refuse_start(host, &file, error).await;
+        Err(error) => {
+            return match gateway {
+                Some(gateway) => refuse_start(host, gateway, &file, error).await,
+                None => Err(error),
+            };
         }
-        Err(error) => return Err(error),
     };
     let images = ImagesLock::load(&host.paths.images_lock())?;
     Advisories::load(&host.paths)?.refuse(&host.paths, &settings, &images)?;
@@ -174,11 +217,13 @@ async fn prepare(host: &Host, service: Service, standby: bool) -> Result<()> {
         write_program(host, quadlet::SERVE)?;
     }
     files::write_atomically(&file, format!("{}\n", options.trim_end()).as_bytes(), 0o644)?;
-    if standby {
+    match started {
+        Started::Instance(instance) => {
+            Applied::now(&host.paths, &settings, *instance)?.record(&host.paths, *instance)
+        }
         // The record is that of the first gateway.
-        return Ok(());
+        Started::Standby => Ok(()),
     }
-    Applied::now(&host.paths, &settings, service)?.record(&host.paths, service)
 }
 
 /// The settings, if the service can read all that it starts with.
@@ -194,8 +239,13 @@ fn readable_settings(host: &Host, service: Service) -> Result<Settings> {
 /// Lets the start of the gateway fail for good, since only an edit can help and somebody may wait for it: a failure of
 /// `ExecStartPre=` is retried for ever, so the container says why and exits with the status that ends the attempts.
 /// Where systemd itself restarts a gateway that crashed, nobody waits, and it goes on trying until the edit is complete.
-async fn refuse_start(host: &Host, options: &Path, error: anyhow::Error) -> Result<()> {
-    let gateway = host.systemd().await?.unit(Service::Litellm.unit()).await?;
+async fn refuse_start(
+    host: &Host,
+    gateway: Instance,
+    options: &Path,
+    error: anyhow::Error,
+) -> Result<()> {
+    let gateway = host.systemd().await?.unit(gateway.unit()).await?;
     if gateway.restarts > 0 {
         return Err(error);
     }
@@ -337,25 +387,19 @@ fn value(host: &Host, service: Service, name: &str) -> Result<Option<SecretValue
         .map(|secret| secret.value))
 }
 
-fn container(service: Service, standby: bool) -> &'static str {
-    if standby {
-        quadlet::STANDBY
-    } else {
-        service.container()
-    }
-}
-
 /// The file with Podman's options for the secrets of a container.
 fn options_file(host: &Host, container: &str) -> PathBuf {
     host.paths.runtime_state().join(format!("{container}.env"))
 }
 
 /// Stops what is beside a gateway that was stopped, or that can't start: nothing will serve at its address. As long as
-/// systemd tries to start it, requests wait instead; somebody else could take an address that is closed.
-/// Called when the gateway has ended.
+/// systemd tries to start it, or a further instance, requests wait instead; somebody else could take an address that is
+/// closed. Called when an instance of the gateway has ended.
 async fn stopped(host: &Host) -> Result<()> {
     let systemd = host.systemd().await?;
-    if !systemd.is_to_stop(Service::Litellm.unit()).await? && !is_given_up() {
+    if !systemd.is_to_stop(Service::Litellm.unit()).await?
+        && (!is_given_up() || stack::is_served(systemd).await?)
+    {
         return Ok(());
     }
     let is_held = stack::is_address_held(systemd).await?;

@@ -21,7 +21,7 @@ use crate::host::files;
 use crate::host::files::mounted_files;
 use crate::host::paths::Paths;
 use crate::random::{hex, kernel_random};
-use crate::service::Service;
+use crate::service::{Instance, Service};
 
 /// The record of one container's inputs.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -75,11 +75,11 @@ impl fmt::Display for Difference {
 }
 
 impl Applied {
-    /// Hashes the inputs that `service` would be started with now.
+    /// Hashes the inputs that `instance` would be started with now.
     ///
     /// # Errors
     /// When a file that the container gets can't be read.
-    pub(crate) fn now(paths: &Paths, settings: &Settings, service: Service) -> Result<Self> {
+    pub(crate) fn now(paths: &Paths, settings: &Settings, instance: Instance) -> Result<Self> {
         let mut salt = [0; 16];
         kernel_random(&mut salt)?;
         let none = Self {
@@ -87,11 +87,12 @@ impl Applied {
             inputs: BTreeMap::new(),
             sealed: BTreeMap::new(),
         };
-        none.again(paths, settings, service)
+        none.again(paths, settings, instance)
     }
 
     /// The same record with the current inputs.
-    fn again(&self, paths: &Paths, settings: &Settings, service: Service) -> Result<Self> {
+    fn again(&self, paths: &Paths, settings: &Settings, instance: Instance) -> Result<Self> {
+        let service = instance.service();
         let (mut inputs, mut sealed) = (BTreeMap::new(), BTreeMap::new());
         let hash = |bytes: &[u8]| {
             let hash = Sha256::new()
@@ -103,9 +104,7 @@ impl Applied {
         let mut add = |name: String, bytes: &[u8]| {
             inputs.insert(name, hash(bytes));
         };
-        let unit = paths
-            .quadlets
-            .join(format!("{}.container", service.container()));
+        let unit = paths.quadlets.join(instance.quadlet());
         if let Ok(text) = std::fs::read_to_string(&unit) {
             add(
                 "unit".into(),
@@ -153,13 +152,13 @@ impl Applied {
     ///
     /// # Errors
     /// When the per-boot directory can't be written.
-    pub(crate) fn record(&self, paths: &Paths, service: Service) -> Result<()> {
+    pub(crate) fn record(&self, paths: &Paths, instance: Instance) -> Result<()> {
         let text = serde_json::to_vec(self).context("can't write the record of the inputs")?;
-        files::write_atomically(&record_file(paths, service), &text, 0o600)
+        files::write_atomically(&record_file(paths, instance), &text, 0o600)
     }
 
-    fn load(paths: &Paths, service: Service) -> Option<Self> {
-        let text = std::fs::read(record_file(paths, service)).ok()?;
+    fn load(paths: &Paths, instance: Instance) -> Option<Self> {
+        let text = std::fs::read(record_file(paths, instance)).ok()?;
         serde_json::from_slice(&text).ok()
     }
 
@@ -168,13 +167,13 @@ impl Applied {
     ///
     /// # Errors
     /// When a secret can't be opened, or the per-boot directory can't be written.
-    pub(crate) fn renew(paths: &Paths, settings: &Settings, service: Service) -> Result<()> {
-        let Some(before) = Self::load(paths, service) else {
+    pub(crate) fn renew(paths: &Paths, settings: &Settings, instance: Instance) -> Result<()> {
+        let Some(before) = Self::load(paths, instance) else {
             return Ok(());
         };
-        let now = before.again(paths, settings, service)?;
+        let now = before.again(paths, settings, instance)?;
         if now.inputs == before.inputs && now != before {
-            now.record(paths, service)?;
+            now.record(paths, instance)?;
         }
         Ok(())
     }
@@ -187,12 +186,12 @@ impl Applied {
     pub(crate) fn differences(
         paths: &Paths,
         settings: &Settings,
-        service: Service,
+        instance: Instance,
     ) -> Result<Vec<Difference>> {
-        let Some(before) = Self::load(paths, service) else {
+        let Some(before) = Self::load(paths, instance) else {
             return Ok(Vec::new());
         };
-        let now = before.again(paths, settings, service)?;
+        let now = before.again(paths, settings, instance)?;
         let mut differences: Vec<Difference> = now
             .inputs
             .iter()
@@ -219,7 +218,7 @@ impl Applied {
                 }),
         );
         // No input of the container: it is compared with the addresses that systemd has.
-        if service == Service::Litellm
+        if instance == Service::Litellm.into()
             && Listen::installed(paths).is_some_and(|listen| listen != settings.listen)
         {
             differences.push(Difference {
@@ -245,8 +244,8 @@ fn pinned(unit: &str, images: &ImagesLock) -> String {
         })
 }
 
-fn record_file(paths: &Paths, service: Service) -> PathBuf {
+fn record_file(paths: &Paths, instance: Instance) -> PathBuf {
     paths
         .runtime_state()
-        .join(format!("{}.applied", service.container()))
+        .join(format!("{}.applied", instance.container()))
 }

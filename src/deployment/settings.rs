@@ -9,9 +9,10 @@ use super::env_file::EnvFile;
 use super::listen::{Listen, ListenAddress};
 use super::sealed::{self, SecretValue, Vault};
 use crate::error::{Failure, Result};
+use crate::host::capacity::Capacity;
 use crate::host::paths::Paths;
 use crate::image::ImageReference;
-use crate::service::Service;
+use crate::service::{Instance, Service};
 
 /// The image that a new deployment is pinned to.
 pub const DEFAULT_LITELLM_IMAGE: &str = "ghcr.io/berriai/litellm:v1.108.14";
@@ -42,6 +43,13 @@ pub const LIVENESS_TIMEOUT: &str = "LITELLM_LIVENESS_TIMEOUT";
 /// Less could end a gateway that is only busy.
 const LIVENESS_RANGE: std::ops::RangeInclusive<u32> = 10..=86_400;
 
+/// How many gateways share the address.
+pub const REPLICAS: &str = "LITELLM_REPLICAS";
+/// How many processes each gateway has; LiteLLM reads it.
+const WORKERS: &str = "NUM_WORKERS";
+/// What LiteLLM advises to have for each of its processes.
+const MEMORY_OF_A_WORKER: u64 = 4 << 30;
+
 /// The most that one value may have, in bytes: a quarter of Podman's limit of 512,000 for one
 /// secret, since every byte of Redis' password takes four, and less than the kernel's 128 KiB for
 /// one variable with its name.
@@ -63,8 +71,9 @@ const TLS_HINT: &str = "remove the line, then run `litellm-units apply`; for TLS
 const SOCKET_HINT: &str = "remove the line, then run `litellm-units apply`";
 
 /// Variables that concern this program or another container, and so never reach the gateway.
-const NOT_FOR_GATEWAY: [&str; 15] = [
+const NOT_FOR_GATEWAY: [&str; 16] = [
     ACCEPT_VULNERABILITIES,
+    REPLICAS,
     LISTEN,
     LISTEN_GROUP,
     LISTEN_WITHOUT_TLS,
@@ -132,8 +141,9 @@ pub const OPTIONAL: [&str; 6] = [
 ];
 
 /// Variables that are in clear: no secrets, and needed where none is opened.
-const IN_CLEAR: [&str; 17] = [
+const IN_CLEAR: [&str; 18] = [
     METRICS_FILE,
+    REPLICAS,
     ACCEPT_VULNERABILITIES,
     LISTEN,
     LISTEN_GROUP,
@@ -193,6 +203,33 @@ pub enum Cache {
     },
     /// An external server: `REDIS_HOST` in `.env`.
     External,
+}
+
+/// How many gateways share the address: `LITELLM_REPLICAS`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Replicas {
+    /// So many.
+    Count(usize),
+    /// As many as the machine has processors and memory for, if each has so many processes.
+    Auto {
+        /// `NUM_WORKERS`.
+        workers: usize,
+    },
+}
+
+impl Replicas {
+    /// How many there are on a machine of this capacity.
+    #[must_use]
+    pub fn count(self, capacity: Capacity) -> usize {
+        match self {
+            Self::Count(count) => count,
+            Self::Auto { workers } => {
+                let room = usize::try_from(capacity.memory / MEMORY_OF_A_WORKER);
+                let processes = capacity.processors.min(room.unwrap_or(usize::MAX));
+                (processes.min(Instance::MOST) / workers.max(1)).max(1)
+            }
+        }
+    }
 }
 
 /// How a container receives a value.
@@ -264,6 +301,8 @@ pub struct Settings {
     pub cache: Cache,
     /// `LISTEN`: where the gateway listens.
     pub listen: Listen,
+    /// `LITELLM_REPLICAS`: how many gateways listen there.
+    pub replicas: Replicas,
     /// `LITELLM_MASTER_KEY`: for bootstrap only.
     pub master_key: SecretValue,
     /// Where backups go and how.
@@ -411,6 +450,7 @@ impl Settings {
             database,
             cache,
             listen: reader.listen()?,
+            replicas: reader.replicas()?,
             master_key,
             backup: reader.backup()?,
             watch: reader.watch()?,
@@ -864,6 +904,26 @@ impl Reader<'_> {
             ));
         }
         Ok(())
+    }
+
+    fn replicas(&self) -> Result<Replicas> {
+        match self.filled(REPLICAS) {
+            None => Ok(Replicas::Count(1)),
+            Some("auto") => Ok(Replicas::Auto {
+                workers: self
+                    .filled(WORKERS)
+                    .and_then(|workers| workers.parse().ok())
+                    .unwrap_or(1),
+            }),
+            Some(text) => match text.parse() {
+                Ok(count) if (1..=Instance::MOST).contains(&count) => Ok(Replicas::Count(count)),
+                _ => Err(self.wrong(
+                    REPLICAS,
+                    &format!("is neither `auto` nor a number from 1 to {}", Instance::MOST),
+                    "write auto for as many as this machine has processors and memory for, or remove it for one",
+                )),
+            },
+        }
     }
 
     /// A reference is never taken for the value itself.

@@ -17,7 +17,7 @@ pub(crate) async fn running(examination: &Examination<'_>) -> Option<Check> {
         .units
         .as_ref()?
         .iter()
-        .filter(|(service, unit)| *service != Service::Migrate && unit.is_active());
+        .filter(|(instance, unit)| instance.service() != Service::Migrate && unit.is_active());
     let found = services.map(async |(service, _)| {
         let container = service.container();
         // Check `units` reports a missing container.

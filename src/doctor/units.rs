@@ -21,28 +21,19 @@ use crate::operations::stack::space::unless_full;
 use crate::operations::stack::{self, LogSource, Manner};
 use crate::output::Progress;
 use crate::quadlet;
-use crate::service::Service;
+use crate::service::{Instance, Service};
 
 const TIMEOUT: Duration = Duration::from_secs(5);
 const QUOTED_LINES: usize = 8;
 const START_TIMEOUT: Duration = Duration::from_secs(180);
 
 /// The states of the installed services.
-pub(crate) async fn read(host: &Host) -> Result<Vec<(Service, UnitState)>> {
-    let systemd = host.systemd().await?;
-    let states = futures_util::future::try_join_all(
-        Service::ALL.map(|service| systemd.unit(service.unit())),
-    )
-    .await?;
-    Ok(Service::ALL
-        .into_iter()
-        .zip(states)
-        .filter(|(_, unit)| unit.load != LoadState::NotFound)
-        .collect())
+pub(crate) async fn read(host: &Host) -> Result<Vec<(Instance, UnitState)>> {
+    stack::instances(host.systemd().await?).await
 }
 
 /// Units that keep services from starting. None without systemd, which check `dbus` reports.
-pub(crate) async fn blockers(host: &Host, units: &[(Service, UnitState)]) -> Vec<Blocker> {
+pub(crate) async fn blockers(host: &Host, units: &[(Instance, UnitState)]) -> Vec<Blocker> {
     let Ok(systemd) = host.systemd().await else {
         return Vec::new();
     };
@@ -169,7 +160,7 @@ pub(crate) fn states(examination: &Examination<'_>, is_current: bool) -> Vec<Che
         .collect()
 }
 
-fn faults(examination: &Examination<'_>, units: &[(Service, UnitState)]) -> Check {
+fn faults(examination: &Examination<'_>, units: &[(Instance, UnitState)]) -> Check {
     let (mut words, mut failed) = (Vec::new(), Vec::new());
     let mut first = None;
     let failing = examination.blockers.iter();
@@ -186,7 +177,7 @@ fn faults(examination: &Examination<'_>, units: &[(Service, UnitState)]) -> Chec
         );
         first = first.or(LogSource::of_unit(&blocker.unit.name).map(LogSource::name));
     }
-    for (service, unit) in units {
+    for (instance, unit) in units {
         let health = container_state::health(&examination.host.paths, &unit.control_group);
         let problem = if unit.load != LoadState::Loaded {
             format!("is {}", unit.load)
@@ -195,8 +186,8 @@ fn faults(examination: &Examination<'_>, units: &[(Service, UnitState)]) -> Chec
         } else {
             continue;
         };
-        words.push(format!("{} {problem}", service.unit()));
-        first.get_or_insert(service.name());
+        words.push(format!("{} {problem}", instance.unit()));
+        first.get_or_insert(instance.service().name());
     }
     if words.is_empty() {
         let active = units.iter().filter(|(_, unit)| unit.is_active()).count();
@@ -237,15 +228,15 @@ pub(crate) async fn digests(examination: &Examination<'_>) -> Option<Check> {
         .await
         .ok()?;
     let podman = examination.host.podman().await.ok()?;
-    let running: Vec<(Service, String)> = examination
+    let running: Vec<(Instance, String)> = examination
         .units
         .as_ref()?
         .iter()
-        .filter(|(service, unit)| *service != Service::Migrate && unit.is_active())
-        .filter_map(|(service, _)| {
-            let image = settings.image(*service)?;
+        .filter(|(instance, unit)| instance.service() != Service::Migrate && unit.is_active())
+        .filter_map(|(instance, _)| {
+            let image = settings.image(instance.service())?;
             let recorded = lock.identity(image)?;
-            Some((*service, format!("{}@{}", image.name(), recorded.digest)))
+            Some((*instance, format!("{}@{}", image.name(), recorded.digest)))
         })
         .collect();
     if running.is_empty() {

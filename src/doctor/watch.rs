@@ -22,6 +22,7 @@ use crate::host::systemd::LoadState;
 use crate::host::{Host, notice};
 use crate::litellm::health::GatewayHealth;
 use crate::operations::recovery::OngoingOperation;
+use crate::operations::stack::LogSource;
 use crate::operations::stack::report::{self, ServiceReport, StatusReport};
 use crate::operations::{backup, pull};
 use crate::output::duration;
@@ -324,8 +325,8 @@ async fn find(host: &Host, report: &StatusReport) -> Result<Faults> {
 
 /// The fault of a service, and how often it has to be seen.
 fn of_service(service: &ServiceReport) -> Option<(String, u32)> {
-    let name = service.service;
-    let see = format!("see `litellm-units logs {name}`");
+    let source = LogSource::of_unit(service.unit).map_or(service.service, LogSource::name);
+    let see = format!("see `litellm-units logs {source}`");
     if service.is_broken() {
         let health = service.health.filter(|health| health.is_bad());
         let health = health

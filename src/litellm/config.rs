@@ -19,9 +19,12 @@ use super::contract;
 use super::release::Release;
 use crate::deployment::certificates;
 use crate::deployment::env_file::EnvFile;
-use crate::deployment::settings::{Cache, Settings, check_address, parse_env, read_env, text_of};
+use crate::deployment::settings::{
+    Cache, Database, Settings, check_address, parse_env, read_env, text_of,
+};
 use crate::error::{Failure, Result};
 use crate::host::Host;
+use crate::host::capacity::Capacity;
 use crate::host::paths::Paths;
 use crate::service::Service;
 use crate::yaml::{self, Node, Position, SyntaxError, Value};
@@ -34,6 +37,11 @@ const GENERAL_SETTINGS: &str = include_str!("config/general_settings.keys");
 const LITELLM_SETTINGS: &str = include_str!("config/litellm_settings.keys");
 /// The parameters of `Router.__init__` in the same releases.
 const ROUTER_SETTINGS: &str = include_str!("config/router_settings.keys");
+
+/// LiteLLM's own `database_connection_pool_limit`.
+const POOL: usize = 10;
+/// Of the 100 connections of PostgreSQL's images, three are for its administrators; migrations and backups need some.
+const CONNECTIONS: usize = 90;
 
 /// What a reference to a variable begins with.
 const REFERENCE: &str = "os.environ/";
@@ -437,6 +445,7 @@ impl Checker<'_> {
         self.models(root);
         self.master_key(root);
         self.database_url(root);
+        self.connections(root);
         self.redis(root);
         self.include(root);
         self.walk(root, &mut Vec::new());
@@ -626,6 +635,32 @@ impl Checker<'_> {
                     "{RIGHT}; for an external database, move the URL to DATABASE_URL in .env"
                 )),
             ),
+        }
+    }
+
+    /// Every process of a gateway has a pool of connections, and during a handover there is one gateway more.
+    fn connections(&mut self, root: &Node) {
+        let limit = root
+            .get("general_settings")
+            .and_then(|general| general.get("database_connection_pool_limit"));
+        let number = |text: &str| text.parse::<usize>().ok();
+        let pool = match limit {
+            Some(limit) => limit.text().and_then(number),
+            None => Some(POOL),
+        };
+        let Some(pool) = pool.filter(|_| matches!(self.settings.database, Database::Local { .. }))
+        else {
+            return;
+        };
+        let gateways = self.settings.replicas.count(Capacity::read());
+        let workers = self.env.get("NUM_WORKERS").and_then(number).unwrap_or(1);
+        let needed = pool * workers * (gateways + 1);
+        if needed > CONNECTIONS {
+            self.warning(
+                limit.map_or(root.at, |limit| limit.at),
+                format!("the gateway may need {needed} connections to PostgreSQL, which has {CONNECTIONS} for it: {pool} for each process, with those of the standby"),
+                Some("lower database_connection_pool_limit in general_settings, or LITELLM_REPLICAS or NUM_WORKERS in .env"),
+            );
         }
     }
 

@@ -11,6 +11,7 @@ use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::installed_release;
 use crate::deployment::settings::Settings;
 use crate::error::{Failure, Result};
+use crate::host::capacity::Capacity;
 use crate::host::ownership;
 use crate::host::paths::Scope;
 use crate::host::podman::PodmanVersion;
@@ -21,9 +22,10 @@ use crate::host::{self, Host};
 use crate::image::Image;
 use crate::litellm::advisories::{self, Advisories};
 use crate::output::Progress;
-use crate::quadlet::plan::UnitPlan;
+use crate::quadlet::plan::{UnitChange, UnitPlan};
 use crate::quadlet::{self, UnitFile, check};
 use crate::random::kernel_random;
+use crate::service::Instance;
 
 /// How long systemd may take to start a timer.
 const TIMER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -232,10 +234,20 @@ impl Prepared {
         if Relocation::find(host, &self.installed).await?.is_some() {
             changes.retain(|change| !change.path.ends_with(quadlet::SOCKET));
         }
+        let systemd = host.systemd().await?;
+        // A gateway that is no longer wanted serves until the others have the new settings; then it is stopped, and its
+        // unit removed.
+        for further in Instance::further(Instance::MOST) {
+            let is_removed = |change: &UnitChange| {
+                change.after.is_none() && change.path.ends_with(further.quadlet())
+            };
+            if changes.iter().any(is_removed) && !systemd.unit(further.unit()).await?.is_stopped() {
+                changes.retain(|change| !is_removed(change));
+            }
+        }
         if changes.is_empty() {
             return Ok(());
         }
-        let systemd = host.systemd().await?;
         // The target is enabled before the gateway's unit appears, which marks the installation
         // as complete: the next run completes an interrupted one, and an operator who
         // disables the target later is not overruled.
@@ -319,6 +331,7 @@ pub(crate) fn render(
             systemd: knows.systemd,
             program,
             images,
+            capacity: Capacity::read(),
         },
     )
 }

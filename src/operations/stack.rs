@@ -23,6 +23,7 @@ use crate::deployment::settings::{Settings, parse_env, read_env};
 use crate::deployment::snapshot;
 use crate::error::{Failure, Result, is_full_disk};
 use crate::host::Host;
+use crate::host::capacity::Capacity;
 use crate::host::files;
 use crate::host::journal::{self, LastLines};
 use crate::host::paths::{Paths, Scope};
@@ -32,7 +33,7 @@ use crate::litellm::health::GatewayHealth;
 use crate::litellm::{self, Client, contract};
 use crate::output::{Progress, duration};
 use crate::quadlet::{self, NETWORK};
-use crate::service::Service;
+use crate::service::{Instance, Service};
 
 /// How many lines of a failed unit's journal are quoted.
 const QUOTED_LINES: usize = 15;
@@ -85,7 +86,9 @@ pub(crate) async fn bring_up(host: &Host, settings: &Settings, timeout: Duration
     let relocation = Relocation::begin(host, settings).await?;
     let mut steps = Vec::new();
     for service in settings.services() {
-        let changed = differences.iter().any(|(other, _)| *other == service)
+        let changed = differences
+            .iter()
+            .any(|(instance, _)| instance.service() == service)
             || (service == Service::Litellm && relocation.is_some());
         let state = systemd.unit(service.unit()).await?;
         // One that is still starting has read the inputs of a moment ago.
@@ -96,17 +99,63 @@ pub(crate) async fn bring_up(host: &Host, settings: &Settings, timeout: Duration
             steps.push((JobType::Start, service.unit()));
         }
     }
-    for (service, differences) in &differences {
+    let gateways = settings.replicas.count(Capacity::read());
+    with_further(systemd, &mut steps, gateways).await?;
+    for (instance, differences) in &differences {
         host.progress.say(&format!(
             "{} changed: {}",
-            service.unit(),
+            instance.unit(),
             list(differences)
         ));
     }
     if !systemd.unit("litellm.target").await?.is_active() {
         steps.push((JobType::Start, "litellm.target"));
     }
-    start(host, &steps, Manner::Handover, relocation, timeout).await
+    start(host, &steps, Manner::Handover, relocation, timeout).await?;
+    remove_surplus(host, gateways, timeout).await
+}
+
+/// Has the gateway's further instances take the step of the first one, and start if they are stopped beside it.
+async fn with_further(
+    systemd: &Systemd,
+    steps: &mut Vec<(JobType, &str)>,
+    count: usize,
+) -> Result<()> {
+    let first = Service::Litellm.unit();
+    let step = steps.iter().find(|(_, unit)| *unit == first);
+    let verb = step.map(|(verb, _)| *verb);
+    let known = gateways(systemd).await?;
+    for instance in Instance::further(count) {
+        let Some((_, state)) = known.iter().find(|(known, _)| *known == instance) else {
+            break;
+        };
+        match verb {
+            Some(verb) => steps.push((verb, instance.unit())),
+            None if state.is_stopped() => steps.push((JobType::Start, instance.unit())),
+            None => {}
+        }
+    }
+    Ok(())
+}
+
+/// Stops the gateways that are too many, and removes their units: the others serve what comes from now on.
+async fn remove_surplus(host: &Host, gateways: usize, timeout: Duration) -> Result<()> {
+    let surplus: Vec<Instance> = Instance::further(Instance::MOST)
+        .filter(|instance| instance.number() > gateways)
+        .filter(|instance| host.paths.quadlets.join(instance.quadlet()).exists())
+        .collect();
+    if surplus.is_empty() {
+        return Ok(());
+    }
+    let units: Vec<&str> = surplus.iter().map(|instance| instance.unit()).collect();
+    stop(host, &units, timeout).await?;
+    // From the last one on: those that are left have the numbers without a gap.
+    for instance in surplus.iter().rev() {
+        let file = host.paths.quadlets.join(instance.quadlet());
+        files::remove_existing(&file)?;
+        host.progress.done(&format!("remove {}", file.display()));
+    }
+    host.systemd().await?.reload().await
 }
 
 /// Starts or restarts units, then waits until the gateway is ready, if it is among them or
@@ -120,7 +169,12 @@ pub(crate) async fn start_units(
     manner: Manner,
     timeout: Duration,
 ) -> Result<()> {
-    start(host, steps, manner, None, timeout).await
+    let mut steps = steps.to_vec();
+    let gateway = Service::Litellm.unit();
+    if steps.iter().any(|(_, unit)| *unit == gateway) {
+        with_further(host.systemd().await?, &mut steps, Instance::MOST).await?;
+    }
+    start(host, &steps, manner, None, timeout).await
 }
 
 async fn start(
@@ -151,12 +205,13 @@ async fn start(
         systemd.reset_failed(migrate).await?;
     }
     let mut wait = Wait::new(host, begin, timeout).await?;
-    if manner == Manner::Handover
-        && steps.contains(&(JobType::Restart, gateway))
-        && handover::is_possible(host, &before).await?
-        && relocation.as_ref().is_none_or(Relocation::can_overlap)
-    {
-        handover::run(host, &mut wait, steps, relocation.as_ref()).await?;
+    let cover = if manner == Manner::Handover && steps.contains(&(JobType::Restart, gateway)) {
+        handover::cover(host, &before, steps, relocation.as_ref()).await?
+    } else {
+        None
+    };
+    if let Some(cover) = cover {
+        handover::run(host, &mut wait, steps, cover, relocation.as_ref()).await?;
     } else {
         let attempt = at_once(host, &mut wait, steps, relocation.as_ref()).await;
         if attempt.is_err()
@@ -285,23 +340,31 @@ async fn remember_good(host: &Host) -> Result<()> {
     snapshot::mark_good(&host.paths, &id)
 }
 
-/// Stops units. A request to a gateway that is stopped by a change waits until the change has ended; else it is
-/// refused.
+/// Stops units, and with the first gateway the further ones. A request to a gateway that is stopped by a change waits
+/// until the change has ended; else it is refused.
 ///
 /// # Errors
 /// When systemd refuses, or a unit does not stop within `timeout`.
 pub(crate) async fn stop(host: &Host, units: &[&str], timeout: Duration) -> Result<()> {
     let systemd = host.systemd().await?;
-    if units.contains(&Service::Litellm.unit()) && !is_address_held(systemd).await? {
-        close_address(systemd).await?;
+    let mut units = units.to_vec();
+    if units.contains(&Service::Litellm.unit()) {
+        if !is_address_held(systemd).await? {
+            close_address(systemd).await?;
+        }
+        for unit in running_further(systemd).await? {
+            if !units.contains(&unit) {
+                units.push(unit);
+            }
+        }
     }
     let mut wait = Wait::new(host, Instant::now(), timeout).await?;
-    for unit in units {
+    for unit in &units {
         wait.ask(JobType::Stop, unit).await?;
     }
     wait.finish().await?;
     // A unit that was stopped while it started or failed is `failed`, not `inactive`.
-    for unit in units {
+    for unit in &units {
         if systemd.unit(unit).await?.active == ActiveState::Failed {
             systemd.reset_failed(unit).await?;
         }
@@ -380,19 +443,23 @@ async fn close_address(systemd: &Systemd) -> Result<()> {
     Ok(())
 }
 
-/// The running services whose inputs differ from the current ones, with the differences.
+/// The instances whose inputs differ from the current ones, with the differences.
 ///
 /// # Errors
 /// When a file that a container gets can't be read.
 pub(crate) fn differences(
     host: &Host,
     settings: &Settings,
-) -> Result<Vec<(Service, Vec<Difference>)>> {
+) -> Result<Vec<(Instance, Vec<Difference>)>> {
     let mut all = Vec::new();
-    for service in settings.services() {
-        let differences = Applied::differences(&host.paths, settings, service)?;
+    let is_installed = |instance: &Instance| {
+        settings.image(instance.service()).is_some()
+            && (instance.number() == 1 || host.paths.quadlets.join(instance.quadlet()).exists())
+    };
+    for instance in Instance::all().filter(is_installed) {
+        let differences = Applied::differences(&host.paths, settings, instance)?;
         if !differences.is_empty() {
-            all.push((service, differences));
+            all.push((instance, differences));
         }
     }
     Ok(all)
@@ -405,13 +472,13 @@ pub(crate) fn list(differences: &[Difference]) -> String {
     words.join(", ")
 }
 
-/// What is stopped with the gateway, as far as it runs: its address, and a second gateway that was
-/// left behind.
+/// What is stopped with the gateway, as far as it runs: its further instances, its address, and a standby that was left
+/// behind.
 ///
 /// # Errors
 /// When systemd does not answer.
 pub(crate) async fn beside_gateway(systemd: &Systemd) -> Result<Vec<&'static str>> {
-    let mut units = Vec::new();
+    let mut units = running_further(systemd).await?;
     for unit in [STANDBY_UNIT, quadlet::SOCKET] {
         if !systemd.unit(unit).await?.is_stopped() {
             units.push(unit);
@@ -420,18 +487,74 @@ pub(crate) async fn beside_gateway(systemd: &Systemd) -> Result<Vec<&'static str
     Ok(units)
 }
 
+/// The units of the gateway's further instances that run, start or stop.
+async fn running_further(systemd: &Systemd) -> Result<Vec<&'static str>> {
+    let further = gateways(systemd).await?.into_iter();
+    Ok(further
+        .filter(|(instance, unit)| instance.number() > 1 && !unit.is_stopped())
+        .map(|(instance, _)| instance.unit())
+        .collect())
+}
+
+/// The gateways that systemd knows, with their states.
+///
+/// # Errors
+/// When systemd does not answer.
+pub(crate) async fn gateways(systemd: &Systemd) -> Result<Vec<(Instance, UnitState)>> {
+    let mut found = instances(systemd).await?;
+    found.retain(|(instance, _)| instance.service() == Service::Litellm);
+    Ok(found)
+}
+
+/// Whether an instance of the gateway runs, or will be started by systemd.
+///
+/// # Errors
+/// When systemd does not answer.
+pub(crate) async fn is_served(systemd: &Systemd) -> Result<bool> {
+    let serves = |(_, unit): &(Instance, UnitState)| {
+        !unit.is_stopped() && unit.active != ActiveState::Deactivating
+    };
+    Ok(gateways(systemd).await?.iter().any(serves))
+}
+
+/// The units of instances that systemd knows, in start order, with their states.
+///
+/// # Errors
+/// When systemd does not answer.
+pub(crate) async fn instances(systemd: &Systemd) -> Result<Vec<(Instance, UnitState)>> {
+    let read = |instances: Vec<Instance>| async move {
+        let states = instances
+            .iter()
+            .map(|instance| systemd.unit(instance.unit()));
+        let states = try_join_all(states).await?;
+        Ok::<_, anyhow::Error>(instances.into_iter().zip(states))
+    };
+    let is_known = |(_, unit): &(Instance, UnitState)| unit.load != LoadState::NotFound;
+    // Most hosts have one gateway, and no unit is looked for in vain but the second one.
+    let few = Service::ALL.len() + 1;
+    let mut found: Vec<_> = read(Instance::all().take(few).collect()).await?.collect();
+    if found.last().is_some_and(is_known) {
+        found.extend(read(Instance::all().skip(few).collect()).await?);
+    }
+    found.retain(is_known);
+    Ok(found)
+}
+
 /// Every service unit of ours that systemd knows, in start order.
 ///
 /// # Errors
 /// When systemd does not answer.
 pub(crate) async fn member_units(systemd: &Systemd) -> Result<Vec<&'static str>> {
     let mut units = Vec::new();
-    let services = Service::ALL.into_iter().map(Service::unit);
-    for unit in std::iter::once(NETWORK_UNIT).chain(services) {
-        if systemd.unit(unit).await?.load == LoadState::Loaded {
-            units.push(unit);
-        }
+    if systemd.unit(NETWORK_UNIT).await?.load == LoadState::Loaded {
+        units.push(NETWORK_UNIT);
     }
+    let instances = instances(systemd).await?.into_iter();
+    units.extend(
+        instances
+            .filter(|(_, unit)| unit.load == LoadState::Loaded)
+            .map(|(instance, _)| instance.unit()),
+    );
     Ok(units)
 }
 
@@ -555,13 +678,16 @@ impl LogSource {
         }
     }
 
-    /// Its units: a second gateway serves for the first one.
+    /// Its units, whether they are installed or not.
     #[must_use]
     pub(crate) fn units(self) -> Vec<&'static str> {
         match self {
             Self::Network => vec![NETWORK_UNIT],
             Self::Images => IMAGES_UNITS.into(),
-            Self::Service(Service::Litellm) => vec![Service::Litellm.unit(), STANDBY_UNIT],
+            Self::Service(Service::Litellm) => {
+                let gateways = Instance::gateways().map(Instance::unit);
+                gateways.chain([STANDBY_UNIT]).collect()
+            }
             Self::Service(service) => vec![service.unit()],
         }
     }

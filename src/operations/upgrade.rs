@@ -24,6 +24,7 @@ use crate::deployment::operation_id::OperationId;
 use crate::deployment::settings::{Settings, parse_env, read_env};
 use crate::deployment::snapshot::{self, SnapshotId};
 use crate::error::{self, Exit, Failure, Result};
+use crate::host::capacity::Capacity;
 use crate::host::paths::Paths;
 use crate::host::systemd::LoadState;
 use crate::host::systemd::job::{self, JobType};
@@ -862,24 +863,35 @@ fn gateway_units() -> [&'static str; 2] {
     [Service::Litellm.unit(), Service::Migrate.unit()]
 }
 
-/// What the gateway's container runs, compared with what it should.
+/// What the gateway's containers run, compared with what they should.
 enum Runs {
     Wanted,
     Other(Image),
     Nothing,
 }
 
-/// Whether the gateway's container runs `image`, by its ID.
+/// Whether the gateway's containers run `image`, by its ID.
 async fn runs(host: &Host, image: &str) -> Result<Runs> {
     let podman = host.podman().await?;
-    let (wanted, running) = futures_util::try_join!(
-        podman.image(image),
-        podman.container_image(Service::Litellm.container())
-    )?;
-    Ok(match (wanted, running) {
-        (_, None) => Runs::Nothing,
-        (Some(wanted), Some(running)) if wanted.is(&running.identity) => Runs::Wanted,
-        (_, Some(running)) => Runs::Other(running),
+    let wanted = podman.image(image).await?;
+    let gateways = stack::gateways(host.systemd().await?).await?;
+    let containers = gateways.iter().map(|(instance, _)| instance.container());
+    let running = containers.map(|container| podman.container_image(container));
+    let running: Option<Vec<Image>> = futures_util::future::try_join_all(running)
+        .await?
+        .into_iter()
+        .collect();
+    let is_wanted = |running: &Image| {
+        wanted
+            .as_ref()
+            .is_some_and(|wanted| wanted.is(&running.identity))
+    };
+    Ok(match running {
+        None => Runs::Nothing,
+        Some(running) => match running.into_iter().find(|running| !is_wanted(running)) {
+            None => Runs::Wanted,
+            Some(other) => Runs::Other(other),
+        },
     })
 }
 
@@ -922,6 +934,7 @@ async fn migrate(host: &Host, settings: &Settings) -> Result<()> {
         systemd: host.systemd().await?.features().await?,
         program: &host::program()?,
         images: &ImagesLock::load(&host.paths.images_lock())?,
+        capacity: Capacity::read(),
     };
     let file = quadlet::next_migration(settings, &units)?;
     // With the others, since it names their network.

@@ -28,6 +28,7 @@ mod quadlet;
 mod recovery;
 #[cfg(feature = "fault-points")]
 mod releases;
+mod replicas;
 mod seal;
 mod secrets;
 mod starts;

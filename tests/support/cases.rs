@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use litellm_units::deployment::images_lock::ImagesLock;
 use litellm_units::deployment::settings::Settings;
+use litellm_units::host::capacity::Capacity;
 use litellm_units::host::paths::{Paths, Scope};
 use litellm_units::host::podman::PodmanVersion;
 use litellm_units::host::systemd::Features;
@@ -57,6 +58,7 @@ pub(crate) fn all() -> Vec<Case> {
                 add("space", "/srv/my gateway", &notify);
                 add("pinned", deployment, "");
                 add("listen", deployment, LISTEN);
+                add("replicas", deployment, "LITELLM_REPLICAS=3\n");
                 add("systemd-252", deployment, "");
                 add("systemd-252-direct", deployment, "");
             }
@@ -129,6 +131,10 @@ impl Case {
             systemd: self.systemd,
             images: &self.images,
             program,
+            capacity: Capacity {
+                processors: 2,
+                memory: 16 << 30,
+            },
         };
         let mut units = vec![quadlet::target(self.scope)];
         units.extend(quadlet::render(&settings, &host).unwrap());

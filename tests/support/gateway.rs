@@ -88,6 +88,14 @@ impl Load {
     /// Waits for the last answers. Fails if a request failed, or if a kind is missing.
     #[track_caller]
     pub(crate) fn assert_no_failure(self, host: &TestHost, who: Who) {
+        let failures = self.end(host, who);
+        assert!(failures.is_empty(), "{failures:?}");
+    }
+
+    /// Waits for the last answers. Returns a line for each request that failed, with the host's uptime when it was sent:
+    /// `new at 63.52 after 0.31 s: …`. Fails if a kind is missing.
+    #[track_caller]
+    pub(crate) fn end(self, host: &TestHost, who: Who) -> Vec<String> {
         host.sh(who, &format!("kill -TERM $(cat {})", self.pid_file));
         let output = self.child.wait_with_output().unwrap();
         let told = String::from_utf8_lossy(&output.stdout);
@@ -95,11 +103,13 @@ impl Load {
         assert!(output.status.success(), "{complaints}");
         eprintln!("{told}");
         let lines: Vec<Vec<&str>> = told.lines().map(|line| line.split(' ').collect()).collect();
-        let kinds: Vec<&str> = lines.iter().map(|words| words[0]).collect();
+        let (sums, failures) = lines.split_at(lines.len().min(4));
+        let kinds: Vec<&str> = sums.iter().map(|words| words[0]).collect();
         assert_eq!(kinds, ["kept", "new", "slow", "stream"], "{told}");
-        for words in lines {
+        for words in sums {
             assert!(words[1].parse::<usize>().unwrap() > 1, "{told}");
         }
+        failures.iter().map(|words| words.join(" ")).collect()
     }
 }
 

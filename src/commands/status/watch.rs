@@ -29,7 +29,7 @@ use crate::litellm::health::GatewayHealth;
 use crate::litellm::metrics::Requests;
 use crate::operations::stack::report::{Services, TIMEOUT, gather};
 use crate::output;
-use crate::service::Service;
+use crate::service::{Instance, Service};
 
 const RATE_WINDOW: Duration = Duration::from_secs(10);
 /// Interval of requests to a gateway without metrics. It gets metrics only by a restart, and each request
@@ -137,7 +137,7 @@ impl<'a> Watch<'a> {
         let colour =
             anstream::AutoStream::choice(&std::io::stdout()) != anstream::ColorChoice::Never;
         let work = FuturesUnordered::new();
-        let (reader, entries) = follow(host.scope(), Service::ALL.map(Service::unit).into());
+        let (reader, entries) = follow(host.scope(), Instance::all().map(Instance::unit).collect());
         work.push(Box::pin(async { News::LogEnded(reader.await) }) as LocalBoxFuture<'a, News>);
         Self {
             host,
@@ -493,10 +493,8 @@ fn add_unless_probe(lines: &mut Lines, entry: &Entry) {
 }
 
 fn add(lines: &mut Lines, entry: &Entry) {
-    let service = Service::ALL
-        .into_iter()
-        .find(|service| service.unit() == entry.unit);
-    if let Some(service) = service {
-        lines.push(service, &entry.message);
+    let instance = Instance::all().find(|instance| instance.unit() == entry.unit);
+    if let Some(instance) = instance {
+        lines.push(instance.service(), &entry.message);
     }
 }

@@ -7,7 +7,7 @@ use futures_util::future::{join_all, try_join_all};
 use crate::error::Result;
 use crate::host::journal;
 use crate::host::systemd::{ActiveState, Systemd, UnitState};
-use crate::service::Service;
+use crate::service::Instance;
 
 /// How many lines of a failing unit's journal are kept: more than one attempt writes, so that the last error is
 /// among them while the next attempt is under way.
@@ -59,7 +59,7 @@ impl Blocker {
 /// When systemd does not answer.
 pub(crate) async fn find(
     systemd: &Systemd,
-    services: &[(Service, UnitState)],
+    services: &[(Instance, UnitState)],
 ) -> Result<Vec<Blocker>> {
     let roots = services.iter().map(|(_, unit)| unit.clone()).collect();
     let units = needed(systemd, roots).await?;
@@ -100,7 +100,7 @@ pub(super) async fn needed(
 }
 
 fn blockers(
-    services: &[(Service, UnitState)],
+    services: &[(Instance, UnitState)],
     units: &BTreeMap<String, UnitState>,
 ) -> Vec<Blocker> {
     let mut found: Vec<Blocker> = Vec::new();
@@ -154,6 +154,7 @@ fn causes<'a>(
 mod tests {
     use super::*;
     use crate::host::systemd::{LoadState, UnitResult};
+    use crate::service::Service;
 
     fn unit(name: &str, active: &str, sub: &str, needs: &[&str]) -> UnitState {
         UnitState {
@@ -177,7 +178,7 @@ mod tests {
                 vec![Service::Migrate.unit(), Service::Redis.unit(), "a.mount"],
             ),
         };
-        let services: Vec<(Service, UnitState)> = Service::ALL
+        let services: Vec<(Instance, UnitState)> = Service::ALL
             .into_iter()
             .map(|service| {
                 let (of, needs) = needs(service);
@@ -186,7 +187,7 @@ mod tests {
                     "redis" => redis,
                     _ => "inactive",
                 };
-                (service, unit(service.unit(), active, "", &needs))
+                (service.into(), unit(service.unit(), active, "", &needs))
             })
             .collect();
         let others = [

@@ -1,4 +1,5 @@
-//! A restart of the gateway without an interruption: a standby on the same socket serves meanwhile.
+//! A restart of the gateway without an interruption: a standby on the same socket serves meanwhile. Further instances
+//! follow one by one.
 
 use std::time::Duration;
 
@@ -10,13 +11,14 @@ use super::{ASK_INTERVAL, STANDBY_UNIT, Wait, failed};
 use crate::deployment::listen::GATEWAY_PORT;
 use crate::error::Result;
 use crate::host::Host;
+use crate::host::capacity::available_memory;
 use crate::host::container_state;
 use crate::host::systemd::job::JobType;
 use crate::host::systemd::{LoadState, UnitState};
 use crate::litellm::health::GatewayHealth;
 use crate::output::bytes;
 use crate::quadlet;
-use crate::service::Service;
+use crate::service::{Instance, Service};
 
 /// Asked inside a gateway's container, since at the address either of two may answer.
 const QUESTION: &str =
@@ -24,8 +26,42 @@ const QUESTION: &str =
 /// How long a second gateway may take to stop: longer than systemd lets it (`TimeoutStopSec=`).
 const STOP_TIMEOUT: Duration = Duration::from_secs(100);
 
+/// What serves while the first gateway restarts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Cover {
+    /// The standby.
+    Standby,
+    /// The further gateways.
+    Further,
+}
+
+/// What can serve while `gateway` restarts; nothing if that is the only one, and there can be no standby.
+pub(super) async fn cover(
+    host: &Host,
+    gateway: &UnitState,
+    steps: &[(JobType, &str)],
+    relocation: Option<&Relocation>,
+) -> Result<Option<Cover>> {
+    let systemd = host.systemd().await?;
+    let mut has_further = false;
+    for instance in Instance::further(Instance::MOST) {
+        let is_asked = steps.iter().any(|(_, unit)| *unit == instance.unit());
+        has_further |= is_asked && systemd.unit(instance.unit()).await?.is_active();
+    }
+    // While the addresses change, only the standby has those that stay.
+    let has_further = has_further && relocation.is_none();
+    let is_movable = relocation.is_none_or(Relocation::can_overlap);
+    Ok(
+        if is_movable && is_possible(host, gateway, has_further).await? {
+            Some(Cover::Standby)
+        } else {
+            has_further.then_some(Cover::Further)
+        },
+    )
+}
+
 /// Whether a second gateway can take over from the one that runs.
-pub(super) async fn is_possible(host: &Host, gateway: &UnitState) -> Result<bool> {
+async fn is_possible(host: &Host, gateway: &UnitState, has_further: bool) -> Result<bool> {
     let systemd = host.systemd().await?;
     if !gateway.is_active()
         || systemd.unit(STANDBY_UNIT).await?.load != LoadState::Loaded
@@ -40,30 +76,22 @@ pub(super) async fn is_possible(host: &Host, gateway: &UnitState) -> Result<bool
     let needed = gateway
         .memory
         .or_else(|| container_state::resident_memory(&gateway.control_group));
-    let available = std::fs::read_to_string("/proc/meminfo")
-        .ok()
-        .and_then(|text| available_memory(&text));
-    if let (Some(needed), Some(available)) = (needed, available)
+    if let (Some(needed), Some(available)) = (needed, available_memory())
         && available < needed + needed / 2
     {
+        let effect = if has_further {
+            "the gateways restart one by one without a standby"
+        } else {
+            "requests wait during the restart"
+        };
         host.progress.warn(&format!(
-            "{} of memory are free, too little for a second gateway beside the one that uses {}: requests wait during the restart",
+            "{} of memory are free, too little for a second gateway beside the one that uses {}: {effect}",
             bytes(available),
             bytes(needed),
         ));
         return Ok(false);
     }
     Ok(true)
-}
-
-/// `MemAvailable` of `/proc/meminfo`, in bytes.
-fn available_memory(text: &str) -> Option<u64> {
-    let kilobytes = text
-        .lines()
-        .find_map(|line| line.strip_prefix("MemAvailable:"))?
-        .trim()
-        .strip_suffix(" kB")?;
-    Some(kilobytes.parse::<u64>().ok()? * 1024)
 }
 
 /// Takes the steps, the restart of the gateway behind the back of a second one.
@@ -74,9 +102,10 @@ pub(super) async fn run(
     host: &Host,
     wait: &mut Wait<'_>,
     steps: &[(JobType, &str)],
+    cover: Cover,
     relocation: Option<&Relocation>,
 ) -> Result<()> {
-    let attempt = take_over(host, wait, steps, relocation).await;
+    let attempt = take_over(host, wait, steps, cover, relocation).await;
     // Else the second one is the only one that may serve.
     if attempt.is_ok()
         || wait
@@ -94,12 +123,18 @@ async fn take_over(
     host: &Host,
     wait: &mut Wait<'_>,
     steps: &[(JobType, &str)],
+    cover: Cover,
     relocation: Option<&Relocation>,
 ) -> Result<()> {
     let gateway = Service::Litellm.unit();
     let migrate = Service::Migrate.unit();
     let timeout = wait.deadline.saturating_duration_since(wait.begin);
-    let mut others = steps.iter().filter(|(_, unit)| *unit != gateway).peekable();
+    let is_asked = |unit: &str| steps.iter().any(|(_, asked)| *asked == unit);
+    let is_gateway = |unit: &str| Instance::gateways().any(|instance| instance.unit() == unit);
+    let mut others = steps
+        .iter()
+        .filter(|(_, unit)| !is_gateway(unit))
+        .peekable();
     if others.peek().is_some() {
         for (verb, unit) in others {
             let alone = *unit == migrate && *verb == JobType::Restart;
@@ -110,13 +145,15 @@ async fn take_over(
     }
     // One that an interrupted command left behind has the settings of that time.
     end(host).await;
-    host.progress
-        .say("a second gateway serves while the first one restarts");
-    wait.ask(JobType::Start, STANDBY_UNIT).await?;
-    wait.finish().await?;
-    ready_inside(host, wait, quadlet::STANDBY, STANDBY_UNIT).await?;
-    // The settings work: the first one may take as long again.
-    wait.deadline = Instant::now() + timeout;
+    if cover == Cover::Standby {
+        host.progress
+            .say("a second gateway serves while the first one restarts");
+        wait.ask(JobType::Start, STANDBY_UNIT).await?;
+        wait.finish().await?;
+        ready_inside(host, wait, quadlet::STANDBY, STANDBY_UNIT).await?;
+        // The settings work: the first one may take as long again.
+        wait.deadline = Instant::now() + timeout;
+    }
     // The second one has the current addresses, and keeps those that stay while systemd opens them again.
     if let Some(relocation) = relocation {
         relocation.install(host).await?;
@@ -127,10 +164,17 @@ async fn take_over(
     }
     wait.finish().await?;
     ready_inside(host, wait, Service::Litellm.container(), gateway).await?;
-    match relocation {
-        Some(relocation) => relocation.complete(host).await,
-        None => Ok(()),
+    if let Some(relocation) = relocation {
+        relocation.complete(host).await?;
     }
+    // One after another, so that all the others serve meanwhile.
+    for instance in Instance::further(Instance::MOST).filter(|further| is_asked(further.unit())) {
+        wait.deadline = Instant::now() + timeout;
+        wait.ask(JobType::Restart, instance.unit()).await?;
+        wait.finish().await?;
+        ready_inside(host, wait, instance.container(), instance.unit()).await?;
+    }
+    Ok(())
 }
 
 /// Waits until the gateway in `container` has its database, whichever gateway answers outside.
@@ -185,17 +229,5 @@ pub(super) async fn end(host: &Host) {
     if let Err(error) = attempt.await {
         host.progress
             .warn(&format!("the second gateway does not stop: {error:#}"));
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::available_memory;
-
-    #[test]
-    fn memory_of_the_kernel() {
-        let text = "MemTotal:       24592784 kB\nMemFree:         6461104 kB\nMemAvailable:   23095012 kB\n";
-        assert_eq!(available_memory(text), Some(23_095_012 * 1024));
-        assert_eq!(available_memory("MemTotal: 1 kB\n"), None);
     }
 }

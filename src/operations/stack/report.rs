@@ -14,13 +14,13 @@ use crate::deployment::settings::Settings;
 use crate::error::Result;
 use crate::host::Host;
 use crate::host::container_state;
-use crate::host::systemd::{ActiveState, LoadState, Systemd, UnitResult, UnitState};
+use crate::host::systemd::{ActiveState, Systemd, UnitResult, UnitState};
 use crate::litellm::advisories::{Advisories, Judgement, KnownVulnerability};
 use crate::litellm::health::GatewayHealth;
 use crate::litellm::{self, Client, contract};
 use crate::operations::recovery::OngoingOperation;
 use crate::operations::upgrade::check::Recorded;
-use crate::service::Service;
+use crate::service::{Instance, Service};
 
 /// After this, the gateway counts as down.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(2);
@@ -182,16 +182,7 @@ impl Services {
     /// When systemd does not answer.
     pub(crate) async fn gather(host: &Host) -> Result<Self> {
         let systemd = host.systemd().await?;
-        let units = futures_util::future::try_join_all(
-            Service::ALL
-                .into_iter()
-                .map(|service| systemd.unit(service.unit())),
-        );
-        let units: Vec<(Service, UnitState)> = Service::ALL
-            .into_iter()
-            .zip(units.await?)
-            .filter(|(_, unit)| unit.load != LoadState::NotFound)
-            .collect();
+        let units = super::instances(systemd).await?;
         let (blockers, additional) = futures_util::try_join!(
             blockers::find(systemd, &units),
             AdditionalService::find(systemd)
@@ -241,18 +232,18 @@ impl Services {
         };
         let reports = units
             .into_iter()
-            .map(|(service, unit)| {
+            .map(|(instance, unit)| {
                 let changed = settings.as_ref().and_then(|settings| {
-                    changed(host, settings, service, &unit)
+                    changed(host, settings, instance, &unit)
                         .map_err(|error| {
                             warnings.push(format!(
                                 "can't determine what changed for {}: {error:#}",
-                                service.name()
+                                instance.name()
                             ));
                         })
                         .ok()
                 });
-                ServiceReport::new(host, service, unit, changed)
+                ServiceReport::new(host, instance, unit, changed)
             })
             .collect();
         let accepted = settings
@@ -346,12 +337,12 @@ async fn edited_release(host: &Host, settings: &Settings) -> Result<Option<Strin
 }
 
 /// The warning about a running image that is not the recorded one.
-fn other_image(host: &Host, units: &[(Service, UnitState)]) -> Result<Option<String>> {
+fn other_image(host: &Host, units: &[(Instance, UnitState)]) -> Result<Option<String>> {
     let ledger = Ledger::load(&host.paths)?;
     let recorded = ledger.current().and_then(RecordedRelease::gateway);
     let running = units
         .iter()
-        .find(|(service, unit)| *service == Service::Litellm && unit.is_active())
+        .find(|(instance, unit)| instance.service() == Service::Litellm && unit.is_active())
         .and_then(|(_, unit)| container_state::image_id(&host.paths, &unit.control_group));
     Ok(match (recorded, running) {
         (Some(recorded), Some(running))
@@ -385,14 +376,14 @@ fn judge(host: &Host, accepted: &[String]) -> Result<Option<Judgement>> {
 fn changed(
     host: &Host,
     settings: &Settings,
-    service: Service,
+    instance: Instance,
     unit: &UnitState,
 ) -> Result<Vec<String>> {
     // A stopped one uses the current settings when it starts.
     if unit.is_stopped() {
         return Ok(Vec::new());
     }
-    let differences = Applied::differences(&host.paths, settings, service)?;
+    let differences = Applied::differences(&host.paths, settings, instance)?;
     Ok(differences.iter().map(Difference::to_string).collect())
 }
 
@@ -411,7 +402,7 @@ impl BlockerReport {
 }
 
 impl ServiceReport {
-    fn new(host: &Host, service: Service, unit: UnitState, changed: Option<Vec<String>>) -> Self {
+    fn new(host: &Host, instance: Instance, unit: UnitState, changed: Option<Vec<String>>) -> Self {
         let now = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .unwrap_or_default();
@@ -419,11 +410,11 @@ impl ServiceReport {
             .active_since
             .filter(|_| unit.is_active())
             .map(|since| now.saturating_sub(Duration::from_micros(since)).as_secs());
-        let (image, digest) = image(host, service).unzip();
+        let (image, digest) = image(host, instance.service()).unzip();
         let digest = digest.flatten();
         Self {
-            service: service.name(),
-            unit: service.unit(),
+            service: instance.name(),
+            unit: instance.unit(),
             health: matches!(
                 unit.active,
                 ActiveState::Active | ActiveState::Activating | ActiveState::Deactivating

@@ -15,7 +15,7 @@ use crate::litellm::Client;
 use crate::litellm::health::GatewayHealth;
 use crate::operations::stack;
 use crate::output::duration;
-use crate::service::Service;
+use crate::service::{Instance, Service};
 
 /// How often the gateway is looked at.
 const INTERVAL: Duration = Duration::from_millis(500);
@@ -51,7 +51,7 @@ impl Traffic {
         let query = journal::Query {
             scope: host.scope(),
             remote: None,
-            units: vec![Service::Litellm.unit()],
+            units: Instance::gateways().map(Instance::unit).collect(),
             follow: false,
             tail: None,
             since: Some(format!("@{second}")),
@@ -105,8 +105,7 @@ pub(super) async fn watch(
 ) -> Result<()> {
     let begin = jiff::Timestamp::now();
     let systemd = host.systemd().await?;
-    let unit = Service::Litellm.unit();
-    let restarts = systemd.unit(unit).await?.restarts;
+    let gateways = stack::gateways(systemd).await?;
     let image = &settings.litellm_image;
     let lock = ImagesLock::load(&host.paths.images_lock())?;
     let other = match super::runs(host, &lock.pin(image)).await? {
@@ -121,6 +120,7 @@ pub(super) async fn watch(
                 .into(),
         );
     }
+    let unit = Service::Litellm.unit();
     let client = Client::local(&host.paths, TIMEOUT)?;
     probe(&client, settings).await?;
     if settle.is_zero() {
@@ -132,9 +132,12 @@ pub(super) async fn watch(
     let mut away_since = None;
     while Instant::now() < end {
         tokio::time::sleep(INTERVAL).await;
-        let state = systemd.unit(unit).await?;
-        if state.restarts != restarts || !state.is_active() {
-            return Err(stack::failed(systemd, unit, "did not stay up", begin).await);
+        for (instance, before) in &gateways {
+            let unit = instance.unit();
+            let state = systemd.unit(unit).await?;
+            if state.restarts != before.restarts || !state.is_active() {
+                return Err(stack::failed(systemd, unit, "did not stay up", begin).await);
+            }
         }
         match client.health().await {
             GatewayHealth::Ready { .. } => away_since = None,

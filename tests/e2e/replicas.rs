@@ -120,6 +120,14 @@ fn a_bad_edit_reaches_none(host: &TestHost) {
     assert_eq!(properties(host, "InvocationID"), before);
 }
 
+/// Where there can be no standby, each serves while the other restarts.
+fn they_stand_in_for_each_other(host: &TestHost, key: &str) {
+    host.without_standby(WHO);
+    host.set_env(WHO, &[("OPENAI_API_KEY", "sk-a-third")]);
+    replaces_both(host, key, &["apply"]);
+    host.systemctl(WHO, &["unmask", "--runtime", "litellm-standby.service"]);
+}
+
 fn fewer_are_stopped_when_the_others_serve(host: &TestHost, key: &str) {
     host.set_env(WHO, &[("LITELLM_REPLICAS", "1")]);
     // It stops nothing.
@@ -135,7 +143,7 @@ fn fewer_are_stopped_when_the_others_serve(host: &TestHost, key: &str) {
 }
 
 #[test]
-#[ignore = "takes eight minutes: part of each release (CONTRIBUTING.md)"]
+#[ignore = "takes nine minutes: part of each release (CONTRIBUTING.md)"]
 fn two_gateways() {
     let host = TestHost::boot("replicas");
     host.units(WHO, &["generate"]).ok();
@@ -153,5 +161,6 @@ fn two_gateways() {
     a_crash_costs_what_it_had_in_hand(&host, &key);
     replaces_both(&host, &key, &["upgrade", "--image", NEWEST.image]);
     they_stop_together(&host, &key);
+    they_stand_in_for_each_other(&host, &key);
     fewer_are_stopped_when_the_others_serve(&host, &key);
 }

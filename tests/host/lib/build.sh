@@ -47,6 +47,7 @@ build() {
       part "$archive" make_archive
       [[ $tools == "$debian" ]] || part "$tools" make_debian
       part "$postgres" make_postgres "$base"
+      part "$postgres_next" make_postgres_next "$base"
       part "$redis" make_redis "$base"
     } &
     pids+=($!)

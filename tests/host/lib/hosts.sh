@@ -297,7 +297,7 @@ clean() {
     local -A keep=()
     for suite in trixie sid noble bookworm; do
       set_parts "$suite"
-      for item in "$debian" "$root" "$archive" "$tools" "$base" "$bridge" "$postgres" "$redis" "$python" "$litellm" "$newest" "$oldest" "$oci" "$store" "$registry" "$mapped"; do
+      for item in "$debian" "$root" "$archive" "$tools" "$base" "$bridge" "$postgres" "$postgres_next" "$redis" "$python" "$litellm" "$newest" "$oldest" "$oci" "$store" "$registry" "$mapped"; do
         keep[$item]=1
       done
     done

@@ -34,19 +34,21 @@ make_base() {
   pack "$1"
 }
 
-make_postgres() {
+# A server's layer: make_server DIRECTORY MAJOR SUITE
+make_server() {
   # shellcheck disable=SC2016
-  over "$1/fs" "$base/fs" '
+  over "$1/fs" "$base/fs" "version=$2 suite=$3 mirror=$DEBIAN"'
     groupadd --system --gid 999 postgres
     useradd --system --gid 999 --uid 999 --home-dir /var/lib/postgresql --shell /bin/bash postgres
     mkdir -p /etc/postgresql-common
     echo "create_main_cluster = false" >/etc/postgresql-common/createcluster.conf
+    [ "$suite" = trixie ] || echo "deb $mirror $suite main" >/etc/apt/sources.list.d/later.list
     apt-get -q update
-    apt-get -qy install --no-install-recommends postgresql-17 gosu locales zstd
+    apt-get -qy install --no-install-recommends -t "$suite" "postgresql-$version" gosu locales zstd
     localedef -i en_US -c -f UTF-8 en_US.UTF-8
-    sample=/usr/share/postgresql/17/postgresql.conf.sample
-    sed -i "s/^#\?listen_addresses.*/listen_addresses = '\''*'\''/" $sample
-    grep -q "^listen_addresses = .\*." $sample
+    sample=/usr/share/postgresql/$version/postgresql.conf.sample
+    sed -i "s/^#\?listen_addresses.*/listen_addresses = '\''*'\''/" "$sample"
+    grep -q "^listen_addresses = .\*." "$sample"
     install -d -o postgres -g postgres -m 1777 /var/lib/postgresql/data
     chown postgres:postgres /var/lib/postgresql
     mkdir -p /docker-entrypoint-initdb.d
@@ -54,15 +56,20 @@ make_postgres() {
     ln -sf ../usr/local/bin/docker-entrypoint.sh /docker-entrypoint.sh
     [ "$(id -u postgres)" = 999 ]
     # Just-in-time compilation is only for long queries, and its library is a third of the image.
-    rm -r /usr/lib/postgresql/17/lib/{llvmjit*,bitcode} /usr/lib/x86_64-linux-gnu/{libLLVM,libz3}*
+    rm -rf "/usr/lib/postgresql/$version"/lib/{llvmjit*,bitcode} /usr/lib/x86_64-linux-gnu/{libLLVM,libz3}*
     # The programs themselves, instead of scripts in Perl that choose a version. A rootless Podman copies each file.
-    for program in /usr/lib/postgresql/17/bin/*; do ln -sf "$program" /usr/bin/; done
+    for program in "/usr/lib/postgresql/$version"/bin/*; do ln -sf "$program" /usr/bin/; done
     rm -r /usr/share/{perl,perl5,man,i18n,postgresql-common}
   ' "$here/images/postgres:files"
   mkdir -p "$1/fs/run"
   install -d -m 3777 -o 999 -g 999 "$1/fs/run/postgresql"
   pack "$1"
 }
+
+make_postgres() { make_server "$1" 17 trixie; }
+
+# The next major version, which Debian 13 does not have.
+make_postgres_next() { make_server "$1" 18 sid; }
 
 make_redis() {
   # shellcheck disable=SC2016
@@ -230,6 +237,8 @@ make_image() {
 make_oci() {
   local sbin=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin env settings
   make_image "$1" "$POSTGRES_IMAGE" index '{"Env":["PATH='"$sbin"':/usr/lib/postgresql/17/bin","LANG=en_US.utf8","PG_MAJOR=17","PG_VERSION=17.7-3.pgdg13+1","PGDATA=/var/lib/postgresql/data"],"Entrypoint":["docker-entrypoint.sh"],"Cmd":["postgres"],"ExposedPorts":{"5432/tcp":{}},"Volumes":{"/var/lib/postgresql/data":{}},"StopSignal":"SIGINT"}' "$base" "$postgres"
+  # From 18 on, the volume is the directory above, and PGDATA deeper.
+  make_image "$1" "$POSTGRES_NEXT_IMAGE" index '{"Env":["PATH='"$sbin"':/usr/lib/postgresql/18/bin","LANG=en_US.utf8","PG_MAJOR=18","PGDATA=/var/lib/postgresql/18/docker"],"Entrypoint":["docker-entrypoint.sh"],"Cmd":["postgres"],"ExposedPorts":{"5432/tcp":{}},"Volumes":{"/var/lib/postgresql":{}},"StopSignal":"SIGINT"}' "$base" "$postgres_next"
   make_image "$1" "$REDIS_IMAGE" index '{"Env":["PATH='"$sbin"'","REDIS_VERSION=7.4.6"],"Entrypoint":["docker-entrypoint.sh"],"Cmd":["redis-server"],"ExposedPorts":{"6379/tcp":{}},"Volumes":{"/data":{}},"WorkingDir":"/data"}' "$base" "$redis"
   env='"PATH=/app/.venv/bin:'"$sbin"'","PRISMA_QUERY_ENGINE_BINARY=/usr/local/lib/prisma/query-engine","USE_PRISMA_MIGRATE=True","LITELLM_LOCAL_MODEL_COST_MAP=True"'
   settings='"Entrypoint":["docker/prod_entrypoint.sh"],"Cmd":["--port","4000"],"ExposedPorts":{"4000/tcp":{}},"WorkingDir":"/app"'
@@ -267,7 +276,7 @@ make_mapped() {
     mount -t sysfs sysfs /sys
     mount -t cgroup2 cgroup2 /sys/fs/cgroup
     as_operator() { setpriv --reuid 1000 --regid 1000 --init-groups env HOME=/home/operator XDG_RUNTIME_DIR=/run/operator "$@"; }
-    for image in /run/oci/*_postgres_* /run/oci/*_redis_*; do
+    for image in /run/oci/*_postgres_17* /run/oci/*_redis_*; do
       name=$(<"$image/name")
       as_operator podman --root /run/storage unshare \
         skopeo --insecure-policy copy -q "oci:$image:${name##*:}" "containers-storage:[overlay@/run/storage+/tmp/scratch]$name"

@@ -242,6 +242,19 @@ impl ImageReference {
         version[..end].parse().ok()
     }
 
+    /// The major version of PostgreSQL in it, as far as the tag says so: that of `postgres:17.7` and of
+    /// `pgvector:0.8.0-pg17`, whose first number is the extension's.
+    #[must_use]
+    pub fn postgres_major(&self) -> Option<u32> {
+        let after = self.tag()?.rsplit_once("pg").map(|(_, rest)| rest);
+        let named = after.and_then(|rest| {
+            let end = rest.find(|c: char| !c.is_ascii_digit());
+            rest[..end.unwrap_or(rest.len())].parse().ok()
+        });
+        let is_official = self.name().ends_with("/postgres");
+        named.or_else(|| self.major().filter(|_| is_official))
+    }
+
     /// Whether it is one of LiteLLM's images, by its name.
     #[must_use]
     pub fn is_litellm(&self) -> bool {
@@ -300,6 +313,21 @@ mod tests {
         let before: Image = serde_json::from_str(r#"{"reference":"r:1","digest":"d"}"#).unwrap();
         assert_eq!(before.identity, identity("d", None));
         assert_eq!(before.pinned(), "r:1@d");
+    }
+
+    #[test]
+    fn versions_of_postgresql() {
+        for (text, major) in [
+            ("docker.io/library/postgres:17.7-alpine", Some(17)),
+            ("registry.example.com/mirror/postgres:18", Some(18)),
+            ("docker.io/pgvector/pgvector:0.8.0-pg17", Some(17)),
+            ("docker.io/pgvector/pgvector:pg18-trixie", Some(18)),
+            ("docker.io/timescale/timescaledb:2.17.2-pg16", Some(16)),
+            ("docker.io/citusdata/citus:12.1", None),
+        ] {
+            let image = ImageReference::parse(text).unwrap();
+            assert_eq!(image.postgres_major(), major, "{text}");
+        }
     }
 
     #[test]

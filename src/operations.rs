@@ -5,6 +5,7 @@ pub(crate) mod backup;
 pub(crate) mod edits;
 pub(crate) mod import;
 pub(crate) mod install;
+pub(crate) mod postgres;
 pub(crate) mod pull;
 pub(crate) mod recovery;
 pub(crate) mod rotation;

@@ -19,6 +19,7 @@ use crate::host::capacity::Capacity;
 use crate::host::paths::{Paths, Scope};
 use crate::host::podman::PodmanVersion;
 use crate::host::systemd::Features;
+use crate::image::ImageReference;
 use crate::service::{Instance, Service};
 
 /// The first line of every file that this program writes and may therefore change or remove.
@@ -36,6 +37,9 @@ const MIGRATION: &str = concat!(
 
 /// Migrates the database to the next release while the gateway of the current one serves.
 pub const NEXT_MIGRATION: &str = "litellm-migrate-next";
+
+/// A server of PostgreSQL's next major version, beside the current one.
+pub const NEXT_SERVER: &str = "litellm-postgres-next";
 
 /// Podman's network, as `litellm.network` names it.
 pub const NETWORK: &str = "litellm";
@@ -194,6 +198,8 @@ pub fn render(settings: &Settings, host: &RenderContext<'_>) -> Result<Vec<UnitF
                 &Postgres {
                     common,
                     service: values,
+                    next: false,
+                    data: path_text(&host.paths.postgres_data())?,
                 },
             )?,
             Service::Redis => file(
@@ -308,6 +314,37 @@ pub fn next_migration(settings: &Settings, host: &RenderContext<'_>) -> Result<U
     )
 }
 
+/// Renders the unit of a server of `image` with a cluster of its own, beside the current one.
+///
+/// # Errors
+/// When a value can't be written in a unit file.
+pub fn next_server(
+    settings: &Settings,
+    image: &ImageReference,
+    host: &RenderContext<'_>,
+) -> Result<UnitFile> {
+    let common = &Common::new(settings, host)?;
+    let service = Service::Postgres;
+    let (uid, gid) = container_owner(service, image).unwrap_or_default();
+    file(
+        Place::Quadlet,
+        "litellm-postgres-next.container",
+        &Postgres {
+            common,
+            service: Container {
+                name: service.name(),
+                flag: String::new(),
+                unit: NEXT_SERVER,
+                image: &host.images.pin(image),
+                uid,
+                gid,
+            },
+            next: true,
+            data: path_text(&host.paths.postgres_next())?,
+        },
+    )
+}
+
 fn path_text(path: &Path) -> Result<&str> {
     path.to_str()
         .with_context(|| format!("{} is not valid UTF-8", path.display()))
@@ -342,7 +379,6 @@ struct Common {
     certificates: String,
     credential_files: String,
     logs: String,
-    postgres_data: String,
     redis_data: String,
     redis_memory: String,
 }
@@ -374,7 +410,6 @@ impl Common {
             certificates: path_text(&host.paths.certificates())?.to_owned(),
             credential_files: path_text(&host.paths.credential_files())?.to_owned(),
             logs: path_text(&host.paths.logs())?.to_owned(),
-            postgres_data: path_text(&host.paths.postgres_data())?.to_owned(),
             redis_data: path_text(&host.paths.redis_data())?.to_owned(),
             redis_memory: match &settings.cache {
                 Cache::Local { memory, .. } => memory.clone(),
@@ -473,6 +508,9 @@ struct WatchTimer<'a> {
 struct Postgres<'a> {
     common: &'a Common,
     service: Container<'a>,
+    /// Whether this is the server of another major version, which does not serve the gateway yet.
+    next: bool,
+    data: &'a str,
 }
 
 #[derive(Template)]

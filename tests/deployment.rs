@@ -525,7 +525,7 @@ fn a_cluster_of_another_major_version_is_refused() {
     assert_eq!(
         failure(&error).replace(place.root.path().to_str().unwrap(), ""),
         "error: /opt/server/data/postgres holds a PostgreSQL 16 cluster, but the image is docker.io/library/postgres:17.7\n\
-         hint: set POSTGRES_IMAGE in /opt/server/.env to a version 16 image, e.g. docker.io/library/postgres:16\n"
+         hint: set POSTGRES_IMAGE in /opt/server/.env to a version 16 image, e.g. docker.io/library/postgres:16; then, to move the data to a later version: `litellm-units upgrade --postgres IMAGE`\n"
     );
     assert_eq!(error::exit(&error), Exit::Config);
     assert_eq!(tree(place.root.path()), before);

@@ -23,12 +23,15 @@ pub(crate) struct Pace {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The image is pulled and the database is backed up and migrated while the current release serves. Then the gateway is switched to the new release and watched. If a step fails, the upgrade is rolled back; the database keeps every write.\n\nExit status with --check: 0 nothing to do, 5 a newer release, 6 known vulnerabilities.\n\nExamples:\n  litellm-units upgrade --image ghcr.io/berriai/litellm:v1.110.2 --dry-run\n  litellm-units upgrade --image ghcr.io/berriai/litellm:v1.110.2\n  litellm-units upgrade            (after an edit of LITELLM_IMAGE in .env)\n  litellm-units upgrade --check"
+    after_help = "The image is pulled and the database is backed up and migrated while the current release serves. Then the gateway is switched to the new release and watched. If a step fails, the upgrade is rolled back; the database keeps every write.\n\nExit status with --check: 0 nothing to do, 5 a newer release, 6 known vulnerabilities.\n\nExamples:\n  litellm-units upgrade --image ghcr.io/berriai/litellm:v1.110.2 --dry-run\n  litellm-units upgrade --image ghcr.io/berriai/litellm:v1.110.2\n  litellm-units upgrade            (after an edit of LITELLM_IMAGE in .env)\n  litellm-units upgrade --check\n  litellm-units upgrade --postgres docker.io/library/postgres:18 --dry-run"
 )]
 pub(crate) struct Upgrade {
     /// Image to upgrade to [default: the image in .env]
     #[arg(long, value_name = "REFERENCE", value_parser = image)]
     pub(crate) image: Option<ImageReference>,
+    /// Move the data to the version of PostgreSQL in this image, instead of another release of the gateway
+    #[arg(long, value_name = "REFERENCE", value_parser = image, conflicts_with_all = ["image", "restore_data", "settle", "accept_unreadable", "vulnerabilities"])]
+    pub(crate) postgres: Option<ImageReference>,
     /// If the upgrade fails and the previous release can't serve with the migrated database, restore the backup and
     /// lose later writes
     #[arg(long)]
@@ -37,7 +40,7 @@ pub(crate) struct Upgrade {
     #[arg(long)]
     pub(crate) dry_run: bool,
     /// List newer releases and the known vulnerabilities of the current one; change nothing
-    #[arg(long, conflicts_with_all = ["image", "restore_data", "dry_run", "settle", "timeout", "vulnerabilities"])]
+    #[arg(long, conflicts_with_all = ["image", "postgres", "restore_data", "dry_run", "settle", "timeout", "vulnerabilities"])]
     pub(crate) check: bool,
     /// Print JSON, with --check
     #[arg(long, requires = "check")]
@@ -66,10 +69,13 @@ pub(crate) struct Rollback {
     /// Number of the release in `history` [default: the previous release]
     #[arg(long, value_name = "NUMBER")]
     pub(crate) to: Option<u32>,
+    /// Return to the cluster that `upgrade --postgres` has replaced, and lose later writes
+    #[arg(long, conflicts_with_all = ["to", "keep_data", "settle", "accept_unreadable", "vulnerabilities"])]
+    pub(crate) postgres: bool,
     /// Keep the current database
     #[arg(long)]
     pub(crate) keep_data: bool,
-    /// Restore the backup that was taken before the upgrade from that release
+    /// Restore the backup that was taken before the upgrade from that release; with --postgres, do not ask
     #[arg(long, conflicts_with = "keep_data")]
     pub(crate) restore_data: bool,
     /// Show the steps (those of both choices if none is given); change nothing

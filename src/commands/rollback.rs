@@ -13,11 +13,15 @@ use crate::host::Host;
 use crate::image::ImageReference;
 use crate::litellm::advisories;
 use crate::operations::backup::Backup;
+use crate::operations::postgres::ClusterPlan;
 use crate::operations::upgrade::{ReleaseOptions, ReleasePlan};
 use crate::output;
 
 pub(crate) async fn run(host: &Host, arguments: Rollback) -> Result<Exit> {
     let _lock = super::begin(host, "rollback", arguments.dry_run, arguments.pace.timeout).await?;
+    if arguments.postgres {
+        return return_to_cluster(host, &arguments).await;
+    }
     let ledger = Ledger::load(&host.paths)?;
     let release = find(&ledger, arguments.to)?;
     admit(host, release, &arguments)?;
@@ -52,6 +56,42 @@ pub(crate) async fn run(host: &Host, arguments: Rollback) -> Result<Exit> {
     let plan = ReleasePlan::rollback(host, release, data).await?;
     let options = arguments.pace.into();
     super::change_release(host, plan, arguments.dry_run, options).await
+}
+
+/// To the cluster that an upgrade of PostgreSQL has replaced.
+async fn return_to_cluster(host: &Host, arguments: &Rollback) -> Result<Exit> {
+    let plan = ClusterPlan::rollback(host).await?;
+    output::text(&(plan.lines().join("\n") + "\n"))?;
+    if arguments.dry_run {
+        return Ok(Exit::Success);
+    }
+    let losses = plan.losses(host).await?;
+    if arguments.restore_data {
+        host.progress.warn(&losses);
+    } else {
+        if !std::io::stdin().is_terminal() {
+            return Err(
+                Failure::new(format!("{losses}, and there is no terminal to ask on"))
+                    .hint("to accept that: `litellm-units rollback --postgres --restore-data`")
+                    .into(),
+            );
+        }
+        eprint!("Return to the previous cluster? Then {losses}. [y/N] ");
+        let answer = read_answer()?;
+        if !matches!(answer.as_str(), "y" | "yes") {
+            return Err(Failure::new("nothing was changed").into());
+        }
+    }
+    Box::pin(plan.carry_out(host, arguments.pace.timeout)).await?;
+    Ok(Exit::Success)
+}
+
+fn read_answer() -> Result<String> {
+    let mut answer = String::new();
+    std::io::stdin()
+        .read_line(&mut answer)
+        .context("can't read the answer")?;
+    Ok(answer.trim().to_ascii_lowercase())
 }
 
 /// Refuses a release with an exploited vulnerability, unless the operator accepts it.
@@ -143,11 +183,7 @@ fn ask(release: &RecordedRelease, backup: &OperationId) -> Result<Option<Operati
          upgrade)? With the backup, later keys, teams and spend are lost. [keep/restore/N] ",
         backup.created()
     );
-    let mut answer = String::new();
-    std::io::stdin()
-        .read_line(&mut answer)
-        .context("can't read the answer")?;
-    match answer.trim().to_ascii_lowercase().as_str() {
+    match read_answer()?.as_str() {
         "k" | "keep" => Ok(None),
         "r" | "restore" => Ok(Some(backup.clone())),
         _ => Err(Failure::new("nothing was changed").into()),

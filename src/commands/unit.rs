@@ -35,6 +35,7 @@ use crate::host::systemd::job::{JobType, Jobs};
 use crate::host::{self, Host};
 use crate::litellm::advisories::Advisories;
 use crate::litellm::config;
+use crate::operations::postgres;
 use crate::operations::pull;
 use crate::operations::recovery;
 use crate::operations::stack;
@@ -130,6 +131,9 @@ async fn prepare(host: &Host, started: &Started) -> Result<()> {
     let file = options_file(host, started.container());
     files::remove_existing(&file)?;
     ownership::check(&host.paths, Some(&host::program()?))?;
+    if matches!(service, Service::Migrate | Service::Litellm) {
+        postgres::refuse_start(&host.paths)?;
+    }
     let gateway = match started {
         Started::Instance(instance) if service == Service::Litellm => Some(*instance),
         _ => None,

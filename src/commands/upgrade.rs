@@ -5,6 +5,7 @@ use crate::deployment::settings::Settings;
 use crate::error::{Exit, Result};
 use crate::host::Host;
 use crate::litellm::{advisories, config};
+use crate::operations::postgres::ClusterPlan;
 use crate::operations::upgrade::ReleasePlan;
 use crate::operations::upgrade::check::{Candidate, Newest, ReleaseReport};
 use crate::output::{self, say};
@@ -17,6 +18,14 @@ pub(crate) async fn run(host: &Host, arguments: Upgrade) -> Result<Exit> {
         return check(host, arguments.json).await;
     }
     let _lock = super::begin(host, "upgrade", arguments.dry_run, arguments.pace.timeout).await?;
+    if let Some(image) = &arguments.postgres {
+        let plan = ClusterPlan::upgrade(host, image).await?;
+        output::text(&(plan.lines().join("\n") + "\n"))?;
+        if !arguments.dry_run {
+            Box::pin(plan.carry_out(host, arguments.pace.timeout)).await?;
+        }
+        return Ok(Exit::Success);
+    }
     let settings = Settings::load(&host.paths.env_file())?;
     let image = arguments.image.as_ref().unwrap_or(&settings.litellm_image);
     let again = match &arguments.image {

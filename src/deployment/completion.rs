@@ -573,7 +573,7 @@ fn check_cluster(settings: &Settings, version_file: &Path, env_path: &Path) -> R
     if read.is_err() {
         return Ok(());
     }
-    let (Ok(cluster), Some(server)) = (text.trim().parse::<u32>(), image.major()) else {
+    let (Ok(cluster), Some(server)) = (text.trim().parse::<u32>(), image.postgres_major()) else {
         return Ok(());
     };
     if cluster == server {
@@ -584,7 +584,7 @@ fn check_cluster(settings: &Settings, version_file: &Path, env_path: &Path) -> R
         version_file.parent().unwrap_or(version_file).display()
     ))
     .hint(format!(
-        "set POSTGRES_IMAGE in {} to a version {cluster} image, e.g. docker.io/library/postgres:{cluster}",
+        "set POSTGRES_IMAGE in {} to a version {cluster} image, e.g. docker.io/library/postgres:{cluster}; then, to move the data to a later version: `litellm-units upgrade --postgres IMAGE`",
         env_path.display()
     ))
     .into())

@@ -100,6 +100,33 @@ pub(crate) fn sync_directory(directory: &Path) -> Result<()> {
     Ok(File::open(directory)?.sync_all()?)
 }
 
+/// Swaps two directories of one parent, in one step.
+///
+/// # Errors
+/// When the file system can't; then nothing is changed.
+pub(crate) fn exchange(one: &Path, other: &Path) -> Result<()> {
+    use nix::fcntl::{AT_FDCWD, RenameFlags, renameat2};
+    renameat2(AT_FDCWD, one, AT_FDCWD, other, RenameFlags::RENAME_EXCHANGE)
+        .with_context(|| format!("can't swap {} and {}", one.display(), other.display()))?;
+    match one.parent() {
+        Some(parent) => sync_directory(parent),
+        None => Ok(()),
+    }
+}
+
+/// Removes a directory with all that is in it, if it exists.
+///
+/// # Errors
+/// When it can't be removed.
+pub(crate) fn remove_directory(path: &Path) -> Result<()> {
+    match std::fs::remove_dir_all(path) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => {
+            Err(error).with_context(|| format!("can't remove {}", path.display()))
+        }
+        _ => Ok(()),
+    }
+}
+
 /// Sets the permission bits of `path`.
 ///
 /// # Errors

@@ -202,6 +202,18 @@ impl Paths {
         self.data().join("postgres")
     }
 
+    /// The PostgreSQL cluster of another major version while it is prepared or swapped.
+    #[must_use]
+    pub fn postgres_next(&self) -> PathBuf {
+        self.data().join("postgres-next")
+    }
+
+    /// The PostgreSQL cluster that another one has replaced.
+    #[must_use]
+    pub fn postgres_previous(&self) -> PathBuf {
+        self.data().join("postgres-previous")
+    }
+
     /// Redis' append-only file and snapshots.
     #[must_use]
     pub fn redis_data(&self) -> PathBuf {
@@ -230,6 +242,12 @@ impl Paths {
     #[must_use]
     pub fn pending_change(&self) -> PathBuf {
         self.state().join("change.json")
+    }
+
+    /// The record of a change of PostgreSQL's major version.
+    #[must_use]
+    pub fn postgres_record(&self) -> PathBuf {
+        self.state().join("postgres.json")
     }
 
     /// The record of an import.

@@ -37,7 +37,7 @@ use crate::host::files;
 use crate::host::files::{Space, mounted_files};
 use crate::host::paths::Paths;
 use crate::image::{Image, ImageIdentity};
-use crate::operations::seal;
+use crate::operations::{postgres, seal};
 use crate::output::{Meter, Progress, bytes, duration};
 use crate::quadlet::{Place, is_ours_by_name};
 use crate::service::Service;
@@ -336,6 +336,10 @@ async fn create_uninterrupted(
             .hint("check BACKUP_URL and its credentials in .env; the next backup is copied again")
             .caused_by(error)
         })?;
+    }
+    // Now the data of the current cluster is here twice.
+    if options.to_go_back.is_none() && server.is_local() {
+        postgres::forget_previous(host)?;
     }
     if let Some(retention) = options.retention {
         // With a clock that was set back, the new one looks like the oldest.

@@ -16,8 +16,8 @@ use crate::host::ownership;
 use crate::host::paths::Scope;
 use crate::host::podman::PodmanVersion;
 use crate::host::systemd::Features;
-use crate::host::systemd::Systemd;
 use crate::host::systemd::job::{JobType, Jobs};
+use crate::host::systemd::{LoadState, Systemd};
 use crate::host::{self, Host};
 use crate::image::Image;
 use crate::litellm::advisories::{self, Advisories};
@@ -29,6 +29,8 @@ use crate::service::Instance;
 
 /// How long systemd may take to start a timer.
 const TIMER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long a unit of one operation may take to stop.
+const TEMPORARY_TIMEOUT: Duration = Duration::from_secs(90);
 
 /// Which release of the gateway the units get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -307,6 +309,67 @@ pub(crate) async fn pull_missing(
         pinned.apply(host).await?;
     }
     Ok(())
+}
+
+/// Installs a unit of one operation beside the others, which are those of `settings`.
+///
+/// # Errors
+/// When the host's generator does not accept it, or the disk or systemd refuses.
+pub(crate) async fn add_temporary(
+    host: &Host,
+    settings: &Settings,
+    unit: impl FnOnce(&Settings, &quadlet::RenderContext<'_>) -> Result<UnitFile>,
+) -> Result<()> {
+    let podman = host.podman().await?;
+    let units = quadlet::RenderContext {
+        paths: &host.paths,
+        podman: podman.version().await?,
+        systemd: host.systemd().await?.features().await?,
+        program: &host::program()?,
+        images: &ImagesLock::load(&host.paths.images_lock())?,
+        capacity: Capacity::read(),
+    };
+    let file = unit(settings, &units)?;
+    // With the others, since it names their network.
+    let mut all = quadlet::render(settings, &units)?;
+    all.push(file.clone());
+    check::check(podman, &all, host.scope()).await?;
+    let install = UnitPlan {
+        changes: vec![UnitChange {
+            path: host.paths.quadlets.join(file.name),
+            before: None,
+            after: Some(file.text),
+        }],
+    };
+    install.apply()?;
+    host.systemd().await?.reload().await
+}
+
+/// Ends the unit of [`add_temporary`] with that container, however far it is, and removes it.
+///
+/// # Errors
+/// When the disk or systemd refuses.
+pub(crate) async fn remove_temporary(host: &Host, container: &str) -> Result<()> {
+    let path = host.paths.quadlets.join(format!("{container}.container"));
+    if !path.exists() {
+        return Ok(());
+    }
+    let systemd = host.systemd().await?;
+    let unit = format!("{container}.service");
+    let mut jobs = Jobs::new(systemd).await?;
+    if systemd.unit(&unit).await?.load == LoadState::Loaded {
+        jobs.ask(JobType::Stop, &unit).await?;
+        jobs.next(TEMPORARY_TIMEOUT).await?;
+    }
+    let remove = UnitPlan {
+        changes: vec![UnitChange {
+            path,
+            before: Some(String::new()),
+            after: None,
+        }],
+    };
+    remove.apply()?;
+    systemd.reload().await
 }
 
 /// What units are written for.

@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::backup::restore;
 use super::stack::{self, RECOVERY_TIMEOUT};
-use super::{import, rotation, upgrade};
+use super::{import, postgres, rotation, upgrade};
 use crate::deployment::settings::Settings;
 use crate::error::Result;
 use crate::host::Host;
@@ -89,6 +89,7 @@ pub(crate) fn interrupted(paths: &Paths) -> Result<Option<String>> {
     let found = [
         rotation::interrupted(paths)?,
         upgrade::interrupted(paths)?,
+        postgres::interrupted(paths)?,
         import::interrupted(paths)?,
     ];
     Ok(found.into_iter().flatten().next().or_else(|| {
@@ -128,6 +129,8 @@ impl OngoingOperation {
 }
 
 async fn recover(host: &Host, timeout: Duration) -> Result<()> {
+    // First, since the others need the database.
+    Box::pin(postgres::recover(host, timeout)).await?;
     rotation::recover(host, timeout).await?;
     Box::pin(upgrade::recover(host, timeout)).await?;
     if restore::is_unfinished(&host.paths) {

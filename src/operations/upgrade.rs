@@ -10,6 +10,7 @@
 pub(crate) mod check;
 mod gate;
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -24,17 +25,14 @@ use crate::deployment::operation_id::OperationId;
 use crate::deployment::settings::{Settings, parse_env, read_env};
 use crate::deployment::snapshot::{self, SnapshotId};
 use crate::error::{self, Exit, Failure, Result};
-use crate::host::capacity::Capacity;
+use crate::host::Host;
 use crate::host::paths::Paths;
-use crate::host::systemd::LoadState;
-use crate::host::systemd::job::{self, JobType};
-use crate::host::{self, Host};
+use crate::host::systemd::job::JobType;
 use crate::image::{Image, ImageIdentity, ImageReference};
 use crate::litellm::advisories::Advisories;
 use crate::litellm::release::Release as Version;
 use crate::litellm::{Client, config, contract};
 use crate::operations::backup::database::Server;
-use crate::operations::backup::manifest::Contents;
 use crate::operations::backup::restore::{self, Recovered, Restore};
 use crate::operations::backup::{self, Backup};
 use crate::operations::install::{self, ReleaseTarget};
@@ -42,7 +40,6 @@ use crate::operations::pull;
 use crate::operations::stack::{self, Manner};
 use crate::output::duration;
 use crate::quadlet;
-use crate::quadlet::plan::{UnitChange, UnitPlan as Files};
 use crate::service::Service;
 
 /// How long the migration may take, as its unit says.
@@ -744,7 +741,8 @@ impl Run<'_> {
             is_restored = true;
             outcome = self.serve_again(&settings).await;
             let rows = server.contents(&replaced).await?;
-            words = restored_words(backup.id()) + &new_rows(&backup, &rows);
+            words =
+                restored_words(backup.id()) + &new_rows(&backup.manifest.database.rows, &rows.rows);
         }
         self.end(OperationOutcome::Undone, reason)?;
         let error = match outcome {
@@ -811,11 +809,9 @@ fn restored_words(backup: &OperationId) -> String {
     )
 }
 
-/// The rows that a replaced database has beyond those of `backup`, as the end of a sentence.
-fn new_rows(backup: &Backup, replaced: &Contents) -> String {
-    let before = &backup.manifest.database.rows;
+/// The rows that a replaced database has beyond those of `before`, as the end of a sentence.
+pub(super) fn new_rows(before: &BTreeMap<String, u64>, replaced: &BTreeMap<String, u64>) -> String {
     let more: Vec<String> = replaced
-        .rows
         .iter()
         .filter(|(table, _)| !table.ends_with("._prisma_migrations"))
         .filter_map(|(table, now)| {
@@ -912,7 +908,7 @@ fn is_edited(
     Ok(snapshot::keep_with(paths, env.text())? != *configuration)
 }
 
-fn set_image(
+pub(super) fn set_image(
     env: &mut crate::deployment::env_file::EnvFile,
     name: &str,
     image: &str,
@@ -927,29 +923,7 @@ fn set_image(
 
 /// Migrates the database to the release of `settings`, in a unit of its own.
 async fn migrate(host: &Host, settings: &Settings) -> Result<()> {
-    let podman = host.podman().await?;
-    let units = quadlet::RenderContext {
-        paths: &host.paths,
-        podman: podman.version().await?,
-        systemd: host.systemd().await?.features().await?,
-        program: &host::program()?,
-        images: &ImagesLock::load(&host.paths.images_lock())?,
-        capacity: Capacity::read(),
-    };
-    let file = quadlet::next_migration(settings, &units)?;
-    // With the others, since it names their network.
-    let mut all = quadlet::render(settings, &units)?;
-    all.push(file.clone());
-    quadlet::check::check(podman, &all, host.scope()).await?;
-    let install = Files {
-        changes: vec![UnitChange {
-            path: host.paths.quadlets.join(file.name),
-            before: None,
-            after: Some(file.text),
-        }],
-    };
-    install.apply()?;
-    host.systemd().await?.reload().await?;
+    install::add_temporary(host, settings, quadlet::next_migration).await?;
     fail::fail_point!("upgrade-migrating");
     host.progress.say("migrating the database");
     stack::run(
@@ -963,25 +937,5 @@ async fn migrate(host: &Host, settings: &Settings) -> Result<()> {
 
 /// Ends the unit of [`migrate`], however far it is, and removes it.
 async fn end_migration(host: &Host) -> Result<()> {
-    let file = format!("{}.container", quadlet::NEXT_MIGRATION);
-    let path = host.paths.quadlets.join(file);
-    if !path.exists() {
-        return Ok(());
-    }
-    let systemd = host.systemd().await?;
-    let unit = format!("{}.service", quadlet::NEXT_MIGRATION);
-    let mut jobs = job::Jobs::new(systemd).await?;
-    if systemd.unit(&unit).await?.load == LoadState::Loaded {
-        jobs.ask(JobType::Stop, &unit).await?;
-        jobs.next(Duration::from_secs(90)).await?;
-    }
-    let remove = Files {
-        changes: vec![UnitChange {
-            path,
-            before: Some(String::new()),
-            after: None,
-        }],
-    };
-    remove.apply()?;
-    systemd.reload().await
+    install::remove_temporary(host, quadlet::NEXT_MIGRATION).await
 }

@@ -94,6 +94,20 @@ const INSTEAD: &[(&str, Instead)] = &[
                sudo podman exec litellm python3 -c 'import socket; socket.create_connection(("filter", 6379), 5)'"#,
         ),
     ),
+    // e2e::postgres runs these, with an image of the host.
+    (
+        "litellm-units upgrade --postgres docker.io/library/postgres:18 --dry-run",
+        Instead::Elsewhere,
+    ),
+    (
+        "sudo litellm-units upgrade --postgres docker.io/library/postgres:18 --dry-run",
+        Instead::Elsewhere,
+    ),
+    (
+        "sudo litellm-units upgrade --postgres docker.io/library/postgres:18",
+        Instead::Elsewhere,
+    ),
+    ("sudo litellm-units rollback --postgres", Instead::Elsewhere),
     // e2e::import runs these, beside Docker.
     ("sudo litellm-units import --dry-run ~/litellm-server    # show what comes over, and what has no counterpart", Instead::Elsewhere),
     ("sudo litellm-units import ~/litellm-server", Instead::Elsewhere),

@@ -171,7 +171,7 @@ fn a_deployment_that_can_not_work(host: &TestHost, who: Who) {
     host.write(Who::Root, &version, "16\n");
     let stderr = format!(
         "error: {deployment}/data/postgres holds a PostgreSQL 16 cluster, but the image is docker.io/library/postgres:17.7\n\
-         hint: set POSTGRES_IMAGE in {path} to a version 16 image, e.g. docker.io/library/postgres:16\n"
+         hint: set POSTGRES_IMAGE in {path} to a version 16 image, e.g. docker.io/library/postgres:16; then, to move the data to a later version: `litellm-units upgrade --postgres IMAGE`\n"
     );
     fails(host, who, &["litellm-units", "generate"], 78, &stderr);
     fails(host, who, &["litellm-units", "up"], 78, &stderr);

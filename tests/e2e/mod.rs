@@ -22,6 +22,8 @@ mod matrix;
 mod notices;
 mod overload;
 mod packages;
+#[cfg(feature = "fault-points")]
+mod postgres;
 mod proxies;
 mod published;
 mod quadlet;

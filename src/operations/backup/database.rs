@@ -19,7 +19,8 @@ use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::host::docker::Docker;
 use crate::host::podman::Podman;
-use crate::quadlet::NETWORK;
+use crate::output::Meter;
+use crate::quadlet::{NETWORK, NEXT_SERVER};
 use crate::random::hex;
 use crate::service::Service;
 
@@ -28,11 +29,15 @@ const PREFIX: &str = "litellm_units_";
 /// The name of our sessions at the server.
 const APPLICATION: &str = "litellm-units";
 
-/// In the server's container, as the user of its own variables. Over TCP, since that works with any
+/// In a server's container, as the user of its own variables. Over TCP, since that works with any
 /// `pg_hba.conf` that admits the gateway.
-const IN_SERVER: &str = r#"export PGAPPNAME=litellm-units PGHOST=127.0.0.1 PGUSER="$POSTGRES_USER" PGPASSWORD="$POSTGRES_PASSWORD" PGDATABASE="$1"
-shift
+const IN_SERVER: &str = r#"export PGAPPNAME=litellm-units PGHOST="$1" PGUSER="$POSTGRES_USER" PGPASSWORD="$POSTGRES_PASSWORD" PGDATABASE="$2"
+shift 2
 exec "$@""#;
+/// The server of the container in which a program runs.
+const ITSELF: &str = "127.0.0.1";
+/// The current server on Podman's network.
+const CURRENT: &str = "postgres";
 /// In a throw-away container: the variables come as the first lines of stdin.
 const IN_CLIENT: &str = r#"shift
 while IFS= read -r line && [ -n "$line" ]; do export "$line"; done
@@ -96,8 +101,11 @@ pub(crate) struct Server<'a> {
 
 #[derive(Debug)]
 enum Access {
-    /// `podman exec` in the server's container.
-    Container,
+    /// `podman exec` in this container, with the server at this address.
+    Container {
+        name: &'static str,
+        address: &'static str,
+    },
     /// `podman run` of this image, with these variables.
     Client {
         image: String,
@@ -146,7 +154,10 @@ impl<'a> Server<'a> {
                 }
                 Ok(Self {
                     podman,
-                    access: Access::Container,
+                    access: Access::Container {
+                        name: Service::Postgres.container(),
+                        address: ITSELF,
+                    },
                     database: name.clone(),
                 })
             }
@@ -170,6 +181,23 @@ impl<'a> Server<'a> {
                 })
             }
         }
+    }
+
+    /// The current server and the next one beside it, both through the programs of the next version.
+    ///
+    /// # Errors
+    /// When the current one does not run.
+    pub(crate) async fn pair(host: &'a Host, settings: &Settings) -> Result<(Self, Self)> {
+        let current = Self::new(host, settings).await?;
+        let at = |address| Self {
+            podman: current.podman,
+            access: Access::Container {
+                name: NEXT_SERVER,
+                address,
+            },
+            database: current.database.clone(),
+        };
+        Ok((at(CURRENT), at(ITSELF)))
     }
 
     /// The server in a container of Docker, whose data are to be imported.
@@ -197,20 +225,21 @@ impl<'a> Server<'a> {
     /// Whether the server is the local one, which this program may change.
     #[must_use]
     pub(crate) fn is_local(&self) -> bool {
-        matches!(self.access, Access::Container)
+        matches!(self.access, Access::Container { .. })
     }
 
     /// A command line that runs `words` with access to `database`.
     fn command(&self, database: &str, words: &[&str]) -> Command {
         let mut command = match &self.access {
-            Access::Container => self.podman.command([
+            Access::Container { name, address } => self.podman.command([
                 "exec",
                 "--interactive",
-                Service::Postgres.container(),
+                name,
                 "sh",
                 "-c",
                 IN_SERVER,
                 "sh",
+                address,
             ]),
             Access::Client { image, .. } => self.podman.command([
                 "run",
@@ -255,7 +284,7 @@ impl<'a> Server<'a> {
     /// The first lines of stdin.
     fn preamble(&self) -> SecretString {
         match &self.access {
-            Access::Container => String::new(),
+            Access::Container { .. } => String::new(),
             Access::Client { variables, .. } | Access::Docker { variables, .. } => {
                 let mut text = String::new();
                 for (name, value) in variables {
@@ -344,20 +373,27 @@ impl<'a> Server<'a> {
         snapshot: &str,
         sink: impl FnOnce(PipeReader) -> Result<T> + Send + 'static,
     ) -> Result<T> {
+        let words = [&*format!("--snapshot={snapshot}")];
+        self.pg_dump(&self.database, &words, sink).await
+    }
+
+    async fn pg_dump<T: Send + 'static>(
+        &self,
+        database: &str,
+        words: &[&str],
+        sink: impl FnOnce(PipeReader) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
         let (reader, writer) = io::pipe().context("can't make a pipe")?;
         widen(&reader);
-        let mut command = self.command(
-            &self.database,
-            &[
-                "pg_dump",
-                "--format=custom",
-                "--compress=0",
-                "--no-password",
-                // A migration that does not end must not block a backup.
-                "--lock-wait-timeout=60s",
-                &format!("--snapshot={snapshot}"),
-            ],
-        );
+        let program = [
+            "pg_dump",
+            "--format=custom",
+            "--compress=0",
+            "--no-password",
+            // A migration that does not end must not block a backup.
+            "--lock-wait-timeout=60s",
+        ];
+        let mut command = self.command(database, &[&program, words].concat());
         command.stdout(writer);
         let mut child = command.spawn().context("can't run podman")?;
         // Its copy of the pipe's end would keep the reader from finishing.
@@ -435,6 +471,171 @@ impl<'a> Server<'a> {
             return Ok(());
         }
         Err(refused("pg_restore", &words))
+    }
+
+    /// Copies a database with its properties to `target`, which loses its own of that name; `options` are for `pg_dump`.
+    ///
+    /// # Errors
+    /// When `pg_dump` or `pg_restore` fails.
+    pub(crate) async fn copy(
+        &self,
+        target: &Self,
+        database: &str,
+        options: &[&str],
+        meter: &Meter,
+    ) -> Result<()> {
+        let (reader, writer) = io::pipe().context("can't make a pipe")?;
+        widen(&reader);
+        let meter = meter.clone();
+        let words = [&["--create"], options].concat();
+        let dump = self.pg_dump(database, &words, move |source| {
+            let mut sink = Forgiving {
+                inner: writer,
+                broken: false,
+            };
+            archive::copy(&mut meter.reading(source), &mut sink).context("can't copy the database")
+        });
+        // It drops and creates the database from another one.
+        let other = if database == "postgres" {
+            "template1"
+        } else {
+            "postgres"
+        };
+        let words = [
+            "--exit-on-error",
+            "--clean",
+            "--if-exists",
+            "--create",
+            "--dbname",
+            other,
+        ];
+        let (dumped, restored) = tokio::join!(dump, target.pg_restore(&words, reader));
+        dumped?;
+        restored
+    }
+
+    /// Copies the roles with their passwords to `target`. Those that it has get the same properties.
+    ///
+    /// # Errors
+    /// With the words of `pg_dumpall` or the server.
+    pub(crate) async fn copy_roles(&self, target: &Self) -> Result<()> {
+        let words = ["pg_dumpall", "--roles-only", "--no-password"];
+        let mut child = self
+            .command(self.maintenance(), &words)
+            .spawn()
+            .context("can't run podman")?;
+        drop(self.begin_stdin(&mut child).await?);
+        let output = child.wait_with_output().await.context("can't run podman")?;
+        if !output.status.success() {
+            return Err(refused(
+                "pg_dumpall",
+                &String::from_utf8_lossy(&output.stderr),
+            ));
+        }
+        // Hashes of passwords are in it.
+        let script: SecretString = String::from_utf8(output.stdout)
+            .context("pg_dumpall did not answer in UTF-8")?
+            .into();
+        let existing = target
+            .query(
+                target.maintenance(),
+                "SELECT format('CREATE ROLE %I;', rolname) FROM pg_roles;\n",
+            )
+            .await?;
+        let script: SecretString = script
+            .expose_secret()
+            .lines()
+            .filter(|line| !existing.lines().any(|created| created == *line))
+            .fold(String::new(), |text, line| text + line + "\n")
+            .into();
+        target
+            .query(target.maintenance(), script.expose_secret())
+            .await
+            .map(drop)
+    }
+
+    /// The databases of the server, without templates and those of this program, and the size of each in bytes.
+    ///
+    /// # Errors
+    /// With the server's words.
+    pub(crate) async fn databases(&self) -> Result<Vec<(String, u64)>> {
+        let sql = format!(
+            "SELECT json_build_array(datname, pg_database_size(oid)) FROM pg_database WHERE datallowconn AND NOT datistemplate AND NOT starts_with(datname, {}) ORDER BY datname;\n",
+            literal(PREFIX)
+        );
+        let text = self.query(self.maintenance(), &sql).await?;
+        text.lines().map(parse).collect()
+    }
+
+    /// The settings that somebody has changed in the files of the cluster.
+    ///
+    /// # Errors
+    /// With the server's words.
+    pub(crate) async fn own_settings(&self) -> Result<Vec<String>> {
+        // The others are written by `initdb` and by the images.
+        let sql = "SELECT DISTINCT name FROM pg_file_settings WHERE name !~* '^(lc_.*|max_connections|shared_buffers|dynamic_shared_memory_type|max_wal_size|min_wal_size|log_timezone|TimeZone|DateStyle|default_text_search_config|listen_addresses)$' OR sourcefile LIKE '%/postgresql.auto.conf' ORDER BY 1;\n";
+        let text = self.query(self.maintenance(), sql).await?;
+        Ok(text.lines().map(str::to_owned).collect())
+    }
+
+    /// The server's version, as `17.7 (Debian …)`.
+    ///
+    /// # Errors
+    /// With the server's words.
+    pub(crate) async fn version(&self) -> Result<String> {
+        let text = self
+            .query(self.maintenance(), "SHOW server_version;\n")
+            .await?;
+        Ok(text.trim().to_owned())
+    }
+
+    /// The number of the next transaction. While it is the same, nothing was written.
+    ///
+    /// # Errors
+    /// With the server's words.
+    pub(crate) async fn next_transaction(&self) -> Result<u64> {
+        let sql = "SELECT pg_snapshot_xmax(pg_current_snapshot());\n";
+        let text = self.query(self.maintenance(), sql).await?;
+        text.trim()
+            .parse()
+            .with_context(|| format!("unexpected answer of psql: {text:?}"))
+    }
+
+    /// Has the server refuse writes until it is restarted or [`Server::accept_writes`] is called, and ends all sessions.
+    ///
+    /// # Errors
+    /// With the server's words, or when it does not take the setting over in time.
+    pub(crate) async fn refuse_writes(&self) -> Result<()> {
+        let set =
+            "ALTER SYSTEM SET default_transaction_read_only = on;\nSELECT pg_reload_conf();\n";
+        self.query(self.maintenance(), set).await?;
+        self.await_read_only("on").await?;
+        // Only the running server keeps it. Sessions of before may still be in a transaction that writes.
+        let rest = "ALTER SYSTEM RESET default_transaction_read_only;\nSELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid();\n";
+        self.query(self.maintenance(), rest).await.map(drop)
+    }
+
+    /// Undoes [`Server::refuse_writes`], however far it came.
+    ///
+    /// # Errors
+    /// As there.
+    pub(crate) async fn accept_writes(&self) -> Result<()> {
+        let reset = "ALTER SYSTEM RESET default_transaction_read_only;\nSELECT pg_reload_conf();\n";
+        self.query(self.maintenance(), reset).await?;
+        self.await_read_only("off").await
+    }
+
+    async fn await_read_only(&self, wanted: &str) -> Result<()> {
+        for _ in 0..100 {
+            let sql = "SHOW default_transaction_read_only;\n";
+            if self.query(self.maintenance(), sql).await?.trim() == wanted {
+                return Ok(());
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+        anyhow::bail!(
+            "PostgreSQL did not take over default_transaction_read_only = {wanted} within 10 s"
+        )
     }
 
     /// The current contents of `database`.

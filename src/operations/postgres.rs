@@ -1,0 +1,903 @@
+//! From one major version of PostgreSQL to another and back: a second cluster beside the current one, filled by
+//! `pg_dump` and `pg_restore`, then swapped with it.
+//!
+//! While the data is copied, the gateway is stopped, requests to it wait, and the current server refuses writes. The
+//! current cluster is in use again after any failure or interruption until the new server has shown that it has the same
+//! rows; no gateway starts while that is open. Later, returning loses writes, so only the operator does it. The replaced
+//! cluster is kept until the next backup.
+
+use std::collections::BTreeMap;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+use serde::{Deserialize, Serialize};
+use tokio::signal::unix::{SignalKind, signal};
+
+use super::backup::database::Server;
+use super::backup::{self, BackupOptions};
+use super::install::{self, ReleaseTarget};
+use super::upgrade::{new_rows, set_image};
+use super::{pull, stack};
+use crate::deployment::completion::container_owner;
+use crate::deployment::images_lock::ImagesLock;
+use crate::deployment::ledger::ReleaseVerb;
+use crate::deployment::settings::{Database, Settings, parse_env, read_env};
+use crate::deployment::snapshot;
+use crate::error::{self, Failure, Result};
+use crate::host::Host;
+use crate::host::files;
+use crate::host::paths::{Paths, Scope};
+use crate::image::ImageReference;
+use crate::output::{Meter, bytes, duration};
+use crate::quadlet::{self, NEXT_SERVER};
+use crate::service::Service;
+
+/// The variable of `.env` with the image.
+const IMAGE: &str = "POSTGRES_IMAGE";
+/// How long an image may take to say which version it has.
+const VERSION_TIMEOUT: Duration = Duration::from_secs(60);
+/// Interval between two questions to a server that starts.
+const ASK_INTERVAL: Duration = Duration::from_millis(200);
+/// What an empty cluster needs on the disk.
+const EMPTY_CLUSTER: u64 = 64 << 20;
+/// What the log of a server may need while it is filled.
+const FILLING: u64 = 1 << 30;
+
+/// How far a change came.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum State {
+    /// The cluster of before is in place.
+    Copying,
+    /// The clusters may be swapped, and the new server has not shown its rows.
+    Switching,
+    /// The new server has the rows, and the gateway may write.
+    Switched,
+    /// The gateway was ready with it.
+    Done,
+}
+
+/// A change as it is recorded on disk: an unfinished one, or the last one while the replaced cluster is kept.
+#[derive(Clone, Debug, Deserialize, Serialize)]
+struct ClusterRecord {
+    verb: ReleaseVerb,
+    state: State,
+    /// The images before and after, as `.env` names them.
+    from: String,
+    to: String,
+    /// `.env` before and after.
+    env_before: String,
+    env_after: String,
+    /// The inode of the cluster of before, which tells whether the two are swapped.
+    inode: u64,
+    /// When the gateway's database got into the cluster that is in use, and its rows then.
+    since: String,
+    rows: BTreeMap<String, u64>,
+    /// The next transaction of the new server before the gateway was started.
+    transaction: Option<u64>,
+    /// The record of the change that this one undoes.
+    before: Option<Box<ClusterRecord>>,
+}
+
+impl ClusterRecord {
+    fn load(paths: &Paths) -> Result<Option<Self>> {
+        let path = paths.postgres_record();
+        let text = files::read_existing(&path)?;
+        text.map(|text| serde_json::from_slice(&text))
+            .transpose()
+            .with_context(|| format!("{} is damaged", path.display()))
+    }
+
+    fn save(&self, paths: &Paths) -> Result<()> {
+        files::private_directory(&paths.state())
+            .with_context(|| format!("can't create {}", paths.state().display()))?;
+        let text = serde_json::to_vec(self).context("can't write the record of PostgreSQL")?;
+        files::write_atomically(&paths.postgres_record(), &text, 0o600)
+    }
+
+    fn reached(&mut self, paths: &Paths, state: State) -> Result<()> {
+        self.state = state;
+        self.save(paths)
+    }
+
+    /// The new cluster stays in use, and the other one is kept.
+    fn end(&mut self, paths: &Paths) -> Result<()> {
+        keep_other(paths)?;
+        self.before = None;
+        self.reached(paths, State::Done)
+    }
+
+    fn is_swapped(&self, paths: &Paths) -> Result<bool> {
+        Ok(inode(&paths.postgres_data())? != self.inode)
+    }
+
+    /// Has `.env` name `image`, one of the two, and installs the units with it. Returns their settings.
+    async fn install(&self, host: &Host, image: &str) -> Result<Settings> {
+        let path = host.paths.env_file();
+        let present = read_env(&path)?;
+        let (wanted, other) = if *image == self.to {
+            (&self.env_after, &self.env_before)
+        } else {
+            (&self.env_before, &self.env_after)
+        };
+        let text = if present == *other {
+            wanted.clone()
+        } else {
+            // Edited since, or right already.
+            let mut env = parse_env(&present, &path)?;
+            if Settings::from_env(&env, &path)?
+                .image(Service::Postgres)
+                .is_none_or(|present| present.as_str() != image)
+            {
+                set_image(&mut env, IMAGE, image, &path)?;
+            }
+            env.text().to_owned()
+        };
+        if text != present {
+            files::write_atomically(&path, text.as_bytes(), 0o600)?;
+        }
+        let prepared = install::prepare(host, ReleaseTarget::Recorded).await?;
+        prepared.apply(host).await?;
+        Ok(prepared.installed().clone())
+    }
+
+    /// What goes on, in words.
+    fn words(&self) -> String {
+        format!("the {} of PostgreSQL to {}", self.verb, self.to)
+    }
+}
+
+/// A change of the cluster, worked out and not begun.
+#[derive(Debug)]
+pub(crate) struct ClusterPlan {
+    verb: ReleaseVerb,
+    from: ImageReference,
+    to: ImageReference,
+    /// The settings of the running stack.
+    settings: Settings,
+    /// Of the change that is to be undone.
+    done: Option<ClusterRecord>,
+}
+
+impl ClusterPlan {
+    /// The change to the version in `image`.
+    ///
+    /// # Errors
+    /// When the server is external, or edits of the configuration are not applied.
+    pub(crate) async fn upgrade(host: &Host, image: &ImageReference) -> Result<Self> {
+        let (settings, from) = current(host).await?;
+        if from == *image {
+            return Err(Failure::new(format!("{image} is the current image of PostgreSQL"))
+                .hint("name an image of a later version, e.g. `litellm-units upgrade --postgres docker.io/library/postgres:18`")
+                .into());
+        }
+        Ok(Self {
+            verb: ReleaseVerb::Upgrade,
+            from,
+            to: image.clone(),
+            settings,
+            done: None,
+        })
+    }
+
+    /// The change back to the cluster that the last one has replaced.
+    ///
+    /// # Errors
+    /// When there is none, and as for an upgrade.
+    pub(crate) async fn rollback(host: &Host) -> Result<Self> {
+        let (settings, from) = current(host).await?;
+        let done = ClusterRecord::load(&host.paths)?.filter(|done| done.state == State::Done);
+        let Some(done) = done else {
+            return Err(Failure::new("there is no previous cluster of PostgreSQL")
+                .hint("it is kept until the next backup; to restore older data: `litellm-units backup list`, then `litellm-units restore`")
+                .into());
+        };
+        Ok(Self {
+            verb: ReleaseVerb::Rollback,
+            from,
+            to: ImageReference::parse(&done.from)?,
+            settings,
+            done: Some(done),
+        })
+    }
+
+    /// What will be done, a line each.
+    #[must_use]
+    pub(crate) fn lines(&self) -> Vec<String> {
+        let mut lines = vec![format!(
+            "{} PostgreSQL {} -> {}",
+            self.verb, self.from, self.to
+        )];
+        lines.extend(
+            match &self.done {
+                None => vec![
+                    "  pull        the image, if it is missing; nothing is stopped",
+                    "  check       versions, space, and the schema in a new cluster beside the current one",
+                    "  backup      the database and the configuration, while the gateway serves",
+                    "  copy        roles and databases; the gateway is stopped, and requests wait",
+                    "  compare     tables, indexes and rows",
+                    "  switch      clusters, .env, units and gateway",
+                    "  if a step fails, the current cluster is used again, with every write",
+                    "  the current cluster is kept until the next backup; to return to it: `litellm-units rollback --postgres`",
+                ],
+                Some(_) => vec![
+                    "  switch      clusters, .env, units and gateway; requests wait",
+                    "  if a step fails, the current cluster is used again",
+                    "  the current cluster is kept until the next backup",
+                ],
+            }
+            .into_iter()
+            .map(str::to_owned),
+        );
+        if let Some(done) = &self.done {
+            lines.push(format!(
+                "  what was written since {} is not in the previous cluster",
+                done.since
+            ));
+        }
+        lines
+    }
+
+    /// What a rollback loses, in words.
+    ///
+    /// # Errors
+    /// When the server does not answer.
+    pub(crate) async fn losses(&self, host: &Host) -> Result<String> {
+        let Some(done) = &self.done else {
+            return Ok(String::new());
+        };
+        let unit = host.systemd().await?.unit(Service::Postgres.unit()).await?;
+        let count = if unit.is_active() {
+            let server = Server::new(host, &self.settings).await?;
+            let contents = server.contents(&server.database).await?;
+            new_rows(&done.rows, &contents.rows)
+        } else {
+            " (the server does not run, so nothing is counted)".to_owned()
+        };
+        Ok(format!(
+            "everything written since {} is lost{count}",
+            done.since
+        ))
+    }
+
+    /// Does it.
+    ///
+    /// # Errors
+    /// When a step fails; the message says which cluster is in use.
+    pub(crate) async fn carry_out(self, host: &Host, timeout: Duration) -> Result<()> {
+        // From here on, Ctrl-C fails the current step instead of killing the program.
+        let _interrupt = signal(SignalKind::interrupt()).context("can't listen for Ctrl-C")?;
+        let paths = &host.paths;
+        if self.done.is_none() {
+            stack::start_database(host, &self.settings, timeout).await?;
+            self.prepare(host).await?;
+        }
+        let path = paths.env_file();
+        let env_before = read_env(&path)?;
+        let mut env = parse_env(&env_before, &path)?;
+        set_image(&mut env, IMAGE, self.to.as_str(), &path)?;
+        let mut record = ClusterRecord {
+            verb: self.verb,
+            state: State::Copying,
+            from: self.from.to_string(),
+            to: self.to.to_string(),
+            env_before,
+            env_after: env.text().to_owned(),
+            inode: inode(&paths.postgres_data())?,
+            since: String::new(),
+            rows: BTreeMap::new(),
+            transaction: None,
+            before: self.done.clone().map(Box::new),
+        };
+        record.save(paths)?;
+        fail::fail_point!("postgres-recorded");
+        let begin = Instant::now();
+        let attempt = Box::pin(self.forward(host, &mut record, timeout)).await;
+        let down = match attempt {
+            Ok(down) => down,
+            Err(error) => return Err(failed(host, record, timeout, error).await),
+        };
+        host.progress.say(&format!(
+            "{} is running; the {} took {}, and requests waited for {}",
+            record.to,
+            record.verb,
+            duration(begin.elapsed()),
+            duration(down)
+        ));
+        host.progress.say(&format!(
+            "the previous cluster is kept in {} until the next backup; to return to it: `litellm-units rollback --postgres`",
+            paths.postgres_previous().display()
+        ));
+        Ok(())
+    }
+
+    /// Pulls and checks; then makes a backup. Nothing is stopped.
+    async fn prepare(&self, host: &Host) -> Result<()> {
+        let paths = &host.paths;
+        refuse_mounted(paths)?;
+        pull::pull_those(host, &self.settings, vec![&self.to]).await?;
+        let server = Server::new(host, &self.settings).await?;
+        let before = server.version().await?;
+        let after = version(host, &self.to).await?;
+        self.refuse_version(paths, &before, &after)?;
+        let size: u64 = server.databases().await?.iter().map(|(_, size)| size).sum();
+        // Its own tables and indexes, and the log of the server.
+        let copy = size.saturating_add(EMPTY_CLUSTER.saturating_add(size.min(FILLING)));
+        backup::refuse_full_disks(paths, size, copy)?;
+        let lost = server.own_settings().await?;
+        if !lost.is_empty() {
+            host.progress.warn(&format!(
+                "the new cluster does not have the changed settings of the current one: {}; set them again afterwards",
+                lost.join(", ")
+            ));
+        }
+        host.progress.say(&format!(
+            "PostgreSQL {} -> {}, {}",
+            short(&before),
+            short(&after),
+            bytes(size)
+        ));
+        forget_previous(host)?;
+        let options = BackupOptions {
+            retention: None,
+            to_go_back: Some(snapshot::keep(paths)?),
+            ..BackupOptions::default()
+        };
+        Box::pin(backup::create(host, &self.settings, &options)).await?;
+        Ok(())
+    }
+
+    fn refuse_version(&self, paths: &Paths, before: &str, after: &str) -> Result<()> {
+        let (Some(old), Some(new)) = (major(before), major(after)) else {
+            anyhow::bail!("can't compare the versions {before:?} and {after:?} of PostgreSQL");
+        };
+        if new < old {
+            return Err(Failure::new(format!(
+                "{} has PostgreSQL {new}, and the data is of PostgreSQL {old}: an older version can't read it",
+                self.to
+            ))
+            .hint("name an image of a later version; the command before it was used: `litellm-units rollback --postgres`")
+            .into());
+        }
+        // Musl and glibc sort text differently, so the indexes of one are wrong for the other.
+        if new == old && self.from.is_alpine() == self.to.is_alpine() {
+            return Err(Failure::new(format!(
+                "{} has PostgreSQL {new}, as the current image: nothing has to be copied",
+                self.to
+            ))
+            .hint(format!(
+                "set {IMAGE}={} in {}, then run `litellm-units apply`",
+                self.to,
+                paths.env_file().display()
+            ))
+            .into());
+        }
+        Ok(())
+    }
+
+    /// Returns how long the gateway did not serve.
+    async fn forward(
+        &self,
+        host: &Host,
+        record: &mut ClusterRecord,
+        timeout: Duration,
+    ) -> Result<Duration> {
+        let paths = &host.paths;
+        let begin = if self.done.is_none() {
+            self.start_next(host, timeout).await?;
+            let (current, next) = self.rehearse(host).await?;
+            fail::fail_point!("postgres-rehearsed");
+            let begin = Instant::now();
+            stack::stop(host, &[Service::Litellm.unit()], timeout).await?;
+            fail::fail_point!("postgres-stopped");
+            current.refuse_writes().await?;
+            record.rows = copy(host, &current, &next, &[]).await?;
+            record.since = now();
+            fail::fail_point!("postgres-copied", |_| Err(
+                Failure::new("a test says so").into()
+            ));
+            install::remove_temporary(host, NEXT_SERVER).await?;
+            begin
+        } else {
+            let begin = Instant::now();
+            stack::stop(host, &[Service::Litellm.unit()], timeout).await?;
+            std::fs::rename(paths.postgres_previous(), paths.postgres_next())
+                .context("can't rename the previous cluster")?;
+            files::sync_directory(&paths.data())?;
+            begin
+        };
+        record.reached(paths, State::Switching)?;
+        fail::fail_point!("postgres-switching");
+        stack::stop(host, &[Service::Postgres.unit()], timeout).await?;
+        files::exchange(&paths.postgres_data(), &paths.postgres_next())?;
+        fail::fail_point!("postgres-swapped");
+        let settings = record.install(host, &record.to).await?;
+        fail::fail_point!("postgres-configured", |_| Err(Failure::new(
+            "a test says so"
+        )
+        .into()));
+        stack::start_database(host, &settings, timeout).await?;
+        let server = Server::new(host, &settings).await?;
+        let contents = server.contents(&server.database).await?;
+        if self.done.is_none() {
+            refuse_differences(&record.rows, &contents.rows, &record.to)?;
+        }
+        record.rows = contents.rows;
+        record.since = now();
+        record.transaction = Some(server.next_transaction().await?);
+        record.reached(paths, State::Switched)?;
+        fail::fail_point!("postgres-switched");
+        finish(host, record, &settings, timeout).await?;
+        Ok(begin.elapsed())
+    }
+
+    /// Copies the schema, to find what the new version lacks before anything is stopped. Returns the two servers, the
+    /// current one through the programs of the version with which that worked.
+    async fn rehearse<'a>(&self, host: &'a Host) -> Result<(Server<'a>, Server<'a>)> {
+        let (current, next) = Server::pair(host, &self.settings).await?;
+        let Err(error) = copy(host, &current, &next, &["--schema-only"]).await else {
+            return Ok((current, next));
+        };
+        // A minor release may add to the catalog what only its own pg_dump leaves out.
+        let current = Server::new(host, &self.settings).await?;
+        match copy(host, &current, &next, &["--schema-only"]).await {
+            Ok(_) => Ok((current, next)),
+            Err(_) => Err(error),
+        }
+    }
+
+    /// Starts a server of the new version with an empty cluster beside the current one.
+    async fn start_next(&self, host: &Host, timeout: Duration) -> Result<()> {
+        let paths = &host.paths;
+        let place = paths.postgres_next();
+        files::remove_directory(&place)?;
+        std::fs::DirBuilder::new()
+            .mode(0o700)
+            .create(&place)
+            .with_context(|| format!("can't create {}", place.display()))?;
+        // Rootless, the container's user is mapped to the caller.
+        if paths.scope == Scope::System
+            && let Some((uid, gid)) = container_owner(Service::Postgres, &self.to)
+        {
+            std::os::unix::fs::chown(&place, Some(uid), Some(gid))
+                .with_context(|| format!("can't change the owner of {}", place.display()))?;
+        }
+        let unit = |settings: &Settings, context: &quadlet::RenderContext<'_>| {
+            quadlet::next_server(settings, &self.to, context)
+        };
+        install::add_temporary(host, &self.settings, unit).await?;
+        host.progress
+            .say("starting the new server beside the current one");
+        let unit = format!("{NEXT_SERVER}.service");
+        stack::run(host, &unit, timeout).await?;
+        let since = jiff::Timestamp::now();
+        let deadline = Instant::now() + timeout;
+        let (_, next) = Server::pair(host, &self.settings).await?;
+        let systemd = host.systemd().await?;
+        // The server that fills a new cluster listens on its socket only.
+        while let Err(error) = next.version().await {
+            let is_over = systemd.unit(&unit).await?.is_stopped();
+            if is_over || Instant::now() >= deadline {
+                let error = error.context("the new server does not answer");
+                return Err(stack::failed(systemd, &unit, &format!("{error:#}"), since).await);
+            }
+            tokio::time::sleep(ASK_INTERVAL).await;
+        }
+        Ok(())
+    }
+}
+
+/// Copies everything from one server to the other, and compares the two. Returns the rows of the gateway's database.
+async fn copy(
+    host: &Host,
+    current: &Server<'_>,
+    next: &Server<'_>,
+    options: &[&str],
+) -> Result<BTreeMap<String, u64>> {
+    let is_complete = options.is_empty();
+    let databases = current.databases().await?;
+    let size = databases.iter().map(|(_, size)| size).sum();
+    if is_complete {
+        host.progress
+            .say(&format!("copying the database ({})", bytes(size)));
+    }
+    current.copy_roles(next).await?;
+    let mut rows = BTreeMap::new();
+    let meter = Meter::new("copied", size, &host.progress);
+    for (name, _) in &databases {
+        let copied = current.copy(next, name, options, &meter).await;
+        meter.clear();
+        copied.map_err(|error| {
+            Failure::new(format!(
+                "database {name} can't be copied to the new version"
+            ))
+            .hint("if the image lacks an extension, name one that has it; else change the database as the message says, then run the same command again")
+            .caused_by(without_command(&error))
+        })?;
+        if !is_complete {
+            continue;
+        }
+        let wanted = current.contents(name).await?;
+        let found = next.contents(name).await?;
+        let differences = wanted.differences(&found);
+        if !differences.is_empty() {
+            return Err(Failure::new(format!(
+                "the copy of database {name} differs from the original:\n  {}",
+                differences.join("\n  ")
+            ))
+            .into());
+        }
+        // The planner would have no statistics until autovacuum runs.
+        next.query(name, "ANALYZE;\n").await?;
+        if *name == current.database {
+            rows = found.rows;
+        }
+    }
+    Ok(rows)
+}
+
+/// The error of `pg_restore` without the statement, which can be long.
+fn without_command(error: &anyhow::Error) -> anyhow::Error {
+    let text = format!("{error:#}");
+    let end = text.find("\nCommand was: ").unwrap_or(text.len());
+    anyhow::anyhow!("{}", &text[..end])
+}
+
+/// Finishes a change after the new server has shown its rows.
+async fn finish(
+    host: &Host,
+    record: &mut ClusterRecord,
+    settings: &Settings,
+    timeout: Duration,
+) -> Result<()> {
+    let paths = &host.paths;
+    fail::fail_point!("postgres-not-ready", |_| Err(Failure::new(
+        "a test says so"
+    )
+    .into()));
+    stack::bring_up(host, settings, timeout).await?;
+    record.end(paths)
+}
+
+/// Keeps the cluster that is not in use as the previous one.
+fn keep_other(paths: &Paths) -> Result<()> {
+    if !paths.postgres_next().exists() {
+        return Ok(());
+    }
+    std::fs::rename(paths.postgres_next(), paths.postgres_previous())
+        .context("can't rename the previous cluster")?;
+    files::sync_directory(&paths.data())
+}
+
+/// Returns to the cluster of before, and gives the error to report. After the switch only if nothing was written since.
+async fn failed(
+    host: &Host,
+    record: ClusterRecord,
+    timeout: Duration,
+    error: anyhow::Error,
+) -> anyhow::Error {
+    let words = record.words();
+    host.progress.say(&format!("{error:#}"));
+    if record.state == State::Switched && !is_unwritten(host, &record).await {
+        let (from, to) = (&record.from, &record.to);
+        return match record.clone().end(&host.paths) {
+            Ok(()) => Failure::new(format!("{to} is in use, but the gateway is not ready with it"))
+                .hint(format!(
+                    "see why: `litellm-units status`; to return to {from} and lose what was written since: `litellm-units rollback --postgres`"
+                ))
+                .caused_by(error)
+                .into(),
+            Err(second) => second.context(error),
+        };
+    }
+    host.progress
+        .say(&format!("{words} failed: returning to {}", record.from));
+    let from = record.from.clone();
+    let hint = error::hint(&error)
+        .unwrap_or("fix what the lines above name, then run the same command again")
+        .to_owned();
+    let timeout = timeout.max(stack::RECOVERY_TIMEOUT);
+    match Box::pin(undo(host, record, timeout)).await {
+        Ok(Ok(())) => Failure::new(format!(
+            "{words} failed; {from} is in use again, with every write"
+        ))
+        .hint(hint)
+        .caused_by(error),
+        Ok(Err(second)) => Failure::new(format!(
+            "{words} failed; {from} is in use again, with every write, but the gateway is not ready"
+        ))
+        .hint("see why: `litellm-units status`")
+        .caused_by(second.context(error)),
+        Err(second) => Failure::new(format!("{words} failed, and so did the return to {from}"))
+            .hint("fix the cause, then run `litellm-units up`, which continues the return; no data was removed")
+            .caused_by(second.context(error)),
+    }
+    .into()
+}
+
+/// Whether the new server proves that nothing was written since the switch.
+async fn is_unwritten(host: &Host, record: &ClusterRecord) -> bool {
+    let ask = async {
+        let settings = Settings::load(&host.paths.env_file())?;
+        let server = Server::new(host, &settings).await?;
+        server.next_transaction().await
+    };
+    match (ask.await, record.transaction) {
+        (Ok(now), Some(then)) => now == then,
+        _ => false,
+    }
+}
+
+/// Returns to the cluster of before. Every step can be repeated. The data is in use again when this returns; the inner
+/// result is the gateway's.
+async fn undo(host: &Host, mut record: ClusterRecord, timeout: Duration) -> Result<Result<()>> {
+    let paths = &host.paths;
+    install::remove_temporary(host, NEXT_SERVER).await?;
+    if record.state != State::Copying {
+        let units = [Service::Litellm, Service::Postgres].map(Service::unit);
+        stack::stop(host, &units, timeout).await?;
+        if record.is_swapped(paths)? {
+            files::exchange(&paths.postgres_data(), &paths.postgres_next())?;
+        }
+        fail::fail_point!("postgres-swapped-back");
+        record.install(host, &record.from).await?;
+        record.reached(paths, State::Copying)?;
+    }
+    let settings = Settings::load(&paths.env_file())?;
+    stack::start_database(host, &settings, timeout).await?;
+    let server = Server::new(host, &settings).await?;
+    server.accept_writes().await?;
+    let gateway = stack::bring_up(host, &settings, timeout).await;
+    if let Some(before) = record.before {
+        keep_other(paths)?;
+        before.save(paths)?;
+    } else {
+        files::remove_directory(&paths.postgres_next())?;
+        files::remove_existing(&paths.postgres_record())?;
+    }
+    Ok(gateway)
+}
+
+/// The change that was interrupted, if one was.
+///
+/// # Errors
+/// When its record can't be read.
+pub(crate) fn interrupted(paths: &Paths) -> Result<Option<String>> {
+    let record = ClusterRecord::load(paths)?.filter(|record| record.state != State::Done);
+    Ok(record.map(|record| format!("{} was interrupted", record.words())))
+}
+
+/// Finishes or undoes a change that was interrupted.
+///
+/// # Errors
+/// When neither is possible; the next command tries again.
+pub(crate) async fn recover(host: &Host, timeout: Duration) -> Result<()> {
+    let record = ClusterRecord::load(&host.paths)?.filter(|record| record.state != State::Done);
+    let Some(mut record) = record else {
+        return Ok(());
+    };
+    let words = record.words();
+    if record.state == State::Switched {
+        host.progress
+            .say(&format!("{words} was interrupted: finishing it"));
+        let settings = record.install(host, &record.to).await?;
+        return match finish(host, &mut record, &settings, timeout).await {
+            Ok(()) => Ok(()),
+            Err(error) => Err(failed(host, record, timeout, error).await),
+        };
+    }
+    let from = record.from.clone();
+    host.progress
+        .say(&format!("{words} was interrupted: returning to {from}"));
+    Box::pin(undo(host, record, timeout)).await??;
+    host.progress
+        .say(&format!("{from} is in use again, with every write"));
+    Ok(())
+}
+
+/// Refuses to start a gateway while it is open which cluster has its writes.
+///
+/// # Errors
+/// With who completes the change.
+pub(crate) fn refuse_start(paths: &Paths) -> Result<()> {
+    match ClusterRecord::load(paths)? {
+        Some(record) if record.state == State::Switching => {
+            Err(Failure::new(format!("{} is not complete", record.words()))
+                .hint(format!(
+                    "{} completes it; see `litellm-units status`",
+                    quadlet::RECOVERY
+                ))
+                .into())
+        }
+        _ => Ok(()),
+    }
+}
+
+/// Removes the cluster that the last change has replaced, once a backup of the current one exists.
+///
+/// # Errors
+/// When the disk refuses.
+pub(crate) fn forget_previous(host: &Host) -> Result<()> {
+    let paths = &host.paths;
+    let Some(record) = ClusterRecord::load(paths)?.filter(|record| record.state == State::Done)
+    else {
+        return Ok(());
+    };
+    let place = paths.postgres_previous();
+    // Without the record, nothing returns to what is half removed.
+    files::remove_existing(&paths.postgres_record())?;
+    files::remove_directory(&place)?;
+    host.progress.say(&format!(
+        "removed {}, the previous cluster ({})",
+        place.display(),
+        record.from
+    ));
+    Ok(())
+}
+
+/// The settings of the stack, and the image of its server.
+async fn current(host: &Host) -> Result<(Settings, ImageReference)> {
+    let prepared = install::prepare(host, ReleaseTarget::Recorded).await?;
+    let settings = prepared.installed().clone();
+    let Database::Local { image, .. } = &settings.database else {
+        return Err(Failure::new(
+            "the database is on an external server (DATABASE_URL), which litellm-units does not change",
+        )
+        .hint("upgrade that server with its own tools")
+        .into());
+    };
+    if !stack::differences(host, &settings)?.is_empty() || !prepared.is_current() {
+        return Err(Failure::new("edits of the configuration are not applied")
+            .hint("apply them first: `litellm-units apply`")
+            .into());
+    }
+    let image = image.clone();
+    Ok((settings, image))
+}
+
+/// Asks an image which version of PostgreSQL it has: the tag may be that of something else.
+async fn version(host: &Host, image: &ImageReference) -> Result<String> {
+    let pinned = ImagesLock::load(&host.paths.images_lock())?.pin(image);
+    let words = [
+        "run",
+        "--rm",
+        "--pull=never",
+        "--network=none",
+        "--read-only",
+        "--cap-drop=all",
+        "--security-opt=no-new-privileges",
+        "--user=nobody",
+        "--entrypoint=postgres",
+        &pinned,
+        "--version",
+    ];
+    let podman = host.podman().await?;
+    let said = tokio::time::timeout(VERSION_TIMEOUT, podman.run(words))
+        .await
+        .map_err(|_| {
+            let seconds = VERSION_TIMEOUT.as_secs();
+            anyhow::anyhow!("`postgres --version` in {image} did not end within {seconds} s")
+        })?
+        .map_err(|error| {
+            Failure::new(format!("{image} does not say which version of PostgreSQL it has"))
+                .hint("name an image with the program `postgres`, e.g. `litellm-units upgrade --postgres docker.io/library/postgres:18`")
+                .caused_by(error)
+        })?;
+    // postgres (PostgreSQL) 18.1 (Debian 18.1-1.pgdg13+2)
+    let version = said.split_once(") ").map(|(_, version)| version.trim());
+    Ok(version.unwrap_or(said.trim()).to_owned())
+}
+
+/// The number before the first point.
+fn major(version: &str) -> Option<u32> {
+    let end = version.find(|c: char| !c.is_ascii_digit());
+    version[..end.unwrap_or(version.len())].parse().ok()
+}
+
+/// The version without the package's.
+fn short(version: &str) -> &str {
+    version.split(' ').next().unwrap_or(version)
+}
+
+/// Refuses what can't be swapped by a rename.
+fn refuse_mounted(paths: &Paths) -> Result<()> {
+    let data = paths.postgres_data();
+    let found = std::fs::symlink_metadata(&data)
+        .with_context(|| format!("can't examine {}", data.display()))?;
+    let parent = std::fs::metadata(paths.data())
+        .with_context(|| format!("can't examine {}", paths.data().display()))?;
+    if found.is_symlink() || found.dev() != parent.dev() {
+        return Err(Failure::new(format!(
+            "{} is a link or a file system of its own, so a cluster beside it can't take its place",
+            data.display()
+        ))
+        .hint(format!(
+            "mount the file system at {} instead: stop the gateway (`litellm-units down`), and move the data into its directory postgres",
+            paths.data().display()
+        ))
+        .into());
+    }
+    Ok(())
+}
+
+fn refuse_differences(
+    wanted: &BTreeMap<String, u64>,
+    found: &BTreeMap<String, u64>,
+    image: &str,
+) -> Result<()> {
+    if wanted == found {
+        return Ok(());
+    }
+    Err(Failure::new(format!(
+        "the server of {image} does not have the rows that were copied"
+    ))
+    .into())
+}
+
+fn inode(path: &Path) -> Result<u64> {
+    std::fs::metadata(path)
+        .map(|found| found.ino())
+        .with_context(|| format!("can't examine {}", path.display()))
+}
+
+fn now() -> String {
+    jiff::Timestamp::now()
+        .strftime("%Y-%m-%d %H:%M:%S UTC")
+        .to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn versions() {
+        for (text, number) in [
+            ("17.7 (Debian 17.7-3.pgdg13+1)", Some(17)),
+            ("18beta1", Some(18)),
+            ("18", Some(18)),
+            ("devel", None),
+        ] {
+            assert_eq!(major(text), number, "{text}");
+        }
+        assert_eq!(short("18.1 (Debian 18.1-1)"), "18.1");
+    }
+
+    #[test]
+    fn the_swap_is_told_by_the_inode() {
+        let root = tempfile::tempdir().unwrap();
+        let mut paths = Paths::elsewhere(Scope::System);
+        paths.deployment = root.path().to_owned();
+        for place in [paths.postgres_data(), paths.postgres_next()] {
+            std::fs::create_dir_all(place).unwrap();
+        }
+        let record = ClusterRecord {
+            verb: ReleaseVerb::Upgrade,
+            state: State::Switching,
+            from: "postgres:17".into(),
+            to: "postgres:18".into(),
+            env_before: String::new(),
+            env_after: String::new(),
+            inode: inode(&paths.postgres_data()).unwrap(),
+            since: String::new(),
+            rows: BTreeMap::new(),
+            transaction: None,
+            before: None,
+        };
+        record.save(&paths).unwrap();
+        let record = ClusterRecord::load(&paths).unwrap().unwrap();
+        assert!(!record.is_swapped(&paths).unwrap());
+        files::exchange(&paths.postgres_data(), &paths.postgres_next()).unwrap();
+        assert!(record.is_swapped(&paths).unwrap());
+        assert_eq!(
+            refuse_start(&paths).unwrap_err().to_string(),
+            "the upgrade of PostgreSQL to postgres:18 is not complete"
+        );
+        assert_eq!(
+            interrupted(&paths).unwrap().as_deref(),
+            Some("the upgrade of PostgreSQL to postgres:18 was interrupted")
+        );
+    }
+}

@@ -9,6 +9,7 @@ pub(crate) mod installed_release;
 pub mod ledger;
 pub mod listen;
 pub mod operation_id;
+pub(crate) mod postgres_sizes;
 pub(crate) mod sealed;
 pub mod settings;
 pub(crate) mod snapshot;

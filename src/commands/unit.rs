@@ -21,6 +21,7 @@ use crate::deployment::applied::Applied;
 use crate::deployment::certificates;
 use crate::deployment::completion;
 use crate::deployment::images_lock::ImagesLock;
+use crate::deployment::postgres_sizes;
 use crate::deployment::sealed::SecretValue;
 use crate::deployment::settings::{ContainerSecret, SecretTarget, Settings};
 use crate::doctor::watch;
@@ -220,6 +221,9 @@ async fn prepare(host: &Host, started: &Started) -> Result<()> {
     if service == Service::Litellm {
         write_program(host, quadlet::SERVE)?;
     }
+    if let Some(sizes) = sizes_file(host, &settings, service)? {
+        options.push_str(&format!("--env-file {}", sizes.display()));
+    }
     files::write_atomically(&file, format!("{}\n", options.trim_end()).as_bytes(), 0o644)?;
     match started {
         Started::Instance(instance) => {
@@ -228,6 +232,27 @@ async fn prepare(host: &Host, started: &Started) -> Result<()> {
         // The record is that of the first gateway.
         Started::Standby => Ok(()),
     }
+}
+
+/// Writes the variable with the sizes of a new cluster. Only `initdb` reads it.
+fn sizes_file(host: &Host, settings: &Settings, service: Service) -> Result<Option<PathBuf>> {
+    if service != Service::Postgres {
+        return Ok(None);
+    }
+    let memory = std::fs::read_to_string("/proc/meminfo")
+        .ok()
+        .and_then(|text| postgres_sizes::total_memory(&text));
+    let arguments = settings
+        .image(service)
+        .zip(memory)
+        .and_then(|(image, memory)| postgres_sizes::initdb_arguments(image, memory));
+    let Some(arguments) = arguments else {
+        return Ok(None);
+    };
+    let file = host.paths.runtime_state().join("litellm-postgres.sizes");
+    let text = format!("POSTGRES_INITDB_ARGS={arguments}\n");
+    files::write_atomically(&file, text.as_bytes(), 0o644)?;
+    Ok(Some(file))
 }
 
 /// The settings, if the service can read all that it starts with.

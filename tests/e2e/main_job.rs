@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::support::arguments::Arguments;
 use crate::support::gateway::{
-    HELLO, Load, allow_mock_delays, chat, database_state, environment, new_key, process,
+    HELLO, Load, allow_mock_delays, chat, database_state, environment, new_key, process, sql,
     stored_keys, variable,
 };
 use crate::support::host::{TestHost, Who};
@@ -221,6 +221,17 @@ fn status_tells_everything(host: &TestHost, who: Who) {
         ],
         "{text}"
     );
+}
+
+/// A new cluster has the sizes of the host in its own file, where the operator changes them.
+fn database_has_sizes(host: &TestHost, who: Who) {
+    let memory = host.sh(who, "awk '/^MemTotal:/ { print $2 }' /proc/meminfo");
+    let memory: u64 = memory.trim().parse().unwrap();
+    let sizes = "select string_agg(setting || ' ' || sourcefile, ',' order by name) from pg_settings where name in ('max_connections', 'shared_buffers')";
+    let file = "/var/lib/postgresql/data/postgresql.conf";
+    // In blocks of 8 kB.
+    let blocks = (memory / 16 / 1024).clamp(128, 8192) * 128;
+    assert_eq!(sql(host, who, sizes), format!("200 {file},{blocks} {file}"));
 }
 
 /// Only the gateway listens, and only on the loopback address.
@@ -466,6 +477,7 @@ reload systemd
 
     status_tells_everything(&host, who);
     nothing_else_listens(&host, who);
+    database_has_sizes(&host, who);
     no_secret_is_shown(&host, who);
     drift_is_seen_and_mended(&host, who);
     an_edit_takes_effect_on_restart(&host, who, &key);

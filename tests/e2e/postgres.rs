@@ -62,6 +62,7 @@ fn add_objects(host: &TestHost, who: Who) {
 #[track_caller]
 fn has_objects(host: &TestHost, who: Who) {
     assert_eq!(sql(host, who, "show work_mem"), "8MB");
+    assert_eq!(sql(host, who, "show max_connections"), "200");
     let rights = r#"select has_table_privilege('reporting', '"LiteLLM_SpendLogs"', 'select')"#;
     assert_eq!(sql(host, who, rights), "t");
     let databases = "select string_agg(datname || ' ' || datcollate, ',' order by datname) from pg_database where not datistemplate";

@@ -573,7 +573,7 @@ impl<'a> Server<'a> {
     /// With the server's words.
     pub(crate) async fn own_settings(&self) -> Result<Vec<String>> {
         // The others are written by `initdb` and by the images.
-        let sql = "SELECT DISTINCT name FROM pg_file_settings WHERE name !~* '^(lc_.*|max_connections|shared_buffers|dynamic_shared_memory_type|max_wal_size|min_wal_size|log_timezone|TimeZone|DateStyle|default_text_search_config|listen_addresses)$' OR sourcefile LIKE '%/postgresql.auto.conf' ORDER BY 1;\n";
+        let sql = "SELECT DISTINCT name FROM pg_file_settings WHERE name !~* '^(lc_.*|max_connections|shared_buffers|effective_cache_size|maintenance_work_mem|work_mem|dynamic_shared_memory_type|max_wal_size|min_wal_size|log_timezone|TimeZone|DateStyle|default_text_search_config|listen_addresses)$' OR sourcefile LIKE '%/postgresql.auto.conf' ORDER BY 1;\n";
         let text = self.query(self.maintenance(), sql).await?;
         Ok(text.lines().map(str::to_owned).collect())
     }

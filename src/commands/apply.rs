@@ -103,6 +103,11 @@ async fn dry_run(host: &Host, prepared: &Prepared) -> Result<Exit> {
             output::line(&format!("# stop {}", instance.unit()))?;
             continue;
         }
+        if instance.number() > 1 && change.is_some_and(|change| change.before.is_none()) {
+            restarts += 1;
+            output::line(&format!("# start {}", instance.unit()))?;
+            continue;
+        }
         let mut words: Vec<String> = Vec::new();
         if change.is_some() {
             words.push("the unit changed".into());

@@ -21,6 +21,7 @@ use crate::operations::stack::address::Relocation;
 use crate::output::{self, Progress, say, warn};
 use crate::quadlet::{self, Place};
 use crate::random::kernel_random;
+use crate::service::{Instance, Service};
 
 pub(crate) async fn run(host: &Host, arguments: cli::Generate) -> Result<Exit> {
     if let Some(directory) = &arguments.output {
@@ -56,6 +57,10 @@ pub(crate) async fn run(host: &Host, arguments: cli::Generate) -> Result<Exit> {
         });
     }
     let current = prepared.is_current();
+    let is_another_number = prepared.units.changes.iter().any(|change| {
+        Instance::further(Instance::MOST).any(|other| change.path.ends_with(other.quadlet()))
+            && (change.before.is_none() || change.after.is_none())
+    });
     install::install(&host.reporting(Progress::Data), &prepared).await?;
     if Relocation::find(host, prepared.settings()).await?.is_some() {
         say("the gateway keeps its addresses for now; to apply LISTEN: `litellm-units apply`");
@@ -65,6 +70,15 @@ pub(crate) async fn run(host: &Host, arguments: cli::Generate) -> Result<Exit> {
         say(&format!("next: `{}`", installed_release::REMEDY));
     } else if current {
         output::line("nothing to do")?;
+    } else if is_another_number
+        && host
+            .systemd()
+            .await?
+            .unit(Service::Litellm.unit())
+            .await?
+            .is_active()
+    {
+        say("the gateways stay as many for now; to apply LITELLM_REPLICAS: `litellm-units apply`");
     } else {
         say(&format!(
             "next: `{} start litellm.target` or `litellm-units up`",

@@ -157,6 +157,14 @@ impl Applied {
         files::write_atomically(&record_file(paths, instance), &text, 0o600)
     }
 
+    /// Removes the record.
+    ///
+    /// # Errors
+    /// When the disk refuses.
+    pub(crate) fn forget(paths: &Paths, instance: Instance) -> Result<()> {
+        files::remove_existing(&record_file(paths, instance))
+    }
+
     fn load(paths: &Paths, instance: Instance) -> Option<Self> {
         let text = std::fs::read(record_file(paths, instance)).ok()?;
         serde_json::from_slice(&text).ok()

@@ -7,7 +7,7 @@ mod outlook;
 pub(crate) mod report;
 pub(crate) mod space;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use address::Relocation;
@@ -84,23 +84,27 @@ pub(crate) async fn bring_up(host: &Host, settings: &Settings, timeout: Duration
     let differences = differences(host, settings)?;
     let systemd = host.systemd().await?;
     let relocation = Relocation::begin(host, settings).await?;
+    let gateways = settings.replicas.count(Capacity::read());
+    let wanted = Instance::all().filter(|instance| {
+        settings.image(instance.service()).is_some() && instance.number() <= gateways
+    });
     let mut steps = Vec::new();
-    for service in settings.services() {
-        let changed = differences
-            .iter()
-            .any(|(instance, _)| instance.service() == service)
-            || (service == Service::Litellm && relocation.is_some());
-        let state = systemd.unit(service.unit()).await?;
+    // Each by its own state: after a change that failed halfway, some have the new settings.
+    for instance in wanted {
+        let state = systemd.unit(instance.unit()).await?;
+        if instance.number() > 1 && state.load == LoadState::NotFound {
+            continue;
+        }
+        let changed = differences.iter().any(|(other, _)| *other == instance)
+            || (instance.service() == Service::Litellm && relocation.is_some());
         // One that is still starting has read the inputs of a moment ago.
         let stopped = state.is_stopped();
         if changed && !stopped {
-            steps.push((JobType::Restart, service.unit()));
+            steps.push((JobType::Restart, instance.unit()));
         } else if !state.is_active() {
-            steps.push((JobType::Start, service.unit()));
+            steps.push((JobType::Start, instance.unit()));
         }
     }
-    let gateways = settings.replicas.count(Capacity::read());
-    with_further(systemd, &mut steps, gateways).await?;
     for (instance, differences) in &differences {
         host.progress.say(&format!(
             "{} changed: {}",
@@ -115,29 +119,6 @@ pub(crate) async fn bring_up(host: &Host, settings: &Settings, timeout: Duration
     remove_surplus(host, gateways, timeout).await
 }
 
-/// Has the gateway's further instances take the step of the first one, and start if they are stopped beside it.
-async fn with_further(
-    systemd: &Systemd,
-    steps: &mut Vec<(JobType, &str)>,
-    count: usize,
-) -> Result<()> {
-    let first = Service::Litellm.unit();
-    let step = steps.iter().find(|(_, unit)| *unit == first);
-    let verb = step.map(|(verb, _)| *verb);
-    let known = gateways(systemd).await?;
-    for instance in Instance::further(count) {
-        let Some((_, state)) = known.iter().find(|(known, _)| *known == instance) else {
-            break;
-        };
-        match verb {
-            Some(verb) => steps.push((verb, instance.unit())),
-            None if state.is_stopped() => steps.push((JobType::Start, instance.unit())),
-            None => {}
-        }
-    }
-    Ok(())
-}
-
 /// Stops the gateways that are too many, and removes their units: the others serve what comes from now on.
 async fn remove_surplus(host: &Host, gateways: usize, timeout: Duration) -> Result<()> {
     let surplus: Vec<Instance> = Instance::further(Instance::MOST)
@@ -145,21 +126,33 @@ async fn remove_surplus(host: &Host, gateways: usize, timeout: Duration) -> Resu
         .filter(|instance| host.paths.quadlets.join(instance.quadlet()).exists())
         .collect();
     if surplus.is_empty() {
-        return Ok(());
+        return forget_surplus(host, gateways);
     }
     let units: Vec<&str> = surplus.iter().map(|instance| instance.unit()).collect();
     stop(host, &units, timeout).await?;
-    // From the last one on: those that are left have the numbers without a gap.
-    for instance in surplus.iter().rev() {
+    // Not before: how a unit stops is in its file.
+    for instance in &surplus {
         let file = host.paths.quadlets.join(instance.quadlet());
         files::remove_existing(&file)?;
         host.progress.done(&format!("remove {}", file.display()));
     }
-    host.systemd().await?.reload().await
+    host.systemd().await?.reload().await?;
+    forget_surplus(host, gateways)
 }
 
-/// Starts or restarts units, then waits until the gateway is ready, if it is among them or
-/// depends on one of them.
+/// Removes what the starts of gateways that are no longer there have written.
+fn forget_surplus(host: &Host, gateways: usize) -> Result<()> {
+    let surplus = Instance::further(Instance::MOST).filter(|other| other.number() > gateways);
+    for instance in surplus.filter(|other| !host.paths.quadlets.join(other.quadlet()).exists()) {
+        Applied::forget(&host.paths, instance)?;
+        let options = format!("{}.env", instance.container());
+        files::remove_existing(&host.paths.runtime_state().join(options))?;
+    }
+    Ok(())
+}
+
+/// Starts or restarts units, and with the first gateway the further ones. Then waits until the gateway is ready, if it is
+/// among them or depends on one of them.
 ///
 /// # Errors
 /// When a unit fails, or the gateway is not ready within `timeout`.
@@ -171,8 +164,10 @@ pub(crate) async fn start_units(
 ) -> Result<()> {
     let mut steps = steps.to_vec();
     let gateway = Service::Litellm.unit();
-    if steps.iter().any(|(_, unit)| *unit == gateway) {
-        with_further(host.systemd().await?, &mut steps, Instance::MOST).await?;
+    if let Some((verb, _)) = steps.iter().find(|(_, unit)| *unit == gateway) {
+        let verb = *verb;
+        let further = gateways(host.systemd().await?).await?.into_iter().skip(1);
+        steps.extend(further.map(|(instance, _)| (verb, instance.unit())));
     }
     start(host, &steps, manner, None, timeout).await
 }
@@ -205,7 +200,7 @@ async fn start(
         systemd.reset_failed(migrate).await?;
     }
     let mut wait = Wait::new(host, begin, timeout).await?;
-    let cover = if manner == Manner::Handover && steps.contains(&(JobType::Restart, gateway)) {
+    let cover = if manner == Manner::Handover {
         handover::cover(host, &before, steps, relocation.as_ref()).await?
     } else {
         None
@@ -262,6 +257,7 @@ async fn at_once(
 ) -> Result<()> {
     if let Some(relocation) = relocation {
         handover::end(host).await;
+        wait.stop_further().await?;
         Relocation::release(host).await?;
         relocation.install(host).await?;
     }
@@ -352,12 +348,10 @@ pub(crate) async fn stop(host: &Host, units: &[&str], timeout: Duration) -> Resu
         if !is_address_held(systemd).await? {
             close_address(systemd).await?;
         }
-        for unit in running_further(systemd).await? {
-            if !units.contains(&unit) {
-                units.push(unit);
-            }
-        }
+        units.extend(further_to_stop(systemd).await?);
     }
+    let mut seen = HashSet::new();
+    units.retain(|unit| seen.insert(*unit));
     let mut wait = Wait::new(host, Instant::now(), timeout).await?;
     for unit in &units {
         wait.ask(JobType::Stop, unit).await?;
@@ -443,7 +437,8 @@ async fn close_address(systemd: &Systemd) -> Result<()> {
     Ok(())
 }
 
-/// The instances whose inputs differ from the current ones, with the differences.
+/// The instances whose inputs differ from the current ones, with the differences. Gateways that are too many are left out:
+/// they get no more settings.
 ///
 /// # Errors
 /// When a file that a container gets can't be read.
@@ -452,9 +447,12 @@ pub(crate) fn differences(
     settings: &Settings,
 ) -> Result<Vec<(Instance, Vec<Difference>)>> {
     let mut all = Vec::new();
+    let gateways = settings.replicas.count(Capacity::read());
     let is_installed = |instance: &Instance| {
         settings.image(instance.service()).is_some()
-            && (instance.number() == 1 || host.paths.quadlets.join(instance.quadlet()).exists())
+            && (instance.number() == 1
+                || instance.number() <= gateways
+                    && host.paths.quadlets.join(instance.quadlet()).exists())
     };
     for instance in Instance::all().filter(is_installed) {
         let differences = Applied::differences(&host.paths, settings, instance)?;
@@ -478,7 +476,7 @@ pub(crate) fn list(differences: &[Difference]) -> String {
 /// # Errors
 /// When systemd does not answer.
 pub(crate) async fn beside_gateway(systemd: &Systemd) -> Result<Vec<&'static str>> {
-    let mut units = running_further(systemd).await?;
+    let mut units = further_to_stop(systemd).await?;
     for unit in [STANDBY_UNIT, quadlet::SOCKET] {
         if !systemd.unit(unit).await?.is_stopped() {
             units.push(unit);
@@ -487,12 +485,15 @@ pub(crate) async fn beside_gateway(systemd: &Systemd) -> Result<Vec<&'static str
     Ok(units)
 }
 
-/// The units of the gateway's further instances that run, start or stop.
-async fn running_further(systemd: &Systemd) -> Result<Vec<&'static str>> {
-    let further = gateways(systemd).await?.into_iter();
-    Ok(further
-        .filter(|(instance, unit)| instance.number() > 1 && !unit.is_stopped())
-        .map(|(instance, _)| instance.unit())
+/// The units of the gateway's further instances. Also those that are stopped: a start may be queued for one, and the stop
+/// takes its place. Also those without a file, as long as they run.
+async fn further_to_stop(systemd: &Systemd) -> Result<Vec<&'static str>> {
+    let units = || Instance::further(Instance::MOST).map(Instance::unit);
+    let states = try_join_all(units().map(|unit| systemd.unit(unit))).await?;
+    Ok(units()
+        .zip(states)
+        .filter(|(_, unit)| unit.load != LoadState::NotFound || !unit.is_stopped())
+        .map(|(unit, _)| unit)
         .collect())
 }
 
@@ -512,7 +513,8 @@ pub(crate) async fn gateways(systemd: &Systemd) -> Result<Vec<(Instance, UnitSta
 /// When systemd does not answer.
 pub(crate) async fn is_served(systemd: &Systemd) -> Result<bool> {
     let serves = |(_, unit): &(Instance, UnitState)| {
-        !unit.is_stopped() && unit.active != ActiveState::Deactivating
+        let starts = unit.is_stopped() && unit.queued;
+        starts || (!unit.is_stopped() && unit.active != ActiveState::Deactivating)
     };
     Ok(gateways(systemd).await?.iter().any(serves))
 }
@@ -522,22 +524,12 @@ pub(crate) async fn is_served(systemd: &Systemd) -> Result<bool> {
 /// # Errors
 /// When systemd does not answer.
 pub(crate) async fn instances(systemd: &Systemd) -> Result<Vec<(Instance, UnitState)>> {
-    let read = |instances: Vec<Instance>| async move {
-        let states = instances
-            .iter()
-            .map(|instance| systemd.unit(instance.unit()));
-        let states = try_join_all(states).await?;
-        Ok::<_, anyhow::Error>(instances.into_iter().zip(states))
-    };
-    let is_known = |(_, unit): &(Instance, UnitState)| unit.load != LoadState::NotFound;
-    // Most hosts have one gateway, and no unit is looked for in vain but the second one.
-    let few = Service::ALL.len() + 1;
-    let mut found: Vec<_> = read(Instance::all().take(few).collect()).await?.collect();
-    if found.last().is_some_and(is_known) {
-        found.extend(read(Instance::all().skip(few).collect()).await?);
-    }
-    found.retain(is_known);
-    Ok(found)
+    // All of them: the numbers of those that are there may have gaps.
+    let units = try_join_all(Instance::all().map(|instance| systemd.unit(instance.unit()))).await?;
+    Ok(Instance::all()
+        .zip(units)
+        .filter(|(_, unit)| unit.load != LoadState::NotFound)
+        .collect())
 }
 
 /// Every service unit of ours that systemd knows, in start order.
@@ -743,6 +735,19 @@ impl<'a> Wait<'a> {
         self.restarts.insert(unit.to_owned(), before.restarts);
         self.verb = verb;
         self.jobs.ask(verb, unit).await
+    }
+
+    /// Stops the gateway's further instances before its addresses change: each would keep the former ones open, and has a
+    /// queue of its own at those that stay.
+    async fn stop_further(&mut self) -> Result<()> {
+        let units = further_to_stop(self.systemd).await?;
+        if units.is_empty() {
+            return Ok(());
+        }
+        for unit in units {
+            self.ask(JobType::Stop, unit).await?;
+        }
+        self.finish().await
     }
 
     /// Waits for every job, saying each result; fails with the unit that caused the failure.

@@ -106,6 +106,47 @@ fn they_stop_together(host: &TestHost, key: &str) {
     }
 }
 
+/// As after a rolling restart that was interrupted: the record of what it was started with differs.
+fn one_that_differs_is_restarted_alone(host: &TestHost) {
+    let before = properties(host, "InvocationID");
+    let record = "/run/litellm-units/litellm-2.applied";
+    host.sh(
+        WHO,
+        &format!(
+            "jq '.inputs.OPENAI_API_KEY = \"another\"' {record} >/tmp/record && cp /tmp/record {record}"
+        ),
+    );
+    host.units(WHO, &["apply"]).ok();
+    let after = properties(host, "InvocationID");
+    assert_eq!(before[0], after[0]);
+    assert_ne!(before[1], after[1]);
+}
+
+/// One whose start is only queued does not start after a stop.
+fn a_queued_start_is_stopped(host: &TestHost, key: &str) {
+    host.sh(
+        WHO,
+        "systemctl stop litellm-2.service; systemctl start --no-block litellm-2.service; litellm-units stop litellm; sleep 2",
+    );
+    assert_eq!(properties(host, "ActiveState"), ["inactive", "inactive"]);
+    host.units(WHO, &["up"]).ok();
+    wait_for_chat(host, WHO, key, Duration::from_secs(30));
+}
+
+/// No gateway keeps the former address.
+fn they_move_together(host: &TestHost) {
+    for port in ["24158", "24157"] {
+        host.set_env(WHO, &[("LISTEN", &format!("127.0.0.1:{port}"))]);
+        host.units(WHO, &["apply"]).ok();
+        let open = host.sh(
+            WHO,
+            "ss -Hltn 'sport >= :24157 and sport <= :24158' | awk '{print $4}' | sort -u",
+        );
+        assert_eq!(open, format!("127.0.0.1:{port}\n"));
+        assert_eq!(properties(host, "ActiveState"), ["active", "active"]);
+    }
+}
+
 /// Settings that do not work stop at the standby.
 fn a_bad_edit_reaches_none(host: &TestHost) {
     let before = properties(host, "InvocationID");
@@ -138,6 +179,11 @@ fn fewer_are_stopped_when_the_others_serve(host: &TestHost, key: &str) {
     load.assert_no_failure(host, WHO);
     assert_eq!(host.property(WHO, UNITS[1], "LoadState"), "not-found");
     assert_eq!(host.property(WHO, UNITS[1], "ActiveState"), "inactive");
+    let left = host.sh(
+        WHO,
+        "ls /run/litellm-units | grep -c '^litellm-2[.]' || true",
+    );
+    assert_eq!(left, "0\n");
     assert_eq!(host.units(WHO, &["generate", "--check"]).code, 0);
     assert_eq!(host.units(WHO, &["status"]).code, 0);
 }
@@ -153,8 +199,11 @@ fn two_gateways() {
         &[("LITELLM_REPLICAS", "2"), ("LITELLM_IMAGE", DEFAULT.image)],
     );
     host.units(WHO, &["up"]).ok();
+    // Both registered the same secrets at the same moment.
+    assert_eq!(properties(&host, "NRestarts"), ["0", "0"]);
     let key = new_key(&host, WHO);
     both_are_seen(&host);
+    one_that_differs_is_restarted_alone(&host);
     host.set_env(WHO, &[("OPENAI_API_KEY", "sk-another")]);
     replaces_both(&host, &key, &["apply"]);
     a_bad_edit_reaches_none(&host);
@@ -162,5 +211,7 @@ fn two_gateways() {
     replaces_both(&host, &key, &["upgrade", "--image", NEWEST.image]);
     they_stop_together(&host, &key);
     they_stand_in_for_each_other(&host, &key);
+    a_queued_start_is_stopped(&host, &key);
+    they_move_together(&host);
     fewer_are_stopped_when_the_others_serve(&host, &key);
 }

@@ -14,7 +14,7 @@ use crate::host::Host;
 use crate::host::capacity::available_memory;
 use crate::host::container_state;
 use crate::host::systemd::job::JobType;
-use crate::host::systemd::{LoadState, UnitState};
+use crate::host::systemd::{ActiveState, LoadState, UnitState};
 use crate::litellm::health::GatewayHealth;
 use crate::output::bytes;
 use crate::quadlet;
@@ -35,7 +35,8 @@ pub(super) enum Cover {
     Further,
 }
 
-/// What can serve while `gateway` restarts; nothing if that is the only one, and there can be no standby.
+/// What can serve while gateways restart; nothing if none does, or if the first is the only one and there can be no standby.
+/// `gateway` is the first.
 pub(super) async fn cover(
     host: &Host,
     gateway: &UnitState,
@@ -43,10 +44,16 @@ pub(super) async fn cover(
     relocation: Option<&Relocation>,
 ) -> Result<Option<Cover>> {
     let systemd = host.systemd().await?;
+    let restarts = |unit: &str| steps.contains(&(JobType::Restart, unit));
+    let further = || Instance::further(Instance::MOST).map(Instance::unit);
+    if !restarts(&gateway.name) {
+        // The first one gets its settings before them, so that they keep theirs if these do not work.
+        let follow = relocation.is_none() && further().any(restarts);
+        return Ok(follow.then_some(Cover::Further));
+    }
     let mut has_further = false;
-    for instance in Instance::further(Instance::MOST) {
-        let is_asked = steps.iter().any(|(_, unit)| *unit == instance.unit());
-        has_further |= is_asked && systemd.unit(instance.unit()).await?.is_active();
+    for unit in further() {
+        has_further |= systemd.unit(unit).await?.is_active();
     }
     // While the addresses change, only the standby has those that stay.
     let has_further = has_further && relocation.is_none();
@@ -129,7 +136,10 @@ async fn take_over(
     let gateway = Service::Litellm.unit();
     let migrate = Service::Migrate.unit();
     let timeout = wait.deadline.saturating_duration_since(wait.begin);
-    let is_asked = |unit: &str| steps.iter().any(|(_, asked)| *asked == unit);
+    let asked = |unit: &str| steps.iter().find(|(_, asked)| *asked == unit);
+    let further: Vec<_> = Instance::further(Instance::MOST)
+        .filter_map(|instance| Some((asked(instance.unit())?.0, instance)))
+        .collect();
     let is_gateway = |unit: &str| Instance::gateways().any(|instance| instance.unit() == unit);
     let mut others = steps
         .iter()
@@ -156,21 +166,29 @@ async fn take_over(
     }
     // The second one has the current addresses, and keeps those that stay while systemd opens them again.
     if let Some(relocation) = relocation {
+        wait.stop_further().await?;
+        wait.deadline = Instant::now() + timeout;
         relocation.install(host).await?;
     }
-    wait.ask(JobType::Restart, gateway).await?;
-    if relocation.is_some() {
-        wait.ask(JobType::Restart, quadlet::SOCKET).await?;
+    if let Some((verb, _)) = asked(gateway) {
+        wait.ask(*verb, gateway).await?;
+        if relocation.is_some() {
+            wait.ask(JobType::Restart, quadlet::SOCKET).await?;
+        }
+        wait.finish().await?;
+        ready_inside(host, wait, Service::Litellm.container(), gateway).await?;
     }
-    wait.finish().await?;
-    ready_inside(host, wait, Service::Litellm.container(), gateway).await?;
     if let Some(relocation) = relocation {
         relocation.complete(host).await?;
     }
+    if !further.is_empty() {
+        // From here on, the first one is the cover: the standby's time is limited.
+        end(host).await;
+    }
     // One after another, so that all the others serve meanwhile.
-    for instance in Instance::further(Instance::MOST).filter(|further| is_asked(further.unit())) {
+    for (verb, instance) in further {
         wait.deadline = Instant::now() + timeout;
-        wait.ask(JobType::Restart, instance.unit()).await?;
+        wait.ask(verb, instance.unit()).await?;
         wait.finish().await?;
         ready_inside(host, wait, instance.container(), instance.unit()).await?;
     }
@@ -219,6 +237,9 @@ async fn ready_inside(host: &Host, wait: &mut Wait<'_>, container: &str, unit: &
 pub(super) async fn end(host: &Host) {
     let attempt = async {
         let standby = host.systemd().await?.unit(STANDBY_UNIT).await?;
+        if standby.active == ActiveState::Failed {
+            return host.systemd().await?.reset_failed(STANDBY_UNIT).await;
+        }
         if standby.is_stopped() {
             return Ok(());
         }

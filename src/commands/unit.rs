@@ -7,11 +7,14 @@
 //! Podman runs that command for each `podman exec` as well, and so for each health check: neither
 //! an invalid `.env` nor a removed program may end a running container.
 
+use std::fs::File;
 use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
+use nix::fcntl::{Flock, FlockArg};
 use secrecy::ExposeSecret;
 use serde::Deserialize;
 use tokio::io::AsyncWriteExt;
@@ -156,6 +159,8 @@ async fn prepare(host: &Host, started: &Started) -> Result<()> {
     let container_secrets = settings.container_secrets(service);
     let podman = host.podman().await?;
 
+    // Several gateways start at the same moment, and their secrets have the same names.
+    let registration = registration_lock(host, service)?;
     // Fails if one of them does not exist yet, but still prints the others.
     let names: Vec<String> = container_secrets
         .iter()
@@ -189,6 +194,7 @@ async fn prepare(host: &Host, started: &Started) -> Result<()> {
         }
         register(podman, name, &lookup).await?;
     }
+    drop(registration);
 
     let mut options = String::from("LITELLM_UNITS_SECRETS=");
     for (secret, name) in container_secrets.iter().zip(&names) {
@@ -253,6 +259,24 @@ fn sizes_file(host: &Host, settings: &Settings, service: Service) -> Result<Opti
     let text = format!("POSTGRES_INITDB_ARGS={arguments}\n");
     files::write_atomically(&file, text.as_bytes(), 0o644)?;
     Ok(Some(file))
+}
+
+/// Waits until no other process registers the secrets of the service, and keeps others from it.
+fn registration_lock(host: &Host, service: Service) -> Result<Flock<File>> {
+    let directory = host.paths.runtime_state();
+    std::fs::create_dir_all(&directory)
+        .with_context(|| format!("can't create {}", directory.display()))?;
+    let path = directory.join(format!("{}.secrets-lock", service.container()));
+    let file = File::options()
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(&path)
+        .with_context(|| format!("can't open {}", path.display()))?;
+    Flock::lock(file, FlockArg::LockExclusive)
+        .map_err(|(_, error)| error)
+        .with_context(|| format!("can't lock {}", path.display()))
 }
 
 /// The settings, if the service can read all that it starts with.

@@ -13,7 +13,7 @@ use askama::Template;
 use crate::deployment::completion::container_owner;
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::listen::{self, GATEWAY_PORT, Listen, ListenAddress};
-use crate::deployment::settings::{Cache, Database, Settings};
+use crate::deployment::settings::{Cache, Database, Replicas, Settings};
 use crate::error::Result;
 use crate::host::capacity::Capacity;
 use crate::host::paths::{Paths, Scope};
@@ -89,9 +89,6 @@ pub const TIMERS: [(&str, &str); 3] = [
     (WATCH_TIMER, "notices of faults, and metrics"),
 ];
 
-/// The percentage of the machine's memory that all gateways together may use.
-const MEMORY_OF_GATEWAYS: usize = 80;
-
 /// Where a unit file goes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Place {
@@ -162,8 +159,13 @@ pub fn target(scope: Scope) -> UnitFile {
 /// When a value can't be written in a unit file.
 pub fn render(settings: &Settings, host: &RenderContext<'_>) -> Result<Vec<UnitFile>> {
     let common = &Common::new(settings, host)?;
+    let gateways = settings.replicas.count(host.capacity);
+    let network = Network {
+        common,
+        further: Instance::further(gateways).collect(),
+    };
     let mut files = vec![
-        file(Place::Quadlet, "litellm.network", &Network { common })?,
+        file(Place::Quadlet, "litellm.network", &network)?,
         file(Place::Unit, IMAGES, &Images { common })?,
         socket(&settings.listen)?,
         file(Place::Unit, RECOVERY, &Recovery { common })?,
@@ -216,7 +218,6 @@ pub fn render(settings: &Settings, host: &RenderContext<'_>) -> Result<Vec<UnitF
                 &Migrate::new(common, values, false),
             )?,
             Service::Litellm => {
-                let gateways = settings.replicas.count(host.capacity);
                 files.extend(gateway_files(common, values, gateways)?);
                 continue;
             }
@@ -232,7 +233,7 @@ fn gateway_files(common: &Common, values: Container<'_>, gateways: usize) -> Res
             common,
             standby,
             number,
-            memory: MEMORY_OF_GATEWAYS / gateways,
+            memory: Replicas::memory_percentage(gateways),
             service,
         };
         file(Place::Quadlet, name, &gateway)
@@ -442,6 +443,7 @@ struct Container<'a> {
 #[template(path = "litellm.network")]
 struct Network<'a> {
     common: &'a Common,
+    further: Vec<Instance>,
 }
 
 #[derive(Template)]
@@ -551,6 +553,6 @@ struct Gateway<'a> {
     /// 1 for the first one.
     number: usize,
     /// The percentage of the machine's memory that it may use.
-    memory: usize,
+    memory: u8,
     service: Container<'a>,
 }

@@ -123,7 +123,7 @@ impl Instance {
         std::iter::once(Self::from(Service::Litellm)).chain(Self::further(Self::MOST))
     }
 
-    /// The gateways beside the first one, of so many in all.
+    /// The gateways beside the first one, of this number in all.
     pub fn further(gateways: usize) -> impl Iterator<Item = Self> {
         (2..=gateways.min(Self::MOST)).map(|number| Self {
             service: Service::Litellm,

@@ -516,22 +516,27 @@ fn an_edit_does_not_move_the_gateway() {
 
 #[test]
 fn as_many_gateways_as_the_machine_has_room_for() {
-    for (text, processors, gibibytes, expected) in [
-        ("", 64, 256, 1),
-        ("LITELLM_REPLICAS=", 64, 256, 1),
-        ("LITELLM_REPLICAS=8", 1, 1, 8),
-        ("LITELLM_REPLICAS=auto", 1, 1, 1),
-        ("LITELLM_REPLICAS=auto", 4, 8, 2),
-        ("LITELLM_REPLICAS=auto", 4, 7, 1),
-        ("LITELLM_REPLICAS=auto", 2, 64, 2),
-        ("LITELLM_REPLICAS=auto", 64, 256, 8),
-        ("LITELLM_REPLICAS=auto\nNUM_WORKERS=2", 64, 256, 4),
-        ("LITELLM_REPLICAS=auto\nNUM_WORKERS=8", 4, 256, 1),
+    // MemTotal of a machine of 8 GiB.
+    let [eight, gibibyte] = [7_986_388_u64 << 10, 1 << 30];
+    for (text, processors, memory, expected) in [
+        ("", 64, 256 * gibibyte, 1),
+        ("LITELLM_REPLICAS=", 64, 256 * gibibyte, 1),
+        ("LITELLM_REPLICAS=8", 1, gibibyte, 8),
+        ("LITELLM_REPLICAS=auto", 1, gibibyte, 1),
+        ("LITELLM_REPLICAS=auto", 4, 8 * gibibyte, 2),
+        ("LITELLM_REPLICAS=auto", 4, eight, 2),
+        ("LITELLM_REPLICAS=auto", 4, 5 * gibibyte, 1),
+        ("LITELLM_REPLICAS=auto", 2, 64 * gibibyte, 2),
+        ("LITELLM_REPLICAS=auto", 64, 256 * gibibyte, 8),
+        (
+            "LITELLM_REPLICAS=auto\nNUM_WORKERS=2",
+            64,
+            256 * gibibyte,
+            4,
+        ),
+        ("LITELLM_REPLICAS=auto\nNUM_WORKERS=8", 4, 256 * gibibyte, 1),
     ] {
-        let capacity = Capacity {
-            processors,
-            memory: gibibytes << 30,
-        };
+        let capacity = Capacity { processors, memory };
         let settings = settings(&format!("{ENV}{text}\n"));
         assert_eq!(settings.replicas.count(capacity), expected, "{text}");
         assert!(!container_secrets(&settings).contains("LITELLM_REPLICAS"));

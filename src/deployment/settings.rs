@@ -49,6 +49,8 @@ pub const REPLICAS: &str = "LITELLM_REPLICAS";
 const WORKERS: &str = "NUM_WORKERS";
 /// What LiteLLM advises to have for each of its processes.
 const MEMORY_OF_A_WORKER: u64 = 4 << 30;
+/// The percentage of the machine's memory that all gateways together may use.
+const MEMORY_OF_GATEWAYS: usize = 80;
 
 /// The most that one value may have, in bytes: a quarter of Podman's limit of 512,000 for one
 /// secret, since every byte of Redis' password takes four, and less than the kernel's 128 KiB for
@@ -208,9 +210,9 @@ pub enum Cache {
 /// How many gateways share the address: `LITELLM_REPLICAS`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Replicas {
-    /// So many.
+    /// This number.
     Count(usize),
-    /// As many as the machine has processors and memory for, if each has so many processes.
+    /// As many as the machine has processors and memory for, if each has this number of processes.
     Auto {
         /// `NUM_WORKERS`.
         workers: usize,
@@ -224,11 +226,20 @@ impl Replicas {
         match self {
             Self::Count(count) => count,
             Self::Auto { workers } => {
-                let room = usize::try_from(capacity.memory / MEMORY_OF_A_WORKER);
+                // To the nearest: a machine of 8 GiB shows 7.7.
+                let memory = capacity.memory.saturating_add(MEMORY_OF_A_WORKER / 2);
+                let room = usize::try_from(memory / MEMORY_OF_A_WORKER);
                 let processes = capacity.processors.min(room.unwrap_or(usize::MAX));
                 (processes.min(Instance::MOST) / workers.max(1)).max(1)
             }
         }
+    }
+
+    /// The percentage of the machine's memory that each gateway may use.
+    #[must_use]
+    pub fn memory_percentage(gateways: usize) -> u8 {
+        let share = MEMORY_OF_GATEWAYS / gateways.max(1);
+        u8::try_from(share).unwrap_or(u8::MAX)
     }
 }
 

@@ -17,7 +17,8 @@ use crate::host::Host;
 use crate::host::firewall;
 use crate::host::systemd::UnitState;
 use crate::litellm::models;
-use crate::service::Service;
+use crate::quadlet;
+use crate::service::{Instance, Service};
 
 /// Of a connection.
 const TIMEOUT: Duration = Duration::from_secs(3);
@@ -217,8 +218,11 @@ pub(crate) fn loopback(examination: &Examination<'_>) -> Check {
             "remove the drop-in that opens it (`systemctl cat litellm.socket litellm.service`), then run `litellm-units generate && litellm-units restart litellm`",
         );
     }
-    for service in Service::ALL {
-        for file in unit_files(examination.host, service) {
+    let containers = Instance::all()
+        .map(Instance::container)
+        .chain([quadlet::STANDBY]);
+    for container in containers {
+        for file in unit_files(examination.host, container) {
             let text = std::fs::read_to_string(&file).unwrap_or_default();
             if let Some(open) = text
                 .lines()
@@ -245,11 +249,8 @@ pub(crate) fn loopback(examination: &Examination<'_>) -> Check {
 }
 
 /// A container's Quadlet file and its drop-ins.
-fn unit_files(host: &Host, service: Service) -> Vec<PathBuf> {
-    let file = host
-        .paths
-        .quadlets
-        .join(format!("{}.container", service.container()));
+fn unit_files(host: &Host, container: &str) -> Vec<PathBuf> {
+    let file = host.paths.quadlets.join(format!("{container}.container"));
     let mut files = vec![file.clone()];
     let drop_ins = std::fs::read_dir(format!("{}.d", file.display()));
     let mut more: Vec<PathBuf> = drop_ins

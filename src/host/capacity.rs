@@ -1,11 +1,9 @@
 //! What this machine has for gateways.
 
-use std::num::NonZero;
-
 /// Memory and processors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Capacity {
-    /// How many threads run at once.
+    /// Those of the machine, not of the caller: whoever runs a command may be bound to some of them.
     pub processors: usize,
     /// Bytes of memory.
     pub memory: u64,
@@ -19,10 +17,22 @@ impl Capacity {
             .ok()
             .and_then(|text| meminfo(&text, "MemTotal"));
         Self {
-            processors: std::thread::available_parallelism().map_or(1, NonZero::get),
+            processors: std::fs::read_to_string("/sys/devices/system/cpu/online")
+                .ok()
+                .and_then(|text| online(text.trim()))
+                .unwrap_or(1),
             memory: memory.unwrap_or(0),
         }
     }
+}
+
+/// How many processors a list such as `0-3,6` has.
+fn online(ranges: &str) -> Option<usize> {
+    ranges.split(',').try_fold(0_usize, |sum, range| {
+        let (from, to) = range.split_once('-').unwrap_or((range, range));
+        let [from, to]: [usize; 2] = [from.parse().ok()?, to.parse().ok()?];
+        Some(sum + to.checked_sub(from)? + 1)
+    })
 }
 
 /// The memory that programs can get now, in bytes.
@@ -45,7 +55,20 @@ fn meminfo(text: &str, name: &str) -> Option<u64> {
 
 #[cfg(test)]
 mod tests {
-    use super::meminfo;
+    use super::{meminfo, online};
+
+    #[test]
+    fn processors_of_the_kernel() {
+        for (list, expected) in [
+            ("0", Some(1)),
+            ("0-1", Some(2)),
+            ("0-3,6,8-9", Some(7)),
+            ("3-1", None),
+            ("", None),
+        ] {
+            assert_eq!(online(list), expected, "{list}");
+        }
+    }
 
     #[test]
     fn memory_of_the_kernel() {

@@ -20,12 +20,13 @@ use super::release::Release;
 use crate::deployment::certificates;
 use crate::deployment::env_file::EnvFile;
 use crate::deployment::settings::{
-    Cache, Database, Settings, check_address, parse_env, read_env, text_of,
+    Cache, Database, REPLICAS, Replicas, Settings, check_address, parse_env, read_env, text_of,
 };
 use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::host::capacity::Capacity;
 use crate::host::paths::Paths;
+use crate::output::bytes;
 use crate::service::Service;
 use crate::yaml::{self, Node, Position, SyntaxError, Value};
 
@@ -42,6 +43,8 @@ const ROUTER_SETTINGS: &str = include_str!("config/router_settings.keys");
 const POOL: usize = 10;
 /// Of the 100 connections of PostgreSQL's images, three are for its administrators; migrations and backups need some.
 const CONNECTIONS: usize = 90;
+/// With less, a process of LiteLLM is soon ended by the kernel: it takes 700 MiB without load.
+const LEAST_MEMORY: u64 = 1 << 30;
 
 /// What a reference to a variable begins with.
 const REFERENCE: &str = "os.environ/";
@@ -141,6 +144,10 @@ pub fn check_deployment(host: &Host) -> Result<Vec<ConfigFinding>> {
     checker.references(&host.paths);
     let mut findings = checker.findings;
     findings.extend(weak_master_key(&text, &env, &env_path, &settings));
+    let capacity = Capacity::read();
+    findings.extend(of_several(
+        &text, &path, &env, &env_path, &settings, capacity,
+    ));
     for (at, include) in checker.includes {
         let missing = |message: String| ConfigFinding {
             file: path.clone(),
@@ -169,6 +176,135 @@ pub fn check_deployment(host: &Host) -> Result<Vec<ConfigFinding>> {
         findings.extend(included.findings);
     }
     Ok(findings)
+}
+
+/// What several gateways lack. Their number may be determined by the machine, so `apply` and `up` say it, too. `text` is the
+/// gateway's configuration, in the file `path`.
+fn of_several(
+    text: &str,
+    path: &Path,
+    env: &EnvFile,
+    env_path: &Path,
+    settings: &Settings,
+    capacity: Capacity,
+) -> Vec<ConfigFinding> {
+    let gateways = settings.replicas.count(capacity);
+    if gateways == 1 {
+        return Vec::new();
+    }
+    let mut findings = Vec::new();
+    let share = capacity.memory / 100 * u64::from(Replicas::memory_percentage(gateways));
+    let needed = LEAST_MEMORY.saturating_mul(workers(env) as u64);
+    if share < needed {
+        findings.push(ConfigFinding {
+            file: env_path.to_owned(),
+            line: env.line(REPLICAS).unwrap_or(1),
+            column: 1,
+            severity: Severity::Warning,
+            message: format!(
+                "each of {gateways} gateways may use {} of memory, and needs {} or more",
+                bytes(share),
+                bytes(needed)
+            ),
+            hint: Some("lower LITELLM_REPLICAS or NUM_WORKERS".into()),
+        });
+    }
+    let root = yaml::parse(text).ok().flatten();
+    if let Some(root) = root.filter(|root| !has_redis(root)) {
+        findings.push(ConfigFinding {
+            file: path.to_owned(),
+            line: root.at.line,
+            column: root.at.column,
+            severity: Severity::Warning,
+            message: "without Redis, each of several gateways counts rate limits and budgets for itself".into(),
+            hint: Some("add cache_params of type redis to litellm_settings, or redis_host to router_settings".into()),
+        });
+    }
+    findings
+}
+
+/// Whether the configuration names Redis. Another file may.
+fn has_redis(root: &Node) -> bool {
+    let cache = root
+        .get("litellm_settings")
+        .and_then(|settings| settings.get("cache_params"));
+    let is_redis = |cache: &Node| {
+        let kind = cache.get("type").and_then(Node::text);
+        kind.is_none_or(|kind| kind.starts_with("redis") || kind == "valkey")
+    };
+    cache.is_some_and(is_redis)
+        || root.get("include").is_some()
+        || root.get("router_settings").is_some_and(|router| {
+            router.get("redis_host").is_some() || router.get("redis_url").is_some()
+        })
+}
+
+/// Every process of a gateway has a pool of connections, and during a handover there is one gateway more.
+fn connections(
+    root: &Node,
+    file: &Path,
+    env: &EnvFile,
+    settings: &Settings,
+    gateways: usize,
+) -> Option<ConfigFinding> {
+    let limit = root
+        .get("general_settings")
+        .and_then(|general| general.get("database_connection_pool_limit"));
+    let pool = match limit {
+        Some(limit) => limit.text().and_then(|text| text.parse().ok())?,
+        None => POOL,
+    };
+    let needed = pool
+        .saturating_mul(workers(env))
+        .saturating_mul(gateways + 1);
+    if needed <= CONNECTIONS || !matches!(settings.database, Database::Local { .. }) {
+        return None;
+    }
+    let at = limit.map_or(root.at, |limit| limit.at);
+    Some(ConfigFinding {
+        file: file.to_owned(),
+        line: at.line,
+        column: at.column,
+        severity: Severity::Warning,
+        message: format!("the gateway may need {needed} connections to PostgreSQL, which has {CONNECTIONS} for it: {pool} for each process, with those of the standby"),
+        hint: Some("lower database_connection_pool_limit in general_settings, or LITELLM_REPLICAS or NUM_WORKERS in .env".into()),
+    })
+}
+
+/// The number of processes in each gateway.
+fn workers(env: &EnvFile) -> usize {
+    let number = env.get("NUM_WORKERS").and_then(|text| text.parse().ok());
+    number.unwrap_or(1)
+}
+
+/// What `apply` and `up` say of several gateways.
+///
+/// # Errors
+/// When a file can't be read, or `.env` is wrong.
+pub fn warn_of_several(host: &Host, settings: &Settings) -> Result<()> {
+    let capacity = Capacity::read();
+    let gateways = settings.replicas.count(capacity);
+    if gateways == 1 {
+        return Ok(());
+    }
+    let env_path = host.paths.env_file();
+    let env = parse_env(&read_env(&env_path)?, &env_path)?;
+    let path = host.paths.config_file();
+    let text = read(&path)?;
+    let mut findings = of_several(&text, &path, &env, &env_path, settings, capacity);
+    let root = yaml::parse(&text).ok().flatten();
+    findings.extend(root.and_then(|root| connections(&root, &path, &env, settings, gateways)));
+    for finding in findings {
+        let hint = finding.hint.map(|hint| format!("; {hint}"));
+        host.progress.warn(&format!(
+            "{}, line {}: {}{}",
+            finding.file.display(),
+            finding.line,
+            finding.message,
+            hint.unwrap_or_default()
+        ));
+    }
+    Ok(())
 }
 
 /// Where a file of the container is, if it can be there: a relative one is in `config/`.
@@ -638,30 +774,10 @@ impl Checker<'_> {
         }
     }
 
-    /// Every process of a gateway has a pool of connections, and during a handover there is one gateway more.
     fn connections(&mut self, root: &Node) {
-        let limit = root
-            .get("general_settings")
-            .and_then(|general| general.get("database_connection_pool_limit"));
-        let number = |text: &str| text.parse::<usize>().ok();
-        let pool = match limit {
-            Some(limit) => limit.text().and_then(number),
-            None => Some(POOL),
-        };
-        let Some(pool) = pool.filter(|_| matches!(self.settings.database, Database::Local { .. }))
-        else {
-            return;
-        };
         let gateways = self.settings.replicas.count(Capacity::read());
-        let workers = self.env.get("NUM_WORKERS").and_then(number).unwrap_or(1);
-        let needed = pool * workers * (gateways + 1);
-        if needed > CONNECTIONS {
-            self.warning(
-                limit.map_or(root.at, |limit| limit.at),
-                format!("the gateway may need {needed} connections to PostgreSQL, which has {CONNECTIONS} for it: {pool} for each process, with those of the standby"),
-                Some("lower database_connection_pool_limit in general_settings, or LITELLM_REPLICAS or NUM_WORKERS in .env"),
-            );
-        }
+        let found = connections(root, self.file, self.env, self.settings, gateways);
+        self.findings.extend(found);
     }
 
     fn redis(&mut self, root: &Node) {
@@ -962,6 +1078,62 @@ mod tests {
         let settings = Settings::from_env(&env, path).unwrap();
         weak_master_key(config, &env, path, &settings)
             .map(|finding| (finding.severity, finding.line))
+    }
+
+    #[test]
+    fn what_several_gateways_lack() {
+        let cached = "litellm_settings:\n  cache_params: {type: redis}\n";
+        let router = "router_settings: {redis_host: redis}\n";
+        let memory = |share: &str, needed: &str| {
+            format!(
+                ".env:5:1: warning: each of 4 gateways may use {share} of memory, and needs {needed} or more\n  hint: lower LITELLM_REPLICAS or NUM_WORKERS\n"
+            )
+        };
+        let redis = "c.yaml:1:1: warning: without Redis, each of several gateways counts rate limits and budgets for itself\n  hint: add cache_params of type redis to litellm_settings, or redis_host to router_settings\n".to_owned();
+        for (config, more, gibibytes, expected) in [
+            ("model_list: []\n", "", 1, String::new()),
+            (cached, "LITELLM_REPLICAS=4\n", 5, String::new()),
+            (router, "LITELLM_REPLICAS=4\n", 5, String::new()),
+            (
+                "include: [a.yaml]\n",
+                "LITELLM_REPLICAS=4\n",
+                5,
+                String::new(),
+            ),
+            (
+                cached,
+                "LITELLM_REPLICAS=4\n",
+                4,
+                memory("819.2 MiB", "1.0 GiB"),
+            ),
+            (
+                cached,
+                "LITELLM_REPLICAS=4\nNUM_WORKERS=2\n",
+                8,
+                memory("1.6 GiB", "2.0 GiB"),
+            ),
+            ("model_list: []\n", "LITELLM_REPLICAS=4\n", 5, redis.clone()),
+            (
+                "litellm_settings: {cache_params: {type: local}}\n",
+                "LITELLM_REPLICAS=4\n",
+                5,
+                redis,
+            ),
+        ] {
+            let text = format!(
+                "LITELLM_IMAGE=ghcr.io/berriai/litellm:v1.108.14\nLITELLM_MASTER_KEY=sk-long-enough\nPOSTGRES_PASSWORD=p\nREDIS_PASSWORD=r\n{more}"
+            );
+            let env = EnvFile::parse(&text).unwrap();
+            let path = Path::new(".env");
+            let settings = Settings::from_env(&env, path).unwrap();
+            let capacity = Capacity {
+                processors: 8,
+                memory: gibibytes << 30,
+            };
+            let found = of_several(config, Path::new("c.yaml"), &env, path, &settings, capacity);
+            let said: String = found.iter().map(|finding| format!("{finding}\n")).collect();
+            assert_eq!(said, expected, "{config}{more}{gibibytes}");
+        }
     }
 
     #[test]

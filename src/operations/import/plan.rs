@@ -932,8 +932,7 @@ impl Maker<'_> {
 
     /// Notes what else the gateway's container has.
     fn options(&mut self, database: Option<&OldDatabase>, cache: Option<&str>) {
-        const OF_SYSTEMD: &str =
-            "`systemctl edit litellm.service` and `systemctl edit litellm-standby.service`";
+        const OF_SYSTEMD: &str = "`systemctl edit litellm.service`, and the same for litellm-standby.service and further gateways";
         const DROP_IN: &str = "a drop-in (docs/configuration.md, \"Drop-ins\")";
         let gateway = self.chosen.gateway();
         for word in words(gateway) {

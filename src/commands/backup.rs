@@ -59,6 +59,7 @@ async fn create(host: &Host, arguments: cli::Create) -> Result<Exit> {
         recipient: arguments.age_recipient,
         to: arguments.to,
         to_go_back: None,
+        forget_cluster: true,
     };
     let progress = if arguments.quiet {
         Progress::Silent

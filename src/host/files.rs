@@ -114,6 +114,33 @@ pub(crate) fn exchange(one: &Path, other: &Path) -> Result<()> {
     }
 }
 
+/// Whether something is mounted at `path`.
+///
+/// # Errors
+/// When the path or the list of mounts can't be read.
+pub(crate) fn is_mounted(path: &Path) -> Result<bool> {
+    let resolved =
+        std::fs::canonicalize(path).with_context(|| format!("can't examine {}", path.display()))?;
+    let list = "/proc/self/mountinfo";
+    let text = std::fs::read_to_string(list).with_context(|| format!("can't read {list}"))?;
+    Ok(is_mount_of(&text, &resolved))
+}
+
+/// Whether a list in the form of `/proc/self/mountinfo` has a mount at `path`.
+fn is_mount_of(list: &str, path: &Path) -> bool {
+    let mut escaped = String::new();
+    for character in path.to_string_lossy().chars() {
+        match character {
+            ' ' | '\t' | '\n' | '\\' => {
+                escaped.push_str(&format!("\\{:03o}", u32::from(character)))
+            }
+            other => escaped.push(other),
+        }
+    }
+    list.lines()
+        .any(|line| line.split(' ').nth(4) == Some(&escaped))
+}
+
 /// Removes a directory with all that is in it, if it exists.
 ///
 /// # Errors
@@ -288,6 +315,15 @@ mod tests {
             let error = open_regular(&path(name)).unwrap_err();
             assert_eq!(error.to_string(), reason, "{name}");
         }
+    }
+
+    #[test]
+    fn mounts_are_found() {
+        let list = "22 1 0:20 / / rw - ext4 /dev/a rw\n30 22 0:31 /x /srv/a\\040b/postgres rw,relatime shared:1 - ext4 /dev/a rw\n";
+        assert!(is_mount_of(list, Path::new("/srv/a b/postgres")));
+        assert!(is_mount_of(list, Path::new("/")));
+        assert!(!is_mount_of(list, Path::new("/srv/a b")));
+        assert!(is_mounted(Path::new("/proc")).unwrap());
     }
 
     #[test]

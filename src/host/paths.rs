@@ -214,6 +214,12 @@ impl Paths {
         self.data().join("postgres-previous")
     }
 
+    /// The rest of a PostgreSQL cluster that is removed.
+    #[must_use]
+    pub fn postgres_removed(&self) -> PathBuf {
+        self.data().join(".postgres-removed")
+    }
+
     /// Redis' append-only file and snapshots.
     #[must_use]
     pub fn redis_data(&self) -> PathBuf {

@@ -70,6 +70,8 @@ pub(crate) struct BackupOptions {
     pub to: Option<String>,
     /// Of this configuration, and neither encrypted nor copied, so that a rollback on this host needs no key.
     pub to_go_back: Option<SnapshotId>,
+    /// Whether it ends the way back to the previous cluster of PostgreSQL: only if somebody asked for this backup.
+    pub forget_cluster: bool,
 }
 
 impl Default for BackupOptions {
@@ -80,6 +82,7 @@ impl Default for BackupOptions {
             recipient: None,
             to: None,
             to_go_back: None,
+            forget_cluster: false,
         }
     }
 }
@@ -338,7 +341,7 @@ async fn create_uninterrupted(
         })?;
     }
     // Now the data of the current cluster is here twice.
-    if options.to_go_back.is_none() && server.is_local() {
+    if options.forget_cluster && server.is_local() {
         postgres::forget_previous(host)?;
     }
     if let Some(retention) = options.retention {

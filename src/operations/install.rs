@@ -30,7 +30,7 @@ use crate::service::Instance;
 /// How long systemd may take to start a timer.
 const TIMER_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a unit of one operation may take to stop.
-const TEMPORARY_TIMEOUT: Duration = Duration::from_secs(90);
+const TEMPORARY_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// Which release of the gateway the units get.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -359,7 +359,13 @@ pub(crate) async fn remove_temporary(host: &Host, container: &str) -> Result<()>
     let mut jobs = Jobs::new(systemd).await?;
     if systemd.unit(&unit).await?.load == LoadState::Loaded {
         jobs.ask(JobType::Stop, &unit).await?;
-        jobs.next(TEMPORARY_TIMEOUT).await?;
+        let ended = jobs.next(TEMPORARY_TIMEOUT).await?;
+        let is_stopped = systemd.unit(&unit).await?.is_stopped();
+        if !is_stopped || !ended.is_some_and(|(_, result)| result.is_success()) {
+            return Err(Failure::new(format!("{unit} does not stop"))
+                .hint(format!("see why: `systemctl status {unit}`"))
+                .into());
+        }
     }
     let remove = UnitPlan {
         changes: vec![UnitChange {

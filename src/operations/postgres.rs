@@ -6,7 +6,7 @@
 //! rows; no gateway starts while that is open. Later, returning loses writes, so only the operator does it. The replaced
 //! cluster is kept until the next backup.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -19,7 +19,7 @@ use super::backup::database::Server;
 use super::backup::{self, BackupOptions};
 use super::install::{self, ReleaseTarget};
 use super::upgrade::{new_rows, set_image};
-use super::{pull, stack};
+use super::{pull, rotation, stack};
 use crate::deployment::completion::container_owner;
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::ledger::ReleaseVerb;
@@ -29,6 +29,7 @@ use crate::error::{self, Failure, Result};
 use crate::host::Host;
 use crate::host::files;
 use crate::host::paths::{Paths, Scope};
+use crate::host::systemd::job::{JobType, Jobs};
 use crate::image::ImageReference;
 use crate::output::{Meter, bytes, duration};
 use crate::quadlet::{self, NEXT_SERVER};
@@ -49,7 +50,7 @@ const FILLING: u64 = 1 << 30;
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
 #[serde(rename_all = "kebab-case")]
 enum State {
-    /// The cluster of before is in place.
+    /// The replaced cluster is still in place.
     Copying,
     /// The clusters may be swapped, and the new server has not shown its rows.
     Switching,
@@ -60,17 +61,17 @@ enum State {
 }
 
 /// A change as it is recorded on disk: an unfinished one, or the last one while the replaced cluster is kept.
-#[derive(Clone, Debug, Deserialize, Serialize)]
+#[derive(Clone, Deserialize, Serialize)]
 struct ClusterRecord {
     verb: ReleaseVerb,
     state: State,
     /// The images before and after, as `.env` names them.
     from: String,
     to: String,
-    /// `.env` before and after.
+    /// `.env` before and after, while the change is unfinished.
     env_before: String,
     env_after: String,
-    /// The inode of the cluster of before, which tells whether the two are swapped.
+    /// The inode of the cluster that is to be replaced, which tells whether the two are swapped.
     inode: u64,
     /// When the gateway's database got into the cluster that is in use, and its rows then.
     since: String,
@@ -106,6 +107,9 @@ impl ClusterRecord {
     fn end(&mut self, paths: &Paths) -> Result<()> {
         keep_other(paths)?;
         self.before = None;
+        // Secrets are in them.
+        self.env_before.clear();
+        self.env_after.clear();
         self.reached(paths, State::Done)
     }
 
@@ -143,14 +147,13 @@ impl ClusterRecord {
         Ok(prepared.installed().clone())
     }
 
-    /// What goes on, in words.
+    /// The change, in words.
     fn words(&self) -> String {
         format!("the {} of PostgreSQL to {}", self.verb, self.to)
     }
 }
 
 /// A change of the cluster, worked out and not begun.
-#[derive(Debug)]
 pub(crate) struct ClusterPlan {
     verb: ReleaseVerb,
     from: ImageReference,
@@ -189,7 +192,8 @@ impl ClusterPlan {
     pub(crate) async fn rollback(host: &Host) -> Result<Self> {
         let (settings, from) = current(host).await?;
         let done = ClusterRecord::load(&host.paths)?.filter(|done| done.state == State::Done);
-        let Some(done) = done else {
+        let cluster = host.paths.postgres_previous();
+        let Some(done) = done.filter(|_| cluster.exists()) else {
             return Err(Failure::new("there is no previous cluster of PostgreSQL")
                 .hint("it is kept until the next backup; to restore older data: `litellm-units backup list`, then `litellm-units restore`")
                 .into());
@@ -273,6 +277,10 @@ impl ClusterPlan {
         if self.done.is_none() {
             stack::start_database(host, &self.settings, timeout).await?;
             self.prepare(host).await?;
+        } else {
+            refuse_mounted(paths)?;
+            refuse_no_exchange(paths)?;
+            pull::pull_those(host, &self.settings, vec![&self.to]).await?;
         }
         let path = paths.env_file();
         let env_before = read_env(&path)?;
@@ -317,6 +325,7 @@ impl ClusterPlan {
     async fn prepare(&self, host: &Host) -> Result<()> {
         let paths = &host.paths;
         refuse_mounted(paths)?;
+        refuse_no_exchange(paths)?;
         pull::pull_those(host, &self.settings, vec![&self.to]).await?;
         let server = Server::new(host, &self.settings).await?;
         let before = server.version().await?;
@@ -339,14 +348,14 @@ impl ClusterPlan {
             short(&after),
             bytes(size)
         ));
-        forget_previous(host)?;
         let options = BackupOptions {
             retention: None,
             to_go_back: Some(snapshot::keep(paths)?),
             ..BackupOptions::default()
         };
         Box::pin(backup::create(host, &self.settings, &options)).await?;
-        Ok(())
+        // The current one takes its place.
+        forget_previous(host)
     }
 
     fn refuse_version(&self, paths: &Paths, before: &str, after: &str) -> Result<()> {
@@ -420,6 +429,11 @@ impl ClusterPlan {
         .into()));
         stack::start_database(host, &settings, timeout).await?;
         let server = Server::new(host, &settings).await?;
+        if self.done.is_some() {
+            server.accept_writes().await?;
+            // It has the password of then.
+            rotation::renew_postgres_password(host, &settings, timeout).await?;
+        }
         let contents = server.contents(&server.database).await?;
         if self.done.is_none() {
             refuse_differences(&record.rows, &contents.rows, &record.to)?;
@@ -571,7 +585,7 @@ fn keep_other(paths: &Paths) -> Result<()> {
     files::sync_directory(&paths.data())
 }
 
-/// Returns to the cluster of before, and gives the error to report. After the switch only if nothing was written since.
+/// Returns to the replaced cluster, and gives the error to report. After the switch only if nothing was written since.
 async fn failed(
     host: &Host,
     record: ClusterRecord,
@@ -580,17 +594,19 @@ async fn failed(
 ) -> anyhow::Error {
     let words = record.words();
     host.progress.say(&format!("{error:#}"));
-    if record.state == State::Switched && !is_unwritten(host, &record).await {
-        let (from, to) = (&record.from, &record.to);
-        return match record.clone().end(&host.paths) {
-            Ok(()) => Failure::new(format!("{to} is in use, but the gateway is not ready with it"))
-                .hint(format!(
-                    "see why: `litellm-units status`; to return to {from} and lose what was written since: `litellm-units rollback --postgres`"
+    if record.state == State::Switched {
+        match is_unwritten(host, &record, timeout).await {
+            Ok(true) => {}
+            Ok(false) => return stay(host, record, error).await,
+            Err(second) => {
+                return Failure::new(format!(
+                    "{words} is not complete, and it is not known whether something was written since the switch"
                 ))
-                .caused_by(error)
-                .into(),
-            Err(second) => second.context(error),
-        };
+                .hint("fix the cause, then run `litellm-units up`, which finishes it; no data was removed")
+                .caused_by(second.context(error))
+                .into();
+            }
+        }
     }
     host.progress
         .say(&format!("{words} failed: returning to {}", record.from));
@@ -617,26 +633,56 @@ async fn failed(
     .into()
 }
 
-/// Whether the new server proves that nothing was written since the switch.
-async fn is_unwritten(host: &Host, record: &ClusterRecord) -> bool {
-    let ask = async {
-        let settings = Settings::load(&host.paths.env_file())?;
-        let server = Server::new(host, &settings).await?;
-        server.next_transaction().await
+/// Whether the new server proves that nothing was written since the switch. What writes is stopped before it is asked;
+/// the server goes on to refuse writes if it does.
+async fn is_unwritten(host: &Host, record: &ClusterRecord, timeout: Duration) -> Result<bool> {
+    let mut units = vec![Service::Litellm.unit(), Service::Migrate.unit()];
+    units.extend(stack::beside_gateway(host.systemd().await?).await?);
+    stack::stop(host, &units, timeout).await?;
+    let settings = Settings::load(&host.paths.env_file())?;
+    let server = Server::new(host, &settings).await?;
+    server.refuse_writes().await?;
+    if record.transaction == Some(server.next_transaction().await?) {
+        return Ok(true);
+    }
+    server.accept_writes().await?;
+    Ok(false)
+}
+
+/// Stays with the new cluster, which has writes that the other one lacks, and gives the error to report.
+async fn stay(host: &Host, mut record: ClusterRecord, error: anyhow::Error) -> anyhow::Error {
+    let start = async {
+        record.end(&host.paths)?;
+        // It was not ready in time, so nobody waits for it.
+        let mut jobs = Jobs::new(host.systemd().await?).await?;
+        jobs.ask(JobType::Start, Service::Litellm.unit()).await
     };
-    match (ask.await, record.transaction) {
-        (Ok(now), Some(then)) => now == then,
-        _ => false,
+    let started = start.await;
+    let (from, to) = (&record.from, &record.to);
+    match started {
+        Ok(()) => Failure::new(format!(
+            "{to} is in use, but the gateway was not ready with it, and was started again"
+        ))
+        .hint(format!(
+            "see whether it is ready now: `litellm-units status`; to return to {from} and lose what was written since: `litellm-units rollback --postgres`"
+        ))
+        .caused_by(error)
+        .into(),
+        Err(second) => second.context(error),
     }
 }
 
-/// Returns to the cluster of before. Every step can be repeated. The data is in use again when this returns; the inner
+/// Returns to the replaced cluster. Every step can be repeated. The data is in use again when this returns; the inner
 /// result is the gateway's.
 async fn undo(host: &Host, mut record: ClusterRecord, timeout: Duration) -> Result<Result<()>> {
     let paths = &host.paths;
     install::remove_temporary(host, NEXT_SERVER).await?;
+    if record.state == State::Switched {
+        // An interruption from here on is not to be finished with the new cluster.
+        record.reached(paths, State::Switching)?;
+    }
     if record.state != State::Copying {
-        let units = [Service::Litellm, Service::Postgres].map(Service::unit);
+        let units = [Service::Litellm, Service::Migrate, Service::Postgres].map(Service::unit);
         stack::stop(host, &units, timeout).await?;
         if record.is_swapped(paths)? {
             files::exchange(&paths.postgres_data(), &paths.postgres_next())?;
@@ -644,6 +690,10 @@ async fn undo(host: &Host, mut record: ClusterRecord, timeout: Duration) -> Resu
         fail::fail_point!("postgres-swapped-back");
         record.install(host, &record.from).await?;
         record.reached(paths, State::Copying)?;
+    }
+    if record.before.is_none() {
+        // It may be what has filled the disk.
+        files::remove_directory(&paths.postgres_next())?;
     }
     let settings = Settings::load(&paths.env_file())?;
     stack::start_database(host, &settings, timeout).await?;
@@ -654,7 +704,6 @@ async fn undo(host: &Host, mut record: ClusterRecord, timeout: Duration) -> Resu
         keep_other(paths)?;
         before.save(paths)?;
     } else {
-        files::remove_directory(&paths.postgres_next())?;
         files::remove_existing(&paths.postgres_record())?;
     }
     Ok(gateway)
@@ -682,8 +731,14 @@ pub(crate) async fn recover(host: &Host, timeout: Duration) -> Result<()> {
     if record.state == State::Switched {
         host.progress
             .say(&format!("{words} was interrupted: finishing it"));
-        let settings = record.install(host, &record.to).await?;
-        return match finish(host, &mut record, &settings, timeout).await {
+        let attempt = async {
+            let settings = record.install(host, &record.to).await?;
+            stack::start_database(host, &settings, timeout).await?;
+            // If it was interrupted while it was asked for writes.
+            Server::new(host, &settings).await?.accept_writes().await?;
+            finish(host, &mut record, &settings, timeout).await
+        };
+        return match attempt.await {
             Ok(()) => Ok(()),
             Err(error) => Err(failed(host, record, timeout, error).await),
         };
@@ -715,26 +770,39 @@ pub(crate) fn refuse_start(paths: &Paths) -> Result<()> {
     }
 }
 
-/// Removes the cluster that the last change has replaced, once a backup of the current one exists.
+/// Removes the cluster that the last change has replaced, once a backup of the current one exists; and what an interruption
+/// has left of one.
 ///
 /// # Errors
 /// When the disk refuses.
 pub(crate) fn forget_previous(host: &Host) -> Result<()> {
-    let paths = &host.paths;
-    let Some(record) = ClusterRecord::load(paths)?.filter(|record| record.state == State::Done)
-    else {
-        return Ok(());
-    };
-    let place = paths.postgres_previous();
-    // Without the record, nothing returns to what is half removed.
-    files::remove_existing(&paths.postgres_record())?;
-    files::remove_directory(&place)?;
-    host.progress.say(&format!(
-        "removed {}, the previous cluster ({})",
-        place.display(),
-        record.from
-    ));
+    if remove_previous(&host.paths)? {
+        host.progress.say(&format!(
+            "removed {}, the previous cluster of PostgreSQL",
+            host.paths.postgres_previous().display()
+        ));
+    }
     Ok(())
+}
+
+/// Whether there was a whole one.
+fn remove_previous(paths: &Paths) -> Result<bool> {
+    if interrupted(paths)?.is_some() {
+        return Ok(false);
+    }
+    let place = paths.postgres_previous();
+    // Nothing returns to what is half removed, and the next call removes the rest.
+    let hidden = paths.postgres_removed();
+    files::remove_directory(&hidden)?;
+    let found = place.exists();
+    if found {
+        std::fs::rename(&place, &hidden)
+            .with_context(|| format!("can't rename {}", place.display()))?;
+        files::sync_directory(&paths.data())?;
+    }
+    files::remove_existing(&paths.postgres_record())?;
+    files::remove_directory(&hidden)?;
+    Ok(found)
 }
 
 /// The settings of the stack, and the image of its server.
@@ -808,9 +876,9 @@ fn refuse_mounted(paths: &Paths) -> Result<()> {
         .with_context(|| format!("can't examine {}", data.display()))?;
     let parent = std::fs::metadata(paths.data())
         .with_context(|| format!("can't examine {}", paths.data().display()))?;
-    if found.is_symlink() || found.dev() != parent.dev() {
+    if found.is_symlink() || found.dev() != parent.dev() || files::is_mounted(&data)? {
         return Err(Failure::new(format!(
-            "{} is a link or a file system of its own, so a cluster beside it can't take its place",
+            "{} is a link or mounted, so a cluster beside it can't take its place",
             data.display()
         ))
         .hint(format!(
@@ -822,6 +890,25 @@ fn refuse_mounted(paths: &Paths) -> Result<()> {
     Ok(())
 }
 
+/// Refuses a file system that can't swap two directories, before anything is stopped.
+fn refuse_no_exchange(paths: &Paths) -> Result<()> {
+    let place = paths.data();
+    let trial = || -> Result<()> {
+        let make = || tempfile::Builder::new().prefix(".swap-").tempdir_in(&place);
+        let (one, other) = (make()?, make()?);
+        files::exchange(one.path(), other.path())
+    };
+    trial().map_err(|error| {
+        Failure::new(format!(
+            "the file system of {} can't swap two directories in one step, so another cluster can't take the place of the current one",
+            place.display()
+        ))
+        .hint("move the deployment to a file system that can, such as ext4, XFS or Btrfs")
+        .caused_by(error)
+        .into()
+    })
+}
+
 fn refuse_differences(
     wanted: &BTreeMap<String, u64>,
     found: &BTreeMap<String, u64>,
@@ -830,8 +917,17 @@ fn refuse_differences(
     if wanted == found {
         return Ok(());
     }
+    let tables = wanted.keys().chain(found.keys());
+    let different: BTreeSet<&str> = tables
+        .filter(|table| wanted.get(*table) != found.get(*table))
+        .map(String::as_str)
+        .collect();
+    let tables = different.into_iter().collect::<Vec<_>>().join(", ");
     Err(Failure::new(format!(
-        "the server of {image} does not have the rows that were copied"
+        "the server of {image} does not have the rows that were copied: {tables}"
+    ))
+    .hint(format!(
+        "see its log: `litellm-units logs postgres`; look for what writes to these tables beside the gateway: {tables}"
     ))
     .into())
 }
@@ -865,28 +961,104 @@ mod tests {
         assert_eq!(short("18.1 (Debian 18.1-1)"), "18.1");
     }
 
-    #[test]
-    fn the_swap_is_told_by_the_inode() {
-        let root = tempfile::tempdir().unwrap();
-        let mut paths = Paths::elsewhere(Scope::System);
-        paths.deployment = root.path().to_owned();
-        for place in [paths.postgres_data(), paths.postgres_next()] {
-            std::fs::create_dir_all(place).unwrap();
-        }
-        let record = ClusterRecord {
+    fn record(paths: &Paths, state: State) -> ClusterRecord {
+        ClusterRecord {
             verb: ReleaseVerb::Upgrade,
-            state: State::Switching,
+            state,
             from: "postgres:17".into(),
             to: "postgres:18".into(),
-            env_before: String::new(),
-            env_after: String::new(),
+            env_before: "PASSWORD=a".into(),
+            env_after: "PASSWORD=b".into(),
             inode: inode(&paths.postgres_data()).unwrap(),
             since: String::new(),
             rows: BTreeMap::new(),
             transaction: None,
             before: None,
+        }
+    }
+
+    fn paths(root: &Path) -> Paths {
+        let mut paths = Paths::elsewhere(Scope::System);
+        paths.deployment = root.to_owned();
+        for place in [paths.postgres_data(), paths.postgres_next()] {
+            std::fs::create_dir_all(place).unwrap();
+        }
+        paths
+    }
+
+    #[test]
+    fn what_ended_keeps_no_secret() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = paths(root.path());
+        record(&paths, State::Switched).end(&paths).unwrap();
+        let text = std::fs::read_to_string(paths.postgres_record()).unwrap();
+        assert!(text.contains("postgres:18") && !text.contains("PASSWORD"));
+        assert!(paths.postgres_previous().exists() && !paths.postgres_next().exists());
+    }
+
+    #[test]
+    fn the_previous_cluster_is_removed_with_every_rest_of_it() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = paths(root.path());
+        let make = |place: &Path| {
+            std::fs::create_dir_all(place).unwrap();
+            std::fs::write(place.join("PG_VERSION"), "17").unwrap();
         };
-        record.save(&paths).unwrap();
+        let left = || {
+            let place = [paths.postgres_previous(), paths.postgres_removed()];
+            place.iter().any(|place| place.exists()) || paths.postgres_record().exists()
+        };
+        assert!(!remove_previous(&paths).unwrap());
+        make(&paths.postgres_previous());
+        record(&paths, State::Done).save(&paths).unwrap();
+        assert!(remove_previous(&paths).unwrap() && !left());
+        // Interrupted after the rename, or before this program removed the record last.
+        make(&paths.postgres_removed());
+        record(&paths, State::Done).save(&paths).unwrap();
+        assert!(!remove_previous(&paths).unwrap() && !left());
+        make(&paths.postgres_previous());
+        make(&paths.postgres_removed());
+        assert!(remove_previous(&paths).unwrap() && !left());
+        make(&paths.postgres_previous());
+        for state in [State::Copying, State::Switching, State::Switched] {
+            record(&paths, state).save(&paths).unwrap();
+            assert!(!remove_previous(&paths).unwrap());
+            assert!(paths.postgres_previous().exists() && paths.postgres_record().exists());
+        }
+    }
+
+    #[test]
+    fn directories_are_swapped_on_trial() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = paths(root.path());
+        refuse_mounted(&paths).unwrap();
+        refuse_no_exchange(&paths).unwrap();
+        assert_eq!(std::fs::read_dir(paths.data()).unwrap().count(), 2);
+    }
+
+    #[test]
+    fn tables_with_other_rows_are_named() {
+        let rows = |rows: &[(&str, u64)]| -> BTreeMap<String, u64> {
+            rows.iter()
+                .map(|(table, count)| ((*table).to_owned(), *count))
+                .collect()
+        };
+        let wanted = rows(&[("public.a", 1), ("public.b", 2), ("public.c", 3)]);
+        let found = rows(&[("public.a", 1), ("public.b", 3), ("public.d", 3)]);
+        assert_eq!(
+            refuse_differences(&wanted, &found, "postgres:18")
+                .unwrap_err()
+                .to_string(),
+            "the server of postgres:18 does not have the rows that were copied: public.b, public.c, public.d"
+        );
+        refuse_differences(&wanted, &wanted, "postgres:18").unwrap();
+    }
+
+    #[test]
+    fn the_swap_is_told_by_the_inode() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = paths(root.path());
+        record(&paths, State::Switching).save(&paths).unwrap();
         let record = ClusterRecord::load(&paths).unwrap().unwrap();
         assert!(!record.is_swapped(&paths).unwrap());
         files::exchange(&paths.postgres_data(), &paths.postgres_next()).unwrap();

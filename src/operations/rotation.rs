@@ -168,6 +168,21 @@ pub(crate) async fn login(host: &Host, password: &SecretValue) -> Result<Login> 
     server::postgres_login(host, password.open()?.expose_secret()).await
 }
 
+/// Gives the role of the gateway in the local PostgreSQL the password of `settings`.
+///
+/// # Errors
+/// When the server does not take it.
+pub(crate) async fn renew_postgres_password(
+    host: &Host,
+    settings: &Settings,
+    timeout: Duration,
+) -> Result<()> {
+    let Database::Local { password, .. } = &settings.database else {
+        return Ok(());
+    };
+    server::set_postgres_password(host, settings, &password.open()?, timeout).await
+}
+
 /// What of the present `.env` must stay when an older one is restored: the password with which the
 /// local PostgreSQL lets the gateway in, if it does. The server keeps it with its data, so it may no
 /// longer know the one of the older file.

@@ -157,6 +157,8 @@ fn there_and_back(who: Who, name: &str) {
         "{}",
         ran.stderr
     );
+    // The previous cluster has another password than the gateway.
+    host.units(who, &["secrets", "rotate", "postgres"]).ok();
     let ran = host.bash(who, BACK);
     assert_eq!(ran.code, 0, "{ran:?}");
     serves(host, who, "17", &[&first]);
@@ -203,7 +205,7 @@ fn an_interrupted_change_loses_nothing() {
     let host = &host;
     host.units(who, &["up"]).ok();
     let key = new_key(host, who);
-    let patience = Duration::from_secs(240);
+    let limit = Duration::from_secs(240);
     let env = host.env(who);
     for point in [
         "postgres-recorded",
@@ -220,23 +222,29 @@ fn an_interrupted_change_loses_nothing() {
             said.contains("docker.io/library/postgres:17.7 is in use again, with every write"),
             "{point}: {said}"
         );
-        wait_for_chat(host, who, &key, patience);
+        wait_for_chat(host, who, &key, limit);
         writer.assert_nothing_lost(host, who);
         serves(host, who, "17", &[&key]);
         assert_eq!(host.env(who).text(), env.text(), "{point}");
         assert_eq!(clusters(host, who), ["postgres"], "{point}");
     }
-    // An undoing is itself interrupted.
-    let said = host.interrupt_at(
-        who,
-        "postgres-swapped-back",
-        "postgres-configured=return",
-        &UPGRADE["litellm-units ".len()..],
-    );
-    assert!(said.contains("is in use again, with every write"), "{said}");
-    wait_for_chat(host, who, &key, patience);
-    serves(host, who, "17", &[&key]);
-    assert_eq!(host.env(who).text(), env.text());
+    // An undoing is itself interrupted, before and after the new server has shown its rows.
+    for failure in ["postgres-configured=return", "postgres-not-ready=return"] {
+        let said = host.interrupt_at(
+            who,
+            "postgres-swapped-back",
+            failure,
+            &UPGRADE["litellm-units ".len()..],
+        );
+        assert!(
+            said.contains("is in use again, with every write"),
+            "{failure}: {said}"
+        );
+        wait_for_chat(host, who, &key, limit);
+        serves(host, who, "17", &[&key]);
+        assert_eq!(host.env(who).text(), env.text(), "{failure}");
+        assert_eq!(clusters(host, who), ["postgres"], "{failure}");
+    }
     for point in ["postgres-copied", "postgres-not-ready"] {
         let writer = Writer::begin(host, who);
         let ran = host.bash(who, &format!("FAILPOINTS={point}=return {UPGRADE}"));
@@ -261,7 +269,7 @@ fn an_interrupted_change_loses_nothing() {
         &UPGRADE["litellm-units ".len()..],
     );
     host.crash();
-    wait_for_chat(host, who, &key, patience);
+    wait_for_chat(host, who, &key, limit);
     serves(host, who, "17", &[&key]);
 
     // Once the new server has the rows, it stays.
@@ -273,7 +281,7 @@ fn an_interrupted_change_loses_nothing() {
         &UPGRADE["litellm-units ".len()..],
     );
     assert!(said.contains("was interrupted: finishing it"), "{said}");
-    wait_for_chat(host, who, &key, patience);
+    wait_for_chat(host, who, &key, limit);
     serves(host, who, "18", &[&key]);
     assert_eq!(stored_keys(host, who), before);
     assert_eq!(clusters(host, who), ["postgres", "postgres-previous"]);
@@ -281,7 +289,7 @@ fn an_interrupted_change_loses_nothing() {
     // The return as well.
     for (point, version) in [("postgres-swapped", "18"), ("postgres-switched", "17")] {
         host.interrupt_at(who, point, "", &BACK["litellm-units ".len()..]);
-        wait_for_chat(host, who, &key, patience);
+        wait_for_chat(host, who, &key, limit);
         serves(host, who, version, &[&key]);
         assert_eq!(clusters(host, who), ["postgres", "postgres-previous"]);
     }

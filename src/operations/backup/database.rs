@@ -601,18 +601,30 @@ impl<'a> Server<'a> {
             .with_context(|| format!("unexpected answer of psql: {text:?}"))
     }
 
-    /// Has the server refuse writes until it is restarted or [`Server::accept_writes`] is called, and ends all sessions.
+    /// Has the server refuse writes until [`Server::accept_writes`] is called, and ends the sessions of before.
     ///
     /// # Errors
-    /// With the server's words, or when it does not take the setting over in time.
+    /// With the server's words, or when it does not take the setting over, or a session does not end, in time.
     pub(crate) async fn refuse_writes(&self) -> Result<()> {
         let set =
             "ALTER SYSTEM SET default_transaction_read_only = on;\nSELECT pg_reload_conf();\n";
         self.query(self.maintenance(), set).await?;
         self.await_read_only("on").await?;
-        // Only the running server keeps it. Sessions of before may still be in a transaction that writes.
-        let rest = "ALTER SYSTEM RESET default_transaction_read_only;\nSELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE backend_type = 'client backend' AND pid <> pg_backend_pid();\n";
-        self.query(self.maintenance(), rest).await.map(drop)
+        let begin = self
+            .query(self.maintenance(), "SELECT clock_timestamp();\n")
+            .await?;
+        // They may still be in a transaction that writes.
+        let end = format!(
+            "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE backend_type = 'client backend' AND backend_start < {} AND pid <> pg_backend_pid();\n",
+            literal(begin.trim())
+        );
+        for _ in 0..100 {
+            if self.query(self.maintenance(), &end).await?.trim() == "0" {
+                return Ok(());
+            }
+            tokio::time::sleep(std::time::Duration::from_millis(100)).await;
+        }
+        anyhow::bail!("sessions at PostgreSQL did not end within 10 s, and may still write")
     }
 
     /// Undoes [`Server::refuse_writes`], however far it came.

@@ -251,8 +251,10 @@ impl ImageReference {
             let end = rest.find(|c: char| !c.is_ascii_digit());
             rest[..end.unwrap_or(rest.len())].parse().ok()
         });
-        let is_official = self.name().ends_with("/postgres");
-        named.or_else(|| self.major().filter(|_| is_official))
+        // Of `postgis:17-3.5`, it is the server's; of another name, or that low, an extension's.
+        let name = self.name().rsplit('/').next().unwrap_or_default();
+        let is_server = name.contains("postg") || name.contains("pg");
+        named.or_else(|| self.major().filter(|major| is_server && *major >= 9))
     }
 
     /// Whether it is one of LiteLLM's images, by its name.
@@ -323,6 +325,12 @@ mod tests {
             ("docker.io/pgvector/pgvector:0.8.0-pg17", Some(17)),
             ("docker.io/pgvector/pgvector:pg18-trixie", Some(18)),
             ("docker.io/timescale/timescaledb:2.17.2-pg16", Some(16)),
+            ("docker.io/postgis/postgis:17-3.5", Some(17)),
+            ("docker.io/bitnami/postgresql:16.4.0", Some(16)),
+            ("docker.io/pgautoupgrade/pgautoupgrade:17-alpine", Some(17)),
+            ("localhost/pg:17", Some(17)),
+            ("docker.io/ankane/pgvector:0.5.1", None),
+            ("pg.example.com/tools/citus:12.1", None),
             ("docker.io/citusdata/citus:12.1", None),
         ] {
             let image = ImageReference::parse(text).unwrap();

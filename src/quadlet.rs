@@ -202,6 +202,8 @@ pub fn render(settings: &Settings, host: &RenderContext<'_>) -> Result<Vec<UnitF
                     service: values,
                     next: false,
                     data: path_text(&host.paths.postgres_data())?,
+                    cluster: cluster_path(settings.image(service)),
+                    initdb: None,
                 },
             )?,
             Service::Redis => file(
@@ -315,13 +317,24 @@ pub fn next_migration(settings: &Settings, host: &RenderContext<'_>) -> Result<U
     )
 }
 
-/// Renders the unit of a server of `image` with a cluster of its own, beside the current one.
+/// Where the container of PostgreSQL has its cluster. In images of 18, `data` may be a link to the directory that it is in:
+/// those get a place that no image has.
+fn cluster_path(image: Option<&ImageReference>) -> &'static str {
+    match image.and_then(ImageReference::postgres_major) {
+        Some(major) if major < 18 => "/var/lib/postgresql/data",
+        _ => "/var/lib/postgresql/cluster",
+    }
+}
+
+/// Renders the unit of a server of `image` with a cluster of its own, beside the current one. `initdb` has
+/// the arguments of the program that makes it.
 ///
 /// # Errors
 /// When a value can't be written in a unit file.
 pub fn next_server(
     settings: &Settings,
     image: &ImageReference,
+    initdb: Option<&str>,
     host: &RenderContext<'_>,
 ) -> Result<UnitFile> {
     let common = &Common::new(settings, host)?;
@@ -342,6 +355,8 @@ pub fn next_server(
             },
             next: true,
             data: path_text(&host.paths.postgres_next())?,
+            cluster: cluster_path(Some(image)),
+            initdb,
         },
     )
 }
@@ -513,6 +528,9 @@ struct Postgres<'a> {
     /// Whether this is the server of another major version, which does not serve the gateway yet.
     next: bool,
     data: &'a str,
+    /// Where the container has it.
+    cluster: &'a str,
+    initdb: Option<&'a str>,
 }
 
 #[derive(Template)]

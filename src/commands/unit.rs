@@ -37,6 +37,7 @@ use crate::host::podman::{self, Podman};
 use crate::host::systemd::Systemd;
 use crate::host::systemd::job::{JobType, Jobs};
 use crate::host::{self, Host};
+use crate::image::ImageReference;
 use crate::litellm::advisories::Advisories;
 use crate::litellm::config;
 use crate::operations::postgres;
@@ -245,13 +246,11 @@ fn sizes_file(host: &Host, settings: &Settings, service: Service) -> Result<Opti
     if service != Service::Postgres {
         return Ok(None);
     }
-    let memory = std::fs::read_to_string("/proc/meminfo")
-        .ok()
-        .and_then(|text| postgres_sizes::total_memory(&text));
     let arguments = settings
         .image(service)
-        .zip(memory)
-        .and_then(|(image, memory)| postgres_sizes::initdb_arguments(image, memory));
+        .and_then(ImageReference::postgres_major)
+        .map(postgres_sizes::of_this_host)
+        .and_then(|sizes| postgres_sizes::initdb_arguments(&sizes));
     let Some(arguments) = arguments else {
         return Ok(None);
     };

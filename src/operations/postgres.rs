@@ -23,6 +23,7 @@ use super::{pull, rotation, stack};
 use crate::deployment::completion::container_owner;
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::ledger::ReleaseVerb;
+use crate::deployment::postgres_sizes;
 use crate::deployment::settings::{Database, Settings, parse_env, read_env};
 use crate::deployment::snapshot;
 use crate::error::{self, Failure, Result};
@@ -160,6 +161,8 @@ pub(crate) struct ClusterPlan {
     to: ImageReference,
     /// The settings of the running stack.
     settings: Settings,
+    /// What has to be copied, in bytes, if the server runs.
+    size: Option<u64>,
     /// Of the change that is to be undone.
     done: Option<ClusterRecord>,
 }
@@ -176,10 +179,18 @@ impl ClusterPlan {
                 .hint("name an image of a later version, e.g. `litellm-units upgrade --postgres docker.io/library/postgres:18`")
                 .into());
         }
+        let unit = host.systemd().await?.unit(Service::Postgres.unit()).await?;
+        let size = if unit.is_active() {
+            let databases = Server::new(host, &settings).await?.databases().await?;
+            Some(databases.iter().map(|(_, size)| size).sum())
+        } else {
+            None
+        };
         Ok(Self {
             verb: ReleaseVerb::Upgrade,
             from,
             to: image.clone(),
+            size,
             settings,
             done: None,
         })
@@ -203,6 +214,7 @@ impl ClusterPlan {
             from,
             to: ImageReference::parse(&done.from)?,
             settings,
+            size: None,
             done: Some(done),
         })
     }
@@ -235,6 +247,12 @@ impl ClusterPlan {
             .into_iter()
             .map(str::to_owned),
         );
+        if let Some(size) = self.size {
+            lines.push(format!(
+                "  {} have to be copied, and the gateway is stopped for as long as that takes",
+                bytes(size)
+            ));
+        }
         if let Some(done) = &self.done {
             lines.push(format!(
                 "  what was written since {} is not in the previous cluster",
@@ -274,14 +292,15 @@ impl ClusterPlan {
         // From here on, Ctrl-C fails the current step instead of killing the program.
         let _interrupt = signal(SignalKind::interrupt()).context("can't listen for Ctrl-C")?;
         let paths = &host.paths;
-        if self.done.is_none() {
+        let sizes = if self.done.is_none() {
             stack::start_database(host, &self.settings, timeout).await?;
-            self.prepare(host).await?;
+            self.prepare(host).await?
         } else {
             refuse_mounted(paths)?;
             refuse_no_exchange(paths)?;
             pull::pull_those(host, &self.settings, vec![&self.to]).await?;
-        }
+            Vec::new()
+        };
         let path = paths.env_file();
         let env_before = read_env(&path)?;
         let mut env = parse_env(&env_before, &path)?;
@@ -302,7 +321,7 @@ impl ClusterPlan {
         record.save(paths)?;
         fail::fail_point!("postgres-recorded");
         let begin = Instant::now();
-        let attempt = Box::pin(self.forward(host, &mut record, timeout)).await;
+        let attempt = Box::pin(self.forward(host, &mut record, &sizes, timeout)).await;
         let down = match attempt {
             Ok(down) => down,
             Err(error) => return Err(failed(host, record, timeout, error).await),
@@ -321,8 +340,8 @@ impl ClusterPlan {
         Ok(())
     }
 
-    /// Pulls and checks; then makes a backup. Nothing is stopped.
-    async fn prepare(&self, host: &Host) -> Result<()> {
+    /// Pulls and checks; then makes a backup. Nothing is stopped. Returns the sizes of the new cluster.
+    async fn prepare(&self, host: &Host) -> Result<Vec<(&'static str, String)>> {
         let paths = &host.paths;
         refuse_mounted(paths)?;
         refuse_no_exchange(paths)?;
@@ -335,11 +354,21 @@ impl ClusterPlan {
         // Its own tables and indexes, and the log of the server.
         let copy = size.saturating_add(EMPTY_CLUSTER.saturating_add(size.min(FILLING)));
         backup::refuse_full_disks(paths, size, copy)?;
-        let lost = server.own_settings().await?;
+        let sizes = major(&after)
+            .map(postgres_sizes::of_this_host)
+            .unwrap_or_default();
+        let lost = lost_settings(&server.own_settings().await?, &sizes);
         if !lost.is_empty() {
             host.progress.warn(&format!(
                 "the new cluster does not have the changed settings of the current one: {}; set them again afterwards",
                 lost.join(", ")
+            ));
+        }
+        let left = server.other_databases().await?;
+        if !left.is_empty() {
+            host.progress.warn(&format!(
+                "the new cluster does not get the databases that `restore` has kept, that are templates or that accept no connections: {}; the previous cluster has them until the next backup",
+                left.join(", ")
             ));
         }
         host.progress.say(&format!(
@@ -355,7 +384,8 @@ impl ClusterPlan {
         };
         Box::pin(backup::create(host, &self.settings, &options)).await?;
         // The current one takes its place.
-        forget_previous(host)
+        forget_previous(host)?;
+        Ok(sizes)
     }
 
     fn refuse_version(&self, paths: &Paths, before: &str, after: &str) -> Result<()> {
@@ -391,11 +421,12 @@ impl ClusterPlan {
         &self,
         host: &Host,
         record: &mut ClusterRecord,
+        sizes: &[(&str, String)],
         timeout: Duration,
     ) -> Result<Duration> {
         let paths = &host.paths;
         let begin = if self.done.is_none() {
-            self.start_next(host, timeout).await?;
+            self.start_next(host, sizes, timeout).await?;
             let (current, next) = self.rehearse(host).await?;
             fail::fail_point!("postgres-rehearsed");
             let begin = Instant::now();
@@ -463,7 +494,12 @@ impl ClusterPlan {
     }
 
     /// Starts a server of the new version with an empty cluster beside the current one.
-    async fn start_next(&self, host: &Host, timeout: Duration) -> Result<()> {
+    async fn start_next(
+        &self,
+        host: &Host,
+        sizes: &[(&str, String)],
+        timeout: Duration,
+    ) -> Result<()> {
         let paths = &host.paths;
         let place = paths.postgres_next();
         files::remove_directory(&place)?;
@@ -479,7 +515,8 @@ impl ClusterPlan {
                 .with_context(|| format!("can't change the owner of {}", place.display()))?;
         }
         let unit = |settings: &Settings, context: &quadlet::RenderContext<'_>| {
-            quadlet::next_server(settings, &self.to, context)
+            let initdb = postgres_sizes::initdb_arguments(sizes);
+            quadlet::next_server(settings, &self.to, initdb.as_deref(), context)
         };
         install::add_temporary(host, &self.settings, unit).await?;
         host.progress
@@ -858,6 +895,33 @@ async fn version(host: &Host, image: &ImageReference) -> Result<String> {
     Ok(version.unwrap_or(said.trim()).to_owned())
 }
 
+/// The settings that a new cluster with `sizes` does not have as they were `found`, each with its value. Left out are the
+/// values that `initdb` writes, and values that may be secret.
+fn lost_settings(found: &[(String, String)], sizes: &[(&str, String)]) -> Vec<String> {
+    const WRITTEN: [(&str, &str); 4] = [
+        ("max_connections", "100"),
+        ("shared_buffers", "128MB"),
+        ("max_wal_size", "1GB"),
+        ("min_wal_size", "80MB"),
+    ];
+    let mut lost = Vec::new();
+    for (name, value) in found {
+        let new = sizes.iter().find(|(size, _)| size == name);
+        if new.is_some_and(|(_, new)| new == value) || WRITTEN.contains(&(name, value)) {
+            continue;
+        }
+        let is_secret = ["conninfo", "command", "passphrase", "."]
+            .iter()
+            .any(|part| name.contains(part));
+        lost.push(match new {
+            Some((_, new)) => format!("{name} = {value} (new: {new})"),
+            None if is_secret => name.clone(),
+            None => format!("{name} = {value}"),
+        });
+    }
+    lost
+}
+
 /// The number before the first point.
 fn major(version: &str) -> Option<u32> {
     let end = version.find(|c: char| !c.is_ascii_digit());
@@ -984,6 +1048,42 @@ mod tests {
             std::fs::create_dir_all(place).unwrap();
         }
         paths
+    }
+
+    #[test]
+    fn settings_that_get_lost_are_named() {
+        let sizes = [
+            ("shared_buffers", "1024MB".to_owned()),
+            ("max_connections", "200".into()),
+        ];
+        let found = |list: &[(&str, &str)]| -> Vec<String> {
+            let owned = |(name, value): &(&str, &str)| ((*name).to_owned(), (*value).to_owned());
+            lost_settings(&list.iter().map(owned).collect::<Vec<_>>(), &sizes)
+        };
+        assert_eq!(
+            found(&[
+                ("max_connections", "500"),
+                ("shared_buffers", "1024MB"),
+                ("work_mem", "8MB"),
+                ("max_wal_size", "4GB"),
+                ("primary_conninfo", "password=x"),
+                ("some.extension", "x"),
+            ]),
+            [
+                "max_connections = 500 (new: 200)",
+                "work_mem = 8MB",
+                "max_wal_size = 4GB",
+                "primary_conninfo",
+                "some.extension",
+            ]
+        );
+        let initial = [
+            ("max_connections", "100"),
+            ("shared_buffers", "128MB"),
+            ("max_wal_size", "1GB"),
+            ("min_wal_size", "80MB"),
+        ];
+        assert_eq!(found(&initial), [] as [&str; 0]);
     }
 
     #[test]

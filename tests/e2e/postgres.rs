@@ -124,7 +124,7 @@ fn there_and_back(who: Who, name: &str) {
     assert_eq!(ran.code, 0, "{ran:?}");
     assert!(
         ran.stderr.contains(
-            "warning: the new cluster does not have the changed settings of the current one: log_min_duration_statement; "
+            "warning: the new cluster does not have the changed settings of the current one: log_min_duration_statement = 500; "
         ),
         "{}",
         ran.stderr

@@ -567,15 +567,28 @@ impl<'a> Server<'a> {
         text.lines().map(parse).collect()
     }
 
-    /// The settings that somebody has changed in the files of the cluster.
+    /// The databases that [`Server::databases`] leaves out, beside those that each cluster has.
     ///
     /// # Errors
     /// With the server's words.
-    pub(crate) async fn own_settings(&self) -> Result<Vec<String>> {
-        // The others are written by `initdb` and by the images.
-        let sql = "SELECT DISTINCT name FROM pg_file_settings WHERE name !~* '^(lc_.*|max_connections|shared_buffers|effective_cache_size|maintenance_work_mem|work_mem|dynamic_shared_memory_type|max_wal_size|min_wal_size|log_timezone|TimeZone|DateStyle|default_text_search_config|listen_addresses)$' OR sourcefile LIKE '%/postgresql.auto.conf' ORDER BY 1;\n";
-        let text = self.query(self.maintenance(), sql).await?;
+    pub(crate) async fn other_databases(&self) -> Result<Vec<String>> {
+        let sql = format!(
+            "SELECT datname FROM pg_database WHERE datname NOT IN ('template0', 'template1') AND (NOT datallowconn OR datistemplate OR starts_with(datname, {})) ORDER BY 1;\n",
+            literal(PREFIX)
+        );
+        let text = self.query(self.maintenance(), &sql).await?;
         Ok(text.lines().map(str::to_owned).collect())
+    }
+
+    /// The settings in the files of the cluster with their values, as they are written there, without those of the locale
+    /// and the container.
+    ///
+    /// # Errors
+    /// With the server's words.
+    pub(crate) async fn own_settings(&self) -> Result<Vec<(String, String)>> {
+        let sql = "SELECT json_build_array(name, coalesce(setting, '')) FROM (SELECT DISTINCT ON (name) * FROM pg_file_settings ORDER BY name, seqno DESC) last WHERE name !~* '^(lc_.*|dynamic_shared_memory_type|log_timezone|TimeZone|DateStyle|default_text_search_config|listen_addresses)$' OR sourcefile LIKE '%/postgresql.auto.conf' ORDER BY name;\n";
+        let text = self.query(self.maintenance(), sql).await?;
+        text.lines().map(parse).collect()
     }
 
     /// The server's version, as `17.7 (Debian …)`.

@@ -474,14 +474,14 @@ fn gateways_with_more_connections_than_postgresql() {
             "LITELLM_REPLICAS=2\n",
             pool(31),
             format!(
-                "c.yaml:5:35: warning: the gateway may need 93 connections to PostgreSQL, which has 90 for it: 31 for each process, with those of the standby\n{hint}"
+                "c.yaml:5:35: warning: the gateway may need 93 connections to PostgreSQL, which has about 90 for it unless max_connections is higher: 31 for each process, with those of the standby\n{hint}"
             ),
         ),
         (
             "LITELLM_REPLICAS=4\nNUM_WORKERS=2\n",
             models.to_owned(),
             format!(
-                "c.yaml:1:1: warning: the gateway may need 100 connections to PostgreSQL, which has 90 for it: 10 for each process, with those of the standby\n{hint}"
+                "c.yaml:1:1: warning: the gateway may need 100 connections to PostgreSQL, which has about 90 for it unless max_connections is higher: 10 for each process, with those of the standby\n{hint}"
             ),
         ),
         (external, pool(500), String::new()),

@@ -1,6 +1,8 @@
 //! The sizes with which a new cluster of PostgreSQL begins. `initdb` writes them into the cluster's `postgresql.conf`, where
 //! the operator finds and changes them; an existing cluster keeps its own.
 
+use crate::host::capacity::Capacity;
+
 /// The first major version whose `initdb` takes settings.
 const TAKES_SETTINGS: u32 = 16;
 const MIB: u64 = 1 << 20;
@@ -25,10 +27,9 @@ fn sizes(memory: u64) -> Vec<(&'static str, String)> {
 /// Those of this host, for a new cluster of that major version; none if it is too old for them.
 #[must_use]
 pub(crate) fn of_this_host(major: u32) -> Vec<(&'static str, String)> {
-    std::fs::read_to_string("/proc/meminfo")
-        .ok()
-        .and_then(|text| total_memory(&text))
-        .filter(|_| major >= TAKES_SETTINGS)
+    // Without a known amount, PostgreSQL's own sizes are right.
+    Some(Capacity::read().memory)
+        .filter(|memory| *memory > 0 && major >= TAKES_SETTINGS)
         .map(sizes)
         .unwrap_or_default()
 }
@@ -40,15 +41,6 @@ pub(crate) fn initdb_arguments(sizes: &[(&str, String)]) -> Option<String> {
         .iter()
         .map(|(name, value)| format!("--set {name}={value}"));
     Some(words.collect::<Vec<_>>().join(" ")).filter(|text| !text.is_empty())
-}
-
-/// `MemTotal` of `/proc/meminfo`, in bytes.
-fn total_memory(text: &str) -> Option<u64> {
-    let line = text
-        .lines()
-        .find_map(|line| line.strip_prefix("MemTotal:"))?;
-    let kilobytes: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kilobytes * 1024)
 }
 
 #[cfg(test)]
@@ -73,12 +65,5 @@ mod tests {
         assert_eq!(initdb_arguments(&[]), None);
         assert_eq!(of_this_host(15), []);
         assert_eq!(of_this_host(16).len(), 5);
-    }
-
-    #[test]
-    fn memory_of_the_host() {
-        let text = "MemTotal:       24592784 kB\nMemFree:         6461104 kB\n";
-        assert_eq!(total_memory(text), Some(24_592_784 * 1024));
-        assert_eq!(total_memory("MemFree: 1 kB\n"), None);
     }
 }

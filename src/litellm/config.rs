@@ -266,7 +266,7 @@ fn connections(
         line: at.line,
         column: at.column,
         severity: Severity::Warning,
-        message: format!("the gateway may need {needed} connections to PostgreSQL, which has {CONNECTIONS} for it: {pool} for each process, with those of the standby"),
+        message: format!("the gateway may need {needed} connections to PostgreSQL, which has about {CONNECTIONS} for it unless max_connections is higher: {pool} for each process, with those of the standby"),
         hint: Some("lower database_connection_pool_limit in general_settings, or LITELLM_REPLICAS or NUM_WORKERS in .env".into()),
     })
 }

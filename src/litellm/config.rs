@@ -193,7 +193,10 @@ fn of_several(
         return Vec::new();
     }
     let mut findings = Vec::new();
-    let share = capacity.memory / 100 * u64::from(Replicas::memory_percentage(gateways));
+    let share = capacity
+        .memory
+        .saturating_mul(Replicas::memory_percentage(gateways).into())
+        / 100;
     let needed = LEAST_MEMORY.saturating_mul(workers(env) as u64);
     if share < needed {
         findings.push(ConfigFinding {
@@ -1104,13 +1107,13 @@ mod tests {
                 cached,
                 "LITELLM_REPLICAS=4\n",
                 4,
-                memory("819.2 MiB", "1.0 GiB"),
+                memory("819 MiB", "1.0 GiB"),
             ),
             (
                 cached,
                 "LITELLM_REPLICAS=4\nNUM_WORKERS=2\n",
                 8,
-                memory("1.6 GiB", "2.0 GiB"),
+                memory("1.5 GiB", "2.0 GiB"),
             ),
             ("model_list: []\n", "LITELLM_REPLICAS=4\n", 5, redis.clone()),
             (

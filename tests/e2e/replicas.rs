@@ -150,10 +150,13 @@ fn they_move_together(host: &TestHost) {
 /// Settings that do not work stop at the standby.
 fn a_bad_edit_reaches_none(host: &TestHost) {
     let before = properties(host, "InvocationID");
-    let config = format!("{}/config/litellm-config.yaml", WHO.deployment());
+    let deployment = WHO.deployment();
+    let config = format!("{deployment}/config/litellm-config.yaml");
     host.sh(
         WHO,
-        &format!("sed -i '/^litellm_settings:/a\\  callbacks: missing.callback' {config}"),
+        &format!(
+            "echo 'raise RuntimeError(1)' >{deployment}/config/broken.py; sed -i '/^litellm_settings:/a\\  callbacks: broken.callback' {config}"
+        ),
     );
     let ran = host.units(WHO, &["apply"]);
     assert_ne!(ran.code, 0, "{ran:?}");

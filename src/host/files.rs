@@ -132,7 +132,7 @@ fn is_mount_of(list: &str, path: &Path) -> bool {
     for character in path.to_string_lossy().chars() {
         match character {
             ' ' | '\t' | '\n' | '\\' => {
-                escaped.push_str(&format!("\\{:03o}", u32::from(character)))
+                escaped.push_str(&format!("\\{:03o}", u32::from(character)));
             }
             other => escaped.push(other),
         }

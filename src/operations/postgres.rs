@@ -673,8 +673,8 @@ async fn failed(
 /// Whether the new server proves that nothing was written since the switch. What writes is stopped before it is asked;
 /// the server goes on to refuse writes if it does.
 async fn is_unwritten(host: &Host, record: &ClusterRecord, timeout: Duration) -> Result<bool> {
-    let mut units = vec![Service::Litellm.unit(), Service::Migrate.unit()];
-    units.extend(stack::beside_gateway(host.systemd().await?).await?);
+    // A second gateway does not write either, once the server refuses it.
+    let units = [Service::Litellm, Service::Migrate].map(Service::unit);
     stack::stop(host, &units, timeout).await?;
     let settings = Settings::load(&host.paths.env_file())?;
     let server = Server::new(host, &settings).await?;

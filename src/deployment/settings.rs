@@ -332,10 +332,10 @@ pub(crate) fn place_of(paths: &Paths, image: &ImageReference) -> &'static str {
     let is_named = |settings: Settings| settings.images().any(|named| named == image);
     if Settings::load(&paths.env_file()).is_ok_and(is_named) {
         "in .env"
-    } else if image.is_litellm() {
-        "with `litellm-units upgrade --image`"
-    } else {
+    } else if image.postgres_major().is_some() {
         "with `litellm-units upgrade --postgres`"
+    } else {
+        "with `litellm-units upgrade --image`"
     }
 }
 

@@ -746,7 +746,9 @@ impl Day<'_> {
         self.host
             .set_env(self.who, &[("POSTGRES_PASSWORD", "by-hand")]);
         self.bash(&format!(
-            "printf 'litellm_settings:\\n  callbacks: [nowhere.handler]\\n' >> {config}"
+            "echo 'raise RuntimeError(\"a test says so\")' >{}/config/broken.py
+             printf 'litellm_settings:\\n  callbacks: [broken.handler]\\n' >> {config}",
+            self.who.deployment()
         ))
         .ok();
         let edited = self.bash(&format!("cat {config}")).ok();
@@ -754,7 +756,7 @@ impl Day<'_> {
         let ran = self.units(&["apply"]);
         assert_eq!(ran.code, 1, "{}", ran.stderr);
         assert!(
-            ran.stderr.contains("nowhere")
+            ran.stderr.contains("RuntimeError: a test says so")
                 && ran
                     .stderr
                     .contains("the changes were rolled back; the gateway is ready"),

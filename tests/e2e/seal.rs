@@ -174,7 +174,7 @@ fn a_failed_edit(host: &TestHost, key: &str) {
     );
     host.sh(
         who,
-        r#"cd "$1/config"; cp litellm-config.yaml /root/; printf 'litellm_settings:\n  callbacks: [nowhere.handler]\n' >>litellm-config.yaml"#,
+        r#"cd "$1/config"; cp litellm-config.yaml /root/; echo 'raise RuntimeError' >broken.py; printf 'litellm_settings:\n  callbacks: [broken.handler]\n' >>litellm-config.yaml"#,
     );
     let ran = host.units(who, &["apply"]);
     assert_eq!(ran.code, 1, "{}", ran.stderr);

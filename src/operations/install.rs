@@ -363,7 +363,10 @@ pub(crate) async fn remove_temporary(host: &Host, container: &str) -> Result<()>
         let is_stopped = systemd.unit(&unit).await?.is_stopped();
         if !is_stopped || !ended.is_some_and(|(_, result)| result.is_success()) {
             return Err(Failure::new(format!("{unit} does not stop"))
-                .hint(format!("see why: `systemctl status {unit}`"))
+                .hint(format!(
+                    "see why: `{} status {unit}`",
+                    host.scope().systemctl()
+                ))
                 .into());
         }
     }

@@ -55,7 +55,7 @@ fn both_are_seen(host: &TestHost) {
     );
 }
 
-/// Only the connections of the one that is killed are lost: no request after that fails.
+/// Only the connections of the one that is killed are lost: once its process is gone, no request fails.
 fn a_crash_costs_what_it_had_in_hand(host: &TestHost, key: &str) {
     for container in ["litellm-2", "litellm"] {
         let load = Load::begin(host, WHO, key);
@@ -63,7 +63,9 @@ fn a_crash_costs_what_it_had_in_hand(host: &TestHost, key: &str) {
         let process = process(host, WHO, container);
         let killed = host.sh(
             WHO,
-            &format!("kill -KILL {process}; cut -d' ' -f1 /proc/uptime"),
+            &format!(
+                "kill -KILL {process}; while [ -d /proc/{process} ]; do sleep 0.01; done; cut -d' ' -f1 /proc/uptime"
+            ),
         );
         let killed: f64 = killed.trim().parse().unwrap();
         host.wait("its restart", Duration::from_secs(90), |host| {

@@ -70,7 +70,7 @@ pub(crate) struct BackupOptions {
     pub to: Option<String>,
     /// Of this configuration, and neither encrypted nor copied, so that a rollback on this host needs no key.
     pub to_go_back: Option<SnapshotId>,
-    /// Whether it ends the way back to the previous cluster of PostgreSQL: only if somebody asked for this backup.
+    /// Whether it removes the previous cluster of PostgreSQL: only if somebody asked for this backup.
     pub forget_cluster: bool,
 }
 

@@ -292,13 +292,13 @@ impl ClusterPlan {
         // From here on, Ctrl-C fails the current step instead of killing the program.
         let _interrupt = signal(SignalKind::interrupt()).context("can't listen for Ctrl-C")?;
         let paths = &host.paths;
+        refuse_mounted(paths)?;
+        refuse_no_exchange(paths)?;
+        pull::pull_those(host, &self.settings, vec![&self.to]).await?;
         let sizes = if self.done.is_none() {
             stack::start_database(host, &self.settings, timeout).await?;
             self.prepare(host).await?
         } else {
-            refuse_mounted(paths)?;
-            refuse_no_exchange(paths)?;
-            pull::pull_those(host, &self.settings, vec![&self.to]).await?;
             Vec::new()
         };
         let path = paths.env_file();
@@ -340,12 +340,9 @@ impl ClusterPlan {
         Ok(())
     }
 
-    /// Pulls and checks; then makes a backup. Nothing is stopped. Returns the sizes of the new cluster.
+    /// Checks; then makes a backup. Nothing is stopped. Returns the sizes of the new cluster.
     async fn prepare(&self, host: &Host) -> Result<Vec<(&'static str, String)>> {
         let paths = &host.paths;
-        refuse_mounted(paths)?;
-        refuse_no_exchange(paths)?;
-        pull::pull_those(host, &self.settings, vec![&self.to]).await?;
         let server = Server::new(host, &self.settings).await?;
         let before = server.version().await?;
         let after = version(host, &self.to).await?;
@@ -462,7 +459,7 @@ impl ClusterPlan {
         let server = Server::new(host, &settings).await?;
         if self.done.is_some() {
             server.accept_writes().await?;
-            // It has the password of then.
+            // It has the password that was current when it was replaced.
             rotation::renew_postgres_password(host, &settings, timeout).await?;
         }
         let contents = server.contents(&server.database).await?;
@@ -691,10 +688,14 @@ async fn stay(host: &Host, mut record: ClusterRecord, error: anyhow::Error) -> a
     let start = async {
         record.end(&host.paths)?;
         // It was not ready in time, so nobody waits for it.
-        let mut jobs = Jobs::new(host.systemd().await?).await?;
-        jobs.ask(JobType::Start, Service::Litellm.unit()).await
+        let systemd = host.systemd().await?;
+        let mut jobs = Jobs::new(systemd).await?;
+        for (gateway, _) in stack::gateways(systemd).await? {
+            jobs.ask(JobType::Start, gateway.unit()).await?;
+        }
+        Ok(())
     };
-    let started = start.await;
+    let started: Result<()> = start.await;
     let (from, to) = (&record.from, &record.to);
     match started {
         Ok(()) => Failure::new(format!(

@@ -614,7 +614,7 @@ impl<'a> Server<'a> {
             .with_context(|| format!("unexpected answer of psql: {text:?}"))
     }
 
-    /// Has the server refuse writes until [`Server::accept_writes`] is called, and ends the sessions of before.
+    /// Has the server refuse writes until [`Server::accept_writes`] is called, and ends the sessions that are open.
     ///
     /// # Errors
     /// With the server's words, or when it does not take the setting over, or a session does not end, in time.

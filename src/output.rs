@@ -22,14 +22,16 @@ pub(crate) fn text(text: &str) -> Result<()> {
 /// Asks a question on stderr, and reads from stdin whether the answer is yes.
 pub(crate) fn ask(question: &str) -> Result<bool> {
     eprint!("{question} [y/N] ");
+    Ok(matches!(read_answer()?.as_str(), "y" | "yes"))
+}
+
+/// A line of stdin, in small letters.
+pub(crate) fn read_answer() -> Result<String> {
     let mut answer = String::new();
     io::stdin()
         .read_line(&mut answer)
         .context("can't read the answer")?;
-    Ok(matches!(
-        answer.trim().to_ascii_lowercase().as_str(),
-        "y" | "yes"
-    ))
+    Ok(answer.trim().to_ascii_lowercase())
 }
 
 /// A number and its noun: `1 secret`, `2 secrets`.

@@ -2,8 +2,6 @@
 
 use std::io::IsTerminal;
 
-use anyhow::Context;
-
 use crate::cli::upgrade::Rollback;
 use crate::deployment::ledger::{Ledger, RecordedRelease};
 use crate::deployment::operation_id::OperationId;
@@ -76,22 +74,12 @@ async fn return_to_cluster(host: &Host, arguments: &Rollback) -> Result<Exit> {
                     .into(),
             );
         }
-        eprint!("Return to the previous cluster? Then {losses}. [y/N] ");
-        let answer = read_answer()?;
-        if !matches!(answer.as_str(), "y" | "yes") {
+        if !output::ask(&format!("Return to the previous cluster? Then {losses}."))? {
             return Err(Failure::new("nothing was changed").into());
         }
     }
     Box::pin(plan.carry_out(host, arguments.pace.timeout)).await?;
     Ok(Exit::Success)
-}
-
-fn read_answer() -> Result<String> {
-    let mut answer = String::new();
-    std::io::stdin()
-        .read_line(&mut answer)
-        .context("can't read the answer")?;
-    Ok(answer.trim().to_ascii_lowercase())
 }
 
 /// Refuses a release with an exploited vulnerability, unless the operator accepts it.
@@ -183,7 +171,7 @@ fn ask(release: &RecordedRelease, backup: &OperationId) -> Result<Option<Operati
          upgrade)? With the backup, later keys, teams and spend are lost. [keep/restore/N] ",
         backup.created()
     );
-    match read_answer()?.as_str() {
+    match output::read_answer()?.as_str() {
         "k" | "keep" => Ok(None),
         "r" | "restore" => Ok(Some(backup.clone())),
         _ => Err(Failure::new("nothing was changed").into()),

@@ -7,14 +7,11 @@
 //! Podman runs that command for each `podman exec` as well, and so for each health check: neither
 //! an invalid `.env` nor a removed program may end a running container.
 
-use std::fs::File;
 use std::io::Write;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
-use nix::fcntl::{Flock, FlockArg};
 use secrecy::ExposeSecret;
 use serde::Deserialize;
 use tokio::io::AsyncWriteExt;
@@ -31,6 +28,7 @@ use crate::doctor::watch;
 use crate::error::{Exit, Failure, Result};
 use crate::host::default_route;
 use crate::host::files;
+use crate::host::lock;
 use crate::host::ownership;
 use crate::host::paths::Scope;
 use crate::host::podman::{self, Podman};
@@ -161,7 +159,7 @@ async fn prepare(host: &Host, started: &Started) -> Result<()> {
     let podman = host.podman().await?;
 
     // Several gateways start at the same moment, and their secrets have the same names.
-    let registration = registration_lock(host, service)?;
+    let registration = lock::of_secrets(&host.paths, service.container())?;
     // Fails if one of them does not exist yet, but still prints the others.
     let names: Vec<String> = container_secrets
         .iter()
@@ -258,24 +256,6 @@ fn sizes_file(host: &Host, settings: &Settings, service: Service) -> Result<Opti
     let text = format!("POSTGRES_INITDB_ARGS={arguments}\n");
     files::write_atomically(&file, text.as_bytes(), 0o644)?;
     Ok(Some(file))
-}
-
-/// Waits until no other process registers the secrets of the service, and keeps others from it.
-fn registration_lock(host: &Host, service: Service) -> Result<Flock<File>> {
-    let directory = host.paths.runtime_state();
-    std::fs::create_dir_all(&directory)
-        .with_context(|| format!("can't create {}", directory.display()))?;
-    let path = directory.join(format!("{}.secrets-lock", service.container()));
-    let file = File::options()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(&path)
-        .with_context(|| format!("can't open {}", path.display()))?;
-    Flock::lock(file, FlockArg::LockExclusive)
-        .map_err(|(_, error)| error)
-        .with_context(|| format!("can't lock {}", path.display()))
 }
 
 /// The settings, if the service can read all that it starts with.

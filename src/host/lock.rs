@@ -1,9 +1,9 @@
-//! One operation at a time per deployment.
+//! One operation at a time per deployment, and one registration of secrets.
 
 use std::fs::File;
 use std::io::{Read, Seek, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -35,15 +35,7 @@ impl OperationLock {
                 .hint("run the command as the user who owns the deployment")
         })?;
         let path = lock_file(paths);
-        let file = File::options()
-            .read(true)
-            .write(true)
-            .create(true)
-            .truncate(false)
-            .mode(0o600)
-            .open(&path)
-            .with_context(|| format!("can't open {}", path.display()))?;
-        let mut file = match lock_patiently(file) {
+        let mut file = match lock_patiently(open(&path)?) {
             Ok(file) => file,
             Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {
                 let mut owner = String::new();
@@ -108,6 +100,30 @@ impl OperationLock {
             .with_context(|| format!("can't lock {}", path.display()))?;
         Ok(())
     }
+}
+
+/// Waits until no other process registers the secrets of a container, and keeps others from it until it is dropped.
+///
+/// # Errors
+/// When the file of the lock can't be created or locked.
+pub(crate) fn of_secrets(paths: &Paths, container: &str) -> Result<Flock<File>> {
+    let state = paths.runtime_state();
+    std::fs::create_dir_all(&state).with_context(|| format!("can't create {}", state.display()))?;
+    let path = state.join(format!("{container}.secrets-lock"));
+    Flock::lock(open(&path)?, FlockArg::LockExclusive)
+        .map_err(|(_, error)| error)
+        .with_context(|| format!("can't lock {}", path.display()))
+}
+
+fn open(path: &Path) -> Result<File> {
+    File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(false)
+        .mode(0o600)
+        .open(path)
+        .with_context(|| format!("can't open {}", path.display()))
 }
 
 fn lock_file(paths: &Paths) -> PathBuf {

@@ -78,7 +78,7 @@ pub(crate) async fn run(host: &Host, arguments: cli::Generate) -> Result<Exit> {
             .await?
             .is_active()
     {
-        say("the gateways stay as many for now; to apply LITELLM_REPLICAS: `litellm-units apply`");
+        say("the number of gateways is the same until `litellm-units apply`");
     } else {
         say(&format!(
             "next: `{} start litellm.target` or `litellm-units up`",

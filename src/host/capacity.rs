@@ -1,4 +1,4 @@
-//! What this machine has for gateways.
+//! Processors and memory of this machine.
 
 /// Memory and processors.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

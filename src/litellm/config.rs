@@ -1,8 +1,8 @@
 //! Checks LiteLLM's own configuration before a restart uses it.
 //!
-//! An error keeps the gateway from starting, or would be unsafe: with LiteLLM 1.108.14, each was tried. Everything else
-//! is a warning: an integration that lacks its key does not keep the others from working. LiteLLM's releases add keys
-//! often, so an unknown key is reported only if it resembles a known one.
+//! An error keeps the gateway from starting, would be unsafe, or has LiteLLM ignore a whole section whose name is misspelt.
+//! Everything else is a warning: an integration that lacks its key does not keep the others from working. LiteLLM's
+//! releases add keys often, so an unknown key is reported only if it resembles a known one.
 
 mod words;
 

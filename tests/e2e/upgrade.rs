@@ -433,7 +433,7 @@ fn failures_lose_no_write(host: &TestHost, who: Who, key: &str) {
     );
 }
 
-/// The previous release serves, with the settings of before.
+/// The previous release serves, with the previous settings.
 #[cfg(feature = "fault-points")]
 fn is_before(host: &TestHost, who: Who, key: &str, env: &str, point: &str) {
     assert_eq!(version(host, who), DEFAULT.version, "{point}");

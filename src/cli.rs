@@ -116,6 +116,48 @@ pub(crate) enum Command {
     Unit(Unit),
 }
 
+impl Command {
+    /// Its words if it changes the deployment or the keys, for the record in the journal.
+    pub(crate) fn change(&self) -> Option<&'static str> {
+        let (changes, words) = match self {
+            Self::Generate(generate) => {
+                let reads = generate.dry_run || generate.check || generate.output.is_some();
+                (!reads, "generate")
+            }
+            Self::Up(_) => (true, "up"),
+            Self::Import(import) if import.undo => (true, "import --undo"),
+            Self::Import(import) => (!import.dry_run, "import"),
+            Self::Down(down) if down.remove => (true, "down --remove"),
+            Self::Down(_) => (true, "down"),
+            Self::Apply(apply) => (!apply.dry_run, "apply"),
+            Self::Start(_) => (true, "start"),
+            Self::Stop(_) => (true, "stop"),
+            Self::Restart(_) => (true, "restart"),
+            Self::Pull(_) => (true, "pull"),
+            Self::Trust(trust) => (!trust.dry_run, "trust"),
+            Self::Key(key) => return key.change(),
+            Self::Secrets(secrets) => return secrets.change(),
+            Self::Ui(_) => (true, "ui"),
+            Self::Backup(backup) => return backup.change(),
+            Self::Restore(_) => (true, "restore"),
+            Self::Upgrade(upgrade) => (!upgrade.dry_run && !upgrade.check, "upgrade"),
+            Self::Rollback(rollback) => (!rollback.dry_run, "rollback"),
+            Self::Doctor(doctor) => (doctor.fix, "doctor --fix"),
+            Self::Status(_)
+            | Self::Logs(_)
+            | Self::Exec(_)
+            | Self::Health(_)
+            | Self::History(_)
+            | Self::Completion { .. }
+            | Self::Config(_)
+            | Self::Metrics
+            | Self::Notify(_)
+            | Self::Unit(_) => return None,
+        };
+        changes.then_some(words)
+    }
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Notify {
     /// Send a notice to each recipient in .env

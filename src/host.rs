@@ -13,6 +13,7 @@ pub(crate) mod notice;
 pub(crate) mod ownership;
 pub mod paths;
 pub mod podman;
+pub(crate) mod record;
 pub(crate) mod registries;
 pub(crate) mod ssh;
 pub mod systemd;

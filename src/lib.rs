@@ -35,6 +35,7 @@ use cli::{Cli, Command};
 use error::{Exit, Result};
 use host::Host;
 use host::paths::{Paths, Scope};
+use host::record::Change;
 use host::ssh::{self, RemoteUse};
 use host::systemd::job::JobType;
 
@@ -67,39 +68,48 @@ pub async fn run(cli: Cli) -> Result<Exit> {
             }
         },
     };
-    match cli.command {
-        Command::Generate(arguments) => commands::generate::run(&host, arguments).await,
-        Command::Import(arguments) => commands::import::run(&host, &arguments).await,
-        Command::Up(arguments) => Box::pin(commands::up::run(&host, &arguments)).await,
-        Command::Down(arguments) => commands::down::run(&host, &arguments).await,
-        Command::Apply(arguments) => Box::pin(commands::apply::run(&host, &arguments)).await,
+    // What is done on another machine is in its journal.
+    let change = (cli.command.change().filter(|_| host.remote.is_none()))
+        .map(|command| Change::begin(&host.paths, command));
+    let outcome = carry_out(&host, cli.command).await;
+    if let Some(change) = change {
+        change.end(matches!(outcome, Ok(Exit::Success)));
+    }
+    outcome
+}
+
+async fn carry_out(host: &Host, command: Command) -> Result<Exit> {
+    match command {
+        Command::Generate(arguments) => commands::generate::run(host, arguments).await,
+        Command::Import(arguments) => commands::import::run(host, &arguments).await,
+        Command::Up(arguments) => Box::pin(commands::up::run(host, &arguments)).await,
+        Command::Down(arguments) => commands::down::run(host, &arguments).await,
+        Command::Apply(arguments) => Box::pin(commands::apply::run(host, &arguments)).await,
         Command::Start(arguments) => {
-            commands::lifecycle::run(&host, JobType::Start, &arguments).await
+            commands::lifecycle::run(host, JobType::Start, &arguments).await
         }
-        Command::Stop(arguments) => {
-            commands::lifecycle::run(&host, JobType::Stop, &arguments).await
-        }
-        Command::Restart(arguments) => commands::lifecycle::restart(&host, &arguments).await,
-        Command::Logs(arguments) => commands::logs::run(&host, &arguments).await,
-        Command::Exec(arguments) => commands::exec::run(&host, &arguments).await,
-        Command::Health(arguments) => commands::health::run(&host, &arguments).await,
-        Command::Key(verb) => commands::key::run(&host, verb).await,
-        Command::Secrets(verb) => commands::secrets::run(&host, verb).await,
-        Command::Ui(arguments) => commands::ui::run(&host, &arguments).await,
-        Command::Backup(arguments) => commands::backup::run(&host, arguments).await,
-        Command::Restore(arguments) => commands::backup::restore(&host, arguments).await,
-        Command::Upgrade(arguments) => commands::upgrade::run(&host, arguments).await,
-        Command::Rollback(arguments) => commands::rollback::run(&host, arguments).await,
-        Command::History(arguments) => commands::history::run(&host, &arguments),
+        Command::Stop(arguments) => commands::lifecycle::run(host, JobType::Stop, &arguments).await,
+        Command::Restart(arguments) => commands::lifecycle::restart(host, &arguments).await,
+        Command::Logs(arguments) => commands::logs::run(host, &arguments).await,
+        Command::Exec(arguments) => commands::exec::run(host, &arguments).await,
+        Command::Health(arguments) => commands::health::run(host, &arguments).await,
+        Command::Key(verb) => commands::key::run(host, verb).await,
+        Command::Secrets(verb) => commands::secrets::run(host, verb).await,
+        Command::Ui(arguments) => commands::ui::run(host, &arguments).await,
+        Command::Backup(arguments) => commands::backup::run(host, arguments).await,
+        Command::Restore(arguments) => commands::backup::restore(host, arguments).await,
+        Command::Upgrade(arguments) => commands::upgrade::run(host, arguments).await,
+        Command::Rollback(arguments) => commands::rollback::run(host, arguments).await,
+        Command::History(arguments) => commands::history::run(host, &arguments),
         Command::Completion { shell } => commands::completion::run(shell),
-        Command::Status(arguments) => commands::status::run(&host, &arguments).await,
-        Command::Pull(arguments) => commands::pull::run(&host, &arguments).await,
-        Command::Trust(arguments) => commands::trust::run(&host, &arguments).await,
-        Command::Config(arguments) => commands::config::run(&host, &arguments),
-        Command::Doctor(arguments) => commands::doctor::run(&host, &arguments).await,
-        Command::Metrics => commands::metrics::run(&host).await,
-        Command::Notify(command) => commands::notify::run(&host, &command).await,
-        Command::Unit(verb) => commands::unit::run(&host, verb).await,
+        Command::Status(arguments) => commands::status::run(host, &arguments).await,
+        Command::Pull(arguments) => commands::pull::run(host, &arguments).await,
+        Command::Trust(arguments) => commands::trust::run(host, &arguments).await,
+        Command::Config(arguments) => commands::config::run(host, &arguments),
+        Command::Doctor(arguments) => commands::doctor::run(host, &arguments).await,
+        Command::Metrics => commands::metrics::run(host).await,
+        Command::Notify(command) => commands::notify::run(host, &command).await,
+        Command::Unit(verb) => commands::unit::run(host, verb).await,
     }
 }
 

@@ -31,6 +31,17 @@ pub(crate) enum Command {
     Fetch(Fetch),
 }
 
+impl Backup {
+    /// As [`super::Command::change`].
+    pub(super) fn change(&self) -> Option<&'static str> {
+        match self.command {
+            None | Some(Command::Create(_)) => Some("backup"),
+            Some(Command::Fetch(_)) => Some("backup fetch"),
+            Some(Command::List(_) | Command::Verify(_)) => None,
+        }
+    }
+}
+
 #[derive(Debug, Args)]
 pub(crate) struct Create {
     /// Keep the newest backup of this many days

@@ -34,6 +34,22 @@ pub(crate) enum Key {
     Delete(ChangeKey),
 }
 
+impl Key {
+    /// As [`super::Command::change`].
+    pub(super) fn change(&self) -> Option<&'static str> {
+        match self {
+            Self::Service(_) => Some("key service"),
+            Self::Rotate { .. } => Some("key rotate"),
+            Self::Create(_) => Some("key create"),
+            Self::Update(_) => Some("key update"),
+            Self::Block(_) => Some("key block"),
+            Self::Unblock(_) => Some("key unblock"),
+            Self::Delete(_) => Some("key delete"),
+            Self::List(_) | Self::Info(_) => None,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Rotatable {
     /// Key in service-key.txt

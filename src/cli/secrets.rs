@@ -19,6 +19,18 @@ pub(crate) enum Secrets {
     Audit(Audit),
 }
 
+impl Secrets {
+    /// As [`super::Command::change`].
+    pub(super) fn change(&self) -> Option<&'static str> {
+        match self {
+            Self::Rotate(_) => Some("secrets rotate"),
+            Self::Seal(_) => Some("secrets seal"),
+            Self::Unseal(_) => Some("secrets unseal"),
+            Self::Audit(_) => None,
+        }
+    }
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(crate) enum Secret {
     /// Master key

@@ -11,13 +11,13 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::PathBuf;
 
 use anyhow::Context;
-use nix::unistd::{Uid, User};
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::deployment::operation_id::OperationId;
 use crate::error::{Failure, Result};
 use crate::host::files;
 use crate::host::paths::Paths;
+use crate::host::record;
 use crate::image::Image;
 use crate::service::Service;
 
@@ -310,7 +310,7 @@ impl Ledger {
             at: jiff::Timestamp::now()
                 .strftime("%Y-%m-%dT%H:%M:%SZ")
                 .to_string(),
-            by: operator(),
+            by: record::operator(),
             event,
         };
         self.write(&record)
@@ -437,18 +437,6 @@ impl Ledger {
             .take(PROTECTED)
             .filter_map(|release| self.backup_of(release.number).cloned())
             .collect()
-    }
-}
-
-/// The user who gave the command, also behind `sudo`.
-fn operator() -> String {
-    let user = User::from_uid(Uid::effective())
-        .ok()
-        .flatten()
-        .map_or_else(|| Uid::effective().to_string(), |user| user.name);
-    match std::env::var("SUDO_USER") {
-        Ok(behind) if !behind.is_empty() && behind != user => format!("{behind} (sudo)"),
-        _ => user,
     }
 }
 

@@ -248,6 +248,20 @@ fn keys_rootful() {
     let host = TestHost::boot("keys-rootful");
     let who = Who::Root;
     main_path(&host, who);
+    // What changes something is in the journal; what reads, or shows how to use it, is not.
+    let recorded = host.sh(
+        who,
+        "journalctl --no-pager -o cat -t litellm-units LITELLM_UNITS_COMMAND='key create' | head -n 2
+         journalctl --no-pager -o cat -t litellm-units LITELLM_UNITS_COMMAND='key list'",
+    );
+    let [begun, ended] = recorded.lines().collect::<Vec<_>>()[..] else {
+        panic!("{recorded}");
+    };
+    assert_eq!(begun, "key create by root: begun");
+    assert!(
+        ended.starts_with("key create by root: succeeded after "),
+        "{recorded}"
+    );
 
     // A file that is no use.
     for (damage, words) in [

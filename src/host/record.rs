@@ -1,0 +1,147 @@
+//! Entries of the journal about each command that changes something: what, by whom, and what became of it.
+//!
+//! In journald's own protocol, of a datagram of `FIELD=value` lines (systemd's `JOURNAL_NATIVE_PROTOCOL`).
+
+use std::fmt;
+use std::os::unix::net::UnixDatagram;
+use std::path::Path;
+use std::time::{Duration, Instant};
+
+use nix::unistd::{Uid, User};
+
+use crate::host::paths::Paths;
+
+const SOCKET: &str = "/run/systemd/journal/socket";
+/// `MESSAGE_ID` of each entry; documented in docs/notices.md.
+const BEGUN: &str = "99ff5699ada74ed9bd9292739f49bf58";
+const ENDED: &str = "dc8828afb35b4871b400eef6c5517d03";
+
+/// A change that was begun; [`Change::end`] says what became of it. One that is killed leaves its beginning.
+#[derive(Debug)]
+pub(crate) struct Change<'a> {
+    paths: &'a Paths,
+    command: &'static str,
+    began: Instant,
+}
+
+impl<'a> Change<'a> {
+    /// Records that the caller gave `command`: its words alone, since an argument may be anything.
+    pub(crate) fn begin(paths: &'a Paths, command: &'static str) -> Self {
+        let change = Self {
+            paths,
+            command,
+            began: Instant::now(),
+        };
+        change.write(Outcome::Begun);
+        change
+    }
+
+    /// Records the end. The reason of a failure is on the terminal or in the log of the unit that gave the command.
+    pub(crate) fn end(self, succeeded: bool) {
+        let took = self.began.elapsed();
+        self.write(if succeeded {
+            Outcome::Succeeded(took)
+        } else {
+            Outcome::Failed(took)
+        });
+    }
+
+    /// A host without journald has no record; nothing else depends on it.
+    fn write(&self, outcome: Outcome) {
+        let entry = entry(&self.paths.deployment, self.command, &operator(), outcome);
+        let _ = UnixDatagram::unbound().and_then(|socket| {
+            // A journal that is full or hangs does not hold up a command.
+            socket.set_nonblocking(true)?;
+            socket.send_to(entry.as_bytes(), SOCKET)
+        });
+    }
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Outcome {
+    Begun,
+    Succeeded(Duration),
+    Failed(Duration),
+}
+
+impl Outcome {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Begun => "begun",
+            Self::Succeeded(_) => "succeeded",
+            Self::Failed(_) => "failed",
+        }
+    }
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())?;
+        match self {
+            Self::Begun => Ok(()),
+            Self::Succeeded(took) | Self::Failed(took) => write!(f, " after {} s", took.as_secs()),
+        }
+    }
+}
+
+fn entry(directory: &Path, command: &str, by: &str, outcome: Outcome) -> String {
+    let (id, priority) = match outcome {
+        Outcome::Begun => (BEGUN, 6),
+        Outcome::Succeeded(_) => (ENDED, 6),
+        Outcome::Failed(_) => (ENDED, 4),
+    };
+    let fields = [
+        ("MESSAGE", format!("{command} by {by}: {outcome}")),
+        ("MESSAGE_ID", id.to_owned()),
+        ("PRIORITY", priority.to_string()),
+        ("SYSLOG_IDENTIFIER", "litellm-units".to_owned()),
+        ("LITELLM_UNITS_COMMAND", command.to_owned()),
+        ("LITELLM_UNITS_BY", by.to_owned()),
+        ("LITELLM_UNITS_RESULT", outcome.name().to_owned()),
+        (
+            "LITELLM_UNITS_DIRECTORY",
+            directory.to_string_lossy().into_owned(),
+        ),
+    ];
+    let mut text = String::new();
+    for (name, value) in fields {
+        // A line break would end the field, and begin another one.
+        let value = value.replace(|c: char| c.is_control(), " ");
+        text += &format!("{name}={value}\n");
+    }
+    text
+}
+
+/// The user who gave the command, also behind `sudo`.
+pub(crate) fn operator() -> String {
+    let user = User::from_uid(Uid::effective())
+        .ok()
+        .flatten()
+        .map_or_else(|| Uid::effective().to_string(), |user| user.name);
+    match std::env::var("SUDO_USER") {
+        Ok(behind) if !behind.is_empty() && behind != user => format!("{behind} (sudo)"),
+        _ => user,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_value_stays_within_its_field() {
+        let outcome = Outcome::Failed(Duration::from_millis(61_900));
+        let text = entry(Path::new("/opt/a\nMESSAGE=b"), "apply", "c\nd", outcome);
+        assert_eq!(
+            text,
+            "MESSAGE=apply by c d: failed after 61 s\n\
+             MESSAGE_ID=dc8828afb35b4871b400eef6c5517d03\n\
+             PRIORITY=4\n\
+             SYSLOG_IDENTIFIER=litellm-units\n\
+             LITELLM_UNITS_COMMAND=apply\n\
+             LITELLM_UNITS_BY=c d\n\
+             LITELLM_UNITS_RESULT=failed\n\
+             LITELLM_UNITS_DIRECTORY=/opt/a MESSAGE=b\n"
+        );
+    }
+}

@@ -133,7 +133,8 @@ impl Command {
             Self::Start(_) => (true, "start"),
             Self::Stop(_) => (true, "stop"),
             Self::Restart(_) => (true, "restart"),
-            Self::Pull(_) => (true, "pull"),
+            // With --missing, the units call it at each start.
+            Self::Pull(pull) => (!pull.missing, "pull"),
             Self::Trust(trust) => (!trust.dry_run, "trust"),
             Self::Key(key) => return key.change(),
             Self::Secrets(secrets) => return secrets.change(),
@@ -544,4 +545,39 @@ fn podman_version(text: &str) -> Result<PodmanVersion, String> {
         .ok_or_else(|| "not a version such as 5.4".to_owned())?
         .check()
         .map_err(|error| error.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_recorded() {
+        for (words, expected) in [
+            ("generate", Some("generate")),
+            ("generate --check", None),
+            ("generate --output units", None),
+            ("apply", Some("apply")),
+            ("apply --dry-run", None),
+            ("down --remove", Some("down --remove")),
+            ("import --undo", Some("import --undo")),
+            ("pull", Some("pull")),
+            ("pull --missing redis", None),
+            ("key create shop", Some("key create")),
+            ("key list", None),
+            ("secrets audit", None),
+            ("backup", Some("backup")),
+            ("backup list", None),
+            ("upgrade --check", None),
+            ("rollback", Some("rollback")),
+            ("doctor", None),
+            ("doctor --fix", Some("doctor --fix")),
+            ("exec redis true", None),
+            ("unit watch", None),
+        ] {
+            let cli = Cli::try_parse_from(["litellm-units"].into_iter().chain(words.split(' ')));
+            let cli = cli.unwrap_or_else(|error| panic!("{words}: {error}"));
+            assert_eq!(cli.command.change(), expected, "{words}");
+        }
+    }
 }

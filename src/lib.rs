@@ -68,9 +68,7 @@ pub async fn run(cli: Cli) -> Result<Exit> {
             }
         },
     };
-    // What is done on another machine is in its journal.
-    let change = (cli.command.change().filter(|_| host.remote.is_none()))
-        .map(|command| Change::begin(&host.paths, command));
+    let change = (cli.command.change()).map(|command| Change::begin(&host, command));
     let outcome = carry_out(&host, cli.command).await;
     if let Some(change) = change {
         change.end(matches!(outcome, Ok(Exit::Success)));

@@ -4,12 +4,11 @@
 
 use std::fmt;
 use std::os::unix::net::UnixDatagram;
-use std::path::Path;
 use std::time::{Duration, Instant};
 
 use nix::unistd::{Uid, User};
 
-use crate::host::paths::Paths;
+use crate::host::Host;
 
 const SOCKET: &str = "/run/systemd/journal/socket";
 /// `MESSAGE_ID` of each entry; documented in docs/notices.md.
@@ -19,16 +18,16 @@ const ENDED: &str = "dc8828afb35b4871b400eef6c5517d03";
 /// A change that was begun; [`Change::end`] says what became of it. One that is killed leaves its beginning.
 #[derive(Debug)]
 pub(crate) struct Change<'a> {
-    paths: &'a Paths,
+    host: &'a Host,
     command: &'static str,
     began: Instant,
 }
 
 impl<'a> Change<'a> {
     /// Records that the caller gave `command`: its words alone, since an argument may be anything.
-    pub(crate) fn begin(paths: &'a Paths, command: &'static str) -> Self {
+    pub(crate) fn begin(host: &'a Host, command: &'static str) -> Self {
         let change = Self {
-            paths,
+            host,
             command,
             began: Instant::now(),
         };
@@ -48,7 +47,7 @@ impl<'a> Change<'a> {
 
     /// A host without journald has no record; nothing else depends on it.
     fn write(&self, outcome: Outcome) {
-        let entry = entry(&self.paths.deployment, self.command, &operator(), outcome);
+        let entry = entry(self.host, self.command, &operator(), outcome);
         let _ = UnixDatagram::unbound().and_then(|socket| {
             // A journal that is full or hangs does not hold up a command.
             socket.set_nonblocking(true)?;
@@ -84,11 +83,19 @@ impl fmt::Display for Outcome {
     }
 }
 
-fn entry(directory: &Path, command: &str, by: &str, outcome: Outcome) -> String {
+fn entry(host: &Host, command: &str, by: &str, outcome: Outcome) -> String {
     let (id, priority) = match outcome {
         Outcome::Begun => (BEGUN, 6),
         Outcome::Succeeded(_) => (ENDED, 6),
         Outcome::Failed(_) => (ENDED, 4),
+    };
+    // What `--host` does by D-Bus alone is recorded here, since nothing of ours runs there.
+    let (place, value) = match &host.remote {
+        Some(remote) => ("LITELLM_UNITS_HOST", remote.to_string()),
+        None => (
+            "LITELLM_UNITS_DIRECTORY",
+            host.paths.deployment.to_string_lossy().into_owned(),
+        ),
     };
     let fields = [
         ("MESSAGE", format!("{command} by {by}: {outcome}")),
@@ -98,10 +105,7 @@ fn entry(directory: &Path, command: &str, by: &str, outcome: Outcome) -> String 
         ("LITELLM_UNITS_COMMAND", command.to_owned()),
         ("LITELLM_UNITS_BY", by.to_owned()),
         ("LITELLM_UNITS_RESULT", outcome.name().to_owned()),
-        (
-            "LITELLM_UNITS_DIRECTORY",
-            directory.to_string_lossy().into_owned(),
-        ),
+        (place, value),
     ];
     let mut text = String::new();
     for (name, value) in fields {
@@ -112,14 +116,16 @@ fn entry(directory: &Path, command: &str, by: &str, outcome: Outcome) -> String 
     text
 }
 
-/// The user who gave the command, also behind `sudo`.
+/// The user who gave the command, also behind `sudo`: root alone is believed about that.
 pub(crate) fn operator() -> String {
     let user = User::from_uid(Uid::effective())
         .ok()
         .flatten()
         .map_or_else(|| Uid::effective().to_string(), |user| user.name);
     match std::env::var("SUDO_USER") {
-        Ok(behind) if !behind.is_empty() && behind != user => format!("{behind} (sudo)"),
+        Ok(behind) if Uid::current().is_root() && !behind.is_empty() && behind != user => {
+            format!("{behind} (sudo)")
+        }
         _ => user,
     }
 }
@@ -127,11 +133,14 @@ pub(crate) fn operator() -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::host::paths::{Paths, Scope};
 
     #[test]
     fn a_value_stays_within_its_field() {
         let outcome = Outcome::Failed(Duration::from_millis(61_900));
-        let text = entry(Path::new("/opt/a\nMESSAGE=b"), "apply", "c\nd", outcome);
+        let mut host = Host::new(Paths::elsewhere(Scope::System));
+        host.paths.deployment = "/opt/a\nMESSAGE=b".into();
+        let text = entry(&host, "apply", "c\nd", outcome);
         assert_eq!(
             text,
             "MESSAGE=apply by c d: failed after 61 s\n\

@@ -15,6 +15,7 @@ use crate::host::Host;
 use crate::host::lock::OperationLock;
 use crate::host::ownership;
 use crate::host::paths::Paths;
+use crate::host::record::Change;
 use crate::quadlet::RECOVERY;
 
 /// What `litellm-recovery.service` holds the lock as.
@@ -77,8 +78,13 @@ pub(crate) async fn stand_by(host: &Host) -> Result<()> {
     let Ok(_lock) = OperationLock::take(&host.paths, COMMAND) else {
         return Ok(());
     };
-    ownership::check(&host.paths, None)?;
-    recover(host, RECOVERY_TIMEOUT).await
+    let change = Change::begin(host, COMMAND);
+    let outcome = match ownership::check(&host.paths, None) {
+        Ok(()) => recover(host, RECOVERY_TIMEOUT).await,
+        refused => refused,
+    };
+    change.end(outcome.is_ok());
+    outcome
 }
 
 /// The operation that was interrupted, if one was. It may still be running.

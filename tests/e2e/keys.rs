@@ -248,7 +248,7 @@ fn keys_rootful() {
     let host = TestHost::boot("keys-rootful");
     let who = Who::Root;
     main_path(&host, who);
-    // What changes something is in the journal; what reads, or shows how to use it, is not.
+    // What changes something is in the journal; what reads is not.
     let recorded = host.sh(
         who,
         "journalctl --no-pager -o cat -t litellm-units LITELLM_UNITS_COMMAND='key create' | head -n 2

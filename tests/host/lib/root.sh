@@ -51,6 +51,9 @@ make_root() {
     echo force-unsafe-io >/etc/dpkg/dpkg.cfg.d/99mmdebstrap
     systemctl --quiet enable rootless-images.service docker-registry.service
     systemctl --quiet disable ssh.service
+    # Podman unmounts what is below /sys/kernel before a container gets a user namespace, and stumbles over mounts below
+    # mounts. On a machine there are none; in a host of ours, /sys/kernel is a mount itself.
+    systemctl --quiet mask sys-kernel-debug.mount sys-kernel-tracing.mount
     systemctl --quiet mask systemd-modules-load.service console-getty.service getty@tty1.service apt-daily.timer \
       apt-daily-upgrade.timer dpkg-db-backup.timer fstrim.timer systemd-firstboot.service
   ' "$here/root:files"

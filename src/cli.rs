@@ -500,6 +500,8 @@ pub(crate) enum Unit {
     },
     /// Write one line about newer releases and known vulnerabilities
     CheckRelease,
+    /// Archive what the database has written since the last time
+    Archive,
     /// Look for faults, send notices and write metrics
     Watch,
     /// Wait for the change that goes on; complete it if it is interrupted

@@ -219,6 +219,7 @@ pub(crate) async fn examine(host: &Host) -> Vec<Check> {
         signatures,
         gateway,
         backup,
+        archive,
         upgrade_check,
     ) = futures_util::join!(
         platform::systemd(&examination),
@@ -262,6 +263,7 @@ pub(crate) async fn examine(host: &Host) -> Vec<Check> {
         },
         units::gateway(&examination),
         backup::backup(&examination),
+        backup::archive(&examination),
         release::upgrade_check(&examination),
     );
     checks.extend(systemd);
@@ -296,6 +298,7 @@ pub(crate) async fn examine(host: &Host) -> Vec<Check> {
     }
     checks.extend(gateway);
     checks.extend(backup);
+    checks.extend(archive);
     checks.extend(upgrade_check);
     checks.extend(watch::check(&examination).await);
     checks.extend(interrupted(host));

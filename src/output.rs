@@ -161,6 +161,11 @@ impl Meter {
         }
     }
 
+    /// The bytes that were counted.
+    pub(crate) fn done(&self) -> u64 {
+        self.done.load(Ordering::Relaxed)
+    }
+
     /// Counts the bytes that are read from `inner`.
     pub fn reading<R: Read>(&self, inner: R) -> Counting<R> {
         Counting {

@@ -72,6 +72,11 @@ pub const BACKUP_TIMER: &str = "litellm-backup.timer";
 /// What the timer starts.
 pub const BACKUP_SERVICE: &str = "litellm-backup.service";
 
+/// Archives the write-ahead log, if `.env` asks for it.
+pub const WAL_TIMER: &str = "litellm-wal.timer";
+/// What that timer starts.
+pub const WAL_SERVICE: &str = "litellm-wal.service";
+
 /// Checks for newer releases every day.
 pub const CHECK_TIMER: &str = "litellm-upgrade-check.timer";
 /// What that timer starts.
@@ -83,9 +88,10 @@ pub const WATCH_TIMER: &str = "litellm-watch.timer";
 pub const WATCH_SERVICE: &str = "litellm-watch.service";
 
 /// The timers that come with a deployment, and what each is for.
-pub const TIMERS: [(&str, &str); 3] = [
+pub const TIMERS: [(&str, &str); 4] = [
     (BACKUP_TIMER, "a backup every night"),
     (CHECK_TIMER, "a check for newer releases every day"),
+    (WAL_TIMER, "an archive of the write-ahead log"),
     (WATCH_TIMER, "notices of faults, and metrics"),
 ];
 
@@ -174,6 +180,10 @@ pub fn render(settings: &Settings, host: &RenderContext<'_>) -> Result<Vec<UnitF
         file(Place::Unit, CHECK_SERVICE, &Check { common })?,
         file(Place::Unit, CHECK_TIMER, &CheckTimer { common })?,
     ];
+    if settings.backup.wal {
+        files.push(file(Place::Unit, WAL_SERVICE, &Wal { common })?);
+        files.push(file(Place::Unit, WAL_TIMER, &WalTimer { common })?);
+    }
     if !settings.watch.is_empty() {
         files.push(file(Place::Unit, WATCH_SERVICE, &Watch { common })?);
         files.push(file(Place::Unit, WATCH_TIMER, &WatchTimer { common })?);
@@ -505,6 +515,18 @@ struct Check<'a> {
 #[derive(Template)]
 #[template(path = "litellm-upgrade-check.timer")]
 struct CheckTimer<'a> {
+    common: &'a Common,
+}
+
+#[derive(Template)]
+#[template(path = "litellm-wal.service")]
+struct Wal<'a> {
+    common: &'a Common,
+}
+
+#[derive(Template)]
+#[template(path = "litellm-wal.timer")]
+struct WalTimer<'a> {
     common: &'a Common,
 }
 

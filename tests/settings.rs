@@ -326,6 +326,18 @@ fn what_can_not_be_used_is_refused_by_name_file_and_line() {
              hint: write it as https://HOST/PATH; a program is named by NOTIFY_COMMAND\n".to_owned(),
         ),
         (
+            "BACKUP_WAL",
+            "BACKUP_WAL=on",
+            "error: /srv/.env, line 13: BACKUP_WAL is not yes\n\
+             hint: write yes, or remove the line\n".to_owned(),
+        ),
+        (
+            "BACKUP_WAL beside another server",
+            "BACKUP_WAL=yes\nDATABASE_URL=postgresql://me:pw@db.example.org/litellm",
+            "error: /srv/.env, line 13: BACKUP_WAL has no effect, since the database is external (DATABASE_URL)\n\
+             hint: remove the line, and let the operator of that server archive its write-ahead log\n".to_owned(),
+        ),
+        (
             "METRICS_FILE",
             "METRICS_FILE=litellm.prom",
             "error: /srv/.env, line 13: METRICS_FILE is no absolute path that ends in .prom\n\

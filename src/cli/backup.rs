@@ -102,11 +102,22 @@ pub(crate) struct Fetch {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The backup is restored beside the running database. Then the gateway stops for some seconds while the two are swapped. If it does not become ready with the restored data, the restore is rolled back.\n\nExamples:\n  litellm-units restore latest\n  litellm-units restore 20260131T023000Z-0a1b2c --config --yes"
+    after_help = "The backup is restored beside the running database. Then the gateway stops for some seconds while the two are swapped. If it does not become ready with the restored data, the restore is rolled back.\n\nExamples:\n  litellm-units restore latest\n  litellm-units restore 20260131T023000Z-0a1b2c --config --yes\n  litellm-units restore --to 2026-01-31T14:05"
 )]
 pub(crate) struct Restore {
     /// Name of the backup, or `latest`
-    pub(crate) backup: String,
+    #[arg(required_unless_present = "to", conflicts_with = "to")]
+    pub(crate) backup: Option<String>,
+    /// Time to recover to instead, from the archive of the write-ahead log: 2026-11-26T14:05:00 (local time), RFC 3339, or
+    /// `latest`
+    #[arg(long, value_name = "TIME")]
+    pub(crate) to: Option<String>,
+    /// URL of the copy of the archive to recover from [default: the archive on this host]
+    #[arg(long, value_name = "URL", requires = "to")]
+    pub(crate) from: Option<String>,
+    /// Identifier of the cluster to recover, if the archive has several that were in use at the same time
+    #[arg(long, value_name = "ID", requires = "from")]
+    pub(crate) cluster: Option<String>,
     /// Do not ask for confirmation
     #[arg(short, long)]
     pub(crate) yes: bool,

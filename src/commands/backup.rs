@@ -2,7 +2,10 @@
 
 use std::io::IsTerminal;
 
+use anyhow::Context;
 use serde::Serialize;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::oneshot;
 
 use crate::cli::backup as cli;
 use crate::deployment::ledger::Ledger;
@@ -14,6 +17,7 @@ use crate::host::lock::OperationLock;
 use crate::host::ownership;
 use crate::operations::backup::authentication::Origin;
 use crate::operations::backup::object_store::BackupStore;
+use crate::operations::backup::point_in_time::{self, RecoverOptions, Target};
 use crate::operations::backup::retention::Retention;
 use crate::operations::backup::{self, Backup};
 use crate::operations::recovery;
@@ -58,8 +62,8 @@ async fn create(host: &Host, arguments: cli::Create) -> Result<Exit> {
         },
         recipient: arguments.age_recipient,
         to: arguments.to,
-        to_go_back: None,
         forget_cluster: true,
+        ..backup::BackupOptions::default()
     };
     let progress = if arguments.quiet {
         Progress::Silent
@@ -208,7 +212,24 @@ async fn fetch(host: &Host, arguments: &cli::Fetch) -> Result<Exit> {
 pub(crate) async fn restore(host: &Host, arguments: cli::Restore) -> Result<Exit> {
     let _lock = recovery::begin(host, "restore", RECOVERY_TIMEOUT).await?;
     let settings = Settings::load(&host.paths.env_file())?;
-    let found = Backup::find(&host.paths, &arguments.backup)?.admitted(arguments.foreign)?;
+    if !arguments.yes && !std::io::stdin().is_terminal() {
+        return Err(Failure::new(
+            "restore replaces the gateway's data, and there is no terminal to ask on",
+        )
+        .hint("to restore without a question, add `--yes`")
+        .into());
+    }
+    let found = match (&arguments.backup, &arguments.to) {
+        (Some(name), _) => Backup::find(&host.paths, name)?.admitted(arguments.foreign)?,
+        (None, Some(time)) => recover(host, &settings, &arguments, time).await?,
+        (None, None) => return Err(Failure::new("name a backup, or a time (`--to`)").into()),
+    };
+    let _recovered = arguments.to.is_some().then(|| Temporary(host, &found));
+    if arguments.to.is_some() {
+        for line in backup::restore::compare_with_running(host, &settings, &found).await? {
+            say(&line);
+        }
+    }
     say(&format!(
         "backup {}: {} rows in {} tables, LiteLLM {}",
         found.id(),
@@ -220,34 +241,65 @@ pub(crate) async fn restore(host: &Host, arguments: cli::Restore) -> Result<Exit
             .gateway()
             .map_or("unknown", |image| &image.reference)
     ));
-    if !arguments.yes && !agreed(found.id(), arguments.config)? {
+    if !arguments.yes && !agreed(&found, arguments.to.as_deref(), arguments.config).await? {
         return Err(Failure::new("nothing was changed").into());
     }
     let options = backup::restore::RestoreOptions {
         timeout: arguments.timeout,
         identity: arguments.identity,
         config: arguments.config,
+        from_elsewhere: arguments.from.is_some(),
         ..backup::restore::RestoreOptions::default()
     };
     backup::restore::restore_data(host, &settings, &found, &options).await?;
     Ok(Exit::Success)
 }
 
-fn agreed(id: &OperationId, config: bool) -> Result<bool> {
-    if !std::io::stdin().is_terminal() {
-        return Err(Failure::new(
-            "restore replaces the gateway's data, and there is no terminal to ask on",
-        )
-        .hint("to restore without a question, add `--yes`")
-        .into());
+/// The backup of a recovered database, which goes when the restore has ended: it is of an earlier time than its name says.
+struct Temporary<'a>(&'a Host, &'a Backup);
+
+impl Drop for Temporary<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = backup::remove(&self.0.paths, self.1.id()) {
+            warn(&format!("{error:#}"));
+        }
     }
+}
+
+/// Recovers the database of a time as a backup.
+async fn recover(
+    host: &Host,
+    settings: &Settings,
+    arguments: &cli::Restore,
+    time: &str,
+) -> Result<Backup> {
+    let options = RecoverOptions {
+        target: Target::parse(time, &jiff::tz::TimeZone::system())?,
+        from: arguments.from.clone(),
+        cluster: arguments.cluster.clone(),
+        identity: arguments.identity.clone(),
+        foreign: arguments.foreign,
+    };
+    point_in_time::recover(host, settings, &options).await
+}
+
+async fn agreed(backup: &Backup, to: Option<&str>, config: bool) -> Result<bool> {
     let what = if config {
         "the gateway's data, .env, config/, certs/ and files/"
     } else {
         "the gateway's data"
     };
-    output::ask(&format!(
-        "Replace {what} with the backup of {} UTC? Later keys, teams and spend are lost.",
-        id.created()
-    ))
+    let then = match to {
+        Some(time) => format!("that of {time}"),
+        None => format!("the backup of {} UTC", backup.id().created()),
+    };
+    let question = format!("Replace {what} with {then}? Later keys, teams and spend are lost.");
+    let mut interrupt = signal(SignalKind::interrupt()).context("can't listen for Ctrl-C")?;
+    let (send, answer) = oneshot::channel();
+    // A thread of its own: after Ctrl-C, nobody waits for it.
+    std::thread::spawn(move || send.send(output::ask(&question)));
+    tokio::select! {
+        answer = answer => answer.context("can't read the answer")?,
+        _ = interrupt.recv() => Err(Failure::interrupted("interrupted; nothing was changed").into()),
+    }
 }

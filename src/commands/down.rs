@@ -9,14 +9,21 @@ use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 use crate::host::lock::OperationLock;
 use crate::host::systemd::{LoadState, Systemd};
+use crate::operations::backup::point_in_time;
 use crate::operations::stack;
 use crate::output::{self, say};
 use crate::quadlet::plan::UnitPlan;
-use crate::quadlet::{BACKUP_TIMER, CHECK_TIMER, TIMERS, WATCH_TIMER};
+use crate::quadlet::{BACKUP_TIMER, CHECK_TIMER, TIMERS, WAL_TIMER, WATCH_TIMER};
 use crate::service::Service;
 
 /// Units with links, since they are enabled.
-const ENABLED: [&str; 4] = ["litellm.target", BACKUP_TIMER, CHECK_TIMER, WATCH_TIMER];
+const ENABLED: [&str; 5] = [
+    "litellm.target",
+    BACKUP_TIMER,
+    CHECK_TIMER,
+    WAL_TIMER,
+    WATCH_TIMER,
+];
 
 pub(crate) async fn run(host: &Host, arguments: &cli::Down) -> Result<Exit> {
     let _lock = arguments
@@ -37,6 +44,11 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Down) -> Result<Exit> {
         }
     }
     stack::stop_all(host, &timers, arguments.timeout).await?;
+    let is_own = arguments.remove || !OperationLock::is_held(&host.paths);
+    if is_own && let Ok(podman) = host.podman().await {
+        // The cluster of a recovery that was killed is in it in clear.
+        point_in_time::remove_container(podman).await?;
+    }
     if arguments.remove {
         remove(host, systemd).await?;
     }

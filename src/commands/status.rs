@@ -140,6 +140,7 @@ fn table(report: &StatusReport) -> String {
             Some(_) => format!("* {note}\n"),
         });
     }
+    text.extend(archive_note(report).map(|note| format!("{note}\n")));
     if let Some(operation) = &report.operation {
         text.push_str(&format!("{operation}\n"));
     }
@@ -148,6 +149,20 @@ fn table(report: &StatusReport) -> String {
     }
     text.extend(release_note(report).map(|note| format!("{note}\n")));
     text
+}
+
+/// How much of the database is archived.
+fn archive_note(report: &StatusReport) -> Option<String> {
+    let archive = report.archive.as_ref()?;
+    let place = archive.url.as_deref().unwrap_or("on this host only");
+    Some(match archive.lag() {
+        None => "write-ahead log: nothing is archived yet".to_owned(),
+        Some(_) if !archive.recoverable => {
+            "write-ahead log: there is no base backup yet, without which nothing can be recovered"
+                .to_owned()
+        }
+        Some(lag) => format!("write-ahead log: archived until {lag} ago ({place})"),
+    })
 }
 
 /// A newer release, or the failure to list them.

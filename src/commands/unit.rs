@@ -38,6 +38,7 @@ use crate::host::{self, Host};
 use crate::image::ImageReference;
 use crate::litellm::advisories::Advisories;
 use crate::litellm::config;
+use crate::operations::backup;
 use crate::operations::postgres;
 use crate::operations::pull;
 use crate::operations::recovery;
@@ -62,11 +63,19 @@ pub(crate) async fn run(host: &Host, verb: Unit) -> Result<Exit> {
             await_healthy(host, Started::new(service, which)?.container()).await?;
         }
         Unit::CheckRelease => check_release(host).await?,
+        Unit::Archive => archive(host).await?,
         Unit::Watch => watch::watch(host).await?,
         Unit::Recover => recovery::stand_by(host).await?,
         Unit::Stopped => stopped(host).await?,
     }
     Ok(Exit::Success)
+}
+
+/// What `litellm-wal.service` runs.
+async fn archive(host: &Host) -> Result<()> {
+    ownership::check(&host.paths, None)?;
+    let settings = Settings::load(&host.paths.env_file())?;
+    backup::wal::run(host, &settings).await
 }
 
 /// A secret as `podman secret inspect` shows it.

@@ -36,6 +36,12 @@ impl Images {
         self.0.get(&Service::Litellm)
     }
 
+    /// That of a service.
+    #[must_use]
+    pub(crate) fn of(&self, service: Service) -> Option<&Image> {
+        self.0.get(&service)
+    }
+
     /// Every image, in start order.
     pub(crate) fn all(&self) -> impl Iterator<Item = &Image> {
         self.0.values()

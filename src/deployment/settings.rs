@@ -130,6 +130,9 @@ pub const NOTIFY_URL: &str = "NOTIFY_URL";
 /// So begin the names of variables that concern backups; they do not reach the gateway either.
 const BACKUP_PREFIX: &str = "BACKUP_";
 
+/// Whether the write-ahead log of the local database is archived.
+pub const BACKUP_WAL: &str = "BACKUP_WAL";
+
 /// Variables that count as not set when they are empty. With an empty `UI_USERNAME` and
 /// `UI_PASSWORD`, LiteLLM lets everyone log in as administrator with empty fields; an empty
 /// provider key or base URL is worse than none.
@@ -143,7 +146,7 @@ pub const OPTIONAL: [&str; 6] = [
 ];
 
 /// Variables that are in clear: no secrets, and needed where none is opened.
-const IN_CLEAR: [&str; 18] = [
+const IN_CLEAR: [&str; 19] = [
     METRICS_FILE,
     REPLICAS,
     ACCEPT_VULNERABILITIES,
@@ -162,6 +165,7 @@ const IN_CLEAR: [&str; 18] = [
     "FORWARDED_ALLOW_IPS",
     "BACKUP_AGE_RECIPIENT",
     "BACKUP_URL",
+    BACKUP_WAL,
 ];
 
 /// Whether the variable may be sealed.
@@ -297,6 +301,8 @@ pub struct BackupSettings {
     pub url: Option<String>,
     /// What the store at that URL needs to know, without `BACKUP_` and in small letters.
     pub store: Vec<(String, SecretValue)>,
+    /// `BACKUP_WAL`: whether the write-ahead log is archived, too.
+    pub wal: bool,
     /// Has the programs for an external database.
     pub postgres_image: ImageReference,
 }
@@ -787,7 +793,18 @@ impl Reader<'_> {
     }
 
     fn backup(&self) -> Result<BackupSettings> {
-        let own = ["BACKUP_AGE_RECIPIENT", "BACKUP_URL"];
+        let own = ["BACKUP_AGE_RECIPIENT", "BACKUP_URL", BACKUP_WAL];
+        let wal = self.filled(BACKUP_WAL);
+        if wal.is_some_and(|value| value != "yes") {
+            return Err(self.wrong(BACKUP_WAL, "is not yes", "write yes, or remove the line"));
+        }
+        if wal.is_some() && self.filled("DATABASE_URL").is_some() {
+            return Err(self.wrong(
+                BACKUP_WAL,
+                "has no effect, since the database is external (DATABASE_URL)",
+                "remove the line, and let the operator of that server archive its write-ahead log",
+            ));
+        }
         let store = self
             .env
             .iter()
@@ -801,6 +818,7 @@ impl Reader<'_> {
             recipient: self.filled("BACKUP_AGE_RECIPIENT").map(str::to_owned),
             url: self.filled("BACKUP_URL").map(str::to_owned),
             store,
+            wal: wal.is_some(),
             postgres_image: self.image("POSTGRES_IMAGE", Some(DEFAULT_POSTGRES_IMAGE))?,
         })
     }

@@ -4,16 +4,21 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use super::{Check, CheckName, Examination};
+use crate::deployment::settings::BackupSettings;
 use crate::error::Result;
 use crate::host::Host;
 use crate::host::paths::{Paths, Scope};
 use crate::host::systemd::{LoadState, UnitState};
 use crate::operations::backup;
+use crate::operations::backup::wal::ArchiveReport;
 use crate::output::duration;
-use crate::quadlet::{BACKUP_SERVICE, BACKUP_TIMER};
+use crate::quadlet::{BACKUP_SERVICE, BACKUP_TIMER, WAL_SERVICE, WAL_TIMER};
+use crate::service::Service;
 
 /// One night may be missed, since the host was off or the timer's random delay differs.
 const OLD: Duration = Duration::from_secs(2 * 24 * 3600);
+/// Several runs of the archive in a row took nothing.
+const LATE: Duration = Duration::from_secs(120);
 
 pub(crate) async fn backup(examination: &Examination<'_>) -> Option<Check> {
     // Check `drift` reports missing units.
@@ -46,6 +51,109 @@ pub(super) async fn check(host: &Host) -> Option<Check> {
         last,
         age(&paths.data()),
     ))
+}
+
+pub(crate) async fn archive(examination: &Examination<'_>) -> Option<Check> {
+    let settings = &examination.settings.as_ref()?.backup;
+    archive_check(examination.host, settings).await
+}
+
+/// Whether the write-ahead log is archived. `None` if `.env` does not ask for it, or systemd does not answer.
+pub(super) async fn archive_check(host: &Host, settings: &BackupSettings) -> Option<Check> {
+    let report = match ArchiveReport::of(&host.paths, settings) {
+        Ok(report) => report?,
+        Err(error) => return Some(Check::error(CheckName::Archive, &error)),
+    };
+    let systemd = host.systemd().await.ok()?;
+    let (timer, service, postgres) = futures_util::try_join!(
+        systemd.unit(WAL_TIMER),
+        systemd.unit(WAL_SERVICE),
+        systemd.unit(Service::Postgres.unit()),
+    )
+    .ok()?;
+    // Check `drift` reports a missing timer, and a server that does not run writes nothing.
+    if timer.load == LoadState::NotFound || !postgres.is_active() {
+        return None;
+    }
+    let begins = match backup::wal::is_base_in_the_making(&host.paths) {
+        Ok(begins) => begins,
+        Err(error) => return Some(Check::error(CheckName::Archive, &error)),
+    };
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+    let active = timer.active_since.zip(now.ok());
+    let active = active.map(|(since, now)| now.saturating_sub(Duration::from_micros(since)));
+    let base = match backup::wal::base_failure(&host.paths) {
+        _ if begins => BaseState::InTheMaking,
+        Some(reason) => BaseState::Failed(reason),
+        None => BaseState::Idle,
+    };
+    Some(judge_archive(
+        host.scope(),
+        (&timer, active.unwrap_or_default()),
+        &service,
+        &report,
+        &base,
+    ))
+}
+
+/// What is known of the newest base backup beside its files.
+enum BaseState {
+    Idle,
+    InTheMaking,
+    Failed(String),
+}
+
+fn judge_archive(
+    scope: Scope,
+    (timer, active): (&UnitState, Duration),
+    service: &UnitState,
+    report: &ArchiveReport,
+    base: &BaseState,
+) -> Check {
+    let systemctl = scope.systemctl();
+    let journal = |unit| {
+        let journalctl = systemctl.replace("systemctl", "journalctl");
+        format!("see why: `{journalctl} -u {unit}`")
+    };
+    let lag = report.lag_seconds.map(Duration::from_secs);
+    let words = match report.lag() {
+        Some(lag) => format!("the write-ahead log is archived until {lag} ago"),
+        None => "nothing of the write-ahead log is archived yet".to_owned(),
+    };
+    let warning = |words: String| Check::warning(CheckName::Archive, words);
+    if timer.file_state != "enabled" || !timer.is_active() {
+        return warning(format!("{WAL_TIMER} is not enabled and active; {words}"))
+            .remedy(format!("`{systemctl} enable --now {WAL_TIMER}`"));
+    }
+    if service.is_failing() {
+        return warning(format!(
+            "{WAL_SERVICE} failed: {}; {words}",
+            service.reason()
+        ))
+        .remedy(journal(WAL_SERVICE));
+    }
+    if lag.is_some_and(|lag| lag > LATE) {
+        return warning(format!("{words}; later writes are lost with this host"))
+            .remedy(journal(WAL_SERVICE));
+    }
+    // The first run may still be at work.
+    let is_old = active > LATE;
+    if lag.is_none() && is_old {
+        return warning(words).remedy(journal(WAL_SERVICE));
+    }
+    if let BaseState::Failed(reason) = base {
+        return warning(format!(
+            "{words}, but the last base backup failed: {reason}"
+        ))
+        .remedy(journal(WAL_SERVICE));
+    }
+    if !report.recoverable && is_old && !matches!(base, BaseState::InTheMaking) {
+        return warning(format!(
+            "{words}, but there is no base backup, without which nothing can be recovered"
+        ))
+        .remedy(journal(WAL_SERVICE));
+    }
+    Check::ok(CheckName::Archive, words)
 }
 
 /// Time since the last backup.
@@ -126,6 +234,72 @@ mod tests {
             exit_status: 5,
             ..UnitState::default()
         }
+    }
+
+    #[test]
+    fn archives() {
+        let (on, off) = (unit(ActiveState::Active), unit(ActiveState::Inactive));
+        let failed = unit(ActiveState::Failed);
+        let judged_after = |seconds, timer, service, lag_seconds, recoverable, base| {
+            let report = ArchiveReport {
+                lag_seconds,
+                url: None,
+                recoverable,
+            };
+            let timer = (timer, Duration::from_secs(seconds));
+            let check = judge_archive(Scope::System, timer, service, &report, &base);
+            (check.outcome, check.message)
+        };
+        let judged = |timer, service, lag, recoverable, begins| {
+            let base = if begins {
+                BaseState::InTheMaking
+            } else {
+                BaseState::Idle
+            };
+            judged_after(600, timer, service, lag, recoverable, base)
+        };
+        let ok = |message: &str| (CheckOutcome::Ok, message.to_owned());
+        let warning = |message: &str| (CheckOutcome::Warning, message.to_owned());
+        let archived = "the write-ahead log is archived until 14 s ago";
+        assert_eq!(judged(&on, &off, Some(14), true, false), ok(archived));
+        assert_eq!(judged(&on, &off, Some(14), false, true), ok(archived));
+        let nothing = "nothing of the write-ahead log is archived yet";
+        assert_eq!(
+            judged_after(60, &on, &off, None, false, BaseState::Idle),
+            ok(nothing)
+        );
+        assert_eq!(judged(&on, &off, None, false, false), warning(nothing));
+        let failed_base = BaseState::Failed("the disk is full".to_owned());
+        assert_eq!(
+            judged_after(600, &on, &off, Some(14), true, failed_base),
+            warning(&format!(
+                "{archived}, but the last base backup failed: the disk is full"
+            ))
+        );
+        assert_eq!(
+            judged(&on, &off, Some(14), false, false),
+            warning(&format!(
+                "{archived}, but there is no base backup, without which nothing can be recovered"
+            ))
+        );
+        assert_eq!(
+            judged(&on, &off, Some(180), true, false),
+            warning(
+                "the write-ahead log is archived until 3 min ago; later writes are lost with this host"
+            )
+        );
+        assert_eq!(
+            judged(&off, &off, Some(14), true, false),
+            warning(&format!(
+                "litellm-wal.timer is not enabled and active; {archived}"
+            ))
+        );
+        assert_eq!(
+            judged(&on, &failed, Some(14), true, false),
+            warning(&format!(
+                "litellm-wal.service failed: exited with status 5; {archived}"
+            ))
+        );
     }
 
     #[test]

@@ -190,6 +190,22 @@ fn render(report: &StatusReport, others: &Others) -> String {
         "whether the last nightly backup failed",
     );
     text.sample(&[], flag(others.backup_failed));
+    if let Some(archive) = &report.archive {
+        text.add(
+            "archive_recoverable",
+            "gauge",
+            "whether there is a base backup for the archive of the write-ahead log",
+        );
+        text.sample(&[], flag(archive.recoverable));
+        if let Some(lag) = archive.lag_seconds {
+            text.add(
+                "archive_lag_seconds",
+                "gauge",
+                "time since everything that the database wrote was archived",
+            );
+            text.sample(&[], whole(lag));
+        }
+    }
     text.add(
         "disk_free_bytes",
         "gauge",
@@ -266,6 +282,7 @@ mod tests {
     use super::*;
     use crate::host::container_state::ContainerHealth;
     use crate::host::systemd::UnitResult;
+    use crate::operations::backup::wal::ArchiveReport;
     use crate::operations::stack::report::Services;
     use crate::service::Service;
 
@@ -297,6 +314,11 @@ mod tests {
                 service(Service::Litellm, Some(ContainerHealth::Healthy)),
             ],
             vulnerabilities: Some(Vec::new()),
+            archive: Some(ArchiveReport {
+                lag_seconds: Some(14),
+                url: None,
+                recoverable: true,
+            }),
             ..Services::default()
         };
         let report = services.with(GatewayHealth::Ready {

@@ -7,6 +7,8 @@ use serde::{Serialize, Serializer};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CheckName {
     Applied,
+    /// The archive of the write-ahead log.
+    Archive,
     Backup,
     Cgroup,
     Clock,
@@ -61,6 +63,7 @@ impl CheckName {
     fn word(self) -> &'static str {
         match self {
             Self::Applied => "applied",
+            Self::Archive => "archive",
             Self::Backup => "backup",
             Self::Cgroup => "cgroup",
             Self::Clock => "clock",

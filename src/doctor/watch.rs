@@ -75,7 +75,7 @@ pub(crate) async fn watch(host: &Host) -> Result<()> {
         None => Ok(()),
     };
     // Whatever became of the metrics.
-    notify(host, &settings.watch, &report).await.and(written)
+    notify(host, &settings, &report).await.and(written)
 }
 
 async fn write_metrics(host: &Host, report: &StatusReport, path: &Path) -> Result<()> {
@@ -88,7 +88,8 @@ async fn write_metrics(host: &Host, report: &StatusReport, path: &Path) -> Resul
     write_here(directory, name, text.as_bytes(), 0o644)
 }
 
-async fn notify(host: &Host, watch: &WatchSettings, report: &StatusReport) -> Result<()> {
+async fn notify(host: &Host, settings: &Settings, report: &StatusReport) -> Result<()> {
+    let watch = &settings.watch;
     let target = host.systemd().await?.unit("litellm.target").await?;
     // A gateway that an operator has stopped has no faults.
     if !watch.notifies() || !target.is_active() {
@@ -114,7 +115,7 @@ async fn notify(host: &Host, watch: &WatchSettings, report: &StatusReport) -> Re
         .ok()
         .and_then(|text| serde_json::from_slice(&text).ok())
         .unwrap_or_default();
-    let mut faults = seen(before, find(host, report).await?);
+    let mut faults = seen(before, find(host, settings, report).await?);
     let lines = lines(&faults);
     let delivery = match &*lines {
         [] => Delivery::default(),
@@ -280,7 +281,7 @@ fn lines(faults: &Faults) -> Vec<String> {
 }
 
 /// Looks at everything that costs little to look at.
-async fn find(host: &Host, report: &StatusReport) -> Result<Faults> {
+async fn find(host: &Host, settings: &Settings, report: &StatusReport) -> Result<Faults> {
     let since = SystemTime::now();
     let mut faults = Faults::new();
     let mut add = |subject: &str, words: &str, sightings| {
@@ -314,7 +315,10 @@ async fn find(host: &Host, report: &StatusReport) -> Result<Faults> {
         add(RECOVERY, &problem, SIGHTINGS);
     }
     let space = files::space(host, false).await;
-    let checks = space.into_iter().chain(super::backup::check(host).await);
+    let checks = space
+        .into_iter()
+        .chain(super::backup::check(host).await)
+        .chain(super::backup::archive_check(host, &settings.backup).await);
     for check in checks.filter(|check| check.outcome != CheckOutcome::Ok) {
         let remedy = check.remedy.map(|remedy| format!("; {remedy}"));
         let words = check.message + &remedy.unwrap_or_default();

@@ -10,8 +10,10 @@ pub(crate) mod authentication;
 pub(crate) mod database;
 pub(crate) mod manifest;
 pub(crate) mod object_store;
+pub(crate) mod point_in_time;
 pub(crate) mod restore;
 pub(crate) mod retention;
+pub(crate) mod wal;
 
 use std::collections::BTreeMap;
 use std::fs::Permissions;
@@ -72,6 +74,19 @@ pub(crate) struct BackupOptions {
     pub to_go_back: Option<SnapshotId>,
     /// Whether it removes the previous cluster of PostgreSQL: only if somebody asked for this backup.
     pub forget_cluster: bool,
+    /// Of a recovered database, and not copied.
+    pub recovered: Option<Recovered>,
+}
+
+/// What belongs to a recovered database.
+#[derive(Clone, Debug)]
+pub(crate) struct Recovered {
+    /// The directory with the `.env` and `config/` of its base backup.
+    pub configuration: PathBuf,
+    /// The images of that time.
+    pub images: Images,
+    /// That time.
+    pub time: jiff::Timestamp,
 }
 
 impl Default for BackupOptions {
@@ -83,6 +98,7 @@ impl Default for BackupOptions {
             to: None,
             to_go_back: None,
             forget_cluster: false,
+            recovered: None,
         }
     }
 }
@@ -107,9 +123,14 @@ impl Backup {
     /// # Errors
     /// When there is none, or its manifest is damaged.
     pub(crate) fn load(paths: &Paths, id: &OperationId) -> Result<Self> {
-        let directory = directory(paths).join(id.as_str());
+        Self::load_from(paths, &directory(paths), id)
+    }
+
+    /// As [`Backup::load`], below another directory than that of the backups.
+    fn load_from(paths: &Paths, parent: &Path, id: &OperationId) -> Result<Self> {
+        let directory = parent.join(id.as_str());
         if !directory.is_dir() {
-            return Err(Failure::new(format!("there is no backup {id} in {}", self::directory(paths).display()))
+            return Err(Failure::new(format!("there is no backup {id} in {}", parent.display()))
                 .hint("list the local backups: `litellm-units backup list`; get a remote one: `litellm-units backup fetch`")
                 .into());
         }
@@ -161,15 +182,19 @@ impl Backup {
             })?;
             return Self::load(paths, &id);
         }
-        match ids(paths)?.last() {
-            Some(id) => Self::load(paths, id),
-            None => Err(Failure::new(format!(
-                "there is no backup in {}",
-                directory(paths).display()
-            ))
-            .hint("make one: `litellm-units backup`")
-            .into()),
+        for id in ids(paths)?.iter().rev() {
+            let found = Self::load(paths, id)?;
+            // What an interrupted recovery has left is of an earlier time than its name says.
+            if found.manifest.recovered.is_none() {
+                return Ok(found);
+            }
         }
+        Err(Failure::new(format!(
+            "there is no backup in {}",
+            directory(paths).display()
+        ))
+        .hint("make one: `litellm-units backup`")
+        .into())
     }
 }
 
@@ -184,8 +209,11 @@ pub(crate) fn directory(paths: &Paths) -> PathBuf {
 /// # Errors
 /// When the directory can't be read.
 pub(crate) fn ids(paths: &Paths) -> Result<Vec<OperationId>> {
-    let directory = directory(paths);
-    let entries = match std::fs::read_dir(&directory) {
+    ids_in(&directory(paths))
+}
+
+fn ids_in(directory: &Path) -> Result<Vec<OperationId>> {
+    let entries = match std::fs::read_dir(directory) {
         Ok(entries) => entries,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
         Err(error) => {
@@ -212,7 +240,31 @@ pub(crate) async fn create(
     options: &BackupOptions,
 ) -> Result<Backup> {
     let server = Server::new(host, settings).await?;
-    Box::pin(create_from(host, settings, &server, options)).await
+    let made = Box::pin(create_from(host, settings, &server, options)).await;
+    if options.to_go_back.is_some() || !server.is_local() {
+        return made;
+    }
+    let made = made?;
+    if !settings.backup.wal {
+        wal::end(host, &server).await?;
+        return Ok(made);
+    }
+    let mut interrupt = signal(SignalKind::interrupt()).context("can't listen for Ctrl-C")?;
+    let base = tokio::select! {
+        base = Box::pin(wal::base(host, settings, &server)) => base,
+        _ = interrupt.recv() => return Err(Failure::interrupted(format!(
+            "interrupted; backup {} is complete, and the incomplete base backup was removed", made.id()
+        ))
+        .into()),
+    };
+    // The dump is worth no second attempt for this; litellm-wal.service makes the base backup.
+    if let Err(error) = base {
+        host.progress.warn(&format!(
+            "backup {} is complete, but not the base backup for the archive of the write-ahead log: {error:#}",
+            made.id()
+        ));
+    }
+    Ok(made)
 }
 
 /// As [`create`], of the database on another server than that of `settings`.
@@ -243,6 +295,7 @@ async fn create_uninterrupted(
     let begin = std::time::Instant::now();
     let backup_settings = options.to_go_back.is_none().then_some(&settings.backup);
     let of_settings = |pick: fn(&BackupSettings) -> Option<&String>| backup_settings.and_then(pick);
+    let is_copied = options.recovered.is_none();
     let recipient = Recipient::parse(
         options
             .recipient
@@ -253,12 +306,15 @@ async fn create_uninterrupted(
     let to = options
         .to
         .as_ref()
-        .or(of_settings(|backup| backup.url.as_ref()));
+        .or(of_settings(|backup| backup.url.as_ref()))
+        .filter(|_| is_copied);
     // Before the dump, so that a wrong URL is not found after an hour.
     let remote = to
         .map(|url| object_store::BackupStore::new(url, &settings.backup))
         .transpose()?;
-    restore::recover_with(host, settings, server).await?;
+    if options.recovered.is_none() {
+        restore::recover_with(host, settings, server).await?;
+    }
 
     let mut snapshot = server.snapshot().await?;
     let parent = directory(&host.paths);
@@ -297,19 +353,25 @@ async fn create_uninterrupted(
     fail::fail_point!("backup-after-dump");
 
     let mut manifest = BackupManifest::new(id, created, contents);
-    manifest.images = images(host, settings).await;
-    manifest.encryption = recipient.word().map(|recipient| Encryption {
-        format: "age".into(),
-        recipient,
-    });
+    manifest.images = match &options.recovered {
+        Some(recovered) => recovered.images.clone(),
+        None => images(host, settings).await,
+    };
+    manifest.encryption = encryption(&recipient);
+    manifest.recovered = options.recovered.as_ref().map(|recovered| recovered.time);
     manifest.files.push(entry);
-    let configuration = match &options.to_go_back {
-        Some(id) => snapshot::directory(&host.paths, id),
+    let beside = match &options.recovered {
+        Some(recovered) => recovered.configuration.clone(),
         None => host.paths.deployment.clone(),
+    };
+    let configuration = match (&options.to_go_back, &options.recovered) {
+        (Some(id), _) => snapshot::directory(&host.paths, id),
+        (None, Some(recovered)) => recovered.configuration.clone(),
+        (None, None) => host.paths.deployment.clone(),
     };
     store_files(
         host,
-        &configuration,
+        (&configuration, &beside),
         staged.path(),
         &recipient,
         &mut manifest,
@@ -356,15 +418,23 @@ async fn create_uninterrupted(
     Ok(backup)
 }
 
-/// Copies everything but the dump; `.env` and `config/` are those below `configuration`.
+fn encryption(recipient: &Recipient) -> Option<Encryption> {
+    recipient.word().map(|recipient| Encryption {
+        format: "age".into(),
+        recipient,
+    })
+}
+
+/// Copies everything but the dump; `.env` and `config/` are those below the first directory, and what is beside them in a
+/// deployment is below the second one.
 fn store_files(
     host: &Host,
-    configuration: &Path,
+    places: (&Path, &Path),
     staged: &Path,
     recipient: &Recipient,
     manifest: &mut BackupManifest,
 ) -> Result<()> {
-    let (sealed, files) = files(host, configuration, recipient)?;
+    let (sealed, files) = files(host, places, recipient)?;
     for (name, path) in files {
         let entry = store_file(staged, &name, &path, recipient)?;
         manifest.files.push(entry);
@@ -418,10 +488,14 @@ fn store_file(staged: &Path, name: &str, path: &Path, recipient: &Recipient) -> 
 /// `.env`.
 fn files(
     host: &Host,
-    configuration: &Path,
+    (configuration, deployment): (&Path, &Path),
     recipient: &Recipient,
 ) -> Result<(Option<SecretString>, BTreeMap<String, PathBuf>)> {
     let paths = &host.paths;
+    let here = |path: PathBuf| match path.strip_prefix(&paths.deployment) {
+        Ok(name) => deployment.join(name),
+        Err(_) => path,
+    };
     let mut files = BTreeMap::new();
     let path = configuration.join(".env");
     let env = parse_env(&read_env(&path)?, &path)?;
@@ -432,21 +506,21 @@ fn files(
     if clear.is_none() {
         files.insert(ENV.to_owned(), path);
         for reference in sealed::references(env.text()) {
-            let file = paths.credentials().join(reference.credential());
+            let file = here(paths.credentials()).join(reference.credential());
             if file.is_file() {
                 files.insert(format!("{CREDENTIALS}{}", reference.credential()), file);
             }
         }
     }
     let beside = [
-        paths.images_lock(),
-        paths.deployment.join("service-key.txt"),
-        paths.ledger(),
+        here(paths.images_lock()),
+        deployment.join("service-key.txt"),
+        here(paths.ledger()),
     ];
     let beside = beside.iter().filter(|path| path.is_file());
     let mounted = mounted_files(configuration)?;
     for (root, path) in beside
-        .map(|path| (paths.deployment.as_path(), path))
+        .map(|path| (deployment, path))
         .chain(mounted.iter().map(|path| (configuration, path)))
     {
         let name = path
@@ -559,6 +633,16 @@ pub(crate) async fn images(host: &Host, settings: &Settings) -> Images {
 
 /// Removes backups that are old enough.
 fn prune(host: &Host, retention: Retention, protected: &[OperationId]) -> Result<()> {
+    for id in ids(&host.paths)? {
+        let is_left =
+            || Backup::load(&host.paths, &id).is_ok_and(|found| found.manifest.recovered.is_some());
+        if !protected.contains(&id) && is_left() {
+            remove(&host.paths, &id)?;
+            host.progress.say(&format!(
+                "removed backup {id}, the rest of an interrupted recovery"
+            ));
+        }
+    }
     for id in retention::expired(&ids(&host.paths)?, retention, protected) {
         remove(&host.paths, &id)?;
         host.progress.say(&format!(
@@ -569,8 +653,15 @@ fn prune(host: &Host, retention: Retention, protected: &[OperationId]) -> Result
 }
 
 /// Removes a backup; an incomplete one is never visible.
-fn remove(paths: &Paths, id: &OperationId) -> Result<()> {
-    let parent = directory(paths);
+///
+/// # Errors
+/// When the disk refuses.
+pub(crate) fn remove(paths: &Paths, id: &OperationId) -> Result<()> {
+    remove_from(&directory(paths), id)
+}
+
+/// As [`remove`], below another directory than that of the backups.
+fn remove_from(parent: &Path, id: &OperationId) -> Result<()> {
     let place = parent.join(id.as_str());
     let hidden = parent.join(format!("{UNFINISHED}{id}-old"));
     std::fs::rename(&place, &hidden)
@@ -578,11 +669,12 @@ fn remove(paths: &Paths, id: &OperationId) -> Result<()> {
         .with_context(|| format!("can't remove {}", place.display()))
 }
 
-/// Removes the directories of interrupted backups, and reports it.
-fn remove_unfinished(host: &Host) -> Result<()> {
+/// Removes the directories of interrupted backups, and reports it. Returns whether there were any.
+fn remove_unfinished(host: &Host) -> Result<bool> {
     let Ok(entries) = std::fs::read_dir(directory(&host.paths)) else {
-        return Ok(());
+        return Ok(false);
     };
+    let mut any = false;
     for entry in entries.flatten() {
         let name = entry.file_name();
         if let Some(name) = name.to_str()
@@ -590,12 +682,13 @@ fn remove_unfinished(host: &Host) -> Result<()> {
         {
             std::fs::remove_dir_all(entry.path())
                 .with_context(|| format!("can't remove {}", entry.path().display()))?;
+            any = true;
             host.progress.say(&format!(
                 "removed {name}, the rest of an interrupted backup"
             ));
         }
     }
-    Ok(())
+    Ok(any)
 }
 
 fn make_private(path: &Path) -> Result<()> {

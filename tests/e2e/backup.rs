@@ -508,3 +508,200 @@ fn rootless_backup_and_restore() {
     assert_eq!(stored_keys(&host, who), 1);
     assert_eq!(leftovers(&host, who), "litellm_units_replaced");
 }
+
+/// Writes rows one second apart; gives their times, which are a moment before those of their transactions.
+fn write_rows(host: &TestHost, who: Who) -> Vec<String> {
+    sql(
+        host,
+        who,
+        "create table rows (at timestamptz default clock_timestamp())",
+    );
+    for _ in 0..4 {
+        sql(host, who, "insert into rows default values");
+        std::thread::sleep(std::time::Duration::from_secs(1));
+    }
+    rows(host, who)
+}
+
+fn rows(host: &TestHost, who: Who) -> Vec<String> {
+    let rows = "select to_char(at at time zone 'UTC', 'YYYY-MM-DD\"T\"HH24:MI:SS.US\"Z\"') from rows order by at";
+    sql(host, who, rows).lines().map(str::to_owned).collect()
+}
+
+fn archive(host: &TestHost, who: Who) -> Value {
+    let status = host.units(who, &["status", "--json"]).stdout;
+    serde_json::from_str::<Value>(&status).unwrap()["archive"].clone()
+}
+
+/// Waits until everything of now is in the copy, by the timer alone.
+fn wait_for_archive(host: &TestHost, who: Who, patience: u64) {
+    let begin = std::time::Instant::now();
+    let patience = std::time::Duration::from_secs(patience);
+    host.wait("the archive", patience, |host| {
+        let archive = archive(host, who);
+        let lag = archive["lag_seconds"].as_u64();
+        let is_later = lag.is_some_and(|lag| lag < begin.elapsed().as_secs());
+        (is_later && archive["recoverable"] == true)
+            .then_some(())
+            .ok_or_else(|| archive.to_string())
+    });
+}
+
+fn recovered_to_any_second(who: Who, host: &TestHost) {
+    use age::secrecy::ExposeSecret;
+    let identity = age::x25519::Identity::generate();
+    let recipient = identity.to_public().to_string();
+    host.write(who, "/tmp/key.txt", identity.to_string().expose_secret());
+    host.units(who, &["generate"]).ok();
+    host.sh(
+        who,
+        &format!(
+            r#"mkdir -m 700 /tmp/copies
+            printf 'BACKUP_WAL=yes\nBACKUP_AGE_RECIPIENT=%s\nBACKUP_URL=file:///tmp/copies\n' {recipient} >>"$1/.env""#
+        ),
+    );
+    host.units(who, &["up"]).ok();
+    // The first run asks for a base backup, and nobody else has to.
+    wait_for_archive(host, who, 120);
+    let old = new_key(host, who);
+    let written = write_rows(host, who);
+    // A run that is killed loses nothing, and the next one goes on.
+    #[cfg(feature = "fault-points")]
+    {
+        host.systemctl(who, &["stop", "litellm-wal.timer", "litellm-wal.service"]);
+        sql(host, who, "select pg_switch_wal()");
+        host.kill_at(who, "wal-stored", "", "unit archive");
+        host.systemctl(who, &["start", "litellm-wal.timer"]);
+    }
+    // More than one segment.
+    sql(
+        host,
+        who,
+        "select pg_switch_wal(); insert into rows default values",
+    );
+    let new = new_key(host, who);
+
+    // The third row is there, and the fourth, a second later, is not.
+    let third = "select to_char(at at time zone 'UTC' + interval '0.5 s', 'YYYY-MM-DD\"T\"HH24:MI:SS.MS\"+00:00\"') from rows order by at offset 2 limit 1";
+    let second = sql(host, who, third);
+    let restore = |to: &str, more: &[&str]| {
+        let words = ["restore", "--to", to, "--identity", "/tmp/key.txt", "--yes"];
+        host.units(who, &[&words, more].concat())
+    };
+    let ran = restore(&second, &[]);
+    assert!(
+        ran.code == 0
+            && ran
+                .stderr
+                .contains("  3 rows in public.rows instead of 5\n"),
+        "{ran:?}"
+    );
+    assert_eq!(rows(host, who), written[..3]);
+    assert!(serves(host, who, &old) && !serves(host, who, &new));
+    is_private(host, who);
+    assert_eq!(leftovers(host, who), "litellm_units_replaced");
+    let containers = "podman ps --all --format '{{.Names}}' | grep -c recovered || :";
+    assert_eq!(host.sh(who, containers), "0\n");
+    // Nothing of the recovery is left, and the archive made no dump to have its base backup.
+    assert_eq!(host.sh(who, r#"ls -A "$1/backups""#), "archive\n");
+
+    // What was undone is in the archive as well.
+    restore("latest", &[]).ok();
+    assert_eq!(rows(host, who), written[..3]);
+    for (to, expected) in [
+        (
+            "2026-01-01T00:00:00Z",
+            "so an earlier time can't be recovered",
+        ),
+        ("2100-01-01T00:00:00Z", "the archive ends at "),
+    ] {
+        let ran = restore(to, &[]);
+        assert!(ran.code == 1 && ran.stderr.contains(expected), "{ran:?}");
+    }
+    // A piece that was changed is not used.
+    let changed = r#"cd "$1"/backups/archive/wal/*; piece=$(ls | tail -n 1); cp -a "$piece" /tmp/piece
+        printf X | dd of="$piece" bs=1 seek=200 conv=notrunc status=none"#;
+    host.sh(who, changed);
+    let ran = restore("latest", &[]);
+    assert!(
+        ran.code == 1
+            && ran
+                .stderr
+                .contains(" was changed, or is not of this deployment"),
+        "{ran:?}"
+    );
+    host.sh(
+        who,
+        r#"cd "$1"/backups/archive/wal/*; cp -a /tmp/piece "$(ls | tail -n 1)""#,
+    );
+
+    // What another key has signed is not continued.
+    let bases = r#"ls -d "$1"/backups/archive/2* | wc -l"#;
+    host.sh(who, r#"rm "$1/.litellm-units/backup-key""#);
+    wait_for_archive(host, who, 120);
+    assert_eq!(host.sh(who, bases), "2\n");
+    assert_eq!(host.sh(who, r#"ls -A "$1/backups""#), "archive\n");
+
+    // An archive that stopped for too long begins anew by itself, and the server has not waited for it.
+    host.systemctl(who, &["stop", "litellm-wal.timer", "litellm-wal.service"]);
+    sql(
+        host,
+        who,
+        "alter system set max_slot_wal_keep_size = '16MB'",
+    );
+    sql(host, who, "select pg_reload_conf()");
+    for _ in 0..4 {
+        sql(
+            host,
+            who,
+            "insert into rows default values; select pg_switch_wal()",
+        );
+        sql(
+            host,
+            who,
+            "delete from rows where at = (select max(at) from rows)",
+        );
+    }
+    sql(host, who, "checkpoint");
+    let status = "select wal_status from pg_replication_slots";
+    assert_eq!(sql(host, who, status), "lost");
+    host.systemctl(who, &["start", "litellm-wal.timer"]);
+    wait_for_archive(host, who, 120);
+    assert_eq!(host.sh(who, bases), "3\n");
+    assert_eq!(rows(host, who), written[..3]);
+
+    // The host is lost: at most what was written in its last minute.
+    let last = new_key(host, who);
+    sql(host, who, "insert into rows default values");
+    let expected = rows(host, who);
+    wait_for_archive(host, who, 60);
+    host.units(who, &["down", "--remove"]).ok();
+    host.sh(who, r#"mv "$1" "$1.lost""#);
+    host.units(who, &["up"]).ok();
+    restore(
+        "latest",
+        &["--from", "file:///tmp/copies", "--config", "--foreign"],
+    )
+    .ok();
+    assert_eq!(rows(host, who), expected);
+    assert!(serves(host, who, &old) && serves(host, who, &last));
+    // It writes to the archive of the lost host only when it is told to, and then as a cluster of its own.
+    assert_eq!(host.env(who).get("BACKUP_URL"), None);
+    host.sh(who, r#"sed -i 's/^# BACKUP_/BACKUP_/' "$1/.env""#);
+    host.units(who, &["apply"]).ok();
+    wait_for_archive(host, who, 120);
+    assert_eq!(host.sh(who, "ls /tmp/copies/archive/wal | wc -l"), "2\n");
+}
+
+#[test]
+#[ignore = "takes minutes: part of each release (CONTRIBUTING.md)"]
+fn rootful_recovery_to_any_second() {
+    recovered_to_any_second(Who::Root, &TestHost::boot("backup-wal"));
+}
+
+#[test]
+#[ignore = "the same as for root, without root: part of each release (CONTRIBUTING.md)"]
+fn rootless_recovery_to_any_second() {
+    let who = Who::Operator;
+    recovered_to_any_second(who, &TestHost::boot_for(who, "backup-wal-rootless"));
+}

@@ -75,6 +75,19 @@ const INSTEAD: &[(&str, Instead)] = &[
         "pass llm/openai | sudo litellm-units secrets seal --stdin OPENAI_API_KEY",
         Instead::Run("echo correct-horse | sudo litellm-units secrets seal --stdin OPENAI_API_KEY"),
     ),
+    // e2e::backup::rootful_recovery_to_any_second runs these.
+    (
+        "sudo litellm-units restore --to 2026-11-26T14:05:00",
+        Instead::Elsewhere,
+    ),
+    (
+        "sudo litellm-units restore --to latest --from s3://bucket/litellm --identity key.txt --config --foreign",
+        Instead::Elsewhere,
+    ),
+    (
+        "litellm-units restore --to 2026-01-31T14:05",
+        Instead::Elsewhere,
+    ),
     // Each restarts the gateway or more: e2e::upgrade, e2e::daily and e2e::secrets run these, and more closely.
     (
         "litellm-units upgrade --image ghcr.io/berriai/litellm:v1.110.2",
@@ -368,6 +381,7 @@ fn first_steps_and_daily_use() {
         ("docs/notices.md", Who::Operator),
         ("docs/status-json.md", Who::Root),
         ("docs/backup.md", Who::Operator),
+        ("docs/disaster-recovery.md", Who::Operator),
         ("docs/upgrade.md", Who::Operator),
         ("docs/trust.md", Who::Operator),
         ("docs/reverse-proxy.md", Who::Operator),
@@ -493,6 +507,7 @@ fn everything_is_read() {
         "docs/tutorial.md",
         "docs/status-json.md",
         "docs/backup.md",
+        "docs/disaster-recovery.md",
         "docs/upgrade.md",
         "docs/trust.md",
         "docs/reverse-proxy.md",

@@ -11,7 +11,7 @@ use sha2::{Digest, Sha256};
 use super::manifest::{BackupManifest, StoredFile};
 use crate::error::{Failure, Result};
 use crate::host::files;
-use crate::output::Meter;
+use crate::output::{Meter, Progress};
 use crate::random::hex;
 
 const BUFFER: usize = 256 * 1024;
@@ -174,13 +174,25 @@ pub(crate) fn open(
     name: &str,
     identity: Option<&Path>,
 ) -> Result<Box<dyn Read + Send>> {
-    let entry = manifest.file(name)?;
-    let path = directory.join(&entry.stored);
+    let stored = &manifest.file(name)?.stored;
+    open_stored(&directory.join(stored), manifest, identity)
+}
+
+/// As [`open`], of a file that is in no manifest: it is compressed and encrypted as its name says. `manifest` is for messages.
+///
+/// # Errors
+/// As [`open`].
+pub(crate) fn open_stored(
+    path: &Path,
+    manifest: &BackupManifest,
+    identity: Option<&Path>,
+) -> Result<Box<dyn Read + Send>> {
+    let name = path.to_string_lossy();
     let file =
-        files::open_regular(&path).with_context(|| format!("can't open {}", path.display()))?;
+        files::open_regular(path).with_context(|| format!("can't open {}", path.display()))?;
     let file = io::BufReader::with_capacity(BUFFER, file);
-    let (plain, stored): (Box<dyn Read + Send>, &str) = match entry.stored.strip_suffix(".age") {
-        None => (Box::new(file), &entry.stored),
+    let (plain, stored): (Box<dyn Read + Send>, &str) = match name.strip_suffix(".age") {
+        None => (Box::new(file), &name),
         Some(stored) => {
             let identities = identities(manifest, identity)?;
             let decryptor = age::Decryptor::new_buffered(file)
@@ -294,6 +306,15 @@ pub(crate) fn check_files(
     .into())
 }
 
+/// The SHA-256 of a file.
+///
+/// # Errors
+/// When it can't be read.
+pub(crate) fn sha256(path: &Path) -> io::Result<String> {
+    let quiet = Meter::new("", 0, &Progress::Silent);
+    Ok(hash_file(path, &quiet)?.1)
+}
+
 fn hash_file(path: &Path, meter: &Meter) -> io::Result<(u64, String)> {
     let mut file = files::open_regular(path)?;
     let mut hash = Sha256::new();
@@ -314,7 +335,6 @@ fn hash_file(path: &Path, meter: &Meter) -> io::Result<(u64, String)> {
 mod tests {
     use super::*;
     use crate::operations::backup::manifest::tests::manifest;
-    use crate::output::Progress;
     use age::secrecy::ExposeSecret;
 
     fn round_trip(compress: bool, identity: Option<&age::x25519::Identity>) {

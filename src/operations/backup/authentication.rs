@@ -3,7 +3,7 @@
 //! The manifest has the SHA-256 of every other file, so the code covers all of them. It says who made a
 //! backup, and not that the backup is the newest one.
 
-use std::io::Read;
+use std::io::{Read, Write};
 use std::path::Path;
 
 use anyhow::Context;
@@ -35,7 +35,7 @@ pub(crate) enum Origin {
 pub(crate) struct BackupKey(SecretString);
 
 impl BackupKey {
-    /// Reads the key, and makes one where there is none. The caller holds the operation lock.
+    /// Reads the key, and makes one where there is none. Of two that do so at the same time, both get the first one.
     ///
     /// # Errors
     /// When it is damaged, or the disk refuses.
@@ -45,7 +45,21 @@ impl BackupKey {
         }
         let key = password(&mut kernel_random)?;
         super::make_private(&paths.state())?;
-        files::write_atomically(&paths.backup_key(), key.as_bytes(), 0o600)?;
+        let path = paths.backup_key();
+        let attempt = || {
+            let mut file = tempfile::NamedTempFile::new_in(paths.state())?;
+            file.write_all(key.as_bytes())?;
+            file.as_file().sync_all()?;
+            match file.persist_noclobber(&path) {
+                Err(error) if error.error.kind() == std::io::ErrorKind::AlreadyExists => Ok(false),
+                persisted => persisted.map(|_| true).map_err(|error| error.error),
+            }
+        };
+        if !attempt().with_context(|| format!("can't write {}", path.display()))? {
+            let key = Self::load(paths)?;
+            return key.with_context(|| format!("{} was removed", path.display()));
+        }
+        files::sync_directory(&paths.state())?;
         Ok(Self(key.into()))
     }
 
@@ -82,6 +96,25 @@ impl BackupKey {
     }
 }
 
+impl BackupKey {
+    /// Whether the key of this deployment gives that code for a text.
+    ///
+    /// # Errors
+    /// When the key can't be read.
+    pub(crate) fn is_own(paths: &Paths, text: &[u8], code: &str) -> Result<bool> {
+        let key = Self::load(paths)?;
+        Ok(key
+            .zip(bytes(code))
+            .is_some_and(|(key, code)| key.accepts(text, &code)))
+    }
+
+    /// Compares in constant time.
+    fn accepts(&self, text: &[u8], code: &[u8]) -> bool {
+        self.mac(text)
+            .is_ok_and(|mac| mac.verify_slice(code).is_ok())
+    }
+}
+
 /// The origin of the backup in `directory`, whose manifest is `manifest`.
 ///
 /// # Errors
@@ -97,11 +130,7 @@ pub(crate) fn origin(paths: &Paths, directory: &Path, manifest: &[u8]) -> Result
     let Some(key) = BackupKey::load(paths)? else {
         return Ok(Origin::Foreign("this deployment has made no backup yet"));
     };
-    let is_own = bytes(&code).is_some_and(|code| {
-        // Compared in constant time.
-        key.mac(manifest)
-            .is_ok_and(|mac| mac.verify_slice(&code).is_ok())
-    });
+    let is_own = bytes(&code).is_some_and(|code| key.accepts(manifest, &code));
     Ok(if is_own {
         Origin::Own
     } else {

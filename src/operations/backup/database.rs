@@ -14,6 +14,7 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 
 use super::archive;
 use super::manifest::Contents;
+use super::wal::{Segment, format_position};
 use crate::deployment::settings::{Database, Settings};
 use crate::error::{Failure, Result};
 use crate::host::Host;
@@ -42,6 +43,18 @@ const CURRENT: &str = "postgres";
 const IN_CLIENT: &str = r#"shift
 while IFS= read -r line && [ -n "$line" ]; do export "$line"; done
 exec "$@""#;
+
+/// Writes a part of a segment to stdout. The empty file says where `pg_receivewal` begins; without a slot of its own,
+/// nothing counts as archived that is not on the disk of the archive. A server that does not answer must not leave a process
+/// behind.
+const RECEIVE: &str = r#"set -e
+directory=$(mktemp -d /tmp/litellm-units.XXXXXX)
+trap 'rm -rf "$directory"' EXIT
+: >"$directory/$1.partial"
+timeout 300 pg_receivewal --directory="$directory" --endpos="$2" --no-loop --no-sync --no-password >&2
+file=$directory/$1
+[ -e "$file" ] || file=$file.partial
+tail -c "+$3" "$file" | head -c "$4""#;
 
 /// The objects of a database. Those of extensions are left out, since a dump does not contain them.
 const OWN: &str = "SELECT c.relkind, n.nspname, c.relname \
@@ -222,6 +235,24 @@ impl<'a> Server<'a> {
         })
     }
 
+    /// The server of a recovered cluster, in a container with the variables of PostgreSQL's image; `address` is the directory
+    /// of its socket.
+    ///
+    /// # Errors
+    /// When Podman is not installed.
+    pub(crate) async fn in_recovered(
+        host: &'a Host,
+        name: &'static str,
+        address: &'static str,
+        database: &str,
+    ) -> Result<Self> {
+        Ok(Self {
+            podman: host.podman().await?,
+            access: Access::Container { name, address },
+            database: database.to_owned(),
+        })
+    }
+
     /// Whether the server is the local one, which this program may change.
     #[must_use]
     pub(crate) fn is_local(&self) -> bool {
@@ -383,8 +414,6 @@ impl<'a> Server<'a> {
         words: &[&str],
         sink: impl FnOnce(PipeReader) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let (reader, writer) = io::pipe().context("can't make a pipe")?;
-        widen(&reader);
         let program = [
             "pg_dump",
             "--format=custom",
@@ -393,7 +422,72 @@ impl<'a> Server<'a> {
             // A migration that does not end must not block a backup.
             "--lock-wait-timeout=60s",
         ];
-        let mut command = self.command(database, &[&program, words].concat());
+        let words = [&program, words].concat();
+        self.stream("pg_dump", database, &words, sink).await
+    }
+
+    /// Copies the whole cluster as a tar and hands the stream to `sink`, on a thread of its own.
+    ///
+    /// # Errors
+    /// When `pg_basebackup` or `sink` fails.
+    pub(crate) async fn copy_cluster<T: Send + 'static>(
+        &self,
+        sink: impl FnOnce(PipeReader) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let words = [
+            "pg_basebackup",
+            "--pgdata=-",
+            "--format=tar",
+            // The archive has what is written meanwhile, and lets the server remove it.
+            "--wal-method=none",
+            "--checkpoint=fast",
+            "--label=litellm-units",
+            "--no-password",
+        ];
+        self.stream("pg_basebackup", &self.database, &words, sink)
+            .await
+    }
+
+    /// Hands a part of a segment of the write-ahead log to `sink`, on a thread of its own: the bytes from `start` to `end`.
+    /// The server must have written them to its disk.
+    ///
+    /// # Errors
+    /// When `pg_receivewal` or `sink` fails.
+    pub(crate) async fn receive_wal<T: Send + 'static>(
+        &self,
+        segment: &Segment,
+        start: u64,
+        end: u64,
+        sink: impl FnOnce(PipeReader) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        // It ends behind a position, and would wait for the next record at this one.
+        let last = format_position(segment.position(end) - 1);
+        let (from, count) = ((start + 1).to_string(), (end - start).to_string());
+        let words = [
+            "sh",
+            "-c",
+            RECEIVE,
+            "sh",
+            &segment.name(),
+            &last,
+            &from,
+            &count,
+        ];
+        self.stream("pg_receivewal", &self.database, &words, sink)
+            .await
+    }
+
+    /// Runs a program with access to `database` and hands its stdout to `sink`, on a thread of its own.
+    async fn stream<T: Send + 'static>(
+        &self,
+        program: &str,
+        database: &str,
+        words: &[&str],
+        sink: impl FnOnce(PipeReader) -> Result<T> + Send + 'static,
+    ) -> Result<T> {
+        let (reader, writer) = io::pipe().context("can't make a pipe")?;
+        widen(&reader);
+        let mut command = self.command(database, words);
         command.stdout(writer);
         let mut child = command.spawn().context("can't run podman")?;
         // Its copy of the pipe's end would keep the reader from finishing.
@@ -405,7 +499,7 @@ impl<'a> Server<'a> {
         let stored = stored.context("the writer of the backup stopped")??;
         let output = output.context("can't run podman")?;
         if !output.status.success() {
-            return Err(refused("pg_dump", &String::from_utf8_lossy(&output.stderr)));
+            return Err(refused(program, &String::from_utf8_lossy(&output.stderr)));
         }
         Ok(stored)
     }

@@ -17,6 +17,8 @@ use crate::host::files;
 pub(crate) const FILE: &str = "manifest.json";
 /// The logical name of the dump.
 pub(crate) const DUMP: &str = "database.dump";
+/// The logical name of a base backup.
+pub(crate) const BASE: &str = "base.tar";
 const SCHEMA: u32 = 1;
 /// What a restored file may be: no setuid, setgid and sticky bit, and no other writer than its owner.
 const MODE: u32 = 0o755;
@@ -37,6 +39,12 @@ pub(crate) struct BackupManifest {
     /// How the files are encrypted, if they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub encryption: Option<Encryption>,
+    /// Of a base backup: where the recovery begins.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub base: Option<BasePoint>,
+    /// Of a recovered database: the time to which it was recovered.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub recovered: Option<jiff::Timestamp>,
     /// Every file but this one.
     pub files: Vec<StoredFile>,
 }
@@ -52,6 +60,33 @@ pub(crate) struct Contents {
     pub rows: BTreeMap<String, u64>,
     /// How many tables, views, materialized views, indexes and sequences there are.
     pub objects: BTreeMap<String, u64>,
+}
+
+/// Where a recovery from a base backup begins in the write-ahead log.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub(crate) struct BasePoint {
+    /// The identifier of the cluster.
+    pub system: String,
+    pub timeline: u32,
+    /// The size of a segment in bytes.
+    pub segment_size: u64,
+    /// A position that is not after the one at which the recovery begins.
+    pub position: u64,
+    /// When it was complete: the earliest time to which it can be recovered.
+    pub complete: jiff::Timestamp,
+}
+
+impl BasePoint {
+    /// The identifier is the name of a directory, and the size a divisor.
+    fn is_valid(&self) -> bool {
+        let is_number = |text: &str| {
+            (1..=20).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit())
+        };
+        let sizes = 1 << 20..=1 << 30;
+        is_number(&self.system)
+            && self.segment_size.is_power_of_two()
+            && sizes.contains(&self.segment_size)
+    }
 }
 
 /// How the files of a backup are encrypted.
@@ -91,6 +126,8 @@ impl BackupManifest {
             images: Images::default(),
             database,
             encryption: None,
+            base: None,
+            recovered: None,
             files: Vec::new(),
         }
     }
@@ -123,6 +160,12 @@ impl BackupManifest {
             "schema {} is not known to this version of litellm-units",
             manifest.schema
         );
+        if let Some(base) = &manifest.base {
+            anyhow::ensure!(
+                base.is_valid(),
+                "its position in the write-ahead log is not valid"
+            );
+        }
         let files = &mut manifest.files;
         check_names(files.iter().map(|file| file.name.as_str()), &[])?;
         check_names(
@@ -269,6 +312,32 @@ pub(super) mod tests {
             let reason = format!("{name:?} is not the path of a file in a backup");
             refuses(vec![entry(name, "x")], &reason);
             refuses(vec![entry("x", name)], &reason);
+        }
+    }
+
+    #[test]
+    fn positions_in_the_log() {
+        let parse = |system: &str, segment_size| {
+            let mut manifest = manifest(Vec::new());
+            manifest.base = Some(BasePoint {
+                system: system.to_owned(),
+                timeline: 1,
+                segment_size,
+                position: 0,
+                complete: jiff::Timestamp::UNIX_EPOCH,
+            });
+            BackupManifest::parse(&serde_json::to_vec(&manifest).unwrap())
+        };
+        parse("7712918264126238739", 16 << 20).unwrap();
+        for (system, size) in [
+            ("../../../etc", 16 << 20),
+            ("", 16 << 20),
+            ("1", 0),
+            ("1", 3 << 20),
+            ("1", 1 << 40),
+        ] {
+            let reason = "its position in the write-ahead log is not valid";
+            assert_eq!(parse(system, size).unwrap_err().to_string(), reason);
         }
     }
 

@@ -1,7 +1,9 @@
 //! Remote copies of backups: an object store, or a directory that is mounted from another
 //! machine (`file:///mnt/…`).
 
+use std::collections::BTreeMap;
 use std::os::unix::fs::OpenOptionsExt;
+use std::path::Path;
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -15,7 +17,7 @@ use tokio::io::AsyncWriteExt;
 use super::authentication::{self, Origin};
 use super::manifest::{self, BackupManifest};
 use super::retention::{Retention, expired};
-use super::{Backup, UNFINISHED, check_space, directory, make_private};
+use super::{Backup, UNFINISHED, check_space, directory, make_private, wal};
 use crate::deployment::operation_id::OperationId;
 use crate::deployment::settings::BackupSettings;
 use crate::error::{Failure, Result};
@@ -33,6 +35,8 @@ pub(crate) struct BackupStore {
     url: String,
     store: Arc<dyn ObjectStore>,
     prefix: Key,
+    /// Whether it has base backups and the write-ahead log.
+    is_archive: bool,
 }
 
 impl BackupStore {
@@ -72,7 +76,18 @@ impl BackupStore {
             url: url.to_owned(),
             store: store.into(),
             prefix,
+            is_archive: false,
         })
+    }
+
+    /// The archive of the write-ahead log at this URL.
+    #[must_use]
+    pub(crate) fn archive(self) -> Self {
+        Self {
+            prefix: self.prefix.join(wal::DIRECTORY),
+            is_archive: true,
+            ..self
+        }
     }
 
     #[must_use]
@@ -92,14 +107,16 @@ impl BackupStore {
         let begin = std::time::Instant::now();
         let place = self.place(backup.id());
         for file in &backup.manifest.files {
-            self.put(backup, &place, &file.stored, file.size).await?;
+            let path = backup.directory.join(&file.stored);
+            self.put(&path, &key(&place, &file.stored), file.size)
+                .await?;
         }
         for name in [authentication::FILE, manifest::FILE] {
             let path = backup.directory.join(name);
             let size = std::fs::metadata(&path)
                 .with_context(|| format!("can't examine {}", path.display()))?
                 .len();
-            self.put(backup, &place, name, size).await?;
+            self.put(&path, &key(&place, name), size).await?;
         }
         host.progress.say(&format!(
             "copied to {} in {}",
@@ -109,11 +126,9 @@ impl BackupStore {
         Ok(())
     }
 
-    async fn put(&self, backup: &Backup, place: &Key, name: &str, size: u64) -> Result<()> {
-        let path = backup.directory.join(name);
-        let key = key(place, name);
+    async fn put(&self, path: &Path, key: &Key, size: u64) -> Result<()> {
         let attempt = async {
-            let mut file = tokio::fs::File::open(&path).await?;
+            let mut file = tokio::fs::File::open(path).await?;
             // One request for a small file, parts for a large one.
             let mut writer = BufWriter::with_capacity(Arc::clone(&self.store), key.clone(), PART);
             let copied = tokio::io::copy(&mut file, &mut writer).await;
@@ -122,7 +137,7 @@ impl BackupStore {
                 return Err(error.into());
             }
             writer.shutdown().await?;
-            let stored = self.store.head(&key).await?.size;
+            let stored = self.store.head(key).await?.size;
             anyhow::ensure!(stored == size, "{stored} bytes arrived of {size}");
             Ok(())
         };
@@ -158,35 +173,33 @@ impl BackupStore {
     /// # Errors
     /// When it does not exist, or is not complete.
     pub(crate) async fn fetch(&self, host: &Host, id: &OperationId) -> Result<Backup> {
-        let paths = &host.paths;
-        let parent = directory(paths);
-        let target = parent.join(id.as_str());
-        if target.exists() {
-            return Backup::load(paths, id);
+        let parent = directory(&host.paths);
+        if parent.join(id.as_str()).exists() {
+            return Backup::load_from(&host.paths, &parent, id);
         }
-        make_private(&parent)?;
+        self.fetch_to(host, id, &parent).await
+    }
+
+    /// As [`BackupStore::fetch`], into a directory that does not have it.
+    ///
+    /// # Errors
+    /// As [`BackupStore::fetch`].
+    pub(super) async fn fetch_to(
+        &self,
+        host: &Host,
+        id: &OperationId,
+        parent: &Path,
+    ) -> Result<Backup> {
+        let paths = &host.paths;
+        let target = parent.join(id.as_str());
+        make_private(parent)?;
         let place = self.place(id);
-        let text = match self.store.get(&key(&place, manifest::FILE)).await {
-            Ok(found) => found.bytes().await?,
-            Err(object_store::Error::NotFound { .. }) => {
-                return Err(
-                    Failure::new(format!("there is no backup {id} in {}", self.url))
-                        .hint("list the remote backups: `litellm-units backup list --remote`")
-                        .into(),
-                );
-            }
-            Err(error) => return Err(error).with_context(|| format!("can't read {}", self.url)),
-        };
-        let manifest = BackupManifest::parse(&text).map_err(|error| {
-            let place = format!("{}/{id}/{}", self.url.trim_end_matches('/'), manifest::FILE);
-            Failure::new(format!("{place}: {error:#}"))
-                .hint("use another copy: `litellm-units backup list --remote`")
-        })?;
-        check_space(&parent, manifest.total_size())?;
+        let (manifest, text) = self.manifest(id).await?;
+        check_space(parent, manifest.total_size())?;
         let staged = tempfile::Builder::new()
             .prefix(&format!("{UNFINISHED}{id}-"))
             .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700))
-            .tempdir_in(&parent)
+            .tempdir_in(parent)
             .with_context(|| format!("can't create a directory in {}", parent.display()))?;
         for file in &manifest.files {
             self.get(
@@ -214,12 +227,12 @@ impl BackupStore {
             .with_context(|| format!("can't rename {}", target.display()))?;
         // It was renamed.
         let _ = staged.keep();
-        files::sync_directory(&parent)?;
+        files::sync_directory(parent)?;
         host.progress.say(&format!(
             "backup {id} was fetched: {}",
             bytes(manifest.total_size())
         ));
-        let backup = Backup::load(paths, id)?;
+        let backup = Backup::load_from(paths, parent, id)?;
         if let Origin::Foreign(reason) = backup.origin {
             host.progress.warn(&format!(
                 "backup {id} was not made by this deployment, so `verify` and `restore` need `--foreign`: {reason}"
@@ -228,7 +241,101 @@ impl BackupStore {
         Ok(backup)
     }
 
-    async fn get(&self, key: &Key, path: &std::path::Path) -> Result<()> {
+    /// The manifest of a backup, with the text that its authentication code covers.
+    ///
+    /// # Errors
+    /// When there is no such backup, or its manifest can't be understood.
+    pub(crate) async fn manifest(&self, id: &OperationId) -> Result<(BackupManifest, Vec<u8>)> {
+        let text = match self.store.get(&key(&self.place(id), manifest::FILE)).await {
+            Ok(found) => found.bytes().await?.to_vec(),
+            Err(object_store::Error::NotFound { .. }) => {
+                return Err(
+                    Failure::new(format!("there is no backup {id} in {}", self.url))
+                        .hint("list the remote backups: `litellm-units backup list --remote`")
+                        .into(),
+                );
+            }
+            Err(error) => return Err(error).with_context(|| format!("can't read {}", self.url)),
+        };
+        let manifest = BackupManifest::parse(&text).map_err(|error| {
+            let place = format!("{}/{id}/{}", self.url.trim_end_matches('/'), manifest::FILE);
+            Failure::new(format!("{place}: {error:#}"))
+                .hint("use another copy: `litellm-units backup list --remote`")
+        })?;
+        Ok((manifest, text))
+    }
+
+    /// The names and sizes of the files in a directory.
+    ///
+    /// # Errors
+    /// When the store refuses.
+    pub(crate) async fn files(&self, directory: &str) -> Result<BTreeMap<String, u64>> {
+        let place = key(&self.prefix, directory);
+        let mut objects = self.store.list(Some(&place));
+        let mut files = BTreeMap::new();
+        while let Some(object) = objects.next().await {
+            let object = object.with_context(|| format!("can't list {}", self.url))?;
+            if let Some(name) = object.location.filename() {
+                files.insert(name.to_owned(), object.size);
+            }
+        }
+        Ok(files)
+    }
+
+    /// The names of the directories in a directory.
+    ///
+    /// # Errors
+    /// When the store refuses.
+    pub(crate) async fn directories(&self, directory: &str) -> Result<Vec<String>> {
+        let place = key(&self.prefix, directory);
+        let listed = match self.store.list_with_delimiter(Some(&place)).await {
+            Err(object_store::Error::NotFound { .. }) => return Ok(Vec::new()),
+            listed => listed.with_context(|| format!("can't list {}", self.url))?,
+        };
+        let names = listed.common_prefixes.iter().filter_map(Key::filename);
+        Ok(names.map(str::to_owned).collect())
+    }
+
+    /// Copies one file.
+    ///
+    /// # Errors
+    /// When the store refuses, or holds less than was sent.
+    pub(crate) async fn put_file(&self, directory: &str, path: &Path) -> Result<()> {
+        let name = path.file_name().and_then(std::ffi::OsStr::to_str);
+        let name = name.with_context(|| format!("{} is not valid UTF-8", path.display()))?;
+        let size = std::fs::metadata(path)
+            .with_context(|| format!("can't examine {}", path.display()))?
+            .len();
+        self.put(
+            path,
+            &key(&self.prefix, &format!("{directory}/{name}")),
+            size,
+        )
+        .await
+    }
+
+    /// Downloads one file to a path that does not exist.
+    ///
+    /// # Errors
+    /// When the store or the disk refuses; a part of the file may be left.
+    pub(crate) async fn get_file(&self, directory: &str, name: &str, path: &Path) -> Result<()> {
+        let key = key(&self.prefix, &format!("{directory}/{name}"));
+        self.get(&key, path).await
+    }
+
+    /// Removes a file, if it exists.
+    ///
+    /// # Errors
+    /// When the store refuses.
+    pub(crate) async fn remove_file(&self, directory: &str, name: &str) -> Result<()> {
+        let key = key(&self.prefix, &format!("{directory}/{name}"));
+        match self.store.delete(&key).await {
+            Err(object_store::Error::NotFound { .. }) => Ok(()),
+            removed => removed.with_context(|| format!("can't remove {key}")),
+        }
+    }
+
+    async fn get(&self, key: &Key, path: &Path) -> Result<()> {
         let attempt = async {
             if let Some(parent) = path.parent() {
                 make_private(parent)?;
@@ -272,6 +379,11 @@ impl BackupStore {
                 && let Ok(url) = reqwest::Url::parse(&self.url)
                 && let Ok(directory) = url.to_file_path()
             {
+                let directory = if self.is_archive {
+                    directory.join(wal::DIRECTORY)
+                } else {
+                    directory
+                };
                 // Only empty directories are left.
                 let _ = std::fs::remove_dir_all(directory.join(id.as_str()));
             }

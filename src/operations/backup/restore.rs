@@ -13,15 +13,15 @@ use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::archive;
 use super::database::{Server, is_missing_role, scratch_name};
 use super::manifest::{Contents, DUMP};
 use super::{Backup, CREDENTIALS, check_space, make_private, remove_unfinished};
+use super::{archive, point_in_time};
 use crate::deployment::env_file::EnvFile;
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::operation_id::OperationId;
 use crate::deployment::sealed::{self, Vault};
-use crate::deployment::settings::{OF_THE_DATABASE, Settings, parse_env, read_env};
+use crate::deployment::settings::{BACKUP_WAL, OF_THE_DATABASE, Settings, parse_env, read_env};
 use crate::deployment::snapshot::{self, SnapshotId};
 use crate::error::{Exit, Failure, Result, exit};
 use crate::host::Host;
@@ -47,6 +47,8 @@ pub(crate) struct RestoreOptions {
     /// Whether it is a step of a change that is rolled back after an interruption, and so is undone then, even after the
     /// databases were swapped.
     pub is_step: bool,
+    /// Whether it comes from the archive of another host, to which this one must not write unasked.
+    pub from_elsewhere: bool,
 }
 
 impl Default for RestoreOptions {
@@ -56,6 +58,7 @@ impl Default for RestoreOptions {
             identity: None,
             config: false,
             is_step: false,
+            from_elsewhere: false,
         }
     }
 }
@@ -166,6 +169,31 @@ pub(crate) async fn verify(
     dropped?;
     compare(backup, &found)?;
     Ok(verified)
+}
+
+/// What a restore changes: the tables with another number of rows than now. Nothing if the database does not run.
+///
+/// # Errors
+/// With the server's words.
+pub(crate) async fn compare_with_running(
+    host: &Host,
+    settings: &Settings,
+    backup: &Backup,
+) -> Result<Vec<String>> {
+    let systemd = host.systemd().await?;
+    if !systemd.unit(Service::Postgres.unit()).await?.is_active() {
+        return Ok(Vec::new());
+    }
+    let server = Server::new(host, settings).await?;
+    let now = server.contents(&server.database).await?;
+    let differences = now.differences(&backup.manifest.database);
+    Ok(if differences.is_empty() {
+        vec!["every table has as many rows as the running database".to_owned()]
+    } else {
+        let mut lines = vec!["compared with the running database:".to_owned()];
+        lines.extend(differences.iter().map(|line| format!("  {line}")));
+        lines
+    })
 }
 
 /// Restores the data of a backup: beside the running gateway first, then in its place, then waits
@@ -493,6 +521,8 @@ pub(super) async fn recover_with(
     server: &Server<'_>,
 ) -> Result<Recovered> {
     remove_unfinished(host)?;
+    // The cluster of a recovery that was killed is in it in clear.
+    point_in_time::remove_container(host.podman().await?).await?;
     let mut recovered = Recovered::Nothing;
     if !server.is_local() {
         return Ok(recovered);
@@ -739,6 +769,13 @@ fn restore_config(host: &Host, backup: &Backup, options: &RestoreOptions) -> Res
     env.take_over(&OF_THE_DATABASE, &now)?;
     let identity = options.identity.as_deref();
     let read = |name: &str| archive::read(&backup.directory, &backup.manifest, name, identity);
+    if options.from_elsewhere {
+        env = without_archive(&env, &path)?;
+        host.progress.say(&format!(
+            "BACKUP_URL and BACKUP_WAL are commented out in {}, so that this host does not write to the archive of the other one; to go on with it, remove the `#` and run `litellm-units apply`",
+            path.display()
+        ));
+    }
     // The recorded digests of the backup's tags, where this host has none.
     if backup.manifest.file("deployment/images.lock").is_ok() {
         let kept = tempfile::NamedTempFile::new().context("can't create a temporary file")?;
@@ -747,7 +784,7 @@ fn restore_config(host: &Host, backup: &Backup, options: &RestoreOptions) -> Res
         let lock_path = paths.images_lock();
         let mut lock = ImagesLock::load(&lock_path)?;
         for image in Settings::from_env(&env, &path)?.images() {
-            if lock.lacks(image)
+            if (options.from_elsewhere || lock.lacks(image))
                 && let Some(locked) = then.get(image)
             {
                 lock.record(image, locked.identity.clone());
@@ -787,6 +824,23 @@ fn restore_config(host: &Host, backup: &Backup, options: &RestoreOptions) -> Res
         }
     }
     files::write_atomically(&path, env.text().as_bytes(), 0o600)
+}
+
+/// Comments out what makes a host archive to a URL.
+fn without_archive(env: &EnvFile, path: &Path) -> Result<EnvFile> {
+    let mut lines: Vec<String> = env.text().lines().map(str::to_owned).collect();
+    let of_the_archive = ["BACKUP_URL", BACKUP_WAL];
+    for written in env
+        .definitions()
+        .filter(|written| of_the_archive.contains(&written.name))
+    {
+        let count = written.text.lines().count().max(1);
+        let begin = written.line.saturating_sub(1);
+        for line in lines.iter_mut().skip(begin).take(count) {
+            line.insert_str(0, "# ");
+        }
+    }
+    parse_env(&(lines.join("\n") + "\n"), path)
 }
 
 /// Adds the files of sealed secrets to the existing ones: each has a unique name.

@@ -18,6 +18,7 @@ use crate::host::systemd::{ActiveState, Systemd, UnitResult, UnitState};
 use crate::litellm::advisories::{Advisories, Judgement, KnownVulnerability};
 use crate::litellm::health::GatewayHealth;
 use crate::litellm::{self, Client, contract};
+use crate::operations::backup::wal::ArchiveReport;
 use crate::operations::recovery::OngoingOperation;
 use crate::operations::upgrade::check::Recorded;
 use crate::service::{Instance, Service};
@@ -43,6 +44,8 @@ pub(crate) struct StatusReport {
     pub(crate) vulnerabilities: Option<Vec<KnownVulnerability>>,
     /// The last check for newer releases; null if there was none.
     pub(crate) upgrade_check: Option<Recorded>,
+    /// The archive of the write-ahead log; null if `.env` asks for none.
+    pub(crate) archive: Option<ArchiveReport>,
     /// The operation that is running, in words; null if none is.
     pub(crate) operation: Option<String>,
     /// What is unusual or could not be determined.
@@ -168,6 +171,7 @@ pub(crate) struct Services {
     pub(crate) warnings: Vec<String>,
     pub(crate) vulnerabilities: Option<Vec<KnownVulnerability>>,
     pub(crate) upgrade_check: Option<Recorded>,
+    pub(crate) archive: Option<ArchiveReport>,
     pub(crate) known: Option<String>,
     /// LiteLLM's version in the gateway's image.
     pub(crate) version: Option<String>,
@@ -259,7 +263,16 @@ impl Services {
             .map_err(|error| warnings.push(format!("{error:#}")))
             .ok()
             .flatten();
+        let archive = settings
+            .as_ref()
+            .map(|settings| ArchiveReport::of(&host.paths, &settings.backup))
+            .transpose()
+            .map_err(|error| warnings.push(format!("{error:#}")))
+            .ok()
+            .flatten()
+            .flatten();
         Ok(Self {
+            archive,
             address: litellm::address(&host.paths).url(),
             reports,
             additional,
@@ -297,6 +310,7 @@ impl Services {
             blockers: self.blockers,
             vulnerabilities: self.vulnerabilities,
             upgrade_check: self.upgrade_check,
+            archive: self.archive,
             operation: self.operation,
             warnings: self.warnings,
             known: self.known,

@@ -224,7 +224,7 @@ pub(crate) async fn restore(host: &Host, arguments: cli::Restore) -> Result<Exit
         (None, Some(time)) => recover(host, &settings, &arguments, time).await?,
         (None, None) => return Err(Failure::new("name a backup, or a time (`--to`)").into()),
     };
-    let _recovered = arguments.to.is_some().then(|| Temporary(host, &found));
+    let recovered = arguments.to.is_some().then(|| Temporary(host, &found));
     if arguments.to.is_some() {
         for line in backup::restore::compare_with_running(host, &settings, &found).await? {
             say(&line);
@@ -248,10 +248,18 @@ pub(crate) async fn restore(host: &Host, arguments: cli::Restore) -> Result<Exit
         timeout: arguments.timeout,
         identity: arguments.identity,
         config: arguments.config,
-        from_elsewhere: arguments.from.is_some(),
         ..backup::restore::RestoreOptions::default()
     };
-    backup::restore::restore_data(host, &settings, &found, &options).await?;
+    let restored = backup::restore::restore_data(host, &settings, &found, &options).await;
+    if let (Err(_), Some(recovered)) = (&restored, recovered) {
+        // A recovery can take hours.
+        std::mem::forget(recovered);
+        say(&format!(
+            "what was recovered is kept as backup {0} until the next backup; to restore it: `litellm-units restore {0}`",
+            found.id()
+        ));
+    }
+    restored?;
     Ok(Exit::Success)
 }
 

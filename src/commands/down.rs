@@ -45,9 +45,8 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Down) -> Result<Exit> {
     }
     stack::stop_all(host, &timers, arguments.timeout).await?;
     let is_own = arguments.remove || !OperationLock::is_held(&host.paths);
-    if is_own && let Ok(podman) = host.podman().await {
-        // The cluster of a recovery that was killed is in it in clear.
-        point_in_time::remove_container(podman).await?;
+    if is_own {
+        point_in_time::clean_up(host).await?;
     }
     if arguments.remove {
         remove(host, systemd).await?;

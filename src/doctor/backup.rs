@@ -75,10 +75,7 @@ pub(super) async fn archive_check(host: &Host, settings: &BackupSettings) -> Opt
     if timer.load == LoadState::NotFound || !postgres.is_active() {
         return None;
     }
-    let begins = match backup::wal::is_base_in_the_making(&host.paths) {
-        Ok(begins) => begins,
-        Err(error) => return Some(Check::error(CheckName::Archive, &error)),
-    };
+    let begins = backup::wal::is_base_in_the_making(&host.paths);
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
     let active = timer.active_since.zip(now.ok());
     let active = active.map(|(since, now)| now.saturating_sub(Duration::from_micros(since)));

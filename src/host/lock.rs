@@ -62,7 +62,7 @@ impl OperationLock {
     /// Whether an operation is running.
     #[must_use]
     pub(crate) fn is_held(paths: &Paths) -> bool {
-        File::open(lock_file(paths)).is_ok_and(is_locked)
+        is_held(&lock_file(paths))
     }
 
     /// Whether the operation that is running is this command.
@@ -100,6 +100,24 @@ impl OperationLock {
             .with_context(|| format!("can't lock {}", path.display()))?;
         Ok(())
     }
+}
+
+/// Takes the lock of a file, which is created if it is missing; `None` if another process has it.
+///
+/// # Errors
+/// When the file can't be created or locked.
+pub(crate) fn exclusive(path: &Path) -> Result<Option<Flock<File>>> {
+    match lock_patiently(open(path)?) {
+        Ok(lock) => Ok(Some(lock)),
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
+        Err((_, error)) => Err(error).with_context(|| format!("can't lock {}", path.display())),
+    }
+}
+
+/// Whether a process has the lock of [`exclusive`].
+#[must_use]
+pub(crate) fn is_held(path: &Path) -> bool {
+    File::open(path).is_ok_and(is_locked)
 }
 
 /// Waits until no other process registers the secrets of a container, and keeps others from it until it is dropped.

@@ -46,7 +46,7 @@ use crate::service::Service;
 use archive::Recipient;
 use authentication::{BackupKey, Origin};
 use database::Server;
-use manifest::{BackupManifest, DUMP, Encryption, StoredFile};
+use manifest::{BackupManifest, DUMP, Encryption, RecoveredFrom, StoredFile};
 use retention::Retention;
 
 /// What a backup holds the lock as.
@@ -85,8 +85,7 @@ pub(crate) struct Recovered {
     pub configuration: PathBuf,
     /// The images of that time.
     pub images: Images,
-    /// That time.
-    pub time: jiff::Timestamp,
+    pub from: RecoveredFrom,
 }
 
 impl Default for BackupOptions {
@@ -358,7 +357,7 @@ async fn create_uninterrupted(
         None => images(host, settings).await,
     };
     manifest.encryption = encryption(&recipient);
-    manifest.recovered = options.recovered.as_ref().map(|recovered| recovered.time);
+    manifest.recovered = options.recovered.as_ref().map(|recovered| recovered.from);
     manifest.files.push(entry);
     let beside = match &options.recovered {
         Some(recovered) => recovered.configuration.clone(),

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::backup::database::Server;
+use super::backup::wal;
 use super::backup::{self, BackupOptions};
 use super::install::{self, ReleaseTarget};
 use super::upgrade::{new_rows, set_image};
@@ -790,6 +791,15 @@ pub(crate) async fn recover(host: &Host, timeout: Duration) -> Result<()> {
     Ok(())
 }
 
+/// Whether it is open which cluster stays in use: what is archived now may be of one that does not.
+///
+/// # Errors
+/// When the record of the change can't be read.
+pub(crate) fn is_switching(paths: &Paths) -> Result<bool> {
+    let record = ClusterRecord::load(paths)?;
+    Ok(record.is_some_and(|record| matches!(record.state, State::Switching | State::Switched)))
+}
+
 /// Refuses to start a gateway while it is open which cluster has its writes.
 ///
 /// # Errors
@@ -899,11 +909,13 @@ async fn version(host: &Host, image: &ImageReference) -> Result<String> {
 /// The settings that a new cluster with `sizes` does not have as they were `found`, each with its value. Left out are the
 /// values that `initdb` writes, and values that may be secret.
 fn lost_settings(found: &[(String, String)], sizes: &[(&str, String)]) -> Vec<String> {
-    const WRITTEN: [(&str, &str); 4] = [
+    const WRITTEN: [(&str, &str); 5] = [
         ("max_connections", "100"),
         ("shared_buffers", "128MB"),
         ("max_wal_size", "1GB"),
         ("min_wal_size", "80MB"),
+        // The archive sets it in the new cluster as well.
+        ("max_slot_wal_keep_size", wal::LIMIT),
     ];
     let mut lost = Vec::new();
     for (name, value) in found {
@@ -1079,6 +1091,7 @@ mod tests {
             ]
         );
         let initial = [
+            ("max_slot_wal_keep_size", "4096MB"),
             ("max_connections", "100"),
             ("shared_buffers", "128MB"),
             ("max_wal_size", "1GB"),
@@ -1123,6 +1136,7 @@ mod tests {
         make(&paths.postgres_previous());
         for state in [State::Copying, State::Switching, State::Switched] {
             record(&paths, state).save(&paths).unwrap();
+            assert_eq!(is_switching(&paths).unwrap(), state != State::Copying);
             assert!(!remove_previous(&paths).unwrap());
             assert!(paths.postgres_previous().exists() && paths.postgres_record().exists());
         }

@@ -6,7 +6,7 @@ use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::time::Instant;
 
-use super::backup::restore;
+use super::backup::{point_in_time, restore};
 use super::stack::{self, RECOVERY_TIMEOUT};
 use super::{import, postgres, rotation, upgrade};
 use crate::deployment::settings::Settings;
@@ -98,9 +98,12 @@ pub(crate) fn interrupted(paths: &Paths) -> Result<Option<String>> {
         postgres::interrupted(paths)?,
         import::interrupted(paths)?,
     ];
-    Ok(found.into_iter().flatten().next().or_else(|| {
-        restore::is_unfinished(paths).then(|| "the restore was interrupted".to_owned())
-    }))
+    let is_unfinished = restore::is_unfinished(paths) || point_in_time::is_unfinished(paths);
+    Ok(found
+        .into_iter()
+        .flatten()
+        .next()
+        .or_else(|| is_unfinished.then(|| "the restore was interrupted".to_owned())))
 }
 
 /// An operation that is running or was interrupted.
@@ -135,6 +138,7 @@ impl OngoingOperation {
 }
 
 async fn recover(host: &Host, timeout: Duration) -> Result<()> {
+    point_in_time::clean_up(host).await?;
     // First, since the others need the database.
     Box::pin(postgres::recover(host, timeout)).await?;
     rotation::recover(host, timeout).await?;

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use super::backup::wait_for_archive;
 use crate::support::gateway::{
     HELLO, Load, Writer, allow_mock_delays, chat, new_key, sql, stored_keys, wait_for_chat,
 };
@@ -76,6 +77,30 @@ fn has_objects(host: &TestHost, who: Who) {
     );
 }
 
+/// Waits until the cluster that is in use is archived and can be recovered, and checks that each change was a beginning,
+/// and that the log of the earlier ones is kept.
+#[track_caller]
+fn archives(host: &TestHost, who: Who, count: usize) {
+    wait_for_archive(host, who, 120);
+    let list = r#"cd "$1/backups/archive/wal"; printf '%s\n' *"#;
+    let found = host.sh(who, list);
+    let system = sql(
+        host,
+        who,
+        "select system_identifier from pg_control_system()",
+    );
+    assert_eq!(found.lines().count(), count, "{found}");
+    let newest = found
+        .lines()
+        .max_by_key(|name| name.rsplit('-').next().map(str::to_owned));
+    assert!(
+        newest.is_some_and(|name| name.starts_with(&system)),
+        "{found}"
+    );
+    let slots = "select count(*) from pg_replication_slots where wal_status = 'reserved'";
+    assert_eq!(sql(host, who, slots), "1");
+}
+
 fn refusals(host: &TestHost, who: Who) {
     let refused = |words: &[&str], error: &str| {
         let ran = host.units(who, words);
@@ -112,8 +137,10 @@ fn there_and_back(who: Who, name: &str) {
     let host = TestHost::boot_for(who, name);
     let host = &host;
     host.units(who, &["generate"]).ok();
+    host.set_env(who, &[("BACKUP_WAL", "yes")]);
     allow_mock_delays(host, who);
     host.units(who, &["up"]).ok();
+    archives(host, who, 1);
     let first = new_key(host, who);
     add_objects(host, who);
     refusals(host, who);
@@ -135,6 +162,8 @@ fn there_and_back(who: Who, name: &str) {
     let later = new_key(host, who);
     serves(host, who, "18", &[&first, &later]);
     has_objects(host, who);
+    // A base backup of the new cluster is not one with which the previous cluster goes.
+    archives(host, who, 2);
     assert_eq!(clusters(host, who), ["postgres", "postgres-previous"]);
 
     // An older version, and a server that runs already.
@@ -164,6 +193,7 @@ fn there_and_back(who: Who, name: &str) {
     serves(host, who, "17", &[&first]);
     has_objects(host, who);
     assert!(chat(host, who, &later).unwrap_err().contains("401"));
+    archives(host, who, 3);
     // The two have changed places; `.env` names the image now.
     host.bash(who, BACK).ok();
     serves(host, who, "18", &[&first, &later]);

@@ -46,8 +46,10 @@ exec "$@""#;
 
 /// Writes a part of a segment to stdout. The empty file says where `pg_receivewal` begins; without a slot of its own,
 /// nothing counts as archived that is not on the disk of the archive. A server that does not answer must not leave a process
-/// behind.
+/// behind. Since the last question, the cluster in the container may have become another one.
 const RECEIVE: &str = r#"set -e
+found=$(psql -XAtqc 'SELECT system_identifier FROM pg_control_system()')
+[ "$found" = "$5" ] || { echo "cluster $found is in use instead of $5" >&2; exit 1; }
 directory=$(mktemp -d /tmp/litellm-units.XXXXXX)
 trap 'rm -rf "$directory"' EXIT
 : >"$directory/$1.partial"
@@ -449,12 +451,13 @@ impl<'a> Server<'a> {
     }
 
     /// Hands a part of a segment of the write-ahead log to `sink`, on a thread of its own: the bytes from `start` to `end`.
-    /// The server must have written them to its disk.
+    /// The server must have written them to its disk, and be of cluster `system`.
     ///
     /// # Errors
     /// When `pg_receivewal` or `sink` fails.
     pub(crate) async fn receive_wal<T: Send + 'static>(
         &self,
+        system: &str,
         segment: &Segment,
         start: u64,
         end: u64,
@@ -472,8 +475,9 @@ impl<'a> Server<'a> {
             &last,
             &from,
             &count,
+            system,
         ];
-        self.stream("pg_receivewal", &self.database, &words, sink)
+        self.stream("pg_receivewal", self.maintenance(), &words, sink)
             .await
     }
 

@@ -42,9 +42,9 @@ pub(crate) struct BackupManifest {
     /// Of a base backup: where the recovery begins.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub base: Option<BasePoint>,
-    /// Of a recovered database: the time to which it was recovered.
+    /// Of a recovered database.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub recovered: Option<jiff::Timestamp>,
+    pub recovered: Option<RecoveredFrom>,
     /// Every file but this one.
     pub files: Vec<StoredFile>,
 }
@@ -65,8 +65,8 @@ pub(crate) struct Contents {
 /// Where a recovery from a base backup begins in the write-ahead log.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub(crate) struct BasePoint {
-    /// The identifier of the cluster.
-    pub system: String,
+    /// The history of the archive to which it belongs: the identifier of the cluster, a position and a time.
+    pub history: String,
     pub timeline: u32,
     /// The size of a segment in bytes.
     pub segment_size: u64,
@@ -79,14 +79,24 @@ pub(crate) struct BasePoint {
 impl BasePoint {
     /// The identifier is the name of a directory, and the size a divisor.
     fn is_valid(&self) -> bool {
-        let is_number = |text: &str| {
-            (1..=20).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_digit())
+        let is_name = |text: &str| {
+            let is_expected = |byte: u8| byte.is_ascii_alphanumeric() || byte == b'-';
+            (1..=64).contains(&text.len()) && text.bytes().all(is_expected)
         };
         let sizes = 1 << 20..=1 << 30;
-        is_number(&self.system)
+        is_name(&self.history)
             && self.segment_size.is_power_of_two()
             && sizes.contains(&self.segment_size)
     }
+}
+
+/// What a recovered database was recovered from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub(crate) struct RecoveredFrom {
+    /// The time to which it was recovered.
+    pub time: jiff::Timestamp,
+    /// Whether it is the archive of another host, to which this one must not write unasked.
+    pub elsewhere: bool,
 }
 
 /// How the files of a backup are encrypted.
@@ -317,10 +327,10 @@ pub(super) mod tests {
 
     #[test]
     fn positions_in_the_log() {
-        let parse = |system: &str, segment_size| {
+        let parse = |history: &str, segment_size| {
             let mut manifest = manifest(Vec::new());
             manifest.base = Some(BasePoint {
-                system: system.to_owned(),
+                history: history.to_owned(),
                 timeline: 1,
                 segment_size,
                 position: 0,
@@ -328,8 +338,8 @@ pub(super) mod tests {
             });
             BackupManifest::parse(&serde_json::to_vec(&manifest).unwrap())
         };
-        parse("7712918264126238739", 16 << 20).unwrap();
-        for (system, size) in [
+        parse("7712918264126238739-1D95F10-20261126T140500Z", 16 << 20).unwrap();
+        for (history, size) in [
             ("../../../etc", 16 << 20),
             ("", 16 << 20),
             ("1", 0),
@@ -337,7 +347,7 @@ pub(super) mod tests {
             ("1", 1 << 40),
         ] {
             let reason = "its position in the write-ahead log is not valid";
-            assert_eq!(parse(system, size).unwrap_err().to_string(), reason);
+            assert_eq!(parse(history, size).unwrap_err().to_string(), reason);
         }
     }
 

@@ -9,13 +9,14 @@ use std::sync::Arc;
 use anyhow::Context;
 use futures_util::StreamExt;
 use object_store::buffered::BufWriter;
+use object_store::local::LocalFileSystem;
 use object_store::path::Path as Key;
 use object_store::{ObjectStore, ObjectStoreExt};
 use secrecy::ExposeSecret;
 use tokio::io::AsyncWriteExt;
 
 use super::authentication::{self, Origin};
-use super::manifest::{self, BackupManifest};
+use super::manifest::{self, BackupManifest, BasePoint};
 use super::retention::{Retention, expired};
 use super::{Backup, UNFINISHED, check_space, directory, make_private, wal};
 use crate::deployment::operation_id::OperationId;
@@ -72,9 +73,15 @@ impl BackupStore {
             Failure::config(format!("the backup URL {url:?} can't be used: {error}"))
                 .hint("write it as file:///DIRECTORY, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX; credentials are BACKUP_AWS_ACCESS_KEY_ID and the like in .env")
         })?;
+        // What counts as copied must survive a loss of power.
+        let store: Arc<dyn ObjectStore> = if parsed.scheme() == "file" {
+            Arc::new(LocalFileSystem::new().with_fsync(true))
+        } else {
+            store.into()
+        };
         Ok(Self {
             url: url.to_owned(),
-            store: store.into(),
+            store,
             prefix,
             is_archive: false,
         })
@@ -246,23 +253,47 @@ impl BackupStore {
     /// # Errors
     /// When there is no such backup, or its manifest can't be understood.
     pub(crate) async fn manifest(&self, id: &OperationId) -> Result<(BackupManifest, Vec<u8>)> {
-        let text = match self.store.get(&key(&self.place(id), manifest::FILE)).await {
-            Ok(found) => found.bytes().await?.to_vec(),
-            Err(object_store::Error::NotFound { .. }) => {
-                return Err(
-                    Failure::new(format!("there is no backup {id} in {}", self.url))
-                        .hint("list the remote backups: `litellm-units backup list --remote`")
-                        .into(),
-                );
-            }
-            Err(error) => return Err(error).with_context(|| format!("can't read {}", self.url)),
-        };
-        let manifest = BackupManifest::parse(&text).map_err(|error| {
+        let text = self.manifest_text(id).await?;
+        Ok((self.parse_manifest(id, &text)?, text))
+    }
+
+    async fn manifest_text(&self, id: &OperationId) -> Result<Vec<u8>> {
+        match self.store.get(&key(&self.place(id), manifest::FILE)).await {
+            Ok(found) => Ok(found.bytes().await?.to_vec()),
+            Err(object_store::Error::NotFound { .. }) => Err(Failure::new(format!(
+                "there is no backup {id} in {}",
+                self.url
+            ))
+            .hint("list the remote backups: `litellm-units backup list --remote`")
+            .into()),
+            Err(error) => Err(error).with_context(|| format!("can't read {}", self.url)),
+        }
+    }
+
+    fn parse_manifest(&self, id: &OperationId, text: &[u8]) -> Result<BackupManifest> {
+        BackupManifest::parse(text).map_err(|error| {
             let place = format!("{}/{id}/{}", self.url.trim_end_matches('/'), manifest::FILE);
             Failure::new(format!("{place}: {error:#}"))
                 .hint("use another copy: `litellm-units backup list --remote`")
-        })?;
-        Ok((manifest, text))
+                .into()
+        })
+    }
+
+    /// The base backups there, oldest first. One whose manifest is damaged must not keep the others from being used, so it is
+    /// only reported.
+    ///
+    /// # Errors
+    /// When the store refuses.
+    pub(super) async fn bases(&self, host: &Host) -> Result<Vec<(OperationId, BasePoint)>> {
+        let mut bases = Vec::new();
+        for id in self.ids().await? {
+            let text = self.manifest_text(&id).await?;
+            match self.parse_manifest(&id, &text) {
+                Ok(manifest) => bases.extend(manifest.base.map(|point| (id, point))),
+                Err(error) => host.progress.warn(&format!("{error:#}")),
+            }
+        }
+        Ok(bases)
     }
 
     /// The names and sizes of the files in a directory.
@@ -357,7 +388,7 @@ impl BackupStore {
         attempt.await.with_context(|| format!("can't fetch {key}"))
     }
 
-    /// Removes copies that are old enough, those last that something refers to.
+    /// Removes copies that are old enough. Returns which.
     ///
     /// # Errors
     /// When the store refuses.
@@ -366,9 +397,10 @@ impl BackupStore {
         host: &Host,
         retention: Retention,
         protected: &[OperationId],
-    ) -> Result<()> {
-        for id in expired(&self.ids().await?, retention, protected) {
-            let place = self.place(&id);
+    ) -> Result<Vec<OperationId>> {
+        let gone = expired(&self.ids().await?, retention, protected);
+        for id in &gone {
+            let place = self.place(id);
             // Without its manifest, it no longer counts as a backup.
             self.store.delete(&key(&place, manifest::FILE)).await?;
             let mut objects = self.store.list(Some(&place));
@@ -390,7 +422,7 @@ impl BackupStore {
             host.progress
                 .say(&format!("removed backup {id} from {}", self.url));
         }
-        Ok(())
+        Ok(gone)
     }
 }
 

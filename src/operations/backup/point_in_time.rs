@@ -3,7 +3,7 @@
 //! What is recovered becomes a backup like any other, so that it is compared, restored and undone as one. The running
 //! server takes no part in it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::Permissions;
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
@@ -20,7 +20,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::archive;
 use super::authentication::{self, Origin};
 use super::database::Server;
-use super::manifest::{self, BASE, BasePoint};
+use super::manifest::{self, BASE, BackupManifest, BasePoint, RecoveredFrom};
 use super::object_store::BackupStore;
 use super::wal::{self, Piece};
 use super::{
@@ -31,6 +31,7 @@ use crate::deployment::settings::{DEFAULT_POSTGRES_NAME, Settings, parse_env, re
 use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::host::files;
+use crate::host::paths::Paths;
 use crate::host::podman::Podman;
 use crate::image::ImageReference;
 use crate::output::{Meter, Progress, bytes, duration};
@@ -38,6 +39,8 @@ use crate::service::Service;
 
 /// The throw-away container.
 const CONTAINER: &str = "litellm-recovered";
+/// The prefix of the directory of a recovery, which is there as long as the container may be.
+const STAGED: &str = ".new-recovery-";
 /// In it: the cluster, the log, and what the server says.
 const PLACE: &str = "/tmp/recovered";
 /// How much later a piece may be whose transactions say an earlier time.
@@ -54,6 +57,11 @@ until [ "$status" -ne 0 ] || pg_isready --quiet --host="$1"; do
     pg_ctl --pgdata=data status >/dev/null || status=1
 done
 cat log; exit "$status""#;
+/// Said about a record that was read as a whole, and is not what was written.
+const DAMAGED: [&str; 2] = [
+    "incorrect resource manager data checksum in record",
+    "record with incorrect prev-link",
+];
 /// Said by a server whose log has no transaction after the target.
 const ENDED: &str = "recovery ended before configured recovery target was reached";
 
@@ -123,16 +131,15 @@ pub(crate) async fn recover(
     options: &RecoverOptions,
 ) -> Result<Backup> {
     let begin = std::time::Instant::now();
-    remove_unfinished(host)?;
     let remote = options.from.as_ref();
     let remote = remote
         .map(|url| BackupStore::new(url, &settings.backup).map(BackupStore::archive))
         .transpose()?;
     let parent = super::directory(&host.paths);
     make_private(&parent)?;
-    // It goes with this function; after a kill, with the next operation.
+    // It goes with this function; after a kill, by `clean_up`.
     let staged = tempfile::Builder::new()
-        .prefix(&format!("{UNFINISHED}recovery-"))
+        .prefix(STAGED)
         .permissions(Permissions::from_mode(0o700))
         .tempdir_in(&parent)
         .with_context(|| format!("can't create a directory in {}", parent.display()))?;
@@ -158,9 +165,12 @@ pub(crate) async fn recover(
         result = server.recover(settings, &found.pieces, options.target) => result,
         _ = interrupt.recv() => Err(Failure::interrupted("interrupted; the database is unchanged").into()),
     };
-    let removed = remove_container(server.podman).await;
+    if let Err(error) = remove_container(server.podman).await {
+        // The next operation tries again.
+        let _ = staged.keep();
+        return Err(error);
+    }
     let backup = recovered?;
-    removed?;
     host.progress
         .say(&format!("recovered in {}", duration(begin.elapsed())));
     Ok(backup)
@@ -194,7 +204,7 @@ struct Found {
 /// Takes it from the archive on this host.
 async fn linked(host: &Host, options: &RecoverOptions, staged: &Path) -> Result<Found> {
     let paths = &host.paths;
-    let _lock = wal::lock(paths).await?;
+    let lock = wal::lock(host).await?;
     let bases = wal::bases(paths)?;
     let newest = bases
         .iter()
@@ -204,7 +214,7 @@ async fn linked(host: &Host, options: &RecoverOptions, staged: &Path) -> Result<
         return Err(no_base(begin, &wal::directory(paths).display().to_string()));
     };
     let progress = wal::Progress::load(paths)?;
-    let all = wal::local_pieces(paths, &point.system)?;
+    let all = wal::local_pieces(paths, &point.history)?;
     let pieces = if let Some(progress) = &progress
         && options.target == Target::Latest
         && !progress.continues(point)
@@ -221,9 +231,17 @@ async fn linked(host: &Host, options: &RecoverOptions, staged: &Path) -> Result<
     } else {
         // A server that writes nothing is archived as well.
         let stored = progress.filter(|progress| progress.continues(point));
-        let stored = stored.and_then(|progress| progress.stored_at(&point.system));
+        let stored = stored.map(|progress| progress.time());
         needed(&all, point, options.target, stored)?
     };
+    if let Target::At(time) = options.target {
+        for other in wal::histories(paths)? {
+            if other != point.history {
+                let others = wal::local_pieces(paths, &other)?;
+                refuse_other_cluster(&pieces, point, time, &other, &others)?;
+            }
+        }
+    }
     let base = base.clone().admitted(options.foreign)?;
     let directory = staged.join(base.id().as_str());
     for name in base
@@ -240,11 +258,18 @@ async fn linked(host: &Host, options: &RecoverOptions, staged: &Path) -> Result<
     }
     let place = staged.join("wal");
     for piece in &pieces {
-        let from = wal::pieces_directory(paths, &point.system).join(&piece.file);
+        let from = wal::pieces_directory(paths, &point.history).join(&piece.file);
         link(&from, &place.join(&piece.file))?;
     }
-    let meter = Meter::new("checked", base.manifest.total_size(), &Progress::Silent);
-    archive::check_files(&directory, &base.manifest, &meter)?;
+    // The archive goes on: nobody takes these files away.
+    drop(lock);
+    let (files, manifest) = (directory.clone(), base.manifest.clone());
+    tokio::task::spawn_blocking(move || {
+        let meter = Meter::new("checked", manifest.total_size(), &Progress::Silent);
+        archive::check_files(&files, &manifest, &meter)
+    })
+    .await
+    .context("the check of the base backup stopped")??;
     Ok(Found {
         base: Backup { directory, ..base },
         point: point.clone(),
@@ -270,17 +295,9 @@ async fn fetched(
     staged: &Path,
 ) -> Result<Found> {
     let mut clusters: BTreeMap<String, Cluster> = BTreeMap::new();
-    for id in remote.ids().await? {
-        // One that is damaged must not keep the others from being used.
-        match remote.manifest(&id).await {
-            Ok((manifest, _)) => {
-                if let Some(point) = manifest.base {
-                    let cluster = clusters.entry(point.system.clone()).or_default();
-                    cluster.bases.push((id, point));
-                }
-            }
-            Err(error) => host.progress.warn(&format!("{error:#}")),
-        }
+    for (id, point) in remote.bases(host).await? {
+        let cluster = clusters.entry(point.history.clone()).or_default();
+        cluster.bases.push((id, point));
     }
     let begin = clusters
         .values()
@@ -289,12 +306,13 @@ async fn fetched(
     if let Some(wanted) = &options.cluster {
         clusters.retain(|system, _| system == wanted);
     }
+    let known: Vec<String> = clusters.keys().cloned().collect();
     clusters.retain(|_, cluster| {
         let mut points = cluster.bases.iter().map(|(_, point)| point);
         points.any(|point| options.target.is_after(point))
     });
-    for (system, cluster) in &mut clusters {
-        cluster.files = remote.files(&wal::remote_directory(system)).await?;
+    for (history, cluster) in &mut clusters {
+        cluster.files = remote.files(&wal::remote_directory(history)).await?;
         let pieces = wal::pieces(cluster.files.keys().cloned());
         let time = pieces.iter().map(|piece| piece.time).max();
         let complete = cluster.bases.last().map(|(_, point)| point.complete);
@@ -330,6 +348,20 @@ async fn fetched(
     let (id, point) = newest.context("the archive has no base backup of that time")?;
     let all = wal::pieces(cluster.files.keys().cloned());
     let pieces = needed(&all, point, options.target, None)?;
+    // A cluster that was begun later, for example by an upgrade of PostgreSQL, may have no base backup yet.
+    for other in remote.directories(wal::WAL).await? {
+        if options.cluster.is_some() || other == chosen {
+            continue;
+        }
+        let time = match options.target {
+            Target::At(time) => time,
+            Target::Latest if known.contains(&other) => continue,
+            Target::Latest => Timestamp::MAX,
+        };
+        let others = remote.files(&wal::remote_directory(&other)).await?;
+        let others = wal::pieces(others.into_keys());
+        refuse_other_cluster(&pieces, point, time, &other, &others)?;
+    }
     let sizes = pieces
         .iter()
         .filter_map(|piece| cluster.files.get(&piece.file));
@@ -338,7 +370,7 @@ async fn fetched(
     let base = base.admitted(options.foreign)?;
     let place = staged.join("wal");
     make_private(&place)?;
-    let directory = wal::remote_directory(&point.system);
+    let directory = wal::remote_directory(&point.history);
     for piece in &pieces {
         remote
             .get_file(&directory, &piece.file, &place.join(&piece.file))
@@ -444,6 +476,32 @@ fn needed(
     Ok(found.into_iter().take(end).collect())
 }
 
+/// Refuses a time at which another cluster was in use, as between an upgrade of PostgreSQL and the rollback. Without a base
+/// backup of the other one, what was chosen has the rows from before.
+fn refuse_other_cluster(
+    pieces: &[Piece],
+    point: &BasePoint,
+    target: Timestamp,
+    other: &str,
+    others: &[Piece],
+) -> Result<()> {
+    let times = |pieces: &[Piece]| {
+        let times = pieces.iter().map(|piece| piece.time);
+        times.filter(|time| *time <= target).max()
+    };
+    let last = times(pieces).map_or(point.complete, |last| last.max(point.complete));
+    if times(others).is_none_or(|time| time <= last) {
+        return Ok(());
+    }
+    Err(Failure::new(format!(
+        "after {last:.0}, another cluster ({other}) was in use, of which there is no base backup before that time"
+    ))
+    .hint(format!(
+        "name a time until {last:.0}, or one after the first base backup of that cluster"
+    ))
+    .into())
+}
+
 /// The pieces that follow each other, from the segment of a base backup on.
 #[derive(Debug, PartialEq, Eq)]
 struct Chain {
@@ -488,7 +546,7 @@ fn chain(all: &[Piece], point: &BasePoint) -> Chain {
 /// Refuses pieces that were not written by this deployment.
 fn check_origin(host: &Host, found: &Found) -> Result<()> {
     for piece in &found.pieces {
-        if !piece.is_own(&host.paths, &found.place, &found.point.system)? {
+        if !piece.is_own(&host.paths, &found.place, &found.point.history)? {
             return Err(Failure::new(format!(
                 "{} of the write-ahead log was changed, or is not of this deployment",
                 piece.file
@@ -500,8 +558,31 @@ fn check_origin(host: &Host, found: &Found) -> Result<()> {
     Ok(())
 }
 
-/// Removes the container of a recovery, if there is one.
-pub(crate) async fn remove_container(podman: &Podman) -> Result<()> {
+/// Whether [`clean_up`] has something to do, unless a recovery is running.
+#[must_use]
+pub(crate) fn is_unfinished(paths: &Paths) -> bool {
+    let entries = std::fs::read_dir(super::directory(paths));
+    entries.is_ok_and(|entries| {
+        let names = entries.flatten().map(|entry| entry.file_name());
+        names
+            .into_iter()
+            .any(|name| name.as_encoded_bytes().starts_with(STAGED.as_bytes()))
+    })
+}
+
+/// Removes the container of a recovery that was killed, and what it has read: the cluster is in it in clear.
+///
+/// # Errors
+/// When Podman or the disk refuses.
+pub(crate) async fn clean_up(host: &Host) -> Result<()> {
+    if is_unfinished(&host.paths) {
+        remove_container(host.podman().await?).await?;
+        remove_unfinished(host)?;
+    }
+    Ok(())
+}
+
+async fn remove_container(podman: &Podman) -> Result<()> {
     podman
         .run(["rm", "--force", "--ignore", "--time=0", CONTAINER])
         .await
@@ -536,7 +617,8 @@ impl Recovery<'_> {
         if !self.podman.has_image(image.as_str()).await? {
             self.podman.pull(image.as_str()).await?;
         }
-        let log = pieces.len() as u64 * self.point.segment_size;
+        let segments = pieces.chunk_by(|one, other| one.segment == other.segment);
+        let log = segments.count() as u64 * self.point.segment_size;
         let needed = manifest.database.size.saturating_add(log);
         let storage = &self.host.paths.storage;
         if storage.exists() {
@@ -568,11 +650,14 @@ impl Recovery<'_> {
             recovered: Some(Recovered {
                 configuration: configuration.path().to_owned(),
                 images: manifest.images.clone(),
-                time: match target {
-                    Target::At(time) => time,
-                    Target::Latest => pieces
-                        .last()
-                        .map_or(self.point.complete, |piece| piece.time),
+                from: RecoveredFrom {
+                    time: match target {
+                        Target::At(time) => time,
+                        Target::Latest => pieces
+                            .last()
+                            .map_or(self.point.complete, |piece| piece.time),
+                    },
+                    elsewhere: self.base.origin != Origin::Own,
                 },
             }),
             ..BackupOptions::default()
@@ -696,12 +781,13 @@ impl Recovery<'_> {
     /// Puts whole segments into the container. The rest of the last one is empty, as in a server that has just begun it.
     async fn hand_over(&self, pieces: &[Piece]) -> Result<()> {
         for of_segment in pieces.chunk_by(|one, other| one.segment == other.segment) {
-            let mut source: Box<dyn Read + Send> = Box::new(std::io::empty());
-            for piece in of_segment {
-                let path = self.place.join(&piece.file);
-                let next = archive::open_stored(&path, &self.base.manifest, self.identity)?;
-                source = Box::new(source.chain(next));
-            }
+            let paths = of_segment.iter().map(|piece| self.place.join(&piece.file));
+            let source = OneByOne {
+                paths: paths.collect(),
+                open: None,
+                manifest: self.base.manifest.clone(),
+                identity: self.identity.map(Path::to_owned),
+            };
             let size = self.point.segment_size;
             let source = source.chain(std::io::repeat(0)).take(size);
             let script = "exec cat >\"$1\"";
@@ -759,18 +845,8 @@ shared_preload_libraries = ''
         } else if !started {
             return Err(failed(&said));
         }
-        // What PostgreSQL can't read ends its log. A segment that was ended early is empty behind that.
-        if is_to_the_end
-            && let (Some(end), Some(done)) = (end, redo_done(&said))
-            && done.saturating_add(2 * self.point.segment_size) < end
-        {
-            return Err(Failure::new(format!(
-                "the write-ahead log is damaged: PostgreSQL read it until {} of {}",
-                wal::format_position(done),
-                wal::format_position(end)
-            ))
-            .hint("recover from another copy (`--from URL`), or to an earlier time")
-            .into());
+        if is_to_the_end && let Some(end) = end {
+            refuse_damage(&said, end, self.point.segment_size)?;
         }
         let last = said
             .lines()
@@ -800,12 +876,61 @@ shared_preload_libraries = ''
     }
 }
 
+/// Reads stored files one after the other: a segment can have thousands of parts.
+struct OneByOne {
+    paths: VecDeque<PathBuf>,
+    open: Option<Box<dyn Read + Send>>,
+    manifest: BackupManifest,
+    identity: Option<PathBuf>,
+}
+
+impl Read for OneByOne {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        loop {
+            if let Some(open) = &mut self.open {
+                match open.read(buffer)? {
+                    0 => self.open = None,
+                    count => return Ok(count),
+                }
+            }
+            let Some(path) = self.paths.pop_front() else {
+                return Ok(0);
+            };
+            let opened = archive::open_stored(&path, &self.manifest, self.identity.as_deref());
+            self.open = Some(opened.map_err(std::io::Error::other)?);
+        }
+    }
+}
+
 /// Where the last record of the log was that the server has read.
 fn redo_done(said: &str) -> Option<u64> {
     let (_, rest) = said.rsplit_once("redo done at ")?;
     let (high, low) = rest.split_whitespace().next()?.split_once('/')?;
     let part = |digits| u64::from_str_radix(digits, 16).ok();
     Some(part(high)? << 32 | part(low)?)
+}
+
+/// Refuses a log that PostgreSQL has not read to its end: what it can't read ends it, without an error.
+///
+/// Behind the last record there may be the empty rest of a segment that was ended early, and the begin of an incomplete
+/// record. An end that is less than two segments early is therefore found by PostgreSQL's words only.
+fn refuse_damage(said: &str, end: u64, segment_size: u64) -> Result<()> {
+    let done = redo_done(said).unwrap_or_default();
+    let is_wrong = |line: &str| DAMAGED.iter().any(|words| line.contains(words));
+    let is_early = done.saturating_add(2 * segment_size) < end;
+    let wrong = said.lines().rfind(|line| is_wrong(line));
+    if !is_early && wrong.is_none() {
+        return Ok(());
+    }
+    let reason = wrong.and_then(|line| line.split_once("LOG:"));
+    Err(Failure::new(format!(
+        "the write-ahead log is damaged: PostgreSQL read it until {} of {}{}",
+        wal::format_position(done),
+        wal::format_position(end),
+        reason.map_or_else(String::new, |(_, reason)| format!(" ({})", reason.trim()))
+    ))
+    .hint("recover from another copy (`--from URL`), or to an earlier time")
+    .into())
 }
 
 /// The refusal of the server, by its last messages.
@@ -848,6 +973,20 @@ mod tests {
             let error = Target::parse(text, &zone).unwrap_err().to_string();
             assert_eq!(error, format!("{text:?} {problem}"));
         }
+    }
+
+    #[test]
+    fn a_recovery_that_was_killed_is_found() {
+        let root = tempfile::tempdir().unwrap();
+        let mut paths = Paths::elsewhere(crate::host::paths::Scope::System);
+        paths.deployment = root.path().to_owned();
+        let backups = root.path().join("backups");
+        assert!(!is_unfinished(&paths));
+        // Of a backup that was killed.
+        std::fs::create_dir_all(backups.join(".new-20260131T023000Z-0a1b2c-x")).unwrap();
+        assert!(!is_unfinished(&paths));
+        std::fs::create_dir(backups.join(format!("{STAGED}x"))).unwrap();
+        assert!(is_unfinished(&paths) && STAGED.starts_with(UNFINISHED));
     }
 
     #[test]
@@ -894,10 +1033,85 @@ mod tests {
     }
 
     #[test]
+    fn the_time_of_another_cluster_is_refused() {
+        let at = |time: &str| piece(2, 0, 9, &format!("2026-11-26T{time}:00Z"));
+        // In use until 10:00 and again from 12:00 on, after a rollback.
+        let pieces = [at("09:50"), at("12:05")];
+        let others = [at("10:05"), at("11:30")];
+        let base = point("old", 0);
+        let refused = |time: &str| {
+            let refused = refuse_other_cluster(&pieces, &base, at(time).time, "new", &others);
+            refused.is_err_and(|error| {
+                crate::error::hint(&error)
+                    .unwrap()
+                    .contains("until 2026-11-26T09:50:00Z, ")
+            })
+        };
+        assert!(refused("10:05") && refused("11:59"));
+        assert!(!refused("09:55") && !refused("12:05"));
+    }
+
+    #[test]
+    fn a_segment_of_many_parts_is_read_one_part_at_a_time() {
+        let root = tempfile::tempdir().unwrap();
+        let recipient = archive::Recipient::parse(None).unwrap();
+        let mut expected = Vec::new();
+        let mut paths = VecDeque::new();
+        for number in 0..300 {
+            let name = format!("part-{number}");
+            let text = format!("{number},");
+            let stored =
+                archive::store(root.path(), &name, true, &recipient, &mut text.as_bytes()).unwrap();
+            paths.push_back(root.path().join(stored.stored));
+            expected.extend(text.into_bytes());
+        }
+        let mut source = OneByOne {
+            paths,
+            open: None,
+            manifest: BackupManifest::new(
+                OperationId::new(Timestamp::UNIX_EPOCH).unwrap(),
+                Timestamp::UNIX_EPOCH,
+                manifest::Contents {
+                    name: String::new(),
+                    server_version: String::new(),
+                    size: 0,
+                    rows: BTreeMap::new(),
+                    objects: BTreeMap::new(),
+                },
+            ),
+            identity: None,
+        };
+        let open_files = || std::fs::read_dir("/proc/self/fd").unwrap().count();
+        let before = open_files();
+        let mut read = Vec::new();
+        while source.by_ref().take(7).read_to_end(&mut read).unwrap() > 0 {
+            assert!(open_files() <= before + 1);
+        }
+        assert_eq!(read, expected);
+    }
+
+    #[test]
     fn where_the_log_was_read_to() {
         let said = "LOG:  redo starts at 0/2000028\nLOG:  redo done at 1/2A000060 system usage: CPU: user: 0.00 s";
         assert_eq!(redo_done(said), Some(0x1_2A00_0060));
         assert_eq!(redo_done("LOG:  redo is not required"), None);
+        let refused = |said: &str, end: u64| {
+            refuse_damage(said, end, SIZE).map_err(|error| format!("{error}"))
+        };
+        let end = 0x1_2C00_0000;
+        assert_eq!(refused(said, end), Ok(()));
+        assert!(refused(said, end + SIZE).is_err() && refused("", end).is_err());
+        let zero = format!(
+            "{said}\n2026 [1] LOG:  invalid record length at 1/2A000098: expected at least 24, got 0"
+        );
+        assert_eq!(refused(&zero, end), Ok(()));
+        let damaged = format!(
+            "{said}\n2026 [1] LOG:  incorrect resource manager data checksum in record at 1/2A000098"
+        );
+        assert_eq!(
+            refused(&damaged, end).unwrap_err(),
+            "the write-ahead log is damaged: PostgreSQL read it until 1/2A000060 of 1/2C000000 (incorrect resource manager data checksum in record at 1/2A000098)"
+        );
     }
 
     #[test]

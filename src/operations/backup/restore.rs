@@ -47,8 +47,6 @@ pub(crate) struct RestoreOptions {
     /// Whether it is a step of a change that is rolled back after an interruption, and so is undone then, even after the
     /// databases were swapped.
     pub is_step: bool,
-    /// Whether it comes from the archive of another host, to which this one must not write unasked.
-    pub from_elsewhere: bool,
 }
 
 impl Default for RestoreOptions {
@@ -58,7 +56,6 @@ impl Default for RestoreOptions {
             identity: None,
             config: false,
             is_step: false,
-            from_elsewhere: false,
         }
     }
 }
@@ -520,9 +517,8 @@ pub(super) async fn recover_with(
     settings: &Settings,
     server: &Server<'_>,
 ) -> Result<Recovered> {
+    point_in_time::clean_up(host).await?;
     remove_unfinished(host)?;
-    // The cluster of a recovery that was killed is in it in clear.
-    point_in_time::remove_container(host.podman().await?).await?;
     let mut recovered = Recovered::Nothing;
     if !server.is_local() {
         return Ok(recovered);
@@ -769,7 +765,8 @@ fn restore_config(host: &Host, backup: &Backup, options: &RestoreOptions) -> Res
     env.take_over(&OF_THE_DATABASE, &now)?;
     let identity = options.identity.as_deref();
     let read = |name: &str| archive::read(&backup.directory, &backup.manifest, name, identity);
-    if options.from_elsewhere {
+    let is_from_elsewhere = backup.manifest.recovered.is_some_and(|from| from.elsewhere);
+    if is_from_elsewhere {
         env = without_archive(&env, &path)?;
         host.progress.say(&format!(
             "BACKUP_URL and BACKUP_WAL are commented out in {}, so that this host does not write to the archive of the other one; to go on with it, remove the `#` and run `litellm-units apply`",
@@ -784,7 +781,7 @@ fn restore_config(host: &Host, backup: &Backup, options: &RestoreOptions) -> Res
         let lock_path = paths.images_lock();
         let mut lock = ImagesLock::load(&lock_path)?;
         for image in Settings::from_env(&env, &path)?.images() {
-            if (options.from_elsewhere || lock.lacks(image))
+            if (is_from_elsewhere || lock.lacks(image))
                 && let Some(locked) = then.get(image)
             {
                 lock.record(image, locked.identity.clone());

@@ -9,13 +9,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, Permissions};
-use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::Context;
 use jiff::Timestamp;
-use nix::fcntl::{Flock, FlockArg};
+use nix::fcntl::Flock;
 use serde::{Deserialize, Serialize};
 
 use super::archive::{self, Recipient};
@@ -32,20 +32,24 @@ use crate::deployment::settings::{BackupSettings, Settings};
 use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::host::files::{self, Space};
-use crate::host::lock::OperationLock;
+use crate::host::lock::{self, OperationLock};
 use crate::host::paths::Paths;
+use crate::operations::postgres;
 use crate::output::{self, Meter, bytes, duration};
+use crate::quadlet::WAL_SERVICE;
+use crate::service::Service;
 
 /// The directory below that of the backups, and below `BACKUP_URL`.
 pub(crate) const DIRECTORY: &str = "archive";
-/// The directory of the pieces, by the identifier of the cluster.
-const WAL: &str = "wal";
+/// The directory of the pieces, by their history.
+pub(crate) const WAL: &str = "wal";
 /// Names the URL that has a copy of a base backup.
 const COPIED: &str = "copied";
 /// The replication slot.
 const SLOT: &str = "litellm_units_archive";
-/// How much of the log the server keeps for an archive that has stopped, in MB.
+/// How much of the log the server keeps for an archive that has stopped, in MB, and as PostgreSQL writes it.
 const KEPT: u64 = 4096;
+pub(crate) const LIMIT: &str = "4096MB";
 /// Any time of these days can be recovered.
 const DAYS: u8 = 7;
 /// A base backup that is younger is not replaced by another one.
@@ -58,8 +62,13 @@ const RETRY: Duration = Duration::from_secs(600);
 const INTERVAL: Duration = Duration::from_secs(20);
 /// The archive leaves this much of its disk free.
 const FREE: u64 = 1 << 30;
-/// How long another run may take.
+/// How long the server may take to answer, to begin anew after a checkpoint, and to send a segment.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(60);
+const CHECKPOINT_TIMEOUT: Duration = Duration::from_secs(600);
+const RECEIVE_TIMEOUT: Duration = Duration::from_secs(330);
+/// How long another run may take, and after how long this one says that it waits.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(300);
+const SILENCE: Duration = Duration::from_secs(3);
 
 /// Where base backups and pieces are.
 #[must_use]
@@ -67,16 +76,16 @@ pub(crate) fn directory(paths: &Paths) -> PathBuf {
     super::directory(paths).join(DIRECTORY)
 }
 
-/// Where the pieces of a cluster are.
+/// Where the pieces of a history are.
 #[must_use]
-pub(crate) fn pieces_directory(paths: &Paths, system: &str) -> PathBuf {
-    directory(paths).join(WAL).join(system)
+pub(crate) fn pieces_directory(paths: &Paths, history: &str) -> PathBuf {
+    directory(paths).join(WAL).join(history)
 }
 
 /// The same, in the store.
 #[must_use]
-pub(crate) fn remote_directory(system: &str) -> String {
-    format!("{WAL}/{system}")
+pub(crate) fn remote_directory(history: &str) -> String {
+    format!("{WAL}/{history}")
 }
 
 /// One segment of the write-ahead log.
@@ -177,8 +186,8 @@ impl Piece {
     }
 
     /// The text that the code covers.
-    fn covered(system: &str, label: &str, sha256: &str) -> String {
-        format!("{system}/{label}\n{sha256}\n")
+    fn covered(history: &str, label: &str, sha256: &str) -> String {
+        format!("{history}/{label}\n{sha256}\n")
     }
 
     /// The number of the segment, in the order of the log.
@@ -201,14 +210,14 @@ impl Piece {
     ///
     /// # Errors
     /// When it can't be read, or the key of the deployment can't.
-    pub(crate) fn is_own(&self, paths: &Paths, place: &Path, system: &str) -> Result<bool> {
+    pub(crate) fn is_own(&self, paths: &Paths, place: &Path, history: &str) -> Result<bool> {
         let path = place.join(&self.file);
         let sha256 =
             archive::sha256(&path).with_context(|| format!("can't read {}", path.display()))?;
         let label = Self::label(&self.segment, self.start, self.end, self.time);
         BackupKey::is_own(
             paths,
-            Self::covered(system, &label, &sha256).as_bytes(),
+            Self::covered(history, &label, &sha256).as_bytes(),
             &self.code,
         )
     }
@@ -225,28 +234,49 @@ pub(crate) fn pieces(files: impl IntoIterator<Item = String>) -> Vec<Piece> {
     pieces
 }
 
-/// The pieces of a cluster on this host.
+/// The pieces of a history on this host.
 ///
 /// # Errors
 /// When their directory can't be read.
-pub(crate) fn local_pieces(paths: &Paths, system: &str) -> Result<Vec<Piece>> {
-    Ok(pieces(names(&pieces_directory(paths, system))?))
+pub(crate) fn local_pieces(paths: &Paths, history: &str) -> Result<Vec<Piece>> {
+    Ok(pieces(names(&pieces_directory(paths, history))?))
+}
+
+/// The histories with pieces on this host.
+///
+/// # Errors
+/// When their directory can't be read.
+pub(crate) fn histories(paths: &Paths) -> Result<Vec<String>> {
+    names(&directory(paths).join(WAL))
 }
 
 /// The base backups on this host, oldest first. One that is damaged is left out.
 ///
 /// # Errors
-/// When their directory can't be read.
+/// When one can't be read: it is not damaged, and its log has to stay.
 pub(crate) fn bases(paths: &Paths) -> Result<Vec<(Backup, BasePoint)>> {
     let parent = directory(paths);
-    Ok(ids_in(&parent)?
-        .iter()
-        .filter_map(|id| Backup::load_from(paths, &parent, id).ok())
-        .filter_map(|backup| {
-            let point = backup.manifest.base.clone()?;
-            Some((backup, point))
-        })
-        .collect())
+    let mut bases = Vec::new();
+    for id in ids_in(&parent)? {
+        match Backup::load_from(paths, &parent, &id) {
+            Ok(backup) => {
+                let point = backup.manifest.base.clone();
+                bases.extend(point.map(|point| (backup, point)));
+            }
+            Err(error) if is_unreadable(&error) => return Err(error),
+            Err(_) => {}
+        }
+    }
+    Ok(bases)
+}
+
+fn is_unreadable(error: &anyhow::Error) -> bool {
+    let mut causes = error.chain();
+    causes.any(|cause| {
+        cause
+            .downcast_ref::<std::io::Error>()
+            .is_some_and(|cause| cause.kind() != std::io::ErrorKind::NotFound)
+    })
 }
 
 fn names(directory: &Path) -> Result<Vec<String>> {
@@ -263,16 +293,21 @@ fn names(directory: &Path) -> Result<Vec<String>> {
 pub(crate) struct Progress {
     /// The identifier of the cluster.
     system: String,
+    /// The name of what follows without a gap: an archive that begins anew never mixes with what was before.
+    history: String,
     /// Tells the key by which the pieces are authenticated from another one.
-    #[serde(default)]
     key: String,
-    /// From here on, nothing is missing. A recovery begins at a base backup that is later.
-    begin: u64,
+    /// The size of a segment in bytes.
+    segment: u64,
     /// Everything before this position is on the disk of this host.
     stored: u64,
     /// When that was all that the server had written.
     time: Timestamp,
-    copied: Option<Copied>,
+}
+
+/// Of a cluster whose log is archived from that position and time on.
+fn history(system: &str, begin: u64, time: Timestamp) -> String {
+    format!("{system}-{begin:X}-{}", time.strftime(Piece::TIME))
 }
 
 /// What a key makes of this is the same as long as the key is.
@@ -282,8 +317,45 @@ const OF_THE_KEY: &[u8] = b"the archive of the write-ahead log";
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 struct Copied {
     url: String,
+    history: String,
     position: u64,
     time: Timestamp,
+}
+
+impl Copied {
+    fn file(paths: &Paths) -> PathBuf {
+        directory(paths).join("copied.json")
+    }
+
+    fn load(paths: &Paths) -> Result<Option<Self>> {
+        load(&Self::file(paths), "everything is copied again")
+    }
+
+    fn save(&self, paths: &Paths) -> Result<()> {
+        save(&Self::file(paths), self)
+    }
+
+    fn is_of(&self, progress: &Progress, url: &str) -> bool {
+        self.url == url && self.history == progress.history
+    }
+}
+
+/// Reads a file of this module; `otherwise` says what happens without it.
+fn load<T: serde::de::DeserializeOwned>(path: &Path, otherwise: &str) -> Result<Option<T>> {
+    let text = files::read_existing(path)?;
+    text.map(|text| serde_json::from_slice(&text))
+        .transpose()
+        .map_err(|error| {
+            let path = path.display();
+            Failure::new(format!("{path} is damaged: {error}"))
+                .hint(format!("remove it (`rm {path}`): {otherwise}"))
+                .into()
+        })
+}
+
+fn save(path: &Path, content: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_vec(content).context("can't write the progress of the archive")?;
+    files::write_atomically(path, &text, 0o600)
 }
 
 impl Progress {
@@ -296,40 +368,32 @@ impl Progress {
     /// # Errors
     /// When its file can't be read.
     pub(crate) fn load(paths: &Paths) -> Result<Option<Self>> {
-        let path = Self::file(paths);
-        let text = files::read_existing(&path)?;
-        text.map(|text| serde_json::from_slice(&text))
-            .transpose()
-            .map_err(|error| {
-                Failure::new(format!("{} is damaged: {error}", path.display()))
-                    .hint(format!(
-                        "remove it (`rm {}`): the archive begins anew, with a base backup",
-                        path.display()
-                    ))
-                    .into()
-            })
+        load(
+            &Self::file(paths),
+            "the archive begins anew, with a base backup",
+        )
     }
 
     fn save(&self, paths: &Paths) -> Result<()> {
-        let text = serde_json::to_vec(self).context("can't write the progress of the archive")?;
-        files::write_atomically(&Self::file(paths), &text, 0o600)
+        save(&Self::file(paths), self)
     }
 
-    /// When everything that this cluster had written was on the disk of this host.
+    /// When everything that the server had written was on the disk of this host.
     #[must_use]
-    pub(crate) fn stored_at(&self, system: &str) -> Option<Timestamp> {
-        (self.system == system).then_some(self.time)
+    pub(crate) fn time(&self) -> Timestamp {
+        self.time
     }
 
     /// Whether nothing is missing since that base backup.
     #[must_use]
     pub(crate) fn continues(&self, point: &BasePoint) -> bool {
-        point.system == self.system && point.position >= self.begin
+        point.history == self.history
     }
 
     /// Whether the archive of a server with this log goes on. A cluster that was moved back has less of it.
     fn goes_on(&self, now: &Position, key: &str) -> bool {
         self.system == now.system
+            && self.segment == now.segment
             && self.key == key
             && now.slot == Some(true)
             && self.stored <= now.flushed
@@ -338,20 +402,6 @@ impl Progress {
     /// Whether the archive can be recovered from that base backup.
     fn is_usable(&self, backup: &Backup, point: &BasePoint) -> bool {
         self.continues(point) && backup.origin == Origin::Own
-    }
-
-    fn copied_to(&self, url: &str) -> Option<&Copied> {
-        self.copied.as_ref().filter(|copied| copied.url == url)
-    }
-
-    /// When everything was in the archive that survives the loss of this host, if there is one, or else in the one on
-    /// this host. What was written later can be lost.
-    #[must_use]
-    pub(crate) fn time(&self, settings: &BackupSettings) -> Option<Timestamp> {
-        match &settings.url {
-            Some(url) => self.copied_to(url).map(|copied| copied.time),
-            None => Some(self.time),
-        }
     }
 }
 
@@ -385,17 +435,22 @@ impl ArchiveReport {
             return Ok(None);
         }
         let progress = Progress::load(paths)?;
-        let time = progress
-            .as_ref()
-            .and_then(|progress| progress.time(settings));
+        // With a copy, that is what survives the loss of this host.
+        let time = match (&progress, &settings.url) {
+            (Some(progress), Some(url)) => Copied::load(paths)?
+                .filter(|copied| copied.is_of(progress, url))
+                .map(|copied| copied.time),
+            (progress, _) => progress.as_ref().map(Progress::time),
+        };
         let lag = time.map(|time| Timestamp::now().duration_since(time));
+        let is_complete = |backup: &Backup, point: &BasePoint| {
+            let is_there = |url: &String| is_copied(backup, url);
+            settings.url.as_ref().is_none_or(is_there)
+                && time.is_some_and(|time| time >= point.complete)
+        };
         let recoverable = match &progress {
             Some(progress) => bases(paths)?.iter().any(|(backup, point)| {
-                let is_safe = settings
-                    .url
-                    .as_ref()
-                    .is_none_or(|url| is_copied(backup, url));
-                progress.is_usable(backup, point) && is_safe
+                progress.is_usable(backup, point) && is_complete(backup, point)
             }),
             None => false,
         };
@@ -434,8 +489,16 @@ const POSITION: &str = "SELECT json_build_object(
 'slot', (SELECT wal_status <> 'lost' FROM pg_replication_slots WHERE slot_name = 'litellm_units_archive'));
 ";
 
+/// Asks the server, which must answer in time: a run that waits for ever archives nothing.
+async fn ask(server: &Server<'_>, sql: &str, timeout: Duration) -> Result<String> {
+    let answer = server.query(server.maintenance(), sql);
+    tokio::time::timeout(timeout, answer)
+        .await
+        .map_err(|_| anyhow::anyhow!("PostgreSQL did not answer within {}", duration(timeout)))?
+}
+
 async fn position(server: &Server<'_>) -> Result<Position> {
-    let text = server.query(server.maintenance(), POSITION).await?;
+    let text = ask(server, POSITION, ANSWER_TIMEOUT).await?;
     let flat = text.replace('\n', "");
     serde_json::from_str(&flat).with_context(|| format!("unexpected answer of psql: {flat:?}"))
 }
@@ -459,13 +522,13 @@ async fn make_slot(host: &Host, server: &Server<'_>, kept: i64) -> Result<()> {
     }
     // As PostgreSQL comes, it would keep everything, and stop when its disk is full.
     let script = format!(
-        "SELECT 'ALTER SYSTEM SET max_slot_wal_keep_size = ''{KEPT}MB''' WHERE current_setting('max_slot_wal_keep_size') = '-1' \\gexec
+        "SELECT 'ALTER SYSTEM SET max_slot_wal_keep_size = ''{LIMIT}''' WHERE current_setting('max_slot_wal_keep_size') = '-1' \\gexec
 SELECT pg_reload_conf() \\g /dev/null
 SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = '{SLOT}' \\g /dev/null
 SELECT pg_create_physical_replication_slot('{SLOT}', true) \\g /dev/null
 "
     );
-    server.query(server.maintenance(), &script).await.map(drop)
+    ask(server, &script, ANSWER_TIMEOUT).await.map(drop)
 }
 
 /// How much of a disk of `size` bytes the archive leaves free.
@@ -474,8 +537,8 @@ fn left_free(size: u64) -> u64 {
 }
 
 /// The disk of the archive or of the server that is nearly full, and its free space.
-fn full_disk(paths: &Paths, archive: &Path) -> Result<Option<(PathBuf, u64)>> {
-    for directory in [archive.to_owned(), paths.postgres_data()] {
+fn full_disk(paths: &Paths) -> Result<Option<(PathBuf, u64)>> {
+    for directory in [directory(paths), paths.postgres_data()] {
         let Space { free, size } = Space::of(&directory)?;
         if free < left_free(size) {
             return Ok(Some((directory, free)));
@@ -485,11 +548,13 @@ fn full_disk(paths: &Paths, archive: &Path) -> Result<Option<(PathBuf, u64)>> {
 }
 
 /// Ends the archive while a disk is nearly full: the rest of it is for the server, which would keep its log.
-async fn refuse_full_disk(host: &Host, server: &Server<'_>, archive: &Path) -> Result<()> {
-    let Some((directory, free)) = full_disk(&host.paths, archive)? else {
+async fn refuse_full_disk(host: &Host, server: &Server<'_>) -> Result<()> {
+    let Some((directory, free)) = full_disk(&host.paths)? else {
         return Ok(());
     };
     drop_slot(server).await?;
+    // Only a checkpoint removes the log that the slot has kept.
+    ask(server, "CHECKPOINT;\n", CHECKPOINT_TIMEOUT).await?;
     Err(Failure::new(format!(
         "the disk of {} has only {} of free space, so the write-ahead log is not archived, and PostgreSQL does not keep it",
         directory.display(),
@@ -504,7 +569,7 @@ async fn drop_slot(server: &Server<'_>) -> Result<()> {
         "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots WHERE slot_name = '{SLOT}' \\g /dev/null
 "
     );
-    server.query(server.maintenance(), &script).await.map(drop)
+    ask(server, &script, ANSWER_TIMEOUT).await.map(drop)
 }
 
 /// Lets the server remove its log before a position.
@@ -515,7 +580,7 @@ async fn advance_slot(server: &Server<'_>, position: u64) -> Result<()> {
 WHERE slot_name = '{SLOT}' AND restart_lsn < '{position}'::pg_lsn \\g /dev/null
 "
     );
-    server.query(server.maintenance(), &script).await.map(drop)
+    ask(server, &script, ANSWER_TIMEOUT).await.map(drop)
 }
 
 /// Ends the archive of a server whose `.env` no longer asks for it: its log would be kept for nobody.
@@ -535,102 +600,114 @@ pub(super) async fn end(host: &Host, server: &Server<'_>) -> Result<()> {
 SELECT pg_reload_conf() \\g /dev/null
 "
     );
-    server.query(server.maintenance(), &script).await?;
+    ask(server, &script, ANSWER_TIMEOUT).await?;
+    files::remove_existing(&Copied::file(&host.paths))?;
     files::remove_existing(&path)
-}
-
-fn lock_file(path: &Path) -> Result<File> {
-    File::options()
-        .write(true)
-        .create(true)
-        .truncate(false)
-        .mode(0o600)
-        .open(path)
-        .with_context(|| format!("can't open {}", path.display()))
 }
 
 /// One base backup at a time; `None` if one is being made.
 fn lock_bases(paths: &Paths) -> Result<Option<Flock<File>>> {
-    let parent = directory(paths);
+    make_directory(paths)?;
+    lock::exclusive(&base_lock(paths))
+}
+
+fn base_lock(paths: &Paths) -> PathBuf {
+    directory(paths).join("base.lock")
+}
+
+fn make_directory(paths: &Paths) -> Result<()> {
     make_private(&super::directory(paths))?;
-    make_private(&parent)?;
-    let path = parent.join("base.lock");
-    match Flock::lock(lock_file(&path)?, FlockArg::LockExclusiveNonblock) {
-        Ok(locked) => Ok(Some(locked)),
-        Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
-        Err((_, error)) => Err(error).with_context(|| format!("can't lock {}", path.display())),
-    }
+    make_private(&directory(paths))
 }
 
 /// Whether a base backup is being made.
-///
-/// # Errors
-/// When the lock can't be read.
-pub(crate) fn is_base_in_the_making(paths: &Paths) -> Result<bool> {
-    Ok(directory(paths).join("base.lock").exists() && lock_bases(paths)?.is_none())
+#[must_use]
+pub(crate) fn is_base_in_the_making(paths: &Paths) -> bool {
+    lock::is_held(&base_lock(paths))
 }
 
 /// One run at a time.
-pub(super) async fn lock(paths: &Paths) -> Result<Flock<File>> {
-    let parent = directory(paths);
-    make_private(&super::directory(paths))?;
-    make_private(&parent)?;
-    let path = parent.join("lock");
-    let mut file = lock_file(&path)?;
-    let deadline = tokio::time::Instant::now() + LOCK_TIMEOUT;
+pub(super) async fn lock(host: &Host) -> Result<Flock<File>> {
+    let paths = &host.paths;
+    make_directory(paths)?;
+    let path = directory(paths).join("lock");
+    let begin = Instant::now();
+    let mut said = false;
     loop {
-        match Flock::lock(file, FlockArg::LockExclusiveNonblock) {
-            Ok(locked) => return Ok(locked),
-            Err((refused, nix::errno::Errno::EWOULDBLOCK))
-                if tokio::time::Instant::now() < deadline =>
-            {
-                file = refused;
-            }
-            Err((_, error)) => {
-                return Err(error).with_context(|| {
-                    format!(
-                        "another run of litellm-wal.service holds {}",
-                        path.display()
-                    )
-                });
-            }
+        if let Some(lock) = lock::exclusive(&path)? {
+            return Ok(lock);
+        }
+        if begin.elapsed() > LOCK_TIMEOUT {
+            return Err(
+                Failure::new(format!("another run of {WAL_SERVICE} does not end"))
+                    .hint(format!(
+                        "see what it does: `{} status {WAL_SERVICE}`",
+                        host.scope().systemctl()
+                    ))
+                    .into(),
+            );
+        }
+        if !said && begin.elapsed() > SILENCE {
+            said = true;
+            host.progress.say(&format!(
+                "waiting for another run of {WAL_SERVICE}, at most {}",
+                duration(LOCK_TIMEOUT)
+            ));
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 
-/// Archives everything that the server has written so far, here and at `BACKUP_URL`. Makes a base backup if there is none to
-/// which it belongs, and goes on to archive meanwhile.
+/// Archives everything that the server has written so far, and copies it to `BACKUP_URL`. Makes a base backup if there is
+/// none to which it belongs. While that takes time, the archive on this host goes on.
 ///
 /// # Errors
 /// When the server, the disk or the store refuses; the next run continues.
 pub(crate) async fn run(host: &Host, settings: &Settings) -> Result<()> {
-    let server = Server::new(host, settings).await?;
-    let (progress, copied) = archive(host, settings, &server).await?;
-    // Another operation may stop the server.
-    if has_base(&host.paths, &progress, OLD)?
-        || OperationLock::is_held(&host.paths)
-        || Failed::is_recent(&host.paths)
-    {
-        return copied;
+    if postgres::is_switching(&host.paths)? {
+        // The cluster that stays keeps its log, so nothing is lost by waiting.
+        return Ok(());
     }
-    host.progress
-        .say("making a base backup, without which nothing can be recovered");
+    let server = Server::new(host, settings).await?;
+    let progress = archive(host, settings, &server).await?;
+    let rest = async {
+        let copied = copy(host, settings).await;
+        let url = settings.backup.url.as_deref();
+        // Another operation may stop the server.
+        if is_base_due(&host.paths, &progress, url)?
+            && !OperationLock::is_held(&host.paths)
+            && !Failed::is_recent(&host.paths)
+        {
+            host.progress
+                .say("making a base backup, without which nothing can be recovered");
+            Box::pin(base(host, settings, &server)).await?;
+            return copy(host, settings).await;
+        }
+        copied
+    };
     let archived = async {
         loop {
             tokio::time::sleep(INTERVAL).await;
-            if let Err(error) = Box::pin(archive(host, settings, &server))
-                .await
-                .and_then(|(_, copied)| copied)
-            {
+            if let Err(error) = Box::pin(archive(host, settings, &server)).await {
                 host.progress.warn(&format!("{error:#}"));
             }
         }
     };
     tokio::select! {
-        made = Box::pin(base(host, settings, &server)) => made,
+        done = rest => done,
         () = archived => Ok(()),
     }
+}
+
+/// Whether the archive makes or copies a base backup without being asked.
+fn is_base_due(paths: &Paths, progress: &Progress, url: Option<&str>) -> Result<bool> {
+    let has_copy = match url {
+        Some(url) => bases(paths)?
+            .iter()
+            .any(|(backup, point)| progress.is_usable(backup, point) && is_copied(backup, url)),
+        None => true,
+    };
+    Ok(!has_copy || !has_base(paths, progress, OLD)?)
 }
 
 /// Whether there is a base backup with which the archive can be recovered, and which is younger than that.
@@ -668,53 +745,70 @@ pub(crate) fn base_failure(paths: &Paths) -> Option<String> {
     Some(String::from_utf8_lossy(&text).into_owned())
 }
 
-/// Archives everything that the server has written so far, here and at `BACKUP_URL`.
+/// Archives everything that the server has written so far, on this host.
 ///
 /// # Errors
-/// When the server or the disk refuses; the next run continues. What the store says comes beside the progress.
+/// When the server or the disk refuses; the next run continues.
 pub(crate) async fn archive(
     host: &Host,
     settings: &Settings,
     server: &Server<'_>,
-) -> Result<(Progress, Result<()>)> {
+) -> Result<Progress> {
     let paths = &host.paths;
-    let _lock = lock(paths).await?;
+    let _lock = lock(host).await?;
+    if postgres::is_switching(paths)? {
+        return Err(
+            Failure::new("PostgreSQL is being changed, so nothing is archived")
+                .hint("see whether the change was interrupted: `litellm-units status`")
+                .into(),
+        );
+    }
     let key = BackupKey::create(paths)?;
     let of_the_key = key.code(OF_THE_KEY)?;
-    let archive = directory(paths);
     let recipient = recipient(&settings.backup)?;
     let known = Progress::load(paths)?;
     // Before the position, so that everything of this time is before it.
-    let mut read = Timestamp::now();
+    let mut time = Timestamp::now();
     let mut now = position(server).await?;
     let known = known.filter(|known| known.goes_on(&now, &of_the_key));
     if now.slot.is_some() {
-        refuse_full_disk(host, server, &archive).await?;
+        refuse_full_disk(host, server).await?;
     }
     let mut progress = if let Some(known) = known {
         known
     } else {
         make_slot(host, server, now.kept).await?;
-        read = Timestamp::now();
+        time = Timestamp::now();
         now = position(server).await?;
         // A recovery reads whole segments.
         let segment = Segment::of(now.timeline, now.segment, now.flushed);
         Progress {
+            history: history(&now.system, now.flushed, time),
             system: now.system.clone(),
             key: of_the_key,
-            begin: now.flushed,
+            segment: now.segment,
             stored: segment.position(0),
-            time: read,
-            copied: None,
+            time,
         }
     };
-    let place = pieces_directory(paths, &progress.system);
-    make_private(&directory(paths).join(WAL))?;
+    let parent = directory(paths).join(WAL);
+    let place = pieces_directory(paths, &progress.history);
+    make_private(&parent)?;
     make_private(&place)?;
+    files::sync_directory(&parent)?;
     remove_incomplete(&place)?;
+    let writer = PieceWriter {
+        server,
+        place: &place,
+        recipient: &recipient,
+        key: &key,
+        system: &progress.system,
+        history: &progress.history.clone(),
+        time,
+    };
     let before = progress.stored;
     while progress.stored < now.flushed {
-        refuse_full_disk(host, server, &archive).await?;
+        refuse_full_disk(host, server).await?;
         let segment = Segment::of(now.timeline, now.segment, progress.stored);
         let end = now.flushed.min(segment.position(now.segment));
         let end_offset = end - segment.position(0);
@@ -723,42 +817,23 @@ pub(crate) async fn archive(
         } else {
             progress.stored - segment.position(0)
         };
-        let label = Piece::label(&segment.name(), start, end_offset, read);
-        store(
-            server,
-            &place,
-            &segment,
-            (start, end_offset),
-            &label,
-            &recipient,
-            &key,
-            &progress.system,
-        )
-        .await?;
+        writer.store(&segment, start, end_offset).await?;
         progress.stored = end;
         progress.save(paths)?;
         fail::fail_point!("wal-stored");
     }
-    progress.time = read;
+    progress.time = time;
     progress.save(paths)?;
     if progress.stored > before {
         advance_slot(server, progress.stored).await?;
     }
-    let all = local_pieces(paths, &progress.system)?;
-    let replaced = replaced(&all, now.segment);
-    let copied = async {
-        match store_of(&settings.backup)? {
-            Some(remote) => copy(paths, &remote, &mut progress, &all, &replaced, now.segment).await,
-            None => Ok(()),
-        }
-    };
-    let copied = copied.await;
-    if copied.is_ok() {
-        for piece in replaced {
+    if settings.backup.url.is_none() {
+        let all = local_pieces(paths, &progress.history)?;
+        for piece in replaced(&all, progress.segment) {
             files::remove_existing(&place.join(&piece.file))?;
         }
     }
-    Ok((progress, copied))
+    Ok(progress)
 }
 
 fn store_of(settings: &BackupSettings) -> Result<Option<BackupStore>> {
@@ -767,54 +842,54 @@ fn store_of(settings: &BackupSettings) -> Result<Option<BackupStore>> {
         .transpose()
 }
 
-/// Writes one piece.
-#[expect(
-    clippy::too_many_arguments,
-    reason = "all of it is in the name of the piece"
-)]
-async fn store(
-    server: &Server<'_>,
-    place: &Path,
-    segment: &Segment,
-    (start, end): (u64, u64),
-    label: &str,
-    recipient: &Recipient,
-    key: &BackupKey,
-    system: &str,
-) -> Result<()> {
-    let staged = tempfile::Builder::new()
-        .prefix(UNFINISHED)
-        .permissions(Permissions::from_mode(0o700))
-        .tempdir_in(place)
-        .with_context(|| format!("can't create a directory in {}", place.display()))?;
-    let directory = staged.path().to_owned();
-    let recipient = recipient.clone();
-    let meter = Meter::new("archived", end - start, &output::Progress::Silent);
-    let counted = meter.clone();
-    let stored = server
-        .receive_wal(segment, start, end, move |reader| {
-            archive::store(
-                &directory,
-                WAL,
-                true,
-                &recipient,
-                &mut counted.reading(reader),
-            )
-        })
-        .await?;
-    let count = meter.done();
-    anyhow::ensure!(
-        count == end - start,
-        "{count} bytes of segment {} arrived of {}",
-        segment.name(),
-        end - start
-    );
-    let code = key.code(Piece::covered(system, label, &stored.sha256).as_bytes())?;
-    let extensions = stored.stored.strip_prefix(WAL).unwrap_or_default();
-    let path = place.join(format!("{label}-{code}{extensions}"));
-    std::fs::rename(staged.path().join(&stored.stored), &path)
-        .with_context(|| format!("can't rename {}", path.display()))?;
-    files::sync_directory(place)
+/// Writes pieces.
+struct PieceWriter<'a> {
+    server: &'a Server<'a>,
+    place: &'a Path,
+    recipient: &'a Recipient,
+    key: &'a BackupKey,
+    system: &'a str,
+    history: &'a str,
+    time: Timestamp,
+}
+
+impl PieceWriter<'_> {
+    /// Stores the bytes of a segment from `start` to `end`.
+    async fn store(&self, segment: &Segment, start: u64, end: u64) -> Result<()> {
+        let staged = tempfile::Builder::new()
+            .prefix(UNFINISHED)
+            .permissions(Permissions::from_mode(0o700))
+            .tempdir_in(self.place)
+            .with_context(|| format!("can't create a directory in {}", self.place.display()))?;
+        let directory = staged.path().to_owned();
+        let recipient = self.recipient.clone();
+        let meter = Meter::new("archived", end - start, &output::Progress::Silent);
+        let counted = meter.clone();
+        let received = self
+            .server
+            .receive_wal(self.system, segment, start, end, move |reader| {
+                let mut reader = counted.reading(reader);
+                archive::store(&directory, WAL, true, &recipient, &mut reader)
+            });
+        let stored = tokio::time::timeout(RECEIVE_TIMEOUT, received)
+            .await
+            .context("pg_receivewal did not end in time")??;
+        let count = meter.done();
+        anyhow::ensure!(
+            count == end - start,
+            "{count} bytes of segment {} arrived of {}",
+            segment.name(),
+            end - start
+        );
+        let label = Piece::label(&segment.name(), start, end, self.time);
+        let covered = Piece::covered(self.history, &label, &stored.sha256);
+        let code = self.key.code(covered.as_bytes())?;
+        let extensions = stored.stored.strip_prefix(WAL).unwrap_or_default();
+        let path = self.place.join(format!("{label}-{code}{extensions}"));
+        std::fs::rename(staged.path().join(&stored.stored), &path)
+            .with_context(|| format!("can't rename {}", path.display()))?;
+        files::sync_directory(self.place)
+    }
 }
 
 /// Removes what an interrupted run has left.
@@ -848,44 +923,54 @@ fn replaced(pieces: &[Piece], segment_size: u64) -> Vec<Piece> {
         .collect()
 }
 
-async fn copy(
-    paths: &Paths,
-    remote: &BackupStore,
-    progress: &mut Progress,
-    all: &[Piece],
-    replaced: &[Piece],
-    segment_size: u64,
-) -> Result<()> {
-    let place = pieces_directory(paths, &progress.system);
-    let directory = remote_directory(&progress.system);
-    let from = progress
-        .copied_to(remote.url())
+/// Copies to `BACKUP_URL` what is archived, if nobody else does. A store that is slow or does not answer must not hold up the
+/// archive on this host, so its lock is not held meanwhile.
+async fn copy(host: &Host, settings: &Settings) -> Result<()> {
+    let paths = &host.paths;
+    let Some(remote) = store_of(&settings.backup)? else {
+        return Ok(());
+    };
+    let Some(_lock) = lock::exclusive(&directory(paths).join("copy.lock"))? else {
+        return Ok(());
+    };
+    let Some(progress) = Progress::load(paths)? else {
+        return Ok(());
+    };
+    let all = local_pieces(paths, &progress.history)?;
+    let replaced = replaced(&all, progress.segment);
+    let place = pieces_directory(paths, &progress.history);
+    let directory = remote_directory(&progress.history);
+    let from = Copied::load(paths)?
+        .filter(|copied| copied.is_of(&progress, remote.url()))
         .map_or(0, |copied| copied.position);
+    let copied = |position, time| Copied {
+        url: remote.url().to_owned(),
+        history: progress.history.clone(),
+        position,
+        time,
+    };
     let mut wanted: Vec<&Piece> = all
         .iter()
-        .filter(|piece| !replaced.contains(piece) && piece.end_position(segment_size) > from)
+        .filter(|piece| !replaced.contains(piece) && piece.end_position(progress.segment) > from)
         .collect();
-    wanted.sort_by_key(|piece| piece.end_position(segment_size));
+    wanted.sort_by_key(|piece| piece.end_position(progress.segment));
     for piece in wanted {
-        remote
-            .put_file(&directory, &place.join(&piece.file))
-            .await?;
-        progress.copied = Some(Copied {
-            url: remote.url().to_owned(),
-            position: piece.end_position(segment_size),
-            time: piece.time,
-        });
-        progress.save(paths)?;
+        let path = place.join(&piece.file);
+        remote.put_file(&directory, &path).await?;
+        copied(piece.end_position(progress.segment), piece.time).save(paths)?;
     }
-    for piece in replaced {
+    copied(progress.stored, progress.time).save(paths)?;
+    for piece in &replaced {
         remote.remove_file(&directory, &piece.file).await?;
     }
-    progress.copied = Some(Copied {
-        url: remote.url().to_owned(),
-        position: progress.stored,
-        time: progress.time,
-    });
-    progress.save(paths)
+    if !replaced.is_empty() {
+        // A recovery lists them and takes them.
+        let _lock = lock(host).await?;
+        for piece in replaced {
+            files::remove_existing(&place.join(&piece.file))?;
+        }
+    }
+    Ok(())
 }
 
 fn recipient(settings: &BackupSettings) -> Result<Recipient> {
@@ -915,9 +1000,9 @@ pub(super) async fn base(host: &Host, settings: &Settings, server: &Server<'_>) 
 async fn made(host: &Host, settings: &Settings, server: &Server<'_>) -> Result<()> {
     let paths = &host.paths;
     remove_incomplete(&directory(paths))?;
-    let (progress, _) = archive(host, settings, server).await?;
+    let progress = archive(host, settings, server).await?;
     if !has_base(paths, &progress, YOUNG)? {
-        make_base(host, settings, server).await?;
+        make_base(host, settings, server, &progress).await?;
     }
     // What is on this host does not depend on the store.
     prune(host).await?;
@@ -939,7 +1024,12 @@ fn is_copied(backup: &Backup, url: &str) -> bool {
         .is_ok_and(|text| text.as_deref() == Some(url.as_bytes()))
 }
 
-async fn make_base(host: &Host, settings: &Settings, server: &Server<'_>) -> Result<()> {
+async fn make_base(
+    host: &Host,
+    settings: &Settings,
+    server: &Server<'_>,
+    began: &Progress,
+) -> Result<()> {
     let parent = &directory(&host.paths);
     let recipient = recipient(&settings.backup)?;
     // The server makes a checkpoint after this, and the recovery begins there.
@@ -965,7 +1055,7 @@ async fn make_base(host: &Host, settings: &Settings, server: &Server<'_>) -> Res
         .await
         .map_err(|error| super::on_full_disk(error, parent))?;
     // Without what was written meanwhile, the copy is not consistent.
-    let (progress, copied) = Box::pin(archive(host, settings, server)).await?;
+    let progress = Box::pin(archive(host, settings, server)).await?;
     let contents = Contents {
         name: server.database.clone(),
         server_version: before.version,
@@ -975,9 +1065,13 @@ async fn make_base(host: &Host, settings: &Settings, server: &Server<'_>) -> Res
     };
     let mut manifest = BackupManifest::new(id, created, contents);
     manifest.images = super::images(host, settings).await;
+    anyhow::ensure!(
+        manifest.images.of(Service::Postgres).is_some(),
+        "Podman does not know the image of PostgreSQL, without which nothing can be recovered"
+    );
     manifest.encryption = encryption(&recipient);
     let point = BasePoint {
-        system: before.system,
+        history: began.history.clone(),
         timeline: before.timeline,
         segment_size: before.segment,
         position: before.flushed,
@@ -987,9 +1081,6 @@ async fn make_base(host: &Host, settings: &Settings, server: &Server<'_>) -> Res
         progress.continues(&point),
         "the archive began anew while the cluster was copied"
     );
-    if let Err(error) = copied {
-        host.progress.warn(&format!("{error:#}"));
-    }
     manifest.base = Some(point);
     manifest.files.push(entry);
     let deployment = host.paths.deployment.clone();
@@ -1048,16 +1139,19 @@ impl<R: std::io::Read> std::io::Read for Frugal<R> {
 async fn prune(host: &Host) -> Result<()> {
     let paths = &host.paths;
     // A recovery lists them and takes them.
-    let _lock = lock(paths).await?;
+    let _lock = lock(host).await?;
     let parent = directory(paths);
-    for id in expired(&ids_in(&parent)?, RETENTION, &[]) {
+    let known = bases(paths)?;
+    let protected = last_of_each(known.iter().map(|(base, point)| (base.id(), point)), old());
+    for id in expired(&ids_in(&parent)?, RETENTION, &protected) {
         super::remove_from(&parent, &id)?;
         host.progress.say(&format!("removed base backup {id}"));
     }
     let points: Vec<BasePoint> = bases(paths)?.into_iter().map(|(_, point)| point).collect();
-    for found in names(&parent.join(WAL))? {
+    for found in histories(paths)? {
         let place = pieces_directory(paths, &found);
-        for piece in superfluous(local_pieces(paths, &found)?, &found, &points, old()) {
+        let present = local_pieces(paths, &found)?;
+        for piece in superfluous(present, &found, &points, old()) {
             files::remove_existing(&place.join(&piece.file))?;
         }
     }
@@ -1069,6 +1163,75 @@ const RETENTION: Retention = Retention {
     monthly: 0,
 };
 
+/// Copies those pieces again that were copied, and of which the store has lost the whole or a part. If the store has a later
+/// log than this host, as after a return to an earlier state of the whole host, the archive begins anew.
+async fn put_again(
+    host: &Host,
+    remote: &BackupStore,
+    history: &str,
+    present: &BTreeMap<String, u64>,
+) -> Result<()> {
+    let paths = &host.paths;
+    let all = local_pieces(paths, history)?;
+    let (Some(progress), Some(copied)) = (Progress::load(paths)?, Copied::load(paths)?) else {
+        return Ok(());
+    };
+    if progress.history != history || !copied.is_of(&progress, remote.url()) {
+        return Ok(());
+    }
+    if is_behind(&progress, &copied, &all, present) {
+        host.progress.warn(&format!(
+            "{} has a later log of this cluster than this host, so the archive begins anew",
+            remote.url()
+        ));
+        let _lock = lock(host).await?;
+        return files::remove_existing(&Progress::file(paths));
+    }
+    let replaced = replaced(&all, progress.segment);
+    let place = pieces_directory(paths, history);
+    let was_copied = |piece: &&Piece| {
+        !replaced.contains(piece) && piece.end_position(progress.segment) <= copied.position
+    };
+    for piece in all.iter().filter(was_copied) {
+        let path = place.join(&piece.file);
+        // The archive removes what a whole segment replaces.
+        let size = std::fs::metadata(&path).ok().map(|found| found.len());
+        if size.is_some() && size != present.get(&piece.file).copied() {
+            remote.put_file(&remote_directory(history), &path).await?;
+        }
+    }
+    Ok(())
+}
+
+/// Whether the store has pieces that this host has not copied there, or does not know to have.
+fn is_behind(
+    progress: &Progress,
+    copied: &Copied,
+    all: &[Piece],
+    present: &BTreeMap<String, u64>,
+) -> bool {
+    pieces(present.keys().cloned())
+        .iter()
+        .any(|piece| piece.end_position(progress.segment) > copied.position && !all.contains(piece))
+}
+
+/// The newest base backup of each history, if it was made after `old`: that of a former cluster is not replaced by one of the
+/// same day of the cluster that came after it.
+fn last_of_each<'a>(
+    bases: impl IntoIterator<Item = (&'a OperationId, &'a BasePoint)>,
+    old: Timestamp,
+) -> Vec<OperationId> {
+    let mut last: BTreeMap<&str, &OperationId> = BTreeMap::new();
+    for (id, point) in bases {
+        if point.complete > old {
+            last.entry(&point.history)
+                .and_modify(|newest| *newest = id.max(*newest))
+                .or_insert(id);
+        }
+    }
+    last.into_values().cloned().collect()
+}
+
 /// Before this time, nothing is kept for its own sake.
 fn old() -> Timestamp {
     Timestamp::now() - jiff::SignedDuration::from_hours(24 * i64::from(DAYS))
@@ -1076,18 +1239,16 @@ fn old() -> Timestamp {
 
 /// As [`prune`], in the store.
 async fn prune_copy(host: &Host, remote: &BackupStore) -> Result<()> {
-    remote.prune(host, RETENTION, &[]).await?;
-    let mut points = Vec::new();
-    for id in remote.ids().await? {
-        // What is damaged needs no log, and must not keep that of the others.
-        match remote.manifest(&id).await {
-            Ok((manifest, _)) => points.extend(manifest.base),
-            Err(error) => host.progress.warn(&format!("{error:#}")),
-        }
-    }
+    let mut known = remote.bases(host).await?;
+    let protected = last_of_each(known.iter().map(|(id, point)| (id, point)), old());
+    let gone = remote.prune(host, RETENTION, &protected).await?;
+    known.retain(|(id, _)| !gone.contains(id));
+    let points: Vec<BasePoint> = known.into_iter().map(|(_, point)| point).collect();
     for found in remote.directories(WAL).await? {
         let directory = remote_directory(&found);
-        let present = pieces(remote.files(&directory).await?.into_keys());
+        let files = remote.files(&directory).await?;
+        put_again(host, remote, &found, &files).await?;
+        let present = pieces(files.into_keys());
         for piece in superfluous(present, &found, &points, old()) {
             remote.remove_file(&directory, &piece.file).await?;
         }
@@ -1095,12 +1256,12 @@ async fn prune_copy(host: &Host, remote: &BackupStore) -> Result<()> {
     Ok(())
 }
 
-/// The pieces of cluster `of` from before its first base backup. Without one, those that are `old`: the base backup may be in
+/// The pieces of history `of` from before its first base backup. Without one, those that are `old`: the base backup may be in
 /// the making.
 fn superfluous(pieces: Vec<Piece>, of: &str, points: &[BasePoint], old: Timestamp) -> Vec<Piece> {
     let first = points
         .iter()
-        .filter(|point| point.system == of)
+        .filter(|point| point.history == of)
         .min_by_key(|point| point.position);
     let is_superfluous = |piece: &Piece| match first {
         Some(first) => piece.number(first.segment_size) < first.position / first.segment_size,
@@ -1130,9 +1291,9 @@ pub(super) mod tests {
         Piece::parse(&format!("{label}-{}.zst.age", "0a".repeat(32))).unwrap()
     }
 
-    pub(in crate::operations::backup) fn point(system: &str, position: u64) -> BasePoint {
+    pub(in crate::operations::backup) fn point(history: &str, position: u64) -> BasePoint {
         BasePoint {
-            system: system.to_owned(),
+            history: history.to_owned(),
             timeline: 1,
             segment_size: SIZE,
             position,
@@ -1191,6 +1352,62 @@ pub(super) mod tests {
         assert_eq!(replaced(&parts, SIZE), []);
         let all = [first.clone(), second.clone(), whole, next];
         assert_eq!(replaced(&all, SIZE), [first, second]);
+    }
+
+    #[test]
+    fn a_host_that_was_moved_back_begins_anew() {
+        let (first, second) = (piece(1, 0, SIZE, TIME), piece(2, 0, 0x100, TIME));
+        let (later, abandoned) = (piece(2, 0x100, 0x200, TIME), piece(2, 0x100, 0x300, TIME));
+        let progress = Progress {
+            system: "1".to_owned(),
+            history: "1-0-t".to_owned(),
+            key: String::new(),
+            segment: SIZE,
+            stored: later.end_position(SIZE),
+            time: later.time,
+        };
+        let copied = Copied {
+            url: "file:///copies".to_owned(),
+            history: progress.history.clone(),
+            position: second.end_position(SIZE),
+            time: second.time,
+        };
+        let here = [first.clone(), second.clone(), later.clone()];
+        let behind = |there: &[&Piece]| {
+            let there = there.iter().map(|piece| (piece.file.clone(), 1));
+            is_behind(&progress, &copied, &here, &there.collect())
+        };
+        // A piece may be there before it counts as copied, and parts may be there that are no longer here.
+        assert!(!behind(&[&first, &second]) && !behind(&[&first, &later]));
+        assert!(!behind(&[&piece(1, 0, 9, TIME)]));
+        assert!(behind(&[&first, &second, &abandoned]));
+        assert!(copied.is_of(&progress, "file:///copies") && !copied.is_of(&progress, "s3://b"));
+    }
+
+    #[test]
+    fn a_former_cluster_keeps_its_last_base_backup() {
+        let base = |time: &str, system: &str| {
+            let complete: Timestamp = time.parse().unwrap();
+            let point = BasePoint {
+                complete,
+                ..point(system, 0)
+            };
+            (OperationId::new(complete).unwrap(), point)
+        };
+        let all = [
+            base("2026-11-18T02:30:00Z", "oldest"),
+            base("2026-11-24T02:30:00Z", "former"),
+            base("2026-11-25T02:30:00Z", "former"),
+            base("2026-11-25T10:00:00Z", "now"),
+            base("2026-11-27T02:30:00Z", "now"),
+        ];
+        let old = "2026-11-20T00:00:00Z".parse().unwrap();
+        let last = last_of_each(all.iter().map(|(id, point)| (id, point)), old);
+        assert_eq!(last, [all[2].0.clone(), all[4].0.clone()]);
+        // The rule alone takes one a day, whatever its cluster.
+        let ids: Vec<OperationId> = all.iter().map(|(id, _)| id.clone()).collect();
+        assert_eq!(expired(&ids, RETENTION, &[]), [all[2].0.clone()]);
+        assert_eq!(expired(&ids, RETENTION, &last), []);
     }
 
     #[test]

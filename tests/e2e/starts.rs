@@ -44,6 +44,7 @@ fn images_are_pulled_rootful() {
 }
 
 #[test]
+#[ignore = "the same as for root, without root: part of each release (CONTRIBUTING.md)"]
 fn images_are_pulled_rootless() {
     images_are_pulled(Who::Operator, "pull-rootless");
 }
@@ -276,6 +277,7 @@ fn units_for_an_older_podman_work_rootful() {
 }
 
 #[test]
+#[ignore = "the same as for root, without root: part of each release (CONTRIBUTING.md)"]
 fn units_for_an_older_podman_work_rootless() {
     units_for_an_older_podman_work(Who::Operator, "older-rootless");
 }

@@ -9,6 +9,7 @@ pub(crate) mod firewall;
 pub(crate) mod journal;
 pub(crate) mod listener;
 pub(crate) mod lock;
+pub(crate) mod namespaces;
 pub(crate) mod notice;
 pub(crate) mod ownership;
 pub mod paths;

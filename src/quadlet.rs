@@ -67,6 +67,18 @@ pub const SERVE: &str = concat!(
 /// database has, for the gateway to compare with the one of its release.
 pub const SCHEMA: &str = "schema";
 
+/// The first user and group ID of the host that the processes of a service have with `USER_NAMESPACES`.
+///
+/// All lie between those that systemd gives out to containers and its foreign IDs, above those of `useradd` and of the
+/// directories that SSSD maps. What mounts the same files has the same ones.
+fn first_id(service: Service) -> u32 {
+    match service {
+        Service::Litellm | Service::Migrate => 0x7f00_0000,
+        Service::Postgres => 0x7f01_0000,
+        Service::Redis => 0x7f02_0000,
+    }
+}
+
 /// Makes a backup every day.
 pub const BACKUP_TIMER: &str = "litellm-backup.timer";
 /// What the timer starts.
@@ -201,6 +213,7 @@ pub fn render(settings: &Settings, host: &RenderContext<'_>) -> Result<Vec<UnitF
             image: &pinned,
             uid,
             gid,
+            first_id: first_id(service),
         };
         let place = Place::Quadlet;
         files.push(match service {
@@ -319,6 +332,7 @@ pub fn next_migration(settings: &Settings, host: &RenderContext<'_>) -> Result<U
         image: &host.images.pin(&settings.litellm_image),
         uid: 0,
         gid: 0,
+        first_id: first_id(Service::Migrate),
     };
     file(
         Place::Quadlet,
@@ -362,6 +376,7 @@ pub fn next_server(
                 image: &host.images.pin(image),
                 uid,
                 gid,
+                first_id: first_id(service),
             },
             next: true,
             data: path_text(&host.paths.postgres_next())?,
@@ -400,6 +415,9 @@ struct Common {
     local_cache: bool,
     rootless: bool,
     awaits_network: bool,
+    namespaces: bool,
+    /// Has a volume mounted with the owners that its files have on the disk.
+    idmap: &'static str,
     port: u16,
     config: String,
     certificates: String,
@@ -431,6 +449,12 @@ impl Common {
             awaits_network: host.paths.scope == Scope::System
                 && (matches!(settings.database, Database::External { .. })
                     || matches!(settings.cache, Cache::External)),
+            namespaces: settings.user_namespaces,
+            idmap: if settings.user_namespaces {
+                ",idmap"
+            } else {
+                ""
+            },
             port: GATEWAY_PORT,
             config: path_text(&host.paths.config())?.to_owned(),
             certificates: path_text(&host.paths.certificates())?.to_owned(),
@@ -462,6 +486,8 @@ struct Container<'a> {
     image: &'a str,
     uid: u32,
     gid: u32,
+    /// The ID of the host that is 0 in the container.
+    first_id: u32,
 }
 
 #[derive(Template)]

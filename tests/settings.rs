@@ -350,6 +350,12 @@ fn what_can_not_be_used_is_refused_by_name_file_and_line() {
              hint: write 300 for five minutes, or remove it\n".to_owned(),
         ),
         (
+            "USER_NAMESPACES",
+            "USER_NAMESPACES=on",
+            "error: /srv/.env, line 13: USER_NAMESPACES is neither yes nor no\n\
+             hint: write yes, or remove the line\n".to_owned(),
+        ),
+        (
             "LITELLM_REPLICAS",
             "LITELLM_REPLICAS=0",
             "error: /srv/.env, line 13: LITELLM_REPLICAS is neither `auto` nor a number from 1 to 8\n\

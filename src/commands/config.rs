@@ -18,7 +18,7 @@ const MASK: &str = "********";
 
 /// Variables whose values are known to be harmless. All others are masked, since a later release of
 /// LiteLLM may read secrets from them.
-const HARMLESS: [&str; 18] = [
+const HARMLESS: [&str; 19] = [
     "LITELLM_LIVENESS_TIMEOUT",
     "LITELLM_LOCAL_MODEL_COST_MAP",
     "LITELLM_LOG",
@@ -37,6 +37,7 @@ const HARMLESS: [&str; 18] = [
     "STORE_MODEL_IN_DB",
     "TZ",
     "UI_USERNAME",
+    "USER_NAMESPACES",
 ];
 
 pub(crate) fn run(host: &Host, arguments: &Config) -> Result<Exit> {

@@ -52,6 +52,9 @@ const MEMORY_OF_A_WORKER: u64 = 4 << 30;
 /// The percentage of the machine's memory that all gateways together may use.
 const MEMORY_OF_GATEWAYS: usize = 80;
 
+/// Whether the containers of root have user IDs that no user of the host has.
+pub const USER_NAMESPACES: &str = "USER_NAMESPACES";
+
 /// The most that one value may have, in bytes: a quarter of Podman's limit of 512,000 for one
 /// secret, since every byte of Redis' password takes four, and less than the kernel's 128 KiB for
 /// one variable with its name.
@@ -73,7 +76,7 @@ const TLS_HINT: &str = "remove the line, then run `litellm-units apply`; for TLS
 const SOCKET_HINT: &str = "remove the line, then run `litellm-units apply`";
 
 /// Variables that concern this program or another container, and so never reach the gateway.
-const NOT_FOR_GATEWAY: [&str; 16] = [
+const NOT_FOR_GATEWAY: [&str; 17] = [
     ACCEPT_VULNERABILITIES,
     REPLICAS,
     LISTEN,
@@ -82,6 +85,7 @@ const NOT_FOR_GATEWAY: [&str; 16] = [
     METRICS_FILE,
     NOTIFY_COMMAND,
     NOTIFY_URL,
+    USER_NAMESPACES,
     "LITELLM_IMAGE",
     "POSTGRES_IMAGE",
     "REDIS_IMAGE",
@@ -148,6 +152,7 @@ pub const OPTIONAL: [&str; 6] = [
 /// Variables that are in clear: no secrets, and needed where none is opened.
 const IN_CLEAR: [&str; 19] = [
     METRICS_FILE,
+    USER_NAMESPACES,
     REPLICAS,
     ACCEPT_VULNERABILITIES,
     LISTEN,
@@ -320,6 +325,8 @@ pub struct Settings {
     pub listen: Listen,
     /// `LITELLM_REPLICAS`: how many gateways listen there.
     pub replicas: Replicas,
+    /// `USER_NAMESPACES`: whether the containers of root have user IDs of their own.
+    pub user_namespaces: bool,
     /// `LITELLM_MASTER_KEY`: for bootstrap only.
     pub master_key: SecretValue,
     /// Where backups go and how.
@@ -470,6 +477,7 @@ impl Settings {
             cache,
             listen: reader.listen()?,
             replicas: reader.replicas()?,
+            user_namespaces: reader.user_namespaces()?,
             master_key,
             backup: reader.backup()?,
             watch: reader.watch()?,
@@ -954,6 +962,18 @@ impl Reader<'_> {
                     "write auto for as many as this machine has processors and memory for, or remove it for one",
                 )),
             },
+        }
+    }
+
+    fn user_namespaces(&self) -> Result<bool> {
+        match self.filled(USER_NAMESPACES) {
+            None | Some("no") => Ok(false),
+            Some("yes") => Ok(true),
+            Some(_) => Err(self.wrong(
+                USER_NAMESPACES,
+                "is neither yes nor no",
+                "write yes, or remove the line",
+            )),
         }
     }
 

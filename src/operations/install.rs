@@ -9,9 +9,10 @@ use crate::deployment::certificates;
 use crate::deployment::completion;
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::installed_release;
-use crate::deployment::settings::Settings;
+use crate::deployment::settings::{Settings, USER_NAMESPACES};
 use crate::error::{Failure, Result};
 use crate::host::capacity::Capacity;
+use crate::host::namespaces;
 use crate::host::ownership;
 use crate::host::paths::Scope;
 use crate::host::podman::PodmanVersion;
@@ -95,6 +96,9 @@ pub(crate) async fn prepare(host: &Host, target: ReleaseTarget) -> Result<Prepar
         host.progress.warn(warning);
     }
     edits::refuse_unknown_servers(host, &deployment.settings).await?;
+    if deployment.settings.user_namespaces {
+        refuse_namespaces(host).await?;
+    }
     let images_path = host.paths.images_lock();
     let before = ImagesLock::load(&images_path)?;
     let mut images = before.clone();
@@ -309,6 +313,19 @@ pub(crate) async fn pull_missing(
         pinned.apply(host).await?;
     }
     Ok(())
+}
+
+/// Refuses `USER_NAMESPACES=yes` where it can't be had.
+async fn refuse_namespaces(host: &Host) -> Result<()> {
+    let Some(obstacle) = namespaces::obstacle(host).await? else {
+        return Ok(());
+    };
+    Err(Failure::config(format!(
+        "{}: {USER_NAMESPACES}=yes is not possible: {obstacle}",
+        host.paths.env_file().display()
+    ))
+    .hint(format!("remove {USER_NAMESPACES}, then run `litellm-units apply`; what it needs is in docs/platforms.md"))
+    .into())
 }
 
 /// Installs a unit of one operation beside the others, which are those of `settings`.

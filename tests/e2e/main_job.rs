@@ -1,5 +1,6 @@
 //! From nothing to a chat completion on a fresh host, and what must hold from then on.
 
+use std::collections::BTreeSet;
 use std::process::Stdio;
 use std::time::Duration;
 
@@ -250,6 +251,62 @@ fn nothing_else_listens(host: &TestHost, who: Who) {
     );
 }
 
+/// The processes in each container, with the IDs that they have on the host.
+const PROCESSES: &str = r#"
+for name in litellm-postgres litellm-redis litellm; do
+    first=$(podman inspect --format '{{.State.Pid}}' $name)
+    inside=$(readlink /proc/$first/ns/pid)
+    for process in /proc/[0-9]*; do
+        [ "$(readlink $process/ns/pid)" != "$inside" ] || awk -v "name=$name" '/^[UG]id:/ { print name, $2, $3, $4, $5 }' $process/status
+    done
+done
+"#;
+
+/// What a user of the host with this ID can do to a process. The last line proves that it could.
+const INTRUSION: &str = r#"
+process=$(podman inspect --format '{{.State.Pid}}' litellm-postgres)
+intruder=(setpriv --reuid 999 --regid 999 --clear-groups --)
+"${intruder[@]}" sh -c 'kill -0 "$1"' sh "$process" && echo signals
+"${intruder[@]}" cat "/proc/$process/environ" >/dev/null && echo reads
+"${intruder[@]}" ls "/proc/$process/root/" >/dev/null && echo enters
+"${intruder[@]}" sleep 60 &
+until [ "$(cat /proc/$!/comm)" = sleep ]; do sleep 0.1; done
+"${intruder[@]}" sh -c 'kill "$1"' sh "$!" && echo its own
+"#;
+
+/// Each service has user IDs that nobody else has, and its files keep the owners that the image gives them.
+fn nobody_else_has_its_users(host: &TestHost) {
+    let mut services = BTreeSet::new();
+    let processes = host.sh(Who::Root, PROCESSES);
+    for line in processes.lines() {
+        let mut words = line.split(' ');
+        let service = words.next().unwrap();
+        for id in words {
+            services.insert((service, id.parse::<u32>().unwrap() >> 16));
+        }
+    }
+    assert_eq!(
+        services.into_iter().collect::<Vec<_>>(),
+        [
+            ("litellm", 0x7f00),
+            ("litellm-postgres", 0x7f01),
+            ("litellm-redis", 0x7f02)
+        ],
+        "{processes}"
+    );
+    let tried = host.bash(Who::Root, INTRUSION);
+    assert_eq!(tried.stdout, "its own\n", "{}", tried.stderr);
+    host.sh(Who::Root, "podman exec litellm touch /app/logs/one");
+    let data = Who::Root.deployment();
+    assert_eq!(
+        host.sh(
+            Who::Root,
+            &format!("cd {data}; stat -c '%u:%g' data/postgres/PG_VERSION data/redis/appendonlydir logs/one; rm logs/one")
+        ),
+        "999:999\n999:999\n0:0\n"
+    );
+}
+
 /// Everything that any user of the host can read, and the journal.
 const SECRET_SEARCH: &str = r#"
 patterns=/root/patterns
@@ -420,7 +477,8 @@ fn a_running_request_is_finished(host: &TestHost, who: Who, key: &str) {
     assert!(refused.contains("curl: (7)"), "{refused}");
 }
 
-fn main_job(who: Who, name: &str) {
+/// Returns the host, with its stack stopped, and a key of its gateway.
+fn main_job(who: Who, name: &str) -> (TestHost, String) {
     let host = TestHost::boot_for(who, name);
     let deployment = who.deployment();
     let (quadlets, units) = (who.quadlets(), who.units());
@@ -483,11 +541,24 @@ reload systemd
     an_edit_takes_effect_on_restart(&host, who, &key);
     assert_eq!(chat(&host, who, &key).as_deref(), Ok(HELLO));
     a_running_request_is_finished(&host, who, &key);
+    (host, key)
 }
 
 #[test]
 fn main_job_rootful() {
-    main_job(Who::Root, "main-rootful");
+    let who = Who::Root;
+    let (host, key) = main_job(who, "main-rootful");
+    // On the same data with user IDs of their own, and without them again.
+    host.set_env(who, &[("USER_NAMESPACES", "yes")]);
+    host.units(who, &["up"]).ok();
+    assert_eq!(chat(&host, who, &key).as_deref(), Ok(HELLO));
+    nobody_else_has_its_users(&host);
+    host.units(who, &["restart", "--handover", "litellm"]).ok();
+    host.set_env(who, &[("USER_NAMESPACES", "no")]);
+    host.units(who, &["apply"]).ok();
+    assert_eq!(chat(&host, who, &key).as_deref(), Ok(HELLO));
+    let image_user = "awk '/^Uid:/ { print $2 }' /proc/$(podman inspect -f '{{.State.Pid}}' litellm-postgres)/status";
+    assert_eq!(host.sh(who, image_user), "999\n");
 }
 
 #[test]

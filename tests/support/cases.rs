@@ -53,6 +53,9 @@ pub(crate) fn all() -> Vec<Case> {
             add("external-database", deployment, &database);
             add("external-redis", deployment, &redis);
             add("external-both", deployment, &format!("{database}{redis}"));
+            if scope == Scope::System {
+                add("namespaces", deployment, "USER_NAMESPACES=yes\n");
+            }
             if podman == "5.4" {
                 add("alpine", deployment, alpine);
                 add("space", "/srv/my gateway", &notify);

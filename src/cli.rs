@@ -1,6 +1,7 @@
 //! The command line: types only.
 
 pub(crate) mod backup;
+pub(crate) mod db;
 pub(crate) mod key;
 pub(crate) mod secrets;
 pub(crate) mod upgrade;
@@ -91,6 +92,9 @@ pub(crate) enum Command {
     Backup(backup::Backup),
     /// Replace the gateway's current data with that of a backup
     Restore(backup::Restore),
+    /// Show what fills the database, and how fast
+    #[command(subcommand)]
+    Db(db::Db),
     /// Upgrade the gateway to another release, and roll back if a step fails
     Upgrade(upgrade::Upgrade),
     /// Roll back to an earlier release
@@ -145,6 +149,7 @@ impl Command {
             Self::Rollback(rollback) => (!rollback.dry_run, "rollback"),
             Self::Doctor(doctor) => (doctor.fix, "doctor --fix"),
             Self::Status(_)
+            | Self::Db(_)
             | Self::Logs(_)
             | Self::Exec(_)
             | Self::Health(_)

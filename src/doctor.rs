@@ -5,6 +5,7 @@
 //! fault is reported once.
 
 mod backup;
+mod database;
 mod files;
 pub(crate) mod metrics;
 mod name;
@@ -299,6 +300,16 @@ pub(crate) async fn examine(host: &Host) -> Vec<Check> {
     checks.extend(gateway);
     checks.extend(backup);
     checks.extend(archive);
+    checks.extend(database::growth(
+        &host.paths,
+        &database::of_backups(&host.paths),
+    ));
+    let database_answers = checks
+        .iter()
+        .any(|check| check.name == CheckName::Database && check.outcome == CheckOutcome::Ok);
+    if database_answers {
+        checks.extend(database::checks(&examination).await);
+    }
     checks.extend(upgrade_check);
     checks.extend(watch::check(&examination).await);
     checks.extend(interrupted(host));

@@ -96,6 +96,7 @@ async fn carry_out(host: &Host, command: Command) -> Result<Exit> {
         Command::Ui(arguments) => commands::ui::run(host, &arguments).await,
         Command::Backup(arguments) => commands::backup::run(host, arguments).await,
         Command::Restore(arguments) => commands::backup::restore(host, arguments).await,
+        Command::Db(verb) => commands::db::run(host, &verb).await,
         Command::Upgrade(arguments) => commands::upgrade::run(host, arguments).await,
         Command::Rollback(arguments) => commands::rollback::run(host, arguments).await,
         Command::History(arguments) => commands::history::run(host, &arguments),
@@ -138,6 +139,7 @@ fn use_of(command: &Command) -> Option<RemoteUse> {
         | Command::Status(_)
         | Command::Logs(_)
         | Command::Health(_)
+        | Command::Db(_)
         | Command::Pull(_)
         | Command::Trust(_) => Some(RemoteUse {
             input: false,

@@ -2,6 +2,7 @@
 
 pub(crate) mod audit;
 pub(crate) mod backup;
+pub(crate) mod database;
 pub(crate) mod edits;
 pub(crate) mod import;
 pub(crate) mod install;

@@ -150,7 +150,7 @@ pub const OPTIONAL: [&str; 6] = [
 ];
 
 /// Variables that are in clear: no secrets, and needed where none is opened.
-const IN_CLEAR: [&str; 19] = [
+const IN_CLEAR: [&str; 20] = [
     METRICS_FILE,
     USER_NAMESPACES,
     REPLICAS,

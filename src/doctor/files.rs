@@ -22,12 +22,12 @@ use crate::host::{self, Host};
 use crate::image::ImageReference;
 use crate::litellm::advisories::{Advisories, Compromised};
 use crate::litellm::config::{Severity, check_deployment};
-use crate::operations::seal;
+use crate::operations::{backup, seal};
 use crate::output::{self, bytes};
 use crate::service::Service;
 
 /// With less, the database may stop at any time.
-const TOO_LITTLE: u64 = 512 << 20;
+const TOO_LITTLE: u64 = backup::RESERVE;
 /// With less, a new image or a backup may not fit.
 const LITTLE: u64 = 2 << 30;
 

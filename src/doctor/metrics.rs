@@ -4,11 +4,12 @@ use std::fmt::Write;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use super::{backup, files};
+use super::{backup, database, files};
 use crate::error::Result;
 use crate::host::Host;
 use crate::host::systemd::ActiveState;
 use crate::litellm::health::GatewayHealth;
+use crate::operations::database::Forecast;
 use crate::operations::stack::report::{self, ServiceReport, State, StatusReport};
 use crate::operations::upgrade::check::Verdict;
 use crate::quadlet::BACKUP_SERVICE;
@@ -19,6 +20,7 @@ struct Others {
     /// Time since the last backup.
     backup: Option<Duration>,
     backup_failed: bool,
+    database: Forecast,
     /// The file systems of the deployment, and the bytes that are free.
     disks: Vec<(PathBuf, u64)>,
 }
@@ -28,18 +30,27 @@ struct Others {
 /// # Errors
 /// When systemd does not answer, or the backups can't be listed.
 pub(crate) async fn gather(host: &Host) -> Result<String> {
-    text(host, &report::gather(host).await?).await
+    let report = report::gather(host).await?;
+    text(host, &report, &database::of_backups(&host.paths)).await
 }
 
-/// The same, with what `report` has seen already.
+/// The same, with what `report` and `forecast` have seen already.
 ///
 /// # Errors
 /// As [`gather`].
-pub(super) async fn text(host: &Host, report: &StatusReport) -> Result<String> {
+pub(super) async fn text(
+    host: &Host,
+    report: &StatusReport,
+    forecast: &Result<Forecast>,
+) -> Result<String> {
     let service = host.systemd().await?.unit(BACKUP_SERVICE).await?;
     let others = Others {
         backup: backup::last(&host.paths)?,
         backup_failed: service.is_failing(),
+        database: match forecast {
+            Ok(forecast) => forecast.clone(),
+            Err(error) => return Err(anyhow::anyhow!("{error:#}")),
+        },
         disks: files::free(host),
     };
     Ok(render(report, &others))
@@ -206,6 +217,23 @@ fn render(report: &StatusReport, others: &Others) -> String {
             text.sample(&[], whole(lag));
         }
     }
+    if let Some(size) = others.database.bytes {
+        text.add(
+            "database_bytes",
+            "gauge",
+            "size of the database at the last backup",
+        );
+        text.sample(&[], whole(size));
+    }
+    let disk = others.database.disk.as_ref();
+    if let Some(days) = disk.and_then(|disk| disk.full_in_days) {
+        text.add(
+            "database_disk_full_seconds",
+            "gauge",
+            "time until the disk of the database is full at the growth of the last 14 days",
+        );
+        text.sample(&[], whole(days.saturating_mul(24 * 3600)));
+    }
     text.add(
         "disk_free_bytes",
         "gauge",
@@ -283,6 +311,7 @@ mod tests {
     use crate::host::container_state::ContainerHealth;
     use crate::host::systemd::UnitResult;
     use crate::operations::backup::wal::ArchiveReport;
+    use crate::operations::database::Disk;
     use crate::operations::stack::report::Services;
     use crate::service::Service;
 
@@ -327,6 +356,17 @@ mod tests {
         let others = Others {
             backup: Some(Duration::from_secs(3600)),
             backup_failed: false,
+            database: Forecast {
+                bytes: Some(1 << 34),
+                bytes_per_day: None,
+                disk: Some(Disk {
+                    path: "/data".into(),
+                    free_bytes: 1 << 40,
+                    bytes_per_day: Some(1 << 33),
+                    full_in_days: Some(128),
+                }),
+                is_outdated: false,
+            },
             disks: vec![("/srv/\"quoted\"".into(), 1 << 40)],
         };
         let text = render(&report, &others);

@@ -32,6 +32,8 @@ pub(crate) enum CheckName {
     Drift,
     Firewall,
     Gateway,
+    /// Of the database and its disk; [`CheckName::Disk`] is about what is free now.
+    Growth,
     Images,
     Inodes,
     Linger,
@@ -46,6 +48,7 @@ pub(crate) enum CheckName {
     /// The servers of models that the configuration names.
     Providers,
     Release,
+    RequestLogs,
     Sealed,
     Secrets,
     Selinux,
@@ -56,6 +59,8 @@ pub(crate) enum CheckName {
     Systemd,
     Units,
     UpgradeCheck,
+    /// What keeps PostgreSQL from removing dead rows.
+    Vacuum,
     Vulnerabilities,
 }
 
@@ -82,6 +87,7 @@ impl CheckName {
             Self::Drift => "drift",
             Self::Firewall => "firewall",
             Self::Gateway => "gateway",
+            Self::Growth => "growth",
             Self::Images => "images",
             Self::Inodes => "inodes",
             Self::Linger => "linger",
@@ -94,6 +100,7 @@ impl CheckName {
             Self::Port => "port",
             Self::Providers => "providers",
             Self::Release => "release",
+            Self::RequestLogs => "request-logs",
             Self::Sealed => "sealed",
             Self::Secrets => "secrets",
             Self::Selinux => "selinux",
@@ -104,6 +111,7 @@ impl CheckName {
             Self::Systemd => "systemd",
             Self::Units => "units",
             Self::UpgradeCheck => "upgrade-check",
+            Self::Vacuum => "vacuum",
             Self::Vulnerabilities => "vulnerabilities",
         }
     }

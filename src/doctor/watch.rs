@@ -12,7 +12,7 @@ use anyhow::Context;
 use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 
-use super::{Check, CheckName, CheckOutcome, Examination, files, metrics};
+use super::{Check, CheckName, CheckOutcome, Examination, database, files, metrics};
 use crate::deployment::settings::{NOTIFY_COMMAND, NOTIFY_URL, Settings, WatchSettings};
 use crate::error::{Failure, Result};
 use crate::host::files::{write_atomically, write_here};
@@ -21,6 +21,7 @@ use crate::host::paths::Scope;
 use crate::host::systemd::LoadState;
 use crate::host::{Host, notice};
 use crate::litellm::health::GatewayHealth;
+use crate::operations::database::Forecast;
 use crate::operations::recovery::OngoingOperation;
 use crate::operations::stack::LogSource;
 use crate::operations::stack::report::{self, ServiceReport, StatusReport};
@@ -70,16 +71,23 @@ type Faults = BTreeMap<String, Fault>;
 pub(crate) async fn watch(host: &Host) -> Result<()> {
     let settings = Settings::load(&host.paths.env_file())?;
     let report = report::gather(host).await?;
+    // Reads the manifests of 14 days, once.
+    let forecast = database::of_backups(&host.paths);
     let written = match &settings.watch.metrics {
-        Some(path) => write_metrics(host, &report, path).await,
+        Some(path) => write_metrics(host, &report, &forecast, path).await,
         None => Ok(()),
     };
     // Whatever became of the metrics.
-    notify(host, &settings, &report).await.and(written)
+    { notify(host, &settings, &report, &forecast).await }.and(written)
 }
 
-async fn write_metrics(host: &Host, report: &StatusReport, path: &Path) -> Result<()> {
-    let text = metrics::text(host, report).await?;
+async fn write_metrics(
+    host: &Host,
+    report: &StatusReport,
+    forecast: &Result<Forecast>,
+    path: &Path,
+) -> Result<()> {
+    let text = metrics::text(host, report, forecast).await?;
     let name = path.file_name().and_then(OsStr::to_str);
     let (directory, name) = path
         .parent()
@@ -88,7 +96,12 @@ async fn write_metrics(host: &Host, report: &StatusReport, path: &Path) -> Resul
     write_here(directory, name, text.as_bytes(), 0o644)
 }
 
-async fn notify(host: &Host, settings: &Settings, report: &StatusReport) -> Result<()> {
+async fn notify(
+    host: &Host,
+    settings: &Settings,
+    report: &StatusReport,
+    forecast: &Result<Forecast>,
+) -> Result<()> {
     let watch = &settings.watch;
     let target = host.systemd().await?.unit("litellm.target").await?;
     // A gateway that an operator has stopped has no faults.
@@ -115,7 +128,7 @@ async fn notify(host: &Host, settings: &Settings, report: &StatusReport) -> Resu
         .ok()
         .and_then(|text| serde_json::from_slice(&text).ok())
         .unwrap_or_default();
-    let mut faults = seen(before, find(host, settings, report).await?);
+    let mut faults = seen(before, find(host, settings, report, forecast).await?);
     let lines = lines(&faults);
     let delivery = match &*lines {
         [] => Delivery::default(),
@@ -281,7 +294,12 @@ fn lines(faults: &Faults) -> Vec<String> {
 }
 
 /// Looks at everything that costs little to look at.
-async fn find(host: &Host, settings: &Settings, report: &StatusReport) -> Result<Faults> {
+async fn find(
+    host: &Host,
+    settings: &Settings,
+    report: &StatusReport,
+    forecast: &Result<Forecast>,
+) -> Result<Faults> {
     let since = SystemTime::now();
     let mut faults = Faults::new();
     let mut add = |subject: &str, words: &str, sightings| {
@@ -315,10 +333,10 @@ async fn find(host: &Host, settings: &Settings, report: &StatusReport) -> Result
         add(RECOVERY, &problem, SIGHTINGS);
     }
     let space = files::space(host, false).await;
-    let checks = space
-        .into_iter()
+    let checks = { space.into_iter() }
         .chain(super::backup::check(host).await)
-        .chain(super::backup::archive_check(host, &settings.backup).await);
+        .chain(super::backup::archive_check(host, &settings.backup).await)
+        .chain(database::growth(&host.paths, forecast));
     for check in checks.filter(|check| check.outcome != CheckOutcome::Ok) {
         let remedy = check.remedy.map(|remedy| format!("; {remedy}"));
         let words = check.message + &remedy.unwrap_or_default();

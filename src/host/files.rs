@@ -276,6 +276,11 @@ impl Space {
             size: found.blocks() * found.fragment_size(),
         })
     }
+
+    /// What is in use, with what is reserved for root.
+    pub(crate) fn used(&self) -> u64 {
+        self.size.saturating_sub(self.free)
+    }
 }
 
 /// Creates a directory for its owner only.

@@ -12,7 +12,7 @@ use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 
 use secrecy::ExposeSecret;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use words::{has_secret, host_of, is_loopback, is_secret, is_variable, nearest, shown};
 
 use super::contract;
@@ -45,6 +45,16 @@ const POOL: usize = 10;
 const CONNECTIONS: usize = 90;
 /// With less, a process of LiteLLM is soon ended by the kernel: it takes 700 MiB without load.
 const LEAST_MEMORY: u64 = 1 << 30;
+
+/// The setting that has LiteLLM delete old logs of requests.
+pub(crate) const RETENTION: &str = "maximum_spend_logs_retention_period";
+/// How often it does.
+pub(crate) const RETENTION_INTERVAL: &str = "maximum_spend_logs_retention_interval";
+/// How many batches of 1,000 logs a run deletes at most, and how long it may take.
+pub(crate) const RETENTION_BATCHES: &str = "maximum_spend_logs_cleanup_max_batches";
+pub(crate) const RETENTION_BUDGET: &str = "maximum_spend_logs_cleanup_run_budget";
+/// Has LiteLLM read the settings that the web interface stores.
+const STORES: &str = "store_model_in_db";
 
 /// What a reference to a variable begins with.
 const REFERENCE: &str = "os.environ/";
@@ -250,16 +260,8 @@ fn connections(
     settings: &Settings,
     gateways: usize,
 ) -> Option<ConfigFinding> {
-    let limit = root
-        .get("general_settings")
-        .and_then(|general| general.get("database_connection_pool_limit"));
-    let pool = match limit {
-        Some(limit) => limit.text().and_then(|text| text.parse().ok())?,
-        None => POOL,
-    };
-    let needed = pool
-        .saturating_mul(workers(env))
-        .saturating_mul(gateways + 1);
+    let limit = pool_limit(root);
+    let (pool, needed) = connection_budget(root, env, gateways)?;
     if needed <= CONNECTIONS || !matches!(settings.database, Database::Local { .. }) {
         return None;
     }
@@ -272,6 +274,92 @@ fn connections(
         message: format!("the gateway may need {needed} connections to PostgreSQL, which has about {CONNECTIONS} for it unless max_connections is higher: {pool} for each process, with those of the standby"),
         hint: Some("lower database_connection_pool_limit in general_settings, or LITELLM_REPLICAS or NUM_WORKERS in .env".into()),
     })
+}
+
+fn pool_limit(root: &Node) -> Option<&Node> {
+    root.get("general_settings")?
+        .get("database_connection_pool_limit")
+}
+
+/// The connections of each process, and of all with those of the standby. `None` if the limit can't be read.
+fn connection_budget(root: &Node, env: &EnvFile, gateways: usize) -> Option<(usize, usize)> {
+    let pool = match pool_limit(root) {
+        Some(limit) => limit.text().and_then(|text| text.parse().ok())?,
+        None => POOL,
+    };
+    let needed = pool
+        .saturating_mul(workers(env))
+        .saturating_mul(gateways + 1);
+    Some((pool, needed))
+}
+
+/// How many connections to PostgreSQL the gateways of this host may open, with those of the standby. `None` if a file can't
+/// be read.
+pub(crate) fn connections_needed(paths: &Paths, settings: &Settings) -> Option<usize> {
+    let path = paths.env_file();
+    let env = parse_env(&read_env(&path).ok()?, &path).ok()?;
+    let root = parsed(&paths.config_file())?;
+    let gateways = settings.replicas.count(Capacity::read());
+    connection_budget(&root, &env, gateways).map(|(_, needed)| needed)
+}
+
+/// What the web interface has stored in the database.
+#[derive(Debug, Default, Deserialize, PartialEq)]
+pub(crate) struct StoredSettings {
+    /// [`RETENTION`]
+    pub retention: Option<String>,
+    /// Whether LiteLLM reads such settings, whatever else says so.
+    pub store_model_in_db: bool,
+}
+
+/// For how long LiteLLM keeps the logs of requests, as it reads the setting. A file that can't be read sets nothing.
+pub(crate) fn retention_of_logs(paths: &Paths, stored: StoredSettings) -> Option<String> {
+    let path = paths.env_file();
+    let env = read_env(&path)
+        .ok()
+        .and_then(|text| parse_env(&text, &path).ok());
+    let root = parsed(&paths.config_file());
+    let listed = root.as_ref().and_then(|root| root.get("include"));
+    let included = listed
+        .map_or(&[][..], Node::items)
+        .iter()
+        .filter_map(|file| {
+            let file = file.text().and_then(|file| on_the_host(file, paths))?;
+            parsed(&file)
+        });
+    let roots: Vec<Rc<Node>> = root.iter().cloned().chain(included).collect();
+    // LiteLLM takes a section as a whole from the last file that has it.
+    let general = { roots.iter().rev() }.find_map(|root| root.get("general_settings"));
+    retention(general, env.as_ref(), stored)
+}
+
+fn retention(
+    general: Option<&Node>,
+    env: Option<&EnvFile>,
+    stored: StoredSettings,
+) -> Option<String> {
+    let setting = |name| general.and_then(|general| general.get(name));
+    let variable = |name: &str| env.and_then(|env| env.get(name));
+    if let Some(period) = setting(RETENTION) {
+        // Even null is the file's, so that the web interface can't set it.
+        let text = period.text()?;
+        if let Some(name) = text.strip_prefix(REFERENCE) {
+            return variable(name).map(str::to_owned);
+        }
+        // A number is one of days, but not a text of digits.
+        let is_number = matches!(&period.value, Value::Scalar { plain: true, .. })
+            && text.parse::<u64>().is_ok();
+        return Some(text.to_owned() + if is_number { "d" } else { "" });
+    }
+    let is_true = |text: &str| text.eq_ignore_ascii_case("true");
+    let reads_stored = stored.store_model_in_db
+        || setting(STORES).and_then(Node::text).is_some_and(is_true)
+        || variable("STORE_MODEL_IN_DB").is_some_and(is_true);
+    stored.retention.filter(|_| reads_stored)
+}
+
+fn parsed(path: &Path) -> Option<Rc<Node>> {
+    yaml::parse(&read(path).ok()?).ok().flatten()
 }
 
 /// The number of processes in each gateway.
@@ -1081,6 +1169,40 @@ mod tests {
         let settings = Settings::from_env(&env, path).unwrap();
         weak_master_key(config, &env, path, &settings)
             .map(|finding| (finding.severity, finding.line))
+    }
+
+    #[test]
+    fn retention_as_litellm_reads_it() {
+        let env = EnvFile::parse("KEPT=12h\n").unwrap();
+        let storing = EnvFile::parse("STORE_MODEL_IN_DB=True\n").unwrap();
+        let stored = |store_model_in_db| StoredSettings {
+            retention: Some("7d".into()),
+            store_model_in_db,
+        };
+        let period = |value: &str| format!("{RETENTION}: {value}");
+        for (general, env, stored, expected) in [
+            (period("30d"), &env, stored(true), Some("30d")),
+            (period("30"), &env, stored(true), Some("30d")),
+            (period("\"30\""), &env, stored(true), Some("30")),
+            (period("os.environ/KEPT"), &env, stored(true), Some("12h")),
+            (period("os.environ/OTHER"), &env, stored(true), None),
+            (period("null"), &env, stored(true), None),
+            ("a: b".into(), &env, stored(false), None),
+            ("a: b".into(), &env, stored(true), Some("7d")),
+            ("a: b".into(), &storing, stored(false), Some("7d")),
+            (
+                "store_model_in_db: true".into(),
+                &env,
+                stored(false),
+                Some("7d"),
+            ),
+            ("store_model_in_db: false".into(), &env, stored(false), None),
+            ("a: b".into(), &storing, StoredSettings::default(), None),
+        ] {
+            let root = yaml::parse(&general).unwrap().unwrap();
+            let found = retention(Some(&root), Some(env), stored);
+            assert_eq!(found.as_deref(), expected, "{general}");
+        }
     }
 
     #[test]

@@ -57,8 +57,8 @@ const ENV: &str = "deployment/.env";
 const CREDENTIALS: &str = "deployment/credentials/";
 /// The prefix of the directory of an incomplete backup.
 const UNFINISHED: &str = ".new-";
-/// Free space that must remain beside the expected size of a backup.
-const RESERVE: u64 = 64 << 20;
+/// Free space that must remain on a disk: with less, PostgreSQL may stop at any time.
+pub(crate) const RESERVE: u64 = 512 << 20;
 
 #[derive(Clone, Debug)]
 pub(crate) struct BackupOptions {
@@ -228,6 +228,48 @@ fn ids_in(directory: &Path) -> Result<Vec<OperationId>> {
     Ok(ids)
 }
 
+/// What a backup has recorded of the sizes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct RecordedSize {
+    /// Seconds since 1970.
+    pub at: i64,
+    /// Bytes of the database.
+    pub database: u64,
+    /// Bytes in use on its disk.
+    pub disk: Option<u64>,
+}
+
+/// The sizes that this deployment's backups of the last days have recorded, oldest first. A damaged backup has none;
+/// `backup list` names it.
+///
+/// # Errors
+/// When the backups can't be listed, or the backup key is damaged.
+pub(crate) fn recorded_sizes(paths: &Paths, days: i32) -> Result<Vec<RecordedSize>> {
+    let now = jiff::Timestamp::now();
+    let begin = now.checked_sub(jiff::SignedDuration::from_hours(24 * i64::from(days)))?;
+    let begin = jiff::tz::Offset::UTC.to_datetime(begin);
+    let ids = ids(paths)?.into_iter().filter(|id| id.created() >= begin);
+    let mut sizes = Vec::new();
+    for id in ids {
+        let directory = directory(paths).join(id.as_str());
+        let Ok((manifest, text)) = BackupManifest::load(&directory) else {
+            continue;
+        };
+        // What a recovery brought back is the database of another time.
+        let is_current = manifest.id == id && manifest.recovered.is_none();
+        if is_current && authentication::origin(paths, &directory, &text)? == Origin::Own {
+            sizes.push(RecordedSize {
+                at: jiff::tz::Offset::UTC
+                    .to_timestamp(id.created())?
+                    .as_second(),
+                database: manifest.database.size,
+                disk: manifest.disk_used,
+            });
+        }
+    }
+    Ok(sizes)
+}
+
 /// Makes a backup while the gateway serves.
 ///
 /// # Errors
@@ -320,6 +362,10 @@ async fn create_uninterrupted(
     make_private(&parent)?;
     let expected = expected_size(&host.paths, snapshot.size());
     check_space(&parent, expected)?;
+    let disk_used = Space::of(&host.paths.postgres_data())
+        .ok()
+        .filter(|_| server.is_local())
+        .map(|space| space.used());
 
     let created = jiff::Timestamp::now();
     let id = OperationId::new(created)?;
@@ -352,6 +398,7 @@ async fn create_uninterrupted(
     fail::fail_point!("backup-after-dump");
 
     let mut manifest = BackupManifest::new(id, created, contents);
+    manifest.disk_used = disk_used;
     manifest.images = match &options.recovered {
         Some(recovered) => recovered.images.clone(),
         None => images(host, settings).await,
@@ -761,7 +808,7 @@ fn check_space(directory: &Path, needed: u64) -> Result<()> {
         bytes(free),
         bytes(needed)
     ))
-    .hint("free some space, or keep fewer backups (`--keep-daily`, `--keep-monthly`)")
+    .hint("free some space (`podman image prune`, `journalctl --vacuum-size=200M`), or keep fewer backups (`--keep-daily`, `--keep-monthly`)")
     .into())
 }
 
@@ -783,6 +830,44 @@ fn on_full_disk(error: anyhow::Error, directory: &Path) -> anyhow::Error {
 mod tests {
     use super::*;
     use crate::host::paths::Scope;
+
+    #[test]
+    fn sizes_of_own_backups_are_recorded() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths {
+            deployment: root.path().to_owned(),
+            ..Paths::elsewhere(Scope::System)
+        };
+        let parent = directory(&paths);
+        make_private(&parent).unwrap();
+        let now = jiff::Timestamp::now();
+        let mut last = None;
+        for (days, size) in [(20, 1), (3, 2), (2, 3), (1, 4)] {
+            let created = now - jiff::SignedDuration::from_hours(24 * days);
+            let mut manifest = manifest::tests::manifest(Vec::new());
+            manifest.id = OperationId::new(created).unwrap();
+            manifest.database.size = size;
+            manifest.disk_used = (size > 2).then_some(10 * size);
+            let staged = tempfile::tempdir_in(&parent).unwrap();
+            finish(&paths, staged, &parent, &manifest).unwrap();
+            last = Some(parent.join(manifest.id.as_str()));
+        }
+        let found = || -> Vec<(i64, u64, Option<u64>)> {
+            let sizes = recorded_sizes(&paths, 14).unwrap();
+            let days = |at| (now.as_second() - at + 3600) / 86_400;
+            { sizes.iter() }
+                .map(|size| (days(size.at), size.database, size.disk))
+                .collect()
+        };
+        assert_eq!(found(), [(3, 2, None), (2, 3, Some(30)), (1, 4, Some(40))]);
+        // One of another deployment, and one that is damaged.
+        std::fs::remove_file(last.unwrap().join(authentication::FILE)).unwrap();
+        std::fs::create_dir(parent.join(OperationId::new(now).unwrap().as_str())).unwrap();
+        assert_eq!(found(), [(3, 2, None), (2, 3, Some(30))]);
+        // Not without a word.
+        std::fs::write(paths.backup_key(), "damaged").unwrap();
+        assert!(recorded_sizes(&paths, 14).is_err());
+    }
 
     #[test]
     fn the_dump_and_the_copy_have_to_fit() {

@@ -189,12 +189,82 @@ impl Day<'_> {
             "ready, database connected, LiteLLM 1.108.14\n"
         );
 
+        self.database_is_seen();
+
         // Without a terminal: the same again and again.
         let watched = self
             .bash("timeout 4 litellm-units status --watch --interval 0.5 || true")
             .ok();
         assert!(watched.matches("\nSERVICE ").count() > 1, "{watched}");
         assert!(!watched.contains('\u{1b}'), "{watched}");
+    }
+
+    fn database_is_seen(&self) {
+        let status = self.units(&["db", "status"]);
+        assert_eq!(status.code, 0, "{}", status.stderr);
+        assert!(
+            status
+                .stderr
+                .starts_with("to keep the request logs of 30 days, add\n"),
+            "{}",
+            status.stderr
+        );
+        let (facts, tables) = status.stdout.split_once("\n\n").unwrap();
+        let names: Vec<&str> = { facts.lines() }
+            .map(|line| line[..21].trim_end())
+            .collect();
+        assert_eq!(
+            names,
+            [
+                "database",
+                "growth",
+                "disk",
+                "request logs",
+                "connections",
+                "longest query",
+                "longest transaction"
+            ]
+        );
+        assert!(
+            tables
+                .lines()
+                .nth(1)
+                .unwrap()
+                .starts_with("LiteLLM_SpendLogs "),
+            "{tables}"
+        );
+        assert!(
+            status.stdout.lines().all(|line| line.chars().count() <= 80),
+            "{}",
+            status.stdout
+        );
+
+        // Two sessions that do not end their transactions, of which one keeps dead rows from being removed, and a retention that
+        // the web interface has stored: LiteLLM reads it only if it is told to.
+        let ran = self.bash(
+            r#"psql() { podman exec -i -e PGAPPNAME=${1:-planted} litellm-postgres psql --quiet -U litellm litellm; }
+            psql <<<"INSERT INTO \"LiteLLM_SpendLogs\" (request_id, call_type, \"startTime\", \"endTime\") VALUES ('planted', '', '2026-01-31 12:00:00', now());
+              INSERT INTO \"LiteLLM_Config\" VALUES ('general_settings', '{\"maximum_spend_logs_retention_period\": \"7d\"}')"
+            (echo 'BEGIN; SELECT 1;'; sleep 60) | psql harmless >/dev/null &
+            harmless=$!
+            sleep 1
+            (echo 'BEGIN ISOLATION LEVEL REPEATABLE READ; SELECT 1;'; sleep 60) | psql >/dev/null &
+            for i in $(seq 50); do
+                litellm-units db status --json >/tmp/db.json 2>/tmp/db.errors
+                jq -e '.longest_transaction.application == "planted"' /tmp/db.json >/dev/null && break
+            done
+            kill $! $harmless
+            psql <<<"UPDATE \"LiteLLM_Config\" SET param_value = param_value || '{\"store_model_in_db\": true}'"
+            litellm-units db status --json | jq -c '[.request_logs.retention, .request_logs.retention_seconds]'
+            psql <<<"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name IN ('planted', 'harmless') AND pid <> pg_backend_pid();
+              DELETE FROM \"LiteLLM_SpendLogs\" WHERE request_id = 'planted'; DELETE FROM \"LiteLLM_Config\" WHERE param_name = 'general_settings'" >/dev/null
+            jq -c '[.schema, .request_logs, .longest_transaction.application, .tables[0].name, .disk.free_bytes > 0, .bytes > 1000000, .connections.used > 0]' /tmp/db.json
+            cat /tmp/db.errors"#,
+        );
+        assert_eq!(
+            ran.ok(),
+            "[\"7d\",604800]\n[1,{\"oldest\":\"2026-01-31T12:00:00Z\",\"retention\":null,\"retention_seconds\":null},\"planted\",\"LiteLLM_SpendLogs\",true,true,true]\n"
+        );
     }
 
     fn logs(&self) {

@@ -177,6 +177,7 @@ fn faults(who: Who) {
     provider_faults(&ward);
     unit_faults(&ward);
     backup_faults(&ward);
+    database_faults(&ward);
     if who == Who::Operator {
         rootless_faults(&ward);
     }
@@ -658,6 +659,28 @@ fn backup_faults(ward: &Ward) {
         .units(ward.who, &["backup", "create", "--quiet"])
         .ok();
     ward.is_clean();
+    // Four more of this deployment, from the days before: the disk is full 25 days after the last one.
+    let podman = ward.podman();
+    ward.treat(&Fault {
+        plant: &format!(
+            r#"last=$(ls -d $D/backups/2* | tail -1)
+            free=$(df --output=avail -B1 $D/data/postgres | tail -1)
+            for days in 1 2 3 4; do
+                id=$(date -u --date="-$days days" +%Y%m%dT%H%M%SZ)-0a1b2c
+                mkdir $D/backups/$id
+                jq ".id = \"$id\" | .disk_used -= ($days * $free / 25 | floor) | .database.size -= 1048576 * $days" $last/manifest.json >$D/backups/$id/manifest.json
+                {podman} exec -i litellm python3 -c 'import hashlib, hmac, sys; print(hmac.new(sys.argv[1].encode(), sys.stdin.buffer.read(), hashlib.sha256).hexdigest())' \
+                    $(cat $D/.litellm-units/backup-key) <$D/backups/$id/manifest.json >$D/backups/$id/manifest.hmac
+            done
+            chown -R --reference=$D/.env $D/backups"#
+        ),
+        found: &[
+            "warning  growth: the disk of {D}/data/postgres is full in 2* days at * a day, of which the database is 1.0 MiB a day",
+            "         hint: add space, or keep fewer backups: see docs/database.md",
+        ],
+        mend: "rm -r $D/backups/*-0a1b2c",
+        ..FAULT
+    });
     ward.treat(&Fault {
         plant: &format!(
             "mkdir -p {unit_dropins}/litellm-backup.service.d
@@ -675,6 +698,50 @@ fn backup_faults(ward: &Ward) {
             "rm -r {unit_dropins}/litellm-backup.service.d; {systemctl} daemon-reload
             {systemctl} start litellm-backup.service; rm -r $D/backups; touch $D/data"
         ),
+        ..FAULT
+    });
+}
+
+/// What takes space in the database and is not removed.
+fn database_faults(ward: &Ward) {
+    let psql = format!(
+        "{} exec -i litellm-postgres psql --quiet -U litellm litellm",
+        ward.podman()
+    );
+    ward.treat(&Fault {
+        plant: &format!(
+            "{psql} <<<'CREATE TABLE planted WITH (autovacuum_enabled = off) AS SELECT generate_series(1, 200000) AS number;
+             DELETE FROM planted WHERE number > 90000;'"
+        ),
+        found: &[
+            "warning  vacuum: planted has 110000 dead rows and 90000 live ones",
+            "         hint: vacuum it while the gateway serves: see docs/database.md",
+        ],
+        // What this leaves is the next fault.
+        mend: &format!(
+            "{psql} <<<'VACUUM planted; INSERT INTO planted VALUES (1);'
+             {psql} <<<'CREATE UNIQUE INDEX CONCURRENTLY planted_index ON planted (number);'"
+        ),
+        ..FAULT
+    });
+    ward.treat(&Fault {
+        found: &[
+            "warning  vacuum: an index was not built completely: planted_index",
+            "         hint: remove or rebuild it: see docs/database.md",
+        ],
+        mend: &format!("{psql} <<<'DROP TABLE planted;'"),
+        ..FAULT
+    });
+    // LiteLLM does not understand it, and deletes nothing.
+    ward.treat(&Fault {
+        plant: "cp -p $D/config/litellm-config.yaml /root/ && printf '\\n  maximum_spend_logs_retention_period: 30 days\\n' >>$D/config/litellm-config.yaml",
+        found: &[
+            "warning  applied: *",
+            "         hint: *",
+            "warning  request-logs: LiteLLM does not understand maximum_spend_logs_retention_period: \"30 days\", and deletes no request log",
+            "         hint: write it as `30d`: see docs/database.md",
+        ],
+        mend: "cp -p /root/litellm-config.yaml $D/config/",
         ..FAULT
     });
 }

@@ -28,7 +28,7 @@ use crate::service::Service;
 /// The prefix of the databases of this program.
 const PREFIX: &str = "litellm_units_";
 /// The name of our sessions at the server.
-const APPLICATION: &str = "litellm-units";
+pub(crate) const APPLICATION: &str = "litellm-units";
 
 /// In a server's container, as the user of its own variables. Over TCP, since that works with any
 /// `pg_hba.conf` that admits the gateway.

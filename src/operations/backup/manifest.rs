@@ -36,6 +36,9 @@ pub(crate) struct BackupManifest {
     /// The images of the containers that ran, by service.
     pub images: Images,
     pub database: Contents,
+    /// The bytes in use on the disk of the local PostgreSQL, before the dump.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub disk_used: Option<u64>,
     /// How the files are encrypted, if they are.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub encryption: Option<Encryption>,
@@ -135,6 +138,7 @@ impl BackupManifest {
             program: env!("CARGO_PKG_VERSION").to_owned(),
             images: Images::default(),
             database,
+            disk_used: None,
             encryption: None,
             base: None,
             recovered: None,

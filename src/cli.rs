@@ -296,8 +296,9 @@ pub(crate) struct Units {
     after_help = "Examples:\n  litellm-units logs -f litellm\n  litellm-units logs --since 15m\n  litellm-units logs -n 50 postgres redis"
 )]
 pub(crate) struct Logs {
-    /// Services, `images` for the pulls, or `network` [default: all]
-    pub(crate) services: Vec<LogSource>,
+    /// Names that `status` shows, `images` for the pulls, or `network` [default: all services]
+    #[arg(value_parser = LogNames, hide_possible_values = true)]
+    pub(crate) services: Vec<String>,
     /// Print new lines as they come
     #[arg(short, long)]
     pub(crate) follow: bool,
@@ -321,13 +322,27 @@ pub(crate) struct Logs {
     pub(crate) no_color: bool,
 }
 
-impl clap::ValueEnum for LogSource {
-    fn value_variants<'a>() -> &'a [Self] {
-        &Self::ALL
+/// Completes the names that every deployment has, and takes others: which exist is known on the host.
+#[derive(Clone)]
+struct LogNames;
+
+impl clap::builder::TypedValueParser for LogNames {
+    type Value = String;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        argument: Option<&clap::Arg>,
+        value: &std::ffi::OsStr,
+    ) -> Result<String, clap::Error> {
+        clap::builder::StringValueParser::new().parse_ref(command, argument, value)
     }
 
-    fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
-        Some(self.name().into())
+    fn possible_values(
+        &self,
+    ) -> Option<Box<dyn Iterator<Item = clap::builder::PossibleValue> + '_>> {
+        let names = LogSource::ALL.into_iter().map(LogSource::name);
+        Some(Box::new(names.map(clap::builder::PossibleValue::new)))
     }
 }
 

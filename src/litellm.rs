@@ -36,6 +36,18 @@ pub fn address(paths: &Paths) -> ListenAddress {
     Listen::installed(paths).unwrap_or_default().own()
 }
 
+/// Whether a line is one of those that LiteLLM prints at every start or end: they come last, whatever went wrong.
+#[must_use]
+pub(crate) fn is_banner(line: &str) -> bool {
+    const PARTS: [&str; 4] = [
+        "Thank you for using LiteLLM!",
+        "Give Feedback / Get Help: ",
+        "LiteLLM: Proxy initialized with Config",
+        "Setting Cache on Proxy",
+    ];
+    (line.starts_with("# ") && line.ends_with(" #")) || PARTS.iter().any(|part| line.contains(part))
+}
+
 impl Client {
     /// A client of the gateway that the installed units run on this host. `timeout` is for each
     /// request. No request is sent while another user or another host owns the address: it would get

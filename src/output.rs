@@ -1,5 +1,6 @@
 //! stdout is for data, stderr for messages.
 
+use std::ffi::OsStr;
 use std::io::{self, IsTerminal, Read, Write};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
@@ -263,10 +264,106 @@ pub(crate) fn bytes(count: u64) -> String {
     format!("{count} B")
 }
 
-/// Aligns rows in columns, two spaces apart; every row has as many cells as the first.
-pub(crate) fn columns(rows: &[Vec<String>]) -> String {
+/// A line of a log without what would move the cursor or change colours.
+pub(crate) fn printable(line: &str) -> String {
+    anstream::adapter::strip_str(line)
+        .to_string()
+        .chars()
+        .map(|character| if character == '\t' { ' ' } else { character })
+        .filter(|character| !character.is_control())
+        .collect()
+}
+
+/// One word for a POSIX shell, for a command that is shown or sent to one.
+pub(crate) fn shell_word(word: impl AsRef<OsStr>) -> String {
+    let word = word.as_ref().to_string_lossy();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=@,+".contains(c);
+    if !word.is_empty() && word.chars().all(plain) {
+        word.into_owned()
+    } else {
+        format!("'{}'", word.replace('\'', r"'\''"))
+    }
+}
+
+/// What a table loses where it is wider than the terminal: the rest of it is in `--json`, and in a pipe.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Loss {
+    /// Of the images in this column, the registry and most of the digest.
+    Registry(&'static str),
+    /// The end of the cells in this column, as far as it has to be.
+    End(&'static str),
+    /// This column.
+    Column(&'static str),
+}
+
+/// Aligns rows in columns below a heading. Of `losses`, as many as it takes to fit a terminal, in their order.
+pub(crate) fn table(rows: &[Vec<String>], losses: &[Loss]) -> String {
+    let width = if io::stdout().is_terminal() {
+        crossterm::terminal::size().map_or(0, |(columns, _)| columns.into())
+    } else {
+        0
+    };
+    if width == 0 {
+        return columns(rows);
+    }
+    columns(&fitted(rows, losses, width))
+}
+
+fn fitted(rows: &[Vec<String>], losses: &[Loss], width: usize) -> Vec<Vec<String>> {
+    /// Less of a column says nothing.
+    const LEAST: usize = 12;
+    let mut rows = rows.to_vec();
+    for loss in losses {
+        let widths = widths(&rows);
+        let all: usize = widths.iter().map(|width| width + 2).sum();
+        let Some(excess) = all
+            .saturating_sub(2)
+            .checked_sub(width)
+            .filter(|excess| *excess > 0)
+        else {
+            break;
+        };
+        let (Loss::Registry(heading) | Loss::End(heading) | Loss::Column(heading)) = loss;
+        let headings = rows.first().into_iter().flatten();
+        let Some(column) = headings.into_iter().position(|name| name == heading) else {
+            continue;
+        };
+        let left = widths[column].saturating_sub(excess);
+        for row in &mut rows {
+            match loss {
+                Loss::Registry(_) => row[column] = short_image(&row[column]),
+                Loss::End(_) if left >= LEAST => row[column] = cut(&row[column], left),
+                Loss::End(_) => {}
+                Loss::Column(_) => {
+                    row.remove(column);
+                }
+            }
+        }
+    }
+    rows
+}
+
+/// The name of an image without the registry, and of its digest as much as Podman shows.
+fn short_image(image: &str) -> String {
+    let name = image.rsplit('/').next().unwrap_or(image);
+    match name.split_once("@sha256:") {
+        Some((name, digest)) => format!("{name}@{}", digest.get(..12).unwrap_or(digest)),
+        None => name.to_owned(),
+    }
+}
+
+/// The beginning of a text, with an ellipsis if it is longer than `width`.
+fn cut(text: &str, width: usize) -> String {
+    if text.chars().count() <= width {
+        return text.to_owned();
+    }
+    let kept: String = text.chars().take(width - 1).collect();
+    format!("{}…", kept.trim_end())
+}
+
+fn widths(rows: &[Vec<String>]) -> Vec<usize> {
     let count = rows.first().map_or(0, Vec::len);
-    let widths: Vec<usize> = (0..count)
+    (0..count)
         .map(|column| {
             rows.iter()
                 .filter_map(|row| row.get(column))
@@ -274,7 +371,12 @@ pub(crate) fn columns(rows: &[Vec<String>]) -> String {
                 .max()
                 .unwrap_or(0)
         })
-        .collect();
+        .collect()
+}
+
+/// Aligns rows in columns, two spaces apart; every row has as many cells as the first.
+pub(crate) fn columns(rows: &[Vec<String>]) -> String {
+    let widths = widths(rows);
     let mut text = String::new();
     for row in rows {
         let mut line = String::new();
@@ -289,7 +391,64 @@ pub(crate) fn columns(rows: &[Vec<String>]) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::wrapped;
+    use super::{Loss, columns, fitted, shell_word, wrapped};
+
+    #[test]
+    fn a_table_fits_its_terminal() {
+        let rows: Vec<Vec<String>> = [
+            ["NAME", "IMAGE", "MODELS"],
+            [
+                "a",
+                "ghcr.io/berriai/litellm:v1.108.14",
+                "gpt-4o, claude-sonnet-4-5, hello",
+            ],
+            [
+                "litellm-2",
+                "registry.example:5000/x@sha256:0123456789abcdef",
+                "all",
+            ],
+        ]
+        .map(|row| row.map(str::to_owned).to_vec())
+        .to_vec();
+        let losses = [
+            Loss::Registry("IMAGE"),
+            Loss::End("MODELS"),
+            Loss::Column("IMAGE"),
+            Loss::End("MODELS"),
+        ];
+        let shown = |width| columns(&fitted(&rows, &losses, width));
+        assert_eq!(shown(100), columns(&rows));
+        let short = "NAME       IMAGE              MODELS\n\
+                     a          litellm:v1.108.14  gpt-4o, claude-sonnet-4-5, hello\n\
+                     litellm-2  x@0123456789ab     all\n";
+        assert_eq!((shown(91), shown(62)), (short.to_owned(), short.to_owned()));
+        assert_eq!(
+            shown(61),
+            "NAME       IMAGE              MODELS\n\
+             a          litellm:v1.108.14  gpt-4o, claude-sonnet-4-5, hel…\n\
+             litellm-2  x@0123456789ab     all\n"
+        );
+        assert_eq!(
+            shown(40),
+            "NAME       MODELS\n\
+             a          gpt-4o, claude-sonnet-4-5, h…\n\
+             litellm-2  all\n"
+        );
+        // What is too narrow for all of it breaks the lines itself.
+        assert_eq!(
+            shown(10).lines().map(|line| line.chars().count()).max(),
+            Some(43)
+        );
+    }
+
+    #[test]
+    fn words_for_a_shell() {
+        for word in ["/opt/litellm-server", "--tail=5"] {
+            assert_eq!(shell_word(word), word);
+        }
+        assert_eq!(shell_word(""), "''");
+        assert_eq!(shell_word("it's $HOME; `x`"), r"'it'\''s $HOME; `x`'");
+    }
 
     #[test]
     fn lines_of_a_width() {

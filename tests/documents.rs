@@ -172,7 +172,7 @@ fn every_page_is_indexed() {
     let index = read("docs/README.md");
     let listed: BTreeSet<String> = targets(&index)
         .into_iter()
-        .filter(|link| !link.starts_with("../"))
+        .filter(|link| !link.starts_with("https://"))
         .map(|link| format!("docs/{link}"))
         .chain(["docs/README.md".to_owned()])
         .collect();
@@ -202,15 +202,30 @@ fn actions_are_pinned() {
     assert_ne!(actions, 0);
 }
 
+const BLOB: &str = "https://github.com/litellm-units/litellm-units/blob/main/";
+const RAW: &str = "https://raw.githubusercontent.com/litellm-units/litellm-units/main/";
+
 /// Links within the repository lead somewhere, and to a heading if they name one.
 #[test]
 fn links() {
     for path in documents() {
         let directory = path.rsplit_once('/').map_or("", |(directory, _)| directory);
+        let is_installed = path.starts_with("docs/");
         for link in targets(&read(&path)) {
-            if link.starts_with("http") {
+            let absolute = [BLOB, RAW]
+                .iter()
+                .find_map(|place| link.strip_prefix(place));
+            if absolute.is_none() && link.starts_with("http") {
                 continue;
             }
+            // The packages have docs/*.md, and nothing else that a page could lead to.
+            let is_in_packages = !link.split('#').next().unwrap().contains('/');
+            assert!(
+                absolute.is_some() || !is_installed || is_in_packages,
+                "{path}: {link} is not in the packages: begin it with {BLOB}"
+            );
+            let directory = if absolute.is_some() { "" } else { directory };
+            let link = absolute.unwrap_or(link);
             let (file, heading) = link.split_once('#').unwrap_or((link, ""));
             let mut target = std::path::PathBuf::from(env!("CARGO_MANIFEST_DIR"));
             target.push(directory);

@@ -200,6 +200,27 @@ fn the_difference_is_a_unified_diff() {
 }
 
 #[test]
+fn a_further_gateway_is_a_line_of_the_summary() {
+    let root = Root::new();
+    let text = "[Container]\nImage=a";
+    for name in ["litellm.container", "litellm-3.container"] {
+        write(&root.quadlet(name), &format!("{MARKER}\n{text}\n"));
+    }
+    let wanted = [
+        unit(Place::Quadlet, "litellm.container", text),
+        unit(Place::Quadlet, "litellm-2.container", text),
+    ];
+    let plan = root.plan(&wanted);
+    // What is applied as a patch is complete.
+    assert_eq!(plan.diff().matches("\n@@ ").count(), 2);
+    assert_eq!(
+        root.relative(&plan.summary()),
+        "# remove etc/containers/systemd/litellm-3.container, another instance of litellm.container\n\
+         # create etc/containers/systemd/litellm-2.container, another instance of litellm.container\n"
+    );
+}
+
+#[test]
 fn obsolete_files_of_ours_are_removed_and_others_stay() {
     let root = Root::new();
     let ours = format!("{MARKER}\n");

@@ -74,7 +74,7 @@ impl Root {
     }
 }
 
-/// `registries.conf` sends ghcr.io elsewhere, and one image of it to a third place.
+/// `registries.conf` sends ghcr.io to another registry, and one image of it to a third.
 fn wish() -> Wish {
     Wish {
         accept: vec!["ghcr.io/berriai/litellm@sha256:1".into()],

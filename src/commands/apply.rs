@@ -27,9 +27,13 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Apply) -> Result<Exit> {
     edits::refuse(host, settings).await?;
     up::refuse_firewall(host).await?;
     if prepared.kept().is_some() {
+        config::warn(host)?;
         return super::upgrade_to_env(host, arguments.dry_run, arguments.timeout).await;
     }
     if arguments.dry_run {
+        if host.paths.config_file().exists() && host.paths.env_file().exists() {
+            config::warn(host)?;
+        }
         return dry_run(host, &prepared).await;
     }
     let edited = snapshot::keep(&host.paths)?;
@@ -91,7 +95,7 @@ async fn dry_run(host: &Host, prepared: &Prepared) -> Result<Exit> {
     for change in &prepared.deployment.changes {
         output::line(&format!("# {change}"))?;
     }
-    output::text(&prepared.units.diff())?;
+    output::text(&prepared.units.summary())?;
     let differences = stack::differences(host, prepared.settings())?;
     let mut restarts = 0;
     let settings = prepared.settings();

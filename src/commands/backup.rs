@@ -22,7 +22,7 @@ use crate::operations::backup::retention::Retention;
 use crate::operations::backup::{self, Backup};
 use crate::operations::recovery;
 use crate::operations::stack::RECOVERY_TIMEOUT;
-use crate::output::{self, Progress, bytes, say, warn};
+use crate::output::{self, Loss, Progress, bytes, say, warn};
 
 pub(crate) async fn run(host: &Host, arguments: cli::Backup) -> Result<Exit> {
     match arguments.command {
@@ -120,7 +120,8 @@ async fn list(host: &Host, arguments: &cli::List) -> Result<Exit> {
             backup::directory(&host.paths).display()
         ));
     } else {
-        output::text(&output::columns(&table(&backups)))?;
+        let losses = [Loss::Registry("LITELLM"), Loss::End("LITELLM")];
+        output::text(&output::table(&table(&backups), &losses))?;
     }
     if damaged.is_empty() {
         return Ok(Exit::Success);
@@ -183,7 +184,9 @@ fn remote(host: &Host, url: Option<&str>) -> Result<BackupStore> {
         ))
         .hint("add it, for example BACKUP_URL=s3://bucket/litellm")
     })?;
-    BackupStore::new(url, &settings.backup)
+    let remote = BackupStore::new(url, &settings.backup)?;
+    remote.refuse_missing()?;
+    Ok(remote)
 }
 
 async fn fetch(host: &Host, arguments: &cli::Fetch) -> Result<Exit> {

@@ -24,8 +24,10 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Doctor) -> Result<Exit> {
     let mut checks = Box::pin(examine(host)).await;
     let mut fixed = Vec::new();
     if arguments.fix && checks.iter().any(|check| check.fix.is_some()) {
-        let _lock = OperationLock::take(&host.paths, "doctor --fix")?;
+        let lock = OperationLock::take(&host.paths, "doctor --fix")?;
         fixed = fix(host, &checks).await;
+        // The checks ask whether an operation is running.
+        drop(lock);
         checks = Box::pin(examine(host)).await;
     }
     let outcome = worst(&checks);

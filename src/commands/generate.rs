@@ -19,9 +19,10 @@ use crate::litellm::advisories::Advisories;
 use crate::operations::install::{self, Knows, ReleaseTarget};
 use crate::operations::stack::address::Relocation;
 use crate::output::{self, Progress, say, warn};
+use crate::quadlet::plan::UnitChange;
 use crate::quadlet::{self, Place};
 use crate::random::kernel_random;
-use crate::service::{Instance, Service};
+use crate::service::Service;
 
 pub(crate) async fn run(host: &Host, arguments: cli::Generate) -> Result<Exit> {
     if let Some(directory) = &arguments.output {
@@ -57,10 +58,11 @@ pub(crate) async fn run(host: &Host, arguments: cli::Generate) -> Result<Exit> {
         });
     }
     let current = prepared.is_current();
-    let is_another_number = prepared.units.changes.iter().any(|change| {
-        Instance::further(Instance::MOST).any(|other| change.path.ends_with(other.quadlet()))
-            && (change.before.is_none() || change.after.is_none())
-    });
+    let is_another_number = prepared
+        .units
+        .changes
+        .iter()
+        .any(UnitChange::is_further_gateway);
     install::install(&host.reporting(Progress::Data), &prepared).await?;
     if Relocation::find(host, prepared.settings()).await?.is_some() {
         say("the gateway keeps its addresses for now; to apply LISTEN: `litellm-units apply`");

@@ -7,7 +7,7 @@ use crate::deployment::ledger::{Event, Ledger, LedgerRecord, OperationOutcome};
 use crate::deployment::operation_id::OperationId;
 use crate::error::{Exit, Result};
 use crate::host::Host;
-use crate::output::{self, say};
+use crate::output::{self, Loss, say};
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 struct Entry {
@@ -115,7 +115,7 @@ fn text(entries: &[Entry]) -> String {
             entry.result.to_owned(),
         ]);
     }
-    let table = output::columns(&rows);
+    let table = output::table(&rows, &[Loss::Registry("IMAGE")]);
     let mut lines = table.lines();
     let mut text = format!("{}\n", lines.next().unwrap_or_default());
     for (line, entry) in lines.zip(entries) {

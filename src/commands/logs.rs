@@ -1,5 +1,6 @@
 //! `logs`: the journal of the services, in the form of compose.
 
+use std::collections::HashSet;
 use std::io::Write;
 
 use anstyle::{AnsiColor, Style};
@@ -8,45 +9,34 @@ use crate::cli;
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 use crate::host::journal::{self, Query};
-use crate::operations::stack;
-use crate::operations::stack::LogSource;
+use crate::host::systemd::LoadState;
+use crate::operations::stack::report::AdditionalService;
+use crate::operations::stack::{self, LogSource, blockers};
 use crate::output::say;
+use crate::quadlet;
 use crate::service::{Instance, Service};
 
+/// A unit whose lines are shown.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Source {
+    unit: String,
+    /// What stands before its lines.
+    name: String,
+}
+
 pub(crate) async fn run(host: &Host, arguments: &cli::Logs) -> Result<Exit> {
-    let services: Vec<LogSource> = if arguments.services.is_empty() {
-        LogSource::ALL.into()
-    } else {
-        arguments.services.clone()
-    };
+    let sources = sources(host, &arguments.services).await?;
     let query = Query {
         scope: host.scope(),
         remote: None,
-        units: services
-            .iter()
-            .flat_map(|service| service.units())
-            .collect(),
+        units: sources.iter().map(|source| &*source.unit).collect(),
         follow: arguments.follow,
         tail: arguments.tail.0,
         since: arguments.since.as_deref().map(time).transpose()?,
         until: arguments.until.as_deref().map(time).transpose()?,
     };
-    // A unit's lines have its name only if there are several gateways: those of the standby are the gateway's.
-    let further: Vec<Instance> = Instance::further(Instance::MOST)
-        .filter(|instance| host.paths.quadlets.join(instance.quadlet()).exists())
-        .collect();
-    let name = |service: &LogSource, unit: &str| {
-        let instance = further.iter().find(|instance| instance.unit() == unit);
-        instance.map_or(service.name(), |instance| instance.name())
-    };
-    let width = services
-        .iter()
-        .flat_map(|service| {
-            let units = service.units();
-            units.into_iter().map(|unit| name(service, unit).len())
-        })
-        .max()
-        .unwrap_or(0);
+    let width = sources.iter().map(|source| source.name.len()).max();
+    let width = width.unwrap_or(0);
     let mut out: Box<dyn Write> = if arguments.no_color {
         Box::new(anstream::StripStream::new(std::io::stdout()))
     } else {
@@ -54,17 +44,14 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Logs) -> Result<Exit> {
     };
     let mut empty = true;
     journal::read(&query, |entry| {
-        let Some(service) = services
-            .iter()
-            .find(|service| service.units().contains(&entry.unit.as_str()))
-        else {
+        let Some(source) = sources.iter().find(|source| source.unit == entry.unit) else {
             return Ok(());
         };
         empty = false;
         for line in entry.message.lines() {
             if !arguments.no_log_prefix {
-                let style = style(*service);
-                let name = name(service, &entry.unit);
+                let style = style(&source.unit);
+                let name = &source.name;
                 write!(out, "{style}{name:width$} |{style:#} ")?;
             }
             if arguments.timestamps {
@@ -76,30 +63,106 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Logs) -> Result<Exit> {
     })
     .await?;
     if empty && !arguments.follow {
-        let names: Vec<_> = services
-            .iter()
-            .flat_map(|service| service.units())
-            .collect();
         if stack::member_units(host.systemd().await?).await?.is_empty() {
             return Err(super::lifecycle::none());
         }
         say(&format!(
             "the journal has no lines of {} for this selection",
-            names.join(", ")
+            query.units.join(", ")
         ));
     }
     Ok(Exit::Success)
 }
 
-fn style(source: LogSource) -> Style {
-    match source {
-        LogSource::Service(Service::Litellm) => AnsiColor::Cyan,
-        LogSource::Service(Service::Postgres) => AnsiColor::Yellow,
-        LogSource::Service(Service::Redis) => AnsiColor::Green,
-        LogSource::Service(Service::Migrate) => AnsiColor::Magenta,
-        LogSource::Images | LogSource::Network => AnsiColor::Blue,
+/// The units of the named sources; without names, of all that are of the stack itself.
+async fn sources(host: &Host, names: &[String]) -> Result<Vec<Source>> {
+    // A unit's lines have its name only if there are several gateways: those of the standby are the gateway's.
+    let further: Vec<Instance> = Instance::further(Instance::MOST)
+        .filter(|instance| host.paths.quadlets.join(instance.quadlet()).exists())
+        .collect();
+    let all = |source: LogSource| {
+        let further = &further;
+        source.units().into_iter().map(move |unit| {
+            let instance = further.iter().find(|instance| instance.unit() == unit);
+            Source {
+                unit: unit.to_owned(),
+                name: instance.map_or(source.name(), |one| one.name()).to_owned(),
+            }
+        })
+    };
+    if names.is_empty() {
+        return Ok(LogSource::ALL.into_iter().flat_map(all).collect());
     }
-    .on_default()
+    let mut found: Vec<Source> = Vec::new();
+    for name in names {
+        if let Some(source) = LogSource::ALL.into_iter().find(|one| one.name() == name) {
+            found.extend(all(source));
+        } else {
+            let (unit, name) = named_unit(host, name).await?;
+            found.push(Source { unit, name });
+        }
+    }
+    let mut seen = HashSet::new();
+    found.retain(|source| seen.insert(source.unit.clone()));
+    Ok(found)
+}
+
+/// The unit that `name` means, with or without its suffix: one of ours, one of the operator's own in `litellm.target`, or one
+/// that keeps services from starting. With the name to show.
+async fn named_unit(host: &Host, name: &str) -> Result<(String, String)> {
+    let systemd = host.systemd().await?;
+    let own = AdditionalService::find(systemd).await?;
+    let own = own.into_iter().map(|service| service.unit);
+    let instances = stack::instances(systemd).await?;
+    let blockers = blockers::without_lines(systemd, &instances).await?;
+    let blockers = blockers.into_iter().map(|blocker| blocker.unit.name);
+    let others: Vec<String> = own.chain(blockers).collect();
+    for unit in [name.to_owned(), format!("{name}.service")] {
+        let is_ours = unit.starts_with("litellm")
+            && [".service", ".socket", ".target", ".timer"]
+                .iter()
+                .any(|kind| unit.ends_with(kind));
+        if others.contains(&unit)
+            || is_temporary(&unit)
+            || (is_ours && systemd.unit(&unit).await?.load != LoadState::NotFound)
+        {
+            let name = without_suffix(&unit).to_owned();
+            return Ok((unit, name));
+        }
+    }
+    let mut known: Vec<&str> = LogSource::ALL.into_iter().map(LogSource::name).collect();
+    known.extend(instances.iter().map(|(instance, _)| instance.name()));
+    known.push(without_suffix(stack::STANDBY_UNIT));
+    known.extend(others.iter().map(|unit| without_suffix(unit)));
+    let mut seen = HashSet::new();
+    known.retain(|name| seen.insert(*name));
+    Err(Failure::new(format!("{name:?} has no logs on this host"))
+        .hint(format!("the names here: {}", known.join(", ")))
+        .into())
+}
+
+/// Whether a unit comes and goes: its journal stays when systemd does not know it any more.
+fn is_temporary(unit: &str) -> bool {
+    let name = without_suffix(unit);
+    name != unit
+        && ([quadlet::NEXT_MIGRATION, quadlet::NEXT_SERVER].contains(&name)
+            || Instance::further(Instance::MOST).any(|instance| instance.unit() == unit))
+}
+
+fn without_suffix(unit: &str) -> &str {
+    unit.strip_suffix(".service").unwrap_or(unit)
+}
+
+fn style(unit: &str) -> Style {
+    let color = match LogSource::of_unit(unit) {
+        Some(LogSource::Service(Service::Litellm)) => AnsiColor::Cyan,
+        Some(LogSource::Service(Service::Postgres)) => AnsiColor::Yellow,
+        Some(LogSource::Service(Service::Redis)) => AnsiColor::Green,
+        Some(LogSource::Service(Service::Migrate)) => AnsiColor::Magenta,
+        Some(LogSource::Images | LogSource::Network) => AnsiColor::Blue,
+        None => return Style::new(),
+    };
+    color.on_default()
 }
 
 /// Translates compose's times into journalctl's: `42m` becomes `-42m`, RFC 3339 loses its `T` and `Z`.
@@ -130,7 +193,25 @@ fn time(text: &str) -> Result<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::time;
+    use super::{is_temporary, time};
+
+    #[test]
+    fn units_that_are_gone_have_logs() {
+        for unit in [
+            "litellm-migrate-next.service",
+            "litellm-postgres-next.service",
+            "litellm-8.service",
+        ] {
+            assert!(is_temporary(unit), "{unit}");
+        }
+        for unit in [
+            "litellm-migrate-next",
+            "litellm-9.service",
+            "reddis.service",
+        ] {
+            assert!(!is_temporary(unit), "{unit}");
+        }
+    }
 
     #[test]
     fn times_of_compose() {

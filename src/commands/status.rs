@@ -11,7 +11,7 @@ use crate::host::Host;
 use crate::host::systemd::{ActiveState, UnitResult};
 use crate::operations::stack::LogSource;
 use crate::operations::stack::report::{BlockerReport, ServiceReport, State, StatusReport, gather};
-use crate::output::{self, bytes, duration};
+use crate::output::{self, Loss, bytes, duration};
 
 pub(crate) async fn run(host: &Host, arguments: &cli::Status) -> Result<Exit> {
     if arguments.watch {
@@ -126,7 +126,14 @@ fn table(report: &StatusReport) -> String {
         row.resize(rows[0].len(), "-".to_owned());
         rows.push(row);
     }
-    let mut text = output::columns(&rows);
+    let mut text = output::table(
+        &rows,
+        &[
+            Loss::Registry("IMAGE"),
+            Loss::Column("IMAGE"),
+            Loss::Column("RESTARTS"),
+        ],
+    );
     text.push_str(&format!(
         "gateway {}: {}\n",
         report.gateway.address, report.gateway.health

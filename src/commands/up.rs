@@ -20,6 +20,7 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Up) -> Result<Exit> {
     edits::refuse(host, settings).await?;
     if prepared.kept().is_some() {
         config::refuse_errors(host)?;
+        config::warn(host)?;
         return super::upgrade_to_env(host, false, arguments.timeout).await;
     }
     let host = host.reporting(Progress::Data);

@@ -8,7 +8,7 @@ use crate::litellm::{advisories, config};
 use crate::operations::postgres::ClusterPlan;
 use crate::operations::upgrade::ReleasePlan;
 use crate::operations::upgrade::check::{Candidate, Newest, ReleaseReport};
-use crate::output::{self, say};
+use crate::output::{self, Loss, say};
 
 /// Columns of a vulnerability's summary, so that a line has 80.
 const SUMMARY: usize = 38;
@@ -95,7 +95,8 @@ fn table(report: &ReleaseReport) -> String {
             },
         ]
     }));
-    let mut text = output::columns(&rows);
+    // The whole name: `upgrade --image` takes it.
+    let mut text = output::table(&rows, &[Loss::Column("FIXES")]);
     let findings = current.vulnerabilities.as_deref().unwrap_or_default();
     if findings.is_empty() {
         return text;
@@ -119,7 +120,7 @@ fn table(report: &ReleaseReport) -> String {
         ]
     }));
     text.push('\n');
-    text.push_str(&output::columns(&rows));
+    text.push_str(&output::table(&rows, &[Loss::End("")]));
     text
 }
 

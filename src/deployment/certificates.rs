@@ -9,6 +9,7 @@ use super::settings::text_of;
 use crate::error::{Failure, Result};
 use crate::host::files::{files_below, link_below};
 use crate::host::paths::Paths;
+use crate::output::shell_word;
 
 const BEGIN: &str = "-----BEGIN ";
 const CERTIFICATE: &str = "-----BEGIN CERTIFICATE-----";
@@ -25,13 +26,13 @@ pub(crate) fn refuse_invalid(paths: &Paths) -> Result<()> {
 
 fn refuse_invalid_in(directory: &Path) -> Result<()> {
     if let Some(link) = link_below(directory)? {
-        let path = link.display();
+        let (path, word) = (link.display(), shell_word(&link));
         let hint = match link.canonicalize() {
             Ok(target) => format!(
-                "replace it with a copy: `rm {path} && cp -r {} {path}`",
-                target.display()
+                "replace it with a copy: `rm {word} && cp -r {} {word}`",
+                shell_word(target)
             ),
-            Err(_) => format!("remove it: `rm {path}`"),
+            Err(_) => format!("remove it: `rm {word}`"),
         };
         return Err(Failure::config(format!(
             "{path} is a link, and the containers do not see where it leads"

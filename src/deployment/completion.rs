@@ -17,6 +17,7 @@ use crate::error::{Failure, Result};
 use crate::host::files;
 use crate::host::paths::{Paths, Scope};
 use crate::image::ImageReference;
+use crate::output::shell_word;
 use crate::random::{Random, password, secret_key};
 use crate::service::Service;
 
@@ -551,12 +552,19 @@ fn check_layout(paths: &Paths, settings: &Settings) -> Result<()> {
     let Some(found) = deeper.find(|path| path.join("PG_VERSION").exists()) else {
         return Ok(());
     };
+    let words = [
+        shell_word(&found),
+        shell_word(&data),
+        shell_word(format!("{}.new", data.display())),
+        shell_word(format!("{}.old", data.display())),
+    ];
+    let [from, to, new, old] = words;
     let (data, found) = (data.display(), found.display());
     Err(Failure::config(format!(
         "the cluster of PostgreSQL is in {found}, but the server expects it in {data}"
     ))
     .hint(format!(
-        "while it is stopped, move it: `mv {found} {data}.new && mv {data} {data}.old && mv {data}.new {data}`"
+        "while it is stopped, move it: `mv {from} {new} && mv {to} {old} && mv {new} {to}`"
     ))
     .into())
 }

@@ -137,6 +137,42 @@ const BACKUP_PREFIX: &str = "BACKUP_";
 /// Whether the write-ahead log of the local database is archived.
 pub const BACKUP_WAL: &str = "BACKUP_WAL";
 
+/// The variables that have a meaning here. LiteLLM gets all others, and those of an object store have a prefix alone.
+pub const NAMES: [&str; 32] = [
+    "LITELLM_IMAGE",
+    ACCEPT_VULNERABILITIES,
+    "LITELLM_MASTER_KEY",
+    "LITELLM_SALT_KEY",
+    REPLICAS,
+    LIVENESS_TIMEOUT,
+    WORKERS,
+    "POSTGRES_IMAGE",
+    "POSTGRES_USER",
+    "POSTGRES_PASSWORD",
+    "POSTGRES_DB",
+    "DATABASE_URL",
+    "DIRECT_URL",
+    "REDIS_IMAGE",
+    "REDIS_PASSWORD",
+    REDIS_MEMORY,
+    "REDIS_HOST",
+    "REDIS_PORT",
+    "UI_USERNAME",
+    "UI_PASSWORD",
+    "PROXY_BASE_URL",
+    "FORWARDED_ALLOW_IPS",
+    LISTEN,
+    LISTEN_GROUP,
+    LISTEN_WITHOUT_TLS,
+    METRICS_FILE,
+    NOTIFY_COMMAND,
+    NOTIFY_URL,
+    USER_NAMESPACES,
+    "BACKUP_AGE_RECIPIENT",
+    "BACKUP_URL",
+    BACKUP_WAL,
+];
+
 /// Variables that count as not set when they are empty. With an empty `UI_USERNAME` and
 /// `UI_PASSWORD`, LiteLLM lets everyone log in as administrator with empty fields; an empty
 /// provider key or base URL is worse than none.

@@ -23,7 +23,7 @@ use crate::image::ImageReference;
 use crate::litellm::advisories::{Advisories, Compromised};
 use crate::litellm::config::{Severity, check_deployment};
 use crate::operations::{backup, seal};
-use crate::output::{self, bytes};
+use crate::output::{self, bytes, shell_word};
 use crate::service::Service;
 
 /// With less, the database may stop at any time.
@@ -101,7 +101,7 @@ fn disk(path: &Path, free: u64) -> Check {
     let message = format!("{} free for {}", bytes(free), path.display());
     let remedy = format!(
         "free or add space; to see what uses it: `du -xh --max-depth=2 {} | sort -h`",
-        path.display()
+        shell_word(path)
     );
     match free {
         ..TOO_LITTLE => Check::failure(CheckName::Disk, message).remedy(remedy),
@@ -114,7 +114,7 @@ fn inodes(path: &Path, free: u64, all: u64) -> Check {
     let message = format!("{free} of {all} inodes free for {}", path.display());
     let remedy = format!(
         "remove small files; to find them: `du --inodes -x --max-depth=2 {} | sort -n`",
-        path.display()
+        shell_word(path)
     );
     if free * 100 < all {
         Check::failure(CheckName::Inodes, message).remedy(remedy)
@@ -172,7 +172,7 @@ pub(crate) fn secrets(host: &Host) -> Check {
     }
     let commands: Vec<String> = open
         .iter()
-        .map(|path| format!("chmod go= {}", path.display()))
+        .map(|path| format!("chmod go= {}", shell_word(path)))
         .collect();
     Check::failure(CheckName::Secrets, words.join("; "))
         .remedy(format!("`{}`", commands.join(" && ")))
@@ -320,7 +320,7 @@ pub(crate) fn data(examination: &Examination<'_>) -> Option<Check> {
                 )
                 .remedy(format!(
                     "as root: `chown -R {uid}:{gid} {}`",
-                    path.display()
+                    shell_word(&path)
                 )),
             );
         }

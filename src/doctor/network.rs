@@ -17,6 +17,7 @@ use crate::host::Host;
 use crate::host::firewall;
 use crate::host::systemd::UnitState;
 use crate::litellm::models;
+use crate::output::shell_word;
 use crate::quadlet;
 use crate::service::{Instance, Service};
 
@@ -545,7 +546,11 @@ pub(crate) async fn docker(host: &Host) -> Check {
                 file.display()
             ),
         )
-        .remedy(format!("`mv {0} {0}.old`", file.display())),
+        .remedy(format!(
+            "`mv {} {}`",
+            shell_word(&file),
+            shell_word(format!("{}.old", file.display()))
+        )),
         None => Check::ok(CheckName::Docker, "no docker compose stack is left over"),
     }
 }

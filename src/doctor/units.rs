@@ -16,7 +16,9 @@ use crate::litellm::health::GatewayHealth;
 use crate::litellm::{Client, contract};
 use crate::operations::edits;
 use crate::operations::install::{self, ReleaseTarget};
+use crate::operations::recovery::OngoingOperation;
 use crate::operations::stack::blockers::{self, Blocker};
+use crate::operations::stack::quoted;
 use crate::operations::stack::space::unless_full;
 use crate::operations::stack::{self, LogSource, Manner};
 use crate::output::Progress;
@@ -37,7 +39,9 @@ pub(crate) async fn blockers(host: &Host, units: &[(Instance, UnitState)]) -> Ve
     let Ok(systemd) = host.systemd().await else {
         return Vec::new();
     };
-    blockers::find(systemd, units).await.unwrap_or_default()
+    blockers::find(systemd, units, quoted::ALL)
+        .await
+        .unwrap_or_default()
 }
 
 pub(crate) async fn socket(host: &Host) -> Result<UnitState> {
@@ -163,11 +167,13 @@ pub(crate) fn states(examination: &Examination<'_>, is_current: bool) -> Vec<Che
 fn faults(examination: &Examination<'_>, units: &[(Instance, UnitState)]) -> Check {
     let (mut words, mut failed) = (Vec::new(), Vec::new());
     let mut first = None;
+    let mut memory = None;
     let failing = examination.blockers.iter();
     for blocker in failing.filter(|blocker| blocker.unit.is_failing()) {
-        let lines = &blocker.lines;
-        let quoted = &lines[lines.len().saturating_sub(QUOTED_LINES)..];
-        let quoted: String = quoted.iter().map(|line| format!("\n| {line}")).collect();
+        let quoted: String = quoted::shorter(&blocker.quoted.lines, QUOTED_LINES)
+            .iter()
+            .map(|line| format!("\n| {}", line.text))
+            .collect();
         words.push(blocker.words() + &quoted);
         let service = units.iter().find(|(_, unit)| *unit == blocker.unit);
         failed.extend(
@@ -175,6 +181,7 @@ fn faults(examination: &Examination<'_>, units: &[(Instance, UnitState)]) -> Che
                 .filter(|(_, unit)| unit.active == ActiveState::Failed)
                 .map(|(service, _)| service.unit()),
         );
+        memory = memory.or(blocker.memory_remedy(examination.host.scope()));
         first = first.or(LogSource::of_unit(&blocker.unit.name).map(LogSource::name));
     }
     for (instance, unit) in units {
@@ -189,6 +196,28 @@ fn faults(examination: &Examination<'_>, units: &[(Instance, UnitState)]) -> Che
         words.push(format!("{} {problem}", instance.unit()));
         first.get_or_insert(instance.service().name());
     }
+    let waiting = examination
+        .blockers
+        .iter()
+        .flat_map(|blocker| &blocker.needed_by);
+    let waiting: Vec<&str> = waiting.copied().collect();
+    // An operation stops and starts services itself; check `operation` says how to complete one that was interrupted.
+    let stopped = match OngoingOperation::find(&examination.host.paths) {
+        Ok(None) => stopped(units, &waiting),
+        _ => Vec::new(),
+    };
+    let start = (words.is_empty() && !stopped.is_empty()).then(|| {
+        let mut names: Vec<&str> = stopped
+            .iter()
+            .map(|(one, _)| one.service().name())
+            .collect();
+        names.dedup();
+        format!("`litellm-units start {}`", names.join(" "))
+    });
+    words.extend(stopped.into_iter().map(|(_, words)| words));
+    if let Some(start) = start {
+        return Check::failure(CheckName::Units, words.join("\n")).remedy(start);
+    }
     if words.is_empty() {
         let active = units.iter().filter(|(_, unit)| unit.is_active()).count();
         return Check::ok(
@@ -200,13 +229,43 @@ fn faults(examination: &Examination<'_>, units: &[(Instance, UnitState)]) -> Che
         Some(source) => format!("`litellm-units logs {source}`"),
         None => format!("`{} --failed`", examination.host.scope().systemctl()),
     };
-    let check = Check::failure(CheckName::Units, words.join("\n"))
-        .remedy(format!("see why: {see}; then run `litellm-units up`"));
+    let memory = memory.map(|remedy| format!("{remedy}; "));
+    let check = Check::failure(CheckName::Units, words.join("\n")).remedy(format!(
+        "{}see why: {see}; then run `litellm-units up`",
+        memory.unwrap_or_default()
+    ));
     if failed.is_empty() {
         check
     } else {
         check.fix(Fix::Start(failed))
     }
+}
+
+/// The services that an operator has stopped while others run, in words: not those in `waiting`, which start when another
+/// unit does. A stack of which nothing runs is stopped on purpose.
+fn stopped(units: &[(Instance, UnitState)], waiting: &[&str]) -> Vec<(Instance, String)> {
+    if units.iter().all(|(_, unit)| unit.is_stopped()) {
+        return Vec::new();
+    }
+    units
+        .iter()
+        .filter(|(instance, unit)| {
+            unit.load == LoadState::Loaded
+                && unit.active == ActiveState::Inactive
+                && !unit.queued
+                && !waiting.contains(&instance.name())
+        })
+        .map(|(instance, unit)| {
+            let since = unit
+                .inactive_since
+                .and_then(|usec| jiff::Timestamp::from_microsecond(usec.try_into().ok()?).ok());
+            let words = match since {
+                Some(since) => format!("has been stopped since {}", since.strftime("%F %T UTC")),
+                None => "has not been started since boot".to_owned(),
+            };
+            (*instance, format!("{} {words}", instance.unit()))
+        })
+        .collect()
 }
 
 /// As the command `start`, so that a start limit is lifted first and a failure is told with its cause.
@@ -341,4 +400,53 @@ pub(crate) async fn gateway(examination: &Examination<'_>) -> Option<Check> {
                 .remedy("see why: `litellm-units logs litellm`")
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_stopped_service_among_running_ones_is_named() {
+        let unit = |active: ActiveState, inactive_since| UnitState {
+            load: LoadState::Loaded,
+            active,
+            inactive_since,
+            ..UnitState::default()
+        };
+        let running = || unit(ActiveState::Active, Some(1));
+        let halted = || unit(ActiveState::Inactive, Some(1_795_817_000_000_000));
+        let second = Instance::further(2).next().unwrap();
+        let units = vec![
+            (Service::Postgres.into(), running()),
+            (Service::Redis.into(), halted()),
+            (Service::Litellm.into(), running()),
+            (second, unit(ActiveState::Inactive, None)),
+        ];
+        let words = |units: &[(Instance, UnitState)], waiting: &[&str]| -> Vec<String> {
+            stopped(units, waiting)
+                .into_iter()
+                .map(|(_, words)| words)
+                .collect()
+        };
+        assert_eq!(
+            words(&units, &[]),
+            [
+                "litellm-redis.service has been stopped since 2026-11-27 22:03:20 UTC",
+                "litellm-2.service has not been started since boot",
+            ]
+        );
+        // It starts when what it needs does.
+        assert_eq!(words(&units, &["litellm-2"]).len(), 1);
+        // systemd starts it.
+        let mut queued = units.clone();
+        queued[1].1.queued = true;
+        assert_eq!(words(&queued, &["litellm-2"]), [""; 0]);
+        // All of it was stopped.
+        let down: Vec<_> = units
+            .iter()
+            .map(|(instance, _)| (*instance, halted()))
+            .collect();
+        assert_eq!(words(&down, &[]), [""; 0]);
+    }
 }

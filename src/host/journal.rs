@@ -11,7 +11,6 @@ use tokio::process::Command;
 use crate::error::{Failure, Result};
 use crate::host::paths::Scope;
 use crate::host::ssh::RemoteHost;
-use crate::host::systemd::Systemd;
 
 /// Which lines to read.
 #[derive(Clone, Debug)]
@@ -41,6 +40,10 @@ pub(crate) struct Entry {
     pub own: bool,
     /// When, to the microsecond; shown in RFC 3339 and UTC.
     pub time: jiff::Timestamp,
+    /// The run of the unit that it belongs to; empty if the journal does not say.
+    pub run: String,
+    /// Whether systemd reports that the kernel ended a process for want of memory.
+    pub out_of_memory: bool,
 }
 
 /// The fields of a line of `journalctl --output=json` that are used.
@@ -63,10 +66,24 @@ struct Line {
     about_unit: Option<String>,
     #[serde(rename = "USER_UNIT")]
     about_user_unit: Option<String>,
+    /// The run of the unit that wrote the line.
+    #[serde(rename = "_SYSTEMD_INVOCATION_ID")]
+    by_run: Option<String>,
+    /// The run that systemd writes about.
+    #[serde(rename = "INVOCATION_ID")]
+    about_run: Option<String>,
+    #[serde(rename = "USER_INVOCATION_ID")]
+    about_user_run: Option<String>,
+    /// What systemd reports: its words differ from release to release, this does not.
+    #[serde(rename = "MESSAGE_ID")]
+    kind: Option<String>,
 }
 
-const FIELDS: &str =
-    "--output-fields=MESSAGE,PODMAN_EVENT,_SYSTEMD_UNIT,_SYSTEMD_USER_UNIT,UNIT,USER_UNIT";
+const FIELDS: &str = "--output-fields=MESSAGE,PODMAN_EVENT,_SYSTEMD_UNIT,_SYSTEMD_USER_UNIT,UNIT,USER_UNIT,\
+    _SYSTEMD_INVOCATION_ID,INVOCATION_ID,USER_INVOCATION_ID,MESSAGE_ID";
+
+/// `SD_MESSAGE_UNIT_OUT_OF_MEMORY` of systemd.
+const OUT_OF_MEMORY: &str = "fe6faa94e7774663a0da52717891d8ef";
 
 /// The factor of lines to request, since those of Podman are left out.
 const NOISE: u32 = 4;
@@ -158,72 +175,6 @@ pub(crate) async fn read(
     Err(Failure::new(format!("journalctl: {}", words.trim())).into())
 }
 
-/// The last lines of a unit.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub(crate) struct LastLines {
-    /// The lines, oldest first: its own, or if it has none, systemd's about it.
-    pub lines: Vec<String>,
-    /// Whether they are from after `since`.
-    pub recent: bool,
-}
-
-/// The last `count` lines of a unit; those from before `since` only if there are none after it.
-///
-/// Empty when the journal can't be read: these lines only explain another failure.
-pub(crate) async fn last_lines(
-    systemd: &Systemd,
-    unit: &str,
-    count: usize,
-    since: jiff::Timestamp,
-) -> LastLines {
-    let query = Query {
-        scope: systemd.scope(),
-        remote: systemd.remote(),
-        units: vec![unit],
-        follow: false,
-        tail: Some(200),
-        since: None,
-        until: None,
-    };
-    let mut entries = Vec::new();
-    let _ = read(&query, |entry| {
-        entries.push(entry);
-        Ok(())
-    })
-    .await;
-    let recent = entries.iter().any(|entry| entry.time >= since);
-    if recent {
-        entries.retain(|entry| entry.time >= since);
-    }
-    if entries.iter().any(|entry| entry.own) {
-        entries.retain(|entry| entry.own);
-    }
-    let lines = entries.iter().flat_map(|entry| entry.message.lines());
-    let mut lines = without_tracebacks(lines);
-    lines.drain(..lines.len().saturating_sub(count));
-    LastLines { lines, recent }
-}
-
-/// The lines that are not blank, of Python's tracebacks only the exceptions: where each came from would leave no room for
-/// what went wrong.
-fn without_tracebacks<'a>(lines: impl Iterator<Item = &'a str>) -> Vec<String> {
-    const BETWEEN: [&str; 2] = [
-        "During handling of the above exception, another exception occurred:",
-        "The above exception was the direct cause of the following exception:",
-    ];
-    let mut inside = false;
-    let mut left = Vec::new();
-    for line in lines.filter(|line| !line.trim().is_empty()) {
-        if line.ends_with("Traceback (most recent call last):") {
-            inside = true;
-        } else if !(BETWEEN.contains(&line) || (inside && line.starts_with(' '))) {
-            inside = false;
-            left.push(line.to_owned());
-        }
-    }
-    left
-}
-
 fn entry(line: Line, scope: Scope) -> Option<Entry> {
     if line.event.is_some() {
         return None;
@@ -242,6 +193,7 @@ fn entry(line: Line, scope: Scope) -> Option<Entry> {
         Scope::System => line.about_unit.or(line.by_unit),
         Scope::User => line.about_user_unit.or(line.by_user_unit),
     }?;
+    let run = line.about_run.or(line.about_user_run).or(line.by_run);
     let microseconds = line
         .time
         .and_then(|time| time.parse().ok())
@@ -252,6 +204,8 @@ fn entry(line: Line, scope: Scope) -> Option<Entry> {
         message,
         own,
         time,
+        run: run.unwrap_or_default(),
+        out_of_memory: !own && line.kind.as_deref() == Some(OUT_OF_MEMORY),
     })
 }
 
@@ -278,34 +232,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn exceptions_without_where_they_came_from() {
-        let text = r#"starting
-Traceback (most recent call last):
-  File "/app/a.py", line 3, in <module>
-    run()
-    ~~~^^
-  File "/app/b.py", line 8, in run
-    raise ValueError("one")
-ValueError: one
-
-During handling of the above exception, another exception occurred:
-
-Traceback (most recent call last):
-  File "/app/a.py", line 5, in <module>
-    raise RuntimeError("two")
-RuntimeError: two
-  with details
-the end"#;
-        assert_eq!(
-            without_tracebacks(text.lines()),
-            [
-                "starting",
-                "ValueError: one",
-                "RuntimeError: two",
-                "  with details",
-                "the end"
-            ]
-        );
+    fn out_of_memory_is_known_by_its_identifier() {
+        // Of systemd 262 and of 257.
+        for words in [
+            "a.service: The kernel OOM killer killed some processes in this unit.",
+            "a.service: A process of this unit has been killed by the OOM killer.",
+        ] {
+            let line = json!({"MESSAGE": words, "MESSAGE_ID": OUT_OF_MEMORY, "UNIT": "a.service", "INVOCATION_ID": "1", "_SYSTEMD_INVOCATION_ID": "2"});
+            let of_systemd = entry(serde_json::from_value(line).unwrap(), Scope::System).unwrap();
+            assert!(of_systemd.out_of_memory);
+            assert_eq!(of_systemd.run, "1");
+            // A service may write what it wants.
+            let line = json!({"MESSAGE": words, "MESSAGE_ID": OUT_OF_MEMORY, "_SYSTEMD_UNIT": "a.service", "_SYSTEMD_INVOCATION_ID": "2"});
+            let own = entry(serde_json::from_value(line).unwrap(), Scope::System).unwrap();
+            assert!(!own.out_of_memory);
+            assert_eq!(own.run, "2");
+        }
     }
 
     proptest! {

@@ -12,6 +12,7 @@ use nix::unistd::{Uid, User, getegid, geteuid};
 
 use crate::error::{Failure, Result};
 use crate::host::paths::{Paths, Scope};
+use crate::output::shell_word;
 
 /// As deep as `files_below`.
 const DEPTH: usize = 8;
@@ -88,7 +89,7 @@ pub(crate) fn unreadable_words(paths: &Paths, unreadable: &[PathBuf]) -> Option<
 fn holding(paths: &Paths, holds: &dyn Fn(&Path) -> bool) -> String {
     let directories = paths.mounted();
     let words = directories.iter().filter(|directory| holds(directory));
-    words.map(|path| word(path)).collect::<Vec<_>>().join(" ")
+    words.map(shell_word).collect::<Vec<_>>().join(" ")
 }
 
 /// A path that another user can change.
@@ -309,7 +310,7 @@ fn refusal(paths: &Paths, program: Option<&Path>, first: &Exposed, rest: &[Expos
         })
     };
     if let Some(program) = program.filter(|program| is_above(program)) {
-        let program = word(program);
+        let program = shell_word(program);
         return failure.hint(format!(
             "install the program where only {who} can change it: `sudo install {program} /usr/local/bin/`"
         ));
@@ -331,7 +332,7 @@ fn remedy(paths: &Paths, all: &[&Exposed]) -> String {
             .any(|directory| found.path.starts_with(directory))
     });
     let words = |found: &[&Exposed]| {
-        let words: Vec<String> = found.iter().map(|found| word(&found.path)).collect();
+        let words: Vec<String> = found.iter().map(|found| shell_word(&found.path)).collect();
         words.join(" ")
     };
     let foreign: Vec<&Exposed> = outside
@@ -378,17 +379,6 @@ fn more(count: usize) -> String {
         String::new()
     } else {
         format!(", and {count} more")
-    }
-}
-
-/// A path as a word of a shell's command.
-fn word(path: &Path) -> String {
-    let text = path.display().to_string();
-    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+@".contains(c);
-    if text.chars().all(plain) {
-        text
-    } else {
-        format!("'{}'", text.replace('\'', "'\\''"))
     }
 }
 
@@ -617,14 +607,5 @@ mod tests {
         place.mode("opt/server/config/sub", 0o644);
         let directory = place.at("opt/server/config/sub").metadata().unwrap();
         assert!(!place.trust.may_read(&directory));
-    }
-
-    #[test]
-    fn words_of_a_shell() {
-        assert_eq!(
-            word(Path::new("/opt/litellm-server")),
-            "/opt/litellm-server"
-        );
-        assert_eq!(word(Path::new("/srv/a b's")), "'/srv/a b'\\''s'");
     }
 }

@@ -15,6 +15,7 @@ use zbus_systemd::zbus::{self, Connection};
 
 use crate::error::{Exit, Failure, Result};
 use crate::host::paths::Scope;
+use crate::output::shell_word;
 
 /// A short timeout, since the kernel would try for minutes to reach a host that is down.
 const CONNECT_TIMEOUT: &str = "-oConnectTimeout=10";
@@ -93,7 +94,7 @@ impl RemoteHost {
     #[must_use]
     pub fn command(&self, words: &[String]) -> Command {
         let mut command = Command::new("ssh");
-        let line: Vec<String> = words.iter().map(|word| quote(word)).collect();
+        let line: Vec<String> = words.iter().map(shell_word).collect();
         command.args(["-xT", CONNECT_TIMEOUT, "--", &self.0, &line.join(" ")]);
         command
     }
@@ -109,7 +110,7 @@ impl RemoteHost {
         let mut line = String::from("litellm-units");
         for argument in arguments {
             line.push(' ');
-            line.push_str(&quote(argument));
+            line.push_str(&shell_word(argument));
         }
         // From here on, Ctrl-C is for ssh; this process waits for its end.
         let mut interrupt = signal(SignalKind::interrupt()).context("can't listen for Ctrl-C")?;
@@ -210,16 +211,6 @@ fn without_host(mut arguments: Vec<String>, foreign: usize) -> Vec<String> {
     kept
 }
 
-/// One word for a POSIX shell.
-fn quote(word: &str) -> String {
-    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./:=@,+".contains(c);
-    if !word.is_empty() && word.chars().all(plain) {
-        word.to_owned()
-    } else {
-        format!("'{}'", word.replace('\'', r"'\''"))
-    }
-}
-
 fn no_ssh(error: std::io::Error) -> anyhow::Error {
     if error.kind() == std::io::ErrorKind::NotFound {
         return Failure::new("ssh is not installed on this host")
@@ -231,14 +222,7 @@ fn no_ssh(error: std::io::Error) -> anyhow::Error {
 
 #[cfg(test)]
 mod tests {
-    use super::{RemoteHost, quote, without_host};
-
-    #[test]
-    fn words_for_a_shell() {
-        assert_eq!(quote("--tail=5"), "--tail=5");
-        assert_eq!(quote(""), "''");
-        assert_eq!(quote("it's $HOME; `x`"), r"'it'\''s $HOME; `x`'");
-    }
+    use super::{RemoteHost, without_host};
 
     #[test]
     fn host_is_for_here_the_rest_for_there() {

@@ -3,7 +3,7 @@
 pub(crate) mod job;
 mod state;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -13,6 +13,7 @@ use zbus_systemd::zbus::{self, Array, Connection, DBusError as _, OwnedVariant, 
 use crate::error::{Failure, Result};
 use crate::host::paths::Scope;
 use crate::host::ssh::RemoteHost;
+use crate::output::bytes;
 use crate::service::Service;
 
 pub use state::{ActiveState, LoadState, UnitResult};
@@ -199,6 +200,30 @@ impl Systemd {
             .with_context(|| format!("can't reset the failed state of {unit}"))
     }
 
+    /// Those of `names` that systemd knows, by a file or since they run: one request, whatever their number.
+    ///
+    /// # Errors
+    /// When systemd does not answer.
+    pub async fn known<'a>(&self, names: impl Iterator<Item = &'a str>) -> Result<Vec<&'a str>> {
+        let names: Vec<&str> = names.collect();
+        let listed = self
+            .manager()
+            .await?
+            .list_units_by_names(names.iter().map(|name| (*name).to_owned()).collect())
+            .await
+            .map_err(|error| explain(error, self.scope))
+            .context("can't list the units")?;
+        let known: HashSet<String> = listed
+            .into_iter()
+            .filter(|(_, _, load, active, ..)| load != "not-found" || active != "inactive")
+            .map(|(name, ..)| name)
+            .collect();
+        Ok(names
+            .into_iter()
+            .filter(|name| known.contains(*name))
+            .collect())
+    }
+
     /// The state of a unit, loaded or not.
     ///
     /// # Errors
@@ -223,6 +248,9 @@ impl Systemd {
             active: ActiveState::parse(&unit.text("ActiveState")),
             sub: unit.text("SubState"),
             active_since: unit.number("ActiveEnterTimestamp").filter(|usec| *usec > 0),
+            inactive_since: unit
+                .number("InactiveEnterTimestamp")
+                .filter(|usec| *usec > 0),
             invocation: unit.bytes("InvocationID"),
             file_state: unit.text("UnitFileState"),
             needs_reload: unit.flag("NeedDaemonReload"),
@@ -242,6 +270,9 @@ impl Systemd {
                 .or_else(|| service.number("RestartUSec"))
                 .filter(|usec| *usec != u64::MAX)
                 .map(Duration::from_micros),
+            memory_max: service
+                .number("MemoryMax")
+                .filter(|bytes| *bytes != u64::MAX),
             control_group: service.text("ControlGroup"),
             cpu: service
                 .number("CPUUsageNSec")
@@ -317,6 +348,8 @@ pub struct UnitState {
     pub sub: String,
     /// When it last became active, in microseconds since the epoch.
     pub active_since: Option<u64>,
+    /// When it last stopped, in microseconds since the epoch.
+    pub inactive_since: Option<u64>,
     /// The run that its journal lines carry, in hexadecimal; empty before the first.
     pub invocation: String,
     /// Whether it starts by itself: `enabled`, `disabled`, `generated`, …
@@ -337,6 +370,8 @@ pub struct UnitState {
     pub restart_delay: Option<Duration>,
     /// Memory of its control group in bytes, where the kernel counts it.
     pub memory: Option<u64>,
+    /// The memory that it may use, in bytes; `None` for any amount.
+    pub memory_max: Option<u64>,
     /// Its control group, from the root of the hierarchy; empty when it does not run.
     pub control_group: String,
     /// CPU time of its control group, in nanoseconds.
@@ -403,22 +438,56 @@ impl UnitState {
         })
     }
 
+    /// That the kernel ended it for want of memory. Without a limit of the unit, that of its slice or container may be met, or
+    /// the host has no more.
+    #[must_use]
+    pub fn out_of_memory(&self) -> String {
+        match self.memory_max {
+            Some(limit) => format!("ran out of memory: it may use {}", bytes(limit)),
+            None => "ran out of memory; systemd sets no limit for it".to_owned(),
+        }
+    }
+
+    /// How to give it more memory, if systemd limits it.
+    #[must_use]
+    pub fn memory_remedy(&self, scope: Scope) -> Option<String> {
+        self.memory_max.map(|_| {
+            format!(
+                "to raise its limit, set MemoryMax= under [Service]: `{} edit {}`",
+                scope.systemctl(),
+                self.name
+            )
+        })
+    }
+
     /// A description of why the last run ended.
     #[must_use]
     pub fn reason(&self) -> String {
         match (&self.result, self.exit_code) {
-            (UnitResult::ExitCode, 1) => format!("exited with status {}", self.exit_status),
+            (UnitResult::ExitCode, 1) => match self.exit_status.checked_sub(128).and_then(signal) {
+                // Podman ends with the status of its container.
+                Some(signal) => format!("killed by {signal} (status {})", self.exit_status),
+                None => format!("exited with status {}", self.exit_status),
+            },
             (UnitResult::ExitCode, _) => "a command of the unit failed".into(),
-            (UnitResult::Signal | UnitResult::CoreDump, _) => {
-                format!("killed by signal {}", self.exit_status)
-            }
+            (UnitResult::Signal | UnitResult::CoreDump, _) => signal(self.exit_status).map_or_else(
+                || format!("killed by signal {}", self.exit_status),
+                |signal| format!("killed by {signal}"),
+            ),
             (UnitResult::Timeout, _) => "took too long".into(),
-            (UnitResult::OomKill, _) => "ran out of memory".into(),
+            (UnitResult::OomKill, _) => self.out_of_memory(),
             (UnitResult::StartLimitHit, _) => "failed too often".into(),
             (UnitResult::Success, _) => "no reason given".into(),
             (other, _) => other.to_string(),
         }
     }
+}
+
+/// The name of a signal; none for a number that is no signal, or one of real time.
+fn signal(number: u64) -> Option<&'static str> {
+    let number = i32::try_from(number).ok()?;
+    let signal = nix::sys::signal::Signal::try_from(number).ok()?;
+    Some(signal.as_str())
 }
 
 /// The answer of `GetAll`.
@@ -578,7 +647,48 @@ fn explain(error: zbus::Error, scope: Scope) -> anyhow::Error {
 
 #[cfg(test)]
 mod tests {
-    use super::unit_path;
+    use super::{Scope, UnitResult, UnitState, unit_path};
+
+    #[test]
+    fn signals_have_their_names() {
+        let reason = |result: &str, exit_code, exit_status| {
+            UnitState {
+                result: UnitResult::parse(result),
+                exit_code,
+                exit_status,
+                ..UnitState::default()
+            }
+            .reason()
+        };
+        assert_eq!(reason("exit-code", 1, 78), "exited with status 78");
+        assert_eq!(reason("exit-code", 1, 128), "exited with status 128");
+        assert_eq!(
+            reason("exit-code", 1, 137),
+            "killed by SIGKILL (status 137)"
+        );
+        assert_eq!(reason("exit-code", 1, 255), "exited with status 255");
+        assert_eq!(reason("signal", 2, 9), "killed by SIGKILL");
+        assert_eq!(reason("core-dump", 3, 6), "killed by SIGABRT");
+        assert_eq!(reason("signal", 2, 40), "killed by signal 40");
+        assert_eq!(
+            reason("oom-kill", 2, 9),
+            "ran out of memory; systemd sets no limit for it"
+        );
+        assert_eq!(UnitState::default().memory_remedy(Scope::System), None);
+        let limited = UnitState {
+            name: "a.service".into(),
+            memory_max: Some(3 << 30),
+            ..UnitState::default()
+        };
+        assert_eq!(
+            limited.out_of_memory(),
+            "ran out of memory: it may use 3.0 GiB"
+        );
+        assert_eq!(
+            limited.memory_remedy(Scope::User).unwrap(),
+            "to raise its limit, set MemoryMax= under [Service]: `systemctl --user edit a.service`"
+        );
+    }
 
     #[test]
     fn paths_of_units() {

@@ -24,6 +24,7 @@ use crate::host::Host;
 use crate::host::paths::Paths;
 use crate::image::ImageReference;
 use crate::litellm::release::Release;
+use crate::output::shell_word;
 use crate::service::Service;
 use listed::Entry;
 use osv::{Severity, Vulnerability};
@@ -88,7 +89,7 @@ impl Advisories {
                         Failure::config(format!("can't read {}: {error}", path.display()))
                             .hint(format!(
                                 "make it readable for every user who runs a gateway: `chmod a+r {}`",
-                                path.display()
+                                shell_word(&path)
                             ))
                             .into(),
                     );

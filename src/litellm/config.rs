@@ -20,13 +20,16 @@ use super::release::Release;
 use crate::deployment::certificates;
 use crate::deployment::env_file::EnvFile;
 use crate::deployment::settings::{
-    Cache, Database, REPLICAS, Replicas, Settings, check_address, parse_env, read_env, text_of,
+    Cache, Database, NAMES, REPLICAS, Replicas, Settings, check_address, parse_env, read_env,
+    text_of,
 };
+use crate::deployment::snapshot;
 use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::host::capacity::Capacity;
+use crate::host::files::files_below;
 use crate::host::paths::Paths;
-use crate::output::bytes;
+use crate::output::{bytes, count};
 use crate::service::Service;
 use crate::yaml::{self, Node, Position, SyntaxError, Value};
 
@@ -55,6 +58,8 @@ pub(crate) const RETENTION_BATCHES: &str = "maximum_spend_logs_cleanup_max_batch
 pub(crate) const RETENTION_BUDGET: &str = "maximum_spend_logs_cleanup_run_budget";
 /// Has LiteLLM read the settings that the web interface stores.
 const STORES: &str = "store_model_in_db";
+/// How many warnings `up` and `apply` show.
+const SHOWN_WARNINGS: usize = 5;
 
 /// What a reference to a variable begins with.
 const REFERENCE: &str = "os.environ/";
@@ -143,20 +148,25 @@ impl fmt::Display for ConfigFinding {
 /// # Errors
 /// When `.env` is wrong, or a file can't be read.
 pub fn check_deployment(host: &Host) -> Result<Vec<ConfigFinding>> {
-    let env_path = host.paths.env_file();
-    let env = parse_env(&read_env(&env_path)?, &env_path)?;
-    check_address(&env, &env_path)?;
-    let settings = Settings::from_env(&env, &env_path)?;
-    certificates::refuse_invalid(&host.paths)?;
-    let path = host.paths.config_file();
+    findings(&host.paths, &host.paths.env_file())
+}
+
+/// The findings in the deployment of `paths`, whose `.env` is meant for `env_path`.
+fn findings(paths: &Paths, env_path: &Path) -> Result<Vec<ConfigFinding>> {
+    let env = parse_env(&read_env(&paths.env_file())?, env_path)?;
+    check_address(&env, env_path)?;
+    let settings = Settings::from_env(&env, env_path)?;
+    certificates::refuse_invalid(paths)?;
+    let path = paths.config_file();
     let text = read(&path)?;
     let mut checker = check_one(&text, &path, &env, &settings);
-    checker.references(&host.paths);
+    checker.references(paths);
     let mut findings = checker.findings;
-    findings.extend(weak_master_key(&text, &env, &env_path, &settings));
+    findings.extend(weak_master_key(&text, &env, env_path, &settings));
+    findings.extend(misspelt(&paths.config(), &env, env_path));
     let capacity = Capacity::read();
     findings.extend(of_several(
-        &text, &path, &env, &env_path, &settings, capacity,
+        &text, &path, &env, env_path, &settings, capacity,
     ));
     for (at, include) in checker.includes {
         let missing = |message: String| ConfigFinding {
@@ -167,10 +177,10 @@ pub fn check_deployment(host: &Host) -> Result<Vec<ConfigFinding>> {
             message,
             hint: Some(format!(
                 "move the file below {} and name it relative to that directory",
-                host.paths.config().display()
+                paths.config().display()
             )),
         };
-        let Some(target) = on_the_host(&include, &host.paths) else {
+        let Some(target) = on_the_host(&include, paths) else {
             findings.push(missing(format!(
                 "{include} is outside of the directory that the gateway can read"
             )));
@@ -182,14 +192,13 @@ pub fn check_deployment(host: &Host) -> Result<Vec<ConfigFinding>> {
         }
         let text = read(&target)?;
         let mut included = check_one(&text, &target, &env, &settings);
-        included.references(&host.paths);
+        included.references(paths);
         findings.extend(included.findings);
     }
     Ok(findings)
 }
 
-/// What several gateways lack. Their number may be determined by the machine, so `apply` and `up` say it, too. `text` is the
-/// gateway's configuration, in the file `path`.
+/// What several gateways lack. `text` is the gateway's configuration, in the file `path`.
 fn of_several(
     text: &str,
     path: &Path,
@@ -368,34 +377,42 @@ fn workers(env: &EnvFile) -> usize {
     number.unwrap_or(1)
 }
 
-/// What `apply` and `up` say of several gateways.
-///
-/// # Errors
-/// When a file can't be read, or `.env` is wrong.
-pub fn warn_of_several(host: &Host, settings: &Settings) -> Result<()> {
-    let capacity = Capacity::read();
-    let gateways = settings.replicas.count(capacity);
-    if gateways == 1 {
-        return Ok(());
+/// Variables of `.env` that resemble a setting, unless a file of the gateway's configuration uses them: itself, one that it
+/// includes, or a Python module.
+fn misspelt(config: &Path, env: &EnvFile, env_path: &Path) -> Vec<ConfigFinding> {
+    let given = env.iter().map(|(name, _)| name);
+    let mut names: Vec<&str> = given
+        .filter(|name| !NAMES.contains(name) && nearest(name, NAMES.into_iter()).is_some())
+        .collect();
+    // A file that can't be read is nobody's use.
+    for text in files_below(config)
+        .unwrap_or_default()
+        .iter()
+        .flat_map(std::fs::read)
+    {
+        let text = String::from_utf8_lossy(&text);
+        names.retain(|name| !has_word(&text, name));
     }
-    let env_path = host.paths.env_file();
-    let env = parse_env(&read_env(&env_path)?, &env_path)?;
-    let path = host.paths.config_file();
-    let text = read(&path)?;
-    let mut findings = of_several(&text, &path, &env, &env_path, settings, capacity);
-    let root = yaml::parse(&text).ok().flatten();
-    findings.extend(root.and_then(|root| connections(&root, &path, &env, settings, gateways)));
-    for finding in findings {
-        let hint = finding.hint.map(|hint| format!("; {hint}"));
-        host.progress.warn(&format!(
-            "{}, line {}: {}{}",
-            finding.file.display(),
-            finding.line,
-            finding.message,
-            hint.unwrap_or_default()
-        ));
-    }
-    Ok(())
+    names
+        .into_iter()
+        .filter_map(|name| {
+            let near = nearest(name, NAMES.into_iter())?;
+            Some(ConfigFinding {
+                file: env_path.to_owned(),
+                line: env.line(name).unwrap_or(1),
+                column: 1,
+                severity: Severity::Warning,
+                message: format!("{name} is no setting of litellm-units"),
+                hint: Some(format!("did you mean {near}?")),
+            })
+        })
+        .collect()
+}
+
+/// Whether a text has a name that is not a part of a longer one.
+fn has_word(text: &str, name: &str) -> bool {
+    let is_other = |c: char| !c.is_ascii_alphanumeric() && c != '_';
+    text.split(is_other).any(|word| word == name)
 }
 
 /// Where a file of the container is, if it can be there: a relative one is in `config/`.
@@ -1156,9 +1173,173 @@ pub fn refuse_errors(host: &Host) -> Result<()> {
     .into())
 }
 
+/// Shows the warnings about the configuration, without those about the one with which the gateway last was ready: they were
+/// shown then.
+///
+/// # Errors
+/// When a file can't be read, or `.env` is wrong.
+pub(crate) fn warn(host: &Host) -> Result<()> {
+    let paths = &host.paths;
+    let mut found = check_deployment(host)?;
+    if let Some(good) = snapshot::last_good(paths) {
+        let kept = Paths {
+            deployment: snapshot::directory(paths, &good),
+            ..paths.clone()
+        };
+        // One that can't be read any more has nothing to compare with.
+        let known = findings(&kept, &paths.env_file()).unwrap_or_default();
+        found.retain(|finding| {
+            let is_same = |other: &ConfigFinding| {
+                let place = other.file.strip_prefix(&kept.deployment);
+                let file = place.map_or(other.file.clone(), |place| paths.deployment.join(place));
+                file == finding.file
+                    && without_lines(&other.message) == without_lines(&finding.message)
+            };
+            !known.iter().any(is_same)
+        });
+    }
+    for line in warnings(&found) {
+        host.progress.warn(&line);
+    }
+    Ok(())
+}
+
+/// Without the numbers of lines, which another edit of the file changes.
+fn without_lines(message: &str) -> String {
+    let parts = message.split("line ");
+    parts
+        .map(|part| part.trim_start_matches(|c: char| c.is_ascii_digit()))
+        .collect()
+}
+
+/// A line for each of the first warnings.
+fn warnings(findings: &[ConfigFinding]) -> Vec<String> {
+    const SEE: &str = "`litellm-units config check`";
+    let warnings: Vec<&ConfigFinding> = findings
+        .iter()
+        .filter(|finding| finding.severity == Severity::Warning)
+        .collect();
+    let mut lines: Vec<String> = warnings
+        .iter()
+        .take(SHOWN_WARNINGS)
+        .map(|finding| {
+            let file = finding.file.display();
+            let hint = finding.hint.as_ref().map(|hint| format!("; {hint}"));
+            let hint = hint.unwrap_or_default();
+            format!("{file}, line {}: {}{hint}", finding.line, finding.message)
+        })
+        .collect();
+    if let Some(more) = warnings
+        .len()
+        .checked_sub(SHOWN_WARNINGS)
+        .filter(|more| *more > 0)
+    {
+        lines.push(format!(
+            "{} about the configuration; see {SEE}",
+            count(more, "more warning")
+        ));
+    }
+    lines
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn settings_that_are_nearly_ours() {
+        let env = EnvFile::parse(
+            "LITELLM_REPLICA=2\nREDIS_MAX_MEMORY=1gb\nBACKUP_URI=file:///srv\nREDIS_URL=x\nREDIS_DB=1\nREDIS_SSL=true\n\
+             DATABASE_HOST=a\nDATABASE_USER=b\nLITELLM_MODE=x\nLITELLM_LOG=INFO\nLITELLM_LICENSE=x\nPOSTGRES_HOST=x\n\
+             BACKUP_AWS_REGION=x\nLITELLM_REPLICAS=2\nNOTIFY_URLS=x\nOPENAI_API_KEY=x\nMETRICS_FILES=x\n",
+        )
+        .unwrap();
+        let config = tempfile::tempdir().unwrap();
+        std::fs::write(config.path().join("a.yaml"), "key: os.environ/NOTIFY_URLS").unwrap();
+        let found = misspelt(config.path(), &env, Path::new(".env"));
+        let found: Vec<String> = found.iter().map(ToString::to_string).collect();
+        assert_eq!(
+            found,
+            [
+                ".env:1:1: warning: LITELLM_REPLICA is no setting of litellm-units\n  hint: did you mean LITELLM_REPLICAS?",
+                ".env:2:1: warning: REDIS_MAX_MEMORY is no setting of litellm-units\n  hint: did you mean REDIS_MAXMEMORY?",
+                ".env:3:1: warning: BACKUP_URI is no setting of litellm-units\n  hint: did you mean BACKUP_URL?",
+                ".env:17:1: warning: METRICS_FILES is no setting of litellm-units\n  hint: did you mean METRICS_FILE?",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_warning_stays_the_same_when_lines_are_added() {
+        let finding = |env: &str| {
+            let env = format!(
+                "{env}LITELLM_IMAGE=ghcr.io/berriai/litellm:v1.108.14\nLITELLM_MASTER_KEY=sk-1\nPOSTGRES_PASSWORD=p\nREDIS_PASSWORD=r\nOPENAI_API_KEY=\n"
+            );
+            let env = EnvFile::parse(&env).unwrap();
+            let path = Path::new(".env");
+            let settings = Settings::from_env(&env, path).unwrap();
+            let text = "model_list:\n- model_name: a\n  litellm_params:\n    model: openai/a\n    api_key: os.environ/OPENAI_API_KEY\n";
+            let found = check_one(text, Path::new("a.yaml"), &env, &settings).findings;
+            let message = |found: ConfigFinding| found.message;
+            let empty = found.into_iter().map(message);
+            let mut empty = empty.filter(|message| message.contains("is empty"));
+            empty.next().unwrap()
+        };
+        let (before, after) = (finding(""), finding("# a new line\n"));
+        assert_eq!(before, "OPENAI_API_KEY is empty in .env (line 5)");
+        assert_eq!(after, "OPENAI_API_KEY is empty in .env (line 6)");
+        assert_eq!(without_lines(&before), without_lines(&after));
+        assert_ne!(without_lines("a (line 4)"), without_lines("b (line 4)"));
+    }
+
+    #[test]
+    fn what_other_files_use_is_not_misspelt() {
+        let directory = tempfile::tempdir().unwrap();
+        let below = directory.path().join("hooks");
+        std::fs::create_dir(&below).unwrap();
+        std::fs::write(below.join("own.py"), "os.environ['DATABASE_SSL']").unwrap();
+        std::fs::write(directory.path().join("cert.der"), [0xff, 0xfe]).unwrap();
+        let env = EnvFile::parse("DATABASE_SSL=x\nREDIS_PORT2=x\n").unwrap();
+        let found = misspelt(directory.path(), &env, Path::new(".env"));
+        let lines: Vec<usize> = found.iter().map(|finding| finding.line).collect();
+        assert_eq!(lines, [2]);
+    }
+
+    #[test]
+    fn every_setting_is_documented() {
+        let page = include_str!("../../docs/configuration.md");
+        let backup = include_str!("../../docs/backup.md");
+        for name in NAMES {
+            let name = format!("`{name}`");
+            assert!(page.contains(&name) || backup.contains(&name), "{name}");
+        }
+    }
+
+    #[test]
+    fn only_some_warnings_are_shown() {
+        let finding = |line, severity| ConfigFinding {
+            file: "a.yaml".into(),
+            line,
+            column: 3,
+            severity,
+            message: "odd".into(),
+            hint: (line == 1).then(|| "remove it".into()),
+        };
+        let mut findings = vec![finding(9, Severity::Error)];
+        findings.extend((1..=7).map(|line| finding(line, Severity::Warning)));
+        assert_eq!(
+            warnings(&findings),
+            [
+                "a.yaml, line 1: odd; remove it",
+                "a.yaml, line 2: odd",
+                "a.yaml, line 3: odd",
+                "a.yaml, line 4: odd",
+                "a.yaml, line 5: odd",
+                "2 more warnings about the configuration; see `litellm-units config check`",
+            ]
+        );
+        assert_eq!(warnings(&findings[..2]), ["a.yaml, line 1: odd; remove it"]);
+    }
 
     fn weak(image: &str, key: &str, config: &str, more: &str) -> Option<(Severity, usize)> {
         let text = format!(

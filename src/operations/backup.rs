@@ -353,6 +353,10 @@ async fn create_uninterrupted(
     let remote = to
         .map(|url| object_store::BackupStore::new(url, &settings.backup))
         .transpose()?;
+    // That of BACKUP_URL may be away for a night: the backup on this host is made all the same.
+    if let Some(remote) = remote.as_ref().filter(|_| options.to.is_some()) {
+        remote.refuse_missing()?;
+    }
     if options.recovered.is_none() {
         restore::recover_with(host, settings, server).await?;
     }
@@ -444,7 +448,9 @@ async fn create_uninterrupted(
                 backup.id(),
                 remote.url()
             ))
-            .hint("check BACKUP_URL and its credentials in .env; the next backup is copied again")
+            .hint(error::hint(&error).unwrap_or(
+                "check BACKUP_URL and its credentials in .env; the next backup is copied again",
+            ))
             .caused_by(error)
         })?;
     }

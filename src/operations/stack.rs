@@ -4,6 +4,7 @@ pub(crate) mod address;
 pub(crate) mod blockers;
 mod handover;
 mod outlook;
+pub(crate) mod quoted;
 pub(crate) mod report;
 pub(crate) mod space;
 
@@ -13,6 +14,7 @@ use std::time::Duration;
 use address::Relocation;
 use anyhow::Context;
 use futures_util::future::try_join_all;
+use quoted::{Quoted, Selection};
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 
@@ -25,8 +27,7 @@ use crate::error::{Failure, Result, is_full_disk};
 use crate::host::Host;
 use crate::host::capacity::Capacity;
 use crate::host::files;
-use crate::host::journal::{self, LastLines};
-use crate::host::paths::{Paths, Scope};
+use crate::host::paths::Paths;
 use crate::host::systemd::job::{JobResult, JobType, Jobs};
 use crate::host::systemd::{ActiveState, LoadState, Systemd, UnitResult, UnitState};
 use crate::litellm::health::GatewayHealth;
@@ -488,9 +489,12 @@ pub(crate) async fn beside_gateway(systemd: &Systemd) -> Result<Vec<&'static str
 /// The units of the gateway's further instances. Also those that are stopped: a start may be queued for one, and the stop
 /// takes its place. Also those without a file, as long as they run.
 async fn further_to_stop(systemd: &Systemd) -> Result<Vec<&'static str>> {
-    let units = || Instance::further(Instance::MOST).map(Instance::unit);
-    let states = try_join_all(units().map(|unit| systemd.unit(unit))).await?;
-    Ok(units()
+    let units = systemd
+        .known(Instance::further(Instance::MOST).map(Instance::unit))
+        .await?;
+    let states = try_join_all(units.iter().map(|unit| systemd.unit(unit))).await?;
+    Ok(units
+        .into_iter()
         .zip(states)
         .filter(|(_, unit)| unit.load != LoadState::NotFound || !unit.is_stopped())
         .map(|(unit, _)| unit)
@@ -524,9 +528,19 @@ pub(crate) async fn is_served(systemd: &Systemd) -> Result<bool> {
 /// # Errors
 /// When systemd does not answer.
 pub(crate) async fn instances(systemd: &Systemd) -> Result<Vec<(Instance, UnitState)>> {
-    // All of them: the numbers of those that are there may have gaps.
-    let units = try_join_all(Instance::all().map(|instance| systemd.unit(instance.unit()))).await?;
-    Ok(Instance::all()
+    // The numbers of those that are there may have gaps.
+    let known = systemd.known(Instance::all().map(Instance::unit)).await?;
+    let instances: Vec<Instance> = Instance::all()
+        .filter(|instance| known.contains(&instance.unit()))
+        .collect();
+    let units = try_join_all(
+        instances
+            .iter()
+            .map(|instance| systemd.unit(instance.unit())),
+    )
+    .await?;
+    Ok(instances
+        .into_iter()
         .zip(units)
         .filter(|(_, unit)| unit.load != LoadState::NotFound)
         .collect())
@@ -971,8 +985,8 @@ async fn next_result(
     jobs.next(timeout).await
 }
 
-/// The failure of `unit`, with its reason and the last lines of its journal: those since `since`, if
-/// there are any.
+/// The failure of `unit`, with its reason and the lines of its journal that explain it: those since `since`, if there are
+/// any.
 pub(crate) async fn failed(
     systemd: &Systemd,
     unit: &str,
@@ -991,26 +1005,44 @@ pub(crate) async fn failed(
     } else {
         QUOTED_LINES
     };
-    let LastLines { lines, recent } = journal::last_lines(systemd, unit, count, since).await;
-    if lines.is_empty() {
+    let quoted = Quoted::read(
+        systemd,
+        unit,
+        (quoted::ALL, count),
+        Selection::Since(since),
+        since,
+    )
+    .await;
+    if let Some(state) = &state
+        && quoted.out_of_memory
+        && state.result != UnitResult::OomKill
+    {
+        message.push_str(&format!(": {}", state.out_of_memory()));
+    }
+    if quoted.lines.is_empty() {
         message.push_str("\n(no journal lines)");
     } else {
-        message.push_str(if recent {
-            "\nlast lines of its journal:"
+        let name = unit.strip_suffix(".service").unwrap_or(unit);
+        let remote = systemd.remote().map(|host| format!("--host {host} "));
+        let logs = format!("litellm-units {}logs", remote.unwrap_or_default());
+        // Here and not in the hint: that of a caller that rolls back takes its place.
+        message.push_str(&if quoted.recent {
+            let since = since.strftime("%FT%TZ");
+            format!("\nfrom its journal (all of it: `{logs} --since {since} {name}`):")
         } else {
-            "\nno new journal lines; the latest ones:"
+            format!("\nno new journal lines; the latest ones (all: `{logs} {name}`):")
         });
-        for line in lines {
+        for line in quoted.lines {
             message.push_str("\n  | ");
-            message.push_str(&line);
+            message.push_str(&line.text);
         }
     }
-    let scope = match systemd.scope() {
-        Scope::System => "-u",
-        Scope::User => "--user -u",
-    };
-    let outlook = outlook::outlook(state.as_ref());
-    Failure::new(message)
-        .hint(format!("{outlook}; all lines: `journalctl {scope} {unit}`"))
-        .into()
+    let mut hint = outlook::outlook(state.as_ref());
+    if let Some(state) = &state
+        && (quoted.out_of_memory || state.result == UnitResult::OomKill)
+        && let Some(remedy) = state.memory_remedy(systemd.scope())
+    {
+        hint = format!("{remedy}; {hint}");
+    }
+    Failure::new(message).hint(hint).into()
 }

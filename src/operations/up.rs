@@ -50,7 +50,7 @@ pub(crate) async fn bring_up(
 ) -> Result<()> {
     prepared.apply(host).await?;
     config::refuse_errors(host)?;
-    config::warn_of_several(host, prepared.installed())?;
+    config::warn(host)?;
     install::pull_missing(host, prepared, ReleaseTarget::Recorded).await?;
     contract::check_once(host, prepared.installed()).await?;
     edits::refuse_at_start(host, prepared.installed(), timeout).await?;

@@ -10,6 +10,7 @@ use crate::error::{Failure, Result};
 use crate::host::files;
 use crate::host::paths::Paths;
 use crate::quadlet::{self, MARKER_PREFIX, Place, UnitFile};
+use crate::service::{Instance, Service};
 
 /// One file that differs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +32,13 @@ impl UnitChange {
             (_, None) => "remove",
             _ => "update",
         }
+    }
+
+    /// Whether a further gateway comes or goes.
+    #[must_use]
+    pub fn is_further_gateway(&self) -> bool {
+        (self.before.is_none() || self.after.is_none())
+            && Instance::further(Instance::MOST).any(|other| self.path.ends_with(other.quadlet()))
     }
 
     /// The change as a unified diff.
@@ -134,6 +142,21 @@ impl UnitPlan {
             let _ = write!(text, "{}", change.diff());
             text
         })
+    }
+
+    /// The same for a person: a further gateway that comes or goes is a line, since its file is that of the first.
+    #[must_use]
+    pub fn summary(&self) -> String {
+        let words = |change: &UnitChange| {
+            if change.is_further_gateway() {
+                let first = Instance::from(Service::Litellm).quadlet();
+                let path = change.path.display();
+                format!("# {} {path}, another instance of {first}\n", change.verb())
+            } else {
+                change.diff()
+            }
+        };
+        self.changes.iter().map(words).collect()
     }
 
     /// Carries the plan out, one atomic step per file.

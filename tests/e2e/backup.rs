@@ -255,7 +255,13 @@ fn encrypted_and_elsewhere(host: &TestHost, who: Who) {
     let recipient = identity.to_public().to_string();
     host.write(who, "/tmp/key.txt", identity.to_string().expose_secret());
     let copies = "/tmp/copies";
-    host.sh(who, &format!("mkdir -m 700 {copies}"));
+    // As a disk that is not mounted: it is not filled in the place of the disk.
+    let missing = ["backup", "--to", "file:///tmp/copies"];
+    let hint = "the directory for copies of backups does not exist: /tmp/copies\n\
+                hint: mount its disk, or correct its name; for the first copy, create it: `mkdir -p /tmp/copies`\n";
+    let ran = host.units(who, &missing);
+    assert!(ran.code == 78 && ran.stderr.ends_with(hint), "{ran:?}");
+    host.sh(who, "! test -e /tmp/copies");
     // The variables are for the backup alone.
     host.sh(
         who,
@@ -263,6 +269,14 @@ fn encrypted_and_elsewhere(host: &TestHost, who: Who) {
             r#"printf 'BACKUP_AGE_RECIPIENT=%s\nBACKUP_URL=file://%s\n' {recipient} {copies} >>"$1/.env""#
         ),
     );
+    // The backup on this host does not need that disk.
+    let before = list(host, who).len();
+    let ran = host.units(who, &["backup"]);
+    assert!(ran.code == 1 && ran.stderr.ends_with(hint), "{ran:?}");
+    assert_eq!(list(host, who).len(), before + 1);
+    let newest = r#"rm -r "$1/backups/$(ls "$1/backups" | tail -n 1)""#;
+    host.sh(who, newest);
+    host.sh(who, &format!("! test -e {copies}; mkdir -m 700 {copies}"));
     let id = backup(host, who, &[]);
     is_private(host, who);
     let secret = r#"

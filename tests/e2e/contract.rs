@@ -66,15 +66,12 @@ fn is_refused_at_start(host: &TestHost, who: Who) {
     );
     let ran = host.units(who, &["start", "litellm"]);
     assert_eq!(ran.code, 1);
-    let journal = if who == Who::Root {
-        "journalctl"
-    } else {
-        "journalctl --user"
-    };
     for words in [
         "litellm.service failed: exited with status 78\n",
         "the database has the schema of an earlier release (newest migration: 20251220144550_schema_update)",
-        &format!("hint: systemd does not retry it; all lines: `{journal} -u litellm.service`\n"),
+        "\nfrom its journal (all of it: `litellm-units logs --since ",
+        "Z litellm`):\n",
+        "\nhint: systemd does not retry it; when the cause is corrected: `litellm-units up`\n",
     ] {
         assert!(ran.stderr.contains(words), "{}", ran.stderr);
     }
@@ -108,7 +105,7 @@ fn no_release_starts_on_an_earlier_schema(who: Who, name: &str) {
     host.wait("the gateway", Duration::from_secs(120), |host| {
         chat(host, who, &key).map(|answer| assert_eq!(answer, HELLO))
     });
-    // The data of then has the schema of then, and the later release is refused again.
+    // The restored data has its own schema, and the later release is refused again.
     host.units(who, &["upgrade", "--image", LATER, "--settle", "1"])
         .ok();
     let ran = host.units(who, &["rollback", "--restore-data", "--settle", "1"]);

@@ -297,6 +297,32 @@ impl Day<'_> {
             (&time[4..5], &time[10..11], &time[time.len() - 1..]),
             ("-", "T", "Z")
         );
+        // Also by the names of units.
+        let of_unit = [
+            "logs",
+            "-n",
+            "2",
+            "--no-log-prefix",
+            "litellm-redis.service",
+        ];
+        assert_eq!(self.units(&of_unit).ok(), bare);
+        self.units(&["logs", "litellm-standby"]).ok();
+        // It is gone since the last upgrade, or there was none.
+        self.units(&["logs", "litellm-migrate-next"]).ok();
+        let quadlet = self.units(&["logs", "litellm.container"]);
+        assert!(
+            quadlet.stderr.contains("hint: the names here: "),
+            "{quadlet:?}"
+        );
+        let unknown = self.units(&["logs", "reddis"]);
+        assert_eq!(
+            (unknown.code, &*unknown.stderr),
+            (
+                1,
+                "error: \"reddis\" has no logs on this host\n\
+                 hint: the names here: network, images, postgres, redis, migrate, litellm, litellm-standby\n"
+            )
+        );
         assert_eq!(
             self.units(&["logs", "--until", "2020-01-01T00:00:00Z"])
                 .ok(),
@@ -815,6 +841,8 @@ impl Day<'_> {
             .ok();
         self.host
             .set_env(self.who, &[("POSTGRES_PASSWORD", "by-hand")]);
+        let env = format!("{}/.env", self.who.deployment());
+        self.bash(&format!("echo LITELLM_REPLICA=2 >>{env}")).ok();
         self.bash(&format!(
             "echo 'raise RuntimeError(\"a test says so\")' >{}/config/broken.py
              printf 'litellm_settings:\\n  callbacks: [broken.handler]\\n' >> {config}",
@@ -833,6 +861,18 @@ impl Day<'_> {
             "{}",
             ran.stderr
         );
+        // The cause stands out, and all the rest is one command away.
+        assert!(
+            !ran.stderr.contains("Thank you for using LiteLLM")
+                && ran
+                    .stderr
+                    .contains("(all of it: `litellm-units logs --since "),
+            "{}",
+            ran.stderr
+        );
+        let misspelt =
+            "LITELLM_REPLICA is no setting of litellm-units; did you mean LITELLM_REPLICAS?\n";
+        assert_eq!(ran.stderr.matches(misspelt).count(), 1, "{}", ran.stderr);
         // Once each, and not for the callback, which a second gateway found out: for the password.
         assert_eq!(
             self.restarted_since(&before),

@@ -16,7 +16,7 @@ enum Instead {
     Machine(&'static str),
     /// It has to fail, with this on stderr.
     Refused(&'static str),
-    /// It runs elsewhere, where the comment says.
+    /// It runs in another test, which the comment names.
     Elsewhere,
 }
 

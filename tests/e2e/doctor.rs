@@ -2,7 +2,7 @@
 
 use crate::support::host::{TestHost, Who};
 
-/// One fault: planted, found, mended.
+/// One fault: planted, found, repaired.
 struct Fault<'a> {
     /// What plants it, as root; `$D` is the deployment directory, `$Q` Quadlet's.
     plant: &'a str,
@@ -10,10 +10,10 @@ struct Fault<'a> {
     prefix: &'a [&'a str],
     /// All lines that are not `ok`; `{D}` and `{Q}` as above, `*` for what differs from run to run.
     found: &'a [&'a str],
-    /// What `doctor --fix` says that it did, if it is to mend the fault.
+    /// What `doctor --fix` says that it did, if it is to repair the fault.
     fixed: &'a [&'a str],
-    /// What mends it otherwise, or cleans up after the mending, as root.
-    mend: &'a str,
+    /// What repairs it otherwise, or cleans up after the repair, as root.
+    repair: &'a str,
 }
 
 const FAULT: Fault<'static> = Fault {
@@ -21,7 +21,7 @@ const FAULT: Fault<'static> = Fault {
     prefix: &[],
     found: &[],
     fixed: &[],
-    mend: "",
+    repair: "",
 };
 
 /// A host with a running stack, to plant faults in.
@@ -140,7 +140,7 @@ impl Ward {
                 "{lines:#?}"
             );
         }
-        self.root(fault.mend);
+        self.root(fault.repair);
     }
 }
 
@@ -201,7 +201,7 @@ fn platform_faults(ward: &Ward) {
             "FAILURE  podman: /usr/bin/podman has no Quadlet: /usr/lib/systemd/system-generators/podman-system-generator is missing",
             "         hint: install Podman 4.9 or newer from the distribution",
         ],
-        mend: "mv /root/podman-system-generator /usr/lib/systemd/system-generators/",
+        repair: "mv /root/podman-system-generator /usr/lib/systemd/system-generators/",
         ..FAULT
     });
 
@@ -250,7 +250,7 @@ fn platform_faults(ward: &Ward) {
             "warning  systemd: systemd 249 is older than the oldest tested version",
             "         hint: upgrade the distribution: systemd 252 or newer",
         ],
-        mend: "systemctl stop old-systemd.service; rm /tmp/old-systemd",
+        repair: "systemctl stop old-systemd.service; rm /tmp/old-systemd",
         ..FAULT
     });
 
@@ -262,7 +262,7 @@ fn platform_faults(ward: &Ward) {
             "FAILURE  podman: Podman 4.3 is too old: the units need 4.9 or newer",
             "         hint: upgrade to a distribution that has it: Debian 13, Ubuntu 24.04, RHEL 9.4, Fedora 43, or a later release of these",
         ],
-        mend: "mv /root/podman-system-generator /usr/lib/systemd/system-generators/",
+        repair: "mv /root/podman-system-generator /usr/lib/systemd/system-generators/",
         ..FAULT
     });
 
@@ -295,7 +295,7 @@ fn platform_faults(ward: &Ward) {
             "FAILURE  disk: 16 MiB free for {D}/logs",
             "         hint: free or add space; to see what uses it: `du -xh --max-depth=2 {D}/logs | sort -h`",
         ],
-        mend: "umount $D/logs",
+        repair: "umount $D/logs",
         ..FAULT
     });
     ward.treat(&Fault {
@@ -304,7 +304,7 @@ fn platform_faults(ward: &Ward) {
             "FAILURE  inodes: 0 of 20 inodes free for {D}/logs",
             "         hint: remove small files; to find them: `du --inodes -x --max-depth=2 {D}/logs | sort -n`",
         ],
-        mend: "umount $D/logs",
+        repair: "umount $D/logs",
         ..FAULT
     });
 
@@ -315,7 +315,7 @@ fn platform_faults(ward: &Ward) {
             "warning  clock: the clock is 2 d behind the newest file of the deployment",
             "         hint: compare with another clock; to set it: `timedatectl set-ntp true`",
         ],
-        mend: "touch $D/.env",
+        repair: "touch $D/.env",
         ..FAULT
     });
 }
@@ -341,7 +341,7 @@ fn env_faults(ward: &Ward) {
             "FAILURE  settings: {D}/.env, line *: POSTGRES_PASSWORD has no value",
             "         hint: `litellm-units generate` adds what is missing",
         ],
-        mend: restore,
+        repair: restore,
         ..FAULT
     });
     for (image, message, hint) in [
@@ -362,7 +362,7 @@ fn env_faults(ward: &Ward) {
                 &format!("FAILURE  images: {{D}}/.env, line *: LITELLM_IMAGE: {message}"),
                 &format!("         hint: {hint}"),
             ],
-            mend: restore,
+            repair: restore,
             ..FAULT
         });
     }
@@ -372,7 +372,7 @@ fn env_faults(ward: &Ward) {
             "warning  applied: changed since the start: litellm: NEW_VARIABLE added",
             "         hint: `litellm-units apply`",
         ],
-        mend: restore,
+        repair: restore,
         ..FAULT
     });
     ward.treat(&Fault {
@@ -382,7 +382,7 @@ fn env_faults(ward: &Ward) {
             "         hint: `chmod go= {D}/.env && chmod go= {D}/service-key.txt`",
         ],
         fixed: &["fixed secrets: set mode 0600 of {D}/.env", "fixed secrets: set mode 0600 of {D}/service-key.txt"],
-        mend: "rm $D/service-key.txt",
+        repair: "rm $D/service-key.txt",
         ..FAULT
     });
     if who == Who::Root {
@@ -392,7 +392,7 @@ fn env_faults(ward: &Ward) {
                 "FAILURE  ownership: others than root can change {D}/.env: it belongs to operator (mode 0600)",
                 "         hint: `sudo chown -h root:root {D}/.env && sudo chmod go-w {D}/.env`",
             ],
-            mend: "chown root $D/.env",
+            repair: "chown root $D/.env",
             ..FAULT
         });
         // Nothing starts with it, and nothing is installed from it.
@@ -420,7 +420,7 @@ fn env_faults(ward: &Ward) {
                 "FAILURE  config: the gateway can't read {D}/config/closed (mode 0000)",
                 "         hint: `sudo chown -hR root:root {D}/config && sudo chmod -R u+rX {D}/config`",
             ],
-            mend: "rm $D/config/closed",
+            repair: "rm $D/config/closed",
             ..FAULT
         });
     }
@@ -435,7 +435,7 @@ fn deployment_faults(ward: &Ward) {
             "FAILURE  config: {D}/config/litellm-config.yaml:*:1: unknown section \"general_setings\", which LiteLLM ignores",
             "         hint: to see all: `litellm-units config check`",
         ],
-        mend: "cat /root/litellm-config.yaml > $D/config/litellm-config.yaml",
+        repair: "cat /root/litellm-config.yaml > $D/config/litellm-config.yaml",
         ..FAULT
     });
     let owner = if who == Who::Root {
@@ -452,7 +452,7 @@ fn deployment_faults(ward: &Ward) {
             ),
             &format!("         hint: as root: `chown -R {owner} {{D}}/data/redis`"),
         ],
-        mend: &format!("chown {owner} $D/data/redis"),
+        repair: &format!("chown {owner} $D/data/redis"),
         ..FAULT
     });
     ward.treat(&Fault {
@@ -462,7 +462,7 @@ fn deployment_faults(ward: &Ward) {
             "         hint: `litellm-units generate`",
         ],
         fixed: &["fixed directories: prepare directory {D}/logs"],
-        mend: "rmdir $D/logs; mv $D/away $D/logs",
+        repair: "rmdir $D/logs; mv $D/away $D/logs",
         ..FAULT
     });
     ward.treat(&Fault {
@@ -471,7 +471,7 @@ fn deployment_faults(ward: &Ward) {
             "warning  docker: {D}/docker-compose.yml is left over: `docker compose up` there would start a second stack",
             "         hint: `mv {D}/docker-compose.yml {D}/docker-compose.yml.old`",
         ],
-        mend: "rm $D/docker-compose.yml",
+        repair: "rm $D/docker-compose.yml",
         ..FAULT
     });
     // Podman speaks Docker's language: a container that no unit owns is what a compose stack leaves.
@@ -484,7 +484,7 @@ fn deployment_faults(ward: &Ward) {
             "warning  docker: Docker still runs a stack on the same ports: old-redis (port 6379)",
             "         hint: in the directory of its compose file, run `docker compose down`",
         ],
-        mend: "podman rm --force --time=0 old-redis; systemctl stop docker; rm -f /run/docker.sock",
+        repair: "podman rm --force --time=0 old-redis; systemctl stop docker; rm -f /run/docker.sock",
         ..FAULT
     });
 }
@@ -498,7 +498,7 @@ fn network_faults(ward: &Ward) {
             "FAILURE  loopback: {Q}/litellm.container.d/10-open.conf publishes 24158:24157 beyond this host",
             "         hint: publish on 127.0.0.1 only, and use a reverse proxy with TLS",
         ],
-        mend: "rm -r $Q/litellm.container.d",
+        repair: "rm -r $Q/litellm.container.d",
         ..FAULT
     });
     ward.treat(&Fault {
@@ -507,7 +507,7 @@ fn network_faults(ward: &Ward) {
             "FAILURE  dns: the gateway's container finds no address for postgres (*), redis (*)",
             "         hint: Podman's name server (aardvark-dns) is not running or has wrong data; to restart it: `podman network reload --all`",
         ],
-        mend: &format!("{podman} network reload --all"),
+        repair: &format!("{podman} network reload --all"),
         ..FAULT
     });
     let inside = format!(
@@ -522,7 +522,7 @@ fn network_faults(ward: &Ward) {
             "FAILURE  database: postgres:5432 can't be reached: [Errno 111] Connection refused",
             "         hint: see its log: `litellm-units logs postgres`",
         ],
-        mend: &format!("{inside} delete table inet t"),
+        repair: &format!("{inside} delete table inet t"),
         ..FAULT
     });
 }
@@ -538,7 +538,7 @@ fn provider_faults(ward: &Ward) {
             "warning  applied: changed since the start: litellm: config/litellm-config.yaml changed",
             "         hint: `litellm-units apply`",
         ],
-        mend: "cat /root/litellm-config.yaml > $D/config/litellm-config.yaml",
+        repair: "cat /root/litellm-config.yaml > $D/config/litellm-config.yaml",
         ..FAULT
     });
 }
@@ -591,7 +591,16 @@ fn unit_faults(ward: &Ward) {
             "         hint: see why: `litellm-units logs redis`; then run `litellm-units up`",
         ],
         fixed: &["fixed units: started litellm-redis.service"],
-        mend: &format!("rm -r {unit_dropins}/litellm-redis.service.d; {systemctl} daemon-reload"),
+        repair: &format!("rm -r {unit_dropins}/litellm-redis.service.d; {systemctl} daemon-reload"),
+        ..FAULT
+    });
+    ward.treat(&Fault {
+        plant: &format!("{systemctl} stop litellm-redis.service"),
+        found: &[
+            "FAILURE  units: litellm-redis.service has been stopped since *",
+            "         hint: `litellm-units start redis`",
+        ],
+        repair: &format!("{systemctl} start litellm-redis.service"),
         ..FAULT
     });
     ward.treat(&Fault {
@@ -606,7 +615,7 @@ fn unit_faults(ward: &Ward) {
             "FAILURE  digests: litellm-redis does not run docker.io/library/redis@sha256:*",
             "         hint: remove the drop-in that names another image, if there is one; then run `litellm-units restart`",
         ],
-        mend: &format!(
+        repair: &format!(
             "rm -r $Q/litellm-redis.container.d
             {systemctl} daemon-reload
             {systemctl} restart litellm-redis.service"
@@ -619,7 +628,7 @@ fn unit_faults(ward: &Ward) {
         found: &[
             "warning  gateway: busy: /health/readiness does not answer in time; if it is blocked, its journal says where: `litellm-units logs litellm`",
         ],
-        mend: &format!("{gateway} -CONT $pid"),
+        repair: &format!("{gateway} -CONT $pid"),
         ..FAULT
     });
 }
@@ -636,7 +645,7 @@ fn backup_faults(ward: &Ward) {
             "warning  backup: litellm-backup.timer is not enabled, so no automatic backup is made; there is no backup yet",
             &format!("         hint: `{of_user} enable --now litellm-backup.timer`"),
         ],
-        mend: &format!("{systemctl} enable --now litellm-backup.timer"),
+        repair: &format!("{systemctl} enable --now litellm-backup.timer"),
         ..FAULT
     });
     ward.treat(&Fault {
@@ -678,7 +687,7 @@ fn backup_faults(ward: &Ward) {
             "warning  growth: the disk of {D}/data/postgres is full in 2* days at * a day, of which the database is 1.0 MiB a day",
             "         hint: add space, or keep fewer backups: see docs/database.md",
         ],
-        mend: "rm -r $D/backups/*-0a1b2c",
+        repair: "rm -r $D/backups/*-0a1b2c",
         ..FAULT
     });
     ward.treat(&Fault {
@@ -694,7 +703,7 @@ fn backup_faults(ward: &Ward) {
                 "         hint: see why: `{journalctl} -u litellm-backup.service`; then run `{of_user} start litellm-backup.service`"
             ),
         ],
-        mend: &format!(
+        repair: &format!(
             "rm -r {unit_dropins}/litellm-backup.service.d; {systemctl} daemon-reload
             {systemctl} start litellm-backup.service; rm -r $D/backups; touch $D/data"
         ),
@@ -718,7 +727,7 @@ fn database_faults(ward: &Ward) {
             "         hint: vacuum it while the gateway serves: see docs/database.md",
         ],
         // What this leaves is the next fault.
-        mend: &format!(
+        repair: &format!(
             "{psql} <<<'VACUUM planted; INSERT INTO planted VALUES (1);'
              {psql} <<<'CREATE UNIQUE INDEX CONCURRENTLY planted_index ON planted (number);'"
         ),
@@ -729,7 +738,7 @@ fn database_faults(ward: &Ward) {
             "warning  vacuum: an index was not built completely: planted_index",
             "         hint: remove or rebuild it: see docs/database.md",
         ],
-        mend: &format!("{psql} <<<'DROP TABLE planted;'"),
+        repair: &format!("{psql} <<<'DROP TABLE planted;'"),
         ..FAULT
     });
     // LiteLLM does not understand it, and deletes nothing.
@@ -741,7 +750,7 @@ fn database_faults(ward: &Ward) {
             "warning  request-logs: LiteLLM does not understand maximum_spend_logs_retention_period: \"30 days\", and deletes no request log",
             "         hint: write it as `30d`: see docs/database.md",
         ],
-        mend: "cp -p /root/litellm-config.yaml $D/config/",
+        repair: "cp -p /root/litellm-config.yaml $D/config/",
         ..FAULT
     });
 }
@@ -752,7 +761,7 @@ fn faults_at_rest(ward: &Ward) {
     let systemctl = ward.systemctl();
     ward.treat(&Fault {
         plant: &format!(
-            "{systemctl} stop litellm.service
+            "{systemctl} stop litellm.service litellm-migrate.service litellm-redis.service litellm-postgres.service
             podman run --quiet --detach --name=squatter --publish=127.0.0.1:24157:6379 docker.io/library/redis:7.4.6"
         ),
         found: &[
@@ -762,7 +771,7 @@ fn faults_at_rest(ward: &Ward) {
             },
             "         hint: find and stop it: `ss -ltnp 'sport = :24157'`",
         ],
-        mend: "podman rm --force --time=0 squatter",
+        repair: "podman rm --force --time=0 squatter",
         ..FAULT
     });
     let restore = "cat /root/env > $D/.env";
@@ -774,7 +783,7 @@ fn faults_at_rest(ward: &Ward) {
             "warning  drift: `generate` would: *remove {Q}/litellm-postgres.container*",
             "         hint: see `litellm-units generate --dry-run`, then run `litellm-units apply`",
         ],
-        mend: restore,
+        repair: restore,
         ..FAULT
     });
     if who == Who::Root {
@@ -813,7 +822,7 @@ fn rootless_faults(ward: &Ward) {
             "FAILURE  subids: operator has no range in /etc/subuid, so no container can start",
             "         hint: as root: `usermod --add-subuids 231072-296607 --add-subgids 231072-296607 operator`; then as operator: `podman system migrate`",
         ],
-        mend: "cp /root/subuid /etc/",
+        repair: "cp /root/subuid /etc/",
         ..FAULT
     });
     ward.treat(&Fault {
@@ -822,7 +831,7 @@ fn rootless_faults(ward: &Ward) {
             "FAILURE  pasta: pasta is not installed, so rootless containers have no network",
             "         hint: as root: `apt install passt` or `dnf install passt`",
         ],
-        mend: "mv /root/passt/* /usr/bin/",
+        repair: "mv /root/passt/* /usr/bin/",
         ..FAULT
     });
 }

@@ -291,7 +291,7 @@ fn a_compose_deployment_moves_in_and_out() {
     serves(&host, OLD, key);
     refuses_connections(&host, NEW);
 
-    // What the new one had is kept beside the data of the old one, also by an import that fails.
+    // What the new one had is kept beside that of the old one, also by an import that fails.
     let (code, _, stderr) = host.bash(Who::Root, &script).all();
     assert!(
         code == 1 && stderr.contains("error: the import failed; the old gateway is running again"),

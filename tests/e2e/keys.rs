@@ -62,9 +62,12 @@ fn main_path(host: &TestHost, who: Who) {
 
     business(host, who);
 
-    let other = host
-        .units(who, &["key", "create", "loop", "--model", "hello"])
-        .ok();
+    let made = host.units(who, &["key", "create", "loop", "--model", "hello"]);
+    assert_eq!(
+        made.stderr,
+        "created key loop; LiteLLM keeps only a hash of it, so it can't be shown again\n"
+    );
+    let other = made.ok();
     rotation_disturbs_no_request(host, who, other.trim_end());
     assert!(chat(host, who, &key).unwrap_err().contains("401"));
     assert_ne!(service_key(host, who), key);

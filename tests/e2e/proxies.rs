@@ -6,7 +6,7 @@ use crate::support::gateway::new_key;
 use crate::support::host::{TestHost, Who};
 use crate::support::package::{bare_host, install};
 
-/// Addresses from which clients come: an administrator's network, and elsewhere.
+/// Addresses from which clients come: an administrator's network, and another one.
 const INSIDE: &str = "10.1.1.1";
 const OUTSIDE: &str = "203.0.113.7";
 

@@ -117,7 +117,7 @@ fn an_unfinished_edit_ends_nothing(host: &TestHost, who: Who) {
     assert_eq!(runs(host, who), before);
 }
 
-/// All starts at boot, with the data of before; the migration has work only if the schema is another.
+/// All starts at boot, with the previous data; the migration has work only if the schema is another.
 fn reboots_bring_all_back(host: &TestHost, who: Who, key: &str) {
     let has_nothing_to_do = || {
         let words = ["logs", "-n", "3", "--no-log-prefix", "migrate"];

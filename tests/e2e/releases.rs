@@ -60,7 +60,7 @@ fn an_edit_alone_starts_nothing(host: &TestHost, who: Who, key: &str) {
     wait_for_chat(host, who, key, patience);
     is_before(host, who);
 
-    // A rotation in between is no upgrade either, and the way back knows the new secret.
+    // A rotation in between is no upgrade either, and the rollback keeps the new secret.
     let ran = host.units(who, &["secrets", "rotate", "redis"]);
     assert_eq!(ran.code, 0, "{ran:?}");
     is_before(host, who);

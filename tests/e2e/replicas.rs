@@ -48,6 +48,8 @@ fn both_are_seen(host: &TestHost) {
     for name in ["litellm   | ", "litellm-2 | "] {
         assert!(logs.contains(name), "{name}: {logs}");
     }
+    let second = host.units(WHO, &["logs", "-n", "3", "litellm-2"]).ok();
+    assert_eq!(second.matches("litellm-2 | ").count(), 3, "{second}");
     let doctor = host.units(WHO, &["doctor"]);
     assert!(
         doctor.stdout.contains("5 of 5 active, none failed"),

@@ -258,7 +258,7 @@ fn a_sealed_deployment() {
     assert_eq!(runs(&host), started);
     host.units(who, &["key", "service"]).ok();
 
-    // Copies in clear, of before, are found wherever they are.
+    // Earlier copies in clear are found in every place.
     host.write(who, "/opt/litellm-server/old.env", &before);
     host.sh(who, "chmod 600 \"$1/old.env\"");
     let audit = host.units(who, &["secrets", "audit"]);

@@ -221,7 +221,7 @@ fn the_web_interface() {
     let redirect = |host: &TestHost| {
         host.sh(who, "curl -s -o /dev/null -w '%{redirect_url}' -H 'Host: llm.example.com' -H 'X-Forwarded-Proto: https' http://127.0.0.1:24157/ui")
     };
-    // A proxy on this host is believed as it is; elsewhere there can be none.
+    // A proxy on this host is believed as it is; on another machine there can be none.
     assert_eq!(redirect(&host), "https://llm.example.com/ui/");
     let ran = host.units(
         who,

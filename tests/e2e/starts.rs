@@ -57,7 +57,7 @@ fn runs(host: &TestHost, who: Who) -> Vec<String> {
         .collect()
 }
 
-/// The gateway's image is gone, and so is the registry. What is wrong is named, and when it is mended, so is all.
+/// The gateway's image is gone, and so is the registry. The fault is named, and its repair is enough.
 fn a_missing_image_is_named(host: &TestHost, who: Who) {
     let images = "litellm-images@litellm.service";
     host.units(who, &["down"]).ok();
@@ -309,7 +309,8 @@ fn a_failed_migration_fails_the_start(who: Who, name: &str) {
         up.stderr
     );
     assert!(
-        up.stderr.contains("last lines of its journal:\n  | "),
+        up.stderr
+            .contains("\nfrom its journal (all of it: `litellm-units logs --since "),
         "{}",
         up.stderr
     );

@@ -47,7 +47,7 @@ fn recorded(host: &TestHost, who: Who, image: &str) -> String {
 fn doctor(host: &TestHost, who: Who, check: &str) -> String {
     host.sh(
         who,
-        // The line of the check, and what mends it: that line begins with no outcome.
+        // The line of the check, and what repairs it: that line begins with no outcome.
         &format!(
             "litellm-units doctor | awk '/ {check}: / {{ print; on = 1; next }} on && /^ / {{ print }} {{ on = 0 }}' || true"
         ),
@@ -197,7 +197,7 @@ fn signatures(host: &TestHost, who: Who, containers: &str, own: &str) {
         (0, String::new(), String::new())
     );
 
-    // The release of before stays usable by its digest, even without a copy here.
+    // The previous release stays usable by its digest, even without a copy here.
     host.sh(who, &format!("podman rmi --force {OLD} >/dev/null"));
     let digest_alone = format!("{OLD} has no signature: only its recorded digest is accepted");
     assert_eq!(pull(host, who, &[]), (0, digest_alone));

@@ -385,6 +385,11 @@ fn failures_lose_no_write(host: &TestHost, who: Who, key: &str) {
     ] {
         assert!(ran.stderr.contains(words), "{words}: {}", ran.stderr);
     }
+    // The rollback has removed that unit, but not what it wrote.
+    let mut commands = ran.stderr.split('`');
+    let logs = commands.find(|part| part.starts_with("litellm-units logs --since "));
+    let logs = host.sh(who, logs.unwrap());
+    assert!(logs.contains("permission denied for table x"), "{logs}");
     assert_eq!(host.env(who).text(), edited);
     host.write(who, &file, &env);
     serves(host, who, &[key]);
@@ -555,7 +560,7 @@ fn rootful_upgrade_and_rollback() {
     let host = TestHost::boot("upgrade-rootful");
     begin_with_oldest(&host, who);
     host.units(who, &["up"]).ok();
-    // What is kept and put back refers to sealed secrets.
+    // What is kept and restored refers to sealed secrets.
     host.units(who, &["secrets", "seal"]).ok();
     there_and_back(&host, who, OLDEST, DEFAULT);
     host.without_standby(who);

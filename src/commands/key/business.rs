@@ -17,7 +17,7 @@ use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 use crate::litellm::keys::{ApiKey, KeyError, Keys, Limits, hash};
 use crate::litellm::models;
-use crate::output::{self, say, warn};
+use crate::output::{self, Loss, say, warn};
 
 /// LiteLLM's preset of a key that calls models. Without it, a key could do all that its user may, and
 /// so manage the other keys.
@@ -64,7 +64,10 @@ pub(super) async fn create(host: &Host, arguments: &CreateKey) -> Result<Exit> {
         })?;
     } else {
         output::line(made.key.expose_secret())?;
-        say("LiteLLM keeps only a hash of this key: it can't be shown again");
+        say(&format!(
+            "created key {}; LiteLLM keeps only a hash of it, so it can't be shown again",
+            arguments.alias
+        ));
     }
     Ok(Exit::Success)
 }
@@ -473,7 +476,19 @@ fn table(keys: &[ApiKey]) -> String {
             models(key),
         ]);
     }
-    output::columns(&rows)
+    output::table(
+        &rows,
+        &[
+            Loss::Column("TPM"),
+            Loss::Column("RPM"),
+            Loss::End("MODELS"),
+            Loss::Column("TEAM"),
+            Loss::Column("KEY"),
+            Loss::End("MODELS"),
+            Loss::Column("EXPIRES"),
+            Loss::End("MODELS"),
+        ],
+    )
 }
 
 fn details(shown: &Shown) -> String {

@@ -13,7 +13,7 @@ use crate::host::container_state;
 use crate::host::systemd::ActiveState;
 use crate::litellm::health::GatewayHealth;
 use crate::operations::stack::report::{ServiceReport, Services, State};
-use crate::output::duration;
+use crate::output::{duration, printable};
 use crate::service::Service;
 
 const OVERVIEW_LINES: usize = 200;
@@ -463,16 +463,6 @@ fn wrap(text: &str, width: usize) -> Vec<String> {
         }
     }
     rows
-}
-
-/// A line of a log without what would move the cursor or change colours.
-fn printable(line: &str) -> String {
-    anstream::adapter::strip_str(line)
-        .to_string()
-        .chars()
-        .map(|character| if character == '\t' { ' ' } else { character })
-        .filter(|character| !character.is_control())
-        .collect()
 }
 
 #[must_use]

@@ -14,6 +14,7 @@ use sha2_of_age::Sha256;
 use crate::error::{Failure, Result};
 use crate::host::files;
 use crate::host::paths::Paths;
+use crate::output::shell_word;
 use crate::random::{hex, kernel_random, password};
 
 /// The name of the file with the code in a backup.
@@ -75,7 +76,7 @@ impl BackupKey {
         Err(Failure::new(format!("{} is damaged", path.display()))
             .hint(format!(
                 "remove it (`rm {}`): the next backup makes a new one, and earlier backups then need `--foreign`",
-                path.display()
+                shell_word(&path)
             ))
             .into())
     }

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
@@ -24,11 +24,22 @@ use crate::deployment::settings::BackupSettings;
 use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::host::files;
-use crate::output::{Meter, Progress, bytes, duration};
+use crate::output::{Meter, Progress, bytes, duration, shell_word};
 use crate::tls;
 
 /// The size of the parts of a large file: S3 allows 10,000 of them.
 const PART: usize = 32 << 20;
+
+/// The directory that a `file:` URL names.
+fn directory_of(url: &reqwest::Url) -> Result<PathBuf> {
+    url.to_file_path().map_err(|()| {
+        Failure::config(format!(
+            "the backup URL {url} names no directory of this host"
+        ))
+        .hint("write it as file:///DIRECTORY")
+        .into()
+    })
+}
 
 /// A place for copies.
 #[derive(Debug)]
@@ -38,6 +49,8 @@ pub(crate) struct BackupStore {
     prefix: Key,
     /// Whether it has base backups and the write-ahead log.
     is_archive: bool,
+    /// Where it is on this host, if it is not an object store.
+    directory: Option<PathBuf>,
 }
 
 impl BackupStore {
@@ -51,7 +64,9 @@ impl BackupStore {
                 .hint("write it as file:///DIRECTORY, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX")
         })?;
         tls::install();
+        let mut directory = None;
         if parsed.scheme() == "file" {
+            directory = Some(directory_of(&parsed)?);
             // Its files are readable only by the owner.
             nix::sys::stat::umask(nix::sys::stat::Mode::from_bits_truncate(0o077));
         } else if cfg!(not(feature = "object-stores")) {
@@ -84,6 +99,7 @@ impl BackupStore {
             store,
             prefix,
             is_archive: false,
+            directory,
         })
     }
 
@@ -95,6 +111,25 @@ impl BackupStore {
             is_archive: true,
             ..self
         }
+    }
+
+    /// Refuses a directory that is not there: it may be misspelt, or on a disk that is not mounted.
+    ///
+    /// # Errors
+    /// With its name.
+    pub(crate) fn refuse_missing(&self) -> Result<()> {
+        let Some(directory) = self.directory.as_ref().filter(|place| !place.is_dir()) else {
+            return Ok(());
+        };
+        Err(Failure::config(format!(
+            "the directory for copies of backups does not exist: {}",
+            directory.display()
+        ))
+        .hint(format!(
+            "mount its disk, or correct its name; for the first copy, create it: `mkdir -p {}`",
+            shell_word(directory)
+        ))
+        .into())
     }
 
     #[must_use]
@@ -134,6 +169,7 @@ impl BackupStore {
     }
 
     async fn put(&self, path: &Path, key: &Key, size: u64) -> Result<()> {
+        self.refuse_missing()?;
         let attempt = async {
             let mut file = tokio::fs::File::open(path).await?;
             // One request for a small file, parts for a large one.
@@ -428,4 +464,48 @@ impl BackupStore {
 
 fn key(place: &Key, name: &str) -> Key {
     name.split('/').fold(place.clone(), Key::join)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_missing_directory_is_not_created() {
+        let parent = tempfile::tempdir().unwrap();
+        let missing = parent.path().join("not mounted");
+        let url = reqwest::Url::from_directory_path(&missing).unwrap();
+        let settings = BackupSettings {
+            recipient: None,
+            url: None,
+            wal: false,
+            store: Vec::new(),
+            postgres_image: crate::image::ImageReference::parse("docker.io/library/postgres:17.6")
+                .unwrap(),
+        };
+        let store = BackupStore::new(url.as_str(), &settings).unwrap();
+        let error = store.refuse_missing().unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            format!(
+                "the directory for copies of backups does not exist: {}/",
+                missing.display()
+            )
+        );
+        assert_eq!(
+            crate::error::hint(&error),
+            Some(&*format!(
+                "mount its disk, or correct its name; for the first copy, create it: `mkdir -p '{}/'`",
+                missing.display()
+            ))
+        );
+        assert!(!missing.exists());
+        std::fs::create_dir(&missing).unwrap();
+        store.refuse_missing().unwrap();
+        let remote = BackupStore::new("file://server/share", &settings);
+        assert_eq!(
+            remote.unwrap_err().to_string(),
+            "the backup URL file://server/share names no directory of this host"
+        );
+    }
 }

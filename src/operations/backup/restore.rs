@@ -33,7 +33,7 @@ use crate::operations::install::{self, ReleaseTarget};
 use crate::operations::seal;
 use crate::operations::stack::{self, Manner, RECOVERY_TIMEOUT};
 use crate::operations::upgrade;
-use crate::output::{Meter, bytes, duration};
+use crate::output::{Meter, bytes, duration, shell_word};
 use crate::service::Service;
 
 #[derive(Clone, Debug)]
@@ -746,7 +746,7 @@ fn refuse_links(paths: &Paths) -> Result<()> {
             ))
             .hint(format!(
                 "remove it (`rm {}`), or restore the database alone, without `--config`",
-                link.display()
+                shell_word(&link)
             ))
             .into());
         }
@@ -860,11 +860,10 @@ fn external(backup: &Backup) -> anyhow::Error {
     Failure::new("the database is on an external server (DATABASE_URL), where litellm-units replaces nothing")
         .hint(format!(
             "restore it with that server's own tools: `zstd -dc {} | pg_restore --dbname …`",
-            backup
-                .manifest
-                .file(DUMP)
-                .map_or_else(|_| Path::new(DUMP).to_owned(), |file| backup.directory.join(&file.stored))
-                .display()
+            shell_word(backup.manifest.file(DUMP).map_or_else(
+                |_| Path::new(DUMP).to_owned(),
+                |file| backup.directory.join(&file.stored)
+            ))
         ))
         .into()
 }

@@ -24,6 +24,7 @@ use crate::host::lock::OperationLock;
 use crate::host::ownership;
 use crate::host::paths::{Paths, Scope};
 use crate::host::systemd::job::{JobType, Jobs};
+use crate::output::shell_word;
 use crate::quadlet;
 use crate::service::Service;
 
@@ -116,7 +117,7 @@ fn find(address: &ListenAddress) -> String {
             format!("find and stop it: `ss -ltnp 'sport = :{}'`", address.port())
         }
         ListenAddress::Unix(path) => {
-            format!("find and stop it: `ss -lxp src {}`", path.display())
+            format!("find and stop it: `ss -lxp src {}`", shell_word(path))
         }
     }
 }

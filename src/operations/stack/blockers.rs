@@ -4,13 +4,13 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use futures_util::future::{join_all, try_join_all};
 
+use super::quoted::{Quoted, Selection};
 use crate::error::Result;
-use crate::host::journal;
-use crate::host::systemd::{ActiveState, Systemd, UnitState};
+use crate::host::paths::Scope;
+use crate::host::systemd::{ActiveState, Systemd, UnitResult, UnitState};
 use crate::service::Instance;
 
-/// How many lines of a failing unit's journal are kept: more than one attempt writes, so that the last error is
-/// among them while the next attempt is under way.
+/// How many lines of a failing unit's journal are kept.
 const LINES: usize = 20;
 
 /// A unit that others wait for.
@@ -20,31 +20,54 @@ pub(crate) struct Blocker {
     pub unit: UnitState,
     /// The services that can't start without it, in start order; not itself.
     pub needed_by: Vec<&'static str>,
-    /// The last lines of its journal, if it fails.
-    pub lines: Vec<String>,
+    /// What its journal says, if it fails.
+    pub quoted: Quoted,
 }
 
 impl Blocker {
     /// What its journal says about why it fails: the error of this program, and Podman's before it, or else the
-    /// last line.
+    /// last line about an error, or the last line.
     #[must_use]
     pub(crate) fn message(&self) -> Option<String> {
         let last = |prefix: &str| {
-            let mut lines = self.lines.iter().rev();
-            lines.find_map(|line| line.strip_prefix(prefix))
+            let mut lines = self.quoted.lines.iter().rev();
+            lines.find_map(|line| line.text.strip_prefix(prefix))
         };
         match (last("error: "), last("Error: ")) {
             (Some(own), Some(cause)) => Some(format!("{own}: {cause}")),
             (Some(error), None) | (None, Some(error)) => Some(error.to_owned()),
-            (None, None) => self.lines.last().cloned(),
+            (None, None) => {
+                let lines = &self.quoted.lines;
+                let error = lines.iter().rfind(|line| line.is_error);
+                error.or(lines.last()).map(|line| line.text.clone())
+            }
         }
+    }
+
+    /// What is wrong with the unit.
+    #[must_use]
+    pub(crate) fn problem(&self) -> String {
+        let problem = self.unit.problem();
+        let problem = problem.unwrap_or_else(|| "is starting".into());
+        if self.quoted.out_of_memory && self.unit.result != UnitResult::OomKill {
+            format!("{problem}: {}", self.unit.out_of_memory())
+        } else {
+            problem
+        }
+    }
+
+    /// How to give it more memory, if that is what it lacks.
+    #[must_use]
+    pub(crate) fn memory_remedy(&self, scope: Scope) -> Option<String> {
+        let lacks_memory = self.quoted.out_of_memory || self.unit.result == UnitResult::OomKill;
+        lacks_memory.then(|| self.unit.memory_remedy(scope))?
     }
 
     /// The unit, what is wrong with it, and what needs it.
     #[must_use]
     pub(crate) fn words(&self) -> String {
         let unit = &self.unit;
-        let problem = unit.problem().unwrap_or_else(|| "is starting".into());
+        let problem = self.problem();
         if self.needed_by.is_empty() {
             return format!("{} {problem}", unit.name);
         }
@@ -53,26 +76,47 @@ impl Blocker {
     }
 }
 
-/// What the services that are not active wait for: failing units, or else units that are starting.
+/// What the services that are not active wait for: failing units, or else units that are starting. Of each, the last
+/// `look_back` lines of its journal are looked at.
 ///
 /// # Errors
 /// When systemd does not answer.
 pub(crate) async fn find(
     systemd: &Systemd,
     services: &[(Instance, UnitState)],
+    look_back: u32,
 ) -> Result<Vec<Blocker>> {
-    let roots = services.iter().map(|(_, unit)| unit.clone()).collect();
-    let units = needed(systemd, roots).await?;
-    let mut found = blockers(services, &units);
+    let mut found = without_lines(systemd, services).await?;
     let now = jiff::Timestamp::now();
     join_all(found.iter_mut().map(async |blocker| {
         if blocker.unit.is_failing() {
-            let last = journal::last_lines(systemd, &blocker.unit.name, LINES, now).await;
-            blocker.lines = last.lines;
+            let active = blocker
+                .unit
+                .active_since
+                .and_then(|usec| jiff::Timestamp::from_microsecond(usec.try_into().ok()?).ok());
+            let (name, active) = (&blocker.unit.name, active.unwrap_or(now));
+            // What ended the last attempt is to be seen while the next one is under way.
+            let is_under_way =
+                blocker.unit.active == ActiveState::Activating && !blocker.unit.awaits_restart();
+            let runs = Selection::Runs(if is_under_way { 2 } else { 1 });
+            blocker.quoted = Quoted::read(systemd, name, (look_back, LINES), runs, active).await;
         }
     }))
     .await;
     Ok(found)
+}
+
+/// The same, without a look into the journal.
+///
+/// # Errors
+/// When systemd does not answer.
+pub(crate) async fn without_lines(
+    systemd: &Systemd,
+    services: &[(Instance, UnitState)],
+) -> Result<Vec<Blocker>> {
+    let roots = services.iter().map(|(_, unit)| unit.clone()).collect();
+    let units = needed(systemd, roots).await?;
+    Ok(blockers(services, &units))
 }
 
 /// `units` that are not active, and every unit that they need, directly or not.
@@ -111,7 +155,7 @@ fn blockers(
                 found.push(Blocker {
                     unit: cause.clone(),
                     needed_by: Vec::new(),
-                    lines: Vec::new(),
+                    quoted: Quoted::default(),
                 });
                 found.len() - 1
             });
@@ -153,7 +197,8 @@ fn causes<'a>(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::systemd::{LoadState, UnitResult};
+    use crate::host::systemd::LoadState;
+    use crate::operations::stack::quoted::QuotedLine;
     use crate::service::Service;
 
     fn unit(name: &str, active: &str, sub: &str, needs: &[&str]) -> UnitState {
@@ -248,11 +293,15 @@ mod tests {
         let mut blocker = Blocker {
             unit: images("failed", "failed", 0),
             needed_by: Vec::new(),
-            lines: Vec::new(),
+            quoted: Quoted::default(),
         };
         assert_eq!(blocker.message(), None);
         let mut message = |lines: &[&str]| {
-            blocker.lines = lines.iter().map(|line| (*line).to_owned()).collect();
+            let lines = lines.iter().map(|line| QuotedLine {
+                text: (*line).to_owned(),
+                is_error: line.starts_with("ValueError"),
+            });
+            blocker.quoted.lines = lines.collect();
             blocker.message().unwrap()
         };
         let lines = [
@@ -264,5 +313,6 @@ mod tests {
         assert_eq!(message(&lines), "can't pull a: no route");
         assert_eq!(message(&lines[1..]), "can't pull a");
         assert_eq!(message(&lines[2..]), "the end");
+        assert_eq!(message(&["ValueError: two", "the end"]), "ValueError: two");
     }
 }

@@ -12,7 +12,9 @@ pub(super) fn outlook(state: Option<&UnitState>) -> String {
         ActiveState::Failed if state.has_hit_start_limit() => {
             "it hit its start limit and is not retried; to start it: `litellm-units up`".to_owned()
         }
-        ActiveState::Failed => "systemd does not retry it".to_owned(),
+        ActiveState::Failed => {
+            "systemd does not retry it; when the cause is corrected: `litellm-units up`".to_owned()
+        }
         ActiveState::Inactive if state.queued => format!("it is waiting to start{STOP}"),
         ActiveState::Inactive => "it is stopped; to start it: `litellm-units up`".to_owned(),
         ActiveState::Deactivating => "it is stopping".to_owned(),
@@ -87,14 +89,17 @@ mod tests {
         let waiting = || unit("a.service", ActiveState::Activating, "auto-restart");
         for (state, expected) in [
             // A unit without a start limit, as after an exit status that prevents restarts.
-            (failed(), "systemd does not retry it"),
+            (
+                failed(),
+                "systemd does not retry it; when the cause is corrected: `litellm-units up`",
+            ),
             (
                 UnitState {
                     start_limit: Some(5),
                     restarts: 4,
                     ..failed()
                 },
-                "systemd does not retry it",
+                "systemd does not retry it; when the cause is corrected: `litellm-units up`",
             ),
             // systemd's own attempts met the limit: the result is that of the last attempt.
             (

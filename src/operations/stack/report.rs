@@ -5,6 +5,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use serde::Serialize;
 
 use super::blockers::{self, Blocker};
+use super::quoted;
 use super::space::unless_full;
 use crate::deployment::applied::{Applied, Difference};
 use crate::deployment::images_lock::ImagesLock;
@@ -79,7 +80,10 @@ pub(crate) struct AdditionalService {
 
 impl AdditionalService {
     /// All that the target wants; it orders itself after them.
-    async fn find(systemd: &Systemd) -> Result<Vec<Self>> {
+    ///
+    /// # Errors
+    /// When systemd does not answer.
+    pub(crate) async fn find(systemd: &Systemd) -> Result<Vec<Self>> {
         let target = systemd.unit("litellm.target").await?;
         let names = target
             .needs
@@ -188,7 +192,7 @@ impl Services {
         let systemd = host.systemd().await?;
         let units = super::instances(systemd).await?;
         let (blockers, additional) = futures_util::try_join!(
-            blockers::find(systemd, &units),
+            blockers::find(systemd, &units, quoted::SOME),
             AdditionalService::find(systemd)
         )?;
         let mut warnings = Vec::new();
@@ -407,7 +411,7 @@ impl BlockerReport {
         Self {
             unit: unit.name.clone(),
             failing: unit.is_failing(),
-            state: unit.problem().unwrap_or_else(|| "is starting".into()),
+            state: blocker.problem(),
             message: blocker.message(),
             needed_by: blocker.needed_by.clone(),
             words: blocker.words(),

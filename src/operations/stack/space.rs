@@ -8,7 +8,7 @@ use crate::host::files::Space;
 use crate::host::paths::Paths;
 use crate::host::systemd::job::JobType;
 use crate::litellm::health::GatewayHealth;
-use crate::output::bytes;
+use crate::output::{bytes, shell_word};
 use crate::service::Service;
 
 /// What a start writes at most: PostgreSQL, two segments of its log.
@@ -43,7 +43,7 @@ pub(super) async fn refuse_restarts(host: &Host, steps: &[(JobType, &str)]) -> R
             ))
             .hint(format!(
                 "free some space; to see what uses it: `du -xh --max-depth=2 {} | sort -h`",
-                host.paths.deployment.display()
+                shell_word(&host.paths.deployment)
             ))
             .into());
         }

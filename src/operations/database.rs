@@ -26,7 +26,7 @@ const TIMEOUT: Duration = Duration::from_secs(30);
 /// What PostgreSQL knows without reading a table. Each line is an [`Answer`]. After the sessions, an error costs only the answer
 /// of its statement: a lock on one table must not hide who holds it.
 const SQL: &str = r"SET statement_timeout = '10s';
-SET lock_timeout = '5s';
+SET lock_timeout = '2s';
 SELECT json_build_object('server', json_build_object(
   'version', current_setting('server_version'),
   'bytes', pg_database_size(current_database()),

@@ -69,7 +69,7 @@ pub async fn run(cli: Cli) -> Result<Exit> {
         },
     };
     let change = (cli.command.change()).map(|command| Change::begin(&host, command));
-    let outcome = carry_out(&host, cli.command).await;
+    let outcome = Box::pin(carry_out(&host, cli.command)).await;
     if let Some(change) = change {
         change.end(matches!(outcome, Ok(Exit::Success)));
     }

@@ -2,7 +2,7 @@
 //!
 //! PostgreSQL's own programs read the log (`pg_receivewal`) and copy the cluster (`pg_basebackup`); a replication slot
 //! keeps what is not archived yet, up to a limit, so that an archive that stops can't fill the disk of the server.
-//! [`archive`] takes what was written since the last time, which `litellm-wal.service` asks for three times a minute.
+//! [`archive()`] takes what was written since the last time, which `litellm-wal.service` asks for three times a minute.
 //!
 //! A piece is a part of one segment of the log. It is complete, compressed, encrypted and authenticated as soon as it has
 //! its name, and the name says all that is needed to find it. When a segment is full, one piece replaces its parts.

@@ -23,7 +23,7 @@ pub(crate) struct Forecast {
     pub bytes_per_day: Option<i64>,
     /// The disk of the local PostgreSQL.
     pub disk: Option<Disk>,
-    /// Whether there are backups, but none that is new enough to count.
+    /// Whether there are backups, but the last one is too old to count.
     pub is_outdated: bool,
 }
 
@@ -42,7 +42,11 @@ pub(crate) enum View {
 /// When the backups can't be listed, or the backup key is damaged.
 pub(crate) fn forecast(paths: &Paths, local: bool, view: View) -> Result<Forecast> {
     let all = recorded_sizes(paths, DAYS)?;
-    let is_outdated = all.is_empty() && !ids(paths)?.is_empty();
+    let now = jiff::Timestamp::now().as_second();
+    let newest = { ids(paths)?.pop() }
+        .map(|id| jiff::tz::Offset::UTC.to_timestamp(id.created()))
+        .transpose()?;
+    let is_outdated = newest.is_some_and(|newest| now - newest.as_second() > i64::from(DAYS) * DAY);
     // Those of a database in another place do not compare.
     let recorded: Vec<&RecordedSize> = { all.iter() }
         .filter(|size| size.disk.is_some() == local)
@@ -57,7 +61,6 @@ pub(crate) fn forecast(paths: &Paths, local: bool, view: View) -> Result<Forecas
         let used = sizes(|size| size.disk);
         let bytes_per_day = per_day(&used);
         let last = used.last().filter(|_| view == View::LastBackup);
-        let now = jiff::Timestamp::now().as_second();
         Disk {
             path,
             free_bytes: space.free,
@@ -114,6 +117,8 @@ fn days_until_full(
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::deployment::operation_id::OperationId;
+    use crate::host::paths::Scope;
 
     #[test]
     fn growth_is_the_median() {
@@ -133,6 +138,27 @@ mod tests {
         let sizes: Vec<_> = times.into_iter().zip(sizes).collect();
         assert_eq!(per_day(&sizes), Some(10));
         assert_eq!(per_day(&sizes[..6]), None);
+    }
+
+    #[test]
+    fn old_backups_are_outdated() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths {
+            deployment: root.path().to_owned(),
+            ..Paths::elsewhere(Scope::System)
+        };
+        let outdated = || forecast(&paths, true, View::Present).unwrap().is_outdated;
+        let add = |days: i64| {
+            let at = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(24 * days);
+            let id = OperationId::new(at).unwrap();
+            std::fs::create_dir_all(root.path().join("backups").join(id.as_str())).unwrap();
+        };
+        assert!(!outdated());
+        add(15);
+        assert!(outdated());
+        // It is of another deployment, or damaged, and so has no size.
+        add(3);
+        assert!(!outdated());
     }
 
     #[test]

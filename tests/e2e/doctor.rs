@@ -668,16 +668,17 @@ fn backup_faults(ward: &Ward) {
         .units(ward.who, &["backup", "create", "--quiet"])
         .ok();
     ward.is_clean();
-    // Four more of this deployment, from the days before: the disk is full 25 days after the last one.
+    // Five more of this deployment, from the days before, on a disk that grew by a 25th of its free space a day. None has
+    // less in use than the last one: there may be little.
     let podman = ward.podman();
     ward.treat(&Fault {
         plant: &format!(
             r#"last=$(ls -d $D/backups/2* | tail -1)
             free=$(df --output=avail -B1 $D/data/postgres | tail -1)
-            for days in 1 2 3 4; do
+            for days in 1 2 3 4 5; do
                 id=$(date -u --date="-$days days" +%Y%m%dT%H%M%SZ)-0a1b2c
                 mkdir $D/backups/$id
-                jq ".id = \"$id\" | .disk_used -= ($days * $free / 25 | floor) | .database.size -= 1048576 * $days" $last/manifest.json >$D/backups/$id/manifest.json
+                jq ".id = \"$id\" | .disk_used += ((5 - $days) * $free / 25 | floor) | .database.size += 1048576 * (5 - $days)" $last/manifest.json >$D/backups/$id/manifest.json
                 {podman} exec -i litellm python3 -c 'import hashlib, hmac, sys; print(hmac.new(sys.argv[1].encode(), sys.stdin.buffer.read(), hashlib.sha256).hexdigest())' \
                     $(cat $D/.litellm-units/backup-key) <$D/backups/$id/manifest.json >$D/backups/$id/manifest.hmac
             done

@@ -85,9 +85,11 @@ fn quadlet_and_systemd_accept_the_units_of_every_case() {
         expected.push_str(
             "litellm-standby.service\nlitellm-upgrade-check.service\nlitellm-upgrade-check.timer\n",
         );
-        // The case with somebody who is told.
+        // The case with an archive, and a recipient of notices.
         if case.name.ends_with("-space") {
-            expected.push_str("litellm-watch.service\nlitellm-watch.timer\n");
+            expected.push_str(
+                "litellm-wal.service\nlitellm-wal.timer\nlitellm-watch.service\nlitellm-watch.timer\n",
+            );
         }
         expected.push_str("litellm.service\nlitellm.socket\nlitellm.target\n");
         let complaints: Vec<&str> = ran

@@ -31,7 +31,7 @@ set_parts() {
   esac
   root=$cache/root-$suite-$(recipe make_root "${debian##*/}" root/)
   packages=$ARCHIVE_PACKAGES
-  [[ $suite != trixie ]] || packages+=" $DOCKER_PACKAGES"
+  [[ $suite != trixie ]] || packages+=" $PEER_PACKAGES"
   archive=$cache/archive-$suite-$(recipe make_archive "${debian##*/}" "$packages")
   tools=$cache/debian-trixie-$(recipe make_debian trixie "$DEBIAN" "$HOST_PACKAGES")
   base=$cache/layer-base-$(recipe make_base "$DEBIAN")

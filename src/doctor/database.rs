@@ -12,7 +12,7 @@ use crate::operations::database::{self, DatabaseReport, Forecast, View, forecast
 use crate::output::{bytes, count, duration};
 use crate::service::Service;
 
-/// The disk has to last for so many days.
+/// The disk has to last for this number of days.
 const DAYS: u64 = 30;
 /// Request logs without a retention that are no concern yet.
 const FEW_LOGS: u64 = 10 << 30;

@@ -547,7 +547,7 @@ pub(super) fn archive(host: &TestHost, who: Who) -> Value {
     serde_json::from_str::<Value>(&status).unwrap()["archive"].clone()
 }
 
-/// Waits until everything of now is in the copy, by the timer alone.
+/// Waits until everything that is written by now is in the copy, by the timer alone.
 pub(super) fn wait_for_archive(host: &TestHost, who: Who, patience: u64) {
     let begin = std::time::Instant::now();
     let patience = std::time::Duration::from_secs(patience);
@@ -699,7 +699,7 @@ fn recovered_to_any_second(who: Who, host: &TestHost) {
     .ok();
     assert_eq!(rows(host, who), expected);
     assert!(serves(host, who, &old) && serves(host, who, &last));
-    // It writes to the archive of the lost host only when it is told to, and then as a cluster of its own.
+    // It writes to the archive of the lost host only if `.env` says so, and then as a cluster of its own.
     assert_eq!(host.env(who).get("BACKUP_URL"), None);
     host.sh(who, r#"sed -i 's/^# BACKUP_/BACKUP_/' "$1/.env""#);
     host.units(who, &["apply"]).ok();

@@ -240,7 +240,7 @@ impl Day<'_> {
         );
 
         // Two sessions that do not end their transactions, of which one keeps dead rows from being removed, and a retention that
-        // the web interface has stored: LiteLLM reads it only if it is told to.
+        // the web interface has stored: LiteLLM reads it only with `store_model_in_db`.
         let ran = self.bash(
             r#"psql() { podman exec -i -e PGAPPNAME=${1:-planted} litellm-postgres psql --quiet -U litellm litellm; }
             psql <<<"INSERT INTO \"LiteLLM_SpendLogs\" (request_id, call_type, \"startTime\", \"endTime\") VALUES ('planted', '', '2026-01-31 12:00:00', now());

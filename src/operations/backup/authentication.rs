@@ -95,9 +95,7 @@ impl BackupKey {
     pub(crate) fn code(&self, manifest: &[u8]) -> Result<String> {
         Ok(hex(&self.mac(manifest)?.finalize().into_bytes()))
     }
-}
 
-impl BackupKey {
     /// Whether the key of this deployment gives that code for a text.
     ///
     /// # Errors

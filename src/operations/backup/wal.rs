@@ -295,7 +295,7 @@ pub(crate) struct Progress {
     system: String,
     /// The name of what follows without a gap: an archive that begins anew never mixes with what was before.
     history: String,
-    /// Tells the key by which the pieces are authenticated from another one.
+    /// Distinguishes the key by which the pieces are authenticated from another one.
     key: String,
     /// The size of a segment in bytes.
     segment: u64,

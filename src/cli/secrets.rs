@@ -41,8 +41,7 @@ pub(crate) enum Secret {
     Redis,
     /// Password of the web interface
     Ui,
-    /// Salt key, which can't be replaced
-    #[value(hide = true)]
+    /// Salt key, with what it encrypts in the database
     Salt,
 }
 

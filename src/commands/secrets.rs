@@ -35,13 +35,7 @@ pub(crate) async fn run(host: &Host, verb: Verb) -> Result<Exit> {
 async fn rotate(host: &Host, arguments: &RotateSecret) -> Result<Exit> {
     let env = host.paths.env_file();
     let (name, new) = match arguments.secret {
-        Secret::Salt => {
-            return Err(Failure::new(
-                "LITELLM_SALT_KEY is never replaced: LiteLLM encrypts the provider credentials in its database with it, and could not read them with another one",
-            )
-            .hint("to change it, start with an empty database and enter the credentials and models again")
-            .into());
-        }
+        Secret::Salt => (rotation::SALT, secret_key(&mut kernel_random)?),
         Secret::Master => ("LITELLM_MASTER_KEY", secret_key(&mut kernel_random)?),
         Secret::Postgres => ("POSTGRES_PASSWORD", password(&mut kernel_random)?),
         Secret::Redis => ("REDIS_PASSWORD", password(&mut kernel_random)?),
@@ -64,6 +58,13 @@ async fn rotate(host: &Host, arguments: &RotateSecret) -> Result<Exit> {
         (Secret::Redis, _, Cache::External) => {
             return Err(external("Redis", "REDIS_PASSWORD").into());
         }
+        (Secret::Salt, Database::External { .. }, _) => {
+            return Err(Failure::new(
+                "the database is external: other gateways that use it would keep the present salt",
+            )
+            .hint("the salt can be replaced where PostgreSQL is one of the services here")
+            .into());
+        }
         _ => {}
     }
     replace(
@@ -75,6 +76,9 @@ async fn rotate(host: &Host, arguments: &RotateSecret) -> Result<Exit> {
     .await?;
     output::line(&format!("replaced {name}"))?;
     match arguments.secret {
+        Secret::Salt => say(
+            "earlier backups need the previous salt, which is in their .env; for one with the new salt: `litellm-units backup`",
+        ),
         Secret::Master if settings.ui_password().is_none() => say(
             "the login of the web interface is the master key while UI_PASSWORD is empty; to set a password: `litellm-units ui`",
         ),

@@ -27,6 +27,11 @@ use crate::service::Service;
 const PROBE: &str = include_str!("../../units/contract.py");
 /// The program that says whether a stored value is encrypted with a salt.
 pub(crate) const DECRYPTS: &str = include_str!("../../units/decrypts.py");
+/// The program that encrypts stored values with another salt. What it needs of LiteLLM is not among [`USES`], since a
+/// release without it serves all the same.
+pub(crate) const REENCRYPTS: &str = include_str!("../../units/reencrypt.py");
+/// The first release that has what it needs.
+pub(crate) const REENCRYPTS_FROM: &str = "1.104.0";
 /// Timeout of the container; on an idle machine it takes a second.
 const TIMEOUT: Duration = Duration::from_secs(180);
 

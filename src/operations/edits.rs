@@ -145,7 +145,7 @@ impl Edit {
                 "is not the one that encrypts what the database holds ({}), so LiteLLM could not read it any more",
                 tables.join(", ")
             ),
-            "the salt is never replaced",
+            "to replace it: `litellm-units secrets rotate salt`",
         ))
     }
 

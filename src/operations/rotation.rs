@@ -5,6 +5,7 @@
 //! `litellm-recovery.service` or the next command continues it: every step can be repeated.
 //! Where secrets are sealed, so are the new ones before anything is written down.
 
+mod salt;
 mod server;
 
 use std::time::Duration;
@@ -25,6 +26,9 @@ use crate::operations::seal::{self, Sealer};
 use crate::operations::stack;
 pub(crate) use server::Login;
 
+/// Encrypts what LiteLLM keeps in its database.
+pub(crate) const SALT: &str = "LITELLM_SALT_KEY";
+
 /// One variable of `.env` that gets another value: both as they are there, so that a sealed one is
 /// a reference.
 #[derive(Clone, Deserialize, Serialize)]
@@ -40,6 +44,15 @@ struct Edit {
 enum Direction {
     Forward,
     Back,
+}
+
+impl Direction {
+    fn opposite(self) -> Self {
+        match self {
+            Self::Forward => Self::Back,
+            Self::Back => Self::Forward,
+        }
+    }
 }
 
 /// An unfinished rotation as it is recorded: all that is needed to finish it or to roll it back.
@@ -116,6 +129,11 @@ pub(crate) async fn carry_out(
     if edits.is_empty() {
         host.progress.say("nothing to do: the values are the same");
         return Ok(());
+    }
+    if let Some(edit) = edits.iter().find(|edit| edit.name == SALT) {
+        let (from, to) = (open(host, &edit.before)?, open(host, &edit.after)?);
+        let settings = Settings::from_text(&env_before, &path)?;
+        salt::prepare(host, &settings, &from, &to).await?;
     }
     fail::fail_point!("change-before-written");
     let pending = Pending {
@@ -287,9 +305,16 @@ async fn go(host: &Host, pending: &Pending, timeout: Duration) -> Result<()> {
     };
     let settings = Settings::from_text(&text, &path)?;
     for edit in &pending.edits {
-        if edit.name == "POSTGRES_PASSWORD" {
-            let password = open(host, value(edit, pending.way))?;
-            server::set_postgres_password(host, &settings, &password, timeout).await?;
+        let secret = open(host, value(edit, pending.way))?;
+        match edit.name.as_str() {
+            "POSTGRES_PASSWORD" => {
+                server::set_postgres_password(host, &settings, &secret, timeout).await?;
+            }
+            SALT => {
+                let other = open(host, value(edit, pending.way.opposite()))?;
+                salt::reencrypt(host, &settings, &other, &secret, timeout).await?;
+            }
+            _ => {}
         }
     }
     if present != text {

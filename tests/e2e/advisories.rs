@@ -313,6 +313,8 @@ fn warned(host: &TestHost, who: Who, service: &str) -> String {
         Who::Root => format!("journalctl -u {service}"),
         Who::Operator => format!("journalctl --user -u {service}"),
     };
+    // The service has ended, but journald may not have written everything yet.
+    host.sh(Who::Root, "journalctl --sync");
     host.sh(
         who,
         &format!("{journal} -p warning -o cat --no-pager | grep LiteLLM | tail -n 1"),

@@ -13,3 +13,4 @@ pub(crate) mod postgres_sizes;
 pub(crate) mod sealed;
 pub mod settings;
 pub(crate) mod snapshot;
+pub(crate) mod variables;

@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::cli::{Config, ConfigCommand};
 use crate::deployment::settings::{SecretTarget, Settings};
+use crate::deployment::variables::{Secrecy, secrecy};
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 use crate::litellm::config::{ConfigFinding, Severity, check_deployment};
@@ -15,30 +16,6 @@ use crate::service::Service;
 
 /// Of one length, so that it does not show that of the secret.
 const MASK: &str = "********";
-
-/// Variables whose values are known to be harmless. All others are masked, since a later release of
-/// LiteLLM may read secrets from them.
-const HARMLESS: [&str; 19] = [
-    "LITELLM_LIVENESS_TIMEOUT",
-    "LITELLM_LOCAL_MODEL_COST_MAP",
-    "LITELLM_LOG",
-    "LITELLM_MODE",
-    "LITELLM_REPLICAS",
-    "METRICS_FILE",
-    "POSTGRES_DB",
-    "POSTGRES_USER",
-    "PROXY_BASE_URL",
-    "REDIS_DB",
-    "REDIS_HOST",
-    "REDIS_PORT",
-    "REDIS_SSL",
-    "REDIS_USERNAME",
-    "SERVER_ROOT_PATH",
-    "STORE_MODEL_IN_DB",
-    "TZ",
-    "UI_USERNAME",
-    "USER_NAMESPACES",
-];
 
 pub(crate) fn run(host: &Host, arguments: &Config) -> Result<Exit> {
     match arguments.command {
@@ -229,15 +206,13 @@ fn masked(name: &str, value: &str) -> String {
     if value.is_empty() {
         return String::new();
     }
-    if matches!(name, "DATABASE_URL" | "DIRECT_URL") {
-        return masked_url(value).unwrap_or_else(|| MASK.to_owned());
+    match secrecy(name) {
+        Secrecy::Url => masked_url(value),
+        // A URL may carry a password even where none is expected.
+        Secrecy::Clear | Secrecy::Harmless => (!value.contains('@')).then(|| value.to_owned()),
+        Secrecy::Unknown | Secrecy::Secret => None,
     }
-    // A URL may carry a password even where none is expected.
-    if HARMLESS.contains(&name) && !value.contains('@') {
-        value.to_owned()
-    } else {
-        MASK.to_owned()
-    }
+    .unwrap_or_else(|| MASK.to_owned())
 }
 
 /// `scheme://user:********@host/database`. Parameters are shown by name only, since
@@ -265,7 +240,34 @@ fn masked_url(url: &str) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use super::masked;
+    use super::{MASK, masked};
+    use crate::deployment::variables;
+
+    /// Of every variable that is known; all others are masked.
+    #[test]
+    fn which_variables_are_shown() {
+        let (shown, rest): (Vec<_>, Vec<_>) =
+            variables::names().partition(|name| masked(name, "value") == "value");
+        assert!(rest.iter().all(|name| masked(name, "value") == MASK));
+        assert_eq!(
+            shown.join(" "),
+            "LITELLM_IMAGE LITELLM_ACCEPT_VULNERABILITIES LITELLM_REPLICAS LITELLM_LIVENESS_TIMEOUT \
+             NUM_WORKERS USER_NAMESPACES POSTGRES_IMAGE POSTGRES_USER POSTGRES_DB REDIS_IMAGE \
+             REDIS_MAXMEMORY REDIS_HOST REDIS_PORT REDIS_DB REDIS_SSL REDIS_USERNAME UI_USERNAME \
+             PROXY_BASE_URL FORWARDED_ALLOW_IPS LISTEN LISTEN_GROUP LISTEN_WITHOUT_TLS METRICS_FILE \
+             BACKUP_AGE_RECIPIENT BACKUP_URL BACKUP_WAL LITELLM_LOG LITELLM_MODE \
+             LITELLM_LOCAL_MODEL_COST_MAP SERVER_ROOT_PATH STORE_MODEL_IN_DB TZ"
+        );
+        assert_eq!(
+            rest.join(" "),
+            "LITELLM_MASTER_KEY LITELLM_SALT_KEY POSTGRES_PASSWORD DATABASE_URL DIRECT_URL REDIS_PASSWORD \
+             UI_PASSWORD NOTIFY_COMMAND NOTIFY_URL OPENAI_API_KEY ANTHROPIC_API_KEY \
+             LITELLM_BUILD_SPEND_LOGS_INDEXES LITELLM_MIGRATION_DIR LITELLM_MIGRATION_LOCK_TIMEOUT \
+             LITELLM_SET_REPLICA_IDENTITY_FULL LITELLM_SKIP_INDEX_MIGRATIONS USE_V2_MIGRATION_RESOLVER \
+             DISABLE_SCHEMA_UPDATE HOST PORT SSL_KEYFILE_PATH SSL_CERTFILE_PATH LISTEN_FDNAMES LISTEN_FDS \
+             LISTEN_PID"
+        );
+    }
 
     #[test]
     fn what_is_shown() {

@@ -15,7 +15,8 @@ use sha2::{Digest, Sha256};
 
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::listen::Listen;
-use crate::deployment::settings::{LISTEN, SecretTarget, Settings};
+use crate::deployment::settings::{SecretTarget, Settings};
+use crate::deployment::variables::LISTEN;
 use crate::error::Result;
 use crate::host::files;
 use crate::host::files::mounted_files;

@@ -8,6 +8,11 @@ use secrecy::{ExposeSecret, SecretString};
 use super::env_file::EnvFile;
 use super::listen::{Listen, ListenAddress};
 use super::sealed::{self, SecretValue, Vault};
+use super::variables::{
+    self, ACCEPT_VULNERABILITIES, BACKUP_PREFIX, BACKUP_WAL, LISTEN, LISTEN_GROUP,
+    LISTEN_WITHOUT_TLS, LIVENESS_TIMEOUT, METRICS_FILE, NOTIFY_COMMAND, NOTIFY_URL, REDIS_MEMORY,
+    REPLICAS, Recipient, USER_NAMESPACES, WORKERS, is_name, may_be_sealed,
+};
 use crate::error::{Failure, Result};
 use crate::host::capacity::Capacity;
 use crate::host::paths::Paths;
@@ -25,195 +30,18 @@ pub const DEFAULT_REDIS_MEMORY: &str = "512mb";
 /// The name of PostgreSQL's role and of its database in a new deployment.
 pub const DEFAULT_POSTGRES_NAME: &str = "litellm";
 
-/// Names the known vulnerabilities that the operator accepts.
-pub const ACCEPT_VULNERABILITIES: &str = "LITELLM_ACCEPT_VULNERABILITIES";
-
-/// Where the gateway listens.
-pub const LISTEN: &str = "LISTEN";
-/// Who may connect to its Unix sockets.
-pub const LISTEN_GROUP: &str = "LISTEN_GROUP";
-/// Allows addresses that other hosts reach.
-const LISTEN_WITHOUT_TLS: &str = "LISTEN_WITHOUT_TLS";
-
-/// How much the local Redis may hold.
-const REDIS_MEMORY: &str = "REDIS_MAXMEMORY";
-
-/// For how many seconds the gateway's event loop may be blocked before it is replaced; `units/serve.py` reads it.
-pub const LIVENESS_TIMEOUT: &str = "LITELLM_LIVENESS_TIMEOUT";
 /// Less could end a gateway that is only busy.
 const LIVENESS_RANGE: std::ops::RangeInclusive<u32> = 10..=86_400;
 
-/// How many gateways share the address.
-pub const REPLICAS: &str = "LITELLM_REPLICAS";
-/// How many processes each gateway has; LiteLLM reads it.
-const WORKERS: &str = "NUM_WORKERS";
 /// What LiteLLM advises to have for each of its processes.
 const MEMORY_OF_A_WORKER: u64 = 4 << 30;
 /// The percentage of the machine's memory that all gateways together may use.
 const MEMORY_OF_GATEWAYS: usize = 80;
 
-/// Whether the containers of root have user IDs that no user of the host has.
-pub const USER_NAMESPACES: &str = "USER_NAMESPACES";
-
 /// The most that one value may have, in bytes: a quarter of Podman's limit of 512,000 for one
 /// secret, since every byte of Redis' password takes four, and less than the kernel's 128 KiB for
 /// one variable with its name.
 const VALUE_LIMIT: usize = 512_000 / 4 - 64;
-
-/// Variables of a server that takes its own address, and what to do instead. The gateway serves on the socket of
-/// systemd, so they never reach it; an edit with one of them is refused.
-const OF_AN_ADDRESS: [(&str, &str); 7] = [
-    ("HOST", ADDRESS_HINT),
-    ("PORT", ADDRESS_HINT),
-    ("SSL_KEYFILE_PATH", TLS_HINT),
-    ("SSL_CERTFILE_PATH", TLS_HINT),
-    ("LISTEN_FDNAMES", SOCKET_HINT),
-    ("LISTEN_FDS", SOCKET_HINT),
-    ("LISTEN_PID", SOCKET_HINT),
-];
-const ADDRESS_HINT: &str = "remove the line; for another address, write LISTEN=127.0.0.1:4000 (docs/configuration.md), then run `litellm-units apply`";
-const TLS_HINT: &str = "remove the line, then run `litellm-units apply`; for TLS, give the certificate to a reverse proxy (docs/reverse-proxy.md)";
-const SOCKET_HINT: &str = "remove the line, then run `litellm-units apply`";
-
-/// Variables that concern this program or another container, and so never reach the gateway.
-const NOT_FOR_GATEWAY: [&str; 17] = [
-    ACCEPT_VULNERABILITIES,
-    REPLICAS,
-    LISTEN,
-    LISTEN_GROUP,
-    LISTEN_WITHOUT_TLS,
-    METRICS_FILE,
-    NOTIFY_COMMAND,
-    NOTIFY_URL,
-    USER_NAMESPACES,
-    "LITELLM_IMAGE",
-    "POSTGRES_IMAGE",
-    "REDIS_IMAGE",
-    "POSTGRES_USER",
-    "POSTGRES_PASSWORD",
-    "POSTGRES_DB",
-    // Set by the unit itself, since the units rely on them.
-    "DISABLE_SCHEMA_UPDATE",
-    "LITELLM_MODE",
-];
-
-/// Variables that say which PostgreSQL there is, and how to get in. They go with its data: when
-/// another configuration is put in the place of the current one, they stay as they are.
-pub const OF_THE_DATABASE: [&str; 6] = [
-    "POSTGRES_IMAGE",
-    "POSTGRES_USER",
-    "POSTGRES_PASSWORD",
-    "POSTGRES_DB",
-    "DATABASE_URL",
-    "DIRECT_URL",
-];
-
-/// Variables of LiteLLM's migration beside `DATABASE_URL`; those whose names begin with
-/// [`PRISMA_PREFIX`] are, too.
-const FOR_MIGRATION: [&str; 8] = [
-    "DIRECT_URL",
-    "LITELLM_BUILD_SPEND_LOGS_INDEXES",
-    "LITELLM_LOG",
-    "LITELLM_MIGRATION_DIR",
-    "LITELLM_MIGRATION_LOCK_TIMEOUT",
-    "LITELLM_SET_REPLICA_IDENTITY_FULL",
-    "LITELLM_SKIP_INDEX_MIGRATIONS",
-    "USE_V2_MIGRATION_RESOLVER",
-];
-
-/// So begin the names of variables with the timeouts of the migration's commands.
-const PRISMA_PREFIX: &str = "LITELLM_PRISMA_";
-
-/// The file that gets the metrics.
-pub const METRICS_FILE: &str = "METRICS_FILE";
-/// The program that gets notices of faults.
-pub const NOTIFY_COMMAND: &str = "NOTIFY_COMMAND";
-/// The webhook that gets notices of faults.
-pub const NOTIFY_URL: &str = "NOTIFY_URL";
-
-/// So begin the names of variables that concern backups; they do not reach the gateway either.
-const BACKUP_PREFIX: &str = "BACKUP_";
-
-/// Whether the write-ahead log of the local database is archived.
-pub const BACKUP_WAL: &str = "BACKUP_WAL";
-
-/// The variables that have a meaning here. LiteLLM gets all others, and those of an object store have a prefix alone.
-pub const NAMES: [&str; 32] = [
-    "LITELLM_IMAGE",
-    ACCEPT_VULNERABILITIES,
-    "LITELLM_MASTER_KEY",
-    "LITELLM_SALT_KEY",
-    REPLICAS,
-    LIVENESS_TIMEOUT,
-    WORKERS,
-    "POSTGRES_IMAGE",
-    "POSTGRES_USER",
-    "POSTGRES_PASSWORD",
-    "POSTGRES_DB",
-    "DATABASE_URL",
-    "DIRECT_URL",
-    "REDIS_IMAGE",
-    "REDIS_PASSWORD",
-    REDIS_MEMORY,
-    "REDIS_HOST",
-    "REDIS_PORT",
-    "UI_USERNAME",
-    "UI_PASSWORD",
-    "PROXY_BASE_URL",
-    "FORWARDED_ALLOW_IPS",
-    LISTEN,
-    LISTEN_GROUP,
-    LISTEN_WITHOUT_TLS,
-    METRICS_FILE,
-    NOTIFY_COMMAND,
-    NOTIFY_URL,
-    USER_NAMESPACES,
-    "BACKUP_AGE_RECIPIENT",
-    "BACKUP_URL",
-    BACKUP_WAL,
-];
-
-/// Variables that count as not set when they are empty. With an empty `UI_USERNAME` and
-/// `UI_PASSWORD`, LiteLLM lets everyone log in as administrator with empty fields; an empty
-/// provider key or base URL is worse than none.
-pub const OPTIONAL: [&str; 6] = [
-    "OPENAI_API_KEY",
-    "ANTHROPIC_API_KEY",
-    "UI_USERNAME",
-    "UI_PASSWORD",
-    "PROXY_BASE_URL",
-    "DIRECT_URL",
-];
-
-/// Variables that are in clear: no secrets, and needed where none is opened.
-const IN_CLEAR: [&str; 20] = [
-    METRICS_FILE,
-    USER_NAMESPACES,
-    REPLICAS,
-    ACCEPT_VULNERABILITIES,
-    LISTEN,
-    LISTEN_GROUP,
-    LISTEN_WITHOUT_TLS,
-    LIVENESS_TIMEOUT,
-    "LITELLM_IMAGE",
-    "POSTGRES_IMAGE",
-    "REDIS_IMAGE",
-    REDIS_MEMORY,
-    "POSTGRES_USER",
-    "POSTGRES_DB",
-    "UI_USERNAME",
-    "PROXY_BASE_URL",
-    "FORWARDED_ALLOW_IPS",
-    "BACKUP_AGE_RECIPIENT",
-    "BACKUP_URL",
-    BACKUP_WAL,
-];
-
-/// Whether the variable may be sealed.
-#[must_use]
-pub fn may_be_sealed(name: &str) -> bool {
-    !IN_CLEAR.contains(&name) && is_variable(name)
-}
 
 /// The gateway's database.
 #[derive(Clone, Debug)]
@@ -475,19 +303,9 @@ impl Settings {
             }
         };
         let master_key = reader.required("LITELLM_MASTER_KEY")?;
-        let mut gateway: Vec<(String, SecretValue)> = env
-            .iter()
-            .filter(|(name, value)| {
-                let unset = value.is_empty() && OPTIONAL.contains(name);
-                let derived = *name == "DATABASE_URL" || name.starts_with("REDIS_");
-                let backup = name.starts_with(BACKUP_PREFIX);
-                !unset
-                    && !derived
-                    && !backup
-                    && !is_of_an_address(name)
-                    && !NOT_FOR_GATEWAY.contains(name)
-            })
-            .map(|(name, value)| (name.to_owned(), SecretValue::new(value, &vault)))
+        let mut gateway: Vec<(String, SecretValue)> = reader
+            .given(|recipient| matches!(recipient, Recipient::Gateway(_) | Recipient::Migration(_)))
+            .filter(|(name, _)| name != "DATABASE_URL")
             .collect();
         gateway.push(("DATABASE_URL".into(), database.url()));
         match &cache {
@@ -496,15 +314,9 @@ impl Settings {
                 gateway.push(("REDIS_PORT".into(), SecretValue::clear("6379")));
                 gateway.push(("REDIS_PASSWORD".into(), password.clone()));
             }
-            Cache::External => gateway.extend(
-                env.iter()
-                    .filter(|(name, value)| {
-                        name.starts_with("REDIS_")
-                            && !["REDIS_IMAGE", REDIS_MEMORY].contains(name)
-                            && !value.is_empty()
-                    })
-                    .map(|(name, value)| (name.to_owned(), SecretValue::new(value, &vault))),
-            ),
+            Cache::External => {
+                gateway.extend(reader.given(|recipient| recipient == Recipient::Redis));
+            }
         }
         let in_clear = |name: &str| reader.filled(name).map(str::to_owned);
         Ok(Self {
@@ -618,11 +430,7 @@ impl Settings {
             (Service::Migrate, ..) => self
                 .gateway
                 .iter()
-                .filter(|(name, _)| {
-                    name == "DATABASE_URL"
-                        || FOR_MIGRATION.contains(&name.as_str())
-                        || name.starts_with(PRISMA_PREFIX)
-                })
+                .filter(|(name, _)| matches!(variables::recipient(name), Recipient::Migration(_)))
                 .map(|(name, value)| variable(name, value.clone()))
                 .collect(),
             (Service::Litellm, ..) => self
@@ -694,22 +502,13 @@ pub fn parse_env(text: &str, path: &Path) -> Result<EnvFile> {
     })
 }
 
-/// Whether the variable would give the gateway another address.
-#[must_use]
-pub(crate) fn is_of_an_address(name: &str) -> bool {
-    OF_AN_ADDRESS.iter().any(|(known, _)| *known == name)
-}
-
 /// Refuses variables that would give the gateway another address than the one that systemd holds. Only an edit is
 /// refused: a gateway that restarts, starts without them.
 ///
 /// # Errors
 /// With file, line and what to do instead.
 pub fn check_address(env: &EnvFile, path: &Path) -> Result<()> {
-    match OF_AN_ADDRESS
-        .iter()
-        .find(|(name, _)| env.get(name).is_some())
-    {
+    match variables::refused().find(|(name, _)| env.get(name).is_some()) {
         Some((name, hint)) => Err(wrong(
             env,
             path,
@@ -747,6 +546,19 @@ struct Reader<'a> {
 impl Reader<'_> {
     fn filled(&self, name: &str) -> Option<&str> {
         self.env.get(name).filter(|value| !value.is_empty())
+    }
+
+    /// The variables that a container gets by their names.
+    fn given(
+        &self,
+        is_wanted: impl Fn(Recipient) -> bool,
+    ) -> impl Iterator<Item = (String, SecretValue)> {
+        self.env.iter().filter_map(move |(name, value)| {
+            let recipient = variables::recipient(name);
+            let is_unset = value.is_empty() && recipient.needs_a_value();
+            (is_wanted(recipient) && !is_unset)
+                .then(|| (name.to_owned(), SecretValue::new(value, self.vault)))
+        })
     }
 
     fn wrong(&self, name: &str, problem: &str, hint: &str) -> anyhow::Error {
@@ -1058,7 +870,7 @@ impl Reader<'_> {
                     "write it into a file below config/ and name the file instead",
                 ));
             }
-            if !is_variable(name) {
+            if !is_name(name) {
                 return Err(self.wrong(
                     name,
                     "is not a valid name of an environment variable",
@@ -1076,80 +888,4 @@ fn identifiers(text: &str) -> Vec<String> {
         .filter(|id| !id.is_empty())
         .map(str::to_owned)
         .collect()
-}
-
-fn is_variable(name: &str) -> bool {
-    name.len() < 200
-        && !name.starts_with(|c: char| c.is_ascii_digit())
-        && name.chars().all(|c| c.is_ascii_alphanumeric() || c == '_')
-}
-
-/// What a variable's name holds if its value is a secret.
-const SECRET_WORDS: [&str; 7] = [
-    "KEY",
-    "TOKEN",
-    "SECRET",
-    "PASSWORD",
-    "PASSWD",
-    "CREDENTIAL",
-    "AUTH",
-];
-
-/// Judged by the name, as no value tells that it is secret; of a URL, only with a password in it.
-#[must_use]
-pub fn is_secret(name: &str, value: &str) -> bool {
-    // What names a place where the secret is, is not the secret.
-    if value.starts_with('/') || value.starts_with("os.environ/") {
-        return false;
-    }
-    let name = name.to_ascii_uppercase();
-    // Whoever knows such a URL can write to its channel.
-    name == NOTIFY_URL
-        || SECRET_WORDS.iter().any(|word| name.contains(word))
-        || password_in_url(value).is_some()
-}
-
-/// The password in a URL with one, as it is written there.
-#[must_use]
-pub fn password_in_url(value: &str) -> Option<&str> {
-    let (_, rest) = value.split_once("://")?;
-    let (login, _) = rest.split('/').next()?.rsplit_once('@')?;
-    let (_, password) = login.split_once(':')?;
-    (!password.is_empty()).then_some(password)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn secrets() {
-        for (name, value, expected) in [
-            ("LITELLM_MASTER_KEY", "sk-1", true),
-            ("LITELLM_IMAGE", "ghcr.io/berriai/litellm:v1", false),
-            ("UI_PASSWORD", "x", true),
-            ("UI_USERNAME", "ann", false),
-            (
-                "GOOGLE_APPLICATION_CREDENTIALS",
-                "/app/config/google.json",
-                false,
-            ),
-            ("SLACK_HOOK", "https://user:pass@example.com/x", true),
-            ("PROXY_BASE_URL", "https://example.com", false),
-            ("NOTIFY_URL", "https://example.com/hooks/1", true),
-        ] {
-            assert_eq!(is_secret(name, value), expected, "{name}");
-        }
-    }
-
-    #[test]
-    fn passwords_in_urls() {
-        assert_eq!(
-            password_in_url("postgresql://u:p%40x@host:5432/db"),
-            Some("p%40x")
-        );
-        assert_eq!(password_in_url("redis://:p@h"), Some("p"));
-        assert_eq!(password_in_url("https://host/a@b:c"), None);
-        assert_eq!(password_in_url("sk-abc"), None);
-    }
 }

@@ -181,7 +181,7 @@ pub(crate) fn is_present(paths: &Paths, id: &SnapshotId) -> Result<bool> {
 /// Puts a kept configuration back: files that differ are replaced, files that it did not have are
 /// removed. [`keep`] the current one before. `staying`: variables of `.env` that are no matter of
 /// choice and therefore stay as they are at present, such as
-/// [`OF_THE_DATABASE`](crate::deployment::settings::OF_THE_DATABASE).
+/// [those of the database](crate::deployment::variables::of_the_database).
 ///
 /// # Errors
 /// When an `.env` can't be read or written. Each file is then either old or new.
@@ -302,7 +302,7 @@ mod tests {
     use super::*;
     use crate::deployment::ledger::{Event, Images, Operation, ReleaseVerb};
     use crate::deployment::operation_id::OperationId;
-    use crate::deployment::settings::OF_THE_DATABASE;
+    use crate::deployment::variables::of_the_database;
     use crate::host::paths::Scope;
 
     #[test]
@@ -321,7 +321,7 @@ mod tests {
         write("A=2\nPOSTGRES_PASSWORD=new\nPOSTGRES_DB=other\n");
         std::fs::write(paths.config().join("new.yaml"), "").unwrap();
 
-        restore(&paths, &kept, &OF_THE_DATABASE).unwrap();
+        restore(&paths, &kept, &of_the_database()).unwrap();
         assert_eq!(
             env(),
             "# ours\nA=1 # one\nPOSTGRES_PASSWORD='new'\nDATABASE_URL=\nPOSTGRES_DB=other\n"

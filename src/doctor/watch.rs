@@ -13,7 +13,8 @@ use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 
 use super::{Check, CheckName, CheckOutcome, Examination, database, files, metrics};
-use crate::deployment::settings::{NOTIFY_COMMAND, NOTIFY_URL, Settings, WatchSettings};
+use crate::deployment::settings::{Settings, WatchSettings};
+use crate::deployment::variables::{NOTIFY_COMMAND, NOTIFY_URL};
 use crate::error::{Failure, Result};
 use crate::host::files::{write_atomically, write_here};
 use crate::host::lock::OperationLock;

@@ -20,10 +20,10 @@ use super::release::Release;
 use crate::deployment::certificates;
 use crate::deployment::env_file::EnvFile;
 use crate::deployment::settings::{
-    Cache, Database, NAMES, REPLICAS, Replicas, Settings, check_address, parse_env, read_env,
-    text_of,
+    Cache, Database, Replicas, Settings, check_address, parse_env, read_env, text_of,
 };
 use crate::deployment::snapshot;
+use crate::deployment::variables::{self, REPLICAS, Recipient};
 use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::host::capacity::Capacity;
@@ -64,14 +64,8 @@ const SHOWN_WARNINGS: usize = 5;
 /// What a reference to a variable begins with.
 const REFERENCE: &str = "os.environ/";
 
-/// Set in the container by the unit or the image, not by `.env`.
-const OF_THE_CONTAINER: [&str; 5] = [
-    "DISABLE_SCHEMA_UPDATE",
-    "HOME",
-    "HOSTNAME",
-    "LITELLM_MODE",
-    "PATH",
-];
+/// Set in the container by the image, not by `.env`.
+const OF_THE_IMAGE: [&str; 3] = ["HOME", "HOSTNAME", "PATH"];
 
 /// Settings with the name of a file. Any other may have a slash for other reasons.
 const FILES: [&str; 4] = [
@@ -380,9 +374,10 @@ fn workers(env: &EnvFile) -> usize {
 /// Variables of `.env` that resemble a setting, unless a file of the gateway's configuration uses them: itself, one that it
 /// includes, or a Python module.
 fn misspelt(config: &Path, env: &EnvFile, env_path: &Path) -> Vec<ConfigFinding> {
+    let is_no_setting = |name: &str| variables::settings().all(|setting| setting != name);
     let given = env.iter().map(|(name, _)| name);
     let mut names: Vec<&str> = given
-        .filter(|name| !NAMES.contains(name) && nearest(name, NAMES.into_iter()).is_some())
+        .filter(|name| is_no_setting(name) && nearest(name, variables::settings()).is_some())
         .collect();
     // A file that can't be read is nobody's use.
     for text in files_below(config)
@@ -396,7 +391,7 @@ fn misspelt(config: &Path, env: &EnvFile, env_path: &Path) -> Vec<ConfigFinding>
     names
         .into_iter()
         .filter_map(|name| {
-            let near = nearest(name, NAMES.into_iter())?;
+            let near = nearest(name, variables::settings())?;
             Some(ConfigFinding {
                 file: env_path.to_owned(),
                 line: env.line(name).unwrap_or(1),
@@ -1047,7 +1042,8 @@ impl Checker<'_> {
                     self.warning(at, message, Some(FROM_THE_CONTAINER));
                 }
             }
-            None if OF_THE_CONTAINER.contains(&name) => {}
+            None if OF_THE_IMAGE.contains(&name)
+                || variables::recipient(name) == Recipient::Nobody => {}
             // Optional variables are not passed on while they are empty.
             found if found.is_some() || self.env.get(name) == Some("") => {
                 let message = format!("{name} is empty in .env{}", line(name));
@@ -1303,16 +1299,6 @@ mod tests {
         let found = misspelt(directory.path(), &env, Path::new(".env"));
         let lines: Vec<usize> = found.iter().map(|finding| finding.line).collect();
         assert_eq!(lines, [2]);
-    }
-
-    #[test]
-    fn every_setting_is_documented() {
-        let page = include_str!("../../docs/configuration.md");
-        let backup = include_str!("../../docs/backup.md");
-        for name in NAMES {
-            let name = format!("`{name}`");
-            assert!(page.contains(&name) || backup.contains(&name), "{name}");
-        }
     }
 
     #[test]

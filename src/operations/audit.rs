@@ -17,7 +17,7 @@ use tokio::process::Command;
 
 use crate::deployment::sealed::{Vault, is_sealed};
 use crate::deployment::settings::{Settings, parse_env, read_env};
-use crate::deployment::settings::{is_secret, password_in_url};
+use crate::deployment::variables::{is_secret, password_in_url};
 use crate::error::Result;
 use crate::host::Host;
 use crate::host::files;

@@ -16,8 +16,8 @@ use serde::{Deserialize, Serialize};
 
 use crate::deployment::env_file::quote;
 use crate::deployment::sealed::{SecretValue, Vault, is_sealed};
-use crate::deployment::settings::is_secret;
-use crate::deployment::settings::{Database, Settings, may_be_sealed, parse_env, read_env};
+use crate::deployment::settings::{Database, Settings, parse_env, read_env};
+use crate::deployment::variables::{is_secret, may_be_sealed};
 use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::host::files;

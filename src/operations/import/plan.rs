@@ -8,7 +8,8 @@ use secrecy::{ExposeSecret, SecretString};
 use super::rewrite::{self, Rewrite};
 use crate::deployment::env_file::EnvFile;
 use crate::deployment::listen::{GATEWAY_PORT, ListenAddress};
-use crate::deployment::settings::{DEFAULT_POSTGRES_NAME, is_of_an_address, is_secret};
+use crate::deployment::settings::DEFAULT_POSTGRES_NAME;
+use crate::deployment::variables::{is_refused, is_secret};
 use crate::error::{Failure, Result};
 use crate::host::docker::{BY_HAND, Container, DockerImage};
 use crate::image::{ImageError, ImageReference};
@@ -901,7 +902,7 @@ impl Maker<'_> {
             let of_database = name == "DATABASE_URL"
                 || DATABASE_PARTS.contains(&name.as_str())
                 || name == "DIRECT_URL" && local_database;
-            if is_of_an_address(&name) {
+            if is_refused(&name) {
                 of_address.push(name);
                 continue;
             }

@@ -16,7 +16,8 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::hold_address;
 use crate::deployment::listen::{Listen, ListenAddress};
-use crate::deployment::settings::{LISTEN, LISTEN_GROUP, Settings, parse_env, read_env, wrong};
+use crate::deployment::settings::{Settings, parse_env, read_env, wrong};
+use crate::deployment::variables::{LISTEN, LISTEN_GROUP};
 use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::host::files;

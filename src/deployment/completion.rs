@@ -21,7 +21,8 @@ use crate::output::shell_word;
 use crate::random::{Random, password, secret_key};
 use crate::service::Service;
 
-const HEADER: &str = "\
+/// The first lines of a new `.env`.
+pub(crate) const HEADER: &str = "\
 # The settings of this LiteLLM deployment, and the only place for its secrets.
 # Grammar: that of docker compose. After an edit: litellm-units apply
 ";

@@ -1,0 +1,71 @@
+//! What Docker says of recorded deployments, and the plans of them.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use secrecy::SecretString;
+
+use super::images::{qualified, repository};
+use super::{Chosen, Plan};
+use crate::error::Result;
+use crate::host::docker::{Container, DockerImage};
+
+const DIGEST: &str = "sha256:3b0c77f0c9f2e0f1b119a8189f20c7092aa086bc24005508d222076c12744f2a";
+
+pub(super) fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR"))
+        .join("tests/fixtures/import")
+        .join(name)
+}
+
+pub(super) fn containers(name: &str) -> Vec<Container> {
+    let text = std::fs::read(fixture(&format!("{name}.json"))).unwrap();
+    serde_json::from_slice(&text).unwrap()
+}
+
+pub(super) fn image_of(repository: &str) -> DockerImage {
+    let text = serde_json::json!({
+        "RepoDigests": [format!("{repository}@{DIGEST}")],
+        "Config": {"Env": [
+            "PATH=/app/.venv/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "PRISMA_QUERY_ENGINE_BINARY=/usr/local/lib/prisma/query-engine",
+            "USE_PRISMA_MIGRATE=True",
+            "LITELLM_LOCAL_MODEL_COST_MAP=True"
+        ]}
+    });
+    serde_json::from_value(text).unwrap()
+}
+
+pub(super) fn plan(
+    all: &[Container],
+    directory: &str,
+    service: Option<&str>,
+    config: Option<&str>,
+) -> Result<Plan> {
+    let chosen = Chosen::new(all, Path::new(directory), service)?;
+    let name = repository(&qualified(&chosen.gateway().config.image)).to_owned();
+    let is_file = |path: &str| path.contains('.');
+    let mut drawn = 0;
+    let mut random = |bytes: &mut [u8]| {
+        drawn += 1;
+        bytes.fill(drawn);
+        Ok(())
+    };
+    Plan::new(&chosen, &image_of(&name), config, &is_file, &mut random)
+}
+
+pub(super) fn refusal(error: &anyhow::Error) -> (String, String) {
+    let hint = crate::error::hint(error).unwrap_or_default().to_owned();
+    (error.to_string(), hint)
+}
+
+/// Changes what the gateway of `llm` has.
+pub(super) fn llm(change: impl Fn(&mut BTreeMap<String, SecretString>)) -> Vec<Container> {
+    let mut all = containers("llm");
+    for container in &mut all {
+        if container.service() == "litellm" {
+            change(&mut container.config.env);
+        }
+    }
+    all
+}

@@ -1,0 +1,200 @@
+//! What the old deployment has and the new one does not: each with what the operator can do.
+
+use super::Maker;
+use super::chosen::words;
+use super::servers::OldDatabase;
+use crate::deployment::listen::{GATEWAY_PORT, ListenAddress};
+
+impl Maker<'_> {
+    pub(super) fn address(&mut self) {
+        let own = self.chosen.port();
+        let published: Vec<String> = self
+            .chosen
+            .gateway()
+            .published()
+            .into_iter()
+            .filter(|(_, port)| *port == own)
+            .map(|(address, _)| address)
+            .collect();
+        if !published.is_empty() {
+            let addresses = published.join(" ");
+            let is_local =
+                |word: &String| ListenAddress::parse(word).is_ok_and(|one| one.is_local());
+            let is_random = |word: &String| word.ends_with(":0");
+            let words = published.join(", ");
+            if published.iter().any(is_random) {
+                self.note(
+                    format!("address {words}, a port that Docker chooses"),
+                    format!("the new gateway listens on 127.0.0.1:{GATEWAY_PORT} (docs/configuration.md, \"Addresses\")"),
+                );
+                return;
+            }
+            let without_tls = if published.iter().all(is_local) {
+                ""
+            } else {
+                " and LISTEN_WITHOUT_TLS=yes"
+            };
+            self.note(
+                format!("address {words}"),
+                format!("the new gateway listens on 127.0.0.1:{GATEWAY_PORT}; to keep the old address, add LISTEN={addresses}{without_tls} to .env afterwards, then run `litellm-units apply`; or put a reverse proxy there (docs/reverse-proxy.md)"),
+            );
+        }
+    }
+
+    /// Notes what else the gateway's container has.
+    pub(super) fn options(&mut self, database: Option<&OldDatabase>, cache: Option<&str>) {
+        const OF_SYSTEMD: &str = "`systemctl edit litellm.service`, and the same for litellm-standby.service and further gateways";
+        const DROP_IN: &str = "a drop-in (docs/configuration.md, \"Drop-ins\")";
+        let gateway = self.chosen.gateway();
+        for word in words(gateway) {
+            match word.split('=').next().unwrap_or_default() {
+                "--debug" | "--detailed_debug" => self.note(
+                    format!("option {word}"),
+                    "write LITELLM_LOG=DEBUG into .env",
+                ),
+                "--config" | "--port" | "--host" | "--num_workers" => {}
+                option if option.starts_with("--") => self.note(
+                    format!("option {option}"),
+                    "the units give LiteLLM its options; most have a variable for .env",
+                ),
+                _ => {}
+            }
+        }
+        let host = &gateway.host_config;
+        if host.memory > 0 {
+            self.note(
+                format!("memory limit of {}", crate::output::bytes(host.memory)),
+                format!("MemoryMax= by {OF_SYSTEMD}"),
+            );
+        }
+        if !host.extra_hosts.is_empty() {
+            self.note(
+                format!("extra_hosts {}", host.extra_hosts.join(", ")),
+                format!("AddHost= in {DROP_IN}"),
+            );
+        }
+        if host.network_mode == "host" {
+            self.note(
+                "network_mode: host",
+                "the new gateway has a network of its own; it reaches this host as host.containers.internal",
+            );
+        }
+        let proxy = ["traefik.", "caddy"];
+        let labels = gateway.config.labels.keys();
+        if let Some(label) = labels
+            .into_iter()
+            .find(|label| proxy.iter().any(|word| label.starts_with(word)))
+        {
+            self.note(
+                format!("labels for a reverse proxy ({label} …)"),
+                format!("let the proxy forward to 127.0.0.1:{GATEWAY_PORT} of this host; from a container, that needs the network of the host, or a Unix socket instead (docs/reverse-proxy.md)"),
+            );
+        }
+        let mut left: Vec<&str> = Vec::new();
+        left.extend(database.map(|old| old.service.as_str()));
+        left.extend(cache);
+        if !left.is_empty() {
+            self.note(
+                format!("containers of {}", left.join(" and ")),
+                "they stay as they are, for `litellm-units import --undo`; when you no longer need that: `docker compose down` (without `-v`, the data stays)",
+            );
+        }
+    }
+
+    pub(super) fn sidecars(
+        &mut self,
+        config: Option<&str>,
+        database: Option<&OldDatabase>,
+        cache: Option<&str>,
+    ) {
+        let mut services: Vec<(&str, &str)> = Vec::new();
+        for other in &self.chosen.others {
+            let service = (other.service(), other.config.image.as_str());
+            let is_known =
+                database.is_some_and(|old| old.service == service.0) || cache == Some(service.0);
+            if !is_known && !services.contains(&service) {
+                services.push(service);
+            }
+        }
+        for (service, image) in services {
+            let mut places: Vec<String> = self
+                .env
+                .iter()
+                .filter(|(_, value)| mentions(value, service))
+                .map(|(name, _)| name.to_owned())
+                .collect();
+            if config.is_some_and(|text| mentions(text, service)) {
+                places.push("the configuration".into());
+            }
+            let how = if places.is_empty() {
+                "it stays with Docker".to_owned()
+            } else {
+                format!(
+                    "it stays with Docker, and the new gateway can't reach it by that name: publish its port on an address that containers reach, not on 127.0.0.1, and write host.containers.internal:PORT in {}",
+                    places.join(" and ")
+                )
+            };
+            self.note(format!("service {service} ({image})"), how);
+        }
+    }
+}
+
+/// Whether `text` has `name` as the host of a URL.
+fn mentions(text: &str, name: &str) -> bool {
+    text.match_indices(name).any(|(at, _)| {
+        let before = &text[..at];
+        let after = text[at + name.len()..].chars().next();
+        (before.ends_with("//") || before.ends_with('@'))
+            && after.is_none_or(|after| ":/?\"' \n".contains(after))
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::operations::import::plan::fixtures::{containers, plan};
+
+    #[test]
+    fn addresses_of_the_old_gateway() {
+        let note = |bindings: serde_json::Value| {
+            let mut all = containers("llm");
+            for container in &mut all {
+                if container.service() == "litellm" {
+                    let mut host = serde_json::json!({"RestartPolicy": {"Name": "always"}});
+                    host["PortBindings"] = bindings.clone();
+                    container.host_config = serde_json::from_value(host).unwrap();
+                }
+            }
+            let plan = plan(&all, "/root/llm", None, None).unwrap();
+            plan.notes[0].what.clone() + ": " + &plan.notes[0].how
+        };
+        let binding =
+            |host: &str, port: &str| serde_json::json!([{"HostIp": host, "HostPort": port}]);
+        let found = note(serde_json::json!({
+            "4000/tcp": binding("::1", "4000"), "9090/tcp": binding("", "9090")
+        }));
+        assert!(
+            found.starts_with("address [::1]:4000: ") && found.contains("add LISTEN=[::1]:4000 to"),
+            "{found}"
+        );
+        let found = note(serde_json::json!({"4000/tcp": binding("", "")}));
+        assert!(
+            found.starts_with("address 0.0.0.0:0, a port that Docker chooses: ")
+                && !found.contains("LISTEN"),
+            "{found}"
+        );
+    }
+
+    #[test]
+    fn hosts_in_texts() {
+        for (text, found) in [
+            ("http://langfuse:3000", true),
+            ("redis://:p@langfuse", true),
+            ("https://langfuse.example.org", false),
+            ("langfuse", false),
+            ("http://my-langfuse/", false),
+        ] {
+            assert_eq!(mentions(text, "langfuse"), found, "{text}");
+        }
+    }
+}

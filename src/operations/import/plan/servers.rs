@@ -1,0 +1,289 @@
+//! The old database and the old cache: where each of them is, and what the new gateway gets of them.
+
+use std::collections::BTreeMap;
+
+use secrecy::{ExposeSecret, SecretString};
+
+use super::Maker;
+use super::chosen::is_postgres;
+use crate::error::{Failure, Result};
+use crate::host::docker::BY_HAND;
+use crate::image::ImageReference;
+use crate::operations::backup::database::parse_url;
+use crate::operations::import::rewrite;
+use crate::random::{Random, password};
+
+/// The PostgreSQL of the old deployment.
+#[derive(Debug)]
+pub(crate) struct OldDatabase {
+    pub container: String,
+    pub service: String,
+    /// libpq's variables.
+    pub variables: Vec<(&'static str, SecretString)>,
+    pub name: String,
+    pub(super) user: String,
+    pub(super) image: ImageReference,
+}
+
+/// The Redis of the old deployment.
+#[derive(Debug)]
+pub(crate) struct OldCache {
+    pub(super) container: String,
+    pub(super) service: String,
+}
+
+impl Maker<'_> {
+    /// Finds the database; writes its variables.
+    pub(super) fn database(
+        &mut self,
+        of_config: Option<SecretString>,
+        random: Random<'_>,
+    ) -> Result<Option<OldDatabase>> {
+        let Some(url) = of_config.or_else(|| database_url(&self.given)) else {
+            return Ok(None);
+        };
+        let by_hand = || format!("move the deployment by hand: {BY_HAND}");
+        let (host, port) = address(url.expose_secret(), 5432).ok_or_else(|| {
+            Failure::new("DATABASE_URL of the old gateway is not a URL with a host").hint(by_hand())
+        })?;
+        let Some(server) = self.chosen.server(&host, port) else {
+            self.put("DATABASE_URL", url.expose_secret())?;
+            return Ok(None);
+        };
+        if !is_postgres(server) {
+            return Err(Failure::new(format!(
+                "the gateway's database is behind service {} ({}), which is not PostgreSQL",
+                server.service(),
+                server.config.image
+            ))
+            .hint(format!("in the compose file, let DATABASE_URL name PostgreSQL itself, and run `docker compose up -d`; or {}", by_hand()))
+            .into());
+        }
+        if let Some(schema) = schema(url.expose_secret()).filter(|schema| schema != "public") {
+            return Err(Failure::new(format!(
+                "the old gateway's tables are in the schema {schema} of its database (DATABASE_URL), and a local PostgreSQL has them in public"
+            ))
+            .hint(format!(
+                "rename the schema while the old gateway is stopped (`DROP SCHEMA public; ALTER SCHEMA \"{schema}\" RENAME TO public`), and remove the parameter `schema` from DATABASE_URL"
+            ))
+            .into());
+        }
+        let (mut variables, name) = parse_url(&url)?;
+        if let Some(other) = self.chosen.writer(server, &name) {
+            let other_name = other.name();
+            return Err(Failure::new(format!(
+                "the container {other_name} ({}) writes to the gateway's database, too (DATABASE_URL), and would go on writing to the old one",
+                other.config.image
+            ))
+            .hint(format!(
+                "stop it: `docker update --restart=no {other_name} && docker stop {other_name}`, then run the same command again"
+            ))
+            .into());
+        }
+        // Inside its own container, where it has its own port.
+        let own = server
+            .published()
+            .into_iter()
+            .find(|(address, _)| address.ends_with(&format!(":{port}")));
+        let port = own.map_or(port, |(_, own)| own).to_string();
+        for (variable, value) in &mut variables {
+            match *variable {
+                "PGHOST" => *value = "127.0.0.1".into(),
+                "PGPORT" => *value = port.clone().into(),
+                _ => {}
+            }
+        }
+        let user = variables.iter().find(|(name, _)| *name == "PGUSER");
+        let user = user.map_or("", |(_, user)| user.expose_secret()).to_owned();
+        let parameters = url.expose_secret().split_once('?').map(|(_, text)| text);
+        if let Some(parameters) = parameters {
+            let names: Vec<&str> = parameters
+                .split('&')
+                .filter_map(|parameter| parameter.split('=').next())
+                .collect();
+            self.note(
+                format!("parameters of DATABASE_URL ({})", names.join(", ")),
+                "the local PostgreSQL is reached without any; the pool of connections is general_settings.database_connection_pool_limit",
+            );
+        }
+        let image = self.postgres_image(server)?;
+        self.put("POSTGRES_IMAGE", image.as_str())?;
+        self.put("POSTGRES_USER", &user)?;
+        self.generate("POSTGRES_PASSWORD", &password(random)?)?;
+        self.put("POSTGRES_DB", &name)?;
+        Ok(Some(OldDatabase {
+            container: server.name().to_owned(),
+            service: server.service().to_owned(),
+            variables,
+            name,
+            user,
+            image,
+        }))
+    }
+
+    /// Finds the cache; returns a local one. An external one gets its variables.
+    pub(super) fn cache(&mut self, old: &rewrite::Old) -> Result<Option<OldCache>> {
+        let of_env = self.value("REDIS_HOST").map(|host| rewrite::Redis {
+            host,
+            port: self.value("REDIS_PORT"),
+            password: self.value("REDIS_PASSWORD").map(Into::into),
+        });
+        let of_url = self
+            .value("REDIS_URL")
+            .and_then(|url| rewrite::Redis::of_url(&url));
+        let servers = of_env.into_iter().chain(of_url).chain(old.redis.clone());
+        // The first one decides.
+        if let Some(server) = servers.into_iter().next() {
+            let port = server.port.as_deref().and_then(|port| port.parse().ok());
+            if let Some(found) = self.chosen.server(&server.host, port.unwrap_or(6379)) {
+                return Ok(Some(OldCache {
+                    container: found.name().to_owned(),
+                    service: found.service().to_owned(),
+                }));
+            }
+            self.put("REDIS_HOST", &server.host)?;
+            self.put("REDIS_PORT", server.port.as_deref().unwrap_or("6379"))?;
+            if let Some(password) = &server.password {
+                self.put("REDIS_PASSWORD", password.expose_secret())?;
+            }
+            return Ok(None);
+        }
+        let several = ["REDIS_CLUSTER_NODES", "REDIS_SENTINEL_NODES"];
+        match several.into_iter().find(|name| self.value(name).is_some()) {
+            Some(name) => Err(Failure::new(format!(
+                "the old gateway uses several servers of Redis ({name}), for which litellm-units has no setting"
+            ))
+            .hint("in the compose file, let REDIS_HOST name one server, and run `docker compose up -d`")
+            .into()),
+            None => Ok(None),
+        }
+    }
+}
+
+/// `DATABASE_URL` of the parts of which LiteLLM makes it.
+fn joined_url(env: &BTreeMap<String, SecretString>) -> Option<SecretString> {
+    use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
+    let part = |name: &str| {
+        let value = env.get(name)?.expose_secret();
+        (!value.is_empty()).then(|| utf8_percent_encode(value, NON_ALPHANUMERIC).to_string())
+    };
+    let host = env.get("DATABASE_HOST")?.expose_secret();
+    let (user, name) = (part("DATABASE_USERNAME")?, part("DATABASE_NAME")?);
+    let password = part("DATABASE_PASSWORD").map_or(String::new(), |part| format!(":{part}"));
+    let at = part("DATABASE_PORT").map_or(String::new(), |port| format!(":{port}"));
+    let schema =
+        part("DATABASE_SCHEMA").map_or(String::new(), |schema| format!("?schema={schema}"));
+    Some(format!("postgresql://{user}{password}@{host}{at}/{name}{schema}").into())
+}
+
+/// The URL of the database that a container's variables name.
+pub(super) fn database_url(env: &BTreeMap<String, SecretString>) -> Option<SecretString> {
+    let url = env.get("DATABASE_URL");
+    let url = url.filter(|url| !url.expose_secret().is_empty());
+    url.cloned().or_else(|| joined_url(env))
+}
+
+/// The schema in which Prisma has its tables, if the URL names one.
+fn schema(url: &str) -> Option<String> {
+    let url = reqwest::Url::parse(url).ok()?;
+    let mut parameters = url.query_pairs();
+    parameters.find_map(|(name, value)| (name == "schema").then(|| value.into_owned()))
+}
+
+/// Host and port of a URL.
+pub(super) fn address(url: &str, port: u16) -> Option<(String, u16)> {
+    let url = reqwest::Url::parse(url).ok()?;
+    let host = url.host_str()?.trim_matches(['[', ']']).to_owned();
+    Some((host, url.port().unwrap_or(port)))
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::host::docker::Container;
+    use crate::operations::import::plan::fixtures::{containers, fixture, llm, plan, refusal};
+
+    #[test]
+    fn tables_in_another_schema() {
+        let all = llm(|env| {
+            let url = "postgresql://llmproxy:dbpassword9090@db:5432/litellm?schema=llm";
+            env.insert("DATABASE_URL".into(), url.into());
+        });
+        assert_eq!(
+            refusal(&plan(&all, "/root/llm", None, None).unwrap_err()).0,
+            "the old gateway's tables are in the schema llm of its database (DATABASE_URL), and a local PostgreSQL has them in public"
+        );
+        let mut all = containers("parts");
+        for container in &mut all {
+            let env = &mut container.config.env;
+            env.insert("DATABASE_SCHEMA".into(), "my llm".into());
+        }
+        let plan = plan(&all, "/root/rec/parts", Some("gateway"), None).unwrap();
+        assert_eq!(
+            plan.env.get("DATABASE_URL"),
+            Some("postgresql://llm:a%2Fb@db.example.org/llm?schema=my%20llm")
+        );
+    }
+
+    #[test]
+    fn another_writer_of_the_database() {
+        let text = std::fs::read(fixture("llm.json")).unwrap();
+        let mut all: Vec<serde_json::Value> = serde_json::from_slice(&text).unwrap();
+        let mut worker = all[0].clone();
+        worker["Name"] = "/worker".into();
+        worker["Config"]["Labels"] = serde_json::json!({});
+        all.push(worker);
+        let mut all: Vec<Container> = serde_json::from_value(all.into()).unwrap();
+        let last = all.len() - 1;
+        assert_eq!(
+            refusal(&plan(&all, "/root/llm", None, None).unwrap_err()),
+            (
+                "the container worker (ghcr.io/berriai/litellm:v1.80.11-stable) writes to the gateway's database, too (DATABASE_URL), and would go on writing to the old one".into(),
+                "stop it: `docker update --restart=no worker && docker stop worker`, then run the same command again".into()
+            )
+        );
+        let url = "postgresql://llmproxy:x@db:5432/other";
+        all[last]
+            .config
+            .env
+            .insert("DATABASE_URL".into(), url.into());
+        plan(&all, "/root/llm", None, None).unwrap();
+        let url = "postgresql://llmproxy:x@db/litellm";
+        all[last]
+            .config
+            .env
+            .insert("DATABASE_URL".into(), url.into());
+        all[last].state.running = false;
+        plan(&all, "/root/llm", None, None).unwrap();
+    }
+
+    #[test]
+    fn a_database_behind_something_else() {
+        let mut all = containers("llm");
+        for container in &mut all {
+            if container.service() == "db" {
+                container.config.image = "edoburu/pgbouncer:1".into();
+                container.config.env.remove("PG_MAJOR");
+            }
+        }
+        assert_eq!(
+            refusal(&plan(&all, "/root/llm", None, None).unwrap_err()).0,
+            "the gateway's database is behind service db (edoburu/pgbouncer:1), which is not PostgreSQL"
+        );
+    }
+
+    #[test]
+    fn several_servers_of_redis() {
+        let mut all = containers("example");
+        for container in &mut all {
+            let nodes = "[{\"host\":\"a\"}]".into();
+            container
+                .config
+                .env
+                .insert("REDIS_CLUSTER_NODES".into(), nodes);
+        }
+        assert_eq!(
+            refusal(&plan(&all, "/root/rec/example", None, None).unwrap_err()).0,
+            "the old gateway uses several servers of Redis (REDIS_CLUSTER_NODES), for which litellm-units has no setting"
+        );
+    }
+}

@@ -1,0 +1,77 @@
+//! The other variables that the compose file gives to the gateway.
+
+use std::collections::BTreeMap;
+
+use secrecy::ExposeSecret;
+
+use super::Maker;
+use super::chosen::{option, words};
+use crate::deployment::variables::is_refused;
+use crate::error::Result;
+use crate::operations::import::rewrite;
+
+/// Variables that the units give, or that name an image.
+pub(super) const BY_UNITS: [&str; 9] = [
+    "CONFIG_FILE_PATH",
+    "DISABLE_SCHEMA_UPDATE",
+    "LITELLM_IMAGE",
+    "LITELLM_MODE",
+    "POSTGRES_DB",
+    "POSTGRES_IMAGE",
+    "POSTGRES_PASSWORD",
+    "POSTGRES_USER",
+    "REDIS_IMAGE",
+];
+/// Other spellings of `DATABASE_URL`, of which LiteLLM makes one.
+const DATABASE_PARTS: [&str; 6] = [
+    "DATABASE_HOST",
+    "DATABASE_NAME",
+    "DATABASE_PASSWORD",
+    "DATABASE_PORT",
+    "DATABASE_SCHEMA",
+    "DATABASE_USERNAME",
+];
+
+impl Maker<'_> {
+    /// Takes over what else the compose file gives to the gateway.
+    pub(super) fn variables(
+        &mut self,
+        local_database: bool,
+        renamed: &BTreeMap<String, String>,
+    ) -> Result<()> {
+        let local_cache = self.env.get("REDIS_HOST").is_none();
+        let mut of_address = Vec::new();
+        for (name, value) in self.given.clone() {
+            let value = value.expose_secret();
+            let of_database = name == "DATABASE_URL"
+                || DATABASE_PARTS.contains(&name.as_str())
+                || name == "DIRECT_URL" && local_database;
+            if is_refused(&name) {
+                of_address.push(name);
+                continue;
+            }
+            if of_database
+                || name.starts_with("REDIS_") && local_cache
+                || BY_UNITS.contains(&name.as_str())
+                || self.env.get(&name).is_some()
+            {
+                continue;
+            }
+            let moved = rewrite::new_path(value, renamed);
+            self.put(&name, moved.as_deref().unwrap_or(value))?;
+        }
+        if !of_address.is_empty() {
+            self.note(
+                format!("variables of the address ({})", of_address.join(", ")),
+                "systemd holds the address; TLS is for a reverse proxy (docs/reverse-proxy.md)",
+            );
+        }
+        let words = words(self.chosen.gateway());
+        if let Some(workers) = option(&words, &["--num_workers"])
+            && self.env.get("NUM_WORKERS").is_none()
+        {
+            self.put("NUM_WORKERS", &workers)?;
+        }
+        Ok(())
+    }
+}

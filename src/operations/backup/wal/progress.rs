@@ -1,0 +1,195 @@
+//! How far the archive has come, on this host and in its copy.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::Context;
+use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
+
+use super::base::{bases, is_copied};
+use super::directory;
+use super::piece::Piece;
+use super::slot::Position;
+use crate::deployment::settings::BackupSettings;
+use crate::error::{Failure, Result};
+use crate::host::files;
+use crate::host::paths::Paths;
+use crate::operations::backup::Backup;
+use crate::operations::backup::authentication::Origin;
+use crate::operations::backup::manifest::BasePoint;
+use crate::output::duration;
+
+/// How far the archive has come.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub(crate) struct Progress {
+    /// The identifier of the cluster.
+    pub(super) system: String,
+    /// The name of what follows without a gap: an archive that begins anew never mixes with what was before.
+    pub(super) history: String,
+    /// Distinguishes the key by which the pieces are authenticated from another one.
+    pub(super) key: String,
+    /// The size of a segment in bytes.
+    pub(super) segment: u64,
+    /// Everything before this position is on the disk of this host.
+    pub(super) stored: u64,
+    /// When that was all that the server had written.
+    pub(super) time: Timestamp,
+}
+
+/// Of a cluster whose log is archived from that position and time on.
+pub(super) fn history(system: &str, begin: u64, time: Timestamp) -> String {
+    format!("{system}-{begin:X}-{}", time.strftime(Piece::TIME))
+}
+
+/// What a key makes of this is the same as long as the key is.
+pub(super) const OF_THE_KEY: &[u8] = b"the archive of the write-ahead log";
+
+/// How far the copy of the archive has come.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+pub(super) struct Copied {
+    pub(super) url: String,
+    pub(super) history: String,
+    pub(super) position: u64,
+    pub(super) time: Timestamp,
+}
+
+impl Copied {
+    pub(super) fn file(paths: &Paths) -> PathBuf {
+        directory(paths).join("copied.json")
+    }
+
+    pub(super) fn load(paths: &Paths) -> Result<Option<Self>> {
+        load(&Self::file(paths), "everything is copied again")
+    }
+
+    pub(super) fn save(&self, paths: &Paths) -> Result<()> {
+        save(&Self::file(paths), self)
+    }
+
+    pub(super) fn is_of(&self, progress: &Progress, url: &str) -> bool {
+        self.url == url && self.history == progress.history
+    }
+}
+
+/// Reads a file of this module; `otherwise` says what happens without it.
+fn load<T: serde::de::DeserializeOwned>(path: &Path, otherwise: &str) -> Result<Option<T>> {
+    let text = files::read_existing(path)?;
+    text.map(|text| serde_json::from_slice(&text))
+        .transpose()
+        .map_err(|error| {
+            let path = path.display();
+            Failure::new(format!("{path} is damaged: {error}"))
+                .hint(format!("remove it (`rm {path}`): {otherwise}"))
+                .into()
+        })
+}
+
+fn save(path: &Path, content: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_vec(content).context("can't write the progress of the archive")?;
+    files::write_atomically(path, &text, 0o600)
+}
+
+impl Progress {
+    pub(super) fn file(paths: &Paths) -> PathBuf {
+        directory(paths).join("progress.json")
+    }
+
+    /// That of this deployment; `None` if nothing was archived yet.
+    ///
+    /// # Errors
+    /// When its file can't be read.
+    pub(crate) fn load(paths: &Paths) -> Result<Option<Self>> {
+        load(
+            &Self::file(paths),
+            "the archive begins anew, with a base backup",
+        )
+    }
+
+    pub(super) fn save(&self, paths: &Paths) -> Result<()> {
+        save(&Self::file(paths), self)
+    }
+
+    /// When everything that the server had written was on the disk of this host.
+    #[must_use]
+    pub(crate) fn time(&self) -> Timestamp {
+        self.time
+    }
+
+    /// Whether nothing is missing since that base backup.
+    #[must_use]
+    pub(crate) fn continues(&self, point: &BasePoint) -> bool {
+        point.history == self.history
+    }
+
+    /// Whether the archive of a server with this log goes on. A cluster that was moved back has less of it.
+    pub(super) fn goes_on(&self, now: &Position, key: &str) -> bool {
+        self.system == now.system
+            && self.segment == now.segment
+            && self.key == key
+            && now.slot == Some(true)
+            && self.stored <= now.flushed
+    }
+
+    /// Whether the archive can be recovered from that base backup.
+    pub(super) fn is_usable(&self, backup: &Backup, point: &BasePoint) -> bool {
+        self.continues(point) && backup.origin == Origin::Own
+    }
+}
+
+/// The archive, as `status --json` shows it.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct ArchiveReport {
+    /// Seconds since everything was archived: writes of this time are lost with this host. Null if nothing was archived yet.
+    pub lag_seconds: Option<u64>,
+    /// Where the copy is; null if the archive is on this host only.
+    pub url: Option<String>,
+    /// Whether there is a base backup with which it can be recovered.
+    pub recoverable: bool,
+}
+
+impl ArchiveReport {
+    /// The lag for people.
+    #[must_use]
+    pub(crate) fn lag(&self) -> Option<String> {
+        Some(match self.lag_seconds? {
+            seconds @ 0..10 => format!("{seconds} s"),
+            seconds => duration(Duration::from_secs(seconds)),
+        })
+    }
+
+    /// That of this deployment; `None` if `.env` does not ask for an archive.
+    ///
+    /// # Errors
+    /// When its files can't be read.
+    pub(crate) fn of(paths: &Paths, settings: &BackupSettings) -> Result<Option<Self>> {
+        if !settings.wal {
+            return Ok(None);
+        }
+        let progress = Progress::load(paths)?;
+        // With a copy, that is what survives the loss of this host.
+        let time = match (&progress, &settings.url) {
+            (Some(progress), Some(url)) => Copied::load(paths)?
+                .filter(|copied| copied.is_of(progress, url))
+                .map(|copied| copied.time),
+            (progress, _) => progress.as_ref().map(Progress::time),
+        };
+        let lag = time.map(|time| Timestamp::now().duration_since(time));
+        let is_complete = |backup: &Backup, point: &BasePoint| {
+            let is_there = |url: &String| is_copied(backup, url);
+            settings.url.as_ref().is_none_or(is_there)
+                && time.is_some_and(|time| time >= point.complete)
+        };
+        let recoverable = match &progress {
+            Some(progress) => bases(paths)?.iter().any(|(backup, point)| {
+                progress.is_usable(backup, point) && is_complete(backup, point)
+            }),
+            None => false,
+        };
+        Ok(Some(Self {
+            lag_seconds: lag.map(|lag| u64::try_from(lag.as_secs()).unwrap_or_default()),
+            url: settings.url.clone(),
+            recoverable,
+        }))
+    }
+}

@@ -568,6 +568,7 @@ fn rootful_upgrade_and_rollback() {
 }
 
 #[test]
+#[ignore = "takes minutes: part of each release (CONTRIBUTING.md)"]
 fn rootless_upgrade_and_rollback() {
     let who = Who::Operator;
     let host = TestHost::boot_for(who, "upgrade-rootless");

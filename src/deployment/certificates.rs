@@ -2,6 +2,7 @@
 
 use std::path::Path;
 
+use anyhow::Context as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
@@ -44,8 +45,7 @@ fn refuse_invalid_in(directory: &Path) -> Result<()> {
         return Ok(());
     }
     for path in files_below(directory)? {
-        let is_hidden = |name: &std::ffi::OsStr| name.as_encoded_bytes().starts_with(b".");
-        if path.file_name().is_some_and(is_hidden) {
+        if is_hidden(&path) {
             continue;
         }
         let bytes = std::fs::read(&path).map_err(|error| {
@@ -55,6 +55,59 @@ fn refuse_invalid_in(directory: &Path) -> Result<()> {
         check(&text_of(bytes, &path)?, &path)?;
     }
     Ok(())
+}
+
+/// Where distributions keep the public authorities in one file: Debian and its kin, Fedora and its kin, SUSE.
+const PUBLIC: [&str; 3] = [
+    "/etc/ssl/certs/ca-certificates.crt",
+    "/etc/pki/tls/certs/ca-bundle.crt",
+    "/etc/ssl/ca-bundle.pem",
+];
+
+/// The certificates of this host's public authorities and of `certs/`, and no line beside them.
+///
+/// # Errors
+/// When a file can't be read.
+pub(crate) fn authorities(paths: &Paths) -> Result<String> {
+    let mut files = Vec::new();
+    files.extend(
+        PUBLIC
+            .map(Path::new)
+            .into_iter()
+            .find(|path| path.exists())
+            .map(Path::to_owned),
+    );
+    if paths.certificates().exists() {
+        let own = files_below(&paths.certificates())?;
+        files.extend(own.into_iter().filter(|path| !is_hidden(path)));
+    }
+    let mut all = String::new();
+    for path in files {
+        let bytes =
+            std::fs::read(&path).with_context(|| format!("can't read {}", path.display()))?;
+        all.push_str(&certificates_of(&String::from_utf8_lossy(&bytes)));
+    }
+    Ok(all)
+}
+
+/// The certificates of a text in PEM form, without what stands between them.
+fn certificates_of(text: &str) -> String {
+    let mut certificates = String::new();
+    let mut is_within = false;
+    for line in text.lines().map(str::trim) {
+        is_within |= line == CERTIFICATE;
+        if is_within && !line.is_empty() {
+            certificates.push_str(line);
+            certificates.push('\n');
+        }
+        is_within &= line != END;
+    }
+    certificates
+}
+
+fn is_hidden(path: &Path) -> bool {
+    path.file_name()
+        .is_some_and(|name| name.as_encoded_bytes().starts_with(b"."))
 }
 
 /// Checks the text of one file; `path` is for messages only.
@@ -199,6 +252,14 @@ mod tests {
             one.replace('\n', "\r\n")
         ))
         .unwrap();
+    }
+
+    #[test]
+    fn certificates_without_what_is_between() {
+        let one = certificate();
+        let text = format!("# ours\n\n{}\nmore\n\n{one}", one.replace('\n', "\r\n"));
+        assert_eq!(certificates_of(&text), format!("{one}{one}"));
+        assert_eq!(certificates_of("no certificate\n"), "");
     }
 
     #[test]

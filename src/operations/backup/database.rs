@@ -15,6 +15,7 @@ use tokio::process::{Child, ChildStdin, ChildStdout, Command};
 use super::archive;
 use super::manifest::Contents;
 use super::wal::{Segment, format_position};
+use crate::deployment::certificates;
 use crate::deployment::settings::{Database, Settings};
 use crate::error::{Failure, Result};
 use crate::host::Host;
@@ -43,6 +44,13 @@ const CURRENT: &str = "postgres";
 const IN_CLIENT: &str = r#"shift
 while IFS= read -r line && [ -n "$line" ]; do export "$line"; done
 exec "$@""#;
+/// The same where the server's certificate is to be verified: the authorities follow.
+const IN_VERIFYING_CLIENT: &str = r#"shift
+while IFS= read -r line && [ -n "$line" ]; do export "$line"; done
+while IFS= read -r line && [ -n "$line" ]; do printf '%s\n' "$line"; done >"$PGSSLROOTCERT"
+exec "$@""#;
+/// Where that container keeps the authorities, in memory.
+const AUTHORITIES: &str = "/tmp/litellm-units.pem";
 
 /// Writes a part of a segment to stdout. The empty file says where `pg_receivewal` begins; without a slot of its own,
 /// nothing counts as archived that is not on the disk of the archive. A server that does not answer must not leave a process
@@ -121,10 +129,11 @@ enum Access {
         name: &'static str,
         address: &'static str,
     },
-    /// `podman run` of this image, with these variables.
+    /// `podman run` of this image, with these variables and, if the server's certificate is to be verified, authorities.
     Client {
         image: String,
         variables: Vec<(&'static str, SecretString)>,
+        authorities: Option<String>,
     },
     /// `docker exec` in the container of another deployment, with these variables.
     Docker {
@@ -177,7 +186,13 @@ impl<'a> Server<'a> {
                 })
             }
             Database::External { url } => {
-                let (variables, database) = parse_url(&url.open()?)?;
+                let (mut variables, database) = parse_url(&url.open()?)?;
+                let authorities = if is_verified(&variables) {
+                    variables.push(("PGSSLROOTCERT", AUTHORITIES.into()));
+                    Some(certificates::authorities(&host.paths)?)
+                } else {
+                    None
+                };
                 let image = settings.backup.postgres_image.as_str();
                 if !podman.has_image(image).await? {
                     podman.pull(image).await?;
@@ -191,6 +206,7 @@ impl<'a> Server<'a> {
                     access: Access::Client {
                         image: image.to_owned(),
                         variables,
+                        authorities,
                     },
                     database,
                 })
@@ -274,7 +290,9 @@ impl<'a> Server<'a> {
                 "sh",
                 address,
             ]),
-            Access::Client { image, .. } => self.podman.command([
+            Access::Client {
+                image, authorities, ..
+            } => self.podman.command([
                 "run",
                 "--rm",
                 "--interactive",
@@ -289,7 +307,11 @@ impl<'a> Server<'a> {
                 "--entrypoint=sh",
                 image,
                 "-c",
-                IN_CLIENT,
+                if authorities.is_some() {
+                    IN_VERIFYING_CLIENT
+                } else {
+                    IN_CLIENT
+                },
                 "sh",
             ]),
             Access::Docker {
@@ -324,6 +346,14 @@ impl<'a> Server<'a> {
                     text.push_str(&format!("{name}={}\n", value.expose_secret()));
                 }
                 text.push_str(&format!("PGAPPNAME={APPLICATION}\n\n"));
+                if let Access::Client {
+                    authorities: Some(authorities),
+                    ..
+                } = &self.access
+                {
+                    text.push_str(authorities);
+                    text.push('\n');
+                }
                 text
             }
         }
@@ -1111,6 +1141,9 @@ impl Write for Forgiving {
     }
 }
 
+/// The mode in which libpq verifies the name of the server, too.
+const VERIFY_FULL: &str = "verify-full";
+
 /// `DATABASE_URL` as libpq's variables, and the database's name. Parameters that only Prisma knows
 /// (`connection_limit` and others) are left out.
 pub(crate) fn parse_url(url: &SecretString) -> Result<(Vec<(&'static str, SecretString)>, String)> {
@@ -1148,8 +1181,17 @@ pub(crate) fn parse_url(url: &SecretString) -> Result<(Vec<(&'static str, Secret
         ("PGPASSWORD", decode(url.password().unwrap_or_default())?),
         ("PGDATABASE", database.as_str().into()),
     ];
+    // What Prisma calls strict is libpq's verify-full.
+    let is_strict = |(name, value): (std::borrow::Cow<str>, std::borrow::Cow<str>)| {
+        name == "sslaccept" && value != "accept_invalid_certs"
+    };
+    let is_strict = url.query_pairs().any(is_strict);
     for (name, value) in url.query_pairs() {
         let variable = match &*name {
+            "sslmode" if is_strict && value == "require" => {
+                variables.push(("PGSSLMODE", VERIFY_FULL.into()));
+                continue;
+            }
             "sslmode" => "PGSSLMODE",
             "options" => "PGOPTIONS",
             "channel_binding" => "PGCHANNELBINDING",
@@ -1159,6 +1201,13 @@ pub(crate) fn parse_url(url: &SecretString) -> Result<(Vec<(&'static str, Secret
         variables.push((variable, decode(&value)?));
     }
     Ok((variables, database))
+}
+
+/// Whether the server's certificate is to be verified, for which libpq needs a file of authorities.
+fn is_verified(variables: &[(&str, SecretString)]) -> bool {
+    variables.iter().any(|(name, value)| {
+        *name == "PGSSLMODE" && ["verify-ca", VERIFY_FULL].contains(&value.expose_secret())
+    })
 }
 
 #[cfg(test)]
@@ -1185,6 +1234,33 @@ mod tests {
                 "PGSSLMODE=require"
             ]
         );
+    }
+
+    #[test]
+    fn urls_that_verify_the_server() {
+        for (options, mode, verified) in [
+            ("sslmode=require", "require", false),
+            (
+                "sslmode=require&sslaccept=accept_invalid_certs",
+                "require",
+                false,
+            ),
+            ("sslmode=require&sslaccept=strict", "verify-full", true),
+            ("sslaccept=strict&sslmode=require", "verify-full", true),
+            ("sslaccept=strict&sslmode=prefer", "prefer", false),
+            ("sslmode=verify-full&schema=llm", "verify-full", true),
+            ("sslmode=verify-ca", "verify-ca", true),
+        ] {
+            let url = format!("postgresql://me:pw@db.example.org/llm?{options}");
+            let (variables, _) = parse_url(&url.into()).unwrap();
+            let modes: Vec<&str> = variables
+                .iter()
+                .filter(|(name, _)| *name == "PGSSLMODE")
+                .map(|(_, value)| value.expose_secret())
+                .collect();
+            assert_eq!(modes, [mode], "{options}");
+            assert_eq!(is_verified(&variables), verified, "{options}");
+        }
     }
 
     #[test]

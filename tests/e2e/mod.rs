@@ -13,6 +13,7 @@ mod contract;
 mod daily;
 mod docs;
 mod doctor;
+mod external;
 mod faults;
 #[cfg(feature = "fault-points")]
 mod import;

@@ -123,8 +123,8 @@ impl Writer {
 
     pub(crate) fn begin(host: &TestHost, who: Who) -> Self {
         // A request that was not answered may be in the database or not.
+        host.sh(who, &format!("rm -f {}", Self::END));
         let script = r#"
-            rm -f "$1"
             key=$(litellm-units unit secret litellm LITELLM_MASTER_KEY)
             until [ -e "$1" ]; do
                 curl -sf --max-time 60 -H "Authorization: Bearer $key" -H 'Content-Type: application/json' \
@@ -152,20 +152,35 @@ impl Writer {
     /// Ends it, unless a loss of power has, and compares with the database. Returns the number of writes.
     #[track_caller]
     pub(crate) fn assert_nothing_lost(self, host: &TestHost, who: Who) -> usize {
-        host.sh(who, &format!("touch {}", Self::END));
-        let said = self.child.wait_with_output().unwrap().stdout;
-        let said = String::from_utf8(said).unwrap();
-        let keys: Vec<&str> = said.lines().filter(|key| key.starts_with("sk-")).collect();
-        assert!(!keys.is_empty(), "{said}");
-        let hashes = keys.iter().map(|key| format!("sha256('{key}')"));
-        let statement = format!(
-            r#"select count(*) from "LiteLLM_VerificationToken" where decode(token, 'hex') in ({})"#,
-            hashes.collect::<Vec<_>>().join(",")
-        );
-        assert_eq!(sql(host, who, &statement), keys.len().to_string());
+        let keys = self.end(host, who);
+        assert!(!keys.is_empty());
+        let found = sql(host, who, &count_of(&keys));
+        assert_eq!(found, keys.len().to_string());
         eprintln!("{} acknowledged writes", keys.len());
         keys.len()
     }
+
+    /// Ends it, unless a loss of power has. Returns the keys that the gateway acknowledged.
+    #[track_caller]
+    pub(crate) fn end(self, host: &TestHost, who: Who) -> Vec<String> {
+        host.sh(who, &format!("touch {}", Self::END));
+        let said = self.child.wait_with_output().unwrap().stdout;
+        let said = String::from_utf8(said).unwrap();
+        // A loss of power may cut the last line off: a whole key has 25 characters.
+        said.lines()
+            .filter(|key| key.starts_with("sk-") && key.len() == 25)
+            .map(str::to_owned)
+            .collect()
+    }
+}
+
+/// SQL that counts how many of these keys the database has.
+pub(crate) fn count_of(keys: &[String]) -> String {
+    let hashes = keys.iter().map(|key| format!("sha256('{key}')"));
+    format!(
+        r#"select count(*) from "LiteLLM_VerificationToken" where decode(token, 'hex') in ({})"#,
+        hashes.collect::<Vec<_>>().join(",")
+    )
 }
 
 /// Waits until the mock model answers: the gateway is back, and its key is in the database.

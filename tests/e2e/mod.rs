@@ -28,6 +28,7 @@ mod postgres;
 mod proxies;
 mod published;
 mod quadlet;
+mod random;
 mod recovery;
 #[cfg(feature = "fault-points")]
 mod releases;

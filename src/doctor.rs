@@ -13,6 +13,7 @@ mod network;
 mod platform;
 mod release;
 mod rootless;
+pub(crate) mod scrape;
 mod trust;
 mod units;
 pub(crate) mod watch;

@@ -94,17 +94,23 @@ pub const CHECK_TIMER: &str = "litellm-upgrade-check.timer";
 /// What that timer starts.
 pub const CHECK_SERVICE: &str = "litellm-upgrade-check.service";
 
-/// Looks for faults and writes metrics, if `.env` names recipients of notices or a file for metrics.
+/// Looks for faults and writes metrics, if `.env` names recipients of notices, or a file or an address for metrics.
 pub const WATCH_TIMER: &str = "litellm-watch.timer";
 /// What that timer starts.
 pub const WATCH_SERVICE: &str = "litellm-watch.service";
 
-/// The timers that come with a deployment, and what each is for.
-pub const TIMERS: [(&str, &str); 4] = [
+/// Holds the address of the metrics, if `.env` names one.
+pub const METRICS_SOCKET: &str = "litellm-metrics.socket";
+/// What that socket starts for each connection.
+pub const METRICS_SERVICE: &str = "litellm-metrics@.service";
+
+/// The units that come with a deployment and are enabled apart from the target, and what each is for.
+pub const COMPANIONS: [(&str, &str); 5] = [
     (BACKUP_TIMER, "a backup every night"),
     (CHECK_TIMER, "a check for newer releases every day"),
     (WAL_TIMER, "an archive of the write-ahead log"),
     (WATCH_TIMER, "notices of faults, and metrics"),
+    (METRICS_SOCKET, "metrics by HTTP"),
 ];
 
 /// Where a unit file goes.
@@ -199,6 +205,11 @@ pub fn render(settings: &Settings, host: &RenderContext<'_>) -> Result<Vec<UnitF
     if !settings.watch.is_empty() {
         files.push(file(Place::Unit, WATCH_SERVICE, &Watch { common })?);
         files.push(file(Place::Unit, WATCH_TIMER, &WatchTimer { common })?);
+    }
+    if let Some(address) = settings.watch.metrics_address {
+        let socket = MetricsSocket { common, address };
+        files.push(file(Place::Unit, METRICS_SERVICE, &Metrics { common })?);
+        files.push(file(Place::Unit, METRICS_SOCKET, &socket)?);
     }
     for service in settings.services() {
         let Some(image) = settings.image(service) else {
@@ -566,6 +577,19 @@ struct Watch<'a> {
 #[template(path = "litellm-watch.timer")]
 struct WatchTimer<'a> {
     common: &'a Common,
+}
+
+#[derive(Template)]
+#[template(path = "litellm-metrics@.service")]
+struct Metrics<'a> {
+    common: &'a Common,
+}
+
+#[derive(Template)]
+#[template(path = "litellm-metrics.socket")]
+struct MetricsSocket<'a> {
+    common: &'a Common,
+    address: SocketAddr,
 }
 
 #[derive(Template)]

@@ -277,6 +277,60 @@ fn messages_are_those_that_are_printed() {
     assert_ne!(rows, 0);
 }
 
+/// The metrics that a text names, without the suffixes that Prometheus adds to a histogram.
+fn metrics_in(text: &str) -> BTreeSet<&str> {
+    text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_')
+        .filter(|word| word.starts_with("litellm_") && word.matches('_').count() > 1)
+        .map(|word| word.strip_suffix("_bucket").unwrap_or(word))
+        .collect()
+}
+
+/// The alerts and the dashboard ask for no metric that nobody has.
+#[test]
+fn metrics_of_the_examples() {
+    let exported = read("tests/fixtures/metrics.prom");
+    // Of LiteLLM 1.108.14, with the callback `prometheus`.
+    let foreign = read("tests/fixtures/litellm-metrics.txt");
+    let known: BTreeSet<&str> = { exported.lines() }
+        .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next())
+        .chain(foreign.lines())
+        .collect();
+    let rules = read("packaging/examples/prometheus-rules.yml");
+    let dashboard = read("packaging/examples/grafana-dashboard.json");
+    let dashboard: serde_json::Value = serde_json::from_str(&dashboard).unwrap();
+    let queries: Vec<&str> = { dashboard["panels"].as_array().unwrap().iter() }
+        .filter_map(|panel| panel["targets"].as_array())
+        .flatten()
+        .map(|target| target["expr"].as_str().unwrap())
+        .collect();
+    assert!(queries.len() > 20, "{queries:?}");
+    for text in queries.iter().copied().chain([rules.as_str()]) {
+        let named = metrics_in(text);
+        assert!(named.is_subset(&known), "{text}");
+        assert!(!named.is_empty(), "{text}");
+    }
+    // What each alert may need to be read beside, and the page that the alert opens.
+    let page = read("docs/troubleshooting.md");
+    let notices = read("docs/notices.md");
+    for alert in rules.split("- alert: ").skip(1) {
+        let (name, rest) = alert.split_once('\n').unwrap();
+        let heading = rest
+            .split_once("/blob/main/docs/troubleshooting.md#")
+            .and_then(|(_, heading)| heading.lines().next())
+            .unwrap_or_default();
+        assert!(
+            page.contains(&format!("](#{heading})\n")),
+            "{name}: {heading}"
+        );
+        assert!(notices.contains(&format!("`{name}`")), "{name}");
+        let tests = read("tests/fixtures/prometheus-rules.test.yml");
+        assert!(
+            tests.contains(&format!("alertname: {name}\n")),
+            "{name} has no test"
+        );
+    }
+}
+
 /// Compares the first cell of a row with what the program of its message prints.
 fn compare(row: &str, sources: &str) {
     let cell = row.split('|').nth(1).unwrap_or_default().trim();

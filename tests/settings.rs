@@ -344,6 +344,24 @@ fn what_can_not_be_used_is_refused_by_name_file_and_line() {
              hint: name a file in the directory of node_exporter's textfile collector, such as /var/lib/prometheus/node-exporter/litellm.prom\n".to_owned(),
         ),
         (
+            "METRICS_LISTEN",
+            "METRICS_LISTEN=9157",
+            "error: /srv/.env, line 13: METRICS_LISTEN is not an IP address with a port\n\
+             hint: write it as 127.0.0.1:9157\n".to_owned(),
+        ),
+        (
+            "METRICS_LISTEN for other hosts",
+            "METRICS_LISTEN=0.0.0.0:9157\nLISTEN_WITHOUT_TLS=yes",
+            "error: /srv/.env, line 13: METRICS_LISTEN is an address that other hosts reach\n\
+             hint: write 127.0.0.1:9157; for a Prometheus on another host, use a reverse proxy (docs/notices.md)\n".to_owned(),
+        ),
+        (
+            "METRICS_LISTEN at the gateway's port",
+            "METRICS_LISTEN=[::1]:24157",
+            "error: /srv/.env, line 13: METRICS_LISTEN has the port of the gateway\n\
+             hint: choose another port, such as 9157\n".to_owned(),
+        ),
+        (
             "LITELLM_LIVENESS_TIMEOUT",
             "LITELLM_LIVENESS_TIMEOUT=9",
             "error: /srv/.env, line 13: LITELLM_LIVENESS_TIMEOUT is not a number of seconds from 10 to 86400\n\

@@ -12,18 +12,9 @@ use crate::host::systemd::{LoadState, Systemd};
 use crate::operations::backup::point_in_time;
 use crate::operations::stack;
 use crate::output::{self, say};
+use crate::quadlet::COMPANIONS;
 use crate::quadlet::plan::UnitPlan;
-use crate::quadlet::{BACKUP_TIMER, CHECK_TIMER, TIMERS, WAL_TIMER, WATCH_TIMER};
 use crate::service::Service;
-
-/// Units with links, since they are enabled.
-const ENABLED: [&str; 5] = [
-    "litellm.target",
-    BACKUP_TIMER,
-    CHECK_TIMER,
-    WAL_TIMER,
-    WATCH_TIMER,
-];
 
 pub(crate) async fn run(host: &Host, arguments: &cli::Down) -> Result<Exit> {
     let _lock = arguments
@@ -37,13 +28,13 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Down) -> Result<Exit> {
             .hint("install the units first: `litellm-units generate`")
             .into());
     }
-    let mut timers = Vec::new();
-    for (timer, _) in TIMERS.into_iter().filter(|_| arguments.remove) {
-        if systemd.unit(timer).await?.load == LoadState::Loaded {
-            timers.push(timer);
+    let mut companions = Vec::new();
+    for (unit, _) in COMPANIONS.into_iter().filter(|_| arguments.remove) {
+        if systemd.unit(unit).await?.load == LoadState::Loaded {
+            companions.push(unit);
         }
     }
-    stack::stop_all(host, &timers, arguments.timeout).await?;
+    stack::stop_all(host, &companions, arguments.timeout).await?;
     let is_own = arguments.remove || !OperationLock::is_held(&host.paths);
     if is_own {
         point_in_time::clean_up(host).await?;
@@ -56,7 +47,8 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Down) -> Result<Exit> {
 
 /// Removes what is outside the deployment directory. After an interruption, it can be run again.
 async fn remove(host: &Host, systemd: &Systemd) -> Result<()> {
-    for unit in ENABLED {
+    let companions = COMPANIONS.map(|(unit, _)| unit);
+    for unit in ["litellm.target"].into_iter().chain(companions) {
         if systemd.unit(unit).await?.load == LoadState::Loaded {
             systemd.disable(unit).await?;
             output::line(&format!("disable {unit}"))?;

@@ -24,7 +24,7 @@ use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::postgres_sizes;
 use crate::deployment::sealed::SecretValue;
 use crate::deployment::settings::{ContainerSecret, SecretTarget, Settings};
-use crate::doctor::watch;
+use crate::doctor::{scrape, watch};
 use crate::error::{Exit, Failure, Result};
 use crate::host::default_route;
 use crate::host::files;
@@ -65,6 +65,7 @@ pub(crate) async fn run(host: &Host, verb: Unit) -> Result<Exit> {
         Unit::CheckRelease => check_release(host).await?,
         Unit::Archive => archive(host).await?,
         Unit::Watch => watch::watch(host).await?,
+        Unit::ServeMetrics => scrape::serve(&host.paths).await?,
         Unit::Recover => recovery::stand_by(host).await?,
         Unit::Stopped => stopped(host).await?,
     }

@@ -136,7 +136,13 @@ impl Listen {
     /// those at which the gateway is reached now.
     #[must_use]
     pub fn installed(paths: &Paths) -> Option<Self> {
-        let text = std::fs::read_to_string(paths.units.join(SOCKET)).ok()?;
+        Self::of_installed(paths, SOCKET)
+    }
+
+    /// The addresses that the installed socket unit of this name has.
+    #[must_use]
+    pub fn of_installed(paths: &Paths, socket: &str) -> Option<Self> {
+        let text = std::fs::read_to_string(paths.units.join(socket)).ok()?;
         Self::of_unit(&text)
     }
 

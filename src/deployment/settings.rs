@@ -1,5 +1,6 @@
 //! The validated settings of one deployment, read from its `.env`.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -145,6 +146,8 @@ pub struct WatchSettings {
     pub url: Option<SecretValue>,
     /// `METRICS_FILE`: an absolute path; the file is replaced at each look.
     pub metrics: Option<PathBuf>,
+    /// `METRICS_LISTEN`: an address of the loopback interface, at which each scrape starts a process.
+    pub metrics_address: Option<SocketAddr>,
 }
 
 impl WatchSettings {
@@ -157,7 +160,7 @@ impl WatchSettings {
     /// Whether there is nothing to do.
     #[must_use]
     pub fn is_empty(&self) -> bool {
-        !self.notifies() && self.metrics.is_none()
+        !self.notifies() && self.metrics.is_none() && self.metrics_address.is_none()
     }
 }
 
@@ -714,7 +717,40 @@ impl Reader<'_> {
             command: value(NOTIFY_COMMAND),
             url,
             metrics,
+            metrics_address: self.metrics_address()?,
         })
+    }
+
+    fn metrics_address(&self) -> Result<Option<SocketAddr>> {
+        let Some(word) = self.filled(METRICS_LISTEN) else {
+            return Ok(None);
+        };
+        let address = match ListenAddress::parse(word) {
+            Ok(ListenAddress::Tcp(address)) => address,
+            Ok(ListenAddress::Unix(_)) | Err(_) => {
+                return Err(self.wrong(
+                    METRICS_LISTEN,
+                    "is not an IP address with a port",
+                    "write it as 127.0.0.1:9157",
+                ));
+            }
+        };
+        if !address.ip().is_loopback() {
+            return Err(self.wrong(
+                METRICS_LISTEN,
+                "is an address that other hosts reach",
+                "write 127.0.0.1:9157; for a Prometheus on another host, use a reverse proxy (docs/notices.md)",
+            ));
+        }
+        let is_at_port = |other: &ListenAddress| matches!(other, ListenAddress::Tcp(other) if other.port() == address.port());
+        if self.listen()?.addresses.iter().any(is_at_port) {
+            return Err(self.wrong(
+                METRICS_LISTEN,
+                "has the port of the gateway",
+                "choose another port, such as 9157",
+            ));
+        }
+        Ok(Some(address))
     }
 
     fn postgres_name(&self, name: &str) -> Result<String> {

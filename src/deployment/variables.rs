@@ -20,6 +20,8 @@ pub(crate) const LISTEN_WITHOUT_TLS: &str = "LISTEN_WITHOUT_TLS";
 pub(crate) const LIVENESS_TIMEOUT: &str = "LITELLM_LIVENESS_TIMEOUT";
 /// The file that gets the metrics.
 pub(crate) const METRICS_FILE: &str = "METRICS_FILE";
+/// Where the metrics are served by HTTP.
+pub(crate) const METRICS_LISTEN: &str = "METRICS_LISTEN";
 /// The program that gets notices of faults.
 pub(crate) const NOTIFY_COMMAND: &str = "NOTIFY_COMMAND";
 /// The webhook that gets notices of faults.
@@ -159,6 +161,7 @@ static VARIABLES: &[Variable] = &[
     row(LISTEN_GROUP, Setting, Units, Clear),
     row(LISTEN_WITHOUT_TLS, Setting, Units, Clear),
     row(METRICS_FILE, Setting, Units, Clear),
+    row(METRICS_LISTEN, Setting, Units, Clear),
     row(NOTIFY_COMMAND, Setting, Units, Unknown),
     // Whoever knows such a URL can write to its channel.
     row(NOTIFY_URL, Setting, Units, Secret),

@@ -2,7 +2,7 @@
 
 use std::fmt::Write;
 use std::path::PathBuf;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use super::{backup, database, files};
 use crate::error::Result;
@@ -10,6 +10,7 @@ use crate::host::Host;
 use crate::host::systemd::ActiveState;
 use crate::litellm::health::GatewayHealth;
 use crate::operations::database::Forecast;
+use crate::operations::recovery::OngoingOperation;
 use crate::operations::stack::report::{self, ServiceReport, State, StatusReport};
 use crate::operations::upgrade::check::Verdict;
 use crate::quadlet::BACKUP_SERVICE;
@@ -17,6 +18,9 @@ use crate::quadlet::BACKUP_SERVICE;
 /// What [`render`] shows beside the report of `status`.
 #[derive(Debug, Default)]
 struct Others {
+    /// Since the epoch.
+    now: Duration,
+    interrupted: bool,
     /// Time since the last backup.
     backup: Option<Duration>,
     backup_failed: bool,
@@ -45,6 +49,11 @@ pub(super) async fn text(
 ) -> Result<String> {
     let service = host.systemd().await?.unit(BACKUP_SERVICE).await?;
     let others = Others {
+        now: SystemTime::now().duration_since(UNIX_EPOCH)?,
+        interrupted: matches!(
+            OngoingOperation::find(&host.paths)?,
+            Some(OngoingOperation::Interrupted(_))
+        ),
         backup: backup::last(&host.paths)?,
         backup_failed: service.is_failing(),
         database: match forecast {
@@ -59,6 +68,12 @@ pub(super) async fn text(
 fn render(report: &StatusReport, others: &Others) -> String {
     let mut text = Metrics::default();
     let flag = |value: bool| f64::from(u8::from(value));
+    text.add(
+        "gathered_timestamp_seconds",
+        "gauge",
+        "when these metrics were gathered, since the epoch",
+    );
+    text.sample(&[], whole(others.now.as_secs()));
     text.add(
         "state",
         "gauge",
@@ -165,6 +180,12 @@ fn render(report: &StatusReport, others: &Others) -> String {
         "whether a command changes the deployment",
     );
     text.sample(&[], flag(report.operation.is_some()));
+    text.add(
+        "operation_interrupted",
+        "gauge",
+        "whether a change of the deployment was interrupted, and nobody completes it",
+    );
+    text.sample(&[], flag(others.interrupted));
     if let Some(known) = &report.vulnerabilities {
         let open: Vec<_> = known.iter().filter(|known| !known.accepted).collect();
         text.add(
@@ -354,6 +375,8 @@ mod tests {
             version: Some("1.108.14".into()),
         });
         let others = Others {
+            now: Duration::from_secs(1_800_000_000),
+            interrupted: false,
             backup: Some(Duration::from_secs(3600)),
             backup_failed: false,
             database: Forecast {

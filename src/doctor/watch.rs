@@ -5,14 +5,13 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 
-use super::{Check, CheckName, CheckOutcome, Examination, database, files, metrics};
+use super::{Check, CheckName, CheckOutcome, Examination, database, files, metrics, scrape};
 use crate::deployment::settings::{Settings, WatchSettings};
 use crate::deployment::variables::{NOTIFY_COMMAND, NOTIFY_URL};
 use crate::error::{Failure, Result};
@@ -28,7 +27,7 @@ use crate::operations::stack::LogSource;
 use crate::operations::stack::report::{self, ServiceReport, StatusReport};
 use crate::operations::{backup, pull};
 use crate::output::duration;
-use crate::quadlet::{RECOVERY, WATCH_SERVICE, WATCH_TIMER};
+use crate::quadlet::{METRICS_SOCKET, RECOVERY, WATCH_SERVICE, WATCH_TIMER};
 
 /// How often in a row a fault is seen before it is reported.
 const SIGHTINGS: u32 = 2;
@@ -74,21 +73,27 @@ pub(crate) async fn watch(host: &Host) -> Result<()> {
     let report = report::gather(host).await?;
     // Reads the manifests of 14 days, once.
     let forecast = database::of_backups(&host.paths);
-    let written = match &settings.watch.metrics {
-        Some(path) => write_metrics(host, &report, &forecast, path).await,
-        None => Ok(()),
-    };
+    let written = write_metrics(host, &settings.watch, &report, &forecast).await;
     // Whatever became of the metrics.
     { notify(host, &settings, &report, &forecast).await }.and(written)
 }
 
 async fn write_metrics(
     host: &Host,
+    watch: &WatchSettings,
     report: &StatusReport,
     forecast: &Result<Forecast>,
-    path: &Path,
 ) -> Result<()> {
+    if watch.metrics.is_none() && watch.metrics_address.is_none() {
+        return Ok(());
+    }
     let text = metrics::text(host, report, forecast).await?;
+    if watch.metrics_address.is_some() {
+        write_atomically(&scrape::file(&host.paths), text.as_bytes(), 0o644)?;
+    }
+    let Some(path) = &watch.metrics else {
+        return Ok(());
+    };
     let name = path.file_name().and_then(OsStr::to_str);
     let (directory, name) = path
         .parent()
@@ -172,8 +177,12 @@ pub(super) async fn check(examination: &Examination<'_>) -> Option<Check> {
         return None;
     }
     let systemd = examination.host.systemd().await.ok()?;
-    let (timer, service) =
-        futures_util::try_join!(systemd.unit(WATCH_TIMER), systemd.unit(WATCH_SERVICE)).ok()?;
+    let (timer, service, socket) = futures_util::try_join!(
+        systemd.unit(WATCH_TIMER),
+        systemd.unit(WATCH_SERVICE),
+        systemd.unit(METRICS_SOCKET)
+    )
+    .ok()?;
     // Check `drift` reports a missing timer.
     if timer.load == LoadState::NotFound {
         return None;
@@ -192,6 +201,24 @@ pub(super) async fn check(examination: &Examination<'_>) -> Option<Check> {
             format!("{WATCH_SERVICE} failed: {}", service.reason()),
         )
         .remedy(format!("see why: `{journalctl} -u {WATCH_SERVICE}`"))
+    } else if let Some(address) = settings.watch.metrics_address
+        && socket.load != LoadState::NotFound
+        && (socket.file_state != "enabled" || !socket.is_active())
+    {
+        let check = Check::warning(
+            CheckName::Notices,
+            format!(
+                "{METRICS_SOCKET} is not enabled and active, so no metrics are served at {address}"
+            ),
+        );
+        if socket.is_active() || std::net::TcpListener::bind(address).is_ok() {
+            check.remedy(format!("`{systemctl} enable --now {METRICS_SOCKET}`"))
+        } else {
+            check.remedy(format!(
+                "find who has the address: `ss -ltnp 'sport = :{}'`; then `{systemctl} enable --now {METRICS_SOCKET}`",
+                address.port()
+            ))
+        }
     } else {
         Check::ok(
             CheckName::Notices,

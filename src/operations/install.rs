@@ -18,8 +18,8 @@ use crate::host::ownership;
 use crate::host::paths::Scope;
 use crate::host::podman::PodmanVersion;
 use crate::host::systemd::Features;
+use crate::host::systemd::LoadState;
 use crate::host::systemd::job::{JobType, Jobs};
-use crate::host::systemd::{LoadState, Systemd};
 use crate::host::{self, Host};
 use crate::image::Image;
 use crate::litellm::advisories::{self, Advisories};
@@ -29,8 +29,8 @@ use crate::quadlet::{self, UnitFile, check};
 use crate::random::kernel_random;
 use crate::service::Instance;
 
-/// How long systemd may take to start a timer.
-const TIMER_TIMEOUT: Duration = Duration::from_secs(10);
+/// How long systemd may take to start a companion.
+const COMPANION_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a unit of one operation may take to stop.
 const TEMPORARY_TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -58,11 +58,11 @@ pub(crate) struct Prepared {
     kept: Option<Image>,
     /// Whether this is the first installation, after which the target is enabled for boot.
     first: bool,
-    /// The timers that appear, and are then enabled; and what each is for. An operator who disables
+    /// The companions that appear, and are then enabled; and what each is for. An operator who disables
     /// one later is not overruled.
-    timers: Vec<(&'static str, &'static str)>,
-    /// The timers that go, with what each was for.
-    former_timers: Vec<(&'static str, &'static str)>,
+    companions: Vec<(&'static str, &'static str)>,
+    /// The companions that go, with what each was for.
+    former_companions: Vec<(&'static str, &'static str)>,
 }
 
 /// The units would get new secrets and an empty database, and the gateway would refuse every key.
@@ -135,20 +135,20 @@ pub(crate) async fn prepare(host: &Host, target: ReleaseTarget) -> Result<Prepar
         check::check(podman, &files, host.scope()).await?;
     }
     let images = (images != before).then_some(images);
-    let change = |timer: &str| {
+    let change = |unit: &str| {
         let mut changes = units.changes.iter();
-        changes.find(|change| change.path.ends_with(timer))
+        changes.find(|change| change.path.ends_with(unit))
     };
-    let appears = |timer: &str| change(timer).is_some_and(|change| change.before.is_none());
-    let goes = |timer: &str| change(timer).is_some_and(|change| change.after.is_none());
-    let is_rendered = |timer: &str| files.iter().any(|file| file.name == timer);
-    let timers = quadlet::TIMERS
+    let appears = |unit: &str| change(unit).is_some_and(|change| change.before.is_none());
+    let goes = |unit: &str| change(unit).is_some_and(|change| change.after.is_none());
+    let is_rendered = |unit: &str| files.iter().any(|file| file.name == unit);
+    let companions = quadlet::COMPANIONS
         .into_iter()
-        .filter(|(timer, _)| is_rendered(timer) && (first || appears(timer)))
+        .filter(|(unit, _)| is_rendered(unit) && (first || appears(unit)))
         .collect();
-    let former_timers = quadlet::TIMERS
+    let former_companions = quadlet::COMPANIONS
         .into_iter()
-        .filter(|(timer, _)| goes(timer))
+        .filter(|(unit, _)| goes(unit))
         .collect();
     Ok(Prepared {
         deployment,
@@ -157,8 +157,8 @@ pub(crate) async fn prepare(host: &Host, target: ReleaseTarget) -> Result<Prepar
         installed,
         kept,
         first,
-        timers,
-        former_timers,
+        companions,
+        former_companions,
     })
 }
 
@@ -265,13 +265,13 @@ impl Prepared {
         let [rest, gateway] = [&changes[..at], &changes[at..]].map(|changes| UnitPlan {
             changes: changes.to_vec(),
         });
-        for (timer, _) in &self.former_timers {
-            systemd.disable(timer).await?;
+        for (unit, _) in &self.former_companions {
+            systemd.disable(unit).await?;
         }
-        ask(systemd, JobType::Stop, &self.former_timers).await?;
+        ask(host, JobType::Stop, names(&self.former_companions)).await?;
         rest.apply()?;
-        for (timer, _) in &self.timers {
-            systemd.enable(timer).await?;
+        for (unit, _) in &self.companions {
+            systemd.enable(unit).await?;
         }
         if self.first {
             systemd.enable("litellm.target").await?;
@@ -283,15 +283,30 @@ impl Prepared {
         if self.first {
             progress.done("enable litellm.target");
         }
-        for (timer, purpose) in &self.timers {
-            progress.done(&format!("enable {timer}: {purpose}"));
+        for (unit, purpose) in &self.companions {
+            progress.done(&format!("enable {unit}: {purpose}"));
         }
-        for (timer, purpose) in &self.former_timers {
-            progress.done(&format!("disable {timer}: no more {purpose}"));
+        for (unit, purpose) in &self.former_companions {
+            progress.done(&format!("disable {unit}: no more {purpose}"));
         }
         systemd.reload().await?;
         progress.done("reload systemd");
-        ask(systemd, JobType::Start, &self.timers).await?;
+        ask(host, JobType::Start, names(&self.companions)).await?;
+        let is_moved = |change: &UnitChange| {
+            change.path.ends_with(quadlet::METRICS_SOCKET)
+                && change.before.is_some()
+                && change.after.is_some()
+        };
+        // Else systemd would close the former address, and not open the new one.
+        if changes.iter().any(is_moved) && systemd.unit(quadlet::METRICS_SOCKET).await?.is_active()
+        {
+            ask(
+                host,
+                JobType::Restart,
+                [quadlet::METRICS_SOCKET].into_iter(),
+            )
+            .await?;
+        }
         if host.scope() == Scope::User {
             advise_linger(&host.progress);
         }
@@ -426,16 +441,33 @@ pub(crate) fn render(
     )
 }
 
-/// Starts or stops timers, and waits for it.
-async fn ask(systemd: &Systemd, verb: JobType, timers: &[(&str, &str)]) -> Result<()> {
-    if timers.is_empty() {
+fn names(companions: &[(&'static str, &'static str)]) -> impl Iterator<Item = &'static str> {
+    companions.iter().map(|(unit, _)| *unit)
+}
+
+/// Starts or stops companions, and waits for it.
+async fn ask(
+    host: &Host,
+    verb: JobType,
+    companions: impl Iterator<Item = &'static str>,
+) -> Result<()> {
+    let mut companions = companions.peekable();
+    if companions.peek().is_none() {
         return Ok(());
     }
-    let mut jobs = Jobs::new(systemd).await?;
-    for (timer, _) in timers {
-        jobs.ask(verb, timer).await?;
+    let mut jobs = Jobs::new(host.systemd().await?).await?;
+    for unit in companions {
+        jobs.ask(verb, unit).await?;
     }
-    while !jobs.pending().is_empty() && jobs.next(TIMER_TIMEOUT).await?.is_some() {}
+    while let Some((unit, result)) = jobs.next(COMPANION_TIMEOUT).await? {
+        // The gateway does not need it.
+        if !result.is_success() {
+            host.progress.warn(&format!(
+                "systemd's job for {unit}: {result}; see `{} status {unit}`",
+                host.scope().systemctl()
+            ));
+        }
+    }
     Ok(())
 }
 

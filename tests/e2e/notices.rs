@@ -35,6 +35,30 @@ fn hooked(host: &TestHost) -> Vec<String> {
         .collect()
 }
 
+/// What Prometheus gets. It is there while connections that say nothing are open, and no process stays.
+fn scrape(host: &TestHost) -> String {
+    let who = Who::Root;
+    let script = "
+        exec 7<>/dev/tcp/127.0.0.1/9157 8<>/dev/tcp/127.0.0.1/9157
+        curl -sSf -o /root/scraped -w '%{http_code} %{content_type} ' http://127.0.0.1:9157/metrics
+        curl -sS -o /dev/null -w '%{http_code} ' http://127.0.0.1:9157/
+        curl -sS -o /dev/null -w '%{http_code} ' -d x http://127.0.0.1:9157/metrics
+        curl -sS -I http://127.0.0.1:9157/metrics | grep -c '^HTTP/1.1 200 OK'
+    ";
+    assert_eq!(
+        host.sh(who, script),
+        "200 text/plain; version=0.0.4; charset=utf-8 404 405 1\n"
+    );
+    host.wait("the end of each process", Duration::from_secs(20), |host| {
+        let running = "systemctl list-units --all --no-legend 'litellm-metrics@*'";
+        match host.sh(who, running) {
+            none if none.is_empty() => Ok(()),
+            some => Err(some),
+        }
+    });
+    host.sh(who, "cat /root/scraped")
+}
+
 #[test]
 fn faults_are_reported_once() {
     let host = TestHost::boot("notices");
@@ -58,14 +82,25 @@ fn faults_are_reported_once() {
             ("NOTIFY_URL", "http://127.0.0.1:8099/hook-of-ours"),
             ("NOTIFY_COMMAND", "cat >>/root/told"),
             ("METRICS_FILE", "/srv/litellm.prom"),
+            ("METRICS_LISTEN", "127.0.0.1:8099"),
         ],
     );
-    let applied = host.units(who, &["apply"]);
+    let refused = host.units(who, &["apply"]);
     assert!(
-        applied
-            .ok()
-            .contains("enable litellm-watch.timer: notices of faults, and metrics\n")
+        refused.code != 0
+            && (refused.stderr).contains(
+                ": METRICS_LISTEN is 127.0.0.1:8099, which is taken by another process\nhint: find and stop it: "
+            ),
+        "{refused:?}"
     );
+    host.set_env(who, &[("METRICS_LISTEN", "127.0.0.1:9157")]);
+    let applied = host.units(who, &["apply"]).ok();
+    for unit in [
+        "enable litellm-watch.timer: notices of faults, and metrics\n",
+        "enable litellm-metrics.socket: metrics by HTTP\n",
+    ] {
+        assert!(applied.contains(unit), "{applied}");
+    }
     assert_eq!(
         host.units(who, &["notify", "test"]).ok(),
         "a notice was sent: NOTIFY_URL, NOTIFY_COMMAND\n"
@@ -114,6 +149,7 @@ fn faults_are_reported_once() {
     for metrics in [
         host.units(who, &["metrics"]).ok(),
         host.sh(who, "cat /srv/litellm.prom"),
+        scrape(&host),
     ] {
         for line in [
             "litellm_units_state{state=\"healthy\"} 1\n",
@@ -137,15 +173,26 @@ fn faults_are_reported_once() {
         format!("{test}{test}litellm-units on {name}{fault}{end}")
     );
 
-    host.sh(who, r#"sed -i -e /^NOTIFY_/d -e /^METRICS_/d "$1/.env""#);
-    let applied = host.units(who, &["apply"]);
-    assert!(
-        applied
-            .ok()
-            .contains("disable litellm-watch.timer: no more notices of faults, and metrics\n")
+    // Another address, at which alone it is served then.
+    host.set_env(who, &[("METRICS_LISTEN", "[::1]:9158")]);
+    host.units(who, &["apply"]).ok();
+    let addresses = host.sh(
+        who,
+        "ss -ltnH 'sport >= :9157 and sport <= :9158' | awk '{ print $4 }'",
     );
+    assert_eq!(addresses, "[::1]:9158\n");
+    host.sh(who, r#"sed -i -e /^NOTIFY_/d -e /^METRICS_/d "$1/.env""#);
+    let applied = host.units(who, &["apply"]).ok();
+    for (unit, purpose) in [
+        ("litellm-watch.timer", "notices of faults, and metrics"),
+        ("litellm-metrics.socket", "metrics by HTTP"),
+    ] {
+        let line = format!("disable {unit}: no more {purpose}\n");
+        assert!(applied.contains(&line), "{applied}");
+        assert_eq!(host.property(who, unit, "LoadState"), "not-found");
+    }
     assert_eq!(
-        host.property(who, "litellm-watch.timer", "LoadState"),
-        "not-found"
+        host.sh(who, "ss -ltnH 'sport >= :9157 and sport <= :9158'"),
+        ""
     );
 }

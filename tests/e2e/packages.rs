@@ -59,6 +59,7 @@ fn files(places: &Places) -> String {
         "/usr/share/doc/litellm-units/docs/demo/upgrade.svg",
         "/usr/share/doc/litellm-units/docs/demo/watch.svg",
         "/usr/share/doc/litellm-units/examples/Caddyfile",
+        "/usr/share/doc/litellm-units/examples/grafana-dashboard.json",
         "/usr/share/doc/litellm-units/examples/nginx.conf",
         "/usr/share/doc/litellm-units/examples/prometheus-rules.yml",
         "/usr/share/fish/vendor_completions.d/litellm-units.fish",

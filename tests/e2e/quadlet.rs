@@ -72,9 +72,14 @@ fn quadlet_and_systemd_accept_the_units_of_every_case() {
         if case.name.ends_with("-replicas") {
             expected.push_str("litellm-2.service\nlitellm-3.service\n");
         }
-        expected.push_str(
-            "litellm-backup.service\nlitellm-backup.timer\nlitellm-images@.service\nlitellm-migrate.service\nlitellm-network.service\n",
-        );
+        expected
+            .push_str("litellm-backup.service\nlitellm-backup.timer\nlitellm-images@.service\n");
+        // The case with an archive, a recipient of notices, and metrics by HTTP.
+        let has_companions = case.name.ends_with("-space");
+        if has_companions {
+            expected.push_str("litellm-metrics.socket\nlitellm-metrics@.service\n");
+        }
+        expected.push_str("litellm-migrate.service\nlitellm-network.service\n");
         if !external("external-database") {
             expected.push_str("litellm-postgres.service\n");
         }
@@ -85,8 +90,7 @@ fn quadlet_and_systemd_accept_the_units_of_every_case() {
         expected.push_str(
             "litellm-standby.service\nlitellm-upgrade-check.service\nlitellm-upgrade-check.timer\n",
         );
-        // The case with an archive, and a recipient of notices.
-        if case.name.ends_with("-space") {
+        if has_companions {
             expected.push_str(
                 "litellm-wal.service\nlitellm-wal.timer\nlitellm-watch.service\nlitellm-watch.timer\n",
             );

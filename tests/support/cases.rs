@@ -38,7 +38,9 @@ pub(crate) fn all() -> Vec<Case> {
     let redis = format!("REDIS_HOST=cache.example.org\nREDIS_PASSWORD={SECRET}\n");
     let alpine = "POSTGRES_IMAGE=docker.io/library/postgres:17.7-alpine\n\
                   REDIS_IMAGE=docker.io/library/redis:7.4.6-alpine\n";
-    let notify = format!("NOTIFY_URL=https://hooks.example.org/{SECRET}\nBACKUP_WAL=yes\n");
+    let notify = format!(
+        "NOTIFY_URL=https://hooks.example.org/{SECRET}\nBACKUP_WAL=yes\nMETRICS_LISTEN=127.0.0.1:9157\n"
+    );
     let mut cases = Vec::new();
     for scope in [Scope::System, Scope::User] {
         let deployment = match scope {

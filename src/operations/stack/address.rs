@@ -17,7 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::hold_address;
 use crate::deployment::listen::{Listen, ListenAddress};
 use crate::deployment::settings::{Settings, parse_env, read_env, wrong};
-use crate::deployment::variables::{LISTEN, LISTEN_GROUP};
+use crate::deployment::variables::{LISTEN, LISTEN_GROUP, METRICS_LISTEN};
 use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::host::files;
@@ -55,6 +55,7 @@ impl Refusal {
 /// # Errors
 /// With file, line and the next step.
 pub(crate) fn refuse(host: &Host, settings: &Settings) -> Result<()> {
+    refuse_metrics(&host.paths, settings)?;
     let installed = Listen::installed(&host.paths).unwrap_or_default();
     if settings.listen == installed {
         return Ok(());
@@ -80,6 +81,27 @@ pub(crate) fn refuse(host: &Host, settings: &Settings) -> Result<()> {
         return Err(wrong(&env, &path, LISTEN_GROUP, &problem, &hint));
     }
     Ok(())
+}
+
+/// As [`refuse`], for the address of the metrics.
+fn refuse_metrics(paths: &Paths, settings: &Settings) -> Result<()> {
+    let Some(address) = settings.watch.metrics_address else {
+        return Ok(());
+    };
+    let none = || Listen {
+        addresses: Vec::new(),
+        group: None,
+    };
+    let installed = Listen::of_installed(paths, quadlet::METRICS_SOCKET).unwrap_or_else(none);
+    match refusal_of_port(address, &installed) {
+        Some(Refusal { problem, hint }) => {
+            let path = paths.env_file();
+            let env = parse_env(&read_env(&path)?, &path)?;
+            let problem = format!("is {address}, {problem}");
+            Err(wrong(&env, &path, METRICS_LISTEN, &problem, &hint))
+        }
+        None => Ok(()),
+    }
 }
 
 /// Refuses to start a gateway whose address another process has: systemd's message on that is short, and Podman's is

@@ -196,3 +196,187 @@ fn faults_are_reported_once() {
         ""
     );
 }
+
+/// A fault of docs/troubleshooting.md.
+#[cfg(feature = "fault-points")]
+struct Planted {
+    /// How root makes it.
+    plant: fn(&TestHost),
+    /// How the lines of the notices begin.
+    notices: &'static [&'static str],
+    /// What the metrics have, on which the alerts look.
+    metrics: &'static [&'static str],
+    /// How root mends it.
+    mend: &'static str,
+}
+
+/// Makes each start of a unit fail.
+#[cfg(feature = "fault-points")]
+fn spoil(host: &TestHost, unit: &str, lines: &str, then: &str) {
+    let script = format!(
+        r"directory=/run/systemd/system/{unit}.d
+        install -d $directory
+        printf '[Service]\n{lines}\n' >$directory/spoilt.conf
+        systemctl daemon-reload
+        {then}"
+    );
+    host.sh(Who::Root, &script);
+}
+
+#[cfg(feature = "fault-points")]
+const PLANTED: [Planted; 9] = [
+    Planted {
+        plant: |host| host.systemctl(Who::Root, &["stop", "litellm-redis"]),
+        notices: &["redis: inactive (dead)"],
+        metrics: &["litellm_units_service_active{service=\"redis\"} 0"],
+        mend: "systemctl start litellm-redis",
+    },
+    Planted {
+        plant: |host| host.systemctl(Who::Root, &["stop", "litellm-postgres"]),
+        notices: &["postgres: inactive (dead)", "gateway: "],
+        metrics: &[
+            "litellm_units_service_active{service=\"postgres\"} 0",
+            "litellm_units_gateway_ready 0",
+        ],
+        mend: "systemctl start litellm-postgres",
+    },
+    Planted {
+        plant: |host| host.systemctl(Who::Root, &["stop", "litellm.service"]),
+        notices: &["litellm: inactive (dead)", "gateway: "],
+        metrics: &[
+            "litellm_units_service_active{service=\"litellm\"} 0",
+            "litellm_units_gateway_ready 0",
+        ],
+        mend: "systemctl start litellm.service",
+    },
+    // A crash loop.
+    Planted {
+        plant: |host| {
+            let restart = "systemctl restart --no-block litellm-redis";
+            spoil(
+                host,
+                "litellm-redis.service",
+                "ExecStartPre=/bin/false",
+                restart,
+            );
+        },
+        notices: &["redis: "],
+        metrics: &["litellm_units_service_active{service=\"redis\"} 0"],
+        mend: "rm -r /run/systemd/system/litellm-redis.service.d; systemctl daemon-reload
+               systemctl reset-failed litellm-redis || :; systemctl restart litellm-redis",
+    },
+    // An image that can't be pulled.
+    Planted {
+        plant: |host| {
+            let unit = "litellm-images@redis.service";
+            let start = "systemctl stop litellm-redis litellm-images@redis
+                systemctl start --no-block litellm-redis";
+            spoil(host, unit, "ExecStart=\\nExecStart=/bin/false", start);
+        },
+        notices: &["litellm-images@redis.service: "],
+        metrics: &["litellm_units_failing_blockers 1"],
+        mend: "rm -r /run/systemd/system/litellm-images@redis.service.d; systemctl daemon-reload
+               systemctl restart litellm-images@redis; systemctl start litellm-redis",
+    },
+    Planted {
+        plant: |host| {
+            let start = "systemctl start litellm-backup || :";
+            spoil(
+                host,
+                "litellm-backup.service",
+                "ExecStart=\\nExecStart=/bin/false",
+                start,
+            );
+        },
+        notices: &["backup: "],
+        metrics: &["litellm_units_backup_failed 1"],
+        mend: "rm -r /run/systemd/system/litellm-backup.service.d; systemctl daemon-reload
+               systemctl start litellm-backup",
+    },
+    Planted {
+        plant: |host| host.systemctl(Who::Root, &["stop", "litellm-backup.timer"]),
+        notices: &["backup: litellm-backup.timer is not active"],
+        metrics: &[],
+        mend: "systemctl start litellm-backup.timer",
+    },
+    Planted {
+        plant: |host| host.systemctl(Who::Root, &["stop", "litellm-wal.timer"]),
+        notices: &["archive: litellm-wal.timer is not enabled and active"],
+        metrics: &[],
+        mend: "systemctl start litellm-wal.timer",
+    },
+    // A change whose process was killed, and which nobody completes.
+    Planted {
+        plant: |host| host.kill_at(Who::Root, "change-written", "", "secrets rotate redis"),
+        notices: &["operation: "],
+        metrics: &["litellm_units_operation_interrupted 1"],
+        mend: "litellm-units up",
+    },
+];
+
+/// Each fault is reported within a minute, alone, and so is its end; and what operators do every day is no fault.
+#[cfg(feature = "fault-points")]
+#[test]
+#[ignore = "takes minutes: part of each release (CONTRIBUTING.md)"]
+fn planted_faults() {
+    let host = TestHost::boot("planted");
+    let who = Who::Root;
+    host.units(who, &["up"]).ok();
+    host.set_env(
+        who,
+        &[
+            ("NOTIFY_COMMAND", "cat >>/root/told"),
+            ("METRICS_LISTEN", "127.0.0.1:9157"),
+            ("BACKUP_WAL", "yes"),
+        ],
+    );
+    host.units(who, &["apply"]).ok();
+    host.units(who, &["backup"]).ok();
+    let told = |host: &TestHost| host.sh(who, "cat /root/told 2>/dev/null || :");
+    let metrics = |host: &TestHost| host.sh(who, "curl -s http://127.0.0.1:9157/metrics || :");
+    // Two looks, and the base backup that starts the archive.
+    host.wait(
+        "a quiet stack",
+        Duration::from_secs(180),
+        |host| match metrics(host) {
+            text if text.contains("litellm_units_archive_recoverable 1\n") => Ok(()),
+            text => Err(text),
+        },
+    );
+    for fault in PLANTED {
+        host.sh(who, ": >/root/told");
+        (fault.plant)(&host);
+        host.wait(fault.notices[0], Duration::from_secs(60), |host| {
+            let (told, metrics) = (told(host), metrics(host));
+            let reported = |line: &&str| told.lines().any(|told| told.starts_with(*line));
+            let measured = |line: &&str| metrics.lines().any(|found| found == *line);
+            let missing: Vec<_> = { fault.notices.iter().filter(|line| !reported(line)) }
+                .chain(fault.metrics.iter().filter(|line| !measured(line)))
+                .collect();
+            if missing.is_empty() {
+                Ok(())
+            } else {
+                Err(format!("{missing:?}\n{told}"))
+            }
+        });
+        host.sh(who, fault.mend);
+        host.wait("the end", Duration::from_secs(180), |host| {
+            let ends = told(host).matches(": recovered after ").count();
+            let text = metrics(host);
+            let state = "litellm_units_state{state=\"healthy\"} 1\n";
+            if ends >= fault.notices.len() && text.contains(state) {
+                Ok(())
+            } else {
+                Err(format!("{ends} ends\n{}\n{text}", told(host)))
+            }
+        });
+    }
+    host.sh(who, ": >/root/told");
+    host.units(who, &["restart"]).ok();
+    host.units(who, &["restart", "litellm", "--handover"]).ok();
+    host.units(who, &["backup"]).ok();
+    host.set_env(who, &[("OPENAI_API_KEY", "sk-another")]);
+    host.units(who, &["apply"]).ok();
+    std::thread::sleep(Duration::from_secs(90));
+    assert_eq!(told(&host), "");
+}

@@ -11,8 +11,8 @@ use super::listen::{Listen, ListenAddress};
 use super::sealed::{self, SecretValue, Vault};
 use super::variables::{
     self, ACCEPT_VULNERABILITIES, BACKUP_PREFIX, BACKUP_WAL, LISTEN, LISTEN_GROUP,
-    LISTEN_WITHOUT_TLS, LIVENESS_TIMEOUT, METRICS_FILE, NOTIFY_COMMAND, NOTIFY_URL, REDIS_MEMORY,
-    REPLICAS, Recipient, USER_NAMESPACES, WORKERS, is_name, may_be_sealed,
+    LISTEN_WITHOUT_TLS, LIVENESS_TIMEOUT, METRICS_FILE, METRICS_LISTEN, NOTIFY_COMMAND, NOTIFY_URL,
+    REDIS_MEMORY, REPLICAS, Recipient, USER_NAMESPACES, WORKERS, is_name, may_be_sealed,
 };
 use crate::error::{Failure, Result};
 use crate::host::capacity::Capacity;

@@ -16,6 +16,11 @@ import sys
 
 given = json.loads(sys.stdin.readline())
 os.environ["DATABASE_URL"] = given["database"]
+# For LiteLLM, an empty argument means this one.
+os.environ["LITELLM_SALT_KEY"] = given["to"]
+# stdout is for the two numbers alone.
+numbers = os.fdopen(os.dup(1), "w")
+os.dup2(2, 1)
 try:
     from litellm.proxy.common_utils.callback_utils import CALLBACK_VAR_ENCRYPTED_PREFIX as MARKER
     from litellm.proxy.common_utils.encrypt_decrypt_utils import (
@@ -27,11 +32,11 @@ except ImportError:
     sys.exit(3)
 from prisma import Prisma
 
-# Every column, since each release has more of them; logs and sums hold no credentials, and can be large.
+# Every column, since each release has more of them; logs of requests and sums hold no credentials, and can be large.
 COLUMNS = """SELECT format('%I.%I', table_schema, table_name) AS "table", format('%I', column_name) AS "column", data_type AS type
 FROM information_schema.columns JOIN information_schema.tables USING (table_schema, table_name)
 WHERE table_schema = current_schema() AND table_type = 'BASE TABLE' AND table_name LIKE 'LiteLLM\\_%'
-AND table_name !~ 'Log|Daily' AND data_type IN ('text', 'character varying', 'json', 'jsonb')"""
+AND table_name !~ 'SpendLog|ErrorLog|Daily' AND data_type IN ('text', 'character varying', 'json', 'jsonb')"""
 # What can hold an encrypted value: the shortest has 56 characters.
 LIKELY = "~ 'v2:gcm:|[A-Za-z0-9_+/-]{54}'"
 
@@ -94,8 +99,9 @@ async def walk(database, write=False):
 
 
 async def main():
-    async with Prisma() as database:
-        print(await walk(database), flush=True)
+    # By default, a statement may take 30 s.
+    async with Prisma(http={"timeout": None}) as database:
+        print(await walk(database), file=numbers, flush=True)
         if not sys.stdin.readline():
             return
         limit = datetime.timedelta(hours=1)
@@ -104,7 +110,7 @@ async def main():
             left = await walk(transaction)
             if left:
                 raise SystemExit(f"{left} values are still encrypted with the present salt; nothing was changed")
-        print(written, flush=True)
+        print(written, file=numbers, flush=True)
 
 
 asyncio.run(main())

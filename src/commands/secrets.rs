@@ -77,7 +77,7 @@ async fn rotate(host: &Host, arguments: &RotateSecret) -> Result<Exit> {
     output::line(&format!("replaced {name}"))?;
     match arguments.secret {
         Secret::Salt => say(
-            "earlier backups need the previous salt, which is in their .env; for one with the new salt: `litellm-units backup`",
+            "earlier backups need the previous salt, which is in their .env: restore them with `--config`",
         ),
         Secret::Master if settings.ui_password().is_none() => say(
             "the login of the web interface is the master key while UI_PASSWORD is empty; to set a password: `litellm-units ui`",

@@ -143,7 +143,16 @@ pub(crate) async fn carry_out(
         env_before,
         env_after: env.text().to_owned(),
     };
-    finish(host, pending, timeout).await
+    let replaces_salt = pending.edits.iter().any(|edit| edit.name == SALT);
+    finish(host, pending, timeout).await?;
+    if replaces_salt {
+        // Until there is one, nothing outside of the deployment has the new salt.
+        let settings = Settings::load(&path)?;
+        salt::back_up(host, &settings)
+            .await
+            .context("the salt was replaced, but the backup after it failed; to make it: `litellm-units backup`")?;
+    }
+    Ok(())
 }
 
 /// The rotation that was interrupted, if one was.

@@ -510,6 +510,7 @@ impl Run<'_> {
             }
             Some(backup) => {
                 let options = restore::RestoreOptions::default();
+                restore::check_salt(host, &backup, &options)?;
                 let staged = Restore::stage(host, &before, &backup, &options, false).await?;
                 // To be taken out again, if anything fails from here on.
                 self.restore = Some(staged);

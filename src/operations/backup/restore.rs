@@ -665,7 +665,10 @@ async fn drop_scratch(server: &Server<'_>, name: &str) -> Result<()> {
 
 /// Compares the salt keys. LiteLLM encrypts credentials in the database with it; with another one
 /// than the backup's, they would be lost.
-fn check_salt(host: &Host, backup: &Backup, options: &RestoreOptions) -> Result<()> {
+///
+/// # Errors
+/// When they differ.
+pub(crate) fn check_salt(host: &Host, backup: &Backup, options: &RestoreOptions) -> Result<()> {
     let then = env_of(backup, options)?;
     let path = host.paths.env_file();
     let now = parse_env(&read_env(&path)?, &path)?;
@@ -691,7 +694,10 @@ fn check_salt(host: &Host, backup: &Backup, options: &RestoreOptions) -> Result<
         path.display(),
         backup.id()
     ))
-    .hint("restore the configuration of that time, too: `--config`")
+    .hint(format!(
+        "restore the configuration of that time, too: `litellm-units restore {} --config`",
+        backup.id()
+    ))
     .into())
 }
 

@@ -14,6 +14,7 @@ use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::settings::Settings;
 use crate::error::{Failure, Result};
 use crate::host::Host;
+use crate::image::ImageReference;
 use crate::litellm::contract;
 use crate::litellm::keys::scrub;
 use crate::operations::backup;
@@ -32,31 +33,40 @@ const LACKING: i32 = 3;
 /// Refuses, before anything changes, what [`reencrypt`] could not do, and makes a backup.
 ///
 /// # Errors
-/// When LiteLLM, the database or the disks can't.
+/// When LiteLLM, the database or the disks can't, or there is a previous cluster of PostgreSQL.
 pub(super) async fn prepare(
     host: &Host,
     settings: &Settings,
     from: &SecretString,
     to: &SecretString,
 ) -> Result<()> {
-    let work = Work::begin(host, settings, from, to).await?;
-    let found = work.found;
-    work.end(host, settings).await?;
-    if found == Some(0) {
-        return Ok(());
+    if host.paths.postgres_previous().exists() {
+        return Err(Failure::new(
+            "the previous cluster of PostgreSQL, to which `rollback --postgres` returns, would keep the present salt",
+        )
+        .hint("a backup removes it: `litellm-units backup`")
+        .into());
     }
+    Work::begin(host, settings, from, to).await?.end().await?;
     let server = Server::new(host, settings).await?;
     backup::refuse_full_disks(&host.paths, server.size().await?, 0)?;
-    let made = backup::create(host, settings, &backup::BackupOptions::default()).await?;
-    host.progress.say(&format!(
-        "backup {} has the previous salt, and what it encrypts",
-        made.id()
-    ));
-    Ok(())
+    back_up(host, settings).await
 }
 
-/// Encrypts all that `from` encrypts with `to`, in one transaction. Can be repeated. If there is anything, the gateway is
-/// stopped, and is left so: with the salt that it has, it would read nothing of it.
+/// A backup that removes no other.
+///
+/// # Errors
+/// As [`backup::create`].
+pub(super) async fn back_up(host: &Host, settings: &Settings) -> Result<()> {
+    let options = backup::BackupOptions {
+        retention: None,
+        ..backup::BackupOptions::default()
+    };
+    backup::create(host, settings, &options).await.map(drop)
+}
+
+/// Encrypts all that `from` encrypts with `to`, in one transaction. Can be repeated. The gateway is stopped, and is left so:
+/// it would read nothing of it, and would go on encrypting with the salt that it has.
 ///
 /// # Errors
 /// When the database can't; then nothing is changed in it.
@@ -67,27 +77,28 @@ pub(super) async fn reencrypt(
     to: &SecretString,
     timeout: Duration,
 ) -> Result<()> {
+    stack::start_database(host, settings, timeout).await?;
     let mut work = Work::begin(host, settings, from, to).await?;
-    if let Some(found @ 1..) = work.found {
-        host.progress.say(&format!(
-            "values to encrypt with the other salt: {found}; requests wait"
-        ));
-        stack::stop(host, &[Service::Litellm.unit()], timeout).await?;
-        fail::fail_point!("salt-stopped");
-        work.write().await?;
-        fail::fail_point!("salt-written");
-    }
-    work.end(host, settings).await
+    host.progress.say(&format!(
+        "values to encrypt with the other salt: {}; requests wait",
+        work.found
+    ));
+    stack::stop(host, &[Service::Litellm.unit()], timeout).await?;
+    fail::fail_point!("salt-stopped");
+    work.write().await?;
+    fail::fail_point!("salt-written");
+    work.end().await
 }
 
 /// `units/reencrypt.py` in its container.
 struct Work {
+    image: ImageReference,
     child: Child,
     stdin: ChildStdin,
     lines: Lines<BufReader<ChildStdout>>,
     words: JoinHandle<io::Result<String>>,
-    /// How many values the present salt encrypts; `None` if the program has ended, for a reason of its own.
-    found: Option<u64>,
+    /// How many values the present salt encrypts.
+    found: u64,
 }
 
 impl Work {
@@ -97,10 +108,14 @@ impl Work {
         from: &SecretString,
         to: &SecretString,
     ) -> Result<Self> {
-        let pinned = ImagesLock::load(&host.paths.images_lock())?.pin(&settings.litellm_image);
+        let image = settings.litellm_image.clone();
+        let pinned = ImagesLock::load(&host.paths.images_lock())?.pin(&image);
         let words = [
             "run",
             "--rm",
+            // Ends that of a command which was killed.
+            "--name=litellm-units-reencrypt",
+            "--replace",
             "--interactive",
             "--pull=never",
             "--network",
@@ -142,64 +157,73 @@ impl Work {
         ));
         // A program that has ended has its own status.
         let _ = stdin.write_all(given.expose_secret().as_bytes()).await;
-        let mut lines = BufReader::new(stdout).lines();
-        let found = tokio::time::timeout(COUNT_TIMEOUT, lines.next_line())
-            .await
-            .context("the encrypted values of the database were not counted in time")??;
-        Ok(Self {
+        let mut work = Self {
+            image,
             child,
             stdin,
-            lines,
+            lines: BufReader::new(stdout).lines(),
             words,
-            found: found.and_then(|line| line.parse().ok()),
-        })
-    }
-
-    /// Has it write. Whether it did says its end.
-    async fn write(&mut self) -> Result<()> {
-        let _ = self.stdin.write_all(b"write\n").await;
-        tokio::time::timeout(WRITE_TIMEOUT, self.lines.next_line())
-            .await
-            .context("the stored values were not encrypted in time")??;
-        Ok(())
-    }
-
-    async fn end(mut self, host: &Host, settings: &Settings) -> Result<()> {
-        drop(self.stdin);
-        let status = self.child.wait().await.context("can't run podman")?;
-        let words = self.words.await.context("can't read from podman")??;
-        match status.code() {
-            Some(0) => Ok(()),
-            Some(LACKING) => lacking(host, settings).await,
-            _ => {
-                let last = words.trim().lines().last().unwrap_or("no reason given");
-                Err(Failure::new(format!(
-                    "the stored values can't be encrypted with another salt: {}",
-                    scrub(last)
-                ))
-                .into())
+            found: 0,
+        };
+        match work.number(COUNT_TIMEOUT).await? {
+            Some(found) => {
+                work.found = found;
+                Ok(work)
             }
+            None => Err(work.failure().await?),
         }
     }
-}
 
-/// Where there is nothing to encrypt, any release will do.
-async fn lacking(host: &Host, settings: &Settings) -> Result<()> {
-    let tables = Server::new(host, settings)
-        .await?
-        .encrypted_tables()
-        .await?;
-    if tables.is_empty() {
-        return Ok(());
+    /// The next number that the program prints; `None` if it ends instead.
+    async fn number(&mut self, timeout: Duration) -> Result<Option<u64>> {
+        let line = tokio::time::timeout(timeout, self.lines.next_line())
+            .await
+            .context("the stored values were not read in time")??;
+        line.map(|line| line.parse().context("not a number of stored values"))
+            .transpose()
     }
-    Err(Failure::new(format!(
-        "{} can't encrypt what the database holds ({}) with another salt",
-        settings.litellm_image,
-        tables.join(", ")
-    ))
-    .hint(format!(
-        "LiteLLM {} and newer can: `litellm-units upgrade --check` shows the releases",
-        contract::REENCRYPTS_FROM
-    ))
-    .into())
+
+    /// Has it write what it has found.
+    async fn write(&mut self) -> Result<()> {
+        let _ = self.stdin.write_all(b"write\n").await;
+        match self.number(WRITE_TIMEOUT).await? {
+            Some(_) => Ok(()),
+            None => Err(self.failure().await?),
+        }
+    }
+
+    async fn end(mut self) -> Result<()> {
+        // Without a second line, it ends.
+        let _ = self.stdin.shutdown().await;
+        let status = self.child.wait().await.context("can't run podman")?;
+        if status.success() {
+            return Ok(());
+        }
+        Err(self.failure().await?)
+    }
+
+    /// Why it has ended.
+    async fn failure(&mut self) -> Result<anyhow::Error> {
+        let status = self.child.wait().await.context("can't run podman")?;
+        if status.code() == Some(LACKING) {
+            return Ok(Failure::new(format!(
+                "{} can't encrypt with another salt",
+                self.image
+            ))
+            .hint(format!(
+                "LiteLLM {} and newer can: `litellm-units upgrade --check` shows the releases",
+                contract::REENCRYPTS_FROM
+            ))
+            .into());
+        }
+        let words = (&mut self.words)
+            .await
+            .context("can't read from podman")??;
+        let last = words.trim().lines().last().unwrap_or("no reason given");
+        Ok(Failure::new(format!(
+            "the stored values can't be encrypted with another salt: {}",
+            scrub(last)
+        ))
+        .into())
+    }
 }

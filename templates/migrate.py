@@ -115,8 +115,10 @@ elif "same migrations" in answer.stderr:
     finish(newest)
 elif answer.returncode:
     print(answer.stderr, file=sys.stderr)
-    # A refused login stays refused: litellm-migrate.service is not started again after this status.
-    sys.exit(78 if "P1000" in answer.stderr else 1)
+    # A refused login stays refused: litellm-migrate.service is not started again after 78. A server that is away comes back;
+    # for the rest, an external one would be asked without an end (2).
+    away = re.search("P10(01|02|08|11|17)|starting up|shutting down|recovery", answer.stderr)
+    sys.exit(78 if "P1000" in answer.stderr else 1 if away else 2)
 else:
     try:
         done = migrate()

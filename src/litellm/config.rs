@@ -158,6 +158,7 @@ fn findings(paths: &Paths, env_path: &Path) -> Result<Vec<ConfigFinding>> {
     let mut findings = checker.findings;
     findings.extend(weak_master_key(&text, &env, env_path, &settings));
     findings.extend(misspelt(&paths.config(), &env, env_path));
+    findings.extend(unverified(&env, env_path));
     let capacity = Capacity::read();
     findings.extend(of_several(
         &text, &path, &env, env_path, &settings, capacity,
@@ -402,6 +403,22 @@ fn misspelt(config: &Path, env: &EnvFile, env_path: &Path) -> Vec<ConfigFinding>
             })
         })
         .collect()
+}
+
+/// libpq's modes that Prisma, and so the gateway, does not know (prisma/prisma-engines, quaint's `postgres/url.rs`).
+fn unverified(env: &EnvFile, env_path: &Path) -> Option<ConfigFinding> {
+    const NAME: &str = "DATABASE_URL";
+    let is_unknown = env.get(NAME)?.contains("sslmode=verify-");
+    is_unknown.then(|| ConfigFinding {
+        file: env_path.to_owned(),
+        line: env.line(NAME).unwrap_or(1),
+        column: 1,
+        severity: Severity::Warning,
+        message: format!(
+            "{NAME}: the gateway does not know sslmode=verify-…, and accepts every certificate"
+        ),
+        hint: Some("write sslmode=require&sslaccept=strict".into()),
+    })
 }
 
 /// Whether a text has a name that is not a part of a longer one.
@@ -1299,6 +1316,25 @@ mod tests {
         let found = misspelt(directory.path(), &env, Path::new(".env"));
         let lines: Vec<usize> = found.iter().map(|finding| finding.line).collect();
         assert_eq!(lines, [2]);
+    }
+
+    #[test]
+    fn modes_of_libpq_are_named() {
+        let line = |mode: &str| {
+            let env = EnvFile::parse(&format!("A=1\nDATABASE_URL=postgresql://a:b@c/d?{mode}\n"))
+                .unwrap();
+            unverified(&env, Path::new(".env")).map(|finding| finding.line)
+        };
+        assert_eq!(line("schema=x&sslmode=verify-full"), Some(2));
+        assert_eq!(line("sslmode=verify-ca"), Some(2));
+        assert_eq!(line("sslmode=require&sslaccept=strict"), None);
+        assert!(
+            unverified(
+                &EnvFile::parse("A=sslmode=verify-ca\n").unwrap(),
+                Path::new("")
+            )
+            .is_none()
+        );
     }
 
     #[test]

@@ -85,8 +85,8 @@ fn decrypts(host: &TestHost, who: Who, salt: &str) -> bool {
         "/tmp/decrypts.py",
         include_str!("../../units/decrypts.py"),
     );
-    let script = r#"podman exec litellm-postgres sh -c 'psql -qtA -U "$POSTGRES_USER" -d "$POSTGRES_DB"' \
-          -c 'SELECT credential_values FROM "LiteLLM_CredentialsTable"' |
+    let script = r#"podman exec litellm-postgres sh -c 'psql -qtA -U "$POSTGRES_USER" -d "$POSTGRES_DB" -c "$0"' \
+            'SELECT credential_values FROM "LiteLLM_CredentialsTable"' |
           jq -c --arg salt "$2" '(if type == "string" then fromjson else . end) | {salt: $salt, value: .api_key}' |
           podman exec -i litellm python3 -c "$(cat /tmp/decrypts.py)""#;
     let words = [

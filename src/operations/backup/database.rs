@@ -1181,11 +1181,12 @@ pub(crate) fn parse_url(url: &SecretString) -> Result<(Vec<(&'static str, Secret
         ("PGPASSWORD", decode(url.password().unwrap_or_default())?),
         ("PGDATABASE", database.as_str().into()),
     ];
-    // What Prisma calls strict is libpq's verify-full.
-    let is_strict = |(name, value): (std::borrow::Cow<str>, std::borrow::Cow<str>)| {
-        name == "sslaccept" && value != "accept_invalid_certs"
+    // What Prisma calls strict is libpq's verify-full, unless the authority is a file in the gateway's container.
+    let has = |name: &str, other: &str| {
+        url.query_pairs()
+            .any(|(key, value)| key == name && value != other)
     };
-    let is_strict = url.query_pairs().any(is_strict);
+    let is_strict = has("sslaccept", "accept_invalid_certs") && !has("sslcert", "");
     for (name, value) in url.query_pairs() {
         let variable = match &*name {
             "sslmode" if is_strict && value == "require" => {
@@ -1248,6 +1249,11 @@ mod tests {
             ("sslmode=require&sslaccept=strict", "verify-full", true),
             ("sslaccept=strict&sslmode=require", "verify-full", true),
             ("sslaccept=strict&sslmode=prefer", "prefer", false),
+            (
+                "sslmode=require&sslaccept=strict&sslcert=/app/files/ca.pem",
+                "require",
+                false,
+            ),
             ("sslmode=verify-full&schema=llm", "verify-full", true),
             ("sslmode=verify-ca", "verify-ca", true),
         ] {

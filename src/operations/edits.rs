@@ -31,6 +31,7 @@ const LOGIN: [&str; 3] = ["POSTGRES_USER", "POSTGRES_PASSWORD", "POSTGRES_DB"];
 /// With file, line and the next step.
 pub(crate) async fn refuse(host: &Host, settings: &Settings) -> Result<()> {
     address::refuse(host, settings)?;
+    address::refuse_metrics(&host.paths, settings)?;
     let Some(edit) = Edit::find(host, settings) else {
         return Ok(());
     };

@@ -55,7 +55,6 @@ impl Refusal {
 /// # Errors
 /// With file, line and the next step.
 pub(crate) fn refuse(host: &Host, settings: &Settings) -> Result<()> {
-    refuse_metrics(&host.paths, settings)?;
     let installed = Listen::installed(&host.paths).unwrap_or_default();
     if settings.listen == installed {
         return Ok(());
@@ -83,8 +82,11 @@ pub(crate) fn refuse(host: &Host, settings: &Settings) -> Result<()> {
     Ok(())
 }
 
-/// As [`refuse`], for the address of the metrics.
-fn refuse_metrics(paths: &Paths, settings: &Settings) -> Result<()> {
+/// As [`refuse`], for the address of the metrics. An installed one is not looked at: the gateway starts without it.
+///
+/// # Errors
+/// With file, line and the next step.
+pub(crate) fn refuse_metrics(paths: &Paths, settings: &Settings) -> Result<()> {
     let Some(address) = settings.watch.metrics_address else {
         return Ok(());
     };
@@ -93,6 +95,9 @@ fn refuse_metrics(paths: &Paths, settings: &Settings) -> Result<()> {
         group: None,
     };
     let installed = Listen::of_installed(paths, quadlet::METRICS_SOCKET).unwrap_or_else(none);
+    if installed.addresses == [ListenAddress::Tcp(address)] {
+        return Ok(());
+    }
     match refusal_of_port(address, &installed) {
         Some(Refusal { problem, hint }) => {
             let path = paths.env_file();
@@ -437,5 +442,33 @@ mod tests {
         assert!(refusal_of_port(wanted, &installed([0, 0, 0, 0])).is_none());
         assert!(is_taken(&ListenAddress::Tcp(wanted)));
         assert!(!can_share(&ListenAddress::Tcp(wanted)));
+    }
+
+    /// Whoever has it: the gateway starts.
+    #[test]
+    fn an_installed_address_of_the_metrics_is_not_refused() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths {
+            deployment: root.path().join("deployment"),
+            units: root.path().to_owned(),
+            ..Paths::elsewhere(Scope::System)
+        };
+        let other = TcpListener::bind(("127.0.0.2", 0)).unwrap();
+        let address = other.local_addr().unwrap();
+        let env = format!(
+            "LITELLM_IMAGE=ghcr.io/berriai/litellm:v1.108.14\nLITELLM_MASTER_KEY=sk-1\nLITELLM_SALT_KEY=sk-salt\n\
+             POSTGRES_USER=me\nPOSTGRES_PASSWORD=p\nPOSTGRES_DB=db\nREDIS_PASSWORD=r\n{METRICS_LISTEN}={address}\n"
+        );
+        std::fs::create_dir(&paths.deployment).unwrap();
+        std::fs::write(paths.env_file(), &env).unwrap();
+        let settings = Settings::from_text(&env, &paths.env_file()).unwrap();
+        let error = refuse_metrics(&paths, &settings).unwrap_err();
+        assert!(
+            format!("{error:#}").contains("which is taken by another process"),
+            "{error:#}"
+        );
+        let socket = format!("[Socket]\nListenStream={address}\n");
+        std::fs::write(paths.units.join(quadlet::METRICS_SOCKET), socket).unwrap();
+        refuse_metrics(&paths, &settings).unwrap();
     }
 }

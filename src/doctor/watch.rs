@@ -70,6 +70,9 @@ type Faults = BTreeMap<String, Fault>;
 /// When `.env` is wrong, systemd does not answer, or a notice was not delivered; the next look tries again.
 pub(crate) async fn watch(host: &Host) -> Result<()> {
     let settings = Settings::load(&host.paths.env_file())?;
+    // The timer also runs while nothing of the stack was started since the host was.
+    let state = host.paths.runtime_state();
+    std::fs::create_dir_all(&state).with_context(|| format!("can't create {}", state.display()))?;
     let report = report::gather(host).await?;
     // Reads the manifests of 14 days, once.
     let forecast = database::of_backups(&host.paths);
@@ -88,18 +91,20 @@ async fn write_metrics(
         return Ok(());
     }
     let text = metrics::text(host, report, forecast).await?;
-    if watch.metrics_address.is_some() {
-        write_atomically(&scrape::file(&host.paths), text.as_bytes(), 0o644)?;
-    }
+    let served = match watch.metrics_address {
+        Some(_) => write_atomically(&scrape::file(&host.paths), text.as_bytes(), 0o644),
+        None => Ok(()),
+    };
+    // Whatever became of the other file.
     let Some(path) = &watch.metrics else {
-        return Ok(());
+        return served;
     };
     let name = path.file_name().and_then(OsStr::to_str);
     let (directory, name) = path
         .parent()
         .zip(name)
         .context("METRICS_FILE names no file")?;
-    write_here(directory, name, text.as_bytes(), 0o644)
+    write_here(directory, name, text.as_bytes(), 0o644).and(served)
 }
 
 async fn notify(

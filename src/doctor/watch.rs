@@ -5,11 +5,13 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
+use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
 use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
+use tokio::net::TcpStream;
 
 use super::{Check, CheckName, CheckOutcome, Examination, database, files, metrics, scrape};
 use crate::deployment::settings::{Settings, WatchSettings};
@@ -38,6 +40,9 @@ const ABSENCES: u32 = 3;
 
 /// After this, faults are reported although an operation is running.
 const LONG_OPERATION: Duration = Duration::from_secs(3600);
+
+/// How long a connection to an address of this host may take.
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A fault: what is known of it from this look and the ones before.
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
@@ -224,12 +229,30 @@ pub(super) async fn check(examination: &Examination<'_>) -> Option<Check> {
                 address.port()
             ))
         }
+    } else if let Some(address) = settings.watch.metrics_address
+        && socket.is_active()
+        && !is_reached(address).await
+    {
+        Check::warning(
+            CheckName::Notices,
+            format!(
+                "{METRICS_SOCKET} is active, but nothing listens at {address}, so no metrics are served"
+            ),
+        )
+        .remedy(format!("`{systemctl} restart {METRICS_SOCKET}`"))
     } else {
         Check::ok(
             CheckName::Notices,
             format!("{WATCH_TIMER} is enabled and active"),
         )
     })
+}
+
+/// Whether somebody listens. systemd calls a socket unit active whose address it has closed, since the unit was changed and
+/// not restarted.
+async fn is_reached(address: SocketAddr) -> bool {
+    let connection = tokio::time::timeout(CONNECT_TIMEOUT, TcpStream::connect(address)).await;
+    matches!(connection, Ok(Ok(_)))
 }
 
 /// The recipients of a notice, by the variables that name them, and what failed.

@@ -297,8 +297,10 @@ impl Prepared {
                 && change.before.is_some()
                 && change.after.is_some()
         };
-        // Else systemd would close the former address, and not open the new one.
-        if changes.iter().any(is_moved) && systemd.unit(quadlet::METRICS_SOCKET).await?.is_active()
+        // Else systemd would close the former address, and not open the new one. One that failed, since another program had
+        // the former address, gets another try; one that an operator has disabled does not.
+        if changes.iter().any(is_moved)
+            && systemd.unit(quadlet::METRICS_SOCKET).await?.file_state == "enabled"
         {
             ask(
                 host,

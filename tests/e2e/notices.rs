@@ -173,7 +173,8 @@ fn faults_are_reported_once() {
         format!("{test}{test}litellm-units on {name}{fault}{end}")
     );
 
-    // Another address, at which alone it is served then.
+    // Another address, at which alone it is served then, also if the socket had failed.
+    host.systemctl(who, &["stop", "litellm-metrics.socket"]);
     host.set_env(who, &[("METRICS_LISTEN", "[::1]:9158")]);
     host.units(who, &["apply"]).ok();
     let addresses = host.sh(

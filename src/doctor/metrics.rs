@@ -13,7 +13,7 @@ use crate::operations::database::Forecast;
 use crate::operations::recovery::OngoingOperation;
 use crate::operations::stack::report::{self, ServiceReport, State, StatusReport};
 use crate::operations::upgrade::check::Verdict;
-use crate::quadlet::BACKUP_SERVICE;
+use crate::quadlet::{BACKUP_SERVICE, BACKUP_TIMER};
 
 /// What [`render`] shows beside the report of `status`.
 #[derive(Debug, Default)]
@@ -24,6 +24,8 @@ struct Others {
     /// Time since the last backup.
     backup: Option<Duration>,
     backup_failed: bool,
+    /// Whether there will be another one.
+    backup_timer: bool,
     database: Forecast,
     /// The file systems of the deployment, and the bytes that are free.
     disks: Vec<(PathBuf, u64)>,
@@ -47,7 +49,9 @@ pub(super) async fn text(
     report: &StatusReport,
     forecast: &Result<Forecast>,
 ) -> Result<String> {
-    let service = host.systemd().await?.unit(BACKUP_SERVICE).await?;
+    let systemd = host.systemd().await?;
+    let (timer, service) =
+        futures_util::try_join!(systemd.unit(BACKUP_TIMER), systemd.unit(BACKUP_SERVICE))?;
     let others = Others {
         now: SystemTime::now().duration_since(UNIX_EPOCH)?,
         interrupted: matches!(
@@ -56,6 +60,7 @@ pub(super) async fn text(
         ),
         backup: backup::last(&host.paths)?,
         backup_failed: service.is_failing(),
+        backup_timer: timer.file_state == "enabled" && timer.is_active(),
         database: match forecast {
             Ok(forecast) => forecast.clone(),
             Err(error) => return Err(anyhow::anyhow!("{error:#}")),
@@ -222,6 +227,12 @@ fn render(report: &StatusReport, others: &Others) -> String {
         "whether the last nightly backup failed",
     );
     text.sample(&[], flag(others.backup_failed));
+    text.add(
+        "backup_timer_active",
+        "gauge",
+        "whether the timer of the nightly backup is enabled and active",
+    );
+    text.sample(&[], flag(others.backup_timer));
     if let Some(archive) = &report.archive {
         text.add(
             "archive_recoverable",
@@ -379,6 +390,7 @@ mod tests {
             interrupted: false,
             backup: Some(Duration::from_secs(3600)),
             backup_failed: false,
+            backup_timer: true,
             database: Forecast {
                 bytes: Some(1 << 34),
                 bytes_per_day: None,

@@ -297,7 +297,7 @@ const PLANTED: [Planted; 9] = [
     Planted {
         plant: |host| host.systemctl(Who::Root, &["stop", "litellm-backup.timer"]),
         notices: &["backup: litellm-backup.timer is not active"],
-        metrics: &[],
+        metrics: &["litellm_units_backup_timer_active 0"],
         mend: "systemctl start litellm-backup.timer",
     },
     Planted {

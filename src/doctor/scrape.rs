@@ -14,6 +14,8 @@ use crate::host::paths::Paths;
 
 /// Of the request and the answer together.
 const TIMEOUT: Duration = Duration::from_secs(2);
+/// Of the head of the request: a connection that says nothing keeps others out for no longer.
+const HEAD_TIMEOUT: Duration = Duration::from_millis(500);
 /// The longest head of a request; Prometheus sends about 300 bytes.
 const HEAD: u64 = 8192;
 const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
@@ -50,11 +52,15 @@ async fn answer(
 ) -> std::io::Result<()> {
     let mut head = Vec::new();
     let mut limited = (&mut *connection).take(HEAD);
-    while !head.windows(4).any(|end| end == b"\r\n\r\n") {
-        if limited.read_buf(&mut head).await? == 0 {
-            break;
+    let read = async {
+        while !head.windows(4).any(|end| end == b"\r\n\r\n") {
+            if limited.read_buf(&mut head).await? == 0 {
+                break;
+            }
         }
-    }
+        Ok::<(), std::io::Error>(())
+    };
+    tokio::time::timeout(HEAD_TIMEOUT, read).await??;
     let (status, kind, body) = reply(&head, file);
     let allow = if status.starts_with("405") {
         "Allow: GET, HEAD\r\n"
@@ -106,7 +112,18 @@ fn reply(head: &[u8], file: &Path) -> (&'static str, &'static str, String) {
 
 #[cfg(test)]
 mod tests {
+    use std::io::ErrorKind;
+
     use super::*;
+
+    #[tokio::test]
+    async fn a_client_that_says_nothing_is_left() {
+        let (mut client, mut server) = tokio::io::duplex(64);
+        client.write_all(b"GET /metrics HTTP/1.1\r\n").await.unwrap();
+        let answer = answer(&mut server, Path::new("/nowhere"));
+        let answer = tokio::time::timeout(TIMEOUT, answer).await.unwrap();
+        assert_eq!(answer.unwrap_err().kind(), ErrorKind::TimedOut);
+    }
 
     /// What a client gets that sends `request` and waits.
     async fn asked(request: &[u8], file: &Path) -> String {

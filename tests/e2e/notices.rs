@@ -40,10 +40,11 @@ fn scrape(host: &TestHost) -> String {
     let who = Who::Root;
     let script = "
         exec 7<>/dev/tcp/127.0.0.1/9157 8<>/dev/tcp/127.0.0.1/9157
-        curl -sSf -o /root/scraped -w '%{http_code} %{content_type} ' http://127.0.0.1:9157/metrics
-        curl -sS -o /dev/null -w '%{http_code} ' http://127.0.0.1:9157/
-        curl -sS -o /dev/null -w '%{http_code} ' -d x http://127.0.0.1:9157/metrics
-        curl -sS -I http://127.0.0.1:9157/metrics | grep -c '^HTTP/1.1 200 OK'
+        get() { curl -sS --retry 5 --retry-all-errors \"$@\"; }
+        get -o /root/scraped -w '%{http_code} %{content_type} ' http://127.0.0.1:9157/metrics
+        get -o /dev/null -w '%{http_code} ' http://127.0.0.1:9157/
+        get -o /dev/null -w '%{http_code} ' -d x http://127.0.0.1:9157/metrics
+        get -I http://127.0.0.1:9157/metrics | grep -c '^HTTP/1.1 200 OK'
     ";
     assert_eq!(
         host.sh(who, script),

@@ -2,7 +2,7 @@
 //! of `litellm-watch.service` wrote. So an answer asks nobody, waits for nothing, and no process stays.
 
 use std::os::fd::AsFd;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -21,11 +21,6 @@ const HEAD: u64 = 8192;
 const METRICS: &str = "text/plain; version=0.0.4; charset=utf-8";
 const PLAIN: &str = "text/plain; charset=utf-8";
 
-/// What is served; every user may read it.
-pub(super) fn file(paths: &Paths) -> PathBuf {
-    paths.runtime_state().join("metrics.prom")
-}
-
 /// Answers one request on the connection that is stdin.
 ///
 /// # Errors
@@ -37,7 +32,7 @@ pub(crate) async fn serve(paths: &Paths) -> Result<()> {
         .and_then(|()| TcpStream::from_std(connection))
         .context("stdin is no connection")?;
     let exchange = async {
-        answer(&mut connection, &file(paths)).await?;
+        answer(&mut connection, &paths.served_metrics()).await?;
         // A connection that is closed with something unread is reset, and the answer may be lost.
         tokio::io::copy(&mut connection.take(HEAD), &mut tokio::io::sink()).await
     };
@@ -119,7 +114,10 @@ mod tests {
     #[tokio::test]
     async fn a_client_that_says_nothing_is_left() {
         let (mut client, mut server) = tokio::io::duplex(64);
-        client.write_all(b"GET /metrics HTTP/1.1\r\n").await.unwrap();
+        client
+            .write_all(b"GET /metrics HTTP/1.1\r\n")
+            .await
+            .unwrap();
         let answer = answer(&mut server, Path::new("/nowhere"));
         let answer = tokio::time::timeout(TIMEOUT, answer).await.unwrap();
         assert_eq!(answer.unwrap_err().kind(), ErrorKind::TimedOut);

@@ -13,7 +13,7 @@ use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 
-use super::{Check, CheckName, CheckOutcome, Examination, database, files, metrics, scrape};
+use super::{Check, CheckName, CheckOutcome, Examination, database, files, metrics};
 use crate::deployment::settings::{Settings, WatchSettings};
 use crate::deployment::variables::{NOTIFY_COMMAND, NOTIFY_URL};
 use crate::error::{Failure, Result};
@@ -97,7 +97,7 @@ async fn write_metrics(
     }
     let text = metrics::text(host, report, forecast).await?;
     let served = match watch.metrics_address {
-        Some(_) => write_atomically(&scrape::file(&host.paths), text.as_bytes(), 0o644),
+        Some(_) => write_atomically(&host.paths.served_metrics(), text.as_bytes(), 0o644),
         None => Ok(()),
     };
     // Whatever became of the other file.

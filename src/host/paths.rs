@@ -364,6 +364,12 @@ impl Paths {
     pub fn runtime_state(&self) -> PathBuf {
         self.runtime.join("litellm-units")
     }
+
+    /// The metrics of the last look, which are served by HTTP. Every user may read them.
+    #[must_use]
+    pub fn served_metrics(&self) -> PathBuf {
+        self.runtime_state().join("metrics.prom")
+    }
 }
 
 /// The directory in the command line of a unit. It needs quotes at most.

@@ -13,6 +13,7 @@ use crate::deployment::settings::Settings;
 use crate::deployment::variables::USER_NAMESPACES;
 use crate::error::{Failure, Result};
 use crate::host::capacity::Capacity;
+use crate::host::files;
 use crate::host::namespaces;
 use crate::host::ownership;
 use crate::host::paths::Scope;
@@ -269,6 +270,10 @@ impl Prepared {
             systemd.disable(unit).await?;
         }
         ask(host, JobType::Stop, names(&self.former_companions)).await?;
+        if names(&self.former_companions).any(|unit| unit == quadlet::METRICS_SOCKET) {
+            // Else the first scrapes of a later one would get it, however old it is.
+            files::remove_existing(&host.paths.served_metrics())?;
+        }
         rest.apply()?;
         for (unit, _) in &self.companions {
             systemd.enable(unit).await?;

@@ -195,6 +195,7 @@ fn faults_are_reported_once() {
         assert!(applied.contains(&line), "{applied}");
         assert_eq!(host.property(who, unit, "LoadState"), "not-found");
     }
+    host.sh(who, "test ! -e /run/litellm-units/metrics.prom");
     assert_eq!(
         host.sh(who, "ss -ltnH 'sport >= :9157 and sport <= :9158'"),
         ""

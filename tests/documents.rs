@@ -289,7 +289,8 @@ fn metrics_in(text: &str) -> BTreeSet<&str> {
 #[test]
 fn metrics_of_the_examples() {
     let exported = read("tests/fixtures/metrics.prom");
-    // Of LiteLLM 1.108.14, with the callback `prometheus`.
+    // What the dashboard asks LiteLLM for, looked up by hand in 1.108.14 with the callback `prometheus`. For another release,
+    // compare it with `/metrics/` of a gateway that has served a request.
     let foreign = read("tests/fixtures/litellm-metrics.txt");
     let known: BTreeSet<&str> = { exported.lines() }
         .filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next())

@@ -188,7 +188,7 @@ fn render(report: &StatusReport, others: &Others) -> String {
     text.add(
         "operation_interrupted",
         "gauge",
-        "whether a change of the deployment was interrupted, and nobody completes it",
+        "whether a change of the deployment was interrupted and not completed",
     );
     text.sample(&[], flag(others.interrupted));
     if let Some(known) = &report.vulnerabilities {

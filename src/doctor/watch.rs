@@ -14,6 +14,7 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 
 use super::{Check, CheckName, CheckOutcome, Examination, database, files, metrics};
+use crate::deployment::listen::ListenAddress;
 use crate::deployment::settings::{Settings, WatchSettings};
 use crate::deployment::variables::{NOTIFY_COMMAND, NOTIFY_URL};
 use crate::error::{Failure, Result};
@@ -25,8 +26,8 @@ use crate::host::{Host, notice};
 use crate::litellm::health::GatewayHealth;
 use crate::operations::database::Forecast;
 use crate::operations::recovery::OngoingOperation;
-use crate::operations::stack::LogSource;
 use crate::operations::stack::report::{self, ServiceReport, StatusReport};
+use crate::operations::stack::{LogSource, address};
 use crate::operations::{backup, pull};
 use crate::output::duration;
 use crate::quadlet::{METRICS_SOCKET, RECOVERY, WATCH_SERVICE, WATCH_TIMER};
@@ -225,8 +226,8 @@ pub(super) async fn check(examination: &Examination<'_>) -> Option<Check> {
             check.remedy(format!("`{systemctl} enable --now {METRICS_SOCKET}`"))
         } else {
             check.remedy(format!(
-                "find who has the address: `ss -ltnp 'sport = :{}'`; then `{systemctl} enable --now {METRICS_SOCKET}`",
-                address.port()
+                "{}; then `{systemctl} enable --now {METRICS_SOCKET}`",
+                address::find(&ListenAddress::Tcp(address))
             ))
         }
     } else if let Some(address) = settings.watch.metrics_address

@@ -139,7 +139,8 @@ fn is_taken(address: &ListenAddress) -> bool {
 }
 
 /// How to find the process that has an address.
-fn find(address: &ListenAddress) -> String {
+#[must_use]
+pub(crate) fn find(address: &ListenAddress) -> String {
     match address {
         ListenAddress::Tcp(address) => {
             format!("find and stop it: `ss -ltnp 'sport = :{}'`", address.port())

@@ -766,14 +766,14 @@ impl Day<'_> {
                 "LITELLM_SALT_KEY",
                 "sk-other",
                 "is not the one that encrypts what the database holds (LiteLLM_CredentialsTable), so LiteLLM could not read it any more\n",
-                "/.env; the salt is never replaced\n",
+                "/.env; to replace it: `litellm-units secrets rotate salt`\n",
             ),
             // Without it, LiteLLM takes the master key.
             (
                 "LITELLM_SALT_KEY",
                 "",
                 "is not the one that encrypts what the database holds (LiteLLM_CredentialsTable), so LiteLLM could not read it any more\n",
-                "/.env; the salt is never replaced\n",
+                "/.env; to replace it: `litellm-units secrets rotate salt`\n",
             ),
             (
                 "DATABASE_URL",

@@ -143,16 +143,7 @@ pub(crate) async fn carry_out(
         env_before,
         env_after: env.text().to_owned(),
     };
-    let replaces_salt = pending.edits.iter().any(|edit| edit.name == SALT);
-    finish(host, pending, timeout).await?;
-    if replaces_salt {
-        // Until there is one, nothing outside of the deployment has the new salt.
-        let settings = Settings::load(&path)?;
-        salt::back_up(host, &settings)
-            .await
-            .context("the salt was replaced, but the backup after it failed; to make it: `litellm-units backup`")?;
-    }
-    Ok(())
+    finish(host, pending, timeout).await
 }
 
 /// The rotation that was interrupted, if one was.
@@ -250,6 +241,9 @@ async fn finish(host: &Host, pending: Pending, timeout: Duration) -> Result<()> 
         forget(host)
     };
     let Err(error) = attempt.await else {
+        if pending.edits.iter().any(|edit| edit.name == SALT) {
+            back_up_new_salt(host).await;
+        }
         return Ok(());
     };
     host.progress.say(&format!("{error:#}"));
@@ -272,6 +266,19 @@ async fn finish(host: &Host, pending: Pending, timeout: Duration) -> Result<()> 
             .caused_by(second),
     }
     .into())
+}
+
+/// Until there is a backup with the new salt, a lost host is lost with it.
+async fn back_up_new_salt(host: &Host) {
+    let attempt = async {
+        let settings = Settings::load(&host.paths.env_file())?;
+        salt::back_up(host, &settings).await
+    };
+    if let Err(error) = attempt.await {
+        host.progress.warn(&format!(
+            "the salt was replaced, but there is no backup with the new one: {error:#}; to make one: `litellm-units backup`"
+        ));
+    }
 }
 
 fn concerns_interface(name: &str) -> bool {

@@ -1,7 +1,7 @@
 //! LiteLLM's database encrypted with another salt.
 
 use std::io;
-use std::process::Stdio;
+use std::process::{ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::Context;
@@ -27,6 +27,8 @@ use crate::service::Service;
 const COUNT_TIMEOUT: Duration = Duration::from_secs(600);
 /// As in the program.
 const WRITE_TIMEOUT: Duration = Duration::from_secs(3600);
+/// For its end, once it has nothing more to do.
+const END_TIMEOUT: Duration = Duration::from_secs(60);
 /// Its exit status if LiteLLM lacks the functions.
 const LACKING: i32 = 3;
 
@@ -94,7 +96,7 @@ pub(super) async fn reencrypt(
 struct Work {
     image: ImageReference,
     child: Child,
-    stdin: ChildStdin,
+    stdin: Option<ChildStdin>,
     lines: Lines<BufReader<ChildStdout>>,
     words: JoinHandle<io::Result<String>>,
     /// How many values the present salt encrypts.
@@ -160,7 +162,7 @@ impl Work {
         let mut work = Self {
             image,
             child,
-            stdin,
+            stdin: Some(stdin),
             lines: BufReader::new(stdout).lines(),
             words,
             found: 0,
@@ -185,7 +187,9 @@ impl Work {
 
     /// Has it write what it has found.
     async fn write(&mut self) -> Result<()> {
-        let _ = self.stdin.write_all(b"write\n").await;
+        if let Some(stdin) = &mut self.stdin {
+            let _ = stdin.write_all(b"write\n").await;
+        }
         match self.number(WRITE_TIMEOUT).await? {
             Some(_) => Ok(()),
             None => Err(self.failure().await?),
@@ -193,18 +197,25 @@ impl Work {
     }
 
     async fn end(mut self) -> Result<()> {
-        // Without a second line, it ends.
-        let _ = self.stdin.shutdown().await;
-        let status = self.child.wait().await.context("can't run podman")?;
-        if status.success() {
+        if self.status().await?.success() {
             return Ok(());
         }
         Err(self.failure().await?)
     }
 
+    /// How it ends. Without a second line, it has nothing to do.
+    async fn status(&mut self) -> Result<ExitStatus> {
+        // Only a drop closes the pipe.
+        drop(self.stdin.take());
+        tokio::time::timeout(END_TIMEOUT, self.child.wait())
+            .await
+            .context("the program that reads the stored values does not end")?
+            .context("can't run podman")
+    }
+
     /// Why it has ended.
     async fn failure(&mut self) -> Result<anyhow::Error> {
-        let status = self.child.wait().await.context("can't run podman")?;
+        let status = self.status().await?;
         if status.code() == Some(LACKING) {
             return Ok(Failure::new(format!(
                 "{} can't encrypt with another salt",

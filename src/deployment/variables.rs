@@ -207,7 +207,8 @@ static FAMILIES: [Variable; 3] = [
 static OTHER: Variable = row("", Known, Gateway(Always), Unknown);
 
 fn variable(name: &str) -> &'static Variable {
-    { VARIABLES.iter() }
+    VARIABLES
+        .iter()
         .find(|row| row.name == name)
         .or_else(|| FAMILIES.iter().find(|row| name.starts_with(row.name)))
         .unwrap_or(&OTHER)
@@ -231,7 +232,8 @@ pub(crate) fn secrecy(name: &str) -> Secrecy {
 
 /// The variables that have a meaning here.
 pub(crate) fn settings() -> impl Iterator<Item = &'static str> {
-    { VARIABLES.iter() }
+    VARIABLES
+        .iter()
         .filter(|row| row.kind != Known)
         .map(|row| row.name)
 }
@@ -239,7 +241,8 @@ pub(crate) fn settings() -> impl Iterator<Item = &'static str> {
 /// The variables that say which PostgreSQL there is. They stay as they are when another configuration is put in the place of
 /// the current one.
 pub(crate) fn of_the_database() -> Vec<&'static str> {
-    { VARIABLES.iter() }
+    VARIABLES
+        .iter()
         .filter(|row| row.kind == Database)
         .map(|row| row.name)
         .collect()
@@ -311,7 +314,8 @@ mod tests {
     const MANUAL: &str = include_str!("../../packaging/man/litellm.env.5");
 
     fn names(choose: impl Fn(&Variable) -> bool) -> BTreeSet<&'static str> {
-        { VARIABLES.iter() }
+        VARIABLES
+            .iter()
             .filter(|row| choose(row))
             .map(|row| row.name)
             .collect()

@@ -27,7 +27,7 @@ pub(crate) struct Progress {
     pub(super) system: String,
     /// The name of what follows without a gap: an archive that begins anew never mixes with what was before.
     pub(super) history: String,
-    /// Distinguishes the key by which the pieces are authenticated from another one.
+    /// Part of the key by which the pieces are authenticated, so that it serves for nothing else.
     pub(super) key: String,
     /// The size of a segment in bytes.
     pub(super) segment: u64,

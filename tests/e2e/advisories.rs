@@ -28,8 +28,8 @@ fn tags(host: &TestHost, tags: &[&str]) {
             skopeo inspect --raw --tls-verify=false docker://$at:$tag >/dev/null 2>&1 ||
                 skopeo copy -q --all --src-tls-verify=false --dest-tls-verify=false docker://$at:$1 docker://$at:$tag
         done"#;
-    let words = ["bash", "-euo", "pipefail", "-c", script, "tags", OLD];
-    host.run(Who::Root, &[&words, tags].concat()).ok();
+    host.bash_with(Who::Root, script, &[&[OLD], tags].concat())
+        .ok();
 }
 
 /// A deployment that names the old release, and nothing else yet.

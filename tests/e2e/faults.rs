@@ -12,18 +12,8 @@ fn everything(host: &TestHost, who: Who) -> String {
             [ ! -e "$place" ] || find "$place" -printf '%M %u %p %l\n' -type f -exec sha256sum {} \;
         done
     "#;
-    let words = [
-        "bash",
-        "-euo",
-        "pipefail",
-        "-c",
-        script,
-        "all",
-        who.deployment(),
-        who.quadlets(),
-        who.units(),
-    ];
-    host.run(Who::Root, &words).ok()
+    let places = [who.deployment(), who.quadlets(), who.units()];
+    host.bash_with(Who::Root, script, &places).ok()
 }
 
 /// Runs a command that must fail at once, with this code and these words, and change nothing.
@@ -264,8 +254,7 @@ fn full_disk(who: Who, name: &str) {
     .ok();
     let generate = ["generate", "--litellm-dir", "/opt/server"];
     for left in ["0", "3", "6", "7", "8"] {
-        host.run(who, &["bash", "-euo", "pipefail", "-c", FILL, "fill", left])
-            .ok();
+        host.bash_with(who, FILL, &[left]).ok();
         let ran = host.units(who, &generate);
         assert_eq!(
             (ran.code, ran.stdout.as_str()),

@@ -216,21 +216,7 @@ fn rotation_disturbs_no_request(host: &TestHost, who: Who, key: &str) {
         sort /tmp/business.codes | uniq -c
         sort /tmp/service.codes | uniq -c
     "#;
-    let text = host
-        .run(
-            who,
-            &[
-                "bash",
-                "-euo",
-                "pipefail",
-                "-c",
-                script,
-                "loop",
-                who.deployment(),
-                key,
-            ],
-        )
-        .ok();
+    let text = host.bash_with(who, script, &[who.deployment(), key]).ok();
     let counts: Vec<Vec<&str>> = text
         .lines()
         .filter(|line| !line.ends_with("service-key.txt"))

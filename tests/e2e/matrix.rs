@@ -15,8 +15,7 @@ fn ask(host: &TestHost, who: Who, path: &str, body: &str) -> String {
         curl -sSf --max-time 30 -H "Authorization: Bearer $key" -H 'Content-Type: application/json' \
             ${2:+-d "$2"} "http://127.0.0.1:24157$1"
     "#;
-    let words = ["bash", "-euo", "pipefail", "-c", script, "ask", path, body];
-    host.run(who, &words).ok()
+    host.bash_with(who, script, &[path, body]).ok()
 }
 
 /// Puts in what has to survive, and returns a key.

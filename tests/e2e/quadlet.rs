@@ -61,12 +61,7 @@ fn quadlet_and_systemd_accept_the_units_of_every_case() {
             Scope::User => (Who::Operator, "--user"),
         };
         let of_case = format!("/tmp/cases/{}", case.name);
-        let ran = host.run(
-            who,
-            &[
-                "bash", "-euo", "pipefail", "-c", VERIFY, "verify", &of_case, option,
-            ],
-        );
+        let ran = host.bash_with(who, VERIFY, &[&of_case, option]);
         let external = |what| case.name.contains(what) || case.name.contains("external-both");
         let mut expected = String::new();
         if case.name.ends_with("-replicas") {

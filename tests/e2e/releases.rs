@@ -81,8 +81,7 @@ fn digests(host: &TestHost, image: &str) -> (String, String) {
         echo "sha256:$(sha256sum </tmp/index | cut -d' ' -f1)"
         jq -r '.manifests[] | select(.platform.architecture == "amd64").digest' /tmp/index
     "#;
-    let words = ["bash", "-euo", "pipefail", "-c", script, "digests", image];
-    let said = host.run(Who::Root, &words).ok();
+    let said = host.bash_with(Who::Root, script, &[image]).ok();
     let (index, manifest) = said.trim_end().split_once('\n').unwrap();
     (index.to_owned(), manifest.to_owned())
 }

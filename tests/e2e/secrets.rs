@@ -87,19 +87,9 @@ fn decrypts(host: &TestHost, who: Who, salt: &str) -> bool {
     );
     let script = r#"podman exec litellm-postgres sh -c 'psql -qtA -U "$POSTGRES_USER" -d "$POSTGRES_DB" -c "$0"' \
             'SELECT credential_values FROM "LiteLLM_CredentialsTable"' |
-          jq -c --arg salt "$2" '(if type == "string" then fromjson else . end) | {salt: $salt, value: .api_key}' |
+          jq -c --arg salt "$1" '(if type == "string" then fromjson else . end) | {salt: $salt, value: .api_key}' |
           podman exec -i litellm python3 -c "$(cat /tmp/decrypts.py)""#;
-    let words = [
-        "bash",
-        "-euo",
-        "pipefail",
-        "-c",
-        script,
-        "decrypts",
-        who.deployment(),
-        salt,
-    ];
-    match host.run(who, &words).code {
+    match host.bash_with(who, script, &[salt]).code {
         0 => true,
         3 => false,
         other => panic!("exit status {other}"),

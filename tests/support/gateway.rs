@@ -23,8 +23,8 @@ pub(crate) fn new_key_with(host: &TestHost, who: Who, master_key: &str) -> Strin
         curl -sSf --max-time 20 -H "Authorization: Bearer $1" -H 'Content-Type: application/json' \
             -d '{"models":["hello"]}' http://127.0.0.1:24157/key/generate | jq -r .key
     "#;
-    let words = ["bash", "-euo", "pipefail", "-c", script, "key", master_key];
-    host.run(who, &words).ok().trim_end().to_owned()
+    let ran = host.bash_with(who, script, &[master_key]);
+    ran.ok().trim_end().to_owned()
 }
 
 /// Asks the mock model. Gives its answer, or what curl and jq said.
@@ -34,10 +34,7 @@ pub(crate) fn chat(host: &TestHost, who: Who, key: &str) -> Result<String, Strin
             -d '{"model":"hello","messages":[{"role":"user","content":"hi"}]}' \
             http://127.0.0.1:24157/v1/chat/completions | jq -r '.choices[0].message.content'
     "#;
-    let ran = host.run(
-        who,
-        &["bash", "-euo", "pipefail", "-c", script, "chat", key],
-    );
+    let ran = host.bash_with(who, script, &[key]);
     if ran.code == 0 {
         Ok(ran.stdout)
     } else {

@@ -151,22 +151,19 @@ impl TestHost {
 
     /// Runs a script of `bash` to its end; it stops at the first failure.
     pub(crate) fn bash(&self, who: Who, script: &str) -> Ran {
-        self.run(who, &["bash", "-euo", "pipefail", "-c", script])
+        self.bash_with(who, script, &[])
+    }
+
+    /// The same with `$1` and so on.
+    pub(crate) fn bash_with(&self, who: Who, script: &str, arguments: &[&str]) -> Ran {
+        let words = ["bash", "-euo", "pipefail", "-c", script, "script"];
+        self.run(who, &[&words, arguments].concat())
     }
 
     /// stdout of a script of `bash` that must succeed. `$1` is the deployment directory.
     #[track_caller]
     pub(crate) fn sh(&self, who: Who, script: &str) -> String {
-        let words = [
-            "bash",
-            "-euo",
-            "pipefail",
-            "-c",
-            script,
-            "script",
-            who.deployment(),
-        ];
-        self.run(who, &words).ok()
+        self.bash_with(who, script, &[who.deployment()]).ok()
     }
 
     /// Writes a file, whose mode and owner stay if it is there already.

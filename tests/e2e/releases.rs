@@ -182,8 +182,8 @@ fn an_image_that_is_built_here() {
     };
     let serves = |text: &str| {
         assert_eq!(chat(&host, who, &key).as_deref(), Ok(HELLO));
-        let built = host.sh(who, "podman exec litellm cat /app/built");
-        assert_eq!(built, text);
+        let found = host.sh(who, "podman exec litellm cat /app/built");
+        assert_eq!(found, text);
         let ran = host.units(who, &["doctor"]);
         assert_eq!(ran.code, 0, "{}", ran.stdout);
     };
@@ -192,8 +192,8 @@ fn an_image_that_is_built_here() {
     let missing = upgrade(first);
     assert_eq!(missing.code, 1);
     let error = format!(
-        "error: {first} is not in local storage, and no registry has an image of localhost\n\
-         hint: build it: `podman build -t {first} DIR` (docs/upgrade.md), or name another image in "
+        "nothing was changed: {first} is not in local storage, and no registry has an image of localhost\n\
+         hint: build it: `podman build -t {first} DIR` (docs/upgrade.md), or name another image "
     );
     assert!(missing.stderr.contains(&error), "{}", missing.stderr);
     build(first, "one");

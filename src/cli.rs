@@ -286,7 +286,7 @@ pub(crate) struct Restart {
 pub(crate) struct Units {
     /// Services [default: all]
     pub(crate) services: Vec<Service>,
-    /// Timeout in seconds
+    /// Timeout in seconds for stopping, starting and becoming ready
     #[arg(short, long, value_name = "SECONDS", default_value = "300", value_parser = seconds)]
     pub(crate) timeout: Duration,
 }

@@ -89,6 +89,9 @@ const FLOATING_TAGS: [&str; 9] = [
     "rc",
 ];
 
+/// Where LiteLLM publishes its images.
+const LITELLM_REPOSITORY: &str = "ghcr.io/berriai/litellm";
+
 /// What a digest begins with; no other algorithm is in use.
 pub const DIGEST_PREFIX: &str = "sha256:";
 
@@ -255,6 +258,22 @@ impl ImageReference {
         let name = self.name().rsplit('/').next().unwrap_or_default();
         let is_server = name.contains("postg") || name.contains("pg");
         named.or_else(|| self.major().filter(|major| is_server && *major >= 9))
+    }
+
+    /// Whether it was built on this host: Podman gives such an image this name, and no registry has it.
+    #[must_use]
+    pub fn is_local(&self) -> bool {
+        self.name().starts_with("localhost/")
+    }
+
+    /// The name under which a registry has its releases: LiteLLM's own, if the image was built on this host.
+    #[must_use]
+    pub fn repository(&self) -> &str {
+        if self.is_local() {
+            LITELLM_REPOSITORY
+        } else {
+            self.name()
+        }
     }
 
     /// Whether it is one of LiteLLM's images, by its name.

@@ -1,5 +1,6 @@
 //! What changes a host: each operation as one call.
 
+pub(crate) mod apply;
 pub(crate) mod audit;
 pub(crate) mod backup;
 pub(crate) mod database;

@@ -76,7 +76,7 @@ LITELLM_IMAGE=ghcr.io/berriai/litellm:v1.108.14
 # For bootstrap only: give everyone else a key of their own (litellm-units key)
 LITELLM_MASTER_KEY=sk-{}
 
-# Encrypts credentials in the database: never change it
+# Encrypts credentials in the database: only `litellm-units secrets rotate salt` may change it
 LITELLM_SALT_KEY=sk-{}
 
 # The local PostgreSQL
@@ -242,8 +242,8 @@ fn an_existing_salt_key_is_never_changed() {
 /// Until now LiteLLM encrypted with the master key, for want of a salt key.
 #[test]
 fn a_salt_key_for_an_existing_database_is_its_master_key() {
-    let comment = "# Encrypts credentials in the database: never change it. The same as the first \
-                   master key, since LiteLLM encrypted with that until now";
+    let comment = "# Encrypts credentials in the database: only `litellm-units secrets rotate salt` may change it. \
+                   At first the same as the master key, with which LiteLLM encrypted until now";
     let without = WHOLE.replace("LITELLM_SALT_KEY=sk-salt\n", "");
     let expected = format!("{without}\n{comment}\nLITELLM_SALT_KEY=sk-mine\n");
     check(&without, RUNNING, &expected, &["add LITELLM_SALT_KEY"]);

@@ -10,8 +10,14 @@ use super::seconds;
 #[derive(Debug, Subcommand)]
 pub(crate) enum Key {
     /// Create the service key unless it exists and is valid; print the path of its file
+    #[command(
+        after_help = "If the gateway does not run, the whole stack is started.\n\nExamples:\n  litellm-units key service\n  litellm-units key service --show\n\nWithout --model, the key may use the models of config/litellm-config.yaml. After an edit of that file, `key service` updates them."
+    )]
     Service(ServiceKey),
     /// Replace a key with a new one; one of the two is valid at any moment
+    #[command(
+        after_help = "Examples:\n  litellm-units key rotate service\n  litellm-units key rotate service --grace 60\n\nWith --grace, the command runs until the old key is deleted; no other operation can begin meanwhile."
+    )]
     Rotate {
         /// Key to replace
         which: Rotatable,
@@ -87,9 +93,6 @@ pub(crate) struct KeyLimits {
 }
 
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Examples:\n  litellm-units key service\n  litellm-units key service --show\n\nWithout --model, the key may use the models of config/litellm-config.yaml. After an edit of that file, `key service` updates them."
-)]
 pub(crate) struct ServiceKey {
     /// Print the key instead of the path of its file
     #[arg(long)]
@@ -108,7 +111,7 @@ pub(crate) struct ServiceKey {
 pub(crate) struct RotateKey {
     #[command(flatten)]
     pub(crate) key: ServiceKey,
-    /// Seconds to keep the old key valid after the new one is written
+    /// Seconds to keep the old key valid after the new one is written; the command waits for them
     #[arg(long, value_name = "SECONDS", default_value_t = 0)]
     pub(crate) grace: u64,
 }

@@ -90,7 +90,7 @@ pub(crate) struct Audit {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  litellm-units ui --username ann\n  litellm-units ui --generate --base-url https://llm.example.com\n  pass llm/ui | litellm-units ui --password-stdin"
+    after_help = "The web interface is at /ui of the gateway's address. Without an option for the password, `ui` asks for one; with --username or --base-url, it keeps one that is set. The gateway restarts, and sessions of the web interface end.\n\nExamples:\n  litellm-units ui --username ann\n  litellm-units ui --generate --base-url https://llm.example.com\n  pass llm/ui | litellm-units ui --password-stdin"
 )]
 pub(crate) struct Ui {
     /// Name to log in with [default: the current one, or admin]

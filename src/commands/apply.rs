@@ -1,17 +1,16 @@
 //! `apply`: apply changes, and roll back if the gateway does not become ready.
 
 use crate::cli;
-use crate::deployment::snapshot::{self, SnapshotId};
-use crate::error::{Exit, Failure, Result, exit};
+use crate::error::{Exit, Result};
 use crate::host::Host;
 use crate::litellm::advisories;
 use crate::litellm::config;
+use crate::operations::apply;
 use crate::operations::edits;
 use crate::operations::install::{self, Prepared, ReleaseTarget};
-use crate::operations::rotation;
 use crate::operations::stack::{self, address::Relocation};
 use crate::operations::up;
-use crate::output::{self, Progress, say};
+use crate::output::{self, Progress};
 use crate::service::Instance;
 
 pub(crate) async fn run(host: &Host, arguments: &cli::Apply) -> Result<Exit> {
@@ -36,59 +35,9 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Apply) -> Result<Exit> {
         }
         return dry_run(host, &prepared).await;
     }
-    let edited = snapshot::keep(&host.paths)?;
     let host = &host.reporting(Progress::Data);
-    let Err(error) = up::bring_up(host, &prepared, arguments.timeout, "apply").await else {
-        return Ok(Exit::Success);
-    };
-    // An interrupt says nothing about the configuration.
-    if exit(&error) == Exit::Interrupted {
-        return Err(error);
-    }
-    match snapshot::last_good(&host.paths) {
-        Some(good) if good != edited => {
-            Err(roll_back(host, arguments, &edited, &good, error).await)
-        }
-        _ => Err(Failure::new(
-            "the gateway does not become ready with this configuration, and there is no earlier one to roll back to",
-        )
-        .hint("fix it, then run `litellm-units apply` again")
-        .caused_by(error)
-        .into()),
-    }
-}
-
-async fn roll_back(
-    host: &Host,
-    arguments: &cli::Apply,
-    edited: &SnapshotId,
-    good: &SnapshotId,
-    error: anyhow::Error,
-) -> anyhow::Error {
-    say("the gateway did not become ready: rolling back to the last good configuration");
-    let attempt = async {
-        let staying = rotation::known_to_the_database(host).await;
-        snapshot::restore(&host.paths, good, staying)?;
-        let prepared = install::prepare(host, ReleaseTarget::Recorded).await?;
-        prepared.apply(host).await?;
-        let timeout = arguments.timeout.max(stack::RECOVERY_TIMEOUT);
-        stack::bring_up(host, prepared.settings(), timeout).await
-    };
-    let kept = snapshot::directory(&host.paths, edited);
-    let hint = format!("your changes are kept in {}", kept.display());
-    match attempt.await {
-        Ok(()) => Failure::new(
-            "the changes were rolled back; the gateway is ready with the last good configuration",
-        )
-        .hint(hint)
-        .caused_by(error),
-        Err(second) => Failure::new(
-            "the changes were rolled back, but the gateway is not ready without them either",
-        )
-        .hint(hint)
-        .caused_by(second.context(error)),
-    }
-    .into()
+    apply::apply(host, &prepared, arguments.timeout).await?;
+    Ok(Exit::Success)
 }
 
 async fn dry_run(host: &Host, prepared: &Prepared) -> Result<Exit> {

@@ -35,7 +35,9 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Down) -> Result<Exit> {
         }
     }
     stack::stop_all(host, &companions, arguments.timeout).await?;
-    let is_own = arguments.remove || !OperationLock::is_held(&host.paths);
+    // On another machine, only systemd is reached.
+    let is_own =
+        host.remote.is_none() && (arguments.remove || !OperationLock::is_held(&host.paths));
     if is_own {
         point_in_time::clean_up(host).await?;
     }

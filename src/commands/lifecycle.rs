@@ -41,11 +41,15 @@ async fn change(
     // Stopping must always be possible, and nothing that takes long and touches no unit may delay a restart. On another
     // machine, only systemd is reached, not the lock.
     let is_remote = host.remote.is_some();
+    let services = &arguments.services;
+    // A backup asks PostgreSQL's container.
+    let spares_the_database = !services.is_empty() && !services.contains(&Service::Postgres);
     let beside = [backup::COMMAND, pull::COMMAND]
         .into_iter()
         .find(|command| {
             verb == JobType::Restart
                 && !is_remote
+                && (*command == pull::COMMAND || spares_the_database)
                 && OperationLock::is_held_by(&host.paths, command)
         });
     if let Some(command) = beside {
@@ -56,6 +60,11 @@ async fn change(
     let unlocked = verb == JobType::Stop || beside.is_some() || is_remote;
     let _lock = super::begin(host, command, unlocked, arguments.timeout).await?;
     let systemd = host.systemd().await?;
+    if is_remote && verb != JobType::Stop && stack::is_address_held(systemd).await? {
+        return Err(Failure::new("another operation is running on that host")
+            .hint("wait for it; see what it is: `litellm-units status` there")
+            .into());
+    }
     let members = stack::member_units(systemd).await?;
     let mut units = Vec::new();
     for service in Service::ALL {

@@ -37,7 +37,7 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Pull) -> Result<Exit> {
     if moved.is_empty() {
         return Ok(Exit::Success);
     }
-    Err(Failure::new(format!("not accepted, since a tag was moved upstream:\n  {}", moved.join("\n  ")))
+    Err(Failure::new(format!("not accepted, since a tag names another image than the recorded one:\n  {}", moved.join("\n  ")))
         .hint("find out why it was moved; to run the new image: `litellm-units pull --accept`, then `litellm-units up`")
         .into())
 }

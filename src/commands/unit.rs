@@ -66,7 +66,10 @@ pub(crate) async fn run(host: &Host, verb: Unit) -> Result<Exit> {
         Unit::Archive => archive(host).await?,
         Unit::Watch => watch::watch(host).await?,
         Unit::ServeMetrics => scrape::serve(&host.paths).await?,
-        Unit::Recover => recovery::stand_by(host).await?,
+        Unit::Recover => {
+            recovery::stand_by(host).await?;
+            stopped_meanwhile(host).await?;
+        }
         Unit::Stopped => stopped(host).await?,
     }
     Ok(Exit::Success)
@@ -451,6 +454,15 @@ async fn stopped(host: &Host) -> Result<()> {
         .filter(|unit| !(is_held && *unit == quadlet::SOCKET))
         .collect();
     stop(systemd, &units).await
+}
+
+/// What [`stopped`] has left, since a change held the address: nobody else closes it.
+async fn stopped_meanwhile(host: &Host) -> Result<()> {
+    let systemd = host.systemd().await?;
+    if stack::is_served(systemd).await? {
+        return Ok(());
+    }
+    stop(systemd, &stack::beside_gateway(systemd).await?).await
 }
 
 /// Whether systemd does not start the gateway again: `RestartPreventExitStatus=`.

@@ -55,11 +55,8 @@ async fn check(host: &Host, json: bool) -> Result<Exit> {
         host.progress
             .warn_wrapped(&format!("can't list newer releases: {error}"));
     }
-    if let Some(recommended) = &report.recommended {
-        say(&format!(
-            "to upgrade: `litellm-units upgrade --image {}`",
-            recommended.image
-        ));
+    if let Some(step) = report.next_step() {
+        say(&format!("to upgrade: {step}"));
     }
     Ok(report.exit())
 }

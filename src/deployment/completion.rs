@@ -123,11 +123,11 @@ pub fn complete(text: &str, path: &Path, found: Existing, random: Random<'_>) ->
     )?;
     let (salt_comment, salt) = match inherited_salt {
         Some(key) => (
-            "Encrypts credentials in the database: never change it. The same as the first master key, since LiteLLM encrypted with that until now",
+            "Encrypts credentials in the database: only `litellm-units secrets rotate salt` may change it. At first the same as the master key, with which LiteLLM encrypted until now",
             key,
         ),
         None => (
-            "Encrypts credentials in the database: never change it",
+            "Encrypts credentials in the database: only `litellm-units secrets rotate salt` may change it",
             secret_key(random)?,
         ),
     };

@@ -68,8 +68,9 @@ fn judge_growth(paths: &Paths, forecast: &Forecast) -> Option<Check> {
             } else {
                 String::new()
             };
-            Check::warning(CheckName::Growth, message)
-                .remedy(format!("{logs}add space, or keep fewer backups: {PAGE}"))
+            Check::warning(CheckName::Growth, message).remedy(format!(
+                "{logs}add space, or keep fewer backups: see docs/backup.md"
+            ))
         }
         Some(days) => Check::ok(
             CheckName::Growth,
@@ -395,7 +396,7 @@ mod tests {
         // Request logs are deleted for good: only if the database is what grows.
         assert_eq!(
             remedy(3 << 30),
-            "add space, or keep fewer backups: see docs/database.md"
+            "add space, or keep fewer backups: see docs/backup.md"
         );
         assert!(remedy(2 << 30).starts_with("to keep the request logs of 30 days, add "));
         let outdated = Forecast {

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{Read, Seek, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -36,6 +36,10 @@ impl OperationLock {
         })?;
         let path = lock_file(paths);
         let mut file = match lock_patiently(open(&path)?) {
+            Ok(file) if file.metadata().is_ok_and(|file| file.nlink() == 0) => {
+                // `down --remove` has removed it meanwhile.
+                return Self::take(paths, command);
+            }
             Ok(file) => file,
             Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {
                 let mut owner = String::new();

@@ -15,6 +15,7 @@ use zbus_systemd::zbus::{self, Connection};
 
 use crate::error::{Exit, Failure, Result};
 use crate::host::paths::Scope;
+use crate::host::systemd::METHOD_TIMEOUT;
 use crate::output::shell_word;
 
 /// A short timeout, since the kernel would try for minutes to reach a host that is down.
@@ -74,7 +75,10 @@ impl RemoteHost {
         let arguments = ["-xT", CONNECT_TIMEOUT, "--", &self.0, bridge(scope)];
         let arguments: Vec<OsString> = arguments.map(OsString::from).into();
         let transport = Transport::Unixexec(Unixexec::new("ssh".into(), None, arguments));
-        let connection = Builder::address(Address::from(transport)).build().await;
+        let connection = Builder::address(Address::from(transport))
+            .method_timeout(METHOD_TIMEOUT)
+            .build()
+            .await;
         connection.map_err(|error| self.no_bus(scope, &error))
     }
 

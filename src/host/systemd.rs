@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use zbus_systemd::systemd1::ManagerProxy;
+use zbus_systemd::zbus::connection::Builder;
 use zbus_systemd::zbus::{self, Array, Connection, DBusError as _, OwnedVariant, Variant};
 
 use crate::error::{Failure, Result};
@@ -20,6 +21,8 @@ pub use state::{ActiveState, LoadState, UnitResult};
 
 /// Timeout for a connection to the bus.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Timeout of a call. systemd answers at once; only a reload takes seconds on a busy host.
+pub(super) const METHOD_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The features of the host's systemd. They are asked for, since distributions backport newer ones
 /// to an old version.
@@ -74,9 +77,12 @@ impl Systemd {
         }
         let attempt = async {
             match scope {
-                Scope::System => Connection::system().await,
-                Scope::User => Connection::session().await,
+                Scope::System => Builder::system(),
+                Scope::User => Builder::session(),
             }
+            .method_timeout(METHOD_TIMEOUT)
+            .build()
+            .await
         };
         let connection = match tokio::time::timeout(CONNECT_TIMEOUT, attempt).await {
             Ok(Ok(connection)) => connection,

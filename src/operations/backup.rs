@@ -441,6 +441,17 @@ async fn create_uninterrupted(
         backup.manifest.database.rows.len(),
         bytes(backup.manifest.total_size())
     ));
+    // Now the data of the current cluster is here twice.
+    if options.forget_cluster && server.is_local() {
+        postgres::forget_previous(host)?;
+    }
+    // With a clock that was set back, the new one looks like the oldest.
+    let mut protected = options.protected.clone();
+    protected.push(backup.id().clone());
+    // Before the copy: while the store is away, backups must not fill the disk.
+    if let Some(retention) = options.retention {
+        prune(host, retention, &protected)?;
+    }
     if let Some(remote) = &remote {
         remote.upload(host, &backup).await.map_err(|error| {
             Failure::new(format!(
@@ -449,21 +460,11 @@ async fn create_uninterrupted(
                 remote.url()
             ))
             .hint(error::hint(&error).unwrap_or(
-                "check BACKUP_URL and its credentials in .env; the next backup is copied again",
+                "check BACKUP_URL and its credentials in .env, then make another backup, which is copied: `litellm-units backup`",
             ))
             .caused_by(error)
         })?;
-    }
-    // Now the data of the current cluster is here twice.
-    if options.forget_cluster && server.is_local() {
-        postgres::forget_previous(host)?;
-    }
-    if let Some(retention) = options.retention {
-        // With a clock that was set back, the new one looks like the oldest.
-        let mut protected = options.protected.clone();
-        protected.push(backup.id().clone());
-        prune(host, retention, &protected)?;
-        if let Some(remote) = &remote {
+        if let Some(retention) = options.retention {
             remote.prune(host, retention, &protected).await?;
         }
     }
@@ -814,7 +815,7 @@ fn check_space(directory: &Path, needed: u64) -> Result<()> {
         bytes(free),
         bytes(needed)
     ))
-    .hint("free some space (`podman image prune`, `journalctl --vacuum-size=200M`), or keep fewer backups (`--keep-daily`, `--keep-monthly`)")
+    .hint("free some space (`podman image prune`, `journalctl --vacuum-size=200M`), or remove directories of old backups that `litellm-units history` does not name; to keep fewer: docs/backup.md")
     .into())
 }
 
@@ -824,7 +825,7 @@ fn on_full_disk(error: anyhow::Error, directory: &Path) -> anyhow::Error {
             "the disk of {} is full; the incomplete backup was removed",
             directory.display()
         ))
-        .hint("free some space, or keep fewer backups (`--keep-daily`, `--keep-monthly`)")
+        .hint("free some space, or remove directories of old backups that `litellm-units history` does not name; to keep fewer: docs/backup.md")
         .caused_by(error)
         .into()
     } else {

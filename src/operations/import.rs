@@ -560,7 +560,7 @@ fn refuse_another(host: &Host, before: Option<&ImportRecord>, directory: &Path) 
             .any(|path| path.exists()) =>
         {
             Err(Failure::new(format!("there is a deployment in {place} already"))
-                .hint(format!("choose another directory with `--litellm-dir DIR`, or move the data by hand: {BY_HAND}"))
+                .hint(format!("if it is only a trial: `litellm-units down --remove`, then move {place} away; otherwise move the data by hand: {BY_HAND}"))
                 .into())
         }
         None => Ok(false),

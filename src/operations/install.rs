@@ -28,7 +28,7 @@ use crate::output::Progress;
 use crate::quadlet::plan::{UnitChange, UnitPlan};
 use crate::quadlet::{self, UnitFile, check};
 use crate::random::kernel_random;
-use crate::service::Instance;
+use crate::service::{Instance, Service};
 
 /// How long systemd may take to start a companion.
 const COMPANION_TIMEOUT: Duration = Duration::from_secs(10);
@@ -254,6 +254,11 @@ impl Prepared {
             }
         }
         if changes.is_empty() {
+            // An earlier run was interrupted between the files and the reload, or systemd refused it.
+            if is_outdated(host, &self.installed).await? {
+                systemd.reload().await?;
+                progress.done("reload systemd");
+            }
             return Ok(());
         }
         // The target is enabled before the gateway's unit appears, which marks the installation
@@ -319,6 +324,19 @@ impl Prepared {
         }
         Ok(())
     }
+}
+
+/// Whether systemd has not read the units of the services as they are on the disk.
+async fn is_outdated(host: &Host, settings: &Settings) -> Result<bool> {
+    let systemd = host.systemd().await?;
+    let services = Service::ALL.into_iter();
+    for service in services.filter(|service| settings.image(*service).is_some()) {
+        let unit = systemd.unit(service.unit()).await?;
+        if unit.needs_reload || unit.load == LoadState::NotFound {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Pulls the images that the installed units need and the host lacks. Where that tells the digest of

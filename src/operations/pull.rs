@@ -12,7 +12,7 @@ use crate::deployment::installed_release;
 use crate::deployment::settings::{Settings, place_of};
 use crate::error::{Failure, Result};
 use crate::host::Host;
-use crate::image::{ImageIdentity, ImageReference};
+use crate::image::{DIGEST_PREFIX, ImageIdentity, ImageReference};
 use crate::litellm::advisories::{Advisories, Compromised};
 use crate::output::duration;
 use crate::service::Service;
@@ -58,7 +58,7 @@ pub(crate) async fn pull_those(
             && let Some(found) = podman.image(image.as_str()).await?
         {
             let found = found.published_as(verified);
-            record(host, &mut lock, image, found)?;
+            record(host, &mut lock, image, found).await?;
             recorded = true;
         }
     }
@@ -107,7 +107,7 @@ pub(crate) async fn refresh(
     };
     let found = found.published_as(verified);
     let Some(recorded) = lock.get(image).map(|locked| locked.identity.clone()) else {
-        record(host, &mut lock, image, found)?;
+        record(host, &mut lock, image, found).await?;
         return Ok(None);
     };
     let old = format!("{}@{}", image.name(), recorded.digest);
@@ -120,14 +120,16 @@ pub(crate) async fn refresh(
         return Ok(None);
     }
     if accept {
-        record(host, &mut lock, image, found)?;
+        record(host, &mut lock, image, found).await?;
         return Ok(None);
     }
-    // On this host, the tag keeps naming the recorded image, whoever uses it.
-    if !podman.has_image(&old).await? {
-        pull(host, image, &old).await?;
+    if !image.is_local() {
+        // On this host, the tag keeps naming the recorded image, whoever uses it.
+        if !podman.has_image(&old).await? {
+            pull(host, image, &old).await?;
+        }
+        podman.run(["tag", &old, image.as_str()]).await?;
     }
-    podman.run(["tag", &old, image.as_str()]).await?;
     Ok(Some(format!(
         "{image}: recorded {}, now {}",
         recorded.digest, found.digest
@@ -144,7 +146,7 @@ pub(crate) fn refuse_compromised(host: &Host, settings: &Settings) -> Result<()>
 }
 
 /// Records what a tag means, now that it is known, unless that must not run.
-fn record(
+async fn record(
     host: &Host,
     lock: &mut ImagesLock,
     image: &ImageReference,
@@ -156,6 +158,19 @@ fn record(
             Failure::config(format!("{found}; it was pulled but will not be started"))
                 .hint(Compromised::HINT)
         })?;
+    if image.is_local() {
+        // A later build under the same tag leaves it without a name, and Podman finds a digest by name only.
+        let digest = found.digest.trim_start_matches(DIGEST_PREFIX);
+        let kept = format!(
+            "{}:recorded-{}",
+            image.name(),
+            digest.get(..12).unwrap_or(digest)
+        );
+        host.podman()
+            .await?
+            .run(["tag", image.as_str(), &kept])
+            .await?;
+    }
     // Each service's unit pulls by itself, at the same time as the others.
     let deployment = &host.paths.deployment;
     let _turn = File::open(deployment)
@@ -260,10 +275,23 @@ fn rest(image: &ImageReference, reference: &str) -> String {
 /// Pulls `image` as `reference`, which may have its digest. Returns the digest to pin the image by
 /// if its signature was verified.
 async fn pull(host: &Host, image: &ImageReference, reference: &str) -> Result<Option<String>> {
+    let podman = host.podman().await?;
+    if image.is_local() {
+        if podman.has_image(reference).await? {
+            return Ok(None);
+        }
+        return Err(Failure::new(format!(
+            "{reference} is not in local storage, and no registry has an image of localhost"
+        ))
+        .hint(format!(
+            "build it: `podman build -t {image} DIR` (docs/upgrade.md), or name another image {}",
+            place_of(&host.paths, image)
+        ))
+        .into());
+    }
     let admission = admit(host, image, reference).await?;
     host.progress.say(&format!("pulling {reference}"));
     let start = std::time::Instant::now();
-    let podman = host.podman().await?;
     if let Admission::Pinned(digest) = &admission {
         let pinned = format!("{}@{digest}", image.name());
         podman.pull(&pinned).await?;

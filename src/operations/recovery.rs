@@ -8,7 +8,7 @@ use tokio::time::Instant;
 
 use super::backup::{point_in_time, restore};
 use super::stack::{self, RECOVERY_TIMEOUT};
-use super::{import, postgres, rotation, upgrade};
+use super::{apply, import, postgres, rotation, upgrade};
 use crate::deployment::settings::Settings;
 use crate::error::Result;
 use crate::host::Host;
@@ -19,7 +19,7 @@ use crate::host::record::Change;
 use crate::quadlet::RECOVERY;
 
 /// What `litellm-recovery.service` holds the lock as.
-const COMMAND: &str = "unit recover";
+pub(super) const COMMAND: &str = "unit recover";
 /// Interval between two attempts to take the lock.
 const LOCK_INTERVAL: Duration = Duration::from_millis(100);
 
@@ -97,6 +97,7 @@ pub(crate) fn interrupted(paths: &Paths) -> Result<Option<String>> {
         upgrade::interrupted(paths)?,
         postgres::interrupted(paths)?,
         import::interrupted(paths)?,
+        apply::interrupted(paths),
     ];
     let is_unfinished = restore::is_unfinished(paths) || point_in_time::is_unfinished(paths);
     Ok(found
@@ -148,5 +149,6 @@ async fn recover(host: &Host, timeout: Duration) -> Result<()> {
         stack::start_database(host, &settings, timeout).await?;
         restore::recover(host, &settings).await?;
     }
+    Box::pin(apply::recover(host, timeout)).await?;
     import::recover(host, timeout).await
 }

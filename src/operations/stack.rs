@@ -113,11 +113,25 @@ pub(crate) async fn bring_up(host: &Host, settings: &Settings, timeout: Duration
             list(differences)
         ));
     }
-    if !systemd.unit("litellm.target").await?.is_active() {
-        steps.push((JobType::Start, "litellm.target"));
-    }
     start(host, &steps, Manner::Handover, relocation, timeout).await?;
+    stop_former(host, settings, timeout).await?;
     remove_surplus(host, gateways, timeout).await
+}
+
+/// Stops the local servers that external ones have replaced.
+async fn stop_former(host: &Host, settings: &Settings, timeout: Duration) -> Result<()> {
+    let systemd = host.systemd().await?;
+    let mut former = Vec::new();
+    let services = Service::ALL.into_iter();
+    for service in services.filter(|service| settings.image(*service).is_none()) {
+        if !systemd.unit(service.unit()).await?.is_stopped() {
+            former.push(service.unit());
+        }
+    }
+    if former.is_empty() {
+        return Ok(());
+    }
+    stop(host, &former, timeout).await
 }
 
 /// Stops the gateways that are too many, and removes their units: the others serve what comes from now on.
@@ -194,7 +208,14 @@ async fn start(
     if host.remote.is_none() {
         space::refuse_restarts(host, steps).await?;
     }
-    let steps = &past_holdoff(systemd, steps).await?;
+    let mut steps = steps.to_vec();
+    // Backups, notices and the check for releases are for a deployment whose target is active.
+    if (before.is_active() || steps.iter().any(|(_, unit)| *unit == gateway))
+        && !systemd.unit("litellm.target").await?.is_active()
+    {
+        steps.push((JobType::Start, "litellm.target"));
+    }
+    let steps = &past_holdoff(systemd, &steps).await?;
     let migrate = Service::Migrate.unit();
     if !steps.is_empty() && systemd.unit(migrate).await?.load == LoadState::Loaded {
         // Its limit is for systemd's own attempts; an operator's are not to count.
@@ -413,7 +434,15 @@ pub(crate) async fn watch_change(host: &Host) -> Result<()> {
     let mut jobs = Jobs::new(systemd).await?;
     // One that is about to end would not notice this change.
     jobs.ask(JobType::Restart, quadlet::RECOVERY).await?;
-    while !is_address_held(systemd).await? && !jobs.pending().is_empty() {
+    let deadline = Instant::now() + ADDRESS_TIMEOUT;
+    while !is_address_held(systemd).await? {
+        if jobs.pending().is_empty() || Instant::now() >= deadline {
+            host.progress.warn(&format!(
+                "{} does not start: if this command is killed, nobody completes its change",
+                quadlet::RECOVERY
+            ));
+            break;
+        }
         jobs.next(HOLD_INTERVAL).await?;
     }
     Ok(())
@@ -539,11 +568,7 @@ pub(crate) async fn instances(systemd: &Systemd) -> Result<Vec<(Instance, UnitSt
             .map(|instance| systemd.unit(instance.unit())),
     )
     .await?;
-    Ok(instances
-        .into_iter()
-        .zip(units)
-        .filter(|(_, unit)| unit.load != LoadState::NotFound)
-        .collect())
+    Ok(instances.into_iter().zip(units).collect())
 }
 
 /// Every service unit of ours that systemd knows, in start order.
@@ -558,7 +583,7 @@ pub(crate) async fn member_units(systemd: &Systemd) -> Result<Vec<&'static str>>
     let instances = instances(systemd).await?.into_iter();
     units.extend(
         instances
-            .filter(|(_, unit)| unit.load == LoadState::Loaded)
+            .filter(|(_, unit)| unit.load == LoadState::Loaded || !unit.is_stopped())
             .map(|(instance, _)| instance.unit()),
     );
     Ok(units)
@@ -781,6 +806,7 @@ impl<'a> Wait<'a> {
             };
             match next {
                 Some((unit, result)) if result.is_success() => self.say_done(&unit),
+                Some((unit, JobResult::Canceled)) => return Err(self.replaced(&unit).await),
                 Some((unit, JobResult::Failed)) if self.is_retried(&unit).await? => {
                     self.progress
                         .say(&format!("  {unit}: failed; systemd retries it"));
@@ -941,6 +967,9 @@ impl<'a> Wait<'a> {
             if state.restarts >= before + ATTEMPTS || state.active == ActiveState::Failed {
                 return Err(failed(self.systemd, unit, "keeps failing", self.since).await);
             }
+            if state.active == ActiveState::Inactive && !state.queued {
+                return Err(self.replaced(unit).await);
+            }
             if Instant::now() >= self.deadline {
                 let problem = format!("runs, but is not ready: {reason}");
                 return Err(failed(self.systemd, unit, &problem, self.since).await);
@@ -952,8 +981,21 @@ impl<'a> Wait<'a> {
         }
     }
 
-    /// After Ctrl-C: cancels the jobs. A start or a stop that has begun goes on without its job.
+    /// After another command, or `systemctl`, did the opposite with a unit: that is no failure of the unit.
+    async fn replaced(&mut self, unit: &str) -> anyhow::Error {
+        self.ended(&format!(
+            "another command started or stopped {unit} meanwhile"
+        ))
+        .await
+    }
+
+    /// After Ctrl-C.
     async fn interrupted(&mut self) -> anyhow::Error {
+        self.ended("interrupted").await
+    }
+
+    /// Cancels the jobs. A start or a stop that has begun goes on without its job.
+    async fn ended(&mut self, why: &str) -> anyhow::Error {
         self.jobs.cancel().await;
         let gateway = self.systemd.unit(Service::Litellm.unit()).await;
         // The interruption is the failure to report.
@@ -967,7 +1009,7 @@ impl<'a> Wait<'a> {
             states.extend(self.systemd.unit(unit).await);
         }
         let rest = outlook::under_way(&states);
-        Failure::interrupted(format!("interrupted; {rest}"))
+        Failure::interrupted(format!("{why}; {rest}"))
             .hint("see the state: `litellm-units status`; to stop: `litellm-units down`")
             .into()
     }

@@ -40,7 +40,7 @@ const INSTEAD: &[(&str, Instead)] = &[
         Instead::Elsewhere,
     ),
     (
-        "cargo build --release --locked",
+        "cargo build --release --locked --features object-stores",
         // It takes minutes. The program under test is of the same sources, less optimised.
         Instead::Elsewhere,
     ),

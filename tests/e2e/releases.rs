@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use super::upgrade::{history, version};
-use crate::support::gateway::{chat, new_key, process, wait_for_chat};
+use crate::support::gateway::{HELLO, chat, new_key, process, wait_for_chat};
 use crate::support::host::{Ran, TestHost, Who};
 use crate::support::releases::{DEFAULT, NEWEST};
 
@@ -157,4 +157,71 @@ fn rootful_releases() {
     an_edit_alone_starts_nothing(&host, who, &key);
     host.set_env(who, &[("LITELLM_IMAGE", BEFORE)]);
     the_program_is_replaced_meanwhile(&host, who, &key);
+}
+
+/// An image that an operator builds is recorded and rolled back as a release is, although no registry has it.
+#[test]
+#[ignore = "takes minutes: part of each release (CONTRIBUTING.md)"]
+fn an_image_that_is_built_here() {
+    let who = Who::Root;
+    let host = TestHost::boot("own-image");
+    host.units(who, &["up"]).ok();
+    let key = new_key(&host, who);
+    let (first, second) = (
+        "localhost/litellm:1.108.14-1",
+        "localhost/litellm:1.108.14-2",
+    );
+    let build = |tag: &str, text: &str| {
+        let script = r#"
+            cd "$(mktemp -d)"
+            printf %s "$3" >built
+            printf '%s\n' "FROM $2" 'COPY built /app/built' >Containerfile
+            podman build -q --pull=never -t "$1" .
+        "#;
+        host.bash_with(who, script, &[tag, BEFORE, text]).ok();
+    };
+    let serves = |text: &str| {
+        assert_eq!(chat(&host, who, &key).as_deref(), Ok(HELLO));
+        let found = host.sh(who, "podman exec litellm cat /app/built");
+        assert_eq!(found, text);
+        let ran = host.units(who, &["doctor"]);
+        assert_eq!(ran.code, 0, "{}", ran.stdout);
+    };
+    let upgrade = |image: &str| host.units(who, &["upgrade", "--image", image, "--settle", "0"]);
+
+    let missing = upgrade(first);
+    assert_eq!(missing.code, 1);
+    let error = format!(
+        "nothing was changed: {first} is not in local storage, and no registry has an image of localhost\n\
+         hint: build it: `podman build -t {first} DIR` (docs/upgrade.md), or name another image "
+    );
+    assert!(missing.stderr.contains(&error), "{}", missing.stderr);
+    build(first, "one");
+    upgrade(first).ok();
+    serves("one");
+
+    // Under the recorded tag: no crash and no reboot changes to it.
+    build(first, "changed");
+    let gateway = process(&host, who, "litellm");
+    host.sh(who, &format!("kill -KILL {gateway}"));
+    wait_for_chat(&host, who, &key, Duration::from_secs(120));
+    serves("one");
+    let pull = host.units(who, &["pull"]);
+    let error = format!(
+        "error: not accepted, since a tag names another image than the recorded one:\n  {first}: recorded sha256:"
+    );
+    assert!(pull.code == 1 && pull.stderr.contains(&error), "{pull:?}");
+    host.crash();
+    wait_for_chat(&host, who, &key, Duration::from_secs(120));
+    serves("one");
+
+    build(second, "two");
+    upgrade(second).ok();
+    serves("two");
+    host.units(who, &["rollback", "--keep-data", "--settle", "0"])
+        .ok();
+    serves("one");
+    host.units(who, &["pull", "--accept"]).ok();
+    host.units(who, &["up"]).ok();
+    serves("changed");
 }

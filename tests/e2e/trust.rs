@@ -76,7 +76,7 @@ fn tags_mean_what_they_meant(host: &TestHost) {
     );
     assert_ne!(first, second);
     let moved = format!(
-        "error: not accepted, since a tag was moved upstream:\n  {image}: recorded {first}, now {second}\n\
+        "error: not accepted, since a tag names another image than the recorded one:\n  {image}: recorded {first}, now {second}\n\
          hint: find out why it was moved; to run the new image: `litellm-units pull --accept`, then `litellm-units up`"
     );
     for _ in 0..2 {

@@ -6,8 +6,10 @@ use std::time::Duration;
 
 use anyhow::Context;
 use futures_util::StreamExt;
+use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+use tokio::task::JoinSet;
 use tokio::time::Instant;
-use zbus_systemd::systemd1::{JobRemovedStream, ManagerProxy};
+use zbus_systemd::systemd1::{JobRemoved, ManagerProxy};
 use zbus_systemd::zbus::{self, OwnedObjectPath};
 
 use super::{Systemd, explain};
@@ -84,7 +86,9 @@ impl fmt::Display for JobResult {
 pub(crate) struct Jobs<'a> {
     manager: ManagerProxy<'a>,
     scope: Scope,
-    removed: JobRemovedStream,
+    removed: UnboundedReceiver<JobRemoved>,
+    /// Ends with this.
+    _reader: JoinSet<()>,
     pending: HashMap<OwnedObjectPath, String>,
 }
 
@@ -96,7 +100,7 @@ impl<'a> Jobs<'a> {
     /// When the bus fails.
     pub(crate) async fn new(systemd: &'a Systemd) -> Result<Self> {
         let manager = systemd.manager().await?;
-        let removed = manager
+        let mut signals = manager
             .receive_job_removed()
             .await
             .map_err(|error| explain(error, systemd.scope()))
@@ -111,10 +115,21 @@ impl<'a> Jobs<'a> {
                     .context("can't subscribe to systemd's signals");
             }
         }
+        // zbus queues 64 signals for a stream. Then it reads no more from the bus, not even answers, until someone takes one.
+        let (sender, removed) = unbounded_channel();
+        let mut reader = JoinSet::new();
+        reader.spawn(async move {
+            while let Some(signal) = signals.next().await {
+                if sender.send(signal).is_err() {
+                    return;
+                }
+            }
+        });
         Ok(Self {
             manager,
             scope: systemd.scope(),
             removed,
+            _reader: reader,
             pending: HashMap::new(),
         })
     }
@@ -172,7 +187,7 @@ impl<'a> Jobs<'a> {
     pub(crate) async fn next(&mut self, timeout: Duration) -> Result<Option<(String, JobResult)>> {
         let deadline = Instant::now() + timeout;
         while !self.pending.is_empty() {
-            let Ok(signal) = tokio::time::timeout_at(deadline, self.removed.next()).await else {
+            let Ok(signal) = tokio::time::timeout_at(deadline, self.removed.recv()).await else {
                 return Ok(None);
             };
             let signal =

@@ -15,7 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::database::{Server, is_missing_role, scratch_name};
 use super::manifest::{Contents, DUMP};
-use super::{Backup, CREDENTIALS, check_space, make_private, remove_unfinished};
+use super::{Backup, CREDENTIALS, Origin, check_space, make_private, remove_unfinished};
 use super::{archive, point_in_time};
 use crate::deployment::env_file::EnvFile;
 use crate::deployment::images_lock::ImagesLock;
@@ -304,9 +304,10 @@ async fn take_back(
     error: anyhow::Error,
 ) -> anyhow::Error {
     host.progress.say("the restore failed: rolling back");
+    let id = restore.record.backup.clone();
     match restore.undo(units, timeout).await {
         Ok(Ok(())) => Failure::new("the restore failed and was rolled back; the previous database is in use")
-            .hint("the backup may need another release: `litellm-units restore --config` restores the configuration of that time, too")
+            .hint(format!("the backup may need the release of its time: `litellm-units restore {id} --config` restores that and the configuration, too"))
             .caused_by(error),
         Ok(Err(second)) => Failure::new("the restore was rolled back, but the gateway is not ready with the previous database either")
             .hint("see why: `litellm-units status`")
@@ -773,7 +774,7 @@ fn restore_config(host: &Host, backup: &Backup, options: &RestoreOptions) -> Res
     let identity = options.identity.as_deref();
     let read = |name: &str| archive::read(&backup.directory, &backup.manifest, name, identity);
     let is_from_elsewhere = backup.manifest.recovered.is_some_and(|from| from.elsewhere);
-    if is_from_elsewhere {
+    if is_from_elsewhere || backup.origin != Origin::Own {
         env = without_archive(&env, &path)?;
         host.progress.say(&format!(
             "BACKUP_URL and BACKUP_WAL are commented out in {}, so that this host does not write to the archive of the other one; to go on with it, remove the `#` and run `litellm-units apply`",

@@ -25,6 +25,7 @@ use crate::host::lock::OperationLock;
 use crate::host::ownership;
 use crate::host::paths::{Paths, Scope};
 use crate::host::systemd::job::{JobType, Jobs};
+use crate::operations::recovery;
 use crate::output::shell_word;
 use crate::quadlet;
 use crate::service::Service;
@@ -310,7 +311,8 @@ impl Relocation {
     }
 
     /// The change that `settings` call for, ready to be made. One to an address that can't be had is left out: the gateway
-    /// keeps its addresses, since a rotation or a rollback is not to fail for them.
+    /// keeps its addresses, since a rotation or a rollback is not to fail for them. So is one that
+    /// `litellm-recovery.service` would make: it would have to stop itself.
     ///
     /// # Errors
     /// When systemd does not answer, or the disk refuses.
@@ -320,6 +322,13 @@ impl Relocation {
             files::remove_existing(&marker(&host.paths))?;
             return Ok(None);
         };
+        if OperationLock::is_held_by(&host.paths, recovery::COMMAND) {
+            host.progress.warn(&format!(
+                "the gateway keeps its addresses; to move it from {} to {}: `litellm-units apply`",
+                found.from, found.to
+            ));
+            return Ok(None);
+        }
         let Err(error) = refuse(host, settings) else {
             return Ok(Some(found));
         };
@@ -385,7 +394,9 @@ impl Relocation {
 /// When systemd refuses. The next start tries again.
 pub(crate) async fn complete_interrupted(host: &Host) -> Result<()> {
     let marker = marker(&host.paths);
-    if !marker.exists() || OperationLock::is_held(&host.paths) {
+    let holder = OperationLock::holder(&host.paths);
+    let is_moving = holder.is_some() && !OperationLock::is_held_by(&host.paths, recovery::COMMAND);
+    if !marker.exists() || is_moving {
         return Ok(());
     }
     // systemd ends this process with the start, maybe before it has asked for both.

@@ -23,6 +23,8 @@ use crate::service::{Instance, Service};
 /// Asked inside a gateway's container, since at the address either of two may answer.
 const QUESTION: &str =
     "import sys,urllib.request as u; print(u.urlopen(sys.argv[1],timeout=5).read().decode())";
+/// Timeout of that question.
+const QUESTION_TIMEOUT: Duration = Duration::from_secs(20);
 /// How long a second gateway may take to stop: longer than systemd lets it (`TimeoutStopSec=`).
 const STOP_TIMEOUT: Duration = Duration::from_secs(100);
 
@@ -203,20 +205,27 @@ async fn ready_inside(host: &Host, wait: &mut Wait<'_>, container: &str, unit: &
     }
     let url = format!("http://127.0.0.1:{GATEWAY_PORT}/health/readiness");
     loop {
-        let output = host
-            .podman()
-            .await?
-            .command(["exec", container, "python3", "-c", QUESTION, &url])
-            .output()
+        let words = ["exec", container, "python3", "-c", QUESTION, &url];
+        let mut question = host.podman().await?.command(words);
+        // A container that is frozen never answers.
+        let answer = tokio::time::timeout(QUESTION_TIMEOUT, question.kill_on_drop(true).output());
+        let health = match answer
             .await
-            .context("can't run podman")?;
-        let health = if output.status.success() {
-            GatewayHealth::of_answer(&output.stdout)
-        } else {
-            let words = String::from_utf8_lossy(&output.stderr);
-            GatewayHealth::Down {
-                reason: words.trim().lines().last().unwrap_or_default().to_owned(),
+            .map(|output| output.context("can't run podman"))
+        {
+            Ok(output) => {
+                let output = output?;
+                if output.status.success() {
+                    GatewayHealth::of_answer(&output.stdout)
+                } else {
+                    let words = String::from_utf8_lossy(&output.stderr);
+                    let reason = words.trim().lines().last().unwrap_or_default().to_owned();
+                    GatewayHealth::Down { reason }
+                }
             }
+            Err(_) => GatewayHealth::Down {
+                reason: "its container does not answer".into(),
+            },
         };
         if health.is_ready() {
             return Ok(());

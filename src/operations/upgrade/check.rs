@@ -57,6 +57,9 @@ pub(crate) enum Verdict {
 pub(crate) struct Current {
     /// Its image.
     pub image: String,
+    /// Whether it was built on this host.
+    #[serde(skip)]
+    pub is_local: bool,
     /// Which release it is; null if its tag does not say.
     pub release: Option<String>,
     /// What is known against it; null if that release is not known.
@@ -175,6 +178,7 @@ impl ReleaseReport {
             verdict,
             current: Current {
                 image: image.to_string(),
+                is_local: image.is_local(),
                 release: release.map(|release| release.to_string()),
                 vulnerabilities: judgement.map(|judgement| judgement.vulnerabilities),
             },
@@ -231,11 +235,8 @@ impl ReleaseReport {
                 }
             }
         };
-        if let Some(recommended) = &self.recommended {
-            text.push_str(&format!(
-                "; to upgrade: `litellm-units upgrade --image {}`",
-                recommended.image
-            ));
+        if let Some(step) = self.next_step() {
+            text.push_str(&format!("; to upgrade: {step}"));
         } else if self.error.is_none() {
             text.push_str("; no newer release for this deployment");
         }
@@ -243,6 +244,17 @@ impl ReleaseReport {
             text.push_str(&format!("; can't list newer releases: {error}"));
         }
         text
+    }
+
+    /// How to get the recommended release.
+    #[must_use]
+    pub(crate) fn next_step(&self) -> Option<String> {
+        let image = &self.recommended.as_ref()?.image;
+        Some(if self.current.is_local {
+            format!("build an image on {image} (docs/upgrade.md)")
+        } else {
+            format!("`litellm-units upgrade --image {image}`")
+        })
     }
 
     /// The status to exit with.
@@ -287,7 +299,7 @@ async fn tags(host: &Host, image: &ImageReference) -> Result<Vec<String>> {
     let registries = podman.registries().await?;
     let mut problems = Vec::new();
     // `podman search` itself does not follow registries.conf.
-    for endpoint in endpoints(image.name(), &registries) {
+    for endpoint in endpoints(image.repository(), &registries) {
         match podman.tags(&endpoint.location, endpoint.insecure).await {
             Ok(tags) => return Ok(tags),
             Err(error) => problems.push(format!("{error:#}")),
@@ -296,7 +308,7 @@ async fn tags(host: &Host, image: &ImageReference) -> Result<Vec<String>> {
     anyhow::ensure!(
         !problems.is_empty(),
         "registries.conf blocks {}",
-        image.name()
+        image.repository()
     );
     anyhow::bail!("{}", problems.join("; "))
 }
@@ -317,7 +329,7 @@ fn newer(
         if current.is_some_and(|current| release <= *current) {
             continue;
         }
-        let Ok(candidate) = ImageReference::parse(&format!("{}:{tag}", image.name())) else {
+        let Ok(candidate) = ImageReference::parse(&format!("{}:{tag}", image.repository())) else {
             continue;
         };
         if advisories.check(&candidate, None).is_err() {
@@ -415,7 +427,11 @@ mod tests {
     const NAME: &str = "ghcr.io/berriai/litellm";
 
     fn report(tag: &str, tags: &[&str]) -> ReleaseReport {
-        let image = ImageReference::parse(&format!("{NAME}:{tag}")).unwrap();
+        report_of(&format!("{NAME}:{tag}"), tags)
+    }
+
+    fn report_of(image: &str, tags: &[&str]) -> ReleaseReport {
+        let image = ImageReference::parse(image).unwrap();
         let tags = tags.iter().map(|tag| (*tag).to_owned()).collect();
         ReleaseReport::new(&image, &[], &Advisories::shipped().unwrap(), Ok(tags)).unwrap()
     }
@@ -449,6 +465,14 @@ mod tests {
         "v1.110.2-custom",
         "v1.111.0-dev.3",
     ];
+
+    #[test]
+    fn an_image_that_was_built_here() {
+        let report = report_of("localhost/litellm:1.108.2-1", &TAGS);
+        let step = "build an image on ghcr.io/berriai/litellm:v1.108.14 (docs/upgrade.md)";
+        assert_eq!(report.next_step().as_deref(), Some(step));
+        assert!(report.line().ends_with(step), "{}", report.line());
+    }
 
     #[test]
     fn the_newest_of_each_kind() {

@@ -291,7 +291,6 @@ shared_preload_libraries = ''
         let prepare = "umask 077; cd \"$1\"; cat >>data/postgresql.auto.conf; echo 'local all all trust' >hba; : >data/recovery.signal";
         self.must(prepare, &[PLACE], std::io::Cursor::new(lines))
             .await?;
-        fail::fail_point!("recovery-unpacked");
         let (started, mut said) = self.start().await?;
         let mut is_to_the_end = target == Target::Latest;
         if !started && said.contains(ENDED) {

@@ -222,9 +222,15 @@ pub(crate) async fn restore(host: &Host, arguments: cli::Restore) -> Result<Exit
         .hint("to restore without a question, add `--yes`")
         .into());
     }
+    let options = backup::restore::RestoreOptions {
+        timeout: arguments.timeout,
+        identity: arguments.identity.clone(),
+        config: arguments.config,
+        ..backup::restore::RestoreOptions::default()
+    };
     let found = match (&arguments.backup, &arguments.to) {
         (Some(name), _) => Backup::find(&host.paths, name)?.admitted(arguments.foreign)?,
-        (None, Some(time)) => recover(host, &settings, &arguments, time).await?,
+        (None, Some(time)) => recover(host, &settings, &arguments, time, &options).await?,
         (None, None) => return Err(Failure::new("name a backup, or a time (`--to`)").into()),
     };
     let recovered = arguments.to.is_some().then(|| Temporary(host, &found));
@@ -247,20 +253,11 @@ pub(crate) async fn restore(host: &Host, arguments: cli::Restore) -> Result<Exit
     if !arguments.yes && !agreed(&found, arguments.to.as_deref(), arguments.config).await? {
         return Err(Failure::new("nothing was changed").into());
     }
-    let options = backup::restore::RestoreOptions {
-        timeout: arguments.timeout,
-        identity: arguments.identity,
-        config: arguments.config,
-        ..backup::restore::RestoreOptions::default()
-    };
     let restored = backup::restore::restore_data(host, &settings, &found, &options).await;
     if let (Err(_), Some(recovered)) = (&restored, recovered) {
         // A recovery can take hours.
         std::mem::forget(recovered);
-        say(&format!(
-            "what was recovered is kept as backup {0} until the next backup; to restore it: `litellm-units restore {0}`",
-            found.id()
-        ));
+        say(&backup::restore::kept(found.id()));
     }
     restored?;
     Ok(Exit::Success)
@@ -283,12 +280,13 @@ async fn recover(
     settings: &Settings,
     arguments: &cli::Restore,
     time: &str,
+    restore: &backup::restore::RestoreOptions,
 ) -> Result<Backup> {
     let options = RecoverOptions {
         target: Target::parse(time, &jiff::tz::TimeZone::system())?,
         from: arguments.from.clone(),
         cluster: arguments.cluster.clone(),
-        identity: arguments.identity.clone(),
+        restore: restore.clone(),
         foreign: arguments.foreign,
     };
     point_in_time::recover(host, settings, &options).await

@@ -84,10 +84,11 @@ pub(super) async fn archive_check(host: &Host, settings: &BackupSettings) -> Opt
         Some(reason) => BaseState::Failed(reason),
         None => BaseState::Idle,
     };
+    let failure = backup::wal::failure(&host.paths);
     Some(judge_archive(
         host.scope(),
         (&timer, active.unwrap_or_default()),
-        &service,
+        (&service, failure.as_deref()),
         &report,
         &base,
     ))
@@ -103,7 +104,7 @@ enum BaseState {
 fn judge_archive(
     scope: Scope,
     (timer, active): (&UnitState, Duration),
-    service: &UnitState,
+    (service, failure): (&UnitState, Option<&str>),
     report: &ArchiveReport,
     base: &BaseState,
 ) -> Check {
@@ -123,15 +124,19 @@ fn judge_archive(
             .remedy(format!("`{systemctl} enable --now {WAL_TIMER}`"));
     }
     if service.is_failing() {
-        return warning(format!(
-            "{WAL_SERVICE} failed: {}; {words}",
-            service.reason()
-        ))
-        .remedy(journal(WAL_SERVICE));
+        let reason = failure.map_or_else(|| service.reason(), str::to_owned);
+        return warning(format!("{WAL_SERVICE} failed: {reason}; {words}"))
+            .remedy(journal(WAL_SERVICE));
     }
     if lag.is_some_and(|lag| lag > LATE) {
-        return warning(format!("{words}; later writes are lost with this host"))
-            .remedy(journal(WAL_SERVICE));
+        // The next run may be at work.
+        let failure = failure.map_or_else(String::new, |reason| {
+            format!("; the last run of {WAL_SERVICE} failed: {reason}")
+        });
+        return warning(format!(
+            "{words}; later writes are lost with this host{failure}"
+        ))
+        .remedy(journal(WAL_SERVICE));
     }
     // The first run may still be at work.
     let is_old = active > LATE;
@@ -237,7 +242,7 @@ mod tests {
     fn archives() {
         let (on, off) = (unit(ActiveState::Active), unit(ActiveState::Inactive));
         let failed = unit(ActiveState::Failed);
-        let judged_after = |seconds, timer, service, lag_seconds, recoverable, base| {
+        let judged_with = |seconds, timer, service, lag_seconds, recoverable, base| {
             let report = ArchiveReport {
                 lag_seconds,
                 url: None,
@@ -246,6 +251,9 @@ mod tests {
             let timer = (timer, Duration::from_secs(seconds));
             let check = judge_archive(Scope::System, timer, service, &report, &base);
             (check.outcome, check.message)
+        };
+        let judged_after = |seconds, timer, service, lag, recoverable, base| {
+            judged_with(seconds, timer, (service, None), lag, recoverable, base)
         };
         let judged = |timer, service, lag, recoverable, begins| {
             let base = if begins {
@@ -297,6 +305,31 @@ mod tests {
                 "litellm-wal.service failed: exited with status 5; {archived}"
             ))
         );
+        // The reason is known, also while the next run is at work.
+        let silent = Some("the store does not answer");
+        let judged = |service, lag| {
+            judged_with(
+                600,
+                &on,
+                (service, silent),
+                Some(lag),
+                true,
+                BaseState::Idle,
+            )
+        };
+        assert_eq!(
+            judged(&failed, 14),
+            warning(&format!(
+                "litellm-wal.service failed: the store does not answer; {archived}"
+            ))
+        );
+        assert_eq!(
+            judged(&off, 180),
+            warning(
+                "the write-ahead log is archived until 3 min ago; later writes are lost with this host; the last run of litellm-wal.service failed: the store does not answer"
+            )
+        );
+        assert_eq!(judged(&off, 14), ok(archived));
     }
 
     #[test]

@@ -789,16 +789,21 @@ pub(crate) fn refuse_full_disks(paths: &Paths, size: u64, copy: u64) -> Result<(
     if copy == 0 {
         return check_space(&backups, dump);
     }
-    let device = |path: &Path| {
-        std::fs::metadata(path)
-            .map(|found| found.dev())
-            .with_context(|| format!("can't examine {}", path.display()))
-    };
-    if device(&backups)? == device(&data)? {
-        return check_space(&backups, dump.saturating_add(copy));
+    check_spaces(&[(&backups, dump), (&data, copy)])
+}
+
+/// As [`check_space`], of several directories, which may be on the same file system.
+fn check_spaces(needed: &[(&Path, u64)]) -> Result<()> {
+    let mut disks: BTreeMap<u64, (&Path, u64)> = BTreeMap::new();
+    for (directory, needed) in needed {
+        let found = std::fs::metadata(directory)
+            .with_context(|| format!("can't examine {}", directory.display()))?;
+        let (_, all) = disks.entry(found.dev()).or_insert((directory, 0));
+        *all = all.saturating_add(*needed);
     }
-    check_space(&backups, dump)?;
-    check_space(&data, copy)
+    disks
+        .into_values()
+        .try_for_each(|(directory, needed)| check_space(directory, needed))
 }
 
 /// Refuses when the file system of `directory` has less than `needed` bytes and the reserve left.

@@ -130,7 +130,7 @@ pub(crate) async fn carry_out(
         host.progress.say("nothing to do: the values are the same");
         return Ok(());
     }
-    if let Some(edit) = edits.iter().find(|edit| edit.name == SALT) {
+    if let Some(edit) = salt_of(&edits) {
         let (from, to) = (open(host, &edit.before)?, open(host, &edit.after)?);
         let settings = Settings::from_text(&env_before, &path)?;
         salt::prepare(host, &settings, &from, &to).await?;
@@ -153,6 +153,19 @@ pub(crate) async fn carry_out(
 pub(crate) fn interrupted(paths: &Paths) -> Result<Option<String>> {
     let pending = Pending::load(paths)?;
     Ok(pending.map(|pending| format!("the {} was interrupted", pending.what)))
+}
+
+/// Whether another salt may be in the database than in `.env`.
+///
+/// # Errors
+/// As [`interrupted`].
+pub(crate) fn is_salt_pending(paths: &Paths) -> Result<bool> {
+    let pending = Pending::load(paths)?;
+    Ok(pending.is_some_and(|pending| salt_of(&pending.edits).is_some()))
+}
+
+fn salt_of(edits: &[Edit]) -> Option<&Edit> {
+    edits.iter().find(|edit| edit.name == SALT)
 }
 
 /// Finishes an interrupted rotation, or rolls it back. The caller holds the operation lock.
@@ -241,7 +254,7 @@ async fn finish(host: &Host, pending: Pending, timeout: Duration) -> Result<()> 
         forget(host)
     };
     let Err(error) = attempt.await else {
-        if pending.edits.iter().any(|edit| edit.name == SALT) {
+        if salt_of(&pending.edits).is_some() {
             back_up_new_salt(host).await;
         }
         return Ok(());

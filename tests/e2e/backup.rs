@@ -2,7 +2,9 @@
 
 use serde_json::Value;
 
-use crate::support::gateway::{HELLO, Load, allow_mock_delays, chat, new_key, sql, stored_keys};
+use crate::support::gateway::{
+    HELLO, Load, Writer, allow_mock_delays, chat, new_key, sql, stored_keys,
+};
 use crate::support::host::{TestHost, Who};
 
 #[track_caller]
@@ -561,6 +563,45 @@ pub(super) fn wait_for_archive(host: &TestHost, who: Who, patience: u64) {
     });
 }
 
+/// Killed while PostgreSQL runs in the container, and when the databases are swapped.
+#[cfg(feature = "fault-points")]
+fn killed_recoveries_leave_nothing(host: &TestHost, who: Who, second: &str) {
+    let is_clean = || {
+        let containers = "podman ps --all --format '{{.Names}}' | grep -c recovered || :";
+        assert_eq!(host.sh(who, containers), "0\n");
+        assert_eq!(host.sh(who, r#"ls -A "$1/backups""#), "archive\n");
+        assert_eq!(leftovers(host, who), "litellm_units_replaced");
+        host.sh(who, r#"! test -e "$1/.litellm-units/restore.json""#);
+    };
+    let words = format!("restore --to {second} --identity /tmp/key.txt --yes");
+    let writer = Writer::begin(host, who);
+    host.sh(
+        who,
+        &format!(
+            "litellm-units {words} & program=$!
+            timeout 300 bash -c 'until podman exec litellm-recovered test -e /tmp/recovered/data/postmaster.pid; do sleep 0.1; done' 2>/dev/null
+            kill -KILL $program; status=0; wait $program || status=$?; test $status = 137"
+        ),
+    );
+    let patience = std::time::Duration::from_secs(120);
+    host.wait("the end of the recovery", patience, |host| {
+        let containers = host.sh(who, "podman ps --all --format '{{.Names}}'");
+        let state = host.property(who, "litellm-recovery.service", "ActiveState");
+        (!containers.contains("recovered") && state == "inactive")
+            .then_some(())
+            .ok_or(containers + &state)
+    });
+    writer.assert_nothing_lost(host, who);
+    is_clean();
+
+    let said = host.interrupt_at(who, "restore-after-swap", "", &words);
+    assert!(
+        said.contains("was interrupted after the databases were swapped: finishing it"),
+        "{said}"
+    );
+    is_clean();
+}
+
 fn recovered_to_any_second(who: Who, host: &TestHost) {
     use age::secrecy::ExposeSecret;
     let identity = age::x25519::Identity::generate();
@@ -602,6 +643,15 @@ fn recovered_to_any_second(who: Who, host: &TestHost) {
         let words = ["restore", "--to", to, "--identity", "/tmp/key.txt", "--yes"];
         host.units(who, &[&words, more].concat())
     };
+    // What can be known beforehand is refused before anything is recovered.
+    let refused = |words: &[&str], error: &str| {
+        let ran = host.units(who, &[&["restore", "--yes", "--to"], words].concat());
+        assert!(
+            ran.code != 0 && ran.stderr.contains(error) && !ran.stderr.contains("recovering "),
+            "{ran:?}"
+        );
+    };
+    refused(&[&second], &format!(" is encrypted to {recipient}\n"));
     let ran = restore(&second, &[]);
     assert!(
         ran.code == 0
@@ -618,6 +668,13 @@ fn recovered_to_any_second(who: Who, host: &TestHost) {
     assert_eq!(host.sh(who, containers), "0\n");
     // Nothing of the recovery is left, and the archive made no dump to have its base backup.
     assert_eq!(host.sh(who, r#"ls -A "$1/backups""#), "archive\n");
+
+    #[cfg(feature = "fault-points")]
+    {
+        killed_recoveries_leave_nothing(host, who, &second);
+        assert_eq!(rows(host, who), written[..3]);
+        assert!(serves(host, who, &old) && !serves(host, who, &new));
+    }
 
     // What was undone is in the archive as well.
     restore("latest", &[]).ok();
@@ -656,6 +713,16 @@ fn recovered_to_any_second(who: Who, host: &TestHost) {
     assert_eq!(host.sh(who, bases), "2\n");
     assert_eq!(host.sh(who, r#"ls -A "$1/backups""#), "archive\n");
 
+    // A base backup has the salt of all that follows it, so that of another salt is not continued either.
+    host.units(who, &["secrets", "rotate", "salt"]).ok();
+    wait_for_archive(host, who, 120);
+    assert_eq!(host.sh(who, bases), "3\n");
+    let salt = host.env(who).get("LITELLM_SALT_KEY").unwrap().to_owned();
+    refused(
+        &[&second, "--identity", "/tmp/key.txt"],
+        "is not the one that encrypts the data of backup ",
+    );
+
     // An archive that stopped for too long begins anew by itself, and the server has not waited for it.
     host.systemctl(who, &["stop", "litellm-wal.timer", "litellm-wal.service"]);
     sql(
@@ -681,7 +748,7 @@ fn recovered_to_any_second(who: Who, host: &TestHost) {
     assert_eq!(sql(host, who, status), "lost");
     host.systemctl(who, &["start", "litellm-wal.timer"]);
     wait_for_archive(host, who, 120);
-    assert_eq!(host.sh(who, bases), "3\n");
+    assert_eq!(host.sh(who, bases), "4\n");
     assert_eq!(rows(host, who), written[..3]);
 
     // The host is lost: at most what was written in its last minute.
@@ -699,13 +766,14 @@ fn recovered_to_any_second(who: Who, host: &TestHost) {
     .ok();
     assert_eq!(rows(host, who), expected);
     assert!(serves(host, who, &old) && serves(host, who, &last));
+    assert_eq!(host.env(who).get("LITELLM_SALT_KEY"), Some(&*salt));
     // It writes to the archive of the lost host only if `.env` says so, and then as a cluster of its own.
     assert_eq!(host.env(who).get("BACKUP_URL"), None);
     host.sh(who, r#"sed -i 's/^# BACKUP_/BACKUP_/' "$1/.env""#);
     host.units(who, &["apply"]).ok();
     wait_for_archive(host, who, 120);
-    // The first one, that of another key, that after the gap, and this one.
-    assert_eq!(host.sh(who, "ls /tmp/copies/archive/wal | wc -l"), "4\n");
+    // The first one, those of another key and another salt, that after the gap, and this one.
+    assert_eq!(host.sh(who, "ls /tmp/copies/archive/wal | wc -l"), "5\n");
 }
 
 #[test]
@@ -719,4 +787,92 @@ fn rootful_recovery_to_any_second() {
 fn rootless_recovery_to_any_second() {
     let who = Who::Operator;
     recovered_to_any_second(who, &TestHost::boot_for(who, "backup-wal-rootless"));
+}
+
+/// A store that accepts connections and never answers holds up neither the archive on this host nor any command.
+#[test]
+#[ignore = "takes minutes: part of each release (CONTRIBUTING.md)"]
+fn a_silent_store_holds_up_nothing() {
+    let who = Who::Root;
+    let host = &TestHost::boot("backup-silent");
+    let minutes = |count: u64| std::time::Duration::from_secs(60 * count);
+    host.units(who, &["generate"]).ok();
+    allow_mock_delays(host, who);
+    host.sh(who, "mkdir -m 700 /tmp/copies");
+    host.set_env(
+        who,
+        &[("BACKUP_WAL", "yes"), ("BACKUP_URL", "file:///tmp/copies")],
+    );
+    host.units(who, &["up"]).ok();
+    wait_for_archive(host, who, 120);
+    let key = new_key(host, who);
+    let env = host.env(who).text().to_owned();
+
+    let silent = r#"systemd-run --quiet --unit=silent perl -MIO::Socket::INET -e '
+        my $listener = IO::Socket::INET->new(LocalAddr => "127.0.0.1:9999", Listen => 99) or die;
+        my @open; while (my $connection = $listener->accept) { push @open, $connection }'"#;
+    host.sh(Who::Root, silent);
+    host.set_env(
+        who,
+        &[
+            ("BACKUP_URL", "s3://bucket/litellm"),
+            ("BACKUP_AWS_ENDPOINT", "http://127.0.0.1:9999"),
+            ("BACKUP_AWS_ALLOW_HTTP", "true"),
+            ("BACKUP_AWS_ACCESS_KEY_ID", "me"),
+            ("BACKUP_AWS_SECRET_ACCESS_KEY", "secret"),
+        ],
+    );
+    // As if it had answered until now.
+    let names = |from: &str, to: &str| {
+        let script =
+            format!(r#"cd "$1/backups/archive"; sed -i 's,{from},{to},' copied.json 2*/copied"#);
+        host.sh(who, &script);
+    };
+    names("file:///tmp/copies", "s3://bucket/litellm");
+    let waits = |what: &str| {
+        host.wait(what, minutes(2), |host| {
+            match host
+                .property(who, "litellm-wal.service", "ActiveState")
+                .as_str()
+            {
+                "activating" => Ok(()),
+                state => Err(state.to_owned()),
+            }
+        });
+    };
+    sql(host, who, "create table rows ()");
+    waits("a run that waits for the store");
+    let load = Load::begin(host, who, &key);
+    host.units(who, &["restart", "--handover", "litellm"]).ok();
+    let later = new_key(host, who);
+    waits("a run that waits for the store");
+    host.units(who, &["restore", "--to", "latest", "--yes"])
+        .ok();
+    load.assert_no_failure(host, who);
+    assert!(serves(host, who, &later));
+
+    // The run ends, and nothing of this host's archive waits for it.
+    host.wait("the end of a run", minutes(8), |host| {
+        match host.property(who, "litellm-wal.service", "Result").as_str() {
+            "exit-code" => Ok(()),
+            result => Err(result.to_owned()),
+        }
+    });
+    let begin = host.sh(who, "date +%s");
+    let archived = r#"date +%s -d "$(jq -r .time "$1/backups/archive/progress.json")""#;
+    host.wait("the archive on this host", minutes(2), |host| {
+        let time = host.sh(who, archived);
+        (time > begin).then_some(()).ok_or(time)
+    });
+    let lag = archive(host, who)["lag_seconds"].as_u64();
+    assert!(lag > Some(120), "{lag:?}");
+    let doctor = host.units(who, &["doctor"]).stdout;
+    let line = doctor.lines().find(|line| line.contains(" archive: "));
+    let cause = "litellm-wal.service failed: can't store litellm/archive/wal/";
+    assert!(line.is_some_and(|line| line.contains(cause)), "{doctor}");
+    eprintln!("{}", line.unwrap_or_default());
+
+    host.write(who, &format!("{}/.env", who.deployment()), &env);
+    names("s3://bucket/litellm", "file:///tmp/copies");
+    wait_for_archive(host, who, 300);
 }

@@ -97,6 +97,18 @@ fn reading_and_backups(host: &TestHost, who: Who) {
     );
     refused(
         host,
+        &[
+            "restore",
+            "--to",
+            "latest",
+            "--from",
+            "file:///srv",
+            "--yes",
+        ],
+        "error: the database is on an external server (DATABASE_URL), where litellm-units replaces nothing\nhint: recover it with that server's own tools; ",
+    );
+    refused(
+        host,
         &["secrets", "rotate", "postgres"],
         "error: the database is external, so its password is not changed from here\n",
     );

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::Context;
-use futures_util::StreamExt;
+use futures_util::{StreamExt, stream};
 use object_store::buffered::BufWriter;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as Key;
@@ -16,7 +16,7 @@ use secrecy::ExposeSecret;
 use tokio::io::AsyncWriteExt;
 
 use super::authentication::{self, Origin};
-use super::manifest::{self, BackupManifest, BasePoint};
+use super::manifest::{self, BASE, BackupManifest, BasePoint, DUMP, StoredFile};
 use super::retention::{Retention, expired};
 use super::{Backup, UNFINISHED, check_space, directory, make_private, wal};
 use crate::deployment::operation_id::OperationId;
@@ -27,8 +27,14 @@ use crate::host::files;
 use crate::output::{Meter, Progress, bytes, duration, shell_word};
 use crate::tls;
 
-/// The size of the parts of a large file: S3 allows 10,000 of them.
-const PART: usize = 32 << 20;
+/// The size of the parts of a file.
+const PART: u64 = 8 << 20;
+/// How many parts S3 takes for one file, and some to spare.
+const MOST_PARTS: u64 = 9000;
+/// How many parts are under way at once.
+const PARTS: usize = 4;
+/// How long a store may take for one request. All parts under way need 2.3 Mbit/s for that.
+const REQUEST_TIMEOUT: &str = "120 s";
 
 /// The directory that a `file:` URL names.
 fn directory_of(url: &reqwest::Url) -> Result<PathBuf> {
@@ -81,9 +87,12 @@ impl BackupStore {
             .iter()
             .map(|(name, value)| Ok((name.as_str(), value.open()?)))
             .collect::<Result<Vec<_>>>()?;
-        let options = options
-            .iter()
-            .map(|(name, value)| (*name, value.expose_secret()));
+        // That of `.env` comes later, and holds.
+        let options = std::iter::once(("timeout", REQUEST_TIMEOUT)).chain(
+            options
+                .iter()
+                .map(|(name, value)| (*name, value.expose_secret())),
+        );
         let (store, prefix) = object_store::parse_url_opts(&parsed, options).map_err(|error| {
             Failure::config(format!("the backup URL {url:?} can't be used: {error}"))
                 .hint("write it as file:///DIRECTORY, s3://BUCKET/PREFIX, gs://BUCKET/PREFIX or az://CONTAINER/PREFIX; credentials are BACKUP_AWS_ACCESS_KEY_ID and the like in .env")
@@ -173,7 +182,9 @@ impl BackupStore {
         let attempt = async {
             let mut file = tokio::fs::File::open(path).await?;
             // One request for a small file, parts for a large one.
-            let mut writer = BufWriter::with_capacity(Arc::clone(&self.store), key.clone(), PART);
+            let part = usize::try_from(PART.max(size / MOST_PARTS))?;
+            let mut writer = BufWriter::with_capacity(Arc::clone(&self.store), key.clone(), part)
+                .with_max_concurrency(PARTS);
             let copied = tokio::io::copy(&mut file, &mut writer).await;
             if let Err(error) = copied {
                 writer.abort().await?;
@@ -220,10 +231,11 @@ impl BackupStore {
         if parent.join(id.as_str()).exists() {
             return Backup::load_from(&host.paths, &parent, id);
         }
-        self.fetch_to(host, id, &parent).await
+        self.fetch_to(host, id, &parent, |_| Ok(())).await
     }
 
-    /// As [`BackupStore::fetch`], into a directory that does not have it.
+    /// As [`BackupStore::fetch`], into a directory that does not have it, if `check` accepts it: for that, everything is there
+    /// but the data.
     ///
     /// # Errors
     /// As [`BackupStore::fetch`].
@@ -232,6 +244,7 @@ impl BackupStore {
         host: &Host,
         id: &OperationId,
         parent: &Path,
+        check: impl FnOnce(&Backup) -> Result<()>,
     ) -> Result<Backup> {
         let paths = &host.paths;
         let target = parent.join(id.as_str());
@@ -244,23 +257,29 @@ impl BackupStore {
             .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700))
             .tempdir_in(parent)
             .with_context(|| format!("can't create a directory in {}", parent.display()))?;
-        for file in &manifest.files {
-            self.get(
-                &key(&place, &file.stored),
-                &staged.path().join(&file.stored),
-            )
-            .await?;
-        }
         let code = key(&place, authentication::FILE);
         match self.store.head(&code).await {
-            Ok(_) => {
+            Ok(found) => {
                 let path = staged.path().join(authentication::FILE);
-                self.get(&code, &path).await?;
+                self.get(&code, &path, found.size).await?;
             }
             Err(object_store::Error::NotFound { .. }) => {}
             Err(error) => return Err(error).with_context(|| format!("can't fetch {code}")),
         }
         files::write_atomically(&staged.path().join(manifest::FILE), &text, 0o600)?;
+        let is_data = |file: &&StoredFile| [DUMP, BASE].contains(&&*file.name);
+        let (data, beside): (Vec<_>, Vec<_>) = manifest.files.iter().partition(is_data);
+        for file in beside {
+            self.get_stored(&place, file, staged.path()).await?;
+        }
+        check(&Backup {
+            directory: staged.path().to_owned(),
+            origin: authentication::origin(paths, staged.path(), &text)?,
+            manifest: manifest.clone(),
+        })?;
+        for file in data {
+            self.get_stored(&place, file, staged.path()).await?;
+        }
         let meter = Meter::new("checked", manifest.total_size(), &Progress::Silent);
         super::archive::check_files(staged.path(), &manifest, &meter)?;
         for directory in super::directories_below(staged.path())? {
@@ -385,9 +404,20 @@ impl BackupStore {
     ///
     /// # Errors
     /// When the store or the disk refuses; a part of the file may be left.
-    pub(crate) async fn get_file(&self, directory: &str, name: &str, path: &Path) -> Result<()> {
+    pub(crate) async fn get_file(
+        &self,
+        directory: &str,
+        name: &str,
+        path: &Path,
+        size: u64,
+    ) -> Result<()> {
         let key = key(&self.prefix, &format!("{directory}/{name}"));
-        self.get(&key, path).await
+        self.get(&key, path, size).await
+    }
+
+    async fn get_stored(&self, place: &Key, file: &StoredFile, directory: &Path) -> Result<()> {
+        let path = directory.join(&file.stored);
+        self.get(&key(place, &file.stored), &path, file.size).await
     }
 
     /// Removes a file, if it exists.
@@ -402,7 +432,8 @@ impl BackupStore {
         }
     }
 
-    async fn get(&self, key: &Key, path: &Path) -> Result<()> {
+    /// A part at a time: the time for a request, and for what is repeated of it, would end a large file.
+    async fn get(&self, key: &Key, path: &Path, size: u64) -> Result<()> {
         let attempt = async {
             if let Some(parent) = path.parent() {
                 make_private(parent)?;
@@ -413,9 +444,13 @@ impl BackupStore {
                 .mode(0o600)
                 .open(path)?;
             let mut file = tokio::fs::File::from_std(file);
-            let mut stream = self.store.get(key).await?.into_stream();
-            while let Some(chunk) = stream.next().await {
-                file.write_all(&chunk?).await?;
+            let parts = (0..size.div_ceil(PART)).map(|number| {
+                let begin = number * PART;
+                self.store.get_range(key, begin..size.min(begin + PART))
+            });
+            let mut parts = stream::iter(parts).buffered(PARTS);
+            while let Some(part) = parts.next().await {
+                file.write_all(&part?).await?;
             }
             file.flush().await?;
             file.sync_all().await?;
@@ -469,20 +504,87 @@ fn key(place: &Key, name: &str) -> Key {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::deployment::sealed::SecretValue;
+
+    fn settings(store: &[(&str, &str)]) -> BackupSettings {
+        let store = store.iter();
+        BackupSettings {
+            recipient: None,
+            url: None,
+            wal: false,
+            store: store
+                .map(|(name, value)| ((*name).to_owned(), SecretValue::clear(value)))
+                .collect(),
+            postgres_image: crate::image::ImageReference::parse("docker.io/library/postgres:17.6")
+                .unwrap(),
+        }
+    }
+
+    /// Answers one request for a part of a file of zeros. Returns the part that was asked for.
+    #[cfg(feature = "object-stores")]
+    fn answer(listener: &std::net::TcpListener, size: u64) -> (u64, u64) {
+        use std::io::{BufRead, Write};
+        let (connection, _) = listener.accept().unwrap();
+        let lines = std::io::BufReader::new(&connection).lines();
+        let head: Vec<String> = lines
+            .map_while(|line| line.ok().filter(|line| !line.is_empty()))
+            .collect();
+        let range = head.iter().find_map(|line| {
+            line.to_ascii_lowercase()
+                .strip_prefix("range: bytes=")
+                .map(str::to_owned)
+        });
+        let range = range.expect("the whole file was asked for");
+        let (begin, end) = range.split_once('-').unwrap();
+        let (begin, end): (u64, u64) = (begin.parse().unwrap(), end.parse().unwrap());
+        let mut writer = &connection;
+        write!(
+            writer,
+            "HTTP/1.1 206 Partial Content\r\nConnection: close\r\nETag: \"1\"\r\nLast-Modified: Thu, 26 Nov 2026 14:05:00 GMT\r\n\
+             Content-Length: {}\r\nContent-Range: bytes {begin}-{end}/{size}\r\n\r\n",
+            end - begin + 1
+        )
+        .unwrap();
+        writer
+            .write_all(&vec![0; usize::try_from(end - begin + 1).unwrap()])
+            .unwrap();
+        (begin, end)
+    }
+
+    #[cfg(feature = "object-stores")]
+    #[tokio::test]
+    async fn a_large_file_is_fetched_in_parts() {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let settings = settings(&[
+            ("aws_endpoint", &endpoint),
+            ("aws_allow_http", "true"),
+            ("aws_access_key_id", "me"),
+            ("aws_secret_access_key", "secret"),
+        ]);
+        let size = 2 * PART + 1;
+        let server = std::thread::spawn(move || {
+            let mut parts: Vec<_> = (0..3).map(|_| answer(&listener, size)).collect();
+            parts.sort_unstable();
+            parts
+        });
+        let store = BackupStore::new("s3://bucket/litellm", &settings).unwrap();
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("base.tar.zst");
+        store.get_file("wal", "file", &path, size).await.unwrap();
+        assert_eq!(
+            server.join().unwrap(),
+            [(0, PART - 1), (PART, 2 * PART - 1), (2 * PART, 2 * PART)]
+        );
+        assert_eq!(std::fs::metadata(&path).unwrap().len(), size);
+    }
 
     #[test]
     fn a_missing_directory_is_not_created() {
         let parent = tempfile::tempdir().unwrap();
         let missing = parent.path().join("not mounted");
         let url = reqwest::Url::from_directory_path(&missing).unwrap();
-        let settings = BackupSettings {
-            recipient: None,
-            url: None,
-            wal: false,
-            store: Vec::new(),
-            postgres_image: crate::image::ImageReference::parse("docker.io/library/postgres:17.6")
-                .unwrap(),
-        };
+        let settings = settings(&[]);
         let store = BackupStore::new(url.as_str(), &settings).unwrap();
         let error = store.refuse_missing().unwrap_err();
         assert_eq!(

@@ -10,7 +10,6 @@ mod target;
 
 use std::fs::Permissions;
 use std::os::unix::fs::PermissionsExt;
-use std::path::PathBuf;
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
@@ -18,8 +17,9 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::authentication::Origin;
 use super::database::Server;
 use super::object_store::BackupStore;
-use super::{Backup, make_private, remove_unfinished, wal};
-use crate::deployment::settings::Settings;
+use super::restore::RestoreOptions;
+use super::{Backup, archive, make_private, remove_unfinished, wal};
+use crate::deployment::settings::{Database, Settings};
 use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::host::paths::Paths;
@@ -40,8 +40,8 @@ pub(crate) struct RecoverOptions {
     pub from: Option<String>,
     /// The identifier of the cluster to recover from that URL.
     pub cluster: Option<String>,
-    /// The file with the age identity, for an archive that is encrypted.
-    pub identity: Option<PathBuf>,
+    /// How the recovered database will be restored, which is refused beforehand where that can be known.
+    pub restore: RestoreOptions,
     /// Accept an archive that this deployment did not make.
     pub foreign: bool,
 }
@@ -55,6 +55,13 @@ pub(crate) async fn recover(
     settings: &Settings,
     options: &RecoverOptions,
 ) -> Result<Backup> {
+    if matches!(settings.database, Database::External { .. }) {
+        return Err(Failure::new(
+            "the database is on an external server (DATABASE_URL), where litellm-units replaces nothing",
+        )
+        .hint("recover it with that server's own tools; to recover this archive, remove DATABASE_URL from .env, and run `litellm-units apply`")
+        .into());
+    }
     let begin = std::time::Instant::now();
     let remote = options.from.as_ref();
     let remote = remote
@@ -77,13 +84,22 @@ pub(crate) async fn recover(
     if found.base.origin == Origin::Own {
         check_origin(host, &found)?;
     }
+    let identity = options.restore.identity.as_deref();
+    // Each may be encrypted to another recipient.
+    for piece in &found.pieces {
+        archive::open_stored(
+            &found.place.join(&piece.file),
+            &found.base.manifest,
+            identity,
+        )?;
+    }
     let server = Recovery {
         host,
         podman: host.podman().await?,
         base: &found.base,
         point: &found.point,
         place: &found.place,
-        identity: options.identity.as_deref(),
+        identity,
     };
     let mut interrupt = signal(SignalKind::interrupt()).context("can't listen for Ctrl-C")?;
     let recovered = tokio::select! {

@@ -208,12 +208,7 @@ pub(crate) async fn restore_data(
 ) -> Result<()> {
     let id = backup.id();
     check(host, backup).await?;
-    if options.config {
-        refuse_links(&host.paths)?;
-        check_sealed(backup, options)?;
-    } else {
-        check_salt(host, backup, options)?;
-    }
+    refuse(host, backup, options)?;
     let systemd = host.systemd().await?;
     let unit = Service::Litellm.unit();
     // A failed gateway was meant to run.
@@ -568,13 +563,20 @@ async fn recover_restore(
             "the restore of backup {id} was interrupted after the databases were swapped: finishing it"
         ));
         return match bring_back(host, None, gateway, RECOVERY_TIMEOUT).await {
-            Ok(()) => restore.commit().await.map(|_| Recovered::Finished(id)),
+            Ok(()) => {
+                restore.commit().await?;
+                remove_recovered(host, &id);
+                Ok(Recovered::Finished(id))
+            }
             Err(error) => Err(take_back(host, restore, &units, RECOVERY_TIMEOUT, error).await),
         };
     }
     host.progress.say(&format!(
         "the restore of backup {id} was interrupted: rolling it back"
     ));
+    if is_recovered(host, &id) {
+        host.progress.say(&kept(&id));
+    }
     // The restore may have been meant to fix that.
     if let Err(error) = restore.undo(&units, RECOVERY_TIMEOUT).await? {
         host.progress.warn(&format!(
@@ -582,6 +584,27 @@ async fn recover_restore(
         ));
     }
     Ok(Recovered::Undone)
+}
+
+/// What is said of the backup of a recovered database that was not restored.
+pub(crate) fn kept(id: &OperationId) -> String {
+    format!(
+        "what was recovered is kept as backup {id} until the next backup; to restore it: `litellm-units restore {id}`"
+    )
+}
+
+fn is_recovered(host: &Host, id: &OperationId) -> bool {
+    let found = Backup::load(&host.paths, id);
+    found.is_ok_and(|found| found.manifest.recovered.is_some())
+}
+
+/// Removes the backup of a recovered database that is in use now.
+fn remove_recovered(host: &Host, id: &OperationId) {
+    if is_recovered(host, id)
+        && let Err(error) = super::remove(&host.paths, id)
+    {
+        host.progress.warn(&format!("{error:#}"));
+    }
 }
 
 async fn check(host: &Host, backup: &Backup) -> Result<()> {
@@ -664,6 +687,19 @@ async fn drop_scratch(server: &Server<'_>, name: &str) -> Result<()> {
     server.drop_database(name).await
 }
 
+/// Refuses what can't be restored here, by the configuration in the backup and that of this host.
+///
+/// # Errors
+/// With what is in the way.
+pub(super) fn refuse(host: &Host, backup: &Backup, options: &RestoreOptions) -> Result<()> {
+    if options.config {
+        refuse_links(&host.paths)?;
+        check_sealed(backup, options)
+    } else {
+        check_salt(host, backup, options)
+    }
+}
+
 /// Compares the salt keys. LiteLLM encrypts credentials in the database with it; with another one
 /// than the backup's, they would be lost.
 ///
@@ -695,10 +731,7 @@ pub(crate) fn check_salt(host: &Host, backup: &Backup, options: &RestoreOptions)
         path.display(),
         backup.id()
     ))
-    .hint(format!(
-        "restore the configuration of that time, too: `litellm-units restore {} --config`",
-        backup.id()
-    ))
+    .hint("to restore the configuration of that time as well, add `--config`")
     .into())
 }
 

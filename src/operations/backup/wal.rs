@@ -24,6 +24,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use jiff::Timestamp;
 use nix::fcntl::Flock;
+use secrecy::ExposeSecret;
 
 use super::archive::{self, Recipient};
 use super::authentication::BackupKey;
@@ -35,7 +36,7 @@ use crate::host::Host;
 use crate::host::files;
 use crate::host::lock::{self, OperationLock};
 use crate::host::paths::Paths;
-use crate::operations::postgres;
+use crate::operations::{postgres, rotation};
 use crate::output::{self, Meter, duration};
 use crate::quadlet::WAL_SERVICE;
 pub(super) use base::base;
@@ -132,10 +133,45 @@ pub(super) async fn lock(host: &Host) -> Result<Flock<File>> {
 /// # Errors
 /// When the server, the disk or the store refuses; the next run continues.
 pub(crate) async fn run(host: &Host, settings: &Settings) -> Result<()> {
-    if postgres::is_switching(&host.paths)? {
-        // The cluster that stays keeps its log, so nothing is lost by waiting.
+    let paths = &host.paths;
+    if changing(paths)?.is_some() {
+        // The server keeps its log, so nothing is lost by waiting.
         return Ok(());
     }
+    make_directory(paths)?;
+    let path = failure_file(paths);
+    let done = attempt(host, settings).await;
+    match &done {
+        Ok(()) => files::remove_existing(&path)?,
+        Err(error) => files::write_atomically(&path, format!("{error:#}").as_bytes(), 0o600)?,
+    }
+    done
+}
+
+/// What has to end before anything is archived: the archive would belong to neither of two clusters, or to neither of two
+/// salts.
+fn changing(paths: &Paths) -> Result<Option<&'static str>> {
+    Ok(if postgres::is_switching(paths)? {
+        Some("PostgreSQL is being changed")
+    } else if rotation::is_salt_pending(paths)? {
+        Some("the salt is being replaced")
+    } else {
+        None
+    })
+}
+
+fn failure_file(paths: &Paths) -> PathBuf {
+    directory(paths).join("failed")
+}
+
+/// Why the last run failed, if it did.
+#[must_use]
+pub(crate) fn failure(paths: &Paths) -> Option<String> {
+    let text = files::read_existing(&failure_file(paths)).ok()??;
+    Some(String::from_utf8_lossy(&text).into_owned())
+}
+
+async fn attempt(host: &Host, settings: &Settings) -> Result<()> {
     let server = Server::new(host, settings).await?;
     let progress = archive(host, settings, &server).await?;
     let rest = async {
@@ -161,9 +197,19 @@ pub(crate) async fn run(host: &Host, settings: &Settings) -> Result<()> {
             }
         }
     };
+    // While a base backup is made and copied.
+    let copied = async {
+        loop {
+            tokio::time::sleep(INTERVAL).await;
+            if let Err(error) = copy(host, settings).await {
+                host.progress.warn(&format!("{error:#}"));
+            }
+        }
+    };
     tokio::select! {
         done = rest => done,
         () = archived => Ok(()),
+        () = copied => Ok(()),
     }
 }
 
@@ -178,15 +224,20 @@ pub(crate) async fn archive(
 ) -> Result<Progress> {
     let paths = &host.paths;
     let _lock = lock(host).await?;
-    if postgres::is_switching(paths)? {
-        return Err(
-            Failure::new("PostgreSQL is being changed, so nothing is archived")
-                .hint("see whether the change was interrupted: `litellm-units status`")
-                .into(),
-        );
+    if let Some(change) = changing(paths)? {
+        return Err(Failure::new(format!("{change}, so nothing is archived"))
+            .hint("see whether the change was interrupted: `litellm-units status`")
+            .into());
     }
     let key = BackupKey::create(paths)?;
-    let of_the_key = key.code(OF_THE_KEY)?;
+    // A base backup has the `.env` with the salt for everything that follows it. This one may have begun hours ago.
+    let current = Settings::load(&paths.env_file())?;
+    let salt = current.salt();
+    let salt = match salt.sealed() {
+        Some(reference) => reference.into(),
+        None => salt.open()?,
+    };
+    let of_the_key = key.code(&[OF_THE_KEY, salt.expose_secret().as_bytes()].concat())?;
     let recipient = recipient(&settings.backup)?;
     let known = Progress::load(paths)?;
     // Before the position, so that everything of this time is before it.

@@ -46,6 +46,12 @@ pub(super) fn needed(
     Ok(found.into_iter().take(end).collect())
 }
 
+/// The size in bytes of the segments of which these pieces are.
+pub(super) fn log_size(pieces: &[Piece], point: &BasePoint) -> u64 {
+    let segments = pieces.chunk_by(|one, other| one.segment == other.segment);
+    segments.count() as u64 * point.segment_size
+}
+
 /// The pieces that follow each other, from the segment of a base backup on.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Chain {

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 
+use super::chain::log_size;
 use super::{CONTAINER, Target, remove_container};
 use crate::deployment::settings::{DEFAULT_POSTGRES_NAME, Settings, parse_env, read_env};
 use crate::error::{Failure, Result};
@@ -20,10 +21,10 @@ use crate::operations::backup::database::Server;
 use crate::operations::backup::manifest::{BASE, BackupManifest, BasePoint, RecoveredFrom};
 use crate::operations::backup::wal::{Piece, format_position};
 use crate::operations::backup::{
-    Backup, BackupOptions, ENV, Recovered, UNFINISHED, archive, check_space, create_from,
-    directory, make_private,
+    Backup, BackupOptions, ENV, Recovered, UNFINISHED, archive, create_from, directory,
+    make_private,
 };
-use crate::output::bytes;
+use crate::output::{Meter, bytes};
 use crate::service::Service;
 
 /// In it: the cluster, the log, and what the server says.
@@ -74,17 +75,12 @@ impl Recovery<'_> {
         if !self.podman.has_image(image.as_str()).await? {
             self.podman.pull(image.as_str()).await?;
         }
-        let segments = pieces.chunk_by(|one, other| one.segment == other.segment);
-        let log = segments.count() as u64 * self.point.segment_size;
-        let needed = manifest.database.size.saturating_add(log);
-        let storage = &self.host.paths.storage;
-        if storage.exists() {
-            check_space(storage, needed)?;
-        }
         let configuration = self.configuration()?;
+        let (size, log) = (manifest.database.size, log_size(pieces, self.point));
         self.host.progress.say(&format!(
-            "recovering base backup {} and {} of the write-ahead log in a container",
+            "recovering base backup {} ({}) and {} of the write-ahead log in a container",
             manifest.id,
+            bytes(size),
             bytes(log)
         ));
         let env = configuration.path().join(".env");
@@ -95,8 +91,14 @@ impl Recovery<'_> {
         };
         self.start_container(image.as_str(), name("POSTGRES_USER"))
             .await?;
-        self.unpack().await?;
-        self.hand_over(pieces).await?;
+        let meter = Meter::new("unpacked", size.saturating_add(log), &self.host.progress);
+        let unpacked = async {
+            self.unpack(&meter).await?;
+            self.hand_over(pieces, &meter).await
+        };
+        let unpacked = unpacked.await;
+        meter.clear();
+        unpacked?;
         let end = pieces
             .last()
             .map(|piece| piece.end_position(self.point.segment_size));
@@ -223,7 +225,7 @@ impl Recovery<'_> {
         }
     }
 
-    async fn unpack(&self) -> Result<()> {
+    async fn unpack(&self, meter: &Meter) -> Result<()> {
         let source = archive::open(
             &self.base.directory,
             &self.base.manifest,
@@ -232,11 +234,12 @@ impl Recovery<'_> {
         )?;
         let script =
             "umask 077; mkdir -p \"$1/data\" \"$1/wal\" && exec tar -x -f - -C \"$1/data\"";
-        self.must(script, &[PLACE], source).await
+        self.must(script, &[PLACE], meter.clone().reading(source))
+            .await
     }
 
     /// Puts whole segments into the container. The rest of the last one is empty, as in a server that has just begun it.
-    async fn hand_over(&self, pieces: &[Piece]) -> Result<()> {
+    async fn hand_over(&self, pieces: &[Piece], meter: &Meter) -> Result<()> {
         for of_segment in pieces.chunk_by(|one, other| one.segment == other.segment) {
             let paths = of_segment.iter().map(|piece| self.place.join(&piece.file));
             let source = OneByOne {
@@ -250,7 +253,8 @@ impl Recovery<'_> {
             let script = "exec cat >\"$1\"";
             let name = of_segment.first().map(|piece| piece.segment.clone());
             let path = format!("{PLACE}/wal/{}", name.unwrap_or_default());
-            self.must(script, &[&path], source).await?;
+            self.must(script, &[&path], meter.clone().reading(source))
+                .await?;
         }
         Ok(())
     }

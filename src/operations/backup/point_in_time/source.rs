@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use jiff::Timestamp;
 
-use super::chain::{Chain, chain, needed};
+use super::chain::{Chain, chain, log_size, needed};
 use super::{RecoverOptions, Target};
 use crate::deployment::operation_id::OperationId;
 use crate::error::{Failure, Result};
@@ -14,7 +14,9 @@ use crate::host::Host;
 use crate::operations::backup::manifest::{self, BasePoint};
 use crate::operations::backup::object_store::BackupStore;
 use crate::operations::backup::wal::{self, Piece};
-use crate::operations::backup::{Backup, archive, authentication, check_space, make_private};
+use crate::operations::backup::{
+    Backup, archive, authentication, check_spaces, directory, expected_size, make_private, restore,
+};
 use crate::output::{Meter, Progress};
 
 /// Of two clusters in an archive, one that ended this long before the other is not meant.
@@ -71,6 +73,8 @@ pub(super) async fn linked(host: &Host, options: &RecoverOptions, staged: &Path)
         }
     }
     let base = base.clone().admitted(options.foreign)?;
+    restore::refuse(host, &base, &options.restore)?;
+    refuse_full_disks(host, &base, &pieces, 0)?;
     let directory = staged.join(base.id().as_str());
     for name in base
         .manifest
@@ -104,6 +108,35 @@ pub(super) async fn linked(host: &Host, options: &RecoverOptions, staged: &Path)
         pieces,
         place,
     })
+}
+
+/// Refuses when the disks can't hold what is fetched (`fetched` bytes), the recovered cluster with its log, the backup of it,
+/// or the restored database.
+fn refuse_full_disks(host: &Host, base: &Backup, pieces: &[Piece], fetched: u64) -> Result<()> {
+    let paths = &host.paths;
+    let size = base.manifest.database.size;
+    let point = base
+        .manifest
+        .base
+        .as_ref()
+        .context("it is no base backup")?;
+    let log = log_size(pieces, point);
+    let backups = directory(paths);
+    let mut needed = vec![
+        (
+            &*backups,
+            fetched.saturating_add(expected_size(paths, size)),
+        ),
+        (&*paths.storage, size.saturating_add(log)),
+    ];
+    needed.retain(|(place, _)| place.exists());
+    check_spaces(&needed)?;
+    // The container is gone by then.
+    let data = paths.postgres_data();
+    if data.exists() {
+        check_spaces(&[(&data, size)])?;
+    }
+    Ok(())
 }
 
 fn link(from: &Path, to: &Path) -> Result<()> {
@@ -193,15 +226,25 @@ pub(super) async fn fetched(
     let sizes = pieces
         .iter()
         .filter_map(|piece| cluster.files.get(&piece.file));
-    check_space(staged, sizes.sum())?;
-    let base = remote.fetch_to(host, id, staged).await?;
-    let base = base.admitted(options.foreign)?;
+    let sizes: u64 = sizes.sum();
+    let refuse = |base: &Backup| {
+        let base = base.clone().admitted(options.foreign)?;
+        restore::refuse(host, &base, &options.restore)?;
+        refuse_full_disks(
+            host,
+            &base,
+            &pieces,
+            sizes.saturating_add(base.manifest.total_size()),
+        )
+    };
+    let base = remote.fetch_to(host, id, staged, refuse).await?;
     let place = staged.join("wal");
     make_private(&place)?;
     let directory = wal::remote_directory(&point.history);
     for piece in &pieces {
+        let size = cluster.files.get(&piece.file).copied().unwrap_or_default();
         remote
-            .get_file(&directory, &piece.file, &place.join(&piece.file))
+            .get_file(&directory, &piece.file, &place.join(&piece.file), size)
             .await?;
     }
     Ok(Found {

@@ -27,7 +27,8 @@ pub(crate) struct Progress {
     pub(super) system: String,
     /// The name of what follows without a gap: an archive that begins anew never mixes with what was before.
     pub(super) history: String,
-    /// Part of the key by which the pieces are authenticated, so that it serves for nothing else.
+    /// What the key by which the pieces are authenticated makes of the salt: with another one of either, the archive begins
+    /// anew.
     pub(super) key: String,
     /// The size of a segment in bytes.
     pub(super) segment: u64,
@@ -42,7 +43,7 @@ pub(super) fn history(system: &str, begin: u64, time: Timestamp) -> String {
     format!("{system}-{begin:X}-{}", time.strftime(Piece::TIME))
 }
 
-/// What a key makes of this is the same as long as the key is.
+/// What a key makes of this and the salt is the same as long as both are.
 pub(super) const OF_THE_KEY: &[u8] = b"the archive of the write-ahead log";
 
 /// How far the copy of the archive has come.

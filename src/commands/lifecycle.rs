@@ -6,7 +6,7 @@ use crate::host::Host;
 use crate::host::lock::OperationLock;
 use crate::host::systemd::job::JobType;
 use crate::operations::stack::{self, Manner};
-use crate::operations::{backup, pull};
+use crate::operations::{backup, pull, recycle};
 use crate::output::say;
 use crate::service::Service;
 
@@ -41,7 +41,7 @@ async fn change(
     // Stopping must always be possible, and nothing that takes long and touches no unit may delay a restart. On another
     // machine, only systemd is reached, not the lock.
     let is_remote = host.remote.is_some();
-    let beside = [backup::COMMAND, pull::COMMAND]
+    let beside = [backup::COMMAND, pull::COMMAND, recycle::COMMAND]
         .into_iter()
         .find(|command| {
             verb == JobType::Restart

@@ -524,6 +524,8 @@ pub(crate) enum Unit {
     Archive,
     /// Look for faults, send notices and write metrics
     Watch,
+    /// Replace gateways whose memory has grown, without a lost request
+    Recycle,
     /// Answer a request for metrics on the connection that is stdin
     ServeMetrics,
     /// Wait for the change that goes on; complete it if it is interrupted

@@ -91,7 +91,7 @@ async fn carry_out(host: &Host, command: Command) -> Result<Exit> {
         Command::Logs(arguments) => commands::logs::run(host, &arguments).await,
         Command::Exec(arguments) => commands::exec::run(host, &arguments).await,
         Command::Health(arguments) => commands::health::run(host, &arguments).await,
-        Command::Key(verb) => commands::key::run(host, verb).await,
+        Command::Key(verb) => Box::pin(commands::key::run(host, verb)).await,
         Command::Secrets(verb) => commands::secrets::run(host, verb).await,
         Command::Ui(arguments) => commands::ui::run(host, &arguments).await,
         Command::Backup(arguments) => commands::backup::run(host, arguments).await,

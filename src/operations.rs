@@ -10,6 +10,7 @@ pub(crate) mod install;
 pub(crate) mod postgres;
 pub(crate) mod pull;
 pub(crate) mod recovery;
+pub(crate) mod recycle;
 pub(crate) mod rotation;
 pub(crate) mod seal;
 pub(crate) mod stack;

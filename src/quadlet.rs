@@ -94,6 +94,11 @@ pub const CHECK_TIMER: &str = "litellm-upgrade-check.timer";
 /// What that timer starts.
 pub const CHECK_SERVICE: &str = "litellm-upgrade-check.service";
 
+/// Replaces a gateway whose memory has grown, unless `.env` refuses it.
+pub const RECYCLE_TIMER: &str = "litellm-recycle.timer";
+/// What that timer starts.
+pub const RECYCLE_SERVICE: &str = "litellm-recycle.service";
+
 /// Looks for faults and writes metrics, if `.env` names recipients of notices, or a file or an address for metrics.
 pub const WATCH_TIMER: &str = "litellm-watch.timer";
 /// What that timer starts.
@@ -105,9 +110,10 @@ pub const METRICS_SOCKET: &str = "litellm-metrics.socket";
 pub const METRICS_SERVICE: &str = "litellm-metrics@.service";
 
 /// The units that come with a deployment and are enabled apart from the target, and what each is for.
-pub const COMPANIONS: [(&str, &str); 5] = [
+pub const COMPANIONS: [(&str, &str); 6] = [
     (BACKUP_TIMER, "a backup every night"),
     (CHECK_TIMER, "a check for newer releases every day"),
+    (RECYCLE_TIMER, "a fresh gateway when its memory grows"),
     (WAL_TIMER, "an archive of the write-ahead log"),
     (WATCH_TIMER, "notices of faults, and metrics"),
     (METRICS_SOCKET, "metrics by HTTP"),
@@ -198,6 +204,10 @@ pub fn render(settings: &Settings, host: &RenderContext<'_>) -> Result<Vec<UnitF
         file(Place::Unit, CHECK_SERVICE, &Check { common })?,
         file(Place::Unit, CHECK_TIMER, &CheckTimer { common })?,
     ];
+    if settings.recycle_at.is_some() {
+        files.push(file(Place::Unit, RECYCLE_SERVICE, &Recycle { common })?);
+        files.push(file(Place::Unit, RECYCLE_TIMER, &RecycleTimer { common })?);
+    }
     if settings.backup.wal {
         files.push(file(Place::Unit, WAL_SERVICE, &Wal { common })?);
         files.push(file(Place::Unit, WAL_TIMER, &WalTimer { common })?);
@@ -254,7 +264,8 @@ pub fn render(settings: &Settings, host: &RenderContext<'_>) -> Result<Vec<UnitF
                 &Migrate::new(common, values, false),
             )?,
             Service::Litellm => {
-                files.extend(gateway_files(common, values, gateways)?);
+                let drain_timeout = settings.drain_timeout;
+                files.extend(gateway_files(common, values, gateways, drain_timeout)?);
                 continue;
             }
         });
@@ -263,13 +274,19 @@ pub fn render(settings: &Settings, host: &RenderContext<'_>) -> Result<Vec<UnitF
 }
 
 /// The first gateway last: its unit marks the installation as complete.
-fn gateway_files(common: &Common, values: Container<'_>, gateways: usize) -> Result<Vec<UnitFile>> {
+fn gateway_files(
+    common: &Common,
+    values: Container<'_>,
+    gateways: usize,
+    drain_timeout: u32,
+) -> Result<Vec<UnitFile>> {
     let render = |name, number, standby, service| {
         let gateway = Gateway {
             common,
             standby,
             number,
             memory: Replicas::memory_percentage(gateways),
+            drain_timeout,
             service,
         };
         file(Place::Quadlet, name, &gateway)
@@ -568,6 +585,18 @@ struct WalTimer<'a> {
 }
 
 #[derive(Template)]
+#[template(path = "litellm-recycle.service")]
+struct Recycle<'a> {
+    common: &'a Common,
+}
+
+#[derive(Template)]
+#[template(path = "litellm-recycle.timer")]
+struct RecycleTimer<'a> {
+    common: &'a Common,
+}
+
+#[derive(Template)]
 #[template(path = "litellm-watch.service")]
 struct Watch<'a> {
     common: &'a Common,
@@ -644,5 +673,7 @@ struct Gateway<'a> {
     number: usize,
     /// The percentage of the machine's memory that it may use.
     memory: u8,
+    /// Seconds.
+    drain_timeout: u32,
     service: Container<'a>,
 }

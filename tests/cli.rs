@@ -366,7 +366,7 @@ fn output_renders_without_a_host() {
                     );
                 }
                 assert_eq!(tree(&home.path(&out)).matches(" containers/").count(), 6);
-                assert_eq!(tree(&home.path(&out)).matches(" systemd/").count(), 8);
+                assert_eq!(tree(&home.path(&out)).matches(" systemd/").count(), 10);
             }
         }
     }
@@ -383,7 +383,7 @@ fn output_needs_no_deployment_either() {
     let ran = home.run(&["generate", "--user", "--output", "out"]);
     assert_eq!(
         (ran.code, ran.stderr.as_str(), ran.stdout.lines().count()),
-        (0, "", 14)
+        (0, "", 16)
     );
     assert!(!home.path(".local").exists());
 }

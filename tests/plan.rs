@@ -92,6 +92,8 @@ fn an_empty_host_gets_everything_the_gateway_last_and_only_once() {
             "create etc/systemd/system/litellm-backup.timer",
             "create etc/systemd/system/litellm-upgrade-check.service",
             "create etc/systemd/system/litellm-upgrade-check.timer",
+            "create etc/systemd/system/litellm-recycle.service",
+            "create etc/systemd/system/litellm-recycle.timer",
             "create etc/containers/systemd/litellm-postgres.container",
             "create etc/containers/systemd/litellm-redis.container",
             "create etc/containers/systemd/litellm-migrate.container",

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use litellm_units::deployment::env_file::{EnvFile, quote};
 use litellm_units::deployment::listen::Listen;
-use litellm_units::deployment::settings::{SecretTarget, Settings, check_address};
+use litellm_units::deployment::settings::{MemoryMark, SecretTarget, Settings, check_address};
 use litellm_units::error::{self, Exit};
 use litellm_units::host::capacity::Capacity;
 use litellm_units::service::Service;
@@ -368,6 +368,18 @@ fn what_can_not_be_used_is_refused_by_name_file_and_line() {
              hint: write 300 for five minutes, or remove it\n".to_owned(),
         ),
         (
+            "LITELLM_DRAIN_TIMEOUT",
+            "LITELLM_DRAIN_TIMEOUT=3601",
+            "error: /srv/.env, line 13: LITELLM_DRAIN_TIMEOUT is not a number of seconds from 10 to 3600\n\
+             hint: write 600 for ten minutes, or remove it\n".to_owned(),
+        ),
+        (
+            "LITELLM_RECYCLE_AT",
+            "LITELLM_RECYCLE_AT=80",
+            "error: /srv/.env, line 13: LITELLM_RECYCLE_AT is neither a percentage from 30% to 95%, nor a size such as 3G, nor no\n\
+             hint: write 80% of the memory that a gateway may use (the default), 3G or 3000M, or no\n".to_owned(),
+        ),
+        (
             "USER_NAMESPACES",
             "USER_NAMESPACES=on",
             "error: /srv/.env, line 13: USER_NAMESPACES is neither yes nor no\n\
@@ -583,6 +595,32 @@ fn as_many_gateways_as_the_machine_has_room_for() {
 fn the_limit_of_a_blocked_gateway_may_be_left_out() {
     for value in ["", "10", "86400"] {
         settings(&format!("{ENV}LITELLM_LIVENESS_TIMEOUT={value}\n"));
+    }
+}
+
+#[test]
+fn the_memory_of_a_gateway_is_a_part_or_a_size() {
+    let gibibyte = 1 << 30;
+    for (value, expected) in [
+        ("", Some(MemoryMark::Percentage(80))),
+        ("30%", Some(MemoryMark::Percentage(30))),
+        ("3G", Some(MemoryMark::Bytes(3 * gibibyte))),
+        ("1024M", Some(MemoryMark::Bytes(gibibyte))),
+        ("no", None),
+    ] {
+        let settings = settings(&format!("{ENV}LITELLM_RECYCLE_AT={value}\n"));
+        assert_eq!(settings.recycle_at, expected, "{value}");
+    }
+    for (mark, limit, expected) in [
+        (
+            MemoryMark::Percentage(50),
+            Some(2 * gibibyte),
+            Some(1_073_741_800),
+        ),
+        (MemoryMark::Percentage(50), None, None),
+        (MemoryMark::Bytes(7), None, Some(7)),
+    ] {
+        assert_eq!(mark.of_limit(limit), expected, "{mark:?}");
     }
 }
 

@@ -7,6 +7,7 @@ else of LiteLLM and uvicorn is used; it is checked before a release is started f
 
 import asyncio
 import ctypes
+import fcntl
 import gc
 import importlib.util
 import inspect
@@ -31,11 +32,19 @@ from uvicorn.supervisors import Multiprocess, multiprocess
 
 # Timeout at a stop, in seconds, for idle connections.
 IDLE_TIMEOUT = 10
+# The same for requests, while another gateway serves.
+DRAIN_TIMEOUT = int(os.environ.get("LITELLM_DRAIN_TIMEOUT") or 60)
+# The same while none does: new requests wait.
+ALONE_TIMEOUT = min(60, DRAIN_TIMEOUT)
+# The same for what was told to end.
+CUT_TIMEOUT = 2
 
 # For so many seconds the event loop may be blocked before its process is replaced.
 LIVENESS_TIMEOUT = int(os.environ.get("LITELLM_LIVENESS_TIMEOUT") or 300)
 # After so many, the journal says where it is.
 SLOW = min(30, LIVENESS_TIMEOUT // 2)
+# Where the migration writes down the schema of the database. All gateways have it.
+SCHEMA = "/run/litellm-units/schema"
 # Read by the health check: until when, by CLOCK_MONOTONIC, the gateway counts as alive. In memory, since a slow disk
 # must not block the event loop.
 ALIVE = "/dev/shm/litellm-units.alive"
@@ -155,29 +164,95 @@ def take_connections(sockets):
                 logging.getLogger("uvicorn.error").warning("can't choose who gets new connections: %s", error)
 
 
+class Presence:
+    """Shows other gateways that this one serves, and this one whether another does.
+
+    Each process that serves has a shared lock on one directory. The kernel releases it, however the process ends.
+    """
+
+    def __init__(self):
+        try:
+            self.directory = os.open(SCHEMA, os.O_RDONLY)
+        except FileNotFoundError:
+            # Under units of an earlier version.
+            self.directory = None
+            return
+        fcntl.flock(self.directory, fcntl.LOCK_SH)
+
+    def end(self):
+        if self.directory is not None:
+            fcntl.flock(self.directory, fcntl.LOCK_UN)
+
+    def is_another(self):
+        """Only after `end`."""
+        if self.directory is None:
+            return False
+        try:
+            fcntl.flock(self.directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        fcntl.flock(self.directory, fcntl.LOCK_UN)
+        return False
+
+
 class Server(uvicorn.Server):
+    hurried = False
+
     async def startup(self, sockets=None):
         await super().startup(sockets)
         take_connections(sockets or ())
         gc.freeze()
         gc.enable()
         self.heartbeat = Heartbeat()
+        self.presence = Presence()
+
+    def handle_exit(self, sig, frame):
+        # systemd sends a second signal when its own limit is reached. After LITELLM_DRAIN_TIMEOUT was lowered, that is
+        # earlier than the limit with which this container was created.
+        self.hurried = self.should_exit
+        super().handle_exit(sig, frame)
 
     async def shutdown(self, sockets=None):
         """Accepts no new connection, but still answers on the existing ones.
 
         uvicorn would close idle connections at once, and lose a request that is on its way. Here, the next answer on a
-        connection closes it (`Connection: close`), and an idle one is closed after its usual time.
+        connection closes it (`Connection: close`), and an idle one is closed after its usual time. What takes longer than
+        the limit is cut off, so that LiteLLM's own shutdown, which writes the spend, always runs before the container is
+        killed.
         """
         self.config.leaving = True
+        self.presence.end()
         for server in self.servers:
             server.close()
         for each in sockets or ():
             each.close()
         clock = asyncio.get_running_loop().time
-        end = clock() + min(self.config.timeout_keep_alive + 1, IDLE_TIMEOUT)
-        while self.server_state.connections and clock() < end:
+        begin = clock()
+        idle_timeout = min(self.config.timeout_keep_alive + 1, IDLE_TIMEOUT)
+        state = self.server_state
+        while (state.connections or state.tasks) and not self.hurried:
+            waited = clock() - begin
+            if waited >= DRAIN_TIMEOUT or (waited >= ALONE_TIMEOUT and not self.presence.is_another()):
+                break
+            if waited >= idle_timeout:
+                idle_timeout = float("inf")
+                for connection in list(state.connections):
+                    # A WebSocket is in use as long as it is open.
+                    if hasattr(connection, "cycle"):
+                        connection.shutdown()
             await asyncio.sleep(0.05)
+        if state.tasks:
+            logging.getLogger("uvicorn.error").warning(
+                "%d s after the stop, requests are cut off: %d (LITELLM_DRAIN_TIMEOUT=%d)",
+                clock() - begin,
+                len(state.tasks),
+                DRAIN_TIMEOUT,
+            )
+            for task in list(state.tasks):
+                task.cancel()
+        # LiteLLM gives uvicorn 30 seconds, and waits as long again itself.
+        self.config.timeout_graceful_shutdown = CUT_TIMEOUT
+        os.environ["GRACEFUL_SHUTDOWN_TIMEOUT"] = str(CUT_TIMEOUT)
         await super().shutdown(sockets)
 
 
@@ -200,7 +275,7 @@ def check_schema():
     schema is not checked.
     """
     try:
-        with open("/run/litellm-units/schema/newest") as file:
+        with open(os.path.join(SCHEMA, "newest")) as file:
             found = file.read().strip()
     except OSError:
         return

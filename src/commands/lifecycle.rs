@@ -6,7 +6,7 @@ use crate::host::Host;
 use crate::host::lock::OperationLock;
 use crate::host::systemd::job::JobType;
 use crate::operations::stack::{self, Manner};
-use crate::operations::{backup, pull};
+use crate::operations::{backup, pull, recycle};
 use crate::output::say;
 use crate::service::Service;
 
@@ -44,12 +44,12 @@ async fn change(
     let services = &arguments.services;
     // A backup asks PostgreSQL's container.
     let spares_the_database = !services.is_empty() && !services.contains(&Service::Postgres);
-    let beside = [backup::COMMAND, pull::COMMAND]
+    let beside = [backup::COMMAND, pull::COMMAND, recycle::COMMAND]
         .into_iter()
         .find(|command| {
             verb == JobType::Restart
                 && !is_remote
-                && (*command == pull::COMMAND || spares_the_database)
+                && (*command != backup::COMMAND || spares_the_database)
                 && OperationLock::is_held_by(&host.paths, command)
         });
     if let Some(command) = beside {

@@ -10,7 +10,9 @@ use crate::error::{Exit, Result};
 use crate::host::Host;
 use crate::host::systemd::{ActiveState, UnitResult};
 use crate::operations::stack::LogSource;
-use crate::operations::stack::report::{BlockerReport, ServiceReport, State, StatusReport, gather};
+use crate::operations::stack::report::{
+    BlockerReport, Recycled, ServiceReport, State, StatusReport, gather,
+};
 use crate::output::{self, Loss, bytes, duration};
 
 pub(crate) async fn run(host: &Host, arguments: &cli::Status) -> Result<Exit> {
@@ -148,6 +150,7 @@ fn table(report: &StatusReport) -> String {
         });
     }
     text.extend(archive_note(report).map(|note| format!("{note}\n")));
+    text.extend(report.recycled.iter().map(recycled_note));
     if let Some(operation) = &report.operation {
         text.push_str(&format!("{operation}\n"));
     }
@@ -156,6 +159,17 @@ fn table(report: &StatusReport) -> String {
     }
     text.extend(release_note(report).map(|note| format!("{note}\n")));
     text
+}
+
+/// A gateway that was replaced because its memory had grown.
+fn recycled_note(recycled: &Recycled) -> String {
+    let age = jiff::Timestamp::now().duration_since(recycled.at);
+    format!(
+        "{} was replaced {} ago, when it held {} of memory\n",
+        recycled.unit,
+        duration(age.try_into().unwrap_or_default()),
+        bytes(recycled.memory_bytes)
+    )
 }
 
 /// How much of the database is archived.

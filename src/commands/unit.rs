@@ -42,6 +42,7 @@ use crate::operations::backup;
 use crate::operations::postgres;
 use crate::operations::pull;
 use crate::operations::recovery;
+use crate::operations::recycle;
 use crate::operations::stack;
 use crate::operations::upgrade::check::{ReleaseReport, Verdict};
 use crate::output::{self, say};
@@ -65,6 +66,7 @@ pub(crate) async fn run(host: &Host, verb: Unit) -> Result<Exit> {
         Unit::CheckRelease => check_release(host).await?,
         Unit::Archive => archive(host).await?,
         Unit::Watch => watch::watch(host).await?,
+        Unit::Recycle => recycle::run(host).await?,
         Unit::ServeMetrics => scrape::serve(&host.paths).await?,
         Unit::Recover => {
             recovery::stand_by(host).await?;

@@ -10,9 +10,10 @@ use super::env_file::EnvFile;
 use super::listen::{Listen, ListenAddress};
 use super::sealed::{self, SecretValue, Vault};
 use super::variables::{
-    self, ACCEPT_VULNERABILITIES, BACKUP_PREFIX, BACKUP_WAL, LISTEN, LISTEN_GROUP,
+    self, ACCEPT_VULNERABILITIES, BACKUP_PREFIX, BACKUP_WAL, DRAIN_TIMEOUT, LISTEN, LISTEN_GROUP,
     LISTEN_WITHOUT_TLS, LIVENESS_TIMEOUT, METRICS_FILE, METRICS_LISTEN, NOTIFY_COMMAND, NOTIFY_URL,
-    REDIS_MEMORY, REPLICAS, Recipient, USER_NAMESPACES, WORKERS, is_name, may_be_sealed,
+    RECYCLE_AT, REDIS_MEMORY, REPLICAS, Recipient, USER_NAMESPACES, WORKERS, is_name,
+    may_be_sealed,
 };
 use crate::error::{Failure, Result};
 use crate::host::capacity::Capacity;
@@ -33,6 +34,15 @@ pub const DEFAULT_POSTGRES_NAME: &str = "litellm";
 
 /// Less could end a gateway that is only busy.
 const LIVENESS_RANGE: std::ops::RangeInclusive<u32> = 10..=86_400;
+
+/// The least lets a short answer end; a handover takes as long as the most.
+const DRAIN_RANGE: std::ops::RangeInclusive<u32> = 10..=3600;
+/// Without `LITELLM_DRAIN_TIMEOUT` in `.env`.
+const DEFAULT_DRAIN_TIMEOUT: u32 = 60;
+/// Below, a gateway that has just started could be meant.
+const RECYCLE_RANGE: std::ops::RangeInclusive<u8> = 30..=95;
+/// Without `LITELLM_RECYCLE_AT` in `.env`.
+const DEFAULT_RECYCLE_MARK: MemoryMark = MemoryMark::Percentage(80);
 
 /// What LiteLLM advises to have for each of its processes.
 const MEMORY_OF_A_WORKER: u64 = 4 << 30;
@@ -117,6 +127,26 @@ impl Replicas {
     }
 }
 
+/// The memory of a gateway above which it is replaced: `LITELLM_RECYCLE_AT`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemoryMark {
+    /// Of what its unit may use.
+    Percentage(u8),
+    /// In bytes.
+    Bytes(u64),
+}
+
+impl MemoryMark {
+    /// In bytes, for a unit with this limit. `None` for a part of no limit.
+    #[must_use]
+    pub fn of_limit(self, limit: Option<u64>) -> Option<u64> {
+        match self {
+            Self::Percentage(part) => limit.map(|limit| limit / 100 * u64::from(part)),
+            Self::Bytes(bytes) => Some(bytes),
+        }
+    }
+}
+
 /// How a container receives a value.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SecretTarget {
@@ -192,6 +222,10 @@ pub struct Settings {
     pub listen: Listen,
     /// `LITELLM_REPLICAS`: how many gateways listen there.
     pub replicas: Replicas,
+    /// `LITELLM_DRAIN_TIMEOUT`: seconds for the requests of a gateway that stops while another one serves.
+    pub drain_timeout: u32,
+    /// `LITELLM_RECYCLE_AT`; `None` for never.
+    pub recycle_at: Option<MemoryMark>,
     /// `USER_NAMESPACES`: whether the containers of root have user IDs of their own.
     pub user_namespaces: bool,
     /// `LITELLM_MASTER_KEY`: for bootstrap only.
@@ -328,6 +362,8 @@ impl Settings {
             cache,
             listen: reader.listen()?,
             replicas: reader.replicas()?,
+            drain_timeout: reader.drain_timeout()?,
+            recycle_at: reader.recycle_at()?,
             user_namespaces: reader.user_namespaces()?,
             master_key,
             backup: reader.backup()?,
@@ -827,6 +863,48 @@ impl Reader<'_> {
             ));
         }
         Ok(())
+    }
+
+    fn drain_timeout(&self) -> Result<u32> {
+        let Some(value) = self.filled(DRAIN_TIMEOUT) else {
+            return Ok(DEFAULT_DRAIN_TIMEOUT);
+        };
+        match value.parse() {
+            Ok(seconds) if DRAIN_RANGE.contains(&seconds) => Ok(seconds),
+            _ => Err(self.wrong(
+                DRAIN_TIMEOUT,
+                "is not a number of seconds from 10 to 3600",
+                "write 600 for ten minutes, or remove it",
+            )),
+        }
+    }
+
+    fn recycle_at(&self) -> Result<Option<MemoryMark>> {
+        let Some(value) = self.filled(RECYCLE_AT) else {
+            return Ok(Some(DEFAULT_RECYCLE_MARK));
+        };
+        if value == "no" {
+            return Ok(None);
+        }
+        let percentage = value.strip_suffix('%').map(|part| match part.parse() {
+            Ok(part) if RECYCLE_RANGE.contains(&part) => Some(MemoryMark::Percentage(part)),
+            _ => None,
+        });
+        let size = || {
+            let (number, shift) = [('M', 20), ('G', 30)]
+                .into_iter()
+                .find_map(|(unit, shift)| Some((value.strip_suffix(unit)?, shift)))?;
+            let bytes = number.parse::<u64>().ok()?.checked_mul(1 << shift)?;
+            (bytes > 0).then_some(MemoryMark::Bytes(bytes))
+        };
+        match percentage.unwrap_or_else(size) {
+            Some(mark) => Ok(Some(mark)),
+            None => Err(self.wrong(
+                RECYCLE_AT,
+                "is neither a percentage from 30% to 95%, nor a size such as 3G, nor no",
+                "write 80% of the memory that a gateway may use (the default), 3G or 3000M, or no",
+            )),
+        }
     }
 
     fn replicas(&self) -> Result<Replicas> {

@@ -10,6 +10,8 @@ use Secrecy::{Clear, Harmless, Secret, Unknown, Url};
 pub(crate) const ACCEPT_VULNERABILITIES: &str = "LITELLM_ACCEPT_VULNERABILITIES";
 /// Whether the write-ahead log of the local database is archived.
 pub(crate) const BACKUP_WAL: &str = "BACKUP_WAL";
+/// For how many seconds a gateway that stops may finish its requests while another one serves.
+pub(crate) const DRAIN_TIMEOUT: &str = "LITELLM_DRAIN_TIMEOUT";
 /// Where the gateway listens.
 pub(crate) const LISTEN: &str = "LISTEN";
 /// Who may connect to its Unix sockets.
@@ -26,6 +28,8 @@ pub(crate) const METRICS_LISTEN: &str = "METRICS_LISTEN";
 pub(crate) const NOTIFY_COMMAND: &str = "NOTIFY_COMMAND";
 /// The webhook that gets notices of faults.
 pub(crate) const NOTIFY_URL: &str = "NOTIFY_URL";
+/// How much memory a gateway may hold before it is replaced.
+pub(crate) const RECYCLE_AT: &str = "LITELLM_RECYCLE_AT";
 /// How much the local Redis may hold.
 pub(crate) const REDIS_MEMORY: &str = "REDIS_MAXMEMORY";
 /// How many gateways share the address.
@@ -137,6 +141,8 @@ static VARIABLES: &[Variable] = &[
     row("LITELLM_SALT_KEY", Setting, Gateway(Always), Secret),
     row(REPLICAS, Setting, Units, Clear),
     row(LIVENESS_TIMEOUT, Setting, Gateway(Always), Clear),
+    row(DRAIN_TIMEOUT, Setting, Units, Clear),
+    row(RECYCLE_AT, Setting, Units, Clear),
     row(WORKERS, Setting, Gateway(Always), Harmless),
     row(USER_NAMESPACES, Setting, Units, Clear),
     row("POSTGRES_IMAGE", Database, Units, Clear),

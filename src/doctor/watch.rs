@@ -28,7 +28,7 @@ use crate::operations::database::Forecast;
 use crate::operations::recovery::OngoingOperation;
 use crate::operations::stack::report::{self, ServiceReport, StatusReport};
 use crate::operations::stack::{LogSource, address};
-use crate::operations::{backup, pull};
+use crate::operations::{backup, pull, recycle};
 use crate::output::duration;
 use crate::quadlet::{METRICS_SOCKET, RECOVERY, WATCH_SERVICE, WATCH_TIMER};
 
@@ -384,6 +384,9 @@ async fn find(
     }
     if let Some(OngoingOperation::Interrupted(words)) = OngoingOperation::find(&host.paths)? {
         add("operation", &words, SIGHTINGS);
+    }
+    for (unit, words) in recycle::Report::of(&host.paths, settings).problems {
+        add(&format!("memory of {unit}"), &words, SIGHTINGS);
     }
     let recovery = host.systemd().await?.unit(RECOVERY).await?;
     if let Some(problem) = recovery.problem() {

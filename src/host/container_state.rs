@@ -135,6 +135,27 @@ pub(crate) fn resident_memory(control_group: &str) -> Option<u64> {
     Some(pages * u64::try_from(page).ok()?).filter(|bytes| *bytes > 0)
 }
 
+/// The memory of a control group and all below that the kernel can't take back, in bytes: not its cache of files, but what
+/// was moved to swap.
+#[must_use]
+pub(crate) fn held_memory(control_group: &str) -> Option<u64> {
+    if control_group.is_empty() {
+        return None;
+    }
+    let group = in_hierarchy(control_group);
+    let Ok(text) = std::fs::read_to_string(group.join("memory.stat")) else {
+        return resident_memory(control_group);
+    };
+    let anonymous: u64 = { text.lines().find_map(|line| line.strip_prefix("anon ")) }?
+        .parse()
+        .ok()?;
+    // Missing in a kernel without swap.
+    let swapped = std::fs::read_to_string(group.join("memory.swap.current"))
+        .ok()
+        .and_then(|text| text.trim().parse::<u64>().ok());
+    Some(anonymous + swapped.unwrap_or_default())
+}
+
 /// The CPU time of a control group and all below, by the kernel: for hosts whose systemd does not
 /// count it.
 #[must_use]

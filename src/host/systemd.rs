@@ -279,6 +279,10 @@ impl Systemd {
             memory_max: service
                 .number("MemoryMax")
                 .filter(|bytes| *bytes != u64::MAX),
+            stop_timeout: service
+                .number("TimeoutStopUSec")
+                .filter(|usec| *usec != u64::MAX)
+                .map(Duration::from_micros),
             control_group: service.text("ControlGroup"),
             cpu: service
                 .number("CPUUsageNSec")
@@ -378,6 +382,8 @@ pub struct UnitState {
     pub memory: Option<u64>,
     /// The memory that it may use, in bytes; `None` for any amount.
     pub memory_max: Option<u64>,
+    /// How long systemd lets a stop take; services only, `None` for any time.
+    pub stop_timeout: Option<Duration>,
     /// Its control group, from the root of the hierarchy; empty when it does not run.
     pub control_group: String,
     /// CPU time of its control group, in nanoseconds.

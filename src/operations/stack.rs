@@ -48,6 +48,8 @@ const ASK_INTERVAL: Duration = Duration::from_millis(100);
 const ADDRESS_TIMEOUT: Duration = Duration::from_secs(10);
 /// Interval between two looks whether the address is held.
 const HOLD_INTERVAL: Duration = Duration::from_millis(10);
+/// How long a gateway may take to stop without `LITELLM_DRAIN_TIMEOUT`; the timeouts of commands contain it.
+const USUAL_STOP: Duration = Duration::from_secs(90);
 /// After this many restarts during one wait, a unit counts as failed.
 const ATTEMPTS: u64 = 2;
 
@@ -223,7 +225,16 @@ async fn start(
     }
     let mut wait = Wait::new(host, begin, timeout).await?;
     let cover = if manner == Manner::Handover {
-        handover::cover(host, &before, steps, relocation.as_ref()).await?
+        let (cover, shortage) =
+            handover::cover(host, &before, steps, relocation.as_ref(), None).await?;
+        if let Some(shortage) = shortage {
+            let effect = match cover {
+                Some(_) => "the gateways restart one by one without a standby",
+                None => "requests wait during the restart",
+            };
+            host.progress.warn(&format!("{shortage}: {effect}"));
+        }
+        cover
     } else {
         None
     };
@@ -268,6 +279,50 @@ async fn start(
         version.as_deref().unwrap_or("of unknown version"),
     ));
     Ok(())
+}
+
+/// Why no other gateway can serve while this one restarts. A second one takes `fresh` bytes of memory at its start.
+///
+/// # Errors
+/// When systemd does not answer.
+pub(crate) async fn recycling_obstacle(
+    host: &Host,
+    gateway: Instance,
+    fresh: u64,
+) -> Result<Option<String>> {
+    Ok(recycling_cover(host, gateway, fresh).await?.err())
+}
+
+/// Restarts one gateway while others serve.
+///
+/// # Errors
+/// When none can, or a fresh one does not become ready; the first gateway then runs on.
+pub(crate) async fn recycle(
+    host: &Host,
+    gateway: Instance,
+    fresh: u64,
+    timeout: Duration,
+) -> Result<()> {
+    let cover = recycling_cover(host, gateway, fresh).await?;
+    let cover = cover.map_err(anyhow::Error::msg)?;
+    let mut wait = Wait::new(host, Instant::now(), timeout).await?;
+    let steps = [(JobType::Restart, gateway.unit())];
+    handover::run(host, &mut wait, &steps, cover, None).await
+}
+
+/// What serves while a gateway is recycled, or why nothing can.
+async fn recycling_cover(
+    host: &Host,
+    gateway: Instance,
+    fresh: u64,
+) -> Result<Result<handover::Cover, String>> {
+    let first = host.systemd().await?.unit(Service::Litellm.unit()).await?;
+    let steps = [(JobType::Restart, gateway.unit())];
+    let (cover, shortage) = handover::cover(host, &first, &steps, None, Some(fresh)).await?;
+    let cover = cover.filter(|_| first.is_active());
+    Ok(cover.ok_or_else(|| {
+        shortage.unwrap_or_else(|| "no other gateway can serve meanwhile".to_owned())
+    }))
 }
 
 /// Takes the steps, without a second gateway. A failed move leaves `litellm-recovery.service` stopped.
@@ -742,6 +797,8 @@ struct Wait<'a> {
     /// The same moment, for the journal.
     since: jiff::Timestamp,
     deadline: Instant,
+    /// How much longer a unit may take to stop than usual: for long answers, which the command's timeout is not for.
+    grace: Duration,
     /// How often systemd had restarted each unit when it was first looked at: what happened before is not of
     /// this wait.
     restarts: HashMap<String, u64>,
@@ -762,6 +819,7 @@ impl<'a> Wait<'a> {
             begin,
             since: jiff::Timestamp::now(),
             deadline: begin + timeout,
+            grace: Duration::ZERO,
             restarts: HashMap::new(),
             recovering: Vec::new(),
             verb: JobType::Start,
@@ -772,8 +830,21 @@ impl<'a> Wait<'a> {
     async fn ask(&mut self, verb: JobType, unit: &str) -> Result<()> {
         let before = self.systemd.unit(unit).await?;
         self.restarts.insert(unit.to_owned(), before.restarts);
+        if verb != JobType::Start && !before.is_stopped() {
+            let stop = before.stop_timeout.unwrap_or_default();
+            self.grace = self.grace.max(stop.saturating_sub(USUAL_STOP));
+        }
         self.verb = verb;
         self.jobs.ask(verb, unit).await
+    }
+
+    fn is_over(&self) -> bool {
+        self.left().is_zero()
+    }
+
+    fn left(&self) -> Duration {
+        let end = self.deadline + self.grace;
+        end.saturating_duration_since(Instant::now())
     }
 
     /// Stops the gateway's further instances before its addresses change: each would keep the former ones open, and has a
@@ -796,7 +867,7 @@ impl<'a> Wait<'a> {
         self.restarting().await?;
         let mut failures: Vec<(String, JobResult)> = Vec::new();
         while !self.jobs.pending().is_empty() || !self.recovering.is_empty() {
-            let left = self.deadline.saturating_duration_since(Instant::now());
+            let left = self.left();
             if left.is_zero() {
                 return Err(self.too_late().await);
             }
@@ -970,7 +1041,7 @@ impl<'a> Wait<'a> {
             if state.active == ActiveState::Inactive && !state.queued {
                 return Err(self.replaced(unit).await);
             }
-            if Instant::now() >= self.deadline {
+            if self.is_over() {
                 let problem = format!("runs, but is not ready: {reason}");
                 return Err(failed(self.systemd, unit, &problem, self.since).await);
             }

@@ -510,6 +510,8 @@ create {units}/litellm-backup.service
 create {units}/litellm-backup.timer
 create {units}/litellm-upgrade-check.service
 create {units}/litellm-upgrade-check.timer
+create {units}/litellm-recycle.service
+create {units}/litellm-recycle.timer
 create {quadlets}/litellm-postgres.container
 create {quadlets}/litellm-redis.container
 create {quadlets}/litellm-migrate.container
@@ -518,6 +520,7 @@ create {quadlets}/litellm.container
 enable litellm.target
 enable litellm-backup.timer: a backup every night
 enable litellm-upgrade-check.timer: a check for newer releases every day
+enable litellm-recycle.timer: a fresh gateway when its memory grows
 reload systemd
 "
             ),

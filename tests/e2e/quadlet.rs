@@ -78,7 +78,8 @@ fn quadlet_and_systemd_accept_the_units_of_every_case() {
         if !external("external-database") {
             expected.push_str("litellm-postgres.service\n");
         }
-        expected.push_str("litellm-recovery.service\n");
+        expected
+            .push_str("litellm-recovery.service\nlitellm-recycle.service\nlitellm-recycle.timer\n");
         if !external("external-redis") {
             expected.push_str("litellm-redis.service\n");
         }

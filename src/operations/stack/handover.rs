@@ -25,7 +25,7 @@ const QUESTION: &str =
     "import sys,urllib.request as u; print(u.urlopen(sys.argv[1],timeout=5).read().decode())";
 /// Timeout of that question.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(20);
-/// How long a second gateway may take to stop: longer than systemd lets it (`TimeoutStopSec=`).
+/// How long a second gateway may take to stop: longer than systemd usually lets it (`TimeoutStopSec=`).
 const STOP_TIMEOUT: Duration = Duration::from_secs(100);
 
 /// What serves while the first gateway restarts.
@@ -38,20 +38,22 @@ pub(super) enum Cover {
 }
 
 /// What can serve while gateways restart; nothing if none does, or if the first is the only one and there can be no standby.
-/// `gateway` is the first.
+/// With the reason if that is a lack of memory. `gateway` is the first. A second one takes `fresh` bytes at its start; if that
+/// is not known, it may take as much as the first one has.
 pub(super) async fn cover(
     host: &Host,
     gateway: &UnitState,
     steps: &[(JobType, &str)],
     relocation: Option<&Relocation>,
-) -> Result<Option<Cover>> {
+    fresh: Option<u64>,
+) -> Result<(Option<Cover>, Option<String>)> {
     let systemd = host.systemd().await?;
     let restarts = |unit: &str| steps.contains(&(JobType::Restart, unit));
     let further = || Instance::further(Instance::MOST).map(Instance::unit);
     if !restarts(&gateway.name) {
         // The first one gets its settings before them, so that they keep theirs if these do not work.
         let follow = relocation.is_none() && further().any(restarts);
-        return Ok(follow.then_some(Cover::Further));
+        return Ok((follow.then_some(Cover::Further), None));
     }
     let mut has_further = false;
     for unit in further() {
@@ -59,48 +61,46 @@ pub(super) async fn cover(
     }
     // While the addresses change, only the standby has those that stay.
     let has_further = has_further && relocation.is_none();
+    let without_standby = has_further.then_some(Cover::Further);
     let is_movable = relocation.is_none_or(Relocation::can_overlap);
-    Ok(
-        if is_movable && is_possible(host, gateway, has_further).await? {
-            Some(Cover::Standby)
-        } else {
-            has_further.then_some(Cover::Further)
-        },
-    )
+    if !is_movable || !has_standby(host, gateway).await? {
+        return Ok((without_standby, None));
+    }
+    Ok(match shortage(host, gateway, fresh) {
+        None => (Some(Cover::Standby), None),
+        shortage => (without_standby, shortage),
+    })
 }
 
-/// Whether a second gateway can take over from the one that runs.
-async fn is_possible(host: &Host, gateway: &UnitState, has_further: bool) -> Result<bool> {
+/// Whether a second gateway can take over from the one that runs, as far as systemd is concerned.
+async fn has_standby(host: &Host, gateway: &UnitState) -> Result<bool> {
     let systemd = host.systemd().await?;
-    if !gateway.is_active()
-        || systemd.unit(STANDBY_UNIT).await?.load != LoadState::Loaded
+    Ok(gateway.is_active()
+        && systemd.unit(STANDBY_UNIT).await?.load == LoadState::Loaded
         // A gateway of an earlier version has the address for itself.
-        || !systemd.unit(quadlet::SOCKET).await?.is_active()
-    {
-        return Ok(false);
-    }
+        && systemd.unit(quadlet::SOCKET).await?.is_active())
+}
+
+/// That there is too little memory for a second gateway, in words.
+fn shortage(host: &Host, gateway: &UnitState, fresh: Option<u64>) -> Option<String> {
     if host.remote.is_some() {
-        return Ok(true);
+        return None;
     }
-    let needed = gateway
-        .memory
-        .or_else(|| container_state::resident_memory(&gateway.control_group));
-    if let (Some(needed), Some(available)) = (needed, available_memory())
-        && available < needed + needed / 2
-    {
-        let effect = if has_further {
-            "the gateways restart one by one without a standby"
-        } else {
-            "requests wait during the restart"
-        };
-        host.progress.warn(&format!(
-            "{} of memory are free, too little for a second gateway beside the one that uses {}: {effect}",
-            bytes(available),
-            bytes(needed),
-        ));
-        return Ok(false);
+    let resident = || container_state::resident_memory(&gateway.control_group);
+    let needed = fresh.or(gateway.memory).or_else(resident)?;
+    let available = available_memory()?;
+    if available >= needed + needed / 2 {
+        return None;
     }
-    Ok(true)
+    let (available, memory) = (bytes(available), bytes(needed));
+    Some(match fresh {
+        Some(_) => format!(
+            "{available} of memory are free, too little for a second gateway, which takes {memory}"
+        ),
+        None => format!(
+            "{available} of memory are free, too little for a second gateway beside the one that uses {memory}"
+        ),
+    })
 }
 
 /// Takes the steps, the restart of the gateway behind the back of a second one.
@@ -230,7 +230,7 @@ async fn ready_inside(host: &Host, wait: &mut Wait<'_>, container: &str, unit: &
         if health.is_ready() {
             return Ok(());
         }
-        if !wait.systemd.unit(unit).await?.is_active() || Instant::now() >= wait.deadline {
+        if !wait.systemd.unit(unit).await?.is_active() || wait.is_over() {
             let problem = format!("runs, but {health}");
             return Err(failed(wait.systemd, unit, &problem, wait.since).await);
         }

@@ -21,6 +21,7 @@ use crate::litellm::health::GatewayHealth;
 use crate::litellm::{self, Client, contract};
 use crate::operations::backup::wal::ArchiveReport;
 use crate::operations::recovery::OngoingOperation;
+use crate::operations::recycle;
 use crate::operations::upgrade::check::Recorded;
 use crate::service::{Instance, Service};
 
@@ -47,6 +48,8 @@ pub(crate) struct StatusReport {
     pub(crate) upgrade_check: Option<Recorded>,
     /// The archive of the write-ahead log; null if `.env` asks for none.
     pub(crate) archive: Option<ArchiveReport>,
+    /// Gateways that were replaced because their memory had grown.
+    pub(crate) recycled: Vec<Recycled>,
     /// The operation that is running, in words; null if none is.
     pub(crate) operation: Option<String>,
     /// What is unusual or could not be determined.
@@ -67,6 +70,15 @@ pub(crate) struct BlockerReport {
     pub(crate) needed_by: Vec<&'static str>,
     #[serde(skip)]
     pub(crate) words: String,
+}
+
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct Recycled {
+    pub(crate) unit: String,
+    /// When it was replaced the last time since the host was booted.
+    pub(crate) at: jiff::Timestamp,
+    /// What it held before.
+    pub(crate) memory_bytes: u64,
 }
 
 /// A service that starts and stops with the stack, and is not part of it.
@@ -176,6 +188,7 @@ pub(crate) struct Services {
     pub(crate) vulnerabilities: Option<Vec<KnownVulnerability>>,
     pub(crate) upgrade_check: Option<Recorded>,
     pub(crate) archive: Option<ArchiveReport>,
+    pub(crate) recycled: Vec<Recycled>,
     pub(crate) known: Option<String>,
     /// LiteLLM's version in the gateway's image.
     pub(crate) version: Option<String>,
@@ -275,8 +288,23 @@ impl Services {
             .ok()
             .flatten()
             .flatten();
+        let mut recycled = Vec::new();
+        if let Some(settings) = &settings {
+            let report = recycle::Report::of(&host.paths, settings);
+            warnings.extend(report.problems.into_iter().map(|(_, words)| words));
+            let times = report.recycled.into_iter();
+            recycled.extend(times.filter_map(|(unit, at, memory_bytes)| {
+                let at = jiff::Timestamp::try_from(at).ok()?;
+                Some(Recycled {
+                    unit,
+                    at,
+                    memory_bytes,
+                })
+            }));
+        }
         Ok(Self {
             archive,
+            recycled,
             address: litellm::address(&host.paths).url(),
             reports,
             additional,
@@ -315,6 +343,7 @@ impl Services {
             vulnerabilities: self.vulnerabilities,
             upgrade_check: self.upgrade_check,
             archive: self.archive,
+            recycled: self.recycled,
             operation: self.operation,
             warnings: self.warnings,
             known: self.known,

@@ -21,8 +21,10 @@ import time
 import traceback
 
 # Process 1 of a container ignores a signal without a handler, and uvicorn sets its handler only when it serves. Before,
-# the imports take seconds, and there is no request that an end could cut off.
-signal.signal(signal.SIGTERM, lambda *_: os._exit(0))
+# the imports take seconds, and there is no request that an end could cut off. At the end, uvicorn raises the signal
+# again: then the handlers of atexit are still to run.
+has_served = False
+signal.signal(signal.SIGTERM, lambda *_: None if has_served else os._exit(0))
 
 # Imported objects stay, so collecting garbage among them only takes time.
 gc.disable()
@@ -38,6 +40,8 @@ DRAIN_TIMEOUT = int(os.environ.get("LITELLM_DRAIN_TIMEOUT") or 60)
 ALONE_TIMEOUT = min(60, DRAIN_TIMEOUT)
 # The same for what was told to end.
 CUT_TIMEOUT = 2
+# The same for the handlers of atexit (traces and logs that are sent in batches), and for threads that do not end.
+EXIT_TIMEOUT = 5
 
 # For so many seconds the event loop may be blocked before its process is replaced.
 LIVENESS_TIMEOUT = int(os.environ.get("LITELLM_LIVENESS_TIMEOUT") or 300)
@@ -199,7 +203,9 @@ class Server(uvicorn.Server):
     hurried = False
 
     async def startup(self, sockets=None):
+        global has_served
         await super().startup(sockets)
+        has_served = True
         take_connections(sockets or ())
         gc.freeze()
         gc.enable()
@@ -254,6 +260,9 @@ class Server(uvicorn.Server):
         self.config.timeout_graceful_shutdown = CUT_TIMEOUT
         os.environ["GRACEFUL_SHUTDOWN_TIMEOUT"] = str(CUT_TIMEOUT)
         await super().shutdown(sockets)
+        end = threading.Timer(EXIT_TIMEOUT, os._exit, (0,))
+        end.daemon = True
+        end.start()
 
 
 def own_socket(port):

@@ -154,7 +154,7 @@ impl<'a> Gateway<'a> {
                 "delete it: `litellm-units key delete {token} --as master`"
             )),
             KeyError::Unreachable { .. } => {
-                failure.hint("see `litellm-units status`; to start it: `litellm-units up`")
+                failure.hint("see `litellm-units status`; to start it: `litellm-units up`; a key that was being created may exist: `litellm-units key list`")
             }
             KeyError::Failed { .. } | KeyError::Unintelligible { .. } => {
                 failure.hint("see its log: `litellm-units logs litellm`")

@@ -158,6 +158,9 @@ def take_connections(sockets):
 class Server(uvicorn.Server):
     async def startup(self, sockets=None):
         await super().startup(sockets)
+        # A start that failed returns in the uvicorn of LiteLLM 1.80.11.
+        if not self.started:
+            return
         take_connections(sockets or ())
         gc.freeze()
         gc.enable()
@@ -236,7 +239,11 @@ def run(app, **arguments):
     if config.workers > 1:
         gc.enable()
         target = {"target": server.run} if "target" in inspect.signature(Multiprocess).parameters else {}
-        Multiprocess(config, sockets=sockets, **target).run()
+        supervisor = Multiprocess(config, sockets=sockets, **target)
+        supervisor.run()
+        # A newer uvicorn ends, with success, when a worker can't start.
+        if any(each.process.exitcode == 3 for each in supervisor.processes):
+            sys.exit(3)
     else:
         server.run(sockets)
         if not server.started:

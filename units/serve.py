@@ -204,17 +204,18 @@ def check_schema():
     """
     try:
         with open("/run/litellm-units/schema/newest") as file:
-            found = file.read().strip()
+            found = file.read().split()
     except OSError:
         return
     package = os.path.dirname(importlib.util.find_spec("litellm_proxy_extras").origin)
-    names = os.listdir(os.path.join(package, "migrations"))
-    needed = max(name for name in names if re.match("[0-9]{14}_", name))
-    if found < needed:
+    names = [name for name in os.listdir(os.path.join(package, "migrations")) if re.match("[0-9]{14}_", name)]
+    needed = [max(names), f"{len(names):05}"]
+    # The record of a later release's schema has no number.
+    if found < needed[: len(found)]:
         print(
-            f"the database has the schema of an earlier release (newest migration: {found}); this release needs "
-            f"{needed}. To migrate it and to start this release: litellm-units up. If a drop-in of litellm.service "
-            "names this image, name it in .env instead.",
+            f"the database has the schema of an earlier release (newest migration: {found[0]}); this release needs "
+            f"{len(names)} migrations up to {needed[0]}. To migrate it and to start this release: "
+            "litellm-units up. If a drop-in of litellm.service names this image, name it in .env instead.",
             file=sys.stderr,
         )
         # litellm.service is not restarted after this status.

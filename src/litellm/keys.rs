@@ -93,6 +93,18 @@ pub enum KeyError {
     },
 }
 
+impl KeyError {
+    /// Whether a gateway under load answers like this: late, or with 503, as LiteLLM's admission control and uvicorn's
+    /// limit of connections do.
+    #[must_use]
+    pub fn may_be_load(&self) -> bool {
+        matches!(
+            self,
+            Self::Unreachable { .. } | Self::Failed { status: 503, .. }
+        )
+    }
+}
+
 /// Why a key is not valid.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum Invalid {

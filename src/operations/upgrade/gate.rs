@@ -203,7 +203,8 @@ mod tests {
             Duration::from_secs(5),
         )
         .unwrap();
-        let text = "LITELLM_MASTER_KEY=sk-1\nPOSTGRES_PASSWORD=a\nREDIS_PASSWORD=b\n";
+        let text = "LITELLM_IMAGE=ghcr.io/berriai/litellm:v1.108.14\nLITELLM_MASTER_KEY=sk-1\nLITELLM_SALT_KEY=sk-salt\n\
+                    POSTGRES_USER=me\nPOSTGRES_PASSWORD=p\nPOSTGRES_DB=db\nREDIS_PASSWORD=r\n";
         let settings = Settings::from_text(text, std::path::Path::new(".env")).unwrap();
         let mut asked = 0;
         let serve = async {

@@ -19,15 +19,19 @@ sys.modules["litellm"] = None
 from litellm_proxy_extras import utils
 
 del sys.modules["litellm"]
-# Which schema the database has: serve.py compares it with the one that its release needs.
+# Which schema the database has: its newest migration and, since two releases can share that one, their number.
+# serve.py compares it with the one that its release needs.
 record = pathlib.Path("/run/litellm-units/schema/newest")
 directory = pathlib.Path(utils.__file__).parent
 schema = directory / "schema.prisma"
 scripts = sorted(directory.glob("migrations/*/migration.sql"))
-newest = max(script.parent.name for script in scripts if re.match("[0-9]{14}_", script.parent.name))
+names = [script.parent.name for script in scripts if re.match("[0-9]{14}_", script.parent.name)]
+newest = max(names)
 release = hashlib.sha256()
 for file in [schema, *scripts]:
     release.update(f"{file.relative_to(directory)} {file.stat().st_size}\n".encode() + file.read_bytes())
+# The job applies it, too.
+release.update(os.environ.get("LITELLM_SET_REPLICA_IDENTITY_FULL", "").encode())
 subprocess.Popen.__init__ = without_url(subprocess.Popen.__init__, str(schema), lambda words: False)
 try:
     from litellm_proxy_extras.migration_lock import migration_environment
@@ -82,11 +86,19 @@ def lacking():
     return [one for one in statements if one.startswith("CREATE") or " ADD COLUMN " in one]
 
 
-def finish(name):
+def status(words):
+    # A refused login stays refused: litellm-migrate.service is not started again after 78. Nor, with an external server,
+    # after 2: a URL, a database, a right or a migration that an operator has to change. Everything else may pass by itself.
+    if "P1000" in words:
+        return 78
+    return 2 if re.search("P10(03|10|12|13)|P3[0-9]{3}|permission (denied|error)", words) else 1
+
+
+def finish(content):
     if not record.parent.is_dir():
         return
     new = record.with_name("new")
-    new.write_text(f"{name}\n")
+    new.write_text(f"{content}\n")
     new.replace(record)
 
 
@@ -112,23 +124,20 @@ if later:
     finish(later[1])
 elif "same migrations" in answer.stderr:
     print(f"the database has the schema of this release, with {newest}: nothing to migrate")
-    finish(newest)
+    finish(f"{newest} {len(names):05}")
 elif answer.returncode:
     print(answer.stderr, file=sys.stderr)
-    # A refused login stays refused: litellm-migrate.service is not started again after 78. A server that is away comes back;
-    # for the rest, an external one would be asked without an end (2).
-    away = re.search("P10(01|02|08|11|17)|starting up|shutting down|recovery", answer.stderr)
-    sys.exit(78 if "P1000" in answer.stderr else 1 if away else 2)
+    sys.exit(status(answer.stderr))
 else:
     try:
         done = migrate()
     except RuntimeError as reason:
         # As in LiteLLM's own command line.
         print(f"the database can't be migrated: {reason}{remedy(str(reason))}", file=sys.stderr)
-        sys.exit(2)
+        sys.exit(status(str(reason)))
     if not done:
         sys.exit("the database was not migrated, for the reason above")
-    finish(newest)
+    finish(f"{newest} {len(names):05}")
     missing = lacking()
     if missing:
         # The comment is not written, so that the next start reports this again.

@@ -6,7 +6,7 @@ use std::net::TcpListener;
 use std::time::Duration;
 
 use litellm_units::litellm::Client;
-use litellm_units::litellm::keys::{KeyError, Limits};
+use litellm_units::litellm::keys::{KeyError, Keys, Limits};
 use secrecy::SecretString;
 
 const BEARER: &str = "sk-never-to-be-shown-0123456789";
@@ -41,22 +41,28 @@ fn answer(status: &str, body: &str) -> &'static str {
         .leak()
 }
 
-fn ask(address: String) -> KeyError {
-    ask_for(address, &Limits::default())
-}
-
-fn ask_for(address: String, limits: &Limits) -> KeyError {
+fn with_keys<T>(
+    address: String,
+    work: impl AsyncFnOnce(Keys<'_>) -> Result<T, KeyError>,
+) -> Result<T, KeyError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .unwrap();
     runtime.block_on(async {
         let client = Client::at(address, Duration::from_millis(300)).unwrap();
-        let bearer = SecretString::from(BEARER);
-        let error = client.keys(&bearer).generate(limits).await.unwrap_err();
-        assert!(!format!("{error} {error:?}").contains(BEARER));
-        error
+        work(client.keys(&SecretString::from(BEARER))).await
     })
+}
+
+fn ask(address: String) -> KeyError {
+    ask_for(address, &Limits::default())
+}
+
+fn ask_for(address: String, limits: &Limits) -> KeyError {
+    let error = with_keys(address, async |keys| keys.generate(limits).await).unwrap_err();
+    assert!(!format!("{error} {error:?}").contains(BEARER));
+    error
 }
 
 #[test]
@@ -112,6 +118,41 @@ fn faults() {
         "HTTP/1.1 200 OK\r\nContent-Length: 100\r\n\r\n{\"key\":",
     ));
     assert!(matches!(ask(broken), KeyError::Unreachable { .. }));
+}
+
+/// LiteLLM 1.108 answers with a deleted key, too.
+#[test]
+fn a_deleted_key_is_none() {
+    for (status, found) in [("deleted", false), ("active", true)] {
+        let body = format!(
+            r#"{{"key":"0a1b","info":{{"key_alias":"shop","spend":1.5,"blocked":null,"status":"{status}"}}}}"#
+        );
+        let address = server(Some(answer("200 OK", &body)));
+        let key = with_keys(address, async |keys| keys.info("0a1b").await);
+        match key {
+            Ok(key) => assert!(found && key.alias.as_deref() == Some("shop"), "{key:?}"),
+            Err(error) => assert!(!found && error == KeyError::NotFound, "{error}"),
+        }
+    }
+}
+
+/// Oldest first, from LiteLLM's default order, and each once.
+#[test]
+fn a_list_of_several_pages() {
+    let first = r#"{"keys":[{"token":"c"},{"token":"b"}],"total_pages":2}"#;
+    let second = r#"{"keys":[{"token":"b"},{"token":"a"}],"total_pages":2}"#;
+    let (first, second) = (answer("200 OK", first), answer("200 OK", second));
+    let address = server_that(move |request| {
+        assert!(!request.contains("sort_by"), "{request}");
+        Some(if request.contains("&page=1 ") {
+            first
+        } else {
+            second
+        })
+    });
+    let keys = with_keys(address, async |keys| keys.list(None).await).unwrap();
+    let tokens: Vec<_> = keys.iter().map(|key| key.token.as_str()).collect();
+    assert_eq!(tokens, ["a", "b", "c"]);
 }
 
 /// A key that LiteLLM made, but then neither changes nor deletes, is told of.

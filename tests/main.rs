@@ -12,6 +12,7 @@ mod env_file;
 mod golden;
 mod keys_http;
 mod plan;
+mod programs;
 mod properties;
 mod settings;
 #[cfg(feature = "signatures")]

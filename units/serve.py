@@ -181,7 +181,11 @@ class Presence:
             # Under units of an earlier version.
             self.directory = None
             return
-        fcntl.flock(self.directory, fcntl.LOCK_SH)
+        try:
+            fcntl.flock(self.directory, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            # Another one asks at this moment, or another user has the lock: nobody waits for that.
+            pass
 
     def end(self):
         if self.directory is not None:
@@ -205,6 +209,9 @@ class Server(uvicorn.Server):
     async def startup(self, sockets=None):
         global has_served
         await super().startup(sockets)
+        # A start that failed returns in the uvicorn of LiteLLM 1.80.11.
+        if not self.started:
+            return
         has_served = True
         take_connections(sockets or ())
         gc.freeze()
@@ -285,17 +292,18 @@ def check_schema():
     """
     try:
         with open(os.path.join(SCHEMA, "newest")) as file:
-            found = file.read().strip()
+            found = file.read().split()
     except OSError:
         return
     package = os.path.dirname(importlib.util.find_spec("litellm_proxy_extras").origin)
-    names = os.listdir(os.path.join(package, "migrations"))
-    needed = max(name for name in names if re.match("[0-9]{14}_", name))
-    if found < needed:
+    names = [name for name in os.listdir(os.path.join(package, "migrations")) if re.match("[0-9]{14}_", name)]
+    needed = [max(names), f"{len(names):05}"]
+    # The record of a later release's schema has no number.
+    if found < needed[: len(found)]:
         print(
-            f"the database has the schema of an earlier release (newest migration: {found}); this release needs "
-            f"{needed}. To migrate it and to start this release: litellm-units up. If a drop-in of litellm.service "
-            "names this image, name it in .env instead.",
+            f"the database has the schema of an earlier release (newest migration: {found[0]}); this release needs "
+            f"{len(names)} migrations up to {needed[0]}. To migrate it and to start this release: "
+            "litellm-units up. If a drop-in of litellm.service names this image, name it in .env instead.",
             file=sys.stderr,
         )
         # litellm.service is not restarted after this status.
@@ -320,7 +328,11 @@ def run(app, **arguments):
     if config.workers > 1:
         gc.enable()
         target = {"target": server.run} if "target" in inspect.signature(Multiprocess).parameters else {}
-        Multiprocess(config, sockets=sockets, **target).run()
+        supervisor = Multiprocess(config, sockets=sockets, **target)
+        supervisor.run()
+        # A newer uvicorn ends, with success, when a worker can't start.
+        if any(each.process.exitcode == 3 for each in supervisor.processes):
+            sys.exit(3)
     else:
         server.run(sockets)
         if not server.started:

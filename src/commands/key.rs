@@ -145,7 +145,7 @@ impl<'a> Gateway<'a> {
                 failure.hint("use the master key: `--as master`")
             }
             KeyError::DuplicateAlias { .. } => {
-                failure.hint("choose another name; to list the keys: `litellm-units key list`")
+                failure.hint("choose another name; if an earlier `key create` got no answer in time, it may have made this key: see `litellm-units key list`")
             }
             KeyError::NotFound => failure.hint("list the keys: `litellm-units key list`"),
             KeyError::NoTeam { .. } => failure

@@ -89,7 +89,7 @@ pub(crate) async fn run(host: &Host, arguments: &Ui) -> Result<Exit> {
 
     let client = Client::local(&host.paths, Duration::from_secs(30))?;
     ui::check_pages(&client, public.as_ref()).await?;
-    if !ui::login(&client, username(&settings, arguments), &new).await? {
+    if ui::login(&client, username(&settings, arguments), &new).await? == Some(false) {
         return Err(
             Failure::new("the web interface does not accept the login of .env")
                 .hint("see the log of the gateway: `litellm-units logs litellm`")

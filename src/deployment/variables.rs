@@ -182,7 +182,6 @@ static VARIABLES: &[Variable] = &[
     of_the_migration("LITELLM_MIGRATION_DIR"),
     of_the_migration("LITELLM_MIGRATION_LOCK_TIMEOUT"),
     of_the_migration("LITELLM_SET_REPLICA_IDENTITY_FULL"),
-    of_the_migration("LITELLM_SKIP_INDEX_MIGRATIONS"),
     of_the_migration("USE_V2_MIGRATION_RESOLVER"),
     row("DISABLE_SCHEMA_UPDATE", Known, Nobody, Unknown),
     row("LITELLM_MODE", Known, Nobody, Harmless),

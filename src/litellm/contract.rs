@@ -142,6 +142,13 @@ const USES: &[Use] = &[
     ),
     every(
         Need::Holds(
+            "uvicorn/supervisors/multiprocess.py",
+            &["self.processes", "self.process = "],
+        ),
+        WORKERS,
+    ),
+    every(
+        Need::Holds(
             "litellm/proxy/db/prisma_client.py",
             &["DISABLE_SCHEMA_UPDATE"],
         ),

@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use reqwest::header::CONTENT_TYPE;
+use reqwest::{Response, StatusCode};
 use serde::{Deserialize, Serialize};
 
 use super::Client;
@@ -20,7 +22,7 @@ pub enum GatewayHealth {
         /// What is missing.
         reason: String,
     },
-    /// Something listens, but does not answer in time.
+    /// Something listens, but does not answer in time, or refuses for its load.
     Busy {
         /// What was waited for.
         reason: String,
@@ -127,6 +129,10 @@ impl Client {
             }
         };
         let status = answer.status();
+        if status == StatusCode::SERVICE_UNAVAILABLE && !is_json(&answer) {
+            let reason = "more requests than LIMIT_CONCURRENCY allows".into();
+            return GatewayHealth::Busy { reason };
+        }
         if !status.is_success() {
             return GatewayHealth::Live {
                 reason: format!("/health/readiness answers {status}"),
@@ -140,6 +146,14 @@ impl Client {
             }
         }
     }
+}
+
+/// LiteLLM answers in JSON, and uvicorn's limit of connections does not.
+fn is_json(answer: &Response) -> bool {
+    answer
+        .headers()
+        .get(CONTENT_TYPE)
+        .is_some_and(|kind| kind.as_bytes().starts_with(b"application/json"))
 }
 
 /// A gateway under load answers late: that it does not says nothing about its database.
@@ -161,5 +175,44 @@ pub(super) fn innermost(error: &reqwest::Error) -> String {
         "no answer in time".into()
     } else {
         cause.to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::{Client, GatewayHealth};
+
+    async fn health(answer: &str) -> GatewayHealth {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = format!("http://{}", listener.local_addr().unwrap());
+        let client = Client::at(address, Duration::from_secs(5)).unwrap();
+        let serve = async {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _ = stream.read(&mut [0; 4096]).await.unwrap();
+            stream.write_all(answer.as_bytes()).await.unwrap();
+        };
+        tokio::join!(client.health(), serve).0
+    }
+
+    #[tokio::test]
+    async fn who_refuses_for_its_load_is_busy() {
+        // uvicorn's, beyond LIMIT_CONCURRENCY.
+        assert_eq!(
+            health("HTTP/1.1 503 Service Unavailable\r\ncontent-type: text/plain; charset=utf-8\r\ncontent-length: 19\r\nconnection: close\r\n\r\nService Unavailable").await,
+            GatewayHealth::Busy {
+                reason: "more requests than LIMIT_CONCURRENCY allows".into()
+            }
+        );
+        // LiteLLM's, without its database.
+        assert_eq!(
+            health("HTTP/1.1 503 Service Unavailable\r\ncontent-type: application/json\r\ncontent-length: 2\r\nconnection: close\r\n\r\n{}").await,
+            GatewayHealth::Live {
+                reason: "/health/readiness answers 503 Service Unavailable".into()
+            }
+        );
     }
 }

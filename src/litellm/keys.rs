@@ -3,7 +3,7 @@
 //! An existing key is always named by its hash: LiteLLM's access log holds query strings, and some
 //! of its error messages repeat the request.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use percent_encoding::{NON_ALPHANUMERIC, PercentEncode, utf8_percent_encode};
 use reqwest::{Method, RequestBuilder, StatusCode};
@@ -91,6 +91,18 @@ pub enum KeyError {
         /// What is wrong with the answer.
         reason: String,
     },
+}
+
+impl KeyError {
+    /// Whether a gateway under load answers like this: late, or with 503, as LiteLLM's admission control and uvicorn's
+    /// limit of connections do.
+    #[must_use]
+    pub fn may_be_load(&self) -> bool {
+        matches!(
+            self,
+            Self::Unreachable { .. } | Self::Failed { status: 503, .. }
+        )
+    }
 }
 
 /// Why a key is not valid.
@@ -271,7 +283,15 @@ struct Page {
 #[derive(Deserialize)]
 struct Info {
     key: String,
-    info: ApiKey,
+    info: Row,
+}
+
+#[derive(Deserialize)]
+struct Row {
+    #[serde(flatten)]
+    key: ApiKey,
+    #[serde(default)]
+    status: Option<String>,
 }
 
 impl Keys<'_> {
@@ -281,7 +301,8 @@ impl Keys<'_> {
     /// midnight. It does not round a change, so a new key is changed at once.
     ///
     /// # Errors
-    /// As [`KeyError`] says. Then no new key is left, except after [`KeyError::Left`].
+    /// As [`KeyError`] says. Then no new key is left, except after [`KeyError::Left`], and perhaps after
+    /// [`KeyError::Unreachable`]: LiteLLM may have made it without an answer in time.
     pub async fn generate(&self, limits: &Limits) -> Result<Generated, KeyError> {
         const PATH: &str = "/key/generate";
         self.expect_team(limits).await?;
@@ -321,9 +342,13 @@ impl Keys<'_> {
         const PATH: &str = "/key/info";
         let request = self.request(Method::GET, &format!("{PATH}?key={}", encode(token)));
         let Info { info, .. } = self.send(PATH, request, Some(token)).await?;
+        // LiteLLM 1.108 archives deleted keys, and answers with those as well.
+        if info.status.as_deref() == Some("deleted") {
+            return Err(KeyError::NotFound);
+        }
         Ok(ApiKey {
             token: token.to_owned(),
-            ..info
+            ..info.key
         })
     }
 
@@ -336,11 +361,15 @@ impl Keys<'_> {
         let Info { key, info } = self
             .send(PATH, self.request(Method::GET, PATH), None)
             .await?;
-        Ok(ApiKey { token: key, ..info })
+        Ok(ApiKey {
+            token: key,
+            ..info.key
+        })
     }
 
     /// Every key that the key of this client may see, without login sessions of the web interface;
-    /// only those with `alias` if one is given.
+    /// only those with `alias` if one is given. Oldest first. A key that is deleted meanwhile may hide
+    /// another one.
     ///
     /// # Errors
     /// As [`KeyError`] says.
@@ -349,9 +378,7 @@ impl Keys<'_> {
         let mut all: Vec<ApiKey> = Vec::new();
         let mut number: u64 = 1;
         loop {
-            let mut path = format!(
-                "{PATH}?return_full_object=true&sort_by=created_at&sort_order=asc&size={PAGE}&page={number}"
-            );
+            let mut path = format!("{PATH}?return_full_object=true&size={PAGE}&page={number}");
             if let Some(alias) = alias {
                 path.push_str(&format!("&key_alias={}", encode(alias)));
             }
@@ -364,9 +391,14 @@ impl Keys<'_> {
             }
             number += 1;
         }
-        if let Some(alias) = alias {
-            all.retain(|key| key.alias.as_deref() == Some(alias));
-        }
+        // LiteLLM's default order, newest first, is the only one without ties between two pages. A key
+        // made meanwhile moves another one to the next page.
+        let mut seen = BTreeSet::new();
+        all.retain(|key| {
+            alias.is_none_or(|alias| key.alias.as_deref() == Some(alias))
+                && seen.insert(key.token.clone())
+        });
+        all.reverse();
         Ok(all)
     }
 

@@ -21,7 +21,8 @@ const PAGES: [&str; 5] = [
     "/fallback/login",
 ];
 
-/// Whether the web interface lets this user in.
+/// Whether the web interface lets this user in. `None` while LiteLLM refuses every login for some minutes, after failed ones
+/// from the same address, which any user of this host can make.
 ///
 /// # Errors
 /// When it can't be asked.
@@ -29,7 +30,7 @@ pub(crate) async fn login(
     client: &Client,
     username: &str,
     password: &SecretString,
-) -> Result<bool> {
+) -> Result<Option<bool>> {
     let answer = client
         .http()
         .map_err(Failure::new)?
@@ -39,8 +40,9 @@ pub(crate) async fn login(
         .await
         .map_err(|error| unreachable(&error))?;
     match answer.status() {
-        status if status.is_success() => Ok(true),
-        StatusCode::UNAUTHORIZED => Ok(false),
+        status if status.is_success() => Ok(Some(true)),
+        StatusCode::UNAUTHORIZED => Ok(Some(false)),
+        StatusCode::TOO_MANY_REQUESTS => Ok(None),
         status => {
             let words = answer.text().await.unwrap_or_default();
             Err(
@@ -108,4 +110,34 @@ fn unreachable(error: &reqwest::Error) -> anyhow::Error {
     Failure::new(format!("the gateway does not answer: {}", innermost(error)))
         .hint("see what is running: `litellm-units status`")
         .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn answers_to_a_login() {
+        for (status, accepted) in [
+            ("200 OK", Some(true)),
+            ("401 Unauthorized", Some(false)),
+            ("429 Too Many Requests", None),
+        ] {
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+            let address = format!("http://{}", listener.local_addr().unwrap());
+            let client = Client::at(address, std::time::Duration::from_secs(5)).unwrap();
+            let password = SecretString::from("p");
+            let serve = async {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let _ = stream.read(&mut [0; 4096]).await.unwrap();
+                let answer =
+                    format!("HTTP/1.1 {status}\r\ncontent-length: 0\r\nconnection: close\r\n\r\n");
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            };
+            let (answer, ()) = tokio::join!(login(&client, "admin", &password), serve);
+            assert_eq!(answer.unwrap(), accepted, "{status}");
+        }
+    }
 }

@@ -355,10 +355,12 @@ async fn go(host: &Host, pending: &Pending, timeout: Duration) -> Result<()> {
             "UI_USERNAME" | "UI_PASSWORD" | "LITELLM_MASTER_KEY"
         )
     };
+    stack::bring_up(host, &settings, timeout).await?;
+    // Until the last gateway restarted, the old secret could begin another session.
     if pending.way == Direction::Forward && pending.edits.iter().any(ends_sessions) {
         server::end_sessions(host, &settings).await;
     }
-    stack::bring_up(host, &settings, timeout).await
+    Ok(())
 }
 
 fn value(edit: &Edit, way: Direction) -> &str {
@@ -385,7 +387,7 @@ async fn check(host: &Host, edit: &Edit) -> Result<()> {
                 server::postgres_accepts(host, &settings, value.expose_secret()).await?
             }
             "REDIS_PASSWORD" => server::redis_accepts(host, value.expose_secret()).await?,
-            "UI_PASSWORD" => server::login_is_valid(host, &settings, &value).await?,
+            "UI_PASSWORD" => return server::login_is_valid(host, &settings, &value).await,
             _ => return Ok(None),
         }))
     };

@@ -530,7 +530,14 @@ impl Run<'_> {
             Failure::new("a test says so").into()
         ));
         fail::fail_point!("upgrade-switched");
-        gate::watch(host, &after, self.options.settle, &traffic).await?;
+        gate::watch(
+            host,
+            &after,
+            self.options.settle,
+            self.options.timeout,
+            &traffic,
+        )
+        .await?;
         self.reached(Step::Ready)?;
         fail::fail_point!("upgrade-ready");
         self.commit().await
@@ -781,7 +788,8 @@ impl Run<'_> {
         fail::fail_point!("undo-not-ready", |_| Err(
             Failure::new("a test says so").into()
         ));
-        gate::probe(&Client::local(&self.host.paths, gate::TIMEOUT)?, settings).await
+        let client = Client::local(&self.host.paths, gate::TIMEOUT)?;
+        gate::probe(&client, settings, timeout).await
     }
 
     /// Restores the backup that was made before the migration. Returns the name of the replaced database.

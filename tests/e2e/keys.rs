@@ -116,7 +116,7 @@ fn business(host: &TestHost, who: Who) {
     assert_eq!(chat(host, who, key).as_deref(), Ok(HELLO));
     assert_eq!(
         with(&["key", "create", "shop"]).all(),
-        (1, String::new(), "error: another key has the alias shop\nhint: choose another name; to list the keys: `litellm-units key list`\n".into())
+        (1, String::new(), "error: another key has the alias shop\nhint: choose another name; if an earlier `key create` got no answer in time, it may have made this key: see `litellm-units key list`\n".into())
     );
 
     // Nothing shows the key again.

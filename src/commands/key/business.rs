@@ -2,7 +2,6 @@
 
 use std::io::Read;
 use std::path::Path;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use anyhow::Context;
 use secrecy::{ExposeSecret, SecretString};
@@ -412,39 +411,9 @@ fn state(key: &ApiKey) -> &'static str {
 
 /// The time in UTC as LiteLLM writes it, so that the two can be compared as texts.
 fn now() -> String {
-    let seconds = SystemTime::now()
-        .duration_since(UNIX_EPOCH)
-        .unwrap_or_default()
-        .as_secs();
-    utc(seconds)
-}
-
-fn utc(seconds: u64) -> String {
-    let (mut days, time) = (seconds / 86_400, seconds % 86_400);
-    let mut year = 1970;
-    let leap = |year: u64| {
-        year.is_multiple_of(4) && (!year.is_multiple_of(100) || year.is_multiple_of(400))
-    };
-    while days >= 365 + u64::from(leap(year)) {
-        days -= 365 + u64::from(leap(year));
-        year += 1;
-    }
-    let february = 28 + u64::from(leap(year));
-    let mut month = 1;
-    for length in [31, february, 31, 30, 31, 30, 31, 31, 30, 31, 30, 31] {
-        if days < length {
-            break;
-        }
-        days -= length;
-        month += 1;
-    }
-    format!(
-        "{year:04}-{month:02}-{:02}T{:02}:{:02}:{:02}",
-        days + 1,
-        time / 3600,
-        time / 60 % 60,
-        time % 60
-    )
+    jiff::Timestamp::now()
+        .strftime("%Y-%m-%dT%H:%M:%S")
+        .to_string()
 }
 
 fn table(keys: &[ApiKey]) -> String {
@@ -564,7 +533,7 @@ fn minute(time: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{changes, utc};
+    use super::changes;
     use crate::litellm::keys::{ApiKey, Limits};
 
     #[test]
@@ -589,15 +558,5 @@ mod tests {
             ]
         );
         assert_eq!(changes(&key, &Limits::default()), [""; 0]);
-    }
-
-    #[test]
-    fn times() {
-        // date -u -d @SECONDS +%FT%T
-        assert_eq!(utc(0), "1970-01-01T00:00:00");
-        assert_eq!(utc(951_782_399), "2000-02-28T23:59:59");
-        assert_eq!(utc(951_868_799), "2000-02-29T23:59:59");
-        assert_eq!(utc(4_107_542_400), "2100-03-01T00:00:00");
-        assert_eq!(utc(1_798_761_599), "2026-12-31T23:59:59");
     }
 }

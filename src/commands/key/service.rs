@@ -273,16 +273,23 @@ async fn replace(
         say(&format!("the previous one stays valid for {grace} s"));
         tokio::time::sleep(Duration::from_secs(grace)).await;
     }
-    tidy(gateway, &new.token, &alias).await?;
+    tidy(gateway, &new.token, &alias, before).await?;
     Ok(new.key)
 }
 
 /// Deletes every other service key: the previous one, and those that an interruption or a lost file
 /// left. Then gives the key with the hash `token` its final name.
-async fn tidy(gateway: &Gateway<'_>, token: &str, alias: &str) -> Result<()> {
+async fn tidy(
+    gateway: &Gateway<'_>,
+    token: &str,
+    alias: &str,
+    previous: Option<ApiKey>,
+) -> Result<()> {
     let master = gateway.master()?;
     let explain = |error| gateway.explain(&error, As::Master);
-    let all = master.list(None).await.map_err(explain)?;
+    let mut all = master.list(None).await.map_err(explain)?;
+    // A list of several pages may lack a key.
+    all.extend(previous.filter(|old| all.iter().all(|key| key.token != old.token)));
     let mut has_name = false;
     let mut is_foreign = false;
     for key in all {
@@ -354,7 +361,7 @@ async fn adjust(gateway: &Gateway<'_>, arguments: &ServiceKey, key: &SecretStrin
         say(&format!("changed the service key's {words}"));
     }
     let alias = wanted.alias.unwrap_or_default();
-    tidy(gateway, &token, &alias).await
+    tidy(gateway, &token, &alias, None).await
 }
 
 fn words(change: &Limits, config: &str) -> String {

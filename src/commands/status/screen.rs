@@ -14,7 +14,7 @@ use crate::host::systemd::ActiveState;
 use crate::litellm::health::GatewayHealth;
 use crate::operations::stack::report::{ServiceReport, Services, State};
 use crate::output::{duration, printable};
-use crate::service::Service;
+use crate::service::{Instance, Service};
 
 const OVERVIEW_LINES: usize = 200;
 const LOG_LINES: usize = 5000;
@@ -51,7 +51,7 @@ pub(crate) enum Mode {
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Rate {
     Unknown,
-    /// The gateway has no metrics, or refuses them.
+    /// The gateway has no metrics, or refuses them, or there are several.
     Off,
     PerSecond(f64),
 }
@@ -168,6 +168,14 @@ impl View {
         self.services
             .as_ref()
             .map_or(&[], |services| &services.reports)
+    }
+
+    pub(crate) fn gateways(&self) -> usize {
+        let units: Vec<&str> = Instance::gateways().map(Instance::unit).collect();
+        self.reports()
+            .iter()
+            .filter(|report| units.contains(&report.unit))
+            .count()
     }
 
     /// Moves down by so many rows, or up if negative.
@@ -564,6 +572,17 @@ mod tests {
                 " j/k choose   r restart   l log   q quit",
             ]
         );
+    }
+
+    /// A rate is shown of one gateway alone.
+    #[test]
+    fn gateways_are_counted() {
+        let mut view = view();
+        assert_eq!(view.gateways(), 1);
+        let mut further = report(Service::Litellm, ActiveState::Active, "running");
+        further.unit = "litellm-2.service";
+        view.services.as_mut().unwrap().reports.push(further);
+        assert_eq!(view.gateways(), 2);
     }
 
     #[test]

@@ -297,7 +297,13 @@ impl<'a> Watch<'a> {
 
     fn measure_requests(&mut self, requests: Requests) {
         let now = Instant::now();
+        let gateways = self.view.gateways();
         self.view.rate = match requests {
+            // Each answer is of one of them, whose counter is its own.
+            Requests::Count(_) if gateways > 1 => {
+                self.counts.clear();
+                Rate::Off
+            }
             Requests::Count(count) => {
                 // The gateway restarted.
                 if self

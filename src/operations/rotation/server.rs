@@ -177,12 +177,12 @@ pub(super) async fn master_key_is_valid(host: &Host, key: &SecretString) -> Resu
     }
 }
 
-/// Whether the web interface accepts this password, with the user name of `settings`.
+/// Whether the web interface accepts this password, with the user name of `settings`; as [`ui::login`] says.
 pub(super) async fn login_is_valid(
     host: &Host,
     settings: &Settings,
     password: &SecretString,
-) -> Result<bool> {
+) -> Result<Option<bool>> {
     let username = settings.ui_username().unwrap_or(ui::DEFAULT_USERNAME);
     ui::login(&Client::local(&host.paths, TIMEOUT)?, username, password).await
 }
@@ -196,10 +196,18 @@ pub(super) async fn check_interface(host: &Host, settings: &Settings) -> Result<
         .and_then(|address| reqwest::Url::parse(address).ok());
     ui::check_pages(&client, public.as_ref()).await?;
     let password = settings.ui_password().unwrap_or(&settings.master_key);
-    if login_is_valid(host, settings, &password.open()?).await? {
-        return Ok(());
+    match login_is_valid(host, settings, &password.open()?).await? {
+        Some(true) => Ok(()),
+        Some(false) => {
+            Err(Failure::new("the web interface does not accept the login of .env").into())
+        }
+        None => {
+            host.progress.warn(
+                "the login of .env was not tried: LiteLLM refuses every login from this host for some minutes, after several with a wrong password",
+            );
+            Ok(())
+        }
     }
-    Err(Failure::new("the web interface does not accept the login of .env").into())
 }
 
 /// Ends the sessions of the web interface: each is a key with an administrator's rights, valid for

@@ -101,6 +101,7 @@ pub(super) async fn watch(
     host: &Host,
     settings: &Settings,
     settle: Duration,
+    timeout: Duration,
     before: &Traffic,
 ) -> Result<()> {
     let begin = jiff::Timestamp::now();
@@ -122,7 +123,7 @@ pub(super) async fn watch(
     }
     let unit = Service::Litellm.unit();
     let client = Client::local(&host.paths, TIMEOUT)?;
-    probe(&client, settings).await?;
+    probe(&client, settings, timeout).await?;
     if settle.is_zero() {
         return Ok(());
     }
@@ -152,7 +153,7 @@ pub(super) async fn watch(
             }
         }
     }
-    probe(&client, settings).await?;
+    probe(&client, settings, timeout).await?;
     let after = Traffic::since(host, begin.as_second()).await;
     if after.is_burst(*before) {
         let problem = format!(
@@ -164,22 +165,86 @@ pub(super) async fn watch(
     Ok(())
 }
 
-/// Asks for what only a working gateway with its database answers.
+/// Asks for what only a working gateway with its database answers; one under load again, until `timeout`.
 ///
 /// # Errors
 /// When it does not answer that.
-pub(super) async fn probe(client: &Client, settings: &Settings) -> Result<()> {
+pub(super) async fn probe(client: &Client, settings: &Settings, timeout: Duration) -> Result<()> {
     let master_key = settings.master_key.open()?;
-    client
-        .keys(&master_key)
-        .probe()
-        .await
-        .map_err(|error| Failure::new(format!("a probe request failed: {error}")).into())
+    let deadline = Instant::now() + timeout;
+    loop {
+        match client.keys(&master_key).probe().await {
+            Err(error) if error.may_be_load() && Instant::now() < deadline => {
+                tokio::time::sleep(INTERVAL).await;
+            }
+            answer => {
+                return answer.map_err(|error| {
+                    Failure::new(format!("a probe request failed: {error}")).into()
+                });
+            }
+        }
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use tokio::io::{AsyncReadExt, AsyncWriteExt};
+
     use super::*;
+
+    /// A gateway whose first answers are these; then it succeeds. Returns its verdict, and how often it was asked.
+    async fn probed(
+        refusals: &[&str],
+        timeout: Duration,
+    ) -> (std::result::Result<(), String>, usize) {
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let client = Client::at(
+            format!("http://{}", listener.local_addr().unwrap()),
+            Duration::from_secs(5),
+        )
+        .unwrap();
+        let text = "LITELLM_IMAGE=ghcr.io/berriai/litellm:v1.108.14\nLITELLM_MASTER_KEY=sk-1\nLITELLM_SALT_KEY=sk-salt\n\
+                    POSTGRES_USER=me\nPOSTGRES_PASSWORD=p\nPOSTGRES_DB=db\nREDIS_PASSWORD=r\n";
+        let settings = Settings::from_text(text, std::path::Path::new(".env")).unwrap();
+        let mut asked = 0;
+        let serve = async {
+            let mut refusals = refusals.iter();
+            loop {
+                let (mut stream, _) = listener.accept().await.unwrap();
+                let _ = stream.read(&mut [0; 4096]).await.unwrap();
+                asked += 1;
+                let status = refusals.next().unwrap_or(&"200 OK");
+                let answer = format!(
+                    "HTTP/1.1 {status}\r\nContent-Length: 2\r\nConnection: close\r\n\r\n{{}}"
+                );
+                stream.write_all(answer.as_bytes()).await.unwrap();
+            }
+        };
+        let verdict = tokio::select! {
+            biased;
+            verdict = probe(&client, &settings, timeout) => verdict,
+            () = serve => unreachable!(),
+        };
+        (verdict.map_err(|error| error.to_string()), asked)
+    }
+
+    #[tokio::test]
+    async fn a_gateway_under_load_is_asked_again() {
+        let load = "503 Service Unavailable";
+        let long = Duration::from_secs(60);
+        assert_eq!(probed(&[load], long).await, (Ok(()), 3));
+        let refused = |status| {
+            Err(format!(
+                "a probe request failed: LiteLLM failed ({status}): {{}}"
+            ))
+        };
+        assert_eq!(probed(&[load], Duration::ZERO).await, (refused(503), 1));
+        // It does not fit the database.
+        assert_eq!(
+            probed(&["500 Internal Server Error"], long).await,
+            (refused(500), 1)
+        );
+    }
 
     fn traffic(requests: usize, failures: usize) -> Traffic {
         Traffic { requests, failures }

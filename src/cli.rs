@@ -208,12 +208,15 @@ pub(crate) struct Up {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "The containers of the compose file have to exist, and its PostgreSQL has to run. The old gateway serves until all images are pulled. It stops while its database is copied, and starts again if the import fails. Nothing of the old deployment is removed.\n\nExamples:\n  litellm-units import --dry-run /srv/litellm\n  litellm-units import /srv/litellm\n  litellm-units import --undo"
+    after_help = "The containers of the compose file have to exist, and its PostgreSQL has to run. The old gateway serves until all images are pulled. It stops while its database is copied, and starts again if the import fails. Nothing of the old deployment is removed.\n\nExamples:\n  litellm-units import --dry-run /srv/litellm\n  litellm-units import /srv/litellm\n  litellm-units import --from root@old.example.com /srv/litellm\n  litellm-units import --undo"
 )]
 pub(crate) struct Import {
     /// Directory of the compose file [default: the current directory]
     #[arg(value_name = "DIR")]
     pub(crate) directory: Option<PathBuf>,
+    /// Host of the old deployment, on which ssh runs its docker; DIR is a path there
+    #[arg(long, value_name = "USER@HOST", requires = "directory")]
+    pub(crate) from: Option<RemoteHost>,
     /// Show what would be imported and what has no counterpart; change nothing
     #[arg(long)]
     pub(crate) dry_run: bool,

@@ -152,6 +152,53 @@ c.yaml:10:1: warning: \"router_settings\" is also in line 8; only this one is us
 }
 
 #[test]
+fn settings_of_other_releases() {
+    let text = "\
+general_settings:
+  auto_redirect_ui_login_to_sso: true
+  maximum_spend_logs_retention_perid: 30d
+policies: {}
+model_list:
+  - model_name: a
+    litellm_params: {model: openai/a, api-base: https://a, min_tokens: 1, aws_region_nam: b}
+";
+    let misspelt = "\
+c.yaml:3:3: warning: general_settings has no setting \"maximum_spend_logs_retention_perid\"
+  hint: did you mean maximum_spend_logs_retention_period?
+";
+    let parameters = "\
+c.yaml:7:39: warning: LiteLLM does not know the parameter \"api-base\"
+  hint: did you mean api_base?
+c.yaml:7:75: warning: LiteLLM does not know the parameter \"aws_region_nam\"
+  hint: did you mean aws_region_name?
+";
+    let said = |image: &str| {
+        let env = EnvFile::parse(&ENV.replace("v1.108.14", image)).unwrap();
+        let settings = Settings::from_env(&env, Path::new(".env")).unwrap();
+        let findings = check(text, Path::new("c.yaml"), &env, &settings);
+        findings.iter().fold(String::new(), |said, finding| {
+            said + &finding.to_string() + "\n"
+        })
+    };
+    let newer = "\
+c.yaml:2:3: warning: general_settings has no setting \"auto_redirect_ui_login_to_sso\" in LiteLLM 1.80.11
+  hint: LiteLLM 1.84.10 has it: `litellm-units upgrade`, or remove it
+";
+    let section = "\
+c.yaml:4:1: warning: unknown section \"policies\", which LiteLLM 1.80.11 ignores
+  hint: LiteLLM 1.84.10 has it: `litellm-units upgrade`, or remove it
+";
+    assert_eq!(
+        said("v1.80.11-stable"),
+        format!("{newer}{misspelt}{section}{parameters}")
+    );
+    // Between two releases that were read, it is not known since when a setting is there.
+    for image in ["v1.82.0-stable", "v1.108.14", "v1.110.2"] {
+        assert_eq!(said(image), format!("{misspelt}{parameters}"), "{image}");
+    }
+}
+
+#[test]
 fn models() {
     expect(
         "\

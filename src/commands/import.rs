@@ -16,7 +16,8 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Import) -> Result<Exit> {
         return Ok(Exit::Success);
     }
     let directory = arguments.directory.as_deref().unwrap_or(Path::new("."));
-    let import = Import::find(host, directory, arguments.service.as_deref()).await?;
+    let (from, service) = (arguments.from.as_ref(), arguments.service.as_deref());
+    let import = Import::find(host, from, directory, service).await?;
     for line in import.lines(host) {
         output::line(&line)?;
     }

@@ -18,6 +18,7 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Up) -> Result<Exit> {
     let accepted = &arguments.accept.vulnerabilities;
     advisories::admit(host, settings, image, accepted, "litellm-units up")?;
     edits::refuse(host, settings).await?;
+    up::refuse_firewall(host).await?;
     if prepared.kept().is_some() {
         config::refuse_errors(host)?;
         config::warn(host)?;

@@ -1,4 +1,4 @@
-//! The `docker` program: the containers of a deployment that is to be imported.
+//! The `docker` program, here or on another host: the containers of a deployment that is to be imported.
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
@@ -13,6 +13,7 @@ use tokio::process::Command;
 
 use crate::error::{Failure, Result};
 use crate::host::podman::is_executable;
+use crate::host::ssh::RemoteHost;
 
 /// Where the way without Docker's help is described.
 pub(crate) const BY_HAND: &str = "docs/from-docker-compose.md, \"By hand\"";
@@ -22,10 +23,12 @@ const SETTLING: Duration = Duration::from_secs(3);
 /// Interval between two looks at containers.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 
-/// The host's Docker.
+/// The Docker of a host.
 #[derive(Clone, Debug)]
 pub(crate) struct Docker {
     program: PathBuf,
+    /// None for this host.
+    remote: Option<RemoteHost>,
 }
 
 /// What `docker inspect` says of a container.
@@ -248,31 +251,50 @@ impl Container {
 }
 
 impl Docker {
-    /// Finds Docker.
+    /// Finds Docker. On another host, its first command does.
     ///
     /// # Errors
-    /// When it is not installed.
-    pub(crate) fn find() -> Result<Self> {
+    /// When it is not installed on this host.
+    pub(crate) fn find(remote: Option<&RemoteHost>) -> Result<Self> {
+        if remote.is_some() {
+            return Ok(Self {
+                program: "docker".into(),
+                remote: remote.cloned(),
+            });
+        }
         let program = std::env::var_os("PATH")
             .iter()
             .flat_map(std::env::split_paths)
             .map(|directory| directory.join("docker"))
             .find(|path| path.is_absolute() && is_executable(path))
             .ok_or_else(|| {
-                Failure::new("Docker is not installed, so there is nothing to import from").hint(
-                    format!("move the deployment of another host by hand: {BY_HAND}"),
-                )
+                Failure::new("Docker is not installed, so there is nothing to import from")
+                    .hint("from another host: `litellm-units import --from USER@HOST DIR`")
             })?;
-        Ok(Self { program })
+        Ok(Self {
+            program,
+            remote: None,
+        })
     }
 
-    /// A command line of Docker that reads nothing from stdin.
+    /// A command line of Docker that reads nothing from stdin, complete: a shell on another host splits it.
     pub(crate) fn command<A: AsRef<OsStr>>(
         &self,
         arguments: impl IntoIterator<Item = A>,
     ) -> Command {
-        let mut command = Command::new(&self.program);
-        command.args(arguments).stdin(Stdio::null());
+        let mut command = match &self.remote {
+            None => {
+                let mut command = Command::new(&self.program);
+                command.args(arguments);
+                command
+            }
+            Some(remote) => {
+                let program = std::iter::once(self.program.clone().into_os_string());
+                let words = arguments.into_iter().map(|word| word.as_ref().to_owned());
+                remote.command(&program.chain(words).collect::<Vec<_>>())
+            }
+        };
+        command.stdin(Stdio::null());
         command
     }
 
@@ -286,6 +308,12 @@ impl Docker {
     ) -> Result<String> {
         let output = self.command(arguments).output().await;
         let output = output.context("can't run docker")?;
+        if let (Some(255), Some(remote)) = (output.status.code(), &self.remote) {
+            let words = String::from_utf8_lossy(&output.stderr);
+            return Err(Failure::new(format!("ssh to {remote}: {}", words.trim()))
+                .hint(format!("test the connection: `ssh {remote} docker ps`"))
+                .into());
+        }
         if !output.status.success() {
             let words = String::from_utf8_lossy(&output.stderr);
             return Err(Failure::new(format!("docker: {}", words.trim()))
@@ -373,15 +401,74 @@ impl Docker {
         images.into_iter().next().context("docker shows no image")
     }
 
+    /// Those of these paths on Docker's host that are regular files.
+    ///
+    /// # Errors
+    /// When ssh fails.
+    pub(crate) async fn regular_files(&self, paths: &[&str]) -> Result<Vec<String>> {
+        const TEST: &str =
+            r#"for path; do if [ -f "$path" ]; then printf '%s\n' "$path"; fi; done"#;
+        let words = ["sh", "-c", TEST, "sh"]
+            .into_iter()
+            .chain(paths.iter().copied());
+        let words: Vec<&str> = words.collect();
+        let mut command = match &self.remote {
+            Some(remote) => remote.command(&words),
+            None => {
+                let mut command = Command::new(words[0]);
+                command.args(&words[1..]);
+                command
+            }
+        };
+        let output = command.stdin(Stdio::null()).output().await;
+        let output = output.context("can't look for the files of the old deployment")?;
+        if !output.status.success() {
+            let words = String::from_utf8_lossy(&output.stderr);
+            anyhow::bail!(
+                "can't look for the files of the old deployment: {}",
+                words.trim()
+            );
+        }
+        let text = String::from_utf8_lossy(&output.stdout);
+        Ok(text.lines().map(str::to_owned).collect())
+    }
+
     /// Copies a file or a directory out of a container, which need not run.
     ///
     /// # Errors
     /// When there is no such path.
     pub(crate) async fn copy(&self, container: &str, path: &str, to: &Path) -> Result<()> {
         let from = format!("{container}:{path}");
-        let words = ["cp", "--follow-link", &from].map(OsStr::new);
-        self.run(words.into_iter().chain([to.as_os_str()]))
-            .await
-            .map(drop)
+        // An archive, which ssh brings as well, with one entry: the file or the directory.
+        let inside = to.with_extension("archive");
+        std::fs::create_dir(&inside)
+            .with_context(|| format!("can't create {}", inside.display()))?;
+        let mut docker = self.command(["cp", "--follow-link", &from, "-"]);
+        docker.stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut docker = docker
+            .kill_on_drop(true)
+            .spawn()
+            .context("can't run docker")?;
+        let archive = docker.stdout.take().context("docker has no stdout")?;
+        let archive: Stdio = archive.try_into().context("can't read from docker")?;
+        let mut tar = Command::new("tar");
+        tar.args(["-x", "--no-same-owner", "--no-same-permissions", "-C"])
+            .arg(&inside);
+        tar.stdin(archive).stderr(Stdio::null()).kill_on_drop(true);
+        let (tar, docker) = tokio::join!(tar.status(), docker.wait_with_output());
+        let docker = docker.context("can't run docker")?;
+        if !docker.status.success() {
+            let words = String::from_utf8_lossy(&docker.stderr);
+            return Err(Failure::new(format!("docker: {}", words.trim())).into());
+        }
+        let mut entries = std::fs::read_dir(&inside)
+            .with_context(|| format!("can't read {}", inside.display()))?;
+        match entries.next() {
+            Some(Ok(entry)) if tar.is_ok_and(|status| status.success()) => {
+                std::fs::rename(entry.path(), to)
+                    .with_context(|| format!("can't move {}", entry.path().display()))
+            }
+            _ => anyhow::bail!("can't unpack {path} of {container}"),
+        }
     }
 }

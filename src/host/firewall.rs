@@ -10,33 +10,78 @@ use crate::host::paths::{Paths, Scope};
 /// Where distributions put it.
 const NETAVARK: [&str; 2] = ["/usr/lib/podman/netavark", "/usr/libexec/podman/netavark"];
 
+/// Whose chains take the rules that are missing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Keeper {
+    Docker,
+    Ufw,
+    Nobody,
+}
+
 /// A rule that lets the bridge's traffic through is missing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Dropped {
-    /// The chain for the operator's own rules.
-    chain: &'static str,
+    keeper: Keeper,
+    /// What containers send to each other and to other hosts.
+    forwarded: bool,
+    /// What containers ask Podman's name server, which is on this host.
+    names: bool,
 }
 
 impl Dropped {
     pub(crate) fn message(&self) -> String {
-        let who = match self.chain {
-            "DOCKER-USER" => "Docker has set the policy of the firewall's chain FORWARD to DROP",
-            _ => "the policy of the firewall's chain FORWARD is DROP",
+        let chain = if self.forwarded { "FORWARD" } else { "INPUT" };
+        let who = match self.keeper {
+            Keeper::Ufw => "ufw drops what no rule allows".to_owned(),
+            Keeper::Docker if self.forwarded => {
+                "Docker has set the policy of the firewall's chain FORWARD to DROP".to_owned()
+            }
+            _ => format!("the policy of the firewall's chain {chain} is DROP"),
         };
-        format!(
-            "{who}, and no rule accepts the traffic of Podman's networks: the gateway would reach neither its database nor a provider"
-        )
+        let (what, effect) = if self.forwarded {
+            (
+                "the traffic of Podman's networks",
+                "reach neither its database nor a provider",
+            )
+        } else {
+            (
+                "questions to the name server of Podman's networks",
+                "not find its database",
+            )
+        };
+        format!("{who}, and no rule accepts {what}: the gateway would {effect}")
     }
 
-    /// The commands that let it through until the next boot.
+    /// The commands that let it through: with ufw for good, else until the next boot.
     pub(crate) fn remedy(&self) -> String {
-        let chain = self.chain;
-        let at_boot = match chain {
-            "DOCKER-USER" => "docs/from-docker-compose.md, \"Docker on the same host\"",
-            _ => "add both rules to the configuration of your firewall",
+        const OWN: &str = "add the rules to the configuration of your firewall";
+        if self.keeper == Keeper::Ufw {
+            return "`ufw route allow in on podman+ && ufw allow in on podman+ to any port 53`"
+                .into();
+        }
+        let (chain, at_boot) = match self.keeper {
+            Keeper::Docker if !self.names => (
+                "DOCKER-USER",
+                "docs/from-docker-compose.md, \"Docker on the same host\"",
+            ),
+            Keeper::Docker => ("DOCKER-USER", OWN),
+            _ => ("FORWARD", OWN),
         };
+        let mut rules = Vec::new();
+        if self.forwarded {
+            rules.push(format!("{chain} -i podman+"));
+            rules.push(format!("{chain} -o podman+"));
+        }
+        if self.names {
+            rules.push("INPUT -i podman+ -p udp --dport 53".into());
+        }
+        let commands: Vec<String> = rules
+            .iter()
+            .map(|rule| format!("iptables -I {rule} -j ACCEPT"))
+            .collect();
         format!(
-            "`iptables -I {chain} -i podman+ -j ACCEPT && iptables -I {chain} -o podman+ -j ACCEPT`; to keep it at each boot: {at_boot}"
+            "`{}`; to keep it at each boot: {at_boot}",
+            commands.join(" && ")
         )
     }
 }
@@ -100,33 +145,42 @@ async fn driver(paths: &Paths) -> Option<String> {
 
 /// `rules`: what `iptables -S` prints.
 fn judge(rules: &str) -> Option<Dropped> {
-    if !rules.lines().any(|line| line == "-P FORWARD DROP") {
-        return None;
-    }
-    // Netavark's own chain, where it uses iptables.
-    if rules
-        .lines()
-        .any(|line| line.starts_with("-A FORWARD ") && line.contains("NETAVARK_FORWARD"))
-    {
-        return None;
-    }
-    let forwarding = reached(rules);
-    let accepting: Vec<Rule> = rules
-        .lines()
-        .filter_map(|line| Rule::accepting(line, &forwarding))
-        .collect();
+    let drops = |chain: &str| {
+        // Netavark's own chain, where it uses iptables.
+        let is_netavark =
+            |line: &str| line.starts_with(&format!("-A {chain} ")) && line.contains("NETAVARK_");
+        rules.lines().any(|line| line == format!("-P {chain} DROP"))
+            && !rules.lines().any(is_netavark)
+    };
+    let accepting = |chain: &'static str| {
+        let chains = reached(rules, chain);
+        let accepting = move |line| Rule::accepting(line, &chains);
+        rules.lines().filter_map(accepting).collect::<Vec<_>>()
+    };
     let is_podman =
         |interface: Option<&str>| interface.is_some_and(|name| name.starts_with("podman"));
     // One with addresses may mean Podman's, so it counts.
     let any = |rule: &Rule| rule.input.is_none() && rule.output.is_none();
-    let out = |rule: &Rule| !rule.replies && (is_podman(rule.input) || any(rule));
+    let into = |rule: &Rule| !rule.replies && (is_podman(rule.input) || any(rule));
     let back = |rule: &Rule| is_podman(rule.output) || any(rule);
-    if accepting.iter().any(out) && accepting.iter().any(back) {
-        return None;
-    }
-    let of_docker = rules.lines().any(|line| line == "-N DOCKER-USER");
-    Some(Dropped {
-        chain: if of_docker { "DOCKER-USER" } else { "FORWARD" },
+    let forwarded = drops("FORWARD") && {
+        let mut rules = accepting("FORWARD");
+        rules.retain(|rule| rule.protocol.is_none());
+        !(rules.iter().any(into) && rules.iter().any(back))
+    };
+    let asks = |rule: &Rule| into(rule) && rule.takes_names();
+    let names = drops("INPUT") && !accepting("INPUT").iter().any(asks);
+    let keeper = if reached(rules, "FORWARD").contains("ufw-user-forward") {
+        Keeper::Ufw
+    } else if rules.lines().any(|line| line == "-N DOCKER-USER") {
+        Keeper::Docker
+    } else {
+        Keeper::Nobody
+    };
+    (forwarded || names).then_some(Dropped {
+        keeper,
+        forwarded,
+        names,
     })
 }
 
@@ -137,8 +191,8 @@ fn after<'a>(line: &'a str, option: &str) -> Option<&'a str> {
     words.next()
 }
 
-/// The chains that forwarded traffic goes through.
-fn reached(rules: &str) -> BTreeSet<&str> {
+/// The chains that are reached from a chain.
+fn reached<'a>(rules: &'a str, chain: &'a str) -> BTreeSet<&'a str> {
     let jumps: Vec<(&str, &str)> = rules
         .lines()
         .filter_map(|line| {
@@ -146,7 +200,7 @@ fn reached(rules: &str) -> BTreeSet<&str> {
             Some((after(line, "-A")?, target))
         })
         .collect();
-    let mut chains = BTreeSet::from(["FORWARD"]);
+    let mut chains = BTreeSet::from([chain]);
     loop {
         let before = chains.len();
         for (chain, target) in &jumps {
@@ -160,18 +214,19 @@ fn reached(rules: &str) -> BTreeSet<&str> {
     }
 }
 
-/// A rule that accepts what is forwarded, of whatever protocol.
+/// A rule that accepts something.
 struct Rule<'a> {
     input: Option<&'a str>,
     output: Option<&'a str>,
+    protocol: Option<&'a str>,
+    port: Option<&'a str>,
     /// Only what belongs to a connection.
     replies: bool,
 }
 
 impl<'a> Rule<'a> {
-    fn accepting(line: &'a str, forwarding: &BTreeSet<&str>) -> Option<Self> {
-        let forwards = forwarding.contains(after(line, "-A")?);
-        if !forwards || after(line, "-j") != Some("ACCEPT") || after(line, "-p").is_some() {
+    fn accepting(line: &'a str, chains: &BTreeSet<&str>) -> Option<Self> {
+        if !chains.contains(after(line, "-A")?) || after(line, "-j") != Some("ACCEPT") {
             return None;
         }
         // All but one interface may mean Podman's, too.
@@ -182,8 +237,16 @@ impl<'a> Rule<'a> {
         Some(Self {
             input: interface("-i"),
             output: interface("-o"),
+            protocol: after(line, "-p"),
+            port: after(line, "--dport").or_else(|| after(line, "--dports")),
             replies: line.contains("ESTABLISHED"),
         })
+    }
+
+    /// Whether it lets questions to a name server through.
+    fn takes_names(&self) -> bool {
+        self.protocol.is_none_or(|name| name == "udp")
+            && (self.port).is_none_or(|ports| ports.split(',').any(|port| port == "53"))
     }
 }
 
@@ -206,7 +269,10 @@ mod tests {
     #[test]
     fn docker_drops_what_nobody_accepts() {
         let dropped = judge(DOCKER).unwrap();
-        assert_eq!(dropped.chain, "DOCKER-USER");
+        assert_eq!(
+            dropped.remedy(),
+            "`iptables -I DOCKER-USER -i podman+ -j ACCEPT && iptables -I DOCKER-USER -o podman+ -j ACCEPT`; to keep it at each boot: docs/from-docker-compose.md, \"Docker on the same host\""
+        );
         for (rules, accepted) in [
             ("-A DOCKER-USER -i podman+ -j ACCEPT\n", false),
             (
@@ -241,15 +307,50 @@ mod tests {
             judge(&DOCKER.replace("FORWARD DROP", "FORWARD ACCEPT")),
             None
         );
-        // ufw's chains, with a rule of its user.
+        let closed = "-P INPUT DROP\n-P FORWARD DROP\n";
+        assert_eq!(
+            judge(closed).unwrap().remedy(),
+            "`iptables -I FORWARD -i podman+ -j ACCEPT && iptables -I FORWARD -o podman+ -j ACCEPT && iptables -I INPUT -i podman+ -p udp --dport 53 -j ACCEPT`; to keep it at each boot: add the rules to the configuration of your firewall"
+        );
+    }
+
+    #[test]
+    fn ufw_drops_what_no_rule_allows() {
+        const FORWARDS: &str = "-A ufw-user-forward -i podman+ -j ACCEPT\n";
+        const NAMES: &str = "-A ufw-user-input -i podman+ -p udp -m udp --dport 53 -j ACCEPT\n";
         let ufw = "\
+-P INPUT DROP
 -P FORWARD DROP
+-A INPUT -j ufw-before-input
 -A FORWARD -j ufw-before-forward
--A ufw-before-forward -j ufw-user-forward
 -A ufw-before-forward -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A ufw-before-forward -p icmp -m icmp --icmp-type 8 -j ACCEPT
+-A ufw-before-forward -j ufw-user-forward
+-A ufw-before-input -i lo -j ACCEPT
+-A ufw-before-input -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT
+-A ufw-before-input -p udp -m udp --sport 67 --dport 68 -j ACCEPT
+-A ufw-before-input -d 224.0.0.251/32 -p udp -m udp --dport 5353 -j ACCEPT
+-A ufw-before-input -j ufw-user-input
+-A ufw-user-input -p tcp -m tcp --dport 22 -j ACCEPT
 ";
-        assert_eq!(judge(ufw).unwrap().chain, "FORWARD");
-        let allowed = format!("{ufw}-A ufw-user-forward -i podman1 -j ACCEPT\n");
-        assert_eq!(judge(&allowed), None);
+        for (rules, forwarded, names) in [
+            (String::new(), true, true),
+            (FORWARDS.into(), false, true),
+            (NAMES.into(), true, false),
+            (
+                "-A ufw-user-input -p udp -m multiport --dports 53,123 -j ACCEPT\n".into(),
+                true,
+                false,
+            ),
+            (format!("{FORWARDS}{NAMES}"), false, false),
+        ] {
+            let found = judge(&format!("{ufw}{rules}"));
+            let expected = (forwarded || names).then_some(Dropped {
+                keeper: Keeper::Ufw,
+                forwarded,
+                names,
+            });
+            assert_eq!(found, expected, "{rules}");
+        }
     }
 }

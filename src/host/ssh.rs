@@ -1,12 +1,13 @@
 //! Another machine, reached over `ssh`: its systemd through systemd's own bridge, everything else
 //! through the `litellm-units` that is installed there.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Stdio;
 
 use anyhow::Context;
+use serde::{Deserialize, Serialize};
 use tokio::process::Command;
 use tokio::signal::unix::{SignalKind, signal};
 use zbus_systemd::zbus::address::{Address, Transport, transport::Unixexec};
@@ -22,7 +23,7 @@ use crate::output::shell_word;
 const CONNECT_TIMEOUT: &str = "-oConnectTimeout=10";
 
 /// Where `ssh` goes: `USER@HOST`, `HOST`, or a name of its configuration.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct RemoteHost(String);
 
 impl fmt::Display for RemoteHost {
@@ -96,7 +97,7 @@ impl RemoteHost {
 
     /// A program there, for its output. Its arguments are quoted for the shell there.
     #[must_use]
-    pub fn command(&self, words: &[String]) -> Command {
+    pub fn command(&self, words: &[impl AsRef<OsStr>]) -> Command {
         let mut command = Command::new("ssh");
         let line: Vec<String> = words.iter().map(shell_word).collect();
         command.args(["-xT", CONNECT_TIMEOUT, "--", &self.0, &line.join(" ")]);

@@ -4,6 +4,7 @@
 //! Everything else is a warning: an integration that lacks its key does not keep the others from working. LiteLLM's
 //! releases add keys often, so an unknown key is reported only if it resembles a known one.
 
+mod known;
 mod words;
 
 use std::collections::HashSet;
@@ -11,9 +12,12 @@ use std::fmt;
 use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 
+use known::Known;
 use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
-use words::{has_secret, host_of, is_loopback, is_secret, is_variable, nearest, shown};
+use words::{
+    has_secret, host_of, is_loopback, is_secret, is_variable, nearest, nearest_within, shown,
+};
 
 use super::contract;
 use super::release::Release;
@@ -33,14 +37,8 @@ use crate::output::{bytes, count};
 use crate::service::Service;
 use crate::yaml::{self, Node, Position, SyntaxError, Value};
 
-/// The keys that `ProxyConfig` of litellm 1.80.11 and 1.110.2 reads (`proxy/proxy_server.py`).
-const TOP_LEVEL: &str = include_str!("config/top_level.keys");
-/// `ConfigGeneralSettings` and every look into `general_settings` in the same releases.
-const GENERAL_SETTINGS: &str = include_str!("config/general_settings.keys");
-/// The attributes of the module `litellm`, which this section sets, in the same releases.
-const LITELLM_SETTINGS: &str = include_str!("config/litellm_settings.keys");
-/// The parameters of `Router.__init__` in the same releases.
-const ROUTER_SETTINGS: &str = include_str!("config/router_settings.keys");
+/// The sections of settings, apart from lists.
+const SECTIONS: [&str; 3] = ["general_settings", "litellm_settings", "router_settings"];
 
 /// LiteLLM's own `database_connection_pool_limit`.
 const POOL: usize = 10;
@@ -576,6 +574,7 @@ fn check_one<'a>(
         file,
         env,
         settings,
+        known: Known::of(settings.litellm_image.tag().and_then(Release::of_tag)),
         given,
         findings: Vec::new(),
         seen: HashSet::new(),
@@ -604,6 +603,8 @@ struct Checker<'a> {
     file: &'a Path,
     env: &'a EnvFile,
     settings: &'a Settings,
+    /// What the release of the image reads.
+    known: Known,
     /// The variables that the gateway gets, and whether each is empty.
     given: std::collections::HashMap<String, bool>,
     findings: Vec<ConfigFinding>,
@@ -691,12 +692,8 @@ impl Checker<'_> {
             return self.error(root.at, message, None);
         }
         self.top_level(root);
-        for (section, keys) in [
-            ("general_settings", GENERAL_SETTINGS),
-            ("litellm_settings", LITELLM_SETTINGS),
-            ("router_settings", ROUTER_SETTINGS),
-        ] {
-            self.section(root, section, keys);
+        for section in SECTIONS {
+            self.section(root, section);
         }
         self.models(root);
         self.master_key(root);
@@ -710,19 +707,20 @@ impl Checker<'_> {
     fn top_level(&mut self, root: &Node) {
         for (key, _) in root.entries() {
             let Some(name) = key.text() else { continue };
-            if TOP_LEVEL.lines().any(|known| known == name)
-                || name.starts_with("x-")
-                || name.starts_with('.')
+            if self.known.has("top_level", name) || name.starts_with("x-") || name.starts_with('.')
             {
                 continue;
             }
-            if let Some(known) = nearest(name, TOP_LEVEL.lines()) {
+            if let Some((release, since)) = self.known.later("top_level", name) {
+                let message = format!("unknown section {name:?}, which LiteLLM {release} ignores");
+                self.warning(key.at, message, Some(&newer(since)));
+            } else if let Some(known) = nearest(name, self.known.keys("top_level")) {
                 self.error(
                     key.at,
                     format!("unknown section {}, which LiteLLM ignores", shown(name)),
                     Some(&format!("did you mean {known}?")),
                 );
-            } else if let Some(section) = section_of(name) {
+            } else if let Some(section) = self.section_of(name) {
                 self.warning(
                     key.at,
                     format!("{name:?} is not a section, so LiteLLM ignores it"),
@@ -738,7 +736,14 @@ impl Checker<'_> {
         }
     }
 
-    fn section(&mut self, root: &Node, section: &str, keys: &str) {
+    /// The section that a setting belongs to, if it is one.
+    fn section_of(&self, name: &str) -> Option<&'static str> {
+        SECTIONS
+            .into_iter()
+            .find(|section| self.known.has(section, name))
+    }
+
+    fn section(&mut self, root: &Node, section: &str) {
         let Some(node) = root.get(section).filter(|node| !node.is_null()) else {
             return;
         };
@@ -751,16 +756,19 @@ impl Checker<'_> {
         }
         for (key, _) in node.entries() {
             let Some(name) = key.text() else { continue };
-            if keys.lines().any(|known| known == name) {
+            if self.known.has(section, name) {
                 continue;
             }
-            if let Some(known) = nearest(name, keys.lines()) {
+            if let Some((release, since)) = self.known.later(section, name) {
+                let message = format!("{section} has no setting {name:?} in LiteLLM {release}");
+                self.warning(key.at, message, Some(&newer(since)));
+            } else if let Some(known) = nearest(name, self.known.keys(section)) {
                 self.warning(
                     key.at,
                     format!("{section} has no setting {}", shown(name)),
                     Some(&format!("did you mean {known}?")),
                 );
-            } else if let Some(other) = section_of(name) {
+            } else if let Some(other) = self.section_of(name) {
                 self.warning(
                     key.at,
                     format!("{section} has no setting {name:?}, so LiteLLM ignores it"),
@@ -806,6 +814,7 @@ impl Checker<'_> {
                             Some("model is the provider and its model, e.g. openai/gpt-4o"),
                         );
                     }
+                    self.parameters(parameters);
                 }
                 found => self.error(
                     found.map_or(model.at, |found| found.at),
@@ -827,6 +836,26 @@ impl Checker<'_> {
                     model.at,
                     format!("{} is the same as in line {}, name and litellm_params", shown(name), first.at.line),
                     Some("remove one; models of one name share the load only if their litellm_params differ"),
+                );
+            }
+        }
+    }
+
+    /// Finds misspelt parameters. The server of a model may take any other, so only a slip of one letter counts.
+    fn parameters(&mut self, parameters: &Node) {
+        const SECTION: &str = "litellm_params";
+        for (key, _) in parameters.entries() {
+            let Some(name) = key.text().filter(|name| name.len() > 5) else {
+                continue;
+            };
+            if self.known.has(SECTION, name) || self.known.later(SECTION, name).is_some() {
+                continue;
+            }
+            if let Some(known) = nearest_within(1, name, self.known.keys(SECTION)) {
+                self.warning(
+                    key.at,
+                    format!("LiteLLM does not know the parameter {}", shown(name)),
+                    Some(&format!("did you mean {known}?")),
                 );
             }
         }
@@ -1152,16 +1181,8 @@ fn reference(node: &Node) -> Option<&str> {
     node.text()?.strip_prefix(REFERENCE)
 }
 
-/// The section that a setting belongs to, if it is one.
-fn section_of(name: &str) -> Option<&'static str> {
-    [
-        ("general_settings", GENERAL_SETTINGS),
-        ("litellm_settings", LITELLM_SETTINGS),
-        ("router_settings", ROUTER_SETTINGS),
-    ]
-    .into_iter()
-    .find(|(_, keys)| keys.lines().any(|known| known == name))
-    .map(|(section, _)| section)
+fn newer(since: &str) -> String {
+    format!("LiteLLM {since} has it: `litellm-units upgrade`, or remove it")
 }
 
 /// Refuses a gateway configuration with errors, before any unit is touched.

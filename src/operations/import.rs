@@ -32,6 +32,7 @@ use crate::host::Host;
 use crate::host::docker::{BY_HAND, Docker};
 use crate::host::files;
 use crate::host::firewall;
+use crate::host::ssh::RemoteHost;
 use crate::image::ImageIdentity;
 use crate::litellm::{advisories, config, contract};
 use crate::output::{bytes, duration};
@@ -63,7 +64,6 @@ const COUNTED: [(&str, &str); 5] = [
 #[derive(Debug)]
 pub(crate) struct Import {
     docker: Docker,
-    directory: PathBuf,
     plan: Plan,
     /// The container whose files are copied.
     gateway: String,
@@ -84,17 +84,26 @@ pub(crate) struct Import {
 }
 
 impl Import {
-    /// Looks at the deployment of the compose file in `directory`, and changes nothing.
+    /// Looks at the deployment of the compose file in `directory`, which is on the host `from` or on this one, and changes
+    /// nothing.
     ///
     /// # Errors
     /// When there is none, or it can't be imported.
-    pub(crate) async fn find(host: &Host, directory: &Path, service: Option<&str>) -> Result<Self> {
-        let docker = Docker::find()?;
-        let directory = directory
-            .canonicalize()
-            .with_context(|| format!("can't find {}", directory.display()))?;
+    pub(crate) async fn find(
+        host: &Host,
+        from: Option<&RemoteHost>,
+        directory: &Path,
+        service: Option<&str>,
+    ) -> Result<Self> {
+        let docker = Docker::find(from)?;
+        let directory = match from {
+            Some(_) => directory.to_owned(),
+            None => directory
+                .canonicalize()
+                .with_context(|| format!("can't find {}", directory.display()))?,
+        };
         let before = ImportRecord::load(&host.paths)?;
-        let is_prepared = refuse_another(host, before.as_ref(), &directory)?;
+        let is_prepared = refuse_another(host, before.as_ref(), from, &directory)?;
         let containers = docker.containers().await?;
         let chosen = Chosen::new(&containers, &directory, service)?;
         let gateway = chosen.gateway();
@@ -103,11 +112,14 @@ impl Import {
             Some(path) => Some(read_config(&docker, gateway.name(), &path).await?),
             None => None,
         };
+        let mounts = gateway.mounts.iter();
+        let mounts: Vec<&str> = mounts.map(|mount| mount.source.as_str()).collect();
+        let regular = docker.regular_files(&mounts).await?;
         let plan = Plan::new(
             &chosen,
             &image,
             text.as_deref(),
-            &|path| Path::new(path).is_file(),
+            &|path| regular.iter().any(|file| file == path),
             &mut kernel_random,
         )?;
         let running = chosen.gateways.iter();
@@ -118,18 +130,21 @@ impl Import {
         let mut import = Self {
             docker,
             record: ImportRecord {
-                directory: directory.clone(),
+                from: from.cloned(),
+                directory,
                 gateways,
                 servers: chosen.running(plan.servers()),
                 state: ImportState::Prepared,
             },
-            directory,
             plan,
             gateway: gateway.name().to_owned(),
             is_prepared,
             differing: Vec::new(),
             service: service.map(str::to_owned),
-            ports: chosen.host_ports(),
+            ports: match from {
+                Some(_) => Vec::new(),
+                None => chosen.host_ports(),
+            },
             database: None,
             size: 0,
             proof: None,
@@ -146,7 +161,7 @@ impl Import {
     pub(crate) fn lines(&self, host: &Host) -> Vec<String> {
         let mut lines = vec![format!(
             "Import from {} to {}:",
-            self.directory.display(),
+            self.record.place(),
             host.paths.deployment.display()
         )];
         lines.extend(
@@ -202,10 +217,12 @@ impl Import {
         Settings::from_env(&self.plan.env, &host.paths.env_file())?;
         let image = self.plan.image.as_str();
         if self.plan.digest.is_none() && !host.podman().await?.has_image(image).await? {
+            let from = self.record.from.as_ref();
+            let ssh = from.map_or(String::new(), |from| format!("ssh {from} "));
             return Err(Failure::new(format!(
-                "{image} was built on this host, and Podman does not have it"
+                "{image} was built for the old deployment, and Podman does not have it"
             ))
-            .hint(format!("copy it: `docker save {image} | podman load`"))
+            .hint(format!("copy it: `{ssh}docker save {image} | podman load`"))
             .into());
         }
         Ok(())
@@ -232,7 +249,7 @@ impl Import {
         };
         let snapshot = server.snapshot().await.map_err(|error| {
             Failure::new("the old database can't be read")
-                .hint(format!("check that it runs (`docker compose ps` in {}), or move the deployment by hand: {BY_HAND}", self.directory.display()))
+                .hint(format!("check that it runs (`docker compose ps` in {}), or move the deployment by hand: {BY_HAND}", self.record.place()))
                 .caused_by(error)
         })?;
         let version = snapshot.server_version();
@@ -313,7 +330,10 @@ impl Import {
         };
         let service = self.service.as_ref();
         let service = service.map_or(String::new(), |name| format!(" --service {name}"));
-        let again = format!("litellm-units import{service} {}", self.directory.display());
+        let from = self.record.from.as_ref();
+        let from = from.map_or(String::new(), |from| format!(" --from {from}"));
+        let directory = self.record.directory.display();
+        let again = format!("litellm-units import{service}{from} {directory}");
         advisories::admit(host, &wanted, &wanted.litellm_image, accepted, &again)?;
         firewall::refuse(&host.paths).await
     }
@@ -437,7 +457,7 @@ impl Import {
                 Failure::new("the import failed, and the old gateway could not be started again")
                     .hint(format!(
                         "start it: `docker compose start` in {}",
-                        self.directory.display()
+                        self.record.place()
                     ))
                     .caused_by(second.context(error))
             }
@@ -530,27 +550,34 @@ impl Import {
 }
 
 /// Refuses to write over a deployment that no import has made. Returns whether one has prepared it.
-fn refuse_another(host: &Host, before: Option<&ImportRecord>, directory: &Path) -> Result<bool> {
+fn refuse_another(
+    host: &Host,
+    before: Option<&ImportRecord>,
+    from: Option<&RemoteHost>,
+    directory: &Path,
+) -> Result<bool> {
     let place = host.paths.deployment.display();
     match before {
         Some(before) if before.state == ImportState::Done => {
             Err(Failure::new(format!(
                 "{place} was imported from {} and is in use",
-                before.directory.display()
+                before.place()
             ))
             .hint("to return to the old gateway first: `litellm-units import --undo`")
             .into())
         }
-        Some(before) if before.directory != directory => {
+        Some(before) if before.directory != directory || before.from.as_ref() != from => {
             Err(Failure::new(format!(
                 "{place} belongs to the import from {}",
-                before.directory.display()
+                before.place()
             ))
             .hint("choose another directory with `--litellm-dir DIR`")
             .into())
         }
         Some(_) => Ok(host.paths.env_file().exists()),
-        None if host.paths.deployment.canonicalize().is_ok_and(|own| own == directory) => {
+        None if from.is_none()
+            && host.paths.deployment.canonicalize().is_ok_and(|own| own == directory) =>
+        {
             Err(Failure::new(format!("{place} is both the directory of the compose file and that of the new deployment"))
                 .hint(format!("choose another one for the new deployment with `--litellm-dir DIR`, or take over the data where it is: {BY_HAND}"))
                 .into())

@@ -148,6 +148,18 @@ const INSTEAD: &[(&str, Instead)] = &[
     ("litellm-units import /srv/litellm", Instead::Elsewhere),
     ("litellm-units import --undo", Instead::Elsewhere),
     (
+        "sudo litellm-units import --from root@old.example.com --dry-run /root/litellm-server",
+        Instead::Elsewhere,
+    ),
+    (
+        "sudo litellm-units import --from root@old.example.com /root/litellm-server",
+        Instead::Elsewhere,
+    ),
+    (
+        "litellm-units import --from root@old.example.com /srv/litellm",
+        Instead::Elsewhere,
+    ),
+    (
         "sudo iptables -I DOCKER-USER -i podman+ -j ACCEPT",
         Instead::Elsewhere,
     ),

@@ -70,14 +70,13 @@ fn refuses_connections(host: &TestHost, base: &str) {
     assert_eq!(ran.code, 7, "{}", ran.stdout);
 }
 
-#[test]
-#[ignore = "takes minutes: part of each release (CONTRIBUTING.md)"]
-fn a_compose_deployment_moves_in_and_out() {
-    let host = TestHost::boot("import");
+/// A host with a deployment of docker compose in /srv/llm, and a key of its gateway.
+fn compose(name: &str) -> (TestHost, String) {
+    let host = TestHost::boot(name);
     let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/compose");
     host.put(&fixture, "/srv/llm");
     host.sh(Who::Root, DOCKER);
-    host.wait("the old gateway", Duration::from_secs(120), |host| {
+    host.wait("the old gateway", Duration::from_secs(300), |host| {
         let ran = host.bash(Who::Root, &format!("curl -sf {OLD}/health/liveliness"));
         if ran.code == 0 {
             Ok(())
@@ -96,8 +95,94 @@ fn a_compose_deployment_moves_in_and_out() {
         r#"{"key_alias": "app"}"#,
     );
     let key: serde_json::Value = serde_json::from_str(&key).unwrap();
-    let key = key["key"].as_str().unwrap();
-    serves(&host, OLD, key);
+    let key = key["key"].as_str().unwrap().to_owned();
+    serves(&host, OLD, &key);
+    (host, key)
+}
+
+/// Docker is where only ssh finds it.
+const SSH: &str = r#"
+mkdir /srv/docker && mv /usr/bin/docker /srv/docker/
+echo 'PATH=$PATH:/srv/docker' >/root/.bashrc
+systemctl start ssh
+for _ in $(seq 50); do ss -ltn | grep -q :22 && break; sleep 0.1; done
+install -d -m 700 ~/.ssh
+ssh-keygen -q -t ed25519 -N '' -f ~/.ssh/id_ed25519
+cp ~/.ssh/id_ed25519.pub ~/.ssh/authorized_keys
+ssh-keyscan 127.0.0.1 2>/dev/null >~/.ssh/known_hosts
+mkdir -p /etc/systemd/system/docker.service.d
+"#;
+
+#[test]
+#[ignore = "takes minutes: part of each release (CONTRIBUTING.md)"]
+fn a_compose_deployment_moves_over_ssh() {
+    let (host, key) = compose("import-ssh");
+    host.sh(Who::Root, SSH);
+    host.write(
+        Who::Root,
+        "/etc/systemd/system/docker.service.d/podman.conf",
+        DROP_IN,
+    );
+    host.sh(
+        Who::Root,
+        "systemctl daemon-reload; systemctl restart docker; ssh 127.0.0.1 docker compose --project-directory /srv/llm up -d",
+    );
+    serves(&host, OLD, &key);
+    let (code, _, stderr) = host
+        .units(Who::Root, &["import", "--dry-run", "/srv/llm"])
+        .all();
+    assert_eq!(
+        (code, stderr.as_str()),
+        (
+            1,
+            "error: Docker is not installed, so there is nothing to import from\n\
+             hint: from another host: `litellm-units import --from USER@HOST DIR`\n"
+        )
+    );
+    let from = "import --from root@127.0.0.1 /srv/llm";
+    let plan = host
+        .units(
+            Who::Root,
+            &[&from.split(' ').collect::<Vec<_>>()[..], &["--dry-run"]].concat(),
+        )
+        .ok();
+    for line in [
+        "Import from /srv/llm on root@127.0.0.1 to /opt/litellm-server:",
+        "salt       LITELLM_SALT_KEY of the old gateway; proved: it decrypts a stored credential",
+        "file       /app/custom_callbacks.py -> config/custom_callbacks.py",
+    ] {
+        assert!(plan.lines().any(|found| found == line), "{line}\n{plan}");
+    }
+    let import = format!("{from} --yes --accept-vulnerability {EXPLOITED}");
+    let words: Vec<&str> = import.split(' ').collect();
+    // Interrupted while neither serves: systemd starts the old one, by root's key.
+    let said = host.interrupt_at(Who::Root, "import-stopped", "", &import);
+    assert!(
+        said.contains("the import from /srv/llm on root@127.0.0.1 was interrupted: starting the old gateway again"),
+        "{said}"
+    );
+    serves(&host, OLD, &key);
+    let imported = host.units(Who::Root, &words);
+    assert!(
+        imported
+            .stderr
+            .contains("imported (keys: 1, teams: 1, users: 1, stored models: 1, spend logs: "),
+        "{}",
+        imported.stderr
+    );
+    imported.ok();
+    serves(&host, NEW, &key);
+    refuses_connections(&host, OLD);
+    host.units(Who::Root, &["import", "--undo"]).ok();
+    serves(&host, OLD, &key);
+    refuses_connections(&host, NEW);
+}
+
+#[test]
+#[ignore = "takes minutes: part of each release (CONTRIBUTING.md)"]
+fn a_compose_deployment_moves_in_and_out() {
+    let (host, key) = compose("import");
+    let key = key.as_str();
 
     // Where it is not.
     let (code, _, stderr) = host.units(Who::Root, &["import", "--dry-run"]).all();

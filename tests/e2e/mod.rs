@@ -15,6 +15,7 @@ mod docs;
 mod doctor;
 mod external;
 mod faults;
+mod firewall;
 #[cfg(feature = "fault-points")]
 mod import;
 mod keys;

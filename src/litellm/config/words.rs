@@ -113,15 +113,25 @@ pub(super) fn is_secret(key: &str, text: &str) -> bool {
 
 /// The known name that `name` is most likely a misspelling of.
 pub(super) fn nearest<'a>(name: &str, known: impl Iterator<Item = &'a str>) -> Option<&'a str> {
-    let plain = |name: &str| name.to_ascii_lowercase().replace(['-', ' ', '.'], "_");
-    let name = plain(name);
     let limit = match name.len() {
         0..4 => 0,
         4..8 => 1,
         8..16 => 2,
         _ => 3,
     };
+    nearest_within(limit, name, known)
+}
+
+/// The same, if no more than so many letters differ.
+pub(super) fn nearest_within<'a>(
+    limit: usize,
+    name: &str,
+    known: impl Iterator<Item = &'a str>,
+) -> Option<&'a str> {
+    let plain = |name: &str| name.to_ascii_lowercase().replace(['-', ' ', '.'], "_");
+    let name = plain(name);
     known
+        .filter(|known| known.len().abs_diff(name.len()) <= limit)
         .map(|known| (distance(&name, &plain(known)), known))
         .filter(|(distance, _)| *distance <= limit)
         .min()

@@ -279,56 +279,67 @@ impl<'a> Server<'a> {
 
     /// A command line that runs `words` with access to `database`.
     fn command(&self, database: &str, words: &[&str]) -> Command {
+        let words = std::iter::once(database).chain(words.iter().copied());
         let mut command = match &self.access {
-            Access::Container { name, address } => self.podman.command([
-                "exec",
-                "--interactive",
-                name,
-                "sh",
-                "-c",
-                IN_SERVER,
-                "sh",
-                address,
-            ]),
+            Access::Container { name, address } => self.podman.command(
+                [
+                    "exec",
+                    "--interactive",
+                    name,
+                    "sh",
+                    "-c",
+                    IN_SERVER,
+                    "sh",
+                    address,
+                ]
+                .into_iter()
+                .chain(words),
+            ),
             Access::Client {
                 image, authorities, ..
-            } => self.podman.command([
-                "run",
-                "--rm",
-                "--interactive",
-                "--pull=never",
-                // The gateway's, so that the server's name means the same.
-                "--network",
-                NETWORK,
-                "--read-only",
-                "--cap-drop=all",
-                "--log-driver=none",
-                "--user=nobody",
-                "--entrypoint=sh",
-                image,
-                "-c",
-                if authorities.is_some() {
-                    IN_VERIFYING_CLIENT
-                } else {
-                    IN_CLIENT
-                },
-                "sh",
-            ]),
+            } => self.podman.command(
+                [
+                    "run",
+                    "--rm",
+                    "--interactive",
+                    "--pull=never",
+                    // The gateway's, so that the server's name means the same.
+                    "--network",
+                    NETWORK,
+                    "--read-only",
+                    "--cap-drop=all",
+                    "--log-driver=none",
+                    "--user=nobody",
+                    "--entrypoint=sh",
+                    image,
+                    "-c",
+                    if authorities.is_some() {
+                        IN_VERIFYING_CLIENT
+                    } else {
+                        IN_CLIENT
+                    },
+                    "sh",
+                ]
+                .into_iter()
+                .chain(words),
+            ),
             Access::Docker {
                 docker, container, ..
-            } => docker.command([
-                "exec",
-                "--interactive",
-                container,
-                "sh",
-                "-c",
-                IN_CLIENT,
-                "sh",
-            ]),
+            } => docker.command(
+                [
+                    "exec",
+                    "--interactive",
+                    container,
+                    "sh",
+                    "-c",
+                    IN_CLIENT,
+                    "sh",
+                ]
+                .into_iter()
+                .chain(words),
+            ),
         };
         command
-            .arg(database)
-            .args(words)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())

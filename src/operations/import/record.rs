@@ -15,12 +15,16 @@ use crate::host::Host;
 use crate::host::docker::Docker;
 use crate::host::files;
 use crate::host::paths::Paths;
+use crate::host::ssh::RemoteHost;
 use crate::operations::stack;
 
 /// An import as it is recorded on disk.
 #[derive(Debug, Deserialize, Serialize)]
 pub(super) struct ImportRecord {
-    /// The directory of the compose file.
+    /// The host of the old deployment, if it is another one.
+    #[serde(default)]
+    pub from: Option<RemoteHost>,
+    /// The directory of the compose file there.
     pub directory: PathBuf,
     /// The containers of the old gateway that ran, and when Docker restarts each.
     pub gateways: BTreeMap<String, String>,
@@ -74,7 +78,7 @@ impl ImportRecord {
     /// Starts the containers of the old deployment that ran before, the servers first: Docker does not do so after a
     /// reboot where their restart policy says no.
     async fn start_old(&self, host: &Host, timeout: Duration) -> Result<()> {
-        let docker = Docker::find()?;
+        let docker = Docker::find(self.from.as_ref())?;
         for name in &self.servers {
             docker.run(["start", name]).await?;
         }
@@ -100,7 +104,7 @@ impl ImportRecord {
 
     /// Refuses to stop the new gateway for one that can't be started.
     async fn refuse_missing(&self) -> Result<()> {
-        let docker = Docker::find()?;
+        let docker = Docker::find(self.from.as_ref())?;
         let containers = docker.containers().await?;
         let mut wanted = self.servers.iter().chain(self.gateways.keys());
         let missing = wanted.find(|name| containers.iter().all(|found| found.name() != **name));
@@ -111,7 +115,7 @@ impl ImportRecord {
             ))
             .hint(format!(
                 "create it: `docker compose up --no-start` in {}, then run `litellm-units import --undo` again",
-                self.directory.display()
+                self.place()
             ))
             .into()),
         }
@@ -119,7 +123,7 @@ impl ImportRecord {
 
     /// Starts the new gateway again, after the old one could not be started.
     async fn resume(&mut self, host: &Host, timeout: Duration) -> Result<()> {
-        let docker = Docker::find()?;
+        let docker = Docker::find(self.from.as_ref())?;
         for name in self.gateways.keys() {
             docker.run(["update", "--restart=no", name]).await?;
             docker.run(["stop", name]).await?;
@@ -136,9 +140,24 @@ impl ImportRecord {
 
     /// What was interrupted, in words; `None` if nothing was.
     fn interruption(&self) -> Option<String> {
-        let directory = self.directory.display();
         (self.state == ImportState::Moving)
-            .then(|| format!("the import from {directory} was interrupted"))
+            .then(|| format!("the import from {} was interrupted", self.place()))
+    }
+
+    /// Where the old deployment is, in words.
+    pub(super) fn place(&self) -> String {
+        let directory = self.directory.display();
+        match &self.from {
+            None => directory.to_string(),
+            Some(host) => format!("{directory} on {host}"),
+        }
+    }
+
+    /// The command that imports it.
+    fn command(&self) -> String {
+        let from = self.from.as_ref();
+        let from = from.map_or(String::new(), |host| format!("--from {host} "));
+        format!("litellm-units import {from}{}", self.directory.display())
     }
 
     /// What became of the old gateway, in words: one that did not run before is not started.
@@ -174,7 +193,7 @@ pub(crate) async fn recover(host: &Host, timeout: Duration) -> Result<()> {
     host.progress
         .say(&format!("{words}: starting the old gateway again"));
     record.put_back(host, timeout).await.map_err(|error| {
-        let directory = record.directory.display();
+        let directory = record.place();
         Failure::new(format!(
             "{words}, and its old gateway can't be started again"
         ))
@@ -194,12 +213,13 @@ pub(crate) async fn recover(host: &Host, timeout: Duration) -> Result<()> {
 pub(crate) fn refuse_unfinished(paths: &Paths) -> Result<()> {
     match ImportRecord::load(paths)? {
         Some(record) if record.state != ImportState::Done => {
-            let directory = record.directory.display();
+            let directory = record.place();
             Err(Failure::new(format!(
                 "the data of the gateway in {directory} is not imported, and that gateway is in use"
             ))
             .hint(format!(
-                "import it: `litellm-units import {directory}`; to use the deployment without it, remove {}",
+                "import it: `{}`; to use the deployment without it, remove {}",
+                record.command(),
                 paths.import_record().display()
             ))
             .into())
@@ -234,7 +254,7 @@ pub(crate) async fn undo(host: &Host, timeout: Duration) -> Result<()> {
                 Failure::new("the old gateway can't be started; the new one is running again")
                     .hint(format!(
                         "see why: `docker compose ps --all` in {}",
-                        record.directory.display()
+                        record.place()
                     ))
                     .caused_by(error)
             }
@@ -254,7 +274,7 @@ pub(crate) async fn undo(host: &Host, timeout: Duration) -> Result<()> {
     if record.gateways.is_empty() {
         host.progress.say(&format!(
             "to start it: `docker compose up -d` in {}",
-            record.directory.display()
+            record.place()
         ));
     }
     Ok(())

@@ -77,7 +77,7 @@ with tempfile.TemporaryDirectory() as place:
     package = types.SimpleNamespace(origin=f"{place}/__init__.py")
     modules = types.SimpleNamespace(util=types.SimpleNamespace(find_spec=lambda name: package))
     check = function(
-        "units/serve.py", "check_schema", os=os, re=re, sys=sys, importlib=modules,
+        "units/serve.py", "check_schema", os=os, re=re, sys=sys, importlib=modules, SCHEMA="",
         open=lambda path: io.StringIO(sys.argv[1]),
     )
     try:

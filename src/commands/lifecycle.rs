@@ -41,20 +41,23 @@ async fn change(
     // Stopping must always be possible, and nothing that takes long and touches no unit may delay a restart. On another
     // machine, only systemd is reached, not the lock.
     let is_remote = host.remote.is_some();
-    let services = &arguments.services;
-    // A backup asks PostgreSQL's container.
-    let spares_the_database = !services.is_empty() && !services.contains(&Service::Postgres);
     let beside = [backup::COMMAND, pull::COMMAND, recycle::COMMAND]
         .into_iter()
         .find(|command| {
             verb == JobType::Restart
                 && !is_remote
-                && (*command != backup::COMMAND || spares_the_database)
                 && OperationLock::is_held_by(&host.paths, command)
         });
     if let Some(command) = beside {
+        let services = &arguments.services;
+        let restarts_database = services.is_empty() || services.contains(&Service::Postgres);
         say(&format!(
-            "`litellm-units {command}` is running and continues"
+            "`litellm-units {command}` is running and {}",
+            if command == backup::COMMAND && restarts_database {
+                "fails if it still reads the database: `litellm-units backup` makes another one"
+            } else {
+                "continues"
+            }
         ));
     }
     let unlocked = verb == JobType::Stop || beside.is_some() || is_remote;

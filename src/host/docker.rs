@@ -412,13 +412,12 @@ impl Docker {
             .into_iter()
             .chain(paths.iter().copied());
         let words: Vec<&str> = words.collect();
-        let mut command = match &self.remote {
-            Some(remote) => remote.command(&words),
-            None => {
-                let mut command = Command::new(words[0]);
-                command.args(&words[1..]);
-                command
-            }
+        let mut command = if let Some(remote) = &self.remote {
+            remote.command(&words)
+        } else {
+            let mut command = Command::new(words[0]);
+            command.args(&words[1..]);
+            command
         };
         let output = command.stdin(Stdio::null()).output().await;
         let output = output.context("can't look for the files of the old deployment")?;

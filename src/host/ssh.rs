@@ -23,6 +23,10 @@ use crate::output::shell_word;
 const CONNECT_TIMEOUT: &str = "-oConnectTimeout=10";
 
 /// Where `ssh` goes: `USER@HOST`, `HOST`, or a name of its configuration.
+#[expect(
+    clippy::unsafe_derive_deserialize,
+    reason = "what is unsafe there does not depend on the name"
+)]
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
 pub struct RemoteHost(String);
 

@@ -157,6 +157,7 @@ fn no_secret_among_arguments(who: Who, name: &str, course: Course) {
 }
 
 #[test]
+#[ignore = "takes minutes: part of each release (CONTRIBUTING.md)"]
 fn rootful_arguments() {
     no_secret_among_arguments(Who::Root, "arguments-rootful", Course::Short);
 }

@@ -465,6 +465,7 @@ fn rootful_backup_and_restore() {
 
 #[cfg(feature = "fault-points")]
 #[test]
+#[ignore = "takes minutes: part of each release (CONTRIBUTING.md)"]
 fn rootful_killed_at_every_step() {
     let who = Who::Root;
     let host = TestHost::boot("backup-killed");

@@ -114,6 +114,7 @@ fn no_release_starts_on_an_earlier_schema(who: Who, name: &str) {
 }
 
 #[test]
+#[ignore = "takes minutes: part of each release (CONTRIBUTING.md)"]
 fn rootful_start_checks_the_schema() {
     no_release_starts_on_an_earlier_schema(Who::Root, "contract-schema");
 }
@@ -225,6 +226,7 @@ fn releases_that_do_not_fit_are_refused() {
 
 /// A migration that failed before: what LiteLLM resolves itself is resolved, and for the rest the error has the remedy.
 #[test]
+#[ignore = "takes minutes: part of each release (CONTRIBUTING.md)"]
 fn failed_migrations_are_resolved_or_explained() {
     let who = Who::Root;
     let host = host_with_oldest(who, "contract-failed");

@@ -438,6 +438,7 @@ fn first_steps_and_daily_use() {
 }
 
 #[test]
+#[ignore = "takes minutes: part of each release (CONTRIBUTING.md)"]
 fn rootless_and_from_compose() {
     let host = host_for_readers(Who::Operator, "docs-moves");
     let reader = |who, prelude| Reader {
@@ -488,6 +489,7 @@ esac
 }
 
 #[test]
+#[ignore = "takes minutes: part of each release (CONTRIBUTING.md)"]
 fn manuals_and_help() {
     let host = bare_host(Who::Root, "docs-help");
     host.without_standby(Who::Root);

@@ -101,7 +101,7 @@ fn compose(name: &str) -> (TestHost, String) {
 }
 
 /// Docker is where only ssh finds it.
-const SSH: &str = r#"
+const SSH: &str = r"
 mkdir /srv/docker && mv /usr/bin/docker /srv/docker/
 echo 'PATH=$PATH:/srv/docker' >/root/.bashrc
 systemctl start ssh
@@ -111,7 +111,7 @@ ssh-keygen -q -t ed25519 -N '' -f ~/.ssh/id_ed25519
 cp ~/.ssh/id_ed25519.pub ~/.ssh/authorized_keys
 ssh-keyscan 127.0.0.1 2>/dev/null >~/.ssh/known_hosts
 mkdir -p /etc/systemd/system/docker.service.d
-"#;
+";
 
 #[test]
 #[ignore = "takes minutes: part of each release (CONTRIBUTING.md)"]

@@ -609,6 +609,7 @@ fn busy_is_alive() {
 }
 
 #[test]
+#[ignore = "takes minutes: part of each release (CONTRIBUTING.md)"]
 fn hung_is_replaced() {
     let (host, key) = boot("hung");
     other_containers_are_refused(&host);

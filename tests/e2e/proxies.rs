@@ -211,6 +211,7 @@ fn requests_arrive(host: &TestHost, key: &str) {
 }
 
 #[test]
+#[ignore = "takes minutes: part of each release (CONTRIBUTING.md)"]
 fn nginx_and_caddy() {
     let who = Who::Root;
     let host = bare_host(Who::Root, "proxies");

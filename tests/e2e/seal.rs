@@ -197,6 +197,7 @@ fn a_failed_edit(host: &TestHost, key: &str) {
 
 #[cfg(feature = "fault-points")]
 #[test]
+#[ignore = "takes minutes: part of each release (CONTRIBUTING.md)"]
 fn a_sealed_deployment() {
     let host = TestHost::boot("sealed");
     let who = Who::Root;

@@ -165,6 +165,7 @@ fn rotations_rootless() {
 
 /// Killed, or without power, at any step: systemd goes on.
 #[test]
+#[ignore = "takes minutes: part of each release (CONTRIBUTING.md)"]
 fn an_interrupted_rotation_is_finished() {
     let host = TestHost::boot("rotate-killed");
     let who = Who::Root;

@@ -460,6 +460,7 @@ struct Release {
 
 #[cfg(feature = "signatures")]
 #[test]
+#[ignore = "takes minutes: part of each release (CONTRIBUTING.md)"]
 fn what_podman_cannot_verify() {
     use crate::support::sigstore::{NOON, Signing, Sigstore};
 

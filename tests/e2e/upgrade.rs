@@ -604,6 +604,7 @@ fn rootful_upgrade_that_the_previous_release_does_not_survive() {
 
 #[cfg(feature = "fault-points")]
 #[test]
+#[ignore = "takes minutes: part of each release (CONTRIBUTING.md)"]
 fn rootful_upgrades_killed() {
     let who = Who::Root;
     let host = TestHost::boot("upgrade-killed");

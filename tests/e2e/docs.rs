@@ -44,6 +44,19 @@ const INSTEAD: &[(&str, Instead)] = &[
         // It takes minutes. The program under test is of the same sources, less optimised.
         Instead::Elsewhere,
     ),
+    // e2e::releases builds an image, without the package registry of this one.
+    (
+        "printf '%s\\n' 'FROM ghcr.io/berriai/litellm:v1.108.14' 'RUN python3 -m ensurepip && python3 -m pip install presidio-analyzer==2.2.360' >Containerfile",
+        Instead::Elsewhere,
+    ),
+    (
+        "sudo podman build -t localhost/litellm:1.108.14-1 .",
+        Instead::Elsewhere,
+    ),
+    (
+        "sudo litellm-units upgrade --image localhost/litellm:1.108.14-1",
+        Instead::Elsewhere,
+    ),
     // e2e::trust runs these, with signatures and a registry.
     (
         "sudo litellm-units trust --dry-run    # show a diff of what would change",

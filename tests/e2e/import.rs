@@ -113,6 +113,15 @@ ssh-keyscan 127.0.0.1 2>/dev/null >~/.ssh/known_hosts
 mkdir -p /etc/systemd/system/docker.service.d
 ";
 
+/// The import ends well, with everything that the old gateway had.
+#[track_caller]
+fn imports_all(host: &TestHost, words: &[&str]) {
+    let imported = host.units(Who::Root, words);
+    let rows = "imported (keys: 1, teams: 1, users: 1, stored models: 1, spend logs: ";
+    assert!(imported.stderr.contains(rows), "{}", imported.stderr);
+    imported.ok();
+}
+
 #[test]
 #[ignore = "takes minutes: part of each release (CONTRIBUTING.md)"]
 fn a_compose_deployment_moves_over_ssh() {
@@ -162,15 +171,7 @@ fn a_compose_deployment_moves_over_ssh() {
         "{said}"
     );
     serves(&host, OLD, &key);
-    let imported = host.units(Who::Root, &words);
-    assert!(
-        imported
-            .stderr
-            .contains("imported (keys: 1, teams: 1, users: 1, stored models: 1, spend logs: "),
-        "{}",
-        imported.stderr
-    );
-    imported.ok();
+    imports_all(&host, &words);
     serves(&host, NEW, &key);
     refuses_connections(&host, OLD);
     host.units(Who::Root, &["import", "--undo"]).ok();
@@ -293,15 +294,7 @@ fn a_compose_deployment_moves_in_and_out() {
         "{doctor}"
     );
 
-    let imported = host.units(Who::Root, &words);
-    assert!(
-        imported
-            .stderr
-            .contains("imported (keys: 1, teams: 1, users: 1, stored models: 1, spend logs: "),
-        "{}",
-        imported.stderr
-    );
-    imported.ok();
+    imports_all(&host, &words);
     let modes = host.sh(
         Who::Root,
         "stat -c %a /opt/litellm-server/config/litellm-config.yaml /opt/litellm-server/config/custom_callbacks.py",

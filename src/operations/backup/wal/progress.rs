@@ -27,8 +27,7 @@ pub(crate) struct Progress {
     pub(super) system: String,
     /// The name of what follows without a gap: an archive that begins anew never mixes with what was before.
     pub(super) history: String,
-    /// What the key by which the pieces are authenticated makes of the salt: with another one of either, the archive begins
-    /// anew.
+    /// Made of the key that authenticates the pieces, and of the salt. If one of the two changes, the archive begins anew.
     pub(super) key: String,
     /// The size of a segment in bytes.
     pub(super) segment: u64,

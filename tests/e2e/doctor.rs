@@ -686,7 +686,7 @@ fn backup_faults(ward: &Ward) {
         ),
         found: &[
             "warning  growth: the disk of {D}/data/postgres is full in 2* days at * a day, of which the database is 1.0 MiB a day",
-            "         hint: add space, or keep fewer backups: see docs/database.md",
+            "         hint: add space, or keep fewer backups: see docs/backup.md",
         ],
         repair: "rm -r $D/backups/*-0a1b2c",
         ..FAULT

@@ -322,6 +322,38 @@ fn a_failed_migration_fails_the_start(who: Who, name: &str) {
     );
     host.units(who, &["down"]).ok();
     assert_eq!(host.sh(who, "podman ps -aq"), "");
+    a_waiting_request_starts_no_given_up_migration(&host, who);
+}
+
+/// The server refuses the login. A request waits meanwhile, and does not start the migration again and again.
+fn a_waiting_request_starts_no_given_up_migration(host: &TestHost, who: Who) {
+    host.set_env(who, &[("DATABASE_URL", "")]);
+    host.units(who, &["generate"]).ok();
+    host.units(who, &["start", "postgres"]).ok();
+    let password = host.env(who).get("POSTGRES_PASSWORD").unwrap().to_owned();
+    host.set_env(who, &[("POSTGRES_PASSWORD", "other")]);
+    host.systemctl(who, &["start", "litellm.socket"]);
+    // A connection that systemd closes.
+    let refused = host.bash(who, "curl -sS --max-time 120 http://127.0.0.1:24157/");
+    assert!([7, 56].contains(&refused.code), "{}", refused.stderr);
+    let starts = || {
+        let logs = host.units(who, &["logs", "migrate"]).ok();
+        logs.matches("Error: P1000").count()
+    };
+    assert!((1..=2).contains(&starts()), "{}", starts());
+    let socket = host.property(who, "litellm.socket", "ActiveState");
+    assert_eq!(socket, "inactive");
+    let status = host.units(who, &["status"]);
+    assert_eq!(status.code, 4, "{}", status.stdout);
+    let words = "! litellm-migrate.service failed: exited with status 78; needed by litellm\n";
+    assert!(status.stdout.contains(words), "{}", status.stdout);
+    let doctor = host.units(who, &["doctor"]);
+    let words = "units: litellm-migrate.service failed: exited with status 78; needed by litellm\n";
+    assert!(doctor.stdout.contains(words), "{}", doctor.stdout);
+
+    host.set_env(who, &[("POSTGRES_PASSWORD", &password)]);
+    host.systemctl(who, &["start", "litellm.target"]);
+    assert_eq!(database_state(host, who), "connected\n");
 }
 
 #[test]

@@ -261,6 +261,7 @@ impl Systemd {
             file_state: unit.text("UnitFileState"),
             needs_reload: unit.flag("NeedDaemonReload"),
             queued: unit.first_number("Job").is_some_and(|job| job > 0),
+            starts: unit.starts(),
             needs: unit.needs(),
             result: service.result(),
             restarts: service.number("NRestarts").unwrap_or_default(),
@@ -368,7 +369,9 @@ pub struct UnitState {
     pub needs_reload: bool,
     /// Whether a job of systemd waits for it or works on it.
     pub queued: bool,
-    /// The units that it waits for when it starts.
+    /// The units that are started with it.
+    pub starts: Vec<String>,
+    /// Those of them that it waits for.
     pub needs: Vec<String>,
     /// Why the last run ended; services only.
     pub result: UnitResult,
@@ -572,16 +575,22 @@ impl Properties {
         }
     }
 
+    /// The units that are started with this one.
+    fn starts(&self) -> Vec<String> {
+        let mut starts: Vec<String> = ["Requires", "Requisite", "BindsTo", "Wants"]
+            .into_iter()
+            .flat_map(|name| self.texts(name))
+            .collect();
+        starts.sort_unstable();
+        starts.dedup();
+        starts
+    }
+
     /// The units that are started with this one and before it.
     fn needs(&self) -> Vec<String> {
         let after = self.texts("After");
-        let mut needs: Vec<String> = ["Requires", "Requisite", "BindsTo", "Wants"]
-            .into_iter()
-            .flat_map(|name| self.texts(name))
-            .filter(|unit| after.contains(unit))
-            .collect();
-        needs.sort_unstable();
-        needs.dedup();
+        let mut needs = self.starts();
+        needs.retain(|unit| after.contains(unit));
         needs
     }
 

@@ -173,7 +173,7 @@ fn another_release_and_back(host: &TestHost, who: Who, key: &str) {
     }
 }
 
-/// The host boots before its servers do, and waits for as long as that takes.
+/// The host boots before its servers do. The gateway waits for as long as that takes, and nothing else does.
 fn servers_that_are_down_at_boot(host: &TestHost, who: Who, key: &str) {
     let counter = "systemctl show -P NRestarts litellm-migrate.service";
     let deadline = Instant::now() + Duration::from_secs(600);
@@ -186,6 +186,8 @@ fn servers_that_are_down_at_boot(host: &TestHost, who: Who, key: &str) {
             // The host may be down.
             restarts = host.bash(who, counter).stdout.trim().parse().unwrap_or(0);
         }
+        let boot = "systemctl is-active litellm.target multi-user.target";
+        assert_eq!(host.bash(who, boot).stdout, "inactive\nactive\n");
         let looks = (host.units(who, &["status"]), host.units(who, &["doctor"]));
         host.bash(who, "podman start outside-db outside-cache");
         (restarts, looks.0, looks.1)

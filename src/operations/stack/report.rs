@@ -91,14 +91,14 @@ pub(crate) struct AdditionalService {
 }
 
 impl AdditionalService {
-    /// All that the target wants; it orders itself after them.
+    /// All that the target wants beside the units of this program.
     ///
     /// # Errors
     /// When systemd does not answer.
     pub(crate) async fn find(systemd: &Systemd) -> Result<Vec<Self>> {
         let target = systemd.unit("litellm.target").await?;
         let names = target
-            .needs
+            .starts
             .iter()
             .filter(|name| name.ends_with(".service") && !name.starts_with("litellm"));
         let units = futures_util::future::try_join_all(names.map(|name| systemd.unit(name)));

@@ -79,10 +79,17 @@ pub(crate) async fn stand_by(host: &Host) -> Result<()> {
         return Ok(());
     };
     let change = Change::begin(host, COMMAND);
-    let outcome = match ownership::check(&host.paths, None) {
-        Ok(()) => recover(host, RECOVERY_TIMEOUT).await,
-        refused => refused,
+    let attempt = async {
+        ownership::check(&host.paths, None)?;
+        // What an operator has stopped in the middle of a change of release stays stopped. The next start begins this anew.
+        if upgrade::interrupted(&host.paths)?.is_some()
+            && stack::is_shut_down(host.systemd().await?).await?
+        {
+            return point_in_time::clean_up(host).await;
+        }
+        recover(host, RECOVERY_TIMEOUT).await
     };
+    let outcome = attempt.await;
     change.end(outcome.is_ok());
     outcome
 }

@@ -607,6 +607,16 @@ pub(crate) async fn is_served(systemd: &Systemd) -> Result<bool> {
     Ok(gateways(systemd).await?.iter().any(serves))
 }
 
+/// Whether nothing of the deployment serves or is to be started. During a change, that is the work of an operator: a change
+/// itself never stops the target.
+///
+/// # Errors
+/// When systemd does not answer.
+pub(crate) async fn is_shut_down(systemd: &Systemd) -> Result<bool> {
+    let target = systemd.unit("litellm.target").await?;
+    Ok(target.is_stopped() && !target.queued && !is_served(systemd).await?)
+}
+
 /// The units of instances that systemd knows, in start order, with their states.
 ///
 /// # Errors

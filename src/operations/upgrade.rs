@@ -265,6 +265,7 @@ impl ReleasePlan {
         fail::fail_point!("upgrade-begun");
         let mut run = Run {
             host,
+            ran: !stack::is_shut_down(host.systemd().await?).await?,
             ledger,
             operation,
             options,
@@ -352,6 +353,7 @@ pub(crate) async fn recover(host: &Host, timeout: Duration) -> Result<()> {
     ));
     let mut run = Run {
         host,
+        ran: !stack::is_shut_down(host.systemd().await?).await?,
         ledger,
         operation,
         options: ReleaseOptions {
@@ -411,6 +413,8 @@ pub(crate) async fn recover(host: &Host, timeout: Duration) -> Result<()> {
 /// A release change in progress.
 struct Run<'a> {
     host: &'a Host,
+    /// Whether the deployment ran at the beginning.
+    ran: bool,
     ledger: Ledger,
     operation: Operation,
     options: ReleaseOptions,
@@ -552,6 +556,9 @@ impl Run<'_> {
 
     /// Brings it up, and waits until the gateway is ready.
     async fn bring_up(&self) -> Result<()> {
+        if self.is_stopped_meanwhile().await {
+            return Err(Failure::interrupted("the deployment was stopped meanwhile").into());
+        }
         let settings = self.install().await?;
         stack::bring_up(self.host, &settings, self.options.timeout).await
     }
@@ -631,6 +638,34 @@ impl Run<'_> {
             && matches!(runs(self.host, &pinned).await, Ok(Runs::Wanted))
     }
 
+    /// Whether an operator has stopped the deployment since the beginning.
+    async fn is_stopped_meanwhile(&self) -> bool {
+        let is_shut_down = async { stack::is_shut_down(self.host.systemd().await?).await };
+        // Without systemd, nothing can be started anyway.
+        self.ran && is_shut_down.await.is_ok_and(|is_shut_down| is_shut_down)
+    }
+
+    /// Leaves everything as after a loss of power: the next start finishes the operation or rolls it back.
+    async fn leave(&self, error: anyhow::Error) -> anyhow::Error {
+        let (verb, to) = (self.operation.verb, &self.operation.to);
+        let stop = async {
+            end_migration(self.host).await?;
+            // What a step has started since.
+            stack::stop_all(self.host, &[], self.options.timeout).await
+        };
+        if let Err(second) = stop.await {
+            self.host.progress.warn(&format!("{second:#}"));
+        }
+        Failure::interrupted(format!(
+            "the {verb} to {to} was interrupted: the deployment was stopped meanwhile, and stays stopped"
+        ))
+        .hint(format!(
+            "to start it, and finish the {verb} or roll it back: `litellm-units up`"
+        ))
+        .caused_by(error)
+        .into()
+    }
+
     /// Rolls back after a failure, and returns the error to report.
     async fn undo(&mut self, error: anyhow::Error) -> anyhow::Error {
         let (verb, to) = (self.operation.verb, self.operation.to.clone());
@@ -652,6 +687,9 @@ impl Run<'_> {
                 Err(second) => second.context(error),
             };
         }
+        if self.is_stopped_meanwhile().await {
+            return self.leave(error).await;
+        }
         let from = self.from();
         self.host
             .progress
@@ -664,6 +702,9 @@ impl Run<'_> {
             .caused_by(error)
             .into(),
             Ok(Err(outage)) => outage,
+            Err(second) if self.is_stopped_meanwhile().await => {
+                self.leave(second.context(error)).await
+            }
             Err(second) => Failure::new(format!(
                 "the {verb} to {to} failed, and so did rolling it back"
             ))
@@ -709,7 +750,7 @@ impl Run<'_> {
         stack::start_database(host, &settings, self.options.timeout).await?;
         let mut outcome = self.serve_again(&settings).await;
         if let Err(error) = &outcome
-            && error::exit(error) == Exit::Interrupted
+            && (error::exit(error) == Exit::Interrupted || self.is_stopped_meanwhile().await)
         {
             return outcome.map(|()| Ok(String::new()));
         }

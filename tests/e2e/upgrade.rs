@@ -482,6 +482,56 @@ fn killed_upgrades_are_undone_or_finished(host: &TestHost, who: Who, key: &str) 
     is_clean(host, who);
 }
 
+/// What an operator stops in the middle of an upgrade stays stopped. The next start rolls the upgrade back.
+#[cfg(feature = "fault-points")]
+fn what_was_stopped_meanwhile_stays_stopped(host: &TestHost, who: Who, key: &str) {
+    let env = host.env(who).text().to_owned();
+    let stop = format!("{} stop litellm.target", who.systemctl());
+    for (point, step, said, stop) in [
+        ("upgrade-migrated", "migrated", "^migrating", &*stop),
+        (
+            "upgrade-switched",
+            "switching",
+            "^ready after",
+            "litellm-units down",
+        ),
+    ] {
+        let script = format!(
+            "FAILPOINTS='{point}=sleep(30000)' litellm-units upgrade --image {} --settle 0 2>/tmp/said &
+             until grep -q '{said}' /tmp/said && [[ $(tail -n 1 \"$1/.litellm-units/ledger.jsonl\") = *{step}* ]]; do
+                 sleep 0.2; kill -0 $!
+             done
+             {stop} 2>/dev/null; wait $! || echo \"left with $?\"",
+            NEWEST.image
+        );
+        let ran = host.bash_with(who, &script, &[who.deployment()]);
+        let said = host.sh(who, "cat /tmp/said");
+        assert_eq!(ran.stdout, "left with 130\n", "{point}: {ran:?} {said}");
+        let words = format!(
+            "error: the upgrade to {} was interrupted: the deployment was stopped meanwhile, and stays stopped",
+            NEWEST.image
+        );
+        assert!(said.contains(&words), "{point}: {said}");
+        host.wait(
+            "the recovery",
+            Duration::from_secs(60),
+            |host| match &*host.property(who, "litellm-recovery.service", "ActiveState") {
+                "inactive" => Ok(()),
+                state => Err(state.to_owned()),
+            },
+        );
+        assert_eq!(host.sh(who, "podman ps --quiet"), "", "{point}");
+        assert_eq!(
+            host.property(who, "litellm.socket", "ActiveState"),
+            "inactive"
+        );
+        let ran = host.units(who, &["up"]);
+        assert_eq!(ran.code, 0, "{point}: {}", ran.stderr);
+        assert!(ran.stderr.contains("rolling it back"), "{}", ran.stderr);
+        is_before(host, who, key, &env, point);
+    }
+}
+
 #[cfg(feature = "fault-points")]
 fn killed_upgrades_end_one_way_or_the_other(host: &TestHost, who: Who, key: &str) {
     let env = host.env(who).text().to_owned();
@@ -611,6 +661,7 @@ fn rootful_upgrades_killed() {
     host.units(who, &["up"]).ok();
     host.without_standby(who);
     let key = new_key(&host, who);
+    what_was_stopped_meanwhile_stays_stopped(&host, who, &key);
     killed_upgrades_are_undone_or_finished(&host, who, &key);
 }
 

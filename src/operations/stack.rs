@@ -477,18 +477,34 @@ pub(crate) async fn hold_address(host: &Host) -> Result<()> {
     Ok(())
 }
 
-/// Has `litellm-recovery.service` watch the change of this process, also in a deployment that is stopped.
+/// Has `litellm-recovery.service` watch the change of this process, also in a deployment that is stopped, whose address it
+/// opens.
 ///
 /// # Errors
 /// When systemd refuses.
 pub(crate) async fn watch_change(host: &Host) -> Result<()> {
+    watch(host, JobType::Restart).await
+}
+
+/// As [`watch_change`], but the address of a deployment that is stopped stays closed.
+///
+/// # Errors
+/// When systemd refuses.
+pub(crate) async fn watch_stopped(host: &Host) -> Result<()> {
+    if is_address_held(host.systemd().await?).await? {
+        return Ok(());
+    }
+    watch(host, JobType::RestartAlone).await
+}
+
+async fn watch(host: &Host, verb: JobType) -> Result<()> {
     let systemd = host.systemd().await?;
     if systemd.unit(quadlet::RECOVERY).await?.load != LoadState::Loaded {
         return Ok(());
     }
     let mut jobs = Jobs::new(systemd).await?;
     // One that is about to end would not notice this change.
-    jobs.ask(JobType::Restart, quadlet::RECOVERY).await?;
+    jobs.ask(verb, quadlet::RECOVERY).await?;
     let deadline = Instant::now() + ADDRESS_TIMEOUT;
     while !is_address_held(systemd).await? {
         if jobs.pending().is_empty() || Instant::now() >= deadline {

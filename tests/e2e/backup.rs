@@ -567,33 +567,49 @@ pub(super) fn wait_for_archive(host: &TestHost, who: Who, patience: u64) {
 /// Killed while PostgreSQL runs in the container, and when the databases are swapped.
 #[cfg(feature = "fault-points")]
 fn killed_recoveries_leave_nothing(host: &TestHost, who: Who, second: &str) {
-    let is_clean = || {
+    let nothing_is_left = || {
         let containers = "podman ps --all --format '{{.Names}}' | grep -c recovered || :";
         assert_eq!(host.sh(who, containers), "0\n");
         assert_eq!(host.sh(who, r#"ls -A "$1/backups""#), "archive\n");
-        assert_eq!(leftovers(host, who), "litellm_units_replaced");
         host.sh(who, r#"! test -e "$1/.litellm-units/restore.json""#);
     };
+    let is_clean = || {
+        nothing_is_left();
+        assert_eq!(leftovers(host, who), "litellm_units_replaced");
+    };
     let words = format!("restore --to {second} --identity /tmp/key.txt --yes");
+    let killed = || {
+        host.sh(
+            who,
+            &format!(
+                "litellm-units {words} & program=$!
+                timeout 300 bash -c 'until podman exec litellm-recovered test -e /tmp/recovered/data/postmaster.pid; do sleep 0.1; done' 2>/dev/null
+                kill -KILL $program; status=0; wait $program || status=$?; test $status = 137"
+            ),
+        );
+        let patience = std::time::Duration::from_secs(120);
+        host.wait("the end of the recovery", patience, |host| {
+            let containers = host.sh(who, "podman ps --all --format '{{.Names}}'");
+            let state = host.property(who, "litellm-recovery.service", "ActiveState");
+            (!containers.contains("recovered") && state == "inactive")
+                .then_some(())
+                .ok_or(containers + &state)
+        });
+    };
     let writer = Writer::begin(host, who);
-    host.sh(
-        who,
-        &format!(
-            "litellm-units {words} & program=$!
-            timeout 300 bash -c 'until podman exec litellm-recovered test -e /tmp/recovered/data/postmaster.pid; do sleep 0.1; done' 2>/dev/null
-            kill -KILL $program; status=0; wait $program || status=$?; test $status = 137"
-        ),
-    );
-    let patience = std::time::Duration::from_secs(120);
-    host.wait("the end of the recovery", patience, |host| {
-        let containers = host.sh(who, "podman ps --all --format '{{.Names}}'");
-        let state = host.property(who, "litellm-recovery.service", "ActiveState");
-        (!containers.contains("recovered") && state == "inactive")
-            .then_some(())
-            .ok_or(containers + &state)
-    });
+    killed();
     writer.assert_nothing_lost(host, who);
     is_clean();
+
+    // Nor in a deployment that is stopped, whose address stays closed.
+    host.units(who, &["down"]).ok();
+    let opened = || host.property(who, "litellm.socket", "ActiveEnterTimestampMonotonic");
+    let before = opened();
+    killed();
+    nothing_is_left();
+    assert_eq!(host.sh(who, "podman ps --quiet"), "");
+    assert_eq!(opened(), before);
+    host.units(who, &["up"]).ok();
 
     let said = host.interrupt_at(who, "restore-after-swap", "", &words);
     assert!(

@@ -24,6 +24,7 @@ use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::host::paths::Paths;
 use crate::host::podman::Podman;
+use crate::operations::stack;
 use crate::output::duration;
 use container::Recovery;
 use source::{check_origin, fetched, linked};
@@ -69,6 +70,7 @@ pub(crate) async fn recover(
         .transpose()?;
     let parent = super::directory(&host.paths);
     make_private(&parent)?;
+    stack::watch_stopped(host).await?;
     // It goes with this function; after a kill, by `clean_up`.
     let staged = tempfile::Builder::new()
         .prefix(STAGED)

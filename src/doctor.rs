@@ -222,6 +222,7 @@ pub(crate) async fn examine(host: &Host) -> Vec<Check> {
         gateway,
         backup,
         archive,
+        timers,
         upgrade_check,
     ) = futures_util::join!(
         platform::systemd(&examination),
@@ -266,6 +267,7 @@ pub(crate) async fn examine(host: &Host) -> Vec<Check> {
         units::gateway(&examination),
         backup::backup(&examination),
         backup::archive(&examination),
+        units::timers(&examination),
         release::upgrade_check(&examination),
     );
     checks.extend(systemd);
@@ -311,6 +313,7 @@ pub(crate) async fn examine(host: &Host) -> Vec<Check> {
     if database_answers {
         checks.extend(database::checks(&examination).await);
     }
+    checks.extend(timers);
     checks.extend(upgrade_check);
     checks.extend(watch::check(&examination).await);
     checks.extend(interrupted(host));

@@ -119,7 +119,7 @@ fn judge_archive(
         None => "nothing of the write-ahead log is archived yet".to_owned(),
     };
     let warning = |words: String| Check::warning(CheckName::Archive, words);
-    if timer.file_state != "enabled" || !timer.is_active() {
+    if timer.idle().is_some() {
         return warning(format!("{WAL_TIMER} is not enabled and active; {words}"))
             .remedy(format!("`{systemctl} enable --now {WAL_TIMER}`"));
     }
@@ -197,15 +197,8 @@ fn judge(
             "see why: `{journalctl} -u {BACKUP_SERVICE}`; then run `{systemctl} start {BACKUP_SERVICE}`"
         ));
     }
-    let timer_fault = if timer.file_state != "enabled" {
-        Some("is not enabled")
-    } else if !timer.is_active() {
-        Some("is not active")
-    } else {
-        None
-    };
     // Check `drift` reports a missing timer.
-    if let Some(fault) = timer_fault.filter(|_| timer.load != LoadState::NotFound) {
+    if let Some(fault) = timer.idle() {
         return Check::warning(
             CheckName::Backup,
             format!("{BACKUP_TIMER} {fault}, so no automatic backup is made; {words}"),

@@ -57,6 +57,8 @@ pub(crate) enum CheckName {
     Signatures,
     Subids,
     Systemd,
+    /// The timers without a check of their own.
+    Timers,
     Units,
     UpgradeCheck,
     /// What keeps PostgreSQL from removing dead rows.
@@ -109,6 +111,7 @@ impl CheckName {
             Self::Signatures => "signatures",
             Self::Subids => "subids",
             Self::Systemd => "systemd",
+            Self::Timers => "timers",
             Self::Units => "units",
             Self::UpgradeCheck => "upgrade-check",
             Self::Vacuum => "vacuum",

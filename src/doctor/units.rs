@@ -10,6 +10,7 @@ use crate::deployment::installed_release;
 use crate::error::Result;
 use crate::host::Host;
 use crate::host::container_state::{self, ContainerHealth};
+use crate::host::paths::Scope;
 use crate::host::systemd::job::JobType;
 use crate::host::systemd::{ActiveState, LoadState, UnitState};
 use crate::litellm::health::GatewayHealth;
@@ -268,6 +269,43 @@ fn stopped(units: &[(Instance, UnitState)], waiting: &[&str]) -> Vec<(Instance, 
         .collect()
 }
 
+/// The timers that are enabled apart from the target, but for those of checks `backup`, `archive` and `notices`.
+pub(crate) async fn timers(examination: &Examination<'_>) -> Option<Check> {
+    let installed = examination.units.as_ref();
+    installed.filter(|units| !units.is_empty())?;
+    let systemd = examination.host.systemd().await.ok()?;
+    let timers = quadlet::COMPANIONS
+        .into_iter()
+        .filter(|(unit, _)| [quadlet::CHECK_TIMER, quadlet::RECYCLE_TIMER].contains(unit));
+    let states = timers.map(async |(unit, purpose)| Ok((systemd.unit(unit).await?, purpose)));
+    let states: Result<Vec<_>> = futures_util::future::try_join_all(states).await;
+    judge_timers(&states.ok()?, examination.host.scope())
+}
+
+/// Check `drift` reports a missing one.
+fn judge_timers(timers: &[(UnitState, &str)], scope: Scope) -> Option<Check> {
+    let installed = || {
+        let timers = timers.iter().map(|(timer, purpose)| (timer, *purpose));
+        timers.filter(|(timer, _)| timer.load != LoadState::NotFound)
+    };
+    let faults: Vec<(&str, String)> = installed()
+        .filter_map(|(timer, purpose)| {
+            let name = timer.name.as_str();
+            let words = format!("{name} ({purpose}) {}", timer.idle()?);
+            Some((name, words))
+        })
+        .collect();
+    let (idle, words): (Vec<&str>, Vec<String>) = faults.into_iter().unzip();
+    if !idle.is_empty() {
+        let systemctl = scope.systemctl();
+        let check = Check::warning(CheckName::Timers, words.join("; "));
+        return Some(check.remedy(format!("`{systemctl} enable --now {}`", idle.join(" "))));
+    }
+    let names: Vec<&str> = installed().map(|(timer, _)| timer.name.as_str()).collect();
+    let message = format!("enabled and active: {}", names.join(", "));
+    (!names.is_empty()).then(|| Check::ok(CheckName::Timers, message))
+}
+
 /// As the command `start`, so that a start limit is lifted first and a failure is told with its cause.
 pub(crate) async fn start(host: &Host, failed: &[&'static str]) -> Result<Vec<String>> {
     let host = host.reporting(Progress::Collected(Arc::default()));
@@ -405,6 +443,49 @@ pub(crate) async fn gateway(examination: &Examination<'_>) -> Option<Check> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn timers_that_do_nothing() {
+        let timer = |name: &str, file_state: &str, active| UnitState {
+            name: name.into(),
+            load: LoadState::Loaded,
+            file_state: file_state.into(),
+            active,
+            ..UnitState::default()
+        };
+        let judged = |timers: [UnitState; 2]| {
+            let [one, two] = timers;
+            let check = judge_timers(&[(one, "a look"), (two, "a check")], Scope::User)?;
+            Some((check.outcome, check.message, check.remedy))
+        };
+        let on = |name| timer(name, "enabled", ActiveState::Active);
+        assert_eq!(
+            judged([on("a.timer"), on("b.timer")]),
+            Some((
+                CheckOutcome::Ok,
+                "enabled and active: a.timer, b.timer".to_owned(),
+                None
+            ))
+        );
+        let stopped = timer("b.timer", "enabled", ActiveState::Inactive);
+        assert_eq!(
+            judged([
+                timer("a.timer", "disabled", ActiveState::Active),
+                stopped.clone()
+            ]),
+            Some((
+                CheckOutcome::Warning,
+                "a.timer (a look) is not enabled; b.timer (a check) is not active".to_owned(),
+                Some("`systemctl --user enable --now a.timer b.timer`".to_owned())
+            ))
+        );
+        let missing = UnitState::default;
+        assert_eq!(
+            judged([missing(), stopped]).unwrap().2.unwrap(),
+            "`systemctl --user enable --now b.timer`"
+        );
+        assert_eq!(judged([missing(), missing()]), None);
+    }
 
     #[test]
     fn a_stopped_service_among_running_ones_is_named() {

@@ -199,7 +199,7 @@ pub(super) async fn check(examination: &Examination<'_>) -> Option<Check> {
         return None;
     }
     let systemctl = examination.host.scope().systemctl();
-    Some(if timer.file_state != "enabled" || !timer.is_active() {
+    Some(if timer.idle().is_some() {
         Check::warning(
             CheckName::Notices,
             format!("{WATCH_TIMER} is not enabled and active, so no notice is sent and no metrics are written"),
@@ -213,8 +213,7 @@ pub(super) async fn check(examination: &Examination<'_>) -> Option<Check> {
         )
         .remedy(format!("see why: `{journalctl} -u {WATCH_SERVICE}`"))
     } else if let Some(address) = settings.watch.metrics_address
-        && socket.load != LoadState::NotFound
-        && (socket.file_state != "enabled" || !socket.is_active())
+        && socket.idle().is_some()
     {
         let check = Check::warning(
             CheckName::Notices,

@@ -410,6 +410,17 @@ impl UnitState {
         matches!(self.active, ActiveState::Inactive | ActiveState::Failed)
     }
 
+    /// Why an installed unit that is enabled apart from the target does nothing.
+    #[must_use]
+    pub fn idle(&self) -> Option<&'static str> {
+        match self.load {
+            LoadState::NotFound => None,
+            _ if self.file_state != "enabled" => Some("is not enabled"),
+            _ if !self.is_active() => Some("is not active"),
+            _ => None,
+        }
+    }
+
     /// Whether systemd waits before the next attempt.
     #[must_use]
     pub fn awaits_restart(&self) -> bool {

@@ -649,6 +649,15 @@ fn backup_faults(ward: &Ward) {
         ..FAULT
     });
     ward.treat(&Fault {
+        plant: &format!("{systemctl} disable --now litellm-recycle.timer"),
+        found: &[
+            "warning  timers: litellm-recycle.timer (a fresh gateway when its memory grows) is not enabled",
+            &format!("         hint: `{of_user} enable --now litellm-recycle.timer`"),
+        ],
+        repair: &format!("{systemctl} enable --now litellm-recycle.timer"),
+        ..FAULT
+    });
+    ward.treat(&Fault {
         plant: "touch --date='-3 days' $D/data",
         found: &[
             "warning  backup: there is no backup yet",

@@ -82,6 +82,14 @@ const WORKERS: &str = "serve.py serves with several workers";
 const MIGRATE: &str = "migrate.py migrates the database";
 const ARGUMENTS: &str = "the database's URL stays out of the arguments of Prisma";
 
+/// What both of uvicorn's protocols for HTTP have.
+const CONNECTION: &[&str] = &[
+    "self.cycle",
+    "self.connections",
+    "self.tasks",
+    "def shutdown(",
+];
+
 /// Everything that is used. Tested with 1.80.11, 1.108.14 and the newest release.
 const USES: &[Use] = &[
     every(
@@ -101,7 +109,12 @@ const USES: &[Use] = &[
     every(
         Need::Holds(
             "uvicorn/config.py",
-            &["self.loaded_app", "self.timeout_keep_alive", "self.port"],
+            &[
+                "self.loaded_app",
+                "self.timeout_keep_alive",
+                "self.timeout_graceful_shutdown",
+                "self.port",
+            ],
         ),
         STOP,
     ),
@@ -123,8 +136,23 @@ const USES: &[Use] = &[
                 "self.started",
                 "self.server_state",
                 "self.connections",
+                "self.tasks",
+                "self.should_exit",
             ],
         ),
+        STOP,
+    ),
+    every(
+        Need::Takes("uvicorn", "Server.handle_exit", &["sig", "frame"]),
+        STOP,
+    ),
+    // By `cycle`, a connection of HTTP is told from a WebSocket.
+    every(
+        Need::Holds("uvicorn/protocols/http/h11_impl.py", CONNECTION),
+        STOP,
+    ),
+    every(
+        Need::Holds("uvicorn/protocols/http/httptools_impl.py", CONNECTION),
         STOP,
     ),
     // Until uvicorn 0.50 it is given the server to run; from 0.51 on each worker makes one.

@@ -606,6 +606,7 @@ fn the_memory_of_a_gateway_is_a_part_or_a_size() {
         ("30%", Some(MemoryMark::Percentage(30))),
         ("3G", Some(MemoryMark::Bytes(3 * gibibyte))),
         ("1024M", Some(MemoryMark::Bytes(gibibyte))),
+        ("1gb", Some(MemoryMark::Bytes(gibibyte))),
         ("no", None),
     ] {
         let settings = settings(&format!("{ENV}LITELLM_RECYCLE_AT={value}\n"));

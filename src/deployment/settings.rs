@@ -287,7 +287,8 @@ impl Settings {
         };
         reader.check_carriage()?;
         reader.check_references()?;
-        reader.check_liveness()?;
+        let hint = "write 300 for five minutes, or remove it";
+        reader.seconds(LIVENESS_TIMEOUT, &LIVENESS_RANGE, hint)?;
         let is_wrong =
             |url: &str| !(url.starts_with("postgresql://") || url.starts_with("postgres://"));
         if let Some(url) = reader.filled("DIRECT_URL")
@@ -362,7 +363,13 @@ impl Settings {
             cache,
             listen: reader.listen()?,
             replicas: reader.replicas()?,
-            drain_timeout: reader.drain_timeout()?,
+            drain_timeout: reader
+                .seconds(
+                    DRAIN_TIMEOUT,
+                    &DRAIN_RANGE,
+                    "write 600 for ten minutes, or remove it",
+                )?
+                .unwrap_or(DEFAULT_DRAIN_TIMEOUT),
             recycle_at: reader.recycle_at()?,
             user_namespaces: reader.user_namespaces()?,
             master_key,
@@ -835,11 +842,8 @@ impl Reader<'_> {
     /// In the grammar of Redis' own option, as a part of its command line.
     fn redis_memory(&self) -> Result<String> {
         let value = self.filled(REDIS_MEMORY).unwrap_or(DEFAULT_REDIS_MEMORY);
-        let number = value.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-        let unit = value[number.len()..].to_ascii_lowercase();
-        if number.parse::<u64>().is_err()
-            || !["", "b", "k", "kb", "m", "mb", "g", "gb"].contains(&unit.as_str())
-        {
+        let is_known = |unit: &str| ["", "b", "k", "kb", "m", "mb", "g", "gb"].contains(&unit);
+        if !amount(value).is_some_and(|(_, unit)| is_known(&unit)) {
             return Err(self.wrong(
                 REDIS_MEMORY,
                 "is not an amount of memory",
@@ -849,33 +853,22 @@ impl Reader<'_> {
         Ok(value.to_owned())
     }
 
-    fn check_liveness(&self) -> Result<()> {
-        let is_wrong = |value: &str| {
-            !value
-                .parse()
-                .is_ok_and(|seconds| LIVENESS_RANGE.contains(&seconds))
-        };
-        if self.filled(LIVENESS_TIMEOUT).is_some_and(is_wrong) {
-            return Err(self.wrong(
-                LIVENESS_TIMEOUT,
-                "is not a number of seconds from 10 to 86400",
-                "write 300 for five minutes, or remove it",
-            ));
-        }
-        Ok(())
-    }
-
-    fn drain_timeout(&self) -> Result<u32> {
-        let Some(value) = self.filled(DRAIN_TIMEOUT) else {
-            return Ok(DEFAULT_DRAIN_TIMEOUT);
+    fn seconds(
+        &self,
+        name: &str,
+        range: &std::ops::RangeInclusive<u32>,
+        hint: &str,
+    ) -> Result<Option<u32>> {
+        let Some(value) = self.filled(name) else {
+            return Ok(None);
         };
         match value.parse() {
-            Ok(seconds) if DRAIN_RANGE.contains(&seconds) => Ok(seconds),
-            _ => Err(self.wrong(
-                DRAIN_TIMEOUT,
-                "is not a number of seconds from 10 to 3600",
-                "write 600 for ten minutes, or remove it",
-            )),
+            Ok(seconds) if range.contains(&seconds) => Ok(Some(seconds)),
+            _ => {
+                let (least, most) = (range.start(), range.end());
+                let problem = format!("is not a number of seconds from {least} to {most}");
+                Err(self.wrong(name, &problem, hint))
+            }
         }
     }
 
@@ -891,10 +884,12 @@ impl Reader<'_> {
             _ => None,
         });
         let size = || {
-            let (number, shift) = [('M', 20), ('G', 30)]
-                .into_iter()
-                .find_map(|(unit, shift)| Some((value.strip_suffix(unit)?, shift)))?;
-            let bytes = number.parse::<u64>().ok()?.checked_mul(1 << shift)?;
+            let (number, unit) = amount(value)?;
+            let bytes = number.checked_mul(match &*unit {
+                "m" | "mb" => 1 << 20,
+                "g" | "gb" => 1 << 30,
+                _ => return None,
+            })?;
             (bytes > 0).then_some(MemoryMark::Bytes(bytes))
         };
         match percentage.unwrap_or_else(size) {
@@ -994,6 +989,13 @@ impl Reader<'_> {
         }
         Ok(())
     }
+}
+
+/// An amount of memory, such as 512mb: its number, and its unit in small letters.
+fn amount(text: &str) -> Option<(u64, String)> {
+    let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = text[number.len()..].to_ascii_lowercase();
+    Some((number.parse().ok()?, unit))
 }
 
 /// Splits a list of identifiers at commas and white space.

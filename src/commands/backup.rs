@@ -90,9 +90,13 @@ struct Listed<'a> {
 
 async fn list(host: &Host, arguments: &cli::List) -> Result<Exit> {
     if arguments.remote {
-        for id in remote(host, None)?.ids().await? {
+        let remote = remote(host, None)?;
+        let ids = remote.ids().await?;
+        for id in &ids {
             output::line(id.as_str())?;
         }
+        // It says how many others there are.
+        remote.own(host, &ids).await?;
         return Ok(Exit::Success);
     }
     let mut backups = Vec::new();

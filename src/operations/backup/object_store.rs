@@ -15,7 +15,7 @@ use object_store::{ObjectStore, ObjectStoreExt};
 use secrecy::ExposeSecret;
 use tokio::io::AsyncWriteExt;
 
-use super::authentication::{self, Origin};
+use super::authentication::{self, BackupKey, Origin};
 use super::manifest::{self, BASE, BackupManifest, BasePoint, DUMP, StoredFile};
 use super::retention::{Retention, expired};
 use super::{Backup, UNFINISHED, check_space, directory, make_private, wal};
@@ -24,7 +24,7 @@ use crate::deployment::settings::BackupSettings;
 use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::host::files;
-use crate::output::{Meter, Progress, bytes, duration, shell_word};
+use crate::output::{Meter, Progress, bytes, count, duration, shell_word};
 use crate::tls;
 
 /// The size of the parts of a file.
@@ -313,16 +313,51 @@ impl BackupStore {
     }
 
     async fn manifest_text(&self, id: &OperationId) -> Result<Vec<u8>> {
-        match self.store.get(&key(&self.place(id), manifest::FILE)).await {
-            Ok(found) => Ok(found.bytes().await?.to_vec()),
-            Err(object_store::Error::NotFound { .. }) => Err(Failure::new(format!(
-                "there is no backup {id} in {}",
-                self.url
-            ))
-            .hint("list the remote backups: `litellm-units backup list --remote`")
-            .into()),
-            Err(error) => Err(error).with_context(|| format!("can't read {}", self.url)),
+        let text = self.text(id, manifest::FILE).await?;
+        text.ok_or_else(|| {
+            Failure::new(format!("there is no backup {id} in {}", self.url))
+                .hint("list the remote backups: `litellm-units backup list --remote`")
+                .into()
+        })
+    }
+
+    /// The content of a small file of a backup, if it exists.
+    async fn text(&self, id: &OperationId, name: &str) -> Result<Option<Vec<u8>>> {
+        let found = match self.store.get(&key(&self.place(id), name)).await {
+            Err(object_store::Error::NotFound { .. }) => return Ok(None),
+            found => found.with_context(|| format!("can't read {}", self.url))?,
+        };
+        Ok(Some(found.bytes().await?.to_vec()))
+    }
+
+    /// Those of `ids` that this deployment has made.
+    ///
+    /// # Errors
+    /// When the store refuses, or the key of the deployment can't be read.
+    pub(crate) async fn own(&self, host: &Host, ids: &[OperationId]) -> Result<Vec<OperationId>> {
+        let mut own = Vec::new();
+        for id in ids {
+            // Another deployment may remove one of its own meanwhile.
+            if let Some(code) = self.text(id, authentication::FILE).await?
+                && let Some(manifest) = self.text(id, manifest::FILE).await?
+                && BackupKey::is_own(
+                    &host.paths,
+                    &manifest,
+                    String::from_utf8_lossy(&code).trim_end(),
+                )?
+            {
+                own.push(id.clone());
+            }
         }
+        let others = ids.len() - own.len();
+        if others > 0 {
+            host.progress.say(&format!(
+                "{} has {} of other deployments, which this one does not remove",
+                self.url,
+                count(others, "backup")
+            ));
+        }
+        Ok(own)
     }
 
     fn parse_manifest(&self, id: &OperationId, text: &[u8]) -> Result<BackupManifest> {
@@ -459,7 +494,7 @@ impl BackupStore {
         attempt.await.with_context(|| format!("can't fetch {key}"))
     }
 
-    /// Removes copies that are old enough. Returns which.
+    /// Removes copies that are old enough, among those that this deployment has made. Returns which.
     ///
     /// # Errors
     /// When the store refuses.
@@ -469,7 +504,8 @@ impl BackupStore {
         retention: Retention,
         protected: &[OperationId],
     ) -> Result<Vec<OperationId>> {
-        let gone = expired(&self.ids().await?, retention, protected);
+        let own = self.own(host, &self.ids().await?).await?;
+        let gone = expired(&own, retention, protected);
         for id in &gone {
             let place = self.place(id);
             // Without its manifest, it no longer counts as a backup.
@@ -577,6 +613,51 @@ mod tests {
             [(0, PART - 1), (PART, 2 * PART - 1), (2 * PART, 2 * PART)]
         );
         assert_eq!(std::fs::metadata(&path).unwrap().len(), size);
+    }
+
+    /// Two deployments with a copy of each day at one place.
+    #[tokio::test]
+    async fn only_own_copies_are_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let place = root.path().join("copies");
+        let deployment = |name: &str| {
+            let paths = crate::host::paths::Paths {
+                deployment: root.path().join(name),
+                ..crate::host::paths::Paths::elsewhere(crate::host::paths::Scope::System)
+            };
+            Host::new(paths).reporting(Progress::Silent)
+        };
+        let copies = |host: &Host, digit: char| -> Vec<OperationId> {
+            let code = BackupKey::create(&host.paths).unwrap().code(b"{}").unwrap();
+            let days = (1..=3).map(|day| {
+                let id = format!("2026110{day}T02300{digit}Z-0a1b2c");
+                let directory = place.join(&id);
+                std::fs::create_dir_all(&directory).unwrap();
+                std::fs::write(directory.join(manifest::FILE), "{}").unwrap();
+                std::fs::write(directory.join(authentication::FILE), format!("{code}\n")).unwrap();
+                OperationId::parse(&id).unwrap()
+            });
+            days.collect()
+        };
+        let (one, other) = (deployment("one"), deployment("other"));
+        let (of_one, of_other) = (copies(&one, '1'), copies(&other, '2'));
+        // Nobody's.
+        let unknown = "20251101T023000Z-0a1b2c";
+        std::fs::create_dir(place.join(unknown)).unwrap();
+        std::fs::write(place.join(unknown).join(manifest::FILE), "{}").unwrap();
+
+        let url = reqwest::Url::from_directory_path(&place).unwrap();
+        let store = BackupStore::new(url.as_str(), &settings(&[])).unwrap();
+        let retention = Retention {
+            daily: 2,
+            monthly: 0,
+        };
+        let gone = store.prune(&one, retention, &[]).await.unwrap();
+        assert_eq!(gone, of_one[..1]);
+        let ids = store.ids().await.unwrap();
+        assert_eq!(store.own(&other, &ids).await.unwrap(), of_other);
+        assert_eq!(ids.len(), 6);
+        assert!(!place.join(of_one[0].as_str()).exists());
     }
 
     #[test]

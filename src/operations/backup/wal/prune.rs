@@ -70,14 +70,24 @@ fn old() -> Timestamp {
     Timestamp::now() - jiff::SignedDuration::from_hours(24 * i64::from(DAYS))
 }
 
-/// As [`prune`], in the store.
+/// As [`prune`], in the store. Other deployments may have their archives there.
 pub(super) async fn prune_copy(host: &Host, remote: &BackupStore) -> Result<()> {
     let mut known = remote.bases(host).await?;
     let protected = last_of_each(known.iter().map(|(id, point)| (id, point)), old());
     let gone = remote.prune(host, RETENTION, &protected).await?;
-    known.retain(|(id, _)| !gone.contains(id));
+    // Of former histories, the directories stay on this host.
+    let mut own = histories(&host.paths)?;
+    known.retain(|(id, point)| {
+        if gone.contains(id) {
+            own.push(point.history.clone());
+        }
+        !gone.contains(id)
+    });
     let points: Vec<BasePoint> = known.into_iter().map(|(_, point)| point).collect();
     for found in remote.directories(WAL).await? {
+        if !own.contains(&found) {
+            continue;
+        }
         let directory = remote_directory(&found);
         let files = remote.files(&directory).await?;
         put_again(host, remote, &found, &files).await?;

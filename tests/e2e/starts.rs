@@ -334,7 +334,7 @@ fn a_waiting_request_starts_no_given_up_migration(host: &TestHost, who: Who) {
     host.set_env(who, &[("POSTGRES_PASSWORD", "other")]);
     host.systemctl(who, &["start", "litellm.socket"]);
     // A connection that systemd closes.
-    let refused = host.bash(who, "curl -sS --max-time 120 http://127.0.0.1:24157/");
+    let refused = host.bash(who, "curl -sS --max-time 500 http://127.0.0.1:24157/");
     assert!([7, 56].contains(&refused.code), "{}", refused.stderr);
     let starts = || {
         let logs = host.units(who, &["logs", "migrate"]).ok();

@@ -557,7 +557,7 @@ impl Run<'_> {
     /// Brings it up, and waits until the gateway is ready.
     async fn bring_up(&self) -> Result<()> {
         if self.is_stopped_meanwhile().await {
-            return Err(Failure::interrupted("the deployment was stopped meanwhile").into());
+            return Err(Failure::interrupted("the gateway was not started").into());
         }
         let settings = self.install().await?;
         stack::bring_up(self.host, &settings, self.options.timeout).await

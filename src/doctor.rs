@@ -18,7 +18,7 @@ mod trust;
 mod units;
 pub(crate) mod watch;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use serde::Serialize;
 
@@ -32,6 +32,7 @@ use crate::host::paths::Scope;
 use crate::host::systemd::UnitState;
 use crate::operations::recovery::OngoingOperation;
 use crate::operations::stack::blockers::Blocker;
+use crate::quadlet;
 use crate::service::{Instance, Service};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -49,6 +50,9 @@ pub(crate) struct Check {
     pub(crate) name: CheckName,
     pub(crate) outcome: CheckOutcome,
     pub(crate) message: String,
+    /// What it is about, where there may be several.
+    #[serde(skip)]
+    of: Option<PathBuf>,
     /// How to fix it: a command, or a sentence.
     pub(crate) remedy: Option<String>,
     #[serde(rename = "fixable", serialize_with = "is_some")]
@@ -86,6 +90,7 @@ impl Check {
             name,
             outcome: CheckOutcome::Ok,
             message: message.into(),
+            of: None,
             remedy: None,
             fix: None,
         }
@@ -121,12 +126,25 @@ impl Check {
         }
     }
 
+    fn of(self, path: &Path) -> Self {
+        Self {
+            of: Some(path.to_owned()),
+            ..self
+        }
+    }
+
     fn fix(self, fix: Fix) -> Self {
         Self {
             fix: Some(fix),
             ..self
         }
     }
+}
+
+/// Where the cause is found. journalctl would have to be asked in another way for a user than for a system account.
+fn see(unit: &str) -> String {
+    let name = unit.trim_end_matches(".service");
+    format!("see why: `litellm-units logs {name}`")
 }
 
 /// What several checks need.
@@ -142,6 +160,8 @@ struct Examination<'a> {
     blockers: Vec<Blocker>,
     /// Whether the socket unit of the gateway is active.
     holds_address: bool,
+    /// Whether `litellm.target` is active: it is, until an operator stops the stack.
+    is_wanted: bool,
 }
 
 impl Examination<'_> {
@@ -161,10 +181,11 @@ impl Examination<'_> {
 
 /// Examines the host, each part after those that it depends on.
 pub(crate) async fn examine(host: &Host) -> Vec<Check> {
-    let (podman, dbus, socket) = futures_util::join!(
+    let (podman, dbus, holds_address, is_wanted) = futures_util::join!(
         platform::podman(host),
         units::read(host),
-        units::socket(host)
+        units::is_active(host, quadlet::SOCKET),
+        units::is_active(host, "litellm.target")
     );
     let (units, dbus) = match dbus {
         Ok(units) => (
@@ -206,8 +227,8 @@ pub(crate) async fn examine(host: &Host) -> Vec<Check> {
         settings,
         units: units.filter(|_| has_session),
         blockers,
-        // Check `dbus` reports a missing systemd.
-        holds_address: socket.is_ok_and(|socket| socket.is_active()),
+        holds_address,
+        is_wanted,
     };
     let (
         systemd,
@@ -292,7 +313,14 @@ pub(crate) async fn examine(host: &Host) -> Vec<Check> {
         .iter()
         .all(|check| check.name != CheckName::Config || check.outcome == CheckOutcome::Ok);
     checks.extend(drift);
-    checks.extend(units::states(&examination, is_current));
+    let missing = match podman_works && is_current {
+        true => units::missing(&examination).await,
+        false => None,
+    };
+    match missing {
+        Some(missing) => checks.push(missing),
+        None => checks.extend(units::states(&examination, is_current)),
+    }
     checks.extend(digests);
     checks.extend(compromised);
     checks.extend(release::vulnerabilities(&examination));

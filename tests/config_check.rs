@@ -271,7 +271,7 @@ c.yaml:10:24: warning: LANGFUSE_SECRET_KEY is empty in .env (line 9)
 c.yaml:12:15: error: MASTER is not in .env
   hint: add MASTER=… to .env
 c.yaml:13:17: warning: POSTGRES_PASSWORD is in .env (line 4), but not for the gateway
-  hint: the gateway gets the database as DATABASE_URL and Redis as REDIS_HOST, REDIS_PORT and REDIS_PASSWORD
+  hint: the gateway gets the database as DATABASE_URL and Redis as REDIS_HOST, REDIS_PORT and REDIS_PASSWORD; an external Redis needs REDIS_HOST in .env
 c.yaml:14:17: warning: SOMEWHERE is not in .env
   hint: add SOMEWHERE=… to .env
 ",

@@ -23,6 +23,7 @@ use crate::operations::backup::{self, Backup};
 use crate::operations::recovery;
 use crate::operations::stack::RECOVERY_TIMEOUT;
 use crate::output::{self, Loss, Progress, bytes, say, warn};
+use crate::quadlet::BACKUP_SERVICE;
 
 pub(crate) async fn run(host: &Host, arguments: cli::Backup) -> Result<Exit> {
     match arguments.command {
@@ -71,6 +72,10 @@ async fn create(host: &Host, arguments: cli::Create) -> Result<Exit> {
         Progress::Stderr
     };
     let made = backup::create(&host.reporting(progress), &settings, &options).await?;
+    // A nightly backup that failed has its successor now, and counts neither as a fault nor against the limit of starts.
+    if let Ok(systemd) = host.systemd().await {
+        let _ = systemd.reset_failed(BACKUP_SERVICE).await;
+    }
     if !arguments.quiet {
         output::line(&made.directory.display().to_string())?;
     }

@@ -8,7 +8,7 @@ use crate::host::systemd::job::JobType;
 use crate::operations::stack::{self, Manner};
 use crate::operations::{backup, pull, recycle};
 use crate::output::say;
-use crate::service::Service;
+use crate::service::{Instance, Service};
 
 pub(crate) async fn restart(host: &Host, arguments: &cli::Restart) -> Result<Exit> {
     let manner = if arguments.handover {
@@ -73,10 +73,21 @@ async fn change(
     for service in Service::ALL {
         let named = arguments.services.contains(&service);
         let known = members.contains(&service.unit());
+        let is_meant = named || arguments.services.is_empty();
+        let file = Instance::from(service).quadlet();
+        let is_installed = !is_remote && host.paths.quadlets.join(file).exists();
+        if is_meant && is_installed && !known && verb != JobType::Stop {
+            return Err(Failure::new(format!(
+                "{} is missing, although its file is installed",
+                service.unit()
+            ))
+            .hint("see why: `litellm-units doctor`")
+            .into());
+        }
         if named && !known {
             return Err(unknown(service));
         }
-        if known && (named || arguments.services.is_empty()) {
+        if known && is_meant {
             units.push(service.unit());
         }
     }
@@ -88,6 +99,10 @@ async fn change(
             units.extend(stack::beside_gateway(systemd).await?);
         }
         units.reverse();
+        if arguments.services.is_empty() {
+            // Nothing is missing in a stack that is stopped as a whole. A start activates it again.
+            units.push("litellm.target");
+        }
         stack::stop(host, &units, arguments.timeout).await?;
     } else {
         let steps: Vec<_> = units.into_iter().map(|unit| (verb, unit)).collect();

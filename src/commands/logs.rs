@@ -111,7 +111,7 @@ async fn sources(host: &Host, names: &[String]) -> Result<Vec<Source>> {
 /// that keeps services from starting. With the name to show.
 async fn named_unit(host: &Host, name: &str) -> Result<(String, String)> {
     let systemd = host.systemd().await?;
-    let own = AdditionalService::find(systemd).await?;
+    let own = AdditionalService::find(systemd, &systemd.unit("litellm.target").await?).await?;
     let own = own.into_iter().map(|service| service.unit);
     let instances = stack::instances(systemd).await?;
     let blockers = blockers::without_lines(systemd, &instances).await?;

@@ -3,7 +3,7 @@
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use super::{Check, CheckName, Examination};
+use super::{Check, CheckName, Examination, see};
 use crate::deployment::settings::BackupSettings;
 use crate::error::Result;
 use crate::host::Host;
@@ -109,10 +109,6 @@ fn judge_archive(
     base: &BaseState,
 ) -> Check {
     let systemctl = scope.systemctl();
-    let journal = |unit| {
-        let journalctl = systemctl.replace("systemctl", "journalctl");
-        format!("see why: `{journalctl} -u {unit}`")
-    };
     let lag = report.lag_seconds.map(Duration::from_secs);
     let words = match report.lag() {
         Some(lag) => format!("the write-ahead log is archived until {lag} ago"),
@@ -126,7 +122,7 @@ fn judge_archive(
     if service.is_failing() {
         let reason = failure.map_or_else(|| service.reason(), str::to_owned);
         return warning(format!("{WAL_SERVICE} failed: {reason}; {words}"))
-            .remedy(journal(WAL_SERVICE));
+            .remedy(see(WAL_SERVICE));
     }
     if lag.is_some_and(|lag| lag > LATE) {
         // The next run may be at work.
@@ -136,24 +132,24 @@ fn judge_archive(
         return warning(format!(
             "{words}; later writes are lost with this host{failure}"
         ))
-        .remedy(journal(WAL_SERVICE));
+        .remedy(see(WAL_SERVICE));
     }
     // The first run may still be at work.
     let is_old = active > LATE;
     if lag.is_none() && is_old {
-        return warning(words).remedy(journal(WAL_SERVICE));
+        return warning(words).remedy(see(WAL_SERVICE));
     }
     if let BaseState::Failed(reason) = base {
         return warning(format!(
             "{words}, but the last base backup failed: {reason}"
         ))
-        .remedy(journal(WAL_SERVICE));
+        .remedy(see(WAL_SERVICE));
     }
     if !report.recoverable && is_old && !matches!(base, BaseState::InTheMaking) {
         return warning(format!(
             "{words}, but there is no base backup, without which nothing can be recovered"
         ))
-        .remedy(journal(WAL_SERVICE));
+        .remedy(see(WAL_SERVICE));
     }
     Check::ok(CheckName::Archive, words)
 }
@@ -187,14 +183,14 @@ fn judge(
         None => "there is no backup yet".to_owned(),
     };
     let systemctl = scope.systemctl();
-    let journalctl = systemctl.replace("systemctl", "journalctl");
     if service.is_failing() {
         return Check::warning(
             CheckName::Backup,
             format!("{BACKUP_SERVICE} failed: {}; {words}", service.reason()),
         )
         .remedy(format!(
-            "see why: `{journalctl} -u {BACKUP_SERVICE}`; then run `{systemctl} start {BACKUP_SERVICE}`"
+            "{}; then run `litellm-units backup`",
+            see(BACKUP_SERVICE)
         ));
     }
     // Check `drift` reports a missing timer.

@@ -43,8 +43,15 @@ pub(crate) async fn space(host: &Host, podman_works: bool) -> Vec<Check> {
         places.push(root.trim().into());
     }
     let systems = systems(places);
-    let tightest = systems.iter().min_by_key(|(_, found)| bytes_free(found));
-    let disk = tightest.map(|(path, found)| disk(path, bytes_free(found)));
+    let mut disks: Vec<_> = { systems.iter() }
+        .map(|(path, found)| (bytes_free(found), path))
+        .collect();
+    disks.sort();
+    // Each that is nearly full, or the one that will be the first.
+    let low = disks.partition_point(|(free, _)| *free < LITTLE);
+    let disks = { disks.into_iter() }
+        .take(low.max(1))
+        .map(|(free, path)| disk(path, free));
     // Some file systems (btrfs) have no fixed number of inodes, and say 0.
     let fewest = systems
         .iter()
@@ -54,7 +61,7 @@ pub(crate) async fn space(host: &Host, podman_works: bool) -> Vec<Check> {
         Some((path, found)) => inodes(path, found.files_available(), found.files()),
         None => Check::ok(CheckName::Inodes, "the file systems have no limit"),
     };
-    disk.into_iter().chain([inodes]).collect()
+    disks.chain([inodes]).collect()
 }
 
 /// Where the deployment and its containers write to.
@@ -66,6 +73,8 @@ fn places(host: &Host) -> Vec<PathBuf> {
         paths.logs(),
         paths.postgres_data(),
         paths.redis_data(),
+        backup::directory(paths),
+        paths.storage.clone(),
     ]
 }
 
@@ -108,6 +117,7 @@ fn disk(path: &Path, free: u64) -> Check {
         TOO_LITTLE..LITTLE => Check::warning(CheckName::Disk, message).remedy(remedy),
         _ => Check::ok(CheckName::Disk, message),
     }
+    .of(path)
 }
 
 fn inodes(path: &Path, free: u64, all: u64) -> Check {

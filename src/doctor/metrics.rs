@@ -9,6 +9,7 @@ use crate::error::Result;
 use crate::host::Host;
 use crate::host::systemd::ActiveState;
 use crate::litellm::health::GatewayHealth;
+use crate::operations::backup::wal;
 use crate::operations::database::Forecast;
 use crate::operations::recovery::OngoingOperation;
 use crate::operations::stack::report::{self, ServiceReport, State, StatusReport};
@@ -21,6 +22,7 @@ struct Others {
     /// Since the epoch.
     now: Duration,
     interrupted: bool,
+    base_in_the_making: bool,
     /// Time since the last backup.
     backup: Option<Duration>,
     backup_failed: bool,
@@ -58,6 +60,7 @@ pub(super) async fn text(
             OngoingOperation::find(&host.paths)?,
             Some(OngoingOperation::Interrupted(_))
         ),
+        base_in_the_making: wal::is_base_in_the_making(&host.paths),
         backup: backup::last(&host.paths)?,
         backup_failed: service.is_failing(),
         backup_timer: timer.file_state == "enabled" && timer.is_active(),
@@ -234,12 +237,15 @@ fn render(report: &StatusReport, others: &Others) -> String {
     );
     text.sample(&[], flag(others.backup_timer));
     if let Some(archive) = &report.archive {
-        text.add(
-            "archive_recoverable",
-            "gauge",
-            "whether there is a base backup for the archive of the write-ahead log",
-        );
-        text.sample(&[], flag(archive.recoverable));
+        // Neither, while the first one is being made.
+        if archive.recoverable || !others.base_in_the_making {
+            text.add(
+                "archive_recoverable",
+                "gauge",
+                "whether there is a base backup for the archive of the write-ahead log",
+            );
+            text.sample(&[], flag(archive.recoverable));
+        }
         if let Some(lag) = archive.lag_seconds {
             text.add(
                 "archive_lag_seconds",
@@ -388,6 +394,7 @@ mod tests {
         let others = Others {
             now: Duration::from_secs(1_800_000_000),
             interrupted: false,
+            base_in_the_making: true,
             backup: Some(Duration::from_secs(3600)),
             backup_failed: false,
             backup_timer: true,

@@ -17,8 +17,9 @@ use crate::host::Host;
 use crate::host::firewall;
 use crate::host::systemd::UnitState;
 use crate::litellm::models;
+use crate::operations::stack::address::overlap;
 use crate::output::shell_word;
-use crate::quadlet;
+use crate::quadlet::{self, check};
 use crate::service::{Instance, Service};
 
 /// Of a connection.
@@ -26,7 +27,7 @@ const TIMEOUT: Duration = Duration::from_secs(3);
 /// Of all tests inside the gateway's container.
 const INSIDE_TIMEOUT: Duration = Duration::from_secs(20);
 const DOCKER: &str = "/run/docker.sock";
-/// Published by a docker compose stack of LiteLLM, beside the gateway's port.
+/// Published by a docker compose stack of LiteLLM, beside the gateway's port. What others publish there is no stack.
 const STACK_PORTS: [u16; 2] = [5432, 6379];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -125,9 +126,14 @@ pub(crate) fn port(examination: &Examination<'_>) -> Option<Check> {
     // Without systemd, it can't be determined which process is the gateway.
     examination.units.as_ref()?;
     let listen = Listen::installed(&examination.host.paths).unwrap_or_default();
-    let problem = ports(&listen)
-        .into_iter()
-        .find_map(|port| judge_port(examination, &listen, port, &listening(port)));
+    let problem = ports(&listen).into_iter().find_map(|port| {
+        let mut found = listening(port);
+        found.retain(|listener| {
+            let address = SocketAddr::new(listener.address, port);
+            tcp(&listen).any(|ours| overlap(ours, address))
+        });
+        judge_port(examination, &listen, port, &found)
+    });
     Some(
         problem
             .or_else(|| judge_paths(examination, &listen))
@@ -203,10 +209,18 @@ fn nobody(place: &str) -> Check {
 /// Whether the gateway can be reached from this host only, unless `LISTEN` says otherwise, now and after the next start.
 pub(crate) fn loopback(examination: &Examination<'_>) -> Check {
     let listen = Listen::installed(&examination.host.paths).unwrap_or_default();
+    let control_group = { examination.unit(Service::Litellm) }.map(|unit| &*unit.control_group);
+    // systemd's own, or the gateway's: others may use the port at another address.
+    let is_of_gateway = |listener: &Listener| {
+        process_with(listener.inode).is_some_and(|(process, name)| {
+            name == "systemd" || is_in(process, control_group.unwrap_or_default())
+        })
+    };
     let open = |port| {
         let listener = listening(port).into_iter().find(|listener| {
             !listener.address.is_loopback()
                 && tcp(&listen).all(|ours| ours != SocketAddr::new(listener.address, port))
+                && is_of_gateway(listener)
         });
         listener.map(|listener| (port, listener.address))
     };
@@ -251,22 +265,9 @@ pub(crate) fn loopback(examination: &Examination<'_>) -> Check {
 
 /// A container's Quadlet file and its drop-ins.
 fn unit_files(host: &Host, container: &str) -> Vec<PathBuf> {
-    let file = host.paths.quadlets.join(format!("{container}.container"));
-    let mut files = vec![file.clone()];
-    let drop_ins = std::fs::read_dir(format!("{}.d", file.display()));
-    let mut more: Vec<PathBuf> = drop_ins
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|entry| entry.path())
-        .collect();
-    more.retain(|path| {
-        path.extension()
-            .is_some_and(|extension| extension == "conf")
-    });
-    more.sort();
-    files.append(&mut more);
-    files
+    let file = format!("{container}.container");
+    let drop_ins = check::drop_ins(&host.paths, &file);
+    [vec![host.paths.quadlets.join(&file)], drop_ins].concat()
 }
 
 fn published(line: &str) -> Option<&str> {
@@ -286,18 +287,17 @@ fn is_loopback(published: &str) -> bool {
 
 /// Runs inside the gateway's container, whose only tool is Python.
 const QUESTIONS: &str = r"
-import json, socket, sys
-from concurrent.futures import ThreadPoolExecutor
+import json, os, socket, sys, time
+from concurrent.futures import ThreadPoolExecutor, TimeoutError
 from urllib.parse import urlsplit
 from urllib.request import getproxies, proxy_bypass
 names, host, port = sys.argv[1].split(), sys.argv[2], sys.argv[3]
-answer = {'names': {}, 'database': None, 'providers': {}}
-for name in names:
+def look_up(name):
     try: socket.getaddrinfo(name, None)
-    except OSError as error: answer['names'][name] = str(error)
-if host and not answer['names']:
+    except OSError as error: return str(error)
+def reach_database():
     try: socket.create_connection((host, int(port)), 3).close()
-    except OSError as error: answer['database'] = str(error)
+    except OSError as error: return str(error)
 def reach(url):
     to = urlsplit(url)
     proxy = getproxies().get(to.scheme)
@@ -307,9 +307,22 @@ def reach(url):
         through = f'through the proxy {to.hostname}: '
     port = to.port or (443 if to.scheme == 'https' else 80)
     try: socket.create_connection((to.hostname, port), 3).close()
-    except OSError as error: answer['providers'][url] = f'{through}{error}'
-list(ThreadPoolExecutor(16).map(reach, sys.argv[4].split()))
-print(json.dumps(answer))
+    except OSError as error: return f'{through}{error}'
+pool = ThreadPoolExecutor(64)
+asked = {name: pool.submit(look_up, name) for name in names}
+providers = {url: pool.submit(reach, url) for url in sys.argv[4].split()}
+# glibc asks a name server that does not answer for 10 seconds, and for 20 with a search list.
+end = time.monotonic() + 12
+def answer_of(future):
+    try: return future.result(max(0, end - time.monotonic()))
+    except TimeoutError: return 'no answer'
+def failed(futures):
+    return {name: error for name, future in futures.items() if (error := answer_of(future))}
+names = failed(asked)
+database = answer_of(pool.submit(reach_database)) if host and not names else None
+print(json.dumps({'names': names, 'database': database, 'providers': failed(providers)}), flush=True)
+# Threads that still wait would be waited for.
+os._exit(0)
 ";
 
 #[derive(Debug, Deserialize)]
@@ -392,7 +405,7 @@ pub(crate) async fn inside(examination: &Examination<'_>) -> Vec<Check> {
             );
             return vec![
                 Check::failure(CheckName::Container, message)
-                    .remedy("restart the containers: `litellm-units restart`"),
+                    .remedy("see what it does: `litellm-units logs litellm`"),
             ];
         }
     };
@@ -493,22 +506,26 @@ pub(crate) async fn firewall(host: &Host) -> Option<Check> {
 
 /// Containers or the file of a docker compose stack.
 pub(crate) async fn docker(host: &Host) -> Check {
-    let mut ports = ports(&Listen::installed(&host.paths).unwrap_or_default());
-    ports.extend(STACK_PORTS);
+    let ports = ports(&Listen::installed(&host.paths).unwrap_or_default());
     let containers = match tokio::time::timeout(TIMEOUT, docker_containers()).await {
         Ok(Some(containers)) => containers,
         _ => Vec::new(),
     };
+    let stacks: BTreeSet<&str> = { containers.iter() }
+        .filter(|container| container.image.contains("litellm"))
+        .filter_map(DockerContainer::project)
+        .collect();
     let mut taken: Vec<String> = containers
         .iter()
         // With podman-docker, Podman answers at Docker's address.
         .filter(|container| !container.labels.contains_key("PODMAN_SYSTEMD_UNIT"))
         .filter_map(|container| {
+            let is_of_stack = { container.project() }.is_some_and(|name| stacks.contains(name));
             let port = container
                 .ports
                 .iter()
                 .filter_map(|port| port.public)
-                .find(|port| ports.contains(port))?;
+                .find(|port| ports.contains(port) || is_of_stack && STACK_PORTS.contains(port))?;
             let name = container
                 .names
                 .first()
@@ -563,7 +580,17 @@ struct DockerContainer {
     #[serde(default)]
     ports: Vec<DockerPort>,
     #[serde(default)]
+    image: String,
+    #[serde(default)]
     labels: HashMap<String, String>,
+}
+
+impl DockerContainer {
+    /// The project of docker compose.
+    fn project(&self) -> Option<&str> {
+        let name = self.labels.get("com.docker.compose.project")?;
+        Some(name)
+    }
 }
 
 #[derive(Debug, Deserialize)]

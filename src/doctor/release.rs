@@ -1,6 +1,6 @@
 //! Known vulnerabilities of the gateway's release, and the last check for newer ones.
 
-use super::{Check, CheckName, Examination};
+use super::{Check, CheckName, Examination, see};
 use crate::deployment::installed_release;
 use crate::host::systemd::{ActiveState, LoadState};
 use crate::litellm::advisories::{Advisories, SHIPPED_DATE};
@@ -56,7 +56,6 @@ pub(crate) async fn upgrade_check(examination: &Examination<'_>) -> Option<Check
         .units
         .as_ref()
         .filter(|units| !units.is_empty())?;
-    let scope = examination.host.scope();
     let systemd = examination.host.systemd().await.ok()?;
     let (timer, service) =
         futures_util::try_join!(systemd.unit(CHECK_TIMER), systemd.unit(CHECK_SERVICE)).ok()?;
@@ -65,12 +64,8 @@ pub(crate) async fn upgrade_check(examination: &Examination<'_>) -> Option<Check
         return None;
     }
     if service.active == ActiveState::Failed {
-        let journalctl = scope.systemctl().replace("systemctl", "journalctl");
         let message = format!("{CHECK_SERVICE} failed: {}", service.reason());
-        return Some(
-            Check::warning(NAME, message)
-                .remedy(format!("see why: `{journalctl} -u {CHECK_SERVICE}`")),
-        );
+        return Some(Check::warning(NAME, message).remedy(see(CHECK_SERVICE)));
     }
     let recorded = match Recorded::load(&examination.host.paths) {
         Ok(recorded) => recorded,

@@ -45,8 +45,10 @@ pub(crate) async fn blockers(host: &Host, units: &[(Instance, UnitState)]) -> Ve
         .unwrap_or_default()
 }
 
-pub(crate) async fn socket(host: &Host) -> Result<UnitState> {
-    host.systemd().await?.unit(quadlet::SOCKET).await
+/// Whether that unit is active. Check `dbus` reports a missing systemd.
+pub(crate) async fn is_active(host: &Host, unit: &str) -> bool {
+    let state = async { host.systemd().await?.unit(unit).await };
+    state.await.is_ok_and(|unit| unit.is_active())
 }
 
 /// Whether `generate` would change anything.
@@ -128,6 +130,51 @@ pub(crate) async fn generate(host: &Host) -> Result<Vec<String>> {
     Ok(host.progress.changes())
 }
 
+/// The units that are missing although their files are installed, with the reason.
+///
+/// Quadlet leaves out a file that it can't read, as one with a drop-in that is wrong, and says so in the log of the kernel
+/// only.
+pub(crate) async fn missing(examination: &Examination<'_>) -> Option<Check> {
+    let host = examination.host;
+    let units = examination.units.as_ref()?;
+    let systemd = host.systemd().await.ok()?;
+    let containers = { Instance::all() }
+        .filter(|instance| units.iter().all(|(known, _)| known != instance))
+        .map(|instance| {
+            (
+                format!("{}.container", instance.container()),
+                instance.unit(),
+            )
+        });
+    let network = ("litellm.network".to_owned(), stack::NETWORK_UNIT);
+    let mut missing = Vec::new();
+    for (file, unit) in containers.chain([network]) {
+        if host.paths.quadlets.join(&file).exists()
+            && systemd.unit(unit).await.ok()?.load == LoadState::NotFound
+        {
+            missing.push((file, unit));
+        }
+    }
+    let (first, _) = missing.first()?;
+    let names: Vec<&str> = missing.iter().map(|(_, unit)| *unit).collect();
+    let names = names.join(", ");
+    let verb = if missing.len() == 1 { "is" } else { "are" };
+    let said = quadlet::check::installed(host).await.ok()?;
+    Some(if said.is_empty() {
+        let reload = format!("`{} daemon-reload`", host.scope().systemctl());
+        let message = format!("{names} {verb} missing: systemd has not read {first}");
+        { Check::failure(CheckName::Units, message).remedy(reload) }.fix(Fix::Reload)
+    } else {
+        let message = format!(
+            "{names} {verb} missing: Podman refuses the file\n| {}",
+            said.join("\n| ")
+        );
+        Check::failure(CheckName::Units, message).remedy(
+            "correct or remove the drop-in with that line (NAME.d/ beside the file), then run `litellm-units up`",
+        )
+    })
+}
+
 /// Whether systemd has read the current files, and whether units failed. Not `is_current`: `generate`
 /// would change the files and reload systemd.
 pub(crate) fn states(examination: &Examination<'_>, is_current: bool) -> Vec<Check> {
@@ -204,7 +251,7 @@ fn faults(examination: &Examination<'_>, units: &[(Instance, UnitState)]) -> Che
     let waiting: Vec<&str> = waiting.copied().collect();
     // An operation stops and starts services itself; check `operation` says how to complete one that was interrupted.
     let stopped = match OngoingOperation::find(&examination.host.paths) {
-        Ok(None) => stopped(units, &waiting),
+        Ok(None) => stopped(units, &waiting, examination.is_wanted),
         _ => Vec::new(),
     };
     let start = (words.is_empty() && !stopped.is_empty()).then(|| {
@@ -243,9 +290,13 @@ fn faults(examination: &Examination<'_>, units: &[(Instance, UnitState)]) -> Che
 }
 
 /// The services that an operator has stopped while others run, in words: not those in `waiting`, which start when another
-/// unit does. A stack of which nothing runs is stopped on purpose.
-fn stopped(units: &[(Instance, UnitState)], waiting: &[&str]) -> Vec<(Instance, String)> {
-    if units.iter().all(|(_, unit)| unit.is_stopped()) {
+/// unit does. A stack that `is_wanted` no longer is stopped on purpose.
+fn stopped(
+    units: &[(Instance, UnitState)],
+    waiting: &[&str],
+    is_wanted: bool,
+) -> Vec<(Instance, String)> {
+    if !is_wanted && units.iter().all(|(_, unit)| unit.is_stopped()) {
         return Vec::new();
     }
     units
@@ -505,7 +556,7 @@ mod tests {
             (second, unit(ActiveState::Inactive, None)),
         ];
         let words = |units: &[(Instance, UnitState)], waiting: &[&str]| -> Vec<String> {
-            stopped(units, waiting)
+            stopped(units, waiting, false)
                 .into_iter()
                 .map(|(_, words)| words)
                 .collect()
@@ -529,5 +580,7 @@ mod tests {
             .map(|(instance, _)| (*instance, halted()))
             .collect();
         assert_eq!(words(&down, &[]), [""; 0]);
+        // Nobody stopped it.
+        assert_eq!(stopped(&down, &[], true).len(), 4);
     }
 }

@@ -13,12 +13,13 @@ use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 
-use super::{Check, CheckName, CheckOutcome, Examination, database, files, metrics};
+use super::{Check, CheckName, CheckOutcome, Examination, database, files, metrics, see};
 use crate::deployment::listen::ListenAddress;
 use crate::deployment::settings::{Settings, WatchSettings};
+use crate::deployment::snapshot;
 use crate::deployment::variables::{NOTIFY_COMMAND, NOTIFY_URL};
 use crate::error::{Failure, Result};
-use crate::host::files::{write_atomically, write_here};
+use crate::host::files::{remove_existing, write_atomically, write_here};
 use crate::host::lock::OperationLock;
 use crate::host::paths::Scope;
 use crate::host::systemd::LoadState;
@@ -42,6 +43,15 @@ const ABSENCES: u32 = 3;
 /// After this, faults are reported although an operation is running.
 const LONG_OPERATION: Duration = Duration::from_secs(3600);
 
+/// Commands that hold the lock, perhaps for hours, and change no unit.
+const BESIDE: [&str; 5] = [
+    backup::COMMAND,
+    pull::COMMAND,
+    "backup verify",
+    "backup fetch",
+    "key rotate service",
+];
+
 /// How long a connection to an address of this host may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -49,6 +59,9 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(2);
 #[derive(Clone, Debug, Deserialize, PartialEq, Eq, Serialize)]
 struct Fault {
     message: String,
+    /// Whether it ever was more than a warning. If it becomes so, it is reported again.
+    #[serde(default)]
+    failure: bool,
     /// How often in a row it has to be seen before it is reported.
     sightings: u32,
     since: SystemTime,
@@ -73,9 +86,9 @@ type Faults = BTreeMap<String, Fault>;
 /// Looks, reports what is new, and keeps what it has seen for the next look.
 ///
 /// # Errors
-/// When `.env` is wrong, systemd does not answer, or a notice was not delivered; the next look tries again.
+/// When `.env` is wrong and never was right, systemd does not answer, or a notice was not delivered; the next look tries again.
 pub(crate) async fn watch(host: &Host) -> Result<()> {
-    let settings = Settings::load(&host.paths.env_file())?;
+    let (settings, problem) = settings(host)?;
     // The timer also runs while nothing of the stack was started since the host was.
     let state = host.paths.runtime_state();
     std::fs::create_dir_all(&state).with_context(|| format!("can't create {}", state.display()))?;
@@ -84,7 +97,23 @@ pub(crate) async fn watch(host: &Host) -> Result<()> {
     let forecast = database::of_backups(&host.paths);
     let written = write_metrics(host, &settings.watch, &report, &forecast).await;
     // Whatever became of the metrics.
-    { notify(host, &settings, &report, &forecast).await }.and(written)
+    { notify(host, &settings, problem.as_ref(), &report, &forecast).await }.and(written)
+}
+
+/// Those of `.env`, or if that is invalid, the last good ones with the problem: the gateway may serve by them still.
+fn settings(host: &Host) -> Result<(Settings, Option<anyhow::Error>)> {
+    let path = host.paths.env_file();
+    let problem = match Settings::load(&path) {
+        Ok(settings) => return Ok((settings, None)),
+        Err(problem) => problem,
+    };
+    let good = snapshot::last_good(&host.paths)
+        .and_then(|good| snapshot::env(&host.paths, &good).ok())
+        .and_then(|text| Settings::from_text(&text, &path).ok());
+    match good {
+        Some(good) => Ok((good, Some(problem))),
+        None => Err(problem),
+    }
 }
 
 async fn write_metrics(
@@ -116,19 +145,20 @@ async fn write_metrics(
 async fn notify(
     host: &Host,
     settings: &Settings,
+    problem: Option<&anyhow::Error>,
     report: &StatusReport,
     forecast: &Result<Forecast>,
 ) -> Result<()> {
     let watch = &settings.watch;
     let target = host.systemd().await?.unit("litellm.target").await?;
     // A gateway that an operator has stopped has no faults.
-    if !watch.notifies() || !target.is_active() {
-        return Ok(());
-    }
     let paths = &host.paths;
+    let file = paths.runtime_state().join("faults.json");
+    if !watch.notifies() || !target.is_active() {
+        return remove_existing(&file);
+    }
     let changes_units = || {
-        let beside = [backup::COMMAND, pull::COMMAND];
-        !{ beside }
+        !BESIDE
             .iter()
             .any(|command| OperationLock::is_held_by(paths, command))
     };
@@ -139,13 +169,15 @@ async fn notify(
     {
         return Ok(());
     }
-    let file = paths.runtime_state().join("faults.json");
     // Without the file of the last look, or with a damaged one, everything is new.
     let before: Faults = std::fs::read(&file)
         .ok()
         .and_then(|text| serde_json::from_slice(&text).ok())
         .unwrap_or_default();
-    let mut faults = seen(before, find(host, settings, report, forecast).await?);
+    let mut faults = seen(
+        before,
+        find(host, settings, problem, report, forecast).await?,
+    );
     let lines = lines(&faults);
     let delivery = match &*lines {
         [] => Delivery::default(),
@@ -206,12 +238,11 @@ pub(super) async fn check(examination: &Examination<'_>) -> Option<Check> {
         )
         .remedy(format!("`{systemctl} enable --now {WATCH_TIMER}`"))
     } else if service.is_failing() {
-        let journalctl = systemctl.replace("systemctl", "journalctl");
         Check::warning(
             CheckName::Notices,
             format!("{WATCH_SERVICE} failed: {}", service.reason()),
         )
-        .remedy(format!("see why: `{journalctl} -u {WATCH_SERVICE}`"))
+        .remedy(see(WATCH_SERVICE))
     } else if let Some(address) = settings.watch.metrics_address
         && socket.idle().is_some()
     {
@@ -320,6 +351,11 @@ fn seen(mut before: Faults, now: Faults) -> Faults {
     for (subject, fault) in now {
         let known = before.entry(subject).or_insert_with(|| fault.clone());
         known.message = fault.message;
+        if fault.failure && !known.failure {
+            known.failure = true;
+            known.reported = false;
+            known.seen = 0;
+        }
         known.sightings = fault.sightings;
         known.seen += 1;
         known.absent = 0;
@@ -353,14 +389,16 @@ fn lines(faults: &Faults) -> Vec<String> {
 async fn find(
     host: &Host,
     settings: &Settings,
+    problem: Option<&anyhow::Error>,
     report: &StatusReport,
     forecast: &Result<Forecast>,
 ) -> Result<Faults> {
     let since = SystemTime::now();
     let mut faults = Faults::new();
-    let mut add = |subject: &str, words: &str, sightings| {
+    let mut add_check = |subject: &str, words: &str, sightings, failure| {
         let fault = Fault {
             message: format!("{subject}: {words}"),
+            failure,
             sightings,
             since,
             seen: 0,
@@ -369,6 +407,12 @@ async fn find(
         };
         faults.insert(subject.to_owned(), fault);
     };
+    let mut add =
+        |subject: &str, words: &str, sightings| add_check(subject, words, sightings, true);
+    if let Some(problem) = problem {
+        let words = format!("{problem:#}; the last good one is used; see `litellm-units doctor`");
+        add(".env", &words, SIGHTINGS);
+    }
     for service in &report.services {
         if let Some((words, sightings)) = of_service(service) {
             add(service.service, &words, sightings);
@@ -399,7 +443,10 @@ async fn find(
     for check in checks.filter(|check| check.outcome != CheckOutcome::Ok) {
         let remedy = check.remedy.map(|remedy| format!("; {remedy}"));
         let words = check.message + &remedy.unwrap_or_default();
-        add(&check.name.to_string(), &words, SIGHTINGS);
+        let of = check.of.map(|path| format!(" of {}", path.display()));
+        let subject = format!("{}{}", check.name, of.unwrap_or_default());
+        let is_failure = check.outcome == CheckOutcome::Failure;
+        add_check(&subject, &words, SIGHTINGS, is_failure);
     }
     Ok(faults)
 }
@@ -447,6 +494,7 @@ mod tests {
     fn faults(subjects: &[&str]) -> Faults {
         let fault = |subject: &&str| Fault {
             message: format!("{subject}: down"),
+            failure: true,
             sightings: SIGHTINGS,
             since: SystemTime::now(),
             seen: 0,
@@ -487,6 +535,26 @@ mod tests {
                 vec![],
             ]
         );
+    }
+
+    #[test]
+    fn a_warning_that_becomes_a_failure_is_reported_again() {
+        let disk = |failure| {
+            let mut faults = faults(&["disk of /"]);
+            faults
+                .values_mut()
+                .for_each(|fault| fault.failure = failure);
+            faults
+        };
+        let mut known = Faults::new();
+        let looks = [false, false, false, true, true, false, true];
+        let reported = looks.map(|failure| {
+            known = seen(std::mem::take(&mut known), disk(failure));
+            let lines = lines(&known).len();
+            settle(&mut known);
+            lines
+        });
+        assert_eq!(reported, [0, 1, 0, 0, 1, 0, 0]);
     }
 
     #[test]

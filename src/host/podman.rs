@@ -135,14 +135,14 @@ impl Podman {
             .check()
     }
 
-    /// The output of the host's Quadlet generator for the files in `directory`.
+    /// The output of the host's Quadlet generator for the files in `directory`, or for those that are installed.
     ///
     /// # Errors
     /// When the generator does not run.
-    pub async fn generate(&self, directory: &Path, scope: Scope) -> Result<Output> {
+    pub async fn generate(&self, directory: Option<&Path>, scope: Scope) -> Result<Output> {
         let mut command = Command::new(&self.generator);
         command
-            .env("QUADLET_UNIT_DIRS", directory)
+            .envs(directory.map(|directory| ("QUADLET_UNIT_DIRS", directory)))
             .arg("-dryrun")
             .stdin(Stdio::null());
         if scope == Scope::User {

@@ -666,7 +666,7 @@ fn explain(error: zbus::Error, scope: Scope) -> anyhow::Error {
             "run the command as root (sudo, or `--host root@HOST`), or manage a deployment of your own with `--user`",
         ),
         "org.freedesktop.systemd1.NoSuchUnit" => {
-            failure.hint("install the units first: `litellm-units generate`")
+            failure.hint("install the units first: `litellm-units generate`. If they are, see why one is missing: `litellm-units doctor`")
         }
         "org.freedesktop.systemd1.UnitMasked" => failure.hint(match scope {
             Scope::System => "unmask the unit if it should run again: `systemctl unmask UNIT`",

@@ -157,6 +157,7 @@ fn findings(paths: &Paths, env_path: &Path) -> Result<Vec<ConfigFinding>> {
     findings.extend(weak_master_key(&text, &env, env_path, &settings));
     findings.extend(misspelt(&paths.config(), &env, env_path));
     findings.extend(unverified(&env, env_path));
+    findings.extend(other_redis(&env, env_path));
     let capacity = Capacity::read();
     findings.extend(of_several(
         &text, &path, &env, env_path, &settings, capacity,
@@ -401,6 +402,22 @@ fn misspelt(config: &Path, env: &EnvFile, env_path: &Path) -> Vec<ConfigFinding>
             })
         })
         .collect()
+}
+
+/// Addresses of Redis that the gateway does not get, since only `REDIS_HOST` says that Redis is external.
+fn other_redis(env: &EnvFile, env_path: &Path) -> Option<ConfigFinding> {
+    let filled = |name: &&str| env.get(name).is_some_and(|value| !value.is_empty());
+    let name = ["REDIS_URL", "REDIS_CLUSTER_NODES", "REDIS_SENTINEL_NODES"]
+        .into_iter()
+        .find(filled)?;
+    (!filled(&"REDIS_HOST")).then(|| ConfigFinding {
+        file: env_path.to_owned(),
+        line: env.line(name).unwrap_or(1),
+        column: 1,
+        severity: Severity::Warning,
+        message: format!("the gateway uses the local Redis, and not {name}"),
+        hint: Some("for an external Redis, add REDIS_HOST: docs/configuration.md".into()),
+    })
 }
 
 /// libpq's modes that Prisma, and so the gateway, does not know (prisma/prisma-engines, quaint's `postgres/url.rs`).
@@ -1097,7 +1114,7 @@ impl Checker<'_> {
             }
             _ if self.env.get(name).is_some() => {
                 let message = format!("{name} is in .env{}, but not for the gateway", line(name));
-                let hint = "the gateway gets the database as DATABASE_URL and Redis as REDIS_HOST, REDIS_PORT and REDIS_PASSWORD";
+                let hint = "the gateway gets the database as DATABASE_URL and Redis as REDIS_HOST, REDIS_PORT and REDIS_PASSWORD; an external Redis needs REDIS_HOST in .env";
                 self.add(severity, at, message, Some(hint));
             }
             _ if !is_variable(name) => {
@@ -1337,6 +1354,17 @@ mod tests {
         let found = misspelt(directory.path(), &env, Path::new(".env"));
         let lines: Vec<usize> = found.iter().map(|finding| finding.line).collect();
         assert_eq!(lines, [2]);
+    }
+
+    #[test]
+    fn a_redis_that_is_not_used_is_named() {
+        let finding = |env: &str| other_redis(&EnvFile::parse(env).unwrap(), Path::new(".env"));
+        assert_eq!(
+            finding("A=1\nREDIS_URL=rediss://a\n").unwrap().to_string(),
+            ".env:2:1: warning: the gateway uses the local Redis, and not REDIS_URL\n  hint: for an external Redis, add REDIS_HOST: docs/configuration.md"
+        );
+        assert!(finding("REDIS_URL=\n").is_none());
+        assert!(finding("REDIS_URL=a\nREDIS_HOST=b\n").is_none());
     }
 
     #[test]

@@ -132,8 +132,9 @@ pub(crate) async fn prepare(host: &Host, target: ReleaseTarget) -> Result<Prepar
     }
     let units = UnitPlan::new(&host.paths, &files)?;
     let first = !host.paths.quadlets.join("litellm.container").exists();
-    if !units.is_empty() {
-        check::check(podman, &files, host.scope()).await?;
+    let has_drop_in = |file: &UnitFile| !check::drop_ins(&host.paths, file.name).is_empty();
+    if !units.is_empty() || files.iter().any(has_drop_in) {
+        check::check(host, &files).await?;
     }
     let images = (images != before).then_some(images);
     let change = |unit: &str| {
@@ -391,7 +392,7 @@ pub(crate) async fn add_temporary(
     // With the others, since it names their network.
     let mut all = quadlet::render(settings, &units)?;
     all.push(file.clone());
-    check::check(podman, &all, host.scope()).await?;
+    check::check(host, &all).await?;
     let install = UnitPlan {
         changes: vec![UnitChange {
             path: host.paths.quadlets.join(file.name),

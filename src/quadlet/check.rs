@@ -1,32 +1,98 @@
 //! The units before they are installed, judged by the host's own Quadlet generator. In a daemon-reload its errors
 //! would go to the kernel log only, and the unit would silently be missing.
 
+use std::path::{Path, PathBuf};
+use std::process::Output;
+
 use anyhow::Context;
 
 use super::{Place, UnitFile};
 use crate::error::{Failure, Result};
-use crate::host::paths::Scope;
-use crate::host::podman::Podman;
+use crate::host::Host;
+use crate::host::paths::Paths;
 
-/// Refuses units that the host's generator refuses.
+/// Refuses units that the host's generator refuses, with the drop-ins of the operator.
 ///
 /// # Errors
 /// With the generator's own words.
-pub(crate) async fn check(podman: &Podman, files: &[UnitFile], scope: Scope) -> Result<()> {
-    let staged = tempfile::tempdir().context("can't write the units for Quadlet's check")?;
-    for file in files.iter().filter(|file| file.place == Place::Quadlet) {
-        std::fs::write(staged.path().join(file.name), &file.text)
-            .context("can't write the units for Quadlet's check")?;
-    }
-    let output = podman.generate(staged.path(), scope).await?;
+pub(crate) async fn check(host: &Host, files: &[UnitFile]) -> Result<()> {
+    let directory = tempfile::tempdir().context("can't write the units for Quadlet's check")?;
+    let staged = directory.path();
+    stage(&host.paths, files, staged).context("can't write the units for Quadlet's check")?;
+    let output = { host.podman().await? }
+        .generate(Some(staged), host.scope())
+        .await?;
     if output.status.success() {
         return Ok(());
     }
-    let words = String::from_utf8_lossy(&output.stderr);
+    let quadlets = host.paths.quadlets.display().to_string();
+    let words = complaints(&output).join("\n");
+    let words = words.replace(&*staged.to_string_lossy(), &quadlets);
+    // The generator names the file, whichever drop-in has the line.
+    let added = { files.iter() }.flat_map(|file| drop_ins(&host.paths, file.name));
+    let added: Vec<String> = added.map(|path| path.display().to_string()).collect();
+    let hint = if added.is_empty() {
+        "this is a defect of litellm-units with this version of Podman: report it with the lines above".to_owned()
+    } else {
+        format!(
+            "correct or remove the drop-in that is wrong: {}",
+            added.join(", ")
+        )
+    };
     Err(Failure::new(format!(
-        "Podman's Quadlet generator refuses the units, so nothing was installed:\n{}",
-        words.trim().replace(&*staged.path().to_string_lossy(), "…")
+        "Podman's Quadlet generator refuses the units, so nothing was installed:\n{words}"
     ))
-    .hint("this is a defect of litellm-units with this version of Podman: report it with the lines above")
+    .hint(hint)
     .into())
+}
+
+fn stage(paths: &Paths, files: &[UnitFile], staged: &Path) -> std::io::Result<()> {
+    for file in files.iter().filter(|file| file.place == Place::Quadlet) {
+        std::fs::write(staged.join(file.name), &file.text)?;
+        let drop_ins = drop_ins(paths, file.name);
+        if drop_ins.is_empty() {
+            continue;
+        }
+        let directory = staged.join(format!("{}.d", file.name));
+        std::fs::create_dir(&directory)?;
+        for (path, name) in drop_ins
+            .iter()
+            .filter_map(|path| Some((path, path.file_name()?)))
+        {
+            std::fs::copy(path, directory.join(name))?;
+        }
+    }
+    Ok(())
+}
+
+/// The operator's drop-ins for a Quadlet file, in the order in which they apply.
+pub(crate) fn drop_ins(paths: &Paths, file: &str) -> Vec<PathBuf> {
+    let entries = std::fs::read_dir(paths.quadlets.join(format!("{file}.d")));
+    let mut found: Vec<PathBuf> = { entries.into_iter().flatten().flatten() }
+        .map(|entry| entry.path())
+        .filter(|path| path.extension().is_some_and(|end| end == "conf"))
+        .collect();
+    found.sort();
+    found
+}
+
+/// What the generator says against the installed files.
+///
+/// # Errors
+/// When it does not run.
+pub(crate) async fn installed(host: &Host) -> Result<Vec<String>> {
+    let output = { host.podman().await? }
+        .generate(None, host.scope())
+        .await?;
+    Ok(complaints(&output))
+}
+
+/// The lines of a generator that failed which say what is wrong, and not what it does.
+fn complaints(output: &Output) -> Vec<String> {
+    if output.status.success() {
+        return Vec::new();
+    }
+    let words = String::from_utf8_lossy(&output.stderr);
+    let lines = { words.lines() }.filter(|line| !line.contains("Loading source "));
+    lines.map(str::to_owned).collect()
 }

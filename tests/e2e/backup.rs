@@ -634,7 +634,7 @@ fn recovered_to_any_second(who: Who, host: &TestHost) {
     );
     host.units(who, &["up"]).ok();
     // The first run asks for a base backup, and nobody else has to.
-    wait_for_archive(host, who, 120);
+    wait_for_archive(host, who, 400);
     let old = new_key(host, who);
     let written = write_rows(host, who);
     // A run that is killed loses nothing, and the next one goes on.
@@ -726,13 +726,13 @@ fn recovered_to_any_second(who: Who, host: &TestHost) {
     // What another key has signed is not continued.
     let bases = r#"ls -d "$1"/backups/archive/2* | wc -l"#;
     host.sh(who, r#"rm "$1/.litellm-units/backup-key""#);
-    wait_for_archive(host, who, 120);
+    wait_for_archive(host, who, 400);
     assert_eq!(host.sh(who, bases), "2\n");
     assert_eq!(host.sh(who, r#"ls -A "$1/backups""#), "archive\n");
 
     // A base backup has the salt of all that follows it, so that of another salt is not continued either.
     host.units(who, &["secrets", "rotate", "salt"]).ok();
-    wait_for_archive(host, who, 120);
+    wait_for_archive(host, who, 400);
     assert_eq!(host.sh(who, bases), "3\n");
     let salt = host.env(who).get("LITELLM_SALT_KEY").unwrap().to_owned();
     refused(
@@ -764,7 +764,7 @@ fn recovered_to_any_second(who: Who, host: &TestHost) {
     let status = "select wal_status from pg_replication_slots";
     assert_eq!(sql(host, who, status), "lost");
     host.systemctl(who, &["start", "litellm-wal.timer"]);
-    wait_for_archive(host, who, 120);
+    wait_for_archive(host, who, 400);
     assert_eq!(host.sh(who, bases), "4\n");
     assert_eq!(rows(host, who), written[..3]);
 
@@ -772,7 +772,7 @@ fn recovered_to_any_second(who: Who, host: &TestHost) {
     let last = new_key(host, who);
     sql(host, who, "insert into rows default values");
     let expected = rows(host, who);
-    wait_for_archive(host, who, 60);
+    wait_for_archive(host, who, 400);
     host.units(who, &["down", "--remove"]).ok();
     host.sh(who, r#"mv "$1" "$1.lost""#);
     host.units(who, &["up"]).ok();
@@ -788,7 +788,7 @@ fn recovered_to_any_second(who: Who, host: &TestHost) {
     assert_eq!(host.env(who).get("BACKUP_URL"), None);
     host.sh(who, r#"sed -i 's/^# BACKUP_/BACKUP_/' "$1/.env""#);
     host.units(who, &["apply"]).ok();
-    wait_for_archive(host, who, 120);
+    wait_for_archive(host, who, 400);
     // The first one, those of another key and another salt, that after the gap, and this one.
     assert_eq!(host.sh(who, "ls /tmp/copies/archive/wal | wc -l"), "5\n");
 }
@@ -821,7 +821,7 @@ fn a_silent_store_holds_up_nothing() {
         &[("BACKUP_WAL", "yes"), ("BACKUP_URL", "file:///tmp/copies")],
     );
     host.units(who, &["up"]).ok();
-    wait_for_archive(host, who, 120);
+    wait_for_archive(host, who, 400);
     let key = new_key(host, who);
     let env = host.env(who).text().to_owned();
 

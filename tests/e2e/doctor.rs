@@ -474,17 +474,21 @@ fn deployment_faults(ward: &Ward) {
         repair: "rm $D/docker-compose.yml",
         ..FAULT
     });
-    // Podman speaks Docker's language: a container that no unit owns is what a compose stack leaves.
+    // Podman speaks Docker's language: containers that no unit owns are what a compose stack leaves. Another server of
+    // somebody's, at the port of PostgreSQL, is none of it.
     ward.treat(&Fault {
         plant: "systemd-run --quiet --unit=docker podman system service --time=0 unix:///run/docker.sock
-            podman run --quiet --detach --name=old-redis --publish=127.0.0.1:6379:6379 docker.io/library/redis:7.4.6
+            podman run --quiet --detach --name=own-redis --publish=127.0.0.1:5432:6379 docker.io/library/redis:7.4.6
+            project=--label=com.docker.compose.project=old
+            podman run --quiet --detach --name=old-redis $project --publish=127.0.0.1:6379:6379 docker.io/library/redis:7.4.6
+            podman run --quiet --detach --name=old-litellm $project --entrypoint=sleep ghcr.io/berriai/litellm:v1.108.14 1h
             until [[ -S /run/docker.sock ]]; do sleep 0.1; done
             chmod 666 /run/docker.sock",
         found: &[
             "warning  docker: Docker still runs a stack on the same ports: old-redis (port 6379)",
             "         hint: in the directory of its compose file, run `docker compose down`",
         ],
-        repair: "podman rm --force --time=0 old-redis; systemctl stop docker; rm -f /run/docker.sock",
+        repair: "podman rm --force --time=0 own-redis old-redis old-litellm; systemctl stop docker; rm -f /run/docker.sock",
         ..FAULT
     });
 }
@@ -637,7 +641,6 @@ fn unit_faults(ward: &Ward) {
 fn backup_faults(ward: &Ward) {
     let systemctl = ward.systemctl();
     let of_user = ward.who.systemctl();
-    let journalctl = of_user.replace("systemctl", "journalctl");
     let unit_dropins = ward.unit_dropins();
     ward.treat(&Fault {
         plant: &format!("{systemctl} disable --now litellm-backup.timer"),
@@ -709,9 +712,7 @@ fn backup_faults(ward: &Ward) {
         ),
         found: &[
             "warning  backup: litellm-backup.service failed: exited with status 1; the last backup is * s old",
-            &format!(
-                "         hint: see why: `{journalctl} -u litellm-backup.service`; then run `{of_user} start litellm-backup.service`"
-            ),
+            "         hint: see why: `litellm-units logs litellm-backup`; then run `litellm-units backup`",
         ],
         repair: &format!(
             "rm -r {unit_dropins}/litellm-backup.service.d; {systemctl} daemon-reload

@@ -68,11 +68,27 @@ fn a_host_that_can_not_run_the_units(host: &TestHost, who: Who) {
          echo \"quadlet-generator[1]: converting \\\"litellm.container\\\": unsupported key 'New' in $QUADLET_UNIT_DIRS/litellm.container\" >&2\n\
          exit 1",
     );
-    let stderr = "error: Podman's Quadlet generator refuses the units, so nothing was installed:\n\
-                  quadlet-generator[1]: converting \"litellm.container\": unsupported key 'New' in …/litellm.container\n\
-                  hint: this is a defect of litellm-units with this version of Podman: report it with the lines above\n";
-    fails(host, who, generate, 1, stderr);
+    let stderr = format!(
+        "error: Podman's Quadlet generator refuses the units, so nothing was installed:\n\
+         quadlet-generator[1]: converting \"litellm.container\": unsupported key 'New' in {}/litellm.container\n\
+         hint: this is a defect of litellm-units with this version of Podman: report it with the lines above\n",
+        who.quadlets()
+    );
+    fails(host, who, generate, 1, &stderr);
     root(&format!("mv /root/generator {GENERATOR}"));
+
+    let directory = format!("{}/litellm.container.d", who.quadlets());
+    let drop_in = format!("{directory}/10-x.conf");
+    host.sh(who, &format!("mkdir -p {directory}"));
+    host.write(who, &drop_in, "[Container]\nMemroy=1g\n");
+    let ran = host.run(who, generate);
+    assert!(
+        ran.code == 1 && ran.stderr.contains("unsupported key 'Memroy'"),
+        "{ran:?}"
+    );
+    let hint = format!("hint: correct or remove the drop-in that is wrong: {drop_in}\n");
+    assert!(ran.stderr.ends_with(&hint), "{ran:?}");
+    host.sh(who, &format!("rm -r {directory}"));
 }
 
 fn no_bus(host: &TestHost, who: Who) {

@@ -81,7 +81,7 @@ fn has_objects(host: &TestHost, who: Who) {
 /// and that the log of the earlier ones is kept.
 #[track_caller]
 fn archives(host: &TestHost, who: Who, count: usize) {
-    wait_for_archive(host, who, 120);
+    wait_for_archive(host, who, 400);
     let list = r#"cd "$1/backups/archive/wal"; printf '%s\n' *"#;
     let found = host.sh(who, list);
     let system = sql(

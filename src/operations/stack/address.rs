@@ -180,7 +180,7 @@ fn refusal_of_port(address: SocketAddr, installed: &Listen) -> Option<Refusal> {
 }
 
 /// Whether only one of two sockets can have its address, such as 127.0.0.1:4000 and 0.0.0.0:4000.
-fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
+pub(crate) fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
     let [a, b] = [one.ip(), other.ip()];
     one.port() == other.port()
         && a.is_ipv4() == b.is_ipv4()

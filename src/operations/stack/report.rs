@@ -91,12 +91,11 @@ pub(crate) struct AdditionalService {
 }
 
 impl AdditionalService {
-    /// All that the target wants beside the units of this program.
+    /// All that `litellm.target` wants beside the units of this program.
     ///
     /// # Errors
     /// When systemd does not answer.
-    pub(crate) async fn find(systemd: &Systemd) -> Result<Vec<Self>> {
-        let target = systemd.unit("litellm.target").await?;
+    pub(crate) async fn find(systemd: &Systemd, target: &UnitState) -> Result<Vec<Self>> {
         let names = target
             .starts
             .iter()
@@ -122,7 +121,7 @@ pub(crate) enum State {
     Starting,
     /// Exit status 4.
     Degraded,
-    /// No service is active, and none failed. Exit status 3.
+    /// `litellm.target` is inactive, no service is active, and none failed. Exit status 3.
     Stopped,
 }
 
@@ -180,6 +179,8 @@ pub(crate) async fn gather(host: &Host) -> Result<StatusReport> {
 pub(crate) struct Services {
     /// Where the gateway is reached from this host.
     pub(crate) address: String,
+    /// Whether `litellm.target` is active: it is, until an operator stops the stack.
+    pub(crate) is_wanted: bool,
     pub(crate) reports: Vec<ServiceReport>,
     pub(crate) additional: Vec<AdditionalService>,
     pub(crate) blockers: Vec<BlockerReport>,
@@ -203,10 +204,11 @@ impl Services {
     /// When systemd does not answer.
     pub(crate) async fn gather(host: &Host) -> Result<Self> {
         let systemd = host.systemd().await?;
-        let units = super::instances(systemd).await?;
+        let (units, target) =
+            futures_util::try_join!(super::instances(systemd), systemd.unit("litellm.target"))?;
         let (blockers, additional) = futures_util::try_join!(
             blockers::find(systemd, &units, quoted::SOME),
-            AdditionalService::find(systemd)
+            AdditionalService::find(systemd, &target)
         )?;
         let mut warnings = Vec::new();
         let mut operation = None;
@@ -306,6 +308,7 @@ impl Services {
             archive,
             recycled,
             address: litellm::address(&host.paths).url(),
+            is_wanted: target.is_active(),
             reports,
             additional,
             blockers: blockers.iter().map(BlockerReport::new).collect(),
@@ -360,9 +363,10 @@ impl Services {
             State::Degraded
         } else if services.iter().any(ServiceReport::is_starting) {
             State::Starting
-        } else if services
-            .iter()
-            .all(|service| service.active == ActiveState::Inactive)
+        } else if !self.is_wanted
+            && services
+                .iter()
+                .all(|service| service.active == ActiveState::Inactive)
         {
             State::Stopped
         } else if health.is_ready() && services.iter().all(ServiceReport::is_well) {

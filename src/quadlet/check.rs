@@ -7,6 +7,7 @@ use super::{Place, UnitFile};
 use crate::error::{Failure, Result};
 use crate::host::paths::Scope;
 use crate::host::podman::Podman;
+use crate::service::Service;
 
 /// Refuses units that the host's generator refuses.
 ///
@@ -23,10 +24,15 @@ pub(crate) async fn check(podman: &Podman, files: &[UnitFile], scope: Scope) -> 
         return Ok(());
     }
     let words = String::from_utf8_lossy(&output.stderr);
+    let own = files.iter().filter_map(|file| Service::extra_of(file.name));
+    let hint = match own.map(|service| service.name()).find(|name| words.contains(name)) {
+        Some(name) => format!("correct extra.d/{name}.container"),
+        None => "this is a defect of litellm-units with this version of Podman: report it with the lines above".to_owned(),
+    };
     Err(Failure::new(format!(
         "Podman's Quadlet generator refuses the units, so nothing was installed:\n{}",
         words.trim().replace(&*staged.path().to_string_lossy(), "…")
     ))
-    .hint("this is a defect of litellm-units with this version of Podman: report it with the lines above")
+    .hint(hint)
     .into())
 }

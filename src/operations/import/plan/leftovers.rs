@@ -43,6 +43,8 @@ impl Maker<'_> {
 
     /// Notes what else the gateway's container has.
     pub(super) fn options(&mut self, database: Option<&OldDatabase>, cache: Option<&str>) {
+        const OWN_UNIT: &str =
+            "write extra.d/NAME.container (docs/configuration.md, \"Units of your own\")";
         const OF_SYSTEMD: &str = "`systemctl edit litellm.service`, and the same for litellm-standby.service and further gateways";
         const DROP_IN: &str = "a drop-in (docs/configuration.md, \"Drop-ins\")";
         let gateway = self.chosen.gateway();
@@ -127,10 +129,10 @@ impl Maker<'_> {
                 places.push("the configuration".into());
             }
             let how = if places.is_empty() {
-                "it stays with Docker".to_owned()
+                format!("it stays with Docker; to run it here: {OWN_UNIT}")
             } else {
                 format!(
-                    "it stays with Docker, and the new gateway can't reach it by that name: publish its port on an address that containers reach, not on 127.0.0.1, and write host.containers.internal:PORT in {}",
+                    "it stays with Docker, and the new gateway can't reach it by that name: publish its port on an address that containers reach, not on 127.0.0.1, and write host.containers.internal:PORT in {}; or run it here, where that name works: {OWN_UNIT}",
                     places.join(" and ")
                 )
             };

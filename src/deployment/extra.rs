@@ -41,6 +41,9 @@ pub struct Problem {
     pub hint: String,
 }
 
+/// The most bytes of a file directly in `extra.d/`: each configuration that is kept has a copy.
+const LIMIT: u64 = 1 << 20;
+
 /// Reads every file of `extra.d/`, for a deployment with this `.env`.
 ///
 /// # Errors
@@ -48,6 +51,14 @@ pub struct Problem {
 pub(crate) fn load(paths: &Paths, env: &EnvFile) -> Result<Vec<Extra>> {
     let mut extras = Vec::new();
     for path in files_of_extras(&paths.deployment)? {
+        let size = std::fs::metadata(&path).map(|found| found.len());
+        if size.with_context(|| format!("can't examine {}", path.display()))? > LIMIT {
+            return Err(wrong(
+                &path,
+                "is larger than 1 MiB, and files directly in extra.d/ are kept with each configuration",
+                "move it into a directory, which is data",
+            ));
+        }
         let kind = path.extension().unwrap_or_default();
         if ["volume", "network", "pod", "kube", "image", "build"]
             .contains(&&*kind.to_string_lossy())
@@ -175,17 +186,7 @@ pub fn parse(service: Service, text: &str, env: &EnvFile, paths: &Paths) -> Resu
             ("Container", "PublishPort") if !is_loopback(value) => {
                 return Err(problem(
                     format!("PublishPort={value} is open beyond this host"),
-                    &format!(
-                        "write PublishPort=127.0.0.1:{}, and use a reverse proxy with TLS",
-                        value
-                            .rsplitn(3, ':')
-                            .take(2)
-                            .collect::<Vec<_>>()
-                            .into_iter()
-                            .rev()
-                            .collect::<Vec<_>>()
-                            .join(":")
-                    ),
+                    "write PublishPort=127.0.0.1:PORT:PORT, and use a reverse proxy with TLS",
                 ));
             }
             ("Container", "Environment") if !value.contains('=') => {
@@ -203,9 +204,10 @@ pub fn parse(service: Service, text: &str, env: &EnvFile, paths: &Paths) -> Resu
                         "add it to .env, or correct the name",
                     ));
                 }
-                let target = match value.contains(",target=") {
-                    true => String::new(),
-                    false => format!(",target={name}"),
+                let target = if value.contains(",target=") {
+                    String::new()
+                } else {
+                    format!(",target={name}")
                 };
                 format!("{}.{value}{target}", service.container())
             }

@@ -5,6 +5,9 @@ use super::chosen::words;
 use super::servers::OldDatabase;
 use crate::deployment::listen::{GATEWAY_PORT, ListenAddress};
 
+const OWN_UNIT: &str =
+    "write extra.d/NAME.container (docs/configuration.md, \"Units of your own\")";
+
 impl Maker<'_> {
     pub(super) fn address(&mut self) {
         let own = self.chosen.port();
@@ -43,8 +46,6 @@ impl Maker<'_> {
 
     /// Notes what else the gateway's container has.
     pub(super) fn options(&mut self, database: Option<&OldDatabase>, cache: Option<&str>) {
-        const OWN_UNIT: &str =
-            "write extra.d/NAME.container (docs/configuration.md, \"Units of your own\")";
         const OF_SYSTEMD: &str = "`systemctl edit litellm.service`, and the same for litellm-standby.service and further gateways";
         const DROP_IN: &str = "a drop-in (docs/configuration.md, \"Drop-ins\")";
         let gateway = self.chosen.gateway();

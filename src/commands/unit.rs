@@ -245,7 +245,10 @@ async fn prepare(host: &Host, started: &Started) -> Result<()> {
     if let Some(sizes) = sizes_file(host, &settings, service)? {
         options.push_str(&format!("--env-file {}", sizes.display()));
     }
-    files::write_atomically(&file, format!("{}\n", options.trim_end()).as_bytes(), 0o644)?;
+    // The unit of an operator names its secrets itself.
+    if !service.is_extra() {
+        files::write_atomically(&file, format!("{}\n", options.trim_end()).as_bytes(), 0o644)?;
+    }
     match started {
         Started::Instance(instance) => {
             Applied::now(&host.paths, &settings, *instance)?.record(&host.paths, *instance)

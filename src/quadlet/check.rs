@@ -24,9 +24,9 @@ pub(crate) async fn check(podman: &Podman, files: &[UnitFile], scope: Scope) -> 
         return Ok(());
     }
     let words = String::from_utf8_lossy(&output.stderr);
-    let own = files.iter().filter_map(|file| Service::extra_of(file.name));
-    let hint = match own.map(|service| service.name()).find(|name| words.contains(name)) {
-        Some(name) => format!("correct extra.d/{name}.container"),
+    let mut own = files.iter().filter(|file| words.contains(file.name));
+    let hint = match own.find_map(|file| Service::extra_of(file.name)) {
+        Some(service) => format!("correct extra.d/{}.container", service.name()),
         None => "this is a defect of litellm-units with this version of Podman: report it with the lines above".to_owned(),
     };
     Err(Failure::new(format!(

@@ -241,9 +241,16 @@ pub fn parse(service: Service, text: &str, env: &EnvFile, paths: &Paths) -> Resu
                     Some(file) => ("-", file),
                     None => ("", &*value),
                 };
+                // Quadlet takes any other path as one beside the unit.
+                let beside = if file.starts_with(['/', '.', '%']) {
+                    ""
+                } else {
+                    "./"
+                };
+                let file = format!("{beside}{file}");
                 format!(
                     "{optional}{}",
-                    local.resolve(file, &mut places, &mut warnings)?
+                    local.resolve(&file, &mut places, &mut warnings)?
                 )
             }
             ("Container", "AddCapability" | "PodmanArgs")
@@ -304,7 +311,7 @@ impl Local<'_> {
                     "write the absolute path",
                 ));
             }
-            let parts = path.components().skip(1);
+            let parts = path.components().filter(|part| *part != Component::CurDir);
             path = self.paths.extra().join(parts.collect::<PathBuf>());
             places.push((self.line, path.clone()));
             // Of what the operator wrote, specifiers are the operator's.
@@ -433,7 +440,7 @@ mod tests {
             "# a filter\n[Unit]\nBefore=litellm.service\n\n[Container]\nImage = registry.example.com/filter:1.2\n\
              Environment=MODE=strict\nSecret=OPENAI_API_KEY,type=env\nSecret=EMPTY,type=env,target=TOKEN\n\
              Volume=./filter.toml:/etc/filter.toml:ro\nVolume=cache:/var/cache\nVolume=/srv/models:/models:ro,z\n\
-             Mount=type=bind,source=./rules,destination=/rules\nPublishPort=127.0.0.1:9090:9090\n\
+             Mount=type=bind,source=./rules,destination=/rules\nEnvironmentFile=filter.env\nPublishPort=127.0.0.1:9090:9090\n\
              Exec=serve \\\n# why\n  --all=[yes]\n",
         );
         let extra = extra.unwrap();
@@ -448,10 +455,11 @@ mod tests {
              Volume=/opt/litellm-server/extra.d/filter.toml:/etc/filter.toml:ro\nVolume=cache:/var/cache\n\
              Volume=/srv/models:/models:ro,z\n\
              Mount=type=bind,source=/opt/litellm-server/extra.d/rules,destination=/rules\n\
+             EnvironmentFile=/opt/litellm-server/extra.d/filter.env\n\
              PublishPort=127.0.0.1:9090:9090\nExec=serve \\\n# why\n  --all=[yes]\n"
         );
         let places: Vec<_> = extra.places.iter().map(|(line, _)| *line).collect();
-        assert_eq!(places, [10, 13]);
+        assert_eq!(places, [10, 13, 14]);
     }
 
     #[test]

@@ -139,7 +139,9 @@ const INSTEAD: &[(&str, Instead)] = &[
                sudo litellm-units apply
                sudo litellm-units logs filter | grep 'Ready to accept connections'
                sudo litellm-units status | grep -E '^filter +active \(running\) '
-               sudo podman exec litellm python3 -c 'import socket; socket.create_connection(("filter", 6379), 5)'"#,
+               sudo podman exec litellm python3 -c 'import socket; socket.create_connection(("filter", 6379), 5)'
+               sudo rm -r /opt/litellm-server/extra.d
+               sudo litellm-units apply"#,
         ),
     ),
     // e2e::postgres runs these, with an image of the host.

@@ -132,7 +132,7 @@ const INSTEAD: &[(&str, Instead)] = &[
         Instead::Run(
             r#"sudo mkdir -p /opt/litellm-server/extra.d
                sudo touch /opt/litellm-server/extra.d/filter.toml
-               grep -q ^OPENAI_API_KEY= /opt/litellm-server/.env || echo OPENAI_API_KEY=sk-1 | sudo tee -a /opt/litellm-server/.env
+               sudo grep -q ^OPENAI_API_KEY= /opt/litellm-server/.env || echo OPENAI_API_KEY=sk-1 | sudo tee -a /opt/litellm-server/.env
                sed '1,/^## Units of your own/d' /usr/share/doc/litellm-units/docs/configuration.md |
                  sed -n '/^\[Unit\]/,/^```$/{/^```$/d; s|^Image=.*|Image=docker.io/library/redis:7.4.6|; p}' |
                  sudo tee /opt/litellm-server/extra.d/filter.container

@@ -24,6 +24,10 @@ pub(crate) async fn check(podman: &Podman, files: &[UnitFile], scope: Scope) -> 
         return Ok(());
     }
     let words = String::from_utf8_lossy(&output.stderr);
+    let errors = words
+        .lines()
+        .filter(|line| !line.contains(": Loading source unit file "));
+    let words = errors.collect::<Vec<_>>().join("\n");
     let mut own = files.iter().filter(|file| words.contains(file.name));
     let hint = match own.find_map(|file| Service::extra_of(file.name)) {
         Some(service) => format!("correct extra.d/{}.container", service.name()),

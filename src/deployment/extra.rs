@@ -116,7 +116,7 @@ fn wrong(path: &Path, problem: &str, hint: &str) -> anyhow::Error {
 /// # Errors
 /// With the first line that is refused.
 pub fn parse(service: Service, text: &str, env: &EnvFile, paths: &Paths) -> Result<Extra, Problem> {
-    let (mut image, mut section) = (None, String::new());
+    let (mut image, mut section) = (None, "");
     let (mut out, mut warnings, mut places) = (String::new(), Vec::new(), Vec::new());
     let mut continues = false;
     for (index, raw) in text.lines().enumerate() {
@@ -135,14 +135,14 @@ pub fn parse(service: Service, text: &str, env: &EnvFile, paths: &Paths) -> Resu
             continue;
         }
         if let Some(name) = trimmed.strip_prefix('[') {
-            section = name.trim_end_matches(']').to_owned();
+            section = name.trim_end_matches(']');
             if section == "Install" {
                 return Err(problem(
                     "[Install] has no use, since the unit starts and stops with the stack".into(),
                     "remove the section",
                 ));
             }
-            if !["Unit", "Container", "Service"].contains(&&*section) {
+            if !["Unit", "Container", "Service"].contains(&section) {
                 return Err(problem(
                     format!("[{section}] is none of [Unit], [Container] and [Service]"),
                     "remove the section",
@@ -165,7 +165,7 @@ pub fn parse(service: Service, text: &str, env: &EnvFile, paths: &Paths) -> Resu
             Ok(value.to_owned())
         };
         let local = Local { paths, line };
-        let value = match (&*section, key) {
+        let value = match (section, key) {
             ("Container", "Image") if image.is_some() => {
                 return Err(problem("a second Image=".into(), "remove one of them"));
             }

@@ -62,7 +62,7 @@ pub(crate) enum Command {
     /// Show each unit's state, health, uptime, restarts, memory and image
     #[command(visible_alias = "ps")]
     Status(Status),
-    /// Apply changes to .env, config/, certs/ and files/, and roll back if the gateway does not become ready
+    /// Apply changes to .env, config/, certs/, files/ and extra.d/, and roll back if the gateway does not become ready
     Apply(Apply),
     /// Start services that are stopped
     Start(Units),
@@ -287,7 +287,7 @@ pub(crate) struct Restart {
 
 #[derive(Debug, Args)]
 pub(crate) struct Units {
-    /// Services [default: all]
+    /// Services, or units of extra.d/ by their names [default: all]
     pub(crate) services: Vec<Service>,
     /// Timeout in seconds for stopping, starting and becoming ready
     #[arg(short, long, value_name = "SECONDS", default_value = "300", value_parser = seconds)]

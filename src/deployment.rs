@@ -4,6 +4,7 @@ pub(crate) mod applied;
 pub(crate) mod certificates;
 pub mod completion;
 pub mod env_file;
+pub mod extra;
 pub mod images_lock;
 pub(crate) mod installed_release;
 pub mod ledger;

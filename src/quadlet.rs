@@ -11,6 +11,7 @@ use anyhow::Context as _;
 use askama::Template;
 
 use crate::deployment::completion::container_owner;
+use crate::deployment::extra::Extra;
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::listen::{self, GATEWAY_PORT, Listen, ListenAddress};
 use crate::deployment::settings::{Cache, Database, Replicas, Settings};
@@ -76,6 +77,8 @@ fn first_id(service: Service) -> u32 {
         Service::Litellm | Service::Migrate => 0x7f00_0000,
         Service::Postgres => 0x7f01_0000,
         Service::Redis => 0x7f02_0000,
+        // Those of the operator's own have none: their volumes are not known.
+        Service::Extra(_) => 0,
     }
 }
 
@@ -154,6 +157,8 @@ pub struct RenderContext<'a> {
     pub images: &'a ImagesLock,
     /// What the machine has for gateways.
     pub capacity: Capacity,
+    /// The units of the operator's own.
+    pub extras: &'a [Extra],
 }
 
 /// The names under which a file of ours may be found in `place`.
@@ -192,7 +197,9 @@ pub fn render(settings: &Settings, host: &RenderContext<'_>) -> Result<Vec<UnitF
     let gateways = settings.replicas.count(host.capacity);
     let network = Network {
         common,
-        further: Instance::further(gateways).collect(),
+        further: Instance::further(gateways)
+            .chain(host.extras.iter().map(|extra| extra.service.into()))
+            .collect(),
     };
     let mut files = vec![
         file(Place::Quadlet, "litellm.network", &network)?,
@@ -220,6 +227,28 @@ pub fn render(settings: &Settings, host: &RenderContext<'_>) -> Result<Vec<UnitF
         let socket = MetricsSocket { common, address };
         files.push(file(Place::Unit, METRICS_SERVICE, &Metrics { common })?);
         files.push(file(Place::Unit, METRICS_SOCKET, &socket)?);
+    }
+    for extra in host.extras {
+        let service = extra.service;
+        let source = format!("{}.container", service.name());
+        files.push(file(
+            Place::Quadlet,
+            Instance::from(service).quadlet(),
+            &OfExtra {
+                common,
+                source: path_text(&host.paths.extra().join(source))?,
+                service: Container {
+                    name: service.name(),
+                    flag: String::new(),
+                    unit: service.container(),
+                    image: &host.images.pin(&extra.image),
+                    uid: 0,
+                    gid: 0,
+                    first_id: first_id(service),
+                },
+                text: &extra.text,
+            },
+        )?);
     }
     for service in settings.services() {
         let Some(image) = settings.image(service) else {
@@ -268,6 +297,7 @@ pub fn render(settings: &Settings, host: &RenderContext<'_>) -> Result<Vec<UnitF
                 files.extend(gateway_files(common, values, gateways, drain_timeout)?);
                 continue;
             }
+            Service::Extra(_) => continue,
         });
     }
     Ok(files)
@@ -639,6 +669,15 @@ struct Postgres<'a> {
 struct Redis<'a> {
     common: &'a Common,
     service: Container<'a>,
+}
+
+#[derive(Template)]
+#[template(path = "litellm-extra.container")]
+struct OfExtra<'a> {
+    common: &'a Common,
+    source: &'a str,
+    service: Container<'a>,
+    text: &'a str,
 }
 
 #[derive(Template)]

@@ -1,5 +1,7 @@
 //! The services of a deployment, their instances, and what each is called.
 
+use std::sync::{Mutex, PoisonError};
+
 use serde::Deserialize;
 
 /// One of the containers that can get variables.
@@ -14,16 +16,83 @@ pub enum Service {
     Migrate,
     /// The gateway.
     Litellm,
+    /// A unit of the operator's own, of a file in `extra.d/`.
+    #[serde(skip)]
+    Extra(&'static ExtraNames),
 }
 
+/// What a unit of the operator's own is called.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ExtraNames {
+    name: String,
+    unit: String,
+    images_unit: String,
+    quadlet: String,
+}
+
+/// The begin of the names of such units and their containers.
+const EXTRA: &str = "litellm-extra-";
+
+/// Every such unit that this process has met. They are few, and live as long as the process.
+static EXTRAS: Mutex<Vec<&'static ExtraNames>> = Mutex::new(Vec::new());
+
 impl Service {
-    /// Every service, in start order.
+    /// Every service of the stack itself, in start order.
     pub const ALL: [Self; 4] = [Self::Postgres, Self::Redis, Self::Migrate, Self::Litellm];
+
+    /// The unit of the operator's own with this name.
+    ///
+    /// # Errors
+    /// What is wrong with the name, as the end of a sentence.
+    pub fn extra(name: &str) -> Result<Self, &'static str> {
+        let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+        if name.is_empty()
+            || name.len() > 40
+            || !name.chars().all(is_plain)
+            || name.starts_with('-')
+            || name.ends_with('-')
+        {
+            return Err("is not a name of at most 40 lowercase letters, digits and inner hyphens");
+        }
+        let is_taken = Self::ALL.iter().any(|service| service.name() == name);
+        if is_taken || name.starts_with("litellm") || ["images", "network"].contains(&name) {
+            return Err("is a name of the stack itself");
+        }
+        let mut extras = EXTRAS.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(known) = extras.iter().find(|known| known.name == name) {
+            return Ok(Self::Extra(known));
+        }
+        let names: &'static ExtraNames = Box::leak(Box::new(ExtraNames {
+            name: name.to_owned(),
+            unit: format!("{EXTRA}{name}.service"),
+            images_unit: format!("litellm-images@{name}.service"),
+            quadlet: format!("{EXTRA}{name}.container"),
+        }));
+        extras.push(names);
+        Ok(Self::Extra(names))
+    }
+
+    /// The unit of the operator's own with this systemd unit or Quadlet file.
+    #[must_use]
+    pub fn extra_of(file: &str) -> Option<Self> {
+        let name = file.strip_prefix(EXTRA)?;
+        let name = name
+            .strip_suffix(".service")
+            .or(name.strip_suffix(".container"))?;
+        Self::extra(name).ok()
+    }
+
+    /// Whether it is a unit of the operator's own.
+    #[must_use]
+    pub fn is_extra(self) -> bool {
+        matches!(self, Self::Extra(_))
+    }
 
     /// The word for it on the command line.
     #[must_use]
     pub fn name(self) -> &'static str {
         match self {
+            Self::Extra(names) => &names.name,
             Self::Postgres => "postgres",
             Self::Redis => "redis",
             Self::Migrate => "migrate",
@@ -39,19 +108,21 @@ impl Service {
             Self::Redis => "litellm-redis",
             Self::Migrate => "litellm-migrate",
             Self::Litellm => "litellm",
+            Self::Extra(names) => names.unit.trim_end_matches(".service"),
         }
     }
 
     /// Whether one of the services has a container of this name.
     #[must_use]
     pub fn has_container(name: &str) -> bool {
-        Self::ALL.iter().any(|service| service.container() == name)
+        Self::ALL.iter().any(|service| service.container() == name) || name.starts_with(EXTRA)
     }
 
-    /// The variable that names its image.
+    /// What names its image.
     #[must_use]
     pub fn image_variable(self) -> &'static str {
         match self {
+            Self::Extra(_) => "Image=",
             Self::Postgres => "POSTGRES_IMAGE",
             Self::Redis => "REDIS_IMAGE",
             Self::Migrate | Self::Litellm => "LITELLM_IMAGE",
@@ -62,6 +133,7 @@ impl Service {
     #[must_use]
     pub const fn images_unit(self) -> &'static str {
         match self {
+            Self::Extra(names) => names.images_unit.as_str(),
             Self::Postgres => "litellm-images@postgres.service",
             Self::Redis => "litellm-images@redis.service",
             Self::Migrate | Self::Litellm => "litellm-images@litellm.service",
@@ -76,6 +148,7 @@ impl Service {
             Self::Redis => "litellm-redis.service",
             Self::Migrate => "litellm-migrate.service",
             Self::Litellm => "litellm.service",
+            Self::Extra(names) => &names.unit,
         }
     }
 }
@@ -112,7 +185,7 @@ impl Instance {
     /// takes 100.
     pub const MOST: usize = CONTAINERS.len() + 1;
 
-    /// Every instance, in start order.
+    /// Every instance of the stack itself, in start order.
     pub fn all() -> impl Iterator<Item = Self> {
         let services = Service::ALL.into_iter().map(Self::from);
         services.chain(Self::further(Self::MOST))
@@ -171,6 +244,7 @@ impl Instance {
             Service::Redis => "litellm-redis.container",
             Service::Migrate => "litellm-migrate.container",
             Service::Litellm => "litellm.container",
+            Service::Extra(names) => &names.quadlet,
         })
     }
 
@@ -185,13 +259,39 @@ impl From<Service> for Instance {
     }
 }
 
-// Not derived: that would explain each name, and so make every help text a long one.
-impl clap::ValueEnum for Service {
-    fn value_variants<'a>() -> &'a [Self] {
-        &Self::ALL
+/// Completes the services that every deployment has, and takes names of others: which exist is known on the host.
+#[derive(Clone)]
+pub struct ServiceParser;
+
+impl clap::builder::ValueParserFactory for Service {
+    type Parser = ServiceParser;
+
+    fn value_parser() -> ServiceParser {
+        ServiceParser
+    }
+}
+
+impl clap::builder::TypedValueParser for ServiceParser {
+    type Value = Service;
+
+    fn parse_ref(
+        &self,
+        command: &clap::Command,
+        argument: Option<&clap::Arg>,
+        value: &std::ffi::OsStr,
+    ) -> Result<Service, clap::Error> {
+        let parse = |name: &str| {
+            let mut all = Service::ALL.into_iter();
+            all.find(|service| service.name() == name)
+                .map_or_else(|| Service::extra(name), Ok)
+        };
+        clap::builder::TypedValueParser::parse_ref(&parse, command, argument, value)
     }
 
-    fn to_possible_value(&self) -> Option<clap::builder::PossibleValue> {
-        Some(self.name().into())
+    fn possible_values(
+        &self,
+    ) -> Option<Box<dyn Iterator<Item = clap::builder::PossibleValue> + '_>> {
+        let names = Service::ALL.into_iter().map(Service::name);
+        Some(Box::new(names.map(clap::builder::PossibleValue::new)))
     }
 }

@@ -318,6 +318,7 @@ fn expected_output(
         program: Path::new("/usr/bin/litellm-units"),
         images: &ImagesLock::default(),
         capacity: Capacity::read(),
+        extras: &[],
     };
     let mut files = quadlet::render(&settings, &host).unwrap();
     files.push(quadlet::target(scope));

@@ -1,6 +1,7 @@
 //! `apply`: apply changes, and roll back if the gateway does not become ready.
 
 use crate::cli;
+use crate::deployment::extra;
 use crate::error::{Exit, Result};
 use crate::host::Host;
 use crate::litellm::advisories;
@@ -11,7 +12,7 @@ use crate::operations::install::{self, Prepared, ReleaseTarget};
 use crate::operations::stack::{self, address::Relocation};
 use crate::operations::up;
 use crate::output::{self, Progress};
-use crate::service::Instance;
+use crate::service::{Instance, Service};
 
 pub(crate) async fn run(host: &Host, arguments: &cli::Apply) -> Result<Exit> {
     let _lock = super::begin(host, "apply", arguments.dry_run, arguments.timeout).await?;
@@ -48,7 +49,15 @@ async fn dry_run(host: &Host, prepared: &Prepared) -> Result<Exit> {
     let differences = stack::differences(host, prepared.settings())?;
     let mut restarts = 0;
     let settings = prepared.settings();
-    for instance in Instance::all().filter(|instance| settings.image(instance.service()).is_some())
+    let mut extras: Vec<Service> = extra::installed(&host.paths);
+    let wanted = prepared.deployment.extras.iter();
+    extras.extend(wanted.map(|extra| extra.service));
+    extras.sort();
+    extras.dedup();
+    let own = extras.into_iter().map(Instance::from);
+    for instance in Instance::all()
+        .filter(|instance| settings.image(instance.service()).is_some())
+        .chain(own)
     {
         let mut changes = prepared.units.changes.iter();
         let change = changes.find(|change| change.path.ends_with(instance.quadlet()));
@@ -56,7 +65,8 @@ async fn dry_run(host: &Host, prepared: &Prepared) -> Result<Exit> {
             output::line(&format!("# stop {}", instance.unit()))?;
             continue;
         }
-        if instance.number() > 1 && change.is_some_and(|change| change.before.is_none()) {
+        let may_be_new = instance.number() > 1 || instance.service().is_extra();
+        if may_be_new && change.is_some_and(|change| change.before.is_none()) {
             restarts += 1;
             output::line(&format!("# start {}", instance.unit()))?;
             continue;

@@ -15,7 +15,7 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Exec) -> Result<Exit> {
     let unit = arguments.service.unit();
     let state = host.systemd().await?.unit(unit).await?;
     if state.load == LoadState::NotFound {
-        return Err(super::lifecycle::unknown(arguments.service));
+        return Err(super::lifecycle::unknown(host, arguments.service));
     }
     if !state.is_active() || state.sub != "running" {
         return Err(Failure::new(format!(

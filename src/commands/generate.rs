@@ -6,6 +6,7 @@ use anyhow::Context;
 
 use crate::cli;
 use crate::deployment::completion;
+use crate::deployment::extra;
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::installed_release;
 use crate::deployment::settings::{Settings, read_env};
@@ -104,7 +105,8 @@ fn render_into(host: &Host, directory: &Path, knows: Knows) -> Result<Exit> {
     let images = ImagesLock::load(&host.paths.images_lock())?;
     Advisories::load(&host.paths)?.refuse(&host.paths, &settings, &images)?;
     let program = Path::new("/usr/bin/litellm-units");
-    let mut files = install::render(host, &settings, knows, program, &images)?;
+    let extras = extra::load(&host.paths, &completed.env)?;
+    let mut files = install::render(host, &settings, knows, program, &images, &extras)?;
     files.push(quadlet::target(host.scope()));
     for file in files {
         let place = directory.join(match file.place {

@@ -1,6 +1,9 @@
 //! `start`, `stop` and `restart`: single services, or all of them.
 
+use std::collections::HashSet;
+
 use crate::cli;
+use crate::deployment::extra;
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 use crate::host::lock::OperationLock;
@@ -70,7 +73,12 @@ async fn change(
     }
     let members = stack::member_units(systemd).await?;
     let mut units = Vec::new();
-    for service in Service::ALL {
+    let mut services = Service::ALL.to_vec();
+    services.extend(&arguments.services);
+    services.extend(stack::extras(systemd).await?);
+    let mut seen = HashSet::new();
+    services.retain(|service| seen.insert(*service));
+    for service in services {
         let named = arguments.services.contains(&service);
         let known = members.contains(&service.unit());
         let is_meant = named || arguments.services.is_empty();
@@ -85,7 +93,7 @@ async fn change(
             .into());
         }
         if named && !known {
-            return Err(unknown(service));
+            return Err(unknown(host, service));
         }
         if known && is_meant {
             units.push(service.unit());
@@ -117,7 +125,20 @@ pub(super) fn none() -> anyhow::Error {
         .into()
 }
 
-pub(super) fn unknown(service: Service) -> anyhow::Error {
+pub(super) fn unknown(host: &Host, service: Service) -> anyhow::Error {
+    if service.is_extra() {
+        let own = extra::installed(&host.paths);
+        let known = Service::ALL.iter().chain(&own).map(|known| known.name());
+        return Failure::new(format!(
+            "there is no service {:?} on this host",
+            service.name()
+        ))
+        .hint(format!(
+            "the services here: {}; after an edit of extra.d/: `litellm-units apply`",
+            known.collect::<Vec<_>>().join(", ")
+        ))
+        .into();
+    }
     Failure::new(format!("there is no {} on this host", service.unit()))
         .hint("install the units with `litellm-units generate`; if .env has DATABASE_URL or REDIS_HOST, that server is external")
         .into()

@@ -6,6 +6,7 @@ use std::io::Write;
 use anstyle::{AnsiColor, Style};
 
 use crate::cli;
+use crate::deployment::extra;
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 use crate::host::journal::{self, Query};
@@ -91,11 +92,19 @@ async fn sources(host: &Host, names: &[String]) -> Result<Vec<Source>> {
         })
     };
     if names.is_empty() {
-        return Ok(LogSource::ALL.into_iter().flat_map(all).collect());
+        let own = extra::installed(&host.paths).into_iter();
+        let sources = LogSource::ALL
+            .into_iter()
+            .chain(own.map(LogSource::Service));
+        return Ok(sources.flat_map(all).collect());
     }
     let mut found: Vec<Source> = Vec::new();
     for name in names {
-        if let Some(source) = LogSource::ALL.into_iter().find(|one| one.name() == name) {
+        let own = extra::installed(&host.paths).into_iter();
+        let mut known = LogSource::ALL
+            .into_iter()
+            .chain(own.map(LogSource::Service));
+        if let Some(source) = known.find(|one| one.name() == name) {
             found.extend(all(source));
         } else {
             let (unit, name) = named_unit(host, name).await?;
@@ -160,7 +169,7 @@ fn style(unit: &str) -> Style {
         Some(LogSource::Service(Service::Redis)) => AnsiColor::Green,
         Some(LogSource::Service(Service::Migrate)) => AnsiColor::Magenta,
         Some(LogSource::Images | LogSource::Network) => AnsiColor::Blue,
-        None => return Style::new(),
+        Some(LogSource::Service(Service::Extra(_))) | None => return Style::new(),
     };
     color.on_default()
 }

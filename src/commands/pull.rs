@@ -1,9 +1,10 @@
 //! `pull`: the images of the settings, and the digest that each tag stands for.
 
 use crate::cli;
+use crate::deployment::extra;
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::installed_release;
-use crate::deployment::settings::Settings;
+use crate::deployment::settings::{Settings, parse_env, read_env};
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 use crate::host::lock::OperationLock;
@@ -18,7 +19,14 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Pull) -> Result<Exit> {
         // The images of the installed units: an edited .env may name others.
         let lock = ImagesLock::load(&host.paths.images_lock())?;
         let installed = installed_release::installed(host, &settings, &lock).await?;
-        let images = images_of(&installed, &arguments.services)?;
+        let own = extra::installed(&host.paths).into_iter();
+        let own: Vec<_> = own
+            .filter_map(|service| {
+                Some((service, installed_release::of_unit(&host.paths, service)?))
+            })
+            .collect();
+        let own = own.iter().map(|(service, image)| (*service, image));
+        let images = images_of(host, &installed, own.collect(), &arguments.services)?;
         pull::pull_those(host, &installed, images).await?;
         return Ok(Exit::Success);
     }
@@ -27,7 +35,10 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Pull) -> Result<Exit> {
     let image = &settings.litellm_image;
     let accepted = &arguments.known.vulnerabilities;
     advisories::admit(host, &settings, image, accepted, "litellm-units pull")?;
-    let images = images_of(&settings, &arguments.services)?;
+    let path = host.paths.env_file();
+    let extras = extra::load(&host.paths, &parse_env(&read_env(&path)?, &path)?)?;
+    let own = extras.iter().map(|extra| (extra.service, &extra.image));
+    let images = images_of(host, &settings, own.collect(), &arguments.services)?;
     let mut moved = Vec::new();
     for image in images {
         if let Some(words) = pull::refresh(host, image, arguments.accept).await? {
@@ -43,15 +54,23 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Pull) -> Result<Exit> {
 }
 
 /// The images of some services, or of all if none is named, without repetition.
-fn images_of<'a>(settings: &'a Settings, services: &[Service]) -> Result<Vec<&'a ImageReference>> {
+fn images_of<'a>(
+    host: &Host,
+    settings: &'a Settings,
+    own: Vec<(Service, &'a ImageReference)>,
+    services: &[Service],
+) -> Result<Vec<&'a ImageReference>> {
     if services.is_empty() {
-        return Ok(settings.images().collect());
+        let own = own.into_iter().map(|(_, image)| image);
+        return Ok(settings.images().chain(own).collect());
     }
     let mut images = Vec::new();
     for service in services {
+        let mut own = own.iter().filter(|(other, _)| other == service);
         let image = settings
             .image(*service)
-            .ok_or_else(|| super::lifecycle::unknown(*service))?;
+            .or_else(|| own.next().map(|(_, image)| *image))
+            .ok_or_else(|| super::lifecycle::unknown(host, *service))?;
         if !images.contains(&image) {
             images.push(image);
         }

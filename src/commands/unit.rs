@@ -20,6 +20,7 @@ use crate::cli::{Unit, Which};
 use crate::deployment::applied::Applied;
 use crate::deployment::certificates;
 use crate::deployment::completion;
+use crate::deployment::extra;
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::postgres_sizes;
 use crate::deployment::sealed::SecretValue;
@@ -170,7 +171,7 @@ async fn prepare(host: &Host, started: &Started) -> Result<()> {
     };
     let images = ImagesLock::load(&host.paths.images_lock())?;
     Advisories::load(&host.paths)?.refuse(&host.paths, &settings, &images)?;
-    let container_secrets = settings.container_secrets(service);
+    let container_secrets = extra::container_secrets(&host.paths, &settings, service)?;
     let podman = host.podman().await?;
 
     // Several gateways start at the same moment, and their secrets have the same names.
@@ -244,7 +245,10 @@ async fn prepare(host: &Host, started: &Started) -> Result<()> {
     if let Some(sizes) = sizes_file(host, &settings, service)? {
         options.push_str(&format!("--env-file {}", sizes.display()));
     }
-    files::write_atomically(&file, format!("{}\n", options.trim_end()).as_bytes(), 0o644)?;
+    // The unit of an operator names its secrets itself.
+    if !service.is_extra() {
+        files::write_atomically(&file, format!("{}\n", options.trim_end()).as_bytes(), 0o644)?;
+    }
     match started {
         Started::Instance(instance) => {
             Applied::now(&host.paths, &settings, *instance)?.record(&host.paths, *instance)
@@ -428,7 +432,7 @@ fn secret(host: &Host, service: Service, name: &str) -> Result<()> {
 /// What `.env` gives the service under this name, if anything.
 fn value(host: &Host, service: Service, name: &str) -> Result<Option<SecretValue>> {
     let settings = Settings::load(&host.paths.env_file())?;
-    let mut secrets = settings.container_secrets(service).into_iter();
+    let mut secrets = extra::container_secrets(&host.paths, &settings, service)?.into_iter();
     Ok(secrets
         .find(|secret| secret.name == name)
         .map(|secret| secret.value))
@@ -502,7 +506,7 @@ async fn await_needs(host: &Host, service: Service) -> Result<()> {
         Service::Migrate => settings
             .services()
             .find(|other| *other == Service::Postgres),
-        Service::Postgres | Service::Redis => None,
+        Service::Postgres | Service::Redis | Service::Extra(_) => None,
     };
     let mut said = false;
     let mut say_once = |what: &str| {

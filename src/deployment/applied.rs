@@ -13,6 +13,7 @@ use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::deployment::extra;
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::listen::Listen;
 use crate::deployment::settings::{SecretTarget, Settings};
@@ -113,7 +114,7 @@ impl Applied {
             );
         }
         let mut same = Vec::new();
-        for secret in settings.container_secrets(service) {
+        for secret in extra::container_secrets(paths, settings, service)? {
             let name = match secret.target {
                 SecretTarget::Variable => secret.name,
                 SecretTarget::File => format!("/run/secrets/{}", secret.name),
@@ -129,17 +130,20 @@ impl Applied {
             }
             add(name, secret.value.open()?.expose_secret().as_bytes());
         }
-        if service == Service::Litellm {
-            for path in mounted_files(&paths.deployment)? {
-                let name = path
-                    .strip_prefix(&paths.deployment)
-                    .unwrap_or(&path)
-                    .display()
-                    .to_string();
-                let bytes = std::fs::read(&path)
-                    .with_context(|| format!("can't read {}", path.display()))?;
-                add(name, &bytes);
-            }
+        let files = match service {
+            Service::Litellm => mounted_files(&paths.deployment)?,
+            Service::Extra(_) => extra::mounted(paths, service)?,
+            _ => Vec::new(),
+        };
+        for path in files {
+            let name = path
+                .strip_prefix(&paths.deployment)
+                .unwrap_or(&path)
+                .display()
+                .to_string();
+            let bytes =
+                std::fs::read(&path).with_context(|| format!("can't read {}", path.display()))?;
+            add(name, &bytes);
         }
         inputs.extend(same);
         Ok(Self {

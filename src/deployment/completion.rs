@@ -9,6 +9,7 @@ use anyhow::Context;
 use nix::unistd::{Gid, Uid};
 
 use crate::deployment::env_file::EnvFile;
+use crate::deployment::extra::{self, Extra};
 use crate::deployment::settings::{
     DEFAULT_LITELLM_IMAGE, DEFAULT_POSTGRES_NAME, Database, Settings, check_address, parse_env,
     read_env,
@@ -293,7 +294,9 @@ pub struct Completion {
     paths: Paths,
     /// The settings as they will be.
     pub settings: Settings,
-    /// Warnings about `.env` that do not stop anything, with file and line.
+    /// The units of the operator's own.
+    pub extras: Vec<Extra>,
+    /// Warnings about `.env` and `extra.d/` that do not stop anything, with file and line.
     pub warnings: Vec<String>,
     /// What will be done.
     pub changes: Vec<Change>,
@@ -391,13 +394,14 @@ impl Completion {
         if config.is_some() {
             changes.push(Change::Configuration(config_path.clone()));
         }
-        let warnings = completed
-            .env
-            .warnings()
-            .iter()
+        let extras = extra::load(paths, &completed.env)?;
+        let warnings = completed.env.warnings().iter();
+        let warnings = warnings
             .map(|warning| format!("{}, {warning}", env_path.display()))
+            .chain(extras.iter().flat_map(|extra| extra.warnings.clone()))
             .collect();
         Ok(Self {
+            extras,
             directories,
             env,
             config,
@@ -454,7 +458,7 @@ pub fn container_owner(service: Service, image: &ImageReference) -> Option<(u32,
         (Service::Postgres, true) => Some((70, 70)),
         (Service::Redis, true) => Some((999, 1000)),
         (Service::Postgres | Service::Redis, false) => Some((999, 999)),
-        (Service::Migrate | Service::Litellm, _) => None,
+        (Service::Migrate | Service::Litellm | Service::Extra(_), _) => None,
     }
 }
 

@@ -430,7 +430,7 @@ impl Settings {
             (Service::Litellm | Service::Migrate, ..) => Some(&self.litellm_image),
             (Service::Postgres, Database::Local { image, .. }, _)
             | (Service::Redis, _, Cache::Local { image, .. }) => Some(image),
-            (Service::Postgres | Service::Redis, ..) => None,
+            (Service::Postgres | Service::Redis | Service::Extra(_), ..) => None,
         }
     }
 
@@ -484,7 +484,7 @@ impl Settings {
                 .iter()
                 .map(|(name, value)| variable(name, value.clone()))
                 .collect(),
-            (Service::Postgres | Service::Redis, ..) => Vec::new(),
+            (Service::Postgres | Service::Redis | Service::Extra(_), ..) => Vec::new(),
         }
     }
 }
@@ -567,6 +567,12 @@ pub fn check_address(env: &EnvFile, path: &Path) -> Result<()> {
 }
 
 /// The refusal of a variable, with file and line.
+/// What a container gets for a variable of `.env` by its name.
+pub(crate) fn value_of(env: &EnvFile, path: &Path, name: &str) -> Option<SecretValue> {
+    let vault = Arc::new(Vault::beside(path));
+    Some(SecretValue::new(env.get(name)?, &vault))
+}
+
 pub(crate) fn wrong(
     env: &EnvFile,
     path: &Path,

@@ -1,5 +1,5 @@
-//! Configurations kept by content: `.env` and everything under `config/`, `certs/` and `files/`, so that a change that
-//! does not work can be rolled back, and nothing that an operator wrote is ever lost.
+//! Configurations kept by content: `.env`, everything under `config/`, `certs/` and `files/`, and the files of `extra.d/`,
+//! so that a change that does not work can be rolled back, and nothing that an operator wrote is ever lost.
 
 use std::collections::BTreeMap;
 use std::fs::{File, Permissions};
@@ -15,7 +15,7 @@ use crate::deployment::ledger::Ledger;
 use crate::deployment::settings::{parse_env, read_env};
 use crate::error::{Failure, Result};
 use crate::host::files;
-use crate::host::files::{files_below, mounted_files, private_directory};
+use crate::host::files::{configuration_files, files_below, private_directory};
 use crate::host::paths::Paths;
 use crate::random::hex;
 
@@ -237,11 +237,11 @@ pub(crate) fn directory(paths: &Paths, id: &SnapshotId) -> PathBuf {
     paths.snapshots().join(&id.0)
 }
 
-/// `.env` and everything under the mounted directories, by path relative to the deployment directory.
+/// `.env`, everything under the mounted directories and the files of `extra.d/`, by path relative to the deployment directory.
 fn collect(paths: &Paths) -> Result<BTreeMap<PathBuf, Kept>> {
     let mut found = BTreeMap::new();
     found.insert(PathBuf::from(ENV), read(&paths.env_file())?);
-    for path in mounted_files(&paths.deployment)? {
+    for path in configuration_files(&paths.deployment)? {
         if let Ok(name) = path.strip_prefix(&paths.deployment) {
             found.insert(name.to_owned(), read(&path)?);
         }
@@ -362,7 +362,7 @@ mod tests {
             .mode();
         assert_eq!(mode & 0o7777, 0o600);
         assert_eq!(
-            mounted_files(&paths.deployment).unwrap(),
+            configuration_files(&paths.deployment).unwrap(),
             [certificate, credentials]
         );
     }

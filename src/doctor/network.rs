@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::{Check, CheckName, Examination};
+use crate::deployment::extra;
 use crate::deployment::listen::{Listen, ListenAddress};
 use crate::deployment::settings::{Cache, Database};
 use crate::host::Host;
@@ -233,7 +234,9 @@ pub(crate) fn loopback(examination: &Examination<'_>) -> Check {
             "remove the drop-in that opens it (`systemctl cat litellm.socket litellm.service`), then run `litellm-units generate && litellm-units restart litellm`",
         );
     }
+    let own = extra::installed(&examination.host.paths).into_iter();
     let containers = Instance::all()
+        .chain(own.map(Instance::from))
         .map(Instance::container)
         .chain([quadlet::STANDBY]);
     for container in containers {

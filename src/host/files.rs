@@ -255,6 +255,35 @@ pub(crate) fn mounted_files(root: &Path) -> Result<Vec<PathBuf>> {
     Ok(found)
 }
 
+/// Every regular file directly in `extra.d/`, sorted. The directories there are data.
+///
+/// # Errors
+/// When the directory can't be read.
+pub(crate) fn files_of_extras(root: &Path) -> Result<Vec<PathBuf>> {
+    let directory = root.join("extra.d");
+    let entries = match std::fs::read_dir(&directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.with_context(|| format!("can't read {}", directory.display()))?,
+    };
+    let mut found: Vec<PathBuf> = entries
+        .flatten()
+        .map(|entry| entry.path())
+        .filter(|path| path.is_file())
+        .collect();
+    found.sort();
+    Ok(found)
+}
+
+/// Every file of an operator that a configuration consists of, beside `.env`.
+///
+/// # Errors
+/// When a directory can't be read.
+pub(crate) fn configuration_files(root: &Path) -> Result<Vec<PathBuf>> {
+    let mut found = mounted_files(root)?;
+    found.extend(files_of_extras(root)?);
+    Ok(found)
+}
+
 /// The space of a file system, in bytes.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Space {

@@ -11,6 +11,7 @@ use anyhow::Context;
 use nix::unistd::{Uid, User, getegid, geteuid};
 
 use crate::error::{Failure, Result};
+use crate::host::files::files_of_extras;
 use crate::host::paths::{Paths, Scope};
 use crate::output::shell_word;
 
@@ -165,6 +166,7 @@ impl Trust {
             paths.config(),
             paths.certificates(),
             paths.credential_files(),
+            paths.extra(),
             paths.data(),
             paths.state(),
             paths.credentials(),
@@ -174,6 +176,10 @@ impl Trust {
         ];
         for path in own.iter().map(PathBuf::as_path).chain(program) {
             self.path(path, true, &mut found)
+                .with_context(|| format!("can't examine {}", path.display()))?;
+        }
+        for path in files_of_extras(&paths.deployment)? {
+            self.path(&path, true, &mut found)
                 .with_context(|| format!("can't examine {}", path.display()))?;
         }
         // These belong to the users of the containers, who may do there what they like.

@@ -184,6 +184,12 @@ impl Paths {
         [self.config(), self.certificates(), self.credential_files()]
     }
 
+    /// Units of the operator's own.
+    #[must_use]
+    pub fn extra(&self) -> PathBuf {
+        self.deployment.join("extra.d")
+    }
+
     /// Where the gateway may write log files.
     #[must_use]
     pub fn logs(&self) -> PathBuf {

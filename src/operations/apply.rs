@@ -87,7 +87,7 @@ async fn roll_back(
     error: anyhow::Error,
 ) -> anyhow::Error {
     host.progress
-        .say("the gateway did not become ready: rolling back to the last good configuration");
+        .say("not all units are ready: rolling back to the last good configuration");
     // Also what was edited while it waited.
     let edited = match snapshot::keep(&host.paths) {
         Ok(edited) => edited,

@@ -36,7 +36,7 @@ use crate::deployment::snapshot::{self, SnapshotId};
 use crate::error::{self, Failure, Result};
 use crate::host::Host;
 use crate::host::files;
-use crate::host::files::{Space, mounted_files};
+use crate::host::files::{Space, configuration_files};
 use crate::host::paths::Paths;
 use crate::image::{Image, ImageIdentity};
 use crate::operations::{postgres, seal};
@@ -571,7 +571,7 @@ fn files(
         here(paths.ledger()),
     ];
     let beside = beside.iter().filter(|path| path.is_file());
-    let mounted = mounted_files(configuration)?;
+    let mounted = configuration_files(configuration)?;
     for (root, path) in beside
         .map(|path| (deployment, path))
         .chain(mounted.iter().map(|path| (configuration, path)))

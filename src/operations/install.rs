@@ -7,6 +7,7 @@ use super::stack::address::Relocation;
 use super::{edits, pull};
 use crate::deployment::certificates;
 use crate::deployment::completion;
+use crate::deployment::extra::{self, Extra};
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::installed_release;
 use crate::deployment::settings::Settings;
@@ -104,7 +105,9 @@ pub(crate) async fn prepare(host: &Host, target: ReleaseTarget) -> Result<Prepar
     let images_path = host.paths.images_lock();
     let before = ImagesLock::load(&images_path)?;
     let mut images = before.clone();
-    for image in deployment.settings.images() {
+    let extras = &deployment.extras;
+    let own = extras.iter().map(|extra| &extra.image);
+    for image in deployment.settings.images().chain(own) {
         if images.lacks(image)
             && let Some(found) = podman.image(image.as_str()).await?
         {
@@ -126,7 +129,7 @@ pub(crate) async fn prepare(host: &Host, target: ReleaseTarget) -> Result<Prepar
         podman: version,
         systemd: host.systemd().await?.features().await?,
     };
-    let mut files = render(host, &installed, knows, &program, &images)?;
+    let mut files = render(host, &installed, knows, &program, &images, extras)?;
     if !host.paths.packaged_units.join("litellm.target").exists() {
         files.insert(0, quadlet::target(host.scope()));
     }
@@ -244,6 +247,12 @@ impl Prepared {
             changes.retain(|change| !change.path.ends_with(quadlet::SOCKET));
         }
         let systemd = host.systemd().await?;
+        // A unit of the operator's own is stopped as its file says, before that is removed, by what starts the stack.
+        for former in extra::former(&host.paths).into_iter().map(Instance::from) {
+            if !systemd.unit(former.unit()).await?.is_stopped() {
+                changes.retain(|change| !change.path.ends_with(former.quadlet()));
+            }
+        }
         // A gateway that is no longer wanted serves until the others have the new settings; then it is stopped, and its
         // unit removed.
         for further in Instance::further(Instance::MOST) {
@@ -350,7 +359,8 @@ pub(crate) async fn pull_missing(
     prepared: &Prepared,
     target: ReleaseTarget,
 ) -> Result<()> {
-    if pull::pull_missing(host, &prepared.installed).await? {
+    let extras = &prepared.deployment.extras;
+    if pull::pull_missing(host, &prepared.installed, extras).await? {
         let pinned = prepare(host, target).await?;
         pinned.apply(host).await?;
     }
@@ -387,6 +397,7 @@ pub(crate) async fn add_temporary(
         program: &host::program()?,
         images: &ImagesLock::load(&host.paths.images_lock())?,
         capacity: Capacity::read(),
+        extras: &[],
     };
     let file = unit(settings, &units)?;
     // With the others, since it names their network.
@@ -453,6 +464,7 @@ pub(crate) fn render(
     knows: Knows,
     program: &Path,
     images: &ImagesLock,
+    extras: &[Extra],
 ) -> Result<Vec<UnitFile>> {
     quadlet::render(
         settings,
@@ -463,6 +475,7 @@ pub(crate) fn render(
             program,
             images,
             capacity: Capacity::read(),
+            extras,
         },
     )
 }

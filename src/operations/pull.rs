@@ -7,6 +7,7 @@ use nix::fcntl::{Flock, FlockArg};
 
 use super::trust::policy::Demand;
 use super::trust::{self, Places, known};
+use crate::deployment::extra::Extra;
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::installed_release;
 use crate::deployment::settings::{Settings, place_of};
@@ -26,8 +27,13 @@ pub(crate) const COMMAND: &str = "pull";
 ///
 /// # Errors
 /// When an image can't be pulled or must not run.
-pub(crate) async fn pull_missing(host: &Host, settings: &Settings) -> Result<bool> {
-    pull_those(host, settings, settings.images().collect()).await
+pub(crate) async fn pull_missing(
+    host: &Host,
+    settings: &Settings,
+    extras: &[Extra],
+) -> Result<bool> {
+    let own = extras.iter().map(|extra| &extra.image);
+    pull_those(host, settings, settings.images().chain(own).collect()).await
 }
 
 /// As [`pull_missing`], of some images.
@@ -71,11 +77,17 @@ pub(crate) async fn pull_those(
 /// When Podman can't tell, or a record was damaged.
 pub(crate) async fn is_present(host: &Host, settings: &Settings, service: Service) -> Result<bool> {
     let lock = ImagesLock::load(&host.paths.images_lock())?;
-    let installed = installed_release::installed(host, settings, &lock).await?;
-    let Some(image) = installed.image(service) else {
+    let image = match service {
+        Service::Extra(_) => installed_release::of_unit(&host.paths, service),
+        _ => installed_release::installed(host, settings, &lock)
+            .await?
+            .image(service)
+            .cloned(),
+    };
+    let Some(image) = image else {
         return Ok(true);
     };
-    host.podman().await?.has_image(&lock.pin(image)).await
+    host.podman().await?.has_image(&lock.pin(&image)).await
 }
 
 /// Asks the registry for the current image of the tag. The recorded one stays valid unless `accept`;

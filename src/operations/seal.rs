@@ -15,6 +15,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use crate::deployment::applied::Applied;
 use crate::deployment::env_file::{EnvFile, Written, quote};
+use crate::deployment::extra;
 use crate::deployment::sealed::{self, Reference, Vault, is_sealed, unwritten};
 use crate::deployment::settings::{Settings, parse_env, read_env};
 use crate::deployment::snapshot;
@@ -464,7 +465,8 @@ pub(crate) fn protected(host: &Host, like: &EnvFile, env: &EnvFile) -> Result<En
 /// what nothing refers to any more.
 fn finish(paths: &Paths, env: &EnvFile) -> Result<()> {
     let settings = Settings::from_env(env, &paths.env_file())?;
-    for instance in Instance::all() {
+    let own = extra::installed(paths).into_iter().map(Instance::from);
+    for instance in Instance::all().chain(own) {
         Applied::renew(paths, &settings, instance)?;
     }
     collect(paths)

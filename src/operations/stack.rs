@@ -19,6 +19,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 
 use crate::deployment::applied::{Applied, Difference};
+use crate::deployment::extra;
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::installed_release;
 use crate::deployment::settings::{Settings, parse_env, read_env};
@@ -91,6 +92,8 @@ pub(crate) async fn bring_up(host: &Host, settings: &Settings, timeout: Duration
     let wanted = Instance::all().filter(|instance| {
         settings.image(instance.service()).is_some() && instance.number() <= gateways
     });
+    let extras = extra::wanted(&host.paths);
+    let wanted = wanted.chain(extras.into_iter().map(Instance::from));
     let mut steps = Vec::new();
     // Each by its own state: after a change that failed halfway, some have the new settings.
     for instance in wanted {
@@ -136,21 +139,36 @@ async fn stop_former(host: &Host, settings: &Settings, timeout: Duration) -> Res
     stop(host, &former, timeout).await
 }
 
-/// Stops the gateways that are too many, and removes their units: the others serve what comes from now on.
+/// Stops the gateways that are too many and the units whose file the operator has removed, and removes their units: the
+/// other gateways serve what comes from now on.
 async fn remove_surplus(host: &Host, gateways: usize, timeout: Duration) -> Result<()> {
     let surplus: Vec<Instance> = Instance::further(Instance::MOST)
         .filter(|instance| instance.number() > gateways)
         .filter(|instance| host.paths.quadlets.join(instance.quadlet()).exists())
+        .chain(extra::former(&host.paths).into_iter().map(Instance::from))
         .collect();
     if surplus.is_empty() {
         return forget_surplus(host, gateways);
     }
-    let units: Vec<&str> = surplus.iter().map(|instance| instance.unit()).collect();
+    let mut units: Vec<&str> = surplus.iter().map(|instance| instance.unit()).collect();
+    units.extend(
+        pulls(host.systemd().await?)
+            .await?
+            .into_iter()
+            .filter(|pull| {
+                surplus.iter().any(|other| {
+                    other.service().is_extra() && other.service().images_unit() == *pull
+                })
+            }),
+    );
     stop(host, &units, timeout).await?;
     // Not before: how a unit stops is in its file.
     for instance in &surplus {
         let file = host.paths.quadlets.join(instance.quadlet());
         files::remove_existing(&file)?;
+        if instance.service().is_extra() {
+            Applied::forget(&host.paths, *instance)?;
+        }
         host.progress.done(&format!("remove {}", file.display()));
     }
     host.systemd().await?.reload().await?;
@@ -555,7 +573,8 @@ pub(crate) fn differences(
                 || instance.number() <= gateways
                     && host.paths.quadlets.join(instance.quadlet()).exists())
     };
-    for instance in Instance::all().filter(is_installed) {
+    let extras = extra::wanted(&host.paths).into_iter().map(Instance::from);
+    for instance in Instance::all().filter(is_installed).chain(extras) {
         let differences = Applied::differences(&host.paths, settings, instance)?;
         if !differences.is_empty() {
             all.push((instance, differences));
@@ -640,8 +659,10 @@ pub(crate) async fn is_shut_down(systemd: &Systemd) -> Result<bool> {
 pub(crate) async fn instances(systemd: &Systemd) -> Result<Vec<(Instance, UnitState)>> {
     // The numbers of those that are there may have gaps.
     let known = systemd.known(Instance::all().map(Instance::unit)).await?;
+    let extras = extras(systemd).await?.into_iter().map(Instance::from);
     let instances: Vec<Instance> = Instance::all()
         .filter(|instance| known.contains(&instance.unit()))
+        .chain(extras)
         .collect();
     let units = try_join_all(
         instances
@@ -650,6 +671,16 @@ pub(crate) async fn instances(systemd: &Systemd) -> Result<Vec<(Instance, UnitSt
     )
     .await?;
     Ok(instances.into_iter().zip(units).collect())
+}
+
+/// The units of the operator's own that start with the stack.
+///
+/// # Errors
+/// When systemd does not answer.
+pub(crate) async fn extras(systemd: &Systemd) -> Result<Vec<Service>> {
+    let target = systemd.unit("litellm.target").await?;
+    let needs = target.needs.iter();
+    Ok(needs.filter_map(|unit| Service::extra_of(unit)).collect())
 }
 
 /// Every service unit of ours that systemd knows, in start order.
@@ -684,8 +715,10 @@ async fn past_holdoff<'a>(
         .filter(UnitState::awaits_restart)
         .map(|unit| unit.name)
         .collect();
+    let extras = extras(systemd).await?.into_iter();
     let mut all: Vec<(JobType, &str)> = IMAGES_UNITS
         .into_iter()
+        .chain(extras.map(Service::images_unit))
         .chain([Service::Migrate.unit()])
         .filter(|unit| waiting.iter().any(|name| name == unit))
         .map(|unit| (JobType::RestartAlone, unit))
@@ -706,7 +739,11 @@ async fn past_holdoff<'a>(
 /// When systemd does not answer.
 pub(crate) async fn pulls(systemd: &Systemd) -> Result<Vec<&'static str>> {
     let mut units = Vec::new();
-    for unit in IMAGES_UNITS {
+    let extras = extras(systemd).await?.into_iter();
+    for unit in IMAGES_UNITS
+        .into_iter()
+        .chain(extras.map(Service::images_unit))
+    {
         if systemd.unit(unit).await?.active != ActiveState::Inactive {
             units.push(unit);
         }
@@ -732,7 +769,11 @@ pub(crate) async fn restore_network(host: &Host) -> Result<()> {
         return Ok(());
     }
     let systemd = host.systemd().await?;
-    let units = LogSource::ALL.into_iter().flat_map(LogSource::units);
+    let extras = extras(systemd).await?.into_iter().map(LogSource::Service);
+    let units = LogSource::ALL
+        .into_iter()
+        .chain(extras)
+        .flat_map(LogSource::units);
     let units = try_join_all(units.map(|unit| systemd.unit(unit))).await?;
     if is_missing {
         host.progress
@@ -800,6 +841,9 @@ impl LogSource {
                 let gateways = Instance::gateways().map(Instance::unit);
                 gateways.chain([STANDBY_UNIT]).collect()
             }
+            Self::Service(service @ Service::Extra(_)) => {
+                vec![service.unit(), service.images_unit()]
+            }
             Self::Service(service) => vec![service.unit()],
         }
     }
@@ -810,6 +854,7 @@ impl LogSource {
         Self::ALL
             .into_iter()
             .find(|source| source.units().contains(&unit))
+            .or_else(|| Service::extra_of(unit).map(Self::Service))
     }
 }
 

@@ -467,7 +467,7 @@ impl Run<'_> {
         if let Some(image) = image {
             self.lock(&after.litellm_image, image)?;
         }
-        pull::pull_missing(host, &after).await?;
+        pull::pull_missing(host, &after, &[]).await?;
         let release = contract::check(host, &after).await?;
         self.reached(Step::Pulled)?;
         fail::fail_point!("upgrade-pulled");

@@ -10,6 +10,7 @@ use super::{Place, UnitFile};
 use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::host::paths::Paths;
+use crate::service::Service;
 
 /// Refuses units that the host's generator refuses, with the drop-ins of the operator.
 ///
@@ -28,10 +29,13 @@ pub(crate) async fn check(host: &Host, files: &[UnitFile]) -> Result<()> {
     let quadlets = host.paths.quadlets.display().to_string();
     let words = complaints(&output).join("\n");
     let words = words.replace(&*staged.to_string_lossy(), &quadlets);
+    let mut named = { files.iter() }.filter(|file| words.contains(file.name));
     // The generator names the file, whichever drop-in has the line.
     let added = { files.iter() }.flat_map(|file| drop_ins(&host.paths, file.name));
     let added: Vec<String> = added.map(|path| path.display().to_string()).collect();
-    let hint = if added.is_empty() {
+    let hint = if let Some(service) = named.find_map(|file| Service::extra_of(file.name)) {
+        format!("correct extra.d/{}.container", service.name())
+    } else if added.is_empty() {
         "this is a defect of litellm-units with this version of Podman: report it with the lines above".to_owned()
     } else {
         format!(

@@ -25,6 +25,22 @@ fn rootless_day() {
     day(Who::Operator, "daily-rootless");
 }
 
+/// A unit of the operator's own, in an image that has Python.
+const OWN: &str = r#"[Container]
+Image=ghcr.io/berriai/litellm:v1.108.14
+PodmanArgs=--entrypoint=python3 --stop-signal=INT
+Exec=-m http.server 8000 --directory /srv
+Secret=OPENAI_API_KEY,type=env
+Volume=./page:/srv/page:ro,z
+HealthCmd=["python3","-c","import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/page')"]
+HealthInterval=1s
+HealthStartPeriod=30s
+Notify=healthy
+
+[Service]
+TimeoutStartSec=60
+"#;
+
 /// A provider with a certificate of a private authority.
 const PROVIDER: &str = r#"
 import http.server, json, ssl
@@ -67,6 +83,7 @@ fn day(who: Who, name: &str) {
     day.typos_fail_the_start();
     day.damaged_ledger();
     day.broken_edit_is_taken_back();
+    day.own_unit();
     // e2e::secrets changes them for the other user.
     if who == Who::Root {
         host.without_standby(who);
@@ -891,6 +908,108 @@ impl Day<'_> {
                 .ok(),
             edited
         );
+    }
+
+    /// From its file to the gateway's own request, and away again. It concerns nothing else.
+    fn own_unit(&self) {
+        let directory = format!("{}/extra.d", self.who.deployment());
+        let file = format!("{directory}/filter.container");
+        let write = |text: &str| self.host.write(self.who, &file, text);
+        let plan = || self.units(&["apply", "--dry-run"]).ok();
+        let page = || {
+            let script = "import urllib.request as r; print(r.urlopen('http://filter:8000/page', timeout=5).read().decode())";
+            let words = ["exec", "-T", "litellm", "--", "python3", "-c", script];
+            self.units(&words).ok()
+        };
+        let before = self.runs();
+        self.bash(&format!("mkdir {directory}")).ok();
+        self.host
+            .write(self.who, &format!("{directory}/page"), "one");
+        write(&OWN.replace(":v1.108.14", ":latest"));
+        let ran = self.units(&["apply"]);
+        let refused = format!(
+            "error: {file}, line 2: \"ghcr.io/berriai/litellm:latest\" has the floating tag"
+        );
+        assert!(
+            ran.code == 78 && ran.stderr.starts_with(&refused),
+            "{ran:?}"
+        );
+        write(OWN);
+        assert!(plan().ends_with("# start litellm-extra-filter.service\n"));
+        self.units(&["apply"]).ok();
+        assert_eq!(page(), "one\n");
+        let status = self.units(&["status"]).ok();
+        let row = status.lines().find(|line| line.starts_with("filter "));
+        assert!(
+            row.is_some_and(|row| row.contains("active (running)") && row.contains(" healthy ")),
+            "{status}"
+        );
+        let key = self
+            .host
+            .env(self.who)
+            .get("OPENAI_API_KEY")
+            .unwrap()
+            .to_owned();
+        let words = [
+            "exec",
+            "-T",
+            "filter",
+            "--",
+            "sh",
+            "-c",
+            "echo $OPENAI_API_KEY",
+        ];
+        assert_eq!(self.units(&words).ok(), format!("{key}\n"));
+        let leaks = format!("podman inspect litellm-extra-filter | grep -c {key} || true");
+        assert_eq!(self.bash(&leaks).ok(), "0\n");
+        let pulled = self.units(&["pull", "--missing", "filter"]);
+        assert_eq!((pulled.code, &*pulled.stderr), (0, ""));
+        let ran = self.units(&["restart", "filters"]);
+        assert!(ran.stderr.starts_with("error: there is no service \"filters\" on this host\nhint: the services here: postgres, redis, migrate, litellm, filter;"), "{ran:?}");
+
+        self.host
+            .write(self.who, &format!("{directory}/page"), "two");
+        assert_eq!(
+            plan(),
+            "# restart litellm-extra-filter.service: extra.d/page changed\n"
+        );
+        self.units(&["apply"]).ok();
+        assert_eq!(page(), "two\n");
+        assert!(self.units(&["logs", "filter"]).ok().contains("filter | "));
+
+        write(&OWN.replace("http.server", "nonsense"));
+        let ran = self.units(&["apply"]);
+        assert!(
+            ran.code == 1
+                && ran.stderr.contains("No module named nonsense")
+                && ran
+                    .stderr
+                    .contains("the changes were rolled back; the gateway is ready"),
+            "{ran:?}"
+        );
+        assert_eq!(
+            (page(), self.bash(&format!("cat {file}")).ok()),
+            ("two\n".into(), OWN.into())
+        );
+
+        self.units(&["stop", "filter"]).ok();
+        assert_eq!(self.units(&["status"]).code, 4);
+        self.units(&["start", "filter"]).ok();
+        self.units(&["backup"]).ok();
+        self.bash(&format!(
+            "rm {file}; grep -q deployment/extra.d/filter.container {}/backups/*/manifest.json",
+            self.who.deployment()
+        ))
+        .ok();
+        assert!(plan().ends_with("# stop litellm-extra-filter.service\n"));
+        self.units(&["apply"]).ok();
+        let left = format!(
+            "podman ps -aq --filter name=extra; ls {} | grep extra || true",
+            self.who.quadlets()
+        );
+        assert_eq!(self.bash(&left).ok(), "");
+        assert_eq!(self.restarted_since(&before), [""; 0]);
+        assert_eq!(self.jq(".state"), "\"healthy\"\n");
     }
 
     /// With the stack; and `podman system prune`, or somebody, may take it away.

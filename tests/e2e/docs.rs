@@ -128,15 +128,20 @@ const INSTEAD: &[(&str, Instead)] = &[
     ("litellm-units rollback --keep-data", Instead::Elsewhere),
     // The container that the page shows, with an image that is here.
     (
-        "sudo systemctl start filter.service",
+        "sudo litellm-units logs filter",
         Instead::Run(
-            r#"sed '1,/^## Containers of your own/d' /usr/share/doc/litellm-units/docs/configuration.md |
+            r#"sudo mkdir -p /opt/litellm-server/extra.d
+               sudo touch /opt/litellm-server/extra.d/filter.toml
+               sudo grep -q ^OPENAI_API_KEY= /opt/litellm-server/.env || echo OPENAI_API_KEY=sk-1 | sudo tee -a /opt/litellm-server/.env
+               sed '1,/^## Units of your own/d' /usr/share/doc/litellm-units/docs/configuration.md |
                  sed -n '/^\[Unit\]/,/^```$/{/^```$/d; s|^Image=.*|Image=docker.io/library/redis:7.4.6|; p}' |
-                 sudo tee /etc/containers/systemd/filter.container
-               sudo systemctl daemon-reload
-               sudo systemctl start filter.service
+                 sudo tee /opt/litellm-server/extra.d/filter.container
+               sudo litellm-units apply
+               sudo litellm-units logs filter | grep 'Ready to accept connections'
                sudo litellm-units status | grep -E '^filter +active \(running\) '
-               sudo podman exec litellm python3 -c 'import socket; socket.create_connection(("filter", 6379), 5)'"#,
+               sudo podman exec litellm python3 -c 'import socket; socket.create_connection(("filter", 6379), 5)'
+               sudo rm -r /opt/litellm-server/extra.d
+               sudo litellm-units apply"#,
         ),
     ),
     // e2e::postgres runs these, with an image of the host.

@@ -67,8 +67,11 @@ fn quadlet_and_systemd_accept_the_units_of_every_case() {
         if case.name.ends_with("-replicas") {
             expected.push_str("litellm-2.service\nlitellm-3.service\n");
         }
-        expected
-            .push_str("litellm-backup.service\nlitellm-backup.timer\nlitellm-images@.service\n");
+        expected.push_str("litellm-backup.service\nlitellm-backup.timer\n");
+        if case.name.ends_with("-extra") {
+            expected.push_str("litellm-extra-filter.service\n");
+        }
+        expected.push_str("litellm-images@.service\n");
         // The case with an archive, a recipient of notices, and metrics by HTTP.
         let has_companions = case.name.ends_with("-space");
         if has_companions {

@@ -2,6 +2,8 @@
 
 use std::path::{Path, PathBuf};
 
+use litellm_units::deployment::env_file::EnvFile;
+use litellm_units::deployment::extra::{self, Extra};
 use litellm_units::deployment::images_lock::ImagesLock;
 use litellm_units::deployment::settings::Settings;
 use litellm_units::host::capacity::Capacity;
@@ -10,6 +12,7 @@ use litellm_units::host::podman::PodmanVersion;
 use litellm_units::host::systemd::Features;
 use litellm_units::image::{ImageIdentity, ImageReference};
 use litellm_units::quadlet::{self, UnitFile};
+use litellm_units::service::Service;
 
 /// What all the values of secrets hold, so that none can be in a unit file unnoticed.
 pub(crate) const SECRET: &str = "S3CR3T";
@@ -31,6 +34,24 @@ pub(crate) struct Case {
     env: String,
     images: ImagesLock,
 }
+
+/// A unit of the operator's own.
+const EXTRA: &str = "\
+[Unit]
+Description=Guardrail
+Before=litellm.service
+
+[Container]
+Image=registry.example.com/filter:1.2
+Environment=MODE=strict PERCENT=%%
+Secret=OPENAI_API_KEY,type=env
+Volume=./filter.toml:/etc/filter.toml:ro
+Volume=cache:/var/cache
+HealthCmd=curl -f http://127.0.0.1:8000/
+
+[Service]
+MemoryMax=1G
+";
 
 /// Every case: the scopes, the versions of Podman that differ, and what `.env` can change.
 pub(crate) fn all() -> Vec<Case> {
@@ -55,6 +76,7 @@ pub(crate) fn all() -> Vec<Case> {
             add("external-database", deployment, &database);
             add("external-redis", deployment, &redis);
             add("external-both", deployment, &format!("{database}{redis}"));
+            add("extra", deployment, "");
             if scope == Scope::System {
                 add("namespaces", deployment, "USER_NAMESPACES=yes\n");
             }
@@ -140,10 +162,20 @@ impl Case {
                 processors: 2,
                 memory: 16 << 30,
             },
+            extras: &self.extras(&paths),
         };
         let mut units = vec![quadlet::target(self.scope)];
         units.extend(quadlet::render(&settings, &host).unwrap());
         units
+    }
+
+    fn extras(&self, paths: &Paths) -> Vec<Extra> {
+        if !self.name.ends_with("-extra") {
+            return Vec::new();
+        }
+        let env = EnvFile::parse(&self.env).unwrap();
+        let service = Service::extra("filter").unwrap();
+        vec![extra::parse(service, EXTRA, &env, paths).unwrap()]
     }
 
     /// The locations of a default installation, whoever runs the test.

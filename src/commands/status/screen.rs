@@ -178,10 +178,17 @@ impl View {
             .count()
     }
 
+    /// Every service that may have a row.
+    fn services(&self) -> impl Iterator<Item = Service> {
+        let own = self.reports().iter();
+        let own = own.filter_map(|report| Service::extra_of(report.unit));
+        Service::ALL.into_iter().chain(own)
+    }
+
     /// Moves down by so many rows, or up if negative.
     pub(crate) fn choose(&mut self, rows: isize) {
-        let services: Vec<Service> = Service::ALL
-            .into_iter()
+        let services: Vec<Service> = self
+            .services()
             .filter(|service| {
                 self.reports()
                     .iter()
@@ -266,8 +273,8 @@ fn draw_overview(frame: &mut Frame<'_>, view: &View) {
     };
     lines(frame, rule, vec![ruled(&title, rule.width, view)]);
     let width = usize::from(logs.width);
-    let names = Service::ALL
-        .iter()
+    let names = view
+        .services()
         .map(|service| service.name().len())
         .max()
         .unwrap_or(0);
@@ -418,6 +425,7 @@ fn color(service: Service) -> Color {
         Service::Postgres => Color::Yellow,
         Service::Redis => Color::Green,
         Service::Migrate => Color::Magenta,
+        Service::Extra(_) => Color::Reset,
     }
 }
 

@@ -20,6 +20,7 @@ use tokio::time::{Instant, MissedTickBehavior};
 use super::screen::{self, Lines, Mode, Rate, View};
 use super::table;
 use crate::cli;
+use crate::deployment::extra;
 use crate::error::{Exit, Result};
 use crate::host::journal::{self, Entry, Query};
 use crate::host::paths::Scope;
@@ -137,7 +138,9 @@ impl<'a> Watch<'a> {
         let colour =
             anstream::AutoStream::choice(&std::io::stdout()) != anstream::ColorChoice::Never;
         let work = FuturesUnordered::new();
-        let (reader, entries) = follow(host.scope(), Instance::all().map(Instance::unit).collect());
+        let own = extra::installed(&host.paths).into_iter().map(Service::unit);
+        let units = Instance::all().map(Instance::unit).chain(own);
+        let (reader, entries) = follow(host.scope(), units.collect());
         work.push(Box::pin(async { News::LogEnded(reader.await) }) as LocalBoxFuture<'a, News>);
         Self {
             host,
@@ -500,7 +503,8 @@ fn add_unless_probe(lines: &mut Lines, entry: &Entry) {
 
 fn add(lines: &mut Lines, entry: &Entry) {
     let instance = Instance::all().find(|instance| instance.unit() == entry.unit);
-    if let Some(instance) = instance {
-        lines.push(instance.service(), &entry.message);
+    let service = instance.map(Instance::service);
+    if let Some(service) = service.or_else(|| Service::extra_of(&entry.unit)) {
+        lines.push(service, &entry.message);
     }
 }

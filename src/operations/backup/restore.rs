@@ -777,10 +777,14 @@ fn env_of(backup: &Backup, options: &RestoreOptions) -> Result<EnvFile> {
     parse_env(&text, &backup.directory.join(name))
 }
 
-/// What is restored goes into `config/`, `certs/` and `files/` themselves, and never through a link out of them.
+/// What is restored goes into `config/`, `certs/`, `files/` and `extra.d/` themselves, and never through a link out of them.
 fn refuse_links(paths: &Paths) -> Result<()> {
-    for directory in paths.mounted() {
-        if let Some(link) = files::link_below(&directory)? {
+    let extra = Some(paths.extra()).filter(|directory| directory.is_symlink());
+    let below = paths
+        .mounted()
+        .map(|directory| files::link_below(&directory));
+    for link in below.into_iter().chain([Ok(extra)]) {
+        if let Some(link) = link? {
             return Err(Failure::new(format!(
                 "{} is a link, and files are restored through none",
                 link.display()
@@ -795,7 +799,7 @@ fn refuse_links(paths: &Paths) -> Result<()> {
     Ok(())
 }
 
-/// Restores `.env`, `config/`, `certs/` and `files/`, except for the variables of the server.
+/// Restores `.env`, `config/`, `certs/`, `files/` and the files of `extra.d/`, except for the variables of the server.
 fn restore_config(host: &Host, backup: &Backup, options: &RestoreOptions) -> Result<()> {
     let paths = &host.paths;
     // The restore of the database may have taken hours.
@@ -841,10 +845,10 @@ fn restore_config(host: &Host, backup: &Backup, options: &RestoreOptions) -> Res
             continue;
         };
         let place = paths.deployment.join(name);
-        let mounted = paths.mounted();
+        let mounted = paths.mounted().into_iter().chain([paths.extra()]);
         if !mounted
-            .iter()
-            .any(|directory| place != *directory && place.starts_with(directory))
+            .into_iter()
+            .any(|directory| place != directory && place.starts_with(directory))
         {
             continue;
         }
@@ -855,7 +859,7 @@ fn restore_config(host: &Host, backup: &Backup, options: &RestoreOptions) -> Res
         files::write_atomically(&place, &read(&file.name)?, file.mode.unwrap_or(0o644))?;
         wanted.push(place);
     }
-    for present in files::mounted_files(&paths.deployment)? {
+    for present in files::configuration_files(&paths.deployment)? {
         if !wanted.contains(&present) {
             std::fs::remove_file(&present)
                 .with_context(|| format!("can't remove {}", present.display()))?;

@@ -222,6 +222,7 @@ mod tests {
                 "",
                 vec![Service::Migrate.unit(), Service::Redis.unit(), "a.mount"],
             ),
+            Service::Extra(_) => ("", Vec::new()),
         };
         let services: Vec<(Instance, UnitState)> = Service::ALL
             .into_iter()

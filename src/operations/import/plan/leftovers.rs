@@ -5,6 +5,9 @@ use super::chosen::words;
 use super::servers::OldDatabase;
 use crate::deployment::listen::{GATEWAY_PORT, ListenAddress};
 
+const OWN_UNIT: &str =
+    "write extra.d/NAME.container (docs/configuration.md, \"Units of your own\")";
+
 impl Maker<'_> {
     pub(super) fn address(&mut self) {
         let own = self.chosen.port();
@@ -127,10 +130,10 @@ impl Maker<'_> {
                 places.push("the configuration".into());
             }
             let how = if places.is_empty() {
-                "it stays with Docker".to_owned()
+                format!("it stays with Docker; to run it here: {OWN_UNIT}")
             } else {
                 format!(
-                    "it stays with Docker, and the new gateway can't reach it by that name: publish its port on an address that containers reach, not on 127.0.0.1, and write host.containers.internal:PORT in {}",
+                    "it stays with Docker, and the new gateway can't reach it by that name: publish its port on an address that containers reach, not on 127.0.0.1, and write host.containers.internal:PORT in {}; or run it here, where that name works: {OWN_UNIT}",
                     places.join(" and ")
                 )
             };

@@ -1,0 +1,586 @@
+//! Units of the operator's own: each `extra.d/NAME.container` is a Quadlet file, and becomes a unit beside those of the
+//! stack. What is a directory there is data of theirs.
+
+use std::path::{Component, Path, PathBuf};
+
+use anyhow::Context;
+
+use crate::deployment::env_file::EnvFile;
+use crate::deployment::settings::{
+    ContainerSecret, SecretTarget, Settings, parse_env, read_env, value_of,
+};
+use crate::error::{Failure, Result};
+use crate::host::files::{self, files_of_extras};
+use crate::host::paths::Paths;
+use crate::image::ImageReference;
+use crate::service::Service;
+
+/// One unit of the operator's own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Extra {
+    /// Its names.
+    pub service: Service,
+    /// What it runs.
+    pub image: ImageReference,
+    /// Its other lines, as they are in the unit.
+    pub text: String,
+    /// What the operator should know of them.
+    pub warnings: Vec<String>,
+    /// The places below `extra.d/` that are mounted, by the number of their line.
+    places: Vec<(usize, PathBuf)>,
+}
+
+/// What is wrong with a line.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Problem {
+    /// Its number.
+    pub line: usize,
+    /// Words, as the end of a sentence.
+    pub message: String,
+    /// The next step.
+    pub hint: String,
+}
+
+/// The most bytes of a file directly in `extra.d/`: each configuration that is kept has a copy.
+const LIMIT: u64 = 1 << 20;
+
+/// Reads every file of `extra.d/`, for a deployment with this `.env`.
+///
+/// # Errors
+/// With file and line, when one can't become a unit.
+pub(crate) fn load(paths: &Paths, env: &EnvFile) -> Result<Vec<Extra>> {
+    let mut extras = Vec::new();
+    for path in files_of_extras(&paths.deployment)? {
+        let size = std::fs::metadata(&path).map(|found| found.len());
+        if size.with_context(|| format!("can't examine {}", path.display()))? > LIMIT {
+            return Err(wrong(
+                &path,
+                "is larger than 1 MiB, and files directly in extra.d/ are kept with each configuration",
+                "move it into a directory, which is data",
+            ));
+        }
+        let kind = path.extension().unwrap_or_default();
+        if ["volume", "network", "pod", "kube", "image", "build"]
+            .contains(&&*kind.to_string_lossy())
+        {
+            return Err(wrong(
+                &path,
+                "is no container, and only containers become units",
+                "write `Volume=NAME:/PATH` for a volume; the network is that of the gateway",
+            ));
+        }
+        if kind != "container" {
+            continue;
+        }
+        let name = path.file_stem().unwrap_or_default().to_string_lossy();
+        let service = Service::extra(&name)
+            .map_err(|problem| wrong(&path, &format!("{name:?} {problem}"), "rename the file"))?;
+        let mut text = String::new();
+        files::open_regular(&path)
+            .and_then(|mut file| std::io::Read::read_to_string(&mut file, &mut text))
+            .with_context(|| format!("can't read {}", path.display()))?;
+        let at = |problem: Problem| {
+            Failure::config(format!(
+                "{}, line {}: {}",
+                path.display(),
+                problem.line,
+                problem.message
+            ))
+            .hint(problem.hint)
+        };
+        let mut extra = parse(service, &text, env, paths).map_err(at)?;
+        for warning in &mut extra.warnings {
+            warning.insert_str(0, &format!("{}, ", path.display()));
+        }
+        if let Some((line, place)) = extra.places.iter().find(|(_, place)| !place.exists()) {
+            return Err(at(Problem {
+                line: *line,
+                message: format!("{} does not exist", place.display()),
+                hint: "make it, for the user of the container, before the unit starts".into(),
+            })
+            .into());
+        }
+        extras.push(extra);
+    }
+    Ok(extras)
+}
+
+fn wrong(path: &Path, problem: &str, hint: &str) -> anyhow::Error {
+    Failure::config(format!("{}: {problem}", path.display()))
+        .hint(hint)
+        .into()
+}
+
+/// Reads one file. What would break the stack is refused; the rest is for Podman to judge.
+///
+/// # Errors
+/// With the first line that is refused.
+pub fn parse(service: Service, text: &str, env: &EnvFile, paths: &Paths) -> Result<Extra, Problem> {
+    let (mut image, mut section) = (None, "");
+    let (mut out, mut warnings, mut places) = (String::new(), Vec::new(), Vec::new());
+    let mut continues = false;
+    for (index, raw) in text.lines().enumerate() {
+        let line = index + 1;
+        let problem = |message: String, hint: &str| Problem {
+            line,
+            message,
+            hint: hint.to_owned(),
+        };
+        let trimmed = raw.trim();
+        let is_comment = trimmed.starts_with(['#', ';']);
+        let is_rest = continues;
+        continues = trimmed.ends_with('\\') && !is_comment || is_rest && is_comment;
+        if is_comment || is_rest || trimmed.is_empty() {
+            out.extend([raw, "\n"]);
+            continue;
+        }
+        if let Some(name) = trimmed.strip_prefix('[') {
+            section = name.trim_end_matches(']');
+            if section == "Install" {
+                return Err(problem(
+                    "[Install] has no use, since the unit starts and stops with the stack".into(),
+                    "remove the section",
+                ));
+            }
+            if !["Unit", "Container", "Service"].contains(&section) {
+                return Err(problem(
+                    format!("[{section}] is none of [Unit], [Container] and [Service]"),
+                    "remove the section",
+                ));
+            }
+            out.extend([raw, "\n"]);
+            continue;
+        }
+        let Some((key, value)) = trimmed.split_once('=') else {
+            return Err(problem("it is no `KEY=VALUE`".into(), "correct the line"));
+        };
+        let (key, value) = (key.trim_end(), value.trim_start());
+        let whole = |value: &str| {
+            if continues {
+                return Err(problem(
+                    format!("{key}= goes on in the next line"),
+                    "write it in one line",
+                ));
+            }
+            Ok(value.to_owned())
+        };
+        let local = Local { paths, line };
+        let value = match (section, key) {
+            ("Container", "Image") if image.is_some() => {
+                return Err(problem("a second Image=".into(), "remove one of them"));
+            }
+            ("Container", "Image") => {
+                let parsed = ImageReference::parse(&whole(value)?);
+                image = Some(parsed.map_err(|error| problem(error.to_string(), error.hint()))?);
+                continue;
+            }
+            ("Container", "ContainerName" | "Network" | "Pull" | "Pod") => {
+                return Err(problem(
+                    format!("{key}= is set by litellm-units"),
+                    &format!(
+                        "remove it: the gateway reaches the container as http://{}:PORT",
+                        service.name()
+                    ),
+                ));
+            }
+            ("Container", "PublishPort") if !is_loopback(value) => {
+                return Err(problem(
+                    format!("PublishPort={value} is open beyond this host"),
+                    "write PublishPort=127.0.0.1:PORT:PORT, and use a reverse proxy with TLS",
+                ));
+            }
+            ("Container", "Environment") if !value.contains('=') => {
+                return Err(problem(
+                    format!("Environment={value} has no value"),
+                    &format!("for a variable of .env, write `Secret={value},type=env`"),
+                ));
+            }
+            ("Container", "Secret") => {
+                let value = whole(value)?;
+                let name = value.split(',').next().unwrap_or_default();
+                if env.get(name).is_none() {
+                    return Err(problem(
+                        format!("{name:?} is no variable of .env"),
+                        "add it to .env, or correct the name",
+                    ));
+                }
+                let target = if value.contains(",target=") {
+                    String::new()
+                } else {
+                    format!(",target={name}")
+                };
+                format!("{}.{value}{target}", service.container())
+            }
+            ("Container", "Volume") => {
+                let value = whole(value)?;
+                let (source, rest) = value.split_once(':').unwrap_or((&value, ""));
+                format!(
+                    "{}:{rest}",
+                    local.resolve(source, &mut places, &mut warnings)?
+                )
+                .trim_end_matches(':')
+                .to_owned()
+            }
+            ("Container", "Mount") => {
+                let value = whole(value)?;
+                let mut parts = Vec::new();
+                for part in value.split(',') {
+                    parts.push(match part.split_once('=') {
+                        Some((name @ ("source" | "src"), source)) => {
+                            let source = local.resolve(source, &mut places, &mut warnings)?;
+                            format!("{name}={source}")
+                        }
+                        _ => part.to_owned(),
+                    });
+                }
+                parts.join(",")
+            }
+            ("Container" | "Service", "EnvironmentFile") => {
+                let value = whole(value)?;
+                let (optional, file) = match value.strip_prefix('-') {
+                    Some(file) => ("-", file),
+                    None => ("", &*value),
+                };
+                // Quadlet takes any other path as one beside the unit.
+                let beside = if file.starts_with(['/', '.', '%']) {
+                    ""
+                } else {
+                    "./"
+                };
+                let file = format!("{beside}{file}");
+                format!(
+                    "{optional}{}",
+                    local.resolve(&file, &mut places, &mut warnings)?
+                )
+            }
+            ("Container", "AddCapability" | "PodmanArgs")
+                if key == "AddCapability" || value.contains("--privileged") =>
+            {
+                warnings.push(format!(
+                    "line {line}: {key}={value} gives the container rights that can reach the host"
+                ));
+                value.to_owned()
+            }
+            _ => value.to_owned(),
+        };
+        out.extend([key, "=", &value, "\n"]);
+    }
+    let Some(image) = image else {
+        return Err(Problem {
+            line: text.lines().count().max(1),
+            message: "[Container] has no Image=".into(),
+            hint: "add it, with a version tag or a digest".into(),
+        });
+    };
+    Ok(Extra {
+        service,
+        image,
+        text: out,
+        warnings,
+        places,
+    })
+}
+
+/// Where a line stands.
+struct Local<'a> {
+    paths: &'a Paths,
+    line: usize,
+}
+
+impl Local<'_> {
+    /// The source of a mount: Quadlet would look for a relative one beside the unit.
+    fn resolve(
+        &self,
+        source: &str,
+        places: &mut Vec<(usize, PathBuf)>,
+        warnings: &mut Vec<String>,
+    ) -> Result<String, Problem> {
+        let problem = |message: String, hint: &str| Problem {
+            line: self.line,
+            message,
+            hint: hint.to_owned(),
+        };
+        let mut path = PathBuf::from(source);
+        if source.starts_with('.') {
+            let is_inside = path
+                .components()
+                .all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
+            if !is_inside {
+                return Err(problem(
+                    format!("{source} is outside of {}", self.paths.extra().display()),
+                    "write the absolute path",
+                ));
+            }
+            let parts = path.components().filter(|part| *part != Component::CurDir);
+            path = self.paths.extra().join(parts.collect::<PathBuf>());
+            places.push((self.line, path.clone()));
+            // Of what the operator wrote, specifiers are the operator's.
+            let directory = self.paths.extra().display().to_string();
+            return Ok(path.display().to_string().replacen(
+                &directory,
+                &directory.replace('%', "%%"),
+                1,
+            ));
+        }
+        let env = self.paths.env_file();
+        if path == env {
+            return Err(problem(
+                format!("the container would get every secret of {}", env.display()),
+                "name the variables that it needs: `Secret=NAME,type=env`",
+            ));
+        }
+        if path.is_absolute() && env.starts_with(&path) {
+            warnings.push(format!(
+                "line {}: the container can read every secret of {}",
+                self.line,
+                env.display()
+            ));
+        }
+        Ok(path.display().to_string())
+    }
+}
+
+/// Whether `[IP:][PORT:]PORT` is for connections from this host only.
+fn is_loopback(port: &str) -> bool {
+    port.starts_with("[::1]:") || port.starts_with("127.") && port.split(':').count() == 3
+}
+
+/// The units of the operator's own that are installed, in the order of their names.
+#[must_use]
+pub(crate) fn installed(paths: &Paths) -> Vec<Service> {
+    let entries = std::fs::read_dir(&paths.quadlets).into_iter().flatten();
+    let mut found: Vec<Service> = entries
+        .flatten()
+        .filter_map(|entry| Service::extra_of(entry.file_name().to_str()?))
+        .collect();
+    found.sort();
+    found
+}
+
+/// Those of [`installed`] that still have their file in `extra.d/`.
+#[must_use]
+pub(crate) fn wanted(paths: &Paths) -> Vec<Service> {
+    let mut found = installed(paths);
+    found.retain(|service| has_source(paths, *service));
+    found
+}
+
+/// Those of [`installed`] whose file in `extra.d/` was removed.
+#[must_use]
+pub(crate) fn former(paths: &Paths) -> Vec<Service> {
+    let mut found = installed(paths);
+    found.retain(|service| !has_source(paths, *service));
+    found
+}
+
+fn has_source(paths: &Paths, service: Service) -> bool {
+    let source = format!("{}.container", service.name());
+    paths.extra().join(source).exists()
+}
+
+/// What a service gets from `.env`, and nothing more.
+///
+/// # Errors
+/// When the unit or `.env` can't be read.
+pub(crate) fn container_secrets(
+    paths: &Paths,
+    settings: &Settings,
+    service: Service,
+) -> Result<Vec<ContainerSecret>> {
+    if !service.is_extra() {
+        return Ok(settings.container_secrets(service));
+    }
+    let (unit, path) = (unit_text(paths, service), paths.env_file());
+    let env = parse_env(&read_env(&path)?, &path)?;
+    let prefix = format!("Secret={}.", service.container());
+    let names = unit
+        .lines()
+        .filter_map(|line| line.strip_prefix(&prefix)?.split(',').next());
+    Ok(names
+        .filter_map(|name| {
+            Some(ContainerSecret {
+                name: name.to_owned(),
+                target: SecretTarget::Variable,
+                value: value_of(&env, &path, name)?,
+            })
+        })
+        .collect())
+}
+
+/// The files of `extra.d/` that a unit names.
+///
+/// # Errors
+/// When the directory can't be read.
+pub(crate) fn mounted(paths: &Paths, service: Service) -> Result<Vec<PathBuf>> {
+    let unit = unit_text(paths, service);
+    let mut found = files_of_extras(&paths.deployment)?;
+    found.retain(|file| file.to_str().is_some_and(|file| unit.contains(file)));
+    Ok(found)
+}
+
+fn unit_text(paths: &Paths, service: Service) -> String {
+    let quadlet = format!("{}.container", service.container());
+    std::fs::read_to_string(paths.quadlets.join(quadlet)).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::paths::Scope;
+
+    fn read(text: &str) -> Result<Extra, Problem> {
+        let env = EnvFile::parse("OPENAI_API_KEY=sk-1\nEMPTY=\n").unwrap();
+        let service = Service::extra("filter").unwrap();
+        parse(service, text, &env, &Paths::elsewhere(Scope::System))
+    }
+
+    #[test]
+    fn lines_become_those_of_a_unit() {
+        let extra = read(
+            "# a filter\n[Unit]\nBefore=litellm.service\n\n[Container]\nImage = registry.example.com/filter:1.2\n\
+             Environment=MODE=strict\nSecret=OPENAI_API_KEY,type=env\nSecret=EMPTY,type=env,target=TOKEN\n\
+             Volume=./filter.toml:/etc/filter.toml:ro\nVolume=cache:/var/cache\nVolume=/srv/models:/models:ro,z\n\
+             Mount=type=bind,source=./rules,destination=/rules\nEnvironmentFile=filter.env\nPublishPort=127.0.0.1:9090:9090\n\
+             Exec=serve \\\n# why\n  --all=[yes]\n",
+        );
+        let extra = extra.unwrap();
+        assert_eq!(extra.image.as_str(), "registry.example.com/filter:1.2");
+        assert_eq!(extra.warnings, [""; 0]);
+        assert_eq!(
+            extra.text,
+            "# a filter\n[Unit]\nBefore=litellm.service\n\n[Container]\n\
+             Environment=MODE=strict\n\
+             Secret=litellm-extra-filter.OPENAI_API_KEY,type=env,target=OPENAI_API_KEY\n\
+             Secret=litellm-extra-filter.EMPTY,type=env,target=TOKEN\n\
+             Volume=/opt/litellm-server/extra.d/filter.toml:/etc/filter.toml:ro\nVolume=cache:/var/cache\n\
+             Volume=/srv/models:/models:ro,z\n\
+             Mount=type=bind,source=/opt/litellm-server/extra.d/rules,destination=/rules\n\
+             EnvironmentFile=/opt/litellm-server/extra.d/filter.env\n\
+             PublishPort=127.0.0.1:9090:9090\nExec=serve \\\n# why\n  --all=[yes]\n"
+        );
+        let places: Vec<_> = extra.places.iter().map(|(line, _)| *line).collect();
+        assert_eq!(places, [10, 13, 14]);
+    }
+
+    #[test]
+    fn what_would_break_the_stack_is_refused() {
+        let container = "[Container]\nImage=registry.example.com/filter:1.2\n";
+        for (lines, line, message) in [
+            ("", 1, "[Container] has no Image="),
+            ("[Container]\nExec=a\n", 2, "[Container] has no Image="),
+            (
+                "[Container]\nImage=registry.example.com/filter:latest\n",
+                2,
+                "\"registry.example.com/filter:latest\" has the floating tag \"latest\"",
+            ),
+            (
+                "[Container]\nImage=registry.example.com/filter\n",
+                2,
+                "\"registry.example.com/filter\" has no version tag and no digest",
+            ),
+            ("Image=registry.example.com/a:1\n", 3, "a second Image="),
+            ("Network=host\n", 3, "Network= is set by litellm-units"),
+            (
+                "ContainerName=x\n",
+                3,
+                "ContainerName= is set by litellm-units",
+            ),
+            (
+                "[Install]\nWantedBy=default.target\n",
+                3,
+                "[Install] has no use, since the unit starts and stops with the stack",
+            ),
+            (
+                "[Kube]\n",
+                3,
+                "[Kube] is none of [Unit], [Container] and [Service]",
+            ),
+            (
+                "PublishPort=80:80\n",
+                3,
+                "PublishPort=80:80 is open beyond this host",
+            ),
+            (
+                "PublishPort=0.0.0.0:80:80\n",
+                3,
+                "PublishPort=0.0.0.0:80:80 is open beyond this host",
+            ),
+            ("Environment=A\n", 3, "Environment=A has no value"),
+            (
+                "Secret=NONE,type=env\n",
+                3,
+                "\"NONE\" is no variable of .env",
+            ),
+            (
+                "Volume=../.env:/x\n",
+                3,
+                "../.env is outside of /opt/litellm-server/extra.d",
+            ),
+            (
+                "[Service]\nEnvironmentFile=-/opt/litellm-server/.env\n",
+                4,
+                "the container would get every secret of /opt/litellm-server/.env",
+            ),
+            (
+                "Exec=a \\\n\nPull=always\n",
+                5,
+                "Pull= is set by litellm-units",
+            ),
+            (
+                "Secret=OPENAI_API_KEY,\\\ntype=env\n",
+                3,
+                "Secret= goes on in the next line",
+            ),
+            ("nonsense\n", 3, "it is no `KEY=VALUE`"),
+        ] {
+            let whole = lines.is_empty() || lines.starts_with("[Container]");
+            let text = format!("{}{lines}", if whole { "" } else { container });
+            let problem = read(&text).unwrap_err();
+            assert_eq!((problem.line, &*problem.message), (line, message), "{text}");
+        }
+    }
+
+    #[test]
+    fn rights_are_warned_about() {
+        let extra = read(
+            "[Container]\nImage=registry.example.com/filter:1.2\nAddCapability=SYS_ADMIN\n\
+             PodmanArgs=--privileged\nPodmanArgs=--memory=1g\nVolume=/:/host:ro\n",
+        );
+        assert_eq!(
+            extra.unwrap().warnings,
+            [
+                "line 3: AddCapability=SYS_ADMIN gives the container rights that can reach the host",
+                "line 4: PodmanArgs=--privileged gives the container rights that can reach the host",
+                "line 6: the container can read every secret of /opt/litellm-server/.env",
+            ]
+        );
+    }
+
+    #[test]
+    fn names() {
+        for (name, problem) in [
+            ("filter-2", None),
+            ("litellm", Some("is a name of the stack itself")),
+            ("litellm-2", Some("is a name of the stack itself")),
+            ("redis", Some("is a name of the stack itself")),
+            ("images", Some("is a name of the stack itself")),
+            (
+                "Filter",
+                Some("is not a name of at most 40 lowercase letters, digits and inner hyphens"),
+            ),
+            (
+                "-a",
+                Some("is not a name of at most 40 lowercase letters, digits and inner hyphens"),
+            ),
+        ] {
+            assert_eq!(Service::extra(name).err(), problem, "{name}");
+        }
+        let service = Service::extra("filter").unwrap();
+        assert_eq!(
+            Service::extra_of("litellm-extra-filter.service"),
+            Some(service)
+        );
+        assert_eq!(Service::extra_of("litellm-2.service"), None);
+        assert_eq!(service.container(), "litellm-extra-filter");
+    }
+}

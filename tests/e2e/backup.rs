@@ -84,6 +84,15 @@ fn the_timer_makes_backups(host: &TestHost, who: Who) {
         (state("ActiveState"), state("UnitFileState")),
         ("active".into(), "enabled".into())
     );
+    // An interrupted build leaves an index that no dump contains.
+    sql(
+        host,
+        who,
+        "create table twins as select 1 as number from generate_series(1, 2)",
+    );
+    let build = "create unique index concurrently planted on twins (number)";
+    let psql = "podman exec litellm-postgres psql -U litellm litellm -c";
+    host.sh(who, &format!("! {psql} '{build}'"));
     host.systemctl(who, &["start", "litellm-backup.service"]);
     let listed = list(host, who);
     assert_eq!(listed.len(), 1);

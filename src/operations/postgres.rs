@@ -800,6 +800,17 @@ pub(crate) fn is_switching(paths: &Paths) -> Result<bool> {
     Ok(record.is_some_and(|record| matches!(record.state, State::Switching | State::Switched)))
 }
 
+/// The image of the cluster that the last change has brought, until a backup ends its record.
+///
+/// # Errors
+/// When the record of the change can't be read.
+pub(crate) fn recorded_image(paths: &Paths) -> Result<Option<ImageReference>> {
+    let record = ClusterRecord::load(paths)?;
+    record
+        .map(|record| Ok(ImageReference::parse(&record.to)?))
+        .transpose()
+}
+
 /// Refuses to start a gateway while it is open which cluster has its writes.
 ///
 /// # Errors

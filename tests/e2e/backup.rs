@@ -512,10 +512,16 @@ fn rootless_restores_with_configuration_killed() {
     assert!(serves(&host, who, &old) && serves(&host, who, &new));
     assert_eq!(host.env(who).text(), env);
     assert_eq!(leftovers(&host, who), "");
-    let words = format!("restore {id} --yes");
+    // The gateway was ready, so writes may have been acknowledged.
     let said = host.interrupt_at(who, "restore-after-ready", "", &words);
     assert!(said.contains("finishing it"), "{said}");
     assert!(serves(&host, who, &old) && !serves(&host, who, &new));
+    assert!(!host.env(who).text().contains("sk-later"));
+    assert_eq!(leftovers(&host, who), "litellm_units_replaced");
+    let words = format!("restore {id} --yes");
+    let said = host.interrupt_at(who, "restore-after-ready", "", &words);
+    assert!(said.contains("finishing it"), "{said}");
+    assert!(serves(&host, who, &old));
     assert_eq!(leftovers(&host, who), "litellm_units_replaced");
 }
 

@@ -100,6 +100,9 @@ struct RestoreRecord {
     /// As [`RestoreOptions::is_step`].
     #[serde(default)]
     is_step: bool,
+    /// Whether the gateway was ready with the data, so that writes may have been acknowledged.
+    #[serde(default)]
+    ready: bool,
 }
 
 fn record_file(paths: &Paths) -> PathBuf {
@@ -119,6 +122,11 @@ impl RestoreRecord {
         make_private(&paths.state())?;
         let text = serde_json::to_vec(self).context("can't write the record of the restore")?;
         files::write_atomically(&record_file(paths), &text, 0o600)
+    }
+
+    /// Whether an interruption after the databases were swapped undoes it.
+    fn is_undone(&self) -> bool {
+        self.is_step || self.configuration.is_some() && !self.ready
     }
 
     fn remove(paths: &Paths) -> Result<()> {
@@ -214,7 +222,7 @@ pub(crate) async fn restore_data(
     // A failed gateway was meant to run.
     let runs = systemd.unit(unit).await?.active != ActiveState::Inactive;
     stack::start_database(host, settings, options.timeout).await?;
-    let restore = Restore::stage(host, settings, backup, options, runs).await?;
+    let mut restore = Restore::stage(host, settings, backup, options, runs).await?;
     let mut units = vec![unit];
     // The data of another release needs its migrations.
     if options.config || restore.other_release {
@@ -249,6 +257,11 @@ pub(crate) async fn restore_data(
         }
         let timeout = options.timeout.max(RECOVERY_TIMEOUT);
         return Err(take_back(host, restore, &units, timeout, error).await);
+    }
+    restore.record.ready = true;
+    // On a full disk, nothing else shows that it is complete until the record is removed.
+    if let Err(error) = restore.record.save(&host.paths) {
+        host.progress.warn(&format!("{error:#}"));
     }
     fail::fail_point!("restore-after-ready");
     let replaced = restore.commit().await?;
@@ -357,6 +370,7 @@ impl<'a> Restore<'a> {
             gateway,
             configuration: configuration.map(|id| id.to_string()),
             is_step: options.is_step,
+            ready: false,
         };
         record.save(&host.paths)?;
         fail::fail_point!("restore-recorded");
@@ -547,7 +561,7 @@ async fn recover_restore(
 ) -> Result<Recovered> {
     let id = record.backup.clone();
     let swapped = own.contains(&record.replaced);
-    let is_undone = record.configuration.is_some() || record.is_step;
+    let (is_undone, is_ready) = (record.is_undone(), record.ready);
     // A gateway that was stopped with the whole stack is not to be started.
     let target = host.systemd().await?.unit("litellm.target").await?;
     let gateway = record.gateway && target.is_active();
@@ -563,12 +577,14 @@ async fn recover_restore(
             "the restore of backup {id} was interrupted after the databases were swapped: finishing it"
         ));
         return match bring_back(host, None, gateway, RECOVERY_TIMEOUT).await {
-            Ok(()) => {
+            Err(error) if !is_ready => {
+                Err(take_back(host, restore, &units, RECOVERY_TIMEOUT, error).await)
+            }
+            started => {
                 restore.commit().await?;
                 remove_recovered(host, &id);
-                Ok(Recovered::Finished(id))
+                started.map(|()| Recovered::Finished(id))
             }
-            Err(error) => Err(take_back(host, restore, &units, RECOVERY_TIMEOUT, error).await),
         };
     }
     host.progress.say(&format!(
@@ -915,4 +931,24 @@ fn external(backup: &Backup) -> anyhow::Error {
             ))
         ))
         .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_ready_is_not_undone() {
+        let record = |configuration: &str, rest: &str| -> RestoreRecord {
+            let text = format!(
+                r#"{{"backup": "20260131T120000Z-0a1b2c", "staged": "s", "replaced": "r", "gateway": true, "configuration": {configuration}{rest}}}"#
+            );
+            serde_json::from_str(&text).unwrap()
+        };
+        assert!(!record("null", "").is_undone());
+        assert!(record(r#""0a""#, "").is_undone());
+        assert!(!record(r#""0a""#, r#", "ready": true"#).is_undone());
+        // The change that it is a step of decides.
+        assert!(record("null", r#", "is_step": true, "ready": true"#).is_undone());
+    }
 }

@@ -379,6 +379,7 @@ mod tests {
                 lag_seconds: Some(14),
                 url: None,
                 recoverable: true,
+                base_age: None,
             }),
             ..Services::default()
         };

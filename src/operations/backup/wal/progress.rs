@@ -146,6 +146,9 @@ pub(crate) struct ArchiveReport {
     pub url: Option<String>,
     /// Whether there is a base backup with which it can be recovered.
     pub recoverable: bool,
+    /// The age of the newest such base backup, else of the oldest one that has no copy yet.
+    #[serde(skip)]
+    pub base_age: Option<Duration>,
 }
 
 impl ArchiveReport {
@@ -180,16 +183,21 @@ impl ArchiveReport {
             settings.url.as_ref().is_none_or(is_there)
                 && time.is_some_and(|time| time >= point.complete)
         };
-        let recoverable = match &progress {
-            Some(progress) => bases(paths)?.iter().any(|(backup, point)| {
-                progress.is_usable(backup, point) && is_complete(backup, point)
-            }),
-            None => false,
-        };
+        let mut usable = bases(paths)?;
+        usable.retain(|(backup, point)| {
+            let is_usable = |progress: &Progress| progress.is_usable(backup, point);
+            progress.as_ref().is_some_and(is_usable)
+        });
+        let newest = usable
+            .iter()
+            .rfind(|(backup, point)| is_complete(backup, point));
+        let base = newest.or(usable.first());
+        let age = base.map(|(_, point)| Timestamp::now().duration_since(point.complete));
         Ok(Some(Self {
             lag_seconds: lag.map(|lag| u64::try_from(lag.as_secs()).unwrap_or_default()),
             url: settings.url.clone(),
-            recoverable,
+            recoverable: newest.is_some(),
+            base_age: age.and_then(|age| age.try_into().ok()),
         }))
     }
 }

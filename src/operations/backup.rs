@@ -57,6 +57,10 @@ const ENV: &str = "deployment/.env";
 const CREDENTIALS: &str = "deployment/credentials/";
 /// The prefix of the directory of an incomplete backup.
 const UNFINISHED: &str = ".new-";
+/// The file in a backup that is to be copied, with the URL, until it is.
+const UNCOPIED: &str = "uncopied";
+/// For how long the copy of a backup is tried again before another backup is made: less than the time between two nights.
+const RESUME_LIMIT: jiff::SignedDuration = jiff::SignedDuration::from_hours(12);
 /// Free space that must remain on a disk: with less, PostgreSQL may stop at any time.
 pub(crate) const RESERVE: u64 = 512 << 20;
 
@@ -74,6 +78,8 @@ pub(crate) struct BackupOptions {
     pub to_go_back: Option<SnapshotId>,
     /// Whether it removes the previous cluster of PostgreSQL: only if somebody asked for this backup.
     pub forget_cluster: bool,
+    /// Whether the last backup is copied instead, if its copy has failed.
+    pub resume: bool,
     /// Of a recovered database, and not copied.
     pub recovered: Option<Recovered>,
 }
@@ -97,8 +103,16 @@ impl Default for BackupOptions {
             to: None,
             to_go_back: None,
             forget_cluster: false,
+            resume: false,
             recovered: None,
         }
+    }
+}
+
+impl BackupOptions {
+    /// What the rule never removes: with a clock that was set back, the new one looks like the oldest.
+    fn protected_with(&self, new: &OperationId) -> Vec<OperationId> {
+        [&self.protected[..], std::slice::from_ref(new)].concat()
     }
 }
 
@@ -360,6 +374,12 @@ async fn create_uninterrupted(
     if options.recovered.is_none() {
         restore::recover_with(host, settings, server).await?;
     }
+    if let Some(remote) = remote.as_ref().filter(|_| options.resume)
+        && let Some(backup) = uncopied(&host.paths, remote.url())?
+    {
+        copy(host, remote, &backup, options).await?;
+        return Ok(backup);
+    }
 
     let mut snapshot = server.snapshot().await?;
     let parent = directory(&host.paths);
@@ -445,30 +465,57 @@ async fn create_uninterrupted(
     if options.forget_cluster && server.is_local() {
         postgres::forget_previous(host)?;
     }
-    // With a clock that was set back, the new one looks like the oldest.
-    let mut protected = options.protected.clone();
-    protected.push(backup.id().clone());
     // Before the copy: while the store is away, backups must not fill the disk.
     if let Some(retention) = options.retention {
-        prune(host, retention, &protected)?;
+        prune(host, retention, &options.protected_with(backup.id()))?;
     }
     if let Some(remote) = &remote {
-        remote.upload(host, &backup).await.map_err(|error| {
-            Failure::new(format!(
-                "backup {} is complete on this host, but its copy in {} failed",
-                backup.id(),
-                remote.url()
-            ))
-            .hint(error::hint(&error).unwrap_or(
-                "check BACKUP_URL and its credentials in .env, then make another backup, which is copied: `litellm-units backup`",
-            ))
-            .caused_by(error)
-        })?;
-        if let Some(retention) = options.retention {
-            remote.prune(host, retention, &protected).await?;
-        }
+        copy(host, remote, &backup, options).await?;
     }
     Ok(backup)
+}
+
+/// The newest backup, if it is to be copied to `url` and still young.
+fn uncopied(paths: &Paths, url: &str) -> Result<Option<Backup>> {
+    let Some(id) = ids(paths)?.pop() else {
+        return Ok(None);
+    };
+    let text = files::read_existing(&directory(paths).join(id.as_str()).join(UNCOPIED))?;
+    let created = jiff::tz::Offset::UTC.to_timestamp(id.created())?;
+    let is_young = jiff::Timestamp::now().duration_since(created) < RESUME_LIMIT;
+    if !is_young || text.as_deref() != Some(url.as_bytes()) {
+        return Ok(None);
+    }
+    let backup = Backup::load(paths, &id)?;
+    Ok(Some(backup).filter(|backup| backup.origin == Origin::Own))
+}
+
+/// Copies a backup to the store, and removes what is too old there.
+async fn copy(
+    host: &Host,
+    remote: &object_store::BackupStore,
+    backup: &Backup,
+    options: &BackupOptions,
+) -> Result<()> {
+    let mark = backup.directory.join(UNCOPIED);
+    files::write_atomically(&mark, remote.url().as_bytes(), 0o600)?;
+    remote.upload(host, backup).await.map_err(|error| {
+        Failure::new(format!(
+            "backup {} is complete on this host, but its copy in {} failed",
+            backup.id(),
+            remote.url()
+        ))
+        .hint(error::hint(&error).unwrap_or(
+            "check BACKUP_URL and its credentials in .env, then make another backup, which is copied: `litellm-units backup`",
+        ))
+        .caused_by(error)
+    })?;
+    files::remove_existing(&mark)?;
+    if let Some(retention) = options.retention {
+        let protected = options.protected_with(backup.id());
+        remote.prune(host, retention, &protected).await?;
+    }
+    Ok(())
 }
 
 fn encryption(recipient: &Recipient) -> Option<Encryption> {
@@ -879,6 +926,38 @@ mod tests {
         // Not without a word.
         std::fs::write(paths.backup_key(), "damaged").unwrap();
         assert!(recorded_sizes(&paths, 14).is_err());
+    }
+
+    #[test]
+    fn a_failed_copy_is_tried_again() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths {
+            deployment: root.path().to_owned(),
+            ..Paths::elsewhere(Scope::System)
+        };
+        let parent = directory(&paths);
+        make_private(&parent).unwrap();
+        let url = "s3://bucket";
+        let make = |hours| {
+            let created = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(hours);
+            let mut manifest = manifest::tests::manifest(Vec::new());
+            manifest.id = OperationId::new(created).unwrap();
+            let staged = tempfile::tempdir_in(&parent).unwrap();
+            finish(&paths, staged, &parent, &manifest).unwrap();
+            parent.join(manifest.id.as_str())
+        };
+        let found = |url| uncopied(&paths, url).unwrap().map(|found| found.directory);
+        assert_eq!(found(url), None);
+        std::fs::write(make(13).join(UNCOPIED), url).unwrap();
+        assert_eq!(found(url), None);
+        let young = make(11);
+        assert_eq!(found(url), None);
+        std::fs::write(young.join(UNCOPIED), url).unwrap();
+        assert_eq!(found("s3://other"), None);
+        assert_eq!(found(url), Some(young));
+        // One that is not to be copied, as before an upgrade.
+        make(1);
+        assert_eq!(found(url), None);
     }
 
     #[test]

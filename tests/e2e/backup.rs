@@ -285,9 +285,14 @@ fn encrypted_and_elsewhere(host: &TestHost, who: Who) {
     let ran = host.units(who, &["backup"]);
     assert!(ran.code == 1 && ran.stderr.ends_with(hint), "{ran:?}");
     assert_eq!(list(host, who).len(), before + 1);
-    let newest = r#"rm -r "$1/backups/$(ls "$1/backups" | tail -n 1)""#;
-    host.sh(who, newest);
     host.sh(who, &format!("! test -e {copies}; mkdir -m 700 {copies}"));
+    // The unit tries again with the same backup.
+    let id = backup(host, who, &["--resume"]);
+    assert_eq!(list(host, who).len(), before + 1);
+    host.sh(
+        who,
+        &format!(r#"test -e {copies}/{id}/manifest.json; rm -r {copies}/{id} "$1/backups/{id}""#),
+    );
     let id = backup(host, who, &[]);
     is_private(host, who);
     let secret = r#"

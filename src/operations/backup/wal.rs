@@ -24,7 +24,6 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use jiff::Timestamp;
 use nix::fcntl::Flock;
-use secrecy::ExposeSecret;
 
 use super::archive::{self, Recipient};
 use super::authentication::BackupKey;
@@ -46,7 +45,7 @@ use copy::copy;
 use piece::replaced;
 pub(crate) use piece::{Piece, Segment, format_position, histories, local_pieces, pieces};
 pub(crate) use progress::{ArchiveReport, Progress};
-use progress::{OF_THE_KEY, history};
+use progress::{Salt, history};
 pub(crate) use slot::LIMIT;
 pub(super) use slot::end;
 use slot::{advance_slot, make_slot, position, refuse_full_disk};
@@ -232,23 +231,22 @@ pub(crate) async fn archive(
     let key = BackupKey::create(paths)?;
     // A base backup has the `.env` with the salt for everything that follows it. This one may have begun hours ago.
     let current = Settings::load(&paths.env_file())?;
-    let salt = current.salt();
-    let salt = match salt.sealed() {
-        Some(reference) => reference.into(),
-        None => salt.open()?,
-    };
-    let of_the_key = key.code(&[OF_THE_KEY, salt.expose_secret().as_bytes()].concat())?;
-    let recipient = recipient(&settings.backup)?;
     let known = Progress::load(paths)?;
+    let salt = Salt::of(current.salt(), known.as_ref(), &key)?;
+    let recipient = recipient(&settings.backup)?;
     // Before the position, so that everything of this time is before it.
     let mut time = Timestamp::now();
     let mut now = position(server).await?;
-    let known = known.filter(|known| known.goes_on(&now, &of_the_key));
+    let known = known.filter(|known| known.goes_on(&now, &salt));
     if now.slot.is_some() {
         refuse_full_disk(host, server).await?;
     }
     let mut progress = if let Some(known) = known {
-        known
+        Progress {
+            key: salt.written,
+            value: salt.value,
+            ..known
+        }
     } else {
         make_slot(host, server, now.kept).await?;
         time = Timestamp::now();
@@ -258,7 +256,8 @@ pub(crate) async fn archive(
         Progress {
             history: history(&now.system, now.flushed, time),
             system: now.system.clone(),
-            key: of_the_key,
+            key: salt.written,
+            value: salt.value,
             segment: now.segment,
             stored: segment.position(0),
             time,

@@ -122,20 +122,13 @@ fn is_behind(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::operations::backup::wal::fixtures::{SIZE, TIME, piece};
+    use crate::operations::backup::wal::fixtures::{SIZE, TIME, piece, progress};
 
     #[test]
     fn a_host_that_was_moved_back_begins_anew() {
         let (first, second) = (piece(1, 0, SIZE, TIME), piece(2, 0, 0x100, TIME));
         let (later, abandoned) = (piece(2, 0x100, 0x200, TIME), piece(2, 0x100, 0x300, TIME));
-        let progress = Progress {
-            system: "1".to_owned(),
-            history: "1-0-t".to_owned(),
-            key: String::new(),
-            segment: SIZE,
-            stored: later.end_position(SIZE),
-            time: later.time,
-        };
+        let progress = progress("1-0-t", later.end_position(SIZE));
         let copied = Copied {
             url: "file:///copies".to_owned(),
             history: progress.history.clone(),

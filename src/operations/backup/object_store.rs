@@ -212,10 +212,17 @@ impl BackupStore {
         };
         let mut ids = Vec::new();
         for place in listed.common_prefixes {
-            if let Some(id) = place.filename().and_then(OperationId::parse)
-                && self.store.head(&key(&place, manifest::FILE)).await.is_ok()
-            {
-                ids.push(id);
+            let Some(id) = place.filename().and_then(OperationId::parse) else {
+                continue;
+            };
+            // What this does not name may be removed with everything that it needs, so only a clear answer counts.
+            let manifest = key(&place, manifest::FILE);
+            match self.store.head(&manifest).await {
+                Ok(_) => ids.push(id),
+                Err(object_store::Error::NotFound { .. }) => {}
+                Err(error) => {
+                    return Err(error).with_context(|| format!("can't examine {manifest}"));
+                }
             }
         }
         ids.sort();
@@ -577,6 +584,50 @@ mod tests {
             [(0, PART - 1), (PART, 2 * PART - 1), (2 * PART, 2 * PART)]
         );
         assert_eq!(std::fs::metadata(&path).unwrap().len(), size);
+    }
+
+    #[cfg(feature = "object-stores")]
+    #[tokio::test]
+    async fn only_a_missing_manifest_is_no_backup() {
+        use std::io::{BufRead, Write};
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let settings = settings(&[
+            ("aws_endpoint", &endpoint),
+            ("aws_allow_http", "true"),
+            ("aws_access_key_id", "me"),
+            ("aws_secret_access_key", "secret"),
+        ]);
+        let listing = "<ListBucketResult><IsTruncated>false</IsTruncated>\
+            <CommonPrefixes><Prefix>litellm/20260131T120000Z-0a1b2c/</Prefix></CommonPrefixes></ListBucketResult>";
+        let server = std::thread::spawn(move || {
+            for (status, body) in [
+                ("200 OK", listing),
+                ("404 Not Found", ""),
+                ("200 OK", listing),
+                ("403 Forbidden", ""),
+            ] {
+                let (mut connection, _) = listener.accept().unwrap();
+                let lines = std::io::BufReader::new(&connection).lines();
+                lines
+                    .map_while(|line| line.ok().filter(|line| !line.is_empty()))
+                    .for_each(drop);
+                write!(
+                    connection,
+                    "HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+                    body.len()
+                )
+                .unwrap();
+            }
+        });
+        let store = BackupStore::new("s3://bucket/litellm", &settings).unwrap();
+        assert_eq!(store.ids().await.unwrap(), []);
+        let error = store.ids().await.unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "can't examine litellm/20260131T120000Z-0a1b2c/manifest.json"
+        );
+        server.join().unwrap();
     }
 
     #[test]

@@ -507,9 +507,15 @@ fn rootless_restores_with_configuration_killed() {
     host.set_env(who, &[("OPENAI_API_KEY", "sk-later")]);
     let env = host.env(who).text().to_owned();
     host.kill_at(who, "restore-undone", "restore-not-ready=return", &words);
+    // An edit of this time is kept.
+    host.set_env(who, &[("OPENAI_API_KEY", "sk-edited")]);
     host.units(who, &["up"]).ok();
     assert!(serves(&host, who, &old) && serves(&host, who, &new));
     assert_eq!(host.env(who).text(), env);
+    host.sh(
+        who,
+        r#"grep -rq OPENAI_API_KEY=sk-edited "$1/.litellm-units/configurations""#,
+    );
     assert_eq!(leftovers(&host, who), "");
     // Two files that belong together may not be both in place.
     let said = host.interrupt_at(who, "restore-after-config", "", &words);

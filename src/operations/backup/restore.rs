@@ -235,6 +235,7 @@ pub(crate) async fn restore_data(
         restore.swap().await?;
         fail::fail_point!("restore-after-swap");
         if options.config {
+            restore.keep_configuration()?;
             restore_config(host, backup, options)?;
             fail::fail_point!("restore-after-config");
         }
@@ -417,6 +418,25 @@ impl<'a> Restore<'a> {
             .await
     }
 
+    /// Keeps the configuration directly before it is replaced, for an undo: the restore of the database may have taken hours.
+    fn keep_configuration(&mut self) -> Result<()> {
+        self.record.configuration = Some(snapshot::keep(&self.host.paths)?.to_string());
+        self.record.save(&self.host.paths)
+    }
+
+    /// Keeps what was edited since `before` was kept. A configuration that can't be kept is no reason to stay with it.
+    fn keep_edits(&self, before: &SnapshotId) {
+        let progress = &self.host.progress;
+        match snapshot::keep(&self.host.paths) {
+            Ok(kept) if kept == *before => {}
+            Ok(kept) => progress.say(&format!(
+                "the configuration that is replaced is kept in {}",
+                snapshot::directory(&self.host.paths, &kept).display()
+            )),
+            Err(error) => progress.warn(&format!("{error:#}")),
+        }
+    }
+
     /// Whether the data of the backup is in place.
     ///
     /// # Errors
@@ -476,6 +496,7 @@ impl<'a> Restore<'a> {
         }
         fail::fail_point!("restore-undone");
         if let Some(configuration) = &configuration {
+            self.keep_edits(configuration);
             snapshot::restore(&self.host.paths, configuration, &[])?;
         }
         drop_scratch(&self.server, &self.record.staged).await?;

@@ -172,9 +172,16 @@ pub(crate) fn failure(paths: &Paths) -> Option<String> {
 
 async fn attempt(host: &Host, settings: &Settings) -> Result<()> {
     let server = Server::new(host, settings).await?;
-    let progress = archive(host, settings, &server).await?;
+    let first = archive(host, settings, &server).await;
     let rest = async {
+        // Also what was archived before a failure.
         let copied = copy(host, settings).await;
+        if first.is_err()
+            && let Err(error) = &copied
+        {
+            host.progress.warn(&format!("{error:#}"));
+        }
+        let progress = first?;
         let url = settings.backup.url.as_deref();
         // Another operation may stop the server.
         if is_base_due(&host.paths, &progress, url)?

@@ -31,8 +31,8 @@ use crate::operations::backup::{
 use crate::output::bytes;
 use crate::service::Service;
 
-/// Names the URL that has a copy of a base backup.
-const COPIED: &str = "copied";
+/// The file with the URL that has a copy of a base backup, or of a history that has ended.
+pub(super) const COPIED: &str = "copied";
 /// A base backup that is younger is not replaced by another one.
 const YOUNG: Duration = Duration::from_secs(12 * 3600);
 /// One that is older is replaced by the archive, since the nightly backup has not done it.

@@ -1,7 +1,11 @@
 //! The copy of the archive at `BACKUP_URL`.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 
+use jiff::Timestamp;
+
+use super::base::{COPIED, bases};
 use super::piece::{Piece, local_pieces, pieces, replaced};
 use super::progress::{Copied, Progress};
 use super::{directory, lock, pieces_directory, remote_directory};
@@ -9,6 +13,9 @@ use crate::deployment::settings::{BackupSettings, Settings};
 use crate::error::Result;
 use crate::host::Host;
 use crate::host::{files, lock as file_lock};
+use crate::operations::backup::Backup;
+use crate::operations::backup::authentication::Origin;
+use crate::operations::backup::manifest::BasePoint;
 use crate::operations::backup::object_store::BackupStore;
 
 pub(super) fn store_of(settings: &BackupSettings) -> Result<Option<BackupStore>> {
@@ -27,33 +34,72 @@ pub(super) async fn copy(host: &Host, settings: &Settings) -> Result<()> {
     let Some(_lock) = file_lock::exclusive(&directory(paths).join("copy.lock"))? else {
         return Ok(());
     };
-    let Some(progress) = Progress::load(paths)? else {
+    let progress = Progress::load(paths)?;
+    let current = progress.as_ref().map(|progress| &*progress.history);
+    for point in ended(bases(paths)?, current) {
+        let mark = pieces_directory(paths, &point.history).join(COPIED);
+        let marked = files::read_existing(&mark)?;
+        if marked.as_deref() != Some(remote.url().as_bytes()) {
+            copy_history(host, &remote, &point.history, point.segment_size, None).await?;
+            if mark.parent().is_some_and(Path::is_dir) {
+                files::write_atomically(&mark, remote.url().as_bytes(), 0o600)?;
+            }
+        }
+    }
+    let Some(progress) = progress else {
         return Ok(());
     };
-    let all = local_pieces(paths, &progress.history)?;
-    let replaced = replaced(&all, progress.segment);
-    let place = pieces_directory(paths, &progress.history);
-    let directory = remote_directory(&progress.history);
+    let all = Some((progress.stored, progress.time));
+    copy_history(host, &remote, &progress.history, progress.segment, all).await
+}
+
+/// A base backup of each history that has ended, the oldest first.
+fn ended(bases: Vec<(Backup, BasePoint)>, current: Option<&str>) -> Vec<BasePoint> {
+    let mut ended: Vec<BasePoint> = Vec::new();
+    for (backup, point) in bases {
+        let is_known = ended.iter().any(|known| known.history == point.history);
+        if backup.origin == Origin::Own && !is_known && current != Some(&*point.history) {
+            ended.push(point);
+        }
+    }
+    ended
+}
+
+/// Copies the pieces of one history that have no copy yet. `all`: what is copied with the last one.
+async fn copy_history(
+    host: &Host,
+    remote: &BackupStore,
+    history: &str,
+    segment: u64,
+    all: Option<(u64, Timestamp)>,
+) -> Result<()> {
+    let paths = &host.paths;
+    let pieces = local_pieces(paths, history)?;
+    let replaced = replaced(&pieces, segment);
+    let place = pieces_directory(paths, history);
+    let directory = remote_directory(history);
     let from = Copied::load(paths)?
-        .filter(|copied| copied.is_of(&progress, remote.url()))
+        .filter(|copied| copied.is_of(history, remote.url()))
         .map_or(0, |copied| copied.position);
     let copied = |position, time| Copied {
         url: remote.url().to_owned(),
-        history: progress.history.clone(),
+        history: history.to_owned(),
         position,
         time,
     };
-    let mut wanted: Vec<&Piece> = all
+    let mut wanted: Vec<&Piece> = pieces
         .iter()
-        .filter(|piece| !replaced.contains(piece) && piece.end_position(progress.segment) > from)
+        .filter(|piece| !replaced.contains(piece) && piece.end_position(segment) > from)
         .collect();
-    wanted.sort_by_key(|piece| piece.end_position(progress.segment));
+    wanted.sort_by_key(|piece| piece.end_position(segment));
     for piece in wanted {
         let path = place.join(&piece.file);
         remote.put_file(&directory, &path).await?;
-        copied(piece.end_position(progress.segment), piece.time).save(paths)?;
+        copied(piece.end_position(segment), piece.time).save(paths)?;
     }
-    copied(progress.stored, progress.time).save(paths)?;
+    if let Some((position, time)) = all {
+        copied(position, time).save(paths)?;
+    }
     for piece in &replaced {
         remote.remove_file(&directory, &piece.file).await?;
     }
@@ -80,7 +126,7 @@ pub(super) async fn put_again(
     let (Some(progress), Some(copied)) = (Progress::load(paths)?, Copied::load(paths)?) else {
         return Ok(());
     };
-    if progress.history != history || !copied.is_of(&progress, remote.url()) {
+    if progress.history != history || !copied.is_of(history, remote.url()) {
         return Ok(());
     }
     if is_behind(&progress, &copied, &all, present) {
@@ -89,6 +135,9 @@ pub(super) async fn put_again(
             remote.url()
         ));
         let _lock = lock(host).await?;
+        // The rest of this history is not that of the store.
+        let mark = pieces_directory(paths, history).join(COPIED);
+        files::write_atomically(&mark, remote.url().as_bytes(), 0o600)?;
         return files::remove_existing(&Progress::file(paths));
     }
     let replaced = replaced(&all, progress.segment);
@@ -122,7 +171,8 @@ fn is_behind(
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::operations::backup::wal::fixtures::{SIZE, TIME, piece, progress};
+    use crate::operations::backup::manifest::tests::manifest;
+    use crate::operations::backup::wal::fixtures::{SIZE, TIME, piece, point, progress};
 
     #[test]
     fn a_host_that_was_moved_back_begins_anew() {
@@ -144,6 +194,30 @@ mod tests {
         assert!(!behind(&[&first, &second]) && !behind(&[&first, &later]));
         assert!(!behind(&[&piece(1, 0, 9, TIME)]));
         assert!(behind(&[&first, &second, &abandoned]));
-        assert!(copied.is_of(&progress, "file:///copies") && !copied.is_of(&progress, "s3://b"));
+        assert!(copied.is_of("1-0-t", "file:///copies") && !copied.is_of("1-0-t", "s3://b"));
+    }
+
+    #[test]
+    fn each_ended_history_is_copied_once_and_in_order() {
+        let base = |history: &str, position, origin| {
+            let backup = Backup {
+                directory: "/b".into(),
+                manifest: manifest(Vec::new()),
+                origin,
+            };
+            (backup, point(history, position))
+        };
+        let foreign = Origin::Foreign("");
+        let all = [
+            base("first", 3, Origin::Own),
+            base("other", 4, foreign),
+            base("first", 5, Origin::Own),
+            base("second", 6, Origin::Own),
+            base("current", 7, Origin::Own),
+        ];
+        let found = |current| ended(all.to_vec(), current);
+        let (first, second) = (point("first", 3), point("second", 6));
+        assert_eq!(found(Some("current")), [first.clone(), second.clone()]);
+        assert_eq!(found(None), [first, second, point("current", 7)]);
     }
 }

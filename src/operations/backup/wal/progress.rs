@@ -101,8 +101,8 @@ impl Copied {
         save(&Self::file(paths), self)
     }
 
-    pub(super) fn is_of(&self, progress: &Progress, url: &str) -> bool {
-        self.url == url && self.history == progress.history
+    pub(super) fn is_of(&self, history: &str, url: &str) -> bool {
+        self.url == url && self.history == history
     }
 }
 
@@ -212,7 +212,7 @@ impl ArchiveReport {
         // With a copy, that is what survives the loss of this host.
         let time = match (&progress, &settings.url) {
             (Some(progress), Some(url)) => Copied::load(paths)?
-                .filter(|copied| copied.is_of(progress, url))
+                .filter(|copied| copied.is_of(&progress.history, url))
                 .map(|copied| copied.time),
             (progress, _) => progress.as_ref().map(Progress::time),
         };

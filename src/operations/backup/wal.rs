@@ -56,6 +56,8 @@ pub(crate) const DIRECTORY: &str = "archive";
 pub(crate) const WAL: &str = "wal";
 /// The time between two runs while a base backup is made.
 const INTERVAL: Duration = Duration::from_secs(20);
+/// Of a backlog, the server may remove this many segments at a time.
+const BATCH: u64 = 16;
 /// How long the server may take to send a segment.
 const RECEIVE_TIMEOUT: Duration = Duration::from_secs(330);
 /// How long another run may take, and after how long this one says that it waits.
@@ -285,7 +287,7 @@ pub(crate) async fn archive(
         history: &progress.history.clone(),
         time,
     };
-    let before = progress.stored;
+    let mut kept = progress.stored;
     while progress.stored < now.flushed {
         refuse_full_disk(host, server).await?;
         let segment = Segment::of(now.timeline, now.segment, progress.stored);
@@ -300,10 +302,14 @@ pub(crate) async fn archive(
         progress.stored = end;
         progress.save(paths)?;
         fail::fail_point!("wal-stored");
+        if is_batch(kept, progress.stored, now.segment) {
+            advance_slot(server, progress.stored).await?;
+            kept = progress.stored;
+        }
     }
     progress.time = time;
     progress.save(paths)?;
-    if progress.stored > before {
+    if progress.stored > kept {
         advance_slot(server, progress.stored).await?;
     }
     if settings.backup.url.is_none() {
@@ -313,6 +319,11 @@ pub(crate) async fn archive(
         }
     }
     Ok(progress)
+}
+
+/// Whether the slot, at `kept`, is to be advanced before the rest of a backlog is stored: it may not have the time for all.
+fn is_batch(kept: u64, stored: u64, segment: u64) -> bool {
+    stored - kept >= BATCH * segment
 }
 
 /// Writes pieces.
@@ -383,4 +394,24 @@ fn remove_incomplete(place: &Path) -> Result<()> {
 
 fn recipient(settings: &BackupSettings) -> Result<Recipient> {
     Recipient::parse(settings.recipient.as_deref().map(str::trim))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fixtures::SIZE;
+    use super::is_batch;
+
+    #[test]
+    fn a_backlog_frees_the_log_of_the_server_in_batches() {
+        // From the middle of a segment on.
+        let (mut kept, mut stored, mut advanced) = (100, SIZE, Vec::new());
+        while stored < 40 * SIZE {
+            if is_batch(kept, stored, SIZE) {
+                kept = stored;
+                advanced.push(kept / SIZE);
+            }
+            stored += SIZE;
+        }
+        assert_eq!(advanced, [17, 33]);
+    }
 }

@@ -198,6 +198,19 @@ impl BackupStore {
         attempt.await.with_context(|| format!("can't store {key}"))
     }
 
+    /// Whether a backup is there, and complete.
+    ///
+    /// # Errors
+    /// When the store refuses: without a clear answer, everything that the backup needs could be removed.
+    pub(super) async fn has(&self, id: &OperationId) -> Result<bool> {
+        let manifest = key(&self.place(id), manifest::FILE);
+        match self.store.head(&manifest).await {
+            Ok(_) => Ok(true),
+            Err(object_store::Error::NotFound { .. }) => Ok(false),
+            Err(error) => Err(error).with_context(|| format!("can't examine {manifest}")),
+        }
+    }
+
     /// The names of the complete backups there, oldest first.
     ///
     /// # Errors
@@ -215,14 +228,8 @@ impl BackupStore {
             let Some(id) = place.filename().and_then(OperationId::parse) else {
                 continue;
             };
-            // What this does not name may be removed with everything that it needs, so only a clear answer counts.
-            let manifest = key(&place, manifest::FILE);
-            match self.store.head(&manifest).await {
-                Ok(_) => ids.push(id),
-                Err(object_store::Error::NotFound { .. }) => {}
-                Err(error) => {
-                    return Err(error).with_context(|| format!("can't examine {manifest}"));
-                }
+            if self.has(&id).await? {
+                ids.push(id);
             }
         }
         ids.sort();
@@ -509,11 +516,11 @@ fn key(place: &Key, name: &str) -> Key {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::deployment::sealed::SecretValue;
 
-    fn settings(store: &[(&str, &str)]) -> BackupSettings {
+    pub(in crate::operations::backup) fn settings(store: &[(&str, &str)]) -> BackupSettings {
         let store = store.iter();
         BackupSettings {
             recipient: None,

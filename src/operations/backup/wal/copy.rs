@@ -5,13 +5,14 @@ use std::path::Path;
 
 use jiff::Timestamp;
 
-use super::base::{COPIED, bases};
-use super::piece::{Piece, local_pieces, pieces, replaced};
+use super::base::{COPIED, bases, is_copied};
+use super::piece::{Piece, histories, local_pieces, pieces, replaced};
 use super::progress::{Copied, Progress};
 use super::{directory, lock, pieces_directory, remote_directory};
 use crate::deployment::settings::{BackupSettings, Settings};
 use crate::error::Result;
 use crate::host::Host;
+use crate::host::paths::Paths;
 use crate::host::{files, lock as file_lock};
 use crate::operations::backup::Backup;
 use crate::operations::backup::authentication::Origin;
@@ -34,6 +35,13 @@ pub(super) async fn copy(host: &Host, settings: &Settings) -> Result<()> {
     let Some(_lock) = file_lock::exclusive(&directory(paths).join("copy.lock"))? else {
         return Ok(());
     };
+    if is_lost(paths, &remote).await? {
+        host.progress.warn(&format!(
+            "{} lost the newest base backup, so everything is copied again",
+            remote.url()
+        ));
+        forget_copies(paths)?;
+    }
     let progress = Progress::load(paths)?;
     let current = progress.as_ref().map(|progress| &*progress.history);
     for point in ended(bases(paths)?, current) {
@@ -51,6 +59,31 @@ pub(super) async fn copy(host: &Host, settings: &Settings) -> Result<()> {
     };
     let all = Some((progress.stored, progress.time));
     copy_history(host, &remote, &progress.history, progress.segment, all).await
+}
+
+/// Whether the store was emptied or replaced: it lacks the newest base backup that was copied there.
+async fn is_lost(paths: &Paths, remote: &BackupStore) -> Result<bool> {
+    let bases = bases(paths)?;
+    let copied = bases
+        .iter()
+        .rfind(|(backup, _)| is_copied(backup, remote.url()));
+    let Some((backup, _)) = copied else {
+        return Ok(false);
+    };
+    // A disk that is not mounted has lost nothing.
+    remote.refuse_missing()?;
+    Ok(!remote.has(backup.id()).await?)
+}
+
+/// Has everything copied again.
+fn forget_copies(paths: &Paths) -> Result<()> {
+    for (backup, _) in bases(paths)? {
+        files::remove_existing(&backup.directory.join(COPIED))?;
+    }
+    for history in histories(paths)? {
+        files::remove_existing(&pieces_directory(paths, &history).join(COPIED))?;
+    }
+    files::remove_existing(&Copied::file(paths))
 }
 
 /// A base backup of each history that has ended, the oldest first.
@@ -170,9 +203,15 @@ fn is_behind(
 
 #[cfg(test)]
 mod tests {
+    use std::fs;
+
     use super::*;
+    use crate::host::paths::Scope;
+    use crate::operations::backup::finish;
     use crate::operations::backup::manifest::tests::manifest;
+    use crate::operations::backup::object_store::tests::settings;
     use crate::operations::backup::wal::fixtures::{SIZE, TIME, piece, point, progress};
+    use crate::operations::backup::wal::make_directory;
 
     #[test]
     fn a_host_that_was_moved_back_begins_anew() {
@@ -195,6 +234,44 @@ mod tests {
         assert!(!behind(&[&piece(1, 0, 9, TIME)]));
         assert!(behind(&[&first, &second, &abandoned]));
         assert!(copied.is_of("1-0-t", "file:///copies") && !copied.is_of("1-0-t", "s3://b"));
+    }
+
+    #[tokio::test]
+    async fn an_emptied_store_gets_everything_again() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths {
+            deployment: root.path().to_owned(),
+            ..Paths::elsewhere(Scope::System)
+        };
+        make_directory(&paths).unwrap();
+        let mut manifest = manifest(Vec::new());
+        manifest.base = Some(point("1-0-t", 0));
+        let parent = directory(&paths);
+        let staged = tempfile::tempdir_in(&parent).unwrap();
+        finish(&paths, staged, &parent, &manifest).unwrap();
+        let base = parent.join(manifest.id.as_str());
+        let history = pieces_directory(&paths, "1-0-t");
+        fs::create_dir_all(&history).unwrap();
+
+        let store = root.path().join("store");
+        let url = format!("file://{}", store.display());
+        let remote = BackupStore::new(&url, &settings(&[])).unwrap().archive();
+        assert!(!is_lost(&paths, &remote).await.unwrap());
+        let copy = store.join("archive").join(manifest.id.as_str());
+        fs::create_dir_all(&copy).unwrap();
+        fs::write(copy.join("manifest.json"), "{}").unwrap();
+        for place in [&base, &history] {
+            fs::write(place.join(COPIED), &url).unwrap();
+        }
+        assert!(!is_lost(&paths, &remote).await.unwrap());
+        fs::remove_dir_all(&store).unwrap();
+        // It may not be mounted.
+        is_lost(&paths, &remote).await.unwrap_err();
+        fs::create_dir(&store).unwrap();
+        assert!(is_lost(&paths, &remote).await.unwrap());
+        forget_copies(&paths).unwrap();
+        assert!(!base.join(COPIED).exists() && !history.join(COPIED).exists());
+        assert!(!is_lost(&paths, &remote).await.unwrap());
     }
 
     #[test]

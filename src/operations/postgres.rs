@@ -33,7 +33,7 @@ use crate::host::files;
 use crate::host::paths::{Paths, Scope};
 use crate::host::systemd::job::{JobType, Jobs};
 use crate::image::ImageReference;
-use crate::output::{Meter, bytes, duration};
+use crate::output::{Meter, Progress, bytes, duration};
 use crate::quadlet::{self, NEXT_SERVER};
 use crate::service::Service;
 
@@ -100,19 +100,31 @@ impl ClusterRecord {
         files::write_atomically(&paths.postgres_record(), &text, 0o600)
     }
 
+    /// Its state is always the one on the disk.
     fn reached(&mut self, paths: &Paths, state: State) -> Result<()> {
-        self.state = state;
-        self.save(paths)
+        let before = std::mem::replace(&mut self.state, state);
+        let saved = self.save(paths);
+        if saved.is_err() {
+            self.state = before;
+        }
+        saved
     }
 
-    /// The new cluster stays in use, and the other one is kept.
-    fn end(&mut self, paths: &Paths) -> Result<()> {
-        keep_other(paths)?;
-        self.before = None;
-        // Secrets are in them.
-        self.env_before.clear();
-        self.env_after.clear();
-        self.reached(paths, State::Done)
+    /// The new cluster stays in use, and the other one is kept. If the disk refuses, the next command does it.
+    fn end(&mut self, paths: &Paths, progress: &Progress) {
+        let ended = keep_other(paths).and_then(|()| {
+            self.before = None;
+            // Secrets are in them.
+            self.env_before.clear();
+            self.env_after.clear();
+            self.reached(paths, State::Done)
+        });
+        if let Err(error) = ended {
+            progress.warn(&format!(
+                "{} is in use, but its record is not complete; the next command completes it: {error:#}",
+                self.to
+            ));
+        }
     }
 
     fn is_swapped(&self, paths: &Paths) -> Result<bool> {
@@ -601,13 +613,13 @@ async fn finish(
     settings: &Settings,
     timeout: Duration,
 ) -> Result<()> {
-    let paths = &host.paths;
     fail::fail_point!("postgres-not-ready", |_| Err(Failure::new(
         "a test says so"
     )
     .into()));
     stack::bring_up(host, settings, timeout).await?;
-    record.end(paths)
+    record.end(&host.paths, &host.progress);
+    Ok(())
 }
 
 /// Keeps the cluster that is not in use as the previous one.
@@ -687,7 +699,7 @@ async fn is_unwritten(host: &Host, record: &ClusterRecord, timeout: Duration) ->
 /// Stays with the new cluster, which has writes that the other one lacks, and gives the error to report.
 async fn stay(host: &Host, mut record: ClusterRecord, error: anyhow::Error) -> anyhow::Error {
     let start = async {
-        record.end(&host.paths)?;
+        record.end(&host.paths, &host.progress);
         // It was not ready in time, so nobody waits for it.
         let systemd = host.systemd().await?;
         let mut jobs = Jobs::new(systemd).await?;
@@ -1065,6 +1077,22 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_state_that_is_not_on_the_disk_is_not_reached() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = paths(root.path());
+        let mut record = record(&paths, State::Switching);
+        // As a full disk.
+        std::fs::write(paths.state(), "").unwrap();
+        record.reached(&paths, State::Switched).unwrap_err();
+        assert_eq!(record.state, State::Switching);
+        record.end(&paths, &Progress::Silent);
+        assert_eq!(record.state, State::Switching);
+        std::fs::remove_file(paths.state()).unwrap();
+        record.end(&paths, &Progress::Silent);
+        assert_eq!(record.state, State::Done);
+    }
+
     fn paths(root: &Path) -> Paths {
         let mut paths = Paths::elsewhere(Scope::System);
         paths.deployment = root.to_owned();
@@ -1115,7 +1143,7 @@ mod tests {
     fn what_ended_keeps_no_secret() {
         let root = tempfile::tempdir().unwrap();
         let paths = paths(root.path());
-        record(&paths, State::Switched).end(&paths).unwrap();
+        record(&paths, State::Switched).end(&paths, &Progress::Silent);
         let text = std::fs::read_to_string(paths.postgres_record()).unwrap();
         assert!(text.contains("postgres:18") && !text.contains("PASSWORD"));
         assert!(paths.postgres_previous().exists() && !paths.postgres_next().exists());

@@ -64,6 +64,9 @@ const RESUME_LIMIT: jiff::SignedDuration = jiff::SignedDuration::from_hours(12);
 /// Free space that must remain on a disk: with less, PostgreSQL may stop at any time.
 pub(crate) const RESERVE: u64 = 512 << 20;
 
+/// What the log of a server may need while a database is filled: PostgreSQL's default of `max_wal_size`.
+const FILLING: u64 = 1 << 30;
+
 #[derive(Clone, Debug)]
 pub(crate) struct BackupOptions {
     /// The rule that removes older backups afterwards; `None` keeps them all.
@@ -824,6 +827,12 @@ fn expected_size(paths: &Paths, size: u64) -> u64 {
     u64::try_from(scaled).unwrap_or(u64::MAX)
 }
 
+/// What a database of `size` bytes needs on the disk of the server that it is restored to, with the log of that.
+#[must_use]
+pub(crate) fn filled(size: u64) -> u64 {
+    size.saturating_add(size.min(FILLING))
+}
+
 /// Refuses when the disks can't hold a dump of a database of `size` bytes, and a restored database of `copy` bytes
 /// beside it.
 ///
@@ -974,6 +983,7 @@ mod tests {
         let half = free / 2;
         assert!(fits(0, 0) && fits(half, 0) && fits(0, half));
         assert!(!fits(4 * free, 0) && !fits(0, 2 * free));
+        assert_eq!([filled(9), filled(3 << 30)], [18, 4 << 30]);
         // Each of them alone would fit.
         assert!(fits(free, 0) && fits(0, free / 5 * 3) && !fits(free, free / 5 * 3));
     }

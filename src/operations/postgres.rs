@@ -45,8 +45,6 @@ const VERSION_TIMEOUT: Duration = Duration::from_secs(60);
 const ASK_INTERVAL: Duration = Duration::from_millis(200);
 /// What an empty cluster needs on the disk.
 const EMPTY_CLUSTER: u64 = 64 << 20;
-/// What the log of a server may need while it is filled.
-const FILLING: u64 = 1 << 30;
 
 /// How far a change came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -361,8 +359,7 @@ impl ClusterPlan {
         let after = version(host, &self.to).await?;
         self.refuse_version(paths, &before, &after)?;
         let size: u64 = server.databases().await?.iter().map(|(_, size)| size).sum();
-        // Its own tables and indexes, and the log of the server.
-        let copy = size.saturating_add(EMPTY_CLUSTER.saturating_add(size.min(FILLING)));
+        let copy = backup::filled(size).saturating_add(EMPTY_CLUSTER);
         backup::refuse_full_disks(paths, size, copy)?;
         let sizes = major(&after)
             .map(postgres_sizes::of_this_host)

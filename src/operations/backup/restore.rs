@@ -15,7 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::database::{Server, is_missing_role, scratch_name};
 use super::manifest::{Contents, DUMP};
-use super::{Backup, CREDENTIALS, Origin, check_space, make_private, remove_unfinished};
+use super::{Backup, CREDENTIALS, Origin, check_space, filled, make_private, remove_unfinished};
 use super::{archive, point_in_time};
 use crate::deployment::env_file::EnvFile;
 use crate::deployment::images_lock::ImagesLock;
@@ -163,7 +163,7 @@ pub(crate) async fn verify(
         verified.restored = false;
         return Ok(verified);
     }
-    check_space(&host.paths.postgres_data(), backup.manifest.database.size)?;
+    check_space_for(host, backup)?;
     let scratch = scratch_name("verify", backup.id());
     let mut interrupt = signal(SignalKind::interrupt()).context("can't listen for Ctrl-C")?;
     let attempt = tokio::select! {
@@ -358,7 +358,7 @@ impl<'a> Restore<'a> {
             return Err(external(backup));
         }
         recover_with(host, settings, &server).await?;
-        check_space(&host.paths.postgres_data(), backup.manifest.database.size)?;
+        check_space_for(host, backup)?;
         let now = OperationId::new(jiff::Timestamp::now())?;
         let configuration = options
             .config
@@ -654,6 +654,12 @@ async fn check(host: &Host, backup: &Backup) -> Result<()> {
     })
     .await
     .context("the check of the files stopped")?
+}
+
+/// Refuses when the disk of the server can't hold the restored database.
+fn check_space_for(host: &Host, backup: &Backup) -> Result<()> {
+    let size = filled(backup.manifest.database.size);
+    check_space(&host.paths.postgres_data(), size)
 }
 
 fn open_dump(backup: &Backup, options: &RestoreOptions) -> Result<Box<dyn std::io::Read + Send>> {

@@ -24,6 +24,7 @@ use crate::deployment::settings::BackupSettings;
 use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::host::files;
+use crate::host::paths::Paths;
 use crate::output::{Meter, Progress, bytes, duration, shell_word};
 use crate::tls;
 
@@ -216,6 +217,18 @@ impl BackupStore {
     /// # Errors
     /// When the store refuses.
     pub(crate) async fn ids(&self) -> Result<Vec<OperationId>> {
+        let mut ids = Vec::new();
+        for id in self.places().await? {
+            if self.has(&id).await? {
+                ids.push(id);
+            }
+        }
+        ids.sort();
+        Ok(ids)
+    }
+
+    /// The names of all backups there, complete or not.
+    async fn places(&self) -> Result<Vec<OperationId>> {
         let listed = match self.store.list_with_delimiter(Some(&self.prefix)).await {
             Ok(listed) => listed,
             Err(object_store::Error::NotFound { .. }) => return Ok(Vec::new()),
@@ -223,17 +236,8 @@ impl BackupStore {
                 return Err(error).with_context(|| format!("can't list {}", self.url));
             }
         };
-        let mut ids = Vec::new();
-        for place in listed.common_prefixes {
-            let Some(id) = place.filename().and_then(OperationId::parse) else {
-                continue;
-            };
-            if self.has(&id).await? {
-                ids.push(id);
-            }
-        }
-        ids.sort();
-        Ok(ids)
+        let names = listed.common_prefixes.iter().filter_map(Key::filename);
+        Ok(names.filter_map(OperationId::parse).collect())
     }
 
     /// Downloads a backup to this host.
@@ -485,29 +489,62 @@ impl BackupStore {
     ) -> Result<Vec<OperationId>> {
         let gone = expired(&self.ids().await?, retention, protected);
         for id in &gone {
-            let place = self.place(id);
             // Without its manifest, it no longer counts as a backup.
-            self.store.delete(&key(&place, manifest::FILE)).await?;
-            let mut objects = self.store.list(Some(&place));
-            while let Some(object) = objects.next().await {
-                self.store.delete(&object?.location).await?;
-            }
-            if self.url.starts_with("file:")
-                && let Ok(url) = reqwest::Url::parse(&self.url)
-                && let Ok(directory) = url.to_file_path()
-            {
-                let directory = if self.is_archive {
-                    directory.join(wal::DIRECTORY)
-                } else {
-                    directory
-                };
-                // Only empty directories are left.
-                let _ = std::fs::remove_dir_all(directory.join(id.as_str()));
-            }
+            let manifest = key(&self.place(id), manifest::FILE);
+            self.store.delete(&manifest).await?;
+            self.remove(id).await?;
             host.progress
                 .say(&format!("removed backup {id} from {}", self.url));
         }
+        for id in self.remove_unfinished(&host.paths).await? {
+            host.progress.say(&format!(
+                "removed what an interrupted copy of backup {id} has left in {}",
+                self.url
+            ));
+        }
         Ok(gone)
+    }
+
+    /// Removes what is below the name of a backup.
+    async fn remove(&self, id: &OperationId) -> Result<()> {
+        let mut objects = self.store.list(Some(&self.place(id)));
+        while let Some(object) = objects.next().await {
+            self.store.delete(&object?.location).await?;
+        }
+        if let Some(directory) = &self.directory {
+            let directory = if self.is_archive {
+                &directory.join(wal::DIRECTORY)
+            } else {
+                directory
+            };
+            // Only empty directories and parts of files are left.
+            let _ = std::fs::remove_dir_all(directory.join(id.as_str()));
+        }
+        Ok(())
+    }
+
+    /// Removes what is older than a day and has no manifest, if this host has the backup and has made it. Others may be those
+    /// of another deployment.
+    async fn remove_unfinished(&self, paths: &Paths) -> Result<Vec<OperationId>> {
+        let now = jiff::tz::Offset::UTC.to_datetime(jiff::Timestamp::now());
+        let old = now.saturating_sub(jiff::Span::new().days(1));
+        let parent = if self.is_archive {
+            wal::directory(paths)
+        } else {
+            directory(paths)
+        };
+        let mut removed = Vec::new();
+        for id in self.places().await? {
+            let is_own = || {
+                let found = Backup::load_from(paths, &parent, &id);
+                found.is_ok_and(|backup| backup.origin == Origin::Own)
+            };
+            if id.created() < old && is_own() && !self.has(&id).await? {
+                self.remove(&id).await?;
+                removed.push(id);
+            }
+        }
+        Ok(removed)
     }
 }
 
@@ -635,6 +672,44 @@ pub(super) mod tests {
             "can't examine litellm/20260131T120000Z-0a1b2c/manifest.json"
         );
         server.join().unwrap();
+    }
+
+    #[tokio::test]
+    async fn only_own_rests_of_copies_are_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths {
+            deployment: root.path().to_owned(),
+            ..Paths::elsewhere(crate::host::paths::Scope::System)
+        };
+        let parent = directory(&paths);
+        make_private(&parent).unwrap();
+        let store = root.path().join("store");
+        let make = |hours, is_here: bool, is_complete: bool| {
+            let created = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(hours);
+            let mut manifest = manifest::tests::manifest(Vec::new());
+            manifest.id = OperationId::new(created).unwrap();
+            if is_here {
+                let staged = tempfile::tempdir_in(&parent).unwrap();
+                super::super::finish(&paths, staged, &parent, &manifest).unwrap();
+            }
+            let copy = store.join(manifest.id.as_str());
+            std::fs::create_dir_all(&copy).unwrap();
+            std::fs::write(copy.join("database.dump.zst"), "").unwrap();
+            if is_complete {
+                std::fs::write(copy.join(manifest::FILE), "{}").unwrap();
+            }
+            (manifest.id, copy)
+        };
+        let rest = make(25, true, false);
+        let others = [
+            make(23, true, false),
+            make(26, true, true),
+            make(27, false, false),
+        ];
+        let url = format!("file://{}", store.display());
+        let store = BackupStore::new(&url, &settings(&[])).unwrap();
+        assert_eq!(store.remove_unfinished(&paths).await.unwrap(), [rest.0]);
+        assert!(!rest.1.exists() && others.iter().all(|(_, copy)| copy.exists()));
     }
 
     #[test]

@@ -431,6 +431,7 @@ async fn create_uninterrupted(
         None => images(host, settings).await,
     };
     manifest.encryption = encryption(&recipient);
+    manifest.to_go_back = options.to_go_back.is_some();
     manifest.recovered = options.recovered.as_ref().map(|recovered| recovered.from);
     manifest.files.push(entry);
     let beside = match &options.recovered {
@@ -470,7 +471,8 @@ async fn create_uninterrupted(
     }
     // Before the copy: while the store is away, backups must not fill the disk.
     if let Some(retention) = options.retention {
-        prune(host, retention, &options.protected_with(backup.id()))?;
+        let protected = options.protected_with(backup.id());
+        prune(host, retention, recipient.word().is_some(), &protected)?;
     }
     if let Some(remote) = &remote {
         copy(host, remote, &backup, options).await?;
@@ -734,8 +736,13 @@ pub(crate) async fn images(host: &Host, settings: &Settings) -> Images {
     images
 }
 
-/// Removes backups that are old enough.
-fn prune(host: &Host, retention: Retention, protected: &[OperationId]) -> Result<()> {
+/// Removes backups that are old enough. Where backups are encrypted, one in clear is kept for no longer than a rollback needs.
+fn prune(
+    host: &Host,
+    retention: Retention,
+    is_encrypted: bool,
+    protected: &[OperationId],
+) -> Result<()> {
     for id in ids(&host.paths)? {
         let is_left =
             || Backup::load(&host.paths, &id).is_ok_and(|found| found.manifest.recovered.is_some());
@@ -746,7 +753,13 @@ fn prune(host: &Host, retention: Retention, protected: &[OperationId]) -> Result
             ));
         }
     }
-    for id in retention::expired(&ids(&host.paths)?, retention, protected) {
+    let present = ids(&host.paths)?;
+    let mut passing = present.clone();
+    passing.retain(|id| {
+        let is_to_go_back = |found: Backup| found.manifest.to_go_back;
+        is_encrypted && Backup::load(&host.paths, id).is_ok_and(is_to_go_back)
+    });
+    for id in retention::expired_beside(&present, &passing, retention, protected) {
         remove(&host.paths, &id)?;
         host.progress.say(&format!(
             "removed backup {id}, which the retention rule no longer keeps"

@@ -48,6 +48,9 @@ pub(crate) struct BackupManifest {
     /// Of a recovered database.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recovered: Option<RecoveredFrom>,
+    /// Whether an upgrade or the like has made it for a rollback, neither encrypted nor copied.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub to_go_back: bool,
     /// Every file but this one.
     pub files: Vec<StoredFile>,
 }
@@ -142,6 +145,7 @@ impl BackupManifest {
             encryption: None,
             base: None,
             recovered: None,
+            to_go_back: false,
             files: Vec::new(),
         }
     }

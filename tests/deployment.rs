@@ -5,9 +5,12 @@ use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
-use litellm_units::deployment::completion::{Completed, Completion, Existing, complete};
+use litellm_units::deployment::completion::{
+    Completed, Completion, Existing, complete, other_library,
+};
 use litellm_units::error::{self, Exit, Result};
 use litellm_units::host::paths::{Paths, Scope};
+use litellm_units::image::ImageReference;
 
 use crate::support::{failure, tree};
 
@@ -529,6 +532,45 @@ fn a_cluster_of_another_major_version_is_refused() {
     );
     assert_eq!(error::exit(&error), Exit::Config);
     assert_eq!(tree(place.root.path()), before);
+}
+
+#[test]
+fn a_cluster_of_another_c_library_is_refused() {
+    let alpine = ImageReference::parse("docker.io/library/postgres:17.7-alpine").unwrap();
+    let debian = ImageReference::parse("docker.io/library/postgres:17.7").unwrap();
+    for (owner, image) in [(70, &alpine), (999, &debian), (0, &debian), (1000, &alpine)] {
+        assert!(other_library(owner, image).is_none(), "{owner} {image}");
+    }
+    let refusal = |owner, image| failure(&other_library(owner, image).unwrap().into());
+    assert_eq!(
+        refusal(70, &debian),
+        "error: data/postgres holds a cluster of Alpine's PostgreSQL (user 70), but the image is that of Debian, whose order of text differs: docker.io/library/postgres:17.7\n\
+         hint: do not change the owner, which would damage indexes: set POSTGRES_IMAGE in .env to the image of that cluster, e.g. docker.io/library/postgres:17-alpine; then, to change it: `litellm-units upgrade --postgres IMAGE`\n"
+    );
+    assert_eq!(
+        refusal(999, &alpine),
+        "error: data/postgres holds a cluster of Debian's PostgreSQL (user 999), but the image is that of Alpine, whose order of text differs: docker.io/library/postgres:17.7-alpine\n\
+         hint: do not change the owner, which would damage indexes: set POSTGRES_IMAGE in .env to the image of that cluster, e.g. docker.io/library/postgres:17; then, to change it: `litellm-units upgrade --postgres IMAGE`\n"
+    );
+    if !nix::unistd::geteuid().is_root() {
+        return;
+    }
+    let mut place = Place::new();
+    let deployment = &place.paths.deployment;
+    let version = deployment.join("data/postgres/PG_VERSION");
+    fs::create_dir_all(deployment.join("data/postgres")).unwrap();
+    fs::write(&version, "17\n").unwrap();
+    fs::write(deployment.join(".env"), WHOLE).unwrap();
+    std::os::unix::fs::chown(&version, Some(70), Some(70)).unwrap();
+    // Without root, any user may have that number.
+    place.plan();
+    place.paths.scope = Scope::System;
+    let error = Completion::new(&place.paths, &mut numbered()).unwrap_err();
+    assert_eq!(failure(&error), refusal(70, &debian));
+    // Both at once.
+    fs::write(&version, "16\n").unwrap();
+    let error = Completion::new(&place.paths, &mut numbered()).unwrap_err();
+    assert!(failure(&error).contains("e.g. docker.io/library/postgres:16-alpine; then"));
 }
 
 #[test]

@@ -63,6 +63,9 @@ pub(crate) struct Create {
     /// Print only warnings and errors
     #[arg(short, long)]
     pub(crate) quiet: bool,
+    /// Copy the last backup instead of making one, if its copy failed within 12 hours
+    #[arg(long, hide = true, conflicts_with_all = ["age_recipient", "to"])]
+    pub(crate) resume: bool,
 }
 
 #[derive(Debug, Args)]

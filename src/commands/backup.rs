@@ -64,6 +64,7 @@ async fn create(host: &Host, arguments: cli::Create) -> Result<Exit> {
         recipient: arguments.age_recipient,
         to: arguments.to,
         forget_cluster: true,
+        resume: arguments.resume,
         ..backup::BackupOptions::default()
     };
     let progress = if arguments.quiet {

@@ -198,6 +198,7 @@ mod tests {
                 seconds: 9000,
             }),
             invalid_indexes: vec!["\"LiteLLM_SpendLogs_startTime_idx_ccnew\"".into()],
+            collation: None,
         }
     }
 

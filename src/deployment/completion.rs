@@ -28,6 +28,9 @@ pub(crate) const HEADER: &str = "\
 # Grammar: that of docker compose. After an edit: litellm-units apply
 ";
 
+/// The users and groups of PostgreSQL in its official images.
+const DEBIAN: u32 = 999;
+const ALPINE: u32 = 70;
 /// More than the number of any version takes.
 const VERSION_LIMIT: u64 = 16;
 
@@ -368,7 +371,7 @@ impl Completion {
             random,
         )?;
         let settings = Settings::from_env(&completed.env, &env_path)?;
-        check_cluster(&settings, &cluster, &env_path)?;
+        check_cluster(paths, &settings, &cluster)?;
         check_layout(paths, &settings)?;
 
         let mut changes = Vec::new();
@@ -455,11 +458,34 @@ fn mode(path: &Path) -> Result<u32> {
 #[must_use]
 pub fn container_owner(service: Service, image: &ImageReference) -> Option<(u32, u32)> {
     match (service, image.is_alpine()) {
-        (Service::Postgres, true) => Some((70, 70)),
+        (Service::Postgres, true) => Some((ALPINE, ALPINE)),
         (Service::Redis, true) => Some((999, 1000)),
-        (Service::Postgres | Service::Redis, false) => Some((999, 999)),
+        (Service::Postgres, false) => Some((DEBIAN, DEBIAN)),
+        (Service::Redis, false) => Some((999, 999)),
         (Service::Migrate | Service::Litellm | Service::Extra(_), _) => None,
     }
+}
+
+/// Why the server in `image` must not get the cluster of this owner: the C libraries of Alpine and Debian sort text
+/// differently, so each would misread the indexes of the other.
+#[must_use]
+pub fn other_library(owner: u32, image: &ImageReference) -> Option<Failure> {
+    let (found, wanted) = match (owner, image.is_alpine()) {
+        (ALPINE, false) => ("Alpine", "Debian"),
+        (DEBIAN, true) => ("Debian", "Alpine"),
+        _ => return None,
+    };
+    let suffix = if owner == ALPINE { "-alpine" } else { "" };
+    let version = image.postgres_major();
+    let version = version.map_or_else(|| "VERSION".to_owned(), |number| number.to_string());
+    Some(
+        Failure::config(format!(
+            "data/postgres holds a cluster of {found}'s PostgreSQL (user {owner}), but the image is that of {wanted}, whose order of text differs: {image}"
+        ))
+        .hint(format!(
+            "do not change the owner, which would damage indexes: set POSTGRES_IMAGE in .env to the image of that cluster, e.g. docker.io/library/postgres:{version}{suffix}; then, to change it: `litellm-units upgrade --postgres IMAGE`"
+        )),
+    )
 }
 
 fn missing_directories(paths: &Paths, settings: &Settings) -> Result<Vec<Directory>> {
@@ -574,31 +600,44 @@ fn check_layout(paths: &Paths, settings: &Settings) -> Result<()> {
     .into())
 }
 
-/// A PostgreSQL server refuses a cluster of another major version, so say it before the start.
-fn check_cluster(settings: &Settings, version_file: &Path, env_path: &Path) -> Result<()> {
+/// A PostgreSQL server refuses a cluster of another major version, so say it before the start. It does not refuse one of
+/// another C library.
+fn check_cluster(paths: &Paths, settings: &Settings, version_file: &Path) -> Result<()> {
     let Database::Local { image, .. } = &settings.database else {
         return Ok(());
     };
     // It belongs to the container's user, who could put anything there.
     let mut text = String::new();
-    let read = files::open_regular(version_file)
-        .and_then(|file| file.take(VERSION_LIMIT).read_to_string(&mut text));
+    let mut owner = None;
+    let read = files::open_regular(version_file).and_then(|file| {
+        owner = file.metadata().ok().map(|found| found.uid());
+        file.take(VERSION_LIMIT).read_to_string(&mut text)
+    });
     if read.is_err() {
         return Ok(());
     }
-    let (Ok(cluster), Some(server)) = (text.trim().parse::<u32>(), image.postgres_major()) else {
-        return Ok(());
+    // Rootless, the container's user is mapped to the caller.
+    let owner = owner.filter(|_| paths.scope == Scope::System);
+    let other = owner.and_then(|owner| other_library(owner, image));
+    let (cluster, server) = (text.trim().parse::<u32>().ok(), image.postgres_major());
+    let Some((cluster, _)) = cluster
+        .zip(server)
+        .filter(|(cluster, server)| cluster != server)
+    else {
+        return other.map_or(Ok(()), |failure| Err(failure.into()));
     };
-    if cluster == server {
-        return Ok(());
-    }
+    let suffix = if image.is_alpine() == other.is_none() {
+        "-alpine"
+    } else {
+        ""
+    };
     Err(Failure::config(format!(
         "{} holds a PostgreSQL {cluster} cluster, but the image is {image}",
         version_file.parent().unwrap_or(version_file).display()
     ))
     .hint(format!(
-        "set POSTGRES_IMAGE in {} to a version {cluster} image, e.g. docker.io/library/postgres:{cluster}; then, to move the data to a later version: `litellm-units upgrade --postgres IMAGE`",
-        env_path.display()
+        "set POSTGRES_IMAGE in {} to a version {cluster} image, e.g. docker.io/library/postgres:{cluster}{suffix}; then, to move the data to a later version: `litellm-units upgrade --postgres IMAGE`",
+        paths.env_file().display()
     ))
     .into())
 }

@@ -145,9 +145,19 @@ fn judge_archive(
         ))
         .remedy(see(WAL_SERVICE));
     }
-    if !report.recoverable && is_old && !matches!(base, BaseState::InTheMaking) {
+    // One that is made again and again is no excuse.
+    let overdue = report.base_age.filter(|age| *age > OLD);
+    let is_in_the_making = matches!(base, BaseState::InTheMaking) && overdue.is_none();
+    if !report.recoverable && is_old && !is_in_the_making {
         return warning(format!(
             "{words}, but there is no base backup, without which nothing can be recovered"
+        ))
+        .remedy(see(WAL_SERVICE));
+    }
+    if let Some(age) = overdue.filter(|_| is_old) {
+        return warning(format!(
+            "{words}, but the newest base backup is {} old, and a recovery takes as long as the log since then needs",
+            duration(age)
         ))
         .remedy(see(WAL_SERVICE));
     }
@@ -236,6 +246,7 @@ mod tests {
                 lag_seconds,
                 url: None,
                 recoverable,
+                base_age: None,
             };
             let timer = (timer, Duration::from_secs(seconds));
             let check = judge_archive(Scope::System, timer, service, &report, &base);
@@ -292,6 +303,32 @@ mod tests {
             judged(&on, &failed, Some(14), true, false),
             warning(&format!(
                 "litellm-wal.service failed: exited with status 5; {archived}"
+            ))
+        );
+        let aged = |recoverable, hours: u64| {
+            let report = ArchiveReport {
+                lag_seconds: Some(14),
+                url: None,
+                recoverable,
+                base_age: Some(Duration::from_secs(hours * 3600 + 60)),
+            };
+            let timer = (&on, Duration::from_secs(600));
+            let making = BaseState::InTheMaking;
+            let check = judge_archive(Scope::System, timer, (&off, None), &report, &making);
+            (check.outcome, check.message)
+        };
+        assert_eq!(aged(false, 47), ok(archived));
+        assert_eq!(aged(true, 47), ok(archived));
+        assert_eq!(
+            aged(false, 48),
+            warning(&format!(
+                "{archived}, but there is no base backup, without which nothing can be recovered"
+            ))
+        );
+        assert_eq!(
+            aged(true, 72),
+            warning(&format!(
+                "{archived}, but the newest base backup is 3 d old, and a recovery takes as long as the log since then needs"
             ))
         );
         // The reason is known, also while the next run is at work.

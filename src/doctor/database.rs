@@ -98,10 +98,12 @@ pub(super) async fn checks(examination: &Examination<'_>) -> Vec<Check> {
         Ok(report) => {
             let now = jiff::Timestamp::now().as_second();
             let local = matches!(settings.database, Database::Local { .. });
-            vec![
+            let mut checks = vec![
                 judge_logs(&host.paths, &report, now),
                 judge_vacuum(&report, local),
-            ]
+            ];
+            checks.extend(judge_collation(&report));
+            checks
         }
         Err(error) => {
             let error = error.context("the database could not be examined");
@@ -231,6 +233,17 @@ fn judge_vacuum(report: &DatabaseReport, local: bool) -> Check {
     )
 }
 
+/// A newer image may have a C library that sorts text differently than the indexes.
+fn judge_collation(report: &DatabaseReport) -> Option<Check> {
+    let (recorded, actual) = report.collation.as_ref()?;
+    let message = format!(
+        "the indexes were sorted by version {recorded} of the collation, and PostgreSQL has {actual}: what is in a text index may not be found"
+    );
+    Some(Check::warning(CheckName::Collation, message).remedy(format!(
+        "rebuild the indexes, then record the version: `REINDEX DATABASE CONCURRENTLY`, `ALTER DATABASE … REFRESH COLLATION VERSION`: {PAGE}"
+    )))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -269,6 +282,7 @@ mod tests {
             longest_query: None,
             longest_transaction: None,
             invalid_indexes: Vec::new(),
+            collation: None,
         }
     }
 

@@ -8,7 +8,7 @@ use nix::sys::statvfs::{Statvfs, statvfs};
 use nix::unistd::geteuid;
 
 use super::{Check, CheckName, Examination, Fix};
-use crate::deployment::completion::container_owner;
+use crate::deployment::completion::{container_owner, other_library};
 use crate::deployment::env_file::EnvFile;
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::sealed::{Vault, is_sealed};
@@ -318,6 +318,11 @@ pub(crate) fn data(examination: &Examination<'_>) -> Option<Check> {
             continue;
         };
         if found.uid() != uid {
+            if service == Service::Postgres
+                && let Some(failure) = other_library(found.uid(), image)
+            {
+                return Some(Check::error(CheckName::Data, &failure.into()));
+            }
             return Some(
                 Check::failure(
                     CheckName::Data,

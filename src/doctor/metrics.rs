@@ -385,6 +385,7 @@ mod tests {
                 lag_seconds: Some(14),
                 url: None,
                 recoverable: true,
+                base_age: None,
             }),
             ..Services::default()
         };

@@ -12,6 +12,8 @@ pub(crate) enum CheckName {
     Backup,
     Cgroup,
     Clock,
+    /// The order of text in the indexes.
+    Collation,
     /// A running image that is known to be malicious; [`CheckName::Images`] judges `.env`.
     Compromised,
     /// LiteLLM's own configuration; [`CheckName::Settings`] is `.env`.
@@ -74,6 +76,7 @@ impl CheckName {
             Self::Backup => "backup",
             Self::Cgroup => "cgroup",
             Self::Clock => "clock",
+            Self::Collation => "collation",
             Self::Compromised => "compromised",
             Self::Config => "config",
             Self::Container => "container",

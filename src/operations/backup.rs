@@ -57,8 +57,15 @@ const ENV: &str = "deployment/.env";
 const CREDENTIALS: &str = "deployment/credentials/";
 /// The prefix of the directory of an incomplete backup.
 const UNFINISHED: &str = ".new-";
+/// The file in a backup that is to be copied, with the URL, until it is.
+const UNCOPIED: &str = "uncopied";
+/// For how long the copy of a backup is tried again before another backup is made: less than the time between two nights.
+const RESUME_LIMIT: jiff::SignedDuration = jiff::SignedDuration::from_hours(12);
 /// Free space that must remain on a disk: with less, PostgreSQL may stop at any time.
 pub(crate) const RESERVE: u64 = 512 << 20;
+
+/// What the log of a server may need while a database is filled: PostgreSQL's default of `max_wal_size`.
+const FILLING: u64 = 1 << 30;
 
 #[derive(Clone, Debug)]
 pub(crate) struct BackupOptions {
@@ -74,6 +81,8 @@ pub(crate) struct BackupOptions {
     pub to_go_back: Option<SnapshotId>,
     /// Whether it removes the previous cluster of PostgreSQL: only if somebody asked for this backup.
     pub forget_cluster: bool,
+    /// Whether the last backup is copied instead, if its copy has failed.
+    pub resume: bool,
     /// Of a recovered database, and not copied.
     pub recovered: Option<Recovered>,
 }
@@ -97,8 +106,16 @@ impl Default for BackupOptions {
             to: None,
             to_go_back: None,
             forget_cluster: false,
+            resume: false,
             recovered: None,
         }
+    }
+}
+
+impl BackupOptions {
+    /// What the rule never removes: with a clock that was set back, the new one looks like the oldest.
+    fn protected_with(&self, new: &OperationId) -> Vec<OperationId> {
+        [&self.protected[..], std::slice::from_ref(new)].concat()
     }
 }
 
@@ -360,6 +377,12 @@ async fn create_uninterrupted(
     if options.recovered.is_none() {
         restore::recover_with(host, settings, server).await?;
     }
+    if let Some(remote) = remote.as_ref().filter(|_| options.resume)
+        && let Some(backup) = uncopied(&host.paths, remote.url())?
+    {
+        copy(host, remote, &backup, options).await?;
+        return Ok(backup);
+    }
 
     let mut snapshot = server.snapshot().await?;
     let parent = directory(&host.paths);
@@ -408,6 +431,7 @@ async fn create_uninterrupted(
         None => images(host, settings).await,
     };
     manifest.encryption = encryption(&recipient);
+    manifest.to_go_back = options.to_go_back.is_some();
     manifest.recovered = options.recovered.as_ref().map(|recovered| recovered.from);
     manifest.files.push(entry);
     let beside = match &options.recovered {
@@ -445,30 +469,58 @@ async fn create_uninterrupted(
     if options.forget_cluster && server.is_local() {
         postgres::forget_previous(host)?;
     }
-    // With a clock that was set back, the new one looks like the oldest.
-    let mut protected = options.protected.clone();
-    protected.push(backup.id().clone());
     // Before the copy: while the store is away, backups must not fill the disk.
     if let Some(retention) = options.retention {
-        prune(host, retention, &protected)?;
+        let protected = options.protected_with(backup.id());
+        prune(host, retention, recipient.word().is_some(), &protected)?;
     }
     if let Some(remote) = &remote {
-        remote.upload(host, &backup).await.map_err(|error| {
-            Failure::new(format!(
-                "backup {} is complete on this host, but its copy in {} failed",
-                backup.id(),
-                remote.url()
-            ))
-            .hint(error::hint(&error).unwrap_or(
-                "check BACKUP_URL and its credentials in .env, then make another backup, which is copied: `litellm-units backup`",
-            ))
-            .caused_by(error)
-        })?;
-        if let Some(retention) = options.retention {
-            remote.prune(host, retention, &protected).await?;
-        }
+        copy(host, remote, &backup, options).await?;
     }
     Ok(backup)
+}
+
+/// The newest backup, if it is to be copied to `url` and still young.
+fn uncopied(paths: &Paths, url: &str) -> Result<Option<Backup>> {
+    let Some(id) = ids(paths)?.pop() else {
+        return Ok(None);
+    };
+    let text = files::read_existing(&directory(paths).join(id.as_str()).join(UNCOPIED))?;
+    let created = jiff::tz::Offset::UTC.to_timestamp(id.created())?;
+    let is_young = jiff::Timestamp::now().duration_since(created) < RESUME_LIMIT;
+    if !is_young || text.as_deref() != Some(url.as_bytes()) {
+        return Ok(None);
+    }
+    let backup = Backup::load(paths, &id)?;
+    Ok(Some(backup).filter(|backup| backup.origin == Origin::Own))
+}
+
+/// Copies a backup to the store, and removes what is too old there.
+async fn copy(
+    host: &Host,
+    remote: &object_store::BackupStore,
+    backup: &Backup,
+    options: &BackupOptions,
+) -> Result<()> {
+    let mark = backup.directory.join(UNCOPIED);
+    files::write_atomically(&mark, remote.url().as_bytes(), 0o600)?;
+    remote.upload(host, backup).await.map_err(|error| {
+        Failure::new(format!(
+            "backup {} is complete on this host, but its copy in {} failed",
+            backup.id(),
+            remote.url()
+        ))
+        .hint(error::hint(&error).unwrap_or(
+            "check BACKUP_URL and its credentials in .env, then make another backup, which is copied: `litellm-units backup`",
+        ))
+        .caused_by(error)
+    })?;
+    files::remove_existing(&mark)?;
+    if let Some(retention) = options.retention {
+        let protected = options.protected_with(backup.id());
+        remote.prune(host, retention, &protected).await?;
+    }
+    Ok(())
 }
 
 fn encryption(recipient: &Recipient) -> Option<Encryption> {
@@ -684,8 +736,13 @@ pub(crate) async fn images(host: &Host, settings: &Settings) -> Images {
     images
 }
 
-/// Removes backups that are old enough.
-fn prune(host: &Host, retention: Retention, protected: &[OperationId]) -> Result<()> {
+/// Removes backups that are old enough. Where backups are encrypted, one in clear is kept for no longer than a rollback needs.
+fn prune(
+    host: &Host,
+    retention: Retention,
+    is_encrypted: bool,
+    protected: &[OperationId],
+) -> Result<()> {
     for id in ids(&host.paths)? {
         let is_left =
             || Backup::load(&host.paths, &id).is_ok_and(|found| found.manifest.recovered.is_some());
@@ -696,7 +753,13 @@ fn prune(host: &Host, retention: Retention, protected: &[OperationId]) -> Result
             ));
         }
     }
-    for id in retention::expired(&ids(&host.paths)?, retention, protected) {
+    let present = ids(&host.paths)?;
+    let mut passing = present.clone();
+    passing.retain(|id| {
+        let is_to_go_back = |found: Backup| found.manifest.to_go_back;
+        is_encrypted && Backup::load(&host.paths, id).is_ok_and(is_to_go_back)
+    });
+    for id in retention::expired_beside(&present, &passing, retention, protected) {
         remove(&host.paths, &id)?;
         host.progress.say(&format!(
             "removed backup {id}, which the retention rule no longer keeps"
@@ -775,6 +838,12 @@ fn expected_size(paths: &Paths, size: u64) -> u64 {
     let scaled =
         u128::from(dump) * u128::from(size) * 3 / (2 * u128::from(last.manifest.database.size));
     u64::try_from(scaled).unwrap_or(u64::MAX)
+}
+
+/// What a database of `size` bytes needs on the disk of the server that it is restored to, with the log of that.
+#[must_use]
+pub(crate) fn filled(size: u64) -> u64 {
+    size.saturating_add(size.min(FILLING))
 }
 
 /// Refuses when the disks can't hold a dump of a database of `size` bytes, and a restored database of `copy` bytes
@@ -882,6 +951,38 @@ mod tests {
     }
 
     #[test]
+    fn a_failed_copy_is_tried_again() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths {
+            deployment: root.path().to_owned(),
+            ..Paths::elsewhere(Scope::System)
+        };
+        let parent = directory(&paths);
+        make_private(&parent).unwrap();
+        let url = "s3://bucket";
+        let make = |hours| {
+            let created = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(hours);
+            let mut manifest = manifest::tests::manifest(Vec::new());
+            manifest.id = OperationId::new(created).unwrap();
+            let staged = tempfile::tempdir_in(&parent).unwrap();
+            finish(&paths, staged, &parent, &manifest).unwrap();
+            parent.join(manifest.id.as_str())
+        };
+        let found = |url| uncopied(&paths, url).unwrap().map(|found| found.directory);
+        assert_eq!(found(url), None);
+        std::fs::write(make(13).join(UNCOPIED), url).unwrap();
+        assert_eq!(found(url), None);
+        let young = make(11);
+        assert_eq!(found(url), None);
+        std::fs::write(young.join(UNCOPIED), url).unwrap();
+        assert_eq!(found("s3://other"), None);
+        assert_eq!(found(url), Some(young));
+        // One that is not to be copied, as before an upgrade.
+        make(1);
+        assert_eq!(found(url), None);
+    }
+
+    #[test]
     fn the_dump_and_the_copy_have_to_fit() {
         let root = tempfile::tempdir().unwrap();
         let paths = Paths {
@@ -895,6 +996,7 @@ mod tests {
         let half = free / 2;
         assert!(fits(0, 0) && fits(half, 0) && fits(0, half));
         assert!(!fits(4 * free, 0) && !fits(0, 2 * free));
+        assert_eq!([filled(9), filled(3 << 30)], [18, 4 << 30]);
         // Each of them alone would fit.
         assert!(fits(free, 0) && fits(0, free / 5 * 3) && !fits(free, free / 5 * 3));
     }

@@ -40,6 +40,8 @@ SELECT json_build_object('transaction', json_build_object('pid', pid, 'user', us
 FROM pg_stat_activity a WHERE backend_type = 'client backend' AND datname = current_database() AND pid <> pg_backend_pid() AND xact_start IS NOT NULL
   AND (backend_xmin IS NOT NULL OR backend_xid IS NOT NULL) AND NOT EXISTS (SELECT FROM pg_stat_progress_vacuum v WHERE v.pid = a.pid) ORDER BY xact_start LIMIT 1;
 \set ON_ERROR_STOP off
+SELECT json_build_object('collation', json_build_array(datcollversion, pg_database_collation_actual_version(oid))) FROM pg_database
+WHERE datname = current_database() AND datcollversion <> pg_database_collation_actual_version(oid);
 SELECT json_build_object('table', json_build_object('name', name, 'bytes', bytes, 'index_bytes', index_bytes, 'rows', rows, 'dead_rows', dead, 'vacuumed', floor(extract(epoch FROM vacuumed))::bigint))
 FROM (SELECT c.relname AS name, sum(bytes) AS bytes, sum(index_bytes) AS index_bytes, sum(rows) AS rows, sum(dead) AS dead, max(vacuumed) AS vacuumed,
   row_number() OVER (ORDER BY c.relname = 'LiteLLM_SpendLogs' DESC, sum(bytes) DESC, c.relname) AS place
@@ -77,6 +79,7 @@ enum Answer {
     Query(Session),
     Transaction(Session),
     Table(Table),
+    Collation(String, String),
     OldestLog(Option<i64>),
     Stored(StoredSettings),
 }
@@ -135,6 +138,9 @@ pub(crate) struct DatabaseReport {
     pub longest_transaction: Option<Session>,
     /// What an interrupted `CREATE INDEX CONCURRENTLY` or `REINDEX CONCURRENTLY` has left.
     pub invalid_indexes: Vec<String>,
+    /// The version of the collation that the indexes are sorted by, and the server's, if they differ. Known since PostgreSQL 15.
+    #[serde(skip)]
+    pub collation: Option<(String, String)>,
 }
 
 /// The disk with the data of the local PostgreSQL.
@@ -234,6 +240,7 @@ pub(crate) async fn report(host: &Host, settings: &Settings) -> Result<DatabaseR
         longest_query: found.query,
         longest_transaction: found.transaction,
         invalid_indexes: state.invalid_indexes,
+        collation: found.collation,
     })
 }
 
@@ -243,6 +250,7 @@ struct Found {
     query: Option<Session>,
     transaction: Option<Session>,
     tables: Vec<Table>,
+    collation: Option<(String, String)>,
     oldest_log: Option<i64>,
     stored: StoredSettings,
 }
@@ -256,6 +264,7 @@ impl Found {
                 Answer::Query(session) => found.query = Some(session),
                 Answer::Transaction(session) => found.transaction = Some(session),
                 Answer::Table(table) => found.tables.push(table),
+                Answer::Collation(recorded, actual) => found.collation = Some((recorded, actual)),
                 Answer::OldestLog(oldest) => found.oldest_log = oldest,
                 Answer::Stored(stored) => found.stored = stored,
             }
@@ -334,6 +343,7 @@ mod tests {
 {"transaction" : {"pid" : 71, "user" : "litellm", "application" : "", "seconds" : 4000}}
 {"table" : {"name" : "LiteLLM_SpendLogs", "bytes" : 8000, "index_bytes" : 10, "rows" : 9, "dead_rows" : 20, "vacuumed" : 1795000000}}
 {"table" : {"name" : "LiteLLM_AuditLog", "bytes" : 9000, "index_bytes" : 10, "rows" : 3, "dead_rows" : 0, "vacuumed" : null}}
+{"collation" : ["2.36", "2.41"]}
 {"oldest_log" : null}
 {"stored" : {"retention" : "7d", "store_model_in_db" : true}}"#;
         let answers = text.lines().map(|line| serde_json::from_str(line).unwrap());
@@ -343,6 +353,7 @@ mod tests {
         assert_eq!(found.transaction.unwrap().seconds, 4000);
         let names: Vec<_> = found.tables.iter().map(|table| &*table.name).collect();
         assert_eq!(names, ["LiteLLM_SpendLogs", "LiteLLM_AuditLog"]);
+        assert_eq!(found.collation, Some(("2.36".into(), "2.41".into())));
         assert_eq!(found.oldest_log, None);
         let stored = StoredSettings {
             retention: Some("7d".into()),

@@ -1,6 +1,6 @@
 //! Edits of `.env` that can only fail, found before anything is stopped: a login that PostgreSQL refuses, another salt
-//! than the one that stored credentials are encrypted with, servers whose names mean nothing here, and addresses of the
-//! gateway that can't be had.
+//! than the one that stored credentials are encrypted with, an image of PostgreSQL that misreads the indexes, servers whose
+//! names mean nothing here, and addresses of the gateway that can't be had.
 
 use std::time::Duration;
 
@@ -8,6 +8,7 @@ use anyhow::Context;
 use secrecy::ExposeSecret;
 
 use super::backup::database::Server;
+use super::postgres;
 use super::rotation::{self, Login};
 use super::stack::{self, address};
 use crate::deployment::env_file::EnvFile;
@@ -24,14 +25,15 @@ const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The variables that are right only if the data of the local PostgreSQL agrees.
 const LOGIN: [&str; 3] = ["POSTGRES_USER", "POSTGRES_PASSWORD", "POSTGRES_DB"];
 
-/// Refuses addresses that can't be had, and what the running database proves to be wrong. One that does not run proves
-/// nothing.
+/// Refuses addresses that can't be had, an image of PostgreSQL with another C library, and what the running database proves
+/// to be wrong. One that does not run proves nothing.
 ///
 /// # Errors
 /// With file, line and the next step.
 pub(crate) async fn refuse(host: &Host, settings: &Settings) -> Result<()> {
     address::refuse(host, settings)?;
     address::refuse_metrics(&host.paths, settings)?;
+    refuse_other_library(host, settings)?;
     let Some(edit) = Edit::find(host, settings) else {
         return Ok(());
     };
@@ -152,13 +154,50 @@ impl Edit {
 
     /// `then`: what the hint says after the previous value.
     fn wrong(&self, host: &Host, name: &str, problem: &str, then: &str) -> anyhow::Error {
-        let good = snapshot::directory(&host.paths, &self.good).join(".env");
-        Failure::config(format!("{} {problem}", place(host, name)))
-            .hint(format!(
-                "restore the previous value, which is in {}; {then}",
-                good.display()
-            ))
-            .into()
+        wrong(host, &self.good, name, problem, then)
+    }
+}
+
+fn wrong(host: &Host, good: &SnapshotId, name: &str, problem: &str, then: &str) -> anyhow::Error {
+    let good = snapshot::directory(&host.paths, good).join(".env");
+    Failure::config(format!("{} {problem}", place(host, name)))
+        .hint(format!(
+            "restore the previous value, which is in {}; {then}",
+            good.display()
+        ))
+        .into()
+}
+
+/// Refuses the image of Alpine for a cluster of Debian, and the reverse. Rootless, the owner of the cluster does not show it.
+fn refuse_other_library(host: &Host, settings: &Settings) -> Result<()> {
+    const NAME: &str = "POSTGRES_IMAGE";
+    let paths = &host.paths;
+    let good = snapshot::last_good(paths);
+    let (Some(image), Some(good)) = (settings.image(Service::Postgres), good) else {
+        return Ok(());
+    };
+    if !paths.postgres_data().join("PG_VERSION").exists() {
+        return Ok(());
+    }
+    // After a change of the cluster with which the gateway was not ready, that one is in use.
+    let before = match postgres::recorded_image(paths)? {
+        Some(image) => Some(image),
+        None => snapshot::env(paths, &good)
+            .and_then(|text| Settings::from_text(&text, &paths.env_file()))
+            .ok()
+            .and_then(|before| before.image(Service::Postgres).cloned()),
+    };
+    match before {
+        Some(before) if before.is_alpine() != image.is_alpine() => Err(wrong(
+            host,
+            &good,
+            NAME,
+            &format!(
+                "names {image}, but the cluster is that of {before}, and the order of text differs between Alpine and Debian: indexes would be damaged"
+            ),
+            "to change it: `litellm-units upgrade --postgres IMAGE`",
+        )),
+        _ => Ok(()),
     }
 }
 

@@ -362,7 +362,7 @@ impl Import {
         contract::check_once(host, settings).await?;
         // Found after the stop, they would cost an outage.
         if self.plan.database.is_some() {
-            backup::refuse_full_disks(paths, self.size, self.size)?;
+            backup::refuse_full_disks(paths, self.size, backup::filled(self.size))?;
         }
         // While a recovery holds it, the address is this deployment's.
         if !stack::is_address_held(systemd).await? {

@@ -33,7 +33,7 @@ use crate::host::files;
 use crate::host::paths::{Paths, Scope};
 use crate::host::systemd::job::{JobType, Jobs};
 use crate::image::ImageReference;
-use crate::output::{Meter, bytes, duration};
+use crate::output::{Meter, Progress, bytes, duration};
 use crate::quadlet::{self, NEXT_SERVER};
 use crate::service::Service;
 
@@ -45,8 +45,6 @@ const VERSION_TIMEOUT: Duration = Duration::from_secs(60);
 const ASK_INTERVAL: Duration = Duration::from_millis(200);
 /// What an empty cluster needs on the disk.
 const EMPTY_CLUSTER: u64 = 64 << 20;
-/// What the log of a server may need while it is filled.
-const FILLING: u64 = 1 << 30;
 
 /// How far a change came.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -100,19 +98,31 @@ impl ClusterRecord {
         files::write_atomically(&paths.postgres_record(), &text, 0o600)
     }
 
+    /// Its state is always the one on the disk.
     fn reached(&mut self, paths: &Paths, state: State) -> Result<()> {
-        self.state = state;
-        self.save(paths)
+        let before = std::mem::replace(&mut self.state, state);
+        let saved = self.save(paths);
+        if saved.is_err() {
+            self.state = before;
+        }
+        saved
     }
 
-    /// The new cluster stays in use, and the other one is kept.
-    fn end(&mut self, paths: &Paths) -> Result<()> {
-        keep_other(paths)?;
-        self.before = None;
-        // Secrets are in them.
-        self.env_before.clear();
-        self.env_after.clear();
-        self.reached(paths, State::Done)
+    /// The new cluster stays in use, and the other one is kept. If the disk refuses, the next command does it.
+    fn end(&mut self, paths: &Paths, progress: &Progress) {
+        let ended = keep_other(paths).and_then(|()| {
+            self.before = None;
+            // Secrets are in them.
+            self.env_before.clear();
+            self.env_after.clear();
+            self.reached(paths, State::Done)
+        });
+        if let Err(error) = ended {
+            progress.warn(&format!(
+                "{} is in use, but its record is not complete; the next command completes it: {error:#}",
+                self.to
+            ));
+        }
     }
 
     fn is_swapped(&self, paths: &Paths) -> Result<bool> {
@@ -349,8 +359,7 @@ impl ClusterPlan {
         let after = version(host, &self.to).await?;
         self.refuse_version(paths, &before, &after)?;
         let size: u64 = server.databases().await?.iter().map(|(_, size)| size).sum();
-        // Its own tables and indexes, and the log of the server.
-        let copy = size.saturating_add(EMPTY_CLUSTER.saturating_add(size.min(FILLING)));
+        let copy = backup::filled(size).saturating_add(EMPTY_CLUSTER);
         backup::refuse_full_disks(paths, size, copy)?;
         let sizes = major(&after)
             .map(postgres_sizes::of_this_host)
@@ -601,13 +610,13 @@ async fn finish(
     settings: &Settings,
     timeout: Duration,
 ) -> Result<()> {
-    let paths = &host.paths;
     fail::fail_point!("postgres-not-ready", |_| Err(Failure::new(
         "a test says so"
     )
     .into()));
     stack::bring_up(host, settings, timeout).await?;
-    record.end(paths)
+    record.end(&host.paths, &host.progress);
+    Ok(())
 }
 
 /// Keeps the cluster that is not in use as the previous one.
@@ -687,7 +696,7 @@ async fn is_unwritten(host: &Host, record: &ClusterRecord, timeout: Duration) ->
 /// Stays with the new cluster, which has writes that the other one lacks, and gives the error to report.
 async fn stay(host: &Host, mut record: ClusterRecord, error: anyhow::Error) -> anyhow::Error {
     let start = async {
-        record.end(&host.paths)?;
+        record.end(&host.paths, &host.progress);
         // It was not ready in time, so nobody waits for it.
         let systemd = host.systemd().await?;
         let mut jobs = Jobs::new(systemd).await?;
@@ -798,6 +807,17 @@ pub(crate) async fn recover(host: &Host, timeout: Duration) -> Result<()> {
 pub(crate) fn is_switching(paths: &Paths) -> Result<bool> {
     let record = ClusterRecord::load(paths)?;
     Ok(record.is_some_and(|record| matches!(record.state, State::Switching | State::Switched)))
+}
+
+/// The image of the cluster that the last change has brought, until a backup ends its record.
+///
+/// # Errors
+/// When the record of the change can't be read.
+pub(crate) fn recorded_image(paths: &Paths) -> Result<Option<ImageReference>> {
+    let record = ClusterRecord::load(paths)?;
+    record
+        .map(|record| Ok(ImageReference::parse(&record.to)?))
+        .transpose()
 }
 
 /// Refuses to start a gateway while it is open which cluster has its writes.
@@ -1054,6 +1074,22 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_state_that_is_not_on_the_disk_is_not_reached() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = paths(root.path());
+        let mut record = record(&paths, State::Switching);
+        // As a full disk.
+        std::fs::write(paths.state(), "").unwrap();
+        record.reached(&paths, State::Switched).unwrap_err();
+        assert_eq!(record.state, State::Switching);
+        record.end(&paths, &Progress::Silent);
+        assert_eq!(record.state, State::Switching);
+        std::fs::remove_file(paths.state()).unwrap();
+        record.end(&paths, &Progress::Silent);
+        assert_eq!(record.state, State::Done);
+    }
+
     fn paths(root: &Path) -> Paths {
         let mut paths = Paths::elsewhere(Scope::System);
         paths.deployment = root.to_owned();
@@ -1104,7 +1140,7 @@ mod tests {
     fn what_ended_keeps_no_secret() {
         let root = tempfile::tempdir().unwrap();
         let paths = paths(root.path());
-        record(&paths, State::Switched).end(&paths).unwrap();
+        record(&paths, State::Switched).end(&paths, &Progress::Silent);
         let text = std::fs::read_to_string(paths.postgres_record()).unwrap();
         assert!(text.contains("postgres:18") && !text.contains("PASSWORD"));
         assert!(paths.postgres_previous().exists() && !paths.postgres_next().exists());

@@ -487,7 +487,7 @@ impl Run<'_> {
             None if self.operation.restore_data && server.is_local() => size,
             None => 0,
         };
-        backup::refuse_full_disks(paths, size, copy)?;
+        backup::refuse_full_disks(paths, size, backup::filled(copy))?;
         let options = backup::BackupOptions {
             retention: None,
             to_go_back: Some(configuration.clone()),

@@ -84,6 +84,15 @@ fn the_timer_makes_backups(host: &TestHost, who: Who) {
         (state("ActiveState"), state("UnitFileState")),
         ("active".into(), "enabled".into())
     );
+    // An interrupted build leaves an index that no dump contains.
+    sql(
+        host,
+        who,
+        "create table twins as select 1 as number from generate_series(1, 2)",
+    );
+    let build = "create unique index concurrently planted on twins (number)";
+    let psql = "podman exec litellm-postgres psql -U litellm litellm -c";
+    host.sh(who, &format!("! {psql} '{build}'"));
     host.systemctl(who, &["start", "litellm-backup.service"]);
     let listed = list(host, who);
     assert_eq!(listed.len(), 1);
@@ -276,9 +285,14 @@ fn encrypted_and_elsewhere(host: &TestHost, who: Who) {
     let ran = host.units(who, &["backup"]);
     assert!(ran.code == 1 && ran.stderr.ends_with(hint), "{ran:?}");
     assert_eq!(list(host, who).len(), before + 1);
-    let newest = r#"rm -r "$1/backups/$(ls "$1/backups" | tail -n 1)""#;
-    host.sh(who, newest);
     host.sh(who, &format!("! test -e {copies}; mkdir -m 700 {copies}"));
+    // The unit tries again with the same backup.
+    let id = backup(host, who, &["--resume"]);
+    assert_eq!(list(host, who).len(), before + 1);
+    host.sh(
+        who,
+        &format!(r#"test -e {copies}/{id}/manifest.json; rm -r {copies}/{id} "$1/backups/{id}""#),
+    );
     let id = backup(host, who, &[]);
     is_private(host, who);
     let secret = r#"
@@ -493,9 +507,15 @@ fn rootless_restores_with_configuration_killed() {
     host.set_env(who, &[("OPENAI_API_KEY", "sk-later")]);
     let env = host.env(who).text().to_owned();
     host.kill_at(who, "restore-undone", "restore-not-ready=return", &words);
+    // An edit of this time is kept.
+    host.set_env(who, &[("OPENAI_API_KEY", "sk-edited")]);
     host.units(who, &["up"]).ok();
     assert!(serves(&host, who, &old) && serves(&host, who, &new));
     assert_eq!(host.env(who).text(), env);
+    host.sh(
+        who,
+        r#"grep -rq OPENAI_API_KEY=sk-edited "$1/.litellm-units/configurations""#,
+    );
     assert_eq!(leftovers(&host, who), "");
     // Two files that belong together may not be both in place.
     let said = host.interrupt_at(who, "restore-after-config", "", &words);
@@ -503,10 +523,16 @@ fn rootless_restores_with_configuration_killed() {
     assert!(serves(&host, who, &old) && serves(&host, who, &new));
     assert_eq!(host.env(who).text(), env);
     assert_eq!(leftovers(&host, who), "");
-    let words = format!("restore {id} --yes");
+    // The gateway was ready, so writes may have been acknowledged.
     let said = host.interrupt_at(who, "restore-after-ready", "", &words);
     assert!(said.contains("finishing it"), "{said}");
     assert!(serves(&host, who, &old) && !serves(&host, who, &new));
+    assert!(!host.env(who).text().contains("sk-later"));
+    assert_eq!(leftovers(&host, who), "litellm_units_replaced");
+    let words = format!("restore {id} --yes");
+    let said = host.interrupt_at(who, "restore-after-ready", "", &words);
+    assert!(said.contains("finishing it"), "{said}");
+    assert!(serves(&host, who, &old));
     assert_eq!(leftovers(&host, who), "litellm_units_replaced");
 }
 

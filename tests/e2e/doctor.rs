@@ -752,6 +752,18 @@ fn database_faults(ward: &Ward) {
         repair: &format!("{psql} <<<'DROP TABLE planted;'"),
         ..FAULT
     });
+    // As after an image with another glibc.
+    ward.treat(&Fault {
+        plant: &format!(
+            "{psql} <<<\"UPDATE pg_database SET datcollversion = '1.9' WHERE datname = 'litellm'\""
+        ),
+        found: &[
+            "warning  collation: the indexes were sorted by version 1.9 of the collation, and PostgreSQL has *: what is in a text index may not be found",
+            "         hint: rebuild the indexes, then record the version: `REINDEX DATABASE CONCURRENTLY`, `ALTER DATABASE … REFRESH COLLATION VERSION`: see docs/database.md",
+        ],
+        repair: &format!("{psql} <<<'ALTER DATABASE litellm REFRESH COLLATION VERSION'"),
+        ..FAULT
+    });
     // LiteLLM does not understand it, and deletes nothing.
     ward.treat(&Fault {
         plant: "cp -p $D/config/litellm-config.yaml /root/ && printf '\\n  maximum_spend_logs_retention_period: 30 days\\n' >>$D/config/litellm-config.yaml",

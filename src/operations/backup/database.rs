@@ -66,10 +66,12 @@ file=$directory/$1
 [ -e "$file" ] || file=$file.partial
 tail -c "+$3" "$file" | head -c "$4""#;
 
-/// The objects of a database. Those of extensions are left out, since a dump does not contain them.
+/// The objects of a database that a dump contains. It leaves out those of extensions, and the indexes that an interrupted
+/// `CREATE INDEX CONCURRENTLY` or `REINDEX CONCURRENTLY` has left.
 const OWN: &str = "SELECT c.relkind, n.nspname, c.relname \
-FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace \
-WHERE n.nspname NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema' AND NOT EXISTS \
+FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN pg_index i ON i.indexrelid = c.oid \
+WHERE n.nspname NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema' \
+AND (c.relkind <> 'i' OR i.indisvalid AND i.indisready) AND NOT EXISTS \
 (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')";
 
 /// Prints one line per kind of object and one per table, as JSON.

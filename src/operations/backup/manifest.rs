@@ -48,6 +48,9 @@ pub(crate) struct BackupManifest {
     /// Of a recovered database.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub recovered: Option<RecoveredFrom>,
+    /// Whether an upgrade or the like has made it for a rollback, neither encrypted nor copied.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub to_go_back: bool,
     /// Every file but this one.
     pub files: Vec<StoredFile>,
 }
@@ -142,6 +145,7 @@ impl BackupManifest {
             encryption: None,
             base: None,
             recovered: None,
+            to_go_back: false,
             files: Vec::new(),
         }
     }
@@ -244,6 +248,23 @@ impl Contents {
         let mut words = compare("rows in", &self.rows, &found.rows);
         words.extend(compare("of the kind", &self.objects, &found.objects));
         words
+    }
+
+    /// Takes over the number of indexes of `found`, a restored dump, if it is lower; returns by how much. Former releases
+    /// counted those that were not valid, too, which no dump contains.
+    pub(crate) fn forgive_indexes(&mut self, found: &Self) -> u64 {
+        const INDEX: &str = "index";
+        let count = |contents: &Self| contents.objects.get(INDEX).copied().unwrap_or_default();
+        let missing = count(self).saturating_sub(count(found));
+        if missing > 0 {
+            self.objects.remove(INDEX);
+            let found = found
+                .objects
+                .get(INDEX)
+                .map(|count| (INDEX.to_owned(), *count));
+            self.objects.extend(found);
+        }
+        missing
     }
 }
 
@@ -353,6 +374,31 @@ pub(super) mod tests {
             let reason = "its position in the write-ahead log is not valid";
             assert_eq!(parse(history, size).unwrap_err().to_string(), reason);
         }
+    }
+
+    #[test]
+    fn only_fewer_indexes_are_forgiven() {
+        let contents = |views, indexes: Option<u64>| {
+            let kinds = [("view".to_owned(), views)].into_iter();
+            Contents {
+                objects: kinds
+                    .chain(indexes.map(|count| ("index".to_owned(), count)))
+                    .collect(),
+                ..manifest(Vec::new()).database
+            }
+        };
+        let judge = |views, indexes| {
+            let mut saved = contents(8, Some(42));
+            let found = contents(views, indexes);
+            (saved.forgive_indexes(&found), saved.differences(&found))
+        };
+        assert_eq!(judge(8, Some(42)), (0, vec![]));
+        assert_eq!(judge(8, Some(41)), (1, vec![]));
+        assert_eq!(judge(8, None), (42, vec![]));
+        let more = "43 of the kind index instead of 42".to_owned();
+        assert_eq!(judge(8, Some(43)), (0, vec![more]));
+        let view = "7 of the kind view instead of 8".to_owned();
+        assert_eq!(judge(7, Some(41)), (1, vec![view]));
     }
 
     #[test]

@@ -24,6 +24,7 @@ use crate::deployment::settings::BackupSettings;
 use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::host::files;
+use crate::host::paths::Paths;
 use crate::output::{Meter, Progress, bytes, count, duration, shell_word};
 use crate::tls;
 
@@ -198,11 +199,36 @@ impl BackupStore {
         attempt.await.with_context(|| format!("can't store {key}"))
     }
 
+    /// Whether a backup is there, and complete.
+    ///
+    /// # Errors
+    /// When the store refuses: without a clear answer, everything that the backup needs could be removed.
+    pub(super) async fn has(&self, id: &OperationId) -> Result<bool> {
+        let manifest = key(&self.place(id), manifest::FILE);
+        match self.store.head(&manifest).await {
+            Ok(_) => Ok(true),
+            Err(object_store::Error::NotFound { .. }) => Ok(false),
+            Err(error) => Err(error).with_context(|| format!("can't examine {manifest}")),
+        }
+    }
+
     /// The names of the complete backups there, oldest first.
     ///
     /// # Errors
     /// When the store refuses.
     pub(crate) async fn ids(&self) -> Result<Vec<OperationId>> {
+        let mut ids = Vec::new();
+        for id in self.places().await? {
+            if self.has(&id).await? {
+                ids.push(id);
+            }
+        }
+        ids.sort();
+        Ok(ids)
+    }
+
+    /// The names of all backups there, complete or not.
+    async fn places(&self) -> Result<Vec<OperationId>> {
         let listed = match self.store.list_with_delimiter(Some(&self.prefix)).await {
             Ok(listed) => listed,
             Err(object_store::Error::NotFound { .. }) => return Ok(Vec::new()),
@@ -210,16 +236,8 @@ impl BackupStore {
                 return Err(error).with_context(|| format!("can't list {}", self.url));
             }
         };
-        let mut ids = Vec::new();
-        for place in listed.common_prefixes {
-            if let Some(id) = place.filename().and_then(OperationId::parse)
-                && self.store.head(&key(&place, manifest::FILE)).await.is_ok()
-            {
-                ids.push(id);
-            }
-        }
-        ids.sort();
-        Ok(ids)
+        let names = listed.common_prefixes.iter().filter_map(Key::filename);
+        Ok(names.filter_map(OperationId::parse).collect())
     }
 
     /// Downloads a backup to this host.
@@ -507,29 +525,62 @@ impl BackupStore {
         let own = self.own(host, &self.ids().await?).await?;
         let gone = expired(&own, retention, protected);
         for id in &gone {
-            let place = self.place(id);
             // Without its manifest, it no longer counts as a backup.
-            self.store.delete(&key(&place, manifest::FILE)).await?;
-            let mut objects = self.store.list(Some(&place));
-            while let Some(object) = objects.next().await {
-                self.store.delete(&object?.location).await?;
-            }
-            if self.url.starts_with("file:")
-                && let Ok(url) = reqwest::Url::parse(&self.url)
-                && let Ok(directory) = url.to_file_path()
-            {
-                let directory = if self.is_archive {
-                    directory.join(wal::DIRECTORY)
-                } else {
-                    directory
-                };
-                // Only empty directories are left.
-                let _ = std::fs::remove_dir_all(directory.join(id.as_str()));
-            }
+            let manifest = key(&self.place(id), manifest::FILE);
+            self.store.delete(&manifest).await?;
+            self.remove(id).await?;
             host.progress
                 .say(&format!("removed backup {id} from {}", self.url));
         }
+        for id in self.remove_unfinished(&host.paths).await? {
+            host.progress.say(&format!(
+                "removed what an interrupted copy of backup {id} has left in {}",
+                self.url
+            ));
+        }
         Ok(gone)
+    }
+
+    /// Removes what is below the name of a backup.
+    async fn remove(&self, id: &OperationId) -> Result<()> {
+        let mut objects = self.store.list(Some(&self.place(id)));
+        while let Some(object) = objects.next().await {
+            self.store.delete(&object?.location).await?;
+        }
+        if let Some(directory) = &self.directory {
+            let directory = if self.is_archive {
+                &directory.join(wal::DIRECTORY)
+            } else {
+                directory
+            };
+            // Only empty directories and parts of files are left.
+            let _ = std::fs::remove_dir_all(directory.join(id.as_str()));
+        }
+        Ok(())
+    }
+
+    /// Removes what is older than a day and has no manifest, if this host has the backup and has made it. Others may be those
+    /// of another deployment.
+    async fn remove_unfinished(&self, paths: &Paths) -> Result<Vec<OperationId>> {
+        let now = jiff::tz::Offset::UTC.to_datetime(jiff::Timestamp::now());
+        let old = now.saturating_sub(jiff::Span::new().days(1));
+        let parent = if self.is_archive {
+            wal::directory(paths)
+        } else {
+            directory(paths)
+        };
+        let mut removed = Vec::new();
+        for id in self.places().await? {
+            let is_own = || {
+                let found = Backup::load_from(paths, &parent, &id);
+                found.is_ok_and(|backup| backup.origin == Origin::Own)
+            };
+            if id.created() < old && is_own() && !self.has(&id).await? {
+                self.remove(&id).await?;
+                removed.push(id);
+            }
+        }
+        Ok(removed)
     }
 }
 
@@ -538,11 +589,11 @@ fn key(place: &Key, name: &str) -> Key {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::deployment::sealed::SecretValue;
 
-    fn settings(store: &[(&str, &str)]) -> BackupSettings {
+    pub(in crate::operations::backup) fn settings(store: &[(&str, &str)]) -> BackupSettings {
         let store = store.iter();
         BackupSettings {
             recipient: None,
@@ -621,9 +672,9 @@ mod tests {
         let root = tempfile::tempdir().unwrap();
         let place = root.path().join("copies");
         let deployment = |name: &str| {
-            let paths = crate::host::paths::Paths {
+            let paths = Paths {
                 deployment: root.path().join(name),
-                ..crate::host::paths::Paths::elsewhere(crate::host::paths::Scope::System)
+                ..Paths::elsewhere(crate::host::paths::Scope::System)
             };
             Host::new(paths).reporting(Progress::Silent)
         };
@@ -658,6 +709,88 @@ mod tests {
         assert_eq!(store.own(&other, &ids).await.unwrap(), of_other);
         assert_eq!(ids.len(), 6);
         assert!(!place.join(of_one[0].as_str()).exists());
+    }
+
+    #[cfg(feature = "object-stores")]
+    #[tokio::test]
+    async fn only_a_missing_manifest_is_no_backup() {
+        use std::io::{BufRead, Write};
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let settings = settings(&[
+            ("aws_endpoint", &endpoint),
+            ("aws_allow_http", "true"),
+            ("aws_access_key_id", "me"),
+            ("aws_secret_access_key", "secret"),
+        ]);
+        let listing = "<ListBucketResult><IsTruncated>false</IsTruncated>\
+            <CommonPrefixes><Prefix>litellm/20260131T120000Z-0a1b2c/</Prefix></CommonPrefixes></ListBucketResult>";
+        let server = std::thread::spawn(move || {
+            for (status, body) in [
+                ("200 OK", listing),
+                ("404 Not Found", ""),
+                ("200 OK", listing),
+                ("403 Forbidden", ""),
+            ] {
+                let (mut connection, _) = listener.accept().unwrap();
+                let lines = std::io::BufReader::new(&connection).lines();
+                lines
+                    .map_while(|line| line.ok().filter(|line| !line.is_empty()))
+                    .for_each(drop);
+                write!(
+                    connection,
+                    "HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n{body}",
+                    body.len()
+                )
+                .unwrap();
+            }
+        });
+        let store = BackupStore::new("s3://bucket/litellm", &settings).unwrap();
+        assert_eq!(store.ids().await.unwrap(), []);
+        let error = store.ids().await.unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "can't examine litellm/20260131T120000Z-0a1b2c/manifest.json"
+        );
+        server.join().unwrap();
+    }
+
+    #[tokio::test]
+    async fn only_own_rests_of_copies_are_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths {
+            deployment: root.path().to_owned(),
+            ..Paths::elsewhere(crate::host::paths::Scope::System)
+        };
+        let parent = directory(&paths);
+        make_private(&parent).unwrap();
+        let store = root.path().join("store");
+        let make = |hours, is_here: bool, is_complete: bool| {
+            let created = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(hours);
+            let mut manifest = manifest::tests::manifest(Vec::new());
+            manifest.id = OperationId::new(created).unwrap();
+            if is_here {
+                let staged = tempfile::tempdir_in(&parent).unwrap();
+                super::super::finish(&paths, staged, &parent, &manifest).unwrap();
+            }
+            let copy = store.join(manifest.id.as_str());
+            std::fs::create_dir_all(&copy).unwrap();
+            std::fs::write(copy.join("database.dump.zst"), "").unwrap();
+            if is_complete {
+                std::fs::write(copy.join(manifest::FILE), "{}").unwrap();
+            }
+            (manifest.id, copy)
+        };
+        let rest = make(25, true, false);
+        let others = [
+            make(23, true, false),
+            make(26, true, true),
+            make(27, false, false),
+        ];
+        let url = format!("file://{}", store.display());
+        let store = BackupStore::new(&url, &settings(&[])).unwrap();
+        assert_eq!(store.remove_unfinished(&paths).await.unwrap(), [rest.0]);
+        assert!(!rest.1.exists() && others.iter().all(|(_, copy)| copy.exists()));
     }
 
     #[test]

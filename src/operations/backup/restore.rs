@@ -15,7 +15,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::database::{Server, is_missing_role, scratch_name};
 use super::manifest::{Contents, DUMP};
-use super::{Backup, CREDENTIALS, Origin, check_space, make_private, remove_unfinished};
+use super::{Backup, CREDENTIALS, Origin, check_space, filled, make_private, remove_unfinished};
 use super::{archive, point_in_time};
 use crate::deployment::env_file::EnvFile;
 use crate::deployment::images_lock::ImagesLock;
@@ -100,6 +100,9 @@ struct RestoreRecord {
     /// As [`RestoreOptions::is_step`].
     #[serde(default)]
     is_step: bool,
+    /// Whether the gateway was ready with the data, so that writes may have been acknowledged.
+    #[serde(default)]
+    ready: bool,
 }
 
 fn record_file(paths: &Paths) -> PathBuf {
@@ -119,6 +122,11 @@ impl RestoreRecord {
         make_private(&paths.state())?;
         let text = serde_json::to_vec(self).context("can't write the record of the restore")?;
         files::write_atomically(&record_file(paths), &text, 0o600)
+    }
+
+    /// Whether an interruption after the databases were swapped undoes it.
+    fn is_undone(&self) -> bool {
+        self.is_step || self.configuration.is_some() && !self.ready
     }
 
     fn remove(paths: &Paths) -> Result<()> {
@@ -155,7 +163,7 @@ pub(crate) async fn verify(
         verified.restored = false;
         return Ok(verified);
     }
-    check_space(&host.paths.postgres_data(), backup.manifest.database.size)?;
+    check_space_for(host, backup)?;
     let scratch = scratch_name("verify", backup.id());
     let mut interrupt = signal(SignalKind::interrupt()).context("can't listen for Ctrl-C")?;
     let attempt = tokio::select! {
@@ -165,7 +173,7 @@ pub(crate) async fn verify(
     let dropped = drop_scratch(&server, &scratch).await;
     let found = attempt?;
     dropped?;
-    compare(backup, &found)?;
+    compare(host, backup, &found)?;
     Ok(verified)
 }
 
@@ -214,7 +222,7 @@ pub(crate) async fn restore_data(
     // A failed gateway was meant to run.
     let runs = systemd.unit(unit).await?.active != ActiveState::Inactive;
     stack::start_database(host, settings, options.timeout).await?;
-    let restore = Restore::stage(host, settings, backup, options, runs).await?;
+    let mut restore = Restore::stage(host, settings, backup, options, runs).await?;
     let mut units = vec![unit];
     // The data of another release needs its migrations.
     if options.config || restore.other_release {
@@ -227,6 +235,7 @@ pub(crate) async fn restore_data(
         restore.swap().await?;
         fail::fail_point!("restore-after-swap");
         if options.config {
+            restore.keep_configuration()?;
             restore_config(host, backup, options)?;
             fail::fail_point!("restore-after-config");
         }
@@ -249,6 +258,11 @@ pub(crate) async fn restore_data(
         }
         let timeout = options.timeout.max(RECOVERY_TIMEOUT);
         return Err(take_back(host, restore, &units, timeout, error).await);
+    }
+    restore.record.ready = true;
+    // On a full disk, nothing else shows that it is complete until the record is removed.
+    if let Err(error) = restore.record.save(&host.paths) {
+        host.progress.warn(&format!("{error:#}"));
     }
     fail::fail_point!("restore-after-ready");
     let replaced = restore.commit().await?;
@@ -344,7 +358,7 @@ impl<'a> Restore<'a> {
             return Err(external(backup));
         }
         recover_with(host, settings, &server).await?;
-        check_space(&host.paths.postgres_data(), backup.manifest.database.size)?;
+        check_space_for(host, backup)?;
         let now = OperationId::new(jiff::Timestamp::now())?;
         let configuration = options
             .config
@@ -357,13 +371,14 @@ impl<'a> Restore<'a> {
             gateway,
             configuration: configuration.map(|id| id.to_string()),
             is_step: options.is_step,
+            ready: false,
         };
         record.save(&host.paths)?;
         fail::fail_point!("restore-recorded");
         let mut interrupt = signal(SignalKind::interrupt()).context("can't listen for Ctrl-C")?;
         let fill = async {
             let found = fill(host, &server, &record.staged, backup, options).await?;
-            compare(backup, &found)?;
+            compare(host, backup, &found)?;
             // The planner would have no statistics until autovacuum runs.
             server.query(&record.staged, "ANALYZE;\n").await
         };
@@ -401,6 +416,25 @@ impl<'a> Restore<'a> {
                 (&self.record.staged, &self.server.database),
             ])
             .await
+    }
+
+    /// Keeps the configuration directly before it is replaced, for an undo: the restore of the database may have taken hours.
+    fn keep_configuration(&mut self) -> Result<()> {
+        self.record.configuration = Some(snapshot::keep(&self.host.paths)?.to_string());
+        self.record.save(&self.host.paths)
+    }
+
+    /// Keeps what was edited since `before` was kept. A configuration that can't be kept is no reason to stay with it.
+    fn keep_edits(&self, before: &SnapshotId) {
+        let progress = &self.host.progress;
+        match snapshot::keep(&self.host.paths) {
+            Ok(kept) if kept == *before => {}
+            Ok(kept) => progress.say(&format!(
+                "the configuration that is replaced is kept in {}",
+                snapshot::directory(&self.host.paths, &kept).display()
+            )),
+            Err(error) => progress.warn(&format!("{error:#}")),
+        }
     }
 
     /// Whether the data of the backup is in place.
@@ -462,6 +496,7 @@ impl<'a> Restore<'a> {
         }
         fail::fail_point!("restore-undone");
         if let Some(configuration) = &configuration {
+            self.keep_edits(configuration);
             snapshot::restore(&self.host.paths, configuration, &[])?;
         }
         drop_scratch(&self.server, &self.record.staged).await?;
@@ -547,7 +582,7 @@ async fn recover_restore(
 ) -> Result<Recovered> {
     let id = record.backup.clone();
     let swapped = own.contains(&record.replaced);
-    let is_undone = record.configuration.is_some() || record.is_step;
+    let (is_undone, is_ready) = (record.is_undone(), record.ready);
     // A gateway that was stopped with the whole stack is not to be started.
     let target = host.systemd().await?.unit("litellm.target").await?;
     let gateway = record.gateway && target.is_active();
@@ -563,12 +598,14 @@ async fn recover_restore(
             "the restore of backup {id} was interrupted after the databases were swapped: finishing it"
         ));
         return match bring_back(host, None, gateway, RECOVERY_TIMEOUT).await {
-            Ok(()) => {
+            Err(error) if !is_ready => {
+                Err(take_back(host, restore, &units, RECOVERY_TIMEOUT, error).await)
+            }
+            started => {
                 restore.commit().await?;
                 remove_recovered(host, &id);
-                Ok(Recovered::Finished(id))
+                started.map(|()| Recovered::Finished(id))
             }
-            Err(error) => Err(take_back(host, restore, &units, RECOVERY_TIMEOUT, error).await),
         };
     }
     host.progress.say(&format!(
@@ -617,6 +654,12 @@ async fn check(host: &Host, backup: &Backup) -> Result<()> {
     })
     .await
     .context("the check of the files stopped")?
+}
+
+/// Refuses when the disk of the server can't hold the restored database.
+fn check_space_for(host: &Host, backup: &Backup) -> Result<()> {
+    let size = filled(backup.manifest.database.size);
+    check_space(&host.paths.postgres_data(), size)
 }
 
 fn open_dump(backup: &Backup, options: &RestoreOptions) -> Result<Box<dyn std::io::Read + Send>> {
@@ -668,8 +711,16 @@ async fn fill(
     server.contents(name).await
 }
 
-fn compare(backup: &Backup, found: &Contents) -> Result<()> {
-    let differences = backup.manifest.database.differences(found);
+fn compare(host: &Host, backup: &Backup, found: &Contents) -> Result<()> {
+    let mut saved = backup.manifest.database.clone();
+    let missing = saved.forgive_indexes(found);
+    if missing > 0 {
+        host.progress.warn(&format!(
+            "the dump of backup {} lacks {missing} of the counted indexes: one whose build was interrupted is in no dump",
+            backup.id()
+        ));
+    }
+    let differences = saved.differences(found);
     if differences.is_empty() {
         return Ok(());
     }
@@ -911,4 +962,24 @@ fn external(backup: &Backup) -> anyhow::Error {
             ))
         ))
         .into()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_ready_is_not_undone() {
+        let record = |configuration: &str, rest: &str| -> RestoreRecord {
+            let text = format!(
+                r#"{{"backup": "20260131T120000Z-0a1b2c", "staged": "s", "replaced": "r", "gateway": true, "configuration": {configuration}{rest}}}"#
+            );
+            serde_json::from_str(&text).unwrap()
+        };
+        assert!(!record("null", "").is_undone());
+        assert!(record(r#""0a""#, "").is_undone());
+        assert!(!record(r#""0a""#, r#", "ready": true"#).is_undone());
+        // The change that it is a step of decides.
+        assert!(record("null", r#", "is_step": true, "ready": true"#).is_undone());
+    }
 }

@@ -30,6 +30,17 @@ pub(crate) fn expired(
     retention: Retention,
     protected: &[OperationId],
 ) -> Vec<OperationId> {
+    expired_beside(present, &[], retention, protected)
+}
+
+/// As [`expired`]; those in `passing` are the backup of no day and no month.
+#[must_use]
+pub(crate) fn expired_beside(
+    present: &[OperationId],
+    passing: &[OperationId],
+    retention: Retention,
+    protected: &[OperationId],
+) -> Vec<OperationId> {
     let mut newest_first: Vec<&OperationId> = present.iter().collect();
     newest_first.sort();
     newest_first.dedup();
@@ -46,8 +57,9 @@ pub(crate) fn expired(
         let day = created.date();
         let month = (day.year(), day.month());
         // The newest of each, since a set takes each day and month only once.
-        let daily = days.len() < retention.daily && days.insert(day);
-        let monthly = months.len() < retention.monthly && months.insert(month);
+        let counts = !passing.contains(id);
+        let daily = counts && days.len() < retention.daily && days.insert(day);
+        let monthly = counts && months.len() < retention.monthly && months.insert(month);
         if !daily && !monthly && created < recent && !protected.contains(id) {
             gone.push((*id).clone());
         }
@@ -127,6 +139,25 @@ mod tests {
             gone(&times, 1, 0, &["20250101T000000"]),
             ["20250102T000000Z-0a1b2c"]
         );
+    }
+
+    #[test]
+    fn the_passing_stay_for_a_day_or_as_protected() {
+        let times = [
+            "20251231T020000",
+            "20251231T100000",
+            "20260130T100000",
+            "20260131T020000",
+        ];
+        let gone = |passing: &[&str], protected: &[&str]| {
+            let (present, retention) = (ids(&times), Retention::default());
+            let gone = expired_beside(&present, &ids(passing), retention, &ids(protected));
+            gone.iter().map(ToString::to_string).collect::<Vec<_>>()
+        };
+        assert_eq!(gone(&[], &[]), ["20251231T020000Z-0a1b2c"]);
+        let passing = ["20251231T100000", "20260130T100000"];
+        assert_eq!(gone(&passing, &[]), ["20251231T100000Z-0a1b2c"]);
+        assert_eq!(gone(&passing, &["20251231T100000"]), [""; 0]);
     }
 
     #[test]

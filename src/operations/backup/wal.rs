@@ -24,7 +24,6 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use jiff::Timestamp;
 use nix::fcntl::Flock;
-use secrecy::ExposeSecret;
 
 use super::archive::{self, Recipient};
 use super::authentication::BackupKey;
@@ -46,7 +45,7 @@ use copy::copy;
 use piece::replaced;
 pub(crate) use piece::{Piece, Segment, format_position, histories, local_pieces, pieces};
 pub(crate) use progress::{ArchiveReport, Progress};
-use progress::{OF_THE_KEY, history};
+use progress::{Salt, history};
 pub(crate) use slot::LIMIT;
 pub(super) use slot::end;
 use slot::{advance_slot, make_slot, position, refuse_full_disk};
@@ -57,6 +56,8 @@ pub(crate) const DIRECTORY: &str = "archive";
 pub(crate) const WAL: &str = "wal";
 /// The time between two runs while a base backup is made.
 const INTERVAL: Duration = Duration::from_secs(20);
+/// Of a backlog, the server may remove this many segments at a time.
+const BATCH: u64 = 16;
 /// How long the server may take to send a segment.
 const RECEIVE_TIMEOUT: Duration = Duration::from_secs(330);
 /// How long another run may take, and after how long this one says that it waits.
@@ -173,9 +174,16 @@ pub(crate) fn failure(paths: &Paths) -> Option<String> {
 
 async fn attempt(host: &Host, settings: &Settings) -> Result<()> {
     let server = Server::new(host, settings).await?;
-    let progress = archive(host, settings, &server).await?;
+    let first = archive(host, settings, &server).await;
     let rest = async {
+        // Also what was archived before a failure.
         let copied = copy(host, settings).await;
+        if first.is_err()
+            && let Err(error) = &copied
+        {
+            host.progress.warn(&format!("{error:#}"));
+        }
+        let progress = first?;
         let url = settings.backup.url.as_deref();
         // Another operation may stop the server.
         if is_base_due(&host.paths, &progress, url)?
@@ -232,23 +240,22 @@ pub(crate) async fn archive(
     let key = BackupKey::create(paths)?;
     // A base backup has the `.env` with the salt for everything that follows it. This one may have begun hours ago.
     let current = Settings::load(&paths.env_file())?;
-    let salt = current.salt();
-    let salt = match salt.sealed() {
-        Some(reference) => reference.into(),
-        None => salt.open()?,
-    };
-    let of_the_key = key.code(&[OF_THE_KEY, salt.expose_secret().as_bytes()].concat())?;
-    let recipient = recipient(&settings.backup)?;
     let known = Progress::load(paths)?;
+    let salt = Salt::of(current.salt(), known.as_ref(), &key)?;
+    let recipient = recipient(&settings.backup)?;
     // Before the position, so that everything of this time is before it.
     let mut time = Timestamp::now();
     let mut now = position(server).await?;
-    let known = known.filter(|known| known.goes_on(&now, &of_the_key));
+    let known = known.filter(|known| known.goes_on(&now, &salt));
     if now.slot.is_some() {
         refuse_full_disk(host, server).await?;
     }
     let mut progress = if let Some(known) = known {
-        known
+        Progress {
+            key: salt.written,
+            value: salt.value,
+            ..known
+        }
     } else {
         make_slot(host, server, now.kept).await?;
         time = Timestamp::now();
@@ -258,7 +265,8 @@ pub(crate) async fn archive(
         Progress {
             history: history(&now.system, now.flushed, time),
             system: now.system.clone(),
-            key: of_the_key,
+            key: salt.written,
+            value: salt.value,
             segment: now.segment,
             stored: segment.position(0),
             time,
@@ -279,7 +287,7 @@ pub(crate) async fn archive(
         history: &progress.history.clone(),
         time,
     };
-    let before = progress.stored;
+    let mut kept = progress.stored;
     while progress.stored < now.flushed {
         refuse_full_disk(host, server).await?;
         let segment = Segment::of(now.timeline, now.segment, progress.stored);
@@ -294,10 +302,14 @@ pub(crate) async fn archive(
         progress.stored = end;
         progress.save(paths)?;
         fail::fail_point!("wal-stored");
+        if is_batch(kept, progress.stored, now.segment) {
+            advance_slot(server, progress.stored).await?;
+            kept = progress.stored;
+        }
     }
     progress.time = time;
     progress.save(paths)?;
-    if progress.stored > before {
+    if progress.stored > kept {
         advance_slot(server, progress.stored).await?;
     }
     if settings.backup.url.is_none() {
@@ -307,6 +319,11 @@ pub(crate) async fn archive(
         }
     }
     Ok(progress)
+}
+
+/// Whether the slot, at `kept`, is to be advanced before the rest of a backlog is stored: it may not have the time for all.
+fn is_batch(kept: u64, stored: u64, segment: u64) -> bool {
+    stored - kept >= BATCH * segment
 }
 
 /// Writes pieces.
@@ -377,4 +394,24 @@ fn remove_incomplete(place: &Path) -> Result<()> {
 
 fn recipient(settings: &BackupSettings) -> Result<Recipient> {
     Recipient::parse(settings.recipient.as_deref().map(str::trim))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::fixtures::SIZE;
+    use super::is_batch;
+
+    #[test]
+    fn a_backlog_frees_the_log_of_the_server_in_batches() {
+        // From the middle of a segment on.
+        let (mut kept, mut stored, mut advanced) = (100, SIZE, Vec::new());
+        while stored < 40 * SIZE {
+            if is_batch(kept, stored, SIZE) {
+                kept = stored;
+                advanced.push(kept / SIZE);
+            }
+            stored += SIZE;
+        }
+        assert_eq!(advanced, [17, 33]);
+    }
 }

@@ -15,7 +15,8 @@ use crate::operations::backup::manifest::{self, BasePoint};
 use crate::operations::backup::object_store::BackupStore;
 use crate::operations::backup::wal::{self, Piece};
 use crate::operations::backup::{
-    Backup, archive, authentication, check_spaces, directory, expected_size, make_private, restore,
+    Backup, archive, authentication, check_spaces, directory, expected_size, filled, make_private,
+    restore,
 };
 use crate::output::{Meter, Progress};
 
@@ -134,7 +135,7 @@ fn refuse_full_disks(host: &Host, base: &Backup, pieces: &[Piece], fetched: u64)
     // The container is gone by then.
     let data = paths.postgres_data();
     if data.exists() {
-        check_spaces(&[(&data, size)])?;
+        check_spaces(&[(&data, filled(size))])?;
     }
     Ok(())
 }

@@ -31,12 +31,14 @@ use crate::operations::backup::{
 use crate::output::bytes;
 use crate::service::Service;
 
-/// Names the URL that has a copy of a base backup.
-const COPIED: &str = "copied";
+/// The file with the URL that has a copy of a base backup, or of a history that has ended.
+pub(super) const COPIED: &str = "copied";
 /// A base backup that is younger is not replaced by another one.
 const YOUNG: Duration = Duration::from_secs(12 * 3600);
 /// One that is older is replaced by the archive, since the nightly backup has not done it.
 const OLD: Duration = Duration::from_secs(36 * 3600);
+/// How long a copy of the cluster may take: 12 MB in a second are a terabyte.
+const COPY_TIMEOUT: Duration = Duration::from_secs(24 * 3600);
 /// The time between two attempts of the archive to make one.
 const RETRY: Duration = Duration::from_secs(600);
 
@@ -205,12 +207,13 @@ async fn make_base(
         .say(&format!("copying the cluster ({})", bytes(before.size)));
     let place = staged.path().to_owned();
     let for_base = recipient.clone();
-    let entry = server
-        .copy_cluster(move |reader| {
-            let mut reader = Frugal::new(reader, &place);
-            archive::store(&place, BASE, true, &for_base, &mut reader)
-        })
+    let copy = server.copy_cluster(move |reader| {
+        let mut reader = Frugal::new(reader, &place);
+        archive::store(&place, BASE, true, &for_base, &mut reader)
+    });
+    let entry = tokio::time::timeout(COPY_TIMEOUT, copy)
         .await
+        .context("pg_basebackup did not end within 24 h")?
         .map_err(|error| on_full_disk(error, parent))?;
     // Without what was written meanwhile, the copy is not consistent.
     let progress = Box::pin(archive(host, settings, server)).await?;

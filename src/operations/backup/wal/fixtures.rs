@@ -1,6 +1,7 @@
 //! Pieces and base backups for tests.
 
 use super::piece::{Piece, Segment};
+use super::progress::Progress;
 use crate::operations::backup::manifest::BasePoint;
 
 pub(in crate::operations::backup) const SIZE: u64 = 16 << 20;
@@ -22,6 +23,18 @@ pub(in crate::operations::backup) fn point(history: &str, position: u64) -> Base
         segment_size: SIZE,
         position,
         complete: "2026-11-26T02:30:00Z".parse().unwrap(),
+    }
+}
+
+pub(super) fn progress(history: &str, stored: u64) -> Progress {
+    Progress {
+        system: "1".to_owned(),
+        history: history.to_owned(),
+        key: String::new(),
+        value: String::new(),
+        segment: SIZE,
+        stored,
+        time: TIME.parse().unwrap(),
     }
 }
 

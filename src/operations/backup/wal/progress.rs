@@ -5,18 +5,20 @@ use std::time::Duration;
 
 use anyhow::Context;
 use jiff::Timestamp;
+use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 
 use super::base::{bases, is_copied};
 use super::directory;
 use super::piece::Piece;
 use super::slot::Position;
+use crate::deployment::sealed::SecretValue;
 use crate::deployment::settings::BackupSettings;
 use crate::error::{Failure, Result};
 use crate::host::files;
 use crate::host::paths::Paths;
 use crate::operations::backup::Backup;
-use crate::operations::backup::authentication::Origin;
+use crate::operations::backup::authentication::{BackupKey, Origin};
 use crate::operations::backup::manifest::BasePoint;
 use crate::output::duration;
 
@@ -27,8 +29,11 @@ pub(crate) struct Progress {
     pub(super) system: String,
     /// The name of what follows without a gap: an archive that begins anew never mixes with what was before.
     pub(super) history: String,
-    /// Made of the key that authenticates the pieces, and of the salt. If one of the two changes, the archive begins anew.
+    /// Made of the key that authenticates the pieces, and of the salt as `.env` has it, which is a reference if it is sealed.
     pub(super) key: String,
+    /// Made of that key and of the salt itself. If it changes, the archive begins anew.
+    #[serde(default)]
+    pub(super) value: String,
     /// The size of a segment in bytes.
     pub(super) segment: u64,
     /// Everything before this position is on the disk of this host.
@@ -43,7 +48,36 @@ pub(super) fn history(system: &str, begin: u64, time: Timestamp) -> String {
 }
 
 /// What a key makes of this and the salt is the same as long as both are.
-pub(super) const OF_THE_KEY: &[u8] = b"the archive of the write-ahead log";
+const OF_THE_KEY: &[u8] = b"the archive of the write-ahead log";
+
+/// As [`Progress::key`] and [`Progress::value`].
+#[derive(Debug)]
+pub(super) struct Salt {
+    pub(super) written: String,
+    pub(super) value: String,
+}
+
+impl Salt {
+    /// That of `.env`. If the reference to a sealed one is the known one, it is not opened.
+    pub(super) fn of(
+        salt: &SecretValue,
+        known: Option<&Progress>,
+        key: &BackupKey,
+    ) -> Result<Self> {
+        let code = |text: &[u8]| key.code(&[OF_THE_KEY, text].concat());
+        let opened = || code(salt.open()?.expose_secret().as_bytes());
+        let written = match salt.sealed() {
+            Some(reference) => code(reference.as_bytes())?,
+            None => opened()?,
+        };
+        let known = known.filter(|known| known.key == written && !known.value.is_empty());
+        let value = match known {
+            Some(known) => known.value.clone(),
+            None => opened()?,
+        };
+        Ok(Self { written, value })
+    }
+}
 
 /// How far the copy of the archive has come.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
@@ -67,8 +101,8 @@ impl Copied {
         save(&Self::file(paths), self)
     }
 
-    pub(super) fn is_of(&self, progress: &Progress, url: &str) -> bool {
-        self.url == url && self.history == progress.history
+    pub(super) fn is_of(&self, history: &str, url: &str) -> bool {
+        self.url == url && self.history == history
     }
 }
 
@@ -123,12 +157,17 @@ impl Progress {
     }
 
     /// Whether the archive of a server with this log goes on. A cluster that was moved back has less of it.
-    pub(super) fn goes_on(&self, now: &Position, key: &str) -> bool {
+    pub(super) fn goes_on(&self, now: &Position, salt: &Salt) -> bool {
         self.system == now.system
             && self.segment == now.segment
-            && self.key == key
+            && self.has(salt)
             && now.slot == Some(true)
             && self.stored <= now.flushed
+    }
+
+    /// Whether the salt is the same, sealed or not. Before a sealed one was opened, only its code in clear was known.
+    fn has(&self, salt: &Salt) -> bool {
+        self.key == salt.written || self.value == salt.value || self.key == salt.value
     }
 
     /// Whether the archive can be recovered from that base backup.
@@ -146,6 +185,9 @@ pub(crate) struct ArchiveReport {
     pub url: Option<String>,
     /// Whether there is a base backup with which it can be recovered.
     pub recoverable: bool,
+    /// The age of the newest such base backup, else of the oldest one that has no copy yet.
+    #[serde(skip)]
+    pub base_age: Option<Duration>,
 }
 
 impl ArchiveReport {
@@ -170,7 +212,7 @@ impl ArchiveReport {
         // With a copy, that is what survives the loss of this host.
         let time = match (&progress, &settings.url) {
             (Some(progress), Some(url)) => Copied::load(paths)?
-                .filter(|copied| copied.is_of(progress, url))
+                .filter(|copied| copied.is_of(&progress.history, url))
                 .map(|copied| copied.time),
             (progress, _) => progress.as_ref().map(Progress::time),
         };
@@ -180,16 +222,49 @@ impl ArchiveReport {
             settings.url.as_ref().is_none_or(is_there)
                 && time.is_some_and(|time| time >= point.complete)
         };
-        let recoverable = match &progress {
-            Some(progress) => bases(paths)?.iter().any(|(backup, point)| {
-                progress.is_usable(backup, point) && is_complete(backup, point)
-            }),
-            None => false,
-        };
+        let mut usable = bases(paths)?;
+        usable.retain(|(backup, point)| {
+            let is_usable = |progress: &Progress| progress.is_usable(backup, point);
+            progress.as_ref().is_some_and(is_usable)
+        });
+        let newest = usable
+            .iter()
+            .rfind(|(backup, point)| is_complete(backup, point));
+        let base = newest.or(usable.first());
+        let age = base.map(|(_, point)| Timestamp::now().duration_since(point.complete));
         Ok(Some(Self {
             lag_seconds: lag.map(|lag| u64::try_from(lag.as_secs()).unwrap_or_default()),
             url: settings.url.clone(),
-            recoverable,
+            recoverable: newest.is_some(),
+            base_age: age.and_then(|age| age.try_into().ok()),
         }))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::operations::backup::wal::fixtures::progress;
+
+    #[test]
+    fn sealing_the_salt_is_no_new_beginning() {
+        let known = |key: &str, value: &str| Progress {
+            key: key.to_owned(),
+            value: value.to_owned(),
+            ..progress("1-0-t", 0)
+        };
+        let has = |known: Progress, written: &str, value: &str| {
+            let (written, value) = (written.to_owned(), value.to_owned());
+            known.has(&Salt { written, value })
+        };
+        // Sealed, sealed again, and unsealed.
+        assert!(has(known("salt", "salt"), "reference", "salt"));
+        assert!(has(known("reference", "salt"), "other reference", "salt"));
+        assert!(has(known("reference", "salt"), "salt", "salt"));
+        assert!(!has(known("reference", "salt"), "other", "other"));
+        // Written by a former release.
+        assert!(has(known("salt", ""), "reference", "salt"));
+        assert!(has(known("reference", ""), "reference", "salt"));
+        assert!(!has(known("salt", ""), "reference", "other"));
     }
 }

@@ -185,7 +185,7 @@ pub(crate) async fn examine(host: &Host) -> Vec<Check> {
         platform::podman(host),
         units::read(host),
         units::is_active(host, quadlet::SOCKET),
-        units::is_active(host, "litellm.target")
+        units::is_wanted(host)
     );
     let (units, dbus) = match dbus {
         Ok(units) => (
@@ -313,9 +313,10 @@ pub(crate) async fn examine(host: &Host) -> Vec<Check> {
         .iter()
         .all(|check| check.name != CheckName::Config || check.outcome == CheckOutcome::Ok);
     checks.extend(drift);
-    let missing = match podman_works && is_current {
-        true => units::missing(&examination).await,
-        false => None,
+    let missing = if podman_works && is_current {
+        units::missing(&examination).await
+    } else {
+        None
     };
     match missing {
         Some(missing) => checks.push(missing),

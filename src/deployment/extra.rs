@@ -18,6 +18,8 @@ use crate::service::Service;
 /// One unit of the operator's own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Extra {
+    /// Its file.
+    path: PathBuf,
     /// Its names.
     pub service: Service,
     /// What it runs.
@@ -92,17 +94,29 @@ pub(crate) fn load(paths: &Paths, env: &EnvFile) -> Result<Vec<Extra>> {
         for warning in &mut extra.warnings {
             warning.insert_str(0, &format!("{}, ", path.display()));
         }
-        if let Some((line, place)) = extra.places.iter().find(|(_, place)| !place.exists()) {
-            return Err(at(Problem {
-                line: *line,
-                message: format!("{} does not exist", place.display()),
-                hint: "make it, for the user of the container, before the unit starts".into(),
-            })
-            .into());
-        }
+        extra.path.clone_from(&path);
         extras.push(extra);
     }
     Ok(extras)
+}
+
+/// Refuses mounts of what does not exist. Only before an operator's own change: a restore and a rollback bring the files of
+/// `extra.d/`, but no data, and must not fail for it.
+///
+/// # Errors
+/// With file and line.
+pub(crate) fn refuse_missing(extras: &[Extra]) -> Result<()> {
+    for extra in extras {
+        if let Some((line, place)) = extra.places.iter().find(|(_, place)| !place.exists()) {
+            let (file, place) = (extra.path.display(), place.display());
+            return Err(
+                Failure::config(format!("{file}, line {line}: {place} does not exist"))
+                    .hint("make it, for the user of the container, before the unit starts")
+                    .into(),
+            );
+        }
+    }
+    Ok(())
 }
 
 fn wrong(path: &Path, problem: &str, hint: &str) -> anyhow::Error {
@@ -129,7 +143,20 @@ pub fn parse(service: Service, text: &str, env: &EnvFile, paths: &Paths) -> Resu
         let trimmed = raw.trim();
         let is_comment = trimmed.starts_with(['#', ';']);
         let is_rest = continues;
-        continues = trimmed.ends_with('\\') && !is_comment || is_rest && is_comment;
+        // Podman's releases differ in what they make of these, and no line may pass unread.
+        if is_rest && is_comment {
+            return Err(problem(
+                "a comment within a line that goes on".into(),
+                "move it in front of that line",
+            ));
+        }
+        if trimmed.ends_with('\\') && !is_comment && !raw.ends_with('\\') {
+            return Err(problem(
+                "blanks behind the \\ at its end".into(),
+                "remove them",
+            ));
+        }
+        continues = trimmed.ends_with('\\') && !is_comment;
         if is_comment || is_rest || trimmed.is_empty() {
             out.extend([raw, "\n"]);
             continue;
@@ -150,6 +177,12 @@ pub fn parse(service: Service, text: &str, env: &EnvFile, paths: &Paths) -> Resu
             }
             out.extend([raw, "\n"]);
             continue;
+        }
+        if section.is_empty() {
+            return Err(problem(
+                "it is in no section".into(),
+                "write it below [Unit], [Container] or [Service]",
+            ));
         }
         let Some((key, value)) = trimmed.split_once('=') else {
             return Err(problem("it is no `KEY=VALUE`".into(), "correct the line"));
@@ -253,12 +286,13 @@ pub fn parse(service: Service, text: &str, env: &EnvFile, paths: &Paths) -> Resu
                     local.resolve(&file, &mut places, &mut warnings)?
                 )
             }
-            ("Container", "AddCapability" | "PodmanArgs")
-                if key == "AddCapability" || value.contains("--privileged") =>
-            {
-                warnings.push(format!(
-                    "line {line}: {key}={value} gives the container rights that can reach the host"
-                ));
+            ("Container", "AddCapability" | "PodmanArgs" | "GlobalArgs") => {
+                let effect = if key == "AddCapability" {
+                    "gives the container rights that can reach the host"
+                } else {
+                    "is passed on to Podman as it is"
+                };
+                warnings.push(format!("line {line}: {key}={value} {effect}"));
                 value.to_owned()
             }
             _ => value.to_owned(),
@@ -274,6 +308,7 @@ pub fn parse(service: Service, text: &str, env: &EnvFile, paths: &Paths) -> Resu
     };
     Ok(Extra {
         service,
+        path: PathBuf::new(),
         image,
         text: out,
         warnings,
@@ -323,13 +358,16 @@ impl Local<'_> {
             ));
         }
         let env = self.paths.env_file();
-        if path == env {
+        // There may be another way to it, or a link.
+        let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+        let holds = path.is_absolute() && real(&env).starts_with(real(&path));
+        if holds && real(&path) == real(&env) {
             return Err(problem(
                 format!("the container would get every secret of {}", env.display()),
                 "name the variables that it needs: `Secret=NAME,type=env`",
             ));
         }
-        if path.is_absolute() && env.starts_with(&path) {
+        if holds {
             warnings.push(format!(
                 "line {}: the container can read every secret of {}",
                 self.line,
@@ -441,7 +479,7 @@ mod tests {
              Environment=MODE=strict\nSecret=OPENAI_API_KEY,type=env\nSecret=EMPTY,type=env,target=TOKEN\n\
              Volume=./filter.toml:/etc/filter.toml:ro\nVolume=cache:/var/cache\nVolume=/srv/models:/models:ro,z\n\
              Mount=type=bind,source=./rules,destination=/rules\nEnvironmentFile=filter.env\nPublishPort=127.0.0.1:9090:9090\n\
-             Exec=serve \\\n# why\n  --all=[yes]\n",
+             Exec=serve \\\n  --all=[yes]\n",
         );
         let extra = extra.unwrap();
         assert_eq!(extra.image.as_str(), "registry.example.com/filter:1.2");
@@ -456,7 +494,7 @@ mod tests {
              Volume=/srv/models:/models:ro,z\n\
              Mount=type=bind,source=/opt/litellm-server/extra.d/rules,destination=/rules\n\
              EnvironmentFile=/opt/litellm-server/extra.d/filter.env\n\
-             PublishPort=127.0.0.1:9090:9090\nExec=serve \\\n# why\n  --all=[yes]\n"
+             PublishPort=127.0.0.1:9090:9090\nExec=serve \\\n  --all=[yes]\n"
         );
         let places: Vec<_> = extra.places.iter().map(|(line, _)| *line).collect();
         assert_eq!(places, [10, 13, 14]);
@@ -532,12 +570,28 @@ mod tests {
                 "Secret= goes on in the next line",
             ),
             ("nonsense\n", 3, "it is no `KEY=VALUE`"),
+            // Podman's releases would read these in different ways.
+            (
+                "Exec=a \\\n# b\nNetwork=host\n",
+                4,
+                "a comment within a line that goes on",
+            ),
+            (
+                "Exec=a \\ \nNetwork=host\n",
+                3,
+                "blanks behind the \\ at its end",
+            ),
         ] {
             let whole = lines.is_empty() || lines.starts_with("[Container]");
             let text = format!("{}{lines}", if whole { "" } else { container });
             let problem = read(&text).unwrap_err();
             assert_eq!((problem.line, &*problem.message), (line, message), "{text}");
         }
+        let problem = read(&format!("RequiredBy=a.target\n{container}")).unwrap_err();
+        assert_eq!(
+            (problem.line, &*problem.message),
+            (1, "it is in no section")
+        );
     }
 
     #[test]
@@ -550,7 +604,8 @@ mod tests {
             extra.unwrap().warnings,
             [
                 "line 3: AddCapability=SYS_ADMIN gives the container rights that can reach the host",
-                "line 4: PodmanArgs=--privileged gives the container rights that can reach the host",
+                "line 4: PodmanArgs=--privileged is passed on to Podman as it is",
+                "line 5: PodmanArgs=--memory=1g is passed on to Podman as it is",
                 "line 6: the container can read every secret of /opt/litellm-server/.env",
             ]
         );

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use super::{Check, CheckName, CheckOutcome, Examination, Fix};
 use crate::deployment::completion::Change;
+use crate::deployment::extra;
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::installed_release;
 use crate::error::Result;
@@ -43,6 +44,12 @@ pub(crate) async fn blockers(host: &Host, units: &[(Instance, UnitState)]) -> Ve
     blockers::find(systemd, units, quoted::ALL)
         .await
         .unwrap_or_default()
+}
+
+/// Whether the stack runs or is to run. Check `dbus` reports a missing systemd.
+pub(crate) async fn is_wanted(host: &Host) -> bool {
+    let is_wanted = async { stack::is_wanted(host.systemd().await?).await };
+    is_wanted.await.is_ok_and(|is_wanted| is_wanted)
 }
 
 /// Whether that unit is active. Check `dbus` reports a missing systemd.
@@ -138,18 +145,14 @@ pub(crate) async fn missing(examination: &Examination<'_>) -> Option<Check> {
     let host = examination.host;
     let units = examination.units.as_ref()?;
     let systemd = host.systemd().await.ok()?;
-    let containers = { Instance::all() }
+    let own = extra::installed(&host.paths).into_iter();
+    let containers = { Instance::all().chain(own.map(Instance::from)) }
         .filter(|instance| units.iter().all(|(known, _)| known != instance))
-        .map(|instance| {
-            (
-                format!("{}.container", instance.container()),
-                instance.unit(),
-            )
-        });
-    let network = ("litellm.network".to_owned(), stack::NETWORK_UNIT);
+        .map(|instance| (instance.quadlet(), instance.unit()));
+    let network = ("litellm.network", stack::NETWORK_UNIT);
     let mut missing = Vec::new();
     for (file, unit) in containers.chain([network]) {
-        if host.paths.quadlets.join(&file).exists()
+        if host.paths.quadlets.join(file).exists()
             && systemd.unit(unit).await.ok()?.load == LoadState::NotFound
         {
             missing.push((file, unit));

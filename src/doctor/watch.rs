@@ -28,7 +28,7 @@ use crate::litellm::health::GatewayHealth;
 use crate::operations::database::Forecast;
 use crate::operations::recovery::OngoingOperation;
 use crate::operations::stack::report::{self, ServiceReport, StatusReport};
-use crate::operations::stack::{LogSource, address};
+use crate::operations::stack::{self, LogSource, address};
 use crate::operations::{backup, pull, recycle};
 use crate::output::duration;
 use crate::quadlet::{METRICS_SOCKET, RECOVERY, WATCH_SERVICE, WATCH_TIMER};
@@ -150,11 +150,10 @@ async fn notify(
     forecast: &Result<Forecast>,
 ) -> Result<()> {
     let watch = &settings.watch;
-    let target = host.systemd().await?.unit("litellm.target").await?;
     // A gateway that an operator has stopped has no faults.
     let paths = &host.paths;
     let file = paths.runtime_state().join("faults.json");
-    if !watch.notifies() || !target.is_active() {
+    if !watch.notifies() || !stack::is_wanted(host.systemd().await?).await? {
         return remove_existing(&file);
     }
     let changes_units = || {
@@ -541,9 +540,9 @@ mod tests {
     fn a_warning_that_becomes_a_failure_is_reported_again() {
         let disk = |failure| {
             let mut faults = faults(&["disk of /"]);
-            faults
-                .values_mut()
-                .for_each(|fault| fault.failure = failure);
+            for fault in faults.values_mut() {
+                fault.failure = failure;
+            }
             faults
         };
         let mut known = Faults::new();

@@ -80,37 +80,50 @@ pub(crate) enum Manner {
 }
 
 /// Starts stopped services, restarts those whose inputs differ from the current ones, and waits
-/// until the gateway is ready.
+/// until the gateway is ready. Units of the operator's own follow, and one that fails is only named: it must not undo what
+/// the gateway has answered.
 ///
 /// # Errors
-/// When a unit fails, or the gateway is not ready within `timeout`.
+/// When a unit of the stack fails, or the gateway is not ready within `timeout`.
 pub(crate) async fn bring_up(host: &Host, settings: &Settings, timeout: Duration) -> Result<()> {
+    bring_up_with(host, settings, Vec::new(), timeout).await?;
+    let extras = extra::wanted(&host.paths).into_iter().map(Instance::from);
+    let steps = steps(host, extras, &differences(host, settings)?, false).await?;
+    if steps.is_empty() {
+        return Ok(());
+    }
+    if let Err(error) = start(host, &steps, Manner::AtOnce, None, timeout).await {
+        host.progress.warn(&format!("{error:#}"));
+    }
+    Ok(())
+}
+
+/// As [`bring_up`], with the units of the operator's own, for which the gateway may wait.
+///
+/// # Errors
+/// As [`bring_up`], and when one of these fails.
+pub(crate) async fn bring_up_all(
+    host: &Host,
+    settings: &Settings,
+    timeout: Duration,
+) -> Result<()> {
+    bring_up_with(host, settings, extra::wanted(&host.paths), timeout).await
+}
+
+async fn bring_up_with(
+    host: &Host,
+    settings: &Settings,
+    extras: Vec<Service>,
+    timeout: Duration,
+) -> Result<()> {
     let differences = differences(host, settings)?;
-    let systemd = host.systemd().await?;
     let relocation = Relocation::begin(host, settings).await?;
     let gateways = settings.replicas.count(Capacity::read());
     let wanted = Instance::all().filter(|instance| {
         settings.image(instance.service()).is_some() && instance.number() <= gateways
     });
-    let extras = extra::wanted(&host.paths);
     let wanted = wanted.chain(extras.into_iter().map(Instance::from));
-    let mut steps = Vec::new();
-    // Each by its own state: after a change that failed halfway, some have the new settings.
-    for instance in wanted {
-        let state = systemd.unit(instance.unit()).await?;
-        if instance.number() > 1 && state.load == LoadState::NotFound {
-            continue;
-        }
-        let changed = differences.iter().any(|(other, _)| *other == instance)
-            || (instance.service() == Service::Litellm && relocation.is_some());
-        // One that is still starting has read the inputs of a moment ago.
-        let stopped = state.is_stopped();
-        if changed && !stopped {
-            steps.push((JobType::Restart, instance.unit()));
-        } else if !state.is_active() {
-            steps.push((JobType::Start, instance.unit()));
-        }
-    }
+    let steps = steps(host, wanted, &differences, relocation.is_some()).await?;
     for (instance, differences) in &differences {
         host.progress.say(&format!(
             "{} changed: {}",
@@ -121,6 +134,33 @@ pub(crate) async fn bring_up(host: &Host, settings: &Settings, timeout: Duration
     start(host, &steps, Manner::Handover, relocation, timeout).await?;
     stop_former(host, settings, timeout).await?;
     remove_surplus(host, gateways, timeout).await
+}
+
+/// What each needs, by its own state: after a change that failed halfway, some have the new settings.
+async fn steps(
+    host: &Host,
+    wanted: impl Iterator<Item = Instance>,
+    differences: &[(Instance, Vec<Difference>)],
+    moves: bool,
+) -> Result<Vec<(JobType, &'static str)>> {
+    let systemd = host.systemd().await?;
+    let mut steps = Vec::new();
+    for instance in wanted {
+        let state = systemd.unit(instance.unit()).await?;
+        if instance.number() > 1 && state.load == LoadState::NotFound {
+            continue;
+        }
+        let changed = differences.iter().any(|(other, _)| *other == instance)
+            || (instance.service() == Service::Litellm && moves);
+        // One that is still starting has read the inputs of a moment ago.
+        let stopped = state.is_stopped();
+        if changed && !stopped {
+            steps.push((JobType::Restart, instance.unit()));
+        } else if !state.is_active() {
+            steps.push((JobType::Start, instance.unit()));
+        }
+    }
+    Ok(steps)
 }
 
 /// Stops the local servers that external ones have replaced.
@@ -642,14 +682,22 @@ pub(crate) async fn is_served(systemd: &Systemd) -> Result<bool> {
     Ok(gateways(systemd).await?.iter().any(serves))
 }
 
+/// Whether the stack runs or is to run: until an operator stops it. While the gateway starts, the target waits for it.
+///
+/// # Errors
+/// When systemd does not answer.
+pub(crate) async fn is_wanted(systemd: &Systemd) -> Result<bool> {
+    let target = systemd.unit("litellm.target").await?;
+    Ok(!target.is_stopped() || target.queued)
+}
+
 /// Whether nothing of the deployment serves or is to be started. During a change, that is the work of an operator: a change
 /// itself never stops the target.
 ///
 /// # Errors
 /// When systemd does not answer.
 pub(crate) async fn is_shut_down(systemd: &Systemd) -> Result<bool> {
-    let target = systemd.unit("litellm.target").await?;
-    Ok(target.is_stopped() && !target.queued && !is_served(systemd).await?)
+    Ok(!is_wanted(systemd).await? && !is_served(systemd).await?)
 }
 
 /// The units of instances that systemd knows, in start order, with their states.
@@ -679,8 +727,8 @@ pub(crate) async fn instances(systemd: &Systemd) -> Result<Vec<(Instance, UnitSt
 /// When systemd does not answer.
 pub(crate) async fn extras(systemd: &Systemd) -> Result<Vec<Service>> {
     let target = systemd.unit("litellm.target").await?;
-    let needs = target.needs.iter();
-    Ok(needs.filter_map(|unit| Service::extra_of(unit)).collect())
+    let starts = target.starts.iter();
+    Ok(starts.filter_map(|unit| Service::extra_of(unit)).collect())
 }
 
 /// Every service unit of ours that systemd knows, in start order.

@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use super::install::{self, Prepared, ReleaseTarget};
 use super::{edits, stack, upgrade};
+use crate::deployment::extra;
 use crate::error::Result;
 use crate::host::Host;
 use crate::host::firewall;
@@ -48,12 +49,13 @@ pub(crate) async fn bring_up(
     timeout: Duration,
     command: &str,
 ) -> Result<()> {
+    extra::refuse_missing(&prepared.deployment.extras)?;
     prepared.apply(host).await?;
     config::refuse_errors(host)?;
     config::warn(host)?;
     install::pull_missing(host, prepared, ReleaseTarget::Recorded).await?;
     contract::check_once(host, prepared.installed()).await?;
     edits::refuse_at_start(host, prepared.installed(), timeout).await?;
-    stack::bring_up(host, prepared.installed(), timeout).await?;
+    stack::bring_up_all(host, prepared.installed(), timeout).await?;
     upgrade::record(host, prepared.installed(), command).await
 }

@@ -265,7 +265,7 @@ impl ReleasePlan {
         fail::fail_point!("upgrade-begun");
         let mut run = Run {
             host,
-            ran: !stack::is_shut_down(host.systemd().await?).await?,
+            ran: stack::is_wanted(host.systemd().await?).await?,
             ledger,
             operation,
             options,
@@ -353,7 +353,7 @@ pub(crate) async fn recover(host: &Host, timeout: Duration) -> Result<()> {
     ));
     let mut run = Run {
         host,
-        ran: !stack::is_shut_down(host.systemd().await?).await?,
+        ran: stack::is_wanted(host.systemd().await?).await?,
         ledger,
         operation,
         options: ReleaseOptions {
@@ -413,7 +413,7 @@ pub(crate) async fn recover(host: &Host, timeout: Duration) -> Result<()> {
 /// A release change in progress.
 struct Run<'a> {
     host: &'a Host,
-    /// Whether the deployment ran at the beginning.
+    /// Whether the target was active at the beginning: if not, its state says nothing of an operator's stop.
     ran: bool,
     ledger: Ledger,
     operation: Operation,

@@ -63,7 +63,11 @@ fn stage(paths: &Paths, files: &[UnitFile], staged: &Path) -> std::io::Result<()
             .iter()
             .filter_map(|path| Some((path, path.file_name()?)))
         {
-            std::fs::copy(path, directory.join(name))?;
+            // A link to /dev/null, which masks it, or to nothing, is empty for Quadlet, too.
+            std::fs::write(
+                directory.join(name),
+                std::fs::read(path).unwrap_or_default(),
+            )?;
         }
     }
     Ok(())

@@ -584,8 +584,7 @@ async fn recover_restore(
     let swapped = own.contains(&record.replaced);
     let (is_undone, is_ready) = (record.is_undone(), record.ready);
     // A gateway that was stopped with the whole stack is not to be started.
-    let target = host.systemd().await?.unit("litellm.target").await?;
-    let gateway = record.gateway && target.is_active();
+    let gateway = record.gateway && stack::is_wanted(host.systemd().await?).await?;
     let restore = Restore {
         host,
         server: Server::new(host, settings).await?,
@@ -890,18 +889,26 @@ fn restore_config(host: &Host, backup: &Backup, options: &RestoreOptions) -> Res
         env = seal::protected(host, &now, &env)?;
     }
     make_private(&paths.credential_files())?;
-    let mut wanted = Vec::new();
+    // A unit can do what its user can, and whoever can write to the store may have made that of a foreign backup.
+    let is_trusted = backup.origin == Origin::Own && !is_from_elsewhere;
+    let set_aside = paths.deployment.join("extra.d.restored");
+    let (mut wanted, mut aside) = (Vec::new(), false);
     for file in &backup.manifest.files {
         let Some(name) = file.name.strip_prefix("deployment/") else {
             continue;
         };
-        let place = paths.deployment.join(name);
-        let mounted = paths.mounted().into_iter().chain([paths.extra()]);
-        if !mounted
-            .into_iter()
-            .any(|directory| place != directory && place.starts_with(directory))
-        {
+        let mut place = paths.deployment.join(name);
+        let is_mounted = { paths.mounted().into_iter() }
+            .any(|directory| place != directory && place.starts_with(directory));
+        // Directories there are data.
+        let is_extra = place.parent() == Some(&paths.extra());
+        if !is_mounted && !is_extra {
             continue;
+        }
+        if is_extra && !is_trusted {
+            place = set_aside.join(place.file_name().unwrap_or_default());
+            make_private(&set_aside)?;
+            aside = true;
         }
         if let Some(directory) = place.parent() {
             std::fs::create_dir_all(directory)
@@ -910,8 +917,16 @@ fn restore_config(host: &Host, backup: &Backup, options: &RestoreOptions) -> Res
         files::write_atomically(&place, &read(&file.name)?, file.mode.unwrap_or(0o644))?;
         wanted.push(place);
     }
+    if aside {
+        host.progress.warn(&format!(
+            "the units of this backup, which this host has not made, are in {}: move those that you trust to {}, then run `litellm-units apply`",
+            set_aside.display(),
+            paths.extra().display()
+        ));
+    }
     for present in files::configuration_files(&paths.deployment)? {
-        if !wanted.contains(&present) {
+        let is_kept = !is_trusted && present.starts_with(paths.extra());
+        if !is_kept && !wanted.contains(&present) {
             std::fs::remove_file(&present)
                 .with_context(|| format!("can't remove {}", present.display()))?;
         }

@@ -308,7 +308,7 @@ impl Services {
             archive,
             recycled,
             address: litellm::address(&host.paths).url(),
-            is_wanted: target.is_active(),
+            is_wanted: !target.is_stopped() || target.queued,
             reports,
             additional,
             blockers: blockers.iter().map(BlockerReport::new).collect(),

@@ -22,6 +22,8 @@ pub(crate) enum ContainerHealth {
     /// Several checks in a row failed.
     Unhealthy,
     Stopped,
+    /// What Podman writes for a container without a check.
+    Reset,
     /// A state of a newer Podman.
     #[serde(other)]
     Unknown,
@@ -49,6 +51,7 @@ impl fmt::Display for ContainerHealth {
             Self::Failing => "failing",
             Self::Unhealthy => "unhealthy",
             Self::Stopped => "stopped",
+            Self::Reset => "reset",
             Self::Unknown => "unknown",
         })
     }
@@ -65,10 +68,11 @@ struct Log {
 }
 
 impl Log {
-    fn health(&self) -> ContainerHealth {
+    fn health(&self) -> Option<ContainerHealth> {
         match self.status {
-            ContainerHealth::Healthy if self.failing_streak > 0 => ContainerHealth::Failing,
-            status => status,
+            ContainerHealth::Reset => None,
+            ContainerHealth::Healthy if self.failing_streak > 0 => Some(ContainerHealth::Failing),
+            status => Some(status),
         }
     }
 }
@@ -88,7 +92,7 @@ pub(crate) fn health(paths: &Paths, control_group: &str) -> Option<ContainerHeal
         .container_state(&running(control_group)?)
         .join("healthcheck.log");
     let log: Log = serde_json::from_slice(&std::fs::read(log).ok()?).ok()?;
-    Some(log.health())
+    log.health()
 }
 
 /// The ID of the image of the container in a unit's control group, from Podman's list. Nothing when
@@ -220,7 +224,10 @@ mod tests {
             (r#"{"Status":"confused"}"#, ContainerHealth::Unknown),
         ] {
             let log: Log = serde_json::from_str(log).unwrap();
-            assert_eq!(log.health(), expected);
+            assert_eq!(log.health(), Some(expected));
         }
+        // As Podman 5.4 writes it for a container without a check.
+        let log = r#"{"Status":"reset","FailingStreak":0,"Log":null}"#;
+        assert_eq!(serde_json::from_str::<Log>(log).unwrap().health(), None);
     }
 }

@@ -784,7 +784,7 @@ fn faults_at_rest(ward: &Ward) {
     let systemctl = ward.systemctl();
     ward.treat(&Fault {
         plant: &format!(
-            "{systemctl} stop litellm.service litellm-migrate.service litellm-redis.service litellm-postgres.service
+            "{systemctl} stop litellm.target litellm.service litellm-migrate.service litellm-redis.service litellm-postgres.service
             podman run --quiet --detach --name=squatter --publish=127.0.0.1:24157:6379 docker.io/library/redis:7.4.6"
         ),
         found: &[

@@ -160,7 +160,7 @@ struct Examination<'a> {
     blockers: Vec<Blocker>,
     /// Whether the socket unit of the gateway is active.
     holds_address: bool,
-    /// Whether `litellm.target` is active: it is, until an operator stops the stack.
+    /// Whether the stack runs or is to run.
     is_wanted: bool,
 }
 

@@ -566,13 +566,13 @@ pub fn check_address(env: &EnvFile, path: &Path) -> Result<()> {
     }
 }
 
-/// The refusal of a variable, with file and line.
 /// What a container gets for a variable of `.env` by its name.
 pub(crate) fn value_of(env: &EnvFile, path: &Path, name: &str) -> Option<SecretValue> {
     let vault = Arc::new(Vault::beside(path));
     Some(SecretValue::new(env.get(name)?, &vault))
 }
 
+/// The refusal of a variable, with file and line.
 pub(crate) fn wrong(
     env: &EnvFile,
     path: &Path,

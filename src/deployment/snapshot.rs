@@ -134,6 +134,12 @@ pub(crate) fn mark_good(paths: &Paths, id: &SnapshotId) -> Result<()> {
     files::write_atomically(&paths.last_good(), id.0.as_bytes(), 0o600)
 }
 
+/// The `.env` of [`last_good`], if it can be read.
+#[must_use]
+pub(crate) fn last_good_env(paths: &Paths) -> Option<String> {
+    env(paths, &last_good(paths)?).ok()
+}
+
 /// The configuration with which the gateway last was ready, if there ever was one.
 #[must_use]
 pub(crate) fn last_good(paths: &Paths) -> Option<SnapshotId> {

@@ -107,8 +107,7 @@ fn settings(host: &Host) -> Result<(Settings, Option<anyhow::Error>)> {
         Ok(settings) => return Ok((settings, None)),
         Err(problem) => problem,
     };
-    let good = snapshot::last_good(&host.paths)
-        .and_then(|good| snapshot::env(&host.paths, &good).ok())
+    let good = snapshot::last_good_env(&host.paths)
         .and_then(|text| Settings::from_text(&text, &path).ok());
     match good {
         Some(good) => Ok((good, Some(problem))),
@@ -150,9 +149,9 @@ async fn notify(
     forecast: &Result<Forecast>,
 ) -> Result<()> {
     let watch = &settings.watch;
-    // A gateway that an operator has stopped has no faults.
     let paths = &host.paths;
     let file = paths.runtime_state().join("faults.json");
+    // A gateway that an operator has stopped has no faults.
     if !watch.notifies() || !stack::is_wanted(host.systemd().await?).await? {
         return remove_existing(&file);
     }

@@ -511,9 +511,8 @@ pub(crate) fn admit(
 fn is_deployed(paths: &Paths, release: &Release) -> Result<bool> {
     let ledger = Ledger::load(paths)?;
     let recorded = ledger.current().and_then(RecordedRelease::gateway);
-    let good = snapshot::last_good(paths)
-        .and_then(|id| snapshot::env(paths, &id).ok())
-        .and_then(|text| parse_env(&text, &paths.env_file()).ok());
+    let good =
+        snapshot::last_good_env(paths).and_then(|text| parse_env(&text, &paths.env_file()).ok());
     let good = good
         .as_ref()
         .and_then(|env| env.get(Service::Litellm.image_variable()));

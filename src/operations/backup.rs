@@ -912,26 +912,44 @@ mod tests {
     use super::*;
     use crate::host::paths::Scope;
 
+    /// A deployment without anything but the directory of its backups.
+    pub(super) fn deployment(root: &Path) -> Paths {
+        let paths = Paths {
+            deployment: root.to_owned(),
+            ..Paths::elsewhere(Scope::System)
+        };
+        make_private(&directory(&paths)).unwrap();
+        paths
+    }
+
+    /// Makes a backup that is so many hours old; `edit` changes its manifest.
+    pub(super) fn make(
+        paths: &Paths,
+        hours: i64,
+        edit: impl FnOnce(&mut BackupManifest),
+    ) -> PathBuf {
+        let created = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(hours);
+        let mut manifest = manifest::tests::manifest(Vec::new());
+        manifest.id = OperationId::new(created).unwrap();
+        edit(&mut manifest);
+        let parent = directory(paths);
+        let staged = tempfile::tempdir_in(&parent).unwrap();
+        finish(paths, staged, &parent, &manifest).unwrap();
+        parent.join(manifest.id.as_str())
+    }
+
     #[test]
     fn sizes_of_own_backups_are_recorded() {
         let root = tempfile::tempdir().unwrap();
-        let paths = Paths {
-            deployment: root.path().to_owned(),
-            ..Paths::elsewhere(Scope::System)
-        };
+        let paths = deployment(root.path());
         let parent = directory(&paths);
-        make_private(&parent).unwrap();
         let now = jiff::Timestamp::now();
         let mut last = None;
         for (days, size) in [(20, 1), (3, 2), (2, 3), (1, 4)] {
-            let created = now - jiff::SignedDuration::from_hours(24 * days);
-            let mut manifest = manifest::tests::manifest(Vec::new());
-            manifest.id = OperationId::new(created).unwrap();
-            manifest.database.size = size;
-            manifest.disk_used = (size > 2).then_some(10 * size);
-            let staged = tempfile::tempdir_in(&parent).unwrap();
-            finish(&paths, staged, &parent, &manifest).unwrap();
-            last = Some(parent.join(manifest.id.as_str()));
+            last = Some(make(&paths, 24 * days, |manifest| {
+                manifest.database.size = size;
+                manifest.disk_used = (size > 2).then_some(10 * size);
+            }));
         }
         let found = || -> Vec<(i64, u64, Option<u64>)> {
             let sizes = recorded_sizes(&paths, 14).unwrap();
@@ -953,21 +971,9 @@ mod tests {
     #[test]
     fn a_failed_copy_is_tried_again() {
         let root = tempfile::tempdir().unwrap();
-        let paths = Paths {
-            deployment: root.path().to_owned(),
-            ..Paths::elsewhere(Scope::System)
-        };
-        let parent = directory(&paths);
-        make_private(&parent).unwrap();
+        let paths = deployment(root.path());
         let url = "s3://bucket";
-        let make = |hours| {
-            let created = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(hours);
-            let mut manifest = manifest::tests::manifest(Vec::new());
-            manifest.id = OperationId::new(created).unwrap();
-            let staged = tempfile::tempdir_in(&parent).unwrap();
-            finish(&paths, staged, &parent, &manifest).unwrap();
-            parent.join(manifest.id.as_str())
-        };
+        let make = |hours| make(&paths, hours, |_| {});
         let found = |url| uncopied(&paths, url).unwrap().map(|found| found.directory);
         assert_eq!(found(url), None);
         std::fs::write(make(13).join(UNCOPIED), url).unwrap();

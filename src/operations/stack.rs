@@ -87,7 +87,11 @@ pub(crate) enum Manner {
 /// When a unit of the stack fails, or the gateway is not ready within `timeout`.
 pub(crate) async fn bring_up(host: &Host, settings: &Settings, timeout: Duration) -> Result<()> {
     bring_up_with(host, settings, Vec::new(), timeout).await?;
-    let extras = extra::wanted(&host.paths).into_iter().map(Instance::from);
+    let extras = extra::wanted(&host.paths);
+    if extras.is_empty() {
+        return Ok(());
+    }
+    let extras = extras.into_iter().map(Instance::from);
     let steps = steps(host, extras, &differences(host, settings)?, false).await?;
     if steps.is_empty() {
         return Ok(());
@@ -682,13 +686,17 @@ pub(crate) async fn is_served(systemd: &Systemd) -> Result<bool> {
     Ok(gateways(systemd).await?.iter().any(serves))
 }
 
-/// Whether the stack runs or is to run: until an operator stops it. While the gateway starts, the target waits for it.
+/// Whether the stack runs or is to run: until an operator stops it.
 ///
 /// # Errors
 /// When systemd does not answer.
 pub(crate) async fn is_wanted(systemd: &Systemd) -> Result<bool> {
-    let target = systemd.unit("litellm.target").await?;
-    Ok(!target.is_stopped() || target.queued)
+    Ok(is_to_run(&systemd.unit("litellm.target").await?))
+}
+
+/// As [`is_wanted`], by the state of the target. While the gateway starts, the target waits for it.
+fn is_to_run(target: &UnitState) -> bool {
+    !target.is_stopped() || target.queued
 }
 
 /// Whether nothing of the deployment serves or is to be started. During a change, that is the work of an operator: a change

@@ -607,6 +607,21 @@ pub(super) mod tests {
         }
     }
 
+    /// A store whose requests come to the listener.
+    #[cfg(feature = "object-stores")]
+    fn object_store() -> (std::net::TcpListener, BackupStore) {
+        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = format!("http://{}", listener.local_addr().unwrap());
+        let settings = settings(&[
+            ("aws_endpoint", &endpoint),
+            ("aws_allow_http", "true"),
+            ("aws_access_key_id", "me"),
+            ("aws_secret_access_key", "secret"),
+        ]);
+        let store = BackupStore::new("s3://bucket/litellm", &settings).unwrap();
+        (listener, store)
+    }
+
     /// Answers one request for a part of a file of zeros. Returns the part that was asked for.
     #[cfg(feature = "object-stores")]
     fn answer(listener: &std::net::TcpListener, size: u64) -> (u64, u64) {
@@ -641,21 +656,13 @@ pub(super) mod tests {
     #[cfg(feature = "object-stores")]
     #[tokio::test]
     async fn a_large_file_is_fetched_in_parts() {
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let endpoint = format!("http://{}", listener.local_addr().unwrap());
-        let settings = settings(&[
-            ("aws_endpoint", &endpoint),
-            ("aws_allow_http", "true"),
-            ("aws_access_key_id", "me"),
-            ("aws_secret_access_key", "secret"),
-        ]);
+        let (listener, store) = object_store();
         let size = 2 * PART + 1;
         let server = std::thread::spawn(move || {
             let mut parts: Vec<_> = (0..3).map(|_| answer(&listener, size)).collect();
             parts.sort_unstable();
             parts
         });
-        let store = BackupStore::new("s3://bucket/litellm", &settings).unwrap();
         let root = tempfile::tempdir().unwrap();
         let path = root.path().join("base.tar.zst");
         store.get_file("wal", "file", &path, size).await.unwrap();
@@ -715,14 +722,7 @@ pub(super) mod tests {
     #[tokio::test]
     async fn only_a_missing_manifest_is_no_backup() {
         use std::io::{BufRead, Write};
-        let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
-        let endpoint = format!("http://{}", listener.local_addr().unwrap());
-        let settings = settings(&[
-            ("aws_endpoint", &endpoint),
-            ("aws_allow_http", "true"),
-            ("aws_access_key_id", "me"),
-            ("aws_secret_access_key", "secret"),
-        ]);
+        let (listener, store) = object_store();
         let listing = "<ListBucketResult><IsTruncated>false</IsTruncated>\
             <CommonPrefixes><Prefix>litellm/20260131T120000Z-0a1b2c/</Prefix></CommonPrefixes></ListBucketResult>";
         let server = std::thread::spawn(move || {
@@ -745,7 +745,6 @@ pub(super) mod tests {
                 .unwrap();
             }
         });
-        let store = BackupStore::new("s3://bucket/litellm", &settings).unwrap();
         assert_eq!(store.ids().await.unwrap(), []);
         let error = store.ids().await.unwrap_err();
         assert_eq!(
@@ -758,28 +757,21 @@ pub(super) mod tests {
     #[tokio::test]
     async fn only_own_rests_of_copies_are_removed() {
         let root = tempfile::tempdir().unwrap();
-        let paths = Paths {
-            deployment: root.path().to_owned(),
-            ..Paths::elsewhere(crate::host::paths::Scope::System)
-        };
-        let parent = directory(&paths);
-        make_private(&parent).unwrap();
+        let paths = super::super::tests::deployment(root.path());
         let store = root.path().join("store");
         let make = |hours, is_here: bool, is_complete: bool| {
-            let created = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(hours);
-            let mut manifest = manifest::tests::manifest(Vec::new());
-            manifest.id = OperationId::new(created).unwrap();
-            if is_here {
-                let staged = tempfile::tempdir_in(&parent).unwrap();
-                super::super::finish(&paths, staged, &parent, &manifest).unwrap();
+            let made = super::super::tests::make(&paths, hours, |_| {});
+            let name = made.file_name().unwrap().to_str().unwrap();
+            let copy = store.join(name);
+            if !is_here {
+                std::fs::remove_dir_all(&made).unwrap();
             }
-            let copy = store.join(manifest.id.as_str());
             std::fs::create_dir_all(&copy).unwrap();
             std::fs::write(copy.join("database.dump.zst"), "").unwrap();
             if is_complete {
                 std::fs::write(copy.join(manifest::FILE), "{}").unwrap();
             }
-            (manifest.id, copy)
+            (OperationId::parse(name).unwrap(), copy)
         };
         let rest = make(25, true, false);
         let others = [

@@ -121,7 +121,7 @@ pub(crate) enum State {
     Starting,
     /// Exit status 4.
     Degraded,
-    /// `litellm.target` is inactive, no service is active, and none failed. Exit status 3.
+    /// An operator has stopped the stack, no service is active, and none failed. Exit status 3.
     Stopped,
 }
 
@@ -179,7 +179,7 @@ pub(crate) async fn gather(host: &Host) -> Result<StatusReport> {
 pub(crate) struct Services {
     /// Where the gateway is reached from this host.
     pub(crate) address: String,
-    /// Whether `litellm.target` is active: it is, until an operator stops the stack.
+    /// As [`super::is_wanted`].
     pub(crate) is_wanted: bool,
     pub(crate) reports: Vec<ServiceReport>,
     pub(crate) additional: Vec<AdditionalService>,
@@ -308,7 +308,7 @@ impl Services {
             archive,
             recycled,
             address: litellm::address(&host.paths).url(),
-            is_wanted: !target.is_stopped() || target.queued,
+            is_wanted: super::is_to_run(&target),
             reports,
             additional,
             blockers: blockers.iter().map(BlockerReport::new).collect(),

@@ -25,6 +25,7 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Apply) -> Result<Exit> {
     let accepted = &arguments.accept.vulnerabilities;
     advisories::admit(host, settings, image, accepted, "litellm-units apply")?;
     edits::refuse(host, settings).await?;
+    extra::refuse_missing(&prepared.deployment.extras)?;
     up::refuse_firewall(host).await?;
     if prepared.kept().is_some() {
         config::warn(host)?;

@@ -38,6 +38,7 @@ pub(crate) async fn run(host: &Host, arguments: cli::Generate) -> Result<Exit> {
         .then(|| OperationLock::take(&host.paths, "generate"))
         .transpose()?;
     let prepared = install::prepare(host, ReleaseTarget::Recorded).await?;
+    extra::refuse_missing(&prepared.deployment.extras)?;
     if let Some(kept) = prepared.kept() {
         warn(&installed_release::notice(prepared.settings(), kept));
     }

@@ -1,6 +1,7 @@
 //! `up`: install, pull and start everything, and wait until the gateway is ready.
 
 use crate::cli;
+use crate::deployment::extra;
 use crate::error::{Exit, Result};
 use crate::host::Host;
 use crate::litellm::{advisories, config};
@@ -18,6 +19,7 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Up) -> Result<Exit> {
     let accepted = &arguments.accept.vulnerabilities;
     advisories::admit(host, settings, image, accepted, "litellm-units up")?;
     edits::refuse(host, settings).await?;
+    extra::refuse_missing(&prepared.deployment.extras)?;
     up::refuse_firewall(host).await?;
     if prepared.kept().is_some() {
         config::refuse_errors(host)?;

@@ -595,6 +595,31 @@ mod tests {
     }
 
     #[test]
+    fn a_missing_mount_is_named() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths {
+            deployment: root.path().to_owned(),
+            ..Paths::elsewhere(Scope::System)
+        };
+        std::fs::create_dir(paths.extra()).unwrap();
+        let file = paths.extra().join("filter.container");
+        let text = "[Container]\nImage=registry.example.com/filter:1.2\nVolume=./rules:/rules\n";
+        std::fs::write(&file, text).unwrap();
+        let extras = load(&paths, &EnvFile::parse("").unwrap()).unwrap();
+        let rules = paths.extra().join("rules");
+        assert_eq!(
+            refuse_missing(&extras).unwrap_err().to_string(),
+            format!(
+                "{}, line 3: {} does not exist",
+                file.display(),
+                rules.display()
+            )
+        );
+        std::fs::create_dir(rules).unwrap();
+        refuse_missing(&extras).unwrap();
+    }
+
+    #[test]
     fn rights_are_warned_about() {
         let extra = read(
             "[Container]\nImage=registry.example.com/filter:1.2\nAddCapability=SYS_ADMIN\n\

@@ -4,7 +4,6 @@ use std::time::Duration;
 
 use super::install::{self, Prepared, ReleaseTarget};
 use super::{edits, stack, upgrade};
-use crate::deployment::extra;
 use crate::error::Result;
 use crate::host::Host;
 use crate::host::firewall;
@@ -49,7 +48,6 @@ pub(crate) async fn bring_up(
     timeout: Duration,
     command: &str,
 ) -> Result<()> {
-    extra::refuse_missing(&prepared.deployment.extras)?;
     prepared.apply(host).await?;
     config::refuse_errors(host)?;
     config::warn(host)?;

@@ -21,7 +21,7 @@ use crate::service::Service;
 #[derive(Debug, Parser)]
 #[command(
     version,
-    max_term_width = 100,
+    max_term_width = 80,
     after_help = "Exit status: 0 success; 1 failure, or drift with --check; 2 wrong usage; 3 stopped; 4 degraded; 5 newer release and 6 known vulnerabilities (upgrade --check); 78 wrong configuration.\n\nFirst steps: litellm-units up"
 )]
 pub struct Cli {

@@ -105,7 +105,7 @@ pub(crate) struct Fetch {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Keys, teams and spend since the backup are lost. The backup is restored beside the running database. Then the gateway stops for some seconds while the two are swapped. If it does not become ready with the restored data, the restore is rolled back. --config removes files of config/, certs/ and files/ that the backup does not have.\n\nExamples:\n  litellm-units restore latest\n  litellm-units restore 20260131T023000Z-0a1b2c --config --yes\n  litellm-units restore --to 2026-01-31T14:05"
+    after_help = "Keys, teams and spend since the backup are lost. The backup is restored beside the running database. Then the gateway stops for some seconds while the two are swapped. If it does not become ready with the restored data, the restore is rolled back. --config removes files of config/, certs/, files/ and extra.d/ that the backup does not have.\n\nExamples:\n  litellm-units restore latest\n  litellm-units restore 20260131T023000Z-0a1b2c --config --yes\n  litellm-units restore --to 2026-01-31T14:05"
 )]
 pub(crate) struct Restore {
     /// Name of the backup, or `latest`
@@ -124,7 +124,8 @@ pub(crate) struct Restore {
     /// Do not ask for confirmation
     #[arg(short, long)]
     pub(crate) yes: bool,
-    /// Also restore .env, config/, certs/ and files/, except for the settings of the PostgreSQL server
+    /// Also restore .env, config/, certs/, files/ and the files of extra.d/, except for the settings of the PostgreSQL
+    /// server
     #[arg(long)]
     pub(crate) config: bool,
     /// Accept a backup that this deployment did not make: it replaces every key and setting in the

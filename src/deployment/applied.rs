@@ -158,8 +158,7 @@ impl Applied {
     /// # Errors
     /// When the per-boot directory can't be written.
     pub(crate) fn record(&self, paths: &Paths, instance: Instance) -> Result<()> {
-        let text = serde_json::to_vec(self).context("can't write the record of the inputs")?;
-        files::write_atomically(&record_file(paths, instance), &text, 0o600)
+        files::save_record(&record_file(paths, instance), self)
     }
 
     /// Removes the record.

@@ -940,12 +940,6 @@ impl ParseError {
         self.column
     }
 
-    /// What is wrong.
-    #[must_use]
-    pub fn kind(&self) -> &ParseErrorKind {
-        &self.kind
-    }
-
     /// What to do about it, as a sentence without a full stop.
     #[must_use]
     pub fn hint(&self) -> Cow<'static, str> {
@@ -1026,26 +1020,6 @@ pub struct Warning {
     line: usize,
     column: usize,
     kind: WarningKind,
-}
-
-impl Warning {
-    /// The line, from 1.
-    #[must_use]
-    pub fn line(&self) -> usize {
-        self.line
-    }
-
-    /// The column, in characters from 1.
-    #[must_use]
-    pub fn column(&self) -> usize {
-        self.column
-    }
-
-    /// What it is about.
-    #[must_use]
-    pub fn kind(&self) -> &WarningKind {
-        &self.kind
-    }
 }
 
 impl fmt::Display for Warning {
@@ -1159,19 +1133,6 @@ pub enum SetError {
     },
 }
 
-impl SetError {
-    /// The variable that was to be set.
-    #[must_use]
-    pub fn name(&self) -> &str {
-        match self {
-            Self::Name { name }
-            | Self::Nul { name }
-            | Self::Defined { name, .. }
-            | Self::Unreadable { name, .. } => name,
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -1230,7 +1191,7 @@ mod tests {
             EnvFile::parse(text).map(|file| {
                 file.warnings()
                     .iter()
-                    .map(Warning::column)
+                    .map(|warning| warning.column)
                     .collect::<Vec<_>>()
             })
         };

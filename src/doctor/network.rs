@@ -1,7 +1,7 @@
 //! Listening sockets, and the connections between containers.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::net::{IpAddr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -16,6 +16,7 @@ use crate::deployment::listen::{Listen, ListenAddress};
 use crate::deployment::settings::{Cache, Database};
 use crate::host::Host;
 use crate::host::firewall;
+use crate::host::listener::{Listener, listening};
 use crate::host::systemd::UnitState;
 use crate::litellm::models;
 use crate::operations::stack::address::overlap;
@@ -30,57 +31,6 @@ const INSIDE_TIMEOUT: Duration = Duration::from_secs(20);
 const DOCKER: &str = "/run/docker.sock";
 /// Published by a docker compose stack of LiteLLM, beside the gateway's port. What others publish there is no stack.
 const STACK_PORTS: [u16; 2] = [5432, 6379];
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Listener {
-    address: IpAddr,
-    inode: u64,
-}
-
-/// `text` has the form of `/proc/net/tcp`.
-fn listeners(text: &str, port: u16) -> Vec<Listener> {
-    text.lines()
-        .skip(1)
-        .filter_map(|line| {
-            let fields: Vec<&str> = line.split_whitespace().collect();
-            let (address, its_port) = fields.get(1)?.split_once(':')?;
-            // TCP_LISTEN
-            if *fields.get(3)? != "0A" || u16::from_str_radix(its_port, 16).ok()? != port {
-                return None;
-            }
-            Some(Listener {
-                address: address_of(address)?,
-                inode: fields.get(9)?.parse().ok()?,
-            })
-        })
-        .collect()
-}
-
-/// The kernel prints each 32 bits of an address as a number in the machine's byte order.
-fn address_of(hexadecimal: &str) -> Option<IpAddr> {
-    let mut bytes = Vec::new();
-    for start in (0..hexadecimal.len()).step_by(8) {
-        bytes.extend(
-            u32::from_str_radix(hexadecimal.get(start..start + 8)?, 16)
-                .ok()?
-                .to_ne_bytes(),
-        );
-    }
-    if let Ok(bytes) = <[u8; 4]>::try_from(bytes.as_slice()) {
-        return Some(bytes.into());
-    }
-    <[u8; 16]>::try_from(bytes.as_slice())
-        .ok()
-        .map(|bytes| Ipv6Addr::from(bytes).to_canonical())
-}
-
-fn listening(port: u16) -> Vec<Listener> {
-    ["/proc/net/tcp", "/proc/net/tcp6"]
-        .iter()
-        .filter_map(|path| std::fs::read_to_string(path).ok())
-        .flat_map(|text| listeners(&text, port))
-        .collect()
-}
 
 /// The gateway's addresses of TCP.
 fn tcp(listen: &Listen) -> impl Iterator<Item = SocketAddr> {
@@ -130,7 +80,7 @@ pub(crate) fn port(examination: &Examination<'_>) -> Option<Check> {
     let problem = ports(&listen).into_iter().find_map(|port| {
         let mut found = listening(port);
         found.retain(|listener| {
-            let address = SocketAddr::new(listener.address, port);
+            let address = SocketAddr::new(listener.address.to_canonical(), port);
             tcp(&listen).any(|ours| overlap(ours, address))
         });
         judge_port(examination, &listen, port, &found)
@@ -168,8 +118,9 @@ fn judge_port(
             .then(|| nobody(&format!("port {port}")));
     }
     let is_ours = |listener: &Listener| {
-        listener.address.is_loopback()
-            || tcp(listen).any(|ours| ours == SocketAddr::new(listener.address, port))
+        listener.address.to_canonical().is_loopback()
+            || tcp(listen)
+                .any(|ours| ours == SocketAddr::new(listener.address.to_canonical(), port))
     };
     let who = found
         .iter()
@@ -219,11 +170,12 @@ pub(crate) fn loopback(examination: &Examination<'_>) -> Check {
     };
     let open = |port| {
         let listener = listening(port).into_iter().find(|listener| {
-            !listener.address.is_loopback()
-                && tcp(&listen).all(|ours| ours != SocketAddr::new(listener.address, port))
+            !listener.address.to_canonical().is_loopback()
+                && tcp(&listen)
+                    .all(|ours| ours != SocketAddr::new(listener.address.to_canonical(), port))
                 && is_of_gateway(listener)
         });
-        listener.map(|listener| (port, listener.address))
+        listener.map(|listener| (port, listener.address.to_canonical()))
     };
     let found = examination
         .gateway_runs()
@@ -648,34 +600,6 @@ fn docker_proxies(ports: &BTreeSet<u16>) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    #[cfg(target_endian = "little")]
-    fn listeners_of_the_kernel() {
-        let text = "\
-  sl  local_address rem_address   st tx_queue rx_queue tr tm->when retrnsmt   uid  timeout inode
-   0: 0100007F:5E5D 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 844059 1 0 100 0 0 10 0
-   1: 0100007F:B36A 0100007F:5E5D 06 00000000:00000000 03:0000091C 00000000     0        0 0 3 0
-   2: 00000000:5E5D 00000000:0000 0A 00000000:00000000 00:00000000 00000000     0        0 7 1 0 100 0 0 10 0
-";
-        let found = |address: &str, inode| Listener {
-            address: address.parse().unwrap_or(IpAddr::from([9, 9, 9, 9])),
-            inode,
-        };
-        assert_eq!(
-            listeners(text, 24157),
-            [found("127.0.0.1", 844_059), found("0.0.0.0", 7)]
-        );
-        assert_eq!(
-            address_of("00000000000000000000000001000000"),
-            "::1".parse().ok()
-        );
-        assert_eq!(
-            address_of("0000000000000000FFFF00000100007F"),
-            "127.0.0.1".parse().ok()
-        );
-        assert_eq!(address_of("0100"), None);
-    }
 
     #[test]
     fn what_is_published() {

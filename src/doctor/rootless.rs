@@ -185,20 +185,20 @@ fn judge_ids(name: &str, uid: u32, users: &str, groups: &str) -> Check {
 
 /// Connects rootless networks to the host's.
 async fn pasta(host: &Host) -> Check {
-    let old = match host.podman().await {
-        Ok(podman) => podman
-            .version()
-            .await
-            .is_ok_and(|version| version.major < 5),
-        Err(_) => false,
-    };
     // Podman 4 has pasta for a single container, and slirp4netns for networks.
-    let (program, package) = if old {
-        ("slirp4netns", "slirp4netns")
-    } else {
-        ("pasta", "passt")
+    let program = match host.podman().await {
+        Ok(podman) => match podman.version().await {
+            Ok(version) if version.major < 5 => "slirp4netns".to_owned(),
+            _ => podman.rootless_network_program().await,
+        },
+        Err(_) => "pasta".to_owned(),
     };
-    match find(program) {
+    let package = if program == "pasta" {
+        "passt"
+    } else {
+        &program
+    };
+    match find(&program) {
         Some(path) => Check::ok(CheckName::Pasta, path.display().to_string()),
         None => Check::failure(
             CheckName::Pasta,

@@ -19,7 +19,7 @@ use crate::deployment::settings::{Settings, WatchSettings};
 use crate::deployment::snapshot;
 use crate::deployment::variables::{NOTIFY_COMMAND, NOTIFY_URL};
 use crate::error::{Failure, Result};
-use crate::host::files::{remove_existing, write_atomically, write_here};
+use crate::host::files::{remove_existing, save_record, write_atomically, write_here};
 use crate::host::lock::OperationLock;
 use crate::host::paths::Scope;
 use crate::host::systemd::LoadState;
@@ -185,7 +185,7 @@ async fn notify(
     if delivery.failures.is_empty() || !delivery.sent.is_empty() {
         settle(&mut faults);
     }
-    write_atomically(&file, &serde_json::to_vec(&faults)?, 0o600)?;
+    save_record(&file, &faults)?;
     delivery.complete().map(drop)
 }
 

@@ -10,8 +10,10 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
 
-use crate::error::Result;
+use crate::error::{Failure, Result};
 
 /// The prefix of temporary files.
 pub(crate) const TEMPORARY: &str = ".litellm-units-";
@@ -77,6 +79,29 @@ pub(crate) fn read_existing(path: &Path) -> Result<Option<Vec<u8>>> {
             .map(Some)
             .with_context(|| format!("can't read {}", path.display())),
     }
+}
+
+/// Reads a record in JSON; `None` if there is none. The error quotes nothing of it, since it may hold secrets.
+///
+/// # Errors
+/// With `hint`, when it is damaged; or when it can't be read.
+pub(crate) fn load_record<T: DeserializeOwned>(path: &Path, hint: &str) -> Result<Option<T>> {
+    let Some(text) = read_existing(path)? else {
+        return Ok(None);
+    };
+    serde_json::from_slice(&text).map(Some).map_err(|error| {
+        let (path, line, column) = (path.display(), error.line(), error.column());
+        Failure::new(format!("{path} is damaged: line {line}, column {column}"))
+            .hint(hint)
+            .into()
+    })
+}
+
+/// Writes such a record, which only its owner can read.
+pub(crate) fn save_record(path: &Path, record: &impl Serialize) -> Result<()> {
+    let text = serde_json::to_vec(record)
+        .with_context(|| format!("can't put into JSON: {}", path.display()))?;
+    write_atomically(path, &text, 0o600)
 }
 
 /// Removes a file, if it exists.

@@ -7,11 +7,29 @@ use std::path::Path;
 /// The state of a listening socket in these tables.
 const LISTEN: &str = "0A";
 
+/// A listening TCP socket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Listener {
+    /// May be an IPv4 address in the form of IPv6.
+    pub address: IpAddr,
+    /// Of the process that made it.
+    pub uid: u32,
+    pub inode: u64,
+}
+
+/// Those at `port`, of both tables; none that the kernel does not show.
+pub(crate) fn listening(port: u16) -> Vec<Listener> {
+    ["/proc/net/tcp", "/proc/net/tcp6"]
+        .iter()
+        .filter_map(|table| std::fs::read_to_string(table).ok())
+        .flat_map(|table| listeners(&table, port))
+        .collect()
+}
+
 /// The user whose process, or whose systemd, has the socket that a connection to `address` reaches. None if nobody
 /// listens, or the kernel does not tell.
 pub(crate) fn owner(address: SocketAddr) -> Option<u32> {
-    let table = |name| std::fs::read_to_string(name).unwrap_or_default();
-    owner_in(&table("/proc/net/tcp"), &table("/proc/net/tcp6"), address)
+    owner_in(&listening(address.port()), address.ip())
 }
 
 /// Whether this host has the address now. A socket at it proves nothing: systemd keeps it open (`FreeBind=`).
@@ -25,41 +43,49 @@ pub(crate) fn owner_of(path: &Path) -> Option<u32> {
 }
 
 /// A socket at the address itself comes before those at all addresses.
-fn owner_in(tcp: &str, tcp6: &str, address: SocketAddr) -> Option<u32> {
-    let at = |table, ip| listener(table, ip, address.port());
-    let everywhere = || at(tcp6, Ipv6Addr::UNSPECIFIED.into());
-    match address.ip() {
-        IpAddr::V4(ip) => at(tcp, ip.into())
-            .or_else(|| at(tcp6, ip.to_ipv6_mapped().into()))
-            .or_else(|| at(tcp, Ipv4Addr::UNSPECIFIED.into()))
-            .or_else(everywhere),
-        IpAddr::V6(ip) => at(tcp6, ip.into()).or_else(everywhere),
-    }
-}
-
-fn listener(table: &str, address: IpAddr, port: u16) -> Option<u32> {
-    let wanted = format!("{}:{port:04X}", hexadecimal(address));
-    table.lines().find_map(|line| {
-        let mut fields = line.split_ascii_whitespace().skip(1);
-        let (local, state, uid) = (fields.next()?, fields.nth(1)?, fields.nth(3)?);
-        (local == wanted && state == LISTEN)
-            .then(|| uid.parse().ok())
-            .flatten()
-    })
-}
-
-/// An address as the kernel prints it: words of 32 bits in the order of this processor.
-fn hexadecimal(address: IpAddr) -> String {
-    let octets = match address {
-        IpAddr::V4(address) => address.octets().to_vec(),
-        IpAddr::V6(address) => address.octets().to_vec(),
+fn owner_in(listeners: &[Listener], address: IpAddr) -> Option<u32> {
+    let everywhere = Ipv6Addr::UNSPECIFIED.into();
+    let wanted = match address {
+        IpAddr::V4(ip) => vec![
+            address,
+            ip.to_ipv6_mapped().into(),
+            Ipv4Addr::UNSPECIFIED.into(),
+            everywhere,
+        ],
+        IpAddr::V6(_) => vec![address, everywhere],
     };
-    octets
-        .as_chunks::<4>()
-        .0
-        .iter()
-        .map(|word| format!("{:08X}", u32::from_ne_bytes(*word)))
-        .collect()
+    let at = |ip| { listeners.iter() }.find(|listener| listener.address == ip);
+    Some(wanted.into_iter().find_map(at)?.uid)
+}
+
+/// `table` has the form of `/proc/net/tcp`.
+fn listeners(table: &str, port: u16) -> Vec<Listener> {
+    let listener = |line: &str| {
+        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        let (address, its_port) = fields.get(1)?.split_once(':')?;
+        if *fields.get(3)? != LISTEN || u16::from_str_radix(its_port, 16).ok()? != port {
+            return None;
+        }
+        Some(Listener {
+            address: address_of(address)?,
+            uid: fields.get(7)?.parse().ok()?,
+            inode: fields.get(9)?.parse().ok()?,
+        })
+    };
+    table.lines().skip(1).filter_map(listener).collect()
+}
+
+/// The kernel prints each 32 bits of an address as a number in the machine's byte order.
+fn address_of(hexadecimal: &str) -> Option<IpAddr> {
+    let mut bytes = Vec::new();
+    for start in (0..hexadecimal.len()).step_by(8) {
+        let word = u32::from_str_radix(hexadecimal.get(start..start + 8)?, 16).ok()?;
+        bytes.extend(word.to_ne_bytes());
+    }
+    let v6 = || <[u8; 16]>::try_from(&*bytes).map(IpAddr::from);
+    { <[u8; 4]>::try_from(&*bytes).map(IpAddr::from) }
+        .or_else(|_| v6())
+        .ok()
 }
 
 #[cfg(test)]
@@ -76,6 +102,11 @@ mod tests {
                 "   0: {local} 00000000:0000 {state} 00000000:00000000 00:00000000 00000000 {uid:5}        0 1151 1 ffff888102ddd340 100 0 0 10 0\n"
             )
         };
+        let owner_in = |tcp: &str, tcp6: &str, address: SocketAddr| {
+            let port = address.port();
+            let found = [listeners(tcp, port), listeners(tcp6, port)].concat();
+            owner_in(&found, address.ip())
+        };
         let ours = line("0100007F:5E5D", "0A", 1000);
         let client = line("0100007F:5E5D", "01", 7);
         let other_port = line("0100007F:5E5E", "0A", 8);
@@ -85,9 +116,9 @@ mod tests {
         assert_eq!(owner_in(&tcp, HEAD, here), Some(1000));
         let tcp = format!("{HEAD}{client}{everywhere}");
         assert_eq!(owner_in(&tcp, HEAD, here), Some(1001));
-        let tcp6 = line("00000000000000000000000000000000:5E5D", "0A", 1002);
+        let tcp6 = HEAD.to_owned() + &line("00000000000000000000000000000000:5E5D", "0A", 1002);
         assert_eq!(owner_in(HEAD, &tcp6, here), Some(1002));
-        let mapped = line("0000000000000000FFFF00000100007F:5E5D", "0A", 1003);
+        let mapped = HEAD.to_owned() + &line("0000000000000000FFFF00000100007F:5E5D", "0A", 1003);
         assert_eq!(owner_in(&tcp, &mapped, here), Some(1003));
         assert_eq!(owner_in(HEAD, "", here), None);
         let here = SocketAddr::from((Ipv6Addr::LOCALHOST, 24157));
@@ -95,6 +126,13 @@ mod tests {
         let own = line("00000000000000000000000001000000:5E5D", "0A", 1004);
         assert_eq!(owner_in(&tcp, &format!("{tcp6}{own}"), here), Some(1004));
         assert_eq!(owner_in(&tcp, &mapped, here), None);
+        assert_eq!(address_of("0100"), None);
+        let found = Listener {
+            address: Ipv6Addr::LOCALHOST.into(),
+            uid: 1004,
+            inode: 1151,
+        };
+        assert_eq!(listeners(&(HEAD.to_owned() + &own), 24157), [found]);
     }
 
     #[test]

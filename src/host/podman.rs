@@ -242,6 +242,16 @@ impl Podman {
         }))
     }
 
+    /// What connects rootless networks to the host's from Podman 5 on: `default_rootless_network_cmd` of `containers.conf`.
+    pub(crate) async fn rootless_network_program(&self) -> String {
+        self.run(["info", "--format", "{{.Host.RootlessNetworkCmd}}"])
+            .await
+            .ok()
+            .map(|text| text.trim().to_owned())
+            .filter(|name| !name.is_empty())
+            .unwrap_or_else(|| "pasta".to_owned())
+    }
+
     /// The effective `registries.conf`, as `podman info` shows it.
     ///
     /// # Errors

@@ -84,18 +84,14 @@ struct ClusterRecord {
 
 impl ClusterRecord {
     fn load(paths: &Paths) -> Result<Option<Self>> {
-        let path = paths.postgres_record();
-        let text = files::read_existing(&path)?;
-        text.map(|text| serde_json::from_slice(&text))
-            .transpose()
-            .with_context(|| format!("{} is damaged", path.display()))
+        let hint = "remove it when PostgreSQL has the right data";
+        files::load_record(&paths.postgres_record(), hint)
     }
 
     fn save(&self, paths: &Paths) -> Result<()> {
         files::private_directory(&paths.state())
             .with_context(|| format!("can't create {}", paths.state().display()))?;
-        let text = serde_json::to_vec(self).context("can't write the record of PostgreSQL")?;
-        files::write_atomically(&paths.postgres_record(), &text, 0o600)
+        files::save_record(&paths.postgres_record(), self)
     }
 
     /// Its state is always the one on the disk.

@@ -15,7 +15,7 @@ use crate::deployment::variables::RECYCLE_AT;
 use crate::error::Result;
 use crate::host::Host;
 use crate::host::container_state::held_memory;
-use crate::host::files::write_atomically;
+use crate::host::files::save_record;
 use crate::host::lock::OperationLock;
 use crate::host::paths::Paths;
 use crate::host::record::Change;
@@ -64,7 +64,7 @@ impl Record {
     }
 
     fn save(&self, paths: &Paths) -> Result<()> {
-        write_atomically(&file(paths), &serde_json::to_vec(self)?, 0o600)
+        save_record(&file(paths), self)
     }
 
     /// Notes what a run holds, and returns what is known of it.

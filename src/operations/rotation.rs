@@ -68,17 +68,8 @@ struct Pending {
 impl Pending {
     /// The one that was not finished, if there is one.
     fn load(paths: &Paths) -> Result<Option<Self>> {
-        let path = paths.pending_change();
-        let Some(text) = files::read_existing(&path)? else {
-            return Ok(None);
-        };
-        serde_json::from_slice(&text).map(Some).map_err(|_| {
-            Failure::new(format!("{} is damaged", path.display()))
-                .hint(
-                    "compare the passwords in .env with those of the servers, then remove the file",
-                )
-                .into()
-        })
+        let hint = "compare the passwords in .env with those of the servers, then remove the file";
+        files::load_record(&paths.pending_change(), hint)
     }
 }
 
@@ -299,8 +290,7 @@ fn concerns_interface(name: &str) -> bool {
 }
 
 fn write_down(host: &Host, pending: &Pending) -> Result<()> {
-    let text = serde_json::to_vec(pending).context("can't write the record of the rotation")?;
-    files::write_atomically(&host.paths.pending_change(), &text, 0o600)
+    files::save_record(&host.paths.pending_change(), pending)
 }
 
 fn forget(host: &Host) -> Result<()> {

@@ -459,6 +459,14 @@ fn rootful_backup_and_restore() {
     allow_mock_delays(&host, who);
     host.units(who, &["up"]).ok();
     let old = new_key(&host, who);
+    for setting in ["search_path = \"$user\", public", "app.name = 'it''s'"] {
+        sql(&host, who, &format!("ALTER DATABASE litellm SET {setting}"));
+    }
+    sql(
+        &host,
+        who,
+        "ALTER ROLE litellm IN DATABASE litellm SET lock_timeout = '1min'",
+    );
     the_timer_makes_backups(&host, who);
     let id = list(&host, who)[0]["id"].as_str().unwrap().to_owned();
     let new = new_key(&host, who);
@@ -472,6 +480,12 @@ fn rootful_backup_and_restore() {
     nobody_else_gets_the_address(&host, who, &id, &old);
     assert!(serves(&host, who, &old) && !serves(&host, who, &new));
     assert_eq!(stored_keys(&host, who), 1);
+    let settings = "SELECT setconfig FROM pg_db_role_setting s JOIN pg_database d ON d.oid = setdatabase \
+        WHERE datname = 'litellm' ORDER BY setrole";
+    assert_eq!(
+        sql(&host, who, settings),
+        "{\"search_path=\\\"$user\\\", public\",app.name=it's}\n{lock_timeout=1min}"
+    );
     the_configuration_comes_back(&host, who, &old);
     encrypted_and_elsewhere(&host, who);
     a_full_disk_leaves_nothing(&host);
@@ -543,6 +557,14 @@ fn rootless_backup_and_restore() {
     let host = TestHost::boot_for(who, "backup-rootless");
     host.units(who, &["up"]).ok();
     let old = new_key(&host, who);
+    for setting in ["search_path = \"$user\", public", "app.name = 'it''s'"] {
+        sql(&host, who, &format!("ALTER DATABASE litellm SET {setting}"));
+    }
+    sql(
+        &host,
+        who,
+        "ALTER ROLE litellm IN DATABASE litellm SET lock_timeout = '1min'",
+    );
     the_timer_makes_backups(&host, who);
     let new = new_key(&host, who);
     assert!(serves(&host, who, &new));
@@ -911,7 +933,7 @@ fn a_silent_store_holds_up_nothing() {
     assert!(lag > Some(120), "{lag:?}");
     let doctor = host.units(who, &["doctor"]).stdout;
     let line = doctor.lines().find(|line| line.contains(" archive: "));
-    let cause = "litellm-wal.service failed: can't store litellm/archive/wal/";
+    let cause = "litellm-wal.service failed: can't examine litellm/archive/";
     assert!(line.is_some_and(|line| line.contains(cause)), "{doctor}");
     eprintln!("{}", line.unwrap_or_default());
 

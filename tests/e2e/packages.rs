@@ -264,7 +264,7 @@ fn deb() {
     host.sh(who, "echo '# ours' >>/etc/litellm-units/README");
     let said = host.sh(who, "apt-get install -y /root/later.deb 2>&1");
     assert!(
-        said.contains("litellm-units: the gateway runs on as it is; litellm-units generate --check tells of new units"),
+        said.contains("litellm-units: the gateway keeps running with its current units; to see whether they would change: litellm-units generate --check"),
         "{said}"
     );
     undisturbed("the upgrade");
@@ -290,7 +290,7 @@ fn deb() {
     let said = host.sh(who, "apt-get remove -y litellm-units 2>&1");
     assert!(
         said.contains(
-            "litellm-units: the deployment stays, and what runs of it goes on until it is stopped;"
+            "litellm-units: the deployment stays, and its running services continue until they are stopped;"
         ),
         "{said}"
     );
@@ -429,7 +429,7 @@ fn rpm() {
     host.sh(who, "echo '# ours' >>/etc/litellm-units/README");
     let said = host.sh(who, "rpm -U --replacepkgs /root/litellm-units-*.rpm 2>&1");
     assert!(
-        said.contains("generate --check tells of new units"),
+        said.contains("they would change: litellm-units generate --check"),
         "{said}"
     );
     undisturbed("the upgrade");
@@ -440,7 +440,7 @@ fn rpm() {
     let said = host.sh(who, "dnf remove -y litellm-units 2>&1");
     assert!(
         said.contains(
-            "litellm-units: the deployment stays, and what runs of it goes on until it is stopped;"
+            "litellm-units: the deployment stays, and its running services continue until they are stopped;"
         ),
         "{said}"
     );

@@ -896,20 +896,27 @@ impl<'a> Server<'a> {
         }
     }
 
-    /// Creates an empty database with the encoding and locale of the gateway's.
+    /// Creates an empty database with the encoding, the locale and the settings (`ALTER DATABASE … SET`) of the gateway's.
     ///
     /// # Errors
     /// With the server's words.
     pub(crate) async fn create_beside(&self, new: &str) -> Result<()> {
-        // The names of the columns differ between versions of PostgreSQL.
+        // The names of the columns differ between versions of PostgreSQL. A setting that is a list of names is quoted already,
+        // as pg_dump knows, too.
         let script = format!(
-            "SELECT format('CREATE DATABASE {} TEMPLATE template0 ENCODING %L LC_COLLATE %L LC_CTYPE %L', \
+            "SELECT format('CREATE DATABASE {new} TEMPLATE template0 ENCODING %L LC_COLLATE %L LC_CTYPE %L', \
              pg_encoding_to_char(encoding), datcollate, datctype) \
              || CASE j->>'datlocprovider' WHEN 'i' THEN format(' LOCALE_PROVIDER icu ICU_LOCALE %L', coalesce(j->>'datlocale', j->>'daticulocale')) \
              WHEN 'b' THEN format(' LOCALE_PROVIDER builtin BUILTIN_LOCALE %L', j->>'datlocale') ELSE '' END \
-             FROM (SELECT *, to_jsonb(d) AS j FROM pg_database d) d WHERE datname = {} \\gexec\n",
-            identifier(new),
-            literal(&self.database)
+             FROM (SELECT *, to_jsonb(d) AS j FROM pg_database d) d WHERE datname = {old} \\gexec\n\
+             SELECT format('ALTER %s SET %I TO %s', \
+             CASE setrole WHEN 0 THEN 'DATABASE {new}' ELSE format('ROLE %I IN DATABASE {new}', pg_get_userbyid(setrole)) END, name, \
+             CASE WHEN name IN ('search_path', 'temp_tablespaces', 'local_preload_libraries', 'session_preload_libraries') THEN value ELSE quote_literal(value) END) \
+             FROM pg_db_role_setting s JOIN pg_database d ON d.oid = setdatabase, unnest(setconfig) AS item, \
+             LATERAL (SELECT split_part(item, '=', 1) AS name, substr(item, strpos(item, '=') + 1) AS value) pair \
+             WHERE datname = {old} \\gexec\n",
+            new = identifier(new),
+            old = literal(&self.database)
         );
         self.query(self.maintenance(), &script).await.map(drop)
     }

@@ -111,17 +111,13 @@ fn record_file(paths: &Paths) -> PathBuf {
 
 impl RestoreRecord {
     fn load(paths: &Paths) -> Result<Option<Self>> {
-        let path = record_file(paths);
-        let text = files::read_existing(&path)?;
-        text.map(|text| serde_json::from_slice(&text))
-            .transpose()
-            .with_context(|| format!("{} is damaged", path.display()))
+        let hint = "remove it when the gateway serves with the right data";
+        files::load_record(&record_file(paths), hint)
     }
 
     fn save(&self, paths: &Paths) -> Result<()> {
         make_private(&paths.state())?;
-        let text = serde_json::to_vec(self).context("can't write the record of the restore")?;
-        files::write_atomically(&record_file(paths), &text, 0o600)
+        files::save_record(&record_file(paths), self)
     }
 
     /// Whether an interruption after the databases were swapped undoes it.

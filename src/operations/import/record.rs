@@ -46,19 +46,15 @@ pub(super) enum ImportState {
 
 impl ImportRecord {
     pub(super) fn load(paths: &Paths) -> Result<Option<Self>> {
-        let path = paths.import_record();
-        let text = files::read_existing(&path)?;
-        text.map(|text| serde_json::from_slice(&text))
-            .transpose()
-            .with_context(|| format!("{} is damaged", path.display()))
+        let hint = "remove it when the old deployment or the new one serves";
+        files::load_record(&paths.import_record(), hint)
     }
 
     pub(super) fn reached(&mut self, paths: &Paths, state: ImportState) -> Result<()> {
         self.state = state;
         make_directory(&paths.deployment, 0o755)?;
         make_directory(&paths.state(), 0o700)?;
-        let text = serde_json::to_vec(self).context("can't write the record of the import")?;
-        files::write_atomically(&paths.import_record(), &text, 0o600)
+        files::save_record(&paths.import_record(), self)
     }
 
     /// Starts the old gateway again, after the new one is stopped.

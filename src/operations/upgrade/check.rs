@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::deployment::installed_release;
 use crate::deployment::settings::Settings;
-use crate::error::{Exit, Failure, Result};
+use crate::error::{Exit, Result};
 use crate::host::Host;
 use crate::host::files;
 use crate::host::paths::Paths;
@@ -275,15 +275,8 @@ impl Recorded {
     /// # Errors
     /// When it can't be read.
     pub(crate) fn load(paths: &Paths) -> Result<Option<Self>> {
-        let path = paths.upgrade_check();
-        let Some(text) = files::read_existing(&path)? else {
-            return Ok(None);
-        };
-        let recorded = serde_json::from_slice(&text).map_err(|_| {
-            Failure::new(format!("{} is damaged", path.display()))
-                .hint("write it again: `litellm-units upgrade --check`")
-        })?;
-        Ok(Some(recorded))
+        let hint = "write it again: `litellm-units upgrade --check`";
+        files::load_record(&paths.upgrade_check(), hint)
     }
 }
 

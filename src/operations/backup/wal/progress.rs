@@ -3,7 +3,6 @@
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Context;
 use jiff::Timestamp;
 use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
@@ -14,7 +13,7 @@ use super::piece::Piece;
 use super::slot::Position;
 use crate::deployment::sealed::SecretValue;
 use crate::deployment::settings::BackupSettings;
-use crate::error::{Failure, Result};
+use crate::error::Result;
 use crate::host::files;
 use crate::host::paths::Paths;
 use crate::operations::backup::Backup;
@@ -98,7 +97,7 @@ impl Copied {
     }
 
     pub(super) fn save(&self, paths: &Paths) -> Result<()> {
-        save(&Self::file(paths), self)
+        files::save_record(&Self::file(paths), self)
     }
 
     pub(super) fn is_of(&self, history: &str, url: &str) -> bool {
@@ -108,20 +107,10 @@ impl Copied {
 
 /// Reads a file of this module; `otherwise` says what happens without it.
 fn load<T: serde::de::DeserializeOwned>(path: &Path, otherwise: &str) -> Result<Option<T>> {
-    let text = files::read_existing(path)?;
-    text.map(|text| serde_json::from_slice(&text))
-        .transpose()
-        .map_err(|error| {
-            let path = path.display();
-            Failure::new(format!("{path} is damaged: {error}"))
-                .hint(format!("remove it (`rm {path}`): {otherwise}"))
-                .into()
-        })
-}
-
-fn save(path: &Path, content: &impl Serialize) -> Result<()> {
-    let text = serde_json::to_vec(content).context("can't write the progress of the archive")?;
-    files::write_atomically(path, &text, 0o600)
+    files::load_record(
+        path,
+        &format!("remove it (`rm {}`): {otherwise}", path.display()),
+    )
 }
 
 impl Progress {
@@ -141,7 +130,7 @@ impl Progress {
     }
 
     pub(super) fn save(&self, paths: &Paths) -> Result<()> {
-        save(&Self::file(paths), self)
+        files::save_record(&Self::file(paths), self)
     }
 
     /// When everything that the server had written was on the disk of this host.

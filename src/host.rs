@@ -104,6 +104,12 @@ impl Host {
     }
 }
 
+/// The name of this host.
+pub(crate) fn host_name() -> String {
+    let name = nix::unistd::gethostname().unwrap_or_default();
+    name.to_string_lossy().into_owned()
+}
+
 /// This program, as units and Podman call it.
 ///
 /// A package may be upgraded while this program runs. The kernel then shows its file as `PATH

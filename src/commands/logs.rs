@@ -91,20 +91,14 @@ async fn sources(host: &Host, names: &[String]) -> Result<Vec<Source>> {
             }
         })
     };
+    let mut known = LogSource::ALL.to_vec();
+    known.extend({ extra::installed(&host.paths).into_iter() }.map(LogSource::Service));
     if names.is_empty() {
-        let own = extra::installed(&host.paths).into_iter();
-        let sources = LogSource::ALL
-            .into_iter()
-            .chain(own.map(LogSource::Service));
-        return Ok(sources.flat_map(all).collect());
+        return Ok(known.into_iter().flat_map(all).collect());
     }
     let mut found: Vec<Source> = Vec::new();
     for name in names {
-        let own = extra::installed(&host.paths).into_iter();
-        let mut known = LogSource::ALL
-            .into_iter()
-            .chain(own.map(LogSource::Service));
-        if let Some(source) = known.find(|one| one.name() == name) {
+        if let Some(source) = known.iter().copied().find(|one| one.name() == name) {
             found.extend(all(source));
         } else {
             let (unit, name) = named_unit(host, name).await?;

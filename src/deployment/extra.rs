@@ -13,7 +13,7 @@ use crate::error::{Failure, Result};
 use crate::host::files::{self, files_of_extras};
 use crate::host::paths::Paths;
 use crate::image::ImageReference;
-use crate::service::Service;
+use crate::service::{Instance, Service};
 
 /// One unit of the operator's own.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,178 +130,30 @@ fn wrong(path: &Path, problem: &str, hint: &str) -> anyhow::Error {
 /// # Errors
 /// With the first line that is refused.
 pub fn parse(service: Service, text: &str, env: &EnvFile, paths: &Paths) -> Result<Extra, Problem> {
-    let (mut image, mut section) = (None, "");
-    let (mut out, mut warnings, mut places) = (String::new(), Vec::new(), Vec::new());
-    let mut continues = false;
-    for (index, raw) in text.lines().enumerate() {
-        let line = index + 1;
-        let problem = |message: String, hint: &str| Problem {
-            line,
-            message,
-            hint: hint.to_owned(),
-        };
-        let trimmed = raw.trim();
-        let is_comment = trimmed.starts_with(['#', ';']);
-        let is_rest = continues;
-        // Podman's releases differ in what they make of these, and no line may pass unread.
-        if is_rest && is_comment {
-            return Err(problem(
-                "a comment within a line that goes on".into(),
-                "move it in front of that line",
-            ));
-        }
-        if trimmed.ends_with('\\') && !is_comment && !raw.ends_with('\\') {
-            return Err(problem(
-                "blanks behind the \\ at its end".into(),
-                "remove them",
-            ));
-        }
-        continues = trimmed.ends_with('\\') && !is_comment;
-        if is_comment || is_rest || trimmed.is_empty() {
-            out.extend([raw, "\n"]);
-            continue;
-        }
-        if let Some(name) = trimmed.strip_prefix('[') {
-            section = name.trim_end_matches(']');
-            if section == "Install" {
-                return Err(problem(
-                    "[Install] has no use, since the unit starts and stops with the stack".into(),
-                    "remove the section",
-                ));
-            }
-            if !["Unit", "Container", "Service"].contains(&section) {
-                return Err(problem(
-                    format!("[{section}] is none of [Unit], [Container] and [Service]"),
-                    "remove the section",
-                ));
-            }
-            out.extend([raw, "\n"]);
-            continue;
-        }
-        if section.is_empty() {
-            return Err(problem(
-                "it is in no section".into(),
-                "write it below [Unit], [Container] or [Service]",
-            ));
-        }
-        let Some((key, value)) = trimmed.split_once('=') else {
-            return Err(problem("it is no `KEY=VALUE`".into(), "correct the line"));
-        };
-        let (key, value) = (key.trim_end(), value.trim_start());
-        let whole = |value: &str| {
-            if continues {
-                return Err(problem(
-                    format!("{key}= goes on in the next line"),
-                    "write it in one line",
-                ));
-            }
-            Ok(value.to_owned())
-        };
-        let local = Local { paths, line };
-        let value = match (section, key) {
-            ("Container", "Image") if image.is_some() => {
-                return Err(problem("a second Image=".into(), "remove one of them"));
-            }
-            ("Container", "Image") => {
-                let parsed = ImageReference::parse(&whole(value)?);
-                image = Some(parsed.map_err(|error| problem(error.to_string(), error.hint()))?);
-                continue;
-            }
-            ("Container", "ContainerName" | "Network" | "Pull" | "Pod") => {
-                return Err(problem(
-                    format!("{key}= is set by litellm-units"),
-                    &format!(
-                        "remove it: the gateway reaches the container as http://{}:PORT",
-                        service.name()
-                    ),
-                ));
-            }
-            ("Container", "PublishPort") if !is_loopback(value) => {
-                return Err(problem(
-                    format!("PublishPort={value} is open beyond this host"),
-                    "write PublishPort=127.0.0.1:PORT:PORT, and use a reverse proxy with TLS",
-                ));
-            }
-            ("Container", "Environment") if !value.contains('=') => {
-                return Err(problem(
-                    format!("Environment={value} has no value"),
-                    &format!("for a variable of .env, write `Secret={value},type=env`"),
-                ));
-            }
-            ("Container", "Secret") => {
-                let value = whole(value)?;
-                let name = value.split(',').next().unwrap_or_default();
-                if env.get(name).is_none() {
-                    return Err(problem(
-                        format!("{name:?} is no variable of .env"),
-                        "add it to .env, or correct the name",
-                    ));
-                }
-                let target = if value.contains(",target=") {
-                    String::new()
-                } else {
-                    format!(",target={name}")
-                };
-                format!("{}.{value}{target}", service.container())
-            }
-            ("Container", "Volume") => {
-                let value = whole(value)?;
-                let (source, rest) = value.split_once(':').unwrap_or((&value, ""));
-                format!(
-                    "{}:{rest}",
-                    local.resolve(source, &mut places, &mut warnings)?
-                )
-                .trim_end_matches(':')
-                .to_owned()
-            }
-            ("Container", "Mount") => {
-                let value = whole(value)?;
-                let mut parts = Vec::new();
-                for part in value.split(',') {
-                    parts.push(match part.split_once('=') {
-                        Some((name @ ("source" | "src"), source)) => {
-                            let source = local.resolve(source, &mut places, &mut warnings)?;
-                            format!("{name}={source}")
-                        }
-                        _ => part.to_owned(),
-                    });
-                }
-                parts.join(",")
-            }
-            ("Container" | "Service", "EnvironmentFile") => {
-                let value = whole(value)?;
-                let (optional, file) = match value.strip_prefix('-') {
-                    Some(file) => ("-", file),
-                    None => ("", &*value),
-                };
-                // Quadlet takes any other path as one beside the unit.
-                let beside = if file.starts_with(['/', '.', '%']) {
-                    ""
-                } else {
-                    "./"
-                };
-                let file = format!("{beside}{file}");
-                format!(
-                    "{optional}{}",
-                    local.resolve(&file, &mut places, &mut warnings)?
-                )
-            }
-            ("Container", "AddCapability" | "PodmanArgs" | "GlobalArgs") => {
-                let effect = if key == "AddCapability" {
-                    "gives the container rights that can reach the host"
-                } else {
-                    "is passed on to Podman as it is"
-                };
-                warnings.push(format!("line {line}: {key}={value} {effect}"));
-                value.to_owned()
-            }
-            _ => value.to_owned(),
-        };
-        out.extend([key, "=", &value, "\n"]);
+    let mut reader = Reader {
+        service,
+        env,
+        paths,
+        line: 0,
+        section: "",
+        continues: false,
+        image: None,
+        text: String::new(),
+        warnings: Vec::new(),
+        places: Vec::new(),
+    };
+    for raw in text.lines() {
+        reader.line += 1;
+        let read = reader.take(raw);
+        read.map_err(|refused| Problem {
+            line: reader.line,
+            message: refused.0,
+            hint: refused.1,
+        })?;
     }
-    let Some(image) = image else {
+    let Some(image) = reader.image else {
         return Err(Problem {
-            line: text.lines().count().max(1),
+            line: reader.line.max(1),
             message: "[Container] has no Image=".into(),
             hint: "add it, with a version tag or a digest".into(),
         });
@@ -310,68 +162,202 @@ pub fn parse(service: Service, text: &str, env: &EnvFile, paths: &Paths) -> Resu
         service,
         path: PathBuf::new(),
         image,
-        text: out,
-        warnings,
-        places,
+        text: reader.text,
+        warnings: reader.warnings,
+        places: reader.places,
     })
 }
 
-/// Where a line stands.
-struct Local<'a> {
-    paths: &'a Paths,
-    line: usize,
+/// Why a line is refused, and the next step.
+type Refused = (String, String);
+
+fn refuse<T>(why: impl Into<String>, hint: impl Into<String>) -> Result<T, Refused> {
+    Err((why.into(), hint.into()))
 }
 
-impl Local<'_> {
-    /// The source of a mount: Quadlet would look for a relative one beside the unit.
-    fn resolve(
-        &self,
-        source: &str,
-        places: &mut Vec<(usize, PathBuf)>,
-        warnings: &mut Vec<String>,
-    ) -> Result<String, Problem> {
-        let problem = |message: String, hint: &str| Problem {
-            line: self.line,
-            message,
-            hint: hint.to_owned(),
+/// What was read up to a line.
+struct Reader<'a> {
+    service: Service,
+    env: &'a EnvFile,
+    paths: &'a Paths,
+    line: usize,
+    section: &'a str,
+    /// Whether the line before ends with `\`.
+    continues: bool,
+    image: Option<ImageReference>,
+    text: String,
+    warnings: Vec<String>,
+    places: Vec<(usize, PathBuf)>,
+}
+
+impl<'a> Reader<'a> {
+    fn take(&mut self, raw: &'a str) -> Result<(), Refused> {
+        let trimmed = raw.trim();
+        let is_comment = trimmed.starts_with(['#', ';']);
+        let is_rest = self.continues;
+        // Podman's releases differ in what they make of these, and no line may pass unread.
+        if is_rest && is_comment {
+            let hint = "move it in front of that line";
+            return refuse("a comment within a line that goes on", hint);
+        }
+        if trimmed.ends_with('\\') && !is_comment && !raw.ends_with('\\') {
+            return refuse("blanks behind the \\ at its end", "remove them");
+        }
+        self.continues = trimmed.ends_with('\\') && !is_comment;
+        if is_comment || is_rest || trimmed.is_empty() {
+            self.text.extend([raw, "\n"]);
+            return Ok(());
+        }
+        if let Some(name) = trimmed.strip_prefix('[') {
+            self.section = name.trim_end_matches(']');
+            let problem = match self.section {
+                "Unit" | "Container" | "Service" => {
+                    self.text.extend([raw, "\n"]);
+                    return Ok(());
+                }
+                "Install" => "[Install] has no use, since the unit starts and stops with the stack"
+                    .to_owned(),
+                other => format!("[{other}] is none of [Unit], [Container] and [Service]"),
+            };
+            return refuse(problem, "remove the section");
+        }
+        if self.section.is_empty() {
+            let hint = "write it below [Unit], [Container] or [Service]";
+            return refuse("it is in no section", hint);
+        }
+        let Some((key, value)) = trimmed.split_once('=') else {
+            return refuse("it is no `KEY=VALUE`", "correct the line");
         };
+        let (key, value) = (key.trim_end(), value.trim_start());
+        if let Some(value) = self.value(key, value)? {
+            self.text.extend([key, "=", &value, "\n"]);
+        }
+        Ok(())
+    }
+
+    /// The value that the unit gets; none for what is not a line of it.
+    fn value(&mut self, key: &str, value: &str) -> Result<Option<String>, Refused> {
+        let is_read = matches!(
+            (self.section, key),
+            ("Container", "Image" | "Secret" | "Volume" | "Mount")
+                | ("Container" | "Service", "EnvironmentFile")
+        );
+        if is_read && self.continues {
+            let why = format!("{key}= goes on in the next line");
+            return refuse(why, "write it in one line");
+        }
+        Ok(Some(match (self.section, key) {
+            ("Container", "Image") if self.image.is_some() => {
+                return refuse("a second Image=", "remove one of them");
+            }
+            ("Container", "Image") => {
+                let parsed = ImageReference::parse(value);
+                let image = parsed.map_err(|error| (error.to_string(), error.hint().to_owned()));
+                self.image = Some(image?);
+                return Ok(None);
+            }
+            ("Container", "ContainerName" | "Network" | "Pull" | "Pod") => {
+                let name = self.service.name();
+                return refuse(
+                    format!("{key}= is set by litellm-units"),
+                    format!("remove it: the gateway reaches the container as http://{name}:PORT"),
+                );
+            }
+            ("Container", "PublishPort") if !is_loopback(value) => {
+                return refuse(
+                    format!("PublishPort={value} is open beyond this host"),
+                    "write PublishPort=127.0.0.1:PORT:PORT, and use a reverse proxy with TLS",
+                );
+            }
+            ("Container", "Environment") if !value.contains('=') => {
+                return refuse(
+                    format!("Environment={value} has no value"),
+                    format!("for a variable of .env, write `Secret={value},type=env`"),
+                );
+            }
+            ("Container", "Secret") => {
+                let name = value.split(',').next().unwrap_or_default();
+                if self.env.get(name).is_none() {
+                    let why = format!("{name:?} is no variable of .env");
+                    return refuse(why, "add it to .env, or correct the name");
+                }
+                let target = if value.contains(",target=") {
+                    String::new()
+                } else {
+                    format!(",target={name}")
+                };
+                format!("{}.{value}{target}", self.service.container())
+            }
+            ("Container", "Volume") => match value.split_once(':') {
+                Some((source, rest)) => format!("{}:{rest}", self.resolve(source)?),
+                None => self.resolve(value)?,
+            },
+            ("Container", "Mount") => {
+                let part = |part: &str| match part.split_once('=') {
+                    Some((name @ ("source" | "src"), source)) => {
+                        Ok(format!("{name}={}", self.resolve(source)?))
+                    }
+                    _ => Ok(part.to_owned()),
+                };
+                let parts: Result<Vec<_>, Refused> = value.split(',').map(part).collect();
+                parts?.join(",")
+            }
+            ("Container" | "Service", "EnvironmentFile") => {
+                let file = value.strip_prefix('-').unwrap_or(value);
+                let optional = if file == value { "" } else { "-" };
+                // Quadlet takes any other path as one beside the unit.
+                let is_whole = file.starts_with(['/', '.', '%']);
+                let beside = if is_whole { "" } else { "./" };
+                format!("{optional}{}", self.resolve(&format!("{beside}{file}"))?)
+            }
+            ("Container", "AddCapability" | "PodmanArgs" | "GlobalArgs") => {
+                let effect = if key == "AddCapability" {
+                    "gives the container rights that can reach the host"
+                } else {
+                    "is passed on to Podman as it is"
+                };
+                let line = self.line;
+                self.warnings
+                    .push(format!("line {line}: {key}={value} {effect}"));
+                value.to_owned()
+            }
+            _ => value.to_owned(),
+        }))
+    }
+
+    /// The source of a mount: Quadlet would look for a relative one beside the unit.
+    fn resolve(&mut self, source: &str) -> Result<String, Refused> {
         let mut path = PathBuf::from(source);
         if source.starts_with('.') {
+            let extra = self.paths.extra();
             let is_inside = path
                 .components()
                 .all(|part| matches!(part, Component::Normal(_) | Component::CurDir));
             if !is_inside {
-                return Err(problem(
-                    format!("{source} is outside of {}", self.paths.extra().display()),
-                    "write the absolute path",
-                ));
+                let why = format!("{source} is outside of {}", extra.display());
+                return refuse(why, "write the absolute path");
             }
             let parts = path.components().filter(|part| *part != Component::CurDir);
-            path = self.paths.extra().join(parts.collect::<PathBuf>());
-            places.push((self.line, path.clone()));
+            path = extra.join(parts.collect::<PathBuf>());
+            self.places.push((self.line, path.clone()));
             // Of what the operator wrote, specifiers are the operator's.
-            let directory = self.paths.extra().display().to_string();
-            return Ok(path.display().to_string().replacen(
-                &directory,
-                &directory.replace('%', "%%"),
-                1,
-            ));
+            let (directory, path) = (extra.display().to_string(), path.display().to_string());
+            return Ok(path.replacen(&directory, &directory.replace('%', "%%"), 1));
         }
         let env = self.paths.env_file();
         // There may be another way to it, or a link.
         let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
         let holds = path.is_absolute() && real(&env).starts_with(real(&path));
+        let (line, env_path) = (self.line, env.display());
         if holds && real(&path) == real(&env) {
-            return Err(problem(
-                format!("the container would get every secret of {}", env.display()),
+            return refuse(
+                format!("the container would get every secret of {env_path}"),
                 "name the variables that it needs: `Secret=NAME,type=env`",
-            ));
+            );
         }
         if holds {
-            warnings.push(format!(
-                "line {}: the container can read every secret of {}",
-                self.line,
-                env.display()
+            self.warnings.push(format!(
+                "line {line}: the container can read every secret of {env_path}"
             ));
         }
         Ok(path.display().to_string())
@@ -393,6 +379,11 @@ pub(crate) fn installed(paths: &Paths) -> Vec<Service> {
         .collect();
     found.sort();
     found
+}
+
+/// Every instance that this host may have, in start order.
+pub(crate) fn instances(paths: &Paths) -> impl Iterator<Item = Instance> + use<> {
+    Instance::all().chain(installed(paths).into_iter().map(Instance::from))
 }
 
 /// Those of [`installed`] that still have their file in `extra.d/`.

@@ -186,9 +186,7 @@ pub(crate) fn loopback(examination: &Examination<'_>) -> Check {
             "remove the drop-in that opens it (`systemctl cat litellm.socket litellm.service`), then run `litellm-units generate && litellm-units restart litellm`",
         );
     }
-    let own = extra::installed(&examination.host.paths).into_iter();
-    let containers = Instance::all()
-        .chain(own.map(Instance::from))
+    let containers = extra::instances(&examination.host.paths)
         .map(Instance::container)
         .chain([quadlet::STANDBY]);
     for container in containers {

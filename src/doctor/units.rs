@@ -145,8 +145,7 @@ pub(crate) async fn missing(examination: &Examination<'_>) -> Option<Check> {
     let host = examination.host;
     let units = examination.units.as_ref()?;
     let systemd = host.systemd().await.ok()?;
-    let own = extra::installed(&host.paths).into_iter();
-    let containers = { Instance::all().chain(own.map(Instance::from)) }
+    let containers = extra::instances(&host.paths)
         .filter(|instance| units.iter().all(|(known, _)| known != instance))
         .map(|instance| (instance.quadlet(), instance.unit()));
     let network = ("litellm.network", stack::NETWORK_UNIT);

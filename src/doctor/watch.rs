@@ -23,7 +23,7 @@ use crate::host::files::{remove_existing, save_record, write_atomically, write_h
 use crate::host::lock::OperationLock;
 use crate::host::paths::Scope;
 use crate::host::systemd::LoadState;
-use crate::host::{Host, notice};
+use crate::host::{Host, host_name, notice};
 use crate::litellm::health::GatewayHealth;
 use crate::operations::database::Forecast;
 use crate::operations::recovery::OngoingOperation;
@@ -326,14 +326,13 @@ async fn send(watch: &WatchSettings, text: &str) -> Delivery {
 }
 
 fn text(host: &Host, lines: &[String]) -> String {
-    let name = nix::unistd::gethostname().unwrap_or_default();
     let user = match host.scope() {
         Scope::System => "",
         Scope::User => " of a user",
     };
     format!(
         "litellm-units on {}{user}\n{}\n",
-        name.to_string_lossy(),
+        host_name(),
         lines.join("\n")
     )
 }

@@ -27,7 +27,6 @@ use crate::host::files::files_below;
 use crate::host::paths::Paths;
 use crate::host::systemd_creds::{self, SealingKey};
 use crate::random::kernel_random;
-use crate::service::Instance;
 
 /// A shorter value may appear in a file by chance.
 const SHORTEST_SEARCHED: usize = 16;
@@ -465,8 +464,7 @@ pub(crate) fn protected(host: &Host, like: &EnvFile, env: &EnvFile) -> Result<En
 /// what nothing refers to any more.
 fn finish(paths: &Paths, env: &EnvFile) -> Result<()> {
     let settings = Settings::from_env(env, &paths.env_file())?;
-    let own = extra::installed(paths).into_iter().map(Instance::from);
-    for instance in Instance::all().chain(own) {
+    for instance in extra::instances(paths) {
         Applied::renew(paths, &settings, instance)?;
     }
     collect(paths)

@@ -365,6 +365,7 @@ fn advisories_of_the_host(host: &TestHost, who: Who) {
 }
 
 #[test]
+#[ignore = "takes minutes: part of each release (CONTRIBUTING.md)"]
 fn rootful_advisories() {
     let host = TestHost::boot("advisories-rootful");
     let who = Who::Root;

@@ -784,7 +784,7 @@ fn recovered_to_any_second(who: Who, host: &TestHost) {
     assert_eq!(host.sh(who, bases), "3\n");
     let salt = host.env(who).get("LITELLM_SALT_KEY").unwrap().to_owned();
     refused(
-        &[&second, "--identity", "/tmp/key.txt"],
+        &[&second, "--identity", "/tmp/key.txt", "--foreign"],
         "is not the one that encrypts the data of backup ",
     );
 

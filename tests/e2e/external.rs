@@ -120,6 +120,27 @@ fn reading_and_backups(host: &TestHost, who: Who) {
     host.sh(who, r#"cp /srv/outside/ca.pem "$1/certs/ca.pem""#);
 }
 
+/// The service keys of other hosts are in the same database.
+fn keys_of_other_hosts_stay(host: &TestHost, who: Who) {
+    host.units(who, &["key", "service"]).ok();
+    // As if this one were of another host.
+    let other =
+        r#""metadata" = jsonb_set("metadata", '{deployment}', '"other:/opt/litellm-server"')"#;
+    outside_sql(
+        host,
+        &format!(
+            r#"update "LiteLLM_VerificationToken" set {other} where key_alias like '%-service-%'"#
+        ),
+    );
+    host.sh(who, r#"rm "$1/service-key.txt""#);
+    for _ in 0..2 {
+        host.units(who, &["key", "service"]).ok();
+        host.units(who, &["key", "rotate", "service"]).ok();
+        let keys = r#"select count(*) from "LiteLLM_VerificationToken" where metadata->>'role' = 'service'"#;
+        assert_eq!(outside_sql(host, keys), "2");
+    }
+}
+
 /// Both servers go away and come back, and the gateway with them, without an operator.
 fn restarts_under_load(host: &TestHost, who: Who, key: &str) {
     let load = Load::begin(host, who, key);
@@ -241,6 +262,7 @@ fn external_servers_with_tls() {
         curl -sS --max-time 20 -H "Authorization: Bearer $key" http://127.0.0.1:24157/cache/ping | jq -r .status"#;
     assert_eq!(host.sh(who, ping), "healthy\n");
     reading_and_backups(host, who);
+    keys_of_other_hosts_stay(host, who);
     restarts_under_load(host, who, &key);
     a_wrong_password_changes_nothing(host, who, &key);
     another_release_and_back(host, who, &key);

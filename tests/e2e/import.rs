@@ -52,7 +52,7 @@ fn serves(host: &TestHost, base: &str, key: &str) {
         ("hello", "Hello from the old deployment."),
         ("stored", "from the database"),
     ] {
-        host.wait(model, Duration::from_secs(120), |host| {
+        host.wait(model, Duration::from_secs(300), |host| {
             match chat(host, base, key, model) {
                 text if text.contains(answer) => Ok(()),
                 text => Err(text),

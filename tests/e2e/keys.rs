@@ -418,6 +418,7 @@ fn keys_rootless() {
 }
 
 #[test]
+#[ignore = "takes minutes: part of each release (CONTRIBUTING.md)"]
 fn two_at_once() {
     let host = TestHost::boot("keys-two");
     let who = Who::Root;

@@ -63,6 +63,7 @@ fn scrape(host: &TestHost) -> String {
 }
 
 #[test]
+#[ignore = "takes minutes: part of each release (CONTRIBUTING.md)"]
 fn faults_are_reported_once() {
     let host = TestHost::boot("notices");
     let who = Who::Root;

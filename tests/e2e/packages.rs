@@ -354,6 +354,7 @@ fn stand_in(beside: &Path, requires: &str) {
 }
 
 #[test]
+#[ignore = "takes minutes: part of each release (CONTRIBUTING.md)"]
 fn rpm() {
     let package = Package::build("rpm");
     let path = package.path.to_str().unwrap();

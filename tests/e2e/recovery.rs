@@ -185,6 +185,7 @@ fn comes_back(who: Who, name: &str) {
 }
 
 #[test]
+#[ignore = "takes minutes: part of each release (CONTRIBUTING.md)"]
 fn all_comes_back_rootful() {
     comes_back(Who::Root, "recover-rootful");
 }

@@ -257,6 +257,7 @@ fn an_interrupted_rotation_of_the_salt_is_finished() {
 
 /// The gateway does not get ready: everything is as before.
 #[test]
+#[ignore = "takes minutes: part of each release (CONTRIBUTING.md)"]
 fn a_failed_rotation_is_taken_back() {
     let host = TestHost::boot("rotate-failed");
     let who = Who::Root;
@@ -283,6 +284,7 @@ fn a_failed_rotation_is_taken_back() {
 }
 
 #[test]
+#[ignore = "takes minutes: part of each release (CONTRIBUTING.md)"]
 fn the_web_interface() {
     let host = TestHost::boot("ui");
     let who = Who::Root;
@@ -372,6 +374,7 @@ fn findings(host: &TestHost, who: Who) -> Vec<(String, String)> {
 }
 
 #[test]
+#[ignore = "takes minutes: part of each release (CONTRIBUTING.md)"]
 fn the_audit_finds_each_leak() {
     let host = TestHost::boot("audit");
     let who = Who::Root;

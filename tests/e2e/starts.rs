@@ -203,6 +203,7 @@ fn images_of_their_own(who: Who, name: &str) {
 }
 
 #[test]
+#[ignore = "takes minutes: part of each release (CONTRIBUTING.md)"]
 fn images_of_their_own_rootful() {
     images_of_their_own(Who::Root, "images-rootful");
 }

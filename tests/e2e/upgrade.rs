@@ -628,6 +628,7 @@ fn rootless_upgrade_and_rollback() {
 }
 
 #[test]
+#[ignore = "takes minutes: part of each release (CONTRIBUTING.md)"]
 fn rootful_failed_upgrades() {
     let who = Who::Root;
     let host = TestHost::boot("upgrade-failed");

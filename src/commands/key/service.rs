@@ -10,9 +10,9 @@ use serde_json::Map;
 
 use super::{CREATED_BY, Gateway, ROLE, ROLE_NAME, SERVICE_ROLE, USER, short};
 use crate::cli::key::{As, RotateKey, ServiceKey};
+use crate::deployment::settings::Database;
 use crate::error::{Exit, Failure, Result};
-use crate::host::Host;
-use crate::host::files;
+use crate::host::{Host, files, host_name};
 use crate::litellm::Client;
 use crate::litellm::keys::{ApiKey, Invalid, KeyError, Limits, hash};
 use crate::litellm::models;
@@ -21,7 +21,7 @@ use crate::operations::up;
 use crate::output::{self, say, warn};
 use crate::random::{hex, kernel_random};
 
-/// The default name in LiteLLM.
+/// The default name in LiteLLM. Where several hosts may share the database, the name of this one follows.
 const ALIAS: &str = "litellm-units-service";
 /// Models, and keys. Listed one by one, since in LiteLLM 1.80 a group of routes gives a key that is not
 /// an administrator's only the routes of its user's role.
@@ -35,7 +35,8 @@ const ROUTES: [&str; 8] = [
     "/key/unblock",
     "/key/delete",
 ];
-/// Metadata: the origin of its models, and its duration.
+/// Metadata: the deployment that it belongs to, the origin of its models, and its duration.
+const DEPLOYMENT: &str = "deployment";
 const MODELS: &str = "models";
 const DURATION: &str = "duration";
 const FROM_CONFIG: &str = "config";
@@ -163,6 +164,17 @@ async fn validity(
     }
 }
 
+/// Whether other hosts may have service keys in the same database.
+fn is_shared(gateway: &Gateway<'_>) -> bool {
+    matches!(gateway.settings.database, Database::External { .. })
+}
+
+/// This deployment among all that share a database.
+fn deployment(gateway: &Gateway<'_>) -> String {
+    let directory = gateway.host.paths.deployment.display();
+    format!("{}:{directory}", host_name())
+}
+
 /// From the arguments, otherwise those of the previous key, otherwise the default.
 fn limits(
     gateway: &Gateway<'_>,
@@ -195,6 +207,7 @@ fn limits(
     let mut metadata = Map::new();
     metadata.insert(CREATED_BY.0.into(), CREATED_BY.1.into());
     metadata.insert(ROLE_NAME.into(), SERVICE_ROLE.into());
+    metadata.insert(DEPLOYMENT.into(), deployment(gateway).into());
     metadata.insert(MODELS.into(), origin.into());
     if let Some(duration) = &duration {
         metadata.insert(DURATION.into(), duration.as_str().into());
@@ -205,7 +218,13 @@ fn limits(
                 .alias
                 .clone()
                 .or_else(|| before?.alias.as_deref().map(final_name))
-                .unwrap_or_else(|| ALIAS.to_owned()),
+                .unwrap_or_else(|| {
+                    if is_shared(gateway) {
+                        format!("{ALIAS}-{}", host_name())
+                    } else {
+                        ALIAS.to_owned()
+                    }
+                }),
         ),
         models: Some(models),
         max_budget: asked.max_budget.or_else(|| before?.max_budget),
@@ -277,7 +296,7 @@ async fn replace(
     Ok(new.key)
 }
 
-/// Deletes every other service key: the previous one, and those that an interruption or a lost file
+/// Deletes every other service key of this deployment: the previous one, and those that an interruption or a lost file
 /// left. Then gives the key with the hash `token` its final name.
 async fn tidy(
     gateway: &Gateway<'_>,
@@ -289,15 +308,21 @@ async fn tidy(
     let explain = |error| gateway.explain(&error, As::Master);
     let mut all = master.list(None).await.map_err(explain)?;
     // A list of several pages may lack a key.
+    let previous_token = previous.as_ref().map(|old| old.token.clone());
     all.extend(previous.filter(|old| all.iter().all(|key| key.token != old.token)));
+    let is_ours = |key: &ApiKey| {
+        key.metadata_text(CREATED_BY.0) == Some(CREATED_BY.1)
+            && key.metadata_text(ROLE_NAME) == Some(SERVICE_ROLE)
+            && (!is_shared(gateway)
+                || previous_token.as_ref() == Some(&key.token)
+                || key.metadata_text(DEPLOYMENT) == Some(&*deployment(gateway)))
+    };
     let mut has_name = false;
-    let mut is_foreign = false;
+    let mut is_taken = false;
     for key in all {
         if key.token == token {
             has_name = key.alias.as_deref() == Some(alias);
-        } else if key.metadata_text(CREATED_BY.0) == Some(CREATED_BY.1)
-            && key.metadata_text(ROLE_NAME) == Some(SERVICE_ROLE)
-        {
+        } else if is_ours(&key) {
             match master.delete(&key.token).await {
                 Ok(()) => say(&format!(
                     "deleted the previous service key {}",
@@ -307,15 +332,15 @@ async fn tidy(
                 Err(error) => return Err(explain(error)),
             }
         } else if key.alias.as_deref() == Some(alias) {
-            is_foreign = true;
+            is_taken = true;
         }
     }
     if has_name {
         return Ok(());
     }
-    if is_foreign {
+    if is_taken {
         warn(&format!(
-            "a key that litellm-units did not create has the alias {alias}, so the service key gets another one"
+            "a key that this deployment did not make has the alias {alias}, so the service key gets another one"
         ));
         return Ok(());
     }
@@ -351,14 +376,17 @@ async fn adjust(gateway: &Gateway<'_>, arguments: &ServiceKey, key: &SecretStrin
             .and(wanted.allowed_routes),
         ..Limits::default()
     };
-    if change != Limits::default() {
+    let is_named = before.metadata_text(DEPLOYMENT) == Some(&*deployment(gateway));
+    if change != Limits::default() || !is_named {
         let words = words(&change, &short(&gateway.host.paths.config_file()));
         let change = Limits {
             metadata: wanted.metadata,
             ..change
         };
         master.update(&token, &change).await.map_err(explain)?;
-        say(&format!("changed the service key's {words}"));
+        if !words.is_empty() {
+            say(&format!("changed the service key's {words}"));
+        }
     }
     let alias = wanted.alias.unwrap_or_default();
     tidy(gateway, &token, &alias, None).await

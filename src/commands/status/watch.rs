@@ -138,8 +138,7 @@ impl<'a> Watch<'a> {
         let colour =
             anstream::AutoStream::choice(&std::io::stdout()) != anstream::ColorChoice::Never;
         let work = FuturesUnordered::new();
-        let own = extra::installed(&host.paths).into_iter().map(Service::unit);
-        let units = Instance::all().map(Instance::unit).chain(own);
+        let units = extra::instances(&host.paths).map(Instance::unit);
         let (reader, entries) = follow(host.scope(), units.collect());
         work.push(Box::pin(async { News::LogEnded(reader.await) }) as LocalBoxFuture<'a, News>);
         Self {

@@ -6,9 +6,9 @@ use anyhow::Context;
 
 use crate::cli;
 use crate::error::{Exit, Failure, Result};
-use crate::host::Host;
 use crate::host::lock::OperationLock;
 use crate::host::systemd::{LoadState, Systemd};
+use crate::host::{Host, files};
 use crate::operations::backup::point_in_time;
 use crate::operations::stack;
 use crate::output::{self, say};
@@ -107,17 +107,14 @@ async fn remove_secrets(host: &Host) -> Result<()> {
 
 /// Directories of drop-ins for our units.
 fn drop_ins(directory: &Path) -> Result<Vec<String>> {
-    let entries = match std::fs::read_dir(directory) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.with_context(|| format!("can't read {}", directory.display()))?,
-    };
-    let mut found: Vec<String> = entries
-        .filter_map(|entry| entry.ok()?.file_name().into_string().ok())
-        .filter(|name| name.starts_with("litellm.") || name.starts_with("litellm-"))
-        .map(|name| directory.join(name))
-        .filter(|path| path.extension().is_some_and(|extension| extension == "d"))
+    let mut found = files::entries(directory)?;
+    found.retain(|path| {
+        files::name(path).is_some_and(|name| {
+            (name.starts_with("litellm.") || name.starts_with("litellm-")) && name.ends_with(".d")
+        })
+    });
+    Ok(found
+        .iter()
         .map(|path| path.display().to_string())
-        .collect();
-    found.sort();
-    Ok(found)
+        .collect())
 }

@@ -372,10 +372,9 @@ fn is_loopback(port: &str) -> bool {
 /// The units of the operator's own that are installed, in the order of their names.
 #[must_use]
 pub(crate) fn installed(paths: &Paths) -> Vec<Service> {
-    let entries = std::fs::read_dir(&paths.quadlets).into_iter().flatten();
-    let mut found: Vec<Service> = entries
-        .flatten()
-        .filter_map(|entry| Service::extra_of(entry.file_name().to_str()?))
+    let entries = files::entries(&paths.quadlets).unwrap_or_default();
+    let mut found: Vec<Service> = { entries.iter() }
+        .filter_map(|path| Service::extra_of(files::name(path)?))
         .collect();
     found.sort();
     found

@@ -152,22 +152,11 @@ pub(crate) fn last_good(paths: &Paths) -> Option<SnapshotId> {
 /// # Errors
 /// When they can't be listed.
 pub(crate) fn all(paths: &Paths) -> Result<Vec<SnapshotId>> {
-    let directory = paths.snapshots();
-    let entries = match std::fs::read_dir(&directory) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.with_context(|| format!("can't read {}", directory.display()))?,
-    };
-    let mut all = Vec::new();
-    for entry in entries {
-        let entry = entry.with_context(|| format!("can't read {}", directory.display()))?;
-        all.extend(
-            entry
-                .file_name()
-                .to_str()
-                .and_then(|name| SnapshotId::find(paths, name)),
-        );
-    }
-    Ok(all)
+    let entries = files::entries(&paths.snapshots())?;
+    let all = entries
+        .iter()
+        .filter_map(|path| SnapshotId::find(paths, files::name(path)?));
+    Ok(all.collect())
 }
 
 /// Whether the current configuration is the same as the one that is kept as `id`.

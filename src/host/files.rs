@@ -117,6 +117,26 @@ pub(crate) fn remove_existing(path: &Path) -> Result<()> {
     }
 }
 
+/// What is in a directory, by name; nothing if it does not exist.
+///
+/// # Errors
+/// When it can't be read.
+pub(crate) fn entries(directory: &Path) -> Result<Vec<PathBuf>> {
+    let entries = match std::fs::read_dir(directory) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        entries => entries.and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect()),
+    };
+    let mut found: Vec<PathBuf> =
+        entries.with_context(|| format!("can't read {}", directory.display()))?;
+    found.sort();
+    Ok(found)
+}
+
+/// The last part of a path, if it is UTF-8.
+pub(crate) fn name(path: &Path) -> Option<&str> {
+    path.file_name()?.to_str()
+}
+
 /// Makes renames and removals in `directory` survive a power loss.
 ///
 /// # Errors
@@ -285,17 +305,8 @@ pub(crate) fn mounted_files(root: &Path) -> Result<Vec<PathBuf>> {
 /// # Errors
 /// When the directory can't be read.
 pub(crate) fn files_of_extras(root: &Path) -> Result<Vec<PathBuf>> {
-    let directory = root.join("extra.d");
-    let entries = match std::fs::read_dir(&directory) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.with_context(|| format!("can't read {}", directory.display()))?,
-    };
-    let mut found: Vec<PathBuf> = entries
-        .flatten()
-        .map(|entry| entry.path())
-        .filter(|path| path.is_file())
-        .collect();
-    found.sort();
+    let mut found = entries(&root.join("extra.d"))?;
+    found.retain(|path| path.is_file());
     Ok(found)
 }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 use tokio::process::Command;
 
 use crate::error::{Failure, Result};
+use crate::host::files;
 use crate::host::paths::{Paths, Scope};
 
 /// Where distributions put it.
@@ -114,17 +115,10 @@ pub(crate) async fn drops_bridge(paths: &Paths) -> Option<Dropped> {
 /// What netavark writes its rules with. Versions that do not say it have iptables.
 async fn driver(paths: &Paths) -> Option<String> {
     let directory = paths.containers();
-    let drop_ins = std::fs::read_dir(directory.join("containers.conf.d"));
-    let mut files: Vec<_> = drop_ins
-        .into_iter()
-        .flatten()
-        .flatten()
-        .map(|file| file.path())
-        .collect();
-    files.sort();
-    files.insert(0, directory.join("containers.conf"));
+    let mut places = files::entries(&directory.join("containers.conf.d")).unwrap_or_default();
+    places.insert(0, directory.join("containers.conf"));
     // The last one counts.
-    let configured = files.iter().rev().find_map(|file| {
+    let configured = places.iter().rev().find_map(|file| {
         let text = std::fs::read_to_string(file).ok()?;
         let mut lines = text.lines().filter_map(|line| line.split_once('='));
         let (_, value) = lines.rfind(|(key, _)| key.trim() == "firewall_driver")?;

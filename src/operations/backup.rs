@@ -229,18 +229,10 @@ pub(crate) fn ids(paths: &Paths) -> Result<Vec<OperationId>> {
 }
 
 fn ids_in(directory: &Path) -> Result<Vec<OperationId>> {
-    let entries = match std::fs::read_dir(directory) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => {
-            return Err(error).with_context(|| format!("can't read {}", directory.display()));
-        }
-    };
-    let mut ids = Vec::new();
-    for entry in entries {
-        let entry = entry.with_context(|| format!("can't read {}", directory.display()))?;
-        ids.extend(entry.file_name().to_str().and_then(OperationId::parse));
-    }
+    let entries = files::entries(directory)?;
+    let mut ids: Vec<_> = { entries.iter() }
+        .filter_map(|path| OperationId::parse(files::name(path)?))
+        .collect();
     ids.sort();
     Ok(ids)
 }

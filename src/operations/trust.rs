@@ -754,27 +754,9 @@ fn links(places: &Places, record: Option<&TrustRecord>) -> Result<BTreeMap<PathB
 }
 
 fn yaml_files(directory: &Path) -> Result<Vec<PathBuf>> {
-    let entries = match fs::read_dir(directory) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => {
-            return Err(error).with_context(|| format!("can't read {}", directory.display()));
-        }
-    };
-    let mut files = Vec::new();
-    for entry in entries {
-        let path = entry
-            .with_context(|| format!("can't read {}", directory.display()))?
-            .path();
-        if path
-            .extension()
-            .is_some_and(|extension| extension == "yaml")
-        {
-            files.push(path);
-        }
-    }
-    files.sort();
-    Ok(files)
+    let mut found = files::entries(directory)?;
+    found.retain(|path| path.extension().is_some_and(|end| end == "yaml"));
+    Ok(found)
 }
 
 /// Refuses a text that is not one public key: a private one must not become readable for all.

@@ -8,8 +8,8 @@ use anyhow::Context;
 
 use super::{Place, UnitFile};
 use crate::error::{Failure, Result};
-use crate::host::Host;
 use crate::host::paths::Paths;
+use crate::host::{Host, files};
 use crate::service::Service;
 
 /// Refuses units that the host's generator refuses, with the drop-ins of the operator.
@@ -75,12 +75,8 @@ fn stage(paths: &Paths, files: &[UnitFile], staged: &Path) -> std::io::Result<()
 
 /// The operator's drop-ins for a Quadlet file, in the order in which they apply.
 pub(crate) fn drop_ins(paths: &Paths, file: &str) -> Vec<PathBuf> {
-    let entries = std::fs::read_dir(paths.quadlets.join(format!("{file}.d")));
-    let mut found: Vec<PathBuf> = { entries.into_iter().flatten().flatten() }
-        .map(|entry| entry.path())
-        .filter(|path| path.extension().is_some_and(|end| end == "conf"))
-        .collect();
-    found.sort();
+    let mut found = files::entries(&paths.quadlets.join(format!("{file}.d"))).unwrap_or_default();
+    found.retain(|path| path.extension().is_some_and(|end| end == "conf"));
     found
 }
 

@@ -192,24 +192,10 @@ fn directory(paths: &Paths, place: Place) -> &Path {
 
 /// The names in `directory` that a file of ours could have.
 fn present(directory: &Path, place: Place) -> Result<Vec<String>> {
-    let entries = match std::fs::read_dir(directory) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => {
-            return Err(error).with_context(|| format!("can't read {}", directory.display()));
-        }
-    };
-    let mut names = Vec::new();
-    for entry in entries {
-        let entry = entry.with_context(|| format!("can't read {}", directory.display()))?;
-        if let Ok(name) = entry.file_name().into_string()
-            && quadlet::is_ours_by_name(place, &name)
-        {
-            names.push(name);
-        }
-    }
-    names.sort();
-    Ok(names)
+    let entries = files::entries(directory)?;
+    let names = entries.iter().filter_map(|path| files::name(path));
+    let ours = names.filter(|name| quadlet::is_ours_by_name(place, name));
+    Ok(ours.map(str::to_owned).collect())
 }
 
 enum OnDisk {

@@ -88,12 +88,9 @@ fn make_directory(paths: &Paths) -> Result<()> {
 }
 
 fn names(directory: &Path) -> Result<Vec<String>> {
-    let entries = match std::fs::read_dir(directory) {
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(Vec::new()),
-        entries => entries.with_context(|| format!("can't read {}", directory.display()))?,
-    };
-    let names = entries.flatten().map(|entry| entry.file_name());
-    Ok(names.filter_map(|name| name.into_string().ok()).collect())
+    let entries = files::entries(directory)?;
+    let names = entries.iter().filter_map(|path| files::name(path));
+    Ok(names.map(str::to_owned).collect())
 }
 
 /// One run at a time.

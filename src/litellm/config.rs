@@ -1016,9 +1016,10 @@ impl Checker<'_> {
             }
             let is_unused = variables::recipient(name) == Recipient::Nobody;
             if is_unused || self.given.contains_key(name) {
-                let severity = match variables::is_of_units(name) {
-                    true => Severity::Error,
-                    false => Severity::Warning,
+                let severity = if variables::is_of_units(name) {
+                    Severity::Error
+                } else {
+                    Severity::Warning
                 };
                 let message = format!("{name} is set here, over the value that the gateway gets");
                 let hint = "remove the line; a value of your own belongs into .env";
@@ -1357,6 +1358,16 @@ mod tests {
                 ".env:17:1: warning: METRICS_FILES is no setting of litellm-units\n  hint: did you mean METRICS_FILE?",
             ]
         );
+    }
+
+    #[test]
+    fn servers_that_are_the_container_itself() {
+        let env = "DATABASE_URL=postgresql://a:b@127.0.0.1:1/c\nREDIS_HOST=localhost\n";
+        let found = unreachable(&EnvFile::parse(env).unwrap(), Path::new(".env"));
+        let lines: Vec<_> = found.iter().map(|one| one.line).collect();
+        assert_eq!(lines, [1, 2]);
+        let env = "DATABASE_URL=postgresql://a:b@db/c\nREDIS_HOST=\n";
+        assert!(unreachable(&EnvFile::parse(env).unwrap(), Path::new(".env")).is_empty());
     }
 
     #[test]

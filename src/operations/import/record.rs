@@ -309,23 +309,17 @@ mod tests {
     fn records_of_another_gateway() {
         let text = include_str!("../../../tests/fixtures/import/parts.json");
         let all: Vec<Container> = serde_json::from_str(text).unwrap();
-        let named = |service: &str| all.iter().find(|one| one.service() == service).unwrap();
-        let mut record = ImportRecord {
-            from: None,
-            directory: "/srv".into(),
-            project: None,
-            service: None,
-            gateways: BTreeMap::new(),
-            servers: Vec::new(),
-            state: ImportState::Prepared,
+        let [gateway, _, worker] = &all[..] else {
+            panic!("three containers")
         };
         // One that an earlier version has written.
-        assert!(!record.is_of_another(named("gateway")));
+        let text = r#"{"directory": "/srv", "gateways": {}, "state": "Prepared"}"#;
+        let mut record: ImportRecord = serde_json::from_str(text).unwrap();
+        assert!(!record.is_of_another(gateway));
         record.service = Some("gateway".into());
-        assert!(!record.is_of_another(named("gateway")));
-        assert!(record.is_of_another(named("worker")));
+        assert!(!record.is_of_another(gateway) && record.is_of_another(worker));
         record.project = Some("prod".into());
-        assert!(record.is_of_another(named("gateway")));
+        assert!(record.is_of_another(gateway));
         assert_eq!(
             record.command(),
             "litellm-units import --project prod --service gateway /srv"

@@ -126,34 +126,30 @@ impl<'a> Old<'a> {
             .map(|(name, value)| (name.to_owned(), value.into()))
             .collect();
         old.env.extend(given);
-        for name in ["master_key", "database_url"] {
+        let general = |name: &str| {
             let general = old
                 .root
                 .as_deref()
                 .and_then(|root| root.get("general_settings"));
-            let text = general.and_then(|general| general.get(name)?.text());
-            if let Some(variable) = text.and_then(|text| text.strip_prefix("os.environ/"))
-                && !old.env.contains_key(variable)
-            {
+            let Some(node) = general.and_then(|general| general.get(name)) else {
+                return Ok(None);
+            };
+            let reference = node
+                .text()
+                .and_then(|text| text.strip_prefix("os.environ/"));
+            if let Some(variable) = reference.filter(|name| !old.env.contains_key(*name)) {
                 return Err(Failure::new(format!(
                     "Docker does not show {variable}, which is general_settings.{name} of the old configuration"
                 ))
                 .hint(format!(
                     "an entrypoint or a secret file may set it: in the compose file, write it into `environment:` of the gateway's service, and run `docker compose up -d`; if nothing sets it, remove {name} from the configuration"
-                ))
-                .into());
+                )));
             }
-        }
-        let general = |name: &str| {
-            let node = old.root.as_deref()?.get("general_settings")?.get(name)?;
-            let value = old.value(node)?;
-            let source = match node.text()?.strip_prefix("os.environ/") {
-                Some(name) => name.to_owned(),
-                None => format!("general_settings.{name}"),
-            };
-            Some((SecretString::from(value), source))
+            let source = reference.map_or(format!("general_settings.{name}"), str::to_owned);
+            let value = old.value(node).map(SecretString::from);
+            Ok(value.map(|value| (value, source)))
         };
-        let (master_key, database_url) = (general("master_key"), general("database_url"));
+        let (master_key, database_url) = (general("master_key")?, general("database_url")?);
         let buffers = old.root.as_deref().and_then(|root| {
             let general = root.get("general_settings")?;
             general.get("use_redis_transaction_buffer")?.text()

@@ -339,16 +339,14 @@ mod tests {
     #[test]
     fn the_server_that_runs() {
         let mut all = containers("llm");
-        let database = all.iter().position(|one| one.service() == "db").unwrap();
-        let mut other = all[database].clone();
-        other.state.running = false;
-        other.config.image = "stopped".into();
-        all.insert(0, other.clone());
-        other.state.running = true;
-        other.config.image = "one-off".into();
-        let labels = &mut other.config.labels;
+        let database = all.iter().find(|one| one.service() == "db").unwrap();
+        let (mut ended, mut command) = (database.clone(), database.clone());
+        ended.state.running = false;
+        ended.config.image.clear();
+        command.config.image.clear();
+        let labels = &mut command.config.labels;
         labels.insert("com.docker.compose.oneoff".into(), "True".into());
-        all.insert(0, other);
+        all.splice(0..0, [ended, command]);
         let chosen = Chosen::new(&all, Path::new("/root/llm"), None, None).unwrap();
         assert_eq!(
             chosen.server("db", 5432).unwrap().config.image,

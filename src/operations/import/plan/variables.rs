@@ -75,7 +75,7 @@ impl Maker<'_> {
         if !of_others.is_empty() {
             self.note(
                 format!("variables {}", of_others.join(", ")),
-                "in .env, they would be settings of litellm-units, or can't be written",
+                "in .env, they would be settings of litellm-units, or are no names; add what you need to .env afterwards",
             );
         }
         let words = words(self.chosen.gateway());

@@ -221,8 +221,11 @@ pub(crate) struct Import {
     #[arg(long)]
     pub(crate) dry_run: bool,
     /// Stop the new gateway and start the old one again
-    #[arg(long, conflicts_with_all = ["dry_run", "directory", "service"])]
+    #[arg(long, conflicts_with_all = ["dry_run", "directory", "project", "service"])]
     pub(crate) undo: bool,
+    /// Project of compose, if one compose file has several
+    #[arg(long, value_name = "NAME")]
+    pub(crate) project: Option<String>,
     /// Service of the gateway in the compose file, if it can't be determined
     #[arg(long, value_name = "NAME")]
     pub(crate) service: Option<String>,

@@ -353,6 +353,31 @@ c.yaml:10:43: warning: (a secret) is also in line 10; only this one is used
 }
 
 #[test]
+fn variables_over_those_of_the_units() {
+    expect(
+        "\
+model_list: []
+environment_variables:
+  REDIS_PASSWORD: old
+  LITELLM_MODE: DEV
+  OTHER_KEY: os.environ/OPENAI_API_KEY
+  OPENAI_API_KEY: os.environ/OPENAI_API_KEY
+  LANGFUSE_HOST: http://langfuse
+",
+        "\
+c.yaml:3:3: error: REDIS_PASSWORD is set here, over the value that the gateway gets
+  hint: remove the line; a value of your own belongs into .env
+c.yaml:3:19: warning: REDIS_PASSWORD looks like a secret in clear text
+  hint: move the value to a variable of .env, and write os.environ/NAME here
+c.yaml:4:3: error: LITELLM_MODE is set here, over the value that the gateway gets
+  hint: remove the line; a value of your own belongs into .env
+c.yaml:5:3: warning: OTHER_KEY is set here, over the value that the gateway gets
+  hint: remove the line; a value of your own belongs into .env
+",
+    );
+}
+
+#[test]
 fn secrets() {
     expect(
         "\

@@ -16,8 +16,8 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Import) -> Result<Exit> {
         return Ok(Exit::Success);
     }
     let directory = arguments.directory.as_deref().unwrap_or(Path::new("."));
-    let (from, service) = (arguments.from.as_ref(), arguments.service.as_deref());
-    let import = Import::find(host, from, directory, service).await?;
+    let (project, service) = (arguments.project.as_deref(), arguments.service.as_deref());
+    let import = Import::find(host, arguments.from.as_ref(), directory, project, service).await?;
     for line in import.lines(host) {
         output::line(&line)?;
     }

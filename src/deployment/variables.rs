@@ -266,6 +266,15 @@ pub(crate) fn is_refused(name: &str) -> bool {
     matches!(recipient(name), Refused(_))
 }
 
+/// Whether the units rely on the value that they give to the gateway under this name.
+pub(crate) fn is_of_units(name: &str) -> bool {
+    let row = variable(name);
+    let is_key = ["LITELLM_MASTER_KEY", "LITELLM_SALT_KEY"].contains(&name);
+    is_key
+        || matches!(row.recipient, Redis | Nobody)
+        || row.kind == Database && row.recipient != Units
+}
+
 /// Whether it is a name of an environment variable.
 pub(crate) fn is_name(name: &str) -> bool {
     name.len() < 200

@@ -187,12 +187,32 @@ impl Container {
         label.map(String::as_str)
     }
 
+    /// Whether compose made it for one command.
+    pub(crate) fn is_one_off(&self) -> bool {
+        self.label("oneoff") == Some("True")
+    }
+
     /// The directory of its compose file; none for a container that compose did not make, or made for one command.
     pub(crate) fn directory(&self) -> Option<&Path> {
-        if self.label("oneoff") == Some("True") {
+        if self.is_one_off() {
             return None;
         }
         self.label("project.working_dir").map(Path::new)
+    }
+
+    /// Follows the links of its directory, which compose does not do.
+    fn resolve_directory(&mut self) {
+        let labels = &mut self.config.labels;
+        if let Some(directory) = labels.get_mut("com.docker.compose.project.working_dir")
+            && let Ok(real) = Path::new(directory).canonicalize()
+        {
+            *directory = real.to_string_lossy().into_owned();
+        }
+    }
+
+    /// Its project of compose: one compose file can make several.
+    pub(crate) fn project(&self) -> Option<&str> {
+        self.label("project")
     }
 
     /// Its service in the compose file.
@@ -334,7 +354,21 @@ impl Docker {
         if ids.trim().is_empty() {
             return Ok(Vec::new());
         }
-        self.inspect(ids.split_whitespace()).await
+        let mut containers = self.inspect(ids.split_whitespace()).await?;
+        if self.remote.is_none() {
+            containers.iter_mut().for_each(Container::resolve_directory);
+        }
+        Ok(containers)
+    }
+
+    /// The paths in a container that its image does not have.
+    ///
+    /// # Errors
+    /// When Docker does not answer.
+    pub(crate) async fn added(&self, container: &str) -> Result<Vec<String>> {
+        let text = self.run(["diff", container]).await?;
+        let paths = text.lines().filter_map(|line| line.strip_prefix("A "));
+        Ok(paths.map(str::to_owned).collect())
     }
 
     async fn inspect(&self, names: impl Iterator<Item = &str>) -> Result<Vec<Container>> {
@@ -469,5 +503,26 @@ impl Docker {
             }
             _ => anyhow::bail!("can't unpack {path} of {container}"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_directory_behind_a_link() {
+        let root = tempfile::tempdir().unwrap();
+        let real = root.path().canonicalize().unwrap().join("real");
+        let link = root.path().join("link");
+        std::fs::create_dir(&real).unwrap();
+        std::os::unix::fs::symlink(&real, &link).unwrap();
+        let text = include_str!("../../tests/fixtures/import/example.json");
+        let mut all: Vec<Container> = serde_json::from_str(text).unwrap();
+        let label = "com.docker.compose.project.working_dir".to_owned();
+        let labels = &mut all[0].config.labels;
+        labels.insert(label, link.display().to_string());
+        all[0].resolve_directory();
+        assert_eq!(all[0].directory(), Some(&*real));
     }
 }

@@ -15,9 +15,8 @@ use std::rc::Rc;
 use known::Known;
 use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
-use words::{
-    has_secret, host_of, is_loopback, is_secret, is_variable, nearest, nearest_within, shown,
-};
+pub(crate) use words::is_loopback;
+use words::{has_secret, host_of, is_secret, is_variable, nearest, nearest_within, shown};
 
 use super::contract;
 use super::release::Release;
@@ -158,6 +157,7 @@ fn findings(paths: &Paths, env_path: &Path) -> Result<Vec<ConfigFinding>> {
     findings.extend(misspelt(&paths.config(), &env, env_path));
     findings.extend(unverified(&env, env_path));
     findings.extend(other_redis(&env, env_path));
+    findings.extend(unreachable(&env, env_path));
     let capacity = Capacity::read();
     findings.extend(of_several(
         &text, &path, &env, env_path, &settings, capacity,
@@ -418,6 +418,21 @@ fn other_redis(env: &EnvFile, env_path: &Path) -> Option<ConfigFinding> {
         message: format!("the gateway uses the local Redis, and not {name}"),
         hint: Some("for an external Redis, add REDIS_HOST: docs/configuration.md".into()),
     })
+}
+
+/// External servers at an address that is the gateway's container itself.
+fn unreachable(env: &EnvFile, env_path: &Path) -> Vec<ConfigFinding> {
+    let is_unreachable = |name: &&str| env.get(name).is_some_and(|at| is_loopback(host_of(at)));
+    let names = ["DATABASE_URL", "REDIS_HOST"].into_iter();
+    let findings = names.filter(is_unreachable).map(|name| ConfigFinding {
+        file: env_path.to_owned(),
+        line: env.line(name).unwrap_or(1),
+        column: 1,
+        severity: Severity::Warning,
+        message: format!("{name}: {ITSELF}"),
+        hint: Some(FROM_THE_CONTAINER.into()),
+    });
+    findings.collect()
 }
 
 /// libpq's modes that Prisma, and so the gateway, does not know (prisma/prisma-engines, quaint's `postgres/url.rs`).
@@ -717,6 +732,7 @@ impl Checker<'_> {
         self.database_url(root);
         self.connections(root);
         self.redis(root);
+        self.variables(root);
         self.include(root);
         self.walk(root, &mut Vec::new());
     }
@@ -984,6 +1000,30 @@ impl Checker<'_> {
                     Cache::External => "the host is reached as host.containers.internal",
                 };
                 self.warning(host.at, ITSELF, Some(hint));
+            }
+        }
+    }
+
+    /// LiteLLM puts these in the place of what the units give.
+    fn variables(&mut self, root: &Node) {
+        let Some(section) = root.get("environment_variables") else {
+            return;
+        };
+        for (key, value) in section.entries() {
+            let Some(name) = key.text() else { continue };
+            if reference(value) == Some(name) {
+                continue;
+            }
+            let is_unused = variables::recipient(name) == Recipient::Nobody;
+            if is_unused || self.given.contains_key(name) {
+                let severity = if variables::is_of_units(name) {
+                    Severity::Error
+                } else {
+                    Severity::Warning
+                };
+                let message = format!("{name} is set here, over the value that the gateway gets");
+                let hint = "remove the line; a value of your own belongs into .env";
+                self.add(severity, key.at, message, Some(hint));
             }
         }
     }
@@ -1318,6 +1358,16 @@ mod tests {
                 ".env:17:1: warning: METRICS_FILES is no setting of litellm-units\n  hint: did you mean METRICS_FILE?",
             ]
         );
+    }
+
+    #[test]
+    fn servers_that_are_the_container_itself() {
+        let env = "DATABASE_URL=postgresql://a:b@127.0.0.1:1/c\nREDIS_HOST=localhost\n";
+        let found = unreachable(&EnvFile::parse(env).unwrap(), Path::new(".env"));
+        let lines: Vec<_> = found.iter().map(|one| one.line).collect();
+        assert_eq!(lines, [1, 2]);
+        let env = "DATABASE_URL=postgresql://a:b@db/c\nREDIS_HOST=\n";
+        assert!(unreachable(&EnvFile::parse(env).unwrap(), Path::new(".env")).is_empty());
     }
 
     #[test]

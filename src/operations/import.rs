@@ -38,7 +38,7 @@ use crate::litellm::{advisories, config, contract};
 use crate::output::{bytes, duration};
 use crate::random::kernel_random;
 use crate::service::Service;
-use plan::{Chosen, Plan, SALT, unknown_salt};
+use plan::{Chosen, Inside, Plan, SALT, unknown_salt};
 use record::{ImportRecord, ImportState};
 pub(crate) use record::{interrupted, recover, refuse_unfinished, undo};
 
@@ -72,8 +72,6 @@ pub(crate) struct Import {
     is_prepared: bool,
     /// The variables of the kept `.env` whose values the old gateway does not have.
     differing: Vec<String>,
-    /// As `--service` names it.
-    service: Option<String>,
     /// The ports of this host that the old gateway has.
     ports: Vec<u16>,
     /// What the server says of its database.
@@ -93,6 +91,7 @@ impl Import {
         host: &Host,
         from: Option<&RemoteHost>,
         directory: &Path,
+        project: Option<&str>,
         service: Option<&str>,
     ) -> Result<Self> {
         let docker = Docker::find(from)?;
@@ -105,20 +104,33 @@ impl Import {
         let before = ImportRecord::load(&host.paths)?;
         let is_prepared = refuse_another(host, before.as_ref(), from, &directory)?;
         let containers = docker.containers().await?;
-        let chosen = Chosen::new(&containers, &directory, service)?;
+        let chosen = Chosen::new(&containers, &directory, project, service)?;
         let gateway = chosen.gateway();
+        if let Some(before) = before.filter(|before| before.is_of_another(gateway)) {
+            return Err(belongs(host, &before));
+        }
         let image = docker.image(&gateway.image).await?;
-        let text = match chosen.config_path() {
-            Some(path) => Some(read_config(&docker, gateway.name(), &path).await?),
-            None => None,
+        let mut inside = Inside {
+            added: docker.added(gateway.name()).await?,
+            ..Inside::default()
         };
+        if let Some(path) = chosen.config_path() {
+            let text = read_config(&docker, gateway.name(), &path).await?;
+            for include in rewrite::includes(&text) {
+                let file = Path::new(&path).with_file_name(include);
+                let file = file.display().to_string();
+                let text = read_config(&docker, gateway.name(), &file).await?;
+                inside.includes.push((file, text));
+            }
+            inside.config = Some(text);
+        }
         let mounts = gateway.mounts.iter();
         let mounts: Vec<&str> = mounts.map(|mount| mount.source.as_str()).collect();
         let regular = docker.regular_files(&mounts).await?;
         let plan = Plan::new(
             &chosen,
             &image,
-            text.as_deref(),
+            &inside,
             &|path| regular.iter().any(|file| file == path),
             &mut kernel_random,
         )?;
@@ -132,6 +144,8 @@ impl Import {
             record: ImportRecord {
                 from: from.cloned(),
                 directory,
+                project: gateway.project().map(str::to_owned),
+                service: Some(gateway.service().to_owned()),
                 gateways,
                 servers: chosen.running(plan.servers()),
                 state: ImportState::Prepared,
@@ -140,7 +154,6 @@ impl Import {
             gateway: gateway.name().to_owned(),
             is_prepared,
             differing: Vec::new(),
-            service: service.map(str::to_owned),
             ports: match from {
                 Some(_) => Vec::new(),
                 None => chosen.host_ports(),
@@ -328,12 +341,7 @@ impl Import {
         } else {
             Settings::from_env(&self.plan.env, &path)?
         };
-        let service = self.service.as_ref();
-        let service = service.map_or(String::new(), |name| format!(" --service {name}"));
-        let from = self.record.from.as_ref();
-        let from = from.map_or(String::new(), |from| format!(" --from {from}"));
-        let directory = self.record.directory.display();
-        let again = format!("litellm-units import{service}{from} {directory}");
+        let again = self.record.command();
         advisories::admit(host, &wanted, &wanted.litellm_image, accepted, &again)?;
         firewall::refuse(&host.paths).await
     }
@@ -567,12 +575,7 @@ fn refuse_another(
             .into())
         }
         Some(before) if before.directory != directory || before.from.as_ref() != from => {
-            Err(Failure::new(format!(
-                "{place} belongs to the import from {}",
-                before.place()
-            ))
-            .hint("choose another directory with `--litellm-dir DIR`")
-            .into())
+            Err(belongs(host, before))
         }
         Some(_) => Ok(host.paths.env_file().exists()),
         None if from.is_none()
@@ -592,6 +595,16 @@ fn refuse_another(
         }
         None => Ok(false),
     }
+}
+
+fn belongs(host: &Host, before: &ImportRecord) -> anyhow::Error {
+    Failure::new(format!(
+        "{} belongs to an import of another gateway: `{}`",
+        host.paths.deployment.display(),
+        before.command()
+    ))
+    .hint("choose another directory with `--litellm-dir DIR`")
+    .into()
 }
 
 async fn read_config(docker: &Docker, container: &str, path: &str) -> Result<String> {

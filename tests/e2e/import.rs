@@ -201,6 +201,7 @@ fn a_compose_deployment_moves_in_and_out() {
         .ok();
     for line in [
         "Import from /srv/llm to /opt/litellm-server:",
+        "to stop    llm-litellm-1",
         "salt       LITELLM_SALT_KEY of the old gateway; proved: it decrypts a stored credential",
         "secrets    LITELLM_MASTER_KEY, OPENAI_API_KEY",
         "variables  STORE_MODEL_IN_DB, NUM_WORKERS",

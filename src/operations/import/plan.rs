@@ -19,6 +19,7 @@ use super::rewrite::{self, Rewrite};
 use crate::deployment::completion::HEADER;
 use crate::deployment::env_file::EnvFile;
 use crate::deployment::settings::DEFAULT_POSTGRES_NAME;
+use crate::deployment::variables::is_of_units;
 use crate::error::{Failure, Result};
 use crate::host::docker::{BY_HAND, DockerImage};
 use crate::image::ImageReference;
@@ -40,6 +41,8 @@ pub(crate) struct Note {
 pub(crate) struct Plan {
     /// The service of the gateway.
     pub service: String,
+    /// Its containers that run, and are stopped.
+    running: Vec<String>,
     pub image: ImageReference,
     /// The digest in the registry; none for an image that was built on this host.
     pub digest: Option<String>,
@@ -62,11 +65,24 @@ pub(crate) struct Plan {
     pub notes: Vec<Note>,
 }
 
+/// What is in the old gateway's container.
+#[derive(Default)]
+pub(crate) struct Inside {
+    /// The text of the configuration.
+    pub config: Option<String>,
+    /// The paths and the texts of the files that it includes.
+    pub includes: Vec<(String, String)>,
+    /// The paths that the image does not have.
+    pub added: Vec<String>,
+}
+
 /// The parts of a plan while it is made.
 struct Maker<'a> {
     chosen: &'a Chosen<'a>,
-    /// What the compose file gives to the gateway.
+    /// The variables of the old gateway.
     given: BTreeMap<String, SecretString>,
+    /// Those of them that neither its image nor its configuration brings along.
+    own: BTreeMap<String, SecretString>,
     env: EnvFile,
     generated: Vec<&'static str>,
     sources: BTreeMap<String, String>,
@@ -104,35 +120,43 @@ impl Maker<'_> {
 }
 
 impl Plan {
-    /// `config`: the text of the old configuration. `is_file`: whether a path on the host is a regular file.
+    /// `is_file`: whether a path on the host is a regular file.
     ///
     /// # Errors
     /// When the deployment can't be imported, with what to do instead.
     pub(crate) fn new(
         chosen: &Chosen<'_>,
         docker_image: &DockerImage,
-        config: Option<&str>,
+        inside: &Inside,
         is_file: &dyn Fn(&str) -> bool,
         random: Random<'_>,
     ) -> Result<Self> {
         let gateway = chosen.gateway();
         let (image, digest) = images::image(gateway, docker_image)?;
-        let mut given = gateway.config.env.clone();
-        given.retain(|name, value| {
+        let config = inside.config.as_deref();
+        let old = rewrite::Old::read(config.unwrap_or_default(), &gateway.config.env)?;
+        let mut own = gateway.config.env.clone();
+        let moved = old.env.iter().filter(|(name, _)| is_of_units(name));
+        own.extend(moved.map(|(name, value)| (name.clone(), value.clone())));
+        own.retain(|name, value| {
             let of_image = docker_image.config.env.get(name);
             of_image.is_none_or(|other| other.expose_secret() != value.expose_secret())
         });
         let mut maker = Maker {
             chosen,
-            given,
+            given: old.env.clone(),
+            own,
             env: EnvFile::parse(HEADER)?,
             generated: Vec::new(),
             sources: BTreeMap::new(),
             notes: Vec::new(),
         };
-        let old = rewrite::Old::read(config.unwrap_or_default(), &gateway.config.env)?;
 
         let (files, renamed) = maker.files(is_file);
+        maker.copied(inside);
+        for (path, text) in &inside.includes {
+            refuse_include(path, text, &old.env, &renamed)?;
+        }
         maker.address();
 
         maker.put("LITELLM_IMAGE", image.as_str())?;
@@ -168,6 +192,7 @@ impl Plan {
         })?;
         Ok(Self {
             service: gateway.service().to_owned(),
+            running: chosen.running(chosen.gateways.iter().map(|one| one.name()).collect()),
             image,
             digest,
             env: maker.env,
@@ -191,11 +216,33 @@ impl Plan {
     }
 }
 
+/// Refuses an included file with anything that would have to be rewritten.
+fn refuse_include(
+    path: &str,
+    text: &str,
+    env: &BTreeMap<String, SecretString>,
+    renamed: &BTreeMap<String, String>,
+) -> Result<()> {
+    let old = rewrite::Old::read(text, env)?;
+    let rewrite = Rewrite {
+        cache: true,
+        paths: renamed,
+    };
+    if text.trim().is_empty() || old.rewritten(&rewrite).is_ok_and(|new| new == text) {
+        return Ok(());
+    }
+    Err(Failure::new(format!(
+        "{path}, which the old configuration includes, has a setting that `import` changes only in the configuration itself: the master key, the database, Redis, their variables, or the path of a mounted file"
+    ))
+    .hint("move that setting into the configuration itself, and restart the old gateway")
+    .into())
+}
+
 #[cfg(test)]
 mod tests {
     use std::path::Path;
 
-    use super::fixtures::{containers, fixture, llm, plan, refusal};
+    use super::fixtures::{containers, fixture, image_of, llm, plan, plan_of, refusal};
     use super::keys::MASTER;
     use super::*;
 
@@ -225,6 +272,51 @@ mod tests {
             }
             assert_eq!(found, std::fs::read_to_string(expected).unwrap(), "{name}");
         }
+    }
+
+    #[test]
+    fn variables_of_the_configuration() {
+        let config = "environment_variables:\n  REDIS_HOST: cache   # theirs\n  LITELLM_SALT_KEY: sk-of-yaml\n  LANGFUSE_HOST: 'http://lf'\n";
+        let plan = plan(&containers("llm"), "/root/llm", None, Some(config)).unwrap();
+        assert_eq!(
+            plan.config,
+            "environment_variables:\n  LANGFUSE_HOST: 'http://lf'\n"
+        );
+        assert_eq!(plan.env.get(SALT), Some("sk-of-yaml"));
+        assert_eq!(plan.env.get("LANGFUSE_HOST"), None);
+        assert_eq!(plan.cache.unwrap().service, "cache");
+    }
+
+    #[test]
+    fn variables_of_the_image() {
+        let all = containers("llm");
+        let chosen = Chosen::new(&all, Path::new("/root/llm"), None, None).unwrap();
+        let mut image = image_of("ghcr.io/berriai/litellm");
+        image.config.env = chosen.gateway().config.env.clone();
+        let mut random = |_: &mut [u8]| Ok(());
+        let plan = Plan::new(&chosen, &image, &Inside::default(), &|_| true, &mut random).unwrap();
+        assert_eq!(plan.database.unwrap().service, "db");
+        assert_eq!(plan.env.get(MASTER), Some("master-key-without-prefix"));
+        assert_eq!(plan.env.get("OPENAI_API_KEY"), None);
+    }
+
+    #[test]
+    fn included_files() {
+        let refused = |text: &str| {
+            let inside = Inside {
+                includes: vec![("/app/a.yaml".into(), text.into())],
+                ..Inside::default()
+            };
+            let plan = plan_of(&containers("llm"), "/root/llm", None, &inside);
+            plan.is_err_and(|error| error.to_string().starts_with("/app/a.yaml, which the old"))
+        };
+        assert!(refused("general_settings:\n  master_key: sk-1\n"));
+        assert!(refused("environment_variables:\n  REDIS_HOST: cache\n"));
+        assert!(refused("x: /app/custom_callbacks.py\n"));
+        assert!(!refused(
+            "general_settings:\n  master_key: os.environ/LITELLM_MASTER_KEY\n"
+        ));
+        assert!(!refused(""));
     }
 
     #[test]
@@ -260,13 +352,20 @@ mod tests {
     }
 
     #[test]
-    fn where_a_configuration_can_not_be_rewritten() {
+    fn where_a_configuration_can_not_be_taken_over() {
         let all = containers("llm");
-        let config =
-            "litellm_settings:\n  cache_params: {type: redis, redis_url: 'redis://cache:6379'}\n";
-        assert_eq!(
-            refusal(&plan(&all, "/root/llm", None, Some(config)).unwrap_err()).0,
-            "the old configuration, line 2: this value can't be replaced in place"
-        );
+        for (config, expected) in [
+            (
+                "litellm_settings:\n  cache_params: {type: redis, redis_url: 'redis://cache:6379'}\n",
+                "the old configuration, line 2: this value can't be replaced in place",
+            ),
+            (
+                "general_settings:\n  database_url: os.environ/PG_URL\n",
+                "Docker does not show PG_URL, which is general_settings.database_url of the old configuration",
+            ),
+        ] {
+            let error = plan(&all, "/root/llm", None, Some(config)).unwrap_err();
+            assert_eq!(error.to_string(), expected);
+        }
     }
 }

@@ -12,7 +12,7 @@ use super::make_directory;
 use crate::deployment::settings::Settings;
 use crate::error::{Failure, Result};
 use crate::host::Host;
-use crate::host::docker::Docker;
+use crate::host::docker::{Container, Docker};
 use crate::host::files;
 use crate::host::paths::Paths;
 use crate::host::ssh::RemoteHost;
@@ -26,6 +26,11 @@ pub(super) struct ImportRecord {
     pub from: Option<RemoteHost>,
     /// The directory of the compose file there.
     pub directory: PathBuf,
+    /// The project of compose, and the service of the gateway.
+    #[serde(default)]
+    pub project: Option<String>,
+    #[serde(default)]
+    pub service: Option<String>,
     /// The containers of the old gateway that ran, and when Docker restarts each.
     pub gateways: BTreeMap<String, String>,
     /// Those of its database and its cache.
@@ -150,10 +155,30 @@ impl ImportRecord {
     }
 
     /// The command that imports it.
-    fn command(&self) -> String {
-        let from = self.from.as_ref();
-        let from = from.map_or(String::new(), |host| format!("--from {host} "));
-        format!("litellm-units import {from}{}", self.directory.display())
+    pub(super) fn command(&self) -> String {
+        let from = self.from.as_ref().map(RemoteHost::to_string);
+        let options = [
+            ("--from", &from),
+            ("--project", &self.project),
+            ("--service", &self.service),
+        ];
+        let mut words = "litellm-units import".to_owned();
+        for (option, value) in options {
+            if let Some(value) = value {
+                words += &format!(" {option} {value}");
+            }
+        }
+        format!("{words} {}", self.directory.display())
+    }
+
+    /// Whether it is the record of another gateway.
+    pub(super) fn is_of_another(&self, gateway: &Container) -> bool {
+        let differs = |recorded: &Option<String>, found| {
+            recorded
+                .as_deref()
+                .is_some_and(|recorded| Some(recorded) != found)
+        };
+        differs(&self.service, Some(gateway.service())) || differs(&self.project, gateway.project())
     }
 
     /// What became of the old gateway, in words: one that did not run before is not started.
@@ -274,4 +299,30 @@ pub(crate) async fn undo(host: &Host, timeout: Duration) -> Result<()> {
         ));
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn records_of_another_gateway() {
+        let text = include_str!("../../../tests/fixtures/import/parts.json");
+        let all: Vec<Container> = serde_json::from_str(text).unwrap();
+        let [gateway, _, worker] = &all[..] else {
+            panic!("three containers")
+        };
+        // One that an earlier version has written.
+        let text = r#"{"directory": "/srv", "gateways": {}, "state": "Prepared"}"#;
+        let mut record: ImportRecord = serde_json::from_str(text).unwrap();
+        assert!(!record.is_of_another(gateway));
+        record.service = Some("gateway".into());
+        assert!(!record.is_of_another(gateway) && record.is_of_another(worker));
+        record.project = Some("prod".into());
+        assert!(record.is_of_another(gateway));
+        assert_eq!(
+            record.command(),
+            "litellm-units import --project prod --service gateway /srv"
+        );
+    }
 }

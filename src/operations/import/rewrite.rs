@@ -6,6 +6,7 @@ use std::rc::Rc;
 use percent_encoding::percent_decode_str;
 use secrecy::{ExposeSecret, SecretString};
 
+use crate::deployment::variables::is_of_units;
 use crate::error::{Failure, Result};
 use crate::yaml::{self, Node, Position, Value};
 
@@ -52,7 +53,8 @@ pub(crate) struct Rewrite<'a> {
 pub(crate) struct Old<'a> {
     text: &'a str,
     root: Option<Rc<Node>>,
-    env: &'a BTreeMap<String, SecretString>,
+    /// The variables of LiteLLM: those of its container, and over them `environment_variables`.
+    pub env: BTreeMap<String, SecretString>,
     /// The master key, and where it is.
     pub master_key: Option<(SecretString, String)>,
     pub database_url: Option<SecretString>,
@@ -68,18 +70,40 @@ enum Edit {
         old: String,
         new: String,
     },
-    /// The line of a key becomes several.
+    /// The line of a key becomes several, or none.
     Line {
         at: Position,
         key: String,
-        new: [(&'static str, &'static str); 3],
+        old: String,
+        new: &'static [(&'static str, &'static str)],
     },
+}
+
+const CACHE: [(&str, &str); 3] = [
+    ("host", "os.environ/REDIS_HOST"),
+    ("port", "os.environ/REDIS_PORT"),
+    ("password", "os.environ/REDIS_PASSWORD"),
+];
+const ROUTER: [(&str, &str); 3] = [
+    ("redis_host", "os.environ/REDIS_HOST"),
+    ("redis_port", "os.environ/REDIS_PORT"),
+    ("redis_password", "os.environ/REDIS_PASSWORD"),
+];
+
+/// The files that a configuration includes.
+pub(crate) fn includes(text: &str) -> Vec<String> {
+    let root = yaml::parse(text).ok().flatten();
+    let listed = root.as_ref().and_then(|root| root.get("include"));
+    let items = listed.map_or(&[][..], Node::items).iter();
+    items
+        .filter_map(|item| Some(item.text()?.to_owned()))
+        .collect()
 }
 
 impl<'a> Old<'a> {
     /// # Errors
-    /// When the text is not YAML.
-    pub(crate) fn read(text: &'a str, env: &'a BTreeMap<String, SecretString>) -> Result<Self> {
+    /// When the text is not YAML, or names a variable that Docker does not show.
+    pub(crate) fn read(text: &'a str, env: &BTreeMap<String, SecretString>) -> Result<Self> {
         let root = yaml::parse(text).map_err(|error| {
             Failure::new(format!(
                 "the old configuration is not valid YAML: line {}: {}",
@@ -90,22 +114,42 @@ impl<'a> Old<'a> {
         let mut old = Self {
             text,
             root,
-            env,
+            env: env.clone(),
             master_key: None,
             database_url: None,
             redis: Vec::new(),
             buffers_spend: false,
         };
+        let given = old.variables().into_iter();
+        let given = given.filter_map(|(key, value)| Some((key.text()?, old.value(value)?)));
+        let given: Vec<_> = given
+            .map(|(name, value)| (name.to_owned(), value.into()))
+            .collect();
+        old.env.extend(given);
         let general = |name: &str| {
-            let node = old.root.as_deref()?.get("general_settings")?.get(name)?;
-            let value = old.value(node)?;
-            let source = match node.text()?.strip_prefix("os.environ/") {
-                Some(name) => name.to_owned(),
-                None => format!("general_settings.{name}"),
+            let general = old
+                .root
+                .as_deref()
+                .and_then(|root| root.get("general_settings"));
+            let Some(node) = general.and_then(|general| general.get(name)) else {
+                return Ok(None);
             };
-            Some((SecretString::from(value), source))
+            let reference = node
+                .text()
+                .and_then(|text| text.strip_prefix("os.environ/"));
+            if let Some(variable) = reference.filter(|name| !old.env.contains_key(*name)) {
+                return Err(Failure::new(format!(
+                    "Docker does not show {variable}, which is general_settings.{name} of the old configuration"
+                ))
+                .hint(format!(
+                    "an entrypoint or a secret file may set it: in the compose file, write it into `environment:` of the gateway's service, and run `docker compose up -d`; if nothing sets it, remove {name} from the configuration"
+                )));
+            }
+            let source = reference.map_or(format!("general_settings.{name}"), str::to_owned);
+            let value = old.value(node).map(SecretString::from);
+            Ok(value.map(|value| (value, source)))
         };
-        let (master_key, database_url) = (general("master_key"), general("database_url"));
+        let (master_key, database_url) = (general("master_key")?, general("database_url")?);
         let buffers = old.root.as_deref().and_then(|root| {
             let general = root.get("general_settings")?;
             general.get("use_redis_transaction_buffer")?.text()
@@ -120,6 +164,20 @@ impl<'a> Old<'a> {
         old.redis = redis;
         old.buffers_spend = buffers_spend;
         Ok(old)
+    }
+
+    /// The variables that the configuration sets.
+    fn variables(&self) -> Vec<(&Node, &Node)> {
+        let root = self.root.as_deref();
+        let section = root.and_then(|root| root.get("environment_variables"));
+        section.map_or(Vec::new(), Node::entries)
+    }
+
+    /// Whether the cache is one of meanings, for which a server needs a module.
+    pub(crate) fn is_semantic(&self) -> bool {
+        let sections = self.sections().into_iter();
+        let mut kinds = sections.filter_map(|(section, _)| section.get("type")?.text());
+        kinds.any(|kind| kind == "redis-semantic")
     }
 
     /// The sections that name a Redis, with what their keys begin with.
@@ -195,37 +253,42 @@ impl<'a> Old<'a> {
         ] {
             scalar(general.and_then(|general| general.get(name)), new);
         }
-        let keys = [
-            ("host", "os.environ/REDIS_HOST"),
-            ("port", "os.environ/REDIS_PORT"),
-            ("password", "os.environ/REDIS_PASSWORD"),
-        ];
-        let of_router = [
-            ("redis_host", "os.environ/REDIS_HOST"),
-            ("redis_port", "os.environ/REDIS_PORT"),
-            ("redis_password", "os.environ/REDIS_PASSWORD"),
-        ];
         let sections = if rewrite.cache {
             self.sections()
         } else {
             Vec::new()
         };
         let mut lines = Vec::new();
+        for (key, value) in self.variables() {
+            let (name, old) = (
+                key.text().unwrap_or_default(),
+                value.text().unwrap_or_default(),
+            );
+            if is_of_units(name) && old.strip_prefix("os.environ/") != Some(name) {
+                lines.push(Edit::Line {
+                    at: key.at,
+                    key: name.to_owned(),
+                    old: old.to_owned(),
+                    new: &[],
+                });
+            }
+        }
         for (section, prefix) in sections {
-            let new = if prefix.is_empty() { keys } else { of_router };
+            let new = if prefix.is_empty() { &CACHE } else { &ROUTER };
             if self.server(section, prefix).is_none() {
                 continue;
             }
-            if let Some((key, _)) = Self::url(section) {
+            if let Some((key, value)) = Self::url(section) {
                 lines.push(Edit::Line {
                     at: key.at,
                     key: key.text().unwrap_or_default().to_owned(),
+                    old: value.text().unwrap_or_default().to_owned(),
                     new,
                 });
                 continue;
             }
             for (name, new) in new {
-                scalar(section.get(name), new);
+                scalar(section.get(name), *new);
             }
         }
         edits.extend(lines);
@@ -298,14 +361,16 @@ fn apply(text: &str, mut edits: Vec<Edit>) -> Result<String> {
             .map_or(whole.len(), |(at, _)| at);
         match edit {
             Edit::Scalar { old, new, .. } => replace(whole, begin, &old, &new).ok_or_else(wrong)?,
-            Edit::Line { key, new, .. } => {
+            Edit::Line { key, old, new, .. } => {
                 let indent = &whole[..begin];
-                if !indent.trim().is_empty() || !whole[begin..].starts_with(&format!("{key}:")) {
+                let value = whole[begin..].strip_prefix(&format!("{key}:"));
+                if !indent.trim().is_empty() || value.is_none_or(|value| !value.contains(&old)) {
                     return Err(wrong().into());
                 }
+                let new = new.iter();
                 *whole = new
                     .map(|(key, value)| format!("{indent}{key}: {value}\n"))
-                    .concat();
+                    .collect();
             }
         }
     }

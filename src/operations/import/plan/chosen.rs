@@ -1,5 +1,6 @@
 //! Which containers are the old deployment, and which of them reaches which.
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use secrecy::ExposeSecret;
@@ -8,6 +9,7 @@ use super::keys::MASTER;
 use super::servers::{address, database_url};
 use crate::error::{Failure, Result};
 use crate::host::docker::Container;
+use crate::litellm::config::is_loopback;
 use crate::operations::backup::database::parse_url;
 
 /// The containers of one compose deployment.
@@ -35,31 +37,58 @@ pub(super) fn is_postgres(container: &Container) -> bool {
             .any(|word| name.contains(word))
 }
 
+fn is_redis(container: &Container) -> bool {
+    let name = image_name(container);
+    name.contains("redis") || name.contains("valkey")
+}
+
+pub(super) fn is_litellm(container: &Container) -> bool {
+    image_name(container).contains("litellm")
+}
+
+/// An image with another name may be LiteLLM, too; but an `env_file` gives the key to every service.
 fn is_gateway(container: &Container) -> bool {
-    let is_litellm = image_name(container).contains("litellm");
-    is_litellm || container.config.env.contains_key(MASTER) && !is_postgres(container)
+    let has_key = container.config.env.contains_key(MASTER);
+    is_litellm(container) || has_key && !is_postgres(container) && !is_redis(container)
 }
 
 impl<'a> Chosen<'a> {
-    /// The deployment in `directory`, and its gateway: `service`, or the only one that can be it.
+    /// The deployment in `directory`, of `project` or the only one there, and its gateway: `service`, or the only one that
+    /// can be it.
     ///
     /// # Errors
     /// When there is none, or several; with the candidates.
     pub(crate) fn new(
         all: &'a [Container],
         directory: &Path,
+        project: Option<&str>,
         service: Option<&str>,
     ) -> Result<Self> {
-        let (own, foreign): (Vec<_>, Vec<_>) = all
-            .iter()
-            .partition(|container| container.directory() == Some(directory));
+        let (own, foreign): (Vec<_>, Vec<_>) = all.iter().partition(|container| {
+            container.directory() == Some(directory)
+                && (project.is_none() || container.project() == project)
+        });
+        let projects: BTreeSet<&str> = own.iter().filter_map(|one| one.project()).collect();
+        if let (Some(first), true) = (projects.first(), projects.len() > 1) {
+            let place = directory.display();
+            let names: Vec<&str> = projects.iter().copied().collect();
+            return Err(Failure::new(format!(
+                "the compose file in {place} has several projects: {}",
+                names.join(", ")
+            ))
+            .hint(format!(
+                "name one: `litellm-units import --project {first} {place}`"
+            ))
+            .into());
+        }
         if own.is_empty() {
             let elsewhere = foreign
                 .iter()
                 .filter(|container| is_gateway(container))
                 .find_map(|container| container.directory());
+            let of = project.map_or(String::new(), |name| format!(" of the project {name}"));
             return Err(Failure::new(format!(
-                "Docker has no container of a compose file in {}",
+                "Docker has no container{of} of a compose file in {}",
                 directory.display()
             ))
             .hint(match elsewhere {
@@ -68,10 +97,12 @@ impl<'a> Chosen<'a> {
             })
             .into());
         }
+        let by_image = own.iter().any(|container| is_litellm(container));
         let mut candidates: Vec<&str> = own
             .iter()
             .filter(|container| match service {
                 Some(service) => container.service() == service,
+                None if by_image => is_litellm(container),
                 None => is_gateway(container),
             })
             .map(|container| container.service())
@@ -166,26 +197,36 @@ impl<'a> Chosen<'a> {
         self.server_of(self.gateway(), host, port)
     }
 
-    /// The container that `client` reaches as `host:port`.
+    /// The container that `client` reaches as `host:port`, a running one first.
     fn server_of(&self, client: &Container, host: &str, port: u16) -> Option<&'a Container> {
+        let is_own = is_loopback(host);
+        // In a network of its own, a container is itself there.
         let is_this_host =
-            ["localhost", "127.0.0.1", "::1", "host.docker.internal"].contains(&host);
-        self.all.iter().find(|container| {
-            if is_this_host {
-                let published = container.published();
-                let wanted = format!(":{port}");
-                published
+            host == "host.docker.internal" || is_own && client.host_config.network_mode == "host";
+        let leads = |address: &str| {
+            address.rsplit_once(':').is_some_and(|(at, own)| {
+                let at = at.trim_matches(['[', ']']);
+                let is_any = !is_own || ["0.0.0.0", "::", host].contains(&at);
+                own == port.to_string() && (is_any || host == "localhost" && is_loopback(at))
+            })
+        };
+        let found = self.all.iter().filter(|container| {
+            let is_found = if is_this_host {
+                container
+                    .published()
                     .iter()
-                    .any(|(address, _)| address.ends_with(&wanted))
+                    .any(|(address, _)| leads(address))
             } else {
                 container.is_reached_by(client, host)
-            }
-        })
+            };
+            is_found && !container.is_one_off()
+        });
+        found.min_by_key(|container| !container.state.running)
     }
 
-    /// A running container beside the gateway's that has the same database as its own.
-    pub(super) fn writer(&self, server: &Container, database: &str) -> Option<&'a Container> {
-        self.all.iter().find(|client| {
+    /// The running programs beside the gateway that have the same database as their own.
+    pub(super) fn writers(&self, server: &Container, database: &str) -> Vec<&'a Container> {
+        let writers = self.all.iter().filter(|client| {
             let is_gateway = || self.gateways.iter().any(|one| one.name() == client.name());
             let reaches = || {
                 let url = database_url(&client.config.env)?;
@@ -194,8 +235,11 @@ impl<'a> Chosen<'a> {
                 let found = self.server_of(client, &host, port)?;
                 Some(name == database && found.name() == server.name())
             };
-            client.state.running && !is_gateway() && reaches() == Some(true)
-        })
+            // An `env_file` gives the URL to the servers themselves, too.
+            let is_server = is_postgres(client) || is_redis(client);
+            client.state.running && !is_server && !is_gateway() && reaches() == Some(true)
+        });
+        writers.collect()
     }
 }
 
@@ -253,8 +297,78 @@ mod tests {
         for container in &mut ended {
             container.state.running = container.service() != "worker";
         }
-        let chosen = Chosen::new(&ended, Path::new("/root/rec/parts"), None).unwrap();
+        let chosen = Chosen::new(&ended, Path::new("/root/rec/parts"), None, None).unwrap();
         assert_eq!(chosen.gateway().service(), "gateway");
+    }
+
+    #[test]
+    fn several_projects_of_one_file() {
+        let mut all = containers("example");
+        let mut staging = containers("example");
+        for (one, project) in [(&mut all, "prod"), (&mut staging, "staging")] {
+            for container in one {
+                let labels = &mut container.config.labels;
+                labels.insert("com.docker.compose.project".into(), project.into());
+            }
+        }
+        all.append(&mut staging);
+        let directory = Path::new("/root/rec/example");
+        assert_eq!(
+            refusal(&Chosen::new(&all, directory, None, None).unwrap_err()),
+            (
+                "the compose file in /root/rec/example has several projects: prod, staging".into(),
+                "name one: `litellm-units import --project prod /root/rec/example`".into()
+            )
+        );
+        let chosen = Chosen::new(&all, directory, Some("staging"), None).unwrap();
+        assert_eq!(chosen.gateways.len(), 1);
+        assert_eq!(chosen.gateway().project(), Some("staging"));
+    }
+
+    /// An `env_file` of all services.
+    #[test]
+    fn an_app_with_the_master_key_is_no_gateway() {
+        let mut all = containers("example");
+        for container in &mut all {
+            container.config.env.insert(MASTER.into(), "sk-1".into());
+        }
+        let chosen = Chosen::new(&all, Path::new("/root/rec/example"), None, None).unwrap();
+        assert_eq!(chosen.gateway().service(), "litellm");
+    }
+
+    #[test]
+    fn the_server_that_runs() {
+        let mut all = containers("llm");
+        let database = all.iter().find(|one| one.service() == "db").unwrap();
+        let (mut ended, mut command) = (database.clone(), database.clone());
+        ended.state.running = false;
+        ended.config.image.clear();
+        command.config.image.clear();
+        let labels = &mut command.config.labels;
+        labels.insert("com.docker.compose.oneoff".into(), "True".into());
+        all.splice(0..0, [ended, command]);
+        let chosen = Chosen::new(&all, Path::new("/root/llm"), None, None).unwrap();
+        assert_eq!(
+            chosen.server("db", 5432).unwrap().config.image,
+            "postgres:17.7"
+        );
+    }
+
+    #[test]
+    fn servers_at_the_address_of_the_host() {
+        let all = containers("network");
+        let chosen = Chosen::new(&all, Path::new("/root/rec/network"), None, None).unwrap();
+        for (host, port, found) in [
+            ("localhost", 5433, Some("vectors")),
+            ("127.0.0.1", 6380, Some("keys")),
+            ("host.docker.internal", 6380, Some("keys")),
+            ("127.0.0.2", 6380, None),
+            ("::1", 6380, None),
+            ("localhost", 5432, None),
+        ] {
+            let server = chosen.server(host, port).map(Container::service);
+            assert_eq!(server, found, "{host}:{port}");
+        }
     }
 
     #[test]
@@ -274,7 +388,11 @@ mod tests {
     fn options_of_a_shell() {
         let directory = Path::new("/root/rec/network");
         let mut all = containers("network");
-        let path = |all: &[Container]| Chosen::new(all, directory, None).unwrap().config_path();
+        let path = |all: &[Container]| {
+            Chosen::new(all, directory, None, None)
+                .unwrap()
+                .config_path()
+        };
         assert_eq!(path(&all).unwrap(), "/srv/proxy.yaml");
         for (args, expected) in [
             (

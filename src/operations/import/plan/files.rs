@@ -1,9 +1,12 @@
 //! The mounted files, and where they go in config/.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
-use super::Maker;
+use secrecy::ExposeSecret;
+
+use super::{Inside, Maker};
+use crate::host::docker::Mount;
 
 /// Where the gateway's container has config/.
 const CONFIG: &str = "/app/config";
@@ -27,6 +30,15 @@ impl Maker<'_> {
                 directory.and_then(|directory| Path::new(path).strip_prefix(directory).ok());
             let has_config = directory.is_some_and(|directory| directory.starts_with(path));
             let is_file = is_file(&mount.source);
+            if let Some(directory) = directory.filter(|_| has_config && !is_file)
+                && directory != Path::new(path)
+            {
+                let directory = directory.display();
+                self.note(
+                    format!("{path}, except {directory}"),
+                    format!("only the directory of the configuration ({directory}) is copied: copy other files that the gateway needs into config/, and correct their paths"),
+                );
+            }
             let to: PathBuf = match relative {
                 // The directory of the configuration, or one above it, of which only this one counts.
                 _ if has_config && !is_file => PathBuf::new(),
@@ -57,5 +69,69 @@ impl Maker<'_> {
             files.push((from, to));
         }
         (files, renamed)
+    }
+
+    /// Notes the files that compose has copied into the container, such as a secret of `environment:`, and that a variable
+    /// or the configuration names.
+    pub(super) fn copied(&mut self, inside: &Inside) {
+        let gateway = self.chosen.gateway();
+        let is_other = |c: char| c.is_whitespace() || "'\",[]{}".contains(c);
+        let config = inside.config.as_deref().unwrap_or_default();
+        let named: BTreeSet<&str> = config.split(is_other).collect();
+        for path in &inside.added {
+            let is_mounted = |mount: &Mount| Path::new(path).starts_with(&mount.destination);
+            let is_named = named.contains(path.as_str())
+                || self
+                    .given
+                    .values()
+                    .any(|value| value.expose_secret() == path);
+            if is_named
+                && self.chosen.config_path().as_ref() != Some(path)
+                && !gateway.mounts.iter().any(is_mounted)
+            {
+                let name = gateway.name();
+                self.note(
+                    format!("{path}, which is in the container alone"),
+                    format!("if the gateway needs it: `docker cp {name}:{path} FILE`, put it into files/, and write /app/files/FILE where {path} is named"),
+                );
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::operations::import::plan::fixtures::{llm, noted, plan_of};
+
+    #[test]
+    fn files_that_are_not_copied() {
+        let mut all = llm(|env| {
+            env.insert("A_KEY".into(), "/run/secrets/a".into());
+        });
+        for container in all.iter_mut().filter(|one| one.service() == "litellm") {
+            container.args = vec!["--config=/app/config/prod/c.yaml".into()];
+            container.mounts.truncate(1);
+            container.mounts[0].destination = "/app/config".into();
+            container.mounts[0].source = "/root/llm/config".into();
+        }
+        let inside = Inside {
+            config: Some("x: {y: '/run/secrets/b'}\n".into()),
+            added: [
+                "/run/secrets/a",
+                "/run/secrets/b",
+                "/run/secrets/c",
+                "/app/config",
+            ]
+            .map(str::to_owned)
+            .to_vec(),
+            ..Inside::default()
+        };
+        let plan = plan_of(&all, "/root/llm", None, &inside).unwrap();
+        assert!(
+            noted(&plan).starts_with("/app/config, except /app/config/prod\n/run/secrets/a, which is in the container alone\n/run/secrets/b, which is in the container alone\naddress"),
+            "{}",
+            noted(&plan)
+        );
     }
 }

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use secrecy::SecretString;
 
 use super::images::{qualified, repository};
-use super::{Chosen, Plan};
+use super::{Chosen, Inside, Plan};
 use crate::error::Result;
 use crate::host::docker::{Container, DockerImage};
 
@@ -42,7 +42,21 @@ pub(super) fn plan(
     service: Option<&str>,
     config: Option<&str>,
 ) -> Result<Plan> {
-    let chosen = Chosen::new(all, Path::new(directory), service)?;
+    let config = config.map(str::to_owned);
+    let inside = Inside {
+        config,
+        ..Inside::default()
+    };
+    plan_of(all, directory, service, &inside)
+}
+
+pub(super) fn plan_of(
+    all: &[Container],
+    directory: &str,
+    service: Option<&str>,
+    inside: &Inside,
+) -> Result<Plan> {
+    let chosen = Chosen::new(all, Path::new(directory), None, service)?;
     let name = repository(&qualified(&chosen.gateway().config.image)).to_owned();
     let is_file = |path: &str| path.contains('.');
     let mut drawn = 0;
@@ -51,12 +65,18 @@ pub(super) fn plan(
         bytes.fill(drawn);
         Ok(())
     };
-    Plan::new(&chosen, &image_of(&name), config, &is_file, &mut random)
+    Plan::new(&chosen, &image_of(&name), inside, &is_file, &mut random)
 }
 
 pub(super) fn refusal(error: &anyhow::Error) -> (String, String) {
     let hint = crate::error::hint(error).unwrap_or_default().to_owned();
     (error.to_string(), hint)
+}
+
+/// What the notes of a plan are about.
+pub(super) fn noted(plan: &Plan) -> String {
+    let notes = plan.notes.iter().map(|note| note.what.as_str());
+    notes.collect::<Vec<_>>().join("\n")
 }
 
 /// Changes what the gateway of `llm` has.

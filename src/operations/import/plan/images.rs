@@ -113,7 +113,7 @@ mod tests {
     #[test]
     fn an_image_without_a_version() {
         let all = containers("example");
-        let chosen = Chosen::new(&all, Path::new("/root/rec/example"), None).unwrap();
+        let chosen = Chosen::new(&all, Path::new("/root/rec/example"), None, None).unwrap();
         let built = DockerImage {
             repo_digests: Vec::new(),
             ..image_of("x")

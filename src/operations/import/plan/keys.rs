@@ -41,7 +41,7 @@ impl Maker<'_> {
                 "the new one gets a master key, and every client needs a key of its own: `litellm-units key create`",
             );
         }
-        let salt = match (self.chosen.gateway().config.env.get(SALT), master) {
+        let salt = match (self.given.get(SALT), master) {
             (Some(value), _) if value.expose_secret().is_empty() => Some(Salt {
                 value: String::new().into(),
                 source: "empty, as LITELLM_SALT_KEY of the old gateway is",

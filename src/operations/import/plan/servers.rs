@@ -5,10 +5,13 @@ use std::collections::BTreeMap;
 use secrecy::{ExposeSecret, SecretString};
 
 use super::Maker;
-use super::chosen::is_postgres;
+use super::chosen::{is_litellm, is_postgres};
+use super::images::{qualified, repository};
+use crate::deployment::settings::DEFAULT_REDIS_IMAGE;
 use crate::error::{Failure, Result};
 use crate::host::docker::BY_HAND;
 use crate::image::ImageReference;
+use crate::litellm::config::is_loopback;
 use crate::operations::backup::database::parse_url;
 use crate::operations::import::rewrite;
 use crate::random::{Random, password};
@@ -47,6 +50,7 @@ impl Maker<'_> {
             Failure::new("DATABASE_URL of the old gateway is not a URL with a host").hint(by_hand())
         })?;
         let Some(server) = self.chosen.server(&host, port) else {
+            refuse_loopback("database", &host)?;
             self.put("DATABASE_URL", url.expose_secret())?;
             return Ok(None);
         };
@@ -69,7 +73,10 @@ impl Maker<'_> {
             .into());
         }
         let (mut variables, name) = parse_url(&url)?;
-        if let Some(other) = self.chosen.writer(server, &name) {
+        let (gateways, others): (Vec<_>, Vec<_>) =
+            { self.chosen.writers(server, &name).into_iter() }
+                .partition(|writer| is_litellm(writer));
+        if let Some(other) = gateways.first() {
             let other_name = other.name();
             return Err(Failure::new(format!(
                 "the container {other_name} ({}) writes to the gateway's database, too (DATABASE_URL), and would go on writing to the old one",
@@ -79,6 +86,13 @@ impl Maker<'_> {
                 "stop it: `docker update --restart=no {other_name} && docker stop {other_name}`, then run the same command again"
             ))
             .into());
+        }
+        if !others.is_empty() {
+            let names: Vec<&str> = others.iter().map(|other| other.name()).collect();
+            self.note(
+                format!("containers with the DATABASE_URL of the gateway ({})", names.join(", ")),
+                "one that writes to the database goes on writing to the old one: stop it before the import",
+            );
         }
         // Inside its own container, where it has its own port.
         let own = server
@@ -132,15 +146,48 @@ impl Maker<'_> {
             .value("REDIS_URL")
             .and_then(|url| rewrite::Redis::of_url(&url));
         let servers = of_env.into_iter().chain(of_url).chain(old.redis.clone());
-        // The first one decides.
-        if let Some(server) = servers.into_iter().next() {
-            let port = server.port.as_deref().and_then(|port| port.parse().ok());
-            if let Some(found) = self.chosen.server(&server.host, port.unwrap_or(6379)) {
+        let servers: Vec<_> = servers
+            .map(|server| {
+                let port = server.port.as_deref().and_then(|port| port.parse().ok());
+                let port: u16 = port.unwrap_or(6379);
+                let found = self.chosen.server(&server.host, port);
+                let place = match found {
+                    Some(found) => format!("container {}", found.name()),
+                    None => format!("{}:{port}", server.host),
+                };
+                (server, found, place)
+            })
+            .collect();
+        if let Some((server, found, place)) = servers.first() {
+            if let Some((.., other)) = servers.iter().find(|(.., other)| other != place) {
+                return Err(Failure::new(format!(
+                    "the old gateway has two servers of Redis, {place} and {other}, and the new one can have only one"
+                ))
+                .hint("let the variables REDIS_… and the configuration name the same one, and run `docker compose up -d`")
+                .into());
+            }
+            if let Some(found) = found {
+                let image = qualified(&found.config.image);
+                let is_official = ["docker.io/library/redis", "docker.io/valkey/valkey"];
+                if old.is_semantic() {
+                    return Err(Failure::new(format!(
+                        "the old configuration has a cache of type redis-semantic, for which {DEFAULT_REDIS_IMAGE} lacks the module"
+                    ))
+                    .hint("write `type: redis` into the old configuration; or let it name an external server that has the module, and restart the old gateway")
+                    .into());
+                }
+                if !is_official.contains(&repository(&image)) {
+                    self.note(
+                        format!("image {} of service {}", found.config.image, found.service()),
+                        format!("{DEFAULT_REDIS_IMAGE} is used, which lacks the modules of the other image; for another one, add REDIS_IMAGE to .env"),
+                    );
+                }
                 return Ok(Some(OldCache {
                     container: found.name().to_owned(),
                     service: found.service().to_owned(),
                 }));
             }
+            refuse_loopback("Redis", &server.host)?;
             self.put("REDIS_HOST", &server.host)?;
             self.put("REDIS_PORT", server.port.as_deref().unwrap_or("6379"))?;
             if let Some(password) = &server.password {
@@ -158,6 +205,20 @@ impl Maker<'_> {
             None => Ok(None),
         }
     }
+}
+
+/// Refuses an address that is the new gateway's container itself.
+fn refuse_loopback(what: &str, host: &str) -> Result<()> {
+    if !is_loopback(host) {
+        return Ok(());
+    }
+    Err(Failure::new(format!(
+        "the old gateway's {what} is at {host}, and no container of Docker publishes it there; in the new gateway's container, that address is the container itself"
+    ))
+    .hint(format!(
+        "let the server listen on an address of this host that containers reach, too, and write that address instead of {host} in the compose file or the configuration; then run `docker compose up -d`"
+    ))
+    .into())
 }
 
 /// `DATABASE_URL` of the parts of which LiteLLM makes it.
@@ -200,7 +261,9 @@ pub(super) fn address(url: &str, port: u16) -> Option<(String, u16)> {
 #[cfg(test)]
 mod tests {
     use crate::host::docker::Container;
-    use crate::operations::import::plan::fixtures::{containers, fixture, llm, plan, refusal};
+    use crate::operations::import::plan::fixtures::{
+        containers, fixture, llm, noted, plan, refusal,
+    };
 
     #[test]
     fn tables_in_another_schema() {
@@ -252,8 +315,66 @@ mod tests {
             .config
             .env
             .insert("DATABASE_URL".into(), url.into());
+        // Another program only may write, and the servers have the URL by an `env_file`.
+        let services = all.clone();
+        for (container, service) in all.iter_mut().zip(services) {
+            if service.service() != "litellm" {
+                let env = &mut container.config.env;
+                env.insert("DATABASE_URL".into(), url.into());
+            }
+        }
+        all[last].config.image = "app:1".into();
+        let found = plan(&all, "/root/llm", None, None).unwrap();
+        let expected = "containers with the DATABASE_URL of the gateway (worker)\n";
+        assert!(noted(&found).contains(expected), "{}", noted(&found));
         all[last].state.running = false;
-        plan(&all, "/root/llm", None, None).unwrap();
+        assert!(!noted(&plan(&all, "/root/llm", None, None).unwrap()).contains(expected));
+    }
+
+    #[test]
+    fn servers_that_the_new_gateway_can_not_have() {
+        for (name, value, config, expected) in [
+            (
+                "DATABASE_URL",
+                "postgresql://a:b@localhost/c",
+                "",
+                "the old gateway's database is at localhost, ",
+            ),
+            (
+                "REDIS_HOST",
+                "127.0.0.1",
+                "",
+                "the old gateway's Redis is at 127.0.0.1, ",
+            ),
+            (
+                "REDIS_HOST",
+                "cache",
+                "{host: e.example.org}",
+                "the old gateway has two servers of Redis, container llm-cache-1 and e.example.org:6379, ",
+            ),
+            (
+                "X",
+                "",
+                "{host: cache, type: redis-semantic}",
+                "the old configuration has a cache of type redis-semantic, ",
+            ),
+        ] {
+            let all = llm(|env| drop(env.insert(name.into(), value.into())));
+            let config = format!("litellm_settings:\n  cache_params: {config}\n");
+            let error = plan(&all, "/root/llm", None, Some(&config)).unwrap_err();
+            assert!(error.to_string().starts_with(expected), "{error}");
+        }
+    }
+
+    #[test]
+    fn another_image_of_redis() {
+        let mut all = llm(|env| drop(env.insert("REDIS_HOST".into(), "cache".into())));
+        for container in all.iter_mut().filter(|one| one.service() == "cache") {
+            container.config.image = "redis/redis-stack-server:7.4.0".into();
+        }
+        let plan = plan(&all, "/root/llm", None, None).unwrap();
+        let expected = "image redis/redis-stack-server:7.4.0 of service cache";
+        assert!(noted(&plan).contains(expected), "{}", noted(&plan));
     }
 
     #[test]

@@ -20,6 +20,7 @@ impl Plan {
             "gateway",
             format!("service {}, {}{digest}", self.service, self.image),
         );
+        row("to stop", self.running.join(", "));
         row(
             "database",
             match (&self.database, self.is_external) {

@@ -6,7 +6,7 @@ use secrecy::ExposeSecret;
 
 use super::Maker;
 use super::chosen::{option, words};
-use crate::deployment::variables::is_refused;
+use crate::deployment::variables::{Recipient, is_name, is_refused, recipient};
 use crate::error::Result;
 use crate::operations::import::rewrite;
 
@@ -41,7 +41,8 @@ impl Maker<'_> {
     ) -> Result<()> {
         let local_cache = self.env.get("REDIS_HOST").is_none();
         let mut of_address = Vec::new();
-        for (name, value) in self.given.clone() {
+        let mut of_others = Vec::new();
+        for (name, value) in self.own.clone() {
             let value = value.expose_secret();
             let of_database = name == "DATABASE_URL"
                 || DATABASE_PARTS.contains(&name.as_str())
@@ -57,6 +58,11 @@ impl Maker<'_> {
             {
                 continue;
             }
+            // Here, such a name would be a setting of litellm-units.
+            if !is_name(&name) || recipient(&name) == Recipient::Units {
+                of_others.push(name);
+                continue;
+            }
             let moved = rewrite::new_path(value, renamed);
             self.put(&name, moved.as_deref().unwrap_or(value))?;
         }
@@ -66,6 +72,12 @@ impl Maker<'_> {
                 "systemd holds the address; TLS is for a reverse proxy (docs/reverse-proxy.md)",
             );
         }
+        if !of_others.is_empty() {
+            self.note(
+                format!("variables {}", of_others.join(", ")),
+                "in .env, they would be settings of litellm-units, or are no names; add what you need to .env afterwards",
+            );
+        }
         let words = words(self.chosen.gateway());
         if let Some(workers) = option(&words, &["--num_workers"])
             && self.env.get("NUM_WORKERS").is_none()
@@ -73,5 +85,22 @@ impl Maker<'_> {
             self.put("NUM_WORKERS", &workers)?;
         }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::operations::import::plan::fixtures::{llm, noted, plan};
+
+    #[test]
+    fn variables_that_would_be_settings_here() {
+        let all = llm(|env| {
+            for name in ["BACKUP_URL", "NOTIFY_COMMAND", "my.name"] {
+                env.insert(name.into(), "x".into());
+            }
+        });
+        let plan = plan(&all, "/root/llm", None, None).unwrap();
+        assert!(noted(&plan).contains("variables BACKUP_URL, NOTIFY_COMMAND, my.name"));
+        assert_eq!(plan.env.get("BACKUP_URL"), None);
     }
 }

@@ -363,15 +363,18 @@ environment_variables:
   OTHER_KEY: os.environ/OPENAI_API_KEY
   OPENAI_API_KEY: os.environ/OPENAI_API_KEY
   LANGFUSE_HOST: http://langfuse
+  DATABASE_URL: x
 ",
         "\
-c.yaml:3:3: error: REDIS_PASSWORD is set here, over the value that the gateway gets
+c.yaml:3:3: warning: REDIS_PASSWORD is set here, over the value that the gateway gets
   hint: remove the line; a value of your own belongs into .env
 c.yaml:3:19: warning: REDIS_PASSWORD looks like a secret in clear text
   hint: move the value to a variable of .env, and write os.environ/NAME here
-c.yaml:4:3: error: LITELLM_MODE is set here, over the value that the gateway gets
+c.yaml:4:3: warning: LITELLM_MODE is set here, over the value that the gateway gets
   hint: remove the line; a value of your own belongs into .env
 c.yaml:5:3: warning: OTHER_KEY is set here, over the value that the gateway gets
+  hint: remove the line; a value of your own belongs into .env
+c.yaml:8:3: error: DATABASE_URL is set here, over the value that the gateway gets
   hint: remove the line; a value of your own belongs into .env
 ",
     );

@@ -72,6 +72,8 @@ pub(crate) enum Command {
     Restart(Restart),
     /// Show the logs of services, from the journal
     Logs(Logs),
+    /// Have LiteLLM write debug logs for a limited time, without a restart
+    Debug(Debug),
     /// Run a command in a service's container
     Exec(Exec),
     /// Show whether the gateway is ready
@@ -138,6 +140,11 @@ impl Command {
             Self::Stop(_) => (true, "stop"),
             Self::Restart(_) => (true, "restart"),
             // With --missing, the units call it at each start.
+            Self::Debug(debug) => match debug.command {
+                Some(DebugCommand::On { .. }) => (true, "debug on"),
+                Some(DebugCommand::Off) => (true, "debug off"),
+                None => (false, "debug"),
+            },
             Self::Pull(pull) => (!pull.missing, "pull"),
             Self::Trust(trust) => (!trust.dry_run, "trust"),
             Self::Key(key) => return key.change(),
@@ -355,6 +362,31 @@ pub(crate) struct Tail(pub(crate) Option<u32>);
 
 #[derive(Debug, Args)]
 #[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "Without a command, show whether they are on. Debug logs contain prompts, answers and headers.\n\nExamples:\n  litellm-units debug on\n  litellm-units debug on --for 1h\n  litellm-units debug\n  litellm-units debug off"
+)]
+pub(crate) struct Debug {
+    #[command(subcommand)]
+    pub(crate) command: Option<DebugCommand>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DebugCommand {
+    /// Turn debug logs on in every running gateway, or set another end
+    On {
+        /// Time after which they end, with s, m or h; 24h at most
+        #[arg(long = "for", value_name = "TIME", default_value = "15m", value_parser = limit)]
+        limit: Duration,
+    },
+    /// Turn debug logs off
+    Off,
+}
+
+#[derive(Debug, Args)]
+#[command(
     override_usage = "litellm-units exec [OPTIONS] <SERVICE> [--] <COMMAND>...",
     after_help = "Examples:\n  litellm-units exec postgres psql -U litellm\n  litellm-units exec -T redis -- redis-cli info memory"
 )]
@@ -544,6 +576,25 @@ fn seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// No longer than `units/serve.py` accepts.
+fn limit(text: &str) -> Result<Duration, String> {
+    let number = text.trim_end_matches(['s', 'm', 'h']);
+    let unit = match &text[number.len()..] {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => 0,
+    };
+    match number
+        .parse::<u64>()
+        .ok()
+        .and_then(|number| number.checked_mul(unit))
+    {
+        Some(seconds @ 1..=86_400) => Ok(Duration::from_secs(seconds)),
+        _ => Err("not a number with s, m or h, such as 15m, of 24h at most".into()),
+    }
+}
+
 fn tail(text: &str) -> Result<Tail, String> {
     match text.parse() {
         Ok(lines) => Ok(Tail(Some(lines))),
@@ -581,6 +632,28 @@ mod tests {
     use super::*;
 
     #[test]
+    fn limits_of_debug_logs() {
+        for (text, expected) in [
+            ("90s", Some(90)),
+            ("15m", Some(900)),
+            ("24h", Some(86_400)),
+            ("25h", None),
+            ("0m", None),
+            ("15", None),
+            ("1d", None),
+            ("1hm", None),
+            ("-1m", None),
+            ("99999999999999999999h", None),
+        ] {
+            assert_eq!(
+                limit(text).ok(),
+                expected.map(Duration::from_secs),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
     fn what_is_recorded() {
         for (words, expected) in [
             ("generate", Some("generate")),
@@ -590,6 +663,9 @@ mod tests {
             ("apply --dry-run", None),
             ("down --remove", Some("down --remove")),
             ("import --undo", Some("import --undo")),
+            ("debug", None),
+            ("debug on --for 90s", Some("debug on")),
+            ("debug off", Some("debug off")),
             ("pull", Some("pull")),
             ("pull --missing redis", None),
             ("key create shop", Some("key create")),

@@ -68,6 +68,9 @@ pub const SERVE: &str = concat!(
 /// database has, for the gateway to compare with the one of its release.
 pub const SCHEMA: &str = "schema";
 
+/// The directory beside it with the time until which the gateways write debug logs.
+pub const DEBUG: &str = "debug";
+
 /// The first user and group ID of the host that the processes of a service have with `USER_NAMESPACES`.
 ///
 /// All lie between those that systemd gives out to containers and its foreign IDs, above those of `useradd` and of the

@@ -15,6 +15,7 @@ use crate::host::podman::PodmanVersion;
 use crate::host::ssh::RemoteHost;
 use crate::host::systemd::Features;
 use crate::operations::stack::LogSource;
+use crate::quadlet::dev;
 use crate::service::Service;
 
 /// Run a LiteLLM gateway, with PostgreSQL and Redis, as Podman Quadlet and systemd units.
@@ -130,9 +131,11 @@ impl Command {
                 let reads = generate.dry_run || generate.check || generate.output.is_some();
                 (!reads, "generate")
             }
+            Self::Up(up) if up.dev => (true, "up --dev"),
             Self::Up(_) => (true, "up"),
             Self::Import(import) if import.undo => (true, "import --undo"),
             Self::Import(import) => (!import.dry_run, "import"),
+            Self::Down(down) if down.dev => (true, "down --dev"),
             Self::Down(down) if down.remove => (true, "down --remove"),
             Self::Down(_) => (true, "down"),
             Self::Apply(apply) => (!apply.dry_run, "apply"),
@@ -201,8 +204,19 @@ pub(crate) struct Generate {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  litellm-units up\n  litellm-units up --timeout 120")]
+#[command(
+    after_help = "Examples:\n  litellm-units up\n  litellm-units up --timeout 120\n  litellm-units up --dev --source ~/litellm    (docs/debugging.md)"
+)]
 pub(crate) struct Up {
+    /// Start LiteLLM for its development instead, with a database and a cache of its own
+    #[arg(long)]
+    pub(crate) dev: bool,
+    /// Checkout of LiteLLM that replaces the package in the image, with --dev; an edit is served at once
+    #[arg(long, value_name = "DIR", requires = "dev")]
+    pub(crate) source: Option<PathBuf>,
+    /// Port of the gateway on 127.0.0.1, with --dev; PostgreSQL has the next one, Redis the one after it
+    #[arg(long, requires = "dev", default_value_t = dev::PORT, hide_default_value = true, value_parser = clap::value_parser!(u16).range(1024..=65533))]
+    pub(crate) port: u16,
     /// Return when the gateway is ready (the default; accepted for compatibility with compose)
     #[arg(short, long, visible_alias = "wait")]
     pub(crate) detach: bool,
@@ -256,9 +270,15 @@ pub(crate) struct Accept {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  litellm-units down\n  litellm-units down --remove    (the deployment directory and its data stay)"
+    after_help = "Examples:\n  litellm-units down\n  litellm-units down --remove    (the deployment directory and its data stay)\n  litellm-units down --dev"
 )]
 pub(crate) struct Down {
+    /// Stop LiteLLM that `up --dev` has started instead, and remove its units; keep its data
+    #[arg(long, conflicts_with = "remove")]
+    pub(crate) dev: bool,
+    /// Also remove the database of development, with --dev
+    #[arg(long, requires = "dev")]
+    pub(crate) remove_data: bool,
     /// Also remove the units and their secrets in Podman; keep the data
     #[arg(long)]
     pub(crate) remove: bool,
@@ -663,6 +683,8 @@ mod tests {
             ("apply --dry-run", None),
             ("down --remove", Some("down --remove")),
             ("import --undo", Some("import --undo")),
+            ("up --dev --source checkout", Some("up --dev")),
+            ("down --dev --remove-data", Some("down --dev")),
             ("debug", None),
             ("debug on --for 90s", Some("debug on")),
             ("debug off", Some("debug off")),

@@ -122,7 +122,7 @@ fn use_of(command: &Command) -> Option<RemoteUse> {
         foreign: false,
     };
     match command {
-        Command::Down(arguments) if arguments.remove => Some(plain),
+        Command::Down(arguments) if arguments.remove || arguments.dev => Some(plain),
         Command::Start(_)
         | Command::Stop(_)
         | Command::Restart(_)

@@ -1,6 +1,7 @@
 //! From settings to unit files. Pure: the same settings give the same bytes.
 
 pub(crate) mod check;
+pub mod dev;
 pub mod escape;
 pub mod plan;
 
@@ -164,7 +165,7 @@ pub struct RenderContext<'a> {
     pub extras: &'a [Extra],
 }
 
-/// The names under which a file of ours may be found in `place`.
+/// The names under which a file of ours may be found in `place`, also one of development ([`dev::is_dev`]).
 #[must_use]
 pub fn is_ours_by_name(place: Place, name: &str) -> bool {
     let mut parts = name.rsplitn(2, '.');

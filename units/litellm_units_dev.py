@@ -6,6 +6,7 @@ uses run_server and uvicorn's Config and Server, and uvicorn's StatReload beside
 """
 
 import importlib.util
+import importlib._bootstrap_external as loaders
 import pathlib
 import pdb
 import select
@@ -16,6 +17,8 @@ import time
 
 SOURCE = pathlib.Path("/run/litellm-units/source")
 CONFIG = pathlib.Path("/app/config")
+# Compiled files of the checkout, which is read-only. Without them, each edit would compile all of LiteLLM again.
+CACHE = "/run/litellm-units/pycache"
 # Only the processes of this container reach it.
 BREAKPOINT = "/dev/shm/litellm-units.breakpoint"
 ATTACH = f"podman exec -it litellm-dev python3 {__file__} attach"
@@ -23,6 +26,17 @@ ATTACH = f"podman exec -it litellm-dev python3 {__file__} attach"
 ATTACH_TIMEOUT = 600
 # The same for the database and the cache to listen.
 SERVERS_TIMEOUT = 120
+
+
+def keep_compiled(name, *arguments, **options):
+    """Where Python has the compiled file of a source: for one of the checkout, in `CACHE`."""
+    place = in_source(name, *arguments, **options)
+    return f"{CACHE}{place.removeprefix(str(SOURCE))}" if place.startswith(f"{SOURCE}/") else place
+
+
+# In each process, since each runs this file first.
+in_source = loaders.cache_from_source
+loaders.cache_from_source = keep_compiled
 
 
 class Session(pdb.Pdb):

@@ -15,7 +15,8 @@ use crate::deployment::settings::{Cache, Database, Settings};
 use crate::error::{Failure, Result};
 use crate::host::capacity::Capacity;
 use crate::host::lock;
-use crate::host::systemd::LoadState;
+use crate::host::systemd::job::{JobType, Jobs};
+use crate::host::systemd::{ActiveState, LoadState};
 use crate::host::{self, Host, files, ownership};
 use crate::litellm::Client;
 use crate::output::{duration, shell_word};
@@ -35,6 +36,8 @@ const GATEWAY: &str = "litellm-dev.service";
 /// Timeout for one question whether the gateway is ready.
 const QUESTION_TIMEOUT: Duration = Duration::from_secs(5);
 const INTERVAL: Duration = Duration::from_millis(200);
+/// So many attempts of systemd mean that a unit fails.
+const RESTARTS: u64 = 3;
 
 /// The same host with the directory of development as its deployment.
 fn host_of(host: &Host) -> Host {
@@ -83,6 +86,8 @@ pub(crate) async fn up(
         .into());
     }
     completion.apply()?;
+    let cache = dev::cache(&host.paths);
+    std::fs::create_dir_all(&cache).with_context(|| format!("can't create {}", cache.display()))?;
     for change in &completion.changes {
         host.progress.done(&format!("prepare {change}"));
     }
@@ -114,12 +119,7 @@ pub(crate) async fn up(
         stop(host, timeout).await?;
         apply(host, &plan).await?;
     }
-    let begin = Instant::now();
-    stack::run(host, TARGET, timeout).await?;
-    ready(host, port, begin, timeout).await?;
-    host.progress
-        .say(&format!("ready in {}", duration(begin.elapsed())));
-    Ok(())
+    start(host, port, timeout).await
 }
 
 /// The file with the variables for the programs of this host.
@@ -208,23 +208,33 @@ async fn apply(host: &Host, plan: &UnitPlan) -> Result<()> {
     host.systemd().await?.reload().await
 }
 
-/// Waits for the gateway and its database. Its units have started, so a failure of it shows as a restart.
-async fn ready(host: &Host, port: u16, begin: Instant, timeout: Duration) -> Result<()> {
-    let client = Client::at(format!("http://127.0.0.1:{port}"), QUESTION_TIMEOUT)?;
-    let systemd = host.systemd().await?;
+/// Starts all of it, and waits for the gateway and its database. No unit waits until it is healthy, so what fails shows as
+/// a restart.
+async fn start(host: &Host, port: u16, timeout: Duration) -> Result<()> {
+    let begin = Instant::now();
     let since = jiff::Timestamp::now();
-    loop {
-        let health = client.health().await;
-        if health.is_ready() {
-            return Ok(());
+    let systemd = host.systemd().await?;
+    let client = Client::at(format!("http://127.0.0.1:{port}"), QUESTION_TIMEOUT)?;
+    let mut jobs = Jobs::new(systemd).await?;
+    jobs.ask(JobType::Start, TARGET).await?;
+    host.progress.say("starting litellm-dev");
+    jobs.next(timeout).await?;
+    while !client.health().await.is_ready() {
+        for unit in UNITS {
+            let state = systemd.unit(unit).await?;
+            if state.active == ActiveState::Failed || state.restarts >= RESTARTS {
+                return Err(stack::failed(systemd, unit, "fails", since).await);
+            }
         }
-        let restarts = systemd.unit(GATEWAY).await?.restarts;
-        if restarts > 2 || begin.elapsed() > timeout {
-            let problem = format!("is not ready after {}", duration(begin.elapsed()));
+        if begin.elapsed() > timeout {
+            let problem = format!("is not ready after {}", duration(timeout));
             return Err(stack::failed(systemd, GATEWAY, &problem, since).await);
         }
         tokio::time::sleep(INTERVAL).await;
     }
+    host.progress
+        .say(&format!("ready in {}", duration(begin.elapsed())));
+    Ok(())
 }
 
 async fn stop(host: &Host, timeout: Duration) -> Result<()> {

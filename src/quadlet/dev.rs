@@ -11,6 +11,7 @@ use super::{
 use crate::deployment::completion::container_owner;
 use crate::deployment::settings::Settings;
 use crate::error::Result;
+use crate::host::paths::Paths;
 use crate::service::Service;
 
 /// Starts and stops all of them.
@@ -49,6 +50,12 @@ pub fn env_file(state: &Path, service: Service) -> PathBuf {
 #[must_use]
 pub fn program(state: &Path) -> PathBuf {
     state.join("litellm_units_dev.py")
+}
+
+/// The directory with the compiled files of a checkout.
+#[must_use]
+pub fn cache(paths: &Paths) -> PathBuf {
+    paths.data().join("pycache")
 }
 
 /// Renders them for a deployment directory of their own.
@@ -120,6 +127,7 @@ pub fn render(
                 env: env(Service::Litellm)?,
                 program: path_text(&program(&state))?,
                 source: source.map(path_text).transpose()?,
+                cache: path_text(&cache(host.paths))?,
             },
         )?,
     ])
@@ -162,4 +170,5 @@ struct Gateway<'a> {
     program: &'a str,
     /// A checkout of LiteLLM.
     source: Option<&'a str>,
+    cache: &'a str,
 }

@@ -393,12 +393,7 @@ impl Day<'_> {
         assert!(doctor.contains("debug: the gateways write"), "{doctor}");
         wait_for("debug logs of process 1 are on for ", 1);
         assert_eq!(chat(self.host, self.who, &key).unwrap(), HELLO);
-        self.host.wait("its end", Duration::from_secs(30), |_| {
-            match lines("debug logs of process 1 are off") {
-                1 => Ok(()),
-                _ => Err("it is still on"),
-            }
-        });
+        wait_for("debug logs of process 1 are off", 1);
         assert_eq!(self.units(&["debug"]).ok(), "debug logs are off\n");
         // The logs have requests, but no key; and none more.
         let written = lines(":DEBUG");

@@ -32,15 +32,24 @@ fn development(who: Who, name: &str) {
     host.sh(who, "mkdir -p ~/empty");
     let refused = host.bash(who, "litellm-units up --dev --source ~/empty");
     assert_eq!(refused.code, 1, "{refused:?}");
-    assert!(refused.stderr.contains("is no checkout of LiteLLM"), "{refused:?}");
+    assert!(
+        refused.stderr.contains("is no checkout of LiteLLM"),
+        "{refused:?}"
+    );
     assert_eq!(host.bash(who, "litellm-units up --source ~").code, 2);
     assert_eq!(host.bash(who, "litellm-units down --dev --remove").code, 2);
     host.sh(who, CHECKOUT);
     let begin = std::time::Instant::now();
     let said = host.sh(who, "litellm-units up --dev --source ~/checkout");
     eprintln!("ready after {} s", begin.elapsed().as_secs());
-    assert!(said.contains("gateway: http://127.0.0.1:24158, with"), "{said}");
-    host.sh(who, r#"[ ! -e "$1/.env" ] && [ ! -e "$1/data" ] && [ "$(stat -c %a "$1/dev/dev.env")" = 600 ]"#);
+    assert!(
+        said.contains("gateway: http://127.0.0.1:24158, with"),
+        "{said}"
+    );
+    host.sh(
+        who,
+        r#"[ ! -e "$1/.env" ] && [ ! -e "$1/data" ] && [ "$(stat -c %a "$1/dev/dev.env")" = 600 ]"#,
+    );
     serves_each_edit(&host, who);
     stops_at_a_breakpoint(&host, who);
     serves_the_host(&host, who);
@@ -55,18 +64,33 @@ fn development(who: Who, name: &str) {
     let status = host.units(who, &["status"]);
     assert!(!status.stdout.contains("dev"), "{status:?}");
     assert_eq!(run(&host), before);
-    host.sh(who, r#"! grep -qF "$(grep ^LITELLM_MASTER_KEY= "$1/.env")" "$1/dev/dev.env""#);
+    host.sh(
+        who,
+        r#"! grep -qF "$(grep ^LITELLM_MASTER_KEY= "$1/.env")" "$1/dev/dev.env""#,
+    );
     // An edit of its settings, and without the checkout.
-    host.sh(who, r#"echo MY_OWN_KEY="'a b'" >>"$1/dev/.env"; litellm-units up --dev --port 25000"#);
+    host.sh(
+        who,
+        r#"echo MY_OWN_KEY="'a b'" >>"$1/dev/.env"; litellm-units up --dev --port 25000"#,
+    );
     assert_ne!(run(&host), before);
-    let value = host.sh(who, r#"podman exec litellm-dev printenv MY_OWN_KEY; . "$1/dev/dev.env"; echo "$MY_OWN_KEY""#);
+    let value = host.sh(
+        who,
+        r#"podman exec litellm-dev printenv MY_OWN_KEY; . "$1/dev/dev.env"; echo "$MY_OWN_KEY""#,
+    );
     assert_eq!(value, "a b\na b\n");
-    host.sh(who, "curl -sSf http://127.0.0.1:25000/health/readiness | grep -v from-the-checkout");
+    host.sh(
+        who,
+        "curl -sSf http://127.0.0.1:25000/health/readiness | grep -v from-the-checkout",
+    );
 
     // It leaves its data, or nothing.
     host.units(who, &["down", "--dev"]).ok();
     host.units(who, &["down", "--dev"]).ok();
-    assert_eq!(host.sh(who, "podman ps -aq; podman network ls -q | grep dev || :"), "");
+    assert_eq!(
+        host.sh(who, "podman ps -aq; podman network ls -q | grep dev || :"),
+        ""
+    );
     host.sh(who, r#"[ -e "$1/dev/data/postgres" ]"#);
     host.units(who, &["down", "--dev", "--remove-data"]).ok();
     host.sh(who, r#"[ ! -e "$1/dev/data" ] && [ -e "$1/.env" ]"#);
@@ -109,9 +133,13 @@ fn stops_at_a_breakpoint(host: &TestHost, who: Who) {
         who,
         &format!(r#"sed -i "s/^\( *\)return \"I'm from/\1word = 'from-the-debugger'; breakpoint()\n&/" {file}; grep -c 'breakpoint()' {file}"#),
     );
-    let attach = "podman exec -i litellm-dev python3 /run/litellm-units/litellm_units_dev.py attach";
+    let attach =
+        "podman exec -i litellm-dev python3 /run/litellm-units/litellm_units_dev.py attach";
     host.wait("a breakpoint", TIMEOUT, |host| {
-        host.sh(who, "(curl -sS --max-time 60 http://127.0.0.1:24158/health/liveliness >~/answer 2>&1 &)");
+        host.sh(
+            who,
+            "(curl -sS --max-time 60 http://127.0.0.1:24158/health/liveliness >~/answer 2>&1 &)",
+        );
         let ran = host.bash(who, &format!("sleep 2; printf 'p word\\nc\\n' | {attach}"));
         if ran.stdout.contains("'from-the-debugger'") {
             Ok(())
@@ -121,7 +149,11 @@ fn stops_at_a_breakpoint(host: &TestHost, who: Who) {
     });
     host.wait("the answer", TIMEOUT, |host| {
         let answer = host.sh(who, "cat ~/answer");
-        if answer.contains("from-the-checkout") { Ok(()) } else { Err(answer) }
+        if answer.contains("from-the-checkout") {
+            Ok(())
+        } else {
+            Err(answer)
+        }
     });
     host.sh(who, &format!("sed -i '/breakpoint()/d' {file}"));
 }

@@ -166,7 +166,8 @@ impl Case {
             extras: &self.extras(&paths),
         };
         if self.is_dev() {
-            let checkout = (self.scope == Scope::User).then_some(Path::new("/home/operator/my litellm"));
+            let checkout =
+                (self.scope == Scope::User).then_some(Path::new("/home/operator/my litellm"));
             return quadlet::dev::render(&settings, &host, quadlet::dev::PORT, checkout).unwrap();
         }
         let mut units = vec![quadlet::target(self.scope)];

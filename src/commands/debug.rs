@@ -11,7 +11,7 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Debug) -> Result<Exit> {
         Some(DebugCommand::On { limit }) => {
             debug::turn_on(host, limit).await?;
             say(
-                "debug logs contain prompts, answers and headers: whoever reads the journal reads them. LiteLLM 1.80 also writes keys in clear",
+                "debug logs contain prompts, answers and headers, and those of LiteLLM 1.80.11 keys in clear: whoever reads the journal reads them",
             );
         }
         Some(DebugCommand::Off) => debug::turn_off(&host.paths)?,

@@ -70,67 +70,56 @@ pub fn render(
 ) -> Result<Vec<UnitFile>> {
     let common = &Common::new(settings, host)?;
     let state = host.paths.state();
-    let env = |service| path_text(&env_file(&state, service)).map(escape::word);
-    let image = |service| settings.image(service).map(|image| host.images.pin(image));
-    let images = [Service::Postgres, Service::Redis, Service::Litellm].map(image);
-    let [postgres, redis, litellm] = images.map(Option::unwrap_or_default);
-    let container = |service: Service, unit, image| {
-        let owner = settings.image(service);
-        let owner = owner.and_then(|image| container_owner(service, image));
-        let (uid, gid) = owner.unwrap_or_default();
-        Container {
-            name: service.name(),
-            flag: String::new(),
-            unit,
-            image,
-            uid,
-            gid,
-            first_id: 0,
-        }
-    };
-    Ok(vec![
+    let mut files = vec![
         UnitFile {
             place: Place::Unit,
             name: TARGET,
             text: include_str!("../../units/litellm-dev.target").to_owned(),
         },
         file(Place::Quadlet, "litellm-dev.network", &Network { common })?,
-        file(
-            Place::Quadlet,
+    ];
+    for (service, name, port, inner) in [
+        (
+            Service::Postgres,
             "litellm-dev-postgres.container",
-            &Postgres {
-                common,
-                service: container(Service::Postgres, "litellm-dev-postgres", &postgres),
-                port,
-                env: env(Service::Postgres)?,
-                data: path_text(&host.paths.postgres_data())?,
-                cluster: cluster_path(settings.image(Service::Postgres)),
-            },
-        )?,
-        file(
-            Place::Quadlet,
+            port + 1,
+            5432,
+        ),
+        (
+            Service::Redis,
             "litellm-dev-redis.container",
-            &Redis {
-                common,
-                service: container(Service::Redis, "litellm-dev-redis", &redis),
-                port,
-                env: env(Service::Redis)?,
+            port + 2,
+            6379,
+        ),
+        (Service::Litellm, "litellm-dev.container", port, 4000),
+    ] {
+        let Some(image) = settings.image(service) else {
+            continue;
+        };
+        let (uid, gid) = container_owner(service, image).unwrap_or_default();
+        let unit = Development {
+            common,
+            service: Container {
+                name: service.name(),
+                flag: String::new(),
+                unit: name.trim_end_matches(".container"),
+                image: &host.images.pin(image),
+                uid,
+                gid,
+                first_id: 0,
             },
-        )?,
-        file(
-            Place::Quadlet,
-            "litellm-dev.container",
-            &Gateway {
-                common,
-                service: container(Service::Litellm, "litellm-dev", &litellm),
-                port,
-                env: env(Service::Litellm)?,
-                program: path_text(&program(&state))?,
-                source: source.map(path_text).transpose()?,
-                cache: path_text(&cache(host.paths))?,
-            },
-        )?,
-    ])
+            port,
+            inner,
+            env: escape::word(path_text(&env_file(&state, service))?),
+            data: path_text(&host.paths.postgres_data())?,
+            cluster: cluster_path(settings.image(Service::Postgres)),
+            program: path_text(&program(&state))?,
+            source: source.map(path_text).transpose()?,
+            cache: path_text(&cache(host.paths))?,
+        };
+        files.push(file(Place::Quadlet, name, &unit)?);
+    }
+    Ok(files)
 }
 
 #[derive(Template)]
@@ -140,33 +129,18 @@ struct Network<'a> {
 }
 
 #[derive(Template)]
-#[template(path = "litellm-dev-postgres.container")]
-struct Postgres<'a> {
+#[template(path = "litellm-dev.container")]
+struct Development<'a> {
     common: &'a Common,
     service: Container<'a>,
+    /// On the loopback address of the host.
     port: u16,
+    /// In the container.
+    inner: u16,
     env: String,
     data: &'a str,
-    /// Where the container has it.
+    /// Where the container of PostgreSQL has it.
     cluster: &'a str,
-}
-
-#[derive(Template)]
-#[template(path = "litellm-dev-redis.container")]
-struct Redis<'a> {
-    common: &'a Common,
-    service: Container<'a>,
-    port: u16,
-    env: String,
-}
-
-#[derive(Template)]
-#[template(path = "litellm-dev.container")]
-struct Gateway<'a> {
-    common: &'a Common,
-    service: Container<'a>,
-    port: u16,
-    env: String,
     program: &'a str,
     /// A checkout of LiteLLM.
     source: Option<&'a str>,

@@ -115,9 +115,10 @@ fn serves_each_edit(host: &TestHost, who: Who) {
     eprintln!("a changed line after {} s", begin.elapsed().as_secs());
     host.sh(who, r#"sed -i 's/model_name: hello/model_name: hello-again/' "$1/dev/config/litellm-config.yaml""#);
     host.wait("the changed configuration", TIMEOUT, |host| {
-        let ran = host.bash(
+        let ran = host.bash_with(
             who,
             r#". "$1/dev/dev.env"; curl -sSf -H "Authorization: Bearer $LITELLM_MASTER_KEY" http://127.0.0.1:24158/v1/models"#,
+            &[who.deployment()],
         );
         if ran.stdout.contains("hello-again") {
             Ok(())

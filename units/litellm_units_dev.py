@@ -44,8 +44,8 @@ class Session(pdb.Pdb):
 
     def __init__(self, connection):
         self.connection = connection
-        stream = connection.makefile("rw")
-        super().__init__(stdin=stream, stdout=stream, nosigint=True)
+        # Two, since one for both forgets at each write what it has read ahead.
+        super().__init__(stdin=connection.makefile("r"), stdout=connection.makefile("w"), nosigint=True)
 
     def set_continue(self):
         super().set_continue()

@@ -70,6 +70,11 @@ pub fn render(
 ) -> Result<Vec<UnitFile>> {
     let common = &Common::new(settings, host)?;
     let state = host.paths.state();
+    let (data, cache, program) = (
+        host.paths.postgres_data(),
+        cache(host.paths),
+        program(&state),
+    );
     let mut files = vec![
         UnitFile {
             place: Place::Unit,
@@ -111,11 +116,11 @@ pub fn render(
             port,
             inner,
             env: escape::word(path_text(&env_file(&state, service))?),
-            data: path_text(&host.paths.postgres_data())?,
+            data: path_text(&data)?,
             cluster: cluster_path(settings.image(Service::Postgres)),
-            program: path_text(&program(&state))?,
+            program: path_text(&program)?,
             source: source.map(path_text).transpose()?,
-            cache: path_text(&cache(host.paths))?,
+            cache: path_text(&cache)?,
         };
         files.push(file(Place::Quadlet, name, &unit)?);
     }

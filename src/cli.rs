@@ -15,6 +15,7 @@ use crate::host::podman::PodmanVersion;
 use crate::host::ssh::RemoteHost;
 use crate::host::systemd::Features;
 use crate::operations::stack::LogSource;
+use crate::quadlet::dev;
 use crate::service::Service;
 
 /// Run a LiteLLM gateway, with PostgreSQL and Redis, as Podman Quadlet and systemd units.
@@ -72,6 +73,8 @@ pub(crate) enum Command {
     Restart(Restart),
     /// Show the logs of services, from the journal
     Logs(Logs),
+    /// Have LiteLLM write debug logs for a limited time, without a restart
+    Debug(Debug),
     /// Run a command in a service's container
     Exec(Exec),
     /// Show whether the gateway is ready
@@ -128,9 +131,11 @@ impl Command {
                 let reads = generate.dry_run || generate.check || generate.output.is_some();
                 (!reads, "generate")
             }
+            Self::Up(up) if up.dev => (true, "up --dev"),
             Self::Up(_) => (true, "up"),
             Self::Import(import) if import.undo => (true, "import --undo"),
             Self::Import(import) => (!import.dry_run, "import"),
+            Self::Down(down) if down.dev => (true, "down --dev"),
             Self::Down(down) if down.remove => (true, "down --remove"),
             Self::Down(_) => (true, "down"),
             Self::Apply(apply) => (!apply.dry_run, "apply"),
@@ -138,6 +143,11 @@ impl Command {
             Self::Stop(_) => (true, "stop"),
             Self::Restart(_) => (true, "restart"),
             // With --missing, the units call it at each start.
+            Self::Debug(debug) => match debug.command {
+                Some(DebugCommand::On { .. }) => (true, "debug on"),
+                Some(DebugCommand::Off) => (true, "debug off"),
+                None => (false, "debug"),
+            },
             Self::Pull(pull) => (!pull.missing, "pull"),
             Self::Trust(trust) => (!trust.dry_run, "trust"),
             Self::Key(key) => return key.change(),
@@ -194,8 +204,19 @@ pub(crate) struct Generate {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  litellm-units up\n  litellm-units up --timeout 120")]
+#[command(
+    after_help = "Examples:\n  litellm-units up\n  litellm-units up --timeout 120\n  litellm-units up --dev --source ~/litellm    (docs/debugging.md)"
+)]
 pub(crate) struct Up {
+    /// Start LiteLLM for its development instead, with a database and a cache of its own
+    #[arg(long)]
+    pub(crate) dev: bool,
+    /// Checkout of LiteLLM that replaces the package in the image, with --dev; an edit is served at once
+    #[arg(long, value_name = "DIR", requires = "dev")]
+    pub(crate) source: Option<PathBuf>,
+    /// Port of the gateway on 127.0.0.1, with --dev; PostgreSQL has the next one, Redis the one after it
+    #[arg(long, requires = "dev", default_value_t = dev::PORT, hide_default_value = true, value_parser = clap::value_parser!(u16).range(1024..=65533))]
+    pub(crate) port: u16,
     /// Return when the gateway is ready (the default; accepted for compatibility with compose)
     #[arg(short, long, visible_alias = "wait")]
     pub(crate) detach: bool,
@@ -252,9 +273,15 @@ pub(crate) struct Accept {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  litellm-units down\n  litellm-units down --remove    (the deployment directory and its data stay)"
+    after_help = "Examples:\n  litellm-units down\n  litellm-units down --remove    (the deployment directory and its data stay)\n  litellm-units down --dev"
 )]
 pub(crate) struct Down {
+    /// Stop LiteLLM that `up --dev` has started instead, and remove its units; keep its data
+    #[arg(long, conflicts_with = "remove")]
+    pub(crate) dev: bool,
+    /// Also remove the database of development, with --dev
+    #[arg(long, requires = "dev")]
+    pub(crate) remove_data: bool,
     /// Also remove the units and their secrets in Podman; keep the data
     #[arg(long)]
     pub(crate) remove: bool,
@@ -355,6 +382,31 @@ impl clap::builder::TypedValueParser for LogNames {
 /// `None`: all lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Tail(pub(crate) Option<u32>);
+
+#[derive(Debug, Args)]
+#[command(
+    args_conflicts_with_subcommands = true,
+    after_help = "Without a command, show whether they are on. Debug logs contain prompts, answers and headers.\n\nExamples:\n  litellm-units debug on\n  litellm-units debug on --for 1h\n  litellm-units debug\n  litellm-units debug off"
+)]
+pub(crate) struct Debug {
+    #[command(subcommand)]
+    pub(crate) command: Option<DebugCommand>,
+    /// Print JSON
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum DebugCommand {
+    /// Turn debug logs on in every running gateway, or set another end
+    On {
+        /// Time after which they end, with s, m or h; 24h at most
+        #[arg(long = "for", value_name = "TIME", default_value = "15m", value_parser = limit)]
+        limit: Duration,
+    },
+    /// Turn debug logs off
+    Off,
+}
 
 #[derive(Debug, Args)]
 #[command(
@@ -547,6 +599,25 @@ fn seconds(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// No longer than `units/serve.py` accepts.
+fn limit(text: &str) -> Result<Duration, String> {
+    let number = text.trim_end_matches(['s', 'm', 'h']);
+    let unit = match &text[number.len()..] {
+        "s" => 1,
+        "m" => 60,
+        "h" => 3600,
+        _ => 0,
+    };
+    match number
+        .parse::<u64>()
+        .ok()
+        .and_then(|number| number.checked_mul(unit))
+    {
+        Some(seconds @ 1..=86_400) => Ok(Duration::from_secs(seconds)),
+        _ => Err("not a number with s, m or h, such as 15m, of 24h at most".into()),
+    }
+}
+
 fn tail(text: &str) -> Result<Tail, String> {
     match text.parse() {
         Ok(lines) => Ok(Tail(Some(lines))),
@@ -584,6 +655,28 @@ mod tests {
     use super::*;
 
     #[test]
+    fn limits_of_debug_logs() {
+        for (text, expected) in [
+            ("90s", Some(90)),
+            ("15m", Some(900)),
+            ("24h", Some(86_400)),
+            ("25h", None),
+            ("0m", None),
+            ("15", None),
+            ("1d", None),
+            ("1hm", None),
+            ("-1m", None),
+            ("99999999999999999999h", None),
+        ] {
+            assert_eq!(
+                limit(text).ok(),
+                expected.map(Duration::from_secs),
+                "{text}"
+            );
+        }
+    }
+
+    #[test]
     fn what_is_recorded() {
         for (words, expected) in [
             ("generate", Some("generate")),
@@ -593,6 +686,11 @@ mod tests {
             ("apply --dry-run", None),
             ("down --remove", Some("down --remove")),
             ("import --undo", Some("import --undo")),
+            ("up --dev --source checkout", Some("up --dev")),
+            ("down --dev --remove-data", Some("down --dev")),
+            ("debug", None),
+            ("debug on --for 90s", Some("debug on")),
+            ("debug off", Some("debug off")),
             ("pull", Some("pull")),
             ("pull --missing redis", None),
             ("key create shop", Some("key create")),

@@ -330,6 +330,7 @@ pub(crate) async fn examine(host: &Host) -> Vec<Check> {
         checks.extend(units::applied(&examination, is_current).await);
     }
     checks.extend(gateway);
+    checks.extend(units::debug_logs(host));
     checks.extend(backup);
     checks.extend(archive);
     checks.extend(database::growth(

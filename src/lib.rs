@@ -89,6 +89,7 @@ async fn carry_out(host: &Host, command: Command) -> Result<Exit> {
         Command::Stop(arguments) => commands::lifecycle::run(host, JobType::Stop, &arguments).await,
         Command::Restart(arguments) => commands::lifecycle::restart(host, &arguments).await,
         Command::Logs(arguments) => commands::logs::run(host, &arguments).await,
+        Command::Debug(arguments) => commands::debug::run(host, &arguments).await,
         Command::Exec(arguments) => commands::exec::run(host, &arguments).await,
         Command::Health(arguments) => commands::health::run(host, &arguments).await,
         Command::Key(verb) => Box::pin(commands::key::run(host, verb)).await,
@@ -121,7 +122,7 @@ fn use_of(command: &Command) -> Option<RemoteUse> {
         foreign: false,
     };
     match command {
-        Command::Down(arguments) if arguments.remove => Some(plain),
+        Command::Down(arguments) if arguments.remove || arguments.dev => Some(plain),
         Command::Start(_)
         | Command::Stop(_)
         | Command::Restart(_)

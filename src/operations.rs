@@ -4,6 +4,8 @@ pub(crate) mod apply;
 pub(crate) mod audit;
 pub(crate) mod backup;
 pub(crate) mod database;
+pub(crate) mod debug;
+pub(crate) mod dev;
 pub(crate) mod edits;
 pub(crate) mod import;
 pub(crate) mod install;

@@ -1,6 +1,7 @@
 //! From settings to unit files. Pure: the same settings give the same bytes.
 
 pub(crate) mod check;
+pub mod dev;
 pub mod escape;
 pub mod plan;
 
@@ -67,6 +68,9 @@ pub const SERVE: &str = concat!(
 /// The directory below the per-boot directory in which the migration writes down which schema the
 /// database has, for the gateway to compare with the one of its release.
 pub const SCHEMA: &str = "schema";
+
+/// The directory beside it with the time until which the gateways write debug logs.
+pub const DEBUG: &str = "debug";
 
 /// The first user and group ID of the host that the processes of a service have with `USER_NAMESPACES`.
 ///
@@ -161,7 +165,7 @@ pub struct RenderContext<'a> {
     pub extras: &'a [Extra],
 }
 
-/// The names under which a file of ours may be found in `place`.
+/// The names under which a file of ours may be found in `place`, also one of development ([`dev::is_dev`]).
 #[must_use]
 pub fn is_ours_by_name(place: Place, name: &str) -> bool {
     let mut parts = name.rsplitn(2, '.');

@@ -49,6 +49,11 @@ LIVENESS_TIMEOUT = int(os.environ.get("LITELLM_LIVENESS_TIMEOUT") or 300)
 SLOW = min(30, LIVENESS_TIMEOUT // 2)
 # Where the migration writes down the schema of the database. All gateways have it.
 SCHEMA = "/run/litellm-units/schema"
+# Written by `litellm-units debug`: until when, by CLOCK_BOOTTIME, LiteLLM logs at the level DEBUG. Nobody sets that
+# clock, and the file does not outlive it.
+DEBUG = "/run/litellm-units/debug/until"
+# So many seconds ahead at most: a damaged file does not leave it on.
+DEBUG_LIMIT = 86400
 # Read by the health check: until when, by CLOCK_MONOTONIC, the gateway counts as alive. In memory, since a slow disk
 # must not block the event loop.
 ALIVE = "/dev/shm/litellm-units.alive"
@@ -107,6 +112,38 @@ def believe_this_host():
         os.environ["FORWARDED_ALLOW_IPS"] = ",".join(filter(None, (named, "127.0.0.1", "::1")))
 
 
+class DebugLogs:
+    """Has LiteLLM's loggers log at the level DEBUG for a limited time, and gives them their own levels back."""
+
+    def __init__(self):
+        self.until = None
+        self.levels = []
+
+    def look(self):
+        now = time.clock_gettime(time.CLOCK_BOOTTIME)
+        try:
+            with open(DEBUG) as file:
+                until = float(file.read())
+        except (OSError, ValueError):
+            until = 0
+        if not now < until <= now + DEBUG_LIMIT:
+            until = None
+        if until == self.until:
+            return
+        for each, level in self.levels:
+            each.setLevel(level)
+        self.levels = []
+        self.until = until
+        if until is not None:
+            loggers = [logging.getLogger(name) for name in ("LiteLLM", "LiteLLM Router", "LiteLLM Proxy")]
+            handlers = [handler for logger in loggers for handler in logger.handlers]
+            self.levels = [(each, each.level) for each in (*loggers, *handlers)]
+            for each, _ in self.levels:
+                each.setLevel(logging.DEBUG)
+        state = "off" if until is None else f"on for {until - now:.0f} s"
+        print(f"debug logs of process {os.getpid()} are {state}", file=sys.stderr, flush=True)
+
+
 class Heartbeat:
     """Tells a blocked event loop from a busy one. A busy one takes its turns, however late its answers are, and ending
     it would cut off every stream; so no request tells whether a gateway is alive.
@@ -119,6 +156,7 @@ class Heartbeat:
     def __init__(self):
         self.loop = asyncio.get_running_loop()
         self.blocked = 0
+        self.debug_logs = DebugLogs()
         self.file = os.open(ALIVE, os.O_WRONLY | os.O_CREAT, 0o644)
         self.turn()
         threading.Thread(target=self.watch, args=(threading.get_ident(),), name="heartbeat", daemon=True).start()
@@ -128,6 +166,7 @@ class Heartbeat:
         if self.blocked >= SLOW:
             print(f"the event loop of process {os.getpid()} is no longer blocked", file=sys.stderr, flush=True)
         self.blocked = 0
+        self.debug_logs.look()
         self.loop.call_later(1, self.turn)
 
     def watch(self, thread):

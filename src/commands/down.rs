@@ -10,13 +10,18 @@ use crate::host::lock::OperationLock;
 use crate::host::systemd::{LoadState, Systemd};
 use crate::host::{Host, files};
 use crate::operations::backup::point_in_time;
-use crate::operations::stack;
-use crate::output::{self, say};
+use crate::operations::{dev, stack};
+use crate::output::{self, Progress, say};
 use crate::quadlet::COMPANIONS;
 use crate::quadlet::plan::UnitPlan;
 use crate::service::Service;
 
 pub(crate) async fn run(host: &Host, arguments: &cli::Down) -> Result<Exit> {
+    if arguments.dev {
+        let host = &host.reporting(Progress::Data);
+        dev::down(host, arguments.remove_data, arguments.timeout).await?;
+        return Ok(Exit::Success);
+    }
     let _lock = arguments
         .remove
         .then(|| OperationLock::take(&host.paths, "down --remove"))

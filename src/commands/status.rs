@@ -9,6 +9,7 @@ use crate::cli;
 use crate::error::{Exit, Result};
 use crate::host::Host;
 use crate::host::systemd::{ActiveState, UnitResult};
+use crate::operations::debug;
 use crate::operations::stack::LogSource;
 use crate::operations::stack::report::{
     BlockerReport, Recycled, ServiceReport, State, StatusReport, gather,
@@ -151,6 +152,12 @@ fn table(report: &StatusReport) -> String {
     }
     text.extend(archive_note(report).map(|note| format!("{note}\n")));
     text.extend(report.recycled.iter().map(recycled_note));
+    if let Some(until) = report.debug_until {
+        let until = debug::time(until);
+        text.push_str(&format!(
+            "! debug until {until}: see `litellm-units debug`\n"
+        ));
+    }
     if let Some(operation) = &report.operation {
         text.push_str(&format!("{operation}\n"));
     }

@@ -235,9 +235,7 @@ async fn prepare(host: &Host, started: &Started) -> Result<()> {
     std::fs::create_dir_all(&directory)
         .with_context(|| format!("can't create {}", directory.display()))?;
     if matches!(service, Service::Migrate | Service::Litellm) {
-        let schema = directory.join(quadlet::SCHEMA);
-        std::fs::create_dir_all(&schema)
-            .with_context(|| format!("can't create {}", schema.display()))?;
+        create_mounted(host)?;
     }
     if service == Service::Litellm {
         write_program(host, quadlet::SERVE)?;
@@ -304,10 +302,7 @@ async fn refuse_start(
     if let Some(hint) = crate::error::hint(&error) {
         message.push_str(&format!("\nhint: {hint}"));
     }
-    // The container's volumes.
-    let schema = host.paths.runtime_state().join(quadlet::SCHEMA);
-    std::fs::create_dir_all(&schema)
-        .with_context(|| format!("can't create {}", schema.display()))?;
+    create_mounted(host)?;
     // A string of JSON is one of Python.
     let message = serde_json::to_string(&message).context("can't write the reason")?;
     write_program(
@@ -315,6 +310,16 @@ async fn refuse_start(
         &format!("import sys\n\nprint({message}, file=sys.stderr)\nsys.exit(78)\n"),
     )?;
     files::write_atomically(options, b"LITELLM_UNITS_SECRETS=\n", 0o644)
+}
+
+/// Creates the volumes that are not in the deployment directory.
+fn create_mounted(host: &Host) -> Result<()> {
+    for name in [quadlet::SCHEMA, quadlet::DEBUG] {
+        let directory = host.paths.runtime_state().join(name);
+        std::fs::create_dir_all(&directory)
+            .with_context(|| format!("can't create {}", directory.display()))?;
+    }
+    Ok(())
 }
 
 /// Writes what the gateway's container runs.

@@ -5,13 +5,17 @@ use crate::deployment::extra;
 use crate::error::{Exit, Result};
 use crate::host::Host;
 use crate::litellm::{advisories, config};
+use crate::operations::dev;
 use crate::operations::edits;
 use crate::operations::install::{self, ReleaseTarget};
 use crate::operations::{recovery, up};
-use crate::output::Progress;
+use crate::output::{self, Progress, shell_word};
 
 /// Another image of the gateway than the recorded one is an upgrade.
 pub(crate) async fn run(host: &Host, arguments: &cli::Up) -> Result<Exit> {
+    if arguments.dev {
+        return develop(host, arguments).await;
+    }
     let _lock = recovery::begin(host, "up", arguments.timeout).await?;
     let prepared = install::prepare(host, ReleaseTarget::Recorded).await?;
     let settings = prepared.settings();
@@ -28,5 +32,22 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Up) -> Result<Exit> {
     }
     let host = host.reporting(Progress::Data);
     up::bring_up(&host, &prepared, arguments.timeout, "up").await?;
+    Ok(Exit::Success)
+}
+
+/// LiteLLM under development. What comes next is printed.
+async fn develop(host: &Host, arguments: &cli::Up) -> Result<Exit> {
+    let host = &host.reporting(Progress::Data);
+    let (port, source) = (arguments.port, arguments.source.as_deref());
+    dev::up(host, port, source, arguments.timeout).await?;
+    let env = shell_word(dev::env_file(host));
+    for line in [
+        format!("gateway: http://127.0.0.1:{port}, with the master key of {env}"),
+        format!("for programs on this host: `set -a; . {env}`"),
+        "after `breakpoint()`: `podman exec -it litellm-dev python3 /run/litellm-units/litellm_units_dev.py attach`"
+            .to_owned(),
+    ] {
+        output::line(&line)?;
+    }
     Ok(Exit::Success)
 }

@@ -26,6 +26,8 @@ pub(crate) enum CheckName {
     /// The connection to PostgreSQL.
     Database,
     Dbus,
+    /// LiteLLM's debug logs.
+    Debug,
     Digests,
     Directories,
     Disk,
@@ -84,6 +86,7 @@ impl CheckName {
             Self::Data => "data",
             Self::Database => "database",
             Self::Dbus => "dbus",
+            Self::Debug => "debug",
             Self::Digests => "digests",
             Self::Directories => "directories",
             Self::Disk => "disk",

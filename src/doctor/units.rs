@@ -16,6 +16,7 @@ use crate::host::systemd::job::JobType;
 use crate::host::systemd::{ActiveState, LoadState, UnitState};
 use crate::litellm::health::GatewayHealth;
 use crate::litellm::{Client, contract};
+use crate::operations::debug;
 use crate::operations::edits;
 use crate::operations::install::{self, ReleaseTarget};
 use crate::operations::recovery::OngoingOperation;
@@ -491,6 +492,13 @@ pub(crate) async fn gateway(examination: &Examination<'_>) -> Option<Check> {
                 .remedy("see why: `litellm-units logs litellm`")
         }
     })
+}
+
+/// Nothing while they are off.
+pub(crate) fn debug_logs(host: &Host) -> Option<Check> {
+    let until = debug::time(debug::until(&host.paths)?);
+    let message = format!("the gateways write prompts and answers to the journal until {until}");
+    Some(Check::warning(CheckName::Debug, message).remedy("`litellm-units debug off`"))
 }
 
 #[cfg(test)]

@@ -106,6 +106,21 @@ pub(crate) fn image_id(paths: &Paths, control_group: &str) -> Option<String> {
     Some(found.image)
 }
 
+/// Whether something is mounted at `place` in the running container of a unit's control group.
+#[must_use]
+pub(crate) fn has_mount(control_group: &str, place: &str) -> bool {
+    let mounts = || {
+        let payload = format!("libpod-payload-{}", running(control_group)?);
+        let processes = in_hierarchy(control_group)
+            .join(payload)
+            .join("cgroup.procs");
+        let processes = std::fs::read_to_string(processes).ok()?;
+        std::fs::read_to_string(format!("/proc/{}/mountinfo", processes.lines().next()?)).ok()
+    };
+    let mounts = mounts().unwrap_or_default();
+    { mounts.lines() }.any(|line| line.split(' ').nth(4) == Some(place))
+}
+
 /// The identifier of the container in a unit's control group: by that name Podman makes a group
 /// for its processes (`--cgroups=split`). Quadlet's file with the identifier went in Podman 5.8.
 fn running(control_group: &str) -> Option<String> {

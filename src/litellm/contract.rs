@@ -183,6 +183,17 @@ const USES: &[Use] = &[
         "the gateway leaves the schema to the migration",
     ),
     every(
+        Need::Holds(
+            "litellm/_logging.py",
+            &[
+                "logging.getLogger(\"LiteLLM\")",
+                "logging.getLogger(\"LiteLLM Router\")",
+                "logging.getLogger(\"LiteLLM Proxy\")",
+            ],
+        ),
+        "litellm-units debug sets their level",
+    ),
+    every(
         Need::Takes(
             "litellm_proxy_extras.utils",
             "ProxyExtrasDBManager.setup_database",

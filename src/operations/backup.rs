@@ -41,7 +41,7 @@ use crate::host::paths::Paths;
 use crate::image::{Image, ImageIdentity};
 use crate::operations::{postgres, seal};
 use crate::output::{Meter, Progress, bytes, duration};
-use crate::quadlet::{Place, is_ours_by_name};
+use crate::quadlet::{Place, dev, is_ours_by_name};
 use crate::service::Service;
 use archive::Recipient;
 use authentication::{BackupKey, Origin};
@@ -637,6 +637,7 @@ fn files(
         for entry in entries.flatten() {
             if let Some(file) = entry.file_name().to_str()
                 && is_ours_by_name(place, file)
+                && !dev::is_dev(file)
                 && entry.path().is_file()
             {
                 files.insert(format!("units/{name}/{file}"), entry.path());

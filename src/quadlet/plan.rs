@@ -9,7 +9,7 @@ use similar::TextDiff;
 use crate::error::{Failure, Result};
 use crate::host::files;
 use crate::host::paths::Paths;
-use crate::quadlet::{self, MARKER_PREFIX, Place, UnitFile};
+use crate::quadlet::{self, MARKER_PREFIX, Place, UnitFile, dev};
 use crate::service::{Instance, Service};
 
 /// One file that differs.
@@ -78,10 +78,24 @@ impl UnitPlan {
     /// # Errors
     /// When a directory can't be read, or a file that is not ours is in the way.
     pub fn new(paths: &Paths, wanted: &[UnitFile]) -> Result<Self> {
+        Self::among(paths, wanted, |name| !dev::is_dev(name))
+    }
+
+    /// The same for the units of development.
+    ///
+    /// # Errors
+    /// As [`UnitPlan::new`].
+    pub fn of_dev(paths: &Paths, wanted: &[UnitFile]) -> Result<Self> {
+        Self::among(paths, wanted, dev::is_dev)
+    }
+
+    fn among(paths: &Paths, wanted: &[UnitFile], is_meant: fn(&str) -> bool) -> Result<Self> {
         let (mut changes, mut last) = (Vec::new(), Vec::new());
         for place in [Place::Unit, Place::Quadlet] {
             let directory = directory(paths, place);
-            for name in present(directory, place)? {
+            let mut names = present(directory, place)?;
+            names.retain(|name| is_meant(name));
+            for name in names {
                 let path = directory.join(&name);
                 if wanted
                     .iter()

@@ -6,7 +6,7 @@ use std::process::{Child, ChildStdin, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use crate::support::gateway::{Load, allow_mock_delays, new_key};
+use crate::support::gateway::{HELLO, Load, allow_mock_delays, chat, new_key};
 use crate::support::host::{Ran, TestHost, Who};
 
 const ALL: [&str; 4] = ["postgres", "redis", "migrate", "litellm"];
@@ -72,6 +72,7 @@ fn day(who: Who, name: &str) {
     day.exec();
     day.live_screen();
     let load = Load::begin(&host, who, &new_key(&host, who));
+    day.debug_logs();
     day.edit_comes_into_force();
     // The other user's edit handed over already.
     if who == Who::Root {
@@ -362,6 +363,66 @@ impl Day<'_> {
             )
             .ok();
         assert!(followed.contains("GET /a-new-line"), "{followed}");
+    }
+
+    /// For a limited time, and without a restart.
+    fn debug_logs(&self) {
+        let before = self.runs();
+        let key = new_key(self.host, self.who);
+        let lines = |words: &str| {
+            let logs = self.units(&["logs", "--no-log-prefix", "litellm"]).ok();
+            logs.lines().filter(|line| line.contains(words)).count()
+        };
+        let wait_for = |words: &str, count: usize| {
+            self.host
+                .wait(words, Duration::from_secs(30), |_| match lines(words) {
+                    found if found == count => Ok(()),
+                    found => Err(format!("{found} of {count}")),
+                });
+        };
+        assert_eq!(self.units(&["debug"]).ok(), "debug logs are off\n");
+        assert_eq!(self.jq(".debug_until"), "null\n");
+        let said = self.units(&["debug", "on", "--for", "15s"]);
+        assert!(
+            said.stdout.starts_with("debug logs are on until "),
+            "{said:?}"
+        );
+        assert!(said.stderr.contains("contain prompts"), "{said:?}");
+        assert_eq!(self.jq(".debug_until | type"), "\"string\"\n");
+        let doctor = self.units(&["doctor"]).stdout;
+        assert!(doctor.contains("debug: the gateways write"), "{doctor}");
+        wait_for("debug logs of process 1 are on for ", 1);
+        assert_eq!(chat(self.host, self.who, &key).unwrap(), HELLO);
+        wait_for("debug logs of process 1 are off", 1);
+        assert_eq!(self.units(&["debug"]).ok(), "debug logs are off\n");
+        // The logs have requests, but no key; and none more.
+        let written = lines(":DEBUG");
+        assert!(written > 10, "{written}");
+        assert_eq!(lines(&key), 0);
+        assert_eq!(chat(self.host, self.who, &key).unwrap(), HELLO);
+        assert_eq!(lines(":DEBUG"), written);
+        // At once, and twice.
+        self.units(&["debug", "on"]).ok();
+        wait_for("debug logs of process 1 are on for ", 2);
+        for _ in 0..2 {
+            let off = self.units(&["debug", "off"]).ok();
+            assert_eq!(off, "debug logs are off\n");
+        }
+        wait_for("debug logs of process 1 are off", 2);
+        assert_eq!(self.restarted_since(&before), [""; 0]);
+        // As under units of an earlier version.
+        if self.who == Who::Root {
+            self.bash("nsenter -t $(podman inspect -f '{{.State.Pid}}' litellm) -m umount /run/litellm-units/debug")
+                .ok();
+            let refused = self.units(&["debug", "on"]);
+            assert_eq!(refused.code, 1, "{refused:?}");
+            assert!(
+                refused
+                    .stderr
+                    .contains("litellm.service was started by an earlier version"),
+                "{refused:?}"
+            );
+        }
     }
 
     fn exec(&self) {
@@ -1081,6 +1142,9 @@ impl Day<'_> {
         assert_eq!(self.units(&["status"]).code, 3);
         assert_eq!(self.jq(".state"), "\"stopped\"\n");
         assert_eq!(self.units(&["health"]).code, 3);
+        let refused = "error: no gateway is running\nhint: start it: `litellm-units up`\n";
+        let debug = self.units(&["debug", "on"]).all();
+        assert_eq!(debug, (1, String::new(), refused.to_owned()));
         // One that answers but has no database: LiteLLM itself says so two minutes late.
         let lacking = r#"perl -MIO::Socket::INET -MIO::Socket::UNIX -e '
             $listener = IO::Socket::INET->new(LocalAddr => "127.0.0.1:24157", Listen => 1, ReuseAddr => 1);

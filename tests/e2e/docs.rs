@@ -120,6 +120,23 @@ const INSTEAD: &[(&str, Instead)] = &[
         "litellm-units restore --to 2026-01-31T14:05",
         Instead::Elsewhere,
     ),
+    // e2e::dev runs these, with a checkout.
+    ("sudo litellm-units up --dev", Instead::Elsewhere),
+    ("sudo cat /opt/litellm-server/dev/dev.env", Instead::Elsewhere),
+    ("sudo litellm-units down --dev", Instead::Elsewhere),
+    (
+        "sudo litellm-units up --dev --source ~/litellm",
+        Instead::Elsewhere,
+    ),
+    ("sudo journalctl -fu litellm-dev", Instead::Elsewhere),
+    (
+        "sudo podman exec -it litellm-dev python3 /run/litellm-units/litellm_units_dev.py attach",
+        Instead::Elsewhere,
+    ),
+    (
+        "litellm-units up --dev --source ~/litellm    (docs/debugging.md)",
+        Instead::Elsewhere,
+    ),
     // Each restarts the gateway or more: e2e::upgrade, e2e::daily and e2e::secrets run these, and more closely.
     (
         "litellm-units upgrade --image ghcr.io/berriai/litellm:v1.110.2",
@@ -428,6 +445,7 @@ fn first_steps_and_daily_use() {
         ("docs/configuration.md", Who::Operator),
         ("docs/keys.md", Who::Operator),
         ("docs/notices.md", Who::Operator),
+        ("docs/debugging.md", Who::Operator),
         ("docs/status-json.md", Who::Root),
         ("docs/database.md", Who::Operator),
         ("docs/backup.md", Who::Operator),
@@ -555,6 +573,7 @@ fn everything_is_read() {
         "docs/from-docker-compose.md",
         "docs/keys.md",
         "docs/notices.md",
+        "docs/debugging.md",
         "docs/rootless.md",
         "docs/tutorial.md",
         "docs/status-json.md",

@@ -11,6 +11,7 @@ mod backup;
 mod configurations;
 mod contract;
 mod daily;
+mod dev;
 mod docs;
 mod doctor;
 mod external;

@@ -50,12 +50,12 @@ fn is_harmless(line: &str) -> bool {
 fn quadlet_and_systemd_accept_the_units_of_every_case() {
     let host = TestHost::boot("quadlet");
     let directory = tempfile::tempdir().unwrap();
-    for case in cases::all() {
+    for case in cases::all().into_iter().filter(|case| !case.is_dev()) {
         write(&case, &directory.path().join(&case.name));
     }
     host.bash(Who::Operator, "mkdir /tmp/cases").ok();
     host.put_for(Who::Operator, directory.path(), "/tmp/cases");
-    for case in cases::all() {
+    for case in cases::all().into_iter().filter(|case| !case.is_dev()) {
         let (who, option) = match case.scope {
             Scope::System => (Who::Root, ""),
             Scope::User => (Who::Operator, "--user"),

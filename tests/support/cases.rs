@@ -77,6 +77,7 @@ pub(crate) fn all() -> Vec<Case> {
             add("external-redis", deployment, &redis);
             add("external-both", deployment, &format!("{database}{redis}"));
             add("extra", deployment, "");
+            add("dev", deployment, "");
             if scope == Scope::System {
                 add("namespaces", deployment, "USER_NAMESPACES=yes\n");
             }
@@ -164,9 +165,19 @@ impl Case {
             },
             extras: &self.extras(&paths),
         };
+        if self.is_dev() {
+            let checkout =
+                (self.scope == Scope::User).then_some(Path::new("/home/operator/my litellm"));
+            return quadlet::dev::render(&settings, &host, quadlet::dev::PORT, checkout).unwrap();
+        }
         let mut units = vec![quadlet::target(self.scope)];
         units.extend(quadlet::render(&settings, &host).unwrap());
         units
+    }
+
+    /// Whether the units are those of development.
+    pub(crate) fn is_dev(&self) -> bool {
+        self.name.ends_with("-dev")
     }
 
     fn extras(&self, paths: &Paths) -> Vec<Extra> {

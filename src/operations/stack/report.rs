@@ -20,6 +20,7 @@ use crate::litellm::advisories::{Advisories, Judgement, KnownVulnerability};
 use crate::litellm::health::GatewayHealth;
 use crate::litellm::{self, Client, contract};
 use crate::operations::backup::wal::ArchiveReport;
+use crate::operations::debug;
 use crate::operations::recovery::OngoingOperation;
 use crate::operations::recycle;
 use crate::operations::upgrade::check::Recorded;
@@ -50,6 +51,8 @@ pub(crate) struct StatusReport {
     pub(crate) archive: Option<ArchiveReport>,
     /// Gateways that were replaced because their memory had grown.
     pub(crate) recycled: Vec<Recycled>,
+    /// Until when the gateways write debug logs; null if they do not.
+    pub(crate) debug_until: Option<jiff::Timestamp>,
     /// The operation that is running, in words; null if none is.
     pub(crate) operation: Option<String>,
     /// What is unusual or could not be determined.
@@ -190,6 +193,7 @@ pub(crate) struct Services {
     pub(crate) upgrade_check: Option<Recorded>,
     pub(crate) archive: Option<ArchiveReport>,
     pub(crate) recycled: Vec<Recycled>,
+    pub(crate) debug_until: Option<jiff::Timestamp>,
     pub(crate) known: Option<String>,
     /// LiteLLM's version in the gateway's image.
     pub(crate) version: Option<String>,
@@ -307,6 +311,7 @@ impl Services {
         Ok(Self {
             archive,
             recycled,
+            debug_until: debug::until(&host.paths),
             address: litellm::address(&host.paths).url(),
             is_wanted: super::is_to_run(&target),
             reports,
@@ -347,6 +352,7 @@ impl Services {
             upgrade_check: self.upgrade_check,
             archive: self.archive,
             recycled: self.recycled,
+            debug_until: self.debug_until,
             operation: self.operation,
             warnings: self.warnings,
             known: self.known,

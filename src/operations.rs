@@ -5,6 +5,7 @@ pub(crate) mod audit;
 pub(crate) mod backup;
 pub(crate) mod database;
 pub(crate) mod edits;
+pub(crate) mod entrance;
 pub(crate) mod import;
 pub(crate) mod install;
 pub(crate) mod postgres;

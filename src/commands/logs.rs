@@ -6,7 +6,7 @@ use std::io::Write;
 use anstyle::{AnsiColor, Style};
 
 use crate::cli;
-use crate::deployment::extra;
+use crate::deployment::{entrance, extra};
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 use crate::host::journal::{self, Query};
@@ -93,6 +93,7 @@ async fn sources(host: &Host, names: &[String]) -> Result<Vec<Source>> {
     };
     if names.is_empty() {
         let own = extra::installed(&host.paths).into_iter();
+        let own = own.chain(entrance::installed(&host.paths));
         let sources = LogSource::ALL
             .into_iter()
             .chain(own.map(LogSource::Service));
@@ -101,6 +102,7 @@ async fn sources(host: &Host, names: &[String]) -> Result<Vec<Source>> {
     let mut found: Vec<Source> = Vec::new();
     for name in names {
         let own = extra::installed(&host.paths).into_iter();
+        let own = own.chain(entrance::installed(&host.paths));
         let mut known = LogSource::ALL
             .into_iter()
             .chain(own.map(LogSource::Service));
@@ -169,7 +171,9 @@ fn style(unit: &str) -> Style {
         Some(LogSource::Service(Service::Redis)) => AnsiColor::Green,
         Some(LogSource::Service(Service::Migrate)) => AnsiColor::Magenta,
         Some(LogSource::Images | LogSource::Network) => AnsiColor::Blue,
-        Some(LogSource::Service(Service::Extra(_))) | None => return Style::new(),
+        Some(LogSource::Service(Service::Entrance | Service::Extra(_))) | None => {
+            return Style::new();
+        }
     };
     color.on_default()
 }

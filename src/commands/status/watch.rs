@@ -138,7 +138,8 @@ impl<'a> Watch<'a> {
         let colour =
             anstream::AutoStream::choice(&std::io::stdout()) != anstream::ColorChoice::Never;
         let work = FuturesUnordered::new();
-        let own = extra::installed(&host.paths).into_iter().map(Service::unit);
+        let own = extra::installed(&host.paths).into_iter();
+        let own = own.chain([Service::Entrance]).map(Service::unit);
         let units = Instance::all().map(Instance::unit).chain(own);
         let (reader, entries) = follow(host.scope(), units.collect());
         work.push(Box::pin(async { News::LogEnded(reader.await) }) as LocalBoxFuture<'a, News>);
@@ -504,7 +505,7 @@ fn add_unless_probe(lines: &mut Lines, entry: &Entry) {
 fn add(lines: &mut Lines, entry: &Entry) {
     let instance = Instance::all().find(|instance| instance.unit() == entry.unit);
     let service = instance.map(Instance::service);
-    if let Some(service) = service.or_else(|| Service::extra_of(&entry.unit)) {
+    if let Some(service) = service.or_else(|| Service::optional(&entry.unit)) {
         lines.push(service, &entry.message);
     }
 }

@@ -566,6 +566,8 @@ pub(crate) enum Unit {
         /// Variable or file
         name: String,
     },
+    /// Copy the configuration and the certificate of the entrance for its user
+    Entrance,
     /// Wait at boot until the host has a default route
     AwaitNetwork,
     /// Wait for the image and the units that a container needs

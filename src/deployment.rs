@@ -3,6 +3,7 @@
 pub(crate) mod applied;
 pub(crate) mod certificates;
 pub mod completion;
+pub mod entrance;
 pub mod env_file;
 pub mod extra;
 pub mod images_lock;

@@ -5,6 +5,7 @@
 //! fault is reported once.
 
 mod backup;
+mod certificate;
 mod database;
 mod files;
 pub(crate) mod metrics;
@@ -245,6 +246,7 @@ pub(crate) async fn examine(host: &Host) -> Vec<Check> {
         archive,
         timers,
         upgrade_check,
+        certificate,
     ) = futures_util::join!(
         platform::systemd(&examination),
         platform::clock(host),
@@ -290,6 +292,7 @@ pub(crate) async fn examine(host: &Host) -> Vec<Check> {
         backup::archive(&examination),
         units::timers(&examination),
         release::upgrade_check(&examination),
+        certificate::check(&examination),
     );
     checks.extend(systemd);
     checks.push(platform::selinux());
@@ -331,6 +334,7 @@ pub(crate) async fn examine(host: &Host) -> Vec<Check> {
     }
     checks.extend(gateway);
     checks.extend(units::debug_logs(host));
+    checks.extend(certificate);
     checks.extend(backup);
     checks.extend(archive);
     checks.extend(database::growth(

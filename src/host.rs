@@ -1,5 +1,6 @@
 //! Every effect on the host, reached through one value.
 
+pub(crate) mod caddy;
 pub mod capacity;
 pub(crate) mod container_state;
 pub(crate) mod default_route;

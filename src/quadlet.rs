@@ -12,6 +12,7 @@ use anyhow::Context as _;
 use askama::Template;
 
 use crate::deployment::completion::container_owner;
+use crate::deployment::entrance::{self, Entrance};
 use crate::deployment::extra::Extra;
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::listen::{self, GATEWAY_PORT, Listen, ListenAddress};
@@ -82,7 +83,7 @@ fn first_id(service: Service) -> u32 {
         Service::Postgres => 0x7f01_0000,
         Service::Redis => 0x7f02_0000,
         // Those of the operator's own have none: their volumes are not known.
-        Service::Extra(_) => 0,
+        Service::Extra(_) | Service::Entrance => 0,
     }
 }
 
@@ -117,13 +118,14 @@ pub const METRICS_SOCKET: &str = "litellm-metrics.socket";
 pub const METRICS_SERVICE: &str = "litellm-metrics@.service";
 
 /// The units that come with a deployment and are enabled apart from the target, and what each is for.
-pub const COMPANIONS: [(&str, &str); 6] = [
+pub const COMPANIONS: [(&str, &str); 7] = [
     (BACKUP_TIMER, "a backup every night"),
     (CHECK_TIMER, "a check for newer releases every day"),
     (RECYCLE_TIMER, "a fresh gateway when its memory grows"),
     (WAL_TIMER, "an archive of the write-ahead log"),
     (WATCH_TIMER, "notices of faults, and metrics"),
     (METRICS_SOCKET, "metrics by HTTP"),
+    (Service::Entrance.unit(), "https for other hosts"),
 ];
 
 /// Where a unit file goes.
@@ -163,6 +165,8 @@ pub struct RenderContext<'a> {
     pub capacity: Capacity,
     /// The units of the operator's own.
     pub extras: &'a [Extra],
+    /// What the operator has for the entrance.
+    pub entrance: &'a entrance::Files,
 }
 
 /// The names under which a file of ours may be found in `place`, also one of development ([`dev::is_dev`]).
@@ -174,7 +178,7 @@ pub fn is_ours_by_name(place: Place, name: &str) -> bool {
     (stem == "litellm" || stem.starts_with("litellm-"))
         && match place {
             Place::Quadlet => matches!(suffix, "container" | "network"),
-            Place::Unit => matches!(suffix, "service" | "socket" | "target" | "timer"),
+            Place::Unit => matches!(suffix, "caddy" | "service" | "socket" | "target" | "timer"),
         }
 }
 
@@ -231,6 +235,9 @@ pub fn render(settings: &Settings, host: &RenderContext<'_>) -> Result<Vec<UnitF
         let socket = MetricsSocket { common, address };
         files.push(file(Place::Unit, METRICS_SERVICE, &Metrics { common })?);
         files.push(file(Place::Unit, METRICS_SOCKET, &socket)?);
+    }
+    if let Some(entrance) = &settings.entrance {
+        files.extend(entrance_files(common, settings, entrance, host.entrance)?);
     }
     for extra in host.extras {
         let service = extra.service;
@@ -301,10 +308,40 @@ pub fn render(settings: &Settings, host: &RenderContext<'_>) -> Result<Vec<UnitF
                 files.extend(gateway_files(common, values, gateways, drain_timeout)?);
                 continue;
             }
-            Service::Extra(_) => continue,
+            Service::Extra(_) | Service::Entrance => continue,
         });
     }
     Ok(files)
+}
+
+fn entrance_files(
+    common: &Common,
+    settings: &Settings,
+    entrance: &Entrance,
+    files: &entrance::Files,
+) -> Result<[UnitFile; 2]> {
+    let (upstream, group) = match settings.listen.own() {
+        ListenAddress::Tcp(address) => (address.to_string(), None),
+        ListenAddress::Unix(path) => (
+            format!("unix/{}", path.display()),
+            settings.listen.group.as_deref(),
+        ),
+    };
+    let unit = OfEntrance {
+        common,
+        drain_timeout: settings.drain_timeout,
+        group,
+    };
+    let configuration = Caddyfile {
+        marker: MARKER,
+        entrance,
+        files,
+        upstream,
+    };
+    Ok([
+        file(Place::Unit, entrance::CONFIGURATION, &configuration)?,
+        file(Place::Unit, Service::Entrance.unit(), &unit)?,
+    ])
 }
 
 /// The first gateway last: its unit marks the installation as complete.
@@ -673,6 +710,26 @@ struct Postgres<'a> {
 struct Redis<'a> {
     common: &'a Common,
     service: Container<'a>,
+}
+
+#[derive(Template)]
+#[template(path = "entrance.caddy")]
+struct Caddyfile<'a> {
+    marker: &'static str,
+    entrance: &'a Entrance,
+    files: &'a entrance::Files,
+    /// The gateway's address.
+    upstream: String,
+}
+
+#[derive(Template)]
+#[template(path = "litellm-entrance.service")]
+struct OfEntrance<'a> {
+    common: &'a Common,
+    /// Seconds.
+    drain_timeout: u32,
+    /// Who may connect to the gateway's Unix socket.
+    group: Option<&'a str>,
 }
 
 #[derive(Template)]

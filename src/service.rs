@@ -16,6 +16,9 @@ pub enum Service {
     Migrate,
     /// The gateway.
     Litellm,
+    /// Caddy with TLS in front of the gateway, which is no container.
+    #[serde(skip)]
+    Entrance,
     /// A unit of the operator's own, of a file in `extra.d/`.
     #[serde(skip)]
     Extra(&'static ExtraNames),
@@ -55,7 +58,10 @@ impl Service {
             return Err("is not a name of at most 40 lowercase letters, digits and inner hyphens");
         }
         let is_taken = Self::ALL.iter().any(|service| service.name() == name);
-        if is_taken || name.starts_with("litellm") || ["images", "network"].contains(&name) {
+        if is_taken
+            || name.starts_with("litellm")
+            || ["entrance", "images", "network"].contains(&name)
+        {
             return Err("is a name of the stack itself");
         }
         let mut extras = EXTRAS.lock().unwrap_or_else(PoisonError::into_inner);
@@ -82,6 +88,15 @@ impl Service {
         Self::extra(name).ok()
     }
 
+    /// The service of this unit that not every deployment has.
+    #[must_use]
+    pub fn optional(unit: &str) -> Option<Self> {
+        if unit == Self::Entrance.unit() {
+            return Some(Self::Entrance);
+        }
+        Self::extra_of(unit)
+    }
+
     /// Whether it is a unit of the operator's own.
     #[must_use]
     pub fn is_extra(self) -> bool {
@@ -97,6 +112,7 @@ impl Service {
             Self::Redis => "redis",
             Self::Migrate => "migrate",
             Self::Litellm => "litellm",
+            Self::Entrance => "entrance",
         }
     }
 
@@ -108,6 +124,7 @@ impl Service {
             Self::Redis => "litellm-redis",
             Self::Migrate => "litellm-migrate",
             Self::Litellm => "litellm",
+            Self::Entrance => "litellm-entrance",
             Self::Extra(names) => names.unit.trim_end_matches(".service"),
         }
     }
@@ -122,7 +139,7 @@ impl Service {
     #[must_use]
     pub fn image_variable(self) -> &'static str {
         match self {
-            Self::Extra(_) => "Image=",
+            Self::Extra(_) | Self::Entrance => "Image=",
             Self::Postgres => "POSTGRES_IMAGE",
             Self::Redis => "REDIS_IMAGE",
             Self::Migrate | Self::Litellm => "LITELLM_IMAGE",
@@ -136,19 +153,20 @@ impl Service {
             Self::Extra(names) => names.images_unit.as_str(),
             Self::Postgres => "litellm-images@postgres.service",
             Self::Redis => "litellm-images@redis.service",
-            Self::Migrate | Self::Litellm => "litellm-images@litellm.service",
+            Self::Migrate | Self::Litellm | Self::Entrance => "litellm-images@litellm.service",
         }
     }
 
     /// The name of its unit.
     #[must_use]
-    pub fn unit(self) -> &'static str {
+    pub const fn unit(self) -> &'static str {
         match self {
             Self::Postgres => "litellm-postgres.service",
             Self::Redis => "litellm-redis.service",
             Self::Migrate => "litellm-migrate.service",
             Self::Litellm => "litellm.service",
-            Self::Extra(names) => &names.unit,
+            Self::Entrance => "litellm-entrance.service",
+            Self::Extra(names) => names.unit.as_str(),
         }
     }
 }
@@ -244,6 +262,8 @@ impl Instance {
             Service::Redis => "litellm-redis.container",
             Service::Migrate => "litellm-migrate.container",
             Service::Litellm => "litellm.container",
+            // It has none: this is its unit.
+            Service::Entrance => Service::Entrance.unit(),
             Service::Extra(names) => &names.quadlet,
         })
     }
@@ -281,7 +301,7 @@ impl clap::builder::TypedValueParser for ServiceParser {
         value: &std::ffi::OsStr,
     ) -> Result<Service, clap::Error> {
         let parse = |name: &str| {
-            let mut all = Service::ALL.into_iter();
+            let mut all = Service::ALL.into_iter().chain([Service::Entrance]);
             all.find(|service| service.name() == name)
                 .map_or_else(|| Service::extra(name), Ok)
         };

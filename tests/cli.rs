@@ -319,6 +319,7 @@ fn expected_output(
         images: &ImagesLock::default(),
         capacity: Capacity::read(),
         extras: &[],
+        entrance: &litellm_units::deployment::entrance::Files::default(),
     };
     let mut files = quadlet::render(&settings, &host).unwrap();
     files.push(quadlet::target(scope));

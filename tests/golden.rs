@@ -69,6 +69,21 @@ fn units_are_as_recorded() {
     );
 }
 
+/// The example for a Caddy of one's own is what the entrance has, with other networks.
+#[test]
+fn the_example_for_caddy_is_the_entrance() {
+    let example = include_str!("../packaging/examples/Caddyfile");
+    let cases = cases::all();
+    let case = cases.iter().find(|case| case.name == "system-5.4-entrance");
+    let units = case.unwrap().units();
+    let entrance = units.iter().find(|unit| unit.name.ends_with(".caddy"));
+    let site = |text: &str| {
+        let at = text.find("llm.example.com {").unwrap();
+        text[at..].replace(" 10.0.0.0/8 192.168.0.0/16\n", "\n")
+    };
+    assert_eq!(site(&entrance.unwrap().text), site(example));
+}
+
 /// Rendering is pure: a second time gives the same bytes, or `--check` would never be content.
 #[test]
 fn rendering_twice_gives_the_same() {

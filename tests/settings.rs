@@ -344,6 +344,24 @@ fn what_can_not_be_used_is_refused_by_name_file_and_line() {
              hint: name a file in the directory of node_exporter's textfile collector, such as /var/lib/prometheus/node-exporter/litellm.prom\n".to_owned(),
         ),
         (
+            "PUBLIC_URL",
+            "PUBLIC_URL=https://llm.example.com/gateway",
+            "error: /srv/.env, line 13: PUBLIC_URL has a path, and the gateway is published without one\n\
+             hint: remove the path, and give the gateway a host name of its own\n".to_owned(),
+        ),
+        (
+            "PUBLIC_ADMIN_FROM",
+            "PUBLIC_ADMIN_FROM='10.0.0.0/8, office'\nPUBLIC_URL=https://llm.example.com",
+            "error: /srv/.env, line 13: PUBLIC_ADMIN_FROM contains office, which is no network\n\
+             hint: write 10.0.0.0/8, 192.0.2.7 or fd00::/8, with commas between them\n".to_owned(),
+        ),
+        (
+            "PUBLIC_ADMIN_FROM alone",
+            "PUBLIC_ADMIN_FROM=10.0.0.0/8",
+            "error: /srv/.env, line 13: PUBLIC_ADMIN_FROM has no effect without PUBLIC_URL\n\
+             hint: add PUBLIC_URL=https://llm.example.com with your host name, or remove the line\n".to_owned(),
+        ),
+        (
             "METRICS_LISTEN",
             "METRICS_LISTEN=9157",
             "error: /srv/.env, line 13: METRICS_LISTEN is not an IP address with a port\n\

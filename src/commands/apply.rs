@@ -8,6 +8,7 @@ use crate::litellm::advisories;
 use crate::litellm::config;
 use crate::operations::apply;
 use crate::operations::edits;
+use crate::operations::entrance;
 use crate::operations::install::{self, Prepared, ReleaseTarget};
 use crate::operations::stack::{self, address::Relocation};
 use crate::operations::up;
@@ -26,6 +27,7 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Apply) -> Result<Exit> {
     advisories::admit(host, settings, image, accepted, "litellm-units apply")?;
     edits::refuse(host, settings).await?;
     extra::refuse_missing(&prepared.deployment.extras)?;
+    entrance::refuse(host, &prepared).await?;
     up::refuse_firewall(host).await?;
     if prepared.kept().is_some() {
         config::warn(host)?;
@@ -87,6 +89,14 @@ async fn dry_run(host: &Host, prepared: &Prepared) -> Result<Exit> {
                 words.join(", ")
             ))?;
         }
+    }
+    let mut changed = differences.iter();
+    if let Some((entrance, differences)) =
+        changed.find(|(other, _)| other.service() == Service::Entrance)
+    {
+        restarts += 1;
+        let words = stack::list(differences);
+        output::line(&format!("# reload {}: {words}", entrance.unit()))?;
     }
     if let Some(relocation) = Relocation::find(host, prepared.settings()).await? {
         output::line(&format!("# {relocation}"))?;

@@ -17,6 +17,7 @@ use crate::host::lock::OperationLock;
 use crate::host::podman::PodmanVersion;
 use crate::host::systemd::Features;
 use crate::litellm::advisories::Advisories;
+use crate::operations::entrance;
 use crate::operations::install::{self, Knows, ReleaseTarget};
 use crate::operations::stack::address::Relocation;
 use crate::output::{self, Progress, say, warn};
@@ -39,6 +40,7 @@ pub(crate) async fn run(host: &Host, arguments: cli::Generate) -> Result<Exit> {
         .transpose()?;
     let prepared = install::prepare(host, ReleaseTarget::Recorded).await?;
     extra::refuse_missing(&prepared.deployment.extras)?;
+    entrance::refuse(host, &prepared).await?;
     if let Some(kept) = prepared.kept() {
         warn(&installed_release::notice(prepared.settings(), kept));
     }

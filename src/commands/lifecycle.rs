@@ -38,7 +38,7 @@ async fn change(
 ) -> Result<Exit> {
     let command = match verb {
         JobType::Start => "start",
-        JobType::Restart | JobType::RestartAlone => "restart",
+        JobType::Restart | JobType::RestartAlone | JobType::Reload => "restart",
         JobType::Stop => "stop",
     };
     // Stopping must always be possible, and nothing that takes long and touches no unit may delay a restart. On another
@@ -75,13 +75,15 @@ async fn change(
     let mut units = Vec::new();
     let mut services = Service::ALL.to_vec();
     services.extend(&arguments.services);
-    services.extend(stack::extras(systemd).await?);
+    services.extend(stack::optional(systemd).await?);
     let mut seen = HashSet::new();
     services.retain(|service| seen.insert(*service));
     for service in services {
         let named = arguments.services.contains(&service);
         let known = members.contains(&service.unit());
-        let is_meant = named || arguments.services.is_empty();
+        // Its connections are worth more than a restart that was meant for the gateway.
+        let is_spared = service == Service::Entrance && verb == JobType::Restart;
+        let is_meant = named || (arguments.services.is_empty() && !is_spared);
         let file = Instance::from(service).quadlet();
         let is_installed = !is_remote && host.paths.quadlets.join(file).exists();
         if is_meant && is_installed && !known && verb != JobType::Stop {
@@ -138,6 +140,11 @@ pub(super) fn unknown(host: &Host, service: Service) -> anyhow::Error {
             known.collect::<Vec<_>>().join(", ")
         ))
         .into();
+    }
+    if service == Service::Entrance {
+        return Failure::new("there is no entrance on this host")
+            .hint("add PUBLIC_URL to .env, then run `litellm-units apply` (docs/reverse-proxy.md)")
+            .into();
     }
     Failure::new(format!("there is no {} on this host", service.unit()))
         .hint("install the units with `litellm-units generate`; if .env has DATABASE_URL or REDIS_HOST, that server is external")

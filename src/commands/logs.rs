@@ -6,7 +6,7 @@ use std::io::Write;
 use anstyle::{AnsiColor, Style};
 
 use crate::cli;
-use crate::deployment::extra;
+use crate::deployment::{entrance, extra};
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 use crate::host::journal::{self, Query};
@@ -92,7 +92,9 @@ async fn sources(host: &Host, names: &[String]) -> Result<Vec<Source>> {
         })
     };
     let mut known = LogSource::ALL.to_vec();
-    known.extend({ extra::installed(&host.paths).into_iter() }.map(LogSource::Service));
+    let own = extra::installed(&host.paths).into_iter();
+    let own = own.chain(entrance::installed(&host.paths));
+    known.extend(own.map(LogSource::Service));
     if names.is_empty() {
         return Ok(known.into_iter().flat_map(all).collect());
     }
@@ -163,7 +165,9 @@ fn style(unit: &str) -> Style {
         Some(LogSource::Service(Service::Redis)) => AnsiColor::Green,
         Some(LogSource::Service(Service::Migrate)) => AnsiColor::Magenta,
         Some(LogSource::Images | LogSource::Network) => AnsiColor::Blue,
-        Some(LogSource::Service(Service::Extra(_))) | None => return Style::new(),
+        Some(LogSource::Service(Service::Entrance | Service::Extra(_))) | None => {
+            return Style::new();
+        }
     };
     color.on_default()
 }

@@ -20,6 +20,7 @@ use crate::cli::{Unit, Which};
 use crate::deployment::applied::Applied;
 use crate::deployment::certificates;
 use crate::deployment::completion;
+use crate::deployment::entrance;
 use crate::deployment::extra;
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::postgres_sizes;
@@ -59,6 +60,7 @@ pub(crate) async fn run(host: &Host, verb: Unit) -> Result<Exit> {
     match verb {
         Unit::Prepare { service, which } => prepare(host, &Started::new(service, which)?).await?,
         Unit::Secret { service, name } => secret(host, service, &name)?,
+        Unit::Entrance => provide_entrance(host)?,
         Unit::AwaitNetwork => default_route::wait(&host.progress).await,
         Unit::AwaitNeeds { service } => await_needs(host, service).await?,
         Unit::AwaitHealthy { service, which } => {
@@ -83,6 +85,15 @@ async fn archive(host: &Host) -> Result<()> {
     ownership::check(&host.paths, None)?;
     let settings = Settings::load(&host.paths.env_file())?;
     backup::wal::run(host, &settings).await
+}
+
+/// Lets the user of `litellm-entrance.service` read what it starts with.
+fn provide_entrance(host: &Host) -> Result<()> {
+    ownership::check(&host.paths, Some(&host::program()?))?;
+    let settings = Settings::load(&host.paths.env_file())?;
+    entrance::provide(&host.paths)?;
+    let instance = Service::Entrance.into();
+    Applied::now(&host.paths, &settings, instance)?.record(&host.paths, instance)
 }
 
 /// A secret as `podman secret inspect` shows it.
@@ -511,7 +522,7 @@ async fn await_needs(host: &Host, service: Service) -> Result<()> {
         Service::Migrate => settings
             .services()
             .find(|other| *other == Service::Postgres),
-        Service::Postgres | Service::Redis | Service::Extra(_) => None,
+        Service::Postgres | Service::Redis | Service::Entrance | Service::Extra(_) => None,
     };
     let mut said = false;
     let mut say_once = |what: &str| {

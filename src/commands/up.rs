@@ -7,6 +7,7 @@ use crate::host::Host;
 use crate::litellm::{advisories, config};
 use crate::operations::dev;
 use crate::operations::edits;
+use crate::operations::entrance;
 use crate::operations::install::{self, ReleaseTarget};
 use crate::operations::{recovery, up};
 use crate::output::{self, Progress, shell_word};
@@ -24,6 +25,7 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Up) -> Result<Exit> {
     advisories::admit(host, settings, image, accepted, "litellm-units up")?;
     edits::refuse(host, settings).await?;
     extra::refuse_missing(&prepared.deployment.extras)?;
+    entrance::refuse(host, &prepared).await?;
     up::refuse_firewall(host).await?;
     if prepared.kept().is_some() {
         config::refuse_errors(host)?;

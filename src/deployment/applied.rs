@@ -13,6 +13,7 @@ use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
+use crate::deployment::entrance;
 use crate::deployment::extra;
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::listen::Listen;
@@ -106,7 +107,11 @@ impl Applied {
         let mut add = |name: String, bytes: &[u8]| {
             inputs.insert(name, hash(bytes));
         };
-        let unit = paths.quadlets.join(instance.quadlet());
+        let directory = match service {
+            Service::Entrance => &paths.units,
+            _ => &paths.quadlets,
+        };
+        let unit = directory.join(instance.quadlet());
         if let Ok(text) = std::fs::read_to_string(&unit) {
             add(
                 "unit".into(),
@@ -133,6 +138,7 @@ impl Applied {
         let files = match service {
             Service::Litellm => mounted_files(&paths.deployment)?,
             Service::Extra(_) => extra::mounted(paths, service)?,
+            Service::Entrance => entrance::inputs(paths),
             _ => Vec::new(),
         };
         for path in files {

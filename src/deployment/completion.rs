@@ -462,7 +462,7 @@ pub fn container_owner(service: Service, image: &ImageReference) -> Option<(u32,
         (Service::Redis, true) => Some((999, 1000)),
         (Service::Postgres, false) => Some((DEBIAN, DEBIAN)),
         (Service::Redis, false) => Some((999, 999)),
-        (Service::Migrate | Service::Litellm | Service::Extra(_), _) => None,
+        (Service::Migrate | Service::Litellm | Service::Entrance | Service::Extra(_), _) => None,
     }
 }
 

@@ -6,14 +6,15 @@ use std::sync::Arc;
 
 use secrecy::{ExposeSecret, SecretString};
 
+use super::entrance::Entrance;
 use super::env_file::EnvFile;
 use super::listen::{Listen, ListenAddress};
 use super::sealed::{self, SecretValue, Vault};
 use super::variables::{
     self, ACCEPT_VULNERABILITIES, BACKUP_PREFIX, BACKUP_WAL, DRAIN_TIMEOUT, LISTEN, LISTEN_GROUP,
     LISTEN_WITHOUT_TLS, LIVENESS_TIMEOUT, METRICS_FILE, METRICS_LISTEN, NOTIFY_COMMAND, NOTIFY_URL,
-    RECYCLE_AT, REDIS_MEMORY, REPLICAS, Recipient, USER_NAMESPACES, WORKERS, is_name,
-    may_be_sealed,
+    PUBLIC_ADMIN_FROM, PUBLIC_URL, RECYCLE_AT, REDIS_MEMORY, REPLICAS, Recipient, USER_NAMESPACES,
+    WORKERS, is_name, may_be_sealed,
 };
 use crate::error::{Failure, Result};
 use crate::host::capacity::Capacity;
@@ -220,6 +221,8 @@ pub struct Settings {
     pub cache: Cache,
     /// `LISTEN`: where the gateway listens.
     pub listen: Listen,
+    /// `PUBLIC_URL`: where other hosts reach it by https.
+    pub entrance: Option<Entrance>,
     /// `LITELLM_REPLICAS`: how many gateways listen there.
     pub replicas: Replicas,
     /// `LITELLM_DRAIN_TIMEOUT`: seconds for the requests of a gateway that stops while another one serves.
@@ -357,11 +360,19 @@ impl Settings {
             }
         }
         let in_clear = |name: &str| reader.filled(name).map(str::to_owned);
+        let listen = reader.listen()?;
+        let entrance = reader.entrance(&listen)?;
+        let url = entrance.as_ref().map(Entrance::url);
+        let published = in_clear("PROXY_BASE_URL");
+        if let Some(url) = url.as_ref().filter(|_| published.is_none()) {
+            gateway.push(("PROXY_BASE_URL".into(), SecretValue::clear(url)));
+        }
         Ok(Self {
             litellm_image: reader.image("LITELLM_IMAGE", None)?,
             database,
             cache,
-            listen: reader.listen()?,
+            listen,
+            entrance,
             replicas: reader.replicas()?,
             drain_timeout: reader
                 .seconds(
@@ -380,7 +391,7 @@ impl Settings {
                 .map(identifiers)
                 .unwrap_or_default(),
             ui_username: in_clear("UI_USERNAME"),
-            public_address: in_clear("PROXY_BASE_URL"),
+            public_address: published.or(url),
             gateway,
         })
     }
@@ -430,7 +441,9 @@ impl Settings {
             (Service::Litellm | Service::Migrate, ..) => Some(&self.litellm_image),
             (Service::Postgres, Database::Local { image, .. }, _)
             | (Service::Redis, _, Cache::Local { image, .. }) => Some(image),
-            (Service::Postgres | Service::Redis | Service::Extra(_), ..) => None,
+            (Service::Postgres | Service::Redis | Service::Entrance | Service::Extra(_), ..) => {
+                None
+            }
         }
     }
 
@@ -484,7 +497,9 @@ impl Settings {
                 .iter()
                 .map(|(name, value)| variable(name, value.clone()))
                 .collect(),
-            (Service::Postgres | Service::Redis | Service::Extra(_), ..) => Vec::new(),
+            (Service::Postgres | Service::Redis | Service::Entrance | Service::Extra(_), ..) => {
+                Vec::new()
+            }
         }
     }
 }
@@ -698,6 +713,41 @@ impl Reader<'_> {
             ));
         }
         Ok(listen)
+    }
+
+    fn entrance(&self, listen: &Listen) -> Result<Option<Entrance>> {
+        let from = self.filled(PUBLIC_ADMIN_FROM);
+        let Some(url) = self.filled(PUBLIC_URL) else {
+            return match from {
+                Some(_) => Err(self.wrong(
+                    PUBLIC_ADMIN_FROM,
+                    "has no effect without PUBLIC_URL",
+                    "add PUBLIC_URL=https://llm.example.com with your host name, or remove the line",
+                )),
+                None => Ok(None),
+            };
+        };
+        let mut entrance = Entrance::parse(url)
+            .map_err(|(problem, hint)| self.wrong(PUBLIC_URL, problem, hint))?;
+        if let Some(networks) = from {
+            entrance.admit(networks).map_err(|word| {
+                self.wrong(
+                    PUBLIC_ADMIN_FROM,
+                    &format!("contains {word}, which is no network"),
+                    "write 10.0.0.0/8, 192.0.2.7 or fd00::/8, with commas between them",
+                )
+            })?;
+        }
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-".contains(c);
+        let is_strange = |address: &ListenAddress| matches!(address, ListenAddress::Unix(path) if !path.to_str().is_some_and(|path| path.chars().all(is_plain)));
+        if is_strange(&listen.own()) {
+            return Err(self.wrong(
+                LISTEN,
+                "has a path that Caddy can't be given, which PUBLIC_URL starts",
+                "use only letters, digits, dots, hyphens and underscores in the path",
+            ));
+        }
+        Ok(Some(entrance))
     }
 
     fn backup(&self) -> Result<BackupSettings> {

@@ -28,6 +28,10 @@ pub(crate) const METRICS_LISTEN: &str = "METRICS_LISTEN";
 pub(crate) const NOTIFY_COMMAND: &str = "NOTIFY_COMMAND";
 /// The webhook that gets notices of faults.
 pub(crate) const NOTIFY_URL: &str = "NOTIFY_URL";
+/// From which networks the web interface and management are reached at the public address.
+pub(crate) const PUBLIC_ADMIN_FROM: &str = "PUBLIC_ADMIN_FROM";
+/// Where the entrance publishes the gateway.
+pub(crate) const PUBLIC_URL: &str = "PUBLIC_URL";
 /// How much memory a gateway may hold before it is replaced.
 pub(crate) const RECYCLE_AT: &str = "LITELLM_RECYCLE_AT";
 /// How much the local Redis may hold.
@@ -166,6 +170,8 @@ static VARIABLES: &[Variable] = &[
     row(LISTEN, Setting, Units, Clear),
     row(LISTEN_GROUP, Setting, Units, Clear),
     row(LISTEN_WITHOUT_TLS, Setting, Units, Clear),
+    row(PUBLIC_URL, Setting, Units, Clear),
+    row(PUBLIC_ADMIN_FROM, Setting, Units, Clear),
     row(METRICS_FILE, Setting, Units, Clear),
     row(METRICS_LISTEN, Setting, Units, Clear),
     row(NOTIFY_COMMAND, Setting, Units, Unknown),

@@ -10,6 +10,8 @@ pub(crate) enum CheckName {
     /// The archive of the write-ahead log.
     Archive,
     Backup,
+    /// That of the entrance.
+    Certificate,
     Cgroup,
     Clock,
     /// The order of text in the indexes.
@@ -76,6 +78,7 @@ impl CheckName {
             Self::Applied => "applied",
             Self::Archive => "archive",
             Self::Backup => "backup",
+            Self::Certificate => "certificate",
             Self::Cgroup => "cgroup",
             Self::Clock => "clock",
             Self::Collation => "collation",

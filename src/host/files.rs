@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io::{self, Write};
 use std::os::fd::AsRawFd;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -206,6 +206,26 @@ pub(crate) fn remove_directory(path: &Path) -> Result<()> {
 pub(crate) fn set_mode(path: &Path, mode: u32) -> Result<()> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
         .with_context(|| format!("can't set the mode of {}", path.display()))
+}
+
+/// Copies a file into the directory of another user, who alone can read the copy.
+///
+/// # Errors
+/// When the disk refuses.
+pub(crate) fn copy_for_owner(path: &Path, directory: &Path) -> Result<()> {
+    let attempt = || -> io::Result<()> {
+        let owner = std::fs::metadata(directory)?;
+        let name = path.file_name().unwrap_or_default();
+        // Complete, and theirs, before it has its name: behind a name of theirs, nothing is followed.
+        let mut copy = tempfile::Builder::new()
+            .prefix(TEMPORARY)
+            .tempfile_in(directory)?;
+        io::copy(&mut File::open(path)?, &mut copy)?;
+        std::os::unix::fs::fchown(&copy, Some(owner.uid()), Some(owner.gid()))?;
+        copy.persist(directory.join(name))?;
+        Ok(())
+    };
+    attempt().with_context(|| format!("can't copy {} to {}", path.display(), directory.display()))
 }
 
 /// Opens a regular file for reading. A link is not followed, and a FIFO does not block.

@@ -167,6 +167,7 @@ impl Trust {
             paths.certificates(),
             paths.credential_files(),
             paths.extra(),
+            paths.entrance(),
             paths.data(),
             paths.state(),
             paths.credentials(),

@@ -190,6 +190,12 @@ impl Paths {
         self.deployment.join("extra.d")
     }
 
+    /// The certificate of the entrance, and lines of the operator's own for it.
+    #[must_use]
+    pub fn entrance(&self) -> PathBuf {
+        self.deployment.join("entrance")
+    }
+
     /// Where the gateway may write log files.
     #[must_use]
     pub fn logs(&self) -> PathBuf {

@@ -10,6 +10,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::{pull, stack};
 use crate::deployment::completion::Completion;
+use crate::deployment::entrance;
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::settings::{Cache, Database, Settings};
 use crate::error::{Failure, Result};
@@ -101,6 +102,7 @@ pub(crate) async fn up(
         images: &ImagesLock::load(&host.paths.images_lock())?,
         capacity: Capacity::read(),
         extras: &[],
+        entrance: &entrance::Files::default(),
     };
     let wanted = dev::render(settings, &context, port, source.as_deref())?;
     let plan = UnitPlan::of_dev(&host.paths, &wanted)?;

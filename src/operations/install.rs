@@ -7,6 +7,7 @@ use super::stack::address::Relocation;
 use super::{edits, pull};
 use crate::deployment::certificates;
 use crate::deployment::completion;
+use crate::deployment::entrance;
 use crate::deployment::extra::{self, Extra};
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::installed_release;
@@ -52,6 +53,8 @@ pub(crate) struct Prepared {
     pub deployment: completion::Completion,
     /// The units.
     pub units: UnitPlan,
+    /// All files that there are to be.
+    pub(crate) files: Vec<UnitFile>,
     /// `images.lock` with the digests of images that were not in it.
     images: Option<ImagesLock>,
     /// The settings that the units are rendered from.
@@ -158,6 +161,7 @@ pub(crate) async fn prepare(host: &Host, target: ReleaseTarget) -> Result<Prepar
     Ok(Prepared {
         deployment,
         units,
+        files,
         images,
         installed,
         kept,
@@ -311,7 +315,9 @@ impl Prepared {
         }
         systemd.reload().await?;
         progress.done("reload systemd");
-        ask(host, JobType::Start, names(&self.companions)).await?;
+        // The entrance starts with the gateway.
+        let started = names(&self.companions).filter(|unit| *unit != Service::Entrance.unit());
+        ask(host, JobType::Start, started).await?;
         let is_moved = |change: &UnitChange| {
             change.path.ends_with(quadlet::METRICS_SOCKET)
                 && change.before.is_some()
@@ -398,6 +404,7 @@ pub(crate) async fn add_temporary(
         images: &ImagesLock::load(&host.paths.images_lock())?,
         capacity: Capacity::read(),
         extras: &[],
+        entrance: &entrance::Files::default(),
     };
     let file = unit(settings, &units)?;
     // With the others, since it names their network.
@@ -476,6 +483,7 @@ pub(crate) fn render(
             images,
             capacity: Capacity::read(),
             extras,
+            entrance: &entrance::Files::load(&host.paths)?,
         },
     )
 }

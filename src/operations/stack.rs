@@ -87,6 +87,9 @@ pub(crate) enum Manner {
 /// When a unit of the stack fails, or the gateway is not ready within `timeout`.
 pub(crate) async fn bring_up(host: &Host, settings: &Settings, timeout: Duration) -> Result<()> {
     bring_up_with(host, settings, Vec::new(), timeout).await?;
+    if let Err(error) = bring_up_entrance(host, settings, timeout).await {
+        host.progress.warn(&format!("{error:#}"));
+    }
     let extras = extra::wanted(&host.paths);
     if extras.is_empty() {
         return Ok(());
@@ -111,7 +114,26 @@ pub(crate) async fn bring_up_all(
     settings: &Settings,
     timeout: Duration,
 ) -> Result<()> {
-    bring_up_with(host, settings, extra::wanted(&host.paths), timeout).await
+    bring_up_with(host, settings, extra::wanted(&host.paths), timeout).await?;
+    bring_up_entrance(host, settings, timeout).await
+}
+
+/// After the gateway, whose address may be another one.
+async fn bring_up_entrance(host: &Host, settings: &Settings, timeout: Duration) -> Result<()> {
+    if settings.entrance.is_none() {
+        return Ok(());
+    }
+    let entrance = Instance::from(Service::Entrance);
+    let differences = differences(host, settings)?;
+    let steps = steps(host, [entrance].into_iter(), &differences, false).await?;
+    if steps.is_empty() {
+        return Ok(());
+    }
+    let mut wait = Wait::new(host, Instant::now(), timeout).await?;
+    for (verb, unit) in steps {
+        wait.ask(verb, unit).await?;
+    }
+    wait.finish().await
 }
 
 async fn bring_up_with(
@@ -158,7 +180,15 @@ async fn steps(
             || (instance.service() == Service::Litellm && moves);
         // One that is still starting has read the inputs of a moment ago.
         let stopped = state.is_stopped();
-        if changed && !stopped {
+        let unit_changed = |(other, all): &(Instance, Vec<Difference>)| {
+            *other == instance && all.iter().any(|difference| difference.input == "unit")
+        };
+        let reloads = instance.service() == Service::Entrance
+            && state.is_active()
+            && !differences.iter().any(unit_changed);
+        if changed && reloads {
+            steps.push((JobType::Reload, instance.unit()));
+        } else if changed && !stopped {
             steps.push((JobType::Restart, instance.unit()));
         } else if !state.is_active() {
             steps.push((JobType::Start, instance.unit()));
@@ -618,7 +648,10 @@ pub(crate) fn differences(
                     && host.paths.quadlets.join(instance.quadlet()).exists())
     };
     let extras = extra::wanted(&host.paths).into_iter().map(Instance::from);
-    for instance in Instance::all().filter(is_installed).chain(extras) {
+    let entrance = settings.entrance.is_some().then_some(Service::Entrance);
+    let entrance = entrance.into_iter().map(Instance::from);
+    let beside = extras.chain(entrance);
+    for instance in Instance::all().filter(is_installed).chain(beside) {
         let differences = Applied::differences(&host.paths, settings, instance)?;
         if !differences.is_empty() {
             all.push((instance, differences));
@@ -715,7 +748,7 @@ pub(crate) async fn is_shut_down(systemd: &Systemd) -> Result<bool> {
 pub(crate) async fn instances(systemd: &Systemd) -> Result<Vec<(Instance, UnitState)>> {
     // The numbers of those that are there may have gaps.
     let known = systemd.known(Instance::all().map(Instance::unit)).await?;
-    let extras = extras(systemd).await?.into_iter().map(Instance::from);
+    let extras = optional(systemd).await?.into_iter().map(Instance::from);
     let instances: Vec<Instance> = Instance::all()
         .filter(|instance| known.contains(&instance.unit()))
         .chain(extras)
@@ -730,13 +763,20 @@ pub(crate) async fn instances(systemd: &Systemd) -> Result<Vec<(Instance, UnitSt
 }
 
 /// The units of the operator's own that start with the stack.
+async fn extras(systemd: &Systemd) -> Result<Vec<Service>> {
+    let mut services = optional(systemd).await?;
+    services.retain(|service| service.is_extra());
+    Ok(services)
+}
+
+/// The same, and the entrance if there is one.
 ///
 /// # Errors
 /// When systemd does not answer.
-pub(crate) async fn extras(systemd: &Systemd) -> Result<Vec<Service>> {
+pub(crate) async fn optional(systemd: &Systemd) -> Result<Vec<Service>> {
     let target = systemd.unit("litellm.target").await?;
     let starts = target.starts.iter();
-    Ok(starts.filter_map(|unit| Service::extra_of(unit)).collect())
+    Ok(starts.filter_map(|unit| Service::optional(unit)).collect())
 }
 
 /// Every service unit of ours that systemd knows, in start order.
@@ -910,7 +950,7 @@ impl LogSource {
         Self::ALL
             .into_iter()
             .find(|source| source.units().contains(&unit))
-            .or_else(|| Service::extra_of(unit).map(Self::Service))
+            .or_else(|| Service::optional(unit).map(Self::Service))
     }
 }
 
@@ -1061,7 +1101,8 @@ impl<'a> Wait<'a> {
     async fn is_retried(&self, unit: &str) -> Result<bool> {
         let state = self.systemd.unit(unit).await?;
         let at_rest = state.is_stopped();
-        Ok(self.verb != JobType::Stop && (!at_rest || state.queued || state.awaits_restart()))
+        Ok(!matches!(self.verb, JobType::Stop | JobType::Reload)
+            && (!at_rest || state.queued || state.awaits_restart()))
     }
 
     /// What has become of the units whose jobs failed.

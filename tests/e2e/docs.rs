@@ -44,6 +44,18 @@ const INSTEAD: &[(&str, Instead)] = &[
         // It takes minutes. The program under test is of the same sources, less optimised.
         Instead::Elsewhere,
     ),
+    // e2e::proxies::an_entrance_of_the_stack runs these; no host can set the last one.
+    ("sudo apt-get install caddy", Instead::Elsewhere),
+    ("sudo systemctl disable --now caddy", Instead::Elsewhere),
+    (
+        "echo PUBLIC_URL=https://llm.example.com | sudo tee -a /opt/litellm-server/.env >/dev/null",
+        Instead::Elsewhere,
+    ),
+    (
+        "echo net.ipv4.ip_unprivileged_port_start=80 | sudo tee /etc/sysctl.d/50-litellm.conf",
+        Instead::Elsewhere,
+    ),
+    ("sudo sysctl --system", Instead::Elsewhere),
     // e2e::releases builds an image, without the package registry of this one.
     (
         "printf '%s\\n' 'FROM ghcr.io/berriai/litellm:v1.108.14' 'RUN python3 -m ensurepip && python3 -m pip install presidio-analyzer==2.2.360' >Containerfile",

@@ -210,6 +210,209 @@ fn requests_arrive(host: &TestHost, key: &str) {
     );
 }
 
+/// A deployment with the model of the provider.
+fn configure(host: &TestHost) {
+    host.units(Who::Root, &["generate"]).ok();
+    host.write(Who::Root, "/root/provider.py", PROVIDER);
+    host.sh(
+        Who::Root,
+        r#"sed -i '/^model_list:/a\  - model_name: slow\n    litellm_params: {model: openai/slow, api_base: "http://provider:8000", api_key: none, timeout: 600}' "$1/config/litellm-config.yaml""#,
+    );
+}
+
+/// The provider, a login, and a key for both models.
+fn provide(host: &TestHost, base_url: &str) -> String {
+    let who = Who::Root;
+    host.sh(
+        who,
+        "podman run --detach --name provider --network litellm --publish 127.0.0.1:8000:8000 --volume /root/provider.py:/provider.py:ro --entrypoint python3 \
+         ghcr.io/berriai/litellm:v1.108.14 /provider.py",
+    );
+    host.sh(
+        who,
+        &format!("echo correct-horse | litellm-units ui --username ann --password-stdin{base_url}"),
+    );
+    let key = new_key(host, who);
+    let master = host.env(who).get("LITELLM_MASTER_KEY").unwrap().to_owned();
+    host.sh(
+        who,
+        &format!(
+            r#"curl -sSf -H 'Authorization: Bearer {master}' -H 'Content-Type: application/json' \
+                 -d '{{"key":"{key}","models":["hello","slow"]}}' http://127.0.0.1:24157/key/update"#
+        ),
+    );
+    key
+}
+
+/// Makes a certificate for the entrance with these options of `openssl req`.
+fn certify(host: &TestHost, options: &str) {
+    host.sh(
+        Who::Root,
+        &format!(
+            r#"mkdir -p "$1/entrance"
+               openssl req -x509 -newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes {options} -subj /CN=llm.example.com -addext subjectAltName=DNS:llm.example.com \
+                 -keyout "$1/entrance/key.pem" -out "$1/entrance/certificate.pem" 2>/dev/null
+               chmod 600 "$1/entrance/key.pem""#
+        ),
+    );
+}
+
+/// Runs a script on `.env`, and applies that.
+fn apply(host: &TestHost, script: &str) {
+    host.sh(Who::Root, &format!("{script} \"$1/.env\""));
+    host.units(Who::Root, &["apply"]).ok();
+}
+
+/// The state and the message of the check of certificates.
+fn certificate(host: &TestHost) -> String {
+    host.sh(
+        Who::Root,
+        r#"litellm-units doctor --json | jq -r '.checks[] | select(.name == "certificate") | "\(.outcome): \(.message)"' || true"#,
+    )
+}
+
+#[test]
+#[ignore = "takes minutes: part of each release (CONTRIBUTING.md)"]
+fn an_entrance_of_the_stack() {
+    let who = Who::Root;
+    let host = bare_host(who, "entrance");
+    host.put(
+        std::path::Path::new(env!("CARGO_BIN_EXE_litellm-units")),
+        "/usr/bin/litellm-units",
+    );
+    host.sh(
+        who,
+        &format!("ip address add {OUTSIDE}/32 dev lo; ip address add {INSIDE}/32 dev lo"),
+    );
+    configure(&host);
+    host.sh(
+        who,
+        "echo PUBLIC_URL=https://llm.example.com >>$1/.env; echo PUBLIC_ADMIN_FROM=10.0.0.0/8 >>$1/.env",
+    );
+    let refused = |words: &str| {
+        let (code, _, complaints) = host.units(who, &["up"]).all();
+        assert_ne!(code, 0);
+        assert!(complaints.contains(words), "{complaints}");
+    };
+    refused("Caddy, which PUBLIC_URL needs, is not installed");
+    install(&host, "caddy");
+    refused("caddy.service of Caddy's package would take the ports that PUBLIC_URL needs");
+    host.systemctl(who, &["disable", "--now", "caddy"]);
+    certify(&host, "-days 20");
+    host.sh(who, "mv $1/entrance/key.pem /root/key.pem");
+    refused("entrance/key.pem is missing");
+    host.sh(
+        who,
+        "openssl genpkey -algorithm ed25519 >$1/entrance/key.pem; chmod 644 $1/entrance/key.pem",
+    );
+    refused("others can read /opt/litellm-server/entrance/key.pem");
+    host.sh(who, "chmod 600 $1/entrance/key.pem");
+    refused("Caddy refuses the configuration of the entrance");
+    host.sh(who, "mv /root/key.pem $1/entrance/key.pem");
+    host.sh(
+        who,
+        "systemd-run --quiet --unit taken caddy respond --listen :443; while ! ss -Hltn 'sport = :443' | grep -q .; do sleep 0.1; done",
+    );
+    refused("PUBLIC_URL needs port 443, which is taken by another process");
+    host.systemctl(who, &["stop", "taken"]);
+    host.units(who, &["up"]).ok();
+
+    let key = provide(&host, "");
+    the_web_interface_is_reached(&host, "308");
+    management_is_limited(&host, &key);
+    streams_are_not_held_back(&host, &key);
+    requests_arrive(&host, &key);
+    for (option, expected) in [
+        ("--http2", "200 2"),
+        ("-H 'Host: other.example.com'", "421 2"),
+    ] {
+        let script = format!(
+            "{} {option} -o /dev/null -w '%{{http_code}} %{{http_version}}' https://llm.example.com/health/liveliness",
+            curl(OUTSIDE)
+        );
+        assert_eq!(host.sh(who, &script), expected, "{option}");
+    }
+    // Its user is not root, and nobody else can configure it.
+    let script = r#"uid=$(ps -o uid= -p "$(systemctl show -P MainPID litellm-entrance)")
+                    [ "$uid" -gt 60000 ]
+                    [ "$(stat -L -c '%a %u' /run/litellm-entrance)" = "700 ${uid// /}" ]
+                    stat -c %a /run/litellm-entrance/key.pem; ss -Hltn 'sport = :2019'"#;
+    assert_eq!(host.sh(who, script), "600\n");
+    assert!(
+        certificate(&host)
+            .starts_with("warning: the certificate of https://llm.example.com expires soon: ")
+    );
+
+    // A long answer and many short ones, while the entrance takes another configuration and the gateway restarts.
+    let long = format!(
+        r#"{} -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' https://llm.example.com/v1/chat/completions \
+             -d '{{"model":"slow","messages":[{{"role":"user","content":"20"}}]}}' | jq -r '.choices[0].message.content'"#,
+        curl(OUTSIDE)
+    );
+    let long = host
+        .command(who, &["bash", "-euo", "pipefail", "-c", &long])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let short = format!(
+        "until [ -e /tmp/enough ]; do {} -H 'Authorization: Bearer {key}' -o /dev/null -o /dev/null -w '%{{http_code}}\\n' https://llm.example.com/v1/models https://llm.example.com/v1/models || echo failed; done",
+        curl(OUTSIDE)
+    );
+    let short = host
+        .command(who, &["bash", "-c", &short])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let process = host.property(who, "litellm-entrance.service", "MainPID");
+    let master = host.env(who).get("LITELLM_MASTER_KEY").unwrap().to_owned();
+    let managed = format!("-H 'Authorization: Bearer {master}' https://llm.example.com/key/list");
+    assert_eq!(answer(&host, INSIDE, &managed), "200");
+    apply(
+        &host,
+        "sed -i s,^PUBLIC_ADMIN_FROM=.*,PUBLIC_ADMIN_FROM=203.0.113.0/24,",
+    );
+    assert_eq!(answer(&host, INSIDE, &managed), "403");
+    assert_eq!(answer(&host, OUTSIDE, &managed), "200");
+    host.units(who, &["restart", "--handover", "litellm"]).ok();
+    host.sh(who, "touch /tmp/enough");
+    let answered = |child: std::process::Child| {
+        String::from_utf8(child.wait_with_output().unwrap().stdout).unwrap()
+    };
+    assert_eq!(answered(long), "done\n");
+    let codes = answered(short);
+    assert!(codes.lines().count() > 20, "{codes}");
+    assert!(codes.lines().all(|code| code == "200"), "{codes}");
+    assert_eq!(
+        host.property(who, "litellm-entrance.service", "MainPID"),
+        process
+    );
+
+    certify(
+        &host,
+        "-not_before 20250101000000Z -not_after 20250201000000Z",
+    );
+    apply(&host, "true");
+    assert_eq!(
+        certificate(&host),
+        "failure: the certificate of https://llm.example.com has expired: 2025-02-01 00:00:00 UTC\n"
+    );
+    host.units(who, &["stop", "entrance"]).ok();
+    assert_eq!(host.units(who, &["status"]).code, 4);
+    host.units(who, &["start", "entrance"]).ok();
+    // A request that fails is in the journal, without its key.
+    host.units(who, &["stop", "litellm"]).ok();
+    let keyed = "-H 'X-Api-Key: sk-S3CR3T' 'https://llm.example.com/v1/models?key=S3CR3T'";
+    assert_eq!(answer(&host, OUTSIDE, keyed), "502");
+    let lines = host.units(who, &["logs", "entrance"]).ok();
+    assert!(lines.contains("/v1/models"), "{lines}");
+    assert!(!lines.contains("S3CR3T"), "{lines}");
+    host.units(who, &["start", "litellm"]).ok();
+
+    apply(&host, "sed -i /^PUBLIC_/d");
+    let gone = "! systemctl cat litellm-entrance 2>/dev/null; ls /etc/systemd/system/litellm-entrance* 2>/dev/null; ss -Hltn 'sport = :443 or sport = :80'";
+    assert_eq!(host.sh(who, gone), "");
+}
+
 #[test]
 #[ignore = "takes minutes: part of each release (CONTRIBUTING.md)"]
 fn nginx_and_caddy() {
@@ -236,30 +439,10 @@ fn nginx_and_caddy() {
         ),
     );
 
-    host.units(who, &["generate"]).ok();
-    host.write(who, "/root/provider.py", PROVIDER);
-    host.sh(
-        who,
-        r#"sed -i '/^model_list:/a\  - model_name: slow\n    litellm_params: {model: openai/slow, api_base: "http://provider:8000", api_key: none, timeout: 600}' "$1/config/litellm-config.yaml""#,
-    );
+    configure(&host);
     host.units(who, &["up"]).ok();
     host.without_standby(who);
-    host.sh(
-        who,
-        "podman run --detach --name provider --network litellm --publish 127.0.0.1:8000:8000 --volume /root/provider.py:/provider.py:ro --entrypoint python3 \
-         ghcr.io/berriai/litellm:v1.108.14 /provider.py",
-    );
-    let words = "echo correct-horse | litellm-units ui --username ann --password-stdin --base-url https://llm.example.com";
-    host.sh(who, words);
-    let key = new_key(&host, who);
-    let master = host.env(who).get("LITELLM_MASTER_KEY").unwrap().to_owned();
-    host.sh(
-        who,
-        &format!(
-            r#"curl -sSf -H 'Authorization: Bearer {master}' -H 'Content-Type: application/json' \
-                 -d '{{"key":"{key}","models":["hello","slow"]}}' http://127.0.0.1:24157/key/update"#
-        ),
-    );
+    let key = provide(&host, " --base-url https://llm.example.com");
 
     host.systemctl(who, &["start", "nginx"]);
     // More than a minute of silence, which is where proxies give up when they are not told otherwise.

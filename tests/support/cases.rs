@@ -2,6 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
+use litellm_units::deployment::entrance;
 use litellm_units::deployment::env_file::EnvFile;
 use litellm_units::deployment::extra::{self, Extra};
 use litellm_units::deployment::images_lock::ImagesLock;
@@ -34,6 +35,10 @@ pub(crate) struct Case {
     env: String,
     images: ImagesLock,
 }
+
+/// At another port, with a certificate, in front of a Unix socket.
+const ENTRANCE: &str = "LISTEN=/run/litellm/litellm.sock\nLISTEN_GROUP=www-data\n\
+                        PUBLIC_URL=https://llm.example.com:8443\nPUBLIC_ADMIN_FROM='10.0.0.0/8, fd00::/8'\n";
 
 /// A unit of the operator's own.
 const EXTRA: &str = "\
@@ -87,6 +92,12 @@ pub(crate) fn all() -> Vec<Case> {
                 add("pinned", deployment, "");
                 add("listen", deployment, LISTEN);
                 add("replicas", deployment, "LITELLM_REPLICAS=3\n");
+                add(
+                    "entrance",
+                    deployment,
+                    "PUBLIC_URL=https://llm.example.com\n",
+                );
+                add("entrance-socket", deployment, ENTRANCE);
                 add("systemd-252", deployment, "");
                 add("systemd-252-direct", deployment, "");
             }
@@ -164,6 +175,7 @@ impl Case {
                 memory: 16 << 30,
             },
             extras: &self.extras(&paths),
+            entrance: &self.entrance(),
         };
         if self.is_dev() {
             let checkout =
@@ -178,6 +190,13 @@ impl Case {
     /// Whether the units are those of development.
     pub(crate) fn is_dev(&self) -> bool {
         self.name.ends_with("-dev")
+    }
+
+    fn entrance(&self) -> entrance::Files {
+        entrance::Files {
+            certificate: self.name.ends_with("-entrance-socket"),
+            site: String::new(),
+        }
     }
 
     fn extras(&self, paths: &Paths) -> Vec<Extra> {

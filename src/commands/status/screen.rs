@@ -181,7 +181,7 @@ impl View {
     /// Every service that may have a row.
     fn services(&self) -> impl Iterator<Item = Service> {
         let own = self.reports().iter();
-        let own = own.filter_map(|report| Service::extra_of(report.unit));
+        let own = own.filter_map(|report| Service::optional(report.unit));
         Service::ALL.into_iter().chain(own)
     }
 
@@ -425,7 +425,7 @@ fn color(service: Service) -> Color {
         Service::Postgres => Color::Yellow,
         Service::Redis => Color::Green,
         Service::Migrate => Color::Magenta,
-        Service::Extra(_) => Color::Reset,
+        Service::Entrance | Service::Extra(_) => Color::Reset,
     }
 }
 

@@ -138,7 +138,8 @@ impl<'a> Watch<'a> {
         let colour =
             anstream::AutoStream::choice(&std::io::stdout()) != anstream::ColorChoice::Never;
         let work = FuturesUnordered::new();
-        let units = extra::instances(&host.paths).map(Instance::unit);
+        let units =
+            { extra::instances(&host.paths).map(Instance::unit) }.chain([Service::Entrance.unit()]);
         let (reader, entries) = follow(host.scope(), units.collect());
         work.push(Box::pin(async { News::LogEnded(reader.await) }) as LocalBoxFuture<'a, News>);
         Self {
@@ -503,7 +504,7 @@ fn add_unless_probe(lines: &mut Lines, entry: &Entry) {
 fn add(lines: &mut Lines, entry: &Entry) {
     let instance = Instance::all().find(|instance| instance.unit() == entry.unit);
     let service = instance.map(Instance::service);
-    if let Some(service) = service.or_else(|| Service::extra_of(&entry.unit)) {
+    if let Some(service) = service.or_else(|| Service::optional(&entry.unit)) {
         lines.push(service, &entry.message);
     }
 }

@@ -27,6 +27,8 @@ pub(crate) enum JobType {
     Restart,
     /// Stop the unit if it runs, then start it; what requires it keeps running.
     RestartAlone,
+    /// Have the unit, which runs, take its configuration again.
+    Reload,
 }
 
 /// How a job ended: systemd's own words (`org.freedesktop.systemd1(5)`, `JobRemoved`).
@@ -148,6 +150,7 @@ impl<'a> Jobs<'a> {
             JobType::Start => self.manager.start_unit(name, mode).await,
             JobType::Stop => self.manager.stop_unit(name, mode).await,
             JobType::Restart | JobType::RestartAlone => self.manager.restart_unit(name, mode).await,
+            JobType::Reload => self.manager.reload_unit(name, mode).await,
         }
         .map_err(|error| explain(error, self.scope))
         .with_context(|| {
@@ -155,6 +158,7 @@ impl<'a> Jobs<'a> {
                 JobType::Start => "start",
                 JobType::Stop => "stop",
                 JobType::Restart | JobType::RestartAlone => "restart",
+                JobType::Reload => "reload",
             };
             format!("can't {verb} {unit}")
         })?;

@@ -17,7 +17,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use super::hold_address;
 use crate::deployment::listen::{Listen, ListenAddress};
 use crate::deployment::settings::{Settings, parse_env, read_env, wrong};
-use crate::deployment::variables::{LISTEN, LISTEN_GROUP, METRICS_LISTEN};
+use crate::deployment::variables::{LISTEN, LISTEN_GROUP, METRICS_LISTEN, PUBLIC_URL};
 use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::host::files;
@@ -108,6 +108,27 @@ pub(crate) fn refuse_metrics(paths: &Paths, settings: &Settings) -> Result<()> {
         }
         None => Ok(()),
     }
+}
+
+/// As [`refuse`], for the ports of an entrance that is stopped.
+///
+/// # Errors
+/// With file, line and the next step.
+pub(crate) fn refuse_ports(paths: &Paths, ports: &[u16]) -> Result<()> {
+    let none = Listen {
+        addresses: Vec::new(),
+        group: None,
+    };
+    for port in ports {
+        let address = SocketAddr::from(([0, 0, 0, 0], *port));
+        if let Some(Refusal { problem, hint }) = refusal_of_port(address, &none) {
+            let path = paths.env_file();
+            let env = parse_env(&read_env(&path)?, &path)?;
+            let problem = format!("needs port {port}, {problem}");
+            return Err(wrong(&env, &path, PUBLIC_URL, &problem, &hint));
+        }
+    }
+    Ok(())
 }
 
 /// Refuses to start a gateway whose address another process has: systemd's message on that is short, and Podman's is

@@ -222,7 +222,7 @@ mod tests {
                 "",
                 vec![Service::Migrate.unit(), Service::Redis.unit(), "a.mount"],
             ),
-            Service::Extra(_) => ("", Vec::new()),
+            Service::Extra(_) | Service::Entrance => ("", Vec::new()),
         };
         let services: Vec<(Instance, UnitState)> = Service::ALL
             .into_iter()

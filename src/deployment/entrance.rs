@@ -1,0 +1,301 @@
+//! The entrance, which publishes the gateway by https: `PUBLIC_URL` in `.env`, and the files in `entrance/`.
+
+use std::net::IpAddr;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
+
+use anyhow::Context as _;
+
+use crate::error::{Failure, Result};
+use crate::host::files;
+use crate::host::paths::Paths;
+use crate::service::Service;
+
+/// The configuration of Caddy, beside the unit.
+pub const CONFIGURATION: &str = "litellm-entrance.caddy";
+/// The operator's own certificate, with its chain.
+pub const CERTIFICATE: &str = "certificate.pem";
+/// Its key.
+pub const KEY: &str = "key.pem";
+/// Lines of the operator's own.
+const SITE: &str = "site.caddy";
+/// The port of https.
+const HTTPS: u16 = 443;
+
+/// Where the gateway is published: `PUBLIC_URL` and `PUBLIC_ADMIN_FROM`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Entrance {
+    /// The host name.
+    pub host: String,
+    /// Where Caddy listens.
+    pub port: u16,
+    /// From which networks everything may be called, and not only inference.
+    pub administrators: Vec<String>,
+}
+
+impl Entrance {
+    /// Reads a `PUBLIC_URL`.
+    ///
+    /// # Errors
+    /// What is wrong with it, as the end of a sentence, and the next step.
+    pub fn parse(url: &str) -> Result<Self, (&'static str, &'static str)> {
+        const HINT: &str = "write it as https://llm.example.com or https://llm.example.com:8443";
+        let Some(rest) = url.strip_prefix("https://") else {
+            return Err(("does not begin with https://", HINT));
+        };
+        let authority = rest.strip_suffix('/').unwrap_or(rest);
+        if authority.contains(['/', '?', '#']) {
+            return Err((
+                "has a path, and the gateway is published without one",
+                "remove the path, and give the gateway a host name of its own",
+            ));
+        }
+        let (host, port) = match authority.split_once(':') {
+            Some((host, port)) => (host, port.parse().unwrap_or_default()),
+            None => (authority, HTTPS),
+        };
+        let is_label = |label: &str| {
+            let is_plain = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-';
+            (1..64).contains(&label.len())
+                && label.chars().all(is_plain)
+                && !label.starts_with('-')
+                && !label.ends_with('-')
+        };
+        let is_address = || host.parse::<IpAddr>().is_ok();
+        if port == 0 || host.len() > 253 || !host.split('.').all(is_label) || is_address() {
+            return Err((
+                "names no host in lowercase letters, or has a port that is none",
+                HINT,
+            ));
+        }
+        Ok(Self {
+            host: host.to_owned(),
+            port,
+            administrators: vec!["127.0.0.0/8".into(), "::1".into()],
+        })
+    }
+
+    /// Adds the networks of a `PUBLIC_ADMIN_FROM` to this host.
+    ///
+    /// # Errors
+    /// The word that is no network.
+    pub fn admit<'a>(&mut self, networks: &'a str) -> Result<(), &'a str> {
+        let words = networks.split([',', ' ']).filter(|word| !word.is_empty());
+        let own = words.map(|word| is_network(word).then(|| word.to_owned()).ok_or(word));
+        let own: Vec<String> = own.collect::<Result<_, _>>()?;
+        self.administrators.extend(own);
+        Ok(())
+    }
+
+    /// What `PROXY_BASE_URL` is without a line of its own.
+    #[must_use]
+    pub fn url(&self) -> String {
+        match self.port {
+            HTTPS => format!("https://{}", self.host),
+            port => format!("https://{}:{port}", self.host),
+        }
+    }
+
+    /// As Caddy names it.
+    #[must_use]
+    pub fn site(&self) -> String {
+        match self.port {
+            HTTPS => self.host.clone(),
+            _ => self.url(),
+        }
+    }
+
+    /// The TCP ports on which it listens: at the usual one, also that of http, which leads to it.
+    #[must_use]
+    pub fn ports(&self) -> Vec<u16> {
+        match self.port {
+            HTTPS => vec![80, HTTPS],
+            port => vec![port],
+        }
+    }
+
+    /// Whether an authority can prove by connections to it that the name is that of this host.
+    #[must_use]
+    pub fn is_provable(&self) -> bool {
+        self.port == HTTPS
+    }
+}
+
+fn is_network(word: &str) -> bool {
+    let (address, length) = match word.split_once('/') {
+        Some((address, length)) => (address, length.parse().ok()),
+        None => (word, Some(0)),
+    };
+    match (address.parse(), length) {
+        (Ok(IpAddr::V4(_)), Some(length)) => length <= 32_u8,
+        (Ok(IpAddr::V6(_)), Some(length)) => length <= 128,
+        _ => false,
+    }
+}
+
+/// What `entrance/` has.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Files {
+    /// Whether it has a certificate. Otherwise Caddy gets one from a public authority.
+    pub certificate: bool,
+    /// The lines of the operator's own.
+    pub site: String,
+}
+
+impl Files {
+    /// Reads them.
+    ///
+    /// # Errors
+    /// When one can't be read.
+    pub(crate) fn load(paths: &Paths) -> Result<Self> {
+        let path = paths.entrance().join(SITE);
+        let site = files::read_existing(&path)?.unwrap_or_default();
+        Ok(Self {
+            certificate: [CERTIFICATE, KEY]
+                .iter()
+                .any(|name| paths.entrance().join(name).exists()),
+            site: String::from_utf8(site)
+                .with_context(|| format!("{} is not valid UTF-8", path.display()))?,
+        })
+    }
+}
+
+/// Refuses a certificate without a key, a key that others can read, and a port at which no authority would look.
+///
+/// # Errors
+/// With the next step.
+pub(crate) fn refuse(paths: &Paths, entrance: &Entrance) -> Result<()> {
+    let files = Files::load(paths)?;
+    let [certificate, key] = [CERTIFICATE, KEY].map(|name| paths.entrance().join(name));
+    if !files.certificate {
+        if entrance.is_provable() || !files.site.trim().is_empty() {
+            return Ok(());
+        }
+        return Err(Failure::config(format!(
+            "{}: PUBLIC_URL has port {}, for which no public authority gives a certificate",
+            paths.env_file().display(),
+            entrance.port
+        ))
+        .hint(format!(
+            "put a certificate into {} and its key into {}",
+            certificate.display(),
+            key.display()
+        ))
+        .into());
+    }
+    for path in [&certificate, &key] {
+        if !path.exists() {
+            return Err(Failure::config(format!("{} is missing", path.display()))
+                .hint("put the certificate and its key there, or remove both")
+                .into());
+        }
+    }
+    let mode = std::fs::metadata(&key)
+        .with_context(|| format!("can't examine {}", key.display()))?
+        .mode();
+    if mode & 0o077 != 0 {
+        let word = crate::output::shell_word(&key);
+        return Err(
+            Failure::config(format!("others can read {}", key.display()))
+                .hint(format!("`chmod 600 {word}`"))
+                .into(),
+        );
+    }
+    Ok(())
+}
+
+/// The service, if its unit is installed.
+pub(crate) fn installed(paths: &Paths) -> Option<Service> {
+    let unit = paths.units.join(Service::Entrance.unit());
+    unit.exists().then_some(Service::Entrance)
+}
+
+/// What the entrance is started with.
+pub(crate) fn inputs(paths: &Paths) -> Vec<PathBuf> {
+    let own = [CERTIFICATE, KEY].map(|name| paths.entrance().join(name));
+    let mut inputs = vec![paths.units.join(CONFIGURATION)];
+    inputs.extend(own.into_iter().filter(|path| path.exists()));
+    inputs
+}
+
+/// Copies [`inputs`] for the user that Caddy runs as.
+///
+/// # Errors
+/// When the disk refuses.
+pub(crate) fn provide(paths: &Paths) -> Result<()> {
+    let directory = paths.runtime.join("litellm-entrance");
+    inputs(paths)
+        .iter()
+        .try_for_each(|path| files::copy_for_owner(path, &directory))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses() {
+        for (url, site, ports) in [
+            ("https://llm.example.com", "llm.example.com", vec![80, 443]),
+            (
+                "https://llm.example.com:443/",
+                "llm.example.com",
+                vec![80, 443],
+            ),
+            ("https://llm:8443", "https://llm:8443", vec![8443]),
+        ] {
+            let entrance = Entrance::parse(url).unwrap();
+            assert_eq!((&*entrance.site(), entrance.ports()), (site, ports));
+            assert_eq!(entrance.is_provable(), entrance.port == 443);
+        }
+        let entrance = Entrance::parse("https://llm.example.com:443/").unwrap();
+        assert_eq!(entrance.url(), "https://llm.example.com");
+        for url in [
+            "http://llm.example.com",
+            "llm.example.com",
+            "https://",
+            "https://llm.example.com/gateway",
+            "https://llm.example.com?a",
+            "https://me@llm.example.com",
+            "https://LLM.example.com",
+            "https://llm..example.com",
+            "https://-llm.example.com",
+            "https://llm.example.com:0",
+            "https://llm.example.com:65536",
+            "https://192.0.2.7",
+            "https://[2001:db8::1]",
+            "https://llm.example.com {",
+        ] {
+            assert!(Entrance::parse(url).is_err(), "{url}");
+        }
+    }
+
+    #[test]
+    fn networks() {
+        let mut entrance = Entrance::parse("https://llm.example.com").unwrap();
+        assert_eq!(entrance.administrators, ["127.0.0.0/8", "::1"]);
+        let networks = "10.0.0.0/8,192.0.2.7, fd00::/8 ::1/128";
+        assert_eq!(entrance.admit(networks), Ok(()));
+        assert_eq!(
+            entrance.administrators,
+            [
+                "127.0.0.0/8",
+                "::1",
+                "10.0.0.0/8",
+                "192.0.2.7",
+                "fd00::/8",
+                "::1/128"
+            ]
+        );
+        for word in [
+            "10.0.0.0/33",
+            "fd00::/129",
+            "10.0.0/8",
+            "example.com",
+            "10.0.0.0/",
+            "0.0.0.0/0}",
+        ] {
+            assert_eq!(entrance.admit(word), Err(word));
+        }
+    }
+}

@@ -86,17 +86,11 @@ impl Client {
     }
 
     /// The client for one request.
-    ///
-    /// # Errors
-    /// The reason in words, if the gateway's address belongs to another user or is not on this host.
     fn http(&self) -> Result<&reqwest::Client, String> {
         self.check_owner().map(|()| &self.http)
     }
 
     /// A client for requests of a browser: it follows no redirect.
-    ///
-    /// # Errors
-    /// When the gateway's address belongs to another user or is not on this host, or the HTTP client can't be set up.
     fn browser(&self, timeout: Duration) -> Result<reqwest::Client> {
         self.check_owner().map_err(Failure::new)?;
         let address = self.local.as_ref().map(|(address, _)| address);

@@ -164,9 +164,6 @@ struct Open {
 }
 
 /// Reads a text that holds at most one document; `None` if it holds none.
-///
-/// # Errors
-/// When the text is not YAML, or uses of it what LiteLLM's parser refuses.
 pub(crate) fn parse(text: &str) -> Result<Option<Rc<Node>>, SyntaxError> {
     let mut open: Vec<Open> = Vec::new();
     let mut anchors: HashMap<usize, Rc<Node>> = HashMap::new();

@@ -113,11 +113,9 @@ async fn remove_secrets(host: &Host) -> Result<()> {
 /// Directories of drop-ins for our units.
 fn drop_ins(directory: &Path) -> Result<Vec<String>> {
     let mut found = files::entries(directory)?;
-    found.retain(|path| {
-        files::name(path).is_some_and(|name| {
-            (name.starts_with("litellm.") || name.starts_with("litellm-")) && name.ends_with(".d")
-        })
-    });
+    found.retain(|path| path.extension().is_some_and(|end| end == "d"));
+    let is_ours = |name: &str| name.starts_with("litellm.") || name.starts_with("litellm-");
+    found.retain(|path| files::name(path).is_some_and(is_ours));
     Ok(found
         .iter()
         .map(|path| path.display().to_string())

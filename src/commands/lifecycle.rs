@@ -23,9 +23,6 @@ pub(crate) async fn restart(host: &Host, arguments: &cli::Restart) -> Result<Exi
 }
 
 /// Runs `start` or `stop`.
-///
-/// # Errors
-/// When a service has no unit here, a unit fails, or the gateway is not ready in time.
 pub(crate) async fn run(host: &Host, verb: JobType, arguments: &cli::Units) -> Result<Exit> {
     change(host, verb, arguments, Manner::AtOnce).await
 }

@@ -79,9 +79,6 @@ impl fmt::Display for Difference {
 
 impl Applied {
     /// Hashes the inputs that `instance` would be started with now.
-    ///
-    /// # Errors
-    /// When a file that the container gets can't be read.
     pub(crate) fn now(paths: &Paths, settings: &Settings, instance: Instance) -> Result<Self> {
         let mut salt = [0; 16];
         kernel_random(&mut salt)?;
@@ -160,17 +157,11 @@ impl Applied {
     }
 
     /// Records that the container starts with these inputs.
-    ///
-    /// # Errors
-    /// When the per-boot directory can't be written.
     pub(crate) fn record(&self, paths: &Paths, instance: Instance) -> Result<()> {
         files::save_record(&record_file(paths, instance), self)
     }
 
     /// Removes the record.
-    ///
-    /// # Errors
-    /// When the disk refuses.
     pub(crate) fn forget(paths: &Paths, instance: Instance) -> Result<()> {
         files::remove_existing(&record_file(paths, instance))
     }
@@ -182,9 +173,6 @@ impl Applied {
 
     /// After secrets were sealed or unsealed: if the inputs are the same, notes what they are made
     /// of now.
-    ///
-    /// # Errors
-    /// When a secret can't be opened, or the per-boot directory can't be written.
     pub(crate) fn renew(paths: &Paths, settings: &Settings, instance: Instance) -> Result<()> {
         let Some(before) = Self::load(paths, instance) else {
             return Ok(());
@@ -198,9 +186,6 @@ impl Applied {
 
     /// The differences between the current inputs and those of the running container.
     /// Empty when there is no record: then the container does not run, or never did.
-    ///
-    /// # Errors
-    /// When a file that the container gets can't be read.
     pub(crate) fn differences(
         paths: &Paths,
         settings: &Settings,

@@ -18,9 +18,6 @@ const END: &str = "-----END CERTIFICATE-----";
 
 /// Refuses files in which the gateway would find no certificate, and links: where they lead is not in the container.
 /// Hidden files are left alone.
-///
-/// # Errors
-/// With file and line.
 pub(crate) fn refuse_invalid(paths: &Paths) -> Result<()> {
     refuse_invalid_in(&paths.certificates())
 }
@@ -65,9 +62,6 @@ const PUBLIC: [&str; 3] = [
 ];
 
 /// The certificates of this host's public authorities and of `certs/`, and no line beside them.
-///
-/// # Errors
-/// When a file can't be read.
 pub(crate) fn authorities(paths: &Paths) -> Result<String> {
     let mut files = Vec::new();
     files.extend(
@@ -111,9 +105,6 @@ fn is_hidden(path: &Path) -> bool {
 }
 
 /// Checks the text of one file; `path` is for messages only.
-///
-/// # Errors
-/// With file and line.
 pub(crate) fn check(text: &str, path: &Path) -> Result<()> {
     check_text(text).map_err(
         |Invalid {

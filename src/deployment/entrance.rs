@@ -144,9 +144,6 @@ pub struct Files {
 
 impl Files {
     /// Reads them.
-    ///
-    /// # Errors
-    /// When one can't be read.
     pub(crate) fn load(paths: &Paths) -> Result<Self> {
         let path = paths.entrance().join(SITE);
         let site = files::read_existing(&path)?.unwrap_or_default();
@@ -161,9 +158,6 @@ impl Files {
 }
 
 /// Refuses a certificate without a key, a key that others can read, and a port at which no authority would look.
-///
-/// # Errors
-/// With the next step.
 pub(crate) fn refuse(paths: &Paths, entrance: &Entrance) -> Result<()> {
     let files = Files::load(paths)?;
     let [certificate, key] = [CERTIFICATE, KEY].map(|name| paths.entrance().join(name));
@@ -219,9 +213,6 @@ pub(crate) fn inputs(paths: &Paths) -> Vec<PathBuf> {
 }
 
 /// Copies [`inputs`] for the user that Caddy runs as.
-///
-/// # Errors
-/// When the disk refuses.
 pub(crate) fn provide(paths: &Paths) -> Result<()> {
     let directory = paths.runtime.join("litellm-entrance");
     inputs(paths)

@@ -47,9 +47,6 @@ pub struct Problem {
 const LIMIT: u64 = 1 << 20;
 
 /// Reads every file of `extra.d/`, for a deployment with this `.env`.
-///
-/// # Errors
-/// With file and line, when one can't become a unit.
 pub(crate) fn load(paths: &Paths, env: &EnvFile) -> Result<Vec<Extra>> {
     let mut extras = Vec::new();
     for path in files_of_extras(&paths.deployment)? {
@@ -102,9 +99,6 @@ pub(crate) fn load(paths: &Paths, env: &EnvFile) -> Result<Vec<Extra>> {
 
 /// Refuses mounts of what does not exist. Only before an operator's own change: a restore and a rollback bring the files of
 /// `extra.d/`, but no data, and must not fail for it.
-///
-/// # Errors
-/// With file and line.
 pub(crate) fn refuse_missing(extras: &[Extra]) -> Result<()> {
     for extra in extras {
         if let Some((line, place)) = extra.places.iter().find(|(_, place)| !place.exists()) {
@@ -407,9 +401,6 @@ fn has_source(paths: &Paths, service: Service) -> bool {
 }
 
 /// What a service gets from `.env`, and nothing more.
-///
-/// # Errors
-/// When the unit or `.env` can't be read.
 pub(crate) fn container_secrets(
     paths: &Paths,
     settings: &Settings,
@@ -436,9 +427,6 @@ pub(crate) fn container_secrets(
 }
 
 /// The files of `extra.d/` that a unit names.
-///
-/// # Errors
-/// When the directory can't be read.
 pub(crate) fn mounted(paths: &Paths, service: Service) -> Result<Vec<PathBuf>> {
     let unit = unit_text(paths, service);
     let mut found = files_of_extras(&paths.deployment)?;

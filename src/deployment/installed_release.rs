@@ -13,9 +13,6 @@ use crate::image::{Image, ImageReference};
 use crate::service::Service;
 
 /// The recorded image of the gateway, if `settings` name another one: then the units stay at it.
-///
-/// # Errors
-/// When the ledger can't be read, or Podman can't tell which images it has.
 pub(crate) async fn kept(
     host: &Host,
     settings: &Settings,
@@ -70,9 +67,6 @@ pub(crate) async fn installed(
 }
 
 /// The settings with another image of the gateway.
-///
-/// # Errors
-/// When the record does not name an image.
 pub(crate) fn at(settings: &Settings, image: &str) -> Result<Settings> {
     let mut settings = settings.clone();
     settings.litellm_image = ImageReference::parse(image)?;

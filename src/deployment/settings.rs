@@ -538,9 +538,6 @@ pub fn read_env(path: &Path) -> Result<String> {
 }
 
 /// The text in the bytes of the file at `path`.
-///
-/// # Errors
-/// If they are not UTF-8, with the line.
 pub(crate) fn text_of(bytes: Vec<u8>, path: &Path) -> Result<String> {
     String::from_utf8(bytes).map_err(|error| {
         let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];

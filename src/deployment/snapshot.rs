@@ -51,9 +51,6 @@ struct Kept {
 
 /// Keeps the current configuration; returns the name under which it is kept. The same content has
 /// the same name, so keeping it again costs nothing.
-///
-/// # Errors
-/// When a file can't be read, or the disk refuses.
 pub(crate) fn keep(paths: &Paths) -> Result<SnapshotId> {
     keep_files(paths, &collect(paths)?)
 }
@@ -73,9 +70,6 @@ pub(crate) fn keep_with(paths: &Paths, env: &str) -> Result<SnapshotId> {
 }
 
 /// The `.env` of a kept configuration.
-///
-/// # Errors
-/// When it can't be read.
 pub(crate) fn env(paths: &Paths, id: &SnapshotId) -> Result<String> {
     read_env(&directory(paths, id).join(ENV))
 }
@@ -123,9 +117,6 @@ fn write(paths: &Paths, place: &Path, files: &BTreeMap<PathBuf, Kept>) -> Result
 }
 
 /// Remembers `id` as the configuration with which the gateway last was ready.
-///
-/// # Errors
-/// When the disk refuses.
 pub(crate) fn mark_good(paths: &Paths, id: &SnapshotId) -> Result<()> {
     // On a full disk, what is said already can't be said again.
     if last_good(paths).as_ref() == Some(id) {
@@ -148,9 +139,6 @@ pub(crate) fn last_good(paths: &Paths) -> Option<SnapshotId> {
 }
 
 /// Every configuration that is kept.
-///
-/// # Errors
-/// When they can't be listed.
 pub(crate) fn all(paths: &Paths) -> Result<Vec<SnapshotId>> {
     let entries = files::entries(&paths.snapshots())?;
     let all = entries
@@ -160,9 +148,6 @@ pub(crate) fn all(paths: &Paths) -> Result<Vec<SnapshotId>> {
 }
 
 /// Whether the current configuration is the same as the one that is kept as `id`.
-///
-/// # Errors
-/// When a file can't be read.
 pub(crate) fn is_present(paths: &Paths, id: &SnapshotId) -> Result<bool> {
     let kept = files(&directory(paths, id))?;
     let present = collect(paths)?;

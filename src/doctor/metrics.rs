@@ -34,9 +34,6 @@ struct Others {
 }
 
 /// Looks, and returns Prometheus' text format.
-///
-/// # Errors
-/// When systemd does not answer, or the backups can't be listed.
 pub(crate) async fn gather(host: &Host) -> Result<String> {
     let report = report::gather(host).await?;
     text(host, &report, &database::of_backups(&host.paths)).await

@@ -15,9 +15,6 @@ const TIMEOUT: Duration = Duration::from_secs(20);
 
 /// Refuses a host without Caddy, and a configuration that it does not accept. `directory` has the files that the
 /// configuration names.
-///
-/// # Errors
-/// With the command that installs it, or its words.
 pub(crate) async fn refuse(configuration: &str, directory: &Path) -> Result<()> {
     let mut places = PLACES.iter().map(|place| Path::new(place).join("caddy"));
     let Some(program) = places.find(|path| path.exists()) else {

@@ -272,9 +272,6 @@ impl Container {
 
 impl Docker {
     /// Finds Docker. On another host, its first command does.
-    ///
-    /// # Errors
-    /// When it is not installed on this host.
     pub(crate) fn find(remote: Option<&RemoteHost>) -> Result<Self> {
         if remote.is_some() {
             return Ok(Self {
@@ -319,9 +316,6 @@ impl Docker {
     }
 
     /// Runs Docker and returns its stdout.
-    ///
-    /// # Errors
-    /// With Docker's own message when it fails.
     pub(crate) async fn run<A: AsRef<OsStr>>(
         &self,
         arguments: impl IntoIterator<Item = A>,
@@ -346,9 +340,6 @@ impl Docker {
     }
 
     /// All containers, stopped ones too.
-    ///
-    /// # Errors
-    /// When Docker does not answer.
     pub(crate) async fn containers(&self) -> Result<Vec<Container>> {
         let ids = self.run(["ps", "--all", "--quiet", "--no-trunc"]).await?;
         if ids.trim().is_empty() {
@@ -362,9 +353,6 @@ impl Docker {
     }
 
     /// The paths in a container that its image does not have.
-    ///
-    /// # Errors
-    /// When Docker does not answer.
     pub(crate) async fn added(&self, container: &str) -> Result<Vec<String>> {
         let text = self.run(["diff", container]).await?;
         let paths = text.lines().filter_map(|line| line.strip_prefix("A "));
@@ -379,9 +367,6 @@ impl Docker {
 
     /// Waits until containers that were started run: until the first result of their health checks, or a moment where
     /// there is none. Returns those that are not healthy, with what their health checks say.
-    ///
-    /// # Errors
-    /// When one of them ends, or does not run within `timeout`.
     pub(crate) async fn wait(
         &self,
         names: &[&str],
@@ -425,9 +410,6 @@ impl Docker {
     }
 
     /// An image by its ID.
-    ///
-    /// # Errors
-    /// When Docker does not answer.
     pub(crate) async fn image(&self, id: &str) -> Result<DockerImage> {
         let text = self.run(["image", "inspect", id]).await?;
         let images: Vec<DockerImage> =
@@ -436,9 +418,6 @@ impl Docker {
     }
 
     /// Those of these paths on Docker's host that are regular files.
-    ///
-    /// # Errors
-    /// When ssh fails.
     pub(crate) async fn regular_files(&self, paths: &[&str]) -> Result<Vec<String>> {
         const TEST: &str =
             r#"for path; do if [ -f "$path" ]; then printf '%s\n' "$path"; fi; done"#;
@@ -467,9 +446,6 @@ impl Docker {
     }
 
     /// Copies a file or a directory out of a container, which need not run.
-    ///
-    /// # Errors
-    /// When there is no such path.
     pub(crate) async fn copy(&self, container: &str, path: &str, to: &Path) -> Result<()> {
         let from = format!("{container}:{path}");
         // An archive, which ssh brings as well, with one entry: the file or the directory.

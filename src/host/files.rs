@@ -69,9 +69,6 @@ fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
 }
 
 /// The content of a file; `None` if it does not exist.
-///
-/// # Errors
-/// When it can't be read.
 pub(crate) fn read_existing(path: &Path) -> Result<Option<Vec<u8>>> {
     match std::fs::read(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
@@ -105,9 +102,6 @@ pub(crate) fn save_record(path: &Path, record: &impl Serialize) -> Result<()> {
 }
 
 /// Removes a file, if it exists.
-///
-/// # Errors
-/// When it can't be removed.
 pub(crate) fn remove_existing(path: &Path) -> Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -118,9 +112,6 @@ pub(crate) fn remove_existing(path: &Path) -> Result<()> {
 }
 
 /// What is in a directory, by name; nothing if it does not exist.
-///
-/// # Errors
-/// When it can't be read.
 pub(crate) fn entries(directory: &Path) -> Result<Vec<PathBuf>> {
     let entries = match std::fs::read_dir(directory) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -138,9 +129,6 @@ pub(crate) fn name(path: &Path) -> Option<&str> {
 }
 
 /// Makes renames and removals in `directory` survive a power loss.
-///
-/// # Errors
-/// When the directory can't be opened or synced.
 pub(crate) fn sync_directory(directory: &Path) -> Result<()> {
     Ok(File::open(directory)?.sync_all()?)
 }
@@ -160,9 +148,6 @@ pub(crate) fn exchange(one: &Path, other: &Path) -> Result<()> {
 }
 
 /// Whether something is mounted at `path`.
-///
-/// # Errors
-/// When the path or the list of mounts can't be read.
 pub(crate) fn is_mounted(path: &Path) -> Result<bool> {
     let resolved =
         std::fs::canonicalize(path).with_context(|| format!("can't examine {}", path.display()))?;
@@ -187,9 +172,6 @@ fn is_mount_of(list: &str, path: &Path) -> bool {
 }
 
 /// Removes a directory with all that is in it, if it exists.
-///
-/// # Errors
-/// When it can't be removed.
 pub(crate) fn remove_directory(path: &Path) -> Result<()> {
     match std::fs::remove_dir_all(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
@@ -200,18 +182,12 @@ pub(crate) fn remove_directory(path: &Path) -> Result<()> {
 }
 
 /// Sets the permission bits of `path`.
-///
-/// # Errors
-/// When the caller does not own the file.
 pub(crate) fn set_mode(path: &Path, mode: u32) -> Result<()> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
         .with_context(|| format!("can't set the mode of {}", path.display()))
 }
 
 /// Copies a file into the directory of another user, who alone can read the copy.
-///
-/// # Errors
-/// When the disk refuses.
 pub(crate) fn copy_for_owner(path: &Path, directory: &Path) -> Result<()> {
     let attempt = || -> io::Result<()> {
         let owner = std::fs::metadata(directory)?;
@@ -229,9 +205,6 @@ pub(crate) fn copy_for_owner(path: &Path, directory: &Path) -> Result<()> {
 }
 
 /// Opens a regular file for reading. A link is not followed, and a FIFO does not block.
-///
-/// # Errors
-/// When it can't be opened, or is something else.
 pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
     let flags = OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK;
     let opened = File::options()
@@ -253,9 +226,6 @@ pub(crate) fn open_regular(path: &Path) -> io::Result<File> {
 }
 
 /// The first link at `directory` or below it.
-///
-/// # Errors
-/// When a directory can't be read.
 pub(crate) fn link_below(directory: &Path) -> Result<Option<PathBuf>> {
     fn walk(path: &Path) -> io::Result<Option<PathBuf>> {
         let kind = match std::fs::symlink_metadata(path) {
@@ -278,9 +248,6 @@ pub(crate) fn link_below(directory: &Path) -> Result<Option<PathBuf>> {
 }
 
 /// Every regular file below `directory`, sorted; none if it is missing. Links are followed to a limited depth.
-///
-/// # Errors
-/// When a directory can't be read.
 pub(crate) fn files_below(directory: &Path) -> Result<Vec<PathBuf>> {
     const DEPTH: usize = 8;
     fn walk(directory: &Path, depth: usize, found: &mut Vec<PathBuf>) -> io::Result<()> {
@@ -307,9 +274,6 @@ pub(crate) fn files_below(directory: &Path) -> Result<Vec<PathBuf>> {
 
 /// Every regular file that the operator gives the gateway, in the order of their directories: those of a deployment
 /// directory, or of a kept configuration. One without `certs/` or `files/` is of an earlier version.
-///
-/// # Errors
-/// When a directory can't be read.
 pub(crate) fn mounted_files(root: &Path) -> Result<Vec<PathBuf>> {
     let mut found = files_below(&root.join("config"))?;
     for directory in [root.join("certs"), root.join("files")] {
@@ -321,9 +285,6 @@ pub(crate) fn mounted_files(root: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// Every regular file directly in `extra.d/`, sorted. The directories there are data.
-///
-/// # Errors
-/// When the directory can't be read.
 pub(crate) fn files_of_extras(root: &Path) -> Result<Vec<PathBuf>> {
     let mut found = entries(&root.join("extra.d"))?;
     found.retain(|path| path.is_file());
@@ -331,9 +292,6 @@ pub(crate) fn files_of_extras(root: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// Every file of an operator that a configuration consists of, beside `.env`.
-///
-/// # Errors
-/// When a directory can't be read.
 pub(crate) fn configuration_files(root: &Path) -> Result<Vec<PathBuf>> {
     let mut found = mounted_files(root)?;
     found.extend(files_of_extras(root)?);
@@ -350,9 +308,6 @@ pub(crate) struct Space {
 
 impl Space {
     /// That of the file system of `directory`.
-    ///
-    /// # Errors
-    /// When it can't be read.
     pub(crate) fn of(directory: &Path) -> Result<Self> {
         let found = nix::sys::statvfs::statvfs(directory)
             .with_context(|| format!("can't read the free space of {}", directory.display()))?;
@@ -369,9 +324,6 @@ impl Space {
 }
 
 /// Creates a directory for its owner only.
-///
-/// # Errors
-/// When the disk refuses.
 pub(crate) fn private_directory(path: &Path) -> io::Result<()> {
     if path.is_dir() {
         return Ok(());

@@ -88,9 +88,6 @@ impl Dropped {
 }
 
 /// Refuses to start what could not work.
-///
-/// # Errors
-/// If the host drops what Podman's networks forward, with the command.
 pub(crate) async fn refuse(paths: &Paths) -> Result<()> {
     match drops_bridge(paths).await {
         Some(dropped) => Err(Failure::new(dropped.message())

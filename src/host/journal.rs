@@ -89,9 +89,6 @@ const OUT_OF_MEMORY: &str = "fe6faa94e7774663a0da52717891d8ef";
 const NOISE: u32 = 4;
 
 /// Reads lines, oldest first, without Podman's own events.
-///
-/// # Errors
-/// When journalctl can't run or refuses the query, or `show` fails.
 pub(crate) async fn read(
     query: &Query<'_>,
     mut show: impl FnMut(Entry) -> std::io::Result<()>,

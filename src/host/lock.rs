@@ -90,9 +90,6 @@ impl OperationLock {
     }
 
     /// Waits until no operation is running.
-    ///
-    /// # Errors
-    /// When the file of the lock can't be locked.
     pub(crate) fn wait(paths: &Paths) -> Result<()> {
         let path = lock_file(paths);
         let file = match File::open(&path) {
@@ -107,9 +104,6 @@ impl OperationLock {
 }
 
 /// Takes the lock of a file, which is created if it is missing; `None` if another process has it.
-///
-/// # Errors
-/// When the file can't be created or locked.
 pub(crate) fn exclusive(path: &Path) -> Result<Option<Flock<File>>> {
     match lock_patiently(open(path)?) {
         Ok(lock) => Ok(Some(lock)),
@@ -125,9 +119,6 @@ pub(crate) fn is_held(path: &Path) -> bool {
 }
 
 /// Waits until no other process registers the secrets of a container, and keeps others from it until it is dropped.
-///
-/// # Errors
-/// When the file of the lock can't be created or locked.
 pub(crate) fn of_secrets(paths: &Paths, container: &str) -> Result<Flock<File>> {
     let state = paths.runtime_state();
     std::fs::create_dir_all(&state).with_context(|| format!("can't create {}", state.display()))?;

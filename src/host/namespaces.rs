@@ -15,9 +15,6 @@ const TMPFS: (u32, u32) = (6, 3);
 
 /// The first reason for which root's Podman can't give each service a user namespace while all files keep their owners.
 /// The processes that start containers are systemd's: what counts is its view of mounts and IDs, not the caller's.
-///
-/// # Errors
-/// When `/proc` or Podman can't be asked.
 pub(crate) async fn obstacle(host: &Host) -> Result<Option<String>> {
     if host.paths.scope == Scope::User {
         return Ok(Some(

@@ -34,9 +34,6 @@ pub(crate) fn check(paths: &Paths, program: Option<&Path>) -> Result<()> {
 }
 
 /// The first directory above `path` that another user can change.
-///
-/// # Errors
-/// When one of them can't be examined.
 pub(crate) fn exposed_above(scope: Scope, path: &Path) -> Result<Option<PathBuf>> {
     let mut found = Vec::new();
     Trust::of(scope)
@@ -47,9 +44,6 @@ pub(crate) fn exposed_above(scope: Scope, path: &Path) -> Result<Option<PathBuf>
 
 /// The files and directories of `config/`, `certs/` and `files/` that the gateway can't read: its user is root in the container, and
 /// has no right to pass over permissions.
-///
-/// # Errors
-/// When the directory can't be read.
 pub(crate) fn unreadable(paths: &Paths) -> Result<Vec<PathBuf>> {
     let trust = Trust::of(paths.scope);
     let mut found = Vec::new();

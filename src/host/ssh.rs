@@ -190,9 +190,6 @@ pub struct RemoteUse {
 
 /// This process' own arguments without `--host` and its value. `foreign`: how many at the end are
 /// another program's.
-///
-/// # Errors
-/// When one of them is not valid UTF-8.
 pub(crate) fn own_arguments(foreign: usize) -> Result<Vec<String>> {
     let arguments = std::env::args_os()
         .skip(1)

@@ -133,9 +133,6 @@ impl SealingKey {
 
 /// Encrypts `text` so that it can be opened under this name only. The TPM's key is not bound to
 /// what was booted: an update of the firmware must not lock the gateway out.
-///
-/// # Errors
-/// With the words of systemd-creds.
 pub(crate) fn encrypt(key: SealingKey, name: &str, text: &SecretString) -> Result<Vec<u8>> {
     let name = format!("--name={name}");
     let with = format!("--with-key={}", key.word());

@@ -179,9 +179,6 @@ impl Advisories {
     }
 
     /// Checks whether an image may run; `digest` is the recorded digest of its tag.
-    ///
-    /// # Errors
-    /// When it must not.
     pub(crate) fn check(
         &self,
         image: &ImageReference,
@@ -226,9 +223,6 @@ impl Advisories {
     }
 
     /// Refuses settings that name an image that must not run.
-    ///
-    /// # Errors
-    /// With the variable, and its line in `.env`.
     pub(crate) fn refuse(
         &self,
         paths: &Paths,
@@ -450,9 +444,6 @@ impl Judgement {
 /// Admits the gateway's image to the deployment, with a warning if its release has known
 /// vulnerabilities. `accepted`: those that the command line accepts in addition to `.env`. `again`:
 /// the command that the hint repeats.
-///
-/// # Errors
-/// When one of them is exploited and not accepted, and the deployment does not have this image yet.
 pub(crate) fn admit(
     host: &Host,
     settings: &Settings,

@@ -558,9 +558,6 @@ pub fn refuse_weak_master_key(host: &Host, env: &EnvFile, settings: &Settings) -
 
 /// Refuses a file that LiteLLM can't read at all. What else is wrong with it is for commands: a stricter check must not
 /// keep a gateway from starting that started before.
-///
-/// # Errors
-/// With file, line and column.
 pub(crate) fn refuse_unreadable(paths: &Paths) -> Result<()> {
     let path = paths.config_file();
     match yaml::parse(&read(&path)?) {
@@ -1268,9 +1265,6 @@ pub fn refuse_errors(host: &Host) -> Result<()> {
 
 /// Shows the warnings about the configuration, without those about the one with which the gateway last was ready: they were
 /// shown then.
-///
-/// # Errors
-/// When a file can't be read, or `.env` is wrong.
 pub(crate) fn warn(host: &Host) -> Result<()> {
     let paths = &host.paths;
     let mut found = check_deployment(host)?;

@@ -8,9 +8,6 @@ use crate::error::{Failure, Result};
 use crate::yaml;
 
 /// The names under `model_list` of the configuration at `path`, each once, in its order.
-///
-/// # Errors
-/// When the file can't be read, or is no YAML.
 pub(crate) fn configured(path: &Path) -> Result<Vec<String>> {
     let wrong = |problem: &str| {
         Failure::config(format!("{}: {problem}", path.display()))

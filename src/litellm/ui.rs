@@ -23,9 +23,6 @@ const PAGES: [&str; 5] = [
 
 /// Whether the web interface lets this user in. `None` while LiteLLM refuses every login for some minutes, after failed ones
 /// from the same address, which any user of this host can make.
-///
-/// # Errors
-/// When it can't be asked.
 pub(crate) async fn login(
     client: &Client,
     username: &str,
@@ -56,9 +53,6 @@ pub(crate) async fn login(
 
 /// Checks that the login page answers, and, where the interface is published at `public`, that
 /// no redirect and no form leads from there to plain http.
-///
-/// # Errors
-/// When one of these conditions is not met.
 pub(crate) async fn check_pages(client: &Client, public: Option<&Url>) -> Result<()> {
     let http = client.browser(std::time::Duration::from_secs(30))?;
     for page in PAGES {

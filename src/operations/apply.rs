@@ -36,9 +36,6 @@ pub(super) fn interrupted(paths: &Paths) -> Option<String> {
 }
 
 /// Completes an interrupted [`apply`]. Its failure is a warning: the next command is to be possible.
-///
-/// # Errors
-/// When the disk refuses.
 pub(super) async fn recover(host: &Host, timeout: Duration) -> Result<()> {
     if interrupted(&host.paths).is_none() {
         return Ok(());

@@ -73,9 +73,6 @@ struct Pattern {
 }
 
 /// Looks everywhere.
-///
-/// # Errors
-/// When `.env` can't be read, or a program needed for this can't be run.
 pub(crate) async fn audit(host: &Host) -> Result<AuditReport> {
     let mut audit = Audit {
         host,

@@ -171,9 +171,6 @@ impl Backup {
     }
 
     /// The backup, if this deployment made it or the operator accepts a foreign one.
-    ///
-    /// # Errors
-    /// When it is foreign and `foreign` is not set, with what it may do.
     pub(crate) fn admitted(self, foreign: bool) -> Result<Self> {
         match self.origin {
             Origin::Foreign(reason) if !foreign => Err(Failure::new(format!(
@@ -221,9 +218,6 @@ pub(crate) fn directory(paths: &Paths) -> PathBuf {
 }
 
 /// The names of all complete backups, oldest first.
-///
-/// # Errors
-/// When the directory can't be read.
 pub(crate) fn ids(paths: &Paths) -> Result<Vec<OperationId>> {
     ids_in(&directory(paths))
 }
@@ -250,9 +244,6 @@ pub(crate) struct RecordedSize {
 
 /// The sizes that this deployment's backups of the last days have recorded, oldest first. A damaged backup has none;
 /// `backup list` names it.
-///
-/// # Errors
-/// When the backups can't be listed, or the backup key is damaged.
 pub(crate) fn recorded_sizes(paths: &Paths, days: i32) -> Result<Vec<RecordedSize>> {
     let now = jiff::Timestamp::now();
     let begin = now.checked_sub(jiff::SignedDuration::from_hours(24 * i64::from(days)))?;
@@ -762,9 +753,6 @@ fn prune(
 }
 
 /// Removes a backup; an incomplete one is never visible.
-///
-/// # Errors
-/// When the disk refuses.
 pub(crate) fn remove(paths: &Paths, id: &OperationId) -> Result<()> {
     remove_from(&directory(paths), id)
 }
@@ -841,9 +829,6 @@ pub(crate) fn filled(size: u64) -> u64 {
 
 /// Refuses when the disks can't hold a dump of a database of `size` bytes, and a restored database of `copy` bytes
 /// beside it.
-///
-/// # Errors
-/// With the disk that is too small.
 pub(crate) fn refuse_full_disks(paths: &Paths, size: u64, copy: u64) -> Result<()> {
     let (backups, data) = (directory(paths), paths.postgres_data());
     make_private(&backups)?;

@@ -193,9 +193,6 @@ impl DatabaseReport {
 }
 
 /// Asks the server, and the sizes that backups have recorded.
-///
-/// # Errors
-/// When the server does not answer, or the backups can't be listed.
 pub(crate) async fn report(host: &Host, settings: &Settings) -> Result<DatabaseReport> {
     let server = Server::new(host, settings).await?;
     let sql = SQL.to_owned() + &of_litellm();

@@ -48,9 +48,6 @@ pub(crate) fn time(until: Timestamp) -> String {
 }
 
 /// Turns debug logs on in every running gateway, or sets another end. A gateway that starts meanwhile has them, too.
-///
-/// # Errors
-/// When no gateway runs, one runs under units of an earlier version, or the disk refuses.
 pub(crate) async fn turn_on(host: &Host, limit: Duration) -> Result<()> {
     let mut gateways = stack::gateways(host.systemd().await?).await?;
     gateways.retain(|(_, unit)| unit.is_active());
@@ -78,9 +75,6 @@ pub(crate) async fn turn_on(host: &Host, limit: Duration) -> Result<()> {
 }
 
 /// Turns debug logs off.
-///
-/// # Errors
-/// When the disk refuses.
 pub(crate) fn turn_off(paths: &Paths) -> Result<()> {
     files::remove_existing(&file(paths))
 }

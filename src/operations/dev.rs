@@ -59,9 +59,6 @@ fn take_lock(host: &Host) -> Result<impl Drop> {
 }
 
 /// Installs and starts all of it, and waits until the gateway is ready.
-///
-/// # Errors
-/// When the settings or the checkout are wrong, an image can't be pulled, a unit fails, or the gateway is not ready in time.
 pub(crate) async fn up(
     production: &Host,
     port: u16,
@@ -254,9 +251,6 @@ async fn stop(host: &Host, timeout: Duration) -> Result<()> {
 }
 
 /// Stops all of it and removes units, containers and network, and on request the data.
-///
-/// # Errors
-/// When a unit does not stop, or the disk or systemd refuses.
 pub(crate) async fn down(production: &Host, remove_data: bool, timeout: Duration) -> Result<()> {
     let host = &host_of(production);
     let data = host.paths.data();

@@ -27,9 +27,6 @@ const LOGIN: [&str; 3] = ["POSTGRES_USER", "POSTGRES_PASSWORD", "POSTGRES_DB"];
 
 /// Refuses addresses that can't be had, an image of PostgreSQL with another C library, and what the running database proves
 /// to be wrong. One that does not run proves nothing.
-///
-/// # Errors
-/// With file, line and the next step.
 pub(crate) async fn refuse(host: &Host, settings: &Settings) -> Result<()> {
     address::refuse(host, settings)?;
     address::refuse_metrics(&host.paths, settings)?;
@@ -283,9 +280,6 @@ fn refusal(login: Login, edited: &[&str]) -> Option<Refusal> {
 
 /// Refuses a server whose name is one word that neither this host nor Podman knows, such as the name of a service in a
 /// compose file. Such a name of the network's own may be in the host's search domain, so the host is asked.
-///
-/// # Errors
-/// With file, line and the next step.
 pub(crate) async fn refuse_unknown_servers(host: &Host, settings: &Settings) -> Result<()> {
     let path = host.paths.env_file();
     let mut servers = Vec::new();

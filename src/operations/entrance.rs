@@ -14,9 +14,6 @@ use crate::service::Service;
 const PACKAGED: &str = "caddy.service";
 
 /// Refuses an entrance that could not start. Only before an operator's own change: nothing else must fail for it.
-///
-/// # Errors
-/// With the next step.
 pub(crate) async fn refuse(host: &Host, prepared: &Prepared) -> Result<()> {
     let settings = prepared.settings();
     let Some(entrance) = &settings.entrance else {

@@ -331,9 +331,6 @@ impl Import {
 
     /// Refuses what has to be decided before anything is changed: an exploited release, and a firewall with which nothing
     /// would work.
-    ///
-    /// # Errors
-    /// With the command.
     pub(crate) async fn admit(&self, host: &Host, accepted: &[String]) -> Result<()> {
         let path = host.paths.env_file();
         let wanted = if self.is_prepared {

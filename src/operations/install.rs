@@ -86,9 +86,6 @@ fn refuse_another_deployment(host: &Host) -> Result<()> {
 }
 
 /// Works out what has to be done, and refuses what can't be.
-///
-/// # Errors
-/// When others can change the deployment, the settings are wrong, or the host can't run the units.
 pub(crate) async fn prepare(host: &Host, target: ReleaseTarget) -> Result<Prepared> {
     refuse_another_deployment(host)?;
     let podman = host.podman().await?;
@@ -225,9 +222,6 @@ impl Prepared {
     }
 
     /// Does it, saying each thing done.
-    ///
-    /// # Errors
-    /// When the disk or systemd refuses. The next run continues.
     pub(crate) async fn apply(&self, host: &Host) -> Result<()> {
         let progress = &host.progress;
         self.deployment.apply()?;
@@ -357,9 +351,6 @@ async fn is_outdated(host: &Host, settings: &Settings) -> Result<bool> {
 
 /// Pulls the images that the installed units need and the host lacks. Where that tells the digest of
 /// a tag, the units get it.
-///
-/// # Errors
-/// When an image can't be pulled or must not run, or the disk refuses.
 pub(crate) async fn pull_missing(
     host: &Host,
     prepared: &Prepared,
@@ -387,9 +378,6 @@ async fn refuse_namespaces(host: &Host) -> Result<()> {
 }
 
 /// Installs a unit of one operation beside the others, which are those of `settings`.
-///
-/// # Errors
-/// When the host's generator does not accept it, or the disk or systemd refuses.
 pub(crate) async fn add_temporary(
     host: &Host,
     settings: &Settings,
@@ -423,9 +411,6 @@ pub(crate) async fn add_temporary(
 }
 
 /// Ends the unit of [`add_temporary`] with that container, however far it is, and removes it.
-///
-/// # Errors
-/// When the disk or systemd refuses.
 pub(crate) async fn remove_temporary(host: &Host, container: &str) -> Result<()> {
     let path = host.paths.quadlets.join(format!("{container}.container"));
     if !path.exists() {

@@ -176,9 +176,6 @@ pub(crate) struct ClusterPlan {
 
 impl ClusterPlan {
     /// The change to the version in `image`.
-    ///
-    /// # Errors
-    /// When the server is external, or edits of the configuration are not applied.
     pub(crate) async fn upgrade(host: &Host, image: &ImageReference) -> Result<Self> {
         let (settings, from) = current(host).await?;
         if from == *image {
@@ -270,9 +267,6 @@ impl ClusterPlan {
     }
 
     /// What a rollback loses, in words.
-    ///
-    /// # Errors
-    /// When the server does not answer.
     pub(crate) async fn losses(&self, host: &Host) -> Result<String> {
         let Some(done) = &self.done else {
             return Ok(String::new());
@@ -754,9 +748,6 @@ async fn undo(host: &Host, mut record: ClusterRecord, timeout: Duration) -> Resu
 }
 
 /// The change that was interrupted, if one was.
-///
-/// # Errors
-/// When its record can't be read.
 pub(crate) fn interrupted(paths: &Paths) -> Result<Option<String>> {
     let record = ClusterRecord::load(paths)?.filter(|record| record.state != State::Done);
     Ok(record.map(|record| format!("{} was interrupted", record.words())))
@@ -797,18 +788,12 @@ pub(crate) async fn recover(host: &Host, timeout: Duration) -> Result<()> {
 }
 
 /// Whether it is open which cluster stays in use: what is archived now may be of one that does not.
-///
-/// # Errors
-/// When the record of the change can't be read.
 pub(crate) fn is_switching(paths: &Paths) -> Result<bool> {
     let record = ClusterRecord::load(paths)?;
     Ok(record.is_some_and(|record| matches!(record.state, State::Switching | State::Switched)))
 }
 
 /// The image of the cluster that the last change has brought, until a backup ends its record.
-///
-/// # Errors
-/// When the record of the change can't be read.
 pub(crate) fn recorded_image(paths: &Paths) -> Result<Option<ImageReference>> {
     let record = ClusterRecord::load(paths)?;
     record
@@ -817,9 +802,6 @@ pub(crate) fn recorded_image(paths: &Paths) -> Result<Option<ImageReference>> {
 }
 
 /// Refuses to start a gateway while it is open which cluster has its writes.
-///
-/// # Errors
-/// With who completes the change.
 pub(crate) fn refuse_start(paths: &Paths) -> Result<()> {
     match ClusterRecord::load(paths)? {
         Some(record) if record.state == State::Switching => {
@@ -836,9 +818,6 @@ pub(crate) fn refuse_start(paths: &Paths) -> Result<()> {
 
 /// Removes the cluster that the last change has replaced, once a backup of the current one exists; and what an interruption
 /// has left of one.
-///
-/// # Errors
-/// When the disk refuses.
 pub(crate) fn forget_previous(host: &Host) -> Result<()> {
     if remove_previous(&host.paths)? {
         host.progress.say(&format!(

@@ -24,9 +24,6 @@ pub(crate) const COMMAND: &str = "pull";
 /// Pulls those images that local storage lacks, each by the digest that is recorded for it, and
 /// records the digest of one that has none yet. Returns whether it recorded one: the units then
 /// have to be rendered again.
-///
-/// # Errors
-/// When an image can't be pulled or must not run.
 pub(crate) async fn pull_missing(
     host: &Host,
     settings: &Settings,
@@ -37,9 +34,6 @@ pub(crate) async fn pull_missing(
 }
 
 /// As [`pull_missing`], of some images.
-///
-/// # Errors
-/// As there.
 pub(crate) async fn pull_those(
     host: &Host,
     settings: &Settings,
@@ -72,9 +66,6 @@ pub(crate) async fn pull_those(
 }
 
 /// Whether local storage has the image that a service runs.
-///
-/// # Errors
-/// When Podman can't tell, or a record was damaged.
 pub(crate) async fn is_present(host: &Host, settings: &Settings, service: Service) -> Result<bool> {
     let lock = ImagesLock::load(&host.paths.images_lock())?;
     let image = match service {
@@ -92,9 +83,6 @@ pub(crate) async fn is_present(host: &Host, settings: &Settings, service: Servic
 
 /// Asks the registry for the current image of the tag. The recorded one stays valid unless `accept`;
 /// returns words when the tag means another image.
-///
-/// # Errors
-/// When the registry can't be asked, or the image can't be pulled.
 pub(crate) async fn refresh(
     host: &Host,
     image: &ImageReference,
@@ -149,9 +137,6 @@ pub(crate) async fn refresh(
 }
 
 /// Refuses compromised releases before anything is pulled.
-///
-/// # Errors
-/// When one is named, or a record was damaged.
 pub(crate) fn refuse_compromised(host: &Host, settings: &Settings) -> Result<()> {
     let lock = ImagesLock::load(&host.paths.images_lock())?;
     Advisories::load(&host.paths)?.refuse(&host.paths, settings, &lock)

@@ -95,9 +95,6 @@ pub(crate) async fn stand_by(host: &Host) -> Result<()> {
 }
 
 /// The operation that was interrupted, if one was. It may still be running.
-///
-/// # Errors
-/// When the record of one can't be read.
 pub(crate) fn interrupted(paths: &Paths) -> Result<Option<String>> {
     let found = [
         rotation::interrupted(paths)?,
@@ -125,9 +122,6 @@ pub(crate) enum OngoingOperation {
 
 impl OngoingOperation {
     /// The one of this deployment.
-    ///
-    /// # Errors
-    /// When the record of an interrupted one can't be read.
     pub(crate) fn find(paths: &Paths) -> Result<Option<Self>> {
         let interrupted = interrupted(paths)?;
         let is_recovering = OperationLock::is_held_by(paths, COMMAND);

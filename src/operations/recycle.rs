@@ -106,9 +106,6 @@ struct Grown {
 
 /// Replaces each gateway that holds more memory than `.env` allows, one after another. While another operation runs, the
 /// next look does.
-///
-/// # Errors
-/// When `.env` is wrong, systemd does not answer, or a fresh gateway does not become ready.
 pub(crate) async fn run(host: &Host) -> Result<()> {
     let settings = Settings::load(&host.paths.env_file())?;
     let Some(mark) = settings.recycle_at else {

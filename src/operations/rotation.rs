@@ -138,9 +138,6 @@ pub(crate) async fn carry_out(
 }
 
 /// The rotation that was interrupted, if one was.
-///
-/// # Errors
-/// When its record can't be read.
 pub(crate) fn interrupted(paths: &Paths) -> Result<Option<String>> {
     let pending = Pending::load(paths)?;
     Ok(pending.map(|pending| format!("the {} was interrupted", pending.what)))
@@ -183,17 +180,11 @@ pub(crate) async fn recover(host: &Host, timeout: Duration) -> Result<()> {
 }
 
 /// What the local PostgreSQL says to the login of `.env`.
-///
-/// # Errors
-/// When it can't be asked, or the password can't be opened.
 pub(crate) async fn login(host: &Host, password: &SecretValue) -> Result<Login> {
     server::postgres_login(host, password.open()?.expose_secret()).await
 }
 
 /// Gives the role of the gateway in the local PostgreSQL the password of `settings`.
-///
-/// # Errors
-/// When the server does not take it.
 pub(crate) async fn renew_postgres_password(
     host: &Host,
     settings: &Settings,

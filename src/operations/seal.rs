@@ -85,9 +85,6 @@ impl<'a> Sealer<'a> {
     }
 
     /// With the key that the variables of `env` are sealed with.
-    ///
-    /// # Errors
-    /// When a file is missing.
     pub(crate) fn like(host: &'a Host, env: &EnvFile) -> Result<Self> {
         let vault = Vault::beside(&host.paths.env_file());
         let key = match sealed::references(env.text()).first() {
@@ -108,9 +105,6 @@ impl<'a> Sealer<'a> {
     }
 
     /// Seals a value, given as it is written in `.env`.
-    ///
-    /// # Errors
-    /// When the host can't, or the disk refuses.
     pub(crate) fn seal(&mut self, name: &str, written: &str) -> Result<Reference> {
         let known = self.known.iter().find(|(value, reference)| {
             reference.variable() == name && value.expose_secret() == written
@@ -158,9 +152,6 @@ impl<'a> Sealer<'a> {
 }
 
 /// The key that a reference is sealed with.
-///
-/// # Errors
-/// When its file is missing or not a ciphertext.
 pub(crate) fn key_of(vault: &Vault, reference: &Reference) -> Result<SealingKey> {
     let path = vault.path(reference);
     std::fs::read(&path)
@@ -443,18 +434,12 @@ fn unsealed(
 }
 
 /// The text of `.env` with every secret in clear, for where it is protected otherwise.
-///
-/// # Errors
-/// When a secret can't be opened.
 pub(crate) fn in_clear(env: &EnvFile, path: &Path) -> Result<SecretString> {
     let (clear, _) = unsealed(env, &[], &Vault::beside(path), path)?;
     Ok(clear.text().into())
 }
 
 /// A `.env` for a deployment whose secrets are sealed: those of `env` are, too.
-///
-/// # Errors
-/// When this host can't seal them.
 pub(crate) fn protected(host: &Host, like: &EnvFile, env: &EnvFile) -> Result<EnvFile> {
     let mut sealer = Sealer::like(host, like)?;
     Ok(sealed(env, &[], &mut sealer, &host.paths.env_file())?.0)
@@ -523,9 +508,6 @@ fn list(directory: &Path) -> Result<Vec<std::fs::DirEntry>> {
 }
 
 /// The keys that the secrets of `.env` are sealed with: mostly one.
-///
-/// # Errors
-/// When a file is missing or not a ciphertext.
 pub(crate) fn keys(env: &EnvFile, path: &Path) -> Result<BTreeSet<SealingKey>> {
     let vault = Vault::beside(path);
     sealed::references(env.text())

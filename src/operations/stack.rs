@@ -82,9 +82,6 @@ pub(crate) enum Manner {
 /// Starts stopped services, restarts those whose inputs differ from the current ones, and waits
 /// until the gateway is ready. Units of the operator's own follow, and one that fails is only named: it must not undo what
 /// the gateway has answered.
-///
-/// # Errors
-/// When a unit of the stack fails, or the gateway is not ready within `timeout`.
 pub(crate) async fn bring_up(host: &Host, settings: &Settings, timeout: Duration) -> Result<()> {
     bring_up_with(host, settings, Vec::new(), timeout).await?;
     if let Err(error) = bring_up_entrance(host, settings, timeout).await {
@@ -262,9 +259,6 @@ fn forget_surplus(host: &Host, gateways: usize) -> Result<()> {
 
 /// Starts or restarts units, and with the first gateway the further ones. Then waits until the gateway is ready, if it is
 /// among them or depends on one of them.
-///
-/// # Errors
-/// When a unit fails, or the gateway is not ready within `timeout`.
 pub(crate) async fn start_units(
     host: &Host,
     steps: &[(JobType, &str)],
@@ -374,9 +368,6 @@ async fn start(
 }
 
 /// Why no other gateway can serve while this one restarts. A second one takes `fresh` bytes of memory at its start.
-///
-/// # Errors
-/// When systemd does not answer.
 pub(crate) async fn recycling_obstacle(
     host: &Host,
     gateway: Instance,
@@ -448,9 +439,6 @@ async fn at_once(
 }
 
 /// Starts a unit that ends by itself, and waits until it has.
-///
-/// # Errors
-/// When it fails, or is not done within `timeout`.
 pub(crate) async fn run(host: &Host, unit: &str, timeout: Duration) -> Result<()> {
     let mut wait = Wait::new(host, Instant::now(), timeout).await?;
     wait.ask(JobType::Start, unit).await?;
@@ -458,9 +446,6 @@ pub(crate) async fn run(host: &Host, unit: &str, timeout: Duration) -> Result<()
 }
 
 /// Starts the local PostgreSQL, if it does not run.
-///
-/// # Errors
-/// When it fails, or is not ready within `timeout`.
 pub(crate) async fn start_database(
     host: &Host,
     settings: &Settings,
@@ -507,9 +492,6 @@ async fn remember_good(host: &Host) -> Result<()> {
 
 /// Stops units, and with the first gateway the further ones. A request to a gateway that is stopped by a change waits
 /// until the change has ended; else it is refused.
-///
-/// # Errors
-/// When systemd refuses, or a unit does not stop within `timeout`.
 pub(crate) async fn stop(host: &Host, units: &[&str], timeout: Duration) -> Result<()> {
     let systemd = host.systemd().await?;
     let mut units = units.to_vec();
@@ -555,9 +537,6 @@ pub(crate) async fn stop_all(host: &Host, more: &[&'static str], timeout: Durati
 
 /// Has `litellm-recovery.service` watch the change that this process begins, and hold the address meanwhile. Not where
 /// there is nothing to hold: in a deployment that is stopped, or whose units are of an earlier version.
-///
-/// # Errors
-/// When systemd refuses.
 pub(crate) async fn hold_address(host: &Host) -> Result<()> {
     let Ok(systemd) = host.systemd().await else {
         // The command itself says so, if it needs systemd.
@@ -571,17 +550,11 @@ pub(crate) async fn hold_address(host: &Host) -> Result<()> {
 
 /// Has `litellm-recovery.service` watch the change of this process, also in a deployment that is stopped, whose address it
 /// opens.
-///
-/// # Errors
-/// When systemd refuses.
 pub(crate) async fn watch_change(host: &Host) -> Result<()> {
     watch(host, JobType::Restart).await
 }
 
 /// As [`watch_change`], but the address of a deployment that is stopped stays closed.
-///
-/// # Errors
-/// When systemd refuses.
 pub(crate) async fn watch_stopped(host: &Host) -> Result<()> {
     if is_address_held(host.systemd().await?).await? {
         return Ok(());
@@ -612,9 +585,6 @@ async fn watch(host: &Host, verb: JobType) -> Result<()> {
 }
 
 /// Whether [`hold_address`] is in effect.
-///
-/// # Errors
-/// When systemd does not answer.
 pub(crate) async fn is_address_held(systemd: &Systemd) -> Result<bool> {
     let unit = systemd.unit(quadlet::RECOVERY).await?;
     Ok(unit.active == ActiveState::Activating)
@@ -632,9 +602,6 @@ async fn close_address(systemd: &Systemd) -> Result<()> {
 
 /// The instances whose inputs differ from the current ones, with the differences. Gateways that are too many are left out:
 /// they get no more settings.
-///
-/// # Errors
-/// When a file that a container gets can't be read.
 pub(crate) fn differences(
     host: &Host,
     settings: &Settings,
@@ -669,9 +636,6 @@ pub(crate) fn list(differences: &[Difference]) -> String {
 
 /// What is stopped with the gateway, as far as it runs: its further instances, its address, and a standby that was left
 /// behind.
-///
-/// # Errors
-/// When systemd does not answer.
 pub(crate) async fn beside_gateway(systemd: &Systemd) -> Result<Vec<&'static str>> {
     let mut units = further_to_stop(systemd).await?;
     for unit in [STANDBY_UNIT, quadlet::SOCKET] {
@@ -698,9 +662,6 @@ async fn further_to_stop(systemd: &Systemd) -> Result<Vec<&'static str>> {
 }
 
 /// The gateways that systemd knows, with their states.
-///
-/// # Errors
-/// When systemd does not answer.
 pub(crate) async fn gateways(systemd: &Systemd) -> Result<Vec<(Instance, UnitState)>> {
     let mut found = instances(systemd).await?;
     found.retain(|(instance, _)| instance.service() == Service::Litellm);
@@ -708,9 +669,6 @@ pub(crate) async fn gateways(systemd: &Systemd) -> Result<Vec<(Instance, UnitSta
 }
 
 /// Whether an instance of the gateway runs, or will be started by systemd.
-///
-/// # Errors
-/// When systemd does not answer.
 pub(crate) async fn is_served(systemd: &Systemd) -> Result<bool> {
     let serves = |(_, unit): &(Instance, UnitState)| {
         let starts = unit.is_stopped() && unit.queued;
@@ -720,9 +678,6 @@ pub(crate) async fn is_served(systemd: &Systemd) -> Result<bool> {
 }
 
 /// Whether the stack runs or is to run: until an operator stops it.
-///
-/// # Errors
-/// When systemd does not answer.
 pub(crate) async fn is_wanted(systemd: &Systemd) -> Result<bool> {
     Ok(is_to_run(&systemd.unit("litellm.target").await?))
 }
@@ -734,17 +689,11 @@ fn is_to_run(target: &UnitState) -> bool {
 
 /// Whether nothing of the deployment serves or is to be started. During a change, that is the work of an operator: a change
 /// itself never stops the target.
-///
-/// # Errors
-/// When systemd does not answer.
 pub(crate) async fn is_shut_down(systemd: &Systemd) -> Result<bool> {
     Ok(!is_wanted(systemd).await? && !is_served(systemd).await?)
 }
 
 /// The units of instances that systemd knows, in start order, with their states.
-///
-/// # Errors
-/// When systemd does not answer.
 pub(crate) async fn instances(systemd: &Systemd) -> Result<Vec<(Instance, UnitState)>> {
     // The numbers of those that are there may have gaps.
     let known = systemd.known(Instance::all().map(Instance::unit)).await?;
@@ -770,9 +719,6 @@ async fn extras(systemd: &Systemd) -> Result<Vec<Service>> {
 }
 
 /// The same, and the entrance if there is one.
-///
-/// # Errors
-/// When systemd does not answer.
 pub(crate) async fn optional(systemd: &Systemd) -> Result<Vec<Service>> {
     let target = systemd.unit("litellm.target").await?;
     let starts = target.starts.iter();
@@ -780,9 +726,6 @@ pub(crate) async fn optional(systemd: &Systemd) -> Result<Vec<Service>> {
 }
 
 /// Every service unit of ours that systemd knows, in start order.
-///
-/// # Errors
-/// When systemd does not answer.
 pub(crate) async fn member_units(systemd: &Systemd) -> Result<Vec<&'static str>> {
     let mut units = Vec::new();
     if systemd.unit(NETWORK_UNIT).await?.load == LoadState::Loaded {
@@ -830,9 +773,6 @@ async fn past_holdoff<'a>(
 }
 
 /// The units that pull an image now, or try to.
-///
-/// # Errors
-/// When systemd does not answer.
 pub(crate) async fn pulls(systemd: &Systemd) -> Result<Vec<&'static str>> {
     let mut units = Vec::new();
     let extras = extras(systemd).await?.into_iter();
@@ -852,9 +792,6 @@ pub(crate) async fn pulls(systemd: &Systemd) -> Result<Vec<&'static str>> {
 ///
 /// Services that run without it are on a network that Podman no longer knows: they are restarted, and Podman's name
 /// server forgets its address there. It would keep that one for the network of this name, which has another now.
-///
-/// # Errors
-/// When Podman can't create it, or systemd refuses a restart.
 pub(crate) async fn restore_network(host: &Host) -> Result<()> {
     let podman = host.podman().await?;
     let mut exists = podman.command(["network", "exists", NETWORK]);

@@ -25,9 +25,6 @@ pub(crate) async fn everything(host: &Host, timeout: Duration) -> Result<()> {
 }
 
 /// Refuses to start a gateway whose traffic the host drops. One that runs shows by itself whether it does.
-///
-/// # Errors
-/// With the command that lets it through.
 pub(crate) async fn refuse_firewall(host: &Host) -> Result<()> {
     let gateway = host.systemd().await?.unit(Service::Litellm.unit()).await?;
     if gateway.is_active() {
@@ -38,10 +35,6 @@ pub(crate) async fn refuse_firewall(host: &Host) -> Result<()> {
 
 /// Installs what is prepared, pulls what is missing, starts all of it, waits until the gateway is ready, and
 /// records the release as brought by `command`.
-///
-/// # Errors
-/// When the gateway's configuration has errors, an image can't be pulled or does not fit, a unit fails, or the
-/// gateway is not ready in time.
 pub(crate) async fn bring_up(
     host: &Host,
     prepared: &Prepared,

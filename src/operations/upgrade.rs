@@ -87,9 +87,6 @@ pub(crate) struct ReleasePlan {
 
 impl ReleasePlan {
     /// The change to the image that `.env` names, or to `image`.
-    ///
-    /// # Errors
-    /// When `.env` is wrong, or no release was ever ready here.
     pub(crate) async fn upgrade(
         host: &Host,
         image: Option<&ImageReference>,
@@ -121,9 +118,6 @@ impl ReleasePlan {
     }
 
     /// The change back to `release`, and to the data of `data` if there is one.
-    ///
-    /// # Errors
-    /// When `.env` is wrong, or the release can't be run any more.
     pub(crate) async fn rollback(
         host: &Host,
         release: &RecordedRelease,
@@ -291,9 +285,6 @@ impl ReleasePlan {
 }
 
 /// Records what runs as a release, if it is another one than the last.
-///
-/// # Errors
-/// When the disk refuses, or Podman can't tell which images it has.
 pub(crate) async fn record(host: &Host, settings: &Settings, how: &str) -> Result<()> {
     Ledger::load(&host.paths)?.record_release(images(host, settings).await?, how)
 }
@@ -324,9 +315,6 @@ async fn images(host: &Host, settings: &Settings) -> Result<Images> {
 }
 
 /// The upgrade or rollback that was interrupted, if one was, and how far it was.
-///
-/// # Errors
-/// When the ledger can't be read.
 pub(crate) fn interrupted(paths: &Paths) -> Result<Option<String>> {
     let unfinished = Ledger::load(paths)?.unfinished();
     Ok(unfinished.map(|found| {

@@ -13,9 +13,6 @@ use crate::host::{Host, files};
 use crate::service::Service;
 
 /// Refuses units that the host's generator refuses, with the drop-ins of the operator.
-///
-/// # Errors
-/// With the generator's own words.
 pub(crate) async fn check(host: &Host, files: &[UnitFile]) -> Result<()> {
     let directory = tempfile::tempdir().context("can't write the units for Quadlet's check")?;
     let staged = directory.path();
@@ -81,9 +78,6 @@ pub(crate) fn drop_ins(paths: &Paths, file: &str) -> Vec<PathBuf> {
 }
 
 /// What the generator says against the installed files.
-///
-/// # Errors
-/// When it does not run.
 pub(crate) async fn installed(host: &Host) -> Result<Vec<String>> {
     let output = { host.podman().await? }
         .generate(None, host.scope())

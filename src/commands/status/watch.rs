@@ -46,9 +46,6 @@ const MESSAGES: usize = 4;
 const PAGE: isize = 20;
 
 /// Runs until the operator quits.
-///
-/// # Errors
-/// When systemd can't be asked, or the terminal fails.
 pub(crate) async fn run(host: &Host, arguments: &cli::Status) -> Result<Exit> {
     let terminal = std::io::stdout().is_terminal()
         && std::env::var_os("TERM").is_some_and(|term| term != "dumb");

@@ -97,9 +97,6 @@ pub(crate) struct Jobs<'a> {
 impl<'a> Jobs<'a> {
     /// Opens the stream of results; jobs asked for from now on can't be missed, even if one ends
     /// before the answer to the call that made it arrives.
-    ///
-    /// # Errors
-    /// When the bus fails.
     pub(crate) async fn new(systemd: &'a Systemd) -> Result<Self> {
         let manager = systemd.manager().await?;
         let mut signals = manager
@@ -185,9 +182,6 @@ impl<'a> Jobs<'a> {
 
     /// Waits at most `timeout` for the next of these jobs to end. Nothing when none is left or
     /// the time is over: [`Jobs::pending`] tells which.
-    ///
-    /// # Errors
-    /// When the bus goes away.
     pub(crate) async fn next(&mut self, timeout: Duration) -> Result<Option<(String, JobResult)>> {
         let deadline = Instant::now() + timeout;
         while !self.pending.is_empty() {

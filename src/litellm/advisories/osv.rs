@@ -122,9 +122,6 @@ enum File {
 }
 
 /// Reads a file of advisories, and leaves out what is not about LiteLLM.
-///
-/// # Errors
-/// With the cause as a text.
 pub(crate) fn parse(text: &str) -> Result<Vec<Vulnerability>, String> {
     // Not parsed as `File` at once: the error would only say that no variant matches.
     let value: Value = serde_json::from_str(text).map_err(|error| error.to_string())?;

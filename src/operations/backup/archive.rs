@@ -30,9 +30,6 @@ impl std::fmt::Debug for Recipient {
 
 impl Recipient {
     /// Reads `age1…`; `None` means that files are not encrypted.
-    ///
-    /// # Errors
-    /// When it is not the public key of an age identity.
     pub(crate) fn parse(text: Option<&str>) -> Result<Self> {
         let Some(text) = text else {
             return Ok(Self(None));
@@ -57,9 +54,6 @@ impl Recipient {
 }
 
 /// Writes one file of a backup, synced, readable only by the owner.
-///
-/// # Errors
-/// When the source can't be read, or the disk refuses.
 pub(crate) fn store(
     directory: &Path,
     name: &str,
@@ -130,9 +124,6 @@ fn pump<W: Write>(source: &mut dyn Read, mut sink: W, compress: bool) -> io::Res
 }
 
 /// `io::copy` with a buffer that suits pipes.
-///
-/// # Errors
-/// When one end fails.
 pub(crate) fn copy(source: &mut dyn Read, sink: &mut dyn Write) -> io::Result<()> {
     let mut buffer = vec![0; BUFFER];
     loop {
@@ -165,9 +156,6 @@ impl Write for Hashing {
 }
 
 /// Opens what [`store`] wrote, for reading as it was before.
-///
-/// # Errors
-/// When it is encrypted and `identity` does not open it.
 pub(crate) fn open(
     directory: &Path,
     manifest: &BackupManifest,
@@ -307,9 +295,6 @@ pub(crate) fn check_files(
 }
 
 /// The SHA-256 of a file.
-///
-/// # Errors
-/// When it can't be read.
 pub(crate) fn sha256(path: &Path) -> io::Result<String> {
     let quiet = Meter::new("", 0, &Progress::Silent);
     Ok(hash_file(path, &quiet)?.1)

@@ -37,9 +37,6 @@ pub(crate) struct BackupKey(SecretString);
 
 impl BackupKey {
     /// Reads the key, and makes one where there is none. Of two that do so at the same time, both get the first one.
-    ///
-    /// # Errors
-    /// When it is damaged, or the disk refuses.
     pub(crate) fn create(paths: &Paths) -> Result<Self> {
         if let Some(key) = Self::load(paths)? {
             return Ok(key);
@@ -97,9 +94,6 @@ impl BackupKey {
     }
 
     /// Whether the key of this deployment gives that code for a text.
-    ///
-    /// # Errors
-    /// When the key can't be read.
     pub(crate) fn is_own(paths: &Paths, text: &[u8], code: &str) -> Result<bool> {
         let key = Self::load(paths)?;
         Ok(key
@@ -115,9 +109,6 @@ impl BackupKey {
 }
 
 /// The origin of the backup in `directory`, whose manifest is `manifest`.
-///
-/// # Errors
-/// When the key or the code can't be read.
 pub(crate) fn origin(paths: &Paths, directory: &Path, manifest: &[u8]) -> Result<Origin> {
     let path = directory.join(FILE);
     let code = match read(&path) {

@@ -161,9 +161,6 @@ enum Counted {
 
 impl<'a> Server<'a> {
     /// The server that `settings` name; a local one has to run.
-    ///
-    /// # Errors
-    /// When it does not run, or `DATABASE_URL` can't be understood.
     pub(crate) async fn new(host: &'a Host, settings: &Settings) -> Result<Self> {
         let podman = host.podman().await?;
         match &settings.database {
@@ -217,9 +214,6 @@ impl<'a> Server<'a> {
     }
 
     /// The current server and the next one beside it, both through the programs of the next version.
-    ///
-    /// # Errors
-    /// When the current one does not run.
     pub(crate) async fn pair(host: &'a Host, settings: &Settings) -> Result<(Self, Self)> {
         let current = Self::new(host, settings).await?;
         let at = |address| Self {
@@ -234,9 +228,6 @@ impl<'a> Server<'a> {
     }
 
     /// The server in a container of Docker, whose data are to be imported.
-    ///
-    /// # Errors
-    /// When Podman is not installed.
     pub(crate) async fn in_docker(
         host: &'a Host,
         docker: &Docker,
@@ -257,9 +248,6 @@ impl<'a> Server<'a> {
 
     /// The server of a recovered cluster, in a container with the variables of PostgreSQL's image; `address` is the directory
     /// of its socket.
-    ///
-    /// # Errors
-    /// When Podman is not installed.
     pub(crate) async fn in_recovered(
         host: &'a Host,
         name: &'static str,
@@ -383,9 +371,6 @@ impl<'a> Server<'a> {
     }
 
     /// Runs SQL; returns what it selects, unaligned.
-    ///
-    /// # Errors
-    /// With the server's words.
     pub(crate) async fn query(&self, database: &str, sql: &str) -> Result<String> {
         let mut child = self
             .command(database, PSQL)
@@ -402,9 +387,6 @@ impl<'a> Server<'a> {
     }
 
     /// Opens a transaction whose snapshot others can share.
-    ///
-    /// # Errors
-    /// When the server can't be reached.
     pub(crate) async fn snapshot(&self) -> Result<Snapshot> {
         let mut child = self
             .command(&self.database, PSQL)
@@ -441,9 +423,6 @@ impl<'a> Server<'a> {
 
     /// Dumps the database as it is in `snapshot` and hands the stream to `sink`, on a thread of
     /// its own.
-    ///
-    /// # Errors
-    /// When `pg_dump` or `sink` fails.
     pub(crate) async fn dump<T: Send + 'static>(
         &self,
         snapshot: &str,
@@ -472,9 +451,6 @@ impl<'a> Server<'a> {
     }
 
     /// Copies the whole cluster as a tar and hands the stream to `sink`, on a thread of its own.
-    ///
-    /// # Errors
-    /// When `pg_basebackup` or `sink` fails.
     pub(crate) async fn copy_cluster<T: Send + 'static>(
         &self,
         sink: impl FnOnce(PipeReader) -> Result<T> + Send + 'static,
@@ -495,9 +471,6 @@ impl<'a> Server<'a> {
 
     /// Hands a part of a segment of the write-ahead log to `sink`, on a thread of its own: the bytes from `start` to `end`.
     /// The server must have written them to its disk, and be of cluster `system`.
-    ///
-    /// # Errors
-    /// When `pg_receivewal` or `sink` fails.
     pub(crate) async fn receive_wal<T: Send + 'static>(
         &self,
         system: &str,
@@ -552,9 +525,6 @@ impl<'a> Server<'a> {
     }
 
     /// Reads a dump into `database`, which has to be empty; `options` are for `pg_restore`.
-    ///
-    /// # Errors
-    /// When `pg_restore` fails.
     pub(crate) async fn fill(
         &self,
         database: &str,
@@ -566,9 +536,6 @@ impl<'a> Server<'a> {
     }
 
     /// Reads a dump to its end, without a database.
-    ///
-    /// # Errors
-    /// When it is not complete.
     pub(crate) async fn read_through(&self, source: impl Read + Send + 'static) -> Result<()> {
         self.pg_restore(&["--exit-on-error", "--file=/dev/null"], source)
             .await
@@ -615,9 +582,6 @@ impl<'a> Server<'a> {
     }
 
     /// Copies a database with its properties to `target`, which loses its own of that name; `options` are for `pg_dump`.
-    ///
-    /// # Errors
-    /// When `pg_dump` or `pg_restore` fails.
     pub(crate) async fn copy(
         &self,
         target: &Self,
@@ -656,9 +620,6 @@ impl<'a> Server<'a> {
     }
 
     /// Copies the roles with their passwords to `target`. Those that it has get the same properties.
-    ///
-    /// # Errors
-    /// With the words of `pg_dumpall` or the server.
     pub(crate) async fn copy_roles(&self, target: &Self) -> Result<()> {
         let words = ["pg_dumpall", "--roles-only", "--no-password"];
         let mut child = self
@@ -696,9 +657,6 @@ impl<'a> Server<'a> {
     }
 
     /// The databases of the server, without templates and those of this program, and the size of each in bytes.
-    ///
-    /// # Errors
-    /// With the server's words.
     pub(crate) async fn databases(&self) -> Result<Vec<(String, u64)>> {
         let sql = format!(
             "SELECT json_build_array(datname, pg_database_size(oid)) FROM pg_database WHERE datallowconn AND NOT datistemplate AND NOT starts_with(datname, {}) ORDER BY datname;\n",
@@ -709,9 +667,6 @@ impl<'a> Server<'a> {
     }
 
     /// The databases that [`Server::databases`] leaves out, beside those that each cluster has.
-    ///
-    /// # Errors
-    /// With the server's words.
     pub(crate) async fn other_databases(&self) -> Result<Vec<String>> {
         let sql = format!(
             "SELECT datname FROM pg_database WHERE datname NOT IN ('template0', 'template1') AND (NOT datallowconn OR datistemplate OR starts_with(datname, {})) ORDER BY 1;\n",
@@ -723,9 +678,6 @@ impl<'a> Server<'a> {
 
     /// The settings in the files of the cluster with their values, as they are written there, without those of the locale
     /// and the container.
-    ///
-    /// # Errors
-    /// With the server's words.
     pub(crate) async fn own_settings(&self) -> Result<Vec<(String, String)>> {
         let sql = "SELECT json_build_array(name, coalesce(setting, '')) FROM (SELECT DISTINCT ON (name) * FROM pg_file_settings ORDER BY name, seqno DESC) last WHERE name !~* '^(lc_.*|dynamic_shared_memory_type|log_timezone|TimeZone|DateStyle|default_text_search_config|listen_addresses)$' OR sourcefile LIKE '%/postgresql.auto.conf' ORDER BY name;\n";
         let text = self.query(self.maintenance(), sql).await?;
@@ -733,9 +685,6 @@ impl<'a> Server<'a> {
     }
 
     /// The server's version, as `17.7 (Debian …)`.
-    ///
-    /// # Errors
-    /// With the server's words.
     pub(crate) async fn version(&self) -> Result<String> {
         let text = self
             .query(self.maintenance(), "SHOW server_version;\n")
@@ -744,9 +693,6 @@ impl<'a> Server<'a> {
     }
 
     /// The number of the next transaction. While it is the same, nothing was written.
-    ///
-    /// # Errors
-    /// With the server's words.
     pub(crate) async fn next_transaction(&self) -> Result<u64> {
         let sql = "SELECT pg_snapshot_xmax(pg_current_snapshot());\n";
         let text = self.query(self.maintenance(), sql).await?;
@@ -756,9 +702,6 @@ impl<'a> Server<'a> {
     }
 
     /// Has the server refuse writes until [`Server::accept_writes`] is called, and ends the sessions that are open.
-    ///
-    /// # Errors
-    /// With the server's words, or when it does not take the setting over, or a session does not end, in time.
     pub(crate) async fn refuse_writes(&self) -> Result<()> {
         let set =
             "ALTER SYSTEM SET default_transaction_read_only = on;\nSELECT pg_reload_conf();\n";
@@ -782,9 +725,6 @@ impl<'a> Server<'a> {
     }
 
     /// Undoes [`Server::refuse_writes`], however far it came.
-    ///
-    /// # Errors
-    /// As there.
     pub(crate) async fn accept_writes(&self) -> Result<()> {
         let reset = "ALTER SYSTEM RESET default_transaction_read_only;\nSELECT pg_reload_conf();\n";
         self.query(self.maintenance(), reset).await?;
@@ -805,9 +745,6 @@ impl<'a> Server<'a> {
     }
 
     /// The current contents of `database`.
-    ///
-    /// # Errors
-    /// With the server's words.
     pub(crate) async fn contents(&self, database: &str) -> Result<Contents> {
         let text = self
             .query(
@@ -834,9 +771,6 @@ impl<'a> Server<'a> {
     }
 
     /// The size of the gateway's database in bytes, indexes included.
-    ///
-    /// # Errors
-    /// With the server's words.
     pub(crate) async fn size(&self) -> Result<u64> {
         let text = self
             .query(
@@ -851,36 +785,24 @@ impl<'a> Server<'a> {
 
     /// A hash of the schema of the gateway's database. It changes with any column, index or view,
     /// and with each migration that was begun.
-    ///
-    /// # Errors
-    /// With the server's words.
     pub(crate) async fn schema(&self) -> Result<String> {
         let text = self.query(&self.database, SCHEMA).await?;
         Ok(hex(&Sha256::digest(text)))
     }
 
     /// The tables of LiteLLM in which something is encrypted with AES-256-GCM.
-    ///
-    /// # Errors
-    /// With the server's words.
     pub(crate) async fn tables_with_aes_gcm(&self) -> Result<Vec<String>> {
         let text = self.query(&self.database, AES_GCM).await?;
         Ok(text.lines().map(str::to_owned).collect())
     }
 
     /// The tables of LiteLLM that hold what is encrypted with the salt.
-    ///
-    /// # Errors
-    /// With the server's words.
     pub(crate) async fn encrypted_tables(&self) -> Result<Vec<String>> {
         let text = self.query(&self.database, ENCRYPTED).await?;
         Ok(text.lines().map(str::to_owned).collect())
     }
 
     /// A value that is encrypted with the salt; none if none is stored.
-    ///
-    /// # Errors
-    /// With the server's words.
     pub(crate) async fn encrypted_value(&self) -> Result<Option<SecretString>> {
         let text = self.query(&self.database, ENCRYPTED_VALUES).await?;
         Ok(text.lines().next().map(SecretString::from))
@@ -897,9 +819,6 @@ impl<'a> Server<'a> {
     }
 
     /// Creates an empty database with the encoding, the locale and the settings (`ALTER DATABASE … SET`) of the gateway's.
-    ///
-    /// # Errors
-    /// With the server's words.
     pub(crate) async fn create_beside(&self, new: &str) -> Result<()> {
         // The names of the columns differ between versions of PostgreSQL. A setting that is a list of names is quoted already,
         // as pg_dump knows, too.
@@ -922,9 +841,6 @@ impl<'a> Server<'a> {
     }
 
     /// Removes a database, and ends its sessions.
-    ///
-    /// # Errors
-    /// With the server's words.
     pub(crate) async fn drop_database(&self, name: &str) -> Result<()> {
         self.query(
             self.maintenance(),
@@ -938,9 +854,6 @@ impl<'a> Server<'a> {
     }
 
     /// The databases of this program.
-    ///
-    /// # Errors
-    /// With the server's words.
     pub(crate) async fn own_databases(&self) -> Result<Vec<String>> {
         let text = self
             .query(
@@ -955,9 +868,6 @@ impl<'a> Server<'a> {
     }
 
     /// Ends the sessions that an interrupted run of this program has left.
-    ///
-    /// # Errors
-    /// With the server's words.
     pub(crate) async fn end_leftovers(&self) -> Result<()> {
         self.query(
             self.maintenance(),
@@ -1066,9 +976,6 @@ impl Snapshot {
 
     /// Counts all objects and rows. The transaction ends when this value is dropped: `pg_dump` may
     /// still need it.
-    ///
-    /// # Errors
-    /// With the server's words.
     pub(crate) async fn count(&mut self) -> Result<Contents> {
         self.ask(&contents_script()).await?;
         loop {

@@ -168,9 +168,6 @@ impl BackupManifest {
     }
 
     /// Reads a manifest.
-    ///
-    /// # Errors
-    /// When it can't be understood.
     pub(crate) fn parse(text: &[u8]) -> Result<Self> {
         let mut manifest: Self = serde_json::from_slice(text).context("not a manifest")?;
         anyhow::ensure!(

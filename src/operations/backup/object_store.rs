@@ -62,9 +62,6 @@ pub(crate) struct BackupStore {
 
 impl BackupStore {
     /// The place at `url`, with the credentials that `.env` has for it.
-    ///
-    /// # Errors
-    /// When the URL can't be understood, or this program was built without what it needs.
     pub(crate) fn new(url: &str, settings: &BackupSettings) -> Result<Self> {
         let parsed = reqwest::Url::parse(url).map_err(|error| {
             Failure::config(format!("the backup URL {url:?} can't be used: {error}"))
@@ -124,9 +121,6 @@ impl BackupStore {
     }
 
     /// Refuses a directory that is not there: it may be misspelt, or on a disk that is not mounted.
-    ///
-    /// # Errors
-    /// With its name.
     pub(crate) fn refuse_missing(&self) -> Result<()> {
         let Some(directory) = self.directory.as_ref().filter(|place| !place.is_dir()) else {
             return Ok(());
@@ -152,9 +146,6 @@ impl BackupStore {
     }
 
     /// Copies a backup. The manifest comes last, so that a copy with a manifest is complete.
-    ///
-    /// # Errors
-    /// When the store refuses, or holds less than was sent.
     pub(crate) async fn upload(&self, host: &Host, backup: &Backup) -> Result<()> {
         let begin = std::time::Instant::now();
         let place = self.place(backup.id());
@@ -213,9 +204,6 @@ impl BackupStore {
     }
 
     /// The names of the complete backups there, oldest first.
-    ///
-    /// # Errors
-    /// When the store refuses.
     pub(crate) async fn ids(&self) -> Result<Vec<OperationId>> {
         let mut ids = Vec::new();
         for id in self.places().await? {
@@ -241,9 +229,6 @@ impl BackupStore {
     }
 
     /// Downloads a backup to this host.
-    ///
-    /// # Errors
-    /// When it does not exist, or is not complete.
     pub(crate) async fn fetch(&self, host: &Host, id: &OperationId) -> Result<Backup> {
         let parent = directory(&host.paths);
         if parent.join(id.as_str()).exists() {
@@ -322,9 +307,6 @@ impl BackupStore {
     }
 
     /// The manifest of a backup, with the text that its authentication code covers.
-    ///
-    /// # Errors
-    /// When there is no such backup, or its manifest can't be understood.
     pub(crate) async fn manifest(&self, id: &OperationId) -> Result<(BackupManifest, Vec<u8>)> {
         let text = self.manifest_text(id).await?;
         Ok((self.parse_manifest(id, &text)?, text))
@@ -349,9 +331,6 @@ impl BackupStore {
     }
 
     /// Those of `ids` that this deployment has made.
-    ///
-    /// # Errors
-    /// When the store refuses, or the key of the deployment can't be read.
     pub(crate) async fn own(&self, host: &Host, ids: &[OperationId]) -> Result<Vec<OperationId>> {
         let mut own = Vec::new();
         for id in ids {
@@ -389,9 +368,6 @@ impl BackupStore {
 
     /// The base backups there, oldest first. One whose manifest is damaged must not keep the others from being used, so it is
     /// only reported.
-    ///
-    /// # Errors
-    /// When the store refuses.
     pub(super) async fn bases(&self, host: &Host) -> Result<Vec<(OperationId, BasePoint)>> {
         let mut bases = Vec::new();
         for id in self.ids().await? {
@@ -405,9 +381,6 @@ impl BackupStore {
     }
 
     /// The names and sizes of the files in a directory.
-    ///
-    /// # Errors
-    /// When the store refuses.
     pub(crate) async fn files(&self, directory: &str) -> Result<BTreeMap<String, u64>> {
         let place = key(&self.prefix, directory);
         let mut objects = self.store.list(Some(&place));
@@ -422,9 +395,6 @@ impl BackupStore {
     }
 
     /// The names of the directories in a directory.
-    ///
-    /// # Errors
-    /// When the store refuses.
     pub(crate) async fn directories(&self, directory: &str) -> Result<Vec<String>> {
         let place = key(&self.prefix, directory);
         let listed = match self.store.list_with_delimiter(Some(&place)).await {
@@ -436,9 +406,6 @@ impl BackupStore {
     }
 
     /// Copies one file.
-    ///
-    /// # Errors
-    /// When the store refuses, or holds less than was sent.
     pub(crate) async fn put_file(&self, directory: &str, path: &Path) -> Result<()> {
         let name = path.file_name().and_then(std::ffi::OsStr::to_str);
         let name = name.with_context(|| format!("{} is not valid UTF-8", path.display()))?;
@@ -474,9 +441,6 @@ impl BackupStore {
     }
 
     /// Removes a file, if it exists.
-    ///
-    /// # Errors
-    /// When the store refuses.
     pub(crate) async fn remove_file(&self, directory: &str, name: &str) -> Result<()> {
         let key = key(&self.prefix, &format!("{directory}/{name}"));
         match self.store.delete(&key).await {
@@ -513,9 +477,6 @@ impl BackupStore {
     }
 
     /// Removes copies that are old enough, among those that this deployment has made. Returns which.
-    ///
-    /// # Errors
-    /// When the store refuses.
     pub(crate) async fn prune(
         &self,
         host: &Host,

@@ -148,9 +148,6 @@ pub(crate) fn is_unfinished(paths: &Paths) -> bool {
 }
 
 /// Removes the container of a recovery that was killed, and what it has read: the cluster is in it in clear.
-///
-/// # Errors
-/// When Podman or the disk refuses.
 pub(crate) async fn clean_up(host: &Host) -> Result<()> {
     if is_unfinished(&host.paths) {
         remove_container(host.podman().await?).await?;

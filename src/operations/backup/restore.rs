@@ -134,9 +134,6 @@ impl RestoreRecord {
 
 /// Restores a backup into a scratch database of the running server, counts what is in it, and
 /// removes it. Without a local server, the dump is only read to its end.
-///
-/// # Errors
-/// When a file is damaged, the dump can't be restored, or rows are missing.
 pub(crate) async fn verify(
     host: &Host,
     settings: &Settings,
@@ -174,9 +171,6 @@ pub(crate) async fn verify(
 }
 
 /// What a restore changes: the tables with another number of rows than now. Nothing if the database does not run.
-///
-/// # Errors
-/// With the server's words.
 pub(crate) async fn compare_with_running(
     host: &Host,
     settings: &Settings,
@@ -434,9 +428,6 @@ impl<'a> Restore<'a> {
     }
 
     /// Whether the data of the backup is in place.
-    ///
-    /// # Errors
-    /// When the server does not answer.
     pub(crate) async fn is_swapped(&self) -> Result<bool> {
         Ok(self
             .server
@@ -460,9 +451,6 @@ impl<'a> Restore<'a> {
 
     /// Ends a restore that works: databases that earlier restores replaced are removed, the one
     /// that this one replaced is kept. Returns its name.
-    ///
-    /// # Errors
-    /// When the server refuses.
     pub(crate) async fn commit(self) -> Result<String> {
         for name in self.server.own_databases().await? {
             if name != self.record.replaced {
@@ -510,9 +498,6 @@ impl<'a> Restore<'a> {
 
 /// Finishes or undoes an interrupted backup, verification or restore, and reports it. Every command
 /// of this module does it first.
-///
-/// # Errors
-/// When the server can't be reached, or refuses.
 pub(crate) async fn recover(host: &Host, settings: &Settings) -> Result<Recovered> {
     let server = Server::new(host, settings).await?;
     recover_with(host, settings, &server).await
@@ -734,9 +719,6 @@ async fn drop_scratch(server: &Server<'_>, name: &str) -> Result<()> {
 }
 
 /// Refuses what can't be restored here, by the configuration in the backup and that of this host.
-///
-/// # Errors
-/// With what is in the way.
 pub(super) fn refuse(host: &Host, backup: &Backup, options: &RestoreOptions) -> Result<()> {
     if options.config {
         refuse_links(&host.paths)?;
@@ -748,9 +730,6 @@ pub(super) fn refuse(host: &Host, backup: &Backup, options: &RestoreOptions) -> 
 
 /// Compares the salt keys. LiteLLM encrypts credentials in the database with it; with another one
 /// than the backup's, they would be lost.
-///
-/// # Errors
-/// When they differ.
 pub(crate) fn check_salt(host: &Host, backup: &Backup, options: &RestoreOptions) -> Result<()> {
     let then = env_of(backup, options)?;
     let path = host.paths.env_file();

@@ -37,9 +37,6 @@ pub(crate) enum View {
 }
 
 /// Looks at the sizes that backups have recorded, and at the disk.
-///
-/// # Errors
-/// When the backups can't be listed, or the backup key is damaged.
 pub(crate) fn forecast(paths: &Paths, local: bool, view: View) -> Result<Forecast> {
     let all = recorded_sizes(paths, DAYS)?;
     let now = jiff::Timestamp::now().as_second();

@@ -121,9 +121,6 @@ impl Maker<'_> {
 
 impl Plan {
     /// `is_file`: whether a path on the host is a regular file.
-    ///
-    /// # Errors
-    /// When the deployment can't be imported, with what to do instead.
     pub(crate) fn new(
         chosen: &Chosen<'_>,
         docker_image: &DockerImage,

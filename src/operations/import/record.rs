@@ -192,18 +192,12 @@ impl ImportRecord {
 }
 
 /// The import that was interrupted while neither gateway served, if one was.
-///
-/// # Errors
-/// When its record can't be read.
 pub(crate) fn interrupted(paths: &Paths) -> Result<Option<String>> {
     let record = ImportRecord::load(paths)?;
     Ok(record.and_then(|record| record.interruption()))
 }
 
 /// Starts the old gateway again after an import, or its undoing, that was interrupted while neither served.
-///
-/// # Errors
-/// When Docker or systemd refuses.
 pub(crate) async fn recover(host: &Host, timeout: Duration) -> Result<()> {
     let Some(mut record) = ImportRecord::load(&host.paths)? else {
         return Ok(());
@@ -228,9 +222,6 @@ pub(crate) async fn recover(host: &Host, timeout: Duration) -> Result<()> {
 }
 
 /// Refuses to start a gateway whose data an import has not brought, or whose old one serves again.
-///
-/// # Errors
-/// If an import was not completed, or was undone.
 pub(crate) fn refuse_unfinished(paths: &Paths) -> Result<()> {
     match ImportRecord::load(paths)? {
         Some(record) if record.state != ImportState::Done => {

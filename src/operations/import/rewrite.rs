@@ -226,9 +226,6 @@ impl<'a> Old<'a> {
     }
 
     /// The text for the new gateway.
-    ///
-    /// # Errors
-    /// When a value is written in a way that can't be replaced in place.
     pub(crate) fn rewritten(&self, rewrite: &Rewrite<'_>) -> Result<String> {
         let Some(root) = self.root.as_deref() else {
             return Ok(EMPTY.to_owned());
@@ -288,7 +285,7 @@ impl<'a> Old<'a> {
                 continue;
             }
             for (name, new) in new {
-                scalar(section.get(name), *new);
+                scalar(section.get(name), new);
             }
         }
         edits.extend(lines);

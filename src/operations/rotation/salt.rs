@@ -33,9 +33,6 @@ const END_TIMEOUT: Duration = Duration::from_secs(60);
 const LACKING: i32 = 3;
 
 /// Refuses, before anything changes, what [`reencrypt`] could not do, and makes a backup.
-///
-/// # Errors
-/// When LiteLLM, the database or the disks can't, or there is a previous cluster of PostgreSQL.
 pub(super) async fn prepare(
     host: &Host,
     settings: &Settings,

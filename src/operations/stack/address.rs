@@ -52,9 +52,6 @@ impl Refusal {
 
 /// Refuses new addresses of `.env` that systemd could not open. Those of the installed unit are its own; while a move is
 /// incomplete, so are those that a gateway still has.
-///
-/// # Errors
-/// With file, line and the next step.
 pub(crate) fn refuse(host: &Host, settings: &Settings) -> Result<()> {
     let installed = Listen::installed(&host.paths).unwrap_or_default();
     if settings.listen == installed {
@@ -84,9 +81,6 @@ pub(crate) fn refuse(host: &Host, settings: &Settings) -> Result<()> {
 }
 
 /// As [`refuse`], for the address of the metrics. An installed one is not looked at: the gateway starts without it.
-///
-/// # Errors
-/// With file, line and the next step.
 pub(crate) fn refuse_metrics(paths: &Paths, settings: &Settings) -> Result<()> {
     let Some(address) = settings.watch.metrics_address else {
         return Ok(());
@@ -111,9 +105,6 @@ pub(crate) fn refuse_metrics(paths: &Paths, settings: &Settings) -> Result<()> {
 }
 
 /// As [`refuse`], for the ports of an entrance that is stopped.
-///
-/// # Errors
-/// With file, line and the next step.
 pub(crate) fn refuse_ports(paths: &Paths, ports: &[u16]) -> Result<()> {
     let none = Listen {
         addresses: Vec::new(),
@@ -133,9 +124,6 @@ pub(crate) fn refuse_ports(paths: &Paths, ports: &[u16]) -> Result<()> {
 
 /// Refuses to start a gateway whose address another process has: systemd's message on that is short, and Podman's is
 /// late. The ports `except` are those of a gateway that stops before.
-///
-/// # Errors
-/// With the command that finds that process.
 pub(crate) fn refuse_taken(paths: &Paths, except: &[u16]) -> Result<()> {
     for address in Listen::installed(paths).unwrap_or_default().addresses {
         let is_excepted =
@@ -307,9 +295,6 @@ pub(crate) struct Relocation {
 
 impl Relocation {
     /// The change that `settings` call for; none while systemd has no address.
-    ///
-    /// # Errors
-    /// When systemd does not answer.
     pub(crate) async fn find(host: &Host, settings: &Settings) -> Result<Option<Self>> {
         let Some(from) = Listen::installed(&host.paths) else {
             return Ok(None);
@@ -334,9 +319,6 @@ impl Relocation {
     /// The change that `settings` call for, ready to be made. One to an address that can't be had is left out: the gateway
     /// keeps its addresses, since a rotation or a rollback is not to fail for them. So is one that
     /// `litellm-recovery.service` would make: it would have to stop itself.
-    ///
-    /// # Errors
-    /// When systemd does not answer, or the disk refuses.
     pub(super) async fn begin(host: &Host, settings: &Settings) -> Result<Option<Self>> {
         let Some(found) = Self::find(host, settings).await? else {
             // systemd opens the addresses of the installed unit when that starts.
@@ -368,9 +350,6 @@ impl Relocation {
     }
 
     /// Installs the unit. From here on, the gateway and then the unit have to restart.
-    ///
-    /// # Errors
-    /// When the disk or systemd refuses.
     pub(super) async fn install(&self, host: &Host) -> Result<()> {
         host.progress.say(&self.to_string());
         files::write_atomically(&marker(&host.paths), b"", 0o600)?;
@@ -381,9 +360,6 @@ impl Relocation {
     }
 
     /// Ends `litellm-recovery.service`, which has the addresses, too: without it, they can be opened again.
-    ///
-    /// # Errors
-    /// When systemd refuses.
     pub(super) async fn release(host: &Host) -> Result<()> {
         let mut jobs = Jobs::new(host.systemd().await?).await?;
         jobs.ask(JobType::Stop, quadlet::RECOVERY).await?;
@@ -392,9 +368,6 @@ impl Relocation {
     }
 
     /// Has the new addresses held as the old ones were, and the old ones closed.
-    ///
-    /// # Errors
-    /// When the disk or systemd refuses.
     pub(super) async fn complete(&self, host: &Host) -> Result<()> {
         hold_address(host).await?;
         for address in &self.from.addresses {
@@ -410,9 +383,6 @@ impl Relocation {
 
 /// Completes a move whose process was killed, when the gateway starts: systemd may not have opened its addresses, and a
 /// gateway without any would fail for ever. This start ends, and begins again behind the addresses.
-///
-/// # Errors
-/// When systemd refuses. The next start tries again.
 pub(crate) async fn complete_interrupted(host: &Host) -> Result<()> {
     let marker = marker(&host.paths);
     let holder = OperationLock::holder(&host.paths);

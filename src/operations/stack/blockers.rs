@@ -78,9 +78,6 @@ impl Blocker {
 
 /// What the services that are not active wait for: failing units, or else units that are starting. Of each, the last
 /// `look_back` lines of its journal are looked at.
-///
-/// # Errors
-/// When systemd does not answer.
 pub(crate) async fn find(
     systemd: &Systemd,
     services: &[(Instance, UnitState)],
@@ -107,9 +104,6 @@ pub(crate) async fn find(
 }
 
 /// The same, without a look into the journal.
-///
-/// # Errors
-/// When systemd does not answer.
 pub(crate) async fn without_lines(
     systemd: &Systemd,
     services: &[(Instance, UnitState)],
@@ -120,9 +114,6 @@ pub(crate) async fn without_lines(
 }
 
 /// `units` that are not active, and every unit that they need, directly or not.
-///
-/// # Errors
-/// When systemd does not answer.
 pub(super) async fn needed(
     systemd: &Systemd,
     units: Vec<UnitState>,

@@ -95,9 +95,6 @@ pub(crate) struct AdditionalService {
 
 impl AdditionalService {
     /// All that `litellm.target` wants beside the units of this program.
-    ///
-    /// # Errors
-    /// When systemd does not answer.
     pub(crate) async fn find(systemd: &Systemd, target: &UnitState) -> Result<Vec<Self>> {
         let names = target
             .starts
@@ -168,9 +165,6 @@ pub(crate) struct ServiceReport {
 }
 
 /// Looks at everything.
-///
-/// # Errors
-/// When systemd does not answer.
 pub(crate) async fn gather(host: &Host) -> Result<StatusReport> {
     let client = Client::local(&host.paths, TIMEOUT)?;
     let (services, health) = futures_util::join!(Services::gather(host), client.health());
@@ -203,9 +197,6 @@ pub(crate) struct Services {
 
 impl Services {
     /// Looks at the units, their containers and images.
-    ///
-    /// # Errors
-    /// When systemd does not answer.
     pub(crate) async fn gather(host: &Host) -> Result<Self> {
         let systemd = host.systemd().await?;
         let (units, target) =

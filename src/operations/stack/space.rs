@@ -17,9 +17,6 @@ const OF_A_START: u64 = 32 << 20;
 const FULL: u64 = 1 << 20;
 
 /// Refuses to stop a running server that could not start again.
-///
-/// # Errors
-/// When its disk is full.
 pub(super) async fn refuse_restarts(host: &Host, steps: &[(JobType, &str)]) -> Result<()> {
     for service in [Service::Postgres, Service::Redis] {
         let unit = service.unit();

@@ -93,9 +93,6 @@ struct Token {
 impl Repository {
     /// The clients to try for the repository at this place, in order. If `registries.conf` calls
     /// the registry insecure, also one that does not verify its certificate, and one without TLS.
-    ///
-    /// # Errors
-    /// When the place is no registry and path, or a certificate for it can't be read.
     pub(crate) fn at(endpoint: &Endpoint) -> Result<Vec<Self>> {
         let schemes: &[&str] = if endpoint.insecure {
             &["https", "http"]
@@ -137,9 +134,6 @@ impl Repository {
     }
 
     /// The image of a tag or a digest; `None` if the registry does not have it.
-    ///
-    /// # Errors
-    /// When the registry can't be asked, or answers with another image.
     pub(super) async fn published(&mut self, reference: &str) -> Result<Option<Published>> {
         let accept = [INDEXES, MANIFESTS].concat().join(", ");
         let Some(body) = self.get(&format!("manifests/{reference}"), &accept).await? else {
@@ -159,9 +153,6 @@ impl Repository {
     }
 
     /// The signatures of the image with this digest.
-    ///
-    /// # Errors
-    /// When the registry can't be asked.
     pub(super) async fn signatures(&mut self, digest: &str) -> Result<Attached> {
         let mut attached = Attached::default();
         let tag = digest.replace(':', "-");

@@ -119,10 +119,6 @@ pub(crate) struct Recorded {
 
 impl ReleaseReport {
     /// Looks, and keeps the result for `status`.
-    ///
-    /// # Errors
-    /// When there is no deployment, or an advisory can't be read. A registry that does not answer is
-    /// part of the report.
     pub(crate) async fn gather(host: &Host) -> Result<Self> {
         let settings = Settings::load(&host.paths.env_file())?;
         let image = current(&host.paths, &settings);
@@ -271,9 +267,6 @@ impl ReleaseReport {
 
 impl Recorded {
     /// The last report of this deployment, if there is one.
-    ///
-    /// # Errors
-    /// When it can't be read.
     pub(crate) fn load(paths: &Paths) -> Result<Option<Self>> {
         let hint = "write it again: `litellm-units upgrade --check`";
         files::load_record(&paths.upgrade_check(), hint)

@@ -93,10 +93,6 @@ impl Traffic {
 }
 
 /// Watches the gateway, which has just become ready, for `settle`.
-///
-/// # Errors
-/// When it is not the image that was asked for, does not answer, restarts, or answers with many
-/// more errors than before.
 pub(super) async fn watch(
     host: &Host,
     settings: &Settings,
@@ -166,9 +162,6 @@ pub(super) async fn watch(
 }
 
 /// Asks for what only a working gateway with its database answers; one under load again, until `timeout`.
-///
-/// # Errors
-/// When it does not answer that.
 pub(super) async fn probe(client: &Client, settings: &Settings, timeout: Duration) -> Result<()> {
     let master_key = settings.master_key.open()?;
     let deadline = Instant::now() + timeout;

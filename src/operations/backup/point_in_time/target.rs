@@ -25,9 +25,6 @@ impl Target {
     }
 
     /// Reads `latest`, a time of RFC 3339, or a local time of `zone`.
-    ///
-    /// # Errors
-    /// When it is neither, or the local time is ambiguous.
     pub(crate) fn parse(text: &str, zone: &TimeZone) -> Result<Self> {
         if text == "latest" {
             return Ok(Self::Latest);

@@ -131,9 +131,6 @@ impl Piece {
     }
 
     /// Whether this deployment has written it, as it is in `place`.
-    ///
-    /// # Errors
-    /// When it can't be read, or the key of the deployment can't.
     pub(crate) fn is_own(&self, paths: &Paths, place: &Path, history: &str) -> Result<bool> {
         let path = place.join(&self.file);
         let sha256 =
@@ -159,17 +156,11 @@ pub(crate) fn pieces(files: impl IntoIterator<Item = String>) -> Vec<Piece> {
 }
 
 /// The pieces of a history on this host.
-///
-/// # Errors
-/// When their directory can't be read.
 pub(crate) fn local_pieces(paths: &Paths, history: &str) -> Result<Vec<Piece>> {
     Ok(pieces(names(&pieces_directory(paths, history))?))
 }
 
 /// The histories with pieces on this host.
-///
-/// # Errors
-/// When their directory can't be read.
 pub(crate) fn histories(paths: &Paths) -> Result<Vec<String>> {
     names(&directory(paths).join(WAL))
 }

@@ -119,9 +119,6 @@ impl Progress {
     }
 
     /// That of this deployment; `None` if nothing was archived yet.
-    ///
-    /// # Errors
-    /// When its file can't be read.
     pub(crate) fn load(paths: &Paths) -> Result<Option<Self>> {
         load(
             &Self::file(paths),
@@ -190,9 +187,6 @@ impl ArchiveReport {
     }
 
     /// That of this deployment; `None` if `.env` does not ask for an archive.
-    ///
-    /// # Errors
-    /// When its files can't be read.
     pub(crate) fn of(paths: &Paths, settings: &BackupSettings) -> Result<Option<Self>> {
         if !settings.wal {
             return Ok(None);

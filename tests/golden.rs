@@ -13,6 +13,7 @@ use std::fmt::Write;
 use std::fs;
 
 use crate::support::cases::{self, Case, SECRET};
+use litellm_units::deployment::entrance::CONFIGURATION;
 use litellm_units::quadlet::Place;
 
 fn text(case: &Case) -> String {
@@ -76,7 +77,7 @@ fn the_example_for_caddy_is_the_entrance() {
     let cases = cases::all();
     let case = cases.iter().find(|case| case.name == "system-5.4-entrance");
     let units = case.unwrap().units();
-    let entrance = { units.iter() }.find(|unit| unit.name == entrance::CONFIGURATION);
+    let entrance = { units.iter() }.find(|unit| unit.name == CONFIGURATION);
     let site = |text: &str| {
         let at = text.find("llm.example.com {").unwrap();
         text[at..].replace(" 10.0.0.0/8 192.168.0.0/16\n", "\n")

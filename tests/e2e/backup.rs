@@ -939,5 +939,6 @@ fn a_silent_store_holds_up_nothing() {
 
     host.write(who, &format!("{}/.env", who.deployment()), &env);
     names("s3://bucket/litellm", "file:///tmp/copies");
-    wait_for_archive(host, who, 300);
+    // The run that has begun asks the other store until its timeout.
+    wait_for_archive(host, who, 600);
 }

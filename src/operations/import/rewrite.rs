@@ -288,7 +288,7 @@ impl<'a> Old<'a> {
                 continue;
             }
             for (name, new) in new {
-                scalar(section.get(name), *new);
+                scalar(section.get(name), new);
             }
         }
         edits.extend(lines);

@@ -6,6 +6,7 @@ pub(crate) mod key;
 pub(crate) mod secrets;
 pub(crate) mod upgrade;
 
+use std::io::IsTerminal as _;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -22,7 +23,7 @@ use crate::service::Service;
 #[derive(Debug, Parser)]
 #[command(
     version,
-    max_term_width = 80,
+    max_term_width = widest(),
     after_help = "Exit status: 0 success; 1 failure, or drift with --check; 2 wrong usage; 3 stopped; 4 degraded; 5 newer release and 6 known vulnerabilities (upgrade --check); 78 wrong configuration.\n\nFirst steps: litellm-units up"
 )]
 pub struct Cli {
@@ -592,6 +593,12 @@ pub(crate) enum Unit {
     Recover,
     /// Refuse requests after the gateway has ended for good
     Stopped,
+}
+
+/// What a help takes of a wide terminal. Where none is known, as in a pipe, 80 columns are.
+fn widest() -> usize {
+    let is_known = std::io::stdout().is_terminal() || std::env::var_os("COLUMNS").is_some();
+    if is_known { 100 } else { 80 }
 }
 
 fn seconds(text: &str) -> Result<Duration, String> {

@@ -96,7 +96,10 @@ async fn dry_run(host: &Host, prepared: &Prepared) -> Result<Exit> {
     {
         restarts += 1;
         let words = stack::list(differences);
-        output::line(&format!("# reload {}: {words}", entrance.unit()))?;
+        // Its other inputs are taken over by a reload.
+        let is_of_unit = differences.iter().any(|one| one.input == "unit");
+        let verb = if is_of_unit { "restart" } else { "reload" };
+        output::line(&format!("# {verb} {}: {words}", entrance.unit()))?;
     }
     if let Some(relocation) = Relocation::find(host, prepared.settings()).await? {
         output::line(&format!("# {relocation}"))?;

@@ -11,7 +11,7 @@ use anyhow::Context;
 use nix::unistd::{Uid, User, getegid, geteuid};
 
 use crate::error::{Failure, Result};
-use crate::host::files::files_of_extras;
+use crate::host::files::{self, files_of_extras};
 use crate::host::paths::{Paths, Scope};
 use crate::output::shell_word;
 
@@ -173,7 +173,8 @@ impl Trust {
             self.path(path, true, &mut found)
                 .with_context(|| format!("can't examine {}", path.display()))?;
         }
-        for path in files_of_extras(&paths.deployment)? {
+        let own = files_of_extras(&paths.deployment)?.into_iter();
+        for path in own.chain(files::entries(&paths.entrance())?) {
             self.path(&path, true, &mut found)
                 .with_context(|| format!("can't examine {}", path.display()))?;
         }

@@ -1003,7 +1003,7 @@ impl Checker<'_> {
 
     /// LiteLLM puts these in the place of what the units give.
     fn variables(&mut self, root: &Node) {
-        const OF_DATA: [&str; 3] = ["LITELLM_MASTER_KEY", "LITELLM_SALT_KEY", "DATABASE_URL"];
+        const SALT: &str = "LITELLM_SALT_KEY";
         let Some(section) = root.get("environment_variables") else {
             return;
         };
@@ -1014,14 +1014,17 @@ impl Checker<'_> {
             }
             let is_unused = variables::recipient(name) == Recipient::Nobody;
             if is_unused || self.given.contains_key(name) {
-                // Redis may be meant to be another one. With another key, what is stored could not be read.
-                let severity = if OF_DATA.contains(&name) {
-                    Severity::Error
+                // Another Redis may be meant, and another salt may be the one of what is stored.
+                let severity = match name {
+                    "LITELLM_MASTER_KEY" | "DATABASE_URL" => Severity::Error,
+                    _ => Severity::Warning,
+                };
+                let hint = if name == SALT {
+                    "leave the line: what is stored is encrypted with this value; `secrets rotate salt` has no effect"
                 } else {
-                    Severity::Warning
+                    "remove the line; a value of your own belongs into .env"
                 };
                 let message = format!("{name} is set here, over the value that the gateway gets");
-                let hint = "remove the line; a value of your own belongs into .env";
                 self.add(severity, key.at, message, Some(hint));
             }
         }

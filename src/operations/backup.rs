@@ -25,6 +25,7 @@ use secrecy::{ExposeSecret, SecretString};
 use tempfile::TempDir;
 use tokio::signal::unix::{SignalKind, signal};
 
+use crate::deployment::entrance;
 use crate::deployment::env_file::EnvFile;
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::installed_release;
@@ -629,6 +630,7 @@ fn files(
             if let Some(file) = entry.file_name().to_str()
                 && is_ours_by_name(place, file)
                 && !dev::is_dev(file)
+                && file != entrance::CONFIGURATION
                 && entry.path().is_file()
             {
                 files.insert(format!("units/{name}/{file}"), entry.path());

@@ -2,6 +2,7 @@
 //! a deployment directory of its own, `dev/`, with units of other names.
 
 use std::fmt::Write as _;
+use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -214,6 +215,15 @@ async fn start(host: &Host, port: u16, timeout: Duration) -> Result<()> {
     let since = jiff::Timestamp::now();
     let systemd = host.systemd().await?;
     let client = Client::at(format!("http://127.0.0.1:{port}"), QUESTION_TIMEOUT)?;
+    let services = { UNITS.into_iter().rev() }.zip([port, port + 2, port + 1]);
+    for (unit, port) in services {
+        if systemd.unit(unit).await?.is_stopped() && TcpListener::bind(("127.0.0.1", port)).is_err()
+        {
+            return Err(Failure::new(format!("port {port} of 127.0.0.1 is taken"))
+                .hint("name another one: `litellm-units up --dev --port 25000`")
+                .into());
+        }
+    }
     let mut jobs = Jobs::new(systemd).await?;
     jobs.ask(JobType::Start, TARGET).await?;
     host.progress.say("starting litellm-dev");

@@ -458,6 +458,10 @@ pub(crate) fn render(
     images: &ImagesLock,
     extras: &[Extra],
 ) -> Result<Vec<UnitFile>> {
+    let files = match settings.entrance {
+        Some(_) => entrance::Files::load(&host.paths)?,
+        None => entrance::Files::default(),
+    };
     quadlet::render(
         settings,
         &quadlet::RenderContext {
@@ -468,7 +472,7 @@ pub(crate) fn render(
             images,
             capacity: Capacity::read(),
             extras,
-            entrance: &entrance::Files::load(&host.paths)?,
+            entrance: &files,
         },
     )
 }

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::Context;
 use similar::TextDiff;
 
+use crate::deployment::entrance;
 use crate::error::{Failure, Result};
 use crate::host::files;
 use crate::host::paths::Paths;
@@ -186,7 +187,10 @@ impl UnitPlan {
             if let Some(text) = &change.after {
                 std::fs::create_dir_all(directory)
                     .with_context(|| format!("can't create {}", directory.display()))?;
-                files::write_atomically(&change.path, text.as_bytes(), 0o644)?;
+                // Lines of the operator's own are in it, which may hold a secret.
+                let is_secret = change.path.ends_with(entrance::CONFIGURATION);
+                let mode = if is_secret { 0o600 } else { 0o644 };
+                files::write_atomically(&change.path, text.as_bytes(), mode)?;
             } else {
                 std::fs::remove_file(&change.path)
                     .with_context(|| format!("can't remove {}", change.path.display()))?;

@@ -409,7 +409,7 @@ fn an_entrance_of_the_stack() {
     host.units(who, &["start", "litellm"]).ok();
 
     apply(&host, "sed -i /^PUBLIC_/d");
-    let gone = "! systemctl cat litellm-entrance 2>/dev/null; ls /etc/systemd/system/litellm-entrance* 2>/dev/null; ss -Hltn 'sport = :443 or sport = :80'";
+    let gone = "! systemctl cat litellm-entrance 2>/dev/null; find /etc/systemd/system -name 'litellm-entrance*'; ss -Hltn 'sport = :443 or sport = :80'";
     assert_eq!(host.sh(who, gone), "");
 }
 

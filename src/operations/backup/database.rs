@@ -750,7 +750,7 @@ impl<'a> Server<'a> {
             .query(
                 database,
                 &format!(
-                    "SELECT json_build_object('snapshot', '', 'version', current_setting('server_version'), 'size', pg_database_size(current_database()));\n{}",
+                    "SET statement_timeout = 0;\nSELECT json_build_object('snapshot', '', 'version', current_setting('server_version'), 'size', pg_database_size(current_database()));\n{}",
                     contents_script()
                 ),
             )
@@ -830,7 +830,7 @@ impl<'a> Server<'a> {
              FROM (SELECT *, to_jsonb(d) AS j FROM pg_database d) d WHERE datname = {old} \\gexec\n\
              SELECT format('ALTER %s SET %I TO %s', \
              CASE setrole WHEN 0 THEN 'DATABASE {new}' ELSE format('ROLE %I IN DATABASE {new}', pg_get_userbyid(setrole)) END, name, \
-             CASE WHEN name IN ('search_path', 'temp_tablespaces', 'local_preload_libraries', 'session_preload_libraries') THEN value ELSE quote_literal(value) END) \
+             CASE WHEN value = '\"\"' THEN '''''' WHEN name IN ('search_path', 'temp_tablespaces', 'local_preload_libraries', 'session_preload_libraries') THEN value ELSE quote_literal(value) END) \
              FROM pg_db_role_setting s JOIN pg_database d ON d.oid = setdatabase, unnest(setconfig) AS item, \
              LATERAL (SELECT split_part(item, '=', 1) AS name, substr(item, strpos(item, '=') + 1) AS value) pair \
              WHERE datname = {old} \\gexec\n",

@@ -370,7 +370,9 @@ impl<'a> Restore<'a> {
             let found = fill(host, &server, &record.staged, backup, options).await?;
             compare(host, backup, &found)?;
             // The planner would have no statistics until autovacuum runs.
-            server.query(&record.staged, "ANALYZE;\n").await
+            server
+                .query(&record.staged, "SET statement_timeout = 0;\nANALYZE;\n")
+                .await
         };
         let attempt = tokio::select! {
             result = fill => result,

@@ -64,7 +64,7 @@ pub(crate) enum Command {
     /// Show each unit's state, health, uptime, restarts, memory and image
     #[command(visible_alias = "ps")]
     Status(Status),
-    /// Apply changes to .env, config/, certs/, files/ and extra.d/, and roll back if the gateway does not become ready
+    /// Apply changes to .env, config/, certs/, files/, entrance/ and extra.d/, and roll back if the gateway does not become ready
     Apply(Apply),
     /// Start services that are stopped
     Start(Units),
@@ -80,7 +80,7 @@ pub(crate) enum Command {
     Exec(Exec),
     /// Show whether the gateway is ready
     Health(Health),
-    /// Pull the images that .env names
+    /// Pull the images that .env and extra.d/ name
     Pull(Pull),
     /// Have Podman accept LiteLLM's images only with a valid signature
     Trust(Trust),
@@ -209,7 +209,7 @@ pub(crate) struct Generate {
     after_help = "Examples:\n  litellm-units up\n  litellm-units up --timeout 120\n  litellm-units up --dev --source ~/litellm    (docs/debugging.md)"
 )]
 pub(crate) struct Up {
-    /// Start LiteLLM for its development instead, with a database and a cache of its own
+    /// Instead, start a LiteLLM for its development, with a database and a cache of its own
     #[arg(long)]
     pub(crate) dev: bool,
     /// Checkout of LiteLLM that replaces the package in the image, with --dev; an edit is served at once
@@ -277,7 +277,7 @@ pub(crate) struct Accept {
     after_help = "Examples:\n  litellm-units down\n  litellm-units down --remove    (the deployment directory and its data stay)\n  litellm-units down --dev"
 )]
 pub(crate) struct Down {
-    /// Stop LiteLLM that `up --dev` has started instead, and remove its units; keep its data
+    /// Instead, stop what `up --dev` has started and remove its units; keep its data
     #[arg(long, conflicts_with = "remove")]
     pub(crate) dev: bool,
     /// Also remove the database of development, with --dev
@@ -415,7 +415,7 @@ pub(crate) enum DebugCommand {
     after_help = "Examples:\n  litellm-units exec postgres psql -U litellm\n  litellm-units exec -T redis -- redis-cli info memory"
 )]
 pub(crate) struct Exec {
-    /// Service whose container to use
+    /// Service, or unit of extra.d/ by its name, whose container to use
     pub(crate) service: Service,
     /// Do not allocate a terminal
     #[arg(short = 'T', long = "no-tty")]
@@ -465,7 +465,7 @@ pub(crate) struct Status {
 
 #[derive(Debug, Args)]
 pub(crate) struct Pull {
-    /// Services whose images to pull [default: all]
+    /// Services, or units of extra.d/ by their names, whose images to pull [default: all]
     pub(crate) services: Vec<Service>,
     /// Pull only images that are not on this host
     #[arg(long)]

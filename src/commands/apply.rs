@@ -1,6 +1,7 @@
 //! `apply`: apply changes, and roll back if the gateway does not become ready.
 
 use crate::cli;
+use crate::deployment::applied::Difference;
 use crate::deployment::extra;
 use crate::error::{Exit, Result};
 use crate::host::Host;
@@ -97,7 +98,7 @@ async fn dry_run(host: &Host, prepared: &Prepared) -> Result<Exit> {
         restarts += 1;
         let words = stack::list(differences);
         // Its other inputs are taken over by a reload.
-        let is_of_unit = differences.iter().any(|one| one.input == "unit");
+        let is_of_unit = differences.iter().any(Difference::is_of_unit);
         let verb = if is_of_unit { "restart" } else { "reload" };
         output::line(&format!("# {verb} {}: {words}", entrance.unit()))?;
     }

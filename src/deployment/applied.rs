@@ -46,6 +46,13 @@ pub(crate) struct Difference {
     pub kind: DifferenceKind,
 }
 
+impl Difference {
+    /// Whether the unit itself differs: only a restart takes that over.
+    pub(crate) fn is_of_unit(&self) -> bool {
+        self.input == "unit"
+    }
+}
+
 /// How an input differs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "lowercase")]

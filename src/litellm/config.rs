@@ -1003,7 +1003,6 @@ impl Checker<'_> {
 
     /// LiteLLM puts these in the place of what the units give.
     fn variables(&mut self, root: &Node) {
-        const SALT: &str = "LITELLM_SALT_KEY";
         let Some(section) = root.get("environment_variables") else {
             return;
         };
@@ -1019,7 +1018,7 @@ impl Checker<'_> {
                     "LITELLM_MASTER_KEY" | "DATABASE_URL" => Severity::Error,
                     _ => Severity::Warning,
                 };
-                let hint = if name == SALT {
+                let hint = if name == "LITELLM_SALT_KEY" {
                     "leave the line: what is stored is encrypted with this value; `secrets rotate salt` has no effect"
                 } else {
                     "remove the line; a value of your own belongs into .env"

@@ -623,17 +623,14 @@ fn files(
         (Place::Quadlet, "containers", &paths.quadlets),
         (Place::Unit, "systemd", &paths.units),
     ] {
-        let Ok(entries) = std::fs::read_dir(directory) else {
-            continue;
-        };
-        for entry in entries.flatten() {
-            if let Some(file) = entry.file_name().to_str()
+        for path in files::entries(directory).unwrap_or_default() {
+            if let Some(file) = files::name(&path)
                 && is_ours_by_name(place, file)
                 && !dev::is_dev(file)
                 && file != entrance::CONFIGURATION
-                && entry.path().is_file()
+                && path.is_file()
             {
-                files.insert(format!("units/{name}/{file}"), entry.path());
+                files.insert(format!("units/{name}/{file}"), path.clone());
             }
         }
     }

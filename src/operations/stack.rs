@@ -178,7 +178,7 @@ async fn steps(
         // One that is still starting has read the inputs of a moment ago.
         let stopped = state.is_stopped();
         let unit_changed = |(other, all): &(Instance, Vec<Difference>)| {
-            *other == instance && all.iter().any(|difference| difference.input == "unit")
+            *other == instance && all.iter().any(Difference::is_of_unit)
         };
         let reloads = instance.service() == Service::Entrance
             && state.is_active()

@@ -451,6 +451,28 @@ fn the_configuration_comes_back(host: &TestHost, who: Who, old: &str) {
     assert_eq!(leftovers(host, who), "litellm_units_replaced");
 }
 
+/// Settings of the database, and of a role in it.
+fn set_in_database(host: &TestHost, who: Who) {
+    for setting in ["search_path = \"$user\", public", "app.name = 'it''s'"] {
+        sql(host, who, &format!("ALTER DATABASE litellm SET {setting}"));
+    }
+    sql(
+        host,
+        who,
+        "ALTER ROLE litellm IN DATABASE litellm SET lock_timeout = '1min'",
+    );
+}
+
+#[track_caller]
+fn settings_are_kept(host: &TestHost, who: Who) {
+    let settings = "SELECT setconfig FROM pg_db_role_setting s JOIN pg_database d ON d.oid = setdatabase \
+        WHERE datname = 'litellm' ORDER BY setrole";
+    assert_eq!(
+        sql(host, who, settings),
+        "{\"search_path=\\\"$user\\\", public\",app.name=it's}\n{lock_timeout=1min}"
+    );
+}
+
 #[test]
 fn rootful_backup_and_restore() {
     let who = Who::Root;
@@ -459,14 +481,7 @@ fn rootful_backup_and_restore() {
     allow_mock_delays(&host, who);
     host.units(who, &["up"]).ok();
     let old = new_key(&host, who);
-    for setting in ["search_path = \"$user\", public", "app.name = 'it''s'"] {
-        sql(&host, who, &format!("ALTER DATABASE litellm SET {setting}"));
-    }
-    sql(
-        &host,
-        who,
-        "ALTER ROLE litellm IN DATABASE litellm SET lock_timeout = '1min'",
-    );
+    set_in_database(&host, who);
     the_timer_makes_backups(&host, who);
     let id = list(&host, who)[0]["id"].as_str().unwrap().to_owned();
     let new = new_key(&host, who);
@@ -480,12 +495,7 @@ fn rootful_backup_and_restore() {
     nobody_else_gets_the_address(&host, who, &id, &old);
     assert!(serves(&host, who, &old) && !serves(&host, who, &new));
     assert_eq!(stored_keys(&host, who), 1);
-    let settings = "SELECT setconfig FROM pg_db_role_setting s JOIN pg_database d ON d.oid = setdatabase \
-        WHERE datname = 'litellm' ORDER BY setrole";
-    assert_eq!(
-        sql(&host, who, settings),
-        "{\"search_path=\\\"$user\\\", public\",app.name=it's}\n{lock_timeout=1min}"
-    );
+    settings_are_kept(&host, who);
     the_configuration_comes_back(&host, who, &old);
     encrypted_and_elsewhere(&host, who);
     a_full_disk_leaves_nothing(&host);
@@ -557,14 +567,7 @@ fn rootless_backup_and_restore() {
     let host = TestHost::boot_for(who, "backup-rootless");
     host.units(who, &["up"]).ok();
     let old = new_key(&host, who);
-    for setting in ["search_path = \"$user\", public", "app.name = 'it''s'"] {
-        sql(&host, who, &format!("ALTER DATABASE litellm SET {setting}"));
-    }
-    sql(
-        &host,
-        who,
-        "ALTER ROLE litellm IN DATABASE litellm SET lock_timeout = '1min'",
-    );
+    set_in_database(&host, who);
     the_timer_makes_backups(&host, who);
     let new = new_key(&host, who);
     assert!(serves(&host, who, &new));
@@ -572,6 +575,7 @@ fn rootless_backup_and_restore() {
     assert!(serves(&host, who, &old) && !serves(&host, who, &new));
     assert_eq!(stored_keys(&host, who), 1);
     assert_eq!(leftovers(&host, who), "litellm_units_replaced");
+    settings_are_kept(&host, who);
 }
 
 /// Writes rows one second apart; gives their times, which are a moment before those of their transactions.

@@ -27,7 +27,7 @@ pub(crate) enum JobType {
     Restart,
     /// Stop the unit if it runs, then start it; what requires it keeps running.
     RestartAlone,
-    /// Have the unit, which runs, take its configuration again.
+    /// Have a running unit read its configuration again.
     Reload,
 }
 

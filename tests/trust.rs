@@ -446,6 +446,43 @@ fn it_can_be_interrupted_anywhere() {
     }
 }
 
+/// What one key verified is not accepted after another key replaced it, wherever that was interrupted.
+#[test]
+fn an_interrupted_change_leaves_no_pin() {
+    let wish = |name: &str| Wish {
+        keys: vec![format!(
+            "-----BEGIN PUBLIC KEY-----\n{name}\n-----END PUBLIC KEY-----\n"
+        )],
+        ..Wish::of(HostFacts::default())
+    };
+    let image = "ghcr.io/berriai/litellm@sha256:1";
+    let mut count = 0;
+    for steps in 0.. {
+        let root = Root::new(POLICY);
+        root.set(&wish("First")).apply().unwrap();
+        let places = root.places();
+        places
+            .pin(image, "the first key", HostFacts::default())
+            .unwrap();
+        assert!(root.read("containers/policy.json").contains(image));
+        let mut plan = root.set(&wish("Second"));
+        count = plan.changes.len();
+        plan.changes.truncate(steps);
+        plan.apply().unwrap();
+        root.set(&wish("Second")).apply().unwrap();
+        assert!(
+            !root.read("containers/policy.json").contains(image),
+            "{steps}"
+        );
+        PolicyPlan::remove(&places).unwrap().apply().unwrap();
+        assert!(!root.read("containers/policy.json").contains("berriai"));
+        if steps == count {
+            break;
+        }
+    }
+    assert_eq!(count, 4);
+}
+
 /// Podman takes an image signed with one of several keys; one that can't, gets the first.
 #[test]
 fn several_keys() {

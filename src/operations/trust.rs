@@ -207,6 +207,9 @@ pub struct TrustRecord {
     pub verified: BTreeMap<String, String>,
     /// What was added to the policy.
     scopes: Scopes,
+    /// What the policy may still have of an earlier change, until this one is complete.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    stale: Vec<String>,
     /// The policy without that.
     before: String,
     /// Whether that is a copy of the administrator's policy, made since the user had none.
@@ -226,6 +229,11 @@ impl TrustRecord {
             .keys()
             .map(String::as_str)
             .filter(|scope| scope.contains('@') && !self.verified.contains_key(*scope))
+    }
+
+    /// Every scope of ours that the policy may have.
+    fn own_scopes(&self) -> impl Iterator<Item = &String> + Clone {
+        self.scopes.keys().chain(&self.stale)
     }
 
     /// The files with the keys.
@@ -370,10 +378,18 @@ impl PolicyPlan {
             copied,
             links: links.clone(),
             scopes,
+            stale: Vec::new(),
         };
+        // Until the policy is replaced, the record names what the old one has too. Otherwise, after an interruption, the
+        // earlier scopes would count as an operator's own and stay for ever.
+        let mut both = new.clone();
+        let earlier = record.iter().flat_map(TrustRecord::own_scopes).cloned();
+        both.stale = earlier
+            .filter(|scope| !new.scopes.contains_key(scope))
+            .collect();
         let mut changes = Vec::new();
         let old = read(&places.record)?;
-        push(&mut changes, &places.record, old, Some(new.text()?));
+        push(&mut changes, &places.record, old, Some(both.text()?));
         for (path, key) in key_files.iter().zip(keys) {
             push(&mut changes, path, read(path)?, Some(key));
         }
@@ -384,6 +400,12 @@ impl PolicyPlan {
             &places.policy,
             read(&places.policy)?,
             Some(text),
+        );
+        push(
+            &mut changes,
+            &places.record,
+            Some(both.text()?),
+            Some(new.text()?),
         );
         for path in record.iter().flat_map(|record| record.key_files(places)) {
             if !key_files.contains(&path) {
@@ -519,7 +541,7 @@ fn base(places: &Places, record: Option<&TrustRecord>) -> Result<(String, PathBu
             // It was not edited since, so the earlier text is restored byte for byte.
             if before.with(&record.scopes) != text {
                 let policy = Policy::parse(&text, &places.policy)?;
-                let base = policy.without(record.scopes.keys());
+                let base = policy.without(record.own_scopes());
                 return Ok((base, places.policy.clone(), record.copied));
             }
             match site {

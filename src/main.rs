@@ -20,7 +20,7 @@ fn main() -> ExitCode {
             return ExitCode::FAILURE;
         }
     };
-    match runtime
+    let exit = match runtime
         .block_on(litellm_units::run(cli))
         .map_err(error::on_full_disk)
     {
@@ -40,7 +40,10 @@ fn main() -> ExitCode {
             }
             error::exit(&error).into()
         }
-    }
+    };
+    // A disk that does not answer may hold up a read for ever.
+    runtime.shutdown_background();
+    exit
 }
 
 /// Sets the points of `FAILPOINTS`, and kills this process at the point `LITELLM_UNITS_KILL_AT`.

@@ -96,7 +96,7 @@ struct Listed<'a> {
 
 async fn list(host: &Host, arguments: &cli::List) -> Result<Exit> {
     if arguments.remote {
-        let remote = remote(host, None)?;
+        let remote = remote(host, None).await?;
         let ids = remote.ids().await?;
         for id in &ids {
             output::line(id.as_str())?;
@@ -185,7 +185,7 @@ async fn verify(host: &Host, arguments: cli::Verify) -> Result<Exit> {
     Ok(Exit::Success)
 }
 
-fn remote(host: &Host, url: Option<&str>) -> Result<BackupStore> {
+async fn remote(host: &Host, url: Option<&str>) -> Result<BackupStore> {
     let settings = Settings::load(&host.paths.env_file())?;
     let url = url.or(settings.backup.url.as_deref()).ok_or_else(|| {
         Failure::config(format!(
@@ -195,14 +195,14 @@ fn remote(host: &Host, url: Option<&str>) -> Result<BackupStore> {
         .hint("add it, for example BACKUP_URL=s3://bucket/litellm")
     })?;
     let remote = BackupStore::new(url, &settings.backup)?;
-    remote.refuse_missing()?;
+    remote.refuse_missing().await?;
     Ok(remote)
 }
 
 async fn fetch(host: &Host, arguments: &cli::Fetch) -> Result<Exit> {
     ownership::check(&host.paths, None)?;
     let _lock = OperationLock::take(&host.paths, "backup fetch")?;
-    let remote = remote(host, arguments.from.as_deref())?;
+    let remote = remote(host, arguments.from.as_deref()).await?;
     let id = if arguments.backup == "latest" {
         remote.ids().await?.pop().ok_or_else(|| {
             Failure::new(format!("there is no backup in {}", remote.url()))

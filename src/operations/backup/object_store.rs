@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::Duration;
 
 use anyhow::Context;
 use futures_util::{StreamExt, stream};
@@ -36,6 +37,8 @@ const MOST_PARTS: u64 = 9000;
 const PARTS: usize = 4;
 /// How long a store may take for one request. All parts under way need 2.3 Mbit/s for that.
 const REQUEST_TIMEOUT: &str = "120 s";
+/// The same, for a directory.
+const DISK_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The directory that a `file:` URL names.
 fn directory_of(url: &reqwest::Url) -> Result<PathBuf> {
@@ -121,10 +124,22 @@ impl BackupStore {
     }
 
     /// Refuses a directory that is not there: it may be misspelt, or on a disk that is not mounted.
-    pub(crate) fn refuse_missing(&self) -> Result<()> {
-        let Some(directory) = self.directory.as_ref().filter(|place| !place.is_dir()) else {
+    pub(crate) async fn refuse_missing(&self) -> Result<()> {
+        let Some(directory) = &self.directory else {
             return Ok(());
         };
+        // One of a network may never answer, and nothing else is to wait for it.
+        let found = tokio::time::timeout(DISK_TIMEOUT, tokio::fs::metadata(directory)).await;
+        let found = found.with_context(|| {
+            let directory = directory.display();
+            format!(
+                "the disk with {directory} did not answer in {}",
+                duration(DISK_TIMEOUT)
+            )
+        })?;
+        if found.is_ok_and(|found| found.is_dir()) {
+            return Ok(());
+        }
         Err(Failure::config(format!(
             "the directory for copies of backups does not exist: {}",
             directory.display()
@@ -170,7 +185,7 @@ impl BackupStore {
     }
 
     async fn put(&self, path: &Path, key: &Key, size: u64) -> Result<()> {
-        self.refuse_missing()?;
+        self.refuse_missing().await?;
         let attempt = async {
             let mut file = tokio::fs::File::open(path).await?;
             // One request for a small file, parts for a large one.
@@ -746,14 +761,14 @@ pub(super) mod tests {
         assert!(!rest.1.exists() && others.iter().all(|(_, copy)| copy.exists()));
     }
 
-    #[test]
-    fn a_missing_directory_is_not_created() {
+    #[tokio::test]
+    async fn a_missing_directory_is_not_created() {
         let parent = tempfile::tempdir().unwrap();
         let missing = parent.path().join("not mounted");
         let url = reqwest::Url::from_directory_path(&missing).unwrap();
         let settings = settings(&[]);
         let store = BackupStore::new(url.as_str(), &settings).unwrap();
-        let error = store.refuse_missing().unwrap_err();
+        let error = store.refuse_missing().await.unwrap_err();
         assert_eq!(
             error.to_string(),
             format!(
@@ -770,7 +785,7 @@ pub(super) mod tests {
         );
         assert!(!missing.exists());
         std::fs::create_dir(&missing).unwrap();
-        store.refuse_missing().unwrap();
+        store.refuse_missing().await.unwrap();
         let remote = BackupStore::new("file://server/share", &settings);
         assert_eq!(
             remote.unwrap_err().to_string(),

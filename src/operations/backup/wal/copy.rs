@@ -71,7 +71,7 @@ async fn is_lost(paths: &Paths, remote: &BackupStore) -> Result<bool> {
         return Ok(false);
     };
     // A disk that is not mounted has lost nothing.
-    remote.refuse_missing()?;
+    remote.refuse_missing().await?;
     Ok(!remote.has(backup.id()).await?)
 }
 

@@ -451,7 +451,7 @@ fn the_configuration_comes_back(host: &TestHost, who: Who, old: &str) {
     assert_eq!(leftovers(host, who), "litellm_units_replaced");
 }
 
-/// Settings of the database, and of a role in it.
+/// Settings of the database, and of a role in it, and who may use it.
 fn set_in_database(host: &TestHost, who: Who) {
     for setting in ["search_path = \"$user\", public", "app.name = 'it''s'"] {
         sql(host, who, &format!("ALTER DATABASE litellm SET {setting}"));
@@ -460,6 +460,11 @@ fn set_in_database(host: &TestHost, who: Who) {
         host,
         who,
         "ALTER ROLE litellm IN DATABASE litellm SET lock_timeout = '1min'",
+    );
+    sql(
+        host,
+        who,
+        "CREATE ROLE reader; REVOKE TEMPORARY ON DATABASE litellm FROM PUBLIC; GRANT CREATE ON DATABASE litellm TO reader",
     );
 }
 
@@ -470,6 +475,14 @@ fn settings_are_kept(host: &TestHost, who: Who) {
     assert_eq!(
         sql(host, who, settings),
         "{\"search_path=\\\"$user\\\", public\",app.name=it's}\n{lock_timeout=1min}"
+    );
+    assert_eq!(
+        sql(
+            host,
+            who,
+            "SELECT acl::text FROM pg_database, unnest(datacl) acl WHERE datname = 'litellm' ORDER BY acl::text COLLATE \"C\""
+        ),
+        "=c/litellm\nlitellm=CTc/litellm\nreader=C/litellm"
     );
 }
 

@@ -818,7 +818,8 @@ impl<'a> Server<'a> {
         }
     }
 
-    /// Creates an empty database with the encoding, the locale and the settings (`ALTER DATABASE … SET`) of the gateway's.
+    /// Creates an empty database with the encoding, the locale, the settings (`ALTER DATABASE … SET`) and the rights
+    /// (`GRANT … ON DATABASE`) of the gateway's.
     pub(crate) async fn create_beside(&self, new: &str) -> Result<()> {
         // The names of the columns differ between versions of PostgreSQL. A setting that is a list of names is quoted already,
         // as pg_dump knows, too.
@@ -833,7 +834,12 @@ impl<'a> Server<'a> {
              CASE WHEN value = '\"\"' THEN '''''' WHEN name IN ('search_path', 'temp_tablespaces', 'local_preload_libraries', 'session_preload_libraries') THEN value ELSE quote_literal(value) END) \
              FROM pg_db_role_setting s JOIN pg_database d ON d.oid = setdatabase, unnest(setconfig) AS item, \
              LATERAL (SELECT split_part(item, '=', 1) AS name, substr(item, strpos(item, '=') + 1) AS value) pair \
-             WHERE datname = {old} \\gexec\n",
+             WHERE datname = {old} \\gexec\n\
+             SELECT 'REVOKE ALL ON DATABASE {new} FROM PUBLIC' FROM pg_database WHERE datname = {old} AND datacl IS NOT NULL \\gexec\n\
+             SELECT format('GRANT %s ON DATABASE {new} TO %s%s', privilege_type, \
+             CASE grantee WHEN 0 THEN 'PUBLIC' ELSE quote_ident(pg_get_userbyid(grantee)) END, \
+             CASE WHEN is_grantable THEN ' WITH GRANT OPTION' ELSE '' END) \
+             FROM pg_database, aclexplode(datacl) WHERE datname = {old} \\gexec\n",
             new = identifier(new),
             old = literal(&self.database)
         );

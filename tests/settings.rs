@@ -347,7 +347,7 @@ fn what_can_not_be_used_is_refused_by_name_file_and_line() {
             "PUBLIC_URL",
             "PUBLIC_URL=https://llm.example.com/gateway",
             "error: /srv/.env, line 13: PUBLIC_URL has a path, and the gateway is published without one\n\
-             hint: remove the path, and give the gateway a host name of its own\n".to_owned(),
+             hint: remove the path; `SERVER_ROOT_PATH=/llm` adds one\n".to_owned(),
         ),
         (
             "PUBLIC_ADMIN_FROM",

@@ -69,7 +69,7 @@ pub(crate) async fn run(host: &Host, arguments: &Ui) -> Result<Exit> {
     values.push(("UI_PASSWORD", new.clone()));
 
     let public = match &arguments.base_url {
-        Some(text) => Some(base_url(text)?),
+        Some(text) => Some(base_url(text, &settings.root_path)?),
         None => env
             .get("PROXY_BASE_URL")
             .filter(|text| text.starts_with("https:"))
@@ -88,7 +88,8 @@ pub(crate) async fn run(host: &Host, arguments: &Ui) -> Result<Exit> {
     .await?;
 
     let client = Client::local(&host.paths, Duration::from_secs(30))?;
-    ui::check_pages(&client, public.as_ref()).await?;
+    let root = &settings.root_path;
+    ui::check_pages(&client, root, public.as_ref()).await?;
     if ui::login(&client, username(&settings, arguments), &new).await? == Some(false) {
         return Err(
             Failure::new("the web interface does not accept the login of .env")
@@ -97,8 +98,8 @@ pub(crate) async fn run(host: &Host, arguments: &Ui) -> Result<Exit> {
         );
     }
     let address = public.map_or_else(
-        || format!("{}/ui", client.address()),
-        |public| format!("{}/ui", public.as_str().trim_end_matches('/')),
+        || format!("{}{root}/ui", client.address()),
+        |public| format!("{}{root}/ui", public.as_str().trim_end_matches('/')),
     );
     say(&format!(
         "{address} answers; log in as {}",
@@ -141,7 +142,7 @@ fn username<'a>(settings: &'a Settings, arguments: &'a Ui) -> &'a str {
         .unwrap_or(ui::DEFAULT_USERNAME)
 }
 
-fn base_url(text: &str) -> Result<Url> {
+fn base_url(text: &str, root: &str) -> Result<Url> {
     let wrong = |problem: &str| {
         Failure::new(format!("{text} {problem}")).hint(
             "use the address of the reverse proxy in a browser, such as https://llm.example.com",
@@ -157,8 +158,19 @@ fn base_url(text: &str) -> Result<Url> {
     if !url.username().is_empty() || url.password().is_some() {
         return Err(Failure::new("the address holds a user name or a password").into());
     }
-    if url.path() != "/" || url.query().is_some() || url.fragment().is_some() {
-        return Err(wrong("has a path: the gateway is served at the root of a host name").into());
+    if url.query().is_some() || url.fragment().is_some() {
+        return Err(wrong("has a query or a fragment").into());
+    }
+    if url.path() != "/" {
+        let hint = if url.path().trim_end_matches('/') == root {
+            "leave out the path: LiteLLM adds SERVER_ROOT_PATH itself".to_owned()
+        } else {
+            format!(
+                "leave out the path, set SERVER_ROOT_PATH={} in .env, and have the proxy pass on the whole path",
+                url.path().trim_end_matches('/')
+            )
+        };
+        return Err(Failure::new(format!("{text} has a path")).hint(hint).into());
     }
     Ok(url)
 }

@@ -31,6 +31,8 @@ pub struct Entrance {
     pub port: u16,
     /// From which networks everything may be called, and not only inference.
     pub administrators: Vec<String>,
+    /// `SERVER_ROOT_PATH`, which LiteLLM also answers without.
+    pub root: String,
 }
 
 impl Entrance {
@@ -47,7 +49,7 @@ impl Entrance {
         if authority.contains(['/', '?', '#']) {
             return Err((
                 "has a path, and the gateway is published without one",
-                "remove the path, and give the gateway a host name of its own",
+                "remove the path; `SERVER_ROOT_PATH=/llm` adds one",
             ));
         }
         let (host, port) = match authority.split_once(':') {
@@ -72,7 +74,17 @@ impl Entrance {
             host: host.to_owned(),
             port,
             administrators: vec!["127.0.0.0/8".into(), "::1".into()],
+            root: String::new(),
         })
+    }
+
+    /// The root path as the beginning of a regular expression.
+    #[must_use]
+    pub fn root_pattern(&self) -> String {
+        match &*self.root {
+            "" => String::new(),
+            root => format!("({})?", root.replace('.', r"\.")),
+        }
     }
 
     /// Adds the networks of a `PUBLIC_ADMIN_FROM` to this host.

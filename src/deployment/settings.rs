@@ -13,8 +13,8 @@ use super::sealed::{self, SecretValue, Vault};
 use super::variables::{
     self, ACCEPT_VULNERABILITIES, BACKUP_PREFIX, BACKUP_WAL, DRAIN_TIMEOUT, LISTEN, LISTEN_GROUP,
     LISTEN_WITHOUT_TLS, LIVENESS_TIMEOUT, METRICS_FILE, METRICS_LISTEN, NOTIFY_COMMAND, NOTIFY_URL,
-    PUBLIC_ADMIN_FROM, PUBLIC_URL, RECYCLE_AT, REDIS_MEMORY, REPLICAS, Recipient, USER_NAMESPACES,
-    WORKERS, is_name, may_be_sealed,
+    PUBLIC_ADMIN_FROM, PUBLIC_URL, RECYCLE_AT, REDIS_MEMORY, REPLICAS, ROOT_PATH, Recipient,
+    USER_NAMESPACES, WORKERS, is_name, may_be_sealed,
 };
 use crate::error::{Failure, Result};
 use crate::host::capacity::Capacity;
@@ -239,6 +239,8 @@ pub struct Settings {
     pub watch: WatchSettings,
     /// `LITELLM_ACCEPT_VULNERABILITIES`: identifiers of vulnerabilities that are accepted.
     pub accepted: Vec<String>,
+    /// `SERVER_ROOT_PATH`: empty, or what LiteLLM puts before its own paths, such as `/llm`.
+    pub root_path: String,
     ui_username: Option<String>,
     public_address: Option<String>,
     gateway: Vec<(String, SecretValue)>,
@@ -390,6 +392,7 @@ impl Settings {
                 .filled(ACCEPT_VULNERABILITIES)
                 .map(identifiers)
                 .unwrap_or_default(),
+            root_path: reader.root_path(),
             ui_username: in_clear("UI_USERNAME"),
             public_address: published.or(url),
             gateway,
@@ -712,6 +715,11 @@ impl Reader<'_> {
         Ok(listen)
     }
 
+    fn root_path(&self) -> String {
+        let root = self.filled(ROOT_PATH).unwrap_or_default();
+        root.trim_end_matches('/').to_owned()
+    }
+
     fn entrance(&self, listen: &Listen) -> Result<Option<Entrance>> {
         let from = self.filled(PUBLIC_ADMIN_FROM);
         let Some(url) = self.filled(PUBLIC_URL) else {
@@ -736,6 +744,16 @@ impl Reader<'_> {
             })?;
         }
         let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-".contains(c);
+        entrance.root = self.root_path();
+        if !entrance.root.chars().all(is_plain)
+            || !(entrance.root.is_empty() || entrance.root.starts_with('/'))
+        {
+            return Err(self.wrong(
+                ROOT_PATH,
+                "is a path that Caddy can't be given, which PUBLIC_URL starts",
+                "write it as /llm, with letters, digits, dots, hyphens and underscores",
+            ));
+        }
         let is_strange = |address: &ListenAddress| matches!(address, ListenAddress::Unix(path) if !path.to_str().is_some_and(|path| path.chars().all(is_plain)));
         if is_strange(&listen.own()) {
             return Err(self.wrong(

@@ -32,6 +32,8 @@ pub(crate) const NOTIFY_URL: &str = "NOTIFY_URL";
 pub(crate) const PUBLIC_ADMIN_FROM: &str = "PUBLIC_ADMIN_FROM";
 /// Where the entrance publishes the gateway.
 pub(crate) const PUBLIC_URL: &str = "PUBLIC_URL";
+/// What LiteLLM puts before its own paths, behind a reverse proxy that has other programs as well.
+pub(crate) const ROOT_PATH: &str = "SERVER_ROOT_PATH";
 /// How much memory a gateway may hold before it is replaced.
 pub(crate) const RECYCLE_AT: &str = "LITELLM_RECYCLE_AT";
 /// How much the local Redis may hold.
@@ -200,7 +202,7 @@ static VARIABLES: &[Variable] = &[
     row("LISTEN_FDS", Known, Refused(SOCKET_HINT), Unknown),
     row("LISTEN_PID", Known, Refused(SOCKET_HINT), Unknown),
     harmless("LITELLM_LOCAL_MODEL_COST_MAP"),
-    harmless("SERVER_ROOT_PATH"),
+    harmless(ROOT_PATH),
     harmless("STORE_MODEL_IN_DB"),
     harmless("TZ"),
 ];

@@ -51,11 +51,11 @@ pub(crate) async fn login(
     }
 }
 
-/// Checks that the login page answers, and, where the interface is published at `public`, that
-/// no redirect and no form leads from there to plain http.
-pub(crate) async fn check_pages(client: &Client, public: Option<&Url>) -> Result<()> {
+/// Checks that the login page answers below `root` (`SERVER_ROOT_PATH`), and, where the interface is published at `public`,
+/// that no redirect and no form leads from there to plain http.
+pub(crate) async fn check_pages(client: &Client, root: &str, public: Option<&Url>) -> Result<()> {
     let http = client.browser(std::time::Duration::from_secs(30))?;
-    for page in PAGES {
+    for page in PAGES.map(|page| format!("{root}{page}")) {
         let mut request = http.get(format!("{}{page}", client.base));
         if let Some(authority) = public.and_then(authority) {
             request = request

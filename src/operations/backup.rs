@@ -356,7 +356,7 @@ async fn create_uninterrupted(
         .transpose()?;
     // That of BACKUP_URL may be away for a night: the backup on this host is made all the same.
     if let Some(remote) = remote.as_ref().filter(|_| options.to.is_some()) {
-        remote.refuse_missing()?;
+        remote.refuse_missing().await?;
     }
     if options.recovered.is_none() {
         restore::recover_with(host, settings, server).await?;

@@ -387,6 +387,27 @@ fn an_entrance_of_the_stack() {
         process
     );
 
+    // Below a path, what is limited without it is limited, too.
+    apply(&host, "echo SERVER_ROOT_PATH=/llm >>$1/.env");
+    let ran = host.units(who, &["ui", "--generate"]);
+    assert!(
+        ran.stderr
+            .ends_with("https://llm.example.com/llm/ui answers; log in as admin\n"),
+        "{}",
+        ran.stderr
+    );
+    for (from, path, expected) in [
+        (INSIDE, "v1/models", "200"),
+        (INSIDE, "key/list", "403"),
+        (INSIDE, "ui/", "403"),
+        (OUTSIDE, "key/list", "200"),
+        (OUTSIDE, "ui/", "200"),
+    ] {
+        let words =
+            format!("-H 'Authorization: Bearer {master}' https://llm.example.com/llm/{path}");
+        assert_eq!(answer(&host, from, &words), expected, "{from} {path}");
+    }
+
     certify(
         &host,
         "-not_before 20250101000000Z -not_after 20250201000000Z",

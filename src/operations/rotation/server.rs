@@ -194,7 +194,7 @@ pub(super) async fn check_interface(host: &Host, settings: &Settings) -> Result<
         .public_address()
         .filter(|address| address.starts_with("https:"))
         .and_then(|address| reqwest::Url::parse(address).ok());
-    ui::check_pages(&client, public.as_ref()).await?;
+    ui::check_pages(&client, &settings.root_path, public.as_ref()).await?;
     let password = settings.ui_password().unwrap_or(&settings.master_key);
     match login_is_valid(host, settings, &password.open()?).await? {
         Some(true) => Ok(()),

@@ -110,3 +110,18 @@ with tempfile.TemporaryDirectory() as place:
         assert_eq!(python(script, &[record]), expected, "{record}");
     }
 }
+
+/// No chart differs from the table of docs/benchmarks.md.
+#[test]
+fn charts_are_those_of_the_table() {
+    let ran = Command::new("python3")
+        .args(["benches/charts", "--check"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .output()
+        .unwrap();
+    assert!(
+        ran.status.success(),
+        "{}",
+        String::from_utf8_lossy(&ran.stderr)
+    );
+}

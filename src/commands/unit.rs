@@ -23,6 +23,7 @@ use crate::deployment::completion;
 use crate::deployment::entrance;
 use crate::deployment::extra;
 use crate::deployment::images_lock::ImagesLock;
+use crate::deployment::listen::ListenAddress;
 use crate::deployment::postgres_sizes;
 use crate::deployment::sealed::SecretValue;
 use crate::deployment::settings::{ContainerSecret, SecretTarget, Settings};
@@ -154,6 +155,19 @@ impl Started {
     }
 }
 
+/// Makes the directories of the gateway's Unix sockets as systemd would: a unit that mounts one may start before the socket.
+fn make_socket_directories(settings: &Settings) -> Result<()> {
+    for address in &settings.listen.addresses {
+        if let ListenAddress::Unix(path) = address
+            && let Some(directory) = path.parent()
+        {
+            std::fs::create_dir_all(directory)
+                .with_context(|| format!("can't create {}", directory.display()))?;
+        }
+    }
+    Ok(())
+}
+
 /// Registers the names of the service's secrets, and writes the options that pass them to its container.
 async fn prepare(host: &Host, started: &Started) -> Result<()> {
     let service = started.service();
@@ -180,6 +194,9 @@ async fn prepare(host: &Host, started: &Started) -> Result<()> {
             };
         }
     };
+    if service.is_extra() {
+        make_socket_directories(&settings)?;
+    }
     let images = ImagesLock::load(&host.paths.images_lock())?;
     Advisories::load(&host.paths)?.refuse(&host.paths, &settings, &images)?;
     let container_secrets = extra::container_secrets(&host.paths, &settings, service)?;

@@ -572,6 +572,47 @@ mod tests {
         );
     }
 
+    /// As docs/notices.md has them copied.
+    #[test]
+    fn examples_of_monitoring() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths {
+            deployment: root.path().to_owned(),
+            ..Paths::elsewhere(Scope::System)
+        };
+        std::fs::create_dir_all(paths.extra().join("metrics")).unwrap();
+        let examples = Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/examples");
+        let copy = |file: &Path| {
+            let text = std::fs::read_to_string(file)
+                .unwrap()
+                .replace("#relay:", "");
+            std::fs::write(paths.extra().join(files::name(file).unwrap()), &text).unwrap();
+            text
+        };
+        let texts: String = files::entries(&examples)
+            .unwrap()
+            .iter()
+            .map(|file| copy(file))
+            .collect();
+        let env = EnvFile::parse("GRAFANA_PASSWORD=a\nPROMETHEUS_KEY=b\n").unwrap();
+        let extras = load(&paths, &env).unwrap();
+        refuse_missing(&extras).unwrap();
+        let names: Vec<_> = extras.iter().map(|extra| extra.service.name()).collect();
+        assert_eq!(names, ["grafana", "prometheus", "relay"]);
+        assert!(extras.iter().all(|extra| extra.warnings.is_empty()));
+        // What one file says of another.
+        for (there, here) in [
+            ("url: http://prometheus:9090", "--web.user-assets=/metrics"),
+            (
+                "path: /etc/grafana/litellm-units}",
+                ":/etc/grafana/litellm-units/grafana-dashboard.json:",
+            ),
+            ("targets: [\"relay:24157\"]", ":24157 {"),
+        ] {
+            assert!(texts.contains(there) && texts.contains(here), "{there}");
+        }
+    }
+
     #[test]
     fn a_missing_mount_is_named() {
         let root = tempfile::tempdir().unwrap();

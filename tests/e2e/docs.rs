@@ -287,6 +287,43 @@ const INSTEAD: &[(&str, Instead)] = &[
         // No node_exporter is there.
         Instead::Elsewhere,
     ),
+    // e2e::notices::prometheus_beside_the_gateway runs these, with images of its own.
+    (
+        "cd /opt/litellm-server",
+        Instead::Elsewhere,
+    ),
+    (
+        "sudo install -d -m 755 extra.d extra.d/metrics",
+        Instead::Elsewhere,
+    ),
+    (
+        "sudo install -m 644 -t extra.d /usr/share/doc/litellm-units/examples/prometheus* /usr/share/doc/litellm-units/examples/grafana*",
+        Instead::Elsewhere,
+    ),
+    (
+        "echo METRICS_FILE=/opt/litellm-server/extra.d/metrics/litellm.prom | sudo tee -a .env >/dev/null",
+        Instead::Elsewhere,
+    ),
+    (
+        "(printf GRAFANA_PASSWORD=; od -An -N16 -tx1 /dev/urandom | tr -d ' ') | sudo tee -a .env >/dev/null",
+        Instead::Elsewhere,
+    ),
+    (
+        "sudo install -m 644 -t extra.d /usr/share/doc/litellm-units/examples/relay.*",
+        Instead::Elsewhere,
+    ),
+    (
+        r#"echo "LISTEN='127.0.0.1:24157 /run/litellm/litellm.sock'" | sudo tee -a .env >/dev/null"#,
+        Instead::Elsewhere,
+    ),
+    (
+        "(printf PROMETHEUS_KEY=; sudo litellm-units key create prometheus --allowed-route /metrics) | sudo tee -a .env >/dev/null",
+        Instead::Elsewhere,
+    ),
+    (
+        "sudo sed -i 's/^#relay://' extra.d/prometheus.container extra.d/prometheus.yml",
+        Instead::Elsewhere,
+    ),
     // Nobody is named yet.
     (
         "sudo litellm-units notify test",

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use crate::support::host::{TestHost, Who};
+use crate::support::package::{bare_host, install};
 
 /// A webhook that keeps what it gets, and fails while there is a file.
 const WEBHOOK: &str = r#"
@@ -60,6 +61,119 @@ fn scrape(host: &TestHost) -> String {
         }
     });
     host.sh(who, "cat /root/scraped")
+}
+
+/// A program of this machine that `tests/run` has installed.
+fn tool(name: &str) -> std::path::PathBuf {
+    let path = std::env::var_os("PATH").unwrap();
+    let mut places = std::env::split_paths(&path).map(|place| place.join(name));
+    places.find(|place| place.exists()).unwrap()
+}
+
+/// The examples, with images that are made here: Debian's Prometheus in the place of the published one.
+#[test]
+#[ignore = "takes minutes: part of each release (CONTRIBUTING.md)"]
+fn prometheus_beside_the_gateway() {
+    let host = bare_host(Who::Root, "monitoring");
+    let who = Who::Root;
+    host.put(
+        std::path::Path::new(env!("CARGO_BIN_EXE_litellm-units")),
+        "/usr/bin/litellm-units",
+    );
+    install(&host, "caddy");
+    host.systemctl(who, &["disable", "--now", "caddy"]);
+    host.sh(
+        who,
+        "mkdir -p /tmp/image /usr/share/doc/litellm-units/examples",
+    );
+    host.put(&tool("prometheus"), "/tmp/image/prometheus");
+    host.put(&tool("promtool"), "/tmp/image/promtool");
+    let examples = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("packaging/examples");
+    for file in std::fs::read_dir(examples).unwrap() {
+        let file = file.unwrap();
+        let name = file.file_name().into_string().unwrap();
+        host.put(
+            &file.path(),
+            &format!("/usr/share/doc/litellm-units/examples/{name}"),
+        );
+    }
+    let build = r#"
+        cd /tmp/image; cp /usr/bin/caddy .; mkdir data; touch data/.keep
+        base=ghcr.io/berriai/litellm:v1.108.14
+        printf '%s\n' "FROM $base" 'COPY prometheus promtool /bin/' 'COPY --chown=65534 data /prometheus' 'USER 65534' \
+            'ENTRYPOINT ["/bin/prometheus"]' >Containerfile
+        podman build -q --pull=never -t localhost/prometheus:2 .
+        printf '%s\n' "FROM $base" 'COPY caddy /bin/' 'ENTRYPOINT []' \
+            'CMD ["/bin/caddy","run","--config","/etc/caddy/Caddyfile"]' >Containerfile
+        podman build -q --pull=never -t localhost/caddy:2 .
+    "#;
+    host.sh(who, build);
+    host.units(who, &["generate"]).ok();
+    host.sh(
+        who,
+        r#"printf 'litellm_settings:\n  callbacks: ["prometheus"]\n' >>$1/config/litellm-config.yaml"#,
+    );
+    host.units(who, &["up"]).ok();
+
+    // The commands of docs/notices.md, but for Grafana's image, which cannot be had.
+    host.sh(
+        who,
+        r#"cd /opt/litellm-server
+        install -d -m 755 extra.d extra.d/metrics
+        install -m 644 -t extra.d /usr/share/doc/litellm-units/examples/prometheus*
+        sed -i s,^Image=.*,Image=localhost/prometheus:2, extra.d/prometheus.container
+        echo METRICS_FILE=/opt/litellm-server/extra.d/metrics/litellm.prom >>.env"#,
+    );
+    host.units(who, &["apply"]).ok();
+    let query = |words: &str| {
+        let query = [
+            "exec",
+            "-T",
+            "prometheus",
+            "--",
+            "promtool",
+            "query",
+            "instant",
+            "http://127.0.0.1:9090",
+            words,
+        ];
+        let ran = host.units(who, &query);
+        assert_eq!(ran.code, 0, "{ran:?}");
+        ran.stdout.trim_end().to_owned()
+    };
+    let holds = |words: &str| {
+        host.wait(words, Duration::from_secs(180), |_| match query(words) {
+            none if none.is_empty() => Err(none),
+            _ => Ok(()),
+        });
+    };
+    holds(r#"up{job="litellm-units",instance="gateway"} == 1"#);
+    holds(r#"litellm_units_state{state="healthy"} == 1"#);
+    assert_eq!(query(r#"ALERTS{alertstate="firing"}"#), "");
+    assert_eq!(host.sh(who, "ss -Hltn 'sport = :9090'"), "");
+    // What is written there every 20 s is no edit.
+    assert_eq!(
+        host.units(who, &["apply", "--dry-run"]).ok(),
+        "nothing to do\n"
+    );
+
+    host.sh(who, r#"cd /opt/litellm-server
+        install -m 644 -t extra.d /usr/share/doc/litellm-units/examples/relay.*
+        sed -i s,^Image=.*,Image=localhost/caddy:2, extra.d/relay.container
+        echo "LISTEN='127.0.0.1:24157 /run/litellm/litellm.sock'" >>.env
+        (printf PROMETHEUS_KEY=; litellm-units key create prometheus --allowed-route /metrics) >>.env
+        sed -i 's/^#relay://' extra.d/prometheus.container extra.d/prometheus.yml"#);
+    host.units(who, &["apply"]).ok();
+    holds(r#"up{job="litellm"} == 1"#);
+    let reached = r#"for path in metrics/ metrics health/liveliness metrics/../key/list; do
+        litellm-units exec -T litellm -- python3 -c '
+import sys, http.client as h
+c = h.HTTPConnection("relay", 24157); c.request("GET", "/" + sys.argv[1]); print(c.getresponse().status)' "$path"; done"#;
+    // Without the key.
+    assert_eq!(host.sh(who, reached), "401\n404\n404\n404\n");
+
+    host.units(who, &["stop", "redis"]).ok();
+    holds(r#"ALERTS{alertname="LitellmServiceUnhealthy",service="redis",alertstate="firing"}"#);
 }
 
 #[test]

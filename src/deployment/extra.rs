@@ -383,7 +383,7 @@ pub(crate) fn instances(paths: &Paths) -> impl Iterator<Item = Instance> + use<>
 #[must_use]
 pub(crate) fn wanted(paths: &Paths) -> Vec<Service> {
     let mut found = installed(paths);
-    found.retain(|service| has_source(paths, *service));
+    found.retain(|service| source(paths, *service).exists());
     found
 }
 
@@ -391,13 +391,14 @@ pub(crate) fn wanted(paths: &Paths) -> Vec<Service> {
 #[must_use]
 pub(crate) fn former(paths: &Paths) -> Vec<Service> {
     let mut found = installed(paths);
-    found.retain(|service| !has_source(paths, *service));
+    found.retain(|service| !source(paths, *service).exists());
     found
 }
 
-fn has_source(paths: &Paths, service: Service) -> bool {
-    let source = format!("{}.container", service.name());
-    paths.extra().join(source).exists()
+/// The file in `extra.d/` of such a unit.
+#[must_use]
+pub(crate) fn source(paths: &Paths, service: Service) -> PathBuf {
+    paths.extra().join(format!("{}.container", service.name()))
 }
 
 /// What a service gets from `.env`, and nothing more.

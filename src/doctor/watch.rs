@@ -410,12 +410,17 @@ async fn find(
         let words = format!("{problem:#}; the last good one is used; see `litellm-units doctor`");
         add(".env", &words, SIGHTINGS);
     }
-    for service in &report.services {
+    for service in &report.stack.reports {
         if let Some((words, sightings)) = of_service(service) {
             add(service.service, &words, sightings);
         }
     }
-    for blocker in report.blockers.iter().filter(|blocker| blocker.failing) {
+    for blocker in report
+        .stack
+        .blockers
+        .iter()
+        .filter(|blocker| blocker.failing)
+    {
         add(&blocker.unit, &blocker.state, SIGHTINGS);
     }
     if let Some(sightings) = of_gateway(report) {
@@ -479,7 +484,7 @@ fn of_gateway(report: &StatusReport) -> Option<u32> {
     match &report.gateway.health {
         health if health.is_ready() => None,
         GatewayHealth::Busy { .. } => Some(SLOW_SIGHTINGS),
-        _ if report.services.iter().any(starts) => Some(SLOW_SIGHTINGS),
+        _ if report.stack.reports.iter().any(starts) => Some(SLOW_SIGHTINGS),
         _ => Some(SIGHTINGS),
     }
 }

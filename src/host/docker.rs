@@ -57,7 +57,6 @@ pub(crate) struct State {
     #[serde(default)]
     restarting: bool,
     /// None without a health check.
-    #[serde(default)]
     health: Option<Health>,
 }
 

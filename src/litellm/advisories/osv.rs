@@ -64,7 +64,6 @@ struct Record {
     summary: String,
     #[serde(default)]
     details: String,
-    #[serde(default)]
     withdrawn: Option<String>,
     #[serde(default)]
     affected: Vec<Affected>,

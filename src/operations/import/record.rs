@@ -22,14 +22,11 @@ use crate::operations::stack;
 #[derive(Debug, Deserialize, Serialize)]
 pub(super) struct ImportRecord {
     /// The host of the old deployment, if it is another one.
-    #[serde(default)]
     pub from: Option<RemoteHost>,
     /// The directory of the compose file there.
     pub directory: PathBuf,
     /// The project of compose, and the service of the gateway.
-    #[serde(default)]
     pub project: Option<String>,
-    #[serde(default)]
     pub service: Option<String>,
     /// The containers of the old gateway that ran, and when Docker restarts each.
     pub gateways: BTreeMap<String, String>,

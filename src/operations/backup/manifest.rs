@@ -56,7 +56,7 @@ pub(crate) struct BackupManifest {
 }
 
 /// The objects and rows of a database, counted in one snapshot.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub(crate) struct Contents {
     pub name: String,
     pub server_version: String,

@@ -406,7 +406,6 @@ fn failed(said: &str) -> anyhow::Error {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
 
     use jiff::Timestamp;
 
@@ -435,13 +434,7 @@ mod tests {
             manifest: BackupManifest::new(
                 OperationId::new(Timestamp::UNIX_EPOCH).unwrap(),
                 Timestamp::UNIX_EPOCH,
-                manifest::Contents {
-                    name: String::new(),
-                    server_version: String::new(),
-                    size: 0,
-                    rows: BTreeMap::new(),
-                    objects: BTreeMap::new(),
-                },
+                manifest::Contents::default(),
             ),
             identity: None,
         };

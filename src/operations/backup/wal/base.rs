@@ -1,6 +1,5 @@
 //! Base backups: copies of the whole cluster, from which a recovery begins.
 
-use std::collections::BTreeMap;
 use std::fs::{File, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -221,8 +220,7 @@ async fn make_base(
         name: server.database.clone(),
         server_version: before.version,
         size: before.size,
-        rows: BTreeMap::new(),
-        objects: BTreeMap::new(),
+        ..Contents::default()
     };
     let mut manifest = BackupManifest::new(id, created, contents);
     manifest.images = images(host, settings).await;

@@ -181,6 +181,13 @@ pub(crate) fn remove_directory(path: &Path) -> Result<()> {
     }
 }
 
+/// The permission bits of `path`.
+pub(crate) fn mode(path: &Path) -> Result<u32> {
+    let found =
+        std::fs::metadata(path).with_context(|| format!("can't examine {}", path.display()))?;
+    Ok(found.mode() & 0o7777)
+}
+
 /// Sets the permission bits of `path`.
 pub(crate) fn set_mode(path: &Path, mode: u32) -> Result<()> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
@@ -321,6 +328,15 @@ impl Space {
     pub(crate) fn used(&self) -> u64 {
         self.size.saturating_sub(self.free)
     }
+}
+
+/// Creates a directory, and those above it, with this mode, unless it exists.
+pub(crate) fn make_directory(path: &Path, mode: u32) -> Result<()> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(path)
+        .with_context(|| format!("can't create {}", path.display()))
 }
 
 /// Creates a directory for its owner only.

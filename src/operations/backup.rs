@@ -17,7 +17,7 @@ pub(crate) mod wal;
 
 use std::collections::BTreeMap;
 use std::fs::Permissions;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -380,11 +380,7 @@ async fn create_uninterrupted(
 
     let created = jiff::Timestamp::now();
     let id = OperationId::new(created)?;
-    let staged = tempfile::Builder::new()
-        .prefix(&format!("{UNFINISHED}{id}-"))
-        .permissions(Permissions::from_mode(0o700))
-        .tempdir_in(&parent)
-        .with_context(|| format!("can't create a directory in {}", parent.display()))?;
+    let staged = staging(&parent, &format!("{UNFINISHED}{id}-"))?;
     fail::fail_point!("backup-begun");
     host.progress.say(&format!(
         "dumping database {} ({})",
@@ -787,17 +783,18 @@ fn remove_unfinished(host: &Host) -> Result<bool> {
     Ok(any)
 }
 
+/// Makes a directory for what is not complete yet.
+fn staging(parent: &Path, prefix: &str) -> Result<TempDir> {
+    tempfile::Builder::new()
+        .prefix(prefix)
+        .permissions(Permissions::from_mode(0o700))
+        .tempdir_in(parent)
+        .with_context(|| format!("can't create a directory in {}", parent.display()))
+}
+
 fn make_private(path: &Path) -> Result<()> {
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .with_context(|| format!("can't create {}", path.display()))?;
-    let mode = std::fs::metadata(path)
-        .with_context(|| format!("can't examine {}", path.display()))?
-        .permissions()
-        .mode();
-    if mode & 0o077 != 0 {
+    files::make_directory(path, 0o700)?;
+    if files::mode(path)? & 0o077 != 0 {
         files::set_mode(path, 0o700)?;
     }
     Ok(())

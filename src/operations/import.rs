@@ -8,7 +8,7 @@ mod record;
 mod rewrite;
 
 use std::io::Read;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -507,7 +507,7 @@ impl Import {
     /// Writes `config/`, and `.env` last: with it, the deployment is prepared.
     async fn write(&self, host: &Host) -> Result<()> {
         let paths = &host.paths;
-        make_directory(&paths.config(), 0o755)?;
+        files::make_directory(&paths.config(), 0o755)?;
         let scratch = tempfile::tempdir().context("can't create a temporary directory")?;
         for (number, (from, to)) in self.plan.files.iter().enumerate() {
             let copy = scratch.path().join(number.to_string());
@@ -647,18 +647,10 @@ fn install_file(from: &Path, to: &Path) -> Result<()> {
         .with_context(|| format!("can't examine {}", from.display()))?;
     let bytes = read_regular(from).with_context(|| format!("can't read {}", from.display()))?;
     if let Some(parent) = to.parent() {
-        make_directory(parent, 0o755)?;
+        files::make_directory(parent, 0o755)?;
     }
     let mode = found.permissions().mode() & 0o100 | 0o600;
     files::write_atomically(to, &bytes, mode)
-}
-
-fn make_directory(path: &Path, mode: u32) -> Result<()> {
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(mode)
-        .create(path)
-        .with_context(|| format!("can't create {}", path.display()))
 }
 
 #[cfg(test)]

@@ -7,7 +7,7 @@
 //! cluster is kept until the next backup.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -500,10 +500,7 @@ impl ClusterPlan {
         let paths = &host.paths;
         let place = paths.postgres_next();
         files::remove_directory(&place)?;
-        std::fs::DirBuilder::new()
-            .mode(0o700)
-            .create(&place)
-            .with_context(|| format!("can't create {}", place.display()))?;
+        files::make_directory(&place, 0o700)?;
         // Rootless, the container's user is mapped to the caller.
         if paths.scope == Scope::System
             && let Some((uid, gid)) = container_owner(Service::Postgres, &self.to)

@@ -7,7 +7,6 @@
 //! goes on. Files that nothing refers to any more go last.
 
 use std::collections::BTreeSet;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use anyhow::Context;
@@ -124,10 +123,7 @@ impl<'a> Sealer<'a> {
             })?;
         let directory = self.host.paths.credentials();
         if !directory.is_dir() {
-            std::fs::DirBuilder::new()
-                .mode(0o700)
-                .create(&directory)
-                .with_context(|| format!("can't create {}", directory.display()))?;
+            files::make_directory(&directory, 0o700)?;
             files::sync_directory(&self.host.paths.deployment)?;
         }
         files::write_atomically(&directory.join(reference.credential()), &ciphertext, 0o600)?;

@@ -18,7 +18,7 @@ use tokio::io::AsyncWriteExt;
 use super::authentication::{self, BackupKey, Origin};
 use super::manifest::{self, BASE, BackupManifest, BasePoint, DUMP, StoredFile};
 use super::retention::{Retention, expired};
-use super::{Backup, UNFINISHED, check_space, directory, make_private, wal};
+use super::{Backup, UNFINISHED, check_space, directory, make_private, staging, wal};
 use crate::deployment::operation_id::OperationId;
 use crate::deployment::settings::BackupSettings;
 use crate::error::{Failure, Result};
@@ -255,11 +255,7 @@ impl BackupStore {
         let place = self.place(id);
         let (manifest, text) = self.manifest(id).await?;
         check_space(parent, manifest.total_size())?;
-        let staged = tempfile::Builder::new()
-            .prefix(&format!("{UNFINISHED}{id}-"))
-            .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700))
-            .tempdir_in(parent)
-            .with_context(|| format!("can't create a directory in {}", parent.display()))?;
+        let staged = staging(parent, &format!("{UNFINISHED}{id}-"))?;
         let code = key(&place, authentication::FILE);
         match self.store.head(&code).await {
             Ok(found) => {

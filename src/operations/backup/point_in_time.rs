@@ -8,8 +8,6 @@ mod container;
 mod source;
 mod target;
 
-use std::fs::Permissions;
-use std::os::unix::fs::PermissionsExt;
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
@@ -18,7 +16,7 @@ use super::authentication::Origin;
 use super::database::Server;
 use super::object_store::BackupStore;
 use super::restore::RestoreOptions;
-use super::{Backup, archive, make_private, remove_unfinished, wal};
+use super::{Backup, archive, make_private, remove_unfinished, staging, wal};
 use crate::deployment::settings::{Database, Settings};
 use crate::error::{Failure, Result};
 use crate::host::Host;
@@ -72,11 +70,7 @@ pub(crate) async fn recover(
     make_private(&parent)?;
     stack::watch_stopped(host).await?;
     // It goes with this function; after a kill, by `clean_up`.
-    let staged = tempfile::Builder::new()
-        .prefix(STAGED)
-        .permissions(Permissions::from_mode(0o700))
-        .tempdir_in(&parent)
-        .with_context(|| format!("can't create a directory in {}", parent.display()))?;
+    let staged = staging(&parent, STAGED)?;
     let found = if let Some(remote) = &remote {
         fetched(host, remote, options, staged.path()).await?
     } else {

@@ -16,8 +16,7 @@ mod progress;
 mod prune;
 mod slot;
 
-use std::fs::{File, Permissions};
-use std::os::unix::fs::PermissionsExt;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -28,7 +27,7 @@ use nix::fcntl::Flock;
 use super::archive::{self, Recipient};
 use super::authentication::BackupKey;
 use super::database::Server;
-use super::{UNFINISHED, make_private};
+use super::{UNFINISHED, make_private, staging};
 use crate::deployment::settings::{BackupSettings, Settings};
 use crate::error::{Failure, Result};
 use crate::host::Host;
@@ -337,11 +336,7 @@ struct PieceWriter<'a> {
 impl PieceWriter<'_> {
     /// Stores the bytes of a segment from `start` to `end`.
     async fn store(&self, segment: &Segment, start: u64, end: u64) -> Result<()> {
-        let staged = tempfile::Builder::new()
-            .prefix(UNFINISHED)
-            .permissions(Permissions::from_mode(0o700))
-            .tempdir_in(self.place)
-            .with_context(|| format!("can't create a directory in {}", self.place.display()))?;
+        let staged = staging(self.place, UNFINISHED)?;
         let directory = staged.path().to_owned();
         let recipient = self.recipient.clone();
         let meter = Meter::new("archived", end - start, &output::Progress::Silent);

@@ -8,7 +8,6 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::make_directory;
 use crate::deployment::settings::Settings;
 use crate::error::{Failure, Result};
 use crate::host::Host;
@@ -54,8 +53,8 @@ impl ImportRecord {
 
     pub(super) fn reached(&mut self, paths: &Paths, state: ImportState) -> Result<()> {
         self.state = state;
-        make_directory(&paths.deployment, 0o755)?;
-        make_directory(&paths.state(), 0o700)?;
+        files::make_directory(&paths.deployment, 0o755)?;
+        files::make_directory(&paths.state(), 0o700)?;
         files::save_record(&paths.import_record(), self)
     }
 

@@ -22,7 +22,7 @@ use crate::operations::backup::manifest::{BASE, BackupManifest, BasePoint, Recov
 use crate::operations::backup::wal::{Piece, format_position};
 use crate::operations::backup::{
     Backup, BackupOptions, ENV, Recovered, UNFINISHED, archive, create_from, directory,
-    make_private,
+    make_private, staging,
 };
 use crate::output::{Meter, bytes};
 use crate::service::Service;
@@ -127,10 +127,7 @@ impl Recovery<'_> {
     /// The `.env`, `config/` and the like of the base backup, in a directory of their own.
     fn configuration(&self) -> Result<tempfile::TempDir> {
         let parent = directory(&self.host.paths);
-        let place = tempfile::Builder::new()
-            .prefix(&format!("{UNFINISHED}configuration-"))
-            .tempdir_in(&parent)
-            .with_context(|| format!("can't create a directory in {}", parent.display()))?;
+        let place = staging(&parent, &format!("{UNFINISHED}configuration-"))?;
         make_private(&place.path().join("config"))?;
         for file in &self.base.manifest.files {
             let Some(name) = file.name.strip_prefix("deployment/") else {

@@ -1,7 +1,6 @@
 //! Base backups: copies of the whole cluster, from which a recovery begins.
 
-use std::fs::{File, Permissions};
-use std::os::unix::fs::PermissionsExt;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -25,7 +24,8 @@ use crate::operations::backup::authentication::Origin;
 use crate::operations::backup::database::Server;
 use crate::operations::backup::manifest::{BASE, BackupManifest, BasePoint, Contents};
 use crate::operations::backup::{
-    Backup, UNFINISHED, check_space, encryption, finish, ids_in, images, on_full_disk, store_files,
+    Backup, UNFINISHED, check_space, encryption, finish, ids_in, images, on_full_disk, staging,
+    store_files,
 };
 use crate::output::bytes;
 use crate::service::Service;
@@ -197,11 +197,7 @@ async fn make_base(
     check_space(parent, (before.size / 2).saturating_add(left_free(size)))?;
     let created = Timestamp::now();
     let id = OperationId::new(created)?;
-    let staged = tempfile::Builder::new()
-        .prefix(&format!("{UNFINISHED}{id}-"))
-        .permissions(Permissions::from_mode(0o700))
-        .tempdir_in(parent)
-        .with_context(|| format!("can't create a directory in {}", parent.display()))?;
+    let staged = staging(parent, &format!("{UNFINISHED}{id}-"))?;
     host.progress
         .say(&format!("copying the cluster ({})", bytes(before.size)));
     let place = staged.path().to_owned();

@@ -478,11 +478,7 @@ impl Audit<'_> {
             return Ok(());
         }
         // Fails if one of them is gone by now, and still prints the others.
-        let all = podman
-            .command([&[kind, "inspect"], names].concat())
-            .output()
-            .await
-            .context("can't run podman")?;
+        let all = podman.output([&[kind, "inspect"], names].concat()).await?;
         if self
             .found_in(&String::from_utf8_lossy(&all.stdout))
             .is_empty()

@@ -307,8 +307,7 @@ pub(crate) async fn refuse_unknown_servers(host: &Host, settings: &Settings) -> 
             continue;
         }
         let words = ["container", "exists", &server];
-        let container = host.podman().await?.command(words).status().await;
-        if container.context("can't run podman")?.success() {
+        if host.podman().await?.output(words).await?.status.success() {
             continue;
         }
         return Err(Failure::config(format!(

@@ -251,42 +251,12 @@ pub(crate) async fn examine(host: &Host) -> Vec<Check> {
         platform::systemd(&examination),
         platform::clock(host),
         files::space(host, podman_works),
-        async {
-            if podman_works {
-                network::inside(&examination).await
-            } else {
-                Vec::new()
-            }
-        },
+        when(podman_works, network::inside(&examination)),
         network::docker(host),
-        async {
-            if podman_works && is_safe {
-                units::drift(&examination).await
-            } else {
-                Vec::new()
-            }
-        },
-        async {
-            if podman_works {
-                units::digests(&examination).await
-            } else {
-                None
-            }
-        },
-        async {
-            if podman_works {
-                trust::running(&examination).await
-            } else {
-                None
-            }
-        },
-        async {
-            if podman_works {
-                trust::signatures(&examination).await
-            } else {
-                None
-            }
-        },
+        when(podman_works && is_safe, units::drift(&examination)),
+        when(podman_works, units::digests(&examination)),
+        when(podman_works, trust::running(&examination)),
+        when(podman_works, trust::signatures(&examination)),
         units::gateway(&examination),
         backup::backup(&examination),
         backup::archive(&examination),
@@ -316,12 +286,8 @@ pub(crate) async fn examine(host: &Host) -> Vec<Check> {
         .iter()
         .all(|check| check.name != CheckName::Config || check.outcome == CheckOutcome::Ok);
     checks.extend(drift);
-    let missing = if podman_works && is_current {
-        units::missing(&examination).await
-    } else {
-        None
-    };
-    match missing {
+    let missing = when(podman_works && is_current, units::missing(&examination));
+    match missing.await {
         Some(missing) => checks.push(missing),
         None => checks.extend(units::states(&examination, is_current)),
     }
@@ -352,6 +318,11 @@ pub(crate) async fn examine(host: &Host) -> Vec<Check> {
     checks.extend(watch::check(&examination).await);
     checks.extend(interrupted(host));
     checks
+}
+
+/// What a check finds, if what it needs works.
+async fn when<T: Default>(works: bool, check: impl Future<Output = T>) -> T {
+    if works { check.await } else { T::default() }
 }
 
 fn interrupted(host: &Host) -> Option<Check> {

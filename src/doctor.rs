@@ -26,7 +26,7 @@ use serde::Serialize;
 pub(crate) use name::CheckName;
 
 use crate::deployment::env_file::EnvFile;
-use crate::deployment::settings::{Settings, parse_env, read_env};
+use crate::deployment::settings::{Settings, load_env};
 use crate::error::Result;
 use crate::host::Host;
 use crate::host::paths::Scope;
@@ -345,7 +345,7 @@ fn settings(host: &Host) -> (Option<EnvFile>, Option<Settings>, Vec<Check>) {
         );
         return (None, None, vec![Check::ok(CheckName::Settings, message)]);
     }
-    let env = match read_env(&path).and_then(|text| parse_env(&text, &path)) {
+    let env = match load_env(&path) {
         Ok(env) => env,
         Err(error) => return (None, None, vec![Check::error(CheckName::Settings, &error)]),
     };

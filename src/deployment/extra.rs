@@ -6,9 +6,7 @@ use std::path::{Component, Path, PathBuf};
 use anyhow::Context;
 
 use crate::deployment::env_file::EnvFile;
-use crate::deployment::settings::{
-    ContainerSecret, SecretTarget, Settings, parse_env, read_env, value_of,
-};
+use crate::deployment::settings::{ContainerSecret, SecretTarget, Settings, load_env, value_of};
 use crate::error::{Failure, Result};
 use crate::host::files::{self, files_of_extras};
 use crate::host::paths::Paths;
@@ -411,7 +409,7 @@ pub(crate) fn container_secrets(
         return Ok(settings.container_secrets(service));
     }
     let (unit, path) = (unit_text(paths, service), paths.env_file());
-    let env = parse_env(&read_env(&path)?, &path)?;
+    let env = load_env(&path)?;
     let prefix = format!("Secret={}.", service.container());
     let names = unit
         .lines()

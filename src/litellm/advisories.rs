@@ -17,7 +17,7 @@ use thiserror::Error;
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::installed_release;
 use crate::deployment::ledger::{Ledger, RecordedRelease};
-use crate::deployment::settings::{Settings, parse_env, read_env};
+use crate::deployment::settings::{Settings, load_env, parse_env, place};
 use crate::deployment::snapshot;
 use crate::deployment::variables::ACCEPT_VULNERABILITIES;
 use crate::error::{Failure, Result};
@@ -236,9 +236,10 @@ impl Advisories {
             let identity = images.identity(image);
             let digest = identity.as_ref().map(|identity| identity.digest.as_str());
             if let Err(found) = self.check(image, digest) {
-                let name = service.image_variable();
-                let place = place(paths, name);
-                let message = format!("{place}: {name} can't be used: {found}");
+                let path = paths.env_file();
+                let env = load_env(&path).ok();
+                let place = place(env.as_ref(), &path, service.image_variable());
+                let message = format!("{place} can't be used: {found}");
                 return Err(Failure::config(message).hint(Compromised::HINT).into());
             }
         }
@@ -302,18 +303,6 @@ pub(crate) fn release(image: &ImageReference) -> Option<Release> {
         .tag()
         .filter(|_| image.is_litellm())
         .and_then(Release::of_tag)
-}
-
-/// File and line of a variable; the file alone if the variable is not in it.
-fn place(paths: &Paths, name: &str) -> String {
-    let path = paths.env_file();
-    let line = read_env(&path)
-        .and_then(|text| parse_env(&text, &path))
-        .ok()
-        .and_then(|env| env.line(name))
-        .map(|line| format!(", line {line}"))
-        .unwrap_or_default();
-    format!("{}{line}", path.display())
 }
 
 /// A vulnerability that a release has.

@@ -23,7 +23,7 @@ use super::release::Release;
 use crate::deployment::certificates;
 use crate::deployment::env_file::EnvFile;
 use crate::deployment::settings::{
-    Cache, Database, Replicas, Settings, check_address, parse_env, read_env, text_of,
+    Cache, Database, Replicas, Settings, check_address, load_env, parse_env, read_env, text_of,
 };
 use crate::deployment::snapshot;
 use crate::deployment::variables::{self, REPLICAS, Recipient};
@@ -291,8 +291,12 @@ fn connections(
         Severity::Warning,
         file,
         pool_limit(root).unwrap_or(root).at,
-        format!("the gateway may need {needed} connections to PostgreSQL, which has about {CONNECTIONS} for it unless max_connections is higher: {pool} for each process, with those of the standby"),
-        Some("lower database_connection_pool_limit in general_settings, or LITELLM_REPLICAS or NUM_WORKERS in .env"),
+        format!(
+            "the gateway may need {needed} connections to PostgreSQL, which has about {CONNECTIONS} for it unless max_connections is higher: {pool} for each process, with those of the standby"
+        ),
+        Some(
+            "lower database_connection_pool_limit in general_settings, or LITELLM_REPLICAS or NUM_WORKERS in .env",
+        ),
     ))
 }
 
@@ -316,7 +320,7 @@ fn connection_budget(root: &Node, env: &EnvFile, gateways: usize) -> Option<(usi
 /// be read.
 pub(crate) fn connections_needed(paths: &Paths, settings: &Settings) -> Option<usize> {
     let path = paths.env_file();
-    let env = parse_env(&read_env(&path).ok()?, &path).ok()?;
+    let env = load_env(&path).ok()?;
     let root = parsed(&paths.config_file())?;
     let gateways = settings.replicas.count(Capacity::read());
     connection_budget(&root, &env, gateways).map(|(_, needed)| needed)
@@ -333,10 +337,7 @@ pub(crate) struct StoredSettings {
 
 /// For how long LiteLLM keeps the logs of requests, as it reads the setting. A file that can't be read sets nothing.
 pub(crate) fn retention_of_logs(paths: &Paths, stored: StoredSettings) -> Option<String> {
-    let path = paths.env_file();
-    let env = read_env(&path)
-        .ok()
-        .and_then(|text| parse_env(&text, &path).ok());
+    let env = load_env(&paths.env_file()).ok();
     let root = parsed(&paths.config_file());
     let listed = root.as_ref().and_then(|root| root.get("include"));
     let included = listed
@@ -420,8 +421,7 @@ fn other_redis(env: &EnvFile, env_path: &Path) -> Option<ConfigFinding> {
         .find(filled)?;
     let message = format!("the gateway uses the local Redis, and not {name}");
     let hint = "for an external Redis, add REDIS_HOST: docs/configuration.md";
-    (!filled(&"REDIS_HOST"))
-        .then(|| ConfigFinding::of_variable(env, env_path, name, message, hint))
+    (!filled(&"REDIS_HOST")).then(|| ConfigFinding::of_variable(env, env_path, name, message, hint))
 }
 
 /// External servers at an address that is the gateway's container itself.

@@ -32,7 +32,7 @@ use crate::deployment::installed_release;
 use crate::deployment::ledger::Images;
 use crate::deployment::operation_id::OperationId;
 use crate::deployment::sealed;
-use crate::deployment::settings::{BackupSettings, Settings, parse_env, read_env};
+use crate::deployment::settings::{BackupSettings, Settings, load_env};
 use crate::deployment::snapshot::{self, SnapshotId};
 use crate::error::{self, Failure, Result};
 use crate::host::Host;
@@ -583,7 +583,7 @@ fn files(
     };
     let mut files = BTreeMap::new();
     let path = configuration.join(".env");
-    let env = parse_env(&read_env(&path)?, &path)?;
+    let env = load_env(&path)?;
     let is_sealed = seal::is_in_use(&env);
     let clear = is_sealed
         .then(|| opened(&env, &path, recipient, &host.progress))

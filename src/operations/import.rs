@@ -25,7 +25,7 @@ use super::install::{self, ReleaseTarget};
 use super::{stack, upgrade};
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::sealed::Vault;
-use crate::deployment::settings::{Settings, parse_env, read_env, text_of};
+use crate::deployment::settings::{Settings, load_env, text_of};
 use crate::deployment::snapshot;
 use crate::error::{Failure, Result};
 use crate::host::Host;
@@ -199,7 +199,7 @@ impl Import {
 
     /// Compares the `.env` of an earlier import with the old gateway.
     fn compare(&mut self, path: &Path) -> Result<()> {
-        let kept = parse_env(&read_env(path)?, path)?;
+        let kept = load_env(path)?;
         let vault = Vault::beside(path);
         for (name, value) in self.plan.env.iter() {
             let kept = kept.get(name).map(|text| vault.open(text)).transpose()?;

@@ -16,7 +16,7 @@ use crate::deployment::applied::Applied;
 use crate::deployment::env_file::{EnvFile, Written, quote};
 use crate::deployment::extra;
 use crate::deployment::sealed::{self, Reference, Vault, is_sealed, unwritten};
-use crate::deployment::settings::{Settings, parse_env, read_env};
+use crate::deployment::settings::{Settings, load_env};
 use crate::deployment::snapshot;
 use crate::deployment::variables::{is_secret, may_be_sealed};
 use crate::error::{Failure, Result};
@@ -164,7 +164,7 @@ pub(crate) fn key_of(vault: &Vault, reference: &Reference) -> Result<SealingKey>
 pub(crate) fn seal(host: &Host, options: &SealOptions) -> Result<Sealed> {
     let paths = &host.paths;
     let path = paths.env_file();
-    let mut env = parse_env(&read_env(&path)?, &path)?;
+    let mut env = load_env(&path)?;
     Settings::from_env(&env, &path)?;
     if let (Some(value), [name]) = (&options.value, options.names.as_slice()) {
         // Checked where it would be, and written nowhere.
@@ -221,7 +221,7 @@ pub(crate) fn seal(host: &Host, options: &SealOptions) -> Result<Sealed> {
 pub(crate) fn unseal(host: &Host, names: &[String]) -> Result<Sealed> {
     let paths = &host.paths;
     let path = paths.env_file();
-    let env = parse_env(&read_env(&path)?, &path)?;
+    let env = load_env(&path)?;
     check_names(&env, names, &path)?;
     let vault = Vault::beside(&path);
     let (clear, done) = unsealed(&env, names, &vault, &path)?;
@@ -271,7 +271,7 @@ fn follow_one(
     path: &Path,
     change: &mut impl FnMut(&EnvFile, &Path) -> Result<EnvFile>,
 ) -> Result<bool> {
-    let old = parse_env(&read_env(path)?, path)?;
+    let old = load_env(path)?;
     let new = change(&old, path)?;
     if new.text() == old.text() {
         return Ok(false);

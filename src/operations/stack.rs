@@ -22,7 +22,7 @@ use crate::deployment::applied::{Applied, Difference};
 use crate::deployment::extra;
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::installed_release;
-use crate::deployment::settings::{Settings, parse_env, read_env};
+use crate::deployment::settings::{Settings, load_env};
 use crate::deployment::snapshot;
 use crate::error::{Failure, Result, is_full_disk};
 use crate::host::Host;
@@ -464,7 +464,7 @@ pub(crate) async fn start_database(
 /// is not applied yet proves nothing. An edit of `LITELLM_IMAGE` is left out.
 async fn remember_good(host: &Host) -> Result<()> {
     let path = host.paths.env_file();
-    let mut env = parse_env(&read_env(&path)?, &path)?;
+    let mut env = load_env(&path)?;
     let settings = Settings::from_env(&env, &path)?;
     if !differences(host, &settings)?.is_empty() {
         return Ok(());

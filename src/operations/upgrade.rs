@@ -22,7 +22,7 @@ use crate::deployment::ledger::{
     ReleaseVerb, Step,
 };
 use crate::deployment::operation_id::OperationId;
-use crate::deployment::settings::{Settings, parse_env, read_env};
+use crate::deployment::settings::{Settings, load_env, parse_env, read_env};
 use crate::deployment::snapshot::{self, SnapshotId};
 use crate::error::{self, Exit, Failure, Result};
 use crate::host::Host;
@@ -93,7 +93,7 @@ impl ReleasePlan {
         restore_data: bool,
     ) -> Result<Self> {
         let path = host.paths.env_file();
-        let mut env = parse_env(&read_env(&path)?, &path)?;
+        let mut env = load_env(&path)?;
         if let Some(image) = image {
             set_image(&mut env, "LITELLM_IMAGE", image.as_str(), &path)?;
         }
@@ -124,7 +124,7 @@ impl ReleasePlan {
         data: Option<OperationId>,
     ) -> Result<Self> {
         let path = host.paths.env_file();
-        let mut env = parse_env(&read_env(&path)?, &path)?;
+        let mut env = load_env(&path)?;
         let gateway = release
             .gateway()
             .context("the ledger names a release without a gateway")?;

@@ -21,7 +21,7 @@ use crate::deployment::env_file::EnvFile;
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::operation_id::OperationId;
 use crate::deployment::sealed::{self, Vault};
-use crate::deployment::settings::{Settings, parse_env, read_env};
+use crate::deployment::settings::{Settings, load_env, parse_env};
 use crate::deployment::snapshot::{self, SnapshotId};
 use crate::deployment::variables::{self, BACKUP_WAL};
 use crate::error::{Exit, Failure, Result, exit};
@@ -735,7 +735,7 @@ pub(super) fn refuse(host: &Host, backup: &Backup, options: &RestoreOptions) -> 
 pub(crate) fn check_salt(host: &Host, backup: &Backup, options: &RestoreOptions) -> Result<()> {
     let then = env_of(backup, options)?;
     let path = host.paths.env_file();
-    let now = parse_env(&read_env(&path)?, &path)?;
+    let now = load_env(&path)?;
     let (of_then, of_now) = (salt(&then), salt(&now));
     if of_then == of_now {
         return Ok(());
@@ -832,7 +832,7 @@ fn restore_config(host: &Host, backup: &Backup, options: &RestoreOptions) -> Res
     // The restore of the database may have taken hours.
     refuse_links(paths)?;
     let path = paths.env_file();
-    let now = parse_env(&read_env(&path)?, &path)?;
+    let now = load_env(&path)?;
     let mut env = env_of(backup, options)?;
     env.take_over(&variables::of_the_database(), &now)?;
     let identity = options.identity.as_deref();

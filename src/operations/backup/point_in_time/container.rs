@@ -10,7 +10,7 @@ use anyhow::Context;
 
 use super::chain::log_size;
 use super::{CONTAINER, Target, remove_container};
-use crate::deployment::settings::{DEFAULT_POSTGRES_NAME, Settings, parse_env, read_env};
+use crate::deployment::settings::{DEFAULT_POSTGRES_NAME, Settings, load_env};
 use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::host::files;
@@ -84,7 +84,7 @@ impl Recovery<'_> {
             bytes(log)
         ));
         let env = configuration.path().join(".env");
-        let env = parse_env(&read_env(&env)?, &env)?;
+        let env = load_env(&env)?;
         let name = |variable| {
             let value = env.get(variable).filter(|value| !value.is_empty());
             value.unwrap_or(DEFAULT_POSTGRES_NAME)

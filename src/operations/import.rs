@@ -398,9 +398,7 @@ impl Import {
             fail::fail_point!("import-swapped");
             stack::bring_up(host, settings, timeout).await?;
             upgrade::record(host, settings, "import").await?;
-            fail::fail_point!("import-not-ready", |_| Err(
-                Failure::new("a test says so").into()
-            ));
+            fail::fail_point!("import-not-ready", |_| anyhow::bail!("a test says so"));
             for name in self.record.gateways.keys() {
                 self.docker.run(["update", "--restart=no", name]).await?;
             }

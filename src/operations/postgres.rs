@@ -432,9 +432,7 @@ impl ClusterPlan {
             current.refuse_writes().await?;
             record.rows = copy(host, &current, &next, &[]).await?;
             record.since = now();
-            fail::fail_point!("postgres-copied", |_| Err(
-                Failure::new("a test says so").into()
-            ));
+            fail::fail_point!("postgres-copied", |_| anyhow::bail!("a test says so"));
             install::remove_temporary(host, NEXT_SERVER).await?;
             begin
         } else {
@@ -451,10 +449,7 @@ impl ClusterPlan {
         files::exchange(&paths.postgres_data(), &paths.postgres_next())?;
         fail::fail_point!("postgres-swapped");
         let settings = record.install(host, &record.to).await?;
-        fail::fail_point!("postgres-configured", |_| Err(Failure::new(
-            "a test says so"
-        )
-        .into()));
+        fail::fail_point!("postgres-configured", |_| anyhow::bail!("a test says so"));
         stack::start_database(host, &settings, timeout).await?;
         let server = Server::new(host, &settings).await?;
         if self.done.is_some() {
@@ -597,10 +592,7 @@ async fn finish(
     settings: &Settings,
     timeout: Duration,
 ) -> Result<()> {
-    fail::fail_point!("postgres-not-ready", |_| Err(Failure::new(
-        "a test says so"
-    )
-    .into()));
+    fail::fail_point!("postgres-not-ready", |_| anyhow::bail!("a test says so"));
     stack::bring_up(host, settings, timeout).await?;
     record.end(&host.paths, &host.progress);
     Ok(())

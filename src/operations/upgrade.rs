@@ -518,9 +518,7 @@ impl Run<'_> {
         self.replace_configuration(wanted)?;
         fail::fail_point!("upgrade-configured");
         self.bring_up().await?;
-        fail::fail_point!("upgrade-not-ready", |_| Err(
-            Failure::new("a test says so").into()
-        ));
+        fail::fail_point!("upgrade-not-ready", |_| anyhow::bail!("a test says so"));
         fail::fail_point!("upgrade-switched");
         gate::watch(
             host,
@@ -814,9 +812,7 @@ impl Run<'_> {
             let steps = [(JobType::Start, Service::Litellm.unit())];
             stack::start_units(self.host, &steps, Manner::AtOnce, timeout).await?;
         }
-        fail::fail_point!("undo-not-ready", |_| Err(
-            Failure::new("a test says so").into()
-        ));
+        fail::fail_point!("undo-not-ready", |_| anyhow::bail!("a test says so"));
         let client = Client::local(&self.host.paths, gate::TIMEOUT)?;
         gate::probe(&client, settings, timeout).await
     }

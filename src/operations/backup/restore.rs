@@ -229,9 +229,7 @@ pub(crate) async fn restore_data(
             restore_config(host, backup, options)?;
             fail::fail_point!("restore-after-config");
         }
-        fail::fail_point!("restore-not-ready", |_| Err(
-            Failure::new("a test says so").into()
-        ));
+        fail::fail_point!("restore-not-ready", |_| anyhow::bail!("a test says so"));
         // The configuration of the backup brings its own release.
         let target = options.config.then_some(ReleaseTarget::Wanted);
         bring_back(host, target, runs, options.timeout).await?;

@@ -574,10 +574,7 @@ mod tests {
     #[test]
     fn a_missing_mount_is_named() {
         let root = tempfile::tempdir().unwrap();
-        let paths = Paths {
-            deployment: root.path().to_owned(),
-            ..Paths::elsewhere(Scope::System)
-        };
+        let paths = Paths::in_test(root.path());
         std::fs::create_dir(paths.extra()).unwrap();
         let file = paths.extra().join("filter.container");
         let text = "[Container]\nImage=registry.example.com/filter:1.2\nVolume=./rules:/rules\n";

@@ -402,10 +402,7 @@ mod tests {
         fn new() -> Self {
             let root = tempfile::tempdir().unwrap();
             let top = root.path().canonicalize().unwrap();
-            let paths = Paths {
-                deployment: top.join("opt/server"),
-                ..Paths::elsewhere(Scope::System)
-            };
+            let paths = Paths::in_test(top.join("opt/server"));
             for directory in ["config/sub", "data/postgres", "data/redis", "logs"] {
                 create_dir_all(paths.deployment.join(directory)).unwrap();
             }

@@ -98,6 +98,15 @@ impl Paths {
         }
     }
 
+    /// Those of a deployment in a directory of a test.
+    #[cfg(test)]
+    pub(crate) fn in_test(deployment: impl Into<PathBuf>) -> Self {
+        Self {
+            deployment: deployment.into(),
+            ..Self::elsewhere(Scope::System)
+        }
+    }
+
     fn system() -> Self {
         Self {
             scope: Scope::System,

@@ -884,14 +884,10 @@ fn on_full_disk(error: anyhow::Error, directory: &Path) -> anyhow::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::paths::Scope;
 
     /// A deployment without anything but the directory of its backups.
     pub(super) fn deployment(root: &Path) -> Paths {
-        let paths = Paths {
-            deployment: root.to_owned(),
-            ..Paths::elsewhere(Scope::System)
-        };
+        let paths = Paths::in_test(root);
         make_private(&directory(&paths)).unwrap();
         paths
     }
@@ -965,10 +961,7 @@ mod tests {
     #[test]
     fn the_dump_and_the_copy_have_to_fit() {
         let root = tempfile::tempdir().unwrap();
-        let paths = Paths {
-            deployment: root.path().to_owned(),
-            ..Paths::elsewhere(Scope::System)
-        };
+        let paths = Paths::in_test(root.path());
         std::fs::create_dir_all(paths.postgres_data()).unwrap();
         let Space { free, .. } = Space::of(root.path()).unwrap();
         let fits = |size, copy| refuse_full_disks(&paths, size, copy).is_ok();

@@ -1055,8 +1055,7 @@ mod tests {
     }
 
     fn paths(root: &Path) -> Paths {
-        let mut paths = Paths::elsewhere(Scope::System);
-        paths.deployment = root.to_owned();
+        let paths = Paths::in_test(root);
         for place in [paths.postgres_data(), paths.postgres_next()] {
             std::fs::create_dir_all(place).unwrap();
         }

@@ -154,13 +154,9 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
-    use crate::host::paths::Scope;
 
     fn paths(root: &Path) -> Paths {
-        Paths {
-            deployment: root.to_owned(),
-            ..Paths::elsewhere(Scope::System)
-        }
+        Paths::in_test(root)
     }
 
     #[test]

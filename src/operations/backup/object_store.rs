@@ -636,10 +636,7 @@ pub(super) mod tests {
         let root = tempfile::tempdir().unwrap();
         let place = root.path().join("copies");
         let deployment = |name: &str| {
-            let paths = Paths {
-                deployment: root.path().join(name),
-                ..Paths::elsewhere(crate::host::paths::Scope::System)
-            };
+            let paths = Paths::in_test(root.path().join(name));
             Host::new(paths).reporting(Progress::Silent)
         };
         let copies = |host: &Host, digit: char| -> Vec<OperationId> {

@@ -8,7 +8,6 @@ mod container;
 mod source;
 mod target;
 
-
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 

@@ -111,16 +111,9 @@ impl Applied {
         let mut add = |name: String, bytes: &[u8]| {
             inputs.insert(name, hash(bytes));
         };
-        let directory = match service {
-            Service::Entrance => &paths.units,
-            _ => &paths.quadlets,
-        };
-        let unit = directory.join(instance.quadlet());
-        if let Ok(text) = std::fs::read_to_string(&unit) {
-            add(
-                "unit".into(),
-                pinned(&text, &ImagesLock::load(&paths.images_lock())?).as_bytes(),
-            );
+        if let Ok(text) = std::fs::read_to_string(paths.unit_file(instance)) {
+            let images = ImagesLock::load(&paths.images_lock())?;
+            add("unit".into(), pinned(&text, &images).as_bytes());
         }
         let mut same = Vec::new();
         for secret in extra::container_secrets(paths, settings, service)? {

@@ -434,8 +434,7 @@ pub(crate) fn mounted(paths: &Paths, service: Service) -> Result<Vec<PathBuf>> {
 }
 
 fn unit_text(paths: &Paths, service: Service) -> String {
-    let quadlet = format!("{}.container", service.container());
-    std::fs::read_to_string(paths.quadlets.join(quadlet)).unwrap_or_default()
+    std::fs::read_to_string(paths.unit_file(service.into())).unwrap_or_default()
 }
 
 #[cfg(test)]

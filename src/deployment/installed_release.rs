@@ -76,8 +76,7 @@ pub(crate) fn at(settings: &Settings, image: &str) -> Result<Settings> {
 /// The image that the installed unit of a service names.
 #[must_use]
 pub(crate) fn of_unit(paths: &Paths, service: Service) -> Option<ImageReference> {
-    let file = format!("{}.container", service.container());
-    let text = std::fs::read_to_string(paths.quadlets.join(file)).ok()?;
+    let text = std::fs::read_to_string(paths.unit_file(service.into())).ok()?;
     let image = text.lines().find_map(|line| line.strip_prefix("Image="))?;
     ImageReference::parse(image).ok()
 }

@@ -215,7 +215,7 @@ async fn stop_former(host: &Host, settings: &Settings, timeout: Duration) -> Res
 async fn remove_surplus(host: &Host, gateways: usize, timeout: Duration) -> Result<()> {
     let surplus: Vec<Instance> = Instance::further(Instance::MOST)
         .filter(|instance| instance.number() > gateways)
-        .filter(|instance| host.paths.quadlets.join(instance.quadlet()).exists())
+        .filter(|instance| host.paths.unit_file(*instance).exists())
         .chain(extra::former(&host.paths).into_iter().map(Instance::from))
         .collect();
     if surplus.is_empty() {
@@ -235,7 +235,7 @@ async fn remove_surplus(host: &Host, gateways: usize, timeout: Duration) -> Resu
     stop(host, &units, timeout).await?;
     // Not before: how a unit stops is in its file.
     for instance in &surplus {
-        let file = host.paths.quadlets.join(instance.quadlet());
+        let file = host.paths.unit_file(*instance);
         files::remove_existing(&file)?;
         if instance.service().is_extra() {
             Applied::forget(&host.paths, *instance)?;
@@ -249,7 +249,7 @@ async fn remove_surplus(host: &Host, gateways: usize, timeout: Duration) -> Resu
 /// Removes what the starts of gateways that are no longer there have written.
 fn forget_surplus(host: &Host, gateways: usize) -> Result<()> {
     let surplus = Instance::further(Instance::MOST).filter(|other| other.number() > gateways);
-    for instance in surplus.filter(|other| !host.paths.quadlets.join(other.quadlet()).exists()) {
+    for instance in surplus.filter(|other| !host.paths.unit_file(*other).exists()) {
         Applied::forget(&host.paths, instance)?;
         let options = format!("{}.env", instance.container());
         files::remove_existing(&host.paths.runtime_state().join(options))?;
@@ -612,7 +612,7 @@ pub(crate) fn differences(
         settings.image(instance.service()).is_some()
             && (instance.number() == 1
                 || instance.number() <= gateways
-                    && host.paths.quadlets.join(instance.quadlet()).exists())
+                    && host.paths.unit_file(*instance).exists())
     };
     let extras = extra::wanted(&host.paths).into_iter().map(Instance::from);
     let entrance = settings.entrance.is_some().then_some(Service::Entrance);

@@ -164,8 +164,7 @@ mod tests {
     #[test]
     fn a_recovery_that_was_killed_is_found() {
         let root = tempfile::tempdir().unwrap();
-        let mut paths = Paths::elsewhere(crate::host::paths::Scope::System);
-        paths.deployment = root.path().to_owned();
+        let paths = Paths::in_test(root.path());
         let backups = root.path().join("backups");
         assert!(!is_unfinished(&paths));
         // Of a backup that was killed.

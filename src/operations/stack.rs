@@ -87,16 +87,11 @@ pub(crate) async fn bring_up(host: &Host, settings: &Settings, timeout: Duration
     if let Err(error) = bring_up_entrance(host, settings, timeout).await {
         host.progress.warn(&format!("{error:#}"));
     }
-    let extras = extra::wanted(&host.paths);
-    if extras.is_empty() {
-        return Ok(());
-    }
-    let extras = extras.into_iter().map(Instance::from);
-    let steps = steps(host, extras, &differences(host, settings)?, false).await?;
-    if steps.is_empty() {
-        return Ok(());
-    }
-    if let Err(error) = start(host, &steps, Manner::AtOnce, None, timeout).await {
+    let extras = extra::wanted(&host.paths).into_iter().map(Instance::from);
+    let steps = steps_beside(host, settings, extras.collect()).await?;
+    if !steps.is_empty()
+        && let Err(error) = start(host, &steps, Manner::AtOnce, None, timeout).await
+    {
         host.progress.warn(&format!("{error:#}"));
     }
     Ok(())
@@ -117,12 +112,8 @@ pub(crate) async fn bring_up_all(
 
 /// After the gateway, whose address may be another one.
 async fn bring_up_entrance(host: &Host, settings: &Settings, timeout: Duration) -> Result<()> {
-    if settings.entrance.is_none() {
-        return Ok(());
-    }
-    let entrance = Instance::from(Service::Entrance);
-    let differences = differences(host, settings)?;
-    let steps = steps(host, [entrance].into_iter(), &differences, false).await?;
+    let entrance = settings.entrance.as_ref().map(|_| Service::Entrance.into());
+    let steps = steps_beside(host, settings, entrance.into_iter().collect()).await?;
     if steps.is_empty() {
         return Ok(());
     }
@@ -159,6 +150,16 @@ async fn bring_up_with(
     remove_surplus(host, gateways, timeout).await
 }
 
+/// What each of those beside the stack needs, when the stack has started: that may have restarted some.
+async fn steps_beside(
+    host: &Host,
+    settings: &Settings,
+    wanted: Vec<Instance>,
+) -> Result<Vec<(JobType, &'static str)>> {
+    let differences = differences_among(host, settings, wanted.iter().copied())?;
+    steps(host, wanted.into_iter(), &differences, false).await
+}
+
 /// What each needs, by its own state: after a change that failed halfway, some have the new settings.
 async fn steps(
     host: &Host,
@@ -173,19 +174,14 @@ async fn steps(
         if instance.number() > 1 && state.load == LoadState::NotFound {
             continue;
         }
-        let changed = differences.iter().any(|(other, _)| *other == instance)
-            || (instance.service() == Service::Litellm && moves);
-        // One that is still starting has read the inputs of a moment ago.
-        let stopped = state.is_stopped();
-        let unit_changed = |(other, all): &(Instance, Vec<Difference>)| {
-            *other == instance && all.iter().any(Difference::is_of_unit)
-        };
-        let reloads = instance.service() == Service::Entrance
-            && state.is_active()
-            && !differences.iter().any(unit_changed);
+        let found = differences.iter().find(|(other, _)| *other == instance);
+        let changed = found.is_some() || (instance.service() == Service::Litellm && moves);
+        let unit_changed = found.is_some_and(|(_, all)| all.iter().any(Difference::is_of_unit));
+        let reloads = instance.service() == Service::Entrance && state.is_active() && !unit_changed;
         if changed && reloads {
             steps.push((JobType::Reload, instance.unit()));
-        } else if changed && !stopped {
+        // One that is still starting has read the inputs of a moment ago.
+        } else if changed && !state.is_stopped() {
             steps.push((JobType::Restart, instance.unit()));
         } else if !state.is_active() {
             steps.push((JobType::Start, instance.unit()));
@@ -222,16 +218,12 @@ async fn remove_surplus(host: &Host, gateways: usize, timeout: Duration) -> Resu
         return forget_surplus(host, gateways);
     }
     let mut units: Vec<&str> = surplus.iter().map(|instance| instance.unit()).collect();
-    units.extend(
-        pulls(host.systemd().await?)
-            .await?
-            .into_iter()
-            .filter(|pull| {
-                surplus.iter().any(|other| {
-                    other.service().is_extra() && other.service().images_unit() == *pull
-                })
-            }),
-    );
+    let former = surplus.iter().map(|instance| instance.service());
+    let former: Vec<&str> = { former.filter(|service| service.is_extra()) }
+        .map(Service::images_unit)
+        .collect();
+    let pulls = pulls(host.systemd().await?).await?.into_iter();
+    units.extend(pulls.filter(|pull| former.contains(pull)));
     stop(host, &units, timeout).await?;
     // Not before: how a unit stops is in its file.
     for instance in &surplus {
@@ -606,19 +598,31 @@ pub(crate) fn differences(
     host: &Host,
     settings: &Settings,
 ) -> Result<Vec<(Instance, Vec<Difference>)>> {
-    let mut all = Vec::new();
     let gateways = settings.replicas.count(Capacity::read());
     let is_installed = |instance: &Instance| {
         settings.image(instance.service()).is_some()
             && (instance.number() == 1
-                || instance.number() <= gateways
-                    && host.paths.unit_file(*instance).exists())
+                || instance.number() <= gateways && host.paths.unit_file(*instance).exists())
     };
     let extras = extra::wanted(&host.paths).into_iter().map(Instance::from);
     let entrance = settings.entrance.is_some().then_some(Service::Entrance);
     let entrance = entrance.into_iter().map(Instance::from);
     let beside = extras.chain(entrance);
-    for instance in Instance::all().filter(is_installed).chain(beside) {
+    differences_among(
+        host,
+        settings,
+        Instance::all().filter(is_installed).chain(beside),
+    )
+}
+
+/// The same of these instances.
+fn differences_among(
+    host: &Host,
+    settings: &Settings,
+    instances: impl Iterator<Item = Instance>,
+) -> Result<Vec<(Instance, Vec<Difference>)>> {
+    let mut all = Vec::new();
+    for instance in instances {
         let differences = Applied::differences(&host.paths, settings, instance)?;
         if !differences.is_empty() {
             all.push((instance, differences));

@@ -2,10 +2,8 @@
 
 use std::path::Path;
 
-use anyhow::Context;
-
 use crate::cli;
-use crate::error::{Exit, Failure, Result};
+use crate::error::{Exit, Failure, PathContext, Result};
 use crate::host::lock::OperationLock;
 use crate::host::systemd::{LoadState, Systemd};
 use crate::host::{Host, files};
@@ -72,7 +70,7 @@ async fn remove(host: &Host, systemd: &Systemd) -> Result<()> {
     let runtime = host.paths.runtime_state();
     match std::fs::remove_dir_all(&runtime) {
         Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(error).with_context(|| format!("can't remove {}", runtime.display()));
+            return Err(error).path_context("can't remove", &runtime);
         }
         _ => {}
     }

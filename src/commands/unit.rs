@@ -26,7 +26,7 @@ use crate::deployment::postgres_sizes;
 use crate::deployment::sealed::SecretValue;
 use crate::deployment::settings::{ContainerSecret, SecretTarget, Settings};
 use crate::doctor::{scrape, watch};
-use crate::error::{Exit, Failure, Result};
+use crate::error::{Exit, Failure, PathContext, Result};
 use crate::host::default_route;
 use crate::host::files;
 use crate::host::lock;
@@ -237,8 +237,7 @@ async fn prepare(host: &Host, started: &Started) -> Result<()> {
         }
     }
     let directory = host.paths.runtime_state();
-    std::fs::create_dir_all(&directory)
-        .with_context(|| format!("can't create {}", directory.display()))?;
+    std::fs::create_dir_all(&directory).path_context("can't create", &directory)?;
     if matches!(service, Service::Migrate | Service::Litellm) {
         create_mounted(host)?;
     }
@@ -321,8 +320,7 @@ async fn refuse_start(
 fn create_mounted(host: &Host) -> Result<()> {
     for name in [quadlet::SCHEMA, quadlet::DEBUG] {
         let directory = host.paths.runtime_state().join(name);
-        std::fs::create_dir_all(&directory)
-            .with_context(|| format!("can't create {}", directory.display()))?;
+        std::fs::create_dir_all(&directory).path_context("can't create", &directory)?;
     }
     Ok(())
 }

@@ -14,7 +14,7 @@ use crate::deployment::settings::{
     DEFAULT_LITELLM_IMAGE, DEFAULT_POSTGRES_NAME, Database, Settings, check_address, parse_env,
     read_env,
 };
-use crate::error::{Failure, Result};
+use crate::error::{Failure, PathContext, Result};
 use crate::host::files;
 use crate::host::paths::{Paths, Scope};
 use crate::image::ImageReference;
@@ -270,13 +270,13 @@ impl Editor<'_> {
     fn set(&mut self, name: &str, value: &str) -> Result<()> {
         self.env
             .set(name, value)
-            .with_context(|| format!("can't edit {}", self.path.display()))
+            .path_context("can't edit", self.path)
     }
 
     fn append(&mut self, comment: &[&str], name: &str, value: &str) -> Result<()> {
         self.env
             .append(comment, name, value)
-            .with_context(|| format!("can't edit {}", self.path.display()))
+            .path_context("can't edit", self.path)
     }
 }
 

@@ -3,11 +3,9 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use anyhow::Context;
-
 use crate::deployment::env_file::EnvFile;
 use crate::deployment::settings::{ContainerSecret, SecretTarget, Settings, load_env, value_of};
-use crate::error::{Failure, Result};
+use crate::error::{Failure, PathContext, Result};
 use crate::host::files::{self, files_of_extras};
 use crate::host::paths::Paths;
 use crate::image::ImageReference;
@@ -49,7 +47,7 @@ pub(crate) fn load(paths: &Paths, env: &EnvFile) -> Result<Vec<Extra>> {
     let mut extras = Vec::new();
     for path in files_of_extras(&paths.deployment)? {
         let size = std::fs::metadata(&path).map(|found| found.len());
-        if size.with_context(|| format!("can't examine {}", path.display()))? > LIMIT {
+        if size.path_context("can't examine", &path)? > LIMIT {
             return Err(wrong(
                 &path,
                 "is larger than 1 MiB, and files directly in extra.d/ are kept with each configuration",
@@ -75,7 +73,7 @@ pub(crate) fn load(paths: &Paths, env: &EnvFile) -> Result<Vec<Extra>> {
         let mut text = String::new();
         files::open_regular(&path)
             .and_then(|mut file| std::io::Read::read_to_string(&mut file, &mut text))
-            .with_context(|| format!("can't read {}", path.display()))?;
+            .path_context("can't read", &path)?;
         let at = |problem: Problem| {
             Failure::config(format!(
                 "{}, line {}: {}",

@@ -7,7 +7,7 @@ use std::path::Path;
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Failure, Result};
+use crate::error::{Failure, PathContext, Result};
 use crate::host::files;
 use crate::image::{ImageIdentity, ImageReference};
 
@@ -52,7 +52,7 @@ impl ImagesLock {
                 return Ok(Self::default());
             }
             Err(error) => {
-                return Err(error).with_context(|| format!("can't read {}", path.display()));
+                return Err(error).path_context("can't read", path);
             }
         };
         serde_json::from_slice(&bytes).map_err(|error| {

@@ -14,7 +14,7 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::deployment::operation_id::OperationId;
-use crate::error::{Failure, Result};
+use crate::error::{Failure, PathContext, Result};
 use crate::host::files;
 use crate::host::paths::Paths;
 use crate::host::record;
@@ -275,7 +275,7 @@ impl Ledger {
             Ok(bytes) => bytes,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
             Err(error) => {
-                return Err(error).with_context(|| format!("can't read {}", path.display()));
+                return Err(error).path_context("can't read", &path);
             }
         };
         let end = bytes
@@ -320,7 +320,7 @@ impl Ledger {
             event,
         };
         self.write(&record)
-            .with_context(|| format!("can't write {}", self.path.display()))?;
+            .path_context("can't write", &self.path)?;
         self.records.push(record);
         Ok(())
     }

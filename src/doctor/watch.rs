@@ -18,7 +18,7 @@ use crate::deployment::listen::ListenAddress;
 use crate::deployment::settings::{Settings, WatchSettings};
 use crate::deployment::snapshot;
 use crate::deployment::variables::{NOTIFY_COMMAND, NOTIFY_URL};
-use crate::error::{Failure, Result};
+use crate::error::{Failure, PathContext, Result};
 use crate::host::files::{remove_existing, save_record, write_atomically, write_here};
 use crate::host::lock::OperationLock;
 use crate::host::paths::Scope;
@@ -91,7 +91,7 @@ pub(crate) async fn watch(host: &Host) -> Result<()> {
     let (settings, problem) = settings(host)?;
     // The timer also runs while nothing of the stack was started since the host was.
     let state = host.paths.runtime_state();
-    std::fs::create_dir_all(&state).with_context(|| format!("can't create {}", state.display()))?;
+    std::fs::create_dir_all(&state).path_context("can't create", &state)?;
     let report = report::gather(host).await?;
     // Reads the manifests of 14 days, once.
     let forecast = database::of_backups(&host.paths);

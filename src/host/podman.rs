@@ -11,7 +11,7 @@ use serde::Deserialize;
 use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
-use crate::error::{Failure, Result};
+use crate::error::{Failure, PathContext, Result};
 use crate::host::paths::Scope;
 use crate::image::{self, Image, ImageIdentity};
 
@@ -123,7 +123,7 @@ impl Podman {
             .stdin(Stdio::null())
             .output()
             .await
-            .with_context(|| format!("can't run {}", self.generator.display()))?;
+            .path_context("can't run", &self.generator)?;
         let text = String::from_utf8_lossy(&output.stdout);
         PodmanVersion::parse(&text)
             .with_context(|| {
@@ -152,7 +152,7 @@ impl Podman {
         command
             .output()
             .await
-            .with_context(|| format!("can't run {}", self.generator.display()))
+            .path_context("can't run", &self.generator)
     }
 
     /// A command line of Podman that reads nothing from stdin. It runs in the root directory, since

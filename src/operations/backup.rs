@@ -34,7 +34,7 @@ use crate::deployment::operation_id::OperationId;
 use crate::deployment::sealed;
 use crate::deployment::settings::{BackupSettings, Settings, load_env};
 use crate::deployment::snapshot::{self, SnapshotId};
-use crate::error::{self, Failure, Result};
+use crate::error::{self, Failure, PathContext, Result};
 use crate::host::Host;
 use crate::host::files;
 use crate::host::files::{Space, configuration_files};
@@ -557,11 +557,10 @@ fn opened(
 }
 
 fn store_file(staged: &Path, name: &str, path: &Path, recipient: &Recipient) -> Result<StoredFile> {
-    let mut file =
-        std::fs::File::open(path).with_context(|| format!("can't open {}", path.display()))?;
+    let mut file = std::fs::File::open(path).path_context("can't open", path)?;
     let mode = file
         .metadata()
-        .with_context(|| format!("can't examine {}", path.display()))?
+        .path_context("can't examine", path)?
         .permissions()
         .mode();
     let mut entry = archive::store(staged, name, false, recipient, &mut file)?;
@@ -646,8 +645,7 @@ fn finish(paths: &Paths, staged: TempDir, parent: &Path, manifest: &BackupManife
     files::sync_directory(staged.path())?;
     fail::fail_point!("backup-before-rename");
     let place = parent.join(manifest.id.as_str());
-    std::fs::rename(staged.path(), &place)
-        .with_context(|| format!("can't rename {}", place.display()))?;
+    std::fs::rename(staged.path(), &place).path_context("can't rename", &place)?;
     // It was renamed.
     let _ = staged.keep();
     files::sync_directory(parent)
@@ -758,7 +756,7 @@ fn remove_from(parent: &Path, id: &OperationId) -> Result<()> {
     let hidden = parent.join(format!("{UNFINISHED}{id}-old"));
     std::fs::rename(&place, &hidden)
         .and_then(|()| std::fs::remove_dir_all(&hidden))
-        .with_context(|| format!("can't remove {}", place.display()))
+        .path_context("can't remove", &place)
 }
 
 /// Removes the directories of interrupted backups, and reports it. Returns whether there were any.
@@ -772,8 +770,7 @@ fn remove_unfinished(host: &Host) -> Result<bool> {
         if let Some(name) = name.to_str()
             && name.starts_with(UNFINISHED)
         {
-            std::fs::remove_dir_all(entry.path())
-                .with_context(|| format!("can't remove {}", entry.path().display()))?;
+            std::fs::remove_dir_all(entry.path()).path_context("can't remove", entry.path())?;
             any = true;
             host.progress.say(&format!(
                 "removed {name}, the rest of an interrupted backup"
@@ -789,7 +786,7 @@ fn staging(parent: &Path, prefix: &str) -> Result<TempDir> {
         .prefix(prefix)
         .permissions(Permissions::from_mode(0o700))
         .tempdir_in(parent)
-        .with_context(|| format!("can't create a directory in {}", parent.display()))
+        .path_context("can't create a directory in", parent)
 }
 
 fn make_private(path: &Path) -> Result<()> {
@@ -839,8 +836,7 @@ pub(crate) fn refuse_full_disks(paths: &Paths, size: u64, copy: u64) -> Result<(
 fn check_spaces(needed: &[(&Path, u64)]) -> Result<()> {
     let mut disks: BTreeMap<u64, (&Path, u64)> = BTreeMap::new();
     for (directory, needed) in needed {
-        let found = std::fs::metadata(directory)
-            .with_context(|| format!("can't examine {}", directory.display()))?;
+        let found = std::fs::metadata(directory).path_context("can't examine", directory)?;
         let (_, all) = disks.entry(found.dev()).or_insert((directory, 0));
         *all = all.saturating_add(*needed);
     }

@@ -27,7 +27,7 @@ use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::sealed::Vault;
 use crate::deployment::settings::{Settings, load_env, text_of};
 use crate::deployment::snapshot;
-use crate::error::{Failure, Result};
+use crate::error::{Failure, PathContext, Result};
 use crate::host::Host;
 use crate::host::docker::{BY_HAND, Docker};
 use crate::host::files;
@@ -99,7 +99,7 @@ impl Import {
             Some(_) => directory.to_owned(),
             None => directory
                 .canonicalize()
-                .with_context(|| format!("can't find {}", directory.display()))?,
+                .path_context("can't find", directory)?,
         };
         let before = ImportRecord::load(&host.paths)?;
         let is_prepared = refuse_another(host, before.as_ref(), from, &directory)?;
@@ -629,7 +629,7 @@ fn regular_files(path: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
         Ok(())
     }
     let mut found = (Vec::new(), Vec::new());
-    walk(path, &mut found).with_context(|| format!("can't read {}", path.display()))?;
+    walk(path, &mut found).path_context("can't read", path)?;
     Ok(found)
 }
 
@@ -641,9 +641,8 @@ fn read_regular(path: &Path) -> std::io::Result<Vec<u8>> {
 
 /// Copies a file. Only its new owner may read it: it may have left a directory that was closed to others.
 fn install_file(from: &Path, to: &Path) -> Result<()> {
-    let found = std::fs::symlink_metadata(from)
-        .with_context(|| format!("can't examine {}", from.display()))?;
-    let bytes = read_regular(from).with_context(|| format!("can't read {}", from.display()))?;
+    let found = std::fs::symlink_metadata(from).path_context("can't examine", from)?;
+    let bytes = read_regular(from).path_context("can't read", from)?;
     if let Some(parent) = to.parent() {
         files::make_directory(parent, 0o755)?;
     }

@@ -27,7 +27,7 @@ use crate::deployment::ledger::ReleaseVerb;
 use crate::deployment::postgres_sizes;
 use crate::deployment::settings::{Database, Settings, parse_env, read_env};
 use crate::deployment::snapshot;
-use crate::error::{self, Failure, Result};
+use crate::error::{self, Failure, PathContext, Result};
 use crate::host::Host;
 use crate::host::files;
 use crate::host::paths::{Paths, Scope};
@@ -89,8 +89,7 @@ impl ClusterRecord {
     }
 
     fn save(&self, paths: &Paths) -> Result<()> {
-        files::private_directory(&paths.state())
-            .with_context(|| format!("can't create {}", paths.state().display()))?;
+        files::private_directory(&paths.state()).path_context("can't create", paths.state())?;
         files::save_record(&paths.postgres_record(), self)
     }
 
@@ -501,7 +500,7 @@ impl ClusterPlan {
             && let Some((uid, gid)) = container_owner(Service::Postgres, &self.to)
         {
             std::os::unix::fs::chown(&place, Some(uid), Some(gid))
-                .with_context(|| format!("can't change the owner of {}", place.display()))?;
+                .path_context("can't change the owner of", &place)?;
         }
         let unit = |settings: &Settings, context: &quadlet::RenderContext<'_>| {
             let initdb = postgres_sizes::initdb_arguments(sizes);
@@ -828,8 +827,7 @@ fn remove_previous(paths: &Paths) -> Result<bool> {
     files::remove_directory(&hidden)?;
     let found = place.exists();
     if found {
-        std::fs::rename(&place, &hidden)
-            .with_context(|| format!("can't rename {}", place.display()))?;
+        std::fs::rename(&place, &hidden).path_context("can't rename", &place)?;
         files::sync_directory(&paths.data())?;
     }
     files::remove_existing(&paths.postgres_record())?;
@@ -933,10 +931,8 @@ fn short(version: &str) -> &str {
 /// Refuses what can't be swapped by a rename.
 fn refuse_mounted(paths: &Paths) -> Result<()> {
     let data = paths.postgres_data();
-    let found = std::fs::symlink_metadata(&data)
-        .with_context(|| format!("can't examine {}", data.display()))?;
-    let parent = std::fs::metadata(paths.data())
-        .with_context(|| format!("can't examine {}", paths.data().display()))?;
+    let found = std::fs::symlink_metadata(&data).path_context("can't examine", &data)?;
+    let parent = std::fs::metadata(paths.data()).path_context("can't examine", paths.data())?;
     if found.is_symlink() || found.dev() != parent.dev() || files::is_mounted(&data)? {
         return Err(Failure::new(format!(
             "{} is a link or mounted, so a cluster beside it can't take its place",
@@ -996,7 +992,7 @@ fn refuse_differences(
 fn inode(path: &Path) -> Result<u64> {
     std::fs::metadata(path)
         .map(|found| found.ino())
-        .with_context(|| format!("can't examine {}", path.display()))
+        .path_context("can't examine", path)
 }
 
 fn now() -> String {

@@ -19,7 +19,7 @@ use crate::deployment::sealed::{self, Reference, Vault, is_sealed, unwritten};
 use crate::deployment::settings::{Settings, load_env};
 use crate::deployment::snapshot;
 use crate::deployment::variables::{is_secret, may_be_sealed};
-use crate::error::{Failure, Result};
+use crate::error::{Failure, PathContext, Result};
 use crate::host::Host;
 use crate::host::files;
 use crate::host::files::files_below;
@@ -169,7 +169,7 @@ pub(crate) fn seal(host: &Host, options: &SealOptions) -> Result<Sealed> {
     if let (Some(value), [name]) = (&options.value, options.names.as_slice()) {
         // Checked where it would be, and written nowhere.
         env.set(name, value.expose_secret())
-            .with_context(|| format!("can't edit {}", path.display()))?;
+            .path_context("can't edit", &path)?;
         Settings::from_env(&env, &path)?;
     }
     check_names(&env, &options.names, &path)?;
@@ -345,7 +345,7 @@ fn sealed(
     let mut texts = texts.into_iter();
     let mut new = env.clone();
     new.rewrite(|_| texts.next().flatten())
-        .with_context(|| format!("can't edit {}", path.display()))?;
+        .path_context("can't edit", path)?;
     for (old, found) in env.definitions().zip(new.definitions()) {
         if secrets.iter().any(|name| name == found.name)
             && !found.value.is_empty()
@@ -425,7 +425,7 @@ fn unsealed(
     let mut texts = texts.into_iter();
     let mut new = env.clone();
     new.rewrite(|_| texts.next().flatten())
-        .with_context(|| format!("can't edit {}", path.display()))?;
+        .path_context("can't edit", path)?;
     Ok((new, done))
 }
 
@@ -473,8 +473,7 @@ pub(crate) fn collect(paths: &Paths) -> Result<()> {
         let is_ours = file == paths.env_file() || file.starts_with(paths.state());
         let metadata = std::fs::metadata(&file);
         if metadata.is_ok_and(|found| found.is_file() && (is_ours || found.len() <= LARGEST)) {
-            let bytes =
-                std::fs::read(&file).with_context(|| format!("can't read {}", file.display()))?;
+            let bytes = std::fs::read(&file).path_context("can't read", &file)?;
             used.extend(sealed::references(&String::from_utf8_lossy(&bytes)));
         }
     }
@@ -485,13 +484,11 @@ pub(crate) fn collect(paths: &Paths) -> Result<()> {
             Reference::to_credential(&name).is_some_and(|reference| !used.contains(&reference));
         // What an interrupted run was writing.
         if is_unused || name.starts_with(files::TEMPORARY) {
-            std::fs::remove_file(entry.path())
-                .with_context(|| format!("can't remove {}", entry.path().display()))?;
+            std::fs::remove_file(entry.path()).path_context("can't remove", entry.path())?;
         }
     }
     if list(&directory)?.is_empty() {
-        std::fs::remove_dir(&directory)
-            .with_context(|| format!("can't remove {}", directory.display()))?;
+        std::fs::remove_dir(&directory).path_context("can't remove", &directory)?;
         return files::sync_directory(&paths.deployment);
     }
     files::sync_directory(&directory)
@@ -500,7 +497,7 @@ pub(crate) fn collect(paths: &Paths) -> Result<()> {
 fn list(directory: &Path) -> Result<Vec<std::fs::DirEntry>> {
     std::fs::read_dir(directory)
         .and_then(Iterator::collect)
-        .with_context(|| format!("can't read {}", directory.display()))
+        .path_context("can't read", directory)
 }
 
 /// The keys that the secrets of `.env` are sealed with: mostly one.

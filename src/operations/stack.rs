@@ -24,7 +24,7 @@ use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::installed_release;
 use crate::deployment::settings::{Settings, load_env};
 use crate::deployment::snapshot;
-use crate::error::{Failure, Result, is_full_disk};
+use crate::error::{Failure, PathContext, Result, is_full_disk};
 use crate::host::Host;
 use crate::host::capacity::Capacity;
 use crate::host::files;
@@ -475,7 +475,7 @@ async fn remember_good(host: &Host) -> Result<()> {
         None => snapshot::keep(&host.paths)?,
         Some(kept) => {
             env.set("LITELLM_IMAGE", &kept.reference)
-                .with_context(|| format!("can't edit {}", path.display()))?;
+                .path_context("can't edit", &path)?;
             snapshot::keep_with(&host.paths, env.text())?
         }
     };
@@ -815,8 +815,7 @@ pub(crate) async fn restore_network(host: &Host) -> Result<()> {
         host.progress
             .say("Podman's network litellm was removed: creating it again");
         let directory = host.paths.runtime_state();
-        std::fs::create_dir_all(&directory)
-            .with_context(|| format!("can't create {}", directory.display()))?;
+        std::fs::create_dir_all(&directory).path_context("can't create", &directory)?;
         files::write_atomically(&marker, b"", 0o600)?;
         let records = host.paths.runtime.join("containers/networks/aardvark-dns");
         files::remove_existing(&records.join(NETWORK))?;

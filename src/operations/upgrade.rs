@@ -24,7 +24,7 @@ use crate::deployment::ledger::{
 use crate::deployment::operation_id::OperationId;
 use crate::deployment::settings::{Settings, load_env, parse_env, read_env};
 use crate::deployment::snapshot::{self, SnapshotId};
-use crate::error::{self, Exit, Failure, Result};
+use crate::error::{self, Exit, Failure, PathContext, Result};
 use crate::host::Host;
 use crate::host::paths::Paths;
 use crate::host::systemd::job::JobType;
@@ -951,8 +951,7 @@ pub(super) fn set_image(
     if env.get(name) == Some(image) {
         return Ok(());
     }
-    env.set(name, image)
-        .with_context(|| format!("can't edit {}", path.display()))
+    env.set(name, image).path_context("can't edit", path)
 }
 
 /// Migrates the database to the release of `settings`, in a unit of its own.

@@ -12,7 +12,7 @@ use super::{CREATED_BY, Gateway, ROLE, ROLE_NAME, SERVICE_ROLE, USER, short};
 use crate::cli::key::{
     As, Business, ChangeKey, CreateKey, InfoKey, KeyLimits, ListKeys, Selector, UpdateKey,
 };
-use crate::error::{Exit, Failure, Result};
+use crate::error::{Exit, Failure, PathContext, Result};
 use crate::host::Host;
 use crate::litellm::keys::{ApiKey, KeyError, Keys, Limits, hash};
 use crate::litellm::models;
@@ -271,8 +271,7 @@ fn key_in(path: &Path) -> Result<SecretString> {
             .read_to_string(&mut text)
             .context("can't read the key from stdin")?;
     } else {
-        text = std::fs::read_to_string(path)
-            .with_context(|| format!("can't read {}", path.display()))?;
+        text = std::fs::read_to_string(path).path_context("can't read", path)?;
     }
     let text = text.trim();
     if text.starts_with("sk-") {

@@ -4,14 +4,13 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::Context;
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Map;
 
 use super::{CREATED_BY, Gateway, ROLE, ROLE_NAME, SERVICE_ROLE, USER, short};
 use crate::cli::key::{As, RotateKey, ServiceKey};
 use crate::deployment::settings::Database;
-use crate::error::{Exit, Failure, Result};
+use crate::error::{Exit, Failure, PathContext, Result};
 use crate::host::{Host, files, host_name};
 use crate::litellm::Client;
 use crate::litellm::keys::{ApiKey, Invalid, KeyError, Limits, hash};
@@ -102,7 +101,7 @@ async fn make_ready(host: &Host, timeout: Duration) -> Result<()> {
 pub(super) fn read(path: &Path) -> Result<Option<SecretString>> {
     let metadata = match std::fs::metadata(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        found => found.with_context(|| format!("can't examine {}", path.display()))?,
+        found => found.path_context("can't examine", path)?,
     };
     if !metadata.is_file() {
         return Err(Failure::new(format!("{} is not a file", path.display()))

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::authentication;
 use crate::deployment::ledger::Images;
 use crate::deployment::operation_id::OperationId;
-use crate::error::{Failure, Result};
+use crate::error::{Failure, PathContext, Result};
 use crate::host::files;
 
 /// The manifest's name in a backup.
@@ -159,7 +159,7 @@ impl BackupManifest {
         let mut text = Vec::new();
         files::open_regular(&path)
             .and_then(|mut file| file.read_to_end(&mut text))
-            .with_context(|| format!("can't read {}", path.display()))?;
+            .path_context("can't read", &path)?;
         let manifest = Self::parse(&text).map_err(|error| {
             Failure::new(format!("{}: {error:#}", path.display()))
                 .hint("this backup is damaged: use another one (`litellm-units backup list`)")

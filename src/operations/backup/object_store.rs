@@ -21,7 +21,7 @@ use super::retention::{Retention, expired};
 use super::{Backup, UNFINISHED, check_space, directory, make_private, staging, wal};
 use crate::deployment::operation_id::OperationId;
 use crate::deployment::settings::BackupSettings;
-use crate::error::{Failure, Result};
+use crate::error::{Failure, PathContext, Result};
 use crate::host::Host;
 use crate::host::files;
 use crate::host::paths::Paths;
@@ -157,7 +157,7 @@ impl BackupStore {
         for name in [authentication::FILE, manifest::FILE] {
             let path = backup.directory.join(name);
             let size = std::fs::metadata(&path)
-                .with_context(|| format!("can't examine {}", path.display()))?
+                .path_context("can't examine", &path)?
                 .len();
             self.put(&path, &key(&place, name), size).await?;
         }
@@ -284,8 +284,7 @@ impl BackupStore {
         for directory in super::directories_below(staged.path())? {
             files::sync_directory(&directory)?;
         }
-        std::fs::rename(staged.path(), &target)
-            .with_context(|| format!("can't rename {}", target.display()))?;
+        std::fs::rename(staged.path(), &target).path_context("can't rename", &target)?;
         // It was renamed.
         let _ = staged.keep();
         files::sync_directory(parent)?;
@@ -406,7 +405,7 @@ impl BackupStore {
         let name = path.file_name().and_then(std::ffi::OsStr::to_str);
         let name = name.with_context(|| format!("{} is not valid UTF-8", path.display()))?;
         let size = std::fs::metadata(path)
-            .with_context(|| format!("can't examine {}", path.display()))?
+            .path_context("can't examine", path)?
             .len();
         self.put(
             path,

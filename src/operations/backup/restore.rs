@@ -24,7 +24,7 @@ use crate::deployment::sealed::{self, Vault};
 use crate::deployment::settings::{Settings, load_env, parse_env};
 use crate::deployment::snapshot::{self, SnapshotId};
 use crate::deployment::variables::{self, BACKUP_WAL};
-use crate::error::{Exit, Failure, Result, exit};
+use crate::error::{Exit, Failure, PathContext, Result, exit};
 use crate::host::Host;
 use crate::host::files;
 use crate::host::paths::Paths;
@@ -127,7 +127,7 @@ impl RestoreRecord {
 
     fn remove(paths: &Paths) -> Result<()> {
         let path = record_file(paths);
-        std::fs::remove_file(&path).with_context(|| format!("can't remove {}", path.display()))?;
+        std::fs::remove_file(&path).path_context("can't remove", &path)?;
         files::sync_directory(&paths.state())
     }
 }
@@ -886,8 +886,7 @@ fn restore_config(host: &Host, backup: &Backup, options: &RestoreOptions) -> Res
             aside = true;
         }
         if let Some(directory) = place.parent() {
-            std::fs::create_dir_all(directory)
-                .with_context(|| format!("can't create {}", directory.display()))?;
+            std::fs::create_dir_all(directory).path_context("can't create", directory)?;
         }
         files::write_atomically(&place, &read(&file.name)?, file.mode.unwrap_or(0o644))?;
         wanted.push(place);
@@ -902,8 +901,7 @@ fn restore_config(host: &Host, backup: &Backup, options: &RestoreOptions) -> Res
     for present in files::configuration_files(&paths.deployment)? {
         let is_kept = !is_trusted && present.starts_with(paths.extra());
         if !is_kept && !wanted.contains(&present) {
-            std::fs::remove_file(&present)
-                .with_context(|| format!("can't remove {}", present.display()))?;
+            std::fs::remove_file(&present).path_context("can't remove", &present)?;
         }
     }
     files::write_atomically(&path, env.text().as_bytes(), 0o600)

@@ -29,7 +29,7 @@ use super::authentication::BackupKey;
 use super::database::Server;
 use super::{UNFINISHED, make_private, staging};
 use crate::deployment::settings::{BackupSettings, Settings};
-use crate::error::{Failure, Result};
+use crate::error::{Failure, PathContext, Result};
 use crate::host::Host;
 use crate::host::files;
 use crate::host::lock::{self, OperationLock};
@@ -363,7 +363,7 @@ impl PieceWriter<'_> {
         let extensions = stored.stored.strip_prefix(WAL).unwrap_or_default();
         let path = self.place.join(format!("{label}-{code}{extensions}"));
         std::fs::rename(staged.path().join(&stored.stored), &path)
-            .with_context(|| format!("can't rename {}", path.display()))?;
+            .path_context("can't rename", &path)?;
         files::sync_directory(self.place)
     }
 }
@@ -378,7 +378,7 @@ fn remove_incomplete(place: &Path) -> Result<()> {
             } else {
                 std::fs::remove_file(&path)
             };
-            removed.with_context(|| format!("can't remove {}", path.display()))?;
+            removed.path_context("can't remove", &path)?;
         }
     }
     Ok(())

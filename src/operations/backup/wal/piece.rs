@@ -3,11 +3,10 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use anyhow::Context;
 use jiff::Timestamp;
 
 use super::{WAL, directory, names, pieces_directory};
-use crate::error::Result;
+use crate::error::{PathContext, Result};
 use crate::host::paths::Paths;
 use crate::operations::backup::archive;
 use crate::operations::backup::authentication::BackupKey;
@@ -133,8 +132,7 @@ impl Piece {
     /// Whether this deployment has written it, as it is in `place`.
     pub(crate) fn is_own(&self, paths: &Paths, place: &Path, history: &str) -> Result<bool> {
         let path = place.join(&self.file);
-        let sha256 =
-            archive::sha256(&path).with_context(|| format!("can't read {}", path.display()))?;
+        let sha256 = archive::sha256(&path).path_context("can't read", &path)?;
         let label = Self::label(&self.segment, self.start, self.end, self.time);
         BackupKey::is_own(
             paths,

@@ -512,10 +512,7 @@ fn missing_directories(paths: &Paths, settings: &Settings) -> Result<Vec<Directo
     for directory in wanted {
         let keep = match std::fs::metadata(&directory.path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => true,
-            Err(error) => {
-                return Err(anyhow::Error::from(error)
-                    .context(format!("can't examine {}", directory.path.display())));
-            }
+            Err(error) => return Err(error).path_context("can't examine", &directory.path),
             Ok(found) if !found.is_dir() => {
                 return Err(Failure::new(format!(
                     "{} is not a directory",

@@ -271,13 +271,7 @@ impl Ledger {
     /// When it can't be read, or a line is damaged.
     pub fn load(paths: &Paths) -> Result<Self> {
         let path = paths.ledger();
-        let bytes = match std::fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-            Err(error) => {
-                return Err(error).path_context("can't read", &path);
-            }
-        };
+        let bytes = files::read_existing(&path)?.unwrap_or_default();
         let end = bytes
             .iter()
             .rposition(|byte| *byte == b'\n')

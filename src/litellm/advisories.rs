@@ -21,8 +21,8 @@ use crate::deployment::settings::{Settings, load_env, parse_env, place};
 use crate::deployment::snapshot;
 use crate::deployment::variables::ACCEPT_VULNERABILITIES;
 use crate::error::{Failure, Result};
-use crate::host::Host;
 use crate::host::paths::Paths;
+use crate::host::{Host, files};
 use crate::image::ImageReference;
 use crate::litellm::release::Release;
 use crate::output::shell_word;
@@ -100,8 +100,7 @@ impl Advisories {
         let mut own = Vec::new();
         for directory in paths.advisories() {
             if let Err(error) = all.read_directory(&directory, &mut own) {
-                all.faults
-                    .push(format!("can't read {}: {error}", directory.display()));
+                all.faults.push(format!("{error:#}"));
             }
         }
         all.add(own);
@@ -125,16 +124,9 @@ impl Advisories {
         })
     }
 
-    fn read_directory(&mut self, directory: &Path, own: &mut Vec<Known>) -> std::io::Result<()> {
-        let entries = match std::fs::read_dir(directory) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            entries => entries?,
-        };
-        let mut paths = entries
-            .map(|entry| Ok(entry?.path()))
-            .collect::<std::io::Result<Vec<_>>>()?;
+    fn read_directory(&mut self, directory: &Path, own: &mut Vec<Known>) -> Result<()> {
+        let mut paths = files::entries(directory)?;
         paths.retain(|path| path.extension() == Some(OsStr::new("json")));
-        paths.sort();
         for path in paths {
             let found = std::fs::read_to_string(&path)
                 .map_err(|error| error.to_string())

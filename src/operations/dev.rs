@@ -270,7 +270,7 @@ pub(crate) async fn down(production: &Host, remove_data: bool, timeout: Duration
     stop(host, timeout).await?;
     apply(host, &plan).await?;
     if remove_data && data.exists() {
-        std::fs::remove_dir_all(&data).path_context("can't remove", &data)?;
+        files::remove_directory(&data)?;
         host.progress.done(&format!("remove {}", data.display()));
     }
     Ok(())

@@ -848,17 +848,14 @@ fn push(changes: &mut Vec<UnitChange>, path: &Path, before: Option<String>, afte
 }
 
 fn read(path: &Path) -> Result<Option<String>> {
-    match fs::read(path) {
-        Ok(bytes) => String::from_utf8(bytes).map(Some).map_err(|error| {
-            let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
-            let line = good.split(|byte| *byte == b'\n').count();
-            Failure::new(format!("{}, line {line}: not valid UTF-8", path.display()))
-                .hint("restore it from a backup or the package that it came with")
-                .into()
-        }),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error).path_context("can't read", path),
-    }
+    let text = files::read_existing(path)?.map(String::from_utf8);
+    text.transpose().map_err(|error| {
+        let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = good.split(|byte| *byte == b'\n').count();
+        Failure::new(format!("{}, line {line}: not valid UTF-8", path.display()))
+            .hint("restore it from a backup or the package that it came with")
+            .into()
+    })
 }
 
 fn points_to(link: &Path, target: &Path) -> bool {

@@ -235,12 +235,9 @@ fn read_ours(path: &Path) -> Result<OnDisk> {
         Ok(metadata) if !metadata.is_file() => return Ok(OnDisk::Foreign),
         _ => {}
     }
-    match std::fs::read(path) {
-        Ok(bytes) => Ok(match String::from_utf8(bytes) {
-            Ok(text) if text.starts_with(MARKER_PREFIX) => OnDisk::Ours(text),
-            _ => OnDisk::Foreign,
-        }),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(OnDisk::Nothing),
-        Err(error) => Err(error).path_context("can't read", path),
-    }
+    Ok(match files::read_existing(path)?.map(String::from_utf8) {
+        None => OnDisk::Nothing,
+        Some(Ok(text)) if text.starts_with(MARKER_PREFIX) => OnDisk::Ours(text),
+        Some(_) => OnDisk::Foreign,
+    })
 }

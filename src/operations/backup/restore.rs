@@ -143,7 +143,7 @@ pub(crate) async fn verify(
     check(host, backup).await?;
     let server = Server::new(host, settings).await?;
     recover_with(host, settings, &server).await?;
-    let mut verified = Verified {
+    let verified = Verified {
         id: backup.id().clone(),
         files: backup.manifest.files.len(),
         tables: backup.manifest.database.rows.len(),
@@ -153,7 +153,6 @@ pub(crate) async fn verify(
     if !server.is_local() {
         let source = open_dump(backup, options)?;
         server.read_through(source).await?;
-        verified.restored = false;
         return Ok(verified);
     }
     check_space_for(host, backup)?;

@@ -360,7 +360,6 @@ fn is_loopback(port: &str) -> bool {
 }
 
 /// The units of the operator's own that are installed, in the order of their names.
-#[must_use]
 pub(crate) fn installed(paths: &Paths) -> Vec<Service> {
     let entries = files::entries(&paths.quadlets).unwrap_or_default();
     let mut found: Vec<Service> = { entries.iter() }
@@ -376,7 +375,6 @@ pub(crate) fn instances(paths: &Paths) -> impl Iterator<Item = Instance> + use<>
 }
 
 /// Those of [`installed`] that still have their file in `extra.d/`.
-#[must_use]
 pub(crate) fn wanted(paths: &Paths) -> Vec<Service> {
     let mut found = installed(paths);
     found.retain(|service| source(paths, *service).exists());
@@ -384,7 +382,6 @@ pub(crate) fn wanted(paths: &Paths) -> Vec<Service> {
 }
 
 /// Those of [`installed`] whose file in `extra.d/` was removed.
-#[must_use]
 pub(crate) fn former(paths: &Paths) -> Vec<Service> {
     let mut found = installed(paths);
     found.retain(|service| !source(paths, *service).exists());
@@ -392,7 +389,6 @@ pub(crate) fn former(paths: &Paths) -> Vec<Service> {
 }
 
 /// The file in `extra.d/` of such a unit.
-#[must_use]
 pub(crate) fn source(paths: &Paths, service: Service) -> PathBuf {
     paths.extra().join(format!("{}.container", service.name()))
 }

@@ -74,7 +74,6 @@ pub(crate) fn at(settings: &Settings, image: &str) -> Result<Settings> {
 }
 
 /// The image that the installed unit of a service names.
-#[must_use]
 pub(crate) fn of_unit(paths: &Paths, service: Service) -> Option<ImageReference> {
     let text = std::fs::read_to_string(paths.unit_file(service.into())).ok()?;
     let image = text.lines().find_map(|line| line.strip_prefix("Image="))?;
@@ -82,7 +81,6 @@ pub(crate) fn of_unit(paths: &Paths, service: Service) -> Option<ImageReference>
 }
 
 /// The notice about an edit of `LITELLM_IMAGE` that is not applied.
-#[must_use]
 pub(crate) fn notice(settings: &Settings, kept: &Image) -> String {
     format!(
         "LITELLM_IMAGE in .env is {}, but the installed release is {}",

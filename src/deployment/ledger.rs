@@ -37,7 +37,6 @@ impl Images {
     }
 
     /// That of a service.
-    #[must_use]
     pub(crate) fn of(&self, service: Service) -> Option<&Image> {
         self.0.get(&service)
     }

@@ -63,26 +63,22 @@ impl OperationLock {
     }
 
     /// Whether an operation is running.
-    #[must_use]
     pub(crate) fn is_held(paths: &Paths) -> bool {
         is_held(&lock_file(paths))
     }
 
     /// Whether the operation that is running is this command.
-    #[must_use]
     pub(crate) fn is_held_by(paths: &Paths, command: &str) -> bool {
         Self::holder(paths).is_some_and(|holder| holder.starts_with(&words(command, "")))
     }
 
     /// The operation that is running: `litellm-units apply (process 4711)`.
-    #[must_use]
     pub(crate) fn holder(paths: &Paths) -> Option<String> {
         let holder = std::fs::read_to_string(lock_file(paths)).ok()?;
         Self::is_held(paths).then(|| holder.trim_end().to_owned())
     }
 
     /// How long the last operation is running, or how long ago it began.
-    #[must_use]
     pub(crate) fn age(paths: &Paths) -> Option<Duration> {
         let began = std::fs::metadata(lock_file(paths)).ok()?.modified().ok()?;
         began.elapsed().ok()
@@ -112,7 +108,6 @@ pub(crate) fn exclusive(path: &Path) -> Result<Option<Flock<File>>> {
 }
 
 /// Whether a process has the lock of [`exclusive`].
-#[must_use]
 pub(crate) fn is_held(path: &Path) -> bool {
     File::open(path).is_ok_and(is_locked)
 }

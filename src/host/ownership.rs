@@ -59,7 +59,6 @@ pub(crate) fn unreadable(paths: &Paths) -> Result<Vec<PathBuf>> {
 }
 
 /// What is wrong with files that the gateway can't read, and the command that makes them readable.
-#[must_use]
 pub(crate) fn unreadable_words(paths: &Paths, unreadable: &[PathBuf]) -> Option<(String, String)> {
     let [first, rest @ ..] = unreadable else {
         return None;

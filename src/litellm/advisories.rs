@@ -289,7 +289,6 @@ impl Advisories {
 }
 
 /// The release of one of LiteLLM's images, if its tag names one.
-#[must_use]
 pub(crate) fn release(image: &ImageReference) -> Option<Release> {
     image
         .tag()
@@ -359,7 +358,6 @@ impl Judgement {
     }
 
     /// Of these, those that are known to be used in attacks.
-    #[must_use]
     pub(crate) fn exploited(&self) -> Vec<&str> {
         self.open()
             .filter(|finding| finding.exploited)
@@ -368,7 +366,6 @@ impl Judgement {
     }
 
     /// A short summary: `17 known vulnerabilities, 2 exploited`.
-    #[must_use]
     pub(crate) fn count(&self) -> String {
         let count = match self.open().count() {
             0 => return "no known vulnerability".into(),
@@ -382,7 +379,6 @@ impl Judgement {
     }
 
     /// A summary in sentences; `None` if every known vulnerability is accepted.
-    #[must_use]
     pub(crate) fn words(&self) -> Option<String> {
         let of = |severity| {
             self.open()

@@ -130,7 +130,6 @@ pub(crate) struct Backup {
 }
 
 impl Backup {
-    #[must_use]
     pub(crate) fn id(&self) -> &OperationId {
         &self.manifest.id
     }
@@ -213,7 +212,6 @@ impl Backup {
 }
 
 /// Where the backups of a deployment are.
-#[must_use]
 pub(crate) fn directory(paths: &Paths) -> PathBuf {
     paths.deployment.join("backups")
 }
@@ -815,7 +813,6 @@ fn expected_size(paths: &Paths, size: u64) -> u64 {
 }
 
 /// What a database of `size` bytes needs on the disk of the server that it is restored to, with the log of that.
-#[must_use]
 pub(crate) fn filled(size: u64) -> u64 {
     size.saturating_add(size.min(FILLING))
 }

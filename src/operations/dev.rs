@@ -122,7 +122,6 @@ pub(crate) async fn up(
 }
 
 /// The file with the variables for the programs of this host.
-#[must_use]
 pub(crate) fn env_file(production: &Host) -> PathBuf {
     host_of(production).paths.deployment.join("dev.env")
 }

@@ -223,7 +223,6 @@ impl ClusterPlan {
     }
 
     /// What will be done, a line each.
-    #[must_use]
     pub(crate) fn lines(&self) -> Vec<String> {
         let mut lines = vec![format!(
             "{} PostgreSQL {} -> {}",

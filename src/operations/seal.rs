@@ -53,7 +53,6 @@ pub(crate) struct Sealed {
 }
 
 /// Whether any variable of `.env` is sealed.
-#[must_use]
 pub(crate) fn is_in_use(env: &EnvFile) -> bool {
     env.iter().any(|(_, value)| is_sealed(value))
 }
@@ -72,7 +71,6 @@ pub(crate) struct Sealer<'a> {
 
 impl<'a> Sealer<'a> {
     /// With this key; otherwise the best that the host has.
-    #[must_use]
     pub(crate) fn new(host: &'a Host, wanted: Option<SealingKey>) -> Self {
         Self {
             host,

@@ -632,7 +632,6 @@ fn differences_among(
 }
 
 /// Differences as words: `OPENAI_API_KEY changed, config/litellm-config.yaml changed`.
-#[must_use]
 pub(crate) fn list(differences: &[Difference]) -> String {
     let words: Vec<String> = differences.iter().map(Difference::to_string).collect();
     words.join(", ")
@@ -857,7 +856,6 @@ impl LogSource {
     ];
 
     /// The word for it on the command line.
-    #[must_use]
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Network => "network",
@@ -867,7 +865,6 @@ impl LogSource {
     }
 
     /// Its units, whether they are installed or not.
-    #[must_use]
     pub(crate) fn units(self) -> Vec<&'static str> {
         match self {
             Self::Network => vec![NETWORK_UNIT],
@@ -884,7 +881,6 @@ impl LogSource {
     }
 
     /// Whose lines those of a unit are.
-    #[must_use]
     pub(crate) fn of_unit(unit: &str) -> Option<Self> {
         Self::ALL
             .into_iter()

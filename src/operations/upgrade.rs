@@ -106,7 +106,6 @@ impl ReleasePlan {
     }
 
     /// Whether the wanted image runs already, and `.env` has its name.
-    #[must_use]
     pub(crate) fn is_done(&self) -> bool {
         self.gateway_before().is_some_and(|from| {
             let same_name = from.reference == self.settings.litellm_image.as_str();
@@ -184,7 +183,6 @@ impl ReleasePlan {
     }
 
     /// What will be done, a line each.
-    #[must_use]
     pub(crate) fn lines(&self, options: ReleaseOptions) -> Vec<String> {
         let from = self
             .gateway_before()

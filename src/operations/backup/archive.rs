@@ -47,7 +47,6 @@ impl Recipient {
     }
 
     /// The recipient as text.
-    #[must_use]
     pub(crate) fn word(&self) -> Option<String> {
         self.0.as_ref().map(ToString::to_string)
     }

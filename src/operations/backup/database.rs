@@ -273,7 +273,6 @@ impl<'a> Server<'a> {
     }
 
     /// Whether the server is the local one, which this program may change.
-    #[must_use]
     pub(crate) fn is_local(&self) -> bool {
         matches!(self.access, Access::Container { .. })
     }
@@ -788,7 +787,6 @@ impl<'a> Server<'a> {
     }
 
     /// The database from which the others are created, renamed and removed.
-    #[must_use]
     pub(crate) fn maintenance(&self) -> &'static str {
         other_than(&self.database)
     }
@@ -924,13 +922,11 @@ impl Snapshot {
     }
 
     /// The size of the database, indexes included.
-    #[must_use]
     pub(crate) fn size(&self) -> u64 {
         self.contents.size
     }
 
     /// The server's version.
-    #[must_use]
     pub(crate) fn server_version(&self) -> &str {
         &self.contents.server_version
     }
@@ -961,7 +957,6 @@ fn parse<T: for<'de> Deserialize<'de>>(line: &str) -> Result<T> {
 }
 
 /// Whether the roles that a dump names are missing, as on a rebuilt host.
-#[must_use]
 pub(crate) fn is_missing_role(error: &anyhow::Error) -> bool {
     let text = format!("{error:#}");
     text.contains("role \"") && text.contains("does not exist")
@@ -975,19 +970,16 @@ fn refused(program: &str, stderr: &[u8]) -> anyhow::Error {
 }
 
 /// Quotes a name for SQL.
-#[must_use]
 pub(crate) fn identifier(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 /// Quotes a text for SQL.
-#[must_use]
 pub(crate) fn literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
 
 /// A name for a database of this program's own: `purpose` and the backup it comes from.
-#[must_use]
 pub(crate) fn scratch_name(
     purpose: &str,
     id: &crate::deployment::operation_id::OperationId,

@@ -132,7 +132,6 @@ pub(crate) struct StoredFile {
 
 impl BackupManifest {
     /// An empty one.
-    #[must_use]
     pub(crate) fn new(id: OperationId, created: jiff::Timestamp, database: Contents) -> Self {
         Self {
             schema: SCHEMA,
@@ -205,13 +204,11 @@ impl BackupManifest {
     }
 
     /// All rows of all tables.
-    #[must_use]
     pub(crate) fn total_rows(&self) -> u64 {
         self.database.rows.values().sum()
     }
 
     /// The size of all files in bytes.
-    #[must_use]
     pub(crate) fn total_size(&self) -> u64 {
         self.files.iter().map(|file| file.size).sum()
     }
@@ -240,7 +237,6 @@ fn check_names<'a>(names: impl Iterator<Item = &'a str>, taken: &[&'a str]) -> R
 
 impl Contents {
     /// The differences of `found` from this, as text; empty when rows and objects are the same.
-    #[must_use]
     pub(crate) fn differences(&self, found: &Self) -> Vec<String> {
         let mut words = compare("rows in", &self.rows, &found.rows);
         words.extend(compare("of the kind", &self.objects, &found.objects));

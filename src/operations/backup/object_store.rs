@@ -111,7 +111,6 @@ impl BackupStore {
     }
 
     /// The archive of the write-ahead log at this URL.
-    #[must_use]
     pub(crate) fn archive(self) -> Self {
         Self {
             prefix: self.prefix.join(wal::DIRECTORY),
@@ -136,7 +135,6 @@ impl BackupStore {
         .into())
     }
 
-    #[must_use]
     pub(crate) fn url(&self) -> &str {
         &self.url
     }

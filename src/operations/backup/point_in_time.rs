@@ -129,7 +129,6 @@ async fn catch_up(host: &Host, settings: &Settings) {
 }
 
 /// Whether [`clean_up`] has something to do, unless a recovery is running.
-#[must_use]
 pub(crate) fn is_unfinished(paths: &Paths) -> bool {
     let entries = std::fs::read_dir(super::directory(paths));
     entries.is_ok_and(|entries| {

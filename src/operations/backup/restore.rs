@@ -519,7 +519,6 @@ pub(crate) async fn resume<'a>(host: &'a Host, settings: &Settings) -> Result<Re
 }
 
 /// Whether [`recover`] has a restore to finish or to undo.
-#[must_use]
 pub(crate) fn is_unfinished(paths: &Paths) -> bool {
     record_file(paths).exists()
 }

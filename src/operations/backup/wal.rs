@@ -64,19 +64,16 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(300);
 const SILENCE: Duration = Duration::from_secs(3);
 
 /// Where base backups and pieces are.
-#[must_use]
 pub(crate) fn directory(paths: &Paths) -> PathBuf {
     super::directory(paths).join(DIRECTORY)
 }
 
 /// Where the pieces of a history are.
-#[must_use]
 pub(crate) fn pieces_directory(paths: &Paths, history: &str) -> PathBuf {
     directory(paths).join(WAL).join(history)
 }
 
 /// The same, in the store.
-#[must_use]
 pub(crate) fn remote_directory(history: &str) -> String {
     format!("{WAL}/{history}")
 }
@@ -162,7 +159,6 @@ fn failure_file(paths: &Paths) -> PathBuf {
 }
 
 /// Why the last run failed, if it did.
-#[must_use]
 pub(crate) fn failure(paths: &Paths) -> Option<String> {
     let text = files::read_existing(&failure_file(paths)).ok()??;
     Some(String::from_utf8_lossy(&text).into_owned())

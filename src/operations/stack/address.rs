@@ -149,7 +149,6 @@ fn is_taken(address: &ListenAddress) -> bool {
 }
 
 /// How to find the process that has an address.
-#[must_use]
 pub(crate) fn find(address: &ListenAddress) -> String {
     match address {
         ListenAddress::Tcp(address) => {
@@ -344,7 +343,6 @@ impl Relocation {
 
     /// Whether systemd can open the addresses while a gateway has them, or others at their ports. It can't if it opened
     /// them by a unit of an earlier version.
-    #[must_use]
     pub(super) fn can_overlap(&self) -> bool {
         self.to.addresses.iter().all(can_share)
     }

@@ -81,7 +81,6 @@ fn base_lock(paths: &Paths) -> PathBuf {
 }
 
 /// Whether a base backup is being made.
-#[must_use]
 pub(crate) fn is_base_in_the_making(paths: &Paths) -> bool {
     lock::is_held(&base_lock(paths))
 }
@@ -126,7 +125,6 @@ impl Failed {
 }
 
 /// Why the last base backup failed, if it did.
-#[must_use]
 pub(crate) fn base_failure(paths: &Paths) -> Option<String> {
     let text = files::read_existing(&Failed::file(paths)).ok()??;
     Some(String::from_utf8_lossy(&text).into_owned())

@@ -22,7 +22,6 @@ pub(crate) struct Segment {
 
 impl Segment {
     /// The one that holds a position.
-    #[must_use]
     pub(crate) fn of(timeline: u32, size: u64, position: u64) -> Self {
         Self {
             timeline,
@@ -32,13 +31,11 @@ impl Segment {
     }
 
     /// The position of one of its bytes.
-    #[must_use]
     pub(crate) fn position(&self, offset: u64) -> u64 {
         self.number * self.size + offset
     }
 
     /// As PostgreSQL names its file.
-    #[must_use]
     pub(crate) fn name(&self) -> String {
         let count = 0x1_0000_0000 / self.size;
         format!(
@@ -51,7 +48,6 @@ impl Segment {
 }
 
 /// A position as PostgreSQL writes it.
-#[must_use]
 pub(crate) fn format_position(position: u64) -> String {
     format!("{:X}/{:X}", position >> 32, position & 0xffff_ffff)
 }
@@ -74,7 +70,6 @@ impl Piece {
     pub(super) const TIME: &'static str = "%Y%m%dT%H%M%SZ";
 
     /// Reads the name of a file.
-    #[must_use]
     pub(crate) fn parse(file: &str) -> Option<Self> {
         let mut parts = file.split('.').next()?.split('-');
         let mut next = || parts.next();
@@ -114,7 +109,6 @@ impl Piece {
     }
 
     /// The number of the segment, in the order of the log.
-    #[must_use]
     pub(crate) fn number(&self, segment_size: u64) -> u64 {
         let part = |range| {
             let digits: &str = self.segment.get(range).unwrap_or_default();
@@ -124,7 +118,6 @@ impl Piece {
     }
 
     /// The position behind it.
-    #[must_use]
     pub(crate) fn end_position(&self, segment_size: u64) -> u64 {
         self.number(segment_size) * segment_size + self.end
     }
@@ -143,7 +136,6 @@ impl Piece {
 }
 
 /// The pieces among some names of files, in the order of the log.
-#[must_use]
 pub(crate) fn pieces(files: impl IntoIterator<Item = String>) -> Vec<Piece> {
     let mut pieces: Vec<Piece> = files
         .into_iter()

@@ -26,7 +26,7 @@ use serde::Serialize;
 pub(crate) use name::CheckName;
 
 use crate::deployment::env_file::EnvFile;
-use crate::deployment::settings::{Settings, parse_env, read_env};
+use crate::deployment::settings::{Settings, load_env};
 use crate::error::Result;
 use crate::host::Host;
 use crate::host::paths::Scope;
@@ -251,42 +251,12 @@ pub(crate) async fn examine(host: &Host) -> Vec<Check> {
         platform::systemd(&examination),
         platform::clock(host),
         files::space(host, podman_works),
-        async {
-            if podman_works {
-                network::inside(&examination).await
-            } else {
-                Vec::new()
-            }
-        },
+        when(podman_works, network::inside(&examination)),
         network::docker(host),
-        async {
-            if podman_works && is_safe {
-                units::drift(&examination).await
-            } else {
-                Vec::new()
-            }
-        },
-        async {
-            if podman_works {
-                units::digests(&examination).await
-            } else {
-                None
-            }
-        },
-        async {
-            if podman_works {
-                trust::running(&examination).await
-            } else {
-                None
-            }
-        },
-        async {
-            if podman_works {
-                trust::signatures(&examination).await
-            } else {
-                None
-            }
-        },
+        when(podman_works && is_safe, units::drift(&examination)),
+        when(podman_works, units::digests(&examination)),
+        when(podman_works, trust::running(&examination)),
+        when(podman_works, trust::signatures(&examination)),
         units::gateway(&examination),
         backup::backup(&examination),
         backup::archive(&examination),
@@ -316,12 +286,8 @@ pub(crate) async fn examine(host: &Host) -> Vec<Check> {
         .iter()
         .all(|check| check.name != CheckName::Config || check.outcome == CheckOutcome::Ok);
     checks.extend(drift);
-    let missing = if podman_works && is_current {
-        units::missing(&examination).await
-    } else {
-        None
-    };
-    match missing {
+    let missing = when(podman_works && is_current, units::missing(&examination));
+    match missing.await {
         Some(missing) => checks.push(missing),
         None => checks.extend(units::states(&examination, is_current)),
     }
@@ -354,6 +320,11 @@ pub(crate) async fn examine(host: &Host) -> Vec<Check> {
     checks
 }
 
+/// What a check finds, if what it needs works.
+async fn when<T: Default>(works: bool, check: impl Future<Output = T>) -> T {
+    if works { check.await } else { T::default() }
+}
+
 fn interrupted(host: &Host) -> Option<Check> {
     match OngoingOperation::find(&host.paths) {
         Ok(Some(OngoingOperation::Interrupted(words))) => {
@@ -374,7 +345,7 @@ fn settings(host: &Host) -> (Option<EnvFile>, Option<Settings>, Vec<Check>) {
         );
         return (None, None, vec![Check::ok(CheckName::Settings, message)]);
     }
-    let env = match read_env(&path).and_then(|text| parse_env(&text, &path)) {
+    let env = match load_env(&path) {
         Ok(env) => env,
         Err(error) => return (None, None, vec![Check::error(CheckName::Settings, &error)]),
     };

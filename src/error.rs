@@ -1,9 +1,27 @@
 //! One failure type that carries what a person needs next: a hint and an exit status.
 
 use std::fmt;
+use std::path::Path;
+
+use anyhow::Context;
 
 /// What every fallible function of the program returns.
 pub type Result<T, E = anyhow::Error> = std::result::Result<T, E>;
+
+/// Says of which file or directory something failed.
+pub(crate) trait PathContext<T> {
+    /// Puts `problem` and the path in front of the error: `can't read /etc/hosts`.
+    fn path_context(self, problem: &str, path: impl AsRef<Path>) -> Result<T>;
+}
+
+impl<T, E> PathContext<T> for Result<T, E>
+where
+    Self: Context<T, E>,
+{
+    fn path_context(self, problem: &str, path: impl AsRef<Path>) -> Result<T> {
+        self.with_context(|| format!("{problem} {}", path.as_ref().display()))
+    }
+}
 
 /// Exit statuses, as documented in `litellm-units(1)`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

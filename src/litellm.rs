@@ -37,7 +37,6 @@ pub fn address(paths: &Paths) -> ListenAddress {
 }
 
 /// Whether a line is one of those that LiteLLM prints at every start or end: they come last, whatever went wrong.
-#[must_use]
 pub(crate) fn is_banner(line: &str) -> bool {
     const PARTS: [&str; 4] = [
         "Thank you for using LiteLLM!",

@@ -13,7 +13,7 @@ use askama::Template;
 
 use crate::deployment::completion::container_owner;
 use crate::deployment::entrance::{self, Entrance};
-use crate::deployment::extra::Extra;
+use crate::deployment::extra::{self, Extra};
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::listen::{self, GATEWAY_PORT, Listen, ListenAddress};
 use crate::deployment::settings::{Cache, Database, Replicas, Settings};
@@ -49,9 +49,6 @@ pub const NETWORK: &str = "litellm";
 
 /// The container of a second gateway, which serves while the first one restarts.
 pub const STANDBY: &str = "litellm-standby";
-
-/// Pulls one image before what needs it starts; its instances are named after services.
-pub const IMAGES: &str = "litellm-images@.service";
 
 /// Holds the gateway's address.
 pub const SOCKET: &str = listen::SOCKET;
@@ -104,8 +101,6 @@ pub const CHECK_SERVICE: &str = "litellm-upgrade-check.service";
 
 /// Replaces a gateway whose memory has grown, unless `.env` refuses it.
 pub const RECYCLE_TIMER: &str = "litellm-recycle.timer";
-/// What that timer starts.
-pub const RECYCLE_SERVICE: &str = "litellm-recycle.service";
 
 /// Looks for faults and writes metrics, if `.env` names recipients of notices, or a file or an address for metrics.
 pub const WATCH_TIMER: &str = "litellm-watch.timer";
@@ -114,8 +109,6 @@ pub const WATCH_SERVICE: &str = "litellm-watch.service";
 
 /// Holds the address of the metrics, if `.env` names one.
 pub const METRICS_SOCKET: &str = "litellm-metrics.socket";
-/// What that socket starts for each connection.
-pub const METRICS_SERVICE: &str = "litellm-metrics@.service";
 
 /// The units that come with a deployment and are enabled apart from the target, and what each is for.
 pub const COMPANIONS: [(&str, &str); 7] = [
@@ -196,6 +189,18 @@ pub fn target(scope: Scope) -> UnitFile {
     }
 }
 
+/// Renders a unit whose template, of the same name, has only what is common to all.
+macro_rules! plain_unit {
+    ($common:expr, $name:tt) => {{
+        #[derive(Template)]
+        #[template(path = $name)]
+        struct Plain<'a> {
+            common: &'a Common,
+        }
+        file(Place::Unit, $name, &Plain { common: $common })
+    }};
+}
+
 /// Renders every file that `settings` call for, but the target.
 ///
 /// # Errors
@@ -211,29 +216,29 @@ pub fn render(settings: &Settings, host: &RenderContext<'_>) -> Result<Vec<UnitF
     };
     let mut files = vec![
         file(Place::Quadlet, "litellm.network", &network)?,
-        file(Place::Unit, IMAGES, &Images { common })?,
+        plain_unit!(common, "litellm-images@.service")?,
         socket(&settings.listen)?,
-        file(Place::Unit, RECOVERY, &Recovery { common })?,
-        file(Place::Unit, BACKUP_SERVICE, &Backup { common })?,
-        file(Place::Unit, BACKUP_TIMER, &BackupTimer { common })?,
-        file(Place::Unit, CHECK_SERVICE, &Check { common })?,
-        file(Place::Unit, CHECK_TIMER, &CheckTimer { common })?,
+        plain_unit!(common, "litellm-recovery.service")?,
+        plain_unit!(common, "litellm-backup.service")?,
+        plain_unit!(common, "litellm-backup.timer")?,
+        plain_unit!(common, "litellm-upgrade-check.service")?,
+        plain_unit!(common, "litellm-upgrade-check.timer")?,
     ];
     if settings.recycle_at.is_some() {
-        files.push(file(Place::Unit, RECYCLE_SERVICE, &Recycle { common })?);
-        files.push(file(Place::Unit, RECYCLE_TIMER, &RecycleTimer { common })?);
+        files.push(plain_unit!(common, "litellm-recycle.service")?);
+        files.push(plain_unit!(common, "litellm-recycle.timer")?);
     }
     if settings.backup.wal {
-        files.push(file(Place::Unit, WAL_SERVICE, &Wal { common })?);
-        files.push(file(Place::Unit, WAL_TIMER, &WalTimer { common })?);
+        files.push(plain_unit!(common, "litellm-wal.service")?);
+        files.push(plain_unit!(common, "litellm-wal.timer")?);
     }
     if !settings.watch.is_empty() {
-        files.push(file(Place::Unit, WATCH_SERVICE, &Watch { common })?);
-        files.push(file(Place::Unit, WATCH_TIMER, &WatchTimer { common })?);
+        files.push(plain_unit!(common, "litellm-watch.service")?);
+        files.push(plain_unit!(common, "litellm-watch.timer")?);
     }
     if let Some(address) = settings.watch.metrics_address {
         let socket = MetricsSocket { common, address };
-        files.push(file(Place::Unit, METRICS_SERVICE, &Metrics { common })?);
+        files.push(plain_unit!(common, "litellm-metrics@.service")?);
         files.push(file(Place::Unit, METRICS_SOCKET, &socket)?);
     }
     if let Some(entrance) = &settings.entrance {
@@ -241,68 +246,40 @@ pub fn render(settings: &Settings, host: &RenderContext<'_>) -> Result<Vec<UnitF
     }
     for extra in host.extras {
         let service = extra.service;
-        let source = format!("{}.container", service.name());
-        files.push(file(
-            Place::Quadlet,
-            Instance::from(service).quadlet(),
-            &OfExtra {
-                common,
-                source: path_text(&host.paths.extra().join(source))?,
-                service: Container {
-                    name: service.name(),
-                    flag: String::new(),
-                    unit: service.container(),
-                    image: &host.images.pin(&extra.image),
-                    uid: 0,
-                    gid: 0,
-                    first_id: first_id(service),
-                },
-                text: &extra.text,
-            },
-        )?);
+        let source = extra::source(host.paths, service);
+        let unit = OfExtra {
+            common,
+            source: path_text(&source)?,
+            service: Container::new(service, service.container(), &extra.image, host),
+            text: &extra.text,
+        };
+        let quadlet = Instance::from(service).quadlet();
+        files.push(file(Place::Quadlet, quadlet, &unit)?);
     }
     for service in settings.services() {
         let Some(image) = settings.image(service) else {
             continue;
         };
-        let pinned = host.images.pin(image);
-        let (uid, gid) = container_owner(service, image).unwrap_or_default();
-        let values = Container {
-            name: service.name(),
-            flag: String::new(),
-            unit: service.container(),
-            image: &pinned,
-            uid,
-            gid,
-            first_id: first_id(service),
-        };
-        let place = Place::Quadlet;
+        let values = Container::new(service, service.container(), image, host);
+        let (place, name) = (Place::Quadlet, Instance::from(service).quadlet());
         files.push(match service {
-            Service::Postgres => file(
-                place,
-                "litellm-postgres.container",
-                &Postgres {
+            Service::Postgres => {
+                let data = host.paths.postgres_data();
+                let unit = Postgres {
                     common,
                     service: values,
                     next: false,
-                    data: path_text(&host.paths.postgres_data())?,
-                    cluster: cluster_path(settings.image(service)),
+                    data: path_text(&data)?,
+                    cluster: cluster_path(Some(image)),
                     initdb: None,
-                },
-            )?,
-            Service::Redis => file(
-                place,
-                "litellm-redis.container",
-                &Redis {
-                    common,
-                    service: values,
-                },
-            )?,
-            Service::Migrate => file(
-                place,
-                "litellm-migrate.container",
-                &Migrate::new(common, values, false),
-            )?,
+                };
+                file(place, name, &unit)?
+            }
+            Service::Redis => {
+                let service = values;
+                file(place, name, &Redis { common, service })?
+            }
+            Service::Migrate => file(place, name, &Migrate::new(common, values, false))?,
             Service::Litellm => {
                 let drain_timeout = settings.drain_timeout;
                 files.extend(gateway_files(common, values, gateways, drain_timeout)?);
@@ -347,7 +324,7 @@ fn entrance_files(
 /// The first gateway last: its unit marks the installation as complete.
 fn gateway_files(
     common: &Common,
-    values: Container<'_>,
+    values: Container,
     gateways: usize,
     drain_timeout: u32,
 ) -> Result<Vec<UnitFile>> {
@@ -374,19 +351,11 @@ fn gateway_files(
             unit: instance.container(),
             ..values.clone()
         };
-        files.push(render(
-            instance.quadlet(),
-            instance.number(),
-            false,
-            further,
-        )?);
+        let (name, number) = (instance.quadlet(), instance.number());
+        files.push(render(name, number, false, further)?);
     }
-    files.push(render(
-        Instance::from(Service::Litellm).quadlet(),
-        1,
-        false,
-        values,
-    )?);
+    let first = Instance::from(Service::Litellm).quadlet();
+    files.push(render(first, 1, false, values)?);
     Ok(files)
 }
 
@@ -424,15 +393,8 @@ pub fn socket(listen: &Listen) -> Result<UnitFile> {
 /// When a value can't be written in a unit file.
 pub fn next_migration(settings: &Settings, host: &RenderContext<'_>) -> Result<UnitFile> {
     let common = &Common::new(settings, host)?;
-    let values = Container {
-        name: Service::Migrate.name(),
-        flag: String::new(),
-        unit: NEXT_MIGRATION,
-        image: &host.images.pin(&settings.litellm_image),
-        uid: 0,
-        gid: 0,
-        first_id: first_id(Service::Migrate),
-    };
+    let image = &settings.litellm_image;
+    let values = Container::new(Service::Migrate, NEXT_MIGRATION, image, host);
     file(
         Place::Quadlet,
         "litellm-migrate-next.container",
@@ -460,29 +422,16 @@ pub fn next_server(
     initdb: Option<&str>,
     host: &RenderContext<'_>,
 ) -> Result<UnitFile> {
-    let common = &Common::new(settings, host)?;
-    let service = Service::Postgres;
-    let (uid, gid) = container_owner(service, image).unwrap_or_default();
-    file(
-        Place::Quadlet,
-        "litellm-postgres-next.container",
-        &Postgres {
-            common,
-            service: Container {
-                name: service.name(),
-                flag: String::new(),
-                unit: NEXT_SERVER,
-                image: &host.images.pin(image),
-                uid,
-                gid,
-                first_id: first_id(service),
-            },
-            next: true,
-            data: path_text(&host.paths.postgres_next())?,
-            cluster: cluster_path(Some(image)),
-            initdb,
-        },
-    )
+    let data = host.paths.postgres_next();
+    let unit = Postgres {
+        common: &Common::new(settings, host)?,
+        service: Container::new(Service::Postgres, NEXT_SERVER, image, host),
+        next: true,
+        data: path_text(&data)?,
+        cluster: cluster_path(Some(image)),
+        initdb,
+    };
+    file(Place::Quadlet, "litellm-postgres-next.container", &unit)
 }
 
 fn path_text(path: &Path) -> Result<&str> {
@@ -578,15 +527,35 @@ impl Common {
 }
 
 #[derive(Clone)]
-struct Container<'a> {
+struct Container {
     name: &'static str,
     flag: String,
     unit: &'static str,
-    image: &'a str,
+    image: String,
     uid: u32,
     gid: u32,
     /// The ID of the host that is 0 in the container.
     first_id: u32,
+}
+
+impl Container {
+    fn new(
+        service: Service,
+        unit: &'static str,
+        image: &ImageReference,
+        host: &RenderContext<'_>,
+    ) -> Self {
+        let (uid, gid) = container_owner(service, image).unwrap_or_default();
+        Self {
+            name: service.name(),
+            flag: String::new(),
+            unit,
+            image: host.images.pin(image),
+            uid,
+            gid,
+            first_id: first_id(service),
+        }
+    }
 }
 
 #[derive(Template)]
@@ -594,12 +563,6 @@ struct Container<'a> {
 struct Network<'a> {
     common: &'a Common,
     further: Vec<Instance>,
-}
-
-#[derive(Template)]
-#[template(path = "litellm-images@.service")]
-struct Images<'a> {
-    common: &'a Common,
 }
 
 #[derive(Template)]
@@ -614,78 +577,6 @@ struct Socket<'a> {
 }
 
 #[derive(Template)]
-#[template(path = "litellm-recovery.service")]
-struct Recovery<'a> {
-    common: &'a Common,
-}
-
-#[derive(Template)]
-#[template(path = "litellm-backup.service")]
-struct Backup<'a> {
-    common: &'a Common,
-}
-
-#[derive(Template)]
-#[template(path = "litellm-backup.timer")]
-struct BackupTimer<'a> {
-    common: &'a Common,
-}
-
-#[derive(Template)]
-#[template(path = "litellm-upgrade-check.service")]
-struct Check<'a> {
-    common: &'a Common,
-}
-
-#[derive(Template)]
-#[template(path = "litellm-upgrade-check.timer")]
-struct CheckTimer<'a> {
-    common: &'a Common,
-}
-
-#[derive(Template)]
-#[template(path = "litellm-wal.service")]
-struct Wal<'a> {
-    common: &'a Common,
-}
-
-#[derive(Template)]
-#[template(path = "litellm-wal.timer")]
-struct WalTimer<'a> {
-    common: &'a Common,
-}
-
-#[derive(Template)]
-#[template(path = "litellm-recycle.service")]
-struct Recycle<'a> {
-    common: &'a Common,
-}
-
-#[derive(Template)]
-#[template(path = "litellm-recycle.timer")]
-struct RecycleTimer<'a> {
-    common: &'a Common,
-}
-
-#[derive(Template)]
-#[template(path = "litellm-watch.service")]
-struct Watch<'a> {
-    common: &'a Common,
-}
-
-#[derive(Template)]
-#[template(path = "litellm-watch.timer")]
-struct WatchTimer<'a> {
-    common: &'a Common,
-}
-
-#[derive(Template)]
-#[template(path = "litellm-metrics@.service")]
-struct Metrics<'a> {
-    common: &'a Common,
-}
-
-#[derive(Template)]
 #[template(path = "litellm-metrics.socket")]
 struct MetricsSocket<'a> {
     common: &'a Common,
@@ -696,7 +587,7 @@ struct MetricsSocket<'a> {
 #[template(path = "litellm-postgres.container")]
 struct Postgres<'a> {
     common: &'a Common,
-    service: Container<'a>,
+    service: Container,
     /// Whether this is the server of another major version, which does not serve the gateway yet.
     next: bool,
     data: &'a str,
@@ -709,7 +600,7 @@ struct Postgres<'a> {
 #[template(path = "litellm-redis.container")]
 struct Redis<'a> {
     common: &'a Common,
-    service: Container<'a>,
+    service: Container,
 }
 
 #[derive(Template)]
@@ -737,7 +628,7 @@ struct OfEntrance<'a> {
 struct OfExtra<'a> {
     common: &'a Common,
     source: &'a str,
-    service: Container<'a>,
+    service: Container,
     text: &'a str,
 }
 
@@ -745,14 +636,14 @@ struct OfExtra<'a> {
 #[template(path = "litellm-migrate.container")]
 struct Migrate<'a> {
     common: &'a Common,
-    service: Container<'a>,
+    service: Container,
     /// Whether this is the migration to a release that does not run yet.
     next: bool,
     script: String,
 }
 
 impl<'a> Migrate<'a> {
-    fn new(common: &'a Common, service: Container<'a>, next: bool) -> Self {
+    fn new(common: &'a Common, service: Container, next: bool) -> Self {
         let lines = MIGRATION.lines().filter(|line| !line.starts_with('#'));
         let script = escape::word(&lines.collect::<Vec<_>>().join("\n"));
         Self {
@@ -775,5 +666,5 @@ struct Gateway<'a> {
     memory: u8,
     /// Seconds.
     drain_timeout: u32,
-    service: Container<'a>,
+    service: Container,
 }

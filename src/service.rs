@@ -21,23 +21,53 @@ pub enum Service {
     Entrance,
     /// A unit of the operator's own, of a file in `extra.d/`.
     #[serde(skip)]
-    Extra(&'static ExtraNames),
+    Extra(&'static Names),
 }
 
-/// What a unit of the operator's own is called.
+/// What a service, or an instance of it, is called.
 #[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ExtraNames {
-    name: String,
-    unit: String,
-    images_unit: String,
-    quadlet: String,
+pub struct Names {
+    name: &'static str,
+    container: &'static str,
+    unit: &'static str,
+    quadlet: &'static str,
+    images_unit: &'static str,
 }
 
-/// The begin of the names of such units and their containers.
+macro_rules! names {
+    ($name:literal, $container:literal, $image:literal) => {
+        Names {
+            name: $name,
+            container: $container,
+            unit: concat!($container, ".service"),
+            quadlet: concat!($container, ".container"),
+            images_unit: concat!("litellm-images@", $image, ".service"),
+        }
+    };
+}
+
+const ENTRANCE: Names = Names {
+    // It has none: this is its unit.
+    quadlet: "litellm-entrance.service",
+    ..names!("entrance", "litellm-entrance", "litellm")
+};
+
+/// Those of the further gateways.
+static FURTHER: [Names; 7] = [
+    names!("litellm-2", "litellm-2", "litellm"),
+    names!("litellm-3", "litellm-3", "litellm"),
+    names!("litellm-4", "litellm-4", "litellm"),
+    names!("litellm-5", "litellm-5", "litellm"),
+    names!("litellm-6", "litellm-6", "litellm"),
+    names!("litellm-7", "litellm-7", "litellm"),
+    names!("litellm-8", "litellm-8", "litellm"),
+];
+
+/// The begin of the names of the operator's own units and their containers.
 const EXTRA: &str = "litellm-extra-";
 
 /// Every such unit that this process has met. They are few, and live as long as the process.
-static EXTRAS: Mutex<Vec<&'static ExtraNames>> = Mutex::new(Vec::new());
+static EXTRAS: Mutex<Vec<&'static Names>> = Mutex::new(Vec::new());
 
 impl Service {
     /// Every service of the stack itself, in start order.
@@ -68,11 +98,13 @@ impl Service {
         if let Some(known) = extras.iter().find(|known| known.name == name) {
             return Ok(Self::Extra(known));
         }
-        let names: &'static ExtraNames = Box::leak(Box::new(ExtraNames {
-            name: name.to_owned(),
-            unit: format!("{EXTRA}{name}.service"),
-            images_unit: format!("litellm-images@{name}.service"),
-            quadlet: format!("{EXTRA}{name}.container"),
+        let container = format!("{EXTRA}{name}");
+        let names: &'static Names = Box::leak(Box::new(Names {
+            name: name.to_owned().leak(),
+            unit: format!("{container}.service").leak(),
+            quadlet: format!("{container}.container").leak(),
+            images_unit: format!("litellm-images@{name}.service").leak(),
+            container: container.leak(),
         }));
         extras.push(names);
         Ok(Self::Extra(names))
@@ -103,30 +135,27 @@ impl Service {
         matches!(self, Self::Extra(_))
     }
 
+    const fn names(self) -> &'static Names {
+        match self {
+            Self::Postgres => &names!("postgres", "litellm-postgres", "postgres"),
+            Self::Redis => &names!("redis", "litellm-redis", "redis"),
+            Self::Migrate => &names!("migrate", "litellm-migrate", "litellm"),
+            Self::Litellm => &names!("litellm", "litellm", "litellm"),
+            Self::Entrance => &ENTRANCE,
+            Self::Extra(names) => names,
+        }
+    }
+
     /// The word for it on the command line.
     #[must_use]
-    pub fn name(self) -> &'static str {
-        match self {
-            Self::Extra(names) => &names.name,
-            Self::Postgres => "postgres",
-            Self::Redis => "redis",
-            Self::Migrate => "migrate",
-            Self::Litellm => "litellm",
-            Self::Entrance => "entrance",
-        }
+    pub const fn name(self) -> &'static str {
+        self.names().name
     }
 
     /// The name of its container, and of its unit without the suffix.
     #[must_use]
-    pub fn container(self) -> &'static str {
-        match self {
-            Self::Postgres => "litellm-postgres",
-            Self::Redis => "litellm-redis",
-            Self::Migrate => "litellm-migrate",
-            Self::Litellm => "litellm",
-            Self::Entrance => "litellm-entrance",
-            Self::Extra(names) => names.unit.trim_end_matches(".service"),
-        }
+    pub const fn container(self) -> &'static str {
+        self.names().container
     }
 
     /// Whether one of the services has a container of this name.
@@ -149,46 +178,15 @@ impl Service {
     /// The unit that pulls its image.
     #[must_use]
     pub const fn images_unit(self) -> &'static str {
-        match self {
-            Self::Extra(names) => names.images_unit.as_str(),
-            Self::Postgres => "litellm-images@postgres.service",
-            Self::Redis => "litellm-images@redis.service",
-            Self::Migrate | Self::Litellm | Self::Entrance => "litellm-images@litellm.service",
-        }
+        self.names().images_unit
     }
 
     /// The name of its unit.
     #[must_use]
     pub const fn unit(self) -> &'static str {
-        match self {
-            Self::Postgres => "litellm-postgres.service",
-            Self::Redis => "litellm-redis.service",
-            Self::Migrate => "litellm-migrate.service",
-            Self::Litellm => "litellm.service",
-            Self::Entrance => "litellm-entrance.service",
-            Self::Extra(names) => names.unit.as_str(),
-        }
+        self.names().unit
     }
 }
-
-/// The names of the gateway's further instances, with a suffix.
-macro_rules! further {
-    ($suffix:literal) => {
-        [
-            concat!("litellm-2", $suffix),
-            concat!("litellm-3", $suffix),
-            concat!("litellm-4", $suffix),
-            concat!("litellm-5", $suffix),
-            concat!("litellm-6", $suffix),
-            concat!("litellm-7", $suffix),
-            concat!("litellm-8", $suffix),
-        ]
-    };
-}
-
-const CONTAINERS: [&str; 7] = further!("");
-const UNITS: [&str; 7] = further!(".service");
-const QUADLETS: [&str; 7] = further!(".container");
 
 /// A container with a unit of its own: that of a service, or a further gateway at the same address.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -201,7 +199,7 @@ pub struct Instance {
 impl Instance {
     /// The most gateways at one address. Each has 10 connections to the database, as the standby has, and PostgreSQL
     /// takes 100.
-    pub const MOST: usize = CONTAINERS.len() + 1;
+    pub const MOST: usize = FURTHER.len() + 1;
 
     /// Every instance of the stack itself, in start order.
     pub fn all() -> impl Iterator<Item = Self> {
@@ -234,42 +232,34 @@ impl Instance {
         self.number
     }
 
+    fn names(self) -> &'static Names {
+        let further = self.number.checked_sub(2);
+        let names = further.and_then(|index| FURTHER.get(index));
+        names.unwrap_or(self.service.names())
+    }
+
     /// The word for it in reports.
     #[must_use]
     pub fn name(self) -> &'static str {
-        self.further_name(&CONTAINERS)
-            .unwrap_or(self.service.name())
+        self.names().name
     }
 
     /// The name of its container, and of its unit without the suffix.
     #[must_use]
     pub fn container(self) -> &'static str {
-        self.further_name(&CONTAINERS)
-            .unwrap_or(self.service.container())
+        self.names().container
     }
 
     /// The name of its unit.
     #[must_use]
     pub fn unit(self) -> &'static str {
-        self.further_name(&UNITS).unwrap_or(self.service.unit())
+        self.names().unit
     }
 
-    /// The name of its Quadlet file.
+    /// The name of its Quadlet file; of the entrance, which has none, that of its unit.
     #[must_use]
     pub fn quadlet(self) -> &'static str {
-        self.further_name(&QUADLETS).unwrap_or(match self.service {
-            Service::Postgres => "litellm-postgres.container",
-            Service::Redis => "litellm-redis.container",
-            Service::Migrate => "litellm-migrate.container",
-            Service::Litellm => "litellm.container",
-            // It has none: this is its unit.
-            Service::Entrance => Service::Entrance.unit(),
-            Service::Extra(names) => &names.quadlet,
-        })
-    }
-
-    fn further_name(self, names: &[&'static str; 7]) -> Option<&'static str> {
-        names.get(self.number.checked_sub(2)?).copied()
+        self.names().quadlet
     }
 }
 

@@ -2,8 +2,6 @@
 
 use std::path::Path;
 
-use anyhow::Context;
-
 use crate::cli;
 use crate::error::{Exit, Failure, Result};
 use crate::host::lock::OperationLock;
@@ -70,12 +68,7 @@ async fn remove(host: &Host, systemd: &Systemd) -> Result<()> {
     systemd.reload().await?;
     output::line("reload systemd")?;
     let runtime = host.paths.runtime_state();
-    match std::fs::remove_dir_all(&runtime) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(error).with_context(|| format!("can't remove {}", runtime.display()));
-        }
-        _ => {}
-    }
+    files::remove_directory(&runtime)?;
     for directory in drop_ins(&host.paths.units)?
         .into_iter()
         .chain(drop_ins(&host.paths.quadlets)?)

@@ -2,15 +2,13 @@
 
 use std::path::Path;
 
-use anyhow::Context;
-
 use crate::cli;
 use crate::deployment::completion;
 use crate::deployment::extra;
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::installed_release;
 use crate::deployment::settings::{Settings, read_env};
-use crate::error::{Exit, Result};
+use crate::error::{Exit, PathContext, Result};
 use crate::host::Host;
 use crate::host::files;
 use crate::host::lock::OperationLock;
@@ -116,8 +114,7 @@ fn render_into(host: &Host, directory: &Path, knows: Knows) -> Result<Exit> {
             Place::Quadlet => "containers",
             Place::Unit => "systemd",
         });
-        std::fs::create_dir_all(&place)
-            .with_context(|| format!("can't create {}", place.display()))?;
+        std::fs::create_dir_all(&place).path_context("can't create", &place)?;
         files::write_here(&place, file.name, file.text.as_bytes(), 0o644)?;
         output::line(&place.join(file.name).display().to_string())?;
     }

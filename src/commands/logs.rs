@@ -79,7 +79,7 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Logs) -> Result<Exit> {
 async fn sources(host: &Host, names: &[String]) -> Result<Vec<Source>> {
     // A unit's lines have its name only if there are several gateways: those of the standby are the gateway's.
     let further: Vec<Instance> = Instance::further(Instance::MOST)
-        .filter(|instance| host.paths.quadlets.join(instance.quadlet()).exists())
+        .filter(|instance| host.paths.unit_file(*instance).exists())
         .collect();
     let all = |source: LogSource| {
         let further = &further;

@@ -4,7 +4,7 @@ use crate::cli;
 use crate::deployment::extra;
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::installed_release;
-use crate::deployment::settings::{Settings, parse_env, read_env};
+use crate::deployment::settings::{Settings, load_env};
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 use crate::host::lock::OperationLock;
@@ -36,7 +36,7 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Pull) -> Result<Exit> {
     let accepted = &arguments.known.vulnerabilities;
     advisories::admit(host, &settings, image, accepted, "litellm-units pull")?;
     let path = host.paths.env_file();
-    let extras = extra::load(&host.paths, &parse_env(&read_env(&path)?, &path)?)?;
+    let extras = extra::load(&host.paths, &load_env(&path)?)?;
     let own = extras.iter().map(|extra| (extra.service, &extra.image));
     let images = images_of(host, &settings, own.collect(), &arguments.services)?;
     let mut moved = Vec::new();

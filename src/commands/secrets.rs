@@ -8,7 +8,7 @@ use secrecy::SecretString;
 
 use crate::cli::secrets::{RotateSecret, Seal, Secret, Secrets as Verb, Unseal};
 use crate::deployment::sealed::SecretValue;
-use crate::deployment::settings::{Cache, Database, Settings, parse_env, read_env};
+use crate::deployment::settings::{Cache, Database, Settings, load_env};
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 use crate::host::paths::Scope;
@@ -125,7 +125,7 @@ async fn seal(host: &Host, arguments: Seal) -> Result<Exit> {
     )?;
     report("sealed", &done)?;
     let path = host.paths.env_file();
-    let env = parse_env(&read_env(&path)?, &path)?;
+    let env = load_env(&path)?;
     let keys: Vec<String> = seal::keys(&env, &path)?
         .iter()
         .map(ToString::to_string)

@@ -21,7 +21,7 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Status) -> Result<Exit> {
         return watch::run(host, arguments).await;
     }
     let report = gather(host).await?;
-    for warning in &report.warnings {
+    for warning in &report.stack.warnings {
         output::warn(warning);
     }
     if arguments.json {
@@ -96,7 +96,7 @@ impl ServiceReport {
 }
 
 fn table(report: &StatusReport) -> String {
-    if report.services.is_empty() {
+    if report.stack.reports.is_empty() {
         return format!(
             "no unit of the stack is installed on this host; to install and start it: `litellm-units up`\ngateway {}: {}\n",
             report.gateway.address, report.gateway.health
@@ -109,7 +109,7 @@ fn table(report: &StatusReport) -> String {
         .map(str::to_owned)
         .to_vec(),
     ];
-    for service in &report.services {
+    for service in &report.stack.reports {
         let image = service.image.as_deref().unwrap_or("-");
         rows.push(vec![
             service.marked_name(),
@@ -121,7 +121,7 @@ fn table(report: &StatusReport) -> String {
             image.into(),
         ]);
     }
-    for service in &report.additional {
+    for service in &report.stack.additional {
         let mut row = vec![
             service.unit.trim_end_matches(".service").to_owned(),
             state(&service.active, &service.sub, &service.result),
@@ -141,27 +141,27 @@ fn table(report: &StatusReport) -> String {
         "gateway {}: {}\n",
         report.gateway.address, report.gateway.health
     ));
-    for blocker in &report.blockers {
+    for blocker in &report.stack.blockers {
         text.push_str(&blocker.lines());
     }
     for note in notes(report) {
-        text.push_str(&match report.operation {
+        text.push_str(&match report.stack.operation {
             None => format!("* {note}; to apply: `litellm-units apply`\n"),
             Some(_) => format!("* {note}\n"),
         });
     }
     text.extend(archive_note(report).map(|note| format!("{note}\n")));
-    text.extend(report.recycled.iter().map(recycled_note));
-    if let Some(until) = report.debug_until {
+    text.extend(report.stack.recycled.iter().map(recycled_note));
+    if let Some(until) = report.stack.debug_until {
         let until = debug::time(until);
         text.push_str(&format!(
             "! debug until {until}: see `litellm-units debug`\n"
         ));
     }
-    if let Some(operation) = &report.operation {
+    if let Some(operation) = &report.stack.operation {
         text.push_str(&format!("{operation}\n"));
     }
-    if let Some(known) = &report.known {
+    if let Some(known) = &report.stack.known {
         text.push_str(&format!("! {known}: see `litellm-units upgrade --check`\n"));
     }
     text.extend(release_note(report).map(|note| format!("{note}\n")));
@@ -181,7 +181,7 @@ fn recycled_note(recycled: &Recycled) -> String {
 
 /// How much of the database is archived.
 fn archive_note(report: &StatusReport) -> Option<String> {
-    let archive = report.archive.as_ref()?;
+    let archive = report.stack.archive.as_ref()?;
     let place = archive.url.as_deref().unwrap_or("on this host only");
     Some(match archive.lag() {
         None => "write-ahead log: nothing is archived yet".to_owned(),
@@ -195,13 +195,14 @@ fn archive_note(report: &StatusReport) -> Option<String> {
 
 /// A newer release, or the failure to list them.
 fn release_note(report: &StatusReport) -> Option<String> {
-    let check = report.upgrade_check.as_ref()?;
+    let check = report.stack.upgrade_check.as_ref()?;
     let checked: jiff::Timestamp = check.checked.parse().ok()?;
     let age = jiff::Timestamp::now().duration_since(checked);
     let age = duration(age.try_into().unwrap_or_default());
     // The upgrade may have taken place since.
     let gateway = report
-        .services
+        .stack
+        .reports
         .iter()
         .find(|service| service.service == "litellm");
     let present = gateway.and_then(|gateway| gateway.image.as_deref());
@@ -220,7 +221,8 @@ fn release_note(report: &StatusReport) -> Option<String> {
 /// For each mark: `litellm: OPENAI_API_KEY changed`.
 fn notes(report: &StatusReport) -> Vec<String> {
     report
-        .services
+        .stack
+        .reports
         .iter()
         .filter_map(|service| {
             let changed = service.changed.as_ref().filter(|list| !list.is_empty())?;

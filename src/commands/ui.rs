@@ -11,7 +11,7 @@ use secrecy::{ExposeSecret, SecretString};
 use super::secrets;
 use crate::cli::secrets::Ui;
 use crate::deployment::sealed::SecretValue;
-use crate::deployment::settings::{Settings, parse_env, read_env};
+use crate::deployment::settings::{Settings, load_env};
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 use crate::litellm::{Client, ui};
@@ -24,7 +24,7 @@ const CONTROL_C: u8 = 3;
 pub(crate) async fn run(host: &Host, arguments: &Ui) -> Result<Exit> {
     let path = host.paths.env_file();
     let settings = Settings::load(&path)?;
-    let env = parse_env(&read_env(&path)?, &path)?;
+    let env = load_env(&path)?;
     let mut values: Vec<(&str, SecretString)> = Vec::new();
     announce(&settings, arguments)?;
 

@@ -14,7 +14,6 @@ use std::time::Duration;
 use anyhow::Context;
 use secrecy::ExposeSecret;
 use serde::Deserialize;
-use tokio::io::AsyncWriteExt;
 
 use crate::cli::{Unit, Which};
 use crate::deployment::applied::Applied;
@@ -28,7 +27,7 @@ use crate::deployment::postgres_sizes;
 use crate::deployment::sealed::SecretValue;
 use crate::deployment::settings::{ContainerSecret, SecretTarget, Settings};
 use crate::doctor::{scrape, watch};
-use crate::error::{Exit, Failure, Result};
+use crate::error::{Exit, Failure, PathContext, Result};
 use crate::host::default_route;
 use crate::host::files;
 use crate::host::lock;
@@ -209,15 +208,10 @@ async fn prepare(host: &Host, started: &Started) -> Result<()> {
         .iter()
         .map(|secret| secret_name(service, secret))
         .collect();
-    let mut inspect = podman.command(
-        ["secret", "inspect"]
-            .into_iter()
-            .chain(names.iter().map(String::as_str)),
-    );
-    let (output, network) = tokio::join!(inspect.output(), stack::restore_network(host));
+    let inspect = { ["secret", "inspect"].into_iter() }.chain(names.iter().map(String::as_str));
+    let (output, network) = tokio::join!(podman.output(inspect), stack::restore_network(host));
     network?;
-    let output = output.context("can't run podman")?;
-    let registered: Vec<Registered> = serde_json::from_slice(&output.stdout).unwrap_or_default();
+    let registered: Vec<Registered> = serde_json::from_slice(&output?.stdout).unwrap_or_default();
     for (secret, name) in container_secrets.iter().zip(&names) {
         let lookup = lookup_command(host, service, secret)?;
         match registered
@@ -260,8 +254,7 @@ async fn prepare(host: &Host, started: &Started) -> Result<()> {
         }
     }
     let directory = host.paths.runtime_state();
-    std::fs::create_dir_all(&directory)
-        .with_context(|| format!("can't create {}", directory.display()))?;
+    std::fs::create_dir_all(&directory).path_context("can't create", &directory)?;
     if matches!(service, Service::Migrate | Service::Litellm) {
         create_mounted(host)?;
     }
@@ -344,8 +337,7 @@ async fn refuse_start(
 fn create_mounted(host: &Host) -> Result<()> {
     for name in [quadlet::SCHEMA, quadlet::DEBUG] {
         let directory = host.paths.runtime_state().join(name);
-        std::fs::create_dir_all(&directory)
-            .with_context(|| format!("can't create {}", directory.display()))?;
+        std::fs::create_dir_all(&directory).path_context("can't create", &directory)?;
     }
     Ok(())
 }
@@ -397,29 +389,17 @@ fn lookup_command(host: &Host, service: Service, secret: &ContainerSecret) -> Re
 
 async fn register(podman: &Podman, name: &str, lookup: &str) -> Result<()> {
     let options = format!("lookup={lookup},store=cat >/dev/null,delete=true,list=true");
-    let mut child = podman
-        .command([
-            "secret",
-            "create",
-            "--driver=shell",
-            "--driver-opts",
-            &options,
-            name,
-            "-",
-        ])
-        .stdin(std::process::Stdio::piped())
-        .stdout(std::process::Stdio::null())
-        .stderr(std::process::Stdio::piped())
-        .spawn()
-        .context("can't run podman")?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // Podman requires a value at creation; the driver discards it.
-        stdin
-            .write_all(b"from .env")
-            .await
-            .context("can't talk to podman")?;
-    }
-    let output = child.wait_with_output().await.context("can't run podman")?;
+    let words = [
+        "secret",
+        "create",
+        "--driver=shell",
+        "--driver-opts",
+        &options,
+        name,
+        "-",
+    ];
+    // Podman requires a value at creation; the driver discards it.
+    let output = podman.fed(words, "from .env").await?;
     if output.status.success() {
         return Ok(());
     }
@@ -567,11 +547,7 @@ async fn await_needs(host: &Host, service: Service) -> Result<()> {
 async fn await_healthy(host: &Host, container: &str) -> Result<()> {
     let podman = host.podman().await?;
     loop {
-        let output = podman
-            .command(["healthcheck", "run", container])
-            .output()
-            .await
-            .context("can't run podman")?;
+        let output = podman.output(["healthcheck", "run", container]).await?;
         match output.status.code() {
             Some(0) => return Ok(()),
             Some(1) => tokio::time::sleep(Duration::from_millis(200)).await,

@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use std::fmt;
 use std::path::PathBuf;
 
-use anyhow::Context;
 use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
@@ -19,7 +18,7 @@ use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::listen::Listen;
 use crate::deployment::settings::{SecretTarget, Settings};
 use crate::deployment::variables::LISTEN;
-use crate::error::Result;
+use crate::error::{PathContext, Result};
 use crate::host::files;
 use crate::host::files::mounted_files;
 use crate::host::paths::Paths;
@@ -111,16 +110,9 @@ impl Applied {
         let mut add = |name: String, bytes: &[u8]| {
             inputs.insert(name, hash(bytes));
         };
-        let directory = match service {
-            Service::Entrance => &paths.units,
-            _ => &paths.quadlets,
-        };
-        let unit = directory.join(instance.quadlet());
-        if let Ok(text) = std::fs::read_to_string(&unit) {
-            add(
-                "unit".into(),
-                pinned(&text, &ImagesLock::load(&paths.images_lock())?).as_bytes(),
-            );
+        if let Ok(text) = std::fs::read_to_string(paths.unit_file(instance)) {
+            let images = ImagesLock::load(&paths.images_lock())?;
+            add("unit".into(), pinned(&text, &images).as_bytes());
         }
         let mut same = Vec::new();
         for secret in extra::container_secrets(paths, settings, service)? {
@@ -151,8 +143,7 @@ impl Applied {
                 .unwrap_or(&path)
                 .display()
                 .to_string();
-            let bytes =
-                std::fs::read(&path).with_context(|| format!("can't read {}", path.display()))?;
+            let bytes = std::fs::read(&path).path_context("can't read", &path)?;
             add(name, &bytes);
         }
         inputs.extend(same);

@@ -2,12 +2,11 @@
 
 use std::path::Path;
 
-use anyhow::Context as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 
 use super::settings::text_of;
-use crate::error::{Failure, Result};
+use crate::error::{Failure, PathContext, Result};
 use crate::host::files::{files_below, link_below};
 use crate::host::paths::Paths;
 use crate::output::shell_word;
@@ -77,8 +76,7 @@ pub(crate) fn authorities(paths: &Paths) -> Result<String> {
     }
     let mut all = String::new();
     for path in files {
-        let bytes =
-            std::fs::read(&path).with_context(|| format!("can't read {}", path.display()))?;
+        let bytes = std::fs::read(&path).path_context("can't read", &path)?;
         all.push_str(&certificates_of(&String::from_utf8_lossy(&bytes)));
     }
     Ok(all)

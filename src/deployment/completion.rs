@@ -2,7 +2,7 @@
 
 use std::fmt;
 use std::io::Read;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -14,7 +14,7 @@ use crate::deployment::settings::{
     DEFAULT_LITELLM_IMAGE, DEFAULT_POSTGRES_NAME, Database, Settings, check_address, parse_env,
     read_env,
 };
-use crate::error::{Failure, Result};
+use crate::error::{Failure, PathContext, Result};
 use crate::host::files;
 use crate::host::paths::{Paths, Scope};
 use crate::image::ImageReference;
@@ -270,13 +270,13 @@ impl Editor<'_> {
     fn set(&mut self, name: &str, value: &str) -> Result<()> {
         self.env
             .set(name, value)
-            .with_context(|| format!("can't edit {}", self.path.display()))
+            .path_context("can't edit", self.path)
     }
 
     fn append(&mut self, comment: &[&str], name: &str, value: &str) -> Result<()> {
         self.env
             .append(comment, name, value)
-            .with_context(|| format!("can't edit {}", self.path.display()))
+            .path_context("can't edit", self.path)
     }
 }
 
@@ -389,7 +389,7 @@ impl Completion {
                 path: env_path.clone(),
                 changes: completed.changes,
             });
-        } else if mode(&env_path)? != 0o600 {
+        } else if files::mode(&env_path)? != 0o600 {
             changes.push(Change::Mode(env_path.clone()));
         }
         let config_path = paths.config_file();
@@ -421,13 +421,7 @@ impl Completion {
     /// When the disk refuses; what was done until then stays and is not done again.
     pub fn apply(&self) -> Result<()> {
         for directory in &self.directories {
-            if !directory.path.is_dir() {
-                std::fs::DirBuilder::new()
-                    .recursive(true)
-                    .mode(directory.mode)
-                    .create(&directory.path)
-                    .with_context(|| format!("can't create {}", directory.path.display()))?;
-            }
+            files::make_directory(&directory.path, directory.mode)?;
             if let Some((uid, gid)) = directory.owner {
                 std::os::unix::fs::chown(&directory.path, Some(uid.as_raw()), Some(gid.as_raw()))
                     .with_context(|| {
@@ -438,7 +432,7 @@ impl Completion {
         let env_path = self.paths.env_file();
         if let Some(text) = &self.env {
             files::write_atomically(&env_path, text.as_bytes(), 0o600)?;
-        } else if mode(&env_path)? != 0o600 {
+        } else if files::mode(&env_path)? != 0o600 {
             files::set_mode(&env_path, 0o600)?;
         }
         if let Some(text) = self.config {
@@ -446,12 +440,6 @@ impl Completion {
         }
         Ok(())
     }
-}
-
-fn mode(path: &Path) -> Result<u32> {
-    let metadata =
-        std::fs::metadata(path).with_context(|| format!("can't examine {}", path.display()))?;
-    Ok(metadata.mode() & 0o7777)
 }
 
 /// The user and group numbers under which the official image of `service` runs.
@@ -489,37 +477,18 @@ pub fn other_library(owner: u32, image: &ImageReference) -> Option<Failure> {
 }
 
 fn missing_directories(paths: &Paths, settings: &Settings) -> Result<Vec<Directory>> {
+    let of_caller = |path, mode| Directory {
+        path,
+        mode,
+        owner: None,
+    };
     let mut wanted = vec![
-        Directory {
-            path: paths.deployment.clone(),
-            mode: 0o755,
-            owner: None,
-        },
-        Directory {
-            path: paths.config(),
-            mode: 0o755,
-            owner: None,
-        },
-        Directory {
-            path: paths.certificates(),
-            mode: 0o755,
-            owner: None,
-        },
-        Directory {
-            path: paths.credential_files(),
-            mode: 0o700,
-            owner: None,
-        },
-        Directory {
-            path: paths.logs(),
-            mode: 0o750,
-            owner: None,
-        },
-        Directory {
-            path: paths.data(),
-            mode: 0o711,
-            owner: None,
-        },
+        of_caller(paths.deployment.clone(), 0o755),
+        of_caller(paths.config(), 0o755),
+        of_caller(paths.certificates(), 0o755),
+        of_caller(paths.credential_files(), 0o700),
+        of_caller(paths.logs(), 0o750),
+        of_caller(paths.data(), 0o711),
     ];
     for (service, path) in [
         (Service::Postgres, paths.postgres_data()),
@@ -543,10 +512,7 @@ fn missing_directories(paths: &Paths, settings: &Settings) -> Result<Vec<Directo
     for directory in wanted {
         let keep = match std::fs::metadata(&directory.path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => true,
-            Err(error) => {
-                return Err(anyhow::Error::from(error)
-                    .context(format!("can't examine {}", directory.path.display())));
-            }
+            Err(error) => return Err(error).path_context("can't examine", &directory.path),
             Ok(found) if !found.is_dir() => {
                 return Err(Failure::new(format!(
                     "{} is not a directory",

@@ -6,7 +6,7 @@ use std::path::PathBuf;
 
 use anyhow::Context as _;
 
-use crate::error::{Failure, Result};
+use crate::error::{Failure, PathContext, Result};
 use crate::host::files;
 use crate::host::paths::Paths;
 use crate::service::Service;
@@ -197,7 +197,7 @@ pub(crate) fn refuse(paths: &Paths, entrance: &Entrance) -> Result<()> {
         }
     }
     let mode = std::fs::metadata(&key)
-        .with_context(|| format!("can't examine {}", key.display()))?
+        .path_context("can't examine", &key)?
         .mode();
     if mode & 0o077 != 0 {
         let word = crate::output::shell_word(&key);

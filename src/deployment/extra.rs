@@ -3,13 +3,9 @@
 
 use std::path::{Component, Path, PathBuf};
 
-use anyhow::Context;
-
 use crate::deployment::env_file::EnvFile;
-use crate::deployment::settings::{
-    ContainerSecret, SecretTarget, Settings, parse_env, read_env, value_of,
-};
-use crate::error::{Failure, Result};
+use crate::deployment::settings::{ContainerSecret, SecretTarget, Settings, load_env, value_of};
+use crate::error::{Failure, PathContext, Result};
 use crate::host::files::{self, files_of_extras};
 use crate::host::paths::Paths;
 use crate::image::ImageReference;
@@ -51,7 +47,7 @@ pub(crate) fn load(paths: &Paths, env: &EnvFile) -> Result<Vec<Extra>> {
     let mut extras = Vec::new();
     for path in files_of_extras(&paths.deployment)? {
         let size = std::fs::metadata(&path).map(|found| found.len());
-        if size.with_context(|| format!("can't examine {}", path.display()))? > LIMIT {
+        if size.path_context("can't examine", &path)? > LIMIT {
             return Err(wrong(
                 &path,
                 "is larger than 1 MiB, and files directly in extra.d/ are kept with each configuration",
@@ -77,7 +73,7 @@ pub(crate) fn load(paths: &Paths, env: &EnvFile) -> Result<Vec<Extra>> {
         let mut text = String::new();
         files::open_regular(&path)
             .and_then(|mut file| std::io::Read::read_to_string(&mut file, &mut text))
-            .with_context(|| format!("can't read {}", path.display()))?;
+            .path_context("can't read", &path)?;
         let at = |problem: Problem| {
             Failure::config(format!(
                 "{}, line {}: {}",
@@ -364,7 +360,6 @@ fn is_loopback(port: &str) -> bool {
 }
 
 /// The units of the operator's own that are installed, in the order of their names.
-#[must_use]
 pub(crate) fn installed(paths: &Paths) -> Vec<Service> {
     let entries = files::entries(&paths.quadlets).unwrap_or_default();
     let mut found: Vec<Service> = { entries.iter() }
@@ -380,24 +375,22 @@ pub(crate) fn instances(paths: &Paths) -> impl Iterator<Item = Instance> + use<>
 }
 
 /// Those of [`installed`] that still have their file in `extra.d/`.
-#[must_use]
 pub(crate) fn wanted(paths: &Paths) -> Vec<Service> {
     let mut found = installed(paths);
-    found.retain(|service| has_source(paths, *service));
+    found.retain(|service| source(paths, *service).exists());
     found
 }
 
 /// Those of [`installed`] whose file in `extra.d/` was removed.
-#[must_use]
 pub(crate) fn former(paths: &Paths) -> Vec<Service> {
     let mut found = installed(paths);
-    found.retain(|service| !has_source(paths, *service));
+    found.retain(|service| !source(paths, *service).exists());
     found
 }
 
-fn has_source(paths: &Paths, service: Service) -> bool {
-    let source = format!("{}.container", service.name());
-    paths.extra().join(source).exists()
+/// The file in `extra.d/` of such a unit.
+pub(crate) fn source(paths: &Paths, service: Service) -> PathBuf {
+    paths.extra().join(format!("{}.container", service.name()))
 }
 
 /// What a service gets from `.env`, and nothing more.
@@ -410,7 +403,7 @@ pub(crate) fn container_secrets(
         return Ok(settings.container_secrets(service));
     }
     let (unit, path) = (unit_text(paths, service), paths.env_file());
-    let env = parse_env(&read_env(&path)?, &path)?;
+    let env = load_env(&path)?;
     let prefix = format!("Secret={}.", service.container());
     let names = unit
         .lines()
@@ -435,8 +428,7 @@ pub(crate) fn mounted(paths: &Paths, service: Service) -> Result<Vec<PathBuf>> {
 }
 
 fn unit_text(paths: &Paths, service: Service) -> String {
-    let quadlet = format!("{}.container", service.container());
-    std::fs::read_to_string(paths.quadlets.join(quadlet)).unwrap_or_default()
+    std::fs::read_to_string(paths.unit_file(service.into())).unwrap_or_default()
 }
 
 #[cfg(test)]
@@ -616,10 +608,7 @@ mod tests {
     #[test]
     fn a_missing_mount_is_named() {
         let root = tempfile::tempdir().unwrap();
-        let paths = Paths {
-            deployment: root.path().to_owned(),
-            ..Paths::elsewhere(Scope::System)
-        };
+        let paths = Paths::in_test(root.path());
         std::fs::create_dir(paths.extra()).unwrap();
         let file = paths.extra().join("filter.container");
         let text = "[Container]\nImage=registry.example.com/filter:1.2\nVolume=./rules:/rules\n";

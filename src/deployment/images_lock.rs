@@ -46,14 +46,8 @@ impl ImagesLock {
     /// # Errors
     /// When it can't be read, or was damaged.
     pub fn load(path: &Path) -> Result<Self> {
-        let bytes = match std::fs::read(path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
-                return Ok(Self::default());
-            }
-            Err(error) => {
-                return Err(error).with_context(|| format!("can't read {}", path.display()));
-            }
+        let Some(bytes) = files::read_existing(path)? else {
+            return Ok(Self::default());
         };
         serde_json::from_slice(&bytes).map_err(|error| {
             Failure::config(format!("{}, line {}: {error}", path.display(), error.line()))

@@ -74,16 +74,13 @@ pub(crate) fn at(settings: &Settings, image: &str) -> Result<Settings> {
 }
 
 /// The image that the installed unit of a service names.
-#[must_use]
 pub(crate) fn of_unit(paths: &Paths, service: Service) -> Option<ImageReference> {
-    let file = format!("{}.container", service.container());
-    let text = std::fs::read_to_string(paths.quadlets.join(file)).ok()?;
+    let text = std::fs::read_to_string(paths.unit_file(service.into())).ok()?;
     let image = text.lines().find_map(|line| line.strip_prefix("Image="))?;
     ImageReference::parse(image).ok()
 }
 
 /// The notice about an edit of `LITELLM_IMAGE` that is not applied.
-#[must_use]
 pub(crate) fn notice(settings: &Settings, kept: &Image) -> String {
     format!(
         "LITELLM_IMAGE in .env is {}, but the installed release is {}",

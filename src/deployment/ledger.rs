@@ -14,7 +14,7 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize, Serializer};
 
 use crate::deployment::operation_id::OperationId;
-use crate::error::{Failure, Result};
+use crate::error::{Failure, PathContext, Result};
 use crate::host::files;
 use crate::host::paths::Paths;
 use crate::host::record;
@@ -37,7 +37,6 @@ impl Images {
     }
 
     /// That of a service.
-    #[must_use]
     pub(crate) fn of(&self, service: Service) -> Option<&Image> {
         self.0.get(&service)
     }
@@ -271,13 +270,7 @@ impl Ledger {
     /// When it can't be read, or a line is damaged.
     pub fn load(paths: &Paths) -> Result<Self> {
         let path = paths.ledger();
-        let bytes = match std::fs::read(&path) {
-            Ok(bytes) => bytes,
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Vec::new(),
-            Err(error) => {
-                return Err(error).with_context(|| format!("can't read {}", path.display()));
-            }
-        };
+        let bytes = files::read_existing(&path)?.unwrap_or_default();
         let end = bytes
             .iter()
             .rposition(|byte| *byte == b'\n')
@@ -320,7 +313,7 @@ impl Ledger {
             event,
         };
         self.write(&record)
-            .with_context(|| format!("can't write {}", self.path.display()))?;
+            .path_context("can't write", &self.path)?;
         self.records.push(record);
         Ok(())
     }

@@ -25,7 +25,6 @@ fn sizes(memory: u64) -> Vec<(&'static str, String)> {
 }
 
 /// Those of this host, for a new cluster of that major version; none if it is too old for them.
-#[must_use]
 pub(crate) fn of_this_host(major: u32) -> Vec<(&'static str, String)> {
     // Without a known amount, PostgreSQL's own sizes are right.
     Some(Capacity::read().memory)
@@ -35,7 +34,6 @@ pub(crate) fn of_this_host(major: u32) -> Vec<(&'static str, String)> {
 }
 
 /// `POSTGRES_INITDB_ARGS` of the official images; `None` without sizes.
-#[must_use]
 pub(crate) fn initdb_arguments(sizes: &[(&str, String)]) -> Option<String> {
     let words = sizes
         .iter()

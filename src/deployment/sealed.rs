@@ -111,19 +111,16 @@ fn pieces(text: &str) -> Option<Vec<Piece<'_>>> {
 }
 
 /// Whether there is a reference in a value, complete or not.
-#[must_use]
 pub(crate) fn is_sealed(value: &str) -> bool {
     value.contains(PREFIX)
 }
 
 /// Whether every reference in a value is complete.
-#[must_use]
 pub(crate) fn is_complete(value: &str) -> bool {
     pieces(value).is_some()
 }
 
 /// Every complete reference in `text`, which need not be a value.
-#[must_use]
 pub(crate) fn references(text: &str) -> Vec<Reference> {
     text.split(PREFIX)
         .skip(1)
@@ -232,7 +229,6 @@ impl Vault {
 }
 
 /// What `NAME=written` in a `.env` means; nothing if more than the value is in it.
-#[must_use]
 pub(crate) fn unwritten(name: &str, written: &str) -> Option<SecretString> {
     let env = EnvFile::parse(&format!("{name}={written}")).ok()?;
     let mut definitions = env.definitions();

@@ -264,8 +264,7 @@ impl Settings {
     /// # Errors
     /// When it can't be read or parsed, or a value in it can't be used; with file and line.
     pub fn load(path: &Path) -> Result<Self> {
-        let text = read_env(path)?;
-        Self::from_text(&text, path)
+        Self::from_env(&load_env(path)?, path)
     }
 
     /// Like [`Settings::load`], from text. `path` is for messages, and sealed values are beside it.
@@ -563,6 +562,14 @@ pub fn parse_env(text: &str, path: &Path) -> Result<EnvFile> {
     })
 }
 
+/// Reads and parses a `.env`.
+///
+/// # Errors
+/// As [`read_env`] and [`parse_env`].
+pub fn load_env(path: &Path) -> Result<EnvFile> {
+    parse_env(&read_env(path)?, path)
+}
+
 /// Refuses variables that would give the gateway another address than the one that systemd holds. Only an edit is
 /// refused: a gateway that restarts, starts without them.
 ///
@@ -595,13 +602,16 @@ pub(crate) fn wrong(
     problem: &str,
     hint: &str,
 ) -> anyhow::Error {
-    let line = env
-        .line(name)
-        .map(|line| format!(", line {line}"))
-        .unwrap_or_default();
-    Failure::config(format!("{}{line}: {name} {problem}", path.display()))
+    Failure::config(format!("{} {problem}", place(Some(env), path, name)))
         .hint(hint)
         .into()
+}
+
+/// `FILE, line 3: NAME`, as far as the file has the variable.
+pub(crate) fn place(env: Option<&EnvFile>, path: &Path, name: &str) -> String {
+    let line = env.and_then(|env| env.line(name));
+    let line = line.map_or(String::new(), |line| format!(", line {line}"));
+    format!("{}{line}: {name}", path.display())
 }
 
 struct Reader<'a> {

@@ -12,7 +12,7 @@ use crate::deployment::completion::{container_owner, other_library};
 use crate::deployment::env_file::EnvFile;
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::sealed::{Vault, is_sealed};
-use crate::deployment::settings::DEFAULT_LITELLM_IMAGE;
+use crate::deployment::settings::{DEFAULT_LITELLM_IMAGE, place};
 use crate::deployment::variables::{is_secret, may_be_sealed};
 use crate::error::Result;
 use crate::host::files;
@@ -267,16 +267,8 @@ pub(crate) fn images(host: &Host, env: &EnvFile) -> Check {
             }
         };
         if let Some((fault, hint)) = fault {
-            let line = env
-                .line(name)
-                .map(|line| format!(", line {line}"))
-                .unwrap_or_default();
-            let path = host.paths.env_file();
-            return Check::failure(
-                CheckName::Images,
-                format!("{}{line}: {name}: {fault}", path.display()),
-            )
-            .remedy(hint);
+            let place = place(Some(env), &host.paths.env_file(), name);
+            return Check::failure(CheckName::Images, format!("{place}: {fault}")).remedy(hint);
         }
     }
     Check::ok(

@@ -100,7 +100,8 @@ fn render(report: &StatusReport, others: &Others) -> String {
     );
     text.sample(&[], flag(health.is_ready()));
     let gateway = report
-        .services
+        .stack
+        .reports
         .iter()
         .find(|service| service.service == "litellm");
     if let (Some(gateway), GatewayHealth::Ready { version }) = (gateway, health) {
@@ -177,21 +178,25 @@ fn render(report: &StatusReport, others: &Others) -> String {
         "gauge",
         "failing units that keep a service from starting",
     );
-    let failing = report.blockers.iter().filter(|blocker| blocker.failing);
+    let failing = report
+        .stack
+        .blockers
+        .iter()
+        .filter(|blocker| blocker.failing);
     text.sample(&[], whole(failing.count() as u64));
     text.add(
         "operation_running",
         "gauge",
         "whether a command changes the deployment",
     );
-    text.sample(&[], flag(report.operation.is_some()));
+    text.sample(&[], flag(report.stack.operation.is_some()));
     text.add(
         "operation_interrupted",
         "gauge",
         "whether a change of the deployment was interrupted and not completed",
     );
     text.sample(&[], flag(others.interrupted));
-    if let Some(known) = &report.vulnerabilities {
+    if let Some(known) = &report.stack.vulnerabilities {
         let open: Vec<_> = known.iter().filter(|known| !known.accepted).collect();
         text.add(
             "vulnerabilities",
@@ -209,7 +214,7 @@ fn render(report: &StatusReport, others: &Others) -> String {
             );
         }
     }
-    if let Some(check) = &report.upgrade_check {
+    if let Some(check) = &report.stack.upgrade_check {
         text.add(
             "upgrade_available",
             "gauge",
@@ -233,7 +238,7 @@ fn render(report: &StatusReport, others: &Others) -> String {
         "whether the timer of the nightly backup is enabled and active",
     );
     text.sample(&[], flag(others.backup_timer));
-    if let Some(archive) = &report.archive {
+    if let Some(archive) = &report.stack.archive {
         // Neither, while the first one is being made.
         if archive.recoverable || !others.base_in_the_making {
             text.add(
@@ -332,7 +337,7 @@ impl Metrics {
         value: impl Fn(&ServiceReport) -> Option<f64>,
     ) {
         self.add(name, kind, help);
-        for service in &report.services {
+        for service in &report.stack.reports {
             if let Some(value) = value(service) {
                 self.sample(&[("service", service.service)], value);
             }

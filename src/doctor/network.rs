@@ -525,16 +525,12 @@ pub(crate) async fn docker(host: &Host) -> Check {
     }
 }
 
-#[derive(Debug, Deserialize)]
-#[serde(rename_all = "PascalCase")]
+#[derive(Debug, Default, Deserialize)]
+#[serde(default, rename_all = "PascalCase")]
 struct DockerContainer {
-    #[serde(default)]
     names: Vec<String>,
-    #[serde(default)]
     ports: Vec<DockerPort>,
-    #[serde(default)]
     image: String,
-    #[serde(default)]
     labels: HashMap<String, String>,
 }
 

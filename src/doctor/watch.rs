@@ -18,7 +18,7 @@ use crate::deployment::listen::ListenAddress;
 use crate::deployment::settings::{Settings, WatchSettings};
 use crate::deployment::snapshot;
 use crate::deployment::variables::{NOTIFY_COMMAND, NOTIFY_URL};
-use crate::error::{Failure, Result};
+use crate::error::{Failure, PathContext, Result};
 use crate::host::files::{remove_existing, save_record, write_atomically, write_here};
 use crate::host::lock::OperationLock;
 use crate::host::paths::Scope;
@@ -91,7 +91,7 @@ pub(crate) async fn watch(host: &Host) -> Result<()> {
     let (settings, problem) = settings(host)?;
     // The timer also runs while nothing of the stack was started since the host was.
     let state = host.paths.runtime_state();
-    std::fs::create_dir_all(&state).with_context(|| format!("can't create {}", state.display()))?;
+    std::fs::create_dir_all(&state).path_context("can't create", &state)?;
     let report = report::gather(host).await?;
     // Reads the manifests of 14 days, once.
     let forecast = database::of_backups(&host.paths);
@@ -410,12 +410,17 @@ async fn find(
         let words = format!("{problem:#}; the last good one is used; see `litellm-units doctor`");
         add(".env", &words, SIGHTINGS);
     }
-    for service in &report.services {
+    for service in &report.stack.reports {
         if let Some((words, sightings)) = of_service(service) {
             add(service.service, &words, sightings);
         }
     }
-    for blocker in report.blockers.iter().filter(|blocker| blocker.failing) {
+    for blocker in report
+        .stack
+        .blockers
+        .iter()
+        .filter(|blocker| blocker.failing)
+    {
         add(&blocker.unit, &blocker.state, SIGHTINGS);
     }
     if let Some(sightings) = of_gateway(report) {
@@ -479,7 +484,7 @@ fn of_gateway(report: &StatusReport) -> Option<u32> {
     match &report.gateway.health {
         health if health.is_ready() => None,
         GatewayHealth::Busy { .. } => Some(SLOW_SIGHTINGS),
-        _ if report.services.iter().any(starts) => Some(SLOW_SIGHTINGS),
+        _ if report.stack.reports.iter().any(starts) => Some(SLOW_SIGHTINGS),
         _ => Some(SIGHTINGS),
     }
 }

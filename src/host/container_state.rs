@@ -31,13 +31,11 @@ pub(crate) enum ContainerHealth {
 
 impl ContainerHealth {
     /// Whether the container did not answer the last check.
-    #[must_use]
     pub(crate) fn is_bad(self) -> bool {
         matches!(self, Self::Failing | Self::Unhealthy)
     }
 
     /// Whether no fault is known.
-    #[must_use]
     pub(crate) fn is_good(self) -> bool {
         matches!(self, Self::Healthy)
     }
@@ -86,7 +84,6 @@ struct Listed {
 
 /// The health of the container in a unit's control group, from the log that Podman keeps beside
 /// its state (`healthCheckLogPath` of libpod). Nothing when no container runs or it has no check.
-#[must_use]
 pub(crate) fn health(paths: &Paths, control_group: &str) -> Option<ContainerHealth> {
     let log = paths
         .container_state(&running(control_group)?)
@@ -97,7 +94,6 @@ pub(crate) fn health(paths: &Paths, control_group: &str) -> Option<ContainerHeal
 
 /// The ID of the image of the container in a unit's control group, from Podman's list. Nothing when
 /// no container runs, or its storage is at another place.
-#[must_use]
 pub(crate) fn image_id(paths: &Paths, control_group: &str) -> Option<String> {
     let id = running(control_group)?;
     let list: Vec<Listed> =
@@ -107,7 +103,6 @@ pub(crate) fn image_id(paths: &Paths, control_group: &str) -> Option<String> {
 }
 
 /// Whether something is mounted at `place` in the running container of a unit's control group.
-#[must_use]
 pub(crate) fn has_mount(control_group: &str, place: &str) -> bool {
     let mounts = || {
         let payload = format!("libpod-payload-{}", running(control_group)?);
@@ -143,7 +138,6 @@ fn in_hierarchy(control_group: &str) -> PathBuf {
 /// The resident memory of every process in a control group and below, in bytes: an upper bound,
 /// since shared pages count once for each process. For hosts whose kernel does not count memory
 /// by control group.
-#[must_use]
 pub(crate) fn resident_memory(control_group: &str) -> Option<u64> {
     if control_group.is_empty() {
         return None;
@@ -156,7 +150,6 @@ pub(crate) fn resident_memory(control_group: &str) -> Option<u64> {
 
 /// The memory of a control group and all below that the kernel can't take back, in bytes: not its cache of files, but what
 /// was moved to swap.
-#[must_use]
 pub(crate) fn held_memory(control_group: &str) -> Option<u64> {
     if control_group.is_empty() {
         return None;
@@ -177,7 +170,6 @@ pub(crate) fn held_memory(control_group: &str) -> Option<u64> {
 
 /// The CPU time of a control group and all below, by the kernel: for hosts whose systemd does not
 /// count it.
-#[must_use]
 pub(crate) fn cpu_time(control_group: &str) -> Option<Duration> {
     if control_group.is_empty() {
         return None;

@@ -11,7 +11,7 @@ use secrecy::SecretString;
 use serde::{Deserialize, Deserializer};
 use tokio::process::Command;
 
-use crate::error::{Failure, Result};
+use crate::error::{Failure, PathContext, Result};
 use crate::host::podman::is_executable;
 use crate::host::ssh::RemoteHost;
 
@@ -57,7 +57,6 @@ pub(crate) struct State {
     #[serde(default)]
     restarting: bool,
     /// None without a health check.
-    #[serde(default)]
     health: Option<Health>,
 }
 
@@ -450,8 +449,7 @@ impl Docker {
         let from = format!("{container}:{path}");
         // An archive, which ssh brings as well, with one entry: the file or the directory.
         let inside = to.with_extension("archive");
-        std::fs::create_dir(&inside)
-            .with_context(|| format!("can't create {}", inside.display()))?;
+        std::fs::create_dir(&inside).path_context("can't create", &inside)?;
         let mut docker = self.command(["cp", "--follow-link", &from, "-"]);
         docker.stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut docker = docker
@@ -470,12 +468,10 @@ impl Docker {
             let words = String::from_utf8_lossy(&docker.stderr);
             return Err(Failure::new(format!("docker: {}", words.trim())).into());
         }
-        let mut entries = std::fs::read_dir(&inside)
-            .with_context(|| format!("can't read {}", inside.display()))?;
+        let mut entries = std::fs::read_dir(&inside).path_context("can't read", &inside)?;
         match entries.next() {
             Some(Ok(entry)) if tar.is_ok_and(|status| status.success()) => {
-                std::fs::rename(entry.path(), to)
-                    .with_context(|| format!("can't move {}", entry.path().display()))
+                std::fs::rename(entry.path(), to).path_context("can't move", entry.path())
             }
             _ => anyhow::bail!("can't unpack {path} of {container}"),
         }

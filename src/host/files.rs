@@ -13,7 +13,7 @@ use nix::fcntl::OFlag;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-use crate::error::{Failure, Result};
+use crate::error::{Failure, PathContext, Result};
 
 /// The prefix of temporary files.
 pub(crate) const TEMPORARY: &str = ".litellm-units-";
@@ -26,8 +26,7 @@ pub(crate) const TEMPORARY: &str = ".litellm-units-";
 pub(crate) fn write_atomically(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
     // A link stays a link: its target is replaced.
     let resolved = std::fs::canonicalize(path);
-    write(resolved.as_deref().unwrap_or(path), bytes, mode)
-        .with_context(|| format!("can't write {}", path.display()))
+    write(resolved.as_deref().unwrap_or(path), bytes, mode).path_context("can't write", path)
 }
 
 /// As [`write_atomically`], into a directory that others may change: neither the directory nor the file is
@@ -46,7 +45,7 @@ pub(crate) fn write_here(directory: &Path, name: &str, bytes: &[u8], mode: u32) 
         let place = format!("/proc/self/fd/{}", opened.as_raw_fd());
         write(&Path::new(&place).join(name), bytes, mode)
     };
-    attempt().with_context(|| format!("can't write {}", directory.join(name).display()))
+    attempt().path_context("can't write", directory.join(name))
 }
 
 fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
@@ -72,9 +71,7 @@ fn write(path: &Path, bytes: &[u8], mode: u32) -> Result<()> {
 pub(crate) fn read_existing(path: &Path) -> Result<Option<Vec<u8>>> {
     match std::fs::read(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        text => text
-            .map(Some)
-            .with_context(|| format!("can't read {}", path.display())),
+        text => text.map(Some).path_context("can't read", path),
     }
 }
 
@@ -96,8 +93,7 @@ pub(crate) fn load_record<T: DeserializeOwned>(path: &Path, hint: &str) -> Resul
 
 /// Writes such a record, which only its owner can read.
 pub(crate) fn save_record(path: &Path, record: &impl Serialize) -> Result<()> {
-    let text = serde_json::to_vec(record)
-        .with_context(|| format!("can't put into JSON: {}", path.display()))?;
+    let text = serde_json::to_vec(record).path_context("can't put into JSON:", path)?;
     write_atomically(path, &text, 0o600)
 }
 
@@ -105,7 +101,7 @@ pub(crate) fn save_record(path: &Path, record: &impl Serialize) -> Result<()> {
 pub(crate) fn remove_existing(path: &Path) -> Result<()> {
     match std::fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("can't remove {}", path.display()))
+            Err(error).path_context("can't remove", path)
         }
         _ => Ok(()),
     }
@@ -117,8 +113,7 @@ pub(crate) fn entries(directory: &Path) -> Result<Vec<PathBuf>> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
         entries => entries.and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect()),
     };
-    let mut found: Vec<PathBuf> =
-        entries.with_context(|| format!("can't read {}", directory.display()))?;
+    let mut found: Vec<PathBuf> = entries.path_context("can't read", directory)?;
     found.sort();
     Ok(found)
 }
@@ -149,8 +144,7 @@ pub(crate) fn exchange(one: &Path, other: &Path) -> Result<()> {
 
 /// Whether something is mounted at `path`.
 pub(crate) fn is_mounted(path: &Path) -> Result<bool> {
-    let resolved =
-        std::fs::canonicalize(path).with_context(|| format!("can't examine {}", path.display()))?;
+    let resolved = std::fs::canonicalize(path).path_context("can't examine", path)?;
     let list = "/proc/self/mountinfo";
     let text = std::fs::read_to_string(list).with_context(|| format!("can't read {list}"))?;
     Ok(is_mount_of(&text, &resolved))
@@ -175,16 +169,22 @@ fn is_mount_of(list: &str, path: &Path) -> bool {
 pub(crate) fn remove_directory(path: &Path) -> Result<()> {
     match std::fs::remove_dir_all(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => {
-            Err(error).with_context(|| format!("can't remove {}", path.display()))
+            Err(error).path_context("can't remove", path)
         }
         _ => Ok(()),
     }
 }
 
+/// The permission bits of `path`.
+pub(crate) fn mode(path: &Path) -> Result<u32> {
+    let found = std::fs::metadata(path).path_context("can't examine", path)?;
+    Ok(found.mode() & 0o7777)
+}
+
 /// Sets the permission bits of `path`.
 pub(crate) fn set_mode(path: &Path, mode: u32) -> Result<()> {
     std::fs::set_permissions(path, std::fs::Permissions::from_mode(mode))
-        .with_context(|| format!("can't set the mode of {}", path.display()))
+        .path_context("can't set the mode of", path)
 }
 
 /// Copies a file into the directory of another user, who alone can read the copy.
@@ -244,7 +244,7 @@ pub(crate) fn link_below(directory: &Path) -> Result<Option<PathBuf>> {
         }
         Ok(None)
     }
-    walk(directory).with_context(|| format!("can't read {}", directory.display()))
+    walk(directory).path_context("can't read", directory)
 }
 
 /// Every regular file below `directory`, sorted; none if it is missing. Links are followed to a limited depth.
@@ -266,8 +266,7 @@ pub(crate) fn files_below(directory: &Path) -> Result<Vec<PathBuf>> {
         Ok(())
     }
     let mut found = Vec::new();
-    walk(directory, DEPTH, &mut found)
-        .with_context(|| format!("can't read {}", directory.display()))?;
+    walk(directory, DEPTH, &mut found).path_context("can't read", directory)?;
     found.sort();
     Ok(found)
 }
@@ -310,7 +309,7 @@ impl Space {
     /// That of the file system of `directory`.
     pub(crate) fn of(directory: &Path) -> Result<Self> {
         let found = nix::sys::statvfs::statvfs(directory)
-            .with_context(|| format!("can't read the free space of {}", directory.display()))?;
+            .path_context("can't read the free space of", directory)?;
         Ok(Self {
             free: found.blocks_available() * found.fragment_size(),
             size: found.blocks() * found.fragment_size(),
@@ -321,6 +320,15 @@ impl Space {
     pub(crate) fn used(&self) -> u64 {
         self.size.saturating_sub(self.free)
     }
+}
+
+/// Creates a directory, and those above it, with this mode, unless it exists.
+pub(crate) fn make_directory(path: &Path, mode: u32) -> Result<()> {
+    std::fs::DirBuilder::new()
+        .recursive(true)
+        .mode(mode)
+        .create(path)
+        .path_context("can't create", path)
 }
 
 /// Creates a directory for its owner only.

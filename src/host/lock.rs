@@ -6,10 +6,9 @@ use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::Context;
 use nix::fcntl::{Flock, FlockArg};
 
-use crate::error::{Failure, Result};
+use crate::error::{Failure, PathContext, Result};
 use crate::host::paths::Paths;
 
 /// The lock of the running operation. The kernel releases it when the process ends, however it
@@ -52,38 +51,34 @@ impl OperationLock {
                 .into());
             }
             Err((_, error)) => {
-                return Err(error).with_context(|| format!("can't lock {}", path.display()));
+                return Err(error).path_context("can't lock", &path);
             }
         };
         let words = format!("{})\n", words(command, std::process::id()));
         file.set_len(0)
             .and_then(|()| file.rewind())
             .and_then(|()| file.write_all(words.as_bytes()))
-            .with_context(|| format!("can't write {}", path.display()))?;
+            .path_context("can't write", &path)?;
         Ok(Self { _file: Some(file) })
     }
 
     /// Whether an operation is running.
-    #[must_use]
     pub(crate) fn is_held(paths: &Paths) -> bool {
         is_held(&lock_file(paths))
     }
 
     /// Whether the operation that is running is this command.
-    #[must_use]
     pub(crate) fn is_held_by(paths: &Paths, command: &str) -> bool {
         Self::holder(paths).is_some_and(|holder| holder.starts_with(&words(command, "")))
     }
 
     /// The operation that is running: `litellm-units apply (process 4711)`.
-    #[must_use]
     pub(crate) fn holder(paths: &Paths) -> Option<String> {
         let holder = std::fs::read_to_string(lock_file(paths)).ok()?;
         Self::is_held(paths).then(|| holder.trim_end().to_owned())
     }
 
     /// How long the last operation is running, or how long ago it began.
-    #[must_use]
     pub(crate) fn age(paths: &Paths) -> Option<Duration> {
         let began = std::fs::metadata(lock_file(paths)).ok()?.modified().ok()?;
         began.elapsed().ok()
@@ -94,11 +89,11 @@ impl OperationLock {
         let path = lock_file(paths);
         let file = match File::open(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            file => file.with_context(|| format!("can't open {}", path.display()))?,
+            file => file.path_context("can't open", &path)?,
         };
         Flock::lock(file, FlockArg::LockShared)
             .map_err(|(_, error)| error)
-            .with_context(|| format!("can't lock {}", path.display()))?;
+            .path_context("can't lock", &path)?;
         Ok(())
     }
 }
@@ -108,12 +103,11 @@ pub(crate) fn exclusive(path: &Path) -> Result<Option<Flock<File>>> {
     match lock_patiently(open(path)?) {
         Ok(lock) => Ok(Some(lock)),
         Err((_, nix::errno::Errno::EWOULDBLOCK)) => Ok(None),
-        Err((_, error)) => Err(error).with_context(|| format!("can't lock {}", path.display())),
+        Err((_, error)) => Err(error).path_context("can't lock", path),
     }
 }
 
 /// Whether a process has the lock of [`exclusive`].
-#[must_use]
 pub(crate) fn is_held(path: &Path) -> bool {
     File::open(path).is_ok_and(is_locked)
 }
@@ -121,11 +115,11 @@ pub(crate) fn is_held(path: &Path) -> bool {
 /// Waits until no other process registers the secrets of a container, and keeps others from it until it is dropped.
 pub(crate) fn of_secrets(paths: &Paths, container: &str) -> Result<Flock<File>> {
     let state = paths.runtime_state();
-    std::fs::create_dir_all(&state).with_context(|| format!("can't create {}", state.display()))?;
+    std::fs::create_dir_all(&state).path_context("can't create", &state)?;
     let path = state.join(format!("{container}.secrets-lock"));
     Flock::lock(open(&path)?, FlockArg::LockExclusive)
         .map_err(|(_, error)| error)
-        .with_context(|| format!("can't lock {}", path.display()))
+        .path_context("can't lock", &path)
 }
 
 fn open(path: &Path) -> Result<File> {
@@ -136,7 +130,7 @@ fn open(path: &Path) -> Result<File> {
         .truncate(false)
         .mode(0o600)
         .open(path)
-        .with_context(|| format!("can't open {}", path.display()))
+        .path_context("can't open", path)
 }
 
 fn lock_file(paths: &Paths) -> PathBuf {

@@ -7,10 +7,9 @@ use std::io;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Component, Path, PathBuf};
 
-use anyhow::Context;
 use nix::unistd::{Uid, User, getegid, geteuid};
 
-use crate::error::{Failure, Result};
+use crate::error::{Failure, PathContext, Result};
 use crate::host::files::{self, files_of_extras};
 use crate::host::paths::{Paths, Scope};
 use crate::output::shell_word;
@@ -38,7 +37,7 @@ pub(crate) fn exposed_above(scope: Scope, path: &Path) -> Result<Option<PathBuf>
     let mut found = Vec::new();
     Trust::of(scope)
         .path(path, false, &mut found)
-        .with_context(|| format!("can't examine {}", path.display()))?;
+        .path_context("can't examine", path)?;
     Ok(found.into_iter().next().map(|exposed| exposed.path))
 }
 
@@ -54,13 +53,12 @@ pub(crate) fn unreadable(paths: &Paths) -> Result<Vec<PathBuf>> {
             }
             Ok(())
         })
-        .with_context(|| format!("can't read {}", directory.display()))?;
+        .path_context("can't read", &directory)?;
     }
     Ok(found)
 }
 
 /// What is wrong with files that the gateway can't read, and the command that makes them readable.
-#[must_use]
 pub(crate) fn unreadable_words(paths: &Paths, unreadable: &[PathBuf]) -> Option<(String, String)> {
     let [first, rest @ ..] = unreadable else {
         return None;
@@ -171,17 +169,17 @@ impl Trust {
         ];
         for path in own.iter().map(PathBuf::as_path).chain(program) {
             self.path(path, true, &mut found)
-                .with_context(|| format!("can't examine {}", path.display()))?;
+                .path_context("can't examine", path)?;
         }
         let own = files_of_extras(&paths.deployment)?.into_iter();
         for path in own.chain(files::entries(&paths.entrance())?) {
             self.path(&path, true, &mut found)
-                .with_context(|| format!("can't examine {}", path.display()))?;
+                .path_context("can't examine", &path)?;
         }
         // These belong to the users of the containers, who may do there what they like.
         for path in [paths.logs(), paths.postgres_data(), paths.redis_data()] {
             self.path(&path, false, &mut found)
-                .with_context(|| format!("can't examine {}", path.display()))?;
+                .path_context("can't examine", &path)?;
         }
         for directory in paths.mounted() {
             below(&directory, DEPTH, &mut |path, metadata| {
@@ -191,7 +189,7 @@ impl Trust {
                 self.judge(path, metadata, &mut found);
                 Ok(())
             })
-            .with_context(|| format!("can't read {}", directory.display()))?;
+            .path_context("can't read", &directory)?;
         }
         Ok(found)
     }
@@ -402,10 +400,7 @@ mod tests {
         fn new() -> Self {
             let root = tempfile::tempdir().unwrap();
             let top = root.path().canonicalize().unwrap();
-            let paths = Paths {
-                deployment: top.join("opt/server"),
-                ..Paths::elsewhere(Scope::System)
-            };
+            let paths = Paths::in_test(top.join("opt/server"));
             for directory in ["config/sub", "data/postgres", "data/redis", "logs"] {
                 create_dir_all(paths.deployment.join(directory)).unwrap();
             }

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use serde::Serialize;
 
 use crate::error::{Failure, Result};
+use crate::service::{Instance, Service};
 
 /// The default deployment directory of the system scope.
 pub const SYSTEM_DEPLOYMENT: &str = "/opt/litellm-server";
@@ -98,6 +99,15 @@ impl Paths {
         }
     }
 
+    /// Those of a deployment in a directory of a test.
+    #[cfg(test)]
+    pub(crate) fn in_test(deployment: impl Into<PathBuf>) -> Self {
+        Self {
+            deployment: deployment.into(),
+            ..Self::elsewhere(Scope::System)
+        }
+    }
+
     fn system() -> Self {
         Self {
             scope: Scope::System,
@@ -132,6 +142,15 @@ impl Paths {
             runtime,
             configuration: config,
         })
+    }
+
+    /// Where the unit of an instance is installed: but for the entrance, as a Quadlet file.
+    pub(crate) fn unit_file(&self, instance: Instance) -> PathBuf {
+        let directory = match instance.service() {
+            Service::Entrance => &self.units,
+            _ => &self.quadlets,
+        };
+        directory.join(instance.quadlet())
     }
 
     /// The deployment that the installed units run, if there are any.

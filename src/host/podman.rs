@@ -8,9 +8,10 @@ use std::time::Duration;
 
 use anyhow::Context;
 use serde::Deserialize;
+use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
-use crate::error::{Failure, Result};
+use crate::error::{Failure, PathContext, Result};
 use crate::host::paths::Scope;
 use crate::image::{self, Image, ImageIdentity};
 
@@ -122,7 +123,7 @@ impl Podman {
             .stdin(Stdio::null())
             .output()
             .await
-            .with_context(|| format!("can't run {}", self.generator.display()))?;
+            .path_context("can't run", &self.generator)?;
         let text = String::from_utf8_lossy(&output.stdout);
         PodmanVersion::parse(&text)
             .with_context(|| {
@@ -151,7 +152,7 @@ impl Podman {
         command
             .output()
             .await
-            .with_context(|| format!("can't run {}", self.generator.display()))
+            .path_context("can't run", &self.generator)
     }
 
     /// A command line of Podman that reads nothing from stdin. It runs in the root directory, since
@@ -166,6 +167,35 @@ impl Podman {
         command
     }
 
+    /// Runs Podman to its end, which may be a failure.
+    pub(crate) async fn output<A: AsRef<OsStr>>(
+        &self,
+        arguments: impl IntoIterator<Item = A>,
+    ) -> Result<Output> {
+        let output = self.command(arguments).output().await;
+        output.context("can't run podman")
+    }
+
+    /// The same with a text on stdin: arguments are for all to see.
+    pub(crate) async fn fed<A: AsRef<OsStr>>(
+        &self,
+        arguments: impl IntoIterator<Item = A>,
+        input: &str,
+    ) -> Result<Output> {
+        let mut command = self.command(arguments);
+        command
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .kill_on_drop(true);
+        let mut child = command.spawn().context("can't run podman")?;
+        if let Some(mut stdin) = child.stdin.take() {
+            // It may end before it has read everything; its status tells.
+            let _ = stdin.write_all(input.as_bytes()).await;
+        }
+        child.wait_with_output().await.context("can't run podman")
+    }
+
     /// Runs Podman and returns its stdout.
     ///
     /// # Errors
@@ -174,8 +204,7 @@ impl Podman {
         &self,
         arguments: impl IntoIterator<Item = A>,
     ) -> Result<String> {
-        let mut command = self.command(arguments);
-        let output = command.output().await.context("can't run podman")?;
+        let output = self.output(arguments).await?;
         if !output.status.success() {
             return Err(failed(&output));
         }
@@ -187,11 +216,7 @@ impl Podman {
     /// # Errors
     /// When Podman can't tell.
     pub async fn has_image(&self, image: &str) -> Result<bool> {
-        let output = self
-            .command(["image", "exists", image])
-            .output()
-            .await
-            .context("can't run podman")?;
+        let output = self.output(["image", "exists", image]).await?;
         match output.status.code() {
             Some(0) => Ok(true),
             Some(1) => Ok(false),
@@ -227,11 +252,8 @@ impl Podman {
     /// When Podman can't be run.
     pub async fn container_image(&self, container: &str) -> Result<Option<Image>> {
         let format = "{{.ImageName}} {{.Image}} {{.ImageDigest}}";
-        let output = self
-            .command(["container", "inspect", "--format", format, container])
-            .output()
-            .await
-            .context("can't run podman")?;
+        let words = ["container", "inspect", "--format", format, container];
+        let output = self.output(words).await?;
         let said = String::from_utf8_lossy(&output.stdout);
         let Some((reference, rest)) = said.trim().split_once(' ') else {
             return Ok(None);
@@ -312,11 +334,7 @@ impl Podman {
     /// # Errors
     /// When Podman can't be run.
     pub async fn reason_against(&self, image: &str) -> Result<Option<String>> {
-        let output = self
-            .command(["pull", "--quiet", image])
-            .output()
-            .await
-            .context("can't run podman")?;
+        let output = self.output(["pull", "--quiet", image]).await?;
         let words = String::from_utf8_lossy(&output.stderr);
         let last = words.lines().last().unwrap_or_default();
         Ok((!output.status.success()).then(|| last.trim_start_matches("Error: ").to_owned()))

@@ -17,12 +17,12 @@ use thiserror::Error;
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::installed_release;
 use crate::deployment::ledger::{Ledger, RecordedRelease};
-use crate::deployment::settings::{Settings, parse_env, read_env};
+use crate::deployment::settings::{Settings, load_env, parse_env, place};
 use crate::deployment::snapshot;
 use crate::deployment::variables::ACCEPT_VULNERABILITIES;
 use crate::error::{Failure, Result};
-use crate::host::Host;
 use crate::host::paths::Paths;
+use crate::host::{Host, files};
 use crate::image::ImageReference;
 use crate::litellm::release::Release;
 use crate::output::shell_word;
@@ -100,8 +100,7 @@ impl Advisories {
         let mut own = Vec::new();
         for directory in paths.advisories() {
             if let Err(error) = all.read_directory(&directory, &mut own) {
-                all.faults
-                    .push(format!("can't read {}: {error}", directory.display()));
+                all.faults.push(format!("{error:#}"));
             }
         }
         all.add(own);
@@ -125,16 +124,9 @@ impl Advisories {
         })
     }
 
-    fn read_directory(&mut self, directory: &Path, own: &mut Vec<Known>) -> std::io::Result<()> {
-        let entries = match std::fs::read_dir(directory) {
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(()),
-            entries => entries?,
-        };
-        let mut paths = entries
-            .map(|entry| Ok(entry?.path()))
-            .collect::<std::io::Result<Vec<_>>>()?;
+    fn read_directory(&mut self, directory: &Path, own: &mut Vec<Known>) -> Result<()> {
+        let mut paths = files::entries(directory)?;
         paths.retain(|path| path.extension() == Some(OsStr::new("json")));
-        paths.sort();
         for path in paths {
             let found = std::fs::read_to_string(&path)
                 .map_err(|error| error.to_string())
@@ -236,9 +228,10 @@ impl Advisories {
             let identity = images.identity(image);
             let digest = identity.as_ref().map(|identity| identity.digest.as_str());
             if let Err(found) = self.check(image, digest) {
-                let name = service.image_variable();
-                let place = place(paths, name);
-                let message = format!("{place}: {name} can't be used: {found}");
+                let path = paths.env_file();
+                let env = load_env(&path).ok();
+                let place = place(env.as_ref(), &path, service.image_variable());
+                let message = format!("{place} can't be used: {found}");
                 return Err(Failure::config(message).hint(Compromised::HINT).into());
             }
         }
@@ -296,24 +289,11 @@ impl Advisories {
 }
 
 /// The release of one of LiteLLM's images, if its tag names one.
-#[must_use]
 pub(crate) fn release(image: &ImageReference) -> Option<Release> {
     image
         .tag()
         .filter(|_| image.is_litellm())
         .and_then(Release::of_tag)
-}
-
-/// File and line of a variable; the file alone if the variable is not in it.
-fn place(paths: &Paths, name: &str) -> String {
-    let path = paths.env_file();
-    let line = read_env(&path)
-        .and_then(|text| parse_env(&text, &path))
-        .ok()
-        .and_then(|env| env.line(name))
-        .map(|line| format!(", line {line}"))
-        .unwrap_or_default();
-    format!("{}{line}", path.display())
 }
 
 /// A vulnerability that a release has.
@@ -378,7 +358,6 @@ impl Judgement {
     }
 
     /// Of these, those that are known to be used in attacks.
-    #[must_use]
     pub(crate) fn exploited(&self) -> Vec<&str> {
         self.open()
             .filter(|finding| finding.exploited)
@@ -387,7 +366,6 @@ impl Judgement {
     }
 
     /// A short summary: `17 known vulnerabilities, 2 exploited`.
-    #[must_use]
     pub(crate) fn count(&self) -> String {
         let count = match self.open().count() {
             0 => return "no known vulnerability".into(),
@@ -401,7 +379,6 @@ impl Judgement {
     }
 
     /// A summary in sentences; `None` if every known vulnerability is accepted.
-    #[must_use]
     pub(crate) fn words(&self) -> Option<String> {
         let of = |severity| {
             self.open()

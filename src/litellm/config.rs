@@ -23,7 +23,7 @@ use super::release::Release;
 use crate::deployment::certificates;
 use crate::deployment::env_file::EnvFile;
 use crate::deployment::settings::{
-    Cache, Database, Replicas, Settings, check_address, parse_env, read_env, text_of,
+    Cache, Database, Replicas, Settings, check_address, load_env, parse_env, read_env, text_of,
 };
 use crate::deployment::snapshot;
 use crate::deployment::variables::{self, REPLICAS, Recipient};
@@ -102,6 +102,32 @@ pub struct ConfigFinding {
     pub hint: Option<String>,
 }
 
+impl ConfigFinding {
+    fn new(
+        severity: Severity,
+        file: &Path,
+        at: Position,
+        message: impl Into<String>,
+        hint: Option<&str>,
+    ) -> Self {
+        Self {
+            file: file.to_owned(),
+            line: at.line,
+            column: at.column,
+            severity,
+            message: message.into(),
+            hint: hint.map(str::to_owned),
+        }
+    }
+
+    /// A warning about a variable in the `.env` at `path`.
+    fn of_variable(env: &EnvFile, path: &Path, name: &str, message: String, hint: &str) -> Self {
+        let line = env.line(name).unwrap_or(1);
+        let at = Position { line, column: 1 };
+        Self::new(Severity::Warning, path, at, message, Some(hint))
+    }
+}
+
 impl fmt::Display for Severity {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
@@ -163,16 +189,12 @@ fn findings(paths: &Paths, env_path: &Path) -> Result<Vec<ConfigFinding>> {
         &text, &path, &env, env_path, &settings, capacity,
     ));
     for (at, include) in checker.includes {
-        let missing = |message: String| ConfigFinding {
-            file: path.clone(),
-            line: at.line,
-            column: at.column,
-            severity: Severity::Error,
-            message,
-            hint: Some(format!(
+        let missing = |message: String| {
+            let hint = format!(
                 "move the file below {} and name it relative to that directory",
                 paths.config().display()
-            )),
+            );
+            ConfigFinding::new(Severity::Error, &path, at, message, Some(&hint))
         };
         let Some(target) = on_the_host(&include, paths) else {
             findings.push(missing(format!(
@@ -212,47 +234,45 @@ fn of_several(
         / 100;
     let needed = LEAST_MEMORY.saturating_mul(workers(env) as u64);
     if share < needed {
-        findings.push(ConfigFinding {
-            file: env_path.to_owned(),
-            line: env.line(REPLICAS).unwrap_or(1),
-            column: 1,
-            severity: Severity::Warning,
-            message: format!(
-                "each of {gateways} gateways may use {} of memory, and needs {} or more",
-                bytes(share),
-                bytes(needed)
-            ),
-            hint: Some("lower LITELLM_REPLICAS or NUM_WORKERS".into()),
-        });
+        let message = format!(
+            "each of {gateways} gateways may use {} of memory, and needs {} or more",
+            bytes(share),
+            bytes(needed)
+        );
+        let hint = "lower LITELLM_REPLICAS or NUM_WORKERS";
+        findings.push(ConfigFinding::of_variable(
+            env, env_path, REPLICAS, message, hint,
+        ));
     }
     let root = yaml::parse(text).ok().flatten();
     if let Some(root) = root.filter(|root| !has_redis(root)) {
-        findings.push(ConfigFinding {
-            file: path.to_owned(),
-            line: root.at.line,
-            column: root.at.column,
-            severity: Severity::Warning,
-            message: "without Redis, each of several gateways counts rate limits and budgets for itself".into(),
-            hint: Some("add cache_params of type redis to litellm_settings, or redis_host to router_settings".into()),
-        });
+        findings.push(ConfigFinding::new(
+            Severity::Warning,
+            path,
+            root.at,
+            "without Redis, each of several gateways counts rate limits and budgets for itself",
+            Some("add cache_params of type redis to litellm_settings, or redis_host to router_settings"),
+        ));
     }
     findings
 }
 
 /// Whether the configuration names Redis. Another file may.
 fn has_redis(root: &Node) -> bool {
-    let cache = root
-        .get("litellm_settings")
-        .and_then(|settings| settings.get("cache_params"));
-    let is_redis = |cache: &Node| {
-        let kind = cache.get("type").and_then(Node::text);
-        kind.is_none_or(|kind| kind.starts_with("redis") || kind == "valkey")
-    };
-    cache.is_some_and(is_redis)
+    let is_routed = |name: &&str| setting(root, "router_settings", name).is_some();
+    setting(root, "litellm_settings", "cache_params").is_some_and(is_redis)
         || root.get("include").is_some()
-        || root.get("router_settings").is_some_and(|router| {
-            router.get("redis_host").is_some() || router.get("redis_url").is_some()
-        })
+        || ["redis_host", "redis_url"].iter().any(is_routed)
+}
+
+/// Whether these `cache_params` are of Redis.
+fn is_redis(cache: &Node) -> bool {
+    let kind = cache.get("type").and_then(Node::text);
+    kind.is_none_or(|kind| kind.starts_with("redis") || kind == "valkey")
+}
+
+fn setting<'a>(root: &'a Node, section: &str, name: &str) -> Option<&'a Node> {
+    root.get(section)?.get(name)
 }
 
 /// Every process of a gateway has a pool of connections, and during a handover there is one gateway more.
@@ -263,25 +283,25 @@ fn connections(
     settings: &Settings,
     gateways: usize,
 ) -> Option<ConfigFinding> {
-    let limit = pool_limit(root);
     let (pool, needed) = connection_budget(root, env, gateways)?;
     if needed <= CONNECTIONS || !matches!(settings.database, Database::Local { .. }) {
         return None;
     }
-    let at = limit.map_or(root.at, |limit| limit.at);
-    Some(ConfigFinding {
-        file: file.to_owned(),
-        line: at.line,
-        column: at.column,
-        severity: Severity::Warning,
-        message: format!("the gateway may need {needed} connections to PostgreSQL, which has about {CONNECTIONS} for it unless max_connections is higher: {pool} for each process, with those of the standby"),
-        hint: Some("lower database_connection_pool_limit in general_settings, or LITELLM_REPLICAS or NUM_WORKERS in .env".into()),
-    })
+    Some(ConfigFinding::new(
+        Severity::Warning,
+        file,
+        pool_limit(root).unwrap_or(root).at,
+        format!(
+            "the gateway may need {needed} connections to PostgreSQL, which has about {CONNECTIONS} for it unless max_connections is higher: {pool} for each process, with those of the standby"
+        ),
+        Some(
+            "lower database_connection_pool_limit in general_settings, or LITELLM_REPLICAS or NUM_WORKERS in .env",
+        ),
+    ))
 }
 
 fn pool_limit(root: &Node) -> Option<&Node> {
-    root.get("general_settings")?
-        .get("database_connection_pool_limit")
+    setting(root, "general_settings", "database_connection_pool_limit")
 }
 
 /// The connections of each process, and of all with those of the standby. `None` if the limit can't be read.
@@ -300,7 +320,7 @@ fn connection_budget(root: &Node, env: &EnvFile, gateways: usize) -> Option<(usi
 /// be read.
 pub(crate) fn connections_needed(paths: &Paths, settings: &Settings) -> Option<usize> {
     let path = paths.env_file();
-    let env = parse_env(&read_env(&path).ok()?, &path).ok()?;
+    let env = load_env(&path).ok()?;
     let root = parsed(&paths.config_file())?;
     let gateways = settings.replicas.count(Capacity::read());
     connection_budget(&root, &env, gateways).map(|(_, needed)| needed)
@@ -317,10 +337,7 @@ pub(crate) struct StoredSettings {
 
 /// For how long LiteLLM keeps the logs of requests, as it reads the setting. A file that can't be read sets nothing.
 pub(crate) fn retention_of_logs(paths: &Paths, stored: StoredSettings) -> Option<String> {
-    let path = paths.env_file();
-    let env = read_env(&path)
-        .ok()
-        .and_then(|text| parse_env(&text, &path).ok());
+    let env = load_env(&paths.env_file()).ok();
     let root = parsed(&paths.config_file());
     let listed = root.as_ref().and_then(|root| root.get("include"));
     let included = listed
@@ -376,8 +393,8 @@ fn workers(env: &EnvFile) -> usize {
 fn misspelt(config: &Path, env: &EnvFile, env_path: &Path) -> Vec<ConfigFinding> {
     let is_no_setting = |name: &str| variables::settings().all(|setting| setting != name);
     let given = env.iter().map(|(name, _)| name);
-    let mut names: Vec<&str> = given
-        .filter(|name| is_no_setting(name) && nearest(name, variables::settings()).is_some())
+    let mut names: Vec<(&str, &str)> = { given.filter(|name| is_no_setting(name)) }
+        .filter_map(|name| Some((name, nearest(name, variables::settings())?)))
         .collect();
     // A file that can't be read is nobody's use.
     for text in files_below(config)
@@ -386,22 +403,14 @@ fn misspelt(config: &Path, env: &EnvFile, env_path: &Path) -> Vec<ConfigFinding>
         .flat_map(std::fs::read)
     {
         let text = String::from_utf8_lossy(&text);
-        names.retain(|name| !has_word(&text, name));
+        names.retain(|(name, _)| !has_word(&text, name));
     }
-    names
-        .into_iter()
-        .filter_map(|name| {
-            let near = nearest(name, variables::settings())?;
-            Some(ConfigFinding {
-                file: env_path.to_owned(),
-                line: env.line(name).unwrap_or(1),
-                column: 1,
-                severity: Severity::Warning,
-                message: format!("{name} is no setting of litellm-units"),
-                hint: Some(format!("did you mean {near}?")),
-            })
-        })
-        .collect()
+    let finding = |(name, near): (&str, &str)| {
+        let message = format!("{name} is no setting of litellm-units");
+        let hint = format!("did you mean {near}?");
+        ConfigFinding::of_variable(env, env_path, name, message, &hint)
+    };
+    names.into_iter().map(finding).collect()
 }
 
 /// Addresses of Redis that the gateway does not get, since only `REDIS_HOST` says that Redis is external.
@@ -410,27 +419,18 @@ fn other_redis(env: &EnvFile, env_path: &Path) -> Option<ConfigFinding> {
     let name = ["REDIS_URL", "REDIS_CLUSTER_NODES", "REDIS_SENTINEL_NODES"]
         .into_iter()
         .find(filled)?;
-    (!filled(&"REDIS_HOST")).then(|| ConfigFinding {
-        file: env_path.to_owned(),
-        line: env.line(name).unwrap_or(1),
-        column: 1,
-        severity: Severity::Warning,
-        message: format!("the gateway uses the local Redis, and not {name}"),
-        hint: Some("for an external Redis, add REDIS_HOST: docs/configuration.md".into()),
-    })
+    let message = format!("the gateway uses the local Redis, and not {name}");
+    let hint = "for an external Redis, add REDIS_HOST: docs/configuration.md";
+    (!filled(&"REDIS_HOST")).then(|| ConfigFinding::of_variable(env, env_path, name, message, hint))
 }
 
 /// External servers at an address that is the gateway's container itself.
 fn unreachable(env: &EnvFile, env_path: &Path) -> Vec<ConfigFinding> {
     let is_unreachable = |name: &&str| env.get(name).is_some_and(|at| is_loopback(host_of(at)));
     let names = ["DATABASE_URL", "REDIS_HOST"].into_iter();
-    let findings = names.filter(is_unreachable).map(|name| ConfigFinding {
-        file: env_path.to_owned(),
-        line: env.line(name).unwrap_or(1),
-        column: 1,
-        severity: Severity::Warning,
-        message: format!("{name}: {ITSELF}"),
-        hint: Some(FROM_THE_CONTAINER.into()),
+    let findings = names.filter(is_unreachable).map(|name| {
+        let message = format!("{name}: {ITSELF}");
+        ConfigFinding::of_variable(env, env_path, name, message, FROM_THE_CONTAINER)
     });
     findings.collect()
 }
@@ -439,16 +439,11 @@ fn unreachable(env: &EnvFile, env_path: &Path) -> Vec<ConfigFinding> {
 fn unverified(env: &EnvFile, env_path: &Path) -> Option<ConfigFinding> {
     const NAME: &str = "DATABASE_URL";
     let is_unknown = env.get(NAME)?.contains("sslmode=verify-");
-    is_unknown.then(|| ConfigFinding {
-        file: env_path.to_owned(),
-        line: env.line(NAME).unwrap_or(1),
-        column: 1,
-        severity: Severity::Warning,
-        message: format!(
-            "{NAME}: the gateway does not know sslmode=verify-…, and accepts every certificate"
-        ),
-        hint: Some("write sslmode=require&sslaccept=strict".into()),
-    })
+    let message = format!(
+        "{NAME}: the gateway does not know sslmode=verify-…, and accepts every certificate"
+    );
+    let hint = "write sslmode=require&sslaccept=strict";
+    is_unknown.then(|| ConfigFinding::of_variable(env, env_path, NAME, message, hint))
 }
 
 /// Whether a text has a name that is not a part of a longer one.
@@ -482,6 +477,7 @@ fn weak_master_key(
     settings: &Settings,
 ) -> Option<ConfigFinding> {
     const NAME: &str = "LITELLM_MASTER_KEY";
+    const PERMITTED: &str = "dangerously_permit_weak_or_unset_master_key";
     let key = settings.master_key.in_clear()?;
     if !contract::is_publicly_known(key.expose_secret(), contract::PUBLICLY_KNOWN_KEYS) {
         return None;
@@ -489,11 +485,7 @@ fn weak_master_key(
     let root = yaml::parse(text).ok().flatten();
     let permitted = root
         .as_ref()
-        .and_then(|root| {
-            root.get("general_settings")?
-                .get("dangerously_permit_weak_or_unset_master_key")?
-                .text()
-        })
+        .and_then(|root| setting(root, "general_settings", PERMITTED)?.text())
         .or(env.get("LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY"))
         .is_some_and(|value| value.eq_ignore_ascii_case("true") || value == "1");
     let since = contract::REFUSES_WEAK_KEYS;
@@ -507,29 +499,19 @@ fn weak_master_key(
     } else {
         (Severity::Warning, format!("{NAME} is publicly known"))
     };
+    let hint = "while the gateway runs: `litellm-units secrets rotate master`; else write another one, such as `echo sk-$(openssl rand -hex 32)` prints";
     Some(ConfigFinding {
-        file: path.to_owned(),
-        line: env.line(NAME).unwrap_or(1),
-        column: 1,
         severity,
-        message,
-        hint: Some(
-            "while the gateway runs: `litellm-units secrets rotate master`; else write another one, such as `echo sk-$(openssl rand -hex 32)` prints".into(),
-        ),
+        ..ConfigFinding::of_variable(env, path, NAME, message, hint)
     })
 }
 
 /// Whether the gateway encrypts credentials with AES-256-GCM. One that can't be read does not.
 #[must_use]
 pub fn encrypts_with_aes_gcm(paths: &Paths) -> bool {
-    let text = std::fs::read_to_string(paths.config_file()).unwrap_or_default();
-    let root = yaml::parse(&text).ok().flatten();
+    let root = parsed(&paths.config_file());
     root.as_ref()
-        .and_then(|root| {
-            root.get("general_settings")?
-                .get("encryption_algorithm")?
-                .text()
-        })
+        .and_then(|root| setting(root, "general_settings", "encryption_algorithm")?.text())
         .is_some_and(|algorithm| algorithm.eq_ignore_ascii_case("aes-256-gcm"))
 }
 
@@ -539,21 +521,16 @@ pub fn encrypts_with_aes_gcm(paths: &Paths) -> bool {
 /// With file and line.
 pub fn refuse_weak_master_key(host: &Host, env: &EnvFile, settings: &Settings) -> Result<()> {
     let text = std::fs::read_to_string(host.paths.config_file()).unwrap_or_default();
-    match weak_master_key(&text, env, &host.paths.env_file(), settings) {
-        Some(ConfigFinding {
-            file,
-            line,
-            message,
-            hint,
-            severity: Severity::Error,
-            ..
-        }) => Err(
-            Failure::config(format!("{}, line {line}: {message}", file.display()))
-                .hint(hint.unwrap_or_default())
-                .into(),
-        ),
-        _ => Ok(()),
-    }
+    let found = weak_master_key(&text, env, &host.paths.env_file(), settings);
+    let Some(found) = found.filter(|found| found.severity == Severity::Error) else {
+        return Ok(());
+    };
+    let (file, line) = (found.file.display(), found.line);
+    Err(
+        Failure::config(format!("{file}, line {line}: {}", found.message))
+            .hint(found.hint.unwrap_or_default())
+            .into(),
+    )
 }
 
 /// Refuses a file that LiteLLM can't read at all. What else is wrong with it is for commands: a stricter check must not
@@ -654,14 +631,8 @@ impl Checker<'_> {
         message: impl Into<String>,
         hint: Option<&str>,
     ) {
-        self.findings.push(ConfigFinding {
-            file: self.file.to_owned(),
-            line: at.line,
-            column: at.column,
-            severity,
-            message: message.into(),
-            hint: hint.map(str::to_owned),
-        });
+        self.findings
+            .push(ConfigFinding::new(severity, self.file, at, message, hint));
     }
 
     fn error(&mut self, at: Position, message: impl Into<String>, hint: Option<&str>) {
@@ -893,10 +864,7 @@ impl Checker<'_> {
 
     fn master_key(&mut self, root: &Node) {
         const RIGHT: &str = "write it as master_key: os.environ/LITELLM_MASTER_KEY";
-        let Some(key) = root
-            .get("general_settings")
-            .and_then(|general| general.get("master_key"))
-        else {
+        let Some(key) = setting(root, "general_settings", "master_key") else {
             return;
         };
         match reference(key) {
@@ -928,10 +896,7 @@ impl Checker<'_> {
 
     fn database_url(&mut self, root: &Node) {
         const RIGHT: &str = "write it as database_url: os.environ/DATABASE_URL";
-        let Some(url) = root
-            .get("general_settings")
-            .and_then(|general| general.get("database_url"))
-        else {
+        let Some(url) = setting(root, "general_settings", "database_url") else {
             return;
         };
         match reference(url) {
@@ -962,23 +927,18 @@ impl Checker<'_> {
     fn redis(&mut self, root: &Node) {
         const SLOW: &str = "Redis as a URL is slower (by 80 requests/s, says LiteLLM)";
         let mut hosts = Vec::new();
-        if let Some(cache) = root
-            .get("litellm_settings")
-            .and_then(|settings| settings.get("cache_params"))
-        {
-            let kind = cache.get("type").and_then(Node::text).unwrap_or("redis");
-            if kind.starts_with("redis") || kind == "valkey" {
-                for name in ["url", "redis_url"] {
-                    if let Some(url) = cache.get(name).filter(|url| !url.is_null()) {
-                        self.warning(
-                            url.at,
-                            SLOW,
-                            Some("use host: os.environ/REDIS_HOST, port: os.environ/REDIS_PORT, password: os.environ/REDIS_PASSWORD"),
-                        );
-                    }
+        let cache = setting(root, "litellm_settings", "cache_params");
+        if let Some(cache) = cache.filter(|cache| is_redis(cache)) {
+            for name in ["url", "redis_url"] {
+                if let Some(url) = cache.get(name).filter(|url| !url.is_null()) {
+                    self.warning(
+                        url.at,
+                        SLOW,
+                        Some("use host: os.environ/REDIS_HOST, port: os.environ/REDIS_PORT, password: os.environ/REDIS_PASSWORD"),
+                    );
                 }
-                hosts.extend(cache.get("host"));
             }
+            hosts.extend(cache.get("host"));
         }
         if let Some(router) = root.get("router_settings") {
             if let Some(url) = router.get("redis_url").filter(|url| !url.is_null()) {
@@ -1303,13 +1263,9 @@ fn without_lines(message: &str) -> String {
 
 /// A line for each of the first warnings.
 fn warnings(findings: &[ConfigFinding]) -> Vec<String> {
-    const SEE: &str = "`litellm-units config check`";
-    let warnings: Vec<&ConfigFinding> = findings
-        .iter()
-        .filter(|finding| finding.severity == Severity::Warning)
-        .collect();
-    let mut lines: Vec<String> = warnings
-        .iter()
+    let is_warning = |finding: &&ConfigFinding| finding.severity == Severity::Warning;
+    let mut warnings = findings.iter().filter(is_warning);
+    let mut lines: Vec<String> = { warnings.by_ref() }
         .take(SHOWN_WARNINGS)
         .map(|finding| {
             let file = finding.file.display();
@@ -1318,13 +1274,10 @@ fn warnings(findings: &[ConfigFinding]) -> Vec<String> {
             format!("{file}, line {}: {}{hint}", finding.line, finding.message)
         })
         .collect();
-    if let Some(more) = warnings
-        .len()
-        .checked_sub(SHOWN_WARNINGS)
-        .filter(|more| *more > 0)
-    {
+    let more = warnings.count();
+    if more > 0 {
         lines.push(format!(
-            "{} about the configuration; see {SEE}",
+            "{} about the configuration; see `litellm-units config check`",
             count(more, "more warning")
         ));
     }

@@ -292,7 +292,6 @@ impl ProbedRelease {
 }
 
 /// Whether the master key is among those with these SHA-256.
-#[must_use]
 pub(crate) fn is_publicly_known<T: AsRef<str>>(key: &str, digests: &[T]) -> bool {
     let digest = hex(&Sha256::digest(key.trim()));
     digests.iter().any(|known| known.as_ref() == digest)
@@ -300,7 +299,6 @@ pub(crate) fn is_publicly_known<T: AsRef<str>>(key: &str, digests: &[T]) -> bool
 
 /// LiteLLM's version in the image of the gateway's installed unit, for a gateway that does not tell
 /// its version (from 1.84 on).
-#[must_use]
 pub(crate) fn installed_version(paths: &Paths) -> Option<String> {
     let reference = installed_release::of_unit(paths, Service::Litellm)?;
     let lock = ImagesLock::load(&paths.images_lock()).ok()?;
@@ -314,7 +312,6 @@ pub(crate) fn installed_version(paths: &Paths) -> Option<String> {
 }
 
 /// Whether a release reads what is encrypted with AES-256-GCM.
-#[must_use]
 pub(crate) fn reads_aes_gcm(version: &str) -> bool {
     Version::of_version(version).is_none_or(|version| version.is_from(READS_AES_GCM))
 }

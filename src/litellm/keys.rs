@@ -173,63 +173,51 @@ pub struct Generated {
     /// Its hash, by which it is known from now on.
     pub token: String,
     /// When it ends, if ever.
-    #[serde(default)]
     pub expires: Option<String>,
 }
 
 /// What LiteLLM tells about a key.
-#[derive(Clone, Debug, PartialEq, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize, Serialize)]
+#[serde(default)]
 pub struct ApiKey {
     /// Its hash.
-    #[serde(default)]
     pub token: String,
     /// Its last characters: `sk-...abcd`.
-    #[serde(rename(deserialize = "key_name"), default)]
+    #[serde(rename(deserialize = "key_name"))]
     pub key: Option<String>,
     /// The name that people know it by.
-    #[serde(rename(deserialize = "key_alias"), default)]
+    #[serde(rename(deserialize = "key_alias"))]
     pub alias: Option<String>,
     /// The models that it may use; all when empty.
-    #[serde(default)]
     pub models: Vec<String>,
     /// What it has spent, in US dollars.
-    #[serde(default)]
     pub spend: f64,
     /// The most that it may spend.
-    #[serde(default)]
     pub max_budget: Option<f64>,
     /// After which time the budget starts anew.
-    #[serde(default)]
     pub budget_duration: Option<String>,
     /// When the budget is next reset.
-    #[serde(default)]
     pub budget_reset_at: Option<String>,
     /// Requests per minute.
-    #[serde(default)]
     pub rpm_limit: Option<u64>,
     /// Tokens per minute.
-    #[serde(default)]
     pub tpm_limit: Option<u64>,
     /// When it was made.
-    #[serde(default)]
     pub created_at: Option<String>,
     /// When it ends.
-    #[serde(default)]
     pub expires: Option<String>,
     /// Whether it is refused until unblocked.
-    #[serde(default, deserialize_with = "null_is_false")]
+    #[serde(deserialize_with = "null_is_false")]
     pub blocked: bool,
     /// The user that it belongs to.
-    #[serde(rename(deserialize = "user_id"), default)]
+    #[serde(rename(deserialize = "user_id"))]
     pub user: Option<String>,
     /// The team whose budget and limits it shares.
-    #[serde(rename(deserialize = "team_id"), default)]
+    #[serde(rename(deserialize = "team_id"))]
     pub team: Option<String>,
     /// What it may call; everything that its user may when empty.
-    #[serde(default)]
     pub allowed_routes: Option<Vec<String>>,
     /// Metadata, which LiteLLM only stores.
-    #[serde(default)]
     pub metadata: Option<BTreeMap<String, Value>>,
 }
 
@@ -290,7 +278,6 @@ struct Info {
 struct Row {
     #[serde(flatten)]
     key: ApiKey,
-    #[serde(default)]
     status: Option<String>,
 }
 

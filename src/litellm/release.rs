@@ -32,7 +32,6 @@ impl Line {
     pub(crate) const LONG_TERM: Self = LONG_TERM[LONG_TERM.len() - 1];
 
     /// Whether it has long-term support.
-    #[must_use]
     pub(crate) fn is_long_term(self) -> bool {
         LONG_TERM.contains(&self)
     }
@@ -70,7 +69,6 @@ pub(crate) struct Release {
 
 impl Release {
     /// Reads a version as `PyPI` and OSV write it: `1.83.7`, `1.104.0rc2`, `0`.
-    #[must_use]
     pub(crate) fn of_version(text: &str) -> Option<Self> {
         let text = text.trim().strip_prefix('v').unwrap_or(text.trim());
         let release = Self::parse(text)?;
@@ -78,7 +76,6 @@ impl Release {
     }
 
     /// Reads the tag of an image; `None` if it names no release.
-    #[must_use]
     pub(crate) fn of_tag(tag: &str) -> Option<Self> {
         let start = tag.find(|c: char| c.is_ascii_digit())?;
         let release = Self::parse(&tag[start..])?;
@@ -138,7 +135,6 @@ impl Release {
     }
 
     /// The minor line that it belongs to.
-    #[must_use]
     pub(crate) fn line(&self) -> Line {
         let number = |index| self.numbers.get(index).copied().unwrap_or_default();
         Line {
@@ -148,19 +144,16 @@ impl Release {
     }
 
     /// Whether it is the release `since` or a later one.
-    #[must_use]
     pub(crate) fn is_from(&self, since: &str) -> bool {
         Self::of_version(since).is_some_and(|since| *self >= since)
     }
 
     /// Whether both are builds of one release, on the way to it or after it.
-    #[must_use]
     pub(crate) fn is_same_release(&self, other: &Self) -> bool {
         self.numbers == other.numbers
     }
 
     /// Whether it is a final release: no candidate, no nightly build, no variant.
-    #[must_use]
     pub(crate) fn is_general(&self) -> bool {
         self.stage == Stage::Released && !self.variant
     }

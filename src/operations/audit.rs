@@ -16,7 +16,7 @@ use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
 use crate::deployment::sealed::{Vault, is_sealed};
-use crate::deployment::settings::{Settings, parse_env, read_env};
+use crate::deployment::settings::{Settings, load_env};
 use crate::deployment::variables::{is_secret, password_in_url};
 use crate::error::Result;
 use crate::host::Host;
@@ -117,7 +117,7 @@ impl Audit<'_> {
     /// Gathers the values, and each form in which they may turn up.
     fn collect(&mut self) -> Result<()> {
         let path = self.host.paths.env_file();
-        let env = parse_env(&read_env(&path)?, &path)?;
+        let env = load_env(&path)?;
         let vault = Vault::beside(&path);
         for (name, value) in env.iter() {
             let sealed = is_sealed(value);
@@ -478,11 +478,7 @@ impl Audit<'_> {
             return Ok(());
         }
         // Fails if one of them is gone by now, and still prints the others.
-        let all = podman
-            .command([&[kind, "inspect"], names].concat())
-            .output()
-            .await
-            .context("can't run podman")?;
+        let all = podman.output([&[kind, "inspect"], names].concat()).await?;
         if self
             .found_in(&String::from_utf8_lossy(&all.stdout))
             .is_empty()

@@ -17,7 +17,7 @@ pub(crate) mod wal;
 
 use std::collections::BTreeMap;
 use std::fs::Permissions;
-use std::os::unix::fs::{DirBuilderExt, MetadataExt, PermissionsExt};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use anyhow::Context;
@@ -32,9 +32,9 @@ use crate::deployment::installed_release;
 use crate::deployment::ledger::Images;
 use crate::deployment::operation_id::OperationId;
 use crate::deployment::sealed;
-use crate::deployment::settings::{BackupSettings, Settings, parse_env, read_env};
+use crate::deployment::settings::{BackupSettings, Settings, load_env};
 use crate::deployment::snapshot::{self, SnapshotId};
-use crate::error::{self, Failure, Result};
+use crate::error::{self, Failure, PathContext, Result};
 use crate::host::Host;
 use crate::host::files;
 use crate::host::files::{Space, configuration_files};
@@ -130,7 +130,6 @@ pub(crate) struct Backup {
 }
 
 impl Backup {
-    #[must_use]
     pub(crate) fn id(&self) -> &OperationId {
         &self.manifest.id
     }
@@ -213,7 +212,6 @@ impl Backup {
 }
 
 /// Where the backups of a deployment are.
-#[must_use]
 pub(crate) fn directory(paths: &Paths) -> PathBuf {
     paths.deployment.join("backups")
 }
@@ -380,11 +378,7 @@ async fn create_uninterrupted(
 
     let created = jiff::Timestamp::now();
     let id = OperationId::new(created)?;
-    let staged = tempfile::Builder::new()
-        .prefix(&format!("{UNFINISHED}{id}-"))
-        .permissions(Permissions::from_mode(0o700))
-        .tempdir_in(&parent)
-        .with_context(|| format!("can't create a directory in {}", parent.display()))?;
+    let staged = staging(&parent, &format!("{UNFINISHED}{id}-"))?;
     fail::fail_point!("backup-begun");
     host.progress.say(&format!(
         "dumping database {} ({})",
@@ -561,11 +555,10 @@ fn opened(
 }
 
 fn store_file(staged: &Path, name: &str, path: &Path, recipient: &Recipient) -> Result<StoredFile> {
-    let mut file =
-        std::fs::File::open(path).with_context(|| format!("can't open {}", path.display()))?;
+    let mut file = std::fs::File::open(path).path_context("can't open", path)?;
     let mode = file
         .metadata()
-        .with_context(|| format!("can't examine {}", path.display()))?
+        .path_context("can't examine", path)?
         .permissions()
         .mode();
     let mut entry = archive::store(staged, name, false, recipient, &mut file)?;
@@ -587,7 +580,7 @@ fn files(
     };
     let mut files = BTreeMap::new();
     let path = configuration.join(".env");
-    let env = parse_env(&read_env(&path)?, &path)?;
+    let env = load_env(&path)?;
     let is_sealed = seal::is_in_use(&env);
     let clear = is_sealed
         .then(|| opened(&env, &path, recipient, &host.progress))
@@ -650,8 +643,7 @@ fn finish(paths: &Paths, staged: TempDir, parent: &Path, manifest: &BackupManife
     files::sync_directory(staged.path())?;
     fail::fail_point!("backup-before-rename");
     let place = parent.join(manifest.id.as_str());
-    std::fs::rename(staged.path(), &place)
-        .with_context(|| format!("can't rename {}", place.display()))?;
+    std::fs::rename(staged.path(), &place).path_context("can't rename", &place)?;
     // It was renamed.
     let _ = staged.keep();
     files::sync_directory(parent)
@@ -762,7 +754,7 @@ fn remove_from(parent: &Path, id: &OperationId) -> Result<()> {
     let hidden = parent.join(format!("{UNFINISHED}{id}-old"));
     std::fs::rename(&place, &hidden)
         .and_then(|()| std::fs::remove_dir_all(&hidden))
-        .with_context(|| format!("can't remove {}", place.display()))
+        .path_context("can't remove", &place)
 }
 
 /// Removes the directories of interrupted backups, and reports it. Returns whether there were any.
@@ -776,8 +768,7 @@ fn remove_unfinished(host: &Host) -> Result<bool> {
         if let Some(name) = name.to_str()
             && name.starts_with(UNFINISHED)
         {
-            std::fs::remove_dir_all(entry.path())
-                .with_context(|| format!("can't remove {}", entry.path().display()))?;
+            std::fs::remove_dir_all(entry.path()).path_context("can't remove", entry.path())?;
             any = true;
             host.progress.say(&format!(
                 "removed {name}, the rest of an interrupted backup"
@@ -787,17 +778,18 @@ fn remove_unfinished(host: &Host) -> Result<bool> {
     Ok(any)
 }
 
+/// Makes a directory for what is not complete yet.
+fn staging(parent: &Path, prefix: &str) -> Result<TempDir> {
+    tempfile::Builder::new()
+        .prefix(prefix)
+        .permissions(Permissions::from_mode(0o700))
+        .tempdir_in(parent)
+        .path_context("can't create a directory in", parent)
+}
+
 fn make_private(path: &Path) -> Result<()> {
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .with_context(|| format!("can't create {}", path.display()))?;
-    let mode = std::fs::metadata(path)
-        .with_context(|| format!("can't examine {}", path.display()))?
-        .permissions()
-        .mode();
-    if mode & 0o077 != 0 {
+    files::make_directory(path, 0o700)?;
+    if files::mode(path)? & 0o077 != 0 {
         files::set_mode(path, 0o700)?;
     }
     Ok(())
@@ -821,7 +813,6 @@ fn expected_size(paths: &Paths, size: u64) -> u64 {
 }
 
 /// What a database of `size` bytes needs on the disk of the server that it is restored to, with the log of that.
-#[must_use]
 pub(crate) fn filled(size: u64) -> u64 {
     size.saturating_add(size.min(FILLING))
 }
@@ -842,8 +833,7 @@ pub(crate) fn refuse_full_disks(paths: &Paths, size: u64, copy: u64) -> Result<(
 fn check_spaces(needed: &[(&Path, u64)]) -> Result<()> {
     let mut disks: BTreeMap<u64, (&Path, u64)> = BTreeMap::new();
     for (directory, needed) in needed {
-        let found = std::fs::metadata(directory)
-            .with_context(|| format!("can't examine {}", directory.display()))?;
+        let found = std::fs::metadata(directory).path_context("can't examine", directory)?;
         let (_, all) = disks.entry(found.dev()).or_insert((directory, 0));
         *all = all.saturating_add(*needed);
     }
@@ -887,14 +877,10 @@ fn on_full_disk(error: anyhow::Error, directory: &Path) -> anyhow::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::host::paths::Scope;
 
     /// A deployment without anything but the directory of its backups.
     pub(super) fn deployment(root: &Path) -> Paths {
-        let paths = Paths {
-            deployment: root.to_owned(),
-            ..Paths::elsewhere(Scope::System)
-        };
+        let paths = Paths::in_test(root);
         make_private(&directory(&paths)).unwrap();
         paths
     }
@@ -968,10 +954,7 @@ mod tests {
     #[test]
     fn the_dump_and_the_copy_have_to_fit() {
         let root = tempfile::tempdir().unwrap();
-        let paths = Paths {
-            deployment: root.path().to_owned(),
-            ..Paths::elsewhere(Scope::System)
-        };
+        let paths = Paths::in_test(root.path());
         std::fs::create_dir_all(paths.postgres_data()).unwrap();
         let Space { free, .. } = Space::of(root.path()).unwrap();
         let fits = |size, copy| refuse_full_disks(&paths, size, copy).is_ok();

@@ -272,7 +272,6 @@ impl Found {
 
 /// How to have LiteLLM delete old logs. Its own interval is a day, counted from the start of the gateway, and one run deletes
 /// half a million logs at most.
-#[must_use]
 pub(crate) fn limit_logs(paths: &Paths) -> String {
     format!(
         "to keep the request logs of 30 days, add `{}: 30d` and `{}: 1h` to general_settings in {}, then run `litellm-units apply`",
@@ -283,7 +282,6 @@ pub(crate) fn limit_logs(paths: &Paths) -> String {
 }
 
 /// A period as LiteLLM writes it, in seconds. `None` if LiteLLM does not understand it, and so deletes nothing.
-#[must_use]
 fn period_seconds(text: &str) -> Option<u64> {
     let text = match &*text.trim().to_ascii_lowercase() {
         "hourly" => "1h",

@@ -31,7 +31,6 @@ fn now() -> Result<Duration> {
 }
 
 /// Until when the gateways write debug logs; nothing if they do not.
-#[must_use]
 pub(crate) fn until(paths: &Paths) -> Option<Timestamp> {
     let text = std::fs::read_to_string(file(paths)).ok()?;
     let until = Duration::from_secs(text.trim().parse().ok()?);
@@ -41,7 +40,6 @@ pub(crate) fn until(paths: &Paths) -> Option<Timestamp> {
 }
 
 /// For people: `14:32`, as the clock of the host shows it.
-#[must_use]
 pub(crate) fn time(until: Timestamp) -> String {
     let zoned = TimeZone::system().to_datetime(until);
     zoned.strftime("%H:%M").to_string()

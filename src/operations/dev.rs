@@ -6,7 +6,6 @@ use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use anyhow::Context;
 use secrecy::{ExposeSecret, SecretString};
 
 use super::{pull, stack};
@@ -14,7 +13,7 @@ use crate::deployment::completion::Completion;
 use crate::deployment::entrance;
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::settings::{Cache, Database, Settings};
-use crate::error::{Failure, Result};
+use crate::error::{Failure, PathContext, Result};
 use crate::host::capacity::Capacity;
 use crate::host::lock;
 use crate::host::systemd::job::{JobType, Jobs};
@@ -51,7 +50,7 @@ fn host_of(host: &Host) -> Host {
 /// Keeps two commands from changing the same units. The deployment's own operations go on meanwhile.
 fn take_lock(host: &Host) -> Result<impl Drop> {
     let state = host.paths.state();
-    std::fs::create_dir_all(&state).with_context(|| format!("can't create {}", state.display()))?;
+    std::fs::create_dir_all(&state).path_context("can't create", &state)?;
     lock::exclusive(&state.join("lock"))?.ok_or_else(|| {
         Failure::new("another `litellm-units up --dev` or `down --dev` is running")
             .hint("wait for it, then run the same command again")
@@ -86,7 +85,7 @@ pub(crate) async fn up(
     }
     completion.apply()?;
     let cache = dev::cache(&host.paths);
-    std::fs::create_dir_all(&cache).with_context(|| format!("can't create {}", cache.display()))?;
+    std::fs::create_dir_all(&cache).path_context("can't create", &cache)?;
     for change in &completion.changes {
         host.progress.done(&format!("prepare {change}"));
     }
@@ -123,15 +122,13 @@ pub(crate) async fn up(
 }
 
 /// The file with the variables for the programs of this host.
-#[must_use]
 pub(crate) fn env_file(production: &Host) -> PathBuf {
     host_of(production).paths.deployment.join("dev.env")
 }
 
 /// The directory of a checkout, which has the package at its top.
 fn checkout(source: &Path) -> Result<PathBuf> {
-    let place = std::fs::canonicalize(source)
-        .with_context(|| format!("can't find the checkout {}", source.display()))?;
+    let place = std::fs::canonicalize(source).path_context("can't find the checkout", source)?;
     if !place.join("litellm/__init__.py").is_file() {
         return Err(Failure::new(format!(
             "{} is no checkout of LiteLLM: it has no litellm/__init__.py",
@@ -160,8 +157,7 @@ fn begin(production: &Host, host: &Host) -> Result<()> {
         }
     }
     let directory = &host.paths.deployment;
-    std::fs::create_dir_all(directory)
-        .with_context(|| format!("can't create {}", directory.display()))?;
+    std::fs::create_dir_all(directory).path_context("can't create", directory)?;
     files::write_atomically(&file, text.as_bytes(), 0o600)
 }
 
@@ -273,8 +269,7 @@ pub(crate) async fn down(production: &Host, remove_data: bool, timeout: Duration
     stop(host, timeout).await?;
     apply(host, &plan).await?;
     if remove_data && data.exists() {
-        std::fs::remove_dir_all(&data)
-            .with_context(|| format!("can't remove {}", data.display()))?;
+        files::remove_directory(&data)?;
         host.progress.done(&format!("remove {}", data.display()));
     }
     Ok(())

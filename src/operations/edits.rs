@@ -11,9 +11,8 @@ use super::backup::database::Server;
 use super::postgres;
 use super::rotation::{self, Login};
 use super::stack::{self, address};
-use crate::deployment::env_file::EnvFile;
 use crate::deployment::sealed::SecretValue;
-use crate::deployment::settings::{Cache, Database, Settings, parse_env, read_env};
+use crate::deployment::settings::{self, Cache, Database, Settings, load_env};
 use crate::deployment::snapshot::{self, SnapshotId};
 use crate::error::{Failure, Result};
 use crate::host::Host;
@@ -198,17 +197,9 @@ fn refuse_other_library(host: &Host, settings: &Settings) -> Result<()> {
     }
 }
 
-/// `FILE, line 3: NAME`.
 fn place(host: &Host, name: &str) -> String {
     let path = host.paths.env_file();
-    let line = read_env(&path)
-        .and_then(|text| parse_env(&text, &path))
-        .ok()
-        .and_then(|env: EnvFile| env.line(name));
-    let line = line
-        .map(|line| format!(", line {line}"))
-        .unwrap_or_default();
-    format!("{}{line}: {name}", path.display())
+    settings::place(load_env(&path).ok().as_ref(), &path, name)
 }
 
 fn differ(one: &SecretValue, other: &SecretValue) -> Result<bool> {
@@ -291,7 +282,7 @@ pub(crate) async fn refuse_unknown_servers(host: &Host, settings: &Settings) -> 
         servers.push(("DATABASE_URL", server.to_owned(), "the local PostgreSQL"));
     }
     if matches!(settings.cache, Cache::External)
-        && let Some(server) = parse_env(&read_env(&path)?, &path)?.get("REDIS_HOST")
+        && let Some(server) = load_env(&path)?.get("REDIS_HOST")
     {
         servers.push(("REDIS_HOST", server.to_owned(), "the local Redis"));
     }
@@ -307,8 +298,7 @@ pub(crate) async fn refuse_unknown_servers(host: &Host, settings: &Settings) -> 
             continue;
         }
         let words = ["container", "exists", &server];
-        let container = host.podman().await?.command(words).status().await;
-        if container.context("can't run podman")?.success() {
+        if host.podman().await?.output(words).await?.status.success() {
             continue;
         }
         return Err(Failure::config(format!(
@@ -336,6 +326,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::deployment::env_file::EnvFile;
 
     fn settings(edits: &[(&str, &str)]) -> Settings {
         let mut env = EnvFile::parse(

@@ -8,7 +8,7 @@ mod record;
 mod rewrite;
 
 use std::io::Read;
-use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
@@ -25,9 +25,9 @@ use super::install::{self, ReleaseTarget};
 use super::{stack, upgrade};
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::sealed::Vault;
-use crate::deployment::settings::{Settings, parse_env, read_env, text_of};
+use crate::deployment::settings::{Settings, load_env, text_of};
 use crate::deployment::snapshot;
-use crate::error::{Failure, Result};
+use crate::error::{Failure, PathContext, Result};
 use crate::host::Host;
 use crate::host::docker::{BY_HAND, Docker};
 use crate::host::files;
@@ -99,7 +99,7 @@ impl Import {
             Some(_) => directory.to_owned(),
             None => directory
                 .canonicalize()
-                .with_context(|| format!("can't find {}", directory.display()))?,
+                .path_context("can't find", directory)?,
         };
         let before = ImportRecord::load(&host.paths)?;
         let is_prepared = refuse_another(host, before.as_ref(), from, &directory)?;
@@ -199,7 +199,7 @@ impl Import {
 
     /// Compares the `.env` of an earlier import with the old gateway.
     fn compare(&mut self, path: &Path) -> Result<()> {
-        let kept = parse_env(&read_env(path)?, path)?;
+        let kept = load_env(path)?;
         let vault = Vault::beside(path);
         for (name, value) in self.plan.env.iter() {
             let kept = kept.get(name).map(|text| vault.open(text)).transpose()?;
@@ -398,9 +398,7 @@ impl Import {
             fail::fail_point!("import-swapped");
             stack::bring_up(host, settings, timeout).await?;
             upgrade::record(host, settings, "import").await?;
-            fail::fail_point!("import-not-ready", |_| Err(
-                Failure::new("a test says so").into()
-            ));
+            fail::fail_point!("import-not-ready", |_| anyhow::bail!("a test says so"));
             for name in self.record.gateways.keys() {
                 self.docker.run(["update", "--restart=no", name]).await?;
             }
@@ -507,7 +505,7 @@ impl Import {
     /// Writes `config/`, and `.env` last: with it, the deployment is prepared.
     async fn write(&self, host: &Host) -> Result<()> {
         let paths = &host.paths;
-        make_directory(&paths.config(), 0o755)?;
+        files::make_directory(&paths.config(), 0o755)?;
         let scratch = tempfile::tempdir().context("can't create a temporary directory")?;
         for (number, (from, to)) in self.plan.files.iter().enumerate() {
             let copy = scratch.path().join(number.to_string());
@@ -631,7 +629,7 @@ fn regular_files(path: &Path) -> Result<(Vec<PathBuf>, Vec<PathBuf>)> {
         Ok(())
     }
     let mut found = (Vec::new(), Vec::new());
-    walk(path, &mut found).with_context(|| format!("can't read {}", path.display()))?;
+    walk(path, &mut found).path_context("can't read", path)?;
     Ok(found)
 }
 
@@ -643,22 +641,13 @@ fn read_regular(path: &Path) -> std::io::Result<Vec<u8>> {
 
 /// Copies a file. Only its new owner may read it: it may have left a directory that was closed to others.
 fn install_file(from: &Path, to: &Path) -> Result<()> {
-    let found = std::fs::symlink_metadata(from)
-        .with_context(|| format!("can't examine {}", from.display()))?;
-    let bytes = read_regular(from).with_context(|| format!("can't read {}", from.display()))?;
+    let found = std::fs::symlink_metadata(from).path_context("can't examine", from)?;
+    let bytes = read_regular(from).path_context("can't read", from)?;
     if let Some(parent) = to.parent() {
-        make_directory(parent, 0o755)?;
+        files::make_directory(parent, 0o755)?;
     }
     let mode = found.permissions().mode() & 0o100 | 0o600;
     files::write_atomically(to, &bytes, mode)
-}
-
-fn make_directory(path: &Path, mode: u32) -> Result<()> {
-    std::fs::DirBuilder::new()
-        .recursive(true)
-        .mode(mode)
-        .create(path)
-        .with_context(|| format!("can't create {}", path.display()))
 }
 
 #[cfg(test)]

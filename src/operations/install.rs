@@ -198,25 +198,21 @@ pub(crate) async fn install(host: &Host, prepared: &Prepared) -> Result<()> {
 
 impl Prepared {
     /// Whether there is nothing to do.
-    #[must_use]
     pub(crate) fn is_current(&self) -> bool {
         self.units.is_empty() && self.deployment.changes.is_empty() && self.images.is_none()
     }
 
     /// The settings as they will be.
-    #[must_use]
     pub(crate) fn settings(&self) -> &Settings {
         &self.deployment.settings
     }
 
     /// The settings that the units are rendered from: those of `.env`, with the recorded release.
-    #[must_use]
     pub(crate) fn installed(&self) -> &Settings {
         &self.installed
     }
 
     /// The recorded release, if `.env` names another one and the units stay at this one.
-    #[must_use]
     pub(crate) fn kept(&self) -> Option<&Image> {
         self.kept.as_ref()
     }

@@ -7,7 +7,7 @@
 //! cluster is kept until the next backup.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::os::unix::fs::{DirBuilderExt, MetadataExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -27,7 +27,7 @@ use crate::deployment::ledger::ReleaseVerb;
 use crate::deployment::postgres_sizes;
 use crate::deployment::settings::{Database, Settings, parse_env, read_env};
 use crate::deployment::snapshot;
-use crate::error::{self, Failure, Result};
+use crate::error::{self, Failure, PathContext, Result};
 use crate::host::Host;
 use crate::host::files;
 use crate::host::paths::{Paths, Scope};
@@ -89,8 +89,7 @@ impl ClusterRecord {
     }
 
     fn save(&self, paths: &Paths) -> Result<()> {
-        files::private_directory(&paths.state())
-            .with_context(|| format!("can't create {}", paths.state().display()))?;
+        files::private_directory(&paths.state()).path_context("can't create", paths.state())?;
         files::save_record(&paths.postgres_record(), self)
     }
 
@@ -224,7 +223,6 @@ impl ClusterPlan {
     }
 
     /// What will be done, a line each.
-    #[must_use]
     pub(crate) fn lines(&self) -> Vec<String> {
         let mut lines = vec![format!(
             "{} PostgreSQL {} -> {}",
@@ -432,9 +430,7 @@ impl ClusterPlan {
             current.refuse_writes().await?;
             record.rows = copy(host, &current, &next, &[]).await?;
             record.since = now();
-            fail::fail_point!("postgres-copied", |_| Err(
-                Failure::new("a test says so").into()
-            ));
+            fail::fail_point!("postgres-copied", |_| anyhow::bail!("a test says so"));
             install::remove_temporary(host, NEXT_SERVER).await?;
             begin
         } else {
@@ -451,10 +447,7 @@ impl ClusterPlan {
         files::exchange(&paths.postgres_data(), &paths.postgres_next())?;
         fail::fail_point!("postgres-swapped");
         let settings = record.install(host, &record.to).await?;
-        fail::fail_point!("postgres-configured", |_| Err(Failure::new(
-            "a test says so"
-        )
-        .into()));
+        fail::fail_point!("postgres-configured", |_| anyhow::bail!("a test says so"));
         stack::start_database(host, &settings, timeout).await?;
         let server = Server::new(host, &settings).await?;
         if self.done.is_some() {
@@ -500,16 +493,13 @@ impl ClusterPlan {
         let paths = &host.paths;
         let place = paths.postgres_next();
         files::remove_directory(&place)?;
-        std::fs::DirBuilder::new()
-            .mode(0o700)
-            .create(&place)
-            .with_context(|| format!("can't create {}", place.display()))?;
+        files::make_directory(&place, 0o700)?;
         // Rootless, the container's user is mapped to the caller.
         if paths.scope == Scope::System
             && let Some((uid, gid)) = container_owner(Service::Postgres, &self.to)
         {
             std::os::unix::fs::chown(&place, Some(uid), Some(gid))
-                .with_context(|| format!("can't change the owner of {}", place.display()))?;
+                .path_context("can't change the owner of", &place)?;
         }
         let unit = |settings: &Settings, context: &quadlet::RenderContext<'_>| {
             let initdb = postgres_sizes::initdb_arguments(sizes);
@@ -600,10 +590,7 @@ async fn finish(
     settings: &Settings,
     timeout: Duration,
 ) -> Result<()> {
-    fail::fail_point!("postgres-not-ready", |_| Err(Failure::new(
-        "a test says so"
-    )
-    .into()));
+    fail::fail_point!("postgres-not-ready", |_| anyhow::bail!("a test says so"));
     stack::bring_up(host, settings, timeout).await?;
     record.end(&host.paths, &host.progress);
     Ok(())
@@ -839,8 +826,7 @@ fn remove_previous(paths: &Paths) -> Result<bool> {
     files::remove_directory(&hidden)?;
     let found = place.exists();
     if found {
-        std::fs::rename(&place, &hidden)
-            .with_context(|| format!("can't rename {}", place.display()))?;
+        std::fs::rename(&place, &hidden).path_context("can't rename", &place)?;
         files::sync_directory(&paths.data())?;
     }
     files::remove_existing(&paths.postgres_record())?;
@@ -944,10 +930,8 @@ fn short(version: &str) -> &str {
 /// Refuses what can't be swapped by a rename.
 fn refuse_mounted(paths: &Paths) -> Result<()> {
     let data = paths.postgres_data();
-    let found = std::fs::symlink_metadata(&data)
-        .with_context(|| format!("can't examine {}", data.display()))?;
-    let parent = std::fs::metadata(paths.data())
-        .with_context(|| format!("can't examine {}", paths.data().display()))?;
+    let found = std::fs::symlink_metadata(&data).path_context("can't examine", &data)?;
+    let parent = std::fs::metadata(paths.data()).path_context("can't examine", paths.data())?;
     if found.is_symlink() || found.dev() != parent.dev() || files::is_mounted(&data)? {
         return Err(Failure::new(format!(
             "{} is a link or mounted, so a cluster beside it can't take its place",
@@ -1007,7 +991,7 @@ fn refuse_differences(
 fn inode(path: &Path) -> Result<u64> {
     std::fs::metadata(path)
         .map(|found| found.ino())
-        .with_context(|| format!("can't examine {}", path.display()))
+        .path_context("can't examine", path)
 }
 
 fn now() -> String {
@@ -1066,8 +1050,7 @@ mod tests {
     }
 
     fn paths(root: &Path) -> Paths {
-        let mut paths = Paths::elsewhere(Scope::System);
-        paths.deployment = root.to_owned();
+        let paths = Paths::in_test(root);
         for place in [paths.postgres_data(), paths.postgres_next()] {
             std::fs::create_dir_all(place).unwrap();
         }

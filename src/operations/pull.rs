@@ -2,7 +2,6 @@
 
 use std::fs::File;
 
-use anyhow::Context;
 use nix::fcntl::{Flock, FlockArg};
 
 use super::trust::policy::Demand;
@@ -11,7 +10,7 @@ use crate::deployment::extra::Extra;
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::installed_release;
 use crate::deployment::settings::{Settings, place_of};
-use crate::error::{Failure, Result};
+use crate::error::{Failure, PathContext, Result};
 use crate::host::Host;
 use crate::image::{DIGEST_PREFIX, ImageIdentity, ImageReference};
 use crate::litellm::advisories::{Advisories, Compromised};
@@ -174,7 +173,7 @@ async fn record(
         .and_then(|directory| {
             Flock::lock(directory, FlockArg::LockExclusive).map_err(|(_, error)| error.into())
         })
-        .with_context(|| format!("can't lock {}", deployment.display()))?;
+        .path_context("can't lock", deployment)?;
     let path = host.paths.images_lock();
     *lock = ImagesLock::load(&path)?;
     lock.record(image, found);

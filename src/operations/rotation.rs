@@ -10,7 +10,6 @@ mod server;
 
 use std::time::Duration;
 
-use anyhow::Context;
 use secrecy::{ExposeSecret, SecretString};
 use serde::{Deserialize, Serialize};
 
@@ -18,7 +17,7 @@ use crate::deployment::env_file::quote;
 use crate::deployment::sealed::{SecretValue, Vault, is_sealed};
 use crate::deployment::settings::{Database, Settings, parse_env, read_env};
 use crate::deployment::variables::{is_secret, may_be_sealed};
-use crate::error::{Failure, Result};
+use crate::error::{Failure, PathContext, Result};
 use crate::host::Host;
 use crate::host::files;
 use crate::host::paths::Paths;
@@ -96,9 +95,7 @@ pub(crate) async fn carry_out(
         let before = env.get(name).unwrap_or_default().to_owned();
         let value = value.expose_secret();
         if open(host, &before)?.expose_secret() != value {
-            clear
-                .set(name, value)
-                .with_context(|| format!("can't edit {}", path.display()))?;
+            clear.set(name, value).path_context("can't edit", &path)?;
             // A sealed value can't be checked any more.
             Settings::from_env(&clear, &path)?;
             let is_sealed =
@@ -108,8 +105,7 @@ pub(crate) async fn carry_out(
             } else {
                 value.to_owned()
             };
-            env.set(name, &after)
-                .with_context(|| format!("can't edit {}", path.display()))?;
+            env.set(name, &after).path_context("can't edit", &path)?;
             edits.push(Edit {
                 name: (*name).to_owned(),
                 before,
@@ -286,7 +282,7 @@ fn write_down(host: &Host, pending: &Pending) -> Result<()> {
 
 fn forget(host: &Host) -> Result<()> {
     let path = host.paths.pending_change();
-    std::fs::remove_file(&path).with_context(|| format!("can't remove {}", path.display()))?;
+    std::fs::remove_file(&path).path_context("can't remove", &path)?;
     files::sync_directory(&host.paths.state())?;
     seal::collect(&host.paths)
 }
@@ -308,7 +304,7 @@ async fn go(host: &Host, pending: &Pending, timeout: Duration) -> Result<()> {
             let value = value(edit, pending.way);
             if env.get(&edit.name).unwrap_or_default() != value {
                 env.set(&edit.name, value)
-                    .with_context(|| format!("can't edit {}", path.display()))?;
+                    .path_context("can't edit", &path)?;
             }
         }
         env.text().to_owned()

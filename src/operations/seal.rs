@@ -7,7 +7,6 @@
 //! goes on. Files that nothing refers to any more go last.
 
 use std::collections::BTreeSet;
-use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 
 use anyhow::Context;
@@ -17,10 +16,10 @@ use crate::deployment::applied::Applied;
 use crate::deployment::env_file::{EnvFile, Written, quote};
 use crate::deployment::extra;
 use crate::deployment::sealed::{self, Reference, Vault, is_sealed, unwritten};
-use crate::deployment::settings::{Settings, parse_env, read_env};
+use crate::deployment::settings::{Settings, load_env};
 use crate::deployment::snapshot;
 use crate::deployment::variables::{is_secret, may_be_sealed};
-use crate::error::{Failure, Result};
+use crate::error::{Failure, PathContext, Result};
 use crate::host::Host;
 use crate::host::files;
 use crate::host::files::files_below;
@@ -54,7 +53,6 @@ pub(crate) struct Sealed {
 }
 
 /// Whether any variable of `.env` is sealed.
-#[must_use]
 pub(crate) fn is_in_use(env: &EnvFile) -> bool {
     env.iter().any(|(_, value)| is_sealed(value))
 }
@@ -73,7 +71,6 @@ pub(crate) struct Sealer<'a> {
 
 impl<'a> Sealer<'a> {
     /// With this key; otherwise the best that the host has.
-    #[must_use]
     pub(crate) fn new(host: &'a Host, wanted: Option<SealingKey>) -> Self {
         Self {
             host,
@@ -124,10 +121,7 @@ impl<'a> Sealer<'a> {
             })?;
         let directory = self.host.paths.credentials();
         if !directory.is_dir() {
-            std::fs::DirBuilder::new()
-                .mode(0o700)
-                .create(&directory)
-                .with_context(|| format!("can't create {}", directory.display()))?;
+            files::make_directory(&directory, 0o700)?;
             files::sync_directory(&self.host.paths.deployment)?;
         }
         files::write_atomically(&directory.join(reference.credential()), &ciphertext, 0o600)?;
@@ -168,12 +162,12 @@ pub(crate) fn key_of(vault: &Vault, reference: &Reference) -> Result<SealingKey>
 pub(crate) fn seal(host: &Host, options: &SealOptions) -> Result<Sealed> {
     let paths = &host.paths;
     let path = paths.env_file();
-    let mut env = parse_env(&read_env(&path)?, &path)?;
+    let mut env = load_env(&path)?;
     Settings::from_env(&env, &path)?;
     if let (Some(value), [name]) = (&options.value, options.names.as_slice()) {
         // Checked where it would be, and written nowhere.
         env.set(name, value.expose_secret())
-            .with_context(|| format!("can't edit {}", path.display()))?;
+            .path_context("can't edit", &path)?;
         Settings::from_env(&env, &path)?;
     }
     check_names(&env, &options.names, &path)?;
@@ -225,7 +219,7 @@ pub(crate) fn seal(host: &Host, options: &SealOptions) -> Result<Sealed> {
 pub(crate) fn unseal(host: &Host, names: &[String]) -> Result<Sealed> {
     let paths = &host.paths;
     let path = paths.env_file();
-    let env = parse_env(&read_env(&path)?, &path)?;
+    let env = load_env(&path)?;
     check_names(&env, names, &path)?;
     let vault = Vault::beside(&path);
     let (clear, done) = unsealed(&env, names, &vault, &path)?;
@@ -275,7 +269,7 @@ fn follow_one(
     path: &Path,
     change: &mut impl FnMut(&EnvFile, &Path) -> Result<EnvFile>,
 ) -> Result<bool> {
-    let old = parse_env(&read_env(path)?, path)?;
+    let old = load_env(path)?;
     let new = change(&old, path)?;
     if new.text() == old.text() {
         return Ok(false);
@@ -349,7 +343,7 @@ fn sealed(
     let mut texts = texts.into_iter();
     let mut new = env.clone();
     new.rewrite(|_| texts.next().flatten())
-        .with_context(|| format!("can't edit {}", path.display()))?;
+        .path_context("can't edit", path)?;
     for (old, found) in env.definitions().zip(new.definitions()) {
         if secrets.iter().any(|name| name == found.name)
             && !found.value.is_empty()
@@ -429,7 +423,7 @@ fn unsealed(
     let mut texts = texts.into_iter();
     let mut new = env.clone();
     new.rewrite(|_| texts.next().flatten())
-        .with_context(|| format!("can't edit {}", path.display()))?;
+        .path_context("can't edit", path)?;
     Ok((new, done))
 }
 
@@ -477,8 +471,7 @@ pub(crate) fn collect(paths: &Paths) -> Result<()> {
         let is_ours = file == paths.env_file() || file.starts_with(paths.state());
         let metadata = std::fs::metadata(&file);
         if metadata.is_ok_and(|found| found.is_file() && (is_ours || found.len() <= LARGEST)) {
-            let bytes =
-                std::fs::read(&file).with_context(|| format!("can't read {}", file.display()))?;
+            let bytes = std::fs::read(&file).path_context("can't read", &file)?;
             used.extend(sealed::references(&String::from_utf8_lossy(&bytes)));
         }
     }
@@ -489,13 +482,11 @@ pub(crate) fn collect(paths: &Paths) -> Result<()> {
             Reference::to_credential(&name).is_some_and(|reference| !used.contains(&reference));
         // What an interrupted run was writing.
         if is_unused || name.starts_with(files::TEMPORARY) {
-            std::fs::remove_file(entry.path())
-                .with_context(|| format!("can't remove {}", entry.path().display()))?;
+            std::fs::remove_file(entry.path()).path_context("can't remove", entry.path())?;
         }
     }
     if list(&directory)?.is_empty() {
-        std::fs::remove_dir(&directory)
-            .with_context(|| format!("can't remove {}", directory.display()))?;
+        std::fs::remove_dir(&directory).path_context("can't remove", &directory)?;
         return files::sync_directory(&paths.deployment);
     }
     files::sync_directory(&directory)
@@ -504,7 +495,7 @@ pub(crate) fn collect(paths: &Paths) -> Result<()> {
 fn list(directory: &Path) -> Result<Vec<std::fs::DirEntry>> {
     std::fs::read_dir(directory)
         .and_then(Iterator::collect)
-        .with_context(|| format!("can't read {}", directory.display()))
+        .path_context("can't read", directory)
 }
 
 /// The keys that the secrets of `.env` are sealed with: mostly one.

@@ -22,9 +22,9 @@ use crate::deployment::applied::{Applied, Difference};
 use crate::deployment::extra;
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::installed_release;
-use crate::deployment::settings::{Settings, parse_env, read_env};
+use crate::deployment::settings::{Settings, load_env};
 use crate::deployment::snapshot;
-use crate::error::{Failure, Result, is_full_disk};
+use crate::error::{Failure, PathContext, Result, is_full_disk};
 use crate::host::Host;
 use crate::host::capacity::Capacity;
 use crate::host::files;
@@ -87,16 +87,11 @@ pub(crate) async fn bring_up(host: &Host, settings: &Settings, timeout: Duration
     if let Err(error) = bring_up_entrance(host, settings, timeout).await {
         host.progress.warn(&format!("{error:#}"));
     }
-    let extras = extra::wanted(&host.paths);
-    if extras.is_empty() {
-        return Ok(());
-    }
-    let extras = extras.into_iter().map(Instance::from);
-    let steps = steps(host, extras, &differences(host, settings)?, false).await?;
-    if steps.is_empty() {
-        return Ok(());
-    }
-    if let Err(error) = start(host, &steps, Manner::AtOnce, None, timeout).await {
+    let extras = extra::wanted(&host.paths).into_iter().map(Instance::from);
+    let steps = steps_beside(host, settings, extras.collect()).await?;
+    if !steps.is_empty()
+        && let Err(error) = start(host, &steps, Manner::AtOnce, None, timeout).await
+    {
         host.progress.warn(&format!("{error:#}"));
     }
     Ok(())
@@ -117,12 +112,8 @@ pub(crate) async fn bring_up_all(
 
 /// After the gateway, whose address may be another one.
 async fn bring_up_entrance(host: &Host, settings: &Settings, timeout: Duration) -> Result<()> {
-    if settings.entrance.is_none() {
-        return Ok(());
-    }
-    let entrance = Instance::from(Service::Entrance);
-    let differences = differences(host, settings)?;
-    let steps = steps(host, [entrance].into_iter(), &differences, false).await?;
+    let entrance = settings.entrance.as_ref().map(|_| Service::Entrance.into());
+    let steps = steps_beside(host, settings, entrance.into_iter().collect()).await?;
     if steps.is_empty() {
         return Ok(());
     }
@@ -159,6 +150,16 @@ async fn bring_up_with(
     remove_surplus(host, gateways, timeout).await
 }
 
+/// What each of those beside the stack needs, when the stack has started: that may have restarted some.
+async fn steps_beside(
+    host: &Host,
+    settings: &Settings,
+    wanted: Vec<Instance>,
+) -> Result<Vec<(JobType, &'static str)>> {
+    let differences = differences_among(host, settings, wanted.iter().copied())?;
+    steps(host, wanted.into_iter(), &differences, false).await
+}
+
 /// What each needs, by its own state: after a change that failed halfway, some have the new settings.
 async fn steps(
     host: &Host,
@@ -173,19 +174,14 @@ async fn steps(
         if instance.number() > 1 && state.load == LoadState::NotFound {
             continue;
         }
-        let changed = differences.iter().any(|(other, _)| *other == instance)
-            || (instance.service() == Service::Litellm && moves);
-        // One that is still starting has read the inputs of a moment ago.
-        let stopped = state.is_stopped();
-        let unit_changed = |(other, all): &(Instance, Vec<Difference>)| {
-            *other == instance && all.iter().any(Difference::is_of_unit)
-        };
-        let reloads = instance.service() == Service::Entrance
-            && state.is_active()
-            && !differences.iter().any(unit_changed);
+        let found = differences.iter().find(|(other, _)| *other == instance);
+        let changed = found.is_some() || (instance.service() == Service::Litellm && moves);
+        let unit_changed = found.is_some_and(|(_, all)| all.iter().any(Difference::is_of_unit));
+        let reloads = instance.service() == Service::Entrance && state.is_active() && !unit_changed;
         if changed && reloads {
             steps.push((JobType::Reload, instance.unit()));
-        } else if changed && !stopped {
+        // One that is still starting has read the inputs of a moment ago.
+        } else if changed && !state.is_stopped() {
             steps.push((JobType::Restart, instance.unit()));
         } else if !state.is_active() {
             steps.push((JobType::Start, instance.unit()));
@@ -215,27 +211,23 @@ async fn stop_former(host: &Host, settings: &Settings, timeout: Duration) -> Res
 async fn remove_surplus(host: &Host, gateways: usize, timeout: Duration) -> Result<()> {
     let surplus: Vec<Instance> = Instance::further(Instance::MOST)
         .filter(|instance| instance.number() > gateways)
-        .filter(|instance| host.paths.quadlets.join(instance.quadlet()).exists())
+        .filter(|instance| host.paths.unit_file(*instance).exists())
         .chain(extra::former(&host.paths).into_iter().map(Instance::from))
         .collect();
     if surplus.is_empty() {
         return forget_surplus(host, gateways);
     }
     let mut units: Vec<&str> = surplus.iter().map(|instance| instance.unit()).collect();
-    units.extend(
-        pulls(host.systemd().await?)
-            .await?
-            .into_iter()
-            .filter(|pull| {
-                surplus.iter().any(|other| {
-                    other.service().is_extra() && other.service().images_unit() == *pull
-                })
-            }),
-    );
+    let former = surplus.iter().map(|instance| instance.service());
+    let former: Vec<&str> = { former.filter(|service| service.is_extra()) }
+        .map(Service::images_unit)
+        .collect();
+    let pulls = pulls(host.systemd().await?).await?.into_iter();
+    units.extend(pulls.filter(|pull| former.contains(pull)));
     stop(host, &units, timeout).await?;
     // Not before: how a unit stops is in its file.
     for instance in &surplus {
-        let file = host.paths.quadlets.join(instance.quadlet());
+        let file = host.paths.unit_file(*instance);
         files::remove_existing(&file)?;
         if instance.service().is_extra() {
             Applied::forget(&host.paths, *instance)?;
@@ -249,7 +241,7 @@ async fn remove_surplus(host: &Host, gateways: usize, timeout: Duration) -> Resu
 /// Removes what the starts of gateways that are no longer there have written.
 fn forget_surplus(host: &Host, gateways: usize) -> Result<()> {
     let surplus = Instance::further(Instance::MOST).filter(|other| other.number() > gateways);
-    for instance in surplus.filter(|other| !host.paths.quadlets.join(other.quadlet()).exists()) {
+    for instance in surplus.filter(|other| !host.paths.unit_file(*other).exists()) {
         Applied::forget(&host.paths, instance)?;
         let options = format!("{}.env", instance.container());
         files::remove_existing(&host.paths.runtime_state().join(options))?;
@@ -464,7 +456,7 @@ pub(crate) async fn start_database(
 /// is not applied yet proves nothing. An edit of `LITELLM_IMAGE` is left out.
 async fn remember_good(host: &Host) -> Result<()> {
     let path = host.paths.env_file();
-    let mut env = parse_env(&read_env(&path)?, &path)?;
+    let mut env = load_env(&path)?;
     let settings = Settings::from_env(&env, &path)?;
     if !differences(host, &settings)?.is_empty() {
         return Ok(());
@@ -483,7 +475,7 @@ async fn remember_good(host: &Host) -> Result<()> {
         None => snapshot::keep(&host.paths)?,
         Some(kept) => {
             env.set("LITELLM_IMAGE", &kept.reference)
-                .with_context(|| format!("can't edit {}", path.display()))?;
+                .path_context("can't edit", &path)?;
             snapshot::keep_with(&host.paths, env.text())?
         }
     };
@@ -606,19 +598,31 @@ pub(crate) fn differences(
     host: &Host,
     settings: &Settings,
 ) -> Result<Vec<(Instance, Vec<Difference>)>> {
-    let mut all = Vec::new();
     let gateways = settings.replicas.count(Capacity::read());
     let is_installed = |instance: &Instance| {
         settings.image(instance.service()).is_some()
             && (instance.number() == 1
-                || instance.number() <= gateways
-                    && host.paths.quadlets.join(instance.quadlet()).exists())
+                || instance.number() <= gateways && host.paths.unit_file(*instance).exists())
     };
     let extras = extra::wanted(&host.paths).into_iter().map(Instance::from);
     let entrance = settings.entrance.is_some().then_some(Service::Entrance);
     let entrance = entrance.into_iter().map(Instance::from);
     let beside = extras.chain(entrance);
-    for instance in Instance::all().filter(is_installed).chain(beside) {
+    differences_among(
+        host,
+        settings,
+        Instance::all().filter(is_installed).chain(beside),
+    )
+}
+
+/// The same of these instances.
+fn differences_among(
+    host: &Host,
+    settings: &Settings,
+    instances: impl Iterator<Item = Instance>,
+) -> Result<Vec<(Instance, Vec<Difference>)>> {
+    let mut all = Vec::new();
+    for instance in instances {
         let differences = Applied::differences(&host.paths, settings, instance)?;
         if !differences.is_empty() {
             all.push((instance, differences));
@@ -628,7 +632,6 @@ pub(crate) fn differences(
 }
 
 /// Differences as words: `OPENAI_API_KEY changed, config/litellm-config.yaml changed`.
-#[must_use]
 pub(crate) fn list(differences: &[Difference]) -> String {
     let words: Vec<String> = differences.iter().map(Difference::to_string).collect();
     words.join(", ")
@@ -794,9 +797,8 @@ pub(crate) async fn pulls(systemd: &Systemd) -> Result<Vec<&'static str>> {
 /// server forgets its address there. It would keep that one for the network of this name, which has another now.
 pub(crate) async fn restore_network(host: &Host) -> Result<()> {
     let podman = host.podman().await?;
-    let mut exists = podman.command(["network", "exists", NETWORK]);
-    let status = exists.status().await.context("can't run podman")?;
-    let is_missing = status.code() == Some(1);
+    let exists = podman.output(["network", "exists", NETWORK]).await?;
+    let is_missing = exists.status.code() == Some(1);
     let marker = host.paths.runtime_state().join(LOST_NETWORK);
     if !is_missing && !marker.exists() {
         return Ok(());
@@ -812,8 +814,7 @@ pub(crate) async fn restore_network(host: &Host) -> Result<()> {
         host.progress
             .say("Podman's network litellm was removed: creating it again");
         let directory = host.paths.runtime_state();
-        std::fs::create_dir_all(&directory)
-            .with_context(|| format!("can't create {}", directory.display()))?;
+        std::fs::create_dir_all(&directory).path_context("can't create", &directory)?;
         files::write_atomically(&marker, b"", 0o600)?;
         let records = host.paths.runtime.join("containers/networks/aardvark-dns");
         files::remove_existing(&records.join(NETWORK))?;
@@ -855,7 +856,6 @@ impl LogSource {
     ];
 
     /// The word for it on the command line.
-    #[must_use]
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Network => "network",
@@ -865,7 +865,6 @@ impl LogSource {
     }
 
     /// Its units, whether they are installed or not.
-    #[must_use]
     pub(crate) fn units(self) -> Vec<&'static str> {
         match self {
             Self::Network => vec![NETWORK_UNIT],
@@ -882,7 +881,6 @@ impl LogSource {
     }
 
     /// Whose lines those of a unit are.
-    #[must_use]
     pub(crate) fn of_unit(unit: &str) -> Option<Self> {
         Self::ALL
             .into_iter()

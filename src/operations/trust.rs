@@ -29,7 +29,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 use crate::deployment::images_lock::ImagesLock;
-use crate::error::{Failure, Result};
+use crate::error::{Failure, PathContext, Result};
 use crate::host::files;
 use crate::host::paths::Paths;
 use crate::host::podman::Podman;
@@ -146,13 +146,10 @@ impl Places {
             // Nothing is set, so no other process adds to it.
             return Ok(None);
         };
-        let file =
-            File::open(directory).with_context(|| format!("can't read {}", directory.display()))?;
+        let file = File::open(directory).path_context("can't read", directory)?;
         match Flock::lock(file, FlockArg::LockExclusive) {
             Ok(file) => Ok(Some(file)),
-            Err((_, error)) => {
-                Err(error).with_context(|| format!("can't lock {}", directory.display()))
-            }
+            Err((_, error)) => Err(error).path_context("can't lock", directory),
         }
     }
 
@@ -495,12 +492,11 @@ impl PolicyPlan {
             // An existing link is one of ours to a file that no longer exists.
             match fs::remove_file(link) {
                 Err(error) if error.kind() != ErrorKind::NotFound => {
-                    return Err(error).with_context(|| format!("can't replace {}", link.display()));
+                    return Err(error).path_context("can't replace", link);
                 }
                 _ => {}
             }
-            std::os::unix::fs::symlink(target, link)
-                .with_context(|| format!("can't create {}", link.display()))?;
+            std::os::unix::fs::symlink(target, link).path_context("can't create", link)?;
         }
         for change in &self.changes {
             match &change.after {
@@ -874,17 +870,14 @@ fn push(changes: &mut Vec<UnitChange>, path: &Path, before: Option<String>, afte
 }
 
 fn read(path: &Path) -> Result<Option<String>> {
-    match fs::read(path) {
-        Ok(bytes) => String::from_utf8(bytes).map(Some).map_err(|error| {
-            let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
-            let line = good.split(|byte| *byte == b'\n').count();
-            Failure::new(format!("{}, line {line}: not valid UTF-8", path.display()))
-                .hint("restore it from a backup or the package that it came with")
-                .into()
-        }),
-        Err(error) if error.kind() == ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(error).with_context(|| format!("can't read {}", path.display())),
-    }
+    let text = files::read_existing(path)?.map(String::from_utf8);
+    text.transpose().map_err(|error| {
+        let good = &error.as_bytes()[..error.utf8_error().valid_up_to()];
+        let line = good.split(|byte| *byte == b'\n').count();
+        Failure::new(format!("{}, line {line}: not valid UTF-8", path.display()))
+            .hint("restore it from a backup or the package that it came with")
+            .into()
+    })
 }
 
 fn points_to(link: &Path, target: &Path) -> bool {
@@ -899,18 +892,18 @@ fn mode(path: &Path) -> u32 {
 
 fn make_parent(path: &Path) -> Result<()> {
     let directory = path.parent().context("a file without a directory")?;
-    fs::create_dir_all(directory).with_context(|| format!("can't create {}", directory.display()))
+    fs::create_dir_all(directory).path_context("can't create", directory)
 }
 
 /// Removes a file, and its directory if that is empty then.
 fn remove(path: &Path) -> Result<()> {
-    fs::remove_file(path).with_context(|| format!("can't remove {}", path.display()))?;
+    fs::remove_file(path).path_context("can't remove", path)?;
     let directory = path.parent().context("a file without a directory")?;
     match fs::remove_dir(directory) {
         Ok(()) => Ok(()),
         Err(error) if error.kind() == ErrorKind::DirectoryNotEmpty => {
             files::sync_directory(directory)
         }
-        Err(error) => Err(error).with_context(|| format!("can't remove {}", directory.display())),
+        Err(error) => Err(error).path_context("can't remove", directory),
     }
 }

@@ -22,9 +22,9 @@ use crate::deployment::ledger::{
     ReleaseVerb, Step,
 };
 use crate::deployment::operation_id::OperationId;
-use crate::deployment::settings::{Settings, parse_env, read_env};
+use crate::deployment::settings::{Settings, load_env, parse_env, read_env};
 use crate::deployment::snapshot::{self, SnapshotId};
-use crate::error::{self, Exit, Failure, Result};
+use crate::error::{self, Exit, Failure, PathContext, Result};
 use crate::host::Host;
 use crate::host::paths::Paths;
 use crate::host::systemd::job::JobType;
@@ -93,7 +93,7 @@ impl ReleasePlan {
         restore_data: bool,
     ) -> Result<Self> {
         let path = host.paths.env_file();
-        let mut env = parse_env(&read_env(&path)?, &path)?;
+        let mut env = load_env(&path)?;
         if let Some(image) = image {
             set_image(&mut env, "LITELLM_IMAGE", image.as_str(), &path)?;
         }
@@ -106,7 +106,6 @@ impl ReleasePlan {
     }
 
     /// Whether the wanted image runs already, and `.env` has its name.
-    #[must_use]
     pub(crate) fn is_done(&self) -> bool {
         self.gateway_before().is_some_and(|from| {
             let same_name = from.reference == self.settings.litellm_image.as_str();
@@ -124,7 +123,7 @@ impl ReleasePlan {
         data: Option<OperationId>,
     ) -> Result<Self> {
         let path = host.paths.env_file();
-        let mut env = parse_env(&read_env(&path)?, &path)?;
+        let mut env = load_env(&path)?;
         let gateway = release
             .gateway()
             .context("the ledger names a release without a gateway")?;
@@ -184,7 +183,6 @@ impl ReleasePlan {
     }
 
     /// What will be done, a line each.
-    #[must_use]
     pub(crate) fn lines(&self, options: ReleaseOptions) -> Vec<String> {
         let from = self
             .gateway_before()
@@ -518,9 +516,7 @@ impl Run<'_> {
         self.replace_configuration(wanted)?;
         fail::fail_point!("upgrade-configured");
         self.bring_up().await?;
-        fail::fail_point!("upgrade-not-ready", |_| Err(
-            Failure::new("a test says so").into()
-        ));
+        fail::fail_point!("upgrade-not-ready", |_| anyhow::bail!("a test says so"));
         fail::fail_point!("upgrade-switched");
         gate::watch(
             host,
@@ -814,9 +810,7 @@ impl Run<'_> {
             let steps = [(JobType::Start, Service::Litellm.unit())];
             stack::start_units(self.host, &steps, Manner::AtOnce, timeout).await?;
         }
-        fail::fail_point!("undo-not-ready", |_| Err(
-            Failure::new("a test says so").into()
-        ));
+        fail::fail_point!("undo-not-ready", |_| anyhow::bail!("a test says so"));
         let client = Client::local(&self.host.paths, gate::TIMEOUT)?;
         gate::probe(&client, settings, timeout).await
     }
@@ -955,8 +949,7 @@ pub(super) fn set_image(
     if env.get(name) == Some(image) {
         return Ok(());
     }
-    env.set(name, image)
-        .with_context(|| format!("can't edit {}", path.display()))
+    env.set(name, image).path_context("can't edit", path)
 }
 
 /// Migrates the database to the release of `settings`, in a unit of its own.

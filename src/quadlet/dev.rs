@@ -8,7 +8,6 @@ use askama::Template;
 use super::{
     Common, Container, Place, RenderContext, UnitFile, cluster_path, escape, file, path_text,
 };
-use crate::deployment::completion::container_owner;
 use crate::deployment::settings::Settings;
 use crate::error::Result;
 use crate::host::paths::Paths;
@@ -101,18 +100,9 @@ pub fn render(
         let Some(image) = settings.image(service) else {
             continue;
         };
-        let (uid, gid) = container_owner(service, image).unwrap_or_default();
         let unit = Development {
             common,
-            service: Container {
-                name: service.name(),
-                flag: String::new(),
-                unit: name.trim_end_matches(".container"),
-                image: &host.images.pin(image),
-                uid,
-                gid,
-                first_id: 0,
-            },
+            service: Container::new(service, name.trim_end_matches(".container"), image, host),
             port,
             inner,
             env: escape::word(path_text(&env_file(&state, service))?),
@@ -137,7 +127,7 @@ struct Network<'a> {
 #[template(path = "litellm-dev.container")]
 struct Development<'a> {
     common: &'a Common,
-    service: Container<'a>,
+    service: Container,
     /// On the loopback address of the host.
     port: u16,
     /// In the container.

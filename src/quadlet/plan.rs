@@ -7,7 +7,7 @@ use anyhow::Context;
 use similar::TextDiff;
 
 use crate::deployment::entrance;
-use crate::error::{Failure, Result};
+use crate::error::{Failure, PathContext, Result};
 use crate::host::files;
 use crate::host::paths::Paths;
 use crate::quadlet::{self, MARKER_PREFIX, Place, UnitFile, dev};
@@ -185,15 +185,13 @@ impl UnitPlan {
                 .parent()
                 .context("a unit file without a directory")?;
             if let Some(text) = &change.after {
-                std::fs::create_dir_all(directory)
-                    .with_context(|| format!("can't create {}", directory.display()))?;
+                std::fs::create_dir_all(directory).path_context("can't create", directory)?;
                 // Lines of the operator's own are in it, which may hold a secret.
                 let is_secret = change.path.ends_with(entrance::CONFIGURATION);
                 let mode = if is_secret { 0o600 } else { 0o644 };
                 files::write_atomically(&change.path, text.as_bytes(), mode)?;
             } else {
-                std::fs::remove_file(&change.path)
-                    .with_context(|| format!("can't remove {}", change.path.display()))?;
+                std::fs::remove_file(&change.path).path_context("can't remove", &change.path)?;
                 files::sync_directory(directory)?;
             }
         }
@@ -237,12 +235,9 @@ fn read_ours(path: &Path) -> Result<OnDisk> {
         Ok(metadata) if !metadata.is_file() => return Ok(OnDisk::Foreign),
         _ => {}
     }
-    match std::fs::read(path) {
-        Ok(bytes) => Ok(match String::from_utf8(bytes) {
-            Ok(text) if text.starts_with(MARKER_PREFIX) => OnDisk::Ours(text),
-            _ => OnDisk::Foreign,
-        }),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(OnDisk::Nothing),
-        Err(error) => Err(error).with_context(|| format!("can't read {}", path.display())),
-    }
+    Ok(match files::read_existing(path)?.map(String::from_utf8) {
+        None => OnDisk::Nothing,
+        Some(Ok(text)) if text.starts_with(MARKER_PREFIX) => OnDisk::Ours(text),
+        Some(_) => OnDisk::Foreign,
+    })
 }

@@ -12,7 +12,7 @@ use super::{CREATED_BY, Gateway, ROLE, ROLE_NAME, SERVICE_ROLE, USER, short};
 use crate::cli::key::{
     As, Business, ChangeKey, CreateKey, InfoKey, KeyLimits, ListKeys, Selector, UpdateKey,
 };
-use crate::error::{Exit, Failure, Result};
+use crate::error::{Exit, Failure, PathContext, Result};
 use crate::host::Host;
 use crate::litellm::keys::{ApiKey, KeyError, Keys, Limits, hash};
 use crate::litellm::models;
@@ -96,13 +96,8 @@ pub(super) async fn list(host: &Host, arguments: &ListKeys) -> Result<Exit> {
 
 pub(super) async fn info(host: &Host, arguments: &InfoKey) -> Result<Exit> {
     let gateway = Gateway::new(host)?;
-    let target = Target::of(&arguments.selector)?;
-    let key = gateway
-        .act(arguments.credential, async |keys: Keys<'_>| {
-            target.find(keys).await
-        })
-        .await?;
-    let key = Shown::from(key);
+    let chosen = (&arguments.selector, arguments.credential);
+    let key = Shown::from(with_key(&gateway, chosen, async |_, _| Ok(())).await?);
     if arguments.json {
         output::json(&key)?;
     } else {
@@ -124,28 +119,19 @@ pub(super) async fn update(host: &Host, arguments: &UpdateKey) -> Result<Exit> {
         refuse_key(alias)?;
     }
     check_models(host, &arguments.limits.models);
-    let gateway = Gateway::new(host)?;
-    let target = Target::of(&arguments.selector)?;
     let (limits, metadata) = (&limits, &metadata);
-    let key = gateway
-        .act(arguments.credential, async |keys: Keys<'_>| {
-            let key = target.find(keys).await?;
-            let mut limits = limits.clone();
-            if !metadata.is_empty() {
-                // LiteLLM replaces all metadata.
-                let mut all: Map<String, Value> = key
-                    .metadata
-                    .clone()
-                    .unwrap_or_default()
-                    .into_iter()
-                    .collect();
-                all.extend(metadata.clone());
-                limits.metadata = Some(all);
-            }
-            keys.update(&key.token, &limits).await?;
-            Ok(key)
-        })
-        .await?;
+    let gateway = Gateway::new(host)?;
+    let chosen = (&arguments.selector, arguments.credential);
+    let key = with_key(&gateway, chosen, async |keys, key| {
+        let mut limits = limits.clone();
+        if !metadata.is_empty() {
+            // LiteLLM replaces all metadata.
+            let before = key.metadata.clone().unwrap_or_default().into_iter();
+            limits.metadata = Some(before.chain(metadata.clone()).collect());
+        }
+        keys.update(&key.token, &limits).await
+    })
+    .await?;
     say(&format!("changed {}", name(&key)));
     for change in changes(&key, limits) {
         say(&format!("  {change}"));
@@ -155,40 +141,33 @@ pub(super) async fn update(host: &Host, arguments: &UpdateKey) -> Result<Exit> {
 
 pub(super) async fn block(host: &Host, arguments: &ChangeKey, block: bool) -> Result<Exit> {
     let gateway = Gateway::new(host)?;
-    let target = Target::of(&arguments.selector)?;
-    let key = gateway
-        .act(arguments.credential, async |keys: Keys<'_>| {
-            let key = target.find(keys).await?;
-            if block {
-                keys.block(&key.token).await?;
-            } else {
-                keys.unblock(&key.token).await?;
-            }
-            Ok(key)
-        })
-        .await?;
-    say(&format!(
-        "{} {}",
-        if block { "blocked" } else { "unblocked" },
-        name(&key)
-    ));
+    let chosen = (&arguments.selector, arguments.credential);
+    let key = with_key(&gateway, chosen, async |keys, key| {
+        if block {
+            keys.block(&key.token).await
+        } else {
+            keys.unblock(&key.token).await
+        }
+    })
+    .await?;
+    let verb = if block { "blocked" } else { "unblocked" };
+    say(&format!("{verb} {}", name(&key)));
     Ok(Exit::Success)
 }
 
 pub(super) async fn delete(host: &Host, arguments: &ChangeKey) -> Result<Exit> {
     let gateway = Gateway::new(host)?;
-    let target = Target::of(&arguments.selector)?;
     let in_file = gateway.service.as_ref().map(hash);
-    let key = gateway
-        .act(arguments.credential, async |keys: Keys<'_>| {
-            let key = target.find(keys).await?;
-            if Some(&key.token) != in_file.as_ref() {
-                keys.delete(&key.token).await?;
-            }
-            Ok(key)
-        })
-        .await?;
-    if Some(&key.token) == in_file.as_ref() {
+    let is_in_file = |key: &ApiKey| Some(&key.token) == in_file.as_ref();
+    let chosen = (&arguments.selector, arguments.credential);
+    let key = with_key(&gateway, chosen, async |keys, key| {
+        if is_in_file(key) {
+            return Ok(());
+        }
+        keys.delete(&key.token).await
+    })
+    .await?;
+    if is_in_file(&key) {
         return Err(Failure::new(format!(
             "{} is the service key in {}",
             name(&key),
@@ -201,59 +180,54 @@ pub(super) async fn delete(host: &Host, arguments: &ChangeKey) -> Result<Exit> {
     Ok(Exit::Success)
 }
 
+/// Does something with the key that is named, and returns it as it was before.
+async fn with_key(
+    gateway: &Gateway<'_>,
+    (selector, credential): (&Selector, Option<As>),
+    act: impl AsyncFn(Keys<'_>, &ApiKey) -> Result<(), KeyError>,
+) -> Result<ApiKey> {
+    let target = Target::of(selector)?;
+    gateway
+        .act(credential, async |keys: Keys<'_>| {
+            let key = target.find(keys).await?;
+            act(keys, &key).await?;
+            Ok(key)
+        })
+        .await
+}
+
 /// What a new limit replaces: a list is replaced as a whole.
 fn changes(key: &ApiKey, limits: &Limits) -> Vec<String> {
-    let list = |list: &[String]| {
-        if list.is_empty() {
-            "all".to_owned()
-        } else {
-            list.join(", ")
-        }
-    };
-    let amount = |amount: Option<f64>| amount.map_or_else(|| "none".to_owned(), money);
-    let number = |number: Option<u64>| number.map_or_else(|| "none".to_owned(), |n| n.to_string());
-    let routes = key.allowed_routes.as_deref().unwrap_or_default();
-    let pairs = [
-        (
-            "models",
-            limits
-                .models
-                .as_deref()
-                .map(|new| (list(&key.models), list(new))),
-        ),
-        (
-            "budget",
-            limits
-                .max_budget
-                .map(|new| (amount(key.max_budget), amount(Some(new)))),
-        ),
-        (
-            "requests per minute",
-            limits
-                .requests_per_minute
-                .map(|new| (number(key.rpm_limit), number(Some(new)))),
-        ),
-        (
-            "tokens per minute",
-            limits
-                .tokens_per_minute
-                .map(|new| (number(key.tpm_limit), number(Some(new)))),
-        ),
-        (
-            "allowed routes",
-            limits
-                .allowed_routes
-                .as_deref()
-                .map(|new| (list(routes), list(new))),
-        ),
+    let names = [
+        "models",
+        "budget",
+        "requests per minute",
+        "tokens per minute",
+        "allowed routes",
     ];
-    pairs
-        .into_iter()
-        .filter_map(|(name, change)| {
-            let (before, after) = change?;
-            (before != after).then(|| format!("{name}: {before} -> {after}"))
-        })
-        .collect()
+    let number = |number: u64| number.to_string();
+    let before = [
+        Some(list_or_all(&key.models)),
+        key.max_budget.map(money),
+        key.rpm_limit.map(number),
+        key.tpm_limit.map(number),
+        Some(list_or_all(
+            key.allowed_routes.as_deref().unwrap_or_default(),
+        )),
+    ];
+    let after = [
+        limits.models.as_deref().map(list_or_all),
+        limits.max_budget.map(money),
+        limits.requests_per_minute.map(number),
+        limits.tokens_per_minute.map(number),
+        limits.allowed_routes.as_deref().map(list_or_all),
+    ];
+    let changes = names.into_iter().zip(before).zip(after);
+    let change = |((name, before), after): ((_, Option<String>), Option<String>)| {
+        let (before, after) = (before.unwrap_or("none".into()), after?);
+        (before != after).then(|| format!("{name}: {before} -> {after}"))
+    };
+    changes.filter_map(change).collect()
 }
 
 enum Target {
@@ -297,8 +271,7 @@ fn key_in(path: &Path) -> Result<SecretString> {
             .read_to_string(&mut text)
             .context("can't read the key from stdin")?;
     } else {
-        text = std::fs::read_to_string(path)
-            .with_context(|| format!("can't read {}", path.display()))?;
+        text = std::fs::read_to_string(path).path_context("can't read", path)?;
     }
     let text = text.trim();
     if text.starts_with("sk-") {
@@ -442,7 +415,7 @@ fn table(keys: &[ApiKey]) -> String {
             or_dash(key.tpm_limit.map(|limit| limit.to_string())),
             or_dash(key.expires.as_deref().map(minute)),
             or_dash(key.team.clone()),
-            models(key),
+            list_or_all(&key.models),
         ]);
     }
     output::table(
@@ -463,6 +436,7 @@ fn table(keys: &[ApiKey]) -> String {
 fn details(shown: &Shown) -> String {
     let key = &shown.key;
     let list = |list: &[String]| list.join(", ");
+    let number = |number: u64| number.to_string();
     let mut rows = Vec::new();
     let mut row = |name: &str, value: Option<String>| {
         if let Some(value) = value.filter(|value| !value.is_empty()) {
@@ -473,19 +447,13 @@ fn details(shown: &Shown) -> String {
     row("key", key.key.clone());
     row("hash", Some(key.token.clone()));
     row("state", Some(shown.state.to_owned()));
-    row("models", Some(models(key)));
+    row("models", Some(list_or_all(&key.models)));
     row("allowed routes", key.allowed_routes.as_deref().map(list));
     row("spent", Some(money(key.spend)));
     row("budget", budget(key));
     row("budget reset", key.budget_reset_at.as_deref().map(minute));
-    row(
-        "requests per minute",
-        key.rpm_limit.map(|limit| limit.to_string()),
-    );
-    row(
-        "tokens per minute",
-        key.tpm_limit.map(|limit| limit.to_string()),
-    );
+    row("requests per minute", key.rpm_limit.map(number));
+    row("tokens per minute", key.tpm_limit.map(number));
     row("team", key.team.clone());
     row("user", key.user.clone());
     row("created", key.created_at.as_deref().map(minute));
@@ -499,11 +467,11 @@ fn details(shown: &Shown) -> String {
     output::columns(&rows)
 }
 
-fn models(key: &ApiKey) -> String {
-    if key.models.is_empty() {
+fn list_or_all(list: &[String]) -> String {
+    if list.is_empty() {
         "all".into()
     } else {
-        key.models.join(", ")
+        list.join(", ")
     }
 }
 

@@ -4,14 +4,13 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 use std::time::Duration;
 
-use anyhow::Context;
 use secrecy::{ExposeSecret, SecretString};
 use serde_json::Map;
 
 use super::{CREATED_BY, Gateway, ROLE, ROLE_NAME, SERVICE_ROLE, USER, short};
 use crate::cli::key::{As, RotateKey, ServiceKey};
 use crate::deployment::settings::Database;
-use crate::error::{Exit, Failure, Result};
+use crate::error::{Exit, Failure, PathContext, Result};
 use crate::host::{Host, files, host_name};
 use crate::litellm::Client;
 use crate::litellm::keys::{ApiKey, Invalid, KeyError, Limits, hash};
@@ -102,7 +101,7 @@ async fn make_ready(host: &Host, timeout: Duration) -> Result<()> {
 pub(super) fn read(path: &Path) -> Result<Option<SecretString>> {
     let metadata = match std::fs::metadata(path) {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-        found => found.with_context(|| format!("can't examine {}", path.display()))?,
+        found => found.path_context("can't examine", path)?,
     };
     if !metadata.is_file() {
         return Err(Failure::new(format!("{} is not a file", path.display()))
@@ -362,18 +361,16 @@ async fn adjust(gateway: &Gateway<'_>, arguments: &ServiceKey, key: &SecretStrin
         return Ok(());
     }
     let wanted = limits(gateway, arguments, Some(&before))?;
-    let changed = |same: bool| (!same).then_some(());
+    let (budget, routes) = (wanted.max_budget, wanted.allowed_routes);
+    let (rpm, tpm) = (wanted.requests_per_minute, wanted.tokens_per_minute);
     let change = Limits {
-        models: changed(wanted.models.as_ref() == Some(&before.models)).and(wanted.models),
-        max_budget: changed(wanted.max_budget == before.max_budget).and(wanted.max_budget),
-        requests_per_minute: changed(wanted.requests_per_minute == before.rpm_limit)
-            .and(wanted.requests_per_minute),
-        tokens_per_minute: changed(wanted.tokens_per_minute == before.tpm_limit)
-            .and(wanted.tokens_per_minute),
+        models: wanted.models.filter(|new| *new != before.models),
+        max_budget: budget.filter(|_| budget != before.max_budget),
+        requests_per_minute: rpm.filter(|_| rpm != before.rpm_limit),
+        tokens_per_minute: tpm.filter(|_| tpm != before.tpm_limit),
         // Counts from now, so only if it is an argument.
         duration: arguments.limits.duration.clone(),
-        allowed_routes: changed(wanted.allowed_routes == before.allowed_routes)
-            .and(wanted.allowed_routes),
+        allowed_routes: routes.filter(|new| before.allowed_routes.as_ref() != Some(new)),
         ..Limits::default()
     };
     let is_named = before.metadata_text(DEPLOYMENT) == Some(&*deployment(gateway));

@@ -68,12 +68,10 @@ pub(crate) struct Lines {
 }
 
 impl Lines {
-    #[must_use]
     pub(crate) fn overview() -> Self {
         Self::new(OVERVIEW_LINES)
     }
 
-    #[must_use]
     pub(crate) fn log() -> Self {
         Self::new(LOG_LINES)
     }
@@ -148,7 +146,6 @@ impl Lines {
 }
 
 impl View {
-    #[must_use]
     pub(crate) fn new(colour: bool) -> Self {
         Self {
             services: None,
@@ -481,7 +478,6 @@ fn wrap(text: &str, width: usize) -> Vec<String> {
     rows
 }
 
-#[must_use]
 pub(crate) fn overdue(since: Duration) -> String {
     format!("systemd has not answered for {}", duration(since))
 }

@@ -64,7 +64,6 @@ impl JobResult {
     }
 
     /// Whether the unit is now in the state that was asked for.
-    #[must_use]
     pub(crate) fn is_success(&self) -> bool {
         matches!(self, Self::Done | Self::Skipped)
     }
@@ -164,7 +163,6 @@ impl<'a> Jobs<'a> {
     }
 
     /// The units whose jobs have not ended, sorted.
-    #[must_use]
     pub(crate) fn pending(&self) -> Vec<&str> {
         let mut units: Vec<&str> = self.pending.values().map(String::as_str).collect();
         units.sort_unstable();

@@ -19,7 +19,6 @@ pub(super) struct Entry {
 impl Entry {
     /// A description of the image, if this entry is about it; `digest` is the recorded digest of
     /// its tag.
-    #[must_use]
     pub(super) fn matches(&self, image: &ImageReference, digest: Option<&str>) -> Option<String> {
         let what = self.what.as_str();
         if what.starts_with(image::DIGEST_PREFIX) {

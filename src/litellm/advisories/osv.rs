@@ -64,7 +64,6 @@ struct Record {
     summary: String,
     #[serde(default)]
     details: String,
-    #[serde(default)]
     withdrawn: Option<String>,
     #[serde(default)]
     affected: Vec<Affected>,
@@ -276,13 +275,11 @@ impl Range {
 
 impl Vulnerability {
     /// Whether a release has it.
-    #[must_use]
     pub(crate) fn affects(&self, release: &Release) -> bool {
         self.versions.contains(release) || self.ranges.iter().any(|range| range.affects(release))
     }
 
     /// The first release after `release` that fixes it.
-    #[must_use]
     pub(crate) fn fixed(&self, release: &Release) -> Option<Release> {
         self.ranges
             .iter()
@@ -298,7 +295,6 @@ impl Vulnerability {
     }
 
     /// Whether any build of a release is listed, as malicious ones are.
-    #[must_use]
     pub(crate) fn lists(&self, release: &Release) -> Option<&Release> {
         self.versions
             .iter()
@@ -306,19 +302,16 @@ impl Vulnerability {
     }
 
     /// Whether both have an identifier in common.
-    #[must_use]
     pub(crate) fn is_same(&self, other: &Self) -> bool {
         self.ids.iter().any(|id| other.is_named(id))
     }
 
     /// Whether it has this identifier.
-    #[must_use]
     pub(crate) fn is_named(&self, id: &str) -> bool {
         self.ids.iter().any(|own| own.eq_ignore_ascii_case(id))
     }
 
     /// The identifier by which it is best known.
-    #[must_use]
     pub(crate) fn name(&self) -> &str {
         self.ids
             .iter()

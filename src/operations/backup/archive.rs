@@ -9,7 +9,7 @@ use anyhow::Context;
 use sha2::{Digest, Sha256};
 
 use super::manifest::{BackupManifest, StoredFile};
-use crate::error::{Failure, Result};
+use crate::error::{Failure, PathContext, Result};
 use crate::host::files;
 use crate::output::{Meter, Progress};
 use crate::random::hex;
@@ -47,7 +47,6 @@ impl Recipient {
     }
 
     /// The recipient as text.
-    #[must_use]
     pub(crate) fn word(&self) -> Option<String> {
         self.0.as_ref().map(ToString::to_string)
     }
@@ -107,7 +106,7 @@ pub(crate) fn store(
             sha256: hex(&sink.hash.finalize()),
         })
     };
-    attempt().with_context(|| format!("can't write {}", path.display()))
+    attempt().path_context("can't write", &path)
 }
 
 fn pump<W: Write>(source: &mut dyn Read, mut sink: W, compress: bool) -> io::Result<W> {
@@ -176,8 +175,7 @@ pub(crate) fn open_stored(
     identity: Option<&Path>,
 ) -> Result<Box<dyn Read + Send>> {
     let name = path.to_string_lossy();
-    let file =
-        files::open_regular(path).with_context(|| format!("can't open {}", path.display()))?;
+    let file = files::open_regular(path).path_context("can't open", path)?;
     let file = io::BufReader::with_capacity(BUFFER, file);
     let (plain, stored): (Box<dyn Read + Send>, &str) = match name.strip_suffix(".age") {
         None => (Box::new(file), &name),

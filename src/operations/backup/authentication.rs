@@ -11,7 +11,7 @@ use hmac::{Hmac, Mac};
 use secrecy::{ExposeSecret, SecretString};
 use sha2_of_age::Sha256;
 
-use crate::error::{Failure, Result};
+use crate::error::{Failure, PathContext, Result};
 use crate::host::files;
 use crate::host::paths::Paths;
 use crate::output::shell_word;
@@ -53,7 +53,7 @@ impl BackupKey {
                 persisted => persisted.map(|_| true).map_err(|error| error.error),
             }
         };
-        if !attempt().with_context(|| format!("can't write {}", path.display()))? {
+        if !attempt().path_context("can't write", &path)? {
             let key = Self::load(paths)?;
             return key.with_context(|| format!("{} was removed", path.display()));
         }
@@ -65,7 +65,7 @@ impl BackupKey {
         let path = paths.backup_key();
         let text = match read(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
-            text => text.with_context(|| format!("can't read {}", path.display()))?,
+            text => text.path_context("can't read", &path)?,
         };
         if text.len() == DIGITS && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
             return Ok(Some(Self(text.into())));
@@ -115,7 +115,7 @@ pub(crate) fn origin(paths: &Paths, directory: &Path, manifest: &[u8]) -> Result
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             return Ok(Origin::Foreign("it has no authentication code"));
         }
-        code => code.with_context(|| format!("can't read {}", path.display()))?,
+        code => code.path_context("can't read", &path)?,
     };
     let Some(key) = BackupKey::load(paths)? else {
         return Ok(Origin::Foreign("this deployment has made no backup yet"));
@@ -154,13 +154,9 @@ mod tests {
     use std::os::unix::fs::PermissionsExt;
 
     use super::*;
-    use crate::host::paths::Scope;
 
     fn paths(root: &Path) -> Paths {
-        Paths {
-            deployment: root.to_owned(),
-            ..Paths::elsewhere(Scope::System)
-        }
+        Paths::in_test(root)
     }
 
     #[test]

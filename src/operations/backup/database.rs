@@ -152,6 +152,17 @@ struct Begun {
     size: u64,
 }
 
+impl Begun {
+    fn contents(&self, database: &str) -> Contents {
+        Contents {
+            name: database.to_owned(),
+            server_version: self.version.clone(),
+            size: self.size,
+            ..Contents::default()
+        }
+    }
+}
+
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
 enum Counted {
@@ -262,7 +273,6 @@ impl<'a> Server<'a> {
     }
 
     /// Whether the server is the local one, which this program may change.
-    #[must_use]
     pub(crate) fn is_local(&self) -> bool {
         matches!(self.access, Access::Container { .. })
     }
@@ -370,20 +380,43 @@ impl<'a> Server<'a> {
         Ok(stdin)
     }
 
-    /// Runs SQL; returns what it selects, unaligned.
-    pub(crate) async fn query(&self, database: &str, sql: &str) -> Result<String> {
-        let mut child = self
-            .command(database, PSQL)
-            .spawn()
-            .context("can't run podman")?;
+    /// Runs a program with access to `database` and `input` as its stdin; returns its stdout.
+    async fn run(&self, database: &str, words: &[&str], input: &str) -> Result<Vec<u8>> {
+        let mut command = self.command(database, words);
+        let mut child = command.spawn().context("can't run podman")?;
         let mut stdin = self.begin_stdin(&mut child).await?;
-        let _ = stdin.write_all(sql.as_bytes()).await;
+        let _ = stdin.write_all(input.as_bytes()).await;
         drop(stdin);
         let output = child.wait_with_output().await.context("can't run podman")?;
         if output.status.success() {
-            return Ok(String::from_utf8_lossy(&output.stdout).into_owned());
+            return Ok(output.stdout);
         }
-        Err(refused("psql", &String::from_utf8_lossy(&output.stderr)))
+        Err(refused(words[0], &output.stderr))
+    }
+
+    /// Runs SQL; returns what it selects, unaligned.
+    pub(crate) async fn query(&self, database: &str, sql: &str) -> Result<String> {
+        let selected = self.run(database, PSQL, sql).await?;
+        Ok(String::from_utf8_lossy(&selected).into_owned())
+    }
+
+    /// The lines that SQL selects.
+    async fn lines(&self, database: &str, sql: &str) -> Result<Vec<String>> {
+        let text = self.query(database, sql).await?;
+        Ok(text.lines().map(str::to_owned).collect())
+    }
+
+    /// The number that SQL selects.
+    async fn number(&self, database: &str, sql: &str) -> Result<u64> {
+        let text = self.query(database, sql).await?;
+        text.trim()
+            .parse()
+            .with_context(|| format!("unexpected answer of psql: {text:?}"))
+    }
+
+    /// Runs SQL in the database from which the others are created, renamed and removed.
+    async fn maintain(&self, sql: &str) -> Result<()> {
+        self.query(self.maintenance(), sql).await.map(drop)
     }
 
     /// Opens a transaction whose snapshot others can share.
@@ -399,13 +432,7 @@ impl<'a> Server<'a> {
             stdin,
             lines: BufReader::new(stdout).lines(),
             name: String::new(),
-            contents: Contents {
-                name: self.database.clone(),
-                server_version: String::new(),
-                size: 0,
-                rows: std::collections::BTreeMap::new(),
-                objects: std::collections::BTreeMap::new(),
-            },
+            contents: Contents::default(),
         };
         snapshot
             .ask(
@@ -413,11 +440,10 @@ impl<'a> Server<'a> {
                  BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY;\n\
                  SELECT json_build_object('snapshot', pg_export_snapshot(), 'version', current_setting('server_version'), 'size', pg_database_size(current_database()));\n",
             )
-            .await?;
-        let begun: Begun = snapshot.next().await?;
+            .await;
+        let begun: Begun = parse(&snapshot.line().await?)?;
+        snapshot.contents = begun.contents(&self.database);
         snapshot.name = begun.snapshot;
-        snapshot.contents.server_version = begun.version;
-        snapshot.contents.size = begun.size;
         Ok(snapshot)
     }
 
@@ -519,7 +545,7 @@ impl<'a> Server<'a> {
         let stored = stored.context("the writer of the backup stopped")??;
         let output = output.context("can't run podman")?;
         if !output.status.success() {
-            return Err(refused(program, &String::from_utf8_lossy(&output.stderr)));
+            return Err(refused(program, &output.stderr));
         }
         Ok(stored)
     }
@@ -568,9 +594,9 @@ impl<'a> Server<'a> {
             archive::copy(&mut source, &mut sink).context("can't read the backup")?;
             Ok(!sink.broken)
         });
-        let mut words = String::new();
+        let mut words = Vec::new();
         let mut stderr = child.stderr.take().context("podman has no stderr")?;
-        let talk = stderr.read_to_string(&mut words);
+        let talk = stderr.read_to_end(&mut words);
         let (status, talk, source) = tokio::join!(child.wait(), talk, source);
         talk.context("can't read podman's messages")?;
         let complete = source.context("the reader of the backup stopped")??;
@@ -600,19 +626,14 @@ impl<'a> Server<'a> {
             };
             archive::copy(&mut meter.reading(source), &mut sink).context("can't copy the database")
         });
-        // It drops and creates the database from another one.
-        let other = if database == "postgres" {
-            "template1"
-        } else {
-            "postgres"
-        };
         let words = [
             "--exit-on-error",
             "--clean",
             "--if-exists",
             "--create",
+            // It drops and creates the database from another one.
             "--dbname",
-            other,
+            other_than(database),
         ];
         let (dumped, restored) = tokio::join!(dump, target.pg_restore(&words, reader));
         dumped?;
@@ -622,38 +643,20 @@ impl<'a> Server<'a> {
     /// Copies the roles with their passwords to `target`. Those that it has get the same properties.
     pub(crate) async fn copy_roles(&self, target: &Self) -> Result<()> {
         let words = ["pg_dumpall", "--roles-only", "--no-password"];
-        let mut child = self
-            .command(self.maintenance(), &words)
-            .spawn()
-            .context("can't run podman")?;
-        drop(self.begin_stdin(&mut child).await?);
-        let output = child.wait_with_output().await.context("can't run podman")?;
-        if !output.status.success() {
-            return Err(refused(
-                "pg_dumpall",
-                &String::from_utf8_lossy(&output.stderr),
-            ));
-        }
+        let script = self.run(self.maintenance(), &words, "").await?;
         // Hashes of passwords are in it.
-        let script: SecretString = String::from_utf8(output.stdout)
+        let script: SecretString = String::from_utf8(script)
             .context("pg_dumpall did not answer in UTF-8")?
             .into();
-        let existing = target
-            .query(
-                target.maintenance(),
-                "SELECT format('CREATE ROLE %I;', rolname) FROM pg_roles;\n",
-            )
-            .await?;
+        let existing = "SELECT format('CREATE ROLE %I;', rolname) FROM pg_roles;\n";
+        let existing = target.lines(target.maintenance(), existing).await?;
         let script: SecretString = script
             .expose_secret()
             .lines()
-            .filter(|line| !existing.lines().any(|created| created == *line))
+            .filter(|line| !existing.iter().any(|created| created == line))
             .fold(String::new(), |text, line| text + line + "\n")
             .into();
-        target
-            .query(target.maintenance(), script.expose_secret())
-            .await
-            .map(drop)
+        target.maintain(script.expose_secret()).await
     }
 
     /// The databases of the server, without templates and those of this program, and the size of each in bytes.
@@ -672,8 +675,7 @@ impl<'a> Server<'a> {
             "SELECT datname FROM pg_database WHERE datname NOT IN ('template0', 'template1') AND (NOT datallowconn OR datistemplate OR starts_with(datname, {})) ORDER BY 1;\n",
             literal(PREFIX)
         );
-        let text = self.query(self.maintenance(), &sql).await?;
-        Ok(text.lines().map(str::to_owned).collect())
+        self.lines(self.maintenance(), &sql).await
     }
 
     /// The settings in the files of the cluster with their values, as they are written there, without those of the locale
@@ -686,30 +688,25 @@ impl<'a> Server<'a> {
 
     /// The server's version, as `17.7 (Debian …)`.
     pub(crate) async fn version(&self) -> Result<String> {
-        let text = self
-            .query(self.maintenance(), "SHOW server_version;\n")
-            .await?;
+        let sql = "SHOW server_version;\n";
+        let text = self.query(self.maintenance(), sql).await?;
         Ok(text.trim().to_owned())
     }
 
     /// The number of the next transaction. While it is the same, nothing was written.
     pub(crate) async fn next_transaction(&self) -> Result<u64> {
         let sql = "SELECT pg_snapshot_xmax(pg_current_snapshot());\n";
-        let text = self.query(self.maintenance(), sql).await?;
-        text.trim()
-            .parse()
-            .with_context(|| format!("unexpected answer of psql: {text:?}"))
+        self.number(self.maintenance(), sql).await
     }
 
     /// Has the server refuse writes until [`Server::accept_writes`] is called, and ends the sessions that are open.
     pub(crate) async fn refuse_writes(&self) -> Result<()> {
         let set =
             "ALTER SYSTEM SET default_transaction_read_only = on;\nSELECT pg_reload_conf();\n";
-        self.query(self.maintenance(), set).await?;
+        self.maintain(set).await?;
         self.await_read_only("on").await?;
-        let begin = self
-            .query(self.maintenance(), "SELECT clock_timestamp();\n")
-            .await?;
+        let begin = "SELECT clock_timestamp();\n";
+        let begin = self.query(self.maintenance(), begin).await?;
         // They may still be in a transaction that writes.
         let end = format!(
             "SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity WHERE backend_type = 'client backend' AND backend_start < {} AND pid <> pg_backend_pid();\n",
@@ -727,7 +724,7 @@ impl<'a> Server<'a> {
     /// Undoes [`Server::refuse_writes`], however far it came.
     pub(crate) async fn accept_writes(&self) -> Result<()> {
         let reset = "ALTER SYSTEM RESET default_transaction_read_only;\nSELECT pg_reload_conf();\n";
-        self.query(self.maintenance(), reset).await?;
+        self.maintain(reset).await?;
         self.await_read_only("off").await
     }
 
@@ -746,24 +743,14 @@ impl<'a> Server<'a> {
 
     /// The current contents of `database`.
     pub(crate) async fn contents(&self, database: &str) -> Result<Contents> {
-        let text = self
-            .query(
-                database,
-                &format!(
-                    "SET statement_timeout = 0;\nSELECT json_build_object('snapshot', '', 'version', current_setting('server_version'), 'size', pg_database_size(current_database()));\n{}",
-                    contents_script()
-                ),
-            )
-            .await?;
+        let sql = format!(
+            "SET statement_timeout = 0;\nSELECT json_build_object('snapshot', '', 'version', current_setting('server_version'), 'size', pg_database_size(current_database()));\n{}",
+            contents_script()
+        );
+        let text = self.query(database, &sql).await?;
         let mut lines = text.lines();
         let first: Begun = parse(lines.next().unwrap_or_default())?;
-        let mut contents = Contents {
-            name: database.to_owned(),
-            server_version: first.version,
-            size: first.size,
-            rows: std::collections::BTreeMap::new(),
-            objects: std::collections::BTreeMap::new(),
-        };
+        let mut contents = first.contents(database);
         for line in lines.take_while(|line| *line != "end") {
             add(&mut contents, parse(line)?);
         }
@@ -772,15 +759,8 @@ impl<'a> Server<'a> {
 
     /// The size of the gateway's database in bytes, indexes included.
     pub(crate) async fn size(&self) -> Result<u64> {
-        let text = self
-            .query(
-                &self.database,
-                "SELECT pg_database_size(current_database());\n",
-            )
-            .await?;
-        text.trim()
-            .parse()
-            .with_context(|| format!("unexpected answer of psql: {text:?}"))
+        let sql = "SELECT pg_database_size(current_database());\n";
+        self.number(&self.database, sql).await
     }
 
     /// A hash of the schema of the gateway's database. It changes with any column, index or view,
@@ -792,14 +772,12 @@ impl<'a> Server<'a> {
 
     /// The tables of LiteLLM in which something is encrypted with AES-256-GCM.
     pub(crate) async fn tables_with_aes_gcm(&self) -> Result<Vec<String>> {
-        let text = self.query(&self.database, AES_GCM).await?;
-        Ok(text.lines().map(str::to_owned).collect())
+        self.lines(&self.database, AES_GCM).await
     }
 
     /// The tables of LiteLLM that hold what is encrypted with the salt.
     pub(crate) async fn encrypted_tables(&self) -> Result<Vec<String>> {
-        let text = self.query(&self.database, ENCRYPTED).await?;
-        Ok(text.lines().map(str::to_owned).collect())
+        self.lines(&self.database, ENCRYPTED).await
     }
 
     /// A value that is encrypted with the salt; none if none is stored.
@@ -809,13 +787,8 @@ impl<'a> Server<'a> {
     }
 
     /// The database from which the others are created, renamed and removed.
-    #[must_use]
     pub(crate) fn maintenance(&self) -> &'static str {
-        if self.database == "postgres" {
-            "template1"
-        } else {
-            "postgres"
-        }
+        other_than(&self.database)
     }
 
     /// Creates an empty database with the encoding, the locale, the settings (`ALTER DATABASE … SET`) and the rights
@@ -843,47 +816,32 @@ impl<'a> Server<'a> {
             new = identifier(new),
             old = literal(&self.database)
         );
-        self.query(self.maintenance(), &script).await.map(drop)
+        self.maintain(&script).await
     }
 
     /// Removes a database, and ends its sessions.
     pub(crate) async fn drop_database(&self, name: &str) -> Result<()> {
-        self.query(
-            self.maintenance(),
-            &format!(
-                "DROP DATABASE IF EXISTS {} WITH (FORCE);\n",
-                identifier(name)
-            ),
-        )
-        .await
-        .map(drop)
+        let name = identifier(name);
+        let sql = format!("DROP DATABASE IF EXISTS {name} WITH (FORCE);\n");
+        self.maintain(&sql).await
     }
 
     /// The databases of this program.
     pub(crate) async fn own_databases(&self) -> Result<Vec<String>> {
-        let text = self
-            .query(
-                self.maintenance(),
-                &format!(
-                    "SELECT datname FROM pg_database WHERE starts_with(datname, {}) ORDER BY 1;\n",
-                    literal(PREFIX)
-                ),
-            )
-            .await?;
-        Ok(text.lines().map(str::to_owned).collect())
+        let sql = format!(
+            "SELECT datname FROM pg_database WHERE starts_with(datname, {}) ORDER BY 1;\n",
+            literal(PREFIX)
+        );
+        self.lines(self.maintenance(), &sql).await
     }
 
     /// Ends the sessions that an interrupted run of this program has left.
     pub(crate) async fn end_leftovers(&self) -> Result<()> {
-        self.query(
-            self.maintenance(),
-            &format!(
-                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = {} AND pid <> pg_backend_pid();\n",
-                literal(APPLICATION)
-            ),
-        )
-        .await
-        .map(drop)
+        let sql = format!(
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = {} AND pid <> pg_backend_pid();\n",
+            literal(APPLICATION)
+        );
+        self.maintain(&sql).await
     }
 
     /// Renames databases, all of them or none: `from` to `to`, in this order. Sessions in them are
@@ -908,17 +866,23 @@ impl<'a> Server<'a> {
         }
         script.push_str("COMMIT;\n");
         // Another client may connect in between, so it tries again.
-        let mut attempt = 0;
-        loop {
-            attempt += 1;
-            match self.query(self.maintenance(), &script).await {
-                Ok(_) => return Ok(()),
-                Err(error) if attempt == 5 => {
-                    return Err(error).context("can't swap the databases");
-                }
-                Err(_) => tokio::time::sleep(std::time::Duration::from_millis(500)).await,
+        for _ in 1..5 {
+            if self.maintain(&script).await.is_ok() {
+                return Ok(());
             }
+            tokio::time::sleep(std::time::Duration::from_millis(500)).await;
         }
+        let last = self.maintain(&script).await;
+        last.context("can't swap the databases")
+    }
+}
+
+/// A database that every server has, and which is not `database`.
+fn other_than(database: &str) -> &'static str {
+    if database == "postgres" {
+        "template1"
+    } else {
+        "postgres"
     }
 }
 
@@ -945,11 +909,10 @@ pub(crate) struct Snapshot {
 }
 
 impl Snapshot {
-    async fn ask(&mut self, sql: &str) -> Result<()> {
+    async fn ask(&mut self, sql: &str) {
         // If psql has ended, reading returns the cause.
         let _ = self.stdin.write_all(sql.as_bytes()).await;
         let _ = self.stdin.flush().await;
-        Ok(())
     }
 
     async fn line(&mut self) -> Result<String> {
@@ -957,25 +920,19 @@ impl Snapshot {
         if let Some(line) = line.context("can't read psql's messages")? {
             return Ok(line);
         }
-        let mut words = String::new();
+        let mut words = Vec::new();
         if let Some(mut stderr) = self.child.stderr.take() {
-            let _ = stderr.read_to_string(&mut words).await;
+            let _ = stderr.read_to_end(&mut words).await;
         }
         Err(refused("psql", &words))
     }
 
-    async fn next<T: for<'de> Deserialize<'de>>(&mut self) -> Result<T> {
-        parse(&self.line().await?)
-    }
-
     /// The size of the database, indexes included.
-    #[must_use]
     pub(crate) fn size(&self) -> u64 {
         self.contents.size
     }
 
     /// The server's version.
-    #[must_use]
     pub(crate) fn server_version(&self) -> &str {
         &self.contents.server_version
     }
@@ -983,7 +940,7 @@ impl Snapshot {
     /// Counts all objects and rows. The transaction ends when this value is dropped: `pg_dump` may
     /// still need it.
     pub(crate) async fn count(&mut self) -> Result<Contents> {
-        self.ask(&contents_script()).await?;
+        self.ask(&contents_script()).await;
         loop {
             let line = self.line().await?;
             if line == "end" {
@@ -1006,36 +963,29 @@ fn parse<T: for<'de> Deserialize<'de>>(line: &str) -> Result<T> {
 }
 
 /// Whether the roles that a dump names are missing, as on a rebuilt host.
-#[must_use]
 pub(crate) fn is_missing_role(error: &anyhow::Error) -> bool {
     let text = format!("{error:#}");
     text.contains("role \"") && text.contains("does not exist")
 }
 
-fn refused(program: &str, words: &str) -> anyhow::Error {
-    let words = words.trim();
-    let words = if words.is_empty() {
-        "it ended without a message"
-    } else {
-        words
-    };
-    anyhow::anyhow!("{program}: {words}")
+fn refused(program: &str, stderr: &[u8]) -> anyhow::Error {
+    match String::from_utf8_lossy(stderr).trim() {
+        "" => anyhow::anyhow!("{program}: it ended without a message"),
+        words => anyhow::anyhow!("{program}: {words}"),
+    }
 }
 
 /// Quotes a name for SQL.
-#[must_use]
 pub(crate) fn identifier(name: &str) -> String {
     format!("\"{}\"", name.replace('"', "\"\""))
 }
 
 /// Quotes a text for SQL.
-#[must_use]
 pub(crate) fn literal(text: &str) -> String {
     format!("'{}'", text.replace('\'', "''"))
 }
 
 /// A name for a database of this program's own: `purpose` and the backup it comes from.
-#[must_use]
 pub(crate) fn scratch_name(
     purpose: &str,
     id: &crate::deployment::operation_id::OperationId,

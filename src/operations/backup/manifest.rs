@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::authentication;
 use crate::deployment::ledger::Images;
 use crate::deployment::operation_id::OperationId;
-use crate::error::{Failure, Result};
+use crate::error::{Failure, PathContext, Result};
 use crate::host::files;
 
 /// The manifest's name in a backup.
@@ -56,7 +56,7 @@ pub(crate) struct BackupManifest {
 }
 
 /// The objects and rows of a database, counted in one snapshot.
-#[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize, Serialize)]
 pub(crate) struct Contents {
     pub name: String,
     pub server_version: String,
@@ -132,7 +132,6 @@ pub(crate) struct StoredFile {
 
 impl BackupManifest {
     /// An empty one.
-    #[must_use]
     pub(crate) fn new(id: OperationId, created: jiff::Timestamp, database: Contents) -> Self {
         Self {
             schema: SCHEMA,
@@ -159,7 +158,7 @@ impl BackupManifest {
         let mut text = Vec::new();
         files::open_regular(&path)
             .and_then(|mut file| file.read_to_end(&mut text))
-            .with_context(|| format!("can't read {}", path.display()))?;
+            .path_context("can't read", &path)?;
         let manifest = Self::parse(&text).map_err(|error| {
             Failure::new(format!("{}: {error:#}", path.display()))
                 .hint("this backup is damaged: use another one (`litellm-units backup list`)")
@@ -205,13 +204,11 @@ impl BackupManifest {
     }
 
     /// All rows of all tables.
-    #[must_use]
     pub(crate) fn total_rows(&self) -> u64 {
         self.database.rows.values().sum()
     }
 
     /// The size of all files in bytes.
-    #[must_use]
     pub(crate) fn total_size(&self) -> u64 {
         self.files.iter().map(|file| file.size).sum()
     }
@@ -240,7 +237,6 @@ fn check_names<'a>(names: impl Iterator<Item = &'a str>, taken: &[&'a str]) -> R
 
 impl Contents {
     /// The differences of `found` from this, as text; empty when rows and objects are the same.
-    #[must_use]
     pub(crate) fn differences(&self, found: &Self) -> Vec<String> {
         let mut words = compare("rows in", &self.rows, &found.rows);
         words.extend(compare("of the kind", &self.objects, &found.objects));

@@ -19,10 +19,10 @@ use tokio::io::AsyncWriteExt;
 use super::authentication::{self, BackupKey, Origin};
 use super::manifest::{self, BASE, BackupManifest, BasePoint, DUMP, StoredFile};
 use super::retention::{Retention, expired};
-use super::{Backup, UNFINISHED, check_space, directory, make_private, wal};
+use super::{Backup, UNFINISHED, check_space, directory, make_private, staging, wal};
 use crate::deployment::operation_id::OperationId;
 use crate::deployment::settings::BackupSettings;
-use crate::error::{Failure, Result};
+use crate::error::{Failure, PathContext, Result};
 use crate::host::Host;
 use crate::host::files;
 use crate::host::paths::Paths;
@@ -114,7 +114,6 @@ impl BackupStore {
     }
 
     /// The archive of the write-ahead log at this URL.
-    #[must_use]
     pub(crate) fn archive(self) -> Self {
         Self {
             prefix: self.prefix.join(wal::DIRECTORY),
@@ -151,7 +150,6 @@ impl BackupStore {
         .into())
     }
 
-    #[must_use]
     pub(crate) fn url(&self) -> &str {
         &self.url
     }
@@ -172,7 +170,7 @@ impl BackupStore {
         for name in [authentication::FILE, manifest::FILE] {
             let path = backup.directory.join(name);
             let size = std::fs::metadata(&path)
-                .with_context(|| format!("can't examine {}", path.display()))?
+                .path_context("can't examine", &path)?
                 .len();
             self.put(&path, &key(&place, name), size).await?;
         }
@@ -270,11 +268,7 @@ impl BackupStore {
         let place = self.place(id);
         let (manifest, text) = self.manifest(id).await?;
         check_space(parent, manifest.total_size())?;
-        let staged = tempfile::Builder::new()
-            .prefix(&format!("{UNFINISHED}{id}-"))
-            .permissions(std::os::unix::fs::PermissionsExt::from_mode(0o700))
-            .tempdir_in(parent)
-            .with_context(|| format!("can't create a directory in {}", parent.display()))?;
+        let staged = staging(parent, &format!("{UNFINISHED}{id}-"))?;
         let code = key(&place, authentication::FILE);
         match self.store.head(&code).await {
             Ok(found) => {
@@ -303,8 +297,7 @@ impl BackupStore {
         for directory in super::directories_below(staged.path())? {
             files::sync_directory(&directory)?;
         }
-        std::fs::rename(staged.path(), &target)
-            .with_context(|| format!("can't rename {}", target.display()))?;
+        std::fs::rename(staged.path(), &target).path_context("can't rename", &target)?;
         // It was renamed.
         let _ = staged.keep();
         files::sync_directory(parent)?;
@@ -425,7 +418,7 @@ impl BackupStore {
         let name = path.file_name().and_then(std::ffi::OsStr::to_str);
         let name = name.with_context(|| format!("{} is not valid UTF-8", path.display()))?;
         let size = std::fs::metadata(path)
-            .with_context(|| format!("can't examine {}", path.display()))?
+            .path_context("can't examine", path)?
             .len();
         self.put(
             path,
@@ -655,10 +648,7 @@ pub(super) mod tests {
         let root = tempfile::tempdir().unwrap();
         let place = root.path().join("copies");
         let deployment = |name: &str| {
-            let paths = Paths {
-                deployment: root.path().join(name),
-                ..Paths::elsewhere(crate::host::paths::Scope::System)
-            };
+            let paths = Paths::in_test(root.path().join(name));
             Host::new(paths).reporting(Progress::Silent)
         };
         let copies = |host: &Host, digit: char| -> Vec<OperationId> {

@@ -8,9 +8,6 @@ mod container;
 mod source;
 mod target;
 
-use std::fs::Permissions;
-use std::os::unix::fs::PermissionsExt;
-
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 
@@ -18,7 +15,7 @@ use super::authentication::Origin;
 use super::database::Server;
 use super::object_store::BackupStore;
 use super::restore::RestoreOptions;
-use super::{Backup, archive, make_private, remove_unfinished, wal};
+use super::{Backup, archive, make_private, remove_unfinished, staging, wal};
 use crate::deployment::settings::{Database, Settings};
 use crate::error::{Failure, Result};
 use crate::host::Host;
@@ -72,11 +69,7 @@ pub(crate) async fn recover(
     make_private(&parent)?;
     stack::watch_stopped(host).await?;
     // It goes with this function; after a kill, by `clean_up`.
-    let staged = tempfile::Builder::new()
-        .prefix(STAGED)
-        .permissions(Permissions::from_mode(0o700))
-        .tempdir_in(&parent)
-        .with_context(|| format!("can't create a directory in {}", parent.display()))?;
+    let staged = staging(&parent, STAGED)?;
     let found = if let Some(remote) = &remote {
         fetched(host, remote, options, staged.path()).await?
     } else {
@@ -136,7 +129,6 @@ async fn catch_up(host: &Host, settings: &Settings) {
 }
 
 /// Whether [`clean_up`] has something to do, unless a recovery is running.
-#[must_use]
 pub(crate) fn is_unfinished(paths: &Paths) -> bool {
     let entries = std::fs::read_dir(super::directory(paths));
     entries.is_ok_and(|entries| {
@@ -171,8 +163,7 @@ mod tests {
     #[test]
     fn a_recovery_that_was_killed_is_found() {
         let root = tempfile::tempdir().unwrap();
-        let mut paths = Paths::elsewhere(crate::host::paths::Scope::System);
-        paths.deployment = root.path().to_owned();
+        let paths = Paths::in_test(root.path());
         let backups = root.path().join("backups");
         assert!(!is_unfinished(&paths));
         // Of a backup that was killed.

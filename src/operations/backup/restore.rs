@@ -21,10 +21,10 @@ use crate::deployment::env_file::EnvFile;
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::operation_id::OperationId;
 use crate::deployment::sealed::{self, Vault};
-use crate::deployment::settings::{Settings, parse_env, read_env};
+use crate::deployment::settings::{Settings, load_env, parse_env};
 use crate::deployment::snapshot::{self, SnapshotId};
 use crate::deployment::variables::{self, BACKUP_WAL};
-use crate::error::{Exit, Failure, Result, exit};
+use crate::error::{Exit, Failure, PathContext, Result, exit};
 use crate::host::Host;
 use crate::host::files;
 use crate::host::paths::Paths;
@@ -127,7 +127,7 @@ impl RestoreRecord {
 
     fn remove(paths: &Paths) -> Result<()> {
         let path = record_file(paths);
-        std::fs::remove_file(&path).with_context(|| format!("can't remove {}", path.display()))?;
+        std::fs::remove_file(&path).path_context("can't remove", &path)?;
         files::sync_directory(&paths.state())
     }
 }
@@ -143,7 +143,7 @@ pub(crate) async fn verify(
     check(host, backup).await?;
     let server = Server::new(host, settings).await?;
     recover_with(host, settings, &server).await?;
-    let mut verified = Verified {
+    let verified = Verified {
         id: backup.id().clone(),
         files: backup.manifest.files.len(),
         tables: backup.manifest.database.rows.len(),
@@ -153,7 +153,6 @@ pub(crate) async fn verify(
     if !server.is_local() {
         let source = open_dump(backup, options)?;
         server.read_through(source).await?;
-        verified.restored = false;
         return Ok(verified);
     }
     check_space_for(host, backup)?;
@@ -229,9 +228,7 @@ pub(crate) async fn restore_data(
             restore_config(host, backup, options)?;
             fail::fail_point!("restore-after-config");
         }
-        fail::fail_point!("restore-not-ready", |_| Err(
-            Failure::new("a test says so").into()
-        ));
+        fail::fail_point!("restore-not-ready", |_| anyhow::bail!("a test says so"));
         // The configuration of the backup brings its own release.
         let target = options.config.then_some(ReleaseTarget::Wanted);
         bring_back(host, target, runs, options.timeout).await?;
@@ -522,7 +519,6 @@ pub(crate) async fn resume<'a>(host: &'a Host, settings: &Settings) -> Result<Re
 }
 
 /// Whether [`recover`] has a restore to finish or to undo.
-#[must_use]
 pub(crate) fn is_unfinished(paths: &Paths) -> bool {
     record_file(paths).exists()
 }
@@ -735,7 +731,7 @@ pub(super) fn refuse(host: &Host, backup: &Backup, options: &RestoreOptions) -> 
 pub(crate) fn check_salt(host: &Host, backup: &Backup, options: &RestoreOptions) -> Result<()> {
     let then = env_of(backup, options)?;
     let path = host.paths.env_file();
-    let now = parse_env(&read_env(&path)?, &path)?;
+    let now = load_env(&path)?;
     let (of_then, of_now) = (salt(&then), salt(&now));
     if of_then == of_now {
         return Ok(());
@@ -832,7 +828,7 @@ fn restore_config(host: &Host, backup: &Backup, options: &RestoreOptions) -> Res
     // The restore of the database may have taken hours.
     refuse_links(paths)?;
     let path = paths.env_file();
-    let now = parse_env(&read_env(&path)?, &path)?;
+    let now = load_env(&path)?;
     let mut env = env_of(backup, options)?;
     env.take_over(&variables::of_the_database(), &now)?;
     let identity = options.identity.as_deref();
@@ -888,8 +884,7 @@ fn restore_config(host: &Host, backup: &Backup, options: &RestoreOptions) -> Res
             aside = true;
         }
         if let Some(directory) = place.parent() {
-            std::fs::create_dir_all(directory)
-                .with_context(|| format!("can't create {}", directory.display()))?;
+            std::fs::create_dir_all(directory).path_context("can't create", directory)?;
         }
         files::write_atomically(&place, &read(&file.name)?, file.mode.unwrap_or(0o644))?;
         wanted.push(place);
@@ -904,8 +899,7 @@ fn restore_config(host: &Host, backup: &Backup, options: &RestoreOptions) -> Res
     for present in files::configuration_files(&paths.deployment)? {
         let is_kept = !is_trusted && present.starts_with(paths.extra());
         if !is_kept && !wanted.contains(&present) {
-            std::fs::remove_file(&present)
-                .with_context(|| format!("can't remove {}", present.display()))?;
+            std::fs::remove_file(&present).path_context("can't remove", &present)?;
         }
     }
     files::write_atomically(&path, env.text().as_bytes(), 0o600)

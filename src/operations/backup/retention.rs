@@ -24,7 +24,6 @@ impl Default for Retention {
 /// The backups of `present` that `retention` removes, oldest first. Those made within a day of the
 /// newest are kept: an operator who makes two backups before some work wants both. Those in
 /// `protected` are kept, too.
-#[must_use]
 pub(crate) fn expired(
     present: &[OperationId],
     retention: Retention,
@@ -34,7 +33,6 @@ pub(crate) fn expired(
 }
 
 /// As [`expired`]; those in `passing` are the backup of no day and no month.
-#[must_use]
 pub(crate) fn expired_beside(
     present: &[OperationId],
     passing: &[OperationId],

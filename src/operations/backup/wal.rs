@@ -16,8 +16,7 @@ mod progress;
 mod prune;
 mod slot;
 
-use std::fs::{File, Permissions};
-use std::os::unix::fs::PermissionsExt;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -28,9 +27,9 @@ use nix::fcntl::Flock;
 use super::archive::{self, Recipient};
 use super::authentication::BackupKey;
 use super::database::Server;
-use super::{UNFINISHED, make_private};
+use super::{UNFINISHED, make_private, staging};
 use crate::deployment::settings::{BackupSettings, Settings};
-use crate::error::{Failure, Result};
+use crate::error::{Failure, PathContext, Result};
 use crate::host::Host;
 use crate::host::files;
 use crate::host::lock::{self, OperationLock};
@@ -65,19 +64,16 @@ const LOCK_TIMEOUT: Duration = Duration::from_secs(300);
 const SILENCE: Duration = Duration::from_secs(3);
 
 /// Where base backups and pieces are.
-#[must_use]
 pub(crate) fn directory(paths: &Paths) -> PathBuf {
     super::directory(paths).join(DIRECTORY)
 }
 
 /// Where the pieces of a history are.
-#[must_use]
 pub(crate) fn pieces_directory(paths: &Paths, history: &str) -> PathBuf {
     directory(paths).join(WAL).join(history)
 }
 
 /// The same, in the store.
-#[must_use]
 pub(crate) fn remote_directory(history: &str) -> String {
     format!("{WAL}/{history}")
 }
@@ -163,7 +159,6 @@ fn failure_file(paths: &Paths) -> PathBuf {
 }
 
 /// Why the last run failed, if it did.
-#[must_use]
 pub(crate) fn failure(paths: &Paths) -> Option<String> {
     let text = files::read_existing(&failure_file(paths)).ok()??;
     Some(String::from_utf8_lossy(&text).into_owned())
@@ -337,11 +332,7 @@ struct PieceWriter<'a> {
 impl PieceWriter<'_> {
     /// Stores the bytes of a segment from `start` to `end`.
     async fn store(&self, segment: &Segment, start: u64, end: u64) -> Result<()> {
-        let staged = tempfile::Builder::new()
-            .prefix(UNFINISHED)
-            .permissions(Permissions::from_mode(0o700))
-            .tempdir_in(self.place)
-            .with_context(|| format!("can't create a directory in {}", self.place.display()))?;
+        let staged = staging(self.place, UNFINISHED)?;
         let directory = staged.path().to_owned();
         let recipient = self.recipient.clone();
         let meter = Meter::new("archived", end - start, &output::Progress::Silent);
@@ -368,7 +359,7 @@ impl PieceWriter<'_> {
         let extensions = stored.stored.strip_prefix(WAL).unwrap_or_default();
         let path = self.place.join(format!("{label}-{code}{extensions}"));
         std::fs::rename(staged.path().join(&stored.stored), &path)
-            .with_context(|| format!("can't rename {}", path.display()))?;
+            .path_context("can't rename", &path)?;
         files::sync_directory(self.place)
     }
 }
@@ -383,7 +374,7 @@ fn remove_incomplete(place: &Path) -> Result<()> {
             } else {
                 std::fs::remove_file(&path)
             };
-            removed.with_context(|| format!("can't remove {}", path.display()))?;
+            removed.path_context("can't remove", &path)?;
         }
     }
     Ok(())

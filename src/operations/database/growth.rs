@@ -115,7 +115,6 @@ fn days_until_full(
 mod tests {
     use super::*;
     use crate::deployment::operation_id::OperationId;
-    use crate::host::paths::Scope;
 
     #[test]
     fn growth_is_the_median() {
@@ -140,10 +139,7 @@ mod tests {
     #[test]
     fn old_backups_are_outdated() {
         let root = tempfile::tempdir().unwrap();
-        let paths = Paths {
-            deployment: root.path().to_owned(),
-            ..Paths::elsewhere(Scope::System)
-        };
+        let paths = Paths::in_test(root.path());
         let outdated = || forecast(&paths, true, View::Present).unwrap().is_outdated;
         let add = |days: i64| {
             let at = jiff::Timestamp::now() - jiff::SignedDuration::from_hours(24 * days);

@@ -8,7 +8,6 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::make_directory;
 use crate::deployment::settings::Settings;
 use crate::error::{Failure, Result};
 use crate::host::Host;
@@ -22,14 +21,11 @@ use crate::operations::stack;
 #[derive(Debug, Deserialize, Serialize)]
 pub(super) struct ImportRecord {
     /// The host of the old deployment, if it is another one.
-    #[serde(default)]
     pub from: Option<RemoteHost>,
     /// The directory of the compose file there.
     pub directory: PathBuf,
     /// The project of compose, and the service of the gateway.
-    #[serde(default)]
     pub project: Option<String>,
-    #[serde(default)]
     pub service: Option<String>,
     /// The containers of the old gateway that ran, and when Docker restarts each.
     pub gateways: BTreeMap<String, String>,
@@ -57,8 +53,8 @@ impl ImportRecord {
 
     pub(super) fn reached(&mut self, paths: &Paths, state: ImportState) -> Result<()> {
         self.state = state;
-        make_directory(&paths.deployment, 0o755)?;
-        make_directory(&paths.state(), 0o700)?;
+        files::make_directory(&paths.deployment, 0o755)?;
+        files::make_directory(&paths.state(), 0o700)?;
         files::save_record(&paths.import_record(), self)
     }
 

@@ -1,11 +1,9 @@
 //! What the servers themselves know of a secret.
 
-use std::process::{Output, Stdio};
+use std::process::Output;
 use std::time::Duration;
 
-use anyhow::Context;
 use secrecy::{ExposeSecret, SecretString};
-use tokio::io::AsyncWriteExt;
 use tokio::time::Instant;
 
 use crate::deployment::settings::{Database, Settings};
@@ -31,32 +29,12 @@ const REDIS_LOGIN: &str =
 /// Runs a shell script in a container. What is secret comes over its stdin, since arguments are
 /// for all to see.
 async fn shell(host: &Host, service: Service, script: &str, input: &str) -> Result<Output> {
-    let mut child = host
-        .podman()
-        .await?
-        .command([
-            "exec",
-            "--interactive",
-            service.container(),
-            "sh",
-            "-c",
-            script,
-        ])
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .kill_on_drop(true)
-        .spawn()
-        .context("can't run podman")?;
-    if let Some(mut stdin) = child.stdin.take() {
-        // It may end before it has read everything; its status tells.
-        let _ = stdin.write_all(input.as_bytes()).await;
-    }
-    match tokio::time::timeout(TIMEOUT, child.wait_with_output()).await {
-        Ok(output) => output.context("can't run podman"),
+    let container = service.container();
+    let words = ["exec", "--interactive", container, "sh", "-c", script];
+    match tokio::time::timeout(TIMEOUT, host.podman().await?.fed(words, input)).await {
+        Ok(output) => output,
         Err(_) => Err(Failure::new(format!(
-            "{} did not answer within {} s",
-            service.container(),
+            "{container} did not answer within {} s",
             TIMEOUT.as_secs()
         ))
         .hint(format!(

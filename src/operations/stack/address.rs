@@ -16,7 +16,7 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::hold_address;
 use crate::deployment::listen::{Listen, ListenAddress};
-use crate::deployment::settings::{Settings, parse_env, read_env, wrong};
+use crate::deployment::settings::{Settings, load_env, wrong};
 use crate::deployment::variables::{LISTEN, LISTEN_GROUP, METRICS_LISTEN, PUBLIC_URL};
 use crate::error::{Failure, Result};
 use crate::host::Host;
@@ -58,7 +58,7 @@ pub(crate) fn refuse(host: &Host, settings: &Settings) -> Result<()> {
         return Ok(());
     }
     let path = host.paths.env_file();
-    let env = parse_env(&read_env(&path)?, &path)?;
+    let env = load_env(&path)?;
     let is_incomplete = marker(&host.paths).exists();
     for address in &settings.listen.addresses {
         let refusal = match address {
@@ -96,7 +96,7 @@ pub(crate) fn refuse_metrics(paths: &Paths, settings: &Settings) -> Result<()> {
     match refusal_of_port(address, &installed) {
         Some(Refusal { problem, hint }) => {
             let path = paths.env_file();
-            let env = parse_env(&read_env(&path)?, &path)?;
+            let env = load_env(&path)?;
             let problem = format!("is {address}, {problem}");
             Err(wrong(&env, &path, METRICS_LISTEN, &problem, &hint))
         }
@@ -114,7 +114,7 @@ pub(crate) fn refuse_ports(paths: &Paths, ports: &[u16]) -> Result<()> {
         let address = SocketAddr::from(([0, 0, 0, 0], *port));
         if let Some(Refusal { problem, hint }) = refusal_of_port(address, &none) {
             let path = paths.env_file();
-            let env = parse_env(&read_env(&path)?, &path)?;
+            let env = load_env(&path)?;
             let problem = format!("needs port {port}, {problem}");
             return Err(wrong(&env, &path, PUBLIC_URL, &problem, &hint));
         }
@@ -149,7 +149,6 @@ fn is_taken(address: &ListenAddress) -> bool {
 }
 
 /// How to find the process that has an address.
-#[must_use]
 pub(crate) fn find(address: &ListenAddress) -> String {
     match address {
         ListenAddress::Tcp(address) => {
@@ -344,7 +343,6 @@ impl Relocation {
 
     /// Whether systemd can open the addresses while a gateway has them, or others at their ports. It can't if it opened
     /// them by a unit of an earlier version.
-    #[must_use]
     pub(super) fn can_overlap(&self) -> bool {
         self.to.addresses.iter().all(can_share)
     }

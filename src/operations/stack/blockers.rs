@@ -27,7 +27,6 @@ pub(crate) struct Blocker {
 impl Blocker {
     /// What its journal says about why it fails: the error of this program, and Podman's before it, or else the
     /// last line about an error, or the last line.
-    #[must_use]
     pub(crate) fn message(&self) -> Option<String> {
         let last = |prefix: &str| {
             let mut lines = self.quoted.lines.iter().rev();
@@ -45,7 +44,6 @@ impl Blocker {
     }
 
     /// What is wrong with the unit.
-    #[must_use]
     pub(crate) fn problem(&self) -> String {
         let problem = self.unit.problem();
         let problem = problem.unwrap_or_else(|| "is starting".into());
@@ -57,14 +55,12 @@ impl Blocker {
     }
 
     /// How to give it more memory, if that is what it lacks.
-    #[must_use]
     pub(crate) fn memory_remedy(&self, scope: Scope) -> Option<String> {
         let lacks_memory = self.quoted.out_of_memory || self.unit.result == UnitResult::OomKill;
         lacks_memory.then(|| self.unit.memory_remedy(scope))?
     }
 
     /// The unit, what is wrong with it, and what needs it.
-    #[must_use]
     pub(crate) fn words(&self) -> String {
         let unit = &self.unit;
         let problem = self.problem();

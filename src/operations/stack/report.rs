@@ -37,29 +37,8 @@ pub(crate) struct StatusReport {
     pub(crate) schema: u32,
     pub(crate) state: State,
     pub(crate) gateway: Gateway,
-    /// Those with a unit, in start order.
-    pub(crate) services: Vec<ServiceReport>,
-    /// Services of the operator's own in `litellm.target`.
-    pub(crate) additional: Vec<AdditionalService>,
-    /// Units that keep services from starting.
-    pub(crate) blockers: Vec<BlockerReport>,
-    /// Of the gateway's release; null if its image does not show which that is.
-    pub(crate) vulnerabilities: Option<Vec<KnownVulnerability>>,
-    /// The last check for newer releases; null if there was none.
-    pub(crate) upgrade_check: Option<Recorded>,
-    /// The archive of the write-ahead log; null if `.env` asks for none.
-    pub(crate) archive: Option<ArchiveReport>,
-    /// Gateways that were replaced because their memory had grown.
-    pub(crate) recycled: Vec<Recycled>,
-    /// Until when the gateways write debug logs; null if they do not.
-    pub(crate) debug_until: Option<jiff::Timestamp>,
-    /// The operation that is running, in words; null if none is.
-    pub(crate) operation: Option<String>,
-    /// What is unusual or could not be determined.
-    pub(crate) warnings: Vec<String>,
-    /// Known vulnerabilities, in a line.
-    #[serde(skip)]
-    pub(crate) known: Option<String>,
+    #[serde(flatten)]
+    pub(crate) stack: Services,
 }
 
 #[derive(Clone, Debug, Serialize)]
@@ -172,26 +151,43 @@ pub(crate) async fn gather(host: &Host) -> Result<StatusReport> {
 }
 
 /// The report without the gateway's own answer, which may take longer.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug, Default, Serialize)]
 pub(crate) struct Services {
     /// Where the gateway is reached from this host.
+    #[serde(skip)]
     pub(crate) address: String,
     /// As [`super::is_wanted`].
+    #[serde(skip)]
     pub(crate) is_wanted: bool,
+    /// Those with a unit, in start order.
+    #[serde(rename = "services")]
     pub(crate) reports: Vec<ServiceReport>,
+    /// Services of the operator's own in `litellm.target`.
     pub(crate) additional: Vec<AdditionalService>,
+    /// Units that keep services from starting.
     pub(crate) blockers: Vec<BlockerReport>,
-    pub(crate) operation: Option<String>,
-    pub(crate) warnings: Vec<String>,
+    /// Of the gateway's release; null if its image does not show which that is.
     pub(crate) vulnerabilities: Option<Vec<KnownVulnerability>>,
+    /// The last check for newer releases; null if there was none.
     pub(crate) upgrade_check: Option<Recorded>,
+    /// The archive of the write-ahead log; null if `.env` asks for none.
     pub(crate) archive: Option<ArchiveReport>,
+    /// Gateways that were replaced because their memory had grown.
     pub(crate) recycled: Vec<Recycled>,
+    /// Until when the gateways write debug logs; null if they do not.
     pub(crate) debug_until: Option<jiff::Timestamp>,
+    /// The operation that is running, in words; null if none is.
+    pub(crate) operation: Option<String>,
+    /// What is unusual or could not be determined.
+    pub(crate) warnings: Vec<String>,
+    /// Known vulnerabilities, in a line.
+    #[serde(skip)]
     pub(crate) known: Option<String>,
     /// LiteLLM's version in the gateway's image.
+    #[serde(skip)]
     pub(crate) version: Option<String>,
     /// Whether the gateway runs another image than the recorded one.
+    #[serde(skip)]
     pub(crate) runs_other_image: bool,
 }
 
@@ -333,20 +329,10 @@ impl Services {
             schema: 1,
             state: self.state(&health),
             gateway: Gateway {
-                address: self.address,
+                address: self.address.clone(),
                 health,
             },
-            services: self.reports,
-            additional: self.additional,
-            blockers: self.blockers,
-            vulnerabilities: self.vulnerabilities,
-            upgrade_check: self.upgrade_check,
-            archive: self.archive,
-            recycled: self.recycled,
-            debug_until: self.debug_until,
-            operation: self.operation,
-            warnings: self.warnings,
-            known: self.known,
+            stack: self,
         }
     }
 

@@ -49,7 +49,6 @@ pub(super) async fn refuse_restarts(host: &Host, steps: &[(JobType, &str)]) -> R
 }
 
 /// Ready means that the local PostgreSQL can write. LiteLLM says so as long as it can read.
-#[must_use]
 pub(crate) fn unless_full(paths: &Paths, health: GatewayHealth) -> GatewayHealth {
     let directory = data(paths, Service::Postgres);
     if health.is_ready()

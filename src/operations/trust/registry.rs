@@ -15,7 +15,7 @@ use serde_json::Value;
 use sha2::{Digest, Sha256};
 
 use super::signature::{Attached, Simple};
-use crate::error::Result;
+use crate::error::{PathContext, Result};
 use crate::host::registries::Endpoint;
 use crate::random;
 use crate::tls;
@@ -368,8 +368,7 @@ fn certificates(host: &str) -> Result<Vec<reqwest::Certificate>> {
         };
         for path in entries.filter_map(|entry| Some(entry.ok()?.path())) {
             if path.extension().is_some_and(|extension| extension == "crt") {
-                let pem = std::fs::read(&path)
-                    .with_context(|| format!("can't read {}", path.display()))?;
+                let pem = std::fs::read(&path).path_context("can't read", &path)?;
                 found.extend(
                     reqwest::Certificate::from_pem_bundle(&pem)
                         .with_context(|| format!("{} has no certificate", path.display()))?,
@@ -412,7 +411,7 @@ fn login(host: &str, path: &str) -> Result<Option<HeaderValue>> {
             Ok(text) => text,
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => continue,
             Err(error) => {
-                return Err(error).with_context(|| format!("can't read {}", file.display()));
+                return Err(error).path_context("can't read", &file);
             }
         };
         // Not serde's own message: it may quote from the file.

@@ -202,7 +202,6 @@ impl ReleaseReport {
     }
 
     /// All of it in one line, for the journal.
-    #[must_use]
     pub(crate) fn line(&self) -> String {
         let release = match &self.current.release {
             Some(release) => format!("LiteLLM {release}"),
@@ -243,7 +242,6 @@ impl ReleaseReport {
     }
 
     /// How to get the recommended release.
-    #[must_use]
     pub(crate) fn next_step(&self) -> Option<String> {
         let image = &self.recommended.as_ref()?.image;
         Some(if self.current.is_local {
@@ -254,7 +252,6 @@ impl ReleaseReport {
     }
 
     /// The status to exit with.
-    #[must_use]
     pub(crate) fn exit(&self) -> Exit {
         match self.verdict {
             Verdict::UpToDate => Exit::Success,

@@ -10,7 +10,7 @@ use anyhow::Context;
 
 use super::chain::log_size;
 use super::{CONTAINER, Target, remove_container};
-use crate::deployment::settings::{DEFAULT_POSTGRES_NAME, Settings, parse_env, read_env};
+use crate::deployment::settings::{DEFAULT_POSTGRES_NAME, Settings, load_env};
 use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::host::files;
@@ -22,7 +22,7 @@ use crate::operations::backup::manifest::{BASE, BackupManifest, BasePoint, Recov
 use crate::operations::backup::wal::{Piece, format_position};
 use crate::operations::backup::{
     Backup, BackupOptions, ENV, Recovered, UNFINISHED, archive, create_from, directory,
-    make_private,
+    make_private, staging,
 };
 use crate::output::{Meter, bytes};
 use crate::service::Service;
@@ -84,7 +84,7 @@ impl Recovery<'_> {
             bytes(log)
         ));
         let env = configuration.path().join(".env");
-        let env = parse_env(&read_env(&env)?, &env)?;
+        let env = load_env(&env)?;
         let name = |variable| {
             let value = env.get(variable).filter(|value| !value.is_empty());
             value.unwrap_or(DEFAULT_POSTGRES_NAME)
@@ -127,10 +127,7 @@ impl Recovery<'_> {
     /// The `.env`, `config/` and the like of the base backup, in a directory of their own.
     fn configuration(&self) -> Result<tempfile::TempDir> {
         let parent = directory(&self.host.paths);
-        let place = tempfile::Builder::new()
-            .prefix(&format!("{UNFINISHED}configuration-"))
-            .tempdir_in(&parent)
-            .with_context(|| format!("can't create a directory in {}", parent.display()))?;
+        let place = staging(&parent, &format!("{UNFINISHED}configuration-"))?;
         make_private(&place.path().join("config"))?;
         for file in &self.base.manifest.files {
             let Some(name) = file.name.strip_prefix("deployment/") else {
@@ -406,7 +403,6 @@ fn failed(said: &str) -> anyhow::Error {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeMap;
 
     use jiff::Timestamp;
 
@@ -435,13 +431,7 @@ mod tests {
             manifest: BackupManifest::new(
                 OperationId::new(Timestamp::UNIX_EPOCH).unwrap(),
                 Timestamp::UNIX_EPOCH,
-                manifest::Contents {
-                    name: String::new(),
-                    server_version: String::new(),
-                    size: 0,
-                    rows: BTreeMap::new(),
-                    objects: BTreeMap::new(),
-                },
+                manifest::Contents::default(),
             ),
             identity: None,
         };

@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use super::chain::{Chain, chain, log_size, needed};
 use super::{RecoverOptions, Target};
 use crate::deployment::operation_id::OperationId;
-use crate::error::{Failure, Result};
+use crate::error::{Failure, PathContext, Result};
 use crate::host::Host;
 use crate::operations::backup::manifest::{self, BasePoint};
 use crate::operations::backup::object_store::BackupStore;
@@ -146,7 +146,7 @@ fn link(from: &Path, to: &Path) -> Result<()> {
     }
     std::fs::hard_link(from, to)
         .or_else(|_| std::fs::copy(from, to).map(drop))
-        .with_context(|| format!("can't take {}", from.display()))
+        .path_context("can't take", from)
 }
 
 /// Takes it from a copy.

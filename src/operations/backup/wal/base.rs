@@ -1,8 +1,6 @@
 //! Base backups: copies of the whole cluster, from which a recovery begins.
 
-use std::collections::BTreeMap;
-use std::fs::{File, Permissions};
-use std::os::unix::fs::PermissionsExt;
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -26,7 +24,8 @@ use crate::operations::backup::authentication::Origin;
 use crate::operations::backup::database::Server;
 use crate::operations::backup::manifest::{BASE, BackupManifest, BasePoint, Contents};
 use crate::operations::backup::{
-    Backup, UNFINISHED, check_space, encryption, finish, ids_in, images, on_full_disk, store_files,
+    Backup, UNFINISHED, check_space, encryption, finish, ids_in, images, on_full_disk, staging,
+    store_files,
 };
 use crate::output::bytes;
 use crate::service::Service;
@@ -82,7 +81,6 @@ fn base_lock(paths: &Paths) -> PathBuf {
 }
 
 /// Whether a base backup is being made.
-#[must_use]
 pub(crate) fn is_base_in_the_making(paths: &Paths) -> bool {
     lock::is_held(&base_lock(paths))
 }
@@ -127,7 +125,6 @@ impl Failed {
 }
 
 /// Why the last base backup failed, if it did.
-#[must_use]
 pub(crate) fn base_failure(paths: &Paths) -> Option<String> {
     let text = files::read_existing(&Failed::file(paths)).ok()??;
     Some(String::from_utf8_lossy(&text).into_owned())
@@ -198,11 +195,7 @@ async fn make_base(
     check_space(parent, (before.size / 2).saturating_add(left_free(size)))?;
     let created = Timestamp::now();
     let id = OperationId::new(created)?;
-    let staged = tempfile::Builder::new()
-        .prefix(&format!("{UNFINISHED}{id}-"))
-        .permissions(Permissions::from_mode(0o700))
-        .tempdir_in(parent)
-        .with_context(|| format!("can't create a directory in {}", parent.display()))?;
+    let staged = staging(parent, &format!("{UNFINISHED}{id}-"))?;
     host.progress
         .say(&format!("copying the cluster ({})", bytes(before.size)));
     let place = staged.path().to_owned();
@@ -221,8 +214,7 @@ async fn make_base(
         name: server.database.clone(),
         server_version: before.version,
         size: before.size,
-        rows: BTreeMap::new(),
-        objects: BTreeMap::new(),
+        ..Contents::default()
     };
     let mut manifest = BackupManifest::new(id, created, contents);
     manifest.images = images(host, settings).await;

@@ -206,7 +206,6 @@ mod tests {
     use std::fs;
 
     use super::*;
-    use crate::host::paths::Scope;
     use crate::operations::backup::finish;
     use crate::operations::backup::manifest::tests::manifest;
     use crate::operations::backup::object_store::tests::settings;
@@ -239,10 +238,7 @@ mod tests {
     #[tokio::test]
     async fn an_emptied_store_gets_everything_again() {
         let root = tempfile::tempdir().unwrap();
-        let paths = Paths {
-            deployment: root.path().to_owned(),
-            ..Paths::elsewhere(Scope::System)
-        };
+        let paths = Paths::in_test(root.path());
         make_directory(&paths).unwrap();
         let mut manifest = manifest(Vec::new());
         manifest.base = Some(point("1-0-t", 0));

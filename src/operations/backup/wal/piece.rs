@@ -3,11 +3,10 @@
 use std::collections::BTreeSet;
 use std::path::Path;
 
-use anyhow::Context;
 use jiff::Timestamp;
 
 use super::{WAL, directory, names, pieces_directory};
-use crate::error::Result;
+use crate::error::{PathContext, Result};
 use crate::host::paths::Paths;
 use crate::operations::backup::archive;
 use crate::operations::backup::authentication::BackupKey;
@@ -23,7 +22,6 @@ pub(crate) struct Segment {
 
 impl Segment {
     /// The one that holds a position.
-    #[must_use]
     pub(crate) fn of(timeline: u32, size: u64, position: u64) -> Self {
         Self {
             timeline,
@@ -33,13 +31,11 @@ impl Segment {
     }
 
     /// The position of one of its bytes.
-    #[must_use]
     pub(crate) fn position(&self, offset: u64) -> u64 {
         self.number * self.size + offset
     }
 
     /// As PostgreSQL names its file.
-    #[must_use]
     pub(crate) fn name(&self) -> String {
         let count = 0x1_0000_0000 / self.size;
         format!(
@@ -52,7 +48,6 @@ impl Segment {
 }
 
 /// A position as PostgreSQL writes it.
-#[must_use]
 pub(crate) fn format_position(position: u64) -> String {
     format!("{:X}/{:X}", position >> 32, position & 0xffff_ffff)
 }
@@ -75,7 +70,6 @@ impl Piece {
     pub(super) const TIME: &'static str = "%Y%m%dT%H%M%SZ";
 
     /// Reads the name of a file.
-    #[must_use]
     pub(crate) fn parse(file: &str) -> Option<Self> {
         let mut parts = file.split('.').next()?.split('-');
         let mut next = || parts.next();
@@ -115,7 +109,6 @@ impl Piece {
     }
 
     /// The number of the segment, in the order of the log.
-    #[must_use]
     pub(crate) fn number(&self, segment_size: u64) -> u64 {
         let part = |range| {
             let digits: &str = self.segment.get(range).unwrap_or_default();
@@ -125,7 +118,6 @@ impl Piece {
     }
 
     /// The position behind it.
-    #[must_use]
     pub(crate) fn end_position(&self, segment_size: u64) -> u64 {
         self.number(segment_size) * segment_size + self.end
     }
@@ -133,8 +125,7 @@ impl Piece {
     /// Whether this deployment has written it, as it is in `place`.
     pub(crate) fn is_own(&self, paths: &Paths, place: &Path, history: &str) -> Result<bool> {
         let path = place.join(&self.file);
-        let sha256 =
-            archive::sha256(&path).with_context(|| format!("can't read {}", path.display()))?;
+        let sha256 = archive::sha256(&path).path_context("can't read", &path)?;
         let label = Self::label(&self.segment, self.start, self.end, self.time);
         BackupKey::is_own(
             paths,
@@ -145,7 +136,6 @@ impl Piece {
 }
 
 /// The pieces among some names of files, in the order of the log.
-#[must_use]
 pub(crate) fn pieces(files: impl IntoIterator<Item = String>) -> Vec<Piece> {
     let mut pieces: Vec<Piece> = files
         .into_iter()

@@ -131,13 +131,11 @@ impl Progress {
     }
 
     /// When everything that the server had written was on the disk of this host.
-    #[must_use]
     pub(crate) fn time(&self) -> Timestamp {
         self.time
     }
 
     /// Whether nothing is missing since that base backup.
-    #[must_use]
     pub(crate) fn continues(&self, point: &BasePoint) -> bool {
         point.history == self.history
     }
@@ -178,7 +176,6 @@ pub(crate) struct ArchiveReport {
 
 impl ArchiveReport {
     /// The lag for people.
-    #[must_use]
     pub(crate) fn lag(&self) -> Option<String> {
         Some(match self.lag_seconds? {
             seconds @ 0..10 => format!("{seconds} s"),

@@ -46,7 +46,7 @@ pub(crate) enum CheckOutcome {
     Failure,
 }
 
-#[derive(Debug, Serialize)]
+#[derive(Clone, Debug, Serialize)]
 pub(crate) struct Check {
     pub(crate) name: CheckName,
     pub(crate) outcome: CheckOutcome,
@@ -262,7 +262,7 @@ pub(crate) async fn examine(host: &Host) -> Vec<Check> {
         backup::archive(&examination),
         units::timers(&examination),
         release::upgrade_check(&examination),
-        certificate::check(&examination),
+        certificate::check(host, examination.settings.as_ref()),
     );
     checks.extend(systemd);
     checks.push(platform::selinux());

@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 
 use crate::deployment::env_file::EnvFile;
 use crate::deployment::ledger::Ledger;
-use crate::deployment::settings::{parse_env, read_env};
+use crate::deployment::settings::{Settings, parse_env, read_env};
 use crate::error::{Failure, Result};
 use crate::host::files;
 use crate::host::files::{configuration_files, files_below, private_directory};
@@ -129,6 +129,23 @@ pub(crate) fn mark_good(paths: &Paths, id: &SnapshotId) -> Result<()> {
 #[must_use]
 pub(crate) fn last_good_env(paths: &Paths) -> Option<String> {
     env(paths, &last_good(paths)?).ok()
+}
+
+/// Those of `.env`, or if that is invalid, the last good ones with the problem: the gateway may serve by them still.
+///
+/// # Errors
+/// When `.env` is invalid, and there are no last good ones.
+pub(crate) fn settings(paths: &Paths) -> Result<(Settings, Option<anyhow::Error>)> {
+    let path = paths.env_file();
+    let problem = match Settings::load(&path) {
+        Ok(settings) => return Ok((settings, None)),
+        Err(problem) => problem,
+    };
+    let good = last_good_env(paths).and_then(|text| Settings::from_text(&text, &path).ok());
+    match good {
+        Some(good) => Ok((good, Some(problem))),
+        None => Err(problem),
+    }
 }
 
 /// The configuration with which the gateway last was ready, if there ever was one.

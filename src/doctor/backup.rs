@@ -16,7 +16,7 @@ use crate::quadlet::{BACKUP_SERVICE, BACKUP_TIMER, WAL_SERVICE, WAL_TIMER};
 use crate::service::Service;
 
 /// One night may be missed, since the host was off or the timer's random delay differs.
-const OLD: Duration = Duration::from_secs(2 * 24 * 3600);
+pub(super) const OLD: Duration = Duration::from_secs(2 * 24 * 3600);
 /// Several runs of the archive in a row took nothing.
 const LATE: Duration = Duration::from_secs(120);
 

@@ -2,8 +2,10 @@
 
 use std::time::Duration;
 
-use super::{Check, CheckName, Examination, units};
+use super::{Check, CheckName, units};
 use crate::deployment::entrance::Files;
+use crate::deployment::settings::Settings;
+use crate::host::Host;
 use crate::host::caddy;
 use crate::service::Service;
 
@@ -11,9 +13,8 @@ use crate::service::Service;
 const NOTICE: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// How long the certificate that is served is still valid. Check `units` reports an entrance that does not run.
-pub(crate) async fn check(examination: &Examination<'_>) -> Option<Check> {
-    let entrance = examination.settings.as_ref()?.entrance.as_ref()?;
-    let host = examination.host;
+pub(crate) async fn check(host: &Host, settings: Option<&Settings>) -> Option<Check> {
+    let entrance = settings?.entrance.as_ref()?;
     if !units::is_active(host, Service::Entrance.unit()).await {
         return None;
     }

@@ -4,7 +4,8 @@ use std::fmt::Write;
 use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::{backup, database, files};
+use super::{Check, CheckOutcome, backup, certificate, database, files, watch};
+use crate::deployment::snapshot;
 use crate::error::Result;
 use crate::host::Host;
 use crate::host::systemd::ActiveState;
@@ -21,8 +22,11 @@ use crate::quadlet::{BACKUP_SERVICE, BACKUP_TIMER};
 struct Others {
     /// Since the epoch.
     now: Duration,
+    changing: bool,
     interrupted: bool,
     base_in_the_making: bool,
+    /// Whether the certificate of the entrance has to be looked at.
+    certificate: Option<bool>,
     /// Time since the last backup.
     backup: Option<Duration>,
     backup_failed: bool,
@@ -36,7 +40,11 @@ struct Others {
 /// Looks, and returns Prometheus' text format.
 pub(crate) async fn gather(host: &Host) -> Result<String> {
     let report = report::gather(host).await?;
-    text(host, &report, &database::of_backups(&host.paths)).await
+    let settings = snapshot::settings(&host.paths).ok();
+    let settings = settings.as_ref().map(|(settings, _)| settings);
+    let certificate = certificate::check(host, settings).await;
+    let forecast = database::of_backups(&host.paths);
+    text(host, &report, &forecast, certificate.as_ref()).await
 }
 
 /// The same, with what `report` and `forecast` have seen already.
@@ -47,6 +55,7 @@ pub(super) async fn text(
     host: &Host,
     report: &StatusReport,
     forecast: &Result<Forecast>,
+    certificate: Option<&Check>,
 ) -> Result<String> {
     let systemd = host.systemd().await?;
     let (timer, service) =
@@ -57,7 +66,9 @@ pub(super) async fn text(
             OngoingOperation::find(&host.paths)?,
             Some(OngoingOperation::Interrupted(_))
         ),
+        changing: watch::is_changing(&host.paths),
         base_in_the_making: wal::is_base_in_the_making(&host.paths),
+        certificate: certificate.map(|check| check.outcome != CheckOutcome::Ok),
         backup: backup::last(&host.paths)?,
         backup_failed: service.is_failing(),
         backup_timer: timer.file_state == "enabled" && timer.is_active(),
@@ -99,6 +110,12 @@ fn render(report: &StatusReport, others: &Others) -> String {
         "whether the gateway answers and its database is connected",
     );
     text.sample(&[], flag(health.is_ready()));
+    text.add(
+        "gateway_busy",
+        "gauge",
+        "whether the gateway takes requests, but does not answer in time",
+    );
+    text.sample(&[], flag(matches!(health, GatewayHealth::Busy { .. })));
     let gateway = report
         .stack
         .reports
@@ -187,9 +204,9 @@ fn render(report: &StatusReport, others: &Others) -> String {
     text.add(
         "operation_running",
         "gauge",
-        "whether a command changes the deployment",
+        "whether a command changes units, for less than an hour",
     );
-    text.sample(&[], flag(report.stack.operation.is_some()));
+    text.sample(&[], flag(others.changing));
     text.add(
         "operation_interrupted",
         "gauge",
@@ -239,8 +256,9 @@ fn render(report: &StatusReport, others: &Others) -> String {
     );
     text.sample(&[], flag(others.backup_timer));
     if let Some(archive) = &report.stack.archive {
-        // Neither, while the first one is being made.
-        if archive.recoverable || !others.base_in_the_making {
+        // Not while the first one is being made. One that is made again and again is no excuse.
+        let is_overdue = archive.base_age.is_some_and(|age| age > backup::OLD);
+        if archive.recoverable || !others.base_in_the_making || is_overdue {
             text.add(
                 "archive_recoverable",
                 "gauge",
@@ -256,6 +274,14 @@ fn render(report: &StatusReport, others: &Others) -> String {
             );
             text.sample(&[], whole(lag));
         }
+    }
+    if let Some(expiring) = others.certificate {
+        text.add(
+            "certificate_expiring",
+            "gauge",
+            "whether the certificate of the public address expires soon, has expired, or is not served",
+        );
+        text.sample(&[], flag(expiring));
     }
     if let Some(size) = others.database.bytes {
         text.add(
@@ -396,8 +422,10 @@ mod tests {
         });
         let others = Others {
             now: Duration::from_secs(1_800_000_000),
+            changing: true,
             interrupted: false,
             base_in_the_making: true,
+            certificate: Some(false),
             backup: Some(Duration::from_secs(3600)),
             backup_failed: false,
             backup_timer: true,

@@ -327,13 +327,18 @@ fn stopped(
 pub(crate) async fn timers(examination: &Examination<'_>) -> Option<Check> {
     let installed = examination.units.as_ref();
     installed.filter(|units| !units.is_empty())?;
-    let systemd = examination.host.systemd().await.ok()?;
+    timers_of(examination.host).await
+}
+
+/// As [`timers`].
+pub(super) async fn timers_of(host: &Host) -> Option<Check> {
+    let systemd = host.systemd().await.ok()?;
     let timers = quadlet::COMPANIONS
         .into_iter()
         .filter(|(unit, _)| [quadlet::CHECK_TIMER, quadlet::RECYCLE_TIMER].contains(unit));
     let states = timers.map(async |(unit, purpose)| Ok((systemd.unit(unit).await?, purpose)));
     let states: Result<Vec<_>> = futures_util::future::try_join_all(states).await;
-    judge_timers(&states.ok()?, examination.host.scope())
+    judge_timers(&states.ok()?, host.scope())
 }
 
 /// Check `drift` reports a missing one.

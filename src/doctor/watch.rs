@@ -13,7 +13,9 @@ use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 
-use super::{Check, CheckName, CheckOutcome, Examination, database, files, metrics, see};
+use super::{
+    Check, CheckName, CheckOutcome, Examination, certificate, database, files, metrics, see,
+};
 use crate::deployment::listen::ListenAddress;
 use crate::deployment::settings::{Settings, WatchSettings};
 use crate::deployment::snapshot;
@@ -21,8 +23,8 @@ use crate::deployment::variables::{NOTIFY_COMMAND, NOTIFY_URL};
 use crate::error::{Failure, PathContext, Result};
 use crate::host::files::{remove_existing, save_record, write_atomically, write_here};
 use crate::host::lock::OperationLock;
-use crate::host::paths::Scope;
-use crate::host::systemd::LoadState;
+use crate::host::paths::{Paths, Scope};
+use crate::host::systemd::{ActiveState, LoadState};
 use crate::host::{Host, host_name, notice};
 use crate::litellm::health::GatewayHealth;
 use crate::operations::database::Forecast;
@@ -39,6 +41,10 @@ const SIGHTINGS: u32 = 2;
 const SLOW_SIGHTINGS: u32 = 9;
 /// How often in a row it is not seen before its end is reported.
 const ABSENCES: u32 = 3;
+
+/// So many restarts of a service in this time are a fault.
+const RESTARTS: usize = 3;
+const RESTARTS_TIME: Duration = Duration::from_secs(15 * 60);
 
 /// After this, faults are reported although an operation is running.
 const LONG_OPERATION: Duration = Duration::from_secs(3600);
@@ -83,48 +89,93 @@ impl Fault {
 /// Faults by what they concern.
 type Faults = BTreeMap<String, Fault>;
 
+/// What is kept from look to look.
+#[derive(Default, Deserialize, Serialize)]
+struct Record {
+    faults: Faults,
+    /// Of each service.
+    restarts: BTreeMap<String, Restarts>,
+}
+
+/// The restarts of a service by systemd. One that fails and is back before the next look is seen by nothing else.
+#[derive(Default, Deserialize, Serialize)]
+struct Restarts {
+    /// Since it was started, at the last look.
+    count: Option<u64>,
+    /// Times of the last ones, as far as they matter.
+    times: Vec<SystemTime>,
+}
+
+impl Restarts {
+    /// What is wrong, if there were too many.
+    fn look(&mut self, count: u64, now: SystemTime) -> Option<String> {
+        let new = self.count.map_or(0, |known| count.saturating_sub(known));
+        self.count = Some(count);
+        let is_recent = |time: &SystemTime| {
+            now.duration_since(*time)
+                .is_ok_and(|age| age < RESTARTS_TIME)
+        };
+        self.times.retain(is_recent);
+        self.times
+            .extend((0..new.min(RESTARTS as u64)).map(|_| now));
+        let minutes = RESTARTS_TIME.as_secs() / 60;
+        (self.times.len() >= RESTARTS).then(|| format!("at least {RESTARTS} in {minutes} minutes"))
+    }
+}
+
 /// Looks, reports what is new, and keeps what it has seen for the next look.
 ///
 /// # Errors
 /// When `.env` is wrong and never was right, systemd does not answer, or a notice was not delivered; the next look tries again.
 pub(crate) async fn watch(host: &Host) -> Result<()> {
-    let (settings, problem) = settings(host)?;
+    let (settings, problem) = snapshot::settings(&host.paths)?;
     // The timer also runs while nothing of the stack was started since the host was.
     let state = host.paths.runtime_state();
     std::fs::create_dir_all(&state).path_context("can't create", &state)?;
     let report = report::gather(host).await?;
     // Reads the manifests of 14 days, once.
     let forecast = database::of_backups(&host.paths);
-    let written = write_metrics(host, &settings.watch, &report, &forecast).await;
-    // Whatever became of the metrics.
-    { notify(host, &settings, problem.as_ref(), &report, &forecast).await }.and(written)
-}
-
-/// Those of `.env`, or if that is invalid, the last good ones with the problem: the gateway may serve by them still.
-fn settings(host: &Host) -> Result<(Settings, Option<anyhow::Error>)> {
-    let path = host.paths.env_file();
-    let problem = match Settings::load(&path) {
-        Ok(settings) => return Ok((settings, None)),
-        Err(problem) => problem,
+    let certificate = certificate::check(host, Some(&settings)).await;
+    let look = Look {
+        settings: &settings,
+        problem: problem.as_ref(),
+        report: &report,
+        forecast: &forecast,
+        certificate: certificate.as_ref(),
     };
-    let good = snapshot::last_good_env(&host.paths)
-        .and_then(|text| Settings::from_text(&text, &path).ok());
-    match good {
-        Some(good) => Ok((good, Some(problem))),
-        None => Err(problem),
-    }
+    let written = write_metrics(host, &look).await;
+    // Whatever became of the metrics.
+    notify(host, &look).await.and(written)
 }
 
-async fn write_metrics(
-    host: &Host,
-    watch: &WatchSettings,
-    report: &StatusReport,
-    forecast: &Result<Forecast>,
-) -> Result<()> {
+/// What was seen.
+struct Look<'a> {
+    settings: &'a Settings,
+    /// Why these are not those of `.env`.
+    problem: Option<&'a anyhow::Error>,
+    report: &'a StatusReport,
+    forecast: &'a Result<Forecast>,
+    certificate: Option<&'a Check>,
+}
+
+/// Whether a command changes units: it reports what it does to them. But it may wait for an answer for ever.
+pub(super) fn is_changing(paths: &Paths) -> bool {
+    let is_beside = || {
+        BESIDE
+            .iter()
+            .any(|command| OperationLock::is_held_by(paths, command))
+    };
+    OperationLock::is_held(paths)
+        && OperationLock::age(paths).is_some_and(|age| age < LONG_OPERATION)
+        && !is_beside()
+}
+
+async fn write_metrics(host: &Host, look: &Look<'_>) -> Result<()> {
+    let watch = &look.settings.watch;
     if watch.metrics.is_none() && watch.metrics_address.is_none() {
         return Ok(());
     }
-    let text = metrics::text(host, report, forecast).await?;
+    let text = metrics::text(host, look.report, look.forecast, look.certificate).await?;
     let served = match watch.metrics_address {
         Some(_) => write_atomically(&host.paths.served_metrics(), text.as_bytes(), 0o644),
         None => Ok(()),
@@ -141,41 +192,30 @@ async fn write_metrics(
     write_here(directory, name, text.as_bytes(), 0o644).and(served)
 }
 
-async fn notify(
-    host: &Host,
-    settings: &Settings,
-    problem: Option<&anyhow::Error>,
-    report: &StatusReport,
-    forecast: &Result<Forecast>,
-) -> Result<()> {
-    let watch = &settings.watch;
+async fn notify(host: &Host, look: &Look<'_>) -> Result<()> {
+    let watch = &look.settings.watch;
     let paths = &host.paths;
     let file = paths.runtime_state().join("faults.json");
     // A gateway that an operator has stopped has no faults.
     if !watch.notifies() || !stack::is_wanted(host.systemd().await?).await? {
         return remove_existing(&file);
     }
-    let changes_units = || {
-        !BESIDE
-            .iter()
-            .any(|command| OperationLock::is_held_by(paths, command))
-    };
-    // A command reports what it does to the stack; but it may wait for an answer for ever.
-    if OperationLock::is_held(paths)
-        && OperationLock::age(paths).is_some_and(|age| age < LONG_OPERATION)
-        && changes_units()
-    {
+    // A gateway that is replaced for its memory may drain for an hour, and the others may fail meanwhile.
+    let is_recycled = OperationLock::is_held_by(paths, recycle::COMMAND);
+    if is_changing(paths) && !is_recycled {
         return Ok(());
     }
     // Without the file of the last look, or with a damaged one, everything is new.
-    let before: Faults = std::fs::read(&file)
+    let before: Record = std::fs::read(&file)
         .ok()
         .and_then(|text| serde_json::from_slice(&text).ok())
         .unwrap_or_default();
-    let mut faults = seen(
-        before,
-        find(host, settings, problem, report, forecast).await?,
-    );
+    let mut restarts = before.restarts;
+    let mut now = find(host, look, &mut restarts).await?;
+    if is_recycled {
+        now.retain(|subject, _| !subject.starts_with("litellm") && subject != "gateway");
+    }
+    let mut faults = seen(before.faults, now);
     let lines = lines(&faults);
     let delivery = match &*lines {
         [] => Delivery::default(),
@@ -185,7 +225,7 @@ async fn notify(
     if delivery.failures.is_empty() || !delivery.sent.is_empty() {
         settle(&mut faults);
     }
-    save_record(&file, &faults)?;
+    save_record(&file, &Record { faults, restarts })?;
     delivery.complete().map(drop)
 }
 
@@ -385,11 +425,13 @@ fn lines(faults: &Faults) -> Vec<String> {
 /// Looks at everything that costs little to look at.
 async fn find(
     host: &Host,
-    settings: &Settings,
-    problem: Option<&anyhow::Error>,
-    report: &StatusReport,
-    forecast: &Result<Forecast>,
+    look: &Look<'_>,
+    restarts: &mut BTreeMap<String, Restarts>,
 ) -> Result<Faults> {
+    let Look {
+        settings, report, ..
+    } = look;
+    let stack = &report.stack;
     let since = SystemTime::now();
     let mut faults = Faults::new();
     let mut add_check = |subject: &str, words: &str, sightings, failure| {
@@ -406,21 +448,46 @@ async fn find(
     };
     let mut add =
         |subject: &str, words: &str, sightings| add_check(subject, words, sightings, true);
-    if let Some(problem) = problem {
+    if let Some(problem) = look.problem {
         let words = format!("{problem:#}; the last good one is used; see `litellm-units doctor`");
         add(".env", &words, SIGHTINGS);
     }
-    for service in &report.stack.reports {
+    for service in &stack.reports {
         if let Some((words, sightings)) = of_service(service) {
             add(service.service, &words, sightings);
         }
+        let known = restarts.entry(service.service.to_owned()).or_default();
+        if let Some(words) = known.look(service.restarts, since) {
+            let subject = format!("restarts of {}", service.service);
+            add(
+                &subject,
+                &format!("{words}; {}", see_logs(service)),
+                SIGHTINGS,
+            );
+        }
     }
-    for blocker in report
-        .stack
-        .blockers
-        .iter()
-        .filter(|blocker| blocker.failing)
-    {
+    for service in &stack.additional {
+        if service.active == ActiveState::Failed {
+            let words = format!("{} ({})", service.active, service.sub);
+            add(&service.unit, &words, SIGHTINGS);
+        }
+    }
+    if let Some(words) = &stack.other_image {
+        add("release", words, SIGHTINGS);
+    }
+    let exploited = stack.vulnerabilities.iter().flatten();
+    let exploited: Vec<&str> = exploited
+        .filter(|known| known.exploited && !known.accepted)
+        .map(|known| known.id.as_str())
+        .collect();
+    if !exploited.is_empty() {
+        let words = format!(
+            "attackers use {}; see `litellm-units upgrade --check`",
+            exploited.join(", ")
+        );
+        add("vulnerabilities", &words, SIGHTINGS);
+    }
+    for blocker in stack.blockers.iter().filter(|blocker| blocker.failing) {
         add(&blocker.unit, &blocker.state, SIGHTINGS);
     }
     if let Some(sightings) = of_gateway(report) {
@@ -441,7 +508,9 @@ async fn find(
     let checks = { space.into_iter() }
         .chain(super::backup::check(host).await)
         .chain(super::backup::archive_check(host, &settings.backup).await)
-        .chain(database::growth(&host.paths, forecast));
+        .chain(database::growth(&host.paths, look.forecast))
+        .chain(look.certificate.cloned())
+        .chain(super::units::timers_of(host).await);
     for check in checks.filter(|check| check.outcome != CheckOutcome::Ok) {
         let remedy = check.remedy.map(|remedy| format!("; {remedy}"));
         let words = check.message + &remedy.unwrap_or_default();
@@ -453,10 +522,14 @@ async fn find(
     Ok(faults)
 }
 
+fn see_logs(service: &ServiceReport) -> String {
+    let source = LogSource::of_unit(service.unit).map_or(service.service, LogSource::name);
+    format!("see `litellm-units logs {source}`")
+}
+
 /// The fault of a service, and how often it has to be seen.
 fn of_service(service: &ServiceReport) -> Option<(String, u32)> {
-    let source = LogSource::of_unit(service.unit).map_or(service.service, LogSource::name);
-    let see = format!("see `litellm-units logs {source}`");
+    let see = see_logs(service);
     if service.is_broken() {
         let health = service.health.filter(|health| health.is_bad());
         let health = health
@@ -569,5 +642,31 @@ mod tests {
         // A fault that comes and goes stays one.
         let looks = [storm, storm, &[], storm, &[], &[], storm];
         assert_eq!(reported(&looks)[2..].concat(), Vec::<String>::new());
+    }
+    #[test]
+    fn a_service_that_fails_between_two_looks_is_noticed() {
+        let begin = SystemTime::UNIX_EPOCH;
+        let mut known = Restarts::default();
+        let mut at = |minutes: u64, count| {
+            let time = begin + Duration::from_secs(minutes * 60);
+            known.look(count, time).is_some()
+        };
+        // An operator's start counts anew.
+        let looks = [
+            (0, 2),
+            (1, 2),
+            (3, 0),
+            (5, 1),
+            (14, 1),
+            (16, 2),
+            (18, 3),
+            (19, 3),
+            (34, 3),
+        ];
+        let noticed = looks.map(|(minutes, count)| at(minutes, count));
+        assert_eq!(
+            noticed,
+            [false, false, false, false, false, false, true, true, false]
+        );
     }
 }

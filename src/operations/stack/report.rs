@@ -12,6 +12,7 @@ use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::installed_release;
 use crate::deployment::ledger::{Ledger, RecordedRelease};
 use crate::deployment::settings::Settings;
+use crate::deployment::snapshot;
 use crate::error::Result;
 use crate::host::Host;
 use crate::host::container_state;
@@ -186,9 +187,9 @@ pub(crate) struct Services {
     /// LiteLLM's version in the gateway's image.
     #[serde(skip)]
     pub(crate) version: Option<String>,
-    /// Whether the gateway runs another image than the recorded one.
+    /// If the gateway runs another image than the recorded one: which.
     #[serde(skip)]
-    pub(crate) runs_other_image: bool,
+    pub(crate) other_image: Option<String>,
 }
 
 impl Services {
@@ -225,10 +226,11 @@ impl Services {
             None
         };
         warnings.extend(other_image.clone());
-        let settings = match Settings::load(&host.paths.env_file()) {
-            Ok(settings) => {
+        let known = snapshot::settings(&host.paths);
+        let settings = match &known {
+            Ok((settings, None)) => {
                 if is_decided {
-                    match edited_release(host, &settings).await {
+                    match edited_release(host, settings).await {
                         Ok(notice) => warnings.extend(notice),
                         Err(error) => {
                             warnings.push(format!("can't determine the release: {error:#}"));
@@ -237,7 +239,7 @@ impl Services {
                 }
                 Some(settings)
             }
-            Err(error) => {
+            Ok((_, Some(error))) | Err(error) => {
                 if !units.is_empty() {
                     warnings.push(format!("can't determine what changed: {error:#}"));
                 }
@@ -247,7 +249,7 @@ impl Services {
         let reports = units
             .into_iter()
             .map(|(instance, unit)| {
-                let changed = settings.as_ref().and_then(|settings| {
+                let changed = settings.and_then(|settings| {
                     changed(host, settings, instance, &unit)
                         .map_err(|error| {
                             warnings.push(format!(
@@ -260,9 +262,9 @@ impl Services {
                 ServiceReport::new(host, instance, unit, changed)
             })
             .collect();
-        let accepted = settings
-            .as_ref()
-            .map(|settings| settings.accepted.as_slice());
+        // The gateway may serve by the last good ones.
+        let settings = known.as_ref().ok().map(|(settings, _)| settings);
+        let accepted = settings.map(|settings| settings.accepted.as_slice());
         let judgement = judge(host, accepted.unwrap_or_default())
             .map_err(|error| {
                 warnings.push(format!("known vulnerabilities are not shown: {error:#}"));
@@ -274,7 +276,6 @@ impl Services {
             .ok()
             .flatten();
         let archive = settings
-            .as_ref()
             .map(|settings| ArchiveReport::of(&host.paths, &settings.backup))
             .transpose()
             .map_err(|error| warnings.push(format!("{error:#}")))
@@ -282,7 +283,7 @@ impl Services {
             .flatten()
             .flatten();
         let mut recycled = Vec::new();
-        if let Some(settings) = &settings {
+        if let Some(settings) = settings {
             let report = recycle::Report::of(&host.paths, settings);
             warnings.extend(report.problems.into_iter().map(|(_, words)| words));
             let times = report.recycled.into_iter();
@@ -313,7 +314,7 @@ impl Services {
             vulnerabilities: judgement.map(|judgement| judgement.vulnerabilities),
             upgrade_check,
             version: contract::installed_version(&host.paths),
-            runs_other_image: other_image.is_some(),
+            other_image,
         })
     }
 
@@ -340,7 +341,7 @@ impl Services {
     pub(crate) fn state(&self, health: &GatewayHealth) -> State {
         let services = &self.reports;
         if services.iter().any(ServiceReport::is_broken)
-            || self.runs_other_image
+            || self.other_image.is_some()
             || self.blockers.iter().any(|blocker| blocker.failing)
         {
             State::Degraded

@@ -118,11 +118,11 @@ fn prometheus_beside_the_gateway() {
     // The commands of docs/notices.md, but for Grafana's image, which cannot be had.
     host.sh(
         who,
-        r#"cd /opt/litellm-server
+        r"cd /opt/litellm-server
         install -d -m 755 extra.d extra.d/metrics
         install -m 644 -t extra.d /usr/share/doc/litellm-units/examples/prometheus*
         sed -i s,^Image=.*,Image=localhost/prometheus:2, extra.d/prometheus.container
-        echo METRICS_FILE=/opt/litellm-server/extra.d/metrics/litellm.prom >>.env"#,
+        echo METRICS_FILE=/opt/litellm-server/extra.d/metrics/litellm.prom >>.env",
     );
     host.units(who, &["apply"]).ok();
     let query = |words: &str| {

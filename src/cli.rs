@@ -162,7 +162,6 @@ impl Command {
             Self::Restore(_) => (true, "restore"),
             Self::Upgrade(upgrade) => (!upgrade.dry_run && !upgrade.check, "upgrade"),
             Self::Rollback(rollback) => (!rollback.dry_run, "rollback"),
-            Self::Fleet(fleet) => return fleet.change(),
             Self::Doctor(doctor) => (doctor.fix, "doctor --fix"),
             Self::Status(_)
             | Self::Db(_)
@@ -172,6 +171,8 @@ impl Command {
             | Self::History(_)
             | Self::Completion { .. }
             | Self::Config(_)
+            // Each host records what it does.
+            | Self::Fleet(_)
             | Self::Metrics
             | Self::Notify(_)
             | Self::Unit(_) => return None,

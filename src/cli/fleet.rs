@@ -15,13 +15,18 @@ pub(crate) enum Fleet {
     Plan(Hosts),
     /// Give each host the configuration, one after the other; if one fails, all have their previous one again
     Apply(Hosts),
-    /// Upgrade one host after the other; if one fails, roll back those before it
-    Upgrade(Release),
-    /// Roll back one host after the other to a release that ran there; keep the database
-    Rollback(Release),
-    /// Show the state of each host; the exit status is the worst of all
+    /// Change the release of one host after the other; if one fails, roll back those before it
+    #[command(visible_alias = "rollback")]
+    Upgrade {
+        /// Image of the release, which may be an earlier one
+        #[arg(long, value_name = "REFERENCE", value_parser = image)]
+        image: ImageReference,
+        #[command(flatten)]
+        hosts: Hosts,
+    },
+    /// Show the state of each host; exit with the worst exit status
     Status(Status),
-    /// Run another command on each host, one after the other
+    /// Run another command on each host, one after the other; exit with the worst exit status
     Run {
         #[command(flatten)]
         hosts: Hosts,
@@ -29,18 +34,6 @@ pub(crate) enum Fleet {
         #[arg(trailing_var_arg = true, required = true)]
         command: Vec<String>,
     },
-}
-
-impl Fleet {
-    /// As [`super::Command::change`].
-    pub(super) fn change(&self) -> Option<&'static str> {
-        match self {
-            Self::Apply(_) => Some("fleet apply"),
-            Self::Upgrade(_) => Some("fleet upgrade"),
-            Self::Rollback(_) => Some("fleet rollback"),
-            Self::Plan(_) | Self::Status(_) | Self::Run { .. } => None,
-        }
-    }
 }
 
 #[derive(Debug, Args)]
@@ -51,17 +44,8 @@ pub(crate) struct Hosts {
 }
 
 #[derive(Debug, Args)]
-pub(crate) struct Release {
-    /// Image of the release
-    #[arg(long, value_name = "REFERENCE", value_parser = image)]
-    pub(crate) image: ImageReference,
-    #[command(flatten)]
-    pub(crate) hosts: Hosts,
-}
-
-#[derive(Debug, Args)]
 pub(crate) struct Status {
-    /// Print JSON: the object of `status --json` of each host
+    /// Print JSON, with the object of `status --json` of each host
     #[arg(long)]
     pub(crate) json: bool,
     #[command(flatten)]

@@ -47,7 +47,7 @@ fn mistakes_in_fleet_toml_are_named_without_values() {
             "line 3: expected a map",
         ),
         (&format!("{HOST}\n{HOST}"), "line 5: root@a is there twice"),
-        ("[[host]\n", "line 1: unclosed array table, expected `]]`"),
+        ("[[host]\n", "line 1: unclosed array table, expected `]`"),
     ] {
         let error = Fleet::parse(text, Path::new("fleet.toml")).err().unwrap();
         assert_eq!(error.to_string(), format!("fleet.toml, {problem}"));

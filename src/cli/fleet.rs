@@ -25,7 +25,13 @@ pub(crate) enum Fleet {
         hosts: Hosts,
     },
     /// Show the state of each host; exit with the worst exit status
-    Status(Status),
+    Status {
+        /// Print JSON, with the object of `status --json` of each host
+        #[arg(long)]
+        json: bool,
+        #[command(flatten)]
+        hosts: Hosts,
+    },
     /// Run another command on each host, one after the other; exit with the worst exit status
     Run {
         #[command(flatten)]
@@ -41,13 +47,4 @@ pub(crate) struct Hosts {
     /// Leave out this host, which may be down; repeat for several
     #[arg(long, value_name = "USER@HOST")]
     pub(crate) skip: Vec<RemoteHost>,
-}
-
-#[derive(Debug, Args)]
-pub(crate) struct Status {
-    /// Print JSON, with the object of `status --json` of each host
-    #[arg(long)]
-    pub(crate) json: bool,
-    #[command(flatten)]
-    pub(crate) hosts: Hosts,
 }

@@ -2,7 +2,7 @@
 
 use serde_json::json;
 
-use crate::cli::fleet::{Fleet as Verb, Status};
+use crate::cli::fleet::Fleet as Verb;
 use crate::error::{Exit, Result};
 use crate::host::Host;
 use crate::operations::fleet::{APPLY, Fleet, good};
@@ -35,21 +35,25 @@ pub(crate) async fn run(host: &Host, verb: Verb) -> Result<Exit> {
             load(&hosts.skip)?.upgrade(image.as_str()).await?;
             Ok(Exit::Success)
         }
-        Verb::Status(arguments) => status(&load(&arguments.hosts.skip)?, &arguments).await,
+        Verb::Status { json, hosts } => status(&load(&hosts.skip)?, json).await,
         Verb::Run { hosts, command } => {
             let words: Vec<String> = command.iter().map(output::shell_word).collect();
             let mut codes = Vec::new();
             for member in load(&hosts.skip)?.members {
                 output::line(&format!("== {}", member.ssh))?;
-                let ran = member.ssh.call(&words.join(" "), &[], false).await?;
-                codes.push(ran.status.code().unwrap_or(1));
+                let ran = member.ssh.call(&words.join(" "), &[], false).await;
+                let code = ran.map(|ran| ran.status.code());
+                codes.push(code.unwrap_or_else(|error| {
+                    output::say(&format!("error: {error:#}"));
+                    None
+                }));
             }
             Ok(worst(codes))
         }
     }
 }
 
-async fn status(fleet: &Fleet<'_>, arguments: &Status) -> Result<Exit> {
+async fn status(fleet: &Fleet<'_>, as_json: bool) -> Result<Exit> {
     let mut rows = vec![
         ["HOST", "STATE", "GATEWAY", "VERSION"]
             .map(str::to_owned)
@@ -75,9 +79,9 @@ async fn status(fleet: &Fleet<'_>, arguments: &Status) -> Result<Exit> {
         }
         rows.push([&[ssh.to_string()], &fields[..]].concat());
         hosts.push(json!({ "host": ssh, "status": report }));
-        codes.push(code);
+        codes.push(Some(code));
     }
-    match arguments.json {
+    match as_json {
         true => output::json(&json!({ "schema": 1, "hosts": hosts }))?,
         false => output::text(&(output::columns(&rows) + &problems))?,
     }
@@ -85,7 +89,8 @@ async fn status(fleet: &Fleet<'_>, arguments: &Status) -> Result<Exit> {
 }
 
 /// The worst exit status: a failure, or else the highest one.
-fn worst(codes: Vec<i32>) -> Exit {
-    let worst = codes.into_iter().max_by_key(|code| (*code == 1, *code));
+fn worst(codes: Vec<Option<i32>>) -> Exit {
+    let codes = codes.into_iter().map(|code| code.unwrap_or(1));
+    let worst = codes.max_by_key(|code| (*code == 1, *code));
     Exit::Passed(u8::try_from(worst.unwrap_or(0)).unwrap_or(1))
 }

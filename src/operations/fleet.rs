@@ -88,7 +88,7 @@ impl<'a> Fleet<'a> {
             return Ok(self.ask(&format!("{line} --dry-run")).await);
         }
         Err(Failure::new(format!(
-            "nothing was changed, since hosts are missing:{wrong}"
+            "nothing was changed, since not every host can take part:{wrong}"
         ))
         .hint("to go on without a host, add `--skip HOST`")
         .into())
@@ -107,7 +107,11 @@ impl<'a> Fleet<'a> {
             let ssh = &member.ssh;
             match answer.and_then(good) {
                 Err(error) => refused += &format!("\n{ssh}: {error:#}"),
-                Ok(plan) if plan.starts_with(b"nothing to do") && is_ready(ssh).await.is_ok() => {
+                // An upgrade starts nothing.
+                Ok(plan)
+                    if plan.starts_with(b"nothing to do")
+                        && (line != APPLY || is_ready(ssh).await.is_ok()) =>
+                {
                     progress.say(&format!("{ssh}: nothing to do"));
                 }
                 Ok(_) => changing.push(member),

@@ -152,7 +152,7 @@ fn one_host_is_down(operator: &TestHost, gateways: [&TestHost; 2]) {
     gateways[1].sh(WHO, "ip link set lan down");
     let failed = fleet(operator, &["apply"]);
     assert_eq!(failed.code, 1);
-    let words = "error: nothing was changed, since hosts are missing:\nroot@gateway-2: ssh to root@gateway-2 failed or was cut off\nhint: to go on without a host, add `--skip HOST`\n";
+    let words = "error: nothing was changed, since not every host can take part:\nroot@gateway-2: ssh to root@gateway-2 failed or was cut off\nhint: to go on without a host, add `--skip HOST`\n";
     assert!(failed.stderr.ends_with(words), "{}", failed.stderr);
     assert_eq!(exported(gateways[0]), before);
     let status = fleet(operator, &["status"]);

@@ -177,14 +177,14 @@ impl Replacement {
             [&self.present, &self.wanted].map(|files| in_clear(&files.env(&path)?, &path));
         let (now, env) = (now?, env?);
         let names = now.iter().chain(env.iter()).map(|(name, _)| name);
-        let changed: BTreeSet<&str> = names
+        let names: BTreeSet<&str> = names
             .filter(|name| now.get(name) != env.get(name))
             .collect();
-        let changed = changed.into_iter().collect::<Vec<_>>().join(", ");
+        let names = names.into_iter().collect::<Vec<_>>().join(", ");
         let changes = self.wanted.changes(&self.present).into_iter();
         Ok(changes
             .map(|(verb, name)| match name.to_str() {
-                Some(".env") => format!("{verb} .env: {changed}"),
+                Some(".env") => format!("{verb} .env: {names}"),
                 _ => format!("{verb} {}", name.display()),
             })
             .collect())

@@ -195,7 +195,7 @@ fn a_kill_in_the_middle(operator: &TestHost, gateways: [&TestHost; 2]) {
     operator.sh(WHO, "kill -KILL $(cat /tmp/fleet)");
     child.wait().unwrap();
     assert!(!line(gateways[1], "OPENAI_API_KEY").contains("sk-after-a-kill"));
-    operator.wait("the first host", Duration::from_secs(180), |operator| {
+    operator.wait("the first host", Duration::from_secs(600), |operator| {
         let ran = fleet(operator, &["apply"]);
         if ran.code == 0 {
             Ok(())

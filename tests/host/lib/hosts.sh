@@ -258,16 +258,16 @@ put() {
 
 # A network of these hosts alone: a bridge in the first one, and a cable from each other one to it.
 lan() {
-  local name bridge='' number=1
+  local name switch='' number=1
   for name in "$@"; do
     load_host "$name"
     find_leader || die "$name is not running"
-    if [[ ! $bridge ]]; then
-      bridge=$leader
-      nsenter --target "$bridge" --net ip link add lan type bridge
+    if [[ ! $switch ]]; then
+      switch=$leader
+      nsenter --target "$switch" --net ip link add lan type bridge
     else
-      nsenter --target "$bridge" --net ip link add "lan$number" type veth peer name lan netns "$leader"
-      nsenter --target "$bridge" --net ip link set "lan$number" master lan up
+      nsenter --target "$switch" --net ip link add "lan$number" type veth peer name lan netns "$leader"
+      nsenter --target "$switch" --net ip link set "lan$number" master lan up
     fi
     nsenter --target "$leader" --net ip address add "10.98.0.$number/24" dev lan
     nsenter --target "$leader" --net ip link set lan up

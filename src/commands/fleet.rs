@@ -81,9 +81,10 @@ async fn status(fleet: &Fleet<'_>, as_json: bool) -> Result<Exit> {
         hosts.push(json!({ "host": ssh, "status": report }));
         codes.push(Some(code));
     }
-    match as_json {
-        true => output::json(&json!({ "schema": 1, "hosts": hosts }))?,
-        false => output::text(&(output::columns(&rows) + &problems))?,
+    if as_json {
+        output::json(&json!({ "schema": 1, "hosts": hosts }))?;
+    } else {
+        output::text(&(output::columns(&rows) + &problems))?;
     }
     Ok(worst(codes))
 }

@@ -60,7 +60,8 @@ impl Configuration {
                 continue;
             }
             let path = entry.path().context(damaged)?.into_owned();
-            let refused = |why| Failure::config(format!("the tar has {path:?}, {why}"));
+            let shown = path.to_string_lossy();
+            let refused = |why| Failure::config(format!("the tar has {shown:?}, {why}"));
             let name = member(&path).ok_or_else(|| refused("which no configuration has"))?;
             if !kind.is_file() {
                 return Err(refused("which is not a regular file").into());
@@ -80,10 +81,10 @@ impl Configuration {
 
     /// Refuses one of `place` without settings.
     pub(crate) fn whole(self, place: &Path) -> Result<Self> {
-        match self.0.contains_key(Path::new(ENV)) {
-            true => Ok(self),
-            false => Err(Failure::config(format!("{} has no .env", place.display())).into()),
+        if self.0.contains_key(Path::new(ENV)) {
+            return Ok(self);
         }
+        Err(Failure::config(format!("{} has no .env", place.display())).into())
     }
 
     /// As a tar, for [`Configuration::from_tar`].

@@ -170,13 +170,10 @@ impl RemoteHost {
         if !use_of.foreign {
             self.refuse_unreached(status)?;
         }
-        match status.code() {
-            Some(code) => Ok(Exit::Passed(u8::try_from(code).unwrap_or(1))),
-            None => {
-                let signal = status.signal().unwrap_or_default();
-                Ok(Exit::Passed(u8::try_from(128 + signal).unwrap_or(1)))
-            }
-        }
+        let code = status
+            .code()
+            .unwrap_or_else(|| 128 + status.signal().unwrap_or_default());
+        Ok(Exit::Passed(u8::try_from(code).unwrap_or(1)))
     }
 
     /// Runs `litellm-units` there with these arguments, as a shell reads them, and with `input` on stdin. Its output is
@@ -185,9 +182,12 @@ impl RemoteHost {
     /// # Errors
     /// As [`RemoteHost::run`].
     pub(crate) async fn call(&self, line: &str, input: &[u8], captured: bool) -> Result<Output> {
-        let stream = || match captured {
-            true => Stdio::piped(),
-            false => Stdio::inherit(),
+        let stream = || {
+            if captured {
+                Stdio::piped()
+            } else {
+                Stdio::inherit()
+            }
         };
         let mut ssh = self.shell(&format!("litellm-units {line}"));
         ssh.stdin(Stdio::piped()).stdout(stream()).stderr(stream());

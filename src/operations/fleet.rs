@@ -60,10 +60,10 @@ impl<'a> Fleet<'a> {
 
     /// The stdin of a command.
     fn input(&self, member: &Member, line: &str) -> Result<Vec<u8>> {
-        match line.starts_with(APPLY) {
-            true => member.tar(&self.host.paths.deployment),
-            false => Ok(Vec::new()),
+        if line.starts_with(APPLY) {
+            return member.tar(&self.host.paths.deployment);
         }
+        Ok(Vec::new())
     }
 
     /// What a command would change on each host: the output of its dry run.

@@ -1,4 +1,4 @@
-//! Two gateway hosts that share a database and a cache, changed as one from a third host, on which HAProxy is.
+//! Two gateway hosts that share a database and a cache, changed as one from a third host with a load balancer.
 
 use std::path::Path;
 use std::process::{Child, Stdio};

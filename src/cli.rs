@@ -2,6 +2,7 @@
 
 pub(crate) mod backup;
 pub(crate) mod db;
+pub(crate) mod fleet;
 pub(crate) mod key;
 pub(crate) mod secrets;
 pub(crate) mod upgrade;
@@ -105,6 +106,9 @@ pub(crate) enum Command {
     Rollback(upgrade::Rollback),
     /// List the releases that ran and the upgrades that failed
     History(upgrade::History),
+    /// Change and watch several hosts as one, over ssh
+    #[command(subcommand)]
+    Fleet(fleet::Fleet),
     /// Print a completion script for a shell
     Completion {
         /// Shell to print the script for
@@ -167,6 +171,8 @@ impl Command {
             | Self::History(_)
             | Self::Completion { .. }
             | Self::Config(_)
+            // Each host records what it does.
+            | Self::Fleet(_)
             | Self::Metrics
             | Self::Notify(_)
             | Self::Unit(_) => return None,
@@ -292,8 +298,14 @@ pub(crate) struct Down {
 }
 
 #[derive(Debug, Args)]
-#[command(after_help = "Examples:\n  litellm-units apply --dry-run\n  litellm-units apply")]
+#[command(
+    after_help = "Examples:\n  litellm-units apply --dry-run\n  litellm-units apply\n  litellm-units apply --from /root/gateway --dry-run\n  litellm-units config export | ssh root@gateway-2 litellm-units apply --from -"
+)]
 pub(crate) struct Apply {
+    /// First replace the configuration by that of a directory, or (-) of a tar on stdin; the release and a local database
+    /// stay those of this host
+    #[arg(long, value_name = "DIR")]
+    pub(crate) from: Option<PathBuf>,
     /// Show what changed and which units would restart; change nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
@@ -527,6 +539,8 @@ pub(crate) enum ConfigCommand {
         #[arg(long)]
         json: bool,
     },
+    /// Write the configuration to stdout, as a tar for `apply --from -`; it holds secrets
+    Export,
 }
 
 #[derive(Debug, Args)]

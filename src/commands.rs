@@ -10,6 +10,7 @@ pub(crate) mod debug;
 pub(crate) mod doctor;
 pub(crate) mod down;
 pub(crate) mod exec;
+pub(crate) mod fleet;
 pub(crate) mod generate;
 pub(crate) mod health;
 pub(crate) mod history;

@@ -3,9 +3,11 @@
 pub(crate) mod applied;
 pub(crate) mod certificates;
 pub mod completion;
+pub mod configuration;
 pub mod entrance;
 pub mod env_file;
 pub mod extra;
+pub mod fleet;
 pub mod images_lock;
 pub(crate) mod installed_release;
 pub mod ledger;

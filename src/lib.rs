@@ -106,6 +106,7 @@ async fn carry_out(host: &Host, command: Command) -> Result<Exit> {
         Command::Pull(arguments) => commands::pull::run(host, &arguments).await,
         Command::Trust(arguments) => commands::trust::run(host, &arguments).await,
         Command::Config(arguments) => commands::config::run(host, &arguments),
+        Command::Fleet(verb) => Box::pin(commands::fleet::run(host, verb)).await,
         Command::Doctor(arguments) => commands::doctor::run(host, &arguments).await,
         Command::Metrics => commands::metrics::run(host).await,
         Command::Notify(command) => commands::notify::run(host, &command).await,
@@ -133,6 +134,7 @@ fn use_of(command: &Command) -> Option<RemoteUse> {
             foreign: true,
             ..plain
         }),
+        Command::Apply(arguments) if arguments.from.is_some() => Some(plain),
         // No stdin, since `while read host; do litellm-units --host "$host" status; done` needs it.
         Command::Generate(_)
         | Command::Up(_)

@@ -8,6 +8,7 @@ pub(crate) mod debug;
 pub(crate) mod dev;
 pub(crate) mod edits;
 pub(crate) mod entrance;
+pub(crate) mod fleet;
 pub(crate) mod import;
 pub(crate) mod install;
 pub(crate) mod postgres;

@@ -9,6 +9,7 @@ mod deployment;
 mod documents;
 mod e2e;
 mod env_file;
+mod fleet;
 mod golden;
 mod keys_http;
 mod plan;

@@ -5,7 +5,9 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 
+use litellm_units::deployment::configuration::Configuration;
 use litellm_units::deployment::env_file::{EnvFile, SetError, quote};
+use litellm_units::deployment::fleet::Fleet;
 use litellm_units::deployment::ledger::{Ended, Event, Images, Ledger, OperationOutcome};
 use litellm_units::deployment::listen::ListenAddress;
 use litellm_units::deployment::operation_id::OperationId;
@@ -96,6 +98,30 @@ const YAML: [&str; 40] = [
     "\u{feff}",
     "null",
     "1",
+];
+
+/// What lines of a `fleet.toml` are made of.
+const FLEET: [&str; 20] = [
+    "[[host]]",
+    "[host]",
+    "[[",
+    "ssh",
+    "env",
+    ".",
+    " = ",
+    "\"root@a\"",
+    "\"hunter2\"",
+    "'hunter2'",
+    "\"\"\"",
+    "{ A = \"hunter2\" }",
+    "{ hunter2 = 1 }",
+    "hunter2",
+    "4711",
+    "\n",
+    "#",
+    "\\u",
+    "é",
+    "\u{feff}",
 ];
 
 /// What lines of a ledger are made of.
@@ -237,6 +263,33 @@ proptest! {
             reason: None,
         })).unwrap();
         prop_assert_eq!(Ledger::load(&paths).unwrap().records().len(), lines + 1);
+    }
+
+    /// A mistake has its line, and no value is quoted.
+    #[test]
+    fn fleets_are_read_or_refused(text in prop_oneof![assembled(&FLEET), any::<String>()]) {
+        if let Err(error) = Fleet::parse(&text, Path::new("fleet.toml")) {
+            let line = error.to_string();
+            let line = line.strip_prefix("fleet.toml, line ").and_then(|rest| rest.split(':').next());
+            let line: usize = line.unwrap().parse().unwrap();
+            prop_assert!((1..=text.lines().count() + 1).contains(&line), "{}", error);
+        }
+    }
+
+    /// A tar with bytes that are not as they were is read or refused; what is read is written as it was.
+    #[test]
+    fn tars_are_read_or_refused(changes in prop::collection::vec((0_usize..4096, any::<u8>()), 0..8)) {
+        let regular = tar::EntryType::Regular;
+        let mut tar = crate::fleet::tar(&[(".env", regular), ("config/x", regular), ("files/y", regular)]);
+        for (at, byte) in changes {
+            let length = tar.len();
+            tar[at % length] = byte;
+        }
+        if let Ok(found) = Configuration::from_tar(&*tar) {
+            let once = found.to_tar().unwrap();
+            let again = Configuration::from_tar(&*once).ok().unwrap();
+            prop_assert_eq!(again.to_tar().unwrap(), once);
+        }
     }
 
     /// What is accepted as an image or an address is printed as it was written.

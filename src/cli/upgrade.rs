@@ -100,6 +100,6 @@ fn settle(text: &str) -> Result<Duration, String> {
         .map_err(|_| "not a whole number of seconds".into())
 }
 
-fn image(text: &str) -> Result<ImageReference, String> {
+pub(super) fn image(text: &str) -> Result<ImageReference, String> {
     ImageReference::parse(text).map_err(|error| format!("{error}; {}", error.hint()))
 }

@@ -1,13 +1,18 @@
 //! `apply`: apply changes, and roll back if the gateway does not become ready.
 
+use std::io::IsTerminal as _;
+use std::path::Path;
+
 use crate::cli;
 use crate::deployment::applied::Difference;
+use crate::deployment::configuration::Configuration;
 use crate::deployment::extra;
-use crate::error::{Exit, Result};
+use crate::deployment::installed_release;
+use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 use crate::litellm::advisories;
 use crate::litellm::config;
-use crate::operations::apply;
+use crate::operations::apply::{self, Replacement};
 use crate::operations::edits;
 use crate::operations::entrance;
 use crate::operations::install::{self, Prepared, ReleaseTarget};
@@ -17,7 +22,50 @@ use crate::output::{self, Progress};
 use crate::service::{Instance, Service};
 
 pub(crate) async fn run(host: &Host, arguments: &cli::Apply) -> Result<Exit> {
+    let source = arguments.from.as_deref().map(read).transpose()?;
     let _lock = super::begin(host, "apply", arguments.dry_run, arguments.timeout).await?;
+    let replacement = source
+        .map(|source| Replacement::new(host, source))
+        .transpose()?;
+    if let Some(replacement) = &replacement {
+        let changes = replacement.changes(host)?;
+        for change in &changes {
+            output::line(&format!("# {change}"))?;
+        }
+        if arguments.dry_run && !changes.is_empty() {
+            replacement.check(host).await?;
+            return Ok(Exit::Success);
+        }
+    }
+    let attempt = async {
+        match replacement {
+            Some(replacement) if !arguments.dry_run => replacement.put(host)?,
+            _ => {}
+        }
+        change(host, arguments).await
+    };
+    let outcome = attempt.await;
+    if outcome.is_err() && apply::undo_replacement(&host.paths)? {
+        output::say("nothing was applied; the previous configuration is in place");
+    }
+    outcome
+}
+
+/// The configuration in a directory, or in the tar on stdin.
+fn read(from: &Path) -> Result<Configuration> {
+    let stdin = std::io::stdin();
+    if from != Path::new("-") {
+        return Configuration::of(from)?.whole(from);
+    }
+    if stdin.is_terminal() {
+        return Err(Failure::new("there is no tar on stdin")
+            .hint("pipe one: `litellm-units config export | ssh HOST litellm-units apply --from -`")
+            .into());
+    }
+    Configuration::from_tar(stdin.lock())
+}
+
+async fn change(host: &Host, arguments: &cli::Apply) -> Result<Exit> {
     let prepared = install::prepare(host, ReleaseTarget::Recorded).await?;
     if host.paths.config_file().exists() && host.paths.env_file().exists() {
         config::refuse_errors(host)?;
@@ -30,7 +78,15 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Apply) -> Result<Exit> {
     extra::refuse_missing(&prepared.deployment.extras)?;
     entrance::refuse(host, &prepared).await?;
     up::refuse_firewall(host).await?;
-    if prepared.kept().is_some() {
+    if let Some(kept) = prepared.kept() {
+        if arguments.from.is_some() {
+            return Err(Failure::new(installed_release::notice(settings, kept))
+                .hint(format!(
+                    "change the release first: `{}`",
+                    installed_release::REMEDY
+                ))
+                .into());
+        }
         config::warn(host)?;
         return super::upgrade_to_env(host, arguments.dry_run, arguments.timeout).await;
     }

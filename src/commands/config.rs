@@ -1,11 +1,12 @@
-//! `config`: the effective settings; `config check`: errors in the gateway's configuration.
+//! `config`: the effective settings; `config check`: errors in the gateway's configuration; `config export`: all of it.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write as _};
 
 use secrecy::ExposeSecret;
 use serde::Serialize;
 
 use crate::cli::{Config, ConfigCommand};
+use crate::deployment::configuration::Configuration;
 use crate::deployment::settings::{SecretTarget, Settings};
 use crate::deployment::variables::{Secrecy, secrecy};
 use crate::error::{Exit, Failure, Result};
@@ -20,8 +21,21 @@ const MASK: &str = "********";
 pub(crate) fn run(host: &Host, arguments: &Config) -> Result<Exit> {
     match arguments.command {
         Some(ConfigCommand::Check { json }) => check(host, json),
+        Some(ConfigCommand::Export) => export(host),
         None => show(host, arguments),
     }
+}
+
+fn export(host: &Host) -> Result<Exit> {
+    if std::io::stdout().is_terminal() {
+        return Err(Failure::new("the tar holds secrets, and the output is a terminal")
+            .hint("write it to another host: `litellm-units config export | ssh HOST litellm-units apply --from -`")
+            .into());
+    }
+    let root = &host.paths.deployment;
+    let tar = Configuration::of(root)?.whole(root)?.to_tar()?;
+    std::io::stdout().write_all(&tar)?;
+    Ok(Exit::Success)
 }
 
 /// `config check --json`

@@ -1,7 +1,6 @@
-//! Configurations kept by content: `.env`, everything under `config/`, `certs/` and `files/`, and the files of `extra.d/`,
-//! so that a change that does not work can be rolled back, and nothing that an operator wrote is ever lost.
+//! Configurations kept by content, so that a change that does not work can be rolled back, and nothing that an operator wrote
+//! is ever lost.
 
-use std::collections::BTreeMap;
 use std::fs::{File, Permissions};
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -10,17 +9,15 @@ use std::time::SystemTime;
 use anyhow::Context;
 use sha2::{Digest, Sha256};
 
-use crate::deployment::env_file::EnvFile;
+use crate::deployment::configuration::Configuration;
 use crate::deployment::ledger::Ledger;
-use crate::deployment::settings::{Settings, parse_env, read_env};
+use crate::deployment::settings::{Settings, read_env};
 use crate::error::{Failure, Result};
 use crate::host::files;
-use crate::host::files::{configuration_files, files_below, private_directory};
+use crate::host::files::private_directory;
 use crate::host::paths::Paths;
 use crate::random::hex;
 
-/// The name of the settings among the files.
-const ENV: &str = ".env";
 /// How many configurations are kept beside the last good one.
 const KEPT: usize = 20;
 
@@ -44,15 +41,10 @@ impl SnapshotId {
     }
 }
 
-struct Kept {
-    bytes: Vec<u8>,
-    mode: u32,
-}
-
 /// Keeps the current configuration; returns the name under which it is kept. The same content has
 /// the same name, so keeping it again costs nothing.
 pub(crate) fn keep(paths: &Paths) -> Result<SnapshotId> {
-    keep_files(paths, &collect(paths)?)
+    keep_files(paths, &present(paths)?)
 }
 
 /// As [`keep`], with another `.env` than the current one.
@@ -60,27 +52,20 @@ pub(crate) fn keep(paths: &Paths) -> Result<SnapshotId> {
 /// # Errors
 /// As [`keep`].
 pub(crate) fn keep_with(paths: &Paths, env: &str) -> Result<SnapshotId> {
-    let mut files = collect(paths)?;
-    let env = Kept {
-        bytes: env.into(),
-        mode: 0o600,
-    };
-    files.insert(ENV.into(), env);
-    keep_files(paths, &files)
+    keep_files(paths, &present(paths)?.with_env(env))
 }
 
 /// The `.env` of a kept configuration.
 pub(crate) fn env(paths: &Paths, id: &SnapshotId) -> Result<String> {
-    read_env(&directory(paths, id).join(ENV))
+    read_env(&directory(paths, id).join(".env"))
 }
 
-fn keep_files(paths: &Paths, files: &BTreeMap<PathBuf, Kept>) -> Result<SnapshotId> {
+/// As [`keep`], of any configuration.
+pub(crate) fn keep_files(paths: &Paths, files: &Configuration) -> Result<SnapshotId> {
     let mut hash = Sha256::new();
-    for (name, file) in files {
-        for part in [name.as_os_str().as_encoded_bytes(), &file.bytes] {
-            hash.update(part.len().to_le_bytes());
-            hash.update(part);
-        }
+    for part in files.parts() {
+        hash.update(part.len().to_le_bytes());
+        hash.update(part);
     }
     let id = SnapshotId(hex(&hash.finalize())[..16].to_owned());
     let place = directory(paths, &id);
@@ -97,7 +82,7 @@ fn keep_files(paths: &Paths, files: &BTreeMap<PathBuf, Kept>) -> Result<Snapshot
     Ok(id)
 }
 
-fn write(paths: &Paths, place: &Path, files: &BTreeMap<PathBuf, Kept>) -> Result<()> {
+fn write(paths: &Paths, place: &Path, files: &Configuration) -> Result<()> {
     let parent = paths.snapshots();
     private_directory(&paths.state())?;
     private_directory(&parent)?;
@@ -105,13 +90,7 @@ fn write(paths: &Paths, place: &Path, files: &BTreeMap<PathBuf, Kept>) -> Result
         .prefix(".new-")
         .permissions(Permissions::from_mode(0o700))
         .tempdir_in(&parent)?;
-    for (name, file) in files {
-        let path = staged.path().join(name);
-        if let Some(directory) = path.parent() {
-            std::fs::create_dir_all(directory)?;
-        }
-        files::write_atomically(&path, &file.bytes, file.mode)?;
-    }
+    files.put(staged.path(), &Configuration::default())?;
     std::fs::rename(staged.keep(), place)?;
     files::sync_directory(&parent)
 }
@@ -166,13 +145,8 @@ pub(crate) fn all(paths: &Paths) -> Result<Vec<SnapshotId>> {
 
 /// Whether the current configuration is the same as the one that is kept as `id`.
 pub(crate) fn is_present(paths: &Paths, id: &SnapshotId) -> Result<bool> {
-    let kept = files(&directory(paths, id))?;
-    let present = collect(paths)?;
-    Ok(kept.len() == present.len()
-        && present.iter().all(|(name, file)| {
-            kept.get(name)
-                .is_some_and(|other| other.bytes == file.bytes)
-        }))
+    let kept = Configuration::of(&directory(paths, id))?;
+    Ok(kept.parts().eq(present(paths)?.parts()))
 }
 
 /// Puts a kept configuration back: files that differ are replaced, files that it did not have are
@@ -184,48 +158,18 @@ pub(crate) fn is_present(paths: &Paths, id: &SnapshotId) -> Result<bool> {
 /// When an `.env` can't be read or written. Each file is then either old or new.
 pub(crate) fn restore(paths: &Paths, id: &SnapshotId, staying: &[&str]) -> Result<()> {
     let place = directory(paths, id);
-    let mut wanted = files(&place)?;
-    let Some(env) = wanted.get_mut(Path::new(ENV)) else {
+    let mut wanted = Configuration::of(&place)?;
+    let present = Configuration::of(&paths.deployment)?;
+    if !place.join(".env").exists() {
         return Err(Failure::new(format!("{} is incomplete", place.display())).into());
-    };
+    }
     if !staying.is_empty() {
-        let mut kept = load_env(&place.join(ENV))?;
-        kept.take_over(staying, &load_env(&paths.env_file())?)
+        let mut env = wanted.env(&place.join(".env"))?;
+        env.take_over(staying, &present.env(&paths.env_file())?)
             .with_context(|| format!("can't edit {}", paths.env_file().display()))?;
-        env.bytes = kept.text().into();
+        wanted = wanted.with_env(env.text());
     }
-    let present = collect(paths)?;
-    for (name, file) in &wanted {
-        if present
-            .get(name)
-            .is_none_or(|other| other.bytes != file.bytes)
-        {
-            let path = paths.deployment.join(name);
-            if let Some(directory) = path.parent() {
-                std::fs::create_dir_all(directory)
-                    .with_context(|| format!("can't create {}", directory.display()))?;
-            }
-            files::write_atomically(&path, &file.bytes, file.mode)?;
-        }
-    }
-    for name in present.keys().filter(|name| !wanted.contains_key(*name)) {
-        let path = paths.deployment.join(name);
-        std::fs::remove_file(&path).with_context(|| format!("can't remove {}", path.display()))?;
-    }
-    Ok(())
-}
-
-/// What is kept in `place`.
-fn files(place: &Path) -> Result<BTreeMap<PathBuf, Kept>> {
-    let mut found = BTreeMap::new();
-    for path in files_below(place)? {
-        let name = path
-            .strip_prefix(place)
-            .context("a file outside of its directory")?
-            .to_owned();
-        found.insert(name, read(&path)?);
-    }
-    Ok(found)
+    wanted.put(&paths.deployment, &present)
 }
 
 /// Where a kept configuration is.
@@ -234,31 +178,8 @@ pub(crate) fn directory(paths: &Paths, id: &SnapshotId) -> PathBuf {
     paths.snapshots().join(&id.0)
 }
 
-/// `.env`, everything under the mounted directories and the files of `extra.d/`, by path relative to the deployment directory.
-fn collect(paths: &Paths) -> Result<BTreeMap<PathBuf, Kept>> {
-    let mut found = BTreeMap::new();
-    found.insert(PathBuf::from(ENV), read(&paths.env_file())?);
-    for path in configuration_files(&paths.deployment)? {
-        if let Ok(name) = path.strip_prefix(&paths.deployment) {
-            found.insert(name.to_owned(), read(&path)?);
-        }
-    }
-    Ok(found)
-}
-
-fn load_env(path: &Path) -> Result<EnvFile> {
-    parse_env(&read_env(path)?, path)
-}
-
-fn read(path: &Path) -> Result<Kept> {
-    let attempt = || -> std::io::Result<Kept> {
-        let mode = std::fs::metadata(path)?.permissions().mode() & 0o7777;
-        Ok(Kept {
-            bytes: std::fs::read(path)?,
-            mode,
-        })
-    };
-    attempt().with_context(|| format!("can't read {}", path.display()))
+fn present(paths: &Paths) -> Result<Configuration> {
+    Ok(Configuration::of(&paths.deployment)?.without_certificate())
 }
 
 /// Removes the oldest configurations; failing to is no reason to fail a command.
@@ -300,6 +221,7 @@ mod tests {
     use crate::deployment::ledger::{Event, Images, Operation, ReleaseVerb};
     use crate::deployment::operation_id::OperationId;
     use crate::deployment::variables::of_the_database;
+    use crate::host::files::{configuration_files, files_below};
     use crate::host::paths::Scope;
 
     #[test]

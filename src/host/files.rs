@@ -272,10 +272,10 @@ pub(crate) fn files_below(directory: &Path) -> Result<Vec<PathBuf>> {
 }
 
 /// Every regular file that the operator gives the gateway, in the order of their directories: those of a deployment
-/// directory, or of a kept configuration. One without `certs/` or `files/` is of an earlier version.
+/// directory, or of a kept configuration.
 pub(crate) fn mounted_files(root: &Path) -> Result<Vec<PathBuf>> {
-    let mut found = files_below(&root.join("config"))?;
-    for directory in [root.join("certs"), root.join("files")] {
+    let mut found = Vec::new();
+    for directory in ["config", "certs", "files"].map(|name| root.join(name)) {
         if directory.exists() {
             found.extend(files_below(&directory)?);
         }

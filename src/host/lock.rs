@@ -33,11 +33,18 @@ impl OperationLock {
             Failure::new(format!("can't create {}: {error}", state.display()))
                 .hint("run the command as the user who owns the deployment")
         })?;
-        let path = lock_file(paths);
-        let mut file = match lock_patiently(open(&path)?) {
+        Self::take_file(&lock_file(paths), command)
+    }
+
+    /// As [`OperationLock::take`], of what this file stands for.
+    ///
+    /// # Errors
+    /// As [`OperationLock::take`].
+    pub(crate) fn take_file(path: &Path, command: &str) -> Result<Self> {
+        let mut file = match lock_patiently(open(path)?) {
             Ok(file) if file.metadata().is_ok_and(|file| file.nlink() == 0) => {
                 // `down --remove` has removed it meanwhile.
-                return Self::take(paths, command);
+                return Self::take_file(path, command);
             }
             Ok(file) => file,
             Err((mut file, nix::errno::Errno::EWOULDBLOCK)) => {
@@ -51,14 +58,14 @@ impl OperationLock {
                 .into());
             }
             Err((_, error)) => {
-                return Err(error).path_context("can't lock", &path);
+                return Err(error).path_context("can't lock", path);
             }
         };
         let words = format!("{})\n", words(command, std::process::id()));
         file.set_len(0)
             .and_then(|()| file.rewind())
             .and_then(|()| file.write_all(words.as_bytes()))
-            .path_context("can't write", &path)?;
+            .path_context("can't write", path)?;
         Ok(Self { _file: Some(file) })
     }
 

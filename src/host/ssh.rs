@@ -4,10 +4,11 @@
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::os::unix::process::ExitStatusExt;
-use std::process::Stdio;
+use std::process::{ExitStatus, Output, Stdio};
 
 use anyhow::Context;
 use serde::{Deserialize, Serialize};
+use tokio::io::AsyncWriteExt as _;
 use tokio::process::Command;
 use tokio::signal::unix::{SignalKind, signal};
 use zbus_systemd::zbus::address::{Address, Transport, transport::Unixexec};
@@ -19,8 +20,12 @@ use crate::host::paths::Scope;
 use crate::host::systemd::METHOD_TIMEOUT;
 use crate::output::shell_word;
 
-/// A short timeout, since the kernel would try for minutes to reach a host that is down.
-const CONNECT_TIMEOUT: &str = "-oConnectTimeout=10";
+/// Short timeouts, since the kernel would try for minutes to reach a host that is down, and for hours while it goes down.
+const TIMEOUTS: [&str; 3] = [
+    "-oConnectTimeout=10",
+    "-oServerAliveInterval=15",
+    "-oServerAliveCountMax=4",
+];
 
 /// Where `ssh` goes: `USER@HOST`, `HOST`, or a name of its configuration.
 #[expect(
@@ -28,7 +33,16 @@ const CONNECT_TIMEOUT: &str = "-oConnectTimeout=10";
     reason = "what is unsafe there does not depend on the name"
 )]
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize, Serialize)]
+#[serde(try_from = "String")]
 pub struct RemoteHost(String);
+
+impl TryFrom<String> for RemoteHost {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, String> {
+        text.parse()
+    }
+}
 
 impl fmt::Display for RemoteHost {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -77,8 +91,12 @@ impl RemoteHost {
     /// # Errors
     /// When ssh fails, or there is no bridge or no bus.
     pub async fn bus(&self, scope: Scope) -> Result<Connection> {
-        let arguments = ["-xT", CONNECT_TIMEOUT, "--", &self.0, bridge(scope)];
-        let arguments: Vec<OsString> = arguments.map(OsString::from).into();
+        let place = ["-xT", "--", &self.0, bridge(scope)];
+        let arguments = TIMEOUTS
+            .into_iter()
+            .chain(place)
+            .map(OsString::from)
+            .collect();
         let transport = Transport::Unixexec(Unixexec::new("ssh".into(), None, arguments));
         let connection = Builder::address(Address::from(transport))
             .method_timeout(METHOD_TIMEOUT)
@@ -102,9 +120,13 @@ impl RemoteHost {
     /// A program there, for its output. Its arguments are quoted for the shell there.
     #[must_use]
     pub fn command(&self, words: &[impl AsRef<OsStr>]) -> Command {
-        let mut command = Command::new("ssh");
         let line: Vec<String> = words.iter().map(shell_word).collect();
-        command.args(["-xT", CONNECT_TIMEOUT, "--", &self.0, &line.join(" ")]);
+        self.shell(&line.join(" "))
+    }
+
+    fn shell(&self, line: &str) -> Command {
+        let mut command = Command::new("ssh");
+        command.args(TIMEOUTS).args(["-xT", "--", &self.0, line]);
         command
     }
 
@@ -128,7 +150,8 @@ impl RemoteHost {
             .arg(if terminal { "-xt" } else { "-xT" })
             // Without its "Connection to … closed.".
             .args(terminal.then_some("-oLogLevel=ERROR"))
-            .args([CONNECT_TIMEOUT, "--", &self.0, &line])
+            .args(TIMEOUTS)
+            .args(["--", &self.0, &line])
             .stdin(if terminal || use_of.input {
                 Stdio::inherit()
             } else {
@@ -144,24 +167,54 @@ impl RemoteHost {
                 _ = terminate.recv() => return Ok(Exit::Terminated),
             }
         };
+        if !use_of.foreign {
+            self.refuse_unreached(status)?;
+        }
+        let code = status
+            .code()
+            .unwrap_or_else(|| 128 + status.signal().unwrap_or_default());
+        Ok(Exit::Passed(u8::try_from(code).unwrap_or(1)))
+    }
+
+    /// Runs `litellm-units` there with these arguments, as a shell reads them, and with `input` on stdin. Its output is
+    /// `captured`, or goes where that of this process goes.
+    ///
+    /// # Errors
+    /// As [`RemoteHost::run`].
+    pub(crate) async fn call(&self, line: &str, input: &[u8], captured: bool) -> Result<Output> {
+        let stream = || {
+            if captured {
+                Stdio::piped()
+            } else {
+                Stdio::inherit()
+            }
+        };
+        let mut ssh = self.shell(&format!("litellm-units {line}"));
+        ssh.stdin(Stdio::piped()).stdout(stream()).stderr(stream());
+        let mut child = ssh.kill_on_drop(true).spawn().map_err(no_ssh)?;
+        let stdin = child.stdin.take();
+        let feed = async move {
+            if let Some(mut stdin) = stdin {
+                // If it does not read all, its exit status says why.
+                let _ = stdin.write_all(input).await;
+            }
+        };
+        let ((), output) = tokio::join!(feed, child.wait_with_output());
+        let output = output.context("can't wait for ssh")?;
+        self.refuse_unreached(output.status)?;
+        Ok(output)
+    }
+
+    fn refuse_unreached(&self, status: ExitStatus) -> Result<(), Failure> {
         match status.code() {
-            Some(255) if !use_of.foreign => {
-                Err(Failure::new(format!("ssh to {self} failed or was cut off"))
-                    .hint(format!("test the connection: `ssh {self} true`"))
-                    .into())
-            }
-            Some(127) if !use_of.foreign => Err(Failure::new(format!(
-                "there is no litellm-units on {self}"
-            ))
-            .hint(format!(
-                "install it there, where ssh finds it: `ssh {self} command -v litellm-units`"
-            ))
-            .into()),
-            Some(code) => Ok(Exit::Passed(u8::try_from(code).unwrap_or(1))),
-            None => {
-                let signal = status.signal().unwrap_or_default();
-                Ok(Exit::Passed(u8::try_from(128 + signal).unwrap_or(1)))
-            }
+            Some(255) => Err(Failure::new(format!("ssh to {self} failed or was cut off"))
+                .hint(format!("test the connection: `ssh {self} true`"))),
+            Some(127) => Err(
+                Failure::new(format!("there is no litellm-units on {self}")).hint(format!(
+                    "install it there, where ssh finds it: `ssh {self} command -v litellm-units`"
+                )),
+            ),
+            _ => Ok(()),
         }
     }
 }

@@ -1,17 +1,26 @@
 //! An edit of `.env` and `config/`: it is applied, or the last good configuration is active again.
 
-use std::path::PathBuf;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use secrecy::ExposeSecret as _;
+
 use super::install::{self, Prepared, ReleaseTarget};
-use super::{rotation, stack, up};
+use super::{edits, rotation, seal, stack, up};
+use crate::deployment::configuration::Configuration;
+use crate::deployment::env_file::EnvFile;
+use crate::deployment::sealed::{self, Vault};
+use crate::deployment::settings::{Settings, parse_env};
 use crate::deployment::snapshot::{self, SnapshotId};
+use crate::deployment::variables;
 use crate::error::{Exit, Failure, Result, exit};
 use crate::host::Host;
 use crate::host::files;
 use crate::host::paths::Paths;
 
-/// Exists in the deployment while an edit is applied.
+/// Exists in the deployment while an edit is applied. While another configuration is put in place of the present one, it
+/// names the snapshot of that.
 const MARKER: &str = "applying";
 
 /// Applies what is prepared, and rolls back if the gateway does not become ready.
@@ -38,6 +47,11 @@ pub(super) fn interrupted(paths: &Paths) -> Option<String> {
 /// Completes an interrupted [`apply`]. Its failure is a warning: the next command is to be possible.
 pub(super) async fn recover(host: &Host, timeout: Duration) -> Result<()> {
     if interrupted(&host.paths).is_none() {
+        return Ok(());
+    }
+    if undo_replacement(&host.paths)? {
+        let words = "an interrupted `litellm-units apply --from` was undone";
+        host.progress.say(words);
         return Ok(());
     }
     host.progress
@@ -113,6 +127,107 @@ async fn roll_back(
         .caused_by(second.context(error)),
     }
     .into()
+}
+
+/// Another configuration for this deployment.
+pub(crate) struct Replacement {
+    present: Configuration,
+    wanted: Configuration,
+}
+
+impl Replacement {
+    /// `source` with what belongs to this host: its release, a local database and sealed secrets.
+    pub(crate) fn new(host: &Host, source: Configuration) -> Result<Self> {
+        let path = host.paths.env_file();
+        let present = Configuration::of(&host.paths.deployment)?;
+        let (now, mut env) = (present.env(&path)?, source.env(&path)?);
+        let is_local = |env: &EnvFile| env.get("DATABASE_URL").is_none_or(str::is_empty);
+        let mut staying = Vec::new();
+        if path.exists() && is_local(&now) && is_local(&env) {
+            staying = variables::of_the_database();
+            staying.push("LITELLM_SALT_KEY");
+        }
+        // Only an upgrade changes the release.
+        if snapshot::last_good(&host.paths).is_some() {
+            staying.push("LITELLM_IMAGE");
+        }
+        staying.retain(|name| now.get(name) != env.get(name));
+        env.take_over(&staying, &now)?;
+        for reference in sealed::references(env.text()) {
+            let name = reference.variable();
+            Vault::beside(&path).value(&reference).map_err(|error| {
+                Failure::config(format!("{name} is a secret that another host has sealed"))
+                    .hint(format!(
+                        "first run `litellm-units secrets unseal {name}` there"
+                    ))
+                    .caused_by(error)
+            })?;
+        }
+        if in_clear(&now, &path)?.text() == in_clear(&env, &path)?.text() {
+            env = now;
+        }
+        let wanted = source.with_env(env.text());
+        Ok(Self { present, wanted })
+    }
+
+    /// Each change of a file in words, with the names of variables.
+    pub(crate) fn changes(&self, host: &Host) -> Result<Vec<String>> {
+        let path = host.paths.env_file();
+        let [now, env] =
+            [&self.present, &self.wanted].map(|files| in_clear(&files.env(&path)?, &path));
+        let (now, env) = (now?, env?);
+        let names = now.iter().chain(env.iter()).map(|(name, _)| name);
+        let names: BTreeSet<&str> = names
+            .filter(|name| now.get(name) != env.get(name))
+            .collect();
+        let names = names.into_iter().collect::<Vec<_>>().join(", ");
+        let changes = self.wanted.changes(&self.present).into_iter();
+        Ok(changes
+            .map(|(verb, name)| match name.to_str() {
+                Some(".env") => format!("{verb} .env: {names}"),
+                _ => format!("{verb} {}", name.display()),
+            })
+            .collect())
+    }
+
+    /// Refuses wrong settings, and what the running database proves to be wrong.
+    pub(crate) async fn check(&self, host: &Host) -> Result<()> {
+        let path = host.paths.env_file();
+        let settings = Settings::from_env(&self.wanted.env(&path)?, &path)?;
+        edits::refuse(host, &settings).await
+    }
+
+    /// Puts it in place. Until [`apply`], an interruption undoes it.
+    pub(crate) fn put(mut self, host: &Host) -> Result<()> {
+        let (paths, path) = (&host.paths, host.paths.env_file());
+        if path.exists() {
+            let now = self.present.env(&path)?;
+            if seal::is_in_use(&now) {
+                let env = seal::protected(host, &now, &self.wanted.env(&path)?)?;
+                self.wanted = self.wanted.with_env(env.text());
+            }
+            let previous = snapshot::keep_files(paths, &self.present)?.to_string();
+            files::write_atomically(&marker(paths), previous.as_bytes(), 0o600)?;
+        }
+        self.wanted.put(&paths.deployment, &self.present)?;
+        fail::fail_point!("apply-replaced");
+        Ok(())
+    }
+}
+
+/// Puts back what a [`Replacement`] has replaced that was not applied. Whether there was one.
+pub(crate) fn undo_replacement(paths: &Paths) -> Result<bool> {
+    let name = files::read_existing(&marker(paths))?.unwrap_or_default();
+    let Some(previous) = SnapshotId::find(paths, &String::from_utf8_lossy(&name)) else {
+        return Ok(false);
+    };
+    snapshot::restore(paths, &previous, &[])?;
+    files::remove_existing(&marker(paths))?;
+    Ok(true)
+}
+
+fn in_clear(env: &EnvFile, path: &Path) -> Result<EnvFile> {
+    parse_env(seal::in_clear(env, path)?.expose_secret(), path)
 }
 
 fn marker(paths: &Paths) -> PathBuf {

@@ -433,9 +433,11 @@ pub(crate) fn in_clear(env: &EnvFile, path: &Path) -> Result<SecretString> {
     Ok(clear.text().into())
 }
 
-/// A `.env` for a deployment whose secrets are sealed: those of `env` are, too.
+/// A `.env` for a deployment whose secrets are sealed: those of `env` are, too. The same value keeps its reference.
 pub(crate) fn protected(host: &Host, like: &EnvFile, env: &EnvFile) -> Result<EnvFile> {
     let mut sealer = Sealer::like(host, like)?;
+    // One that can't be opened any more is sealed anew.
+    drop(sealer.remember(like));
     Ok(sealed(env, &[], &mut sealer, &host.paths.env_file())?.0)
 }
 

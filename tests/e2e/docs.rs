@@ -214,6 +214,20 @@ const INSTEAD: &[(&str, Instead)] = &[
         "sudo iptables -I DOCKER-USER -o podman+ -j ACCEPT",
         Instead::Elsewhere,
     ),
+    // e2e::fleet runs these, with several hosts.
+    ("litellm-units apply --from /root/gateway --dry-run", Instead::Elsewhere),
+    (
+        "litellm-units config export | ssh root@gateway-2 litellm-units apply --from -",
+        Instead::Elsewhere,
+    ),
+    ("litellm-units fleet plan", Instead::Elsewhere),
+    ("litellm-units fleet apply", Instead::Elsewhere),
+    (
+        "litellm-units fleet upgrade --image ghcr.io/berriai/litellm:v1.110.2",
+        Instead::Elsewhere,
+    ),
+    ("litellm-units fleet status", Instead::Elsewhere),
+    ("litellm-units fleet run doctor", Instead::Elsewhere),
     // Its exit status says what it found: e2e::advisories.
     (
         "sudo litellm-units upgrade --check",
@@ -443,7 +457,7 @@ fn host_for_readers(who: Who, name: &str) -> TestHost {
     let host = bare_host(who, name);
     host.without_standby(Who::Root);
     host.without_standby(who);
-    install(&host, "sudo rsync");
+    install(&host, "sudo");
     host.sh(
         Who::Root,
         "echo 'operator ALL=(ALL) NOPASSWD: ALL' >/etc/sudoers.d/operator
@@ -514,7 +528,8 @@ fn first_steps_and_daily_use() {
            setpriv --reuid operator --regid operator --init-groups ssh-keygen -q -N '' -f /home/operator/.ssh/id_ed25519
            cp /home/operator/.ssh/id_ed25519.pub /root/.ssh/authorized_keys
            printf 'StrictHostKeyChecking accept-new\n' >/home/operator/.ssh/config
-           cp "$1/.env" /home/operator/litellm.env; cp -r "$1/config" "$1/certs" "$1/files" /home/operator/
+           mkdir -m 700 /home/operator/fleet
+           printf '[[host]]\nssh = "root@gateway-1"\n[[host]]\nssh = "root@gateway-2"\n' >/home/operator/fleet/fleet.toml
            chown -R operator: /home/operator"#,
     );
     reader(Who::Operator, "").follow(&document::markdown("docs/several-hosts.md"));

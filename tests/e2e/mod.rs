@@ -18,6 +18,8 @@ mod external;
 mod faults;
 mod firewall;
 #[cfg(feature = "fault-points")]
+mod fleet;
+#[cfg(feature = "fault-points")]
 mod import;
 mod keys;
 mod main_job;

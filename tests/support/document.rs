@@ -68,7 +68,7 @@ pub(crate) fn markdown(path: &str) -> Vec<Line> {
             "sh" => lines.extend(script(path, first, &text)),
             "console" => lines.extend(console(path, first, &text)),
             // Drawings, listings and files.
-            "" | "mermaid" | "yaml" | "json" => {}
+            "" | "mermaid" | "yaml" | "json" | "toml" => {}
             other => panic!("{path}:{first}: nothing is known of blocks of {other}"),
         }
     }

@@ -360,6 +360,13 @@ impl Who {
     }
 }
 
+/// Connects hosts with each other: the first one is 10.98.0.1, and so on.
+pub(crate) fn lan(hosts: &[&TestHost]) {
+    let names = hosts.iter().map(|host| host.name.as_str());
+    let words: Vec<&str> = std::iter::once("lan").chain(names).collect();
+    TestHost::script(&words);
+}
+
 #[cfg(feature = "fault-points")]
 fn killed(point: &str, faults: &str, words: &str) -> String {
     format!("FAILPOINTS='{faults}' LITELLM_UNITS_KILL_AT={point} litellm-units {words}")

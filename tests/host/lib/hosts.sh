@@ -256,6 +256,25 @@ put() {
   fi
 }
 
+# A network of these hosts alone: a bridge in the first one, and a cable from each other one to it.
+lan() {
+  local name switch='' number=1
+  for name in "$@"; do
+    load_host "$name"
+    find_leader || die "$name is not running"
+    if [[ ! $switch ]]; then
+      switch=$leader
+      nsenter --target "$switch" --net ip link add lan type bridge
+    else
+      nsenter --target "$switch" --net ip link add "lan$number" type veth peer name lan netns "$leader"
+      nsenter --target "$switch" --net ip link set "lan$number" master lan up
+    fi
+    nsenter --target "$leader" --net ip address add "10.98.0.$number/24" dev lan
+    nsenter --target "$leader" --net ip link set lan up
+    number=$((number + 1))
+  done
+}
+
 stop() {
   use_host "${1:-}"
   [[ -e $state ]] || return 0

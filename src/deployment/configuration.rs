@@ -1,0 +1,195 @@
+//! What an operator writes of a deployment, as a whole: `.env`, everything under `config/`, `certs/` and `files/`, and the
+//! files of `entrance/` and `extra.d/`.
+
+use std::collections::BTreeMap;
+use std::io::Read;
+use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
+use std::path::{Component, Path, PathBuf};
+
+use anyhow::Context;
+
+use crate::deployment::entrance::{CERTIFICATE, KEY};
+use crate::deployment::env_file::EnvFile;
+use crate::deployment::settings::parse_env;
+use crate::error::{Failure, Result};
+use crate::host::files::{self, configuration_files, entries};
+
+/// The name of the settings among the files.
+const ENV: &str = ".env";
+/// The size of a tar.
+const LIMIT: u64 = 64 << 20;
+
+/// The content and the mode of each file, by its path relative to the deployment directory.
+#[derive(Default)]
+pub struct Configuration(BTreeMap<PathBuf, (Vec<u8>, u32)>);
+
+impl Configuration {
+    /// The one in the directory `root`, beside other files.
+    pub(crate) fn of(root: &Path) -> Result<Self> {
+        let mut paths = configuration_files(root)?;
+        paths.extend(entries(&root.join("entrance"))?);
+        paths.push(root.join(ENV));
+        let mut found = BTreeMap::new();
+        for path in paths.into_iter().filter(|path| path.is_file()) {
+            let attempt = || std::io::Result::Ok((std::fs::read(&path)?, path.metadata()?));
+            let (bytes, metadata) =
+                attempt().with_context(|| format!("can't read {}", path.display()))?;
+            let name = path.strip_prefix(root)?.to_owned();
+            found.insert(name, (bytes, metadata.permissions().mode() & 0o7777));
+        }
+        Ok(Self(found))
+    }
+
+    /// Reads a tar, of which nothing is trusted.
+    ///
+    /// # Errors
+    /// When it is damaged, or has a member that no configuration has.
+    pub fn from_tar(source: impl Read) -> Result<Self> {
+        let damaged = "it is not a whole tar of a configuration, of 64 MiB at most";
+        let mut tar = Vec::new();
+        source.take(LIMIT).read_to_end(&mut tar).context(damaged)?;
+        // Those of the end: it may have been cut off between two members.
+        if !tar.ends_with(&[0; 1024]) {
+            return Err(Failure::config(damaged).into());
+        }
+        let mut found = BTreeMap::new();
+        for entry in tar::Archive::new(&*tar).entries().context(damaged)? {
+            let mut entry = entry.context(damaged)?;
+            let kind = entry.header().entry_type();
+            if kind.is_dir() {
+                continue;
+            }
+            let path = entry.path().context(damaged)?.into_owned();
+            let shown = path.to_string_lossy();
+            let refused = |why| Failure::config(format!("the tar has {shown:?}, {why}"));
+            let name = member(&path).ok_or_else(|| refused("which no configuration has"))?;
+            if !kind.is_file() {
+                return Err(refused("which is not a regular file").into());
+            }
+            let mode = match entry.header().mode().context(damaged)? {
+                _ if name == Path::new(ENV) => 0o600,
+                mode => mode & 0o755 | 0o400,
+            };
+            let mut bytes = Vec::new();
+            entry.read_to_end(&mut bytes).context(damaged)?;
+            if found.insert(name, (bytes, mode)).is_some() {
+                return Err(refused("which is there twice").into());
+            }
+        }
+        Self(found).whole(Path::new("the tar"))
+    }
+
+    /// Refuses one of `place` without settings.
+    pub(crate) fn whole(self, place: &Path) -> Result<Self> {
+        if self.0.contains_key(Path::new(ENV)) {
+            return Ok(self);
+        }
+        Err(Failure::config(format!("{} has no .env", place.display())).into())
+    }
+
+    /// As a tar, for [`Configuration::from_tar`].
+    ///
+    /// # Errors
+    /// When a name is too long.
+    pub fn to_tar(&self) -> Result<Vec<u8>> {
+        let mut tar = tar::Builder::new(Vec::new());
+        for (name, (bytes, mode)) in &self.0 {
+            let mut header = tar::Header::new_gnu();
+            header.set_mode(mode & 0o777);
+            header.set_size(bytes.len() as u64);
+            tar.append_data(&mut header, name, &**bytes)?;
+        }
+        Ok(tar.into_inner()?)
+    }
+
+    /// Its settings, which are empty if there are none; `path` is where they are for messages.
+    pub(crate) fn env(&self, path: &Path) -> Result<EnvFile> {
+        let text = self.0.get(Path::new(ENV)).map_or(&[][..], |(text, _)| text);
+        let text = std::str::from_utf8(text);
+        parse_env(
+            text.with_context(|| format!("{} is not UTF-8", path.display()))?,
+            path,
+        )
+    }
+
+    #[must_use]
+    pub(crate) fn with_env(mut self, text: &str) -> Self {
+        self.0.insert(ENV.into(), (text.into(), 0o600));
+        self
+    }
+
+    /// Without what another program renews: it is no edit, and an earlier certificate may have expired.
+    #[must_use]
+    pub(super) fn without_certificate(mut self) -> Self {
+        self.0.retain(|name, _| !is_of_certificate(name));
+        self
+    }
+
+    /// The names and contents: two configurations with the same ones are the same.
+    pub(super) fn parts(&self) -> impl Iterator<Item = &[u8]> {
+        let files = self.0.iter();
+        files.flat_map(|(name, (bytes, _))| [name.as_os_str().as_encoded_bytes(), bytes])
+    }
+
+    /// What becomes of each file if this configuration replaces `present`: a verb and the name. Certificates are not removed.
+    pub(crate) fn changes<'a>(&'a self, present: &'a Self) -> Vec<(&'static str, &'a Path)> {
+        let verb = |name, bytes| match present.0.get(name) {
+            None => Some("add"),
+            Some((before, _)) => (before != bytes).then_some("change"),
+        };
+        let files = self.0.iter();
+        let new = files.filter_map(|(name, (bytes, _))| Some((verb(name, bytes)?, &**name)));
+        let former = present.0.keys();
+        let former = former.filter(|name| !self.0.contains_key(*name) && !is_of_certificate(name));
+        new.chain(former.map(|name| ("remove", &**name))).collect()
+    }
+
+    /// Puts it in place of `present` in the directory `root`. If this fails, each file is either old or new.
+    pub(crate) fn put(&self, root: &Path, present: &Self) -> Result<()> {
+        for (_, name) in self.changes(present) {
+            let path = root.join(name);
+            let Some((bytes, mode)) = self.0.get(name) else {
+                std::fs::remove_file(&path)
+                    .with_context(|| format!("can't remove {}", path.display()))?;
+                continue;
+            };
+            let of_directory = if name.starts_with("files") {
+                0o700
+            } else {
+                0o755
+            };
+            let mut directories = std::fs::DirBuilder::new();
+            let directories = directories.recursive(true).mode(of_directory);
+            directories
+                .create(path.parent().unwrap_or(root))
+                .with_context(|| format!("can't create the directory of {}", path.display()))?;
+            files::write_atomically(&path, bytes, *mode)?;
+        }
+        Ok(())
+    }
+}
+
+fn is_of_certificate(name: &Path) -> bool {
+    [CERTIFICATE, KEY]
+        .iter()
+        .any(|file| name == Path::new("entrance").join(file))
+}
+
+/// The path of a member in a deployment, if a configuration may have it.
+fn member(path: &Path) -> Option<PathBuf> {
+    let mut parts = Vec::new();
+    for part in path.components() {
+        match part {
+            Component::CurDir => {}
+            Component::Normal(part) => parts.push(part.to_str()?),
+            _ => return None,
+        }
+    }
+    let is_ours = match *parts {
+        [ENV] | ["entrance" | "extra.d", _] => true,
+        // As deep as files are looked for.
+        ["config" | "certs" | "files", _, ..] => parts.len() <= 10,
+        _ => false,
+    };
+    is_ours.then(|| parts.iter().collect())
+}

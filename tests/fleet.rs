@@ -74,7 +74,7 @@ fn what_a_tar_may_hold() {
     let expected = [
         (".env", 0o600),
         ("config/a/b.yaml", 0o755),
-        ("entrance/key.pem", 0o755),
+        ("entrance/key.pem", 0o600),
         ("extra.d/x", 0o755),
     ];
     assert_eq!(

@@ -350,6 +350,12 @@ fn what_can_not_be_used_is_refused_by_name_file_and_line() {
              hint: remove the path; `SERVER_ROOT_PATH=/llm` adds one\n".to_owned(),
         ),
         (
+            "SERVER_ROOT_PATH",
+            "SERVER_ROOT_PATH=/models/llm\nPUBLIC_URL=https://llm.example.com",
+            "error: /srv/.env, line 13: SERVER_ROOT_PATH begins as a path of inference, so the entrance of PUBLIC_URL could not limit management below it\n\
+             hint: choose another path, such as /llm\n".to_owned(),
+        ),
+        (
             "PUBLIC_ADMIN_FROM",
             "PUBLIC_ADMIN_FROM='10.0.0.0/8, office'\nPUBLIC_URL=https://llm.example.com",
             "error: /srv/.env, line 13: PUBLIC_ADMIN_FROM contains office, which is no network\n\

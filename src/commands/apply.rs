@@ -45,10 +45,19 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Apply) -> Result<Exit> {
         change(host, arguments).await
     };
     let outcome = attempt.await;
-    if outcome.is_err() && apply::undo_replacement(&host.paths)? {
-        output::say("nothing was applied; the previous configuration is in place");
+    let Err(error) = outcome else {
+        return outcome;
+    };
+    // Without the lock, it would be that of another process.
+    if arguments.dry_run {
+        return Err(error);
     }
-    outcome
+    match apply::undo_replacement(&host.paths) {
+        Ok(true) => output::say("nothing was applied; the previous configuration is in place"),
+        Ok(false) => {}
+        Err(second) => return Err(second.context(error)),
+    }
+    Err(error)
 }
 
 /// The configuration in a directory, or in the tar on stdin.

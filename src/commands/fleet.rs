@@ -13,13 +13,14 @@ pub(crate) async fn run(host: &Host, verb: Verb) -> Result<Exit> {
     match verb {
         Verb::Plan(hosts) => {
             let mut refused = false;
-            for (member, answer) in load(&hosts.skip)?.plan(APPLY).await? {
-                let text = answer.and_then(good).unwrap_or_else(|error| {
+            for answer in load(&hosts.skip)?.plan(APPLY).await? {
+                let ssh = &answer.member.ssh;
+                let text = answer.output.and_then(good).unwrap_or_else(|error| {
                     refused = true;
                     format!("{error:#}\n").into()
                 });
                 let text = String::from_utf8_lossy(&text);
-                output::text(&format!("== {}\n{text}", member.ssh))?;
+                output::text(&format!("== {ssh}\n{text}"))?;
             }
             Ok(if refused {
                 Exit::Failure
@@ -60,20 +61,23 @@ async fn status(fleet: &Fleet<'_>, as_json: bool) -> Result<Exit> {
             .to_vec(),
     ];
     let (mut hosts, mut problems, mut codes) = (Vec::new(), String::new(), Vec::new());
-    for (member, answer) in fleet.ask("status --json").await {
-        let answer = answer.and_then(|output| match serde_json::from_slice(&output.stdout) {
-            Ok(report) => Ok((report, output.status.code().unwrap_or(1))),
-            Err(_) => Ok((
-                json!({ "error": String::from_utf8_lossy(&good(output)?) }),
-                1,
-            )),
-        });
+    for answer in fleet.ask("status --json").await {
+        let ssh = &answer.member.ssh;
+        let answer =
+            answer
+                .output
+                .and_then(|output| match serde_json::from_slice(&output.stdout) {
+                    Ok(report) => Ok((report, output.status.code().unwrap_or(1))),
+                    Err(_) => Ok((
+                        json!({ "error": String::from_utf8_lossy(&good(output)?) }),
+                        1,
+                    )),
+                });
         let (report, code) =
             answer.unwrap_or_else(|error| (json!({ "error": format!("{error:#}") }), 1));
         let gateway = &report["gateway"];
         let fields = [&report["state"], &gateway["state"], &gateway["version"]];
         let fields = fields.map(|field| field.as_str().unwrap_or("-").to_owned());
-        let ssh = &member.ssh;
         if let Some(error) = report["error"].as_str() {
             problems += &format!("! {ssh}: {error}\n");
         }

@@ -11,7 +11,7 @@ use anyhow::Context;
 use crate::deployment::entrance::{CERTIFICATE, KEY};
 use crate::deployment::env_file::EnvFile;
 use crate::deployment::settings::parse_env;
-use crate::error::{Failure, Result};
+use crate::error::{Failure, PathContext, Result};
 use crate::host::files::{self, configuration_files, entries};
 
 /// The name of the settings among the files.
@@ -32,12 +32,24 @@ impl Configuration {
         let mut found = BTreeMap::new();
         for path in paths.into_iter().filter(|path| path.is_file()) {
             let attempt = || std::io::Result::Ok((std::fs::read(&path)?, path.metadata()?));
-            let (bytes, metadata) =
-                attempt().with_context(|| format!("can't read {}", path.display()))?;
+            let (bytes, metadata) = attempt().path_context("can't read", &path)?;
             let name = path.strip_prefix(root)?.to_owned();
             found.insert(name, (bytes, metadata.permissions().mode() & 0o7777));
         }
-        Ok(Self(found))
+        Ok(Self(found).without_links(root))
+    }
+
+    /// Without a certificate or key that is a link in `root`: another program renews what it leads to.
+    #[must_use]
+    pub(crate) fn without_links(mut self, root: &Path) -> Self {
+        let is_linked = |name: &Path| is_of_certificate(name) && root.join(name).is_symlink();
+        self.0.retain(|name, _| !is_linked(name));
+        self
+    }
+
+    /// Whether there is no file.
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_empty()
     }
 
     /// Reads a tar, of which nothing is trusted.
@@ -67,7 +79,7 @@ impl Configuration {
                 return Err(refused("which is not a regular file").into());
             }
             let mode = match entry.header().mode().context(damaged)? {
-                _ if name == Path::new(ENV) => 0o600,
+                _ if is_secret(&name) => 0o600,
                 mode => mode & 0o755 | 0o400,
             };
             let mut bytes = Vec::new();
@@ -131,8 +143,13 @@ impl Configuration {
         files.flat_map(|(name, (bytes, _))| [name.as_os_str().as_encoded_bytes(), bytes])
     }
 
-    /// What becomes of each file if this configuration replaces `present`: a verb and the name. Certificates are not removed.
-    pub(crate) fn changes<'a>(&'a self, present: &'a Self) -> Vec<(&'static str, &'a Path)> {
+    /// What becomes of each file if this configuration replaces `present`: a verb and the name. Unless it is to be `exact`, a
+    /// certificate is not removed.
+    pub(crate) fn changes<'a>(
+        &'a self,
+        present: &'a Self,
+        exact: bool,
+    ) -> Vec<(&'static str, &'a Path)> {
         let verb = |name, bytes| match present.0.get(name) {
             None => Some("add"),
             Some((before, _)) => (before != bytes).then_some("change"),
@@ -140,17 +157,18 @@ impl Configuration {
         let files = self.0.iter();
         let new = files.filter_map(|(name, (bytes, _))| Some((verb(name, bytes)?, &**name)));
         let former = present.0.keys();
-        let former = former.filter(|name| !self.0.contains_key(*name) && !is_of_certificate(name));
+        let former = former
+            .filter(|name| !self.0.contains_key(*name) && (exact || !is_of_certificate(name)));
         new.chain(former.map(|name| ("remove", &**name))).collect()
     }
 
     /// Puts it in place of `present` in the directory `root`. If this fails, each file is either old or new.
-    pub(crate) fn put(&self, root: &Path, present: &Self) -> Result<()> {
-        for (_, name) in self.changes(present) {
+    pub(crate) fn put(&self, root: &Path, present: &Self, exact: bool) -> Result<()> {
+        for (_, name) in self.changes(present, exact) {
             let path = root.join(name);
             let Some((bytes, mode)) = self.0.get(name) else {
-                std::fs::remove_file(&path)
-                    .with_context(|| format!("can't remove {}", path.display()))?;
+                std::fs::remove_file(&path).path_context("can't remove", &path)?;
+                files::sync_directory(path.parent().unwrap_or(root))?;
                 continue;
             };
             let of_directory = if name.starts_with("files") {
@@ -162,11 +180,16 @@ impl Configuration {
             let directories = directories.recursive(true).mode(of_directory);
             directories
                 .create(path.parent().unwrap_or(root))
-                .with_context(|| format!("can't create the directory of {}", path.display()))?;
-            files::write_atomically(&path, bytes, *mode)?;
+                .path_context("can't create the directory of", &path)?;
+            let mode = if is_secret(name) { 0o600 } else { *mode };
+            files::write_atomically(&path, bytes, mode)?;
         }
         Ok(())
     }
+}
+
+fn is_secret(name: &Path) -> bool {
+    name == Path::new(ENV) || name == Path::new("entrance").join(KEY)
 }
 
 fn is_of_certificate(name: &Path) -> bool {
@@ -181,7 +204,13 @@ fn member(path: &Path) -> Option<PathBuf> {
     for part in path.components() {
         match part {
             Component::CurDir => {}
-            Component::Normal(part) => parts.push(part.to_str()?),
+            // Names are shown on a terminal.
+            Component::Normal(part) => {
+                parts.push(
+                    part.to_str()
+                        .filter(|part| !part.contains(char::is_control))?,
+                );
+            }
             _ => return None,
         }
     }

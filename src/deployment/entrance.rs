@@ -78,6 +78,33 @@ impl Entrance {
         })
     }
 
+    /// Whether the path could be one of inference without the root: then everything below it would be open.
+    #[must_use]
+    pub fn is_ambiguous(&self) -> bool {
+        const INFERENCE: [&str; 16] = [
+            "v1",
+            "openai",
+            "health",
+            "chat",
+            "completions",
+            "embeddings",
+            "models",
+            "moderations",
+            "rerank",
+            "responses",
+            "messages",
+            "images",
+            "audio",
+            "files",
+            "batches",
+            "realtime",
+        ];
+        let first = self.root.split('/').nth(1).unwrap_or_default();
+        INFERENCE
+            .iter()
+            .any(|word| word.eq_ignore_ascii_case(first))
+    }
+
     /// The root path as the beginning of a regular expression.
     #[must_use]
     pub fn root_pattern(&self) -> String {

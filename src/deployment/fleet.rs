@@ -45,7 +45,7 @@ impl Fleet {
         };
         let found: Self = toml::from_str(text).map_err(|error| {
             let words = error.message();
-            let problem = match words.split_once(", expected ") {
+            let problem = match words.rsplit_once(", expected ") {
                 Some((_, expected)) if words.starts_with("invalid ") => {
                     format!("expected {expected}")
                 }

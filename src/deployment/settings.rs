@@ -764,6 +764,13 @@ impl Reader<'_> {
                 "write it as /llm, with letters, digits, dots, hyphens and underscores",
             ));
         }
+        if entrance.is_ambiguous() {
+            return Err(self.wrong(
+                ROOT_PATH,
+                "begins as a path of inference, so the entrance of PUBLIC_URL could not limit management below it",
+                "choose another path, such as /llm",
+            ));
+        }
         let is_strange = |address: &ListenAddress| matches!(address, ListenAddress::Unix(path) if !path.to_str().is_some_and(|path| path.chars().all(is_plain)));
         if is_strange(&listen.own()) {
             return Err(self.wrong(

@@ -90,7 +90,7 @@ fn write(paths: &Paths, place: &Path, files: &Configuration) -> Result<()> {
         .prefix(".new-")
         .permissions(Permissions::from_mode(0o700))
         .tempdir_in(&parent)?;
-    files.put(staged.path(), &Configuration::default())?;
+    files.put(staged.path(), &Configuration::default(), false)?;
     std::fs::rename(staged.keep(), place)?;
     files::sync_directory(&parent)
 }
@@ -169,7 +169,16 @@ pub(crate) fn restore(paths: &Paths, id: &SnapshotId, staying: &[&str]) -> Resul
             .with_context(|| format!("can't edit {}", paths.env_file().display()))?;
         wanted = wanted.with_env(env.text());
     }
-    wanted.put(&paths.deployment, &present)
+    wanted.put(&paths.deployment, &present, false)
+}
+
+/// Puts back exactly what was kept, also a certificate, or that there was no `.env`.
+pub(crate) fn restore_whole(paths: &Paths, id: &SnapshotId) -> Result<()> {
+    let present = Configuration::of(&paths.deployment)?;
+    // What was edited since.
+    keep_files(paths, &present)?;
+    let wanted = Configuration::of(&directory(paths, id))?;
+    wanted.put(&paths.deployment, &present, true)
 }
 
 /// Where a kept configuration is.

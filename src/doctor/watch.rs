@@ -9,6 +9,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, SystemTime};
 
 use anyhow::Context;
+use futures_util::future::join_all;
 use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
@@ -34,6 +35,7 @@ use crate::operations::stack::{self, LogSource, address};
 use crate::operations::{backup, pull, recycle};
 use crate::output::duration;
 use crate::quadlet::{METRICS_SOCKET, RECOVERY, WATCH_SERVICE, WATCH_TIMER};
+use crate::service::Service;
 
 /// How often in a row a fault is seen before it is reported.
 const SIGHTINGS: u32 = 2;
@@ -109,7 +111,10 @@ struct Restarts {
 impl Restarts {
     /// What is wrong, if there were too many.
     fn look(&mut self, count: u64, now: SystemTime) -> Option<String> {
-        let new = self.count.map_or(0, |known| count.saturating_sub(known));
+        // After an operator's start, it counts anew.
+        let new = self
+            .count
+            .map_or(0, |known| count.checked_sub(known).unwrap_or(count));
         self.count = Some(count);
         let is_recent = |time: &SystemTime| {
             now.duration_since(*time)
@@ -202,7 +207,8 @@ async fn notify(host: &Host, look: &Look<'_>) -> Result<()> {
     }
     // A gateway that is replaced for its memory may drain for an hour, and the others may fail meanwhile.
     let is_recycled = OperationLock::is_held_by(paths, recycle::COMMAND);
-    if is_changing(paths) && !is_recycled {
+    let is_changing = is_changing(paths);
+    if is_changing && !is_recycled {
         return Ok(());
     }
     // Without the file of the last look, or with a damaged one, everything is new.
@@ -212,10 +218,13 @@ async fn notify(host: &Host, look: &Look<'_>) -> Result<()> {
         .unwrap_or_default();
     let mut restarts = before.restarts;
     let mut now = find(host, look, &mut restarts).await?;
-    if is_recycled {
-        now.retain(|subject, _| !subject.starts_with("litellm") && subject != "gateway");
-    }
-    let mut faults = seen(before.faults, now);
+    let (hidden, known) = before
+        .faults
+        .into_iter()
+        .partition(|(subject, _)| is_changing && is_of_gateway(look.report, subject));
+    let hidden: Faults = hidden;
+    now.retain(|subject, _| !(is_changing && is_of_gateway(look.report, subject)));
+    let mut faults = seen(known, now);
     let lines = lines(&faults);
     let delivery = match &*lines {
         [] => Delivery::default(),
@@ -225,6 +234,7 @@ async fn notify(host: &Host, look: &Look<'_>) -> Result<()> {
     if delivery.failures.is_empty() || !delivery.sent.is_empty() {
         settle(&mut faults);
     }
+    faults.extend(hidden);
     save_record(&file, &Record { faults, restarts })?;
     delivery.complete().map(drop)
 }
@@ -348,15 +358,20 @@ impl Delivery {
 
 async fn send(watch: &WatchSettings, text: &str) -> Delivery {
     let mut delivery = Delivery::default();
-    for (name, value) in [(NOTIFY_URL, &watch.url), (NOTIFY_COMMAND, &watch.command)] {
-        let Some(value) = value else {
-            continue;
-        };
+    let recipients = [(NOTIFY_URL, &watch.url), (NOTIFY_COMMAND, &watch.command)];
+    let recipients = recipients
+        .into_iter()
+        .filter_map(|(name, value)| Some((name, value.as_ref()?)));
+    // Together, since the look as a whole has a timeout.
+    let sent = recipients.map(async |(name, value)| {
         let result = match (value.open(), name) {
             (Ok(value), NOTIFY_URL) => notice::post(value.expose_secret(), text).await,
             (Ok(value), _) => notice::run(value.expose_secret(), text).await,
             (Err(error), _) => Err(error),
         };
+        (name, result)
+    });
+    for (name, result) in join_all(sent).await {
         match result {
             Ok(()) => delivery.sent.push(name),
             Err(error) => delivery.failures.push(format!("{name}: {error:#}")),
@@ -520,6 +535,14 @@ async fn find(
         add_check(&subject, &words, SIGHTINGS, is_failure);
     }
     Ok(faults)
+}
+
+fn is_of_gateway(report: &StatusReport, subject: &str) -> bool {
+    let mut services = report.stack.reports.iter();
+    subject == "gateway"
+        || services.any(|service| {
+            service.service == subject && service.service.starts_with(Service::Litellm.name())
+        })
 }
 
 fn see_logs(service: &ServiceReport) -> String {

@@ -74,11 +74,13 @@ pub(crate) async fn served(url: &str, host: &str, port: u16) -> Result<Option<Va
     let client = reqwest::Client::builder()
         .timeout(TIMEOUT)
         .no_proxy()
+        .redirect(reqwest::redirect::Policy::none())
         .resolve(host, ([127, 0, 0, 1], port).into())
         // Who issued it is for the clients to judge.
         .tls_danger_accept_invalid_certs(true)
         .tls_info(true)
         .build()?;
+    let url = format!("{url}/.well-known/litellm-units");
     let answer = client.get(url).send().await?;
     let info = answer.extensions().get::<reqwest::tls::TlsInfo>();
     let bytes = info

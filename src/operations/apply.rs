@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use secrecy::ExposeSecret as _;
 
+use super::backup::restore;
 use super::install::{self, Prepared, ReleaseTarget};
 use super::{edits, rotation, seal, stack, up};
 use crate::deployment::configuration::Configuration;
@@ -167,6 +168,7 @@ impl Replacement {
             env = now;
         }
         let wanted = source.with_env(env.text());
+        let wanted = wanted.without_links(&host.paths.deployment);
         Ok(Self { present, wanted })
     }
 
@@ -181,7 +183,7 @@ impl Replacement {
             .filter(|name| now.get(name) != env.get(name))
             .collect();
         let names = names.into_iter().collect::<Vec<_>>().join(", ");
-        let changes = self.wanted.changes(&self.present).into_iter();
+        let changes = self.wanted.changes(&self.present, false).into_iter();
         Ok(changes
             .map(|(verb, name)| match name.to_str() {
                 Some(".env") => format!("{verb} .env: {names}"),
@@ -200,16 +202,19 @@ impl Replacement {
     /// Puts it in place. Until [`apply`], an interruption undoes it.
     pub(crate) fn put(mut self, host: &Host) -> Result<()> {
         let (paths, path) = (&host.paths, host.paths.env_file());
+        restore::refuse_links(paths, "or leave out `--from`")?;
         if path.exists() {
             let now = self.present.env(&path)?;
             if seal::is_in_use(&now) {
                 let env = seal::protected(host, &now, &self.wanted.env(&path)?)?;
                 self.wanted = self.wanted.with_env(env.text());
             }
+        }
+        if !self.present.is_empty() {
             let previous = snapshot::keep_files(paths, &self.present)?.to_string();
             files::write_atomically(&marker(paths), previous.as_bytes(), 0o600)?;
         }
-        self.wanted.put(&paths.deployment, &self.present)?;
+        self.wanted.put(&paths.deployment, &self.present, false)?;
         fail::fail_point!("apply-replaced");
         Ok(())
     }
@@ -221,7 +226,7 @@ pub(crate) fn undo_replacement(paths: &Paths) -> Result<bool> {
     let Some(previous) = SnapshotId::find(paths, &String::from_utf8_lossy(&name)) else {
         return Ok(false);
     };
-    snapshot::restore(paths, &previous, &[])?;
+    snapshot::restore_whole(paths, &previous)?;
     files::remove_existing(&marker(paths))?;
     Ok(true)
 }

@@ -27,6 +27,14 @@ pub(crate) struct Fleet<'a> {
     pub(crate) members: Vec<Member>,
 }
 
+/// What a host answered.
+pub(crate) struct Answer<'a> {
+    pub(crate) member: &'a Member,
+    /// What it was given.
+    input: Vec<u8>,
+    pub(crate) output: Result<Output>,
+}
+
 impl<'a> Fleet<'a> {
     /// Reads `fleet.toml`.
     pub(crate) fn load(host: &'a Host, skip: &[RemoteHost]) -> Result<Self> {
@@ -50,10 +58,23 @@ impl<'a> Fleet<'a> {
     }
 
     /// What each host answers to a command, asked at once.
-    pub(crate) async fn ask(&self, line: &str) -> Vec<(&Member, Result<Output>)> {
+    pub(crate) async fn ask(&self, line: &str) -> Vec<Answer<'_>> {
         let asked = self.members.iter().map(|member| async move {
-            let answer = async { ask(&member.ssh, line, &self.input(member, line)?).await };
-            (member, answer.await)
+            match self.input(member, line) {
+                Ok(input) => {
+                    let output = ask(&member.ssh, line, &input).await;
+                    Answer {
+                        member,
+                        input,
+                        output,
+                    }
+                }
+                Err(error) => Answer {
+                    member,
+                    input: Vec::new(),
+                    output: Err(error),
+                },
+            }
         });
         join_all(asked).await
     }
@@ -70,12 +91,13 @@ impl<'a> Fleet<'a> {
     ///
     /// # Errors
     /// When the configuration is wrong, or a host can't be reached or has another version than this program.
-    pub(crate) async fn plan(&self, line: &str) -> Result<Vec<(&Member, Result<Output>)>> {
+    pub(crate) async fn plan(&self, line: &str) -> Result<Vec<Answer<'_>>> {
         config::refuse_errors(self.host)?;
         let own = concat!("litellm-units ", env!("CARGO_PKG_VERSION"));
         let mut wrong = String::new();
-        for (Member { ssh, .. }, answer) in self.ask("--version").await {
-            match answer.and_then(good) {
+        for answer in self.ask("--version").await {
+            let ssh = &answer.member.ssh;
+            match answer.output.and_then(good) {
                 Ok(found) if found.trim_ascii() == own.as_bytes() => {}
                 Ok(found) => {
                     let found = String::from_utf8_lossy(&found);
@@ -103,26 +125,37 @@ impl<'a> Fleet<'a> {
         let lock = self.host.paths.deployment.join(".fleet.lock");
         let _lock = OperationLock::take_file(&lock, &format!("fleet {line}"))?;
         let (mut changing, mut refused) = (Vec::new(), String::new());
-        for (member, answer) in self.plan(line).await? {
+        for Answer {
+            member,
+            input,
+            output,
+        } in self.plan(line).await?
+        {
             let ssh = &member.ssh;
-            match answer.and_then(good) {
-                Err(error) => refused += &format!("\n{ssh}: {error:#}"),
-                // An upgrade starts nothing.
-                Ok(plan)
-                    if plan.starts_with(b"nothing to do")
-                        && (line != APPLY || is_ready(ssh).await.is_ok()) =>
-                {
-                    progress.say(&format!("{ssh}: nothing to do"));
+            let plan = match output.and_then(good) {
+                Ok(plan) => String::from_utf8_lossy(&plan).into_owned(),
+                Err(error) => {
+                    refused += &format!("\n{ssh}: {error:#}");
+                    continue;
                 }
-                Ok(_) if line == APPLY => match ask(ssh, "config export", &[]).await {
-                    Ok(present) => {
-                        // A new host has none.
-                        let is_there = present.status.success();
-                        changing.push((member, is_there.then_some(present.stdout)));
-                    }
-                    Err(error) => refused += &format!("\n{ssh}: {error:#}"),
-                },
-                Ok(_) => changing.push((member, Some(Vec::new()))),
+            };
+            // An upgrade starts nothing.
+            if plan.starts_with("nothing to do") && (line != APPLY || is_ready(ssh).await.is_ok()) {
+                progress.say(&format!("{ssh}: nothing to do"));
+                continue;
+            }
+            let is_new = plan.lines().any(|line| line.starts_with("# add .env"));
+            let previous = if line != APPLY {
+                Ok(Vec::new())
+            } else if is_new {
+                changing.push((ssh, input, None));
+                continue;
+            } else {
+                ask(ssh, "config export", &[]).await.and_then(good)
+            };
+            match previous {
+                Ok(previous) => changing.push((ssh, input, Some(previous))),
+                Err(error) => refused += &format!("\n{ssh}: {error:#}"),
             }
         }
         if !refused.is_empty() {
@@ -130,11 +163,13 @@ impl<'a> Fleet<'a> {
         }
         let mut done = Vec::new();
         let mut changing = changing.into_iter();
-        while let Some((member, previous)) = changing.next() {
-            let ssh = &member.ssh;
-            let attempt = async { self.take(ssh, line, &self.input(member, line)?).await };
-            let Err(error) = attempt.await else {
+        while let Some((ssh, input, previous)) = changing.next() {
+            let mut taken = self.take(ssh, line, &input).await;
+            if taken.is_ok() {
                 done.push((ssh, previous));
+                taken = is_ready(ssh).await;
+            }
+            let Err(error) = taken else {
                 continue;
             };
             let mut outcome = format!("{ssh}: {error:#}");
@@ -146,14 +181,14 @@ impl<'a> Fleet<'a> {
             for (ssh, previous) in done.into_iter().rev() {
                 outcome += &match previous {
                     None => format!("\n{ssh} is new, and keeps the change"),
-                    Some(previous) => match self.take(ssh, undo, &previous).await {
+                    Some(previous) => match self.undo(ssh, undo, &previous).await {
                         Ok(()) => format!("\n{ssh} was rolled back"),
                         Err(error) => format!("\n{ssh} was not rolled back: {error:#}"),
                     },
                 };
             }
-            for (member, _) in changing {
-                outcome += &format!("\n{} is unchanged", member.ssh);
+            for (ssh, ..) in changing {
+                outcome += &format!("\n{ssh} is unchanged");
             }
             return Err(Failure::new(outcome)
                 .hint("see the state of all: `litellm-units fleet status`")
@@ -167,7 +202,11 @@ impl<'a> Fleet<'a> {
         self.host
             .progress
             .say(&format!("== {ssh}: litellm-units {line}"));
-        good(ssh.call(line, input, false).await?)?;
+        good(ssh.call(line, input, false).await?).map(drop)
+    }
+
+    async fn undo(&self, ssh: &RemoteHost, line: &str, input: &[u8]) -> Result<()> {
+        self.take(ssh, line, input).await?;
         is_ready(ssh).await
     }
 

@@ -211,58 +211,6 @@ fn a_kill_in_the_middle(operator: &TestHost, gateways: [&TestHost; 2]) {
     }
 }
 
-/// What belongs to a host: sealed values, and what it has when `apply --from` is refused or killed.
-fn on_one_host(operator: &TestHost, gateway: &TestHost) {
-    gateway.units(WHO, &["secrets", "seal"]).ok();
-    let sealed = line(gateway, "LITELLM_MASTER_KEY");
-    assert!(sealed.contains("systemd-creds:"), "{sealed}");
-    let plan = fleet(operator, &["plan"]).ok();
-    assert_eq!(
-        plan,
-        "== root@gateway-1\nnothing to do\n== root@gateway-2\nnothing to do\n"
-    );
-    edit(
-        operator,
-        "s/^OPENAI_API_KEY=.*/OPENAI_API_KEY=sk-to-be-sealed/",
-    );
-    let plan = fleet(operator, &["plan"]).ok();
-    let change = "# change .env: OPENAI_API_KEY\n";
-    assert_eq!(
-        plan,
-        format!("== root@gateway-1\n{change}== root@gateway-2\n{change}")
-    );
-    fleet(operator, &["apply"]).ok();
-    assert_eq!(line(gateway, "LITELLM_MASTER_KEY"), sealed);
-    assert!(line(gateway, "OPENAI_API_KEY").contains("systemd-creds:OPENAI_API_KEY."));
-    // Its references mean nothing on another host.
-    operator.sh(
-        WHO,
-        "mkdir /srv/other; ssh root@gateway-2 litellm-units config export | tar -x -C /srv/other",
-    );
-    let script = "tar -c -C /srv/other . | ssh root@gateway-1 litellm-units apply --from -";
-    let refused = operator.bash(WHO, script);
-    let words = "error: LITELLM_MASTER_KEY is a secret that another host has sealed: ";
-    assert!(refused.stderr.contains(words), "{}", refused.stderr);
-
-    let before = exported(gateway);
-    gateway.sh(WHO, "cp -r \"$1\" /srv/next; echo 'model_list: 1' >/srv/next/config/litellm-config.yaml; echo '{}' >/srv/next/files/new.json");
-    let refused = gateway.units(WHO, &["apply", "--from", "/srv/next"]);
-    assert_eq!(refused.code, 78, "{}", refused.stderr);
-    assert!(
-        refused
-            .stderr
-            .contains("nothing was applied; the previous configuration is in place\n")
-    );
-    assert_eq!(exported(gateway), before);
-    let said = gateway.interrupt_at(WHO, "apply-replaced", "", "apply --from /srv/next");
-    assert!(
-        said.contains("an interrupted `litellm-units apply --from` was undone\n"),
-        "{said}"
-    );
-    assert_eq!(exported(gateway), before);
-    assert_eq!(gateway.units(WHO, &["health"]).code, 0);
-}
-
 #[test]
 #[ignore = "takes minutes: part of each release (CONTRIBUTING.md)"]
 fn several_hosts_are_changed_as_one() {
@@ -343,6 +291,68 @@ fn several_hosts_are_changed_as_one() {
     );
     let run = fleet(operator, &["run", "--", "config", "check"]).ok();
     assert_eq!(run.matches(": no errors\n").count(), 2, "{run}");
+}
 
-    on_one_host(operator, second);
+/// What belongs to a host: its release, its database, sealed values, and what it has when `apply --from` is refused or killed.
+#[test]
+#[ignore = "takes minutes: part of each release (CONTRIBUTING.md)"]
+fn a_configuration_is_taken_over() {
+    let host = &TestHost::boot("take-over");
+    host.units(WHO, &["up"]).ok();
+    host.units(WHO, &["secrets", "seal"]).ok();
+    let sealed = line(host, "LITELLM_MASTER_KEY");
+    assert!(sealed.contains("systemd-creds:"), "{sealed}");
+    let before = exported(host);
+    host.sh(
+        WHO,
+        "mkdir -m 700 /srv/next; litellm-units config export | tar -x -C /srv/next; ! script -qec 'litellm-units config export' /dev/null | grep -q LITELLM",
+    );
+    let take = |words: &[&str]| {
+        let all = [&["apply", "--from", "/srv/next"], words].concat();
+        host.units(WHO, &all)
+    };
+    assert_eq!(take(&["--dry-run"]).ok(), "nothing to do\n");
+    host.sh(
+        WHO,
+        "cd /srv/next; sed -i 's/^OPENAI_API_KEY=.*/OPENAI_API_KEY=sk-to-be-sealed/; s/^POSTGRES_PASSWORD=.*/POSTGRES_PASSWORD=of-another-host/; s/^LITELLM_IMAGE=.*/LITELLM_IMAGE=registry.example.com:5000\\/litellm:v9.9.9/' .env",
+    );
+    assert_eq!(take(&["--dry-run"]).ok(), "# change .env: OPENAI_API_KEY\n");
+    assert_eq!(exported(host), before);
+    let kept = ["POSTGRES_PASSWORD", "LITELLM_IMAGE"].map(|name| line(host, name));
+    take(&[]).ok();
+    assert_eq!(
+        kept,
+        ["POSTGRES_PASSWORD", "LITELLM_IMAGE"].map(|name| line(host, name))
+    );
+    assert_eq!(line(host, "LITELLM_MASTER_KEY"), sealed);
+    assert!(line(host, "OPENAI_API_KEY").contains("systemd-creds:OPENAI_API_KEY."));
+
+    // A reference of another host means nothing here.
+    let before = exported(host);
+    host.sh(
+        WHO,
+        "cp /srv/next/.env /srv/env; sed -i 's/^LITELLM_MASTER_KEY=.*/LITELLM_MASTER_KEY=systemd-creds:LITELLM_MASTER_KEY.99/' /srv/next/.env",
+    );
+    let refused = take(&[]);
+    let words = "error: LITELLM_MASTER_KEY is a secret that another host has sealed: ";
+    assert!(refused.stderr.contains(words), "{}", refused.stderr);
+    host.sh(
+        WHO,
+        "cp /srv/env /srv/next/.env; echo 'model_list: 1' >/srv/next/config/litellm-config.yaml; mkdir -p /srv/next/files; echo '{}' >/srv/next/files/new.json",
+    );
+    let refused = take(&[]);
+    assert_eq!(refused.code, 78, "{}", refused.stderr);
+    assert!(
+        refused
+            .stderr
+            .contains("nothing was applied; the previous configuration is in place\n")
+    );
+    assert_eq!(exported(host), before);
+    let said = host.interrupt_at(WHO, "apply-replaced", "", "apply --from /srv/next");
+    assert!(
+        said.contains("an interrupted `litellm-units apply --from` was undone\n"),
+        "{said}"
+    );
+    assert_eq!(exported(host), before);
+    assert_eq!(host.units(WHO, &["health"]).code, 0);
 }

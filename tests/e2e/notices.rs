@@ -147,7 +147,7 @@ fn prometheus_beside_the_gateway() {
             _ => Ok(()),
         });
     };
-    holds(r#"up{job="litellm-units",instance="gateway"} == 1"#);
+    holds(r#"up{job="litellm-units-file",instance="gateway"} == 1"#);
     holds(r#"litellm_units_state{state="healthy"} == 1"#);
     assert_eq!(query(r#"ALERTS{alertstate="firing"}"#), "");
     assert_eq!(host.sh(who, "ss -Hltn 'sport = :9090'"), "");

@@ -388,7 +388,7 @@ fn an_entrance_of_the_stack() {
     );
 
     // Below a path, what is limited without it is limited, too.
-    apply(&host, "echo SERVER_ROOT_PATH=/llm >>$1/.env");
+    apply(&host, "sed -i '$aSERVER_ROOT_PATH=/llm'");
     let ran = host.units(who, &["ui", "--generate"]);
     assert!(
         ran.stderr

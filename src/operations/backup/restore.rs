@@ -719,7 +719,7 @@ async fn drop_scratch(server: &Server<'_>, name: &str) -> Result<()> {
 /// Refuses what can't be restored here, by the configuration in the backup and that of this host.
 pub(super) fn refuse(host: &Host, backup: &Backup, options: &RestoreOptions) -> Result<()> {
     if options.config {
-        refuse_links(&host.paths)?;
+        refuse_links(&host.paths, ALONE)?;
         check_sealed(backup, options)
     } else {
         check_salt(host, backup, options)
@@ -800,8 +800,11 @@ fn env_of(backup: &Backup, options: &RestoreOptions) -> Result<EnvFile> {
     parse_env(&text, &backup.directory.join(name))
 }
 
+/// What to do instead of a restore of the configuration.
+const ALONE: &str = "or restore the database alone, without `--config`";
+
 /// What is restored goes into `config/`, `certs/`, `files/` and `extra.d/` themselves, and never through a link out of them.
-fn refuse_links(paths: &Paths) -> Result<()> {
+pub(crate) fn refuse_links(paths: &Paths, otherwise: &str) -> Result<()> {
     let extra = Some(paths.extra()).filter(|directory| directory.is_symlink());
     let below = paths
         .mounted()
@@ -813,7 +816,7 @@ fn refuse_links(paths: &Paths) -> Result<()> {
                 link.display()
             ))
             .hint(format!(
-                "remove it (`rm {}`), or restore the database alone, without `--config`",
+                "remove it (`rm {}`), {otherwise}",
                 shell_word(&link)
             ))
             .into());
@@ -826,7 +829,7 @@ fn refuse_links(paths: &Paths) -> Result<()> {
 fn restore_config(host: &Host, backup: &Backup, options: &RestoreOptions) -> Result<()> {
     let paths = &host.paths;
     // The restore of the database may have taken hours.
-    refuse_links(paths)?;
+    refuse_links(paths, ALONE)?;
     let path = paths.env_file();
     let now = load_env(&path)?;
     let mut env = env_of(backup, options)?;

@@ -66,6 +66,7 @@ fn files(places: &Places) -> String {
         "/usr/share/doc/litellm-units/examples/grafana-dashboards.yml",
         "/usr/share/doc/litellm-units/examples/grafana-datasource.yml",
         "/usr/share/doc/litellm-units/examples/grafana.container",
+        "/usr/share/doc/litellm-units/examples/haproxy.cfg",
         "/usr/share/doc/litellm-units/examples/nginx.conf",
         "/usr/share/doc/litellm-units/examples/prometheus-rules.yml",
         "/usr/share/doc/litellm-units/examples/prometheus.container",

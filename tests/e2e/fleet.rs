@@ -331,7 +331,7 @@ fn a_configuration_is_taken_over() {
     let before = exported(host);
     host.sh(
         WHO,
-        "cp /srv/next/.env /srv/env; sed -i 's/^LITELLM_MASTER_KEY=.*/LITELLM_MASTER_KEY=systemd-creds:LITELLM_MASTER_KEY.99/' /srv/next/.env",
+        "cp /srv/next/.env /srv/env; sed -i 's/^LITELLM_MASTER_KEY=.*/LITELLM_MASTER_KEY=systemd-creds:LITELLM_MASTER_KEY.0123456789abcdef/' /srv/next/.env",
     );
     let refused = take(&[]);
     let words = "error: LITELLM_MASTER_KEY is a secret that another host has sealed: ";

@@ -13,7 +13,7 @@ use crate::image::ImageReference;
 pub(crate) enum Fleet {
     /// Show what `apply` would change on each host; change nothing
     Plan(Hosts),
-    /// Give each host the configuration, one after the other; if one fails, all have their previous one again
+    /// Give each host the configuration, one after the other; if one fails, roll back those before it
     Apply(Hosts),
     /// Change the release of one host after the other; if one fails, roll back those before it
     #[command(visible_alias = "rollback")]

@@ -160,8 +160,7 @@ fn make_socket_directories(settings: &Settings) -> Result<()> {
         if let ListenAddress::Unix(path) = address
             && let Some(directory) = path.parent()
         {
-            std::fs::create_dir_all(directory)
-                .with_context(|| format!("can't create {}", directory.display()))?;
+            std::fs::create_dir_all(directory).path_context("can't create", directory)?;
         }
     }
     Ok(())

@@ -218,11 +218,10 @@ async fn notify(host: &Host, look: &Look<'_>) -> Result<()> {
         .unwrap_or_default();
     let mut restarts = before.restarts;
     let mut now = find(host, look, &mut restarts).await?;
-    let (hidden, known) = before
+    let (hidden, known): (Faults, Faults) = before
         .faults
         .into_iter()
         .partition(|(subject, _)| is_changing && is_of_gateway(look.report, subject));
-    let hidden: Faults = hidden;
     now.retain(|subject, _| !(is_changing && is_of_gateway(look.report, subject)));
     let mut faults = seen(known, now);
     let lines = lines(&faults);

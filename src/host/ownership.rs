@@ -309,6 +309,8 @@ fn refusal(paths: &Paths, program: Option<&Path>, first: &Exposed, rest: &[Expos
             shared && found.path != path && path.starts_with(&found.path)
         })
     };
+    // A file of the deployment moves with it.
+    let program = program.filter(|program| !program.starts_with(&paths.deployment));
     if let Some(program) = program.filter(|program| is_above(program)) {
         let program = shell_word(program);
         return failure.hint(format!(

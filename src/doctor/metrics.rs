@@ -62,20 +62,18 @@ pub(super) async fn text(
         futures_util::try_join!(systemd.unit(BACKUP_TIMER), systemd.unit(BACKUP_SERVICE))?;
     let others = Others {
         now: SystemTime::now().duration_since(UNIX_EPOCH)?,
-        interrupted: matches!(
-            OngoingOperation::find(&host.paths)?,
-            Some(OngoingOperation::Interrupted(_))
-        ),
+        // A damaged record may be that of one.
+        interrupted: OngoingOperation::find(&host.paths).map_or(true, |found| {
+            matches!(found, Some(OngoingOperation::Interrupted(_)))
+        }),
         changing: watch::is_changing(&host.paths),
         base_in_the_making: wal::is_base_in_the_making(&host.paths),
         certificate: certificate.map(|check| check.outcome != CheckOutcome::Ok),
         backup: backup::last(&host.paths)?,
         backup_failed: service.is_failing(),
         backup_timer: timer.file_state == "enabled" && timer.is_active(),
-        database: match forecast {
-            Ok(forecast) => forecast.clone(),
-            Err(error) => return Err(anyhow::anyhow!("{error:#}")),
-        },
+        // Check `growth` says why it is not known.
+        database: forecast.as_ref().cloned().unwrap_or_default(),
         disks: files::free(host),
     };
     Ok(render(report, &others))

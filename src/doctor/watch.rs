@@ -508,8 +508,11 @@ async fn find(
         let words = format!("{}; see `litellm-units doctor`", report.gateway.health);
         add("gateway", &words, sightings);
     }
-    if let Some(OngoingOperation::Interrupted(words)) = OngoingOperation::find(&host.paths)? {
-        add("operation", &words, SIGHTINGS);
+    match OngoingOperation::find(&host.paths) {
+        Ok(Some(OngoingOperation::Interrupted(words))) => add("operation", &words, SIGHTINGS),
+        // A record is damaged.
+        Err(error) => add("operation", &format!("{error:#}"), SIGHTINGS),
+        Ok(_) => {}
     }
     for (unit, words) in recycle::Report::of(&host.paths, settings).problems {
         add(&format!("memory of {unit}"), &words, SIGHTINGS);

@@ -10,6 +10,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::secrets;
 use crate::cli::secrets::Ui;
+use crate::deployment::entrance::Entrance;
 use crate::deployment::sealed::SecretValue;
 use crate::deployment::settings::{Settings, load_env};
 use crate::error::{Exit, Failure, Result};
@@ -79,6 +80,8 @@ pub(crate) async fn run(host: &Host, arguments: &Ui) -> Result<Exit> {
         let text = public.as_str().trim_end_matches('/');
         values.push(("PROXY_BASE_URL", text.into()));
     }
+    let entrance = settings.entrance.as_ref().map(Entrance::url);
+    let public = public.or_else(|| Url::parse(&entrance?).ok());
     secrets::replace(
         host,
         "change of the web interface",

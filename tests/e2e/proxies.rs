@@ -392,7 +392,7 @@ fn an_entrance_of_the_stack() {
     let ran = host.units(who, &["ui", "--generate"]);
     assert!(
         ran.stderr
-            .ends_with("https://llm.example.com/llm/ui answers; log in as admin\n"),
+            .ends_with("https://llm.example.com/llm/ui answers; log in as ann\n"),
         "{}",
         ran.stderr
     );

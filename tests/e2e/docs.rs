@@ -331,7 +331,7 @@ const INSTEAD: &[(&str, Instead)] = &[
         Instead::Elsewhere,
     ),
     (
-        "(printf PROMETHEUS_KEY=; sudo litellm-units key create prometheus --allowed-route /metrics) | sudo tee -a .env >/dev/null",
+        r#"key=$(sudo litellm-units key create prometheus --allowed-route /metrics) && echo "PROMETHEUS_KEY=$key" | sudo tee -a .env >/dev/null"#,
         Instead::Elsewhere,
     ),
     (

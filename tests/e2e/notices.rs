@@ -161,7 +161,7 @@ fn prometheus_beside_the_gateway() {
         install -m 644 -t extra.d /usr/share/doc/litellm-units/examples/relay.*
         sed -i s,^Image=.*,Image=localhost/caddy:2, extra.d/relay.container
         echo "LISTEN='127.0.0.1:24157 /run/litellm/litellm.sock'" >>.env
-        (printf PROMETHEUS_KEY=; litellm-units key create prometheus --allowed-route /metrics) >>.env
+        key=$(litellm-units key create prometheus --allowed-route /metrics) && echo "PROMETHEUS_KEY=$key" >>.env
         sed -i 's/^#relay://' extra.d/prometheus.container extra.d/prometheus.yml"#);
     host.units(who, &["apply"]).ok();
     holds(r#"up{job="litellm"} == 1"#);

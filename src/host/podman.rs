@@ -216,7 +216,15 @@ impl Podman {
     /// # Errors
     /// When Podman can't tell.
     pub async fn has_image(&self, image: &str) -> Result<bool> {
-        let output = self.output(["image", "exists", image]).await?;
+        self.exists("image", image).await
+    }
+
+    /// Whether there is an object of this kind: `container`, `image`, `network`.
+    ///
+    /// # Errors
+    /// When Podman can't tell.
+    pub(crate) async fn exists(&self, kind: &str, name: &str) -> Result<bool> {
+        let output = self.output([kind, "exists", name]).await?;
         match output.status.code() {
             Some(0) => Ok(true),
             Some(1) => Ok(false),

@@ -297,8 +297,7 @@ pub(crate) async fn refuse_unknown_servers(host: &Host, settings: &Settings) -> 
         ) {
             continue;
         }
-        let words = ["container", "exists", &server];
-        if host.podman().await?.output(words).await?.status.success() {
+        if host.podman().await?.exists("container", &server).await? {
             continue;
         }
         return Err(Failure::config(format!(

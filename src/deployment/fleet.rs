@@ -53,6 +53,9 @@ impl Fleet {
             };
             wrong(error.span().map_or(0, |span| span.start), &problem)
         })?;
+        if found.members.is_empty() {
+            return Err(wrong(0, "no `[[host]]` is there").into());
+        }
         for (at, member) in found.members.iter().enumerate() {
             let name = member.ssh.to_string();
             if found.members[..at]

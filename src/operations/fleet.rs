@@ -121,9 +121,17 @@ impl<'a> Fleet<'a> {
     /// # Errors
     /// When nothing was begun, or a host failed. Those before it then are as they were, if that is not said otherwise.
     pub(crate) async fn roll_out(&self, line: &str) -> Result<()> {
-        let progress = &self.host.progress;
+        let _lock = self.lock(line)?;
+        self.carry_out(line).await
+    }
+
+    fn lock(&self, line: &str) -> Result<OperationLock> {
         let lock = self.host.paths.deployment.join(".fleet.lock");
-        let _lock = OperationLock::take_file(&lock, &format!("fleet {line}"))?;
+        OperationLock::take_file(&lock, &format!("fleet {line}"))
+    }
+
+    async fn carry_out(&self, line: &str) -> Result<()> {
+        let progress = &self.host.progress;
         let (mut changing, mut refused) = (Vec::new(), String::new());
         for Answer {
             member,
@@ -215,7 +223,9 @@ impl<'a> Fleet<'a> {
     /// # Errors
     /// As [`Fleet::roll_out`].
     pub(crate) async fn upgrade(&self, image: &str) -> Result<()> {
-        self.roll_out(&format!("upgrade --image {image}")).await?;
+        let line = format!("upgrade --image {image}");
+        let _lock = self.lock(&line)?;
+        self.carry_out(&line).await?;
         let path = self.host.paths.env_file();
         let mut env = parse_env(&read_env(&path)?, &path)?;
         set_image(&mut env, "LITELLM_IMAGE", image, &path)?;

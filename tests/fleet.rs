@@ -47,6 +47,7 @@ fn mistakes_in_fleet_toml_are_named_without_values() {
             "line 3: expected a map",
         ),
         (&format!("{HOST}\n{HOST}"), "line 5: root@a is there twice"),
+        ("# hosts\n", "line 1: no `[[host]]` is there"),
         ("[[host]\n", "line 1: unclosed array table, expected `]`"),
     ] {
         let error = Fleet::parse(text, Path::new("fleet.toml")).err().unwrap();
@@ -99,12 +100,21 @@ fn what_a_tar_may_hold() {
         let error = Configuration::from_tar(&*bytes).err().unwrap();
         assert_eq!(error.to_string(), format!("the tar has {name:?}, {reason}"));
     }
+    let mut zeros = tar::Builder::new(Vec::new());
+    let mut header = tar::Header::new_gnu();
+    header.set_size(2048);
+    zeros
+        .append_data(&mut header, ".env", &[0; 2048][..])
+        .unwrap();
+    let zeros = zeros.into_inner().unwrap();
     let damaged = "it is not a whole tar of a configuration, of 64 MiB at most";
     for (bytes, reason) in [
         (&tar(&[])[..], "the tar has no .env"),
         // Between two members.
         (&good[..1024], damaged),
         (&[&[1; 512][..], &[0; 1024]].concat(), damaged),
+        (&good[..good.len() - 512], damaged),
+        (&zeros[..zeros.len() - 1024], damaged),
     ] {
         let error = Configuration::from_tar(bytes).err().unwrap();
         assert_eq!(error.to_string(), reason);

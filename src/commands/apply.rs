@@ -33,7 +33,9 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Apply) -> Result<Exit> {
             output::line(&format!("# {change}"))?;
         }
         if arguments.dry_run && !changes.is_empty() {
-            replacement.check(host).await?;
+            replacement
+                .check(host, &arguments.accept.vulnerabilities)
+                .await?;
             return Ok(Exit::Success);
         }
     }

@@ -60,13 +60,11 @@ impl Configuration {
         let damaged = "it is not a whole tar of a configuration, of 64 MiB at most";
         let mut tar = Vec::new();
         source.take(LIMIT).read_to_end(&mut tar).context(damaged)?;
-        // Those of the end: it may have been cut off between two members.
-        if !tar.ends_with(&[0; 1024]) {
-            return Err(Failure::config(damaged).into());
-        }
         let mut found = BTreeMap::new();
+        let mut end = 0;
         for entry in tar::Archive::new(&*tar).entries().context(damaged)? {
             let mut entry = entry.context(damaged)?;
+            end = entry.raw_file_position() + entry.size().next_multiple_of(512);
             let kind = entry.header().entry_type();
             if kind.is_dir() {
                 continue;
@@ -87,6 +85,11 @@ impl Configuration {
             if found.insert(name, (bytes, mode)).is_some() {
                 return Err(refused("which is there twice").into());
             }
+        }
+        // It may have been cut off between two members; two blocks of zeros are its end.
+        let rest = usize::try_from(end).ok().and_then(|end| tar.get(end..));
+        if rest.is_none_or(|rest| !rest.starts_with(&[0; 1024])) {
+            return Err(Failure::config(damaged).into());
         }
         Self(found).whole(Path::new("the tar"))
     }
@@ -164,11 +167,27 @@ impl Configuration {
 
     /// Puts it in place of `present` in the directory `root`. If this fails, each file is either old or new.
     pub(crate) fn put(&self, root: &Path, present: &Self, exact: bool) -> Result<()> {
-        for (_, name) in self.changes(present, exact) {
+        let changes = self.changes(present, exact);
+        // First, since a directory may have the name of what was a file, and a file that of a directory.
+        for (_, name) in changes
+            .iter()
+            .filter(|(_, name)| !self.0.contains_key(*name))
+        {
+            let path = root.join(name);
+            std::fs::remove_file(&path).path_context("can't remove", &path)?;
+            let mut directory = path.parent().unwrap_or(root);
+            // Those of the deployment itself stay.
+            while directory.parent().is_some_and(|parent| parent != root)
+                && directory != root
+                && std::fs::remove_dir(directory).is_ok()
+            {
+                directory = directory.parent().unwrap_or(root);
+            }
+            files::sync_directory(directory)?;
+        }
+        for (_, name) in changes {
             let path = root.join(name);
             let Some((bytes, mode)) = self.0.get(name) else {
-                std::fs::remove_file(&path).path_context("can't remove", &path)?;
-                files::sync_directory(path.parent().unwrap_or(root))?;
                 continue;
             };
             let of_directory = if name.starts_with("files") {

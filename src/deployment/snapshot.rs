@@ -194,6 +194,7 @@ fn present(paths: &Paths) -> Result<Configuration> {
 /// Removes the oldest configurations; failing to is no reason to fail a command.
 fn prune(paths: &Paths, current: &SnapshotId) {
     let mut needed = vec![current.0.clone()];
+    let mut records = Vec::new();
     needed.extend(last_good(paths).map(|good| good.0));
     // An operation that is under way or interrupted goes back to one of them.
     match Ledger::load(paths).map(|ledger| ledger.unfinished()) {
@@ -206,6 +207,14 @@ fn prune(paths: &Paths, current: &SnapshotId) {
         Ok(None) => {}
         Err(_) => return,
     }
+    for record in [paths.applying(), paths.restore_record()] {
+        match files::read_existing(&record) {
+            Ok(text) => {
+                records.push(String::from_utf8_lossy(&text.unwrap_or_default()).into_owned())
+            }
+            Err(_) => return,
+        }
+    }
     let Ok(entries) = std::fs::read_dir(paths.snapshots()) else {
         return;
     };
@@ -213,7 +222,9 @@ fn prune(paths: &Paths, current: &SnapshotId) {
         .flatten()
         .filter(|entry| {
             let name = entry.file_name();
-            needed.iter().all(|needed| name != needed.as_str())
+            let name = name.to_string_lossy();
+            needed.iter().all(|needed| *needed != name)
+                && records.iter().all(|record| !record.contains(&*name))
         })
         .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
         .collect();
@@ -296,6 +307,33 @@ mod tests {
     }
 
     #[test]
+    fn a_directory_with_the_name_of_a_file_comes_back() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths {
+            deployment: root.path().join("litellm-server"),
+            ..Paths::elsewhere(Scope::System)
+        };
+        let part = paths.config().join("part");
+        std::fs::create_dir_all(part.join("a/b")).unwrap();
+        std::fs::write(paths.env_file(), "").unwrap();
+        std::fs::write(part.join("a/b/c.yaml"), "").unwrap();
+        let with_directory = keep(&paths).unwrap();
+        std::fs::remove_dir_all(&part).unwrap();
+        std::fs::write(&part, "").unwrap();
+        let with_file = keep(&paths).unwrap();
+
+        restore(&paths, &with_directory, &[]).unwrap();
+        assert!(part.join("a/b/c.yaml").is_file());
+        restore(&paths, &with_file, &[]).unwrap();
+        assert!(part.is_file());
+        std::fs::remove_file(&part).unwrap();
+        let without = keep(&paths).unwrap();
+        restore(&paths, &with_file, &[]).unwrap();
+        restore(&paths, &without, &[]).unwrap();
+        assert!(paths.config().is_dir());
+    }
+
+    #[test]
     fn an_unfinished_operation_keeps_what_it_goes_back_to() {
         let root = tempfile::tempdir().unwrap();
         let paths = Paths {
@@ -306,6 +344,10 @@ mod tests {
         std::fs::write(paths.env_file(), "").unwrap();
         let keep = |env: &str| keep_with(&paths, env).unwrap();
         let (before, wanted, other) = (keep("A=before\n"), keep("A=wanted\n"), keep("A=other\n"));
+        let (replaced, restored) = (keep("A=replaced\n"), keep("A=restored\n"));
+        std::fs::write(paths.applying(), replaced.to_string()).unwrap();
+        let record = format!("{{\"configuration\":\"{restored}\"}}\n");
+        std::fs::write(paths.restore_record(), record).unwrap();
         let mut ledger = Ledger::load(&paths).unwrap();
         let begun = Event::Begun(Operation {
             operation: OperationId::parse("20260131T120000Z-0a1b2c").unwrap(),
@@ -322,6 +364,11 @@ mod tests {
             keep(&format!("A={number}\n"));
         }
         let is_kept = |id: &SnapshotId| directory(&paths, id).is_dir();
-        assert!(is_kept(&before) && is_kept(&wanted) && !is_kept(&other));
+        assert!(
+            [&before, &wanted, &replaced, &restored]
+                .into_iter()
+                .all(is_kept)
+        );
+        assert!(!is_kept(&other));
     }
 }

@@ -293,6 +293,19 @@ impl Paths {
         self.state().join("import.json")
     }
 
+    /// The record of an unfinished restore.
+    #[must_use]
+    pub fn restore_record(&self) -> PathBuf {
+        self.state().join("restore.json")
+    }
+
+    /// Exists while an edit is applied. While another configuration is put in place of the present one, it names the
+    /// snapshot of that.
+    #[must_use]
+    pub fn applying(&self) -> PathBuf {
+        self.state().join("applying")
+    }
+
     /// The ledger of operations.
     #[must_use]
     pub fn ledger(&self) -> PathBuf {

@@ -1,7 +1,7 @@
 //! An edit of `.env` and `config/`: it is applied, or the last good configuration is active again.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::Duration;
 
 use secrecy::ExposeSecret as _;
@@ -19,10 +19,7 @@ use crate::error::{Exit, Failure, Result, exit};
 use crate::host::Host;
 use crate::host::files;
 use crate::host::paths::Paths;
-
-/// Exists in the deployment while an edit is applied. While another configuration is put in place of the present one, it
-/// names the snapshot of that.
-const MARKER: &str = "applying";
+use crate::litellm::advisories;
 
 /// Applies what is prepared, and rolls back if the gateway does not become ready.
 ///
@@ -30,7 +27,7 @@ const MARKER: &str = "applying";
 /// When it was rolled back, could not be, or was interrupted, which says nothing about the configuration.
 pub(crate) async fn apply(host: &Host, prepared: &Prepared, timeout: Duration) -> Result<()> {
     let edited = snapshot::keep(&host.paths)?;
-    let marker = marker(&host.paths);
+    let marker = host.paths.applying();
     files::write_atomically(&marker, b"", 0o600)?;
     let outcome = attempt(host, prepared, &edited, timeout).await;
     files::remove_existing(&marker)?;
@@ -40,7 +37,8 @@ pub(crate) async fn apply(host: &Host, prepared: &Prepared, timeout: Duration) -
 /// Whether an edit was not applied to its end. The process may still be at it.
 #[must_use]
 pub(super) fn interrupted(paths: &Paths) -> Option<String> {
-    marker(paths)
+    paths
+        .applying()
         .exists()
         .then(|| "`litellm-units apply` was interrupted".to_owned())
 }
@@ -64,7 +62,7 @@ pub(super) async fn recover(host: &Host, timeout: Duration) -> Result<()> {
     if let Err(error) = attempt.await {
         host.progress.warn(&format!("{error:#}"));
     }
-    files::remove_existing(&marker(&host.paths))
+    files::remove_existing(&host.paths.applying())
 }
 
 async fn attempt(
@@ -192,11 +190,14 @@ impl Replacement {
             .collect())
     }
 
-    /// Refuses wrong settings, and what the running database proves to be wrong.
-    pub(crate) async fn check(&self, host: &Host) -> Result<()> {
+    /// Refuses what [`apply`] would refuse by the settings alone. `accepted`: as for [`advisories::admit`].
+    pub(crate) async fn check(&self, host: &Host, accepted: &[String]) -> Result<()> {
         let path = host.paths.env_file();
         let settings = Settings::from_env(&self.wanted.env(&path)?, &path)?;
-        edits::refuse(host, &settings).await
+        let image = &settings.litellm_image;
+        advisories::admit(host, &settings, image, accepted, "litellm-units apply")?;
+        edits::refuse(host, &settings).await?;
+        up::refuse_firewall(host).await
     }
 
     /// Puts it in place. Until [`apply`], an interruption undoes it.
@@ -212,7 +213,7 @@ impl Replacement {
         }
         if !self.present.is_empty() {
             let previous = snapshot::keep_files(paths, &self.present)?.to_string();
-            files::write_atomically(&marker(paths), previous.as_bytes(), 0o600)?;
+            files::write_atomically(&paths.applying(), previous.as_bytes(), 0o600)?;
         }
         self.wanted.put(&paths.deployment, &self.present, false)?;
         fail::fail_point!("apply-replaced");
@@ -222,19 +223,15 @@ impl Replacement {
 
 /// Puts back what a [`Replacement`] has replaced that was not applied. Whether there was one.
 pub(crate) fn undo_replacement(paths: &Paths) -> Result<bool> {
-    let name = files::read_existing(&marker(paths))?.unwrap_or_default();
+    let name = files::read_existing(&paths.applying())?.unwrap_or_default();
     let Some(previous) = SnapshotId::find(paths, &String::from_utf8_lossy(&name)) else {
         return Ok(false);
     };
     snapshot::restore_whole(paths, &previous)?;
-    files::remove_existing(&marker(paths))?;
+    files::remove_existing(&paths.applying())?;
     Ok(true)
 }
 
 fn in_clear(env: &EnvFile, path: &Path) -> Result<EnvFile> {
     parse_env(seal::in_clear(env, path)?.expose_secret(), path)
-}
-
-fn marker(paths: &Paths) -> PathBuf {
-    paths.state().join(MARKER)
 }

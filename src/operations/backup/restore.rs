@@ -105,19 +105,15 @@ struct RestoreRecord {
     ready: bool,
 }
 
-fn record_file(paths: &Paths) -> PathBuf {
-    paths.state().join("restore.json")
-}
-
 impl RestoreRecord {
     fn load(paths: &Paths) -> Result<Option<Self>> {
         let hint = "remove it when the gateway serves with the right data";
-        files::load_record(&record_file(paths), hint)
+        files::load_record(&paths.restore_record(), hint)
     }
 
     fn save(&self, paths: &Paths) -> Result<()> {
         make_private(&paths.state())?;
-        files::save_record(&record_file(paths), self)
+        files::save_record(&paths.restore_record(), self)
     }
 
     /// Whether an interruption after the databases were swapped undoes it.
@@ -126,7 +122,7 @@ impl RestoreRecord {
     }
 
     fn remove(paths: &Paths) -> Result<()> {
-        let path = record_file(paths);
+        let path = paths.restore_record();
         std::fs::remove_file(&path).path_context("can't remove", &path)?;
         files::sync_directory(&paths.state())
     }
@@ -520,7 +516,7 @@ pub(crate) async fn resume<'a>(host: &'a Host, settings: &Settings) -> Result<Re
 
 /// Whether [`recover`] has a restore to finish or to undo.
 pub(crate) fn is_unfinished(paths: &Paths) -> bool {
-    record_file(paths).exists()
+    paths.restore_record().exists()
 }
 
 pub(super) async fn recover_with(

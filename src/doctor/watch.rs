@@ -150,7 +150,9 @@ pub(crate) async fn watch(host: &Host) -> Result<()> {
     };
     let written = write_metrics(host, &look).await;
     // Whatever became of the metrics.
-    notify(host, &look).await.and(written)
+    notify(host, &look, written.as_ref().err())
+        .await
+        .and(written)
 }
 
 /// What was seen.
@@ -197,7 +199,7 @@ async fn write_metrics(host: &Host, look: &Look<'_>) -> Result<()> {
     write_here(directory, name, text.as_bytes(), 0o644).and(served)
 }
 
-async fn notify(host: &Host, look: &Look<'_>) -> Result<()> {
+async fn notify(host: &Host, look: &Look<'_>, unwritten: Option<&anyhow::Error>) -> Result<()> {
     let watch = &look.settings.watch;
     let paths = &host.paths;
     let file = paths.runtime_state().join("faults.json");
@@ -217,7 +219,7 @@ async fn notify(host: &Host, look: &Look<'_>) -> Result<()> {
         .and_then(|text| serde_json::from_slice(&text).ok())
         .unwrap_or_default();
     let mut restarts = before.restarts;
-    let mut now = find(host, look, &mut restarts).await?;
+    let mut now = find(host, look, unwritten, &mut restarts).await?;
     let (hidden, known): (Faults, Faults) = before
         .faults
         .into_iter()
@@ -440,6 +442,7 @@ fn lines(faults: &Faults) -> Vec<String> {
 async fn find(
     host: &Host,
     look: &Look<'_>,
+    unwritten: Option<&anyhow::Error>,
     restarts: &mut BTreeMap<String, Restarts>,
 ) -> Result<Faults> {
     let Look {
@@ -465,6 +468,9 @@ async fn find(
     if let Some(problem) = look.problem {
         let words = format!("{problem:#}; the last good one is used; see `litellm-units doctor`");
         add(".env", &words, SIGHTINGS);
+    }
+    if let Some(error) = unwritten {
+        add("metrics", &format!("{error:#}"), SIGHTINGS);
     }
     for service in &stack.reports {
         if let Some((words, sightings)) = of_service(service) {

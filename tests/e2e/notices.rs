@@ -328,7 +328,19 @@ struct Planted {
     metrics: &'static [&'static str],
     /// How root repairs it.
     repair: &'static str,
+    /// Whether the repair ends it at once.
+    ends: bool,
 }
+
+/// The rest of a row.
+#[cfg(feature = "fault-points")]
+const PLAIN: Planted = Planted {
+    plant: |_| {},
+    notices: &[],
+    metrics: &[],
+    repair: ":",
+    ends: true,
+};
 
 /// Makes each start of a unit fail.
 #[cfg(feature = "fault-points")]
@@ -348,12 +360,17 @@ fn spoil(host: &TestHost, unit: &str, lines: &str, then: &str) {
 const RECOVERED: &str = ": recovered after ";
 
 #[cfg(feature = "fault-points")]
-const PLANTED: [Planted; 9] = [
+/// Of each start.
+const FALSE: &str = "ExecStart=\\nExecStart=/bin/false";
+
+#[cfg(feature = "fault-points")]
+const PLANTED: [Planted; 20] = [
     Planted {
         plant: |host| host.systemctl(Who::Root, &["stop", "litellm-redis"]),
         notices: &["redis: inactive (dead)"],
         metrics: &["litellm_units_service_active{service=\"redis\"} 0"],
         repair: "systemctl start litellm-redis",
+        ..PLAIN
     },
     Planted {
         plant: |host| host.systemctl(Who::Root, &["stop", "litellm-postgres"]),
@@ -364,6 +381,7 @@ const PLANTED: [Planted; 9] = [
             "litellm_units_gateway_ready 0",
         ],
         repair: "systemctl start litellm-postgres",
+        ..PLAIN
     },
     Planted {
         plant: |host| host.systemctl(Who::Root, &["stop", "litellm.service"]),
@@ -373,6 +391,7 @@ const PLANTED: [Planted; 9] = [
             "litellm_units_gateway_ready 0",
         ],
         repair: "systemctl start litellm.service",
+        ..PLAIN
     },
     // A crash loop.
     Planted {
@@ -389,6 +408,7 @@ const PLANTED: [Planted; 9] = [
         metrics: &["litellm_units_service_active{service=\"redis\"} 0"],
         repair: "rm -r /run/systemd/system/litellm-redis.service.d; systemctl daemon-reload
                systemctl reset-failed litellm-redis || :; systemctl restart litellm-redis",
+        ..PLAIN
     },
     // An image that can't be pulled.
     Planted {
@@ -396,39 +416,37 @@ const PLANTED: [Planted; 9] = [
             let unit = "litellm-images@redis.service";
             let start = "systemctl stop litellm-redis litellm-images@redis
                 systemctl start --no-block litellm-redis";
-            spoil(host, unit, "ExecStart=\\nExecStart=/bin/false", start);
+            spoil(host, unit, FALSE, start);
         },
         notices: &["litellm-images@redis.service: "],
         metrics: &["litellm_units_failing_blockers 1"],
         repair: "rm -r /run/systemd/system/litellm-images@redis.service.d; systemctl daemon-reload
                systemctl restart litellm-images@redis; systemctl start litellm-redis",
+        ..PLAIN
     },
     Planted {
         plant: |host| {
             let start = "systemctl start litellm-backup || :";
-            spoil(
-                host,
-                "litellm-backup.service",
-                "ExecStart=\\nExecStart=/bin/false",
-                start,
-            );
+            spoil(host, "litellm-backup.service", FALSE, start);
         },
         notices: &["backup: "],
         metrics: &["litellm_units_backup_failed 1"],
         repair: "rm -r /run/systemd/system/litellm-backup.service.d; systemctl daemon-reload
                systemctl start litellm-backup",
+        ..PLAIN
     },
     Planted {
         plant: |host| host.systemctl(Who::Root, &["stop", "litellm-backup.timer"]),
         notices: &["backup: litellm-backup.timer is not active"],
         metrics: &["litellm_units_backup_timer_active 0"],
         repair: "systemctl start litellm-backup.timer",
+        ..PLAIN
     },
     Planted {
         plant: |host| host.systemctl(Who::Root, &["stop", "litellm-wal.timer"]),
         notices: &["archive: litellm-wal.timer is not enabled and active"],
-        metrics: &[],
         repair: "systemctl start litellm-wal.timer",
+        ..PLAIN
     },
     // A change whose process was killed, and which nobody completes.
     Planted {
@@ -436,6 +454,124 @@ const PLANTED: [Planted; 9] = [
         notices: &["operation: "],
         metrics: &["litellm_units_operation_interrupted 1"],
         repair: "litellm-units up",
+        ..PLAIN
+    },
+    Planted {
+        plant: |host| {
+            let start = "systemctl start litellm-wal || :";
+            spoil(host, "litellm-wal.service", FALSE, start);
+        },
+        notices: &["archive: litellm-wal.service failed: "],
+        repair: "rm -r /run/systemd/system/litellm-wal.service.d; systemctl daemon-reload
+               systemctl start litellm-wal",
+        ..PLAIN
+    },
+    Planted {
+        plant: |host| {
+            let start = "systemctl start litellm-recovery || :";
+            spoil(host, "litellm-recovery.service", FALSE, start);
+        },
+        notices: &["litellm-recovery.service: "],
+        repair: "rm -r /run/systemd/system/litellm-recovery.service.d; systemctl daemon-reload
+               systemctl reset-failed litellm-recovery",
+        ..PLAIN
+    },
+    Planted {
+        plant: |host| host.systemctl(Who::Root, &["stop", "litellm-upgrade-check.timer"]),
+        notices: &["timers: litellm-upgrade-check.timer "],
+        repair: "systemctl start litellm-upgrade-check.timer",
+        ..PLAIN
+    },
+    // The host was off for days.
+    Planted {
+        plant: |host| {
+            let script = r#"cd "$1/data/backups"; mkdir /root/kept; mv 2* /root/kept
+                newest=$(ls /root/kept | tail -n 1)
+                cp -a "/root/kept/$newest" "20250101T000000Z-${newest##*-}""#;
+            host.sh(Who::Root, script);
+        },
+        notices: &["backup: "],
+        repair: r#"cd "$1/data/backups"; rm -r 2025*; mv /root/kept/* .; rmdir /root/kept"#,
+        ..PLAIN
+    },
+    Planted {
+        plant: |host| {
+            host.sh(Who::Root, r#"echo LISTEN=nonsense >>"$1/.env""#);
+        },
+        notices: &[".env: "],
+        repair: r#"sed -i '$d' "$1/.env""#,
+        ..PLAIN
+    },
+    Planted {
+        plant: |host| {
+            host.sh(Who::Root, "mv /srv/metrics /srv/away");
+        },
+        notices: &["metrics: "],
+        repair: "mv /srv/away /srv/metrics",
+        ..PLAIN
+    },
+    // A vulnerability that becomes known while the release serves.
+    Planted {
+        plant: |host| {
+            let advisory = r#"{"schema_version": "1.7.3", "id": "GHSA-xxxx-test-0002", "modified": "2026-11-27T00:00:00Z",
+                "summary": "Planted", "affected": [{"package": {"ecosystem": "PyPI", "name": "litellm"},
+                "ranges": [{"type": "ECOSYSTEM", "events": [{"introduced": "0"}]}]}], "references": [],
+                "database_specific": {"severity": "CRITICAL", "exploited": true}}"#;
+            let directory = "/etc/litellm-units/advisories";
+            host.sh(Who::Root, &format!("mkdir -p {directory}"));
+            host.write(Who::Root, &format!("{directory}/planted.json"), advisory);
+        },
+        notices: &["vulnerabilities: attackers use GHSA-xxxx-test-0002"],
+        metrics: &["litellm_units_vulnerabilities{exploited=\"true\"} 1"],
+        repair: "rm -r /etc/litellm-units/advisories",
+        ..PLAIN
+    },
+    // Somebody starts another image than that of the release.
+    Planted {
+        plant: |host| {
+            let script = r"podman commit -q $(podman create --pull=never ghcr.io/berriai/litellm:v1.108.14) localhost/other:1
+                directory=/etc/containers/systemd/litellm.container.d
+                install -d $directory
+                printf '[Container]\nImage=localhost/other:1\n' >$directory/other.conf
+                systemctl daemon-reload
+                systemctl restart litellm.service";
+            host.sh(Who::Root, script);
+        },
+        notices: &["release: "],
+        repair: "rm -r /etc/containers/systemd/litellm.container.d; systemctl daemon-reload
+               systemctl restart litellm.service",
+        ..PLAIN
+    },
+    Planted {
+        plant: |host| {
+            host.sh(Who::Root, r#"mount -t tmpfs -o size=1m planted "$1/logs""#);
+        },
+        notices: &["disk of /opt/litellm-server/logs: "],
+        metrics: &["litellm_units_disk_free_bytes{path=\"/opt/litellm-server/logs\"} 1048576"],
+        repair: r#"umount "$1/logs""#,
+        ..PLAIN
+    },
+    // A unit of the operator's own.
+    Planted {
+        plant: |host| host.systemctl(Who::Root, &["stop", "litellm-extra-filter"]),
+        notices: &["filter: inactive (dead)"],
+        metrics: &["litellm_units_service_active{service=\"filter\"} 0"],
+        repair: "systemctl start litellm-extra-filter",
+        ..PLAIN
+    },
+    // It is back before each look. The restarts of the last 15 minutes count.
+    Planted {
+        plant: |host| {
+            let script = "for _ in 1 2 3; do
+                    systemctl kill --signal KILL litellm-redis
+                    sleep 1
+                    until systemctl is-active -q litellm-redis; do sleep 0.1; done
+                done";
+            host.sh(Who::Root, script);
+        },
+        notices: &["restarts of redis: at least 3 in 15 minutes"],
+        ends: false,
+        ..PLAIN
     },
 ];
 
@@ -453,9 +589,14 @@ fn planted_faults() {
         &[
             ("NOTIFY_COMMAND", "cat >>/root/told"),
             ("METRICS_LISTEN", "127.0.0.1:9157"),
+            ("METRICS_FILE", "/srv/metrics/litellm.prom"),
             ("BACKUP_WAL", "yes"),
         ],
     );
+    let unit =
+        "[Container]\nImage=docker.io/library/redis:7.4.6\nExec=sleep infinity\nStopTimeout=1\n";
+    host.sh(who, r#"mkdir /srv/metrics "$1/extra.d""#);
+    host.write(who, "/opt/litellm-server/extra.d/filter.container", unit);
     host.units(who, &["apply"]).ok();
     host.units(who, &["backup"]).ok();
     let told = |host: &TestHost| host.sh(who, "cat /root/told 2>/dev/null || :");
@@ -487,6 +628,9 @@ fn planted_faults() {
             }
         });
         host.sh(who, fault.repair);
+        if !fault.ends {
+            continue;
+        }
         // Of all that was reported, also beside what was expected: the next row may be about the same.
         host.wait("the end", Duration::from_secs(180), |host| {
             let (told, text) = (told(host), metrics(host));

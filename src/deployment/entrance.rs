@@ -22,6 +22,23 @@ const SITE: &str = "site.caddy";
 /// The port of https.
 const HTTPS: u16 = 443;
 
+/// Paths of inference, with or without `v1/` before them. Everything that is not named is management.
+const INFERENCE: [&str; 13] = [
+    "chat/completions",
+    "completions",
+    "embeddings",
+    "models",
+    "moderations",
+    "rerank",
+    "responses",
+    "messages",
+    "images",
+    "audio",
+    "files",
+    "batches",
+    "realtime",
+];
+
 /// Where the gateway is published: `PUBLIC_URL` and `PUBLIC_ADMIN_FROM`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entrance {
@@ -81,28 +98,15 @@ impl Entrance {
     /// Whether the path could be one of inference without the root: then everything below it would be open.
     #[must_use]
     pub fn is_ambiguous(&self) -> bool {
-        const INFERENCE: [&str; 16] = [
-            "v1",
-            "openai",
-            "health",
-            "chat",
-            "completions",
-            "embeddings",
-            "models",
-            "moderations",
-            "rerank",
-            "responses",
-            "messages",
-            "images",
-            "audio",
-            "files",
-            "batches",
-            "realtime",
-        ];
         let first = self.root.split('/').nth(1).unwrap_or_default();
-        INFERENCE
-            .iter()
-            .any(|word| word.eq_ignore_ascii_case(first))
+        let others = ["v1", "chat", "openai", "health"];
+        { INFERENCE.iter().chain(&others) }.any(|word| word.eq_ignore_ascii_case(first))
+    }
+
+    /// The paths that everyone with a key may call, as a part of a regular expression.
+    #[must_use]
+    pub fn inference(&self) -> String {
+        INFERENCE.join("|")
     }
 
     /// The root path as the beginning of a regular expression.

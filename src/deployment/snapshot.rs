@@ -208,12 +208,10 @@ fn prune(paths: &Paths, current: &SnapshotId) {
         Err(_) => return,
     }
     for record in [paths.applying(), paths.restore_record()] {
-        match files::read_existing(&record) {
-            Ok(text) => {
-                records.push(String::from_utf8_lossy(&text.unwrap_or_default()).into_owned())
-            }
-            Err(_) => return,
-        }
+        let Ok(text) = files::read_existing(&record) else {
+            return;
+        };
+        records.push(String::from_utf8_lossy(&text.unwrap_or_default()).into_owned());
     }
     let Ok(entries) = std::fs::read_dir(paths.snapshots()) else {
         return;

@@ -508,16 +508,35 @@ fn first_steps_and_daily_use() {
         ("docs/configuration.md", Who::Operator),
         ("docs/keys.md", Who::Operator),
         ("docs/notices.md", Who::Operator),
-        ("docs/debugging.md", Who::Operator),
         ("docs/status-json.md", Who::Root),
         ("docs/database.md", Who::Operator),
         ("docs/backup.md", Who::Operator),
-        ("docs/disaster-recovery.md", Who::Operator),
-        ("docs/upgrade.md", Who::Operator),
-        ("docs/trust.md", Who::Operator),
-        ("docs/reverse-proxy.md", Who::Operator),
     ] {
         reader(who, "").follow(&document::markdown(path));
+    }
+}
+
+#[test]
+#[ignore = "takes minutes: part of each release (CONTRIBUTING.md)"]
+fn changes_and_several_hosts() {
+    let package = Package::build("deb");
+    let host = host_for_readers(Who::Root, "docs-changes");
+    let reader = Reader {
+        host: &host,
+        who: Who::Operator,
+        prelude: "",
+    };
+    host.put(&package.path, "/root/");
+    host.sh(Who::Root, "apt-get install -y /root/litellm-units_*.deb");
+    host.units(Who::Root, &["up"]).ok();
+    for page in [
+        "debugging",
+        "disaster-recovery",
+        "upgrade",
+        "trust",
+        "reverse-proxy",
+    ] {
+        reader.follow(&document::markdown(&format!("docs/{page}.md")));
     }
 
     // Two names of this host stand for the several hosts; root of each knows the operator's key.
@@ -532,9 +551,9 @@ fn first_steps_and_daily_use() {
            printf '[[host]]\nssh = "root@gateway-1"\n[[host]]\nssh = "root@gateway-2"\n' >/home/operator/fleet/fleet.toml
            chown -R operator: /home/operator"#,
     );
-    reader(Who::Operator, "").follow(&document::markdown("docs/several-hosts.md"));
+    reader.follow(&document::markdown("docs/several-hosts.md"));
     // The last, since another host could not open what is sealed.
-    reader(Who::Operator, "").follow(&document::markdown("docs/sealed-secrets.md"));
+    reader.follow(&document::markdown("docs/sealed-secrets.md"));
 }
 
 #[test]

@@ -134,6 +134,13 @@ impl ImagesLock {
             .find_map(|locked| locked.version.as_deref())
     }
 
+    /// LiteLLM's version in the image that a reference means, if a container of it was asked.
+    #[must_use]
+    pub fn known_version(&self, image: &ImageReference) -> Option<&str> {
+        let own = self.get(image).and_then(|locked| locked.version.as_deref());
+        own.or_else(|| self.version_of(&self.identity(image)?.digest))
+    }
+
     /// The reference with its digest, as far as one is known.
     #[must_use]
     pub fn pin(&self, image: &ImageReference) -> String {

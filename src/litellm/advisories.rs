@@ -45,6 +45,8 @@ pub(crate) struct Advisories {
     listed: Vec<Entry>,
     /// Files of advisories that can't be read, and why.
     faults: Vec<String>,
+    /// The versions of images that were asked.
+    images: ImagesLock,
 }
 
 #[derive(Clone, Debug)]
@@ -104,7 +106,20 @@ impl Advisories {
             }
         }
         all.add(own);
+        // A damaged one is reported by whoever needs its digests.
+        all.images = ImagesLock::load(&paths.images_lock()).unwrap_or_default();
         Ok(all)
+    }
+
+    /// The release of one of LiteLLM's images, if its tag names one, or else a container of it said so.
+    pub(crate) fn release(&self, image: &ImageReference) -> Option<Release> {
+        self.releases(image).next()
+    }
+
+    fn releases(&self, image: &ImageReference) -> impl Iterator<Item = Release> {
+        let tag = image.tag().filter(|_| image.is_litellm());
+        let known = self.images.known_version(image);
+        { tag.and_then(Release::of_tag).into_iter() }.chain(known.and_then(Release::of_version))
     }
 
     /// Loads those that come with the program.
@@ -121,6 +136,7 @@ impl Advisories {
             known: known.collect(),
             listed: Vec::new(),
             faults: Vec::new(),
+            images: ImagesLock::default(),
         })
     }
 
@@ -186,17 +202,20 @@ impl Advisories {
                 });
             }
         }
-        let Some(release) = release(image) else {
-            return Ok(());
-        };
-        for Known {
-            vulnerability,
-            place,
-        } in &self.known
+        let malicious = self
+            .known
+            .iter()
+            .filter(|known| known.vulnerability.malicious);
+        for (
+            release,
+            Known {
+                vulnerability,
+                place,
+            },
+        ) in self
+            .releases(image)
+            .flat_map(|release| malicious.clone().map(move |known| (release.clone(), known)))
         {
-            if !vulnerability.malicious {
-                continue;
-            }
             let listed = vulnerability
                 .lists(&release)
                 .or_else(|| vulnerability.affects(&release).then_some(&release));
@@ -253,7 +272,7 @@ impl Advisories {
                 .hint("download the file again (https://osv.dev), or remove it")
                 .into());
         }
-        let Some(release) = release(image) else {
+        let Some(release) = self.release(image) else {
             return Ok(None);
         };
         let mut vulnerabilities: Vec<KnownVulnerability> = self
@@ -286,14 +305,6 @@ impl Advisories {
             .map(|known| &known.vulnerability)
             .filter(|vulnerability| vulnerability.affects(release))
     }
-}
-
-/// The release of one of LiteLLM's images, if its tag names one.
-pub(crate) fn release(image: &ImageReference) -> Option<Release> {
-    image
-        .tag()
-        .filter(|_| image.is_litellm())
-        .and_then(Release::of_tag)
 }
 
 /// A vulnerability that a release has.
@@ -420,7 +431,7 @@ impl Judgement {
 
 /// Admits the gateway's image to the deployment, with a warning if its release has known
 /// vulnerabilities. `accepted`: those that the command line accepts in addition to `.env`. `again`:
-/// the command that the hint repeats.
+/// the command that the hint repeats, if it is known.
 pub(crate) fn admit(
     host: &Host,
     settings: &Settings,
@@ -435,10 +446,10 @@ pub(crate) fn admit(
         return Ok(());
     }
     let accepted = [settings.accepted.as_slice(), accepted].concat();
-    let Some(release) = release(image) else {
+    let Some(release) = advisories.release(image) else {
         return Ok(());
     };
-    let is_deployed = is_deployed(paths, &release)?;
+    let is_deployed = is_deployed(paths, &advisories, &release)?;
     let judgement = match advisories.judge(image, &accepted) {
         Ok(Some(judgement)) => judgement,
         Ok(None) => return Ok(()),
@@ -467,16 +478,20 @@ pub(crate) fn admit(
         Some(safe) => format!("use LiteLLM {safe} or later"),
         None => "wait for a release that fixes them".into(),
     };
+    let flag = match again {
+        "" => format!("add `--accept-vulnerability {all}` to the command"),
+        again => format!("`{again} --accept-vulnerability {all}`"),
+    };
     Err(Failure::config(message)
         .hint(format!(
-            "{instead}, or accept the risk: `{again} --accept-vulnerability {all}`, or {ACCEPT_VULNERABILITIES}={all} in .env"
+            "{instead}, or accept the risk: {flag}, or {ACCEPT_VULNERABILITIES}={all} in .env"
         ))
         .into())
 }
 
 /// Whether the deployment has this release already: it is recorded as the current one, was the last
 /// one to be ready, or is named by the installed unit.
-fn is_deployed(paths: &Paths, release: &Release) -> Result<bool> {
+fn is_deployed(paths: &Paths, advisories: &Advisories, release: &Release) -> Result<bool> {
     let ledger = Ledger::load(paths)?;
     let recorded = ledger.current().and_then(RecordedRelease::gateway);
     let good =
@@ -484,7 +499,7 @@ fn is_deployed(paths: &Paths, release: &Release) -> Result<bool> {
     let good = good
         .as_ref()
         .and_then(|env| env.get(Service::Litellm.image_variable()));
-    let is_it = |image: &ImageReference| self::release(image).is_some_and(|it| it == *release);
+    let is_it = |image: &ImageReference| advisories.release(image).is_some_and(|it| it == *release);
     Ok(recorded
         .map(|recorded| recorded.reference.as_str())
         .into_iter()
@@ -557,6 +572,26 @@ mod tests {
         ] {
             assert_eq!(said(&all, image, None), "may run", "{image}");
         }
+    }
+
+    #[test]
+    fn releases_that_no_tag_tells() {
+        let mut all = Advisories::shipped().unwrap();
+        let name = format!("ghcr.io/berriai/litellm:main-stable@{}", digest("a"));
+        let same = image(&format!("mirror.local/llm@{}", digest("a")));
+        assert!(all.judge(&image(&name), &[]).unwrap().is_none());
+        all.images.set_version(&image(&name), "1.82.7");
+        for image in [name.as_str(), same.as_str()] {
+            assert!(said(&all, image, None).contains(" is LiteLLM 1.82.7, a compromised release"));
+        }
+        all.images.set_version(&image(&name), "1.81.16");
+        assert!(
+            !all.judge(&same, &[])
+                .unwrap()
+                .unwrap()
+                .exploited()
+                .is_empty()
+        );
     }
 
     #[test]

@@ -19,6 +19,7 @@ use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::host::paths::Paths;
 use crate::image::ImageReference;
+use crate::litellm::advisories::{self, Advisories};
 use crate::litellm::release::Release as Version;
 use crate::random::hex;
 use crate::service::Service;
@@ -371,6 +372,9 @@ pub(crate) async fn check(host: &Host, settings: &Settings) -> Result<ProbedRele
     }
     if lock.set_version(image, version) {
         lock.save(&path)?;
+        // Its tag may have told nothing, or something else.
+        Advisories::load(&host.paths)?.refuse(&host.paths, settings, &lock)?;
+        advisories::admit(host, settings, image, &[], "")?;
     }
     Ok(release)
 }

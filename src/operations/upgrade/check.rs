@@ -136,7 +136,7 @@ impl ReleaseReport {
         tags: Result<Vec<String>>,
     ) -> Result<Self> {
         let judgement = advisories.judge(image, accepted)?;
-        let release = advisories::release(image);
+        let release = advisories.release(image);
         let (tags, error) = match tags {
             Ok(tags) => (tags, None),
             Err(error) => (Vec::new(), Some(format!("{error:#}"))),

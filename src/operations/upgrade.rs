@@ -371,7 +371,7 @@ pub(crate) async fn recover(host: &Host, timeout: Duration) -> Result<()> {
     }
     let forward = match found.step {
         Step::Ready => true,
-        Step::Switching => data_replaced || run.serves(&run.operation.to.clone()).await,
+        Step::Switching => data_replaced || run.serves().await,
         _ => false,
     };
     if forward {
@@ -382,6 +382,7 @@ pub(crate) async fn recover(host: &Host, timeout: Duration) -> Result<()> {
         };
     }
     if run.backup.is_none() {
+        run.lock_previous()?;
         run.end(OperationOutcome::Undone, Some("interrupted".into()))?;
         host.progress.say("nothing was changed");
         return Ok(());
@@ -605,16 +606,22 @@ impl Run<'_> {
         Ok(())
     }
 
-    /// Whether the gateway is ready and runs the image of that name.
-    async fn serves(&self, reference: &str) -> bool {
-        let from = self.operation.from.gateway();
-        let pinned = match from.filter(|from| from.reference == reference) {
-            Some(from) => from.pinned(),
-            None => match ImagesLock::load(&self.host.paths.images_lock()) {
-                Ok(lock) => lock.pin_text(reference),
-                Err(_) => return false,
-            },
+    /// Has the tags mean what they meant before.
+    fn lock_previous(&self) -> Result<()> {
+        for image in self.operation.from.all() {
+            if let Ok(reference) = ImageReference::parse(&image.reference) {
+                self.lock(&reference, image.identity.clone())?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the gateway is ready and runs the new image. It may have the tag of the previous one.
+    async fn serves(&self) -> bool {
+        let Ok(lock) = ImagesLock::load(&self.host.paths.images_lock()) else {
+            return false;
         };
+        let pinned = lock.pin_text(&self.operation.to);
         let Ok(client) = Client::local(&self.host.paths, TIMEOUT) else {
             return false;
         };
@@ -663,7 +670,10 @@ impl Run<'_> {
             .unwrap_or("fix what the lines above name, then try again; see what was done: `litellm-units history`")
             .to_owned();
         if self.backup.is_none() {
-            return match self.end(OperationOutcome::Undone, reason) {
+            let ended = self
+                .lock_previous()
+                .and_then(|()| self.end(OperationOutcome::Undone, reason));
+            return match ended {
                 Ok(()) => Failure::new(format!("the {verb} to {to} failed; nothing was changed"))
                     .hint(hint)
                     .caused_by(error)
@@ -723,11 +733,9 @@ impl Run<'_> {
         let settings = Settings::from_text(&snapshot::env(&host.paths, &configuration)?, &path)?;
         if self.switched {
             self.replace_configuration(&configuration)?;
-            for image in self.operation.from.all() {
-                if let Ok(reference) = ImageReference::parse(&image.reference) {
-                    self.lock(&reference, image.identity.clone())?;
-                }
-            }
+        }
+        self.lock_previous()?;
+        if self.switched {
             self.install().await?;
         }
         fail::fail_point!("undo-configured");

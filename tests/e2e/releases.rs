@@ -225,4 +225,14 @@ fn an_image_that_is_built_here() {
     host.units(who, &["pull", "--accept"]).ok();
     host.units(who, &["up"]).ok();
     serves("changed");
+
+    // A rollback that fails before the switch leaves the tag as it was.
+    let lock = || host.sh(who, "cat /opt/litellm-server/images.lock");
+    let before = lock();
+    host.sh(who, "podman image prune -f");
+    let ran = host.units(who, &["rollback", "--keep-data", "--settle", "0"]);
+    assert!(ran.stderr.contains("nothing was changed"), "{ran:?}");
+    assert_eq!(lock(), before);
+    host.units(who, &["up"]).ok();
+    serves("changed");
 }

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeMap;
 use std::ffi::OsStr;
-use std::path::{Path, PathBuf};
+use std::fs::File;
+use std::io::Read;
+use std::path::{Component, Path, PathBuf};
 use std::process::Stdio;
 use std::time::{Duration, Instant};
 
@@ -22,6 +24,11 @@ pub(crate) const BY_HAND: &str = "docs/from-docker-compose.md, \"By hand\"";
 const SETTLING: Duration = Duration::from_secs(3);
 /// Interval between two looks at containers.
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
+/// What a copy of a configuration has at most.
+const MOST_ENTRIES: u64 = 500;
+const MOST_BYTES: u64 = 64 << 20;
+/// How long such a copy may take.
+const COPY_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// The Docker of a host.
 #[derive(Clone, Debug)]
@@ -445,6 +452,9 @@ impl Docker {
     }
 
     /// Copies a file or a directory out of a container, which need not run.
+    ///
+    /// # Errors
+    /// When Docker refuses, it has more than a configuration has, or it takes longer than two minutes.
     pub(crate) async fn copy(&self, container: &str, path: &str, to: &Path) -> Result<()> {
         let from = format!("{container}:{path}");
         // An archive, which ssh brings as well, with one entry: the file or the directory.
@@ -457,30 +467,105 @@ impl Docker {
             .spawn()
             .context("can't run docker")?;
         let archive = docker.stdout.take().context("docker has no stdout")?;
-        let archive: Stdio = archive.try_into().context("can't read from docker")?;
-        let mut tar = Command::new("tar");
-        tar.args(["-x", "--no-same-owner", "--no-same-permissions", "-C"])
-            .arg(&inside);
-        tar.stdin(archive).stderr(Stdio::null()).kill_on_drop(true);
-        let (tar, docker) = tokio::join!(tar.status(), docker.wait_with_output());
-        let docker = docker.context("can't run docker")?;
-        if !docker.status.success() {
-            let words = String::from_utf8_lossy(&docker.stderr);
-            return Err(Failure::new(format!("docker: {}", words.trim())).into());
-        }
-        let mut entries = std::fs::read_dir(&inside).path_context("can't read", &inside)?;
-        match entries.next() {
-            Some(Ok(entry)) if tar.is_ok_and(|status| status.success()) => {
-                std::fs::rename(entry.path(), to).path_context("can't move", entry.path())
+        let archive = File::from(archive.into_owned_fd().context("can't read from docker")?);
+        let copy = async {
+            let place = inside.clone();
+            let unpacked = tokio::task::spawn_blocking(move || unpack(archive, &place)).await?;
+            if let Ok(false) = unpacked {
+                return Err(Failure::new(format!(
+                    "{path} of the old gateway has more than {MOST_ENTRIES} files or {} MiB",
+                    MOST_BYTES >> 20
+                ))
+                .hint("in the compose file, mount the configuration and its files alone, and run `docker compose up -d`")
+                .into());
             }
-            _ => anyhow::bail!("can't unpack {path} of {container}"),
+            let docker = docker
+                .wait_with_output()
+                .await
+                .context("can't run docker")?;
+            if !docker.status.success() {
+                let words = String::from_utf8_lossy(&docker.stderr);
+                return Err(Failure::new(format!("docker: {}", words.trim())).into());
+            }
+            unpacked.map(drop).map_err(anyhow::Error::from)
+        };
+        let copied = tokio::time::timeout(COPY_TIMEOUT, copy).await;
+        copied
+            .unwrap_or_else(|_| {
+                Err(anyhow::anyhow!(
+                    "no answer within {} s",
+                    COPY_TIMEOUT.as_secs()
+                ))
+            })
+            .with_context(|| format!("can't copy {path} of {container}"))?;
+        let entry = std::fs::read_dir(&inside)
+            .path_context("can't read", &inside)?
+            .next();
+        let entry = entry.with_context(|| format!("{path} of {container} is empty"))?;
+        let entry = entry.path_context("can't read", &inside)?.path();
+        std::fs::rename(&entry, to).path_context("can't move", &entry)
+    }
+}
+
+/// Unpacks an archive of Docker. Returns whether it was all, or too much.
+fn unpack(archive: impl Read, to: &Path) -> std::io::Result<bool> {
+    let (mut count, mut bytes) = (0, 0);
+    for entry in tar::Archive::new(archive).entries()? {
+        let mut entry = entry?;
+        count += 1;
+        bytes += entry.size();
+        if count > MOST_ENTRIES || bytes > MOST_BYTES {
+            return Ok(false);
+        }
+        let path = entry.path()?.into_owned();
+        let is_inside = |part| matches!(part, Component::Normal(_) | Component::CurDir);
+        if !entry.header().entry_type().is_dir() {
+            entry.unpack_in(to)?;
+        } else if path.components().all(is_inside) {
+            // Not with its own mode, which may be one that lets nothing in.
+            std::fs::create_dir_all(to.join(path))?;
         }
     }
+    Ok(true)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn no_more_than_a_configuration_is_unpacked() {
+        let place = tempfile::tempdir().unwrap();
+        let archive = |sizes: &[(&str, u64)]| {
+            let mut archive = tar::Builder::new(Vec::new());
+            let mut header = tar::Header::new_gnu();
+            header.set_entry_type(tar::EntryType::Directory);
+            header.set_size(0);
+            header.set_mode(0);
+            archive.append_data(&mut header, "config", &[][..]).unwrap();
+            for (name, size) in sizes {
+                let mut header = tar::Header::new_gnu();
+                header.set_size(*size);
+                header.set_mode(0o4755);
+                let bytes = std::io::repeat(b'x').take(*size);
+                archive.append_data(&mut header, name, bytes).unwrap();
+            }
+            archive.into_inner().unwrap()
+        };
+        let small = archive(&[("config/a.py", 3)]);
+        assert!(unpack(&*small, place.path()).unwrap());
+        let file = place.path().join("config/a.py");
+        assert_eq!(std::fs::read_to_string(&file).unwrap(), "xxx");
+        let mode = std::os::unix::fs::PermissionsExt::mode(&file.metadata().unwrap().permissions());
+        assert_eq!(mode & 0o7000, 0);
+        assert!(unpack(&small[..700], place.path()).is_err());
+        let large = archive(&[("config/data", MOST_BYTES + 1), ("config/never", 1)]);
+        assert!(!unpack(&*large, place.path()).unwrap());
+        assert!(!place.path().join("config/data").exists());
+        let names: Vec<String> = (0..MOST_ENTRIES).map(|n| format!("config/{n}")).collect();
+        let many: Vec<_> = names.iter().map(|name| (&**name, 1)).collect();
+        assert!(!unpack(&*archive(&many), place.path()).unwrap());
+    }
 
     #[test]
     fn a_directory_behind_a_link() {

@@ -468,6 +468,9 @@ fn on_the_host(file: &str, paths: &Paths) -> Option<PathBuf> {
         .then(|| directory.join(inside))
 }
 
+/// How a master key is replaced.
+pub(crate) const ANOTHER_KEY: &str = "while the gateway runs: `litellm-units secrets rotate master`; else write another one into .env, such as `echo sk-$(openssl rand -hex 32)` prints";
+
 /// Finds a publicly known master key, with which LiteLLM does not start. `text` is the gateway's
 /// configuration.
 fn weak_master_key(
@@ -477,17 +480,11 @@ fn weak_master_key(
     settings: &Settings,
 ) -> Option<ConfigFinding> {
     const NAME: &str = "LITELLM_MASTER_KEY";
-    const PERMITTED: &str = "dangerously_permit_weak_or_unset_master_key";
     let key = settings.master_key.in_clear()?;
     if !contract::is_publicly_known(key.expose_secret(), contract::PUBLICLY_KNOWN_KEYS) {
         return None;
     }
-    let root = yaml::parse(text).ok().flatten();
-    let permitted = root
-        .as_ref()
-        .and_then(|root| setting(root, "general_settings", PERMITTED)?.text())
-        .or(env.get("LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY"))
-        .is_some_and(|value| value.eq_ignore_ascii_case("true") || value == "1");
+    let permitted = permits_weak_master_key(text, env);
     let since = contract::REFUSES_WEAK_KEYS;
     let version = settings.litellm_image.tag().and_then(Release::of_tag);
     let refused = !permitted && version.is_some_and(|version| version.is_from(since));
@@ -499,11 +496,20 @@ fn weak_master_key(
     } else {
         (Severity::Warning, format!("{NAME} is publicly known"))
     };
-    let hint = "while the gateway runs: `litellm-units secrets rotate master`; else write another one, such as `echo sk-$(openssl rand -hex 32)` prints";
     Some(ConfigFinding {
         severity,
-        ..ConfigFinding::of_variable(env, path, NAME, message, hint)
+        ..ConfigFinding::of_variable(env, path, NAME, message, ANOTHER_KEY)
     })
+}
+
+/// Whether LiteLLM starts with a publicly known master key nevertheless.
+pub(crate) fn permits_weak_master_key(text: &str, env: &EnvFile) -> bool {
+    const PERMITTED: &str = "dangerously_permit_weak_or_unset_master_key";
+    let root = yaml::parse(text).ok().flatten();
+    root.as_ref()
+        .and_then(|root| setting(root, "general_settings", PERMITTED)?.text())
+        .or(env.get("LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY"))
+        .is_some_and(|value| value.eq_ignore_ascii_case("true") || value == "1")
 }
 
 /// Whether the gateway encrypts credentials with AES-256-GCM. One that can't be read does not.

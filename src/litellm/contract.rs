@@ -14,12 +14,13 @@ use sha2::{Digest, Sha256};
 
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::installed_release;
-use crate::deployment::settings::{Settings, place_of};
+use crate::deployment::settings::{Settings, load_env, place_of};
 use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::host::paths::Paths;
 use crate::image::ImageReference;
 use crate::litellm::advisories::{self, Advisories};
+use crate::litellm::config;
 use crate::litellm::release::Release as Version;
 use crate::random::hex;
 use crate::service::Service;
@@ -361,13 +362,15 @@ pub(crate) async fn check(host: &Host, settings: &Settings) -> Result<ProbedRele
         .hint("choose a release that this version of litellm-units was tested with, or install a newer litellm-units")
         .into());
     }
+    let configuration = std::fs::read_to_string(host.paths.config_file()).unwrap_or_default();
     if let Some(key) = settings.master_key.in_clear()
         && is_publicly_known(key.expose_secret(), &release.weak_keys)
+        && !config::permits_weak_master_key(&configuration, &load_env(&host.paths.env_file())?)
     {
         return Err(Failure::config(format!(
             "LiteLLM {version} does not start with LITELLM_MASTER_KEY, which is publicly known"
         ))
-        .hint("make a new one: `litellm-units secrets rotate master`")
+        .hint(config::ANOTHER_KEY)
         .into());
     }
     if lock.set_version(image, version) {

@@ -25,7 +25,7 @@ use super::install::{self, ReleaseTarget};
 use super::{stack, upgrade};
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::sealed::Vault;
-use crate::deployment::settings::{Settings, load_env, text_of};
+use crate::deployment::settings::{Database, Settings, load_env, text_of};
 use crate::deployment::snapshot;
 use crate::error::{Failure, PathContext, Result};
 use crate::host::Host;
@@ -48,8 +48,6 @@ pub(crate) const COMMAND: &str = "import";
 const STOP_TIMEOUT: &str = "60";
 /// For the old gateway's container to decrypt one value.
 const PROOF_TIMEOUT: Duration = Duration::from_secs(60);
-/// Files beside the configuration: more is no configuration.
-const MOST_FILES: usize = 500;
 
 /// What is counted for the operator, by table.
 const COUNTED: [(&str, &str); 5] = [
@@ -209,6 +207,24 @@ impl Import {
                 self.differing.push(name.to_owned());
             }
         }
+        let is_local = |settings: Settings| matches!(settings.database, Database::Local { .. });
+        let of_plan = is_local(Settings::from_env(&self.plan.env, path)?);
+        if is_local(Settings::load(path)?) != of_plan {
+            let (kept, old) = if of_plan {
+                ("an external", "one of its own")
+            } else {
+                ("a local", "an external one")
+            };
+            return Err(Failure::config(format!(
+                "{}, which an earlier import has written, names {kept} database, and the old gateway has {old}",
+                path.display()
+            ))
+            .hint(format!(
+                "move {} away, then run the same command again, which writes a new one",
+                path.display()
+            ))
+            .into());
+        }
         match &self.plan.salt {
             Some(salt) if self.differing.iter().any(|name| name == SALT) => {
                 Err(Failure::config(format!(
@@ -362,6 +378,7 @@ impl Import {
         systemd.disable("litellm.target").await?;
         systemd.reload().await?;
         config::refuse_errors(host)?;
+        config::warn(host)?;
         install::pull_missing(host, &prepared, target).await?;
         let settings = prepared.installed();
         contract::check_once(host, settings).await?;
@@ -517,11 +534,6 @@ impl Import {
                     "{} of the old gateway is not copied, since it is no regular file: if the gateway needs it, copy its content into config/",
                     Path::new(from).join(inside).display()
                 ));
-            }
-            if found.len() > MOST_FILES {
-                return Err(Failure::new(format!("{from} of the old gateway has {} files", found.len()))
-                    .hint("in the compose file, mount the configuration and its files alone, and run `docker compose up -d`")
-                    .into());
             }
             for file in found {
                 let inside = file.strip_prefix(&copy).unwrap_or(Path::new(""));

@@ -11,6 +11,7 @@ use super::backup::database::Server;
 use super::postgres;
 use super::rotation::{self, Login};
 use super::stack::{self, address};
+use crate::deployment::env_file::EnvFile;
 use crate::deployment::sealed::SecretValue;
 use crate::deployment::settings::{self, Cache, Database, Settings, load_env};
 use crate::deployment::snapshot::{self, SnapshotId};
@@ -269,10 +270,22 @@ fn refusal(login: Login, edited: &[&str]) -> Option<Refusal> {
     }
 }
 
-/// Refuses a server whose name is one word that neither this host nor Podman knows, such as the name of a service in a
+/// An external server that this host does not know.
+pub(crate) struct UnknownServer {
+    /// The variable that names it.
+    pub(crate) variable: &'static str,
+    pub(crate) name: String,
+    /// What is used without the variable.
+    local: &'static str,
+}
+
+/// Finds a server whose name is one word that neither this host nor Podman knows, such as the name of a service in a
 /// compose file. Such a name of the network's own may be in the host's search domain, so the host is asked.
-pub(crate) async fn refuse_unknown_servers(host: &Host, settings: &Settings) -> Result<()> {
-    let path = host.paths.env_file();
+pub(crate) async fn unknown_server(
+    host: &Host,
+    env: &EnvFile,
+    settings: &Settings,
+) -> Result<Option<UnknownServer>> {
     let mut servers = Vec::new();
     if let Database::External { url } = &settings.database
         && let Some(url) = url.in_clear()
@@ -282,7 +295,7 @@ pub(crate) async fn refuse_unknown_servers(host: &Host, settings: &Settings) -> 
         servers.push(("DATABASE_URL", server.to_owned(), "the local PostgreSQL"));
     }
     if matches!(settings.cache, Cache::External)
-        && let Some(server) = load_env(&path)?.get("REDIS_HOST")
+        && let Some(server) = env.get("REDIS_HOST")
     {
         servers.push(("REDIS_HOST", server.to_owned(), "the local Redis"));
     }
@@ -300,16 +313,39 @@ pub(crate) async fn refuse_unknown_servers(host: &Host, settings: &Settings) -> 
         if host.podman().await?.exists("container", &server).await? {
             continue;
         }
-        return Err(Failure::config(format!(
-            "{} names the server {server}, and this host knows no such name",
-            place(host, name)
-        ))
-        .hint(format!(
-            "{server} may be a service of a compose file: remove {name} to use {local}, or write the full name or the address of the server"
-        ))
-        .into());
+        return Ok(Some(UnknownServer {
+            variable: name,
+            name: server,
+            local,
+        }));
     }
-    Ok(())
+    Ok(None)
+}
+
+/// Refuses an [`UnknownServer`].
+pub(crate) async fn refuse_unknown_servers(host: &Host, settings: &Settings) -> Result<()> {
+    let path = host.paths.env_file();
+    // Without the file, every server is local.
+    if !path.exists() {
+        return Ok(());
+    }
+    let env = load_env(&path)?;
+    let Some(UnknownServer {
+        variable,
+        name,
+        local,
+    }) = unknown_server(host, &env, settings).await?
+    else {
+        return Ok(());
+    };
+    Err(Failure::config(format!(
+        "{} names the server {name}, and this host knows no such name",
+        place(host, variable)
+    ))
+    .hint(format!(
+        "{name} may be a service of a compose file: remove {variable} to use {local}, or write the full name or the address of the server"
+    ))
+    .into())
 }
 
 /// Whether a name has no domain, so that its meaning depends on who asks.
@@ -325,7 +361,6 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::deployment::env_file::EnvFile;
 
     fn settings(edits: &[(&str, &str)]) -> Settings {
         let mut env = EnvFile::parse(

@@ -22,7 +22,7 @@ use super::backup::database::Server;
 use super::backup::restore::{Restore, RestoreOptions};
 use super::backup::{self, BackupOptions};
 use super::install::{self, ReleaseTarget};
-use super::{stack, upgrade};
+use super::{edits, stack, upgrade};
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::sealed::Vault;
 use crate::deployment::settings::{Database, Settings, load_env, text_of};
@@ -243,7 +243,17 @@ impl Import {
 
     /// Refuses settings that the new deployment could not have.
     async fn refuse_unusable(&self, host: &Host) -> Result<()> {
-        Settings::from_env(&self.plan.env, &host.paths.env_file())?;
+        let settings = Settings::from_env(&self.plan.env, &host.paths.env_file())?;
+        if let Some(unknown) = edits::unknown_server(host, &self.plan.env, &settings).await? {
+            let (variable, name) = (unknown.variable, unknown.name);
+            return Err(Failure::new(format!(
+                "the old gateway reaches the server {name} ({variable}) by a name that this host does not know"
+            ))
+            .hint(format!(
+                "it may be a service whose network the gateway shares, or of `extra_hosts`: in the compose file, write the full name or the address of the server into {variable}, and run `docker compose up -d`"
+            ))
+            .into());
+        }
         let image = self.plan.image.as_str();
         if self.plan.digest.is_none() && !host.podman().await?.has_image(image).await? {
             let from = self.record.from.as_ref();

@@ -7,6 +7,7 @@ is not imported, since that takes as much memory as a second gateway.
 import base64
 import hashlib
 import json
+import re
 import sys
 
 # Before values that are encrypted with AES-256-GCM (general_settings.encryption_algorithm).
@@ -15,6 +16,8 @@ GCM = "v2:gcm:"
 given = json.load(sys.stdin)
 key = hashlib.sha256(given["salt"].encode()).digest()
 is_gcm = given["value"].startswith(GCM)
+if not is_gcm and re.match("v[0-9]+:gcm:", given["value"]):
+    sys.exit("a form that is not known here")
 if is_gcm:
     from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 else:

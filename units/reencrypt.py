@@ -38,7 +38,7 @@ FROM information_schema.columns JOIN information_schema.tables USING (table_sche
 WHERE table_schema = current_schema() AND table_type = 'BASE TABLE' AND table_name LIKE 'LiteLLM\\_%'
 AND table_name !~ 'SpendLog|ErrorLog|Daily' AND data_type IN ('text', 'character varying', 'json', 'jsonb')"""
 # What can hold an encrypted value: the shortest has 56 characters.
-LIKELY = "~ 'v2:gcm:|[A-Za-z0-9_+/-]{54}'"
+LIKELY = "~ 'v[0-9]+:gcm:|[A-Za-z0-9_+/-]{54}'"
 
 
 class Walk:
@@ -76,6 +76,8 @@ class Walk:
 def encrypted(stored, plain):
     if stored.startswith("v2:gcm:"):
         return _encrypt_aes_gcm(value=plain, signing_key=given["to"])
+    if ":gcm:" in stored:
+        raise SystemExit(f"values are encrypted in a form that is not known here ({stored[:7]}); nothing was changed")
     return encrypt_value_helper(plain, given["to"])
 
 

@@ -92,7 +92,7 @@ SELECT format('SELECT migration_name, finished_at IS NULL, rolled_back_at IS NUL
 ";
 
 /// Looks at whole rows: LiteLLM keeps encrypted values in columns and in JSON. Logs and sums hold none.
-const AES_GCM: &str = r"SELECT format('SELECT %L FROM %I.%I row WHERE row::text LIKE %L LIMIT 1', tablename, schemaname, tablename, '%v2:gcm:%') FROM pg_tables WHERE tablename LIKE 'LiteLLM\_%' AND tablename !~ 'Log|Daily' ORDER BY tablename \gexec
+const AES_GCM: &str = r"SELECT format('SELECT %L FROM %I.%I row WHERE row::text ~ %L LIMIT 1', tablename, schemaname, tablename, 'v[0-9]+:gcm:') FROM pg_tables WHERE tablename LIKE 'LiteLLM\_%' AND tablename !~ 'Log|Daily' ORDER BY tablename \gexec
 ";
 
 /// The tables in which LiteLLM keeps what it encrypts, each with what is true of such a row. Not every release has every
@@ -111,7 +111,7 @@ FROM pg_tables JOIN (VALUES
 ";
 
 /// One encrypted value of each table that LiteLLM keeps such values in as JSON.
-const ENCRYPTED_VALUES: &str = r"SELECT format($$SELECT value FROM %I.%I, jsonb_each_text((%I #>> '{}')::jsonb) WHERE value ~ '^(v2:gcm:.*|[A-Za-z0-9_+/=-]{54,})$' LIMIT 1$$, table_schema, table_name, column_name)
+const ENCRYPTED_VALUES: &str = r"SELECT format($$SELECT value FROM %I.%I, jsonb_each_text((%I #>> '{}')::jsonb) WHERE value ~ '^(v[0-9]+:gcm:.*|[A-Za-z0-9_+/=-]{54,})$' LIMIT 1$$, table_schema, table_name, column_name)
 FROM information_schema.columns WHERE (table_name, column_name) IN (('LiteLLM_CredentialsTable', 'credential_values'), ('LiteLLM_ProxyModelTable', 'litellm_params')) ORDER BY table_name \gexec
 ";
 

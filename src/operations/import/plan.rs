@@ -131,7 +131,10 @@ impl Plan {
         let gateway = chosen.gateway();
         let (image, digest) = images::image(gateway, docker_image)?;
         let config = inside.config.as_deref();
-        let old = rewrite::Old::read(config.unwrap_or_default(), &gateway.config.env)?;
+        let mut env = gateway.config.env.clone();
+        // LiteLLM joins the parts of one before it reads its configuration.
+        env.extend(servers::database_url(&env).map(|url| ("DATABASE_URL".into(), url)));
+        let old = rewrite::Old::read(config.unwrap_or_default(), &env)?;
         let mut own = gateway.config.env.clone();
         let moved = old.env.iter().filter(|(name, _)| is_of_units(name));
         own.extend(moved.map(|(name, value)| (name.clone(), value.clone())));

@@ -280,7 +280,8 @@ mod tests {
             let env = &mut container.config.env;
             env.insert("DATABASE_SCHEMA".into(), "my llm".into());
         }
-        let plan = plan(&all, "/root/rec/parts", Some("gateway"), None).unwrap();
+        let config = "general_settings:\n  database_url: os.environ/DATABASE_URL\n";
+        let plan = plan(&all, "/root/rec/parts", Some("gateway"), Some(config)).unwrap();
         assert_eq!(
             plan.env.get("DATABASE_URL"),
             Some("postgresql://llm:a%2Fb@db.example.org/llm?schema=my%20llm")

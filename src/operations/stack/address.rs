@@ -3,7 +3,7 @@
 
 use std::fmt;
 use std::io::ErrorKind;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use anyhow::Context;
 use nix::unistd::{AccessFlags, Group, access, getegid, getgroups};
-use tokio::net::TcpSocket;
+use socket2::{Domain, Socket, Type};
 use tokio::signal::unix::{SignalKind, signal};
 
 use super::hold_address;
@@ -142,7 +142,7 @@ pub(crate) fn refuse_taken(paths: &Paths, except: &[u16]) -> Result<()> {
 fn is_taken(address: &ListenAddress) -> bool {
     match address {
         ListenAddress::Tcp(address) => {
-            TcpListener::bind(address).is_err_and(|error| error.kind() == ErrorKind::AddrInUse)
+            bind(*address, false).is_err_and(|error| error.kind() == ErrorKind::AddrInUse)
         }
         ListenAddress::Unix(path) => UnixStream::connect(path).is_ok(),
     }
@@ -168,7 +168,7 @@ fn refusal_of_port(address: SocketAddr, installed: &Listen) -> Option<Refusal> {
             .any(|ours| matches!(ours, ListenAddress::Tcp(ours) if overlap(*ours, address)))
     };
     let see = "see the addresses of this host: `ip -brief address`";
-    let error = TcpListener::bind(address).err()?;
+    let error = bind(address, false).err()?;
     Some(match error.kind() {
         ErrorKind::AddrInUse if is_ours() => return None,
         ErrorKind::AddrInUse => Refusal::new(
@@ -198,20 +198,21 @@ pub(crate) fn overlap(one: SocketAddr, other: SocketAddr) -> bool {
 /// Whether systemd can open the address while a gateway has it, or another one at its port.
 fn can_share(address: &ListenAddress) -> bool {
     match address {
-        ListenAddress::Tcp(address) => {
-            let attempt = || {
-                let socket = match address {
-                    SocketAddr::V4(_) => TcpSocket::new_v4()?,
-                    SocketAddr::V6(_) => TcpSocket::new_v6()?,
-                };
-                socket.set_reuseaddr(true)?;
-                socket.set_reuseport(true)?;
-                socket.bind(*address)
-            };
-            attempt().is_ok()
-        }
+        ListenAddress::Tcp(address) => bind(*address, true).is_ok(),
         ListenAddress::Unix(_) => true,
     }
+}
+
+/// Tries an address as systemd opens it.
+fn bind(address: SocketAddr, shares: bool) -> std::io::Result<()> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    if address.is_ipv6() {
+        // BindIPv6Only=: the IPv4 address of the same port is another one.
+        socket.set_only_v6(true)?;
+    }
+    socket.set_reuse_address(true)?;
+    socket.set_reuse_port(shares)?;
+    socket.bind(&address.into())
 }
 
 fn refusal_of_path(path: &Path, paths: &Paths) -> Result<Option<Refusal>> {
@@ -409,6 +410,8 @@ fn marker(paths: &Paths) -> PathBuf {
 
 #[cfg(test)]
 mod tests {
+    use std::net::TcpListener;
+
     use super::*;
 
     #[test]

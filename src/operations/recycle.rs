@@ -27,6 +27,8 @@ use crate::service::Instance;
 pub(crate) const COMMAND: &str = "unit recycle";
 /// Interval between two attempts for one gateway.
 const ATTEMPT_INTERVAL: Duration = Duration::from_secs(15 * 60);
+/// How long after its start a gateway still holds about what a fresh one takes.
+const YOUNG: Duration = Duration::from_secs(15 * 60);
 
 /// What is known of the gateways, by their units. It lasts until the host is booted.
 #[derive(Clone, Debug, Default, Deserialize, PartialEq, Serialize)]
@@ -36,8 +38,8 @@ struct Record(BTreeMap<String, Known>);
 struct Known {
     /// The run that this is about.
     invocation: String,
-    /// The memory that it held at the first look: about what a fresh one takes.
-    fresh: u64,
+    /// The memory that it held soon after its start, if somebody looked then: about what a fresh one takes.
+    fresh: Option<u64>,
     /// When the run before was replaced, and the memory that it held.
     recycled: Option<(SystemTime, u64)>,
     /// When the last replacement was tried.
@@ -72,7 +74,7 @@ impl Record {
         let known = self.0.entry(unit.name.clone()).or_default();
         if known.invocation != unit.invocation {
             known.invocation.clone_from(&unit.invocation);
-            known.fresh = held;
+            known.fresh = is_young(unit).then_some(held);
             known.problem = None;
         }
         known
@@ -91,6 +93,15 @@ impl Record {
     }
 }
 
+/// Whether a unit was started a short time ago.
+fn is_young(unit: &UnitState) -> bool {
+    let since = unit.active_since.map(Duration::from_micros);
+    since.is_some_and(|since| {
+        let age = (SystemTime::UNIX_EPOCH + since).elapsed();
+        age.is_ok_and(|age| age < YOUNG)
+    })
+}
+
 fn file(paths: &Paths) -> PathBuf {
     paths.runtime_state().join("recycle.json")
 }
@@ -101,7 +112,7 @@ struct Grown {
     invocation: String,
     held: u64,
     mark: u64,
-    fresh: u64,
+    fresh: Option<u64>,
 }
 
 /// Replaces each gateway that holds more memory than `.env` allows, one after another. While another operation runs, the
@@ -185,10 +196,10 @@ async fn replace(
 
 /// Why a gateway can't be replaced, or should not be.
 async fn obstacle(host: &Host, settings: &Settings, gateway: &Grown) -> Result<Option<String>> {
-    if gateway.fresh >= gateway.mark {
+    if let Some(fresh) = gateway.fresh.filter(|fresh| *fresh >= gateway.mark) {
         return Ok(Some(format!(
             "it held {} soon after its start, so a fresh one would not help",
-            bytes(gateway.fresh)
+            bytes(fresh)
         )));
     }
     // They would be applied, and nobody would be there to see what becomes of them.
@@ -272,10 +283,16 @@ impl Report {
 mod tests {
     use super::*;
 
+    fn micros(age: Duration) -> u64 {
+        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
+        u64::try_from((since.unwrap() - age).as_micros()).unwrap()
+    }
+
     fn unit(invocation: &str) -> UnitState {
         UnitState {
             name: "litellm.service".into(),
             invocation: invocation.into(),
+            active_since: Some(micros(Duration::ZERO)),
             ..UnitState::default()
         }
     }
@@ -283,13 +300,17 @@ mod tests {
     #[test]
     fn a_fresh_run_is_measured_once_and_has_no_problem() {
         let mut record = Record::default();
-        assert_eq!(record.look(&unit("a"), 1).fresh, 1);
+        assert_eq!(record.look(&unit("a"), 1).fresh, Some(1));
         let known = record.look(&unit("a"), 2);
-        assert_eq!(known.fresh, 1);
+        assert_eq!(known.fresh, Some(1));
         known.problem = Some("x".into());
         known.attempted = Some(SystemTime::now());
         let known = record.look(&unit("b"), 3);
-        assert_eq!((known.fresh, &known.problem), (3, &None));
+        assert_eq!((known.fresh, &known.problem), (Some(3), &None));
+        // It may have grown for days before somebody looked.
+        let mut old = unit("c");
+        old.active_since = Some(micros(YOUNG));
+        assert_eq!(Record::default().look(&old, 4).fresh, None);
         // What counts is when it was tried, whichever run it was.
         assert!(!known.is_due());
         known.attempted = Some(SystemTime::now() - ATTEMPT_INTERVAL);

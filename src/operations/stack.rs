@@ -363,7 +363,7 @@ async fn start(
 pub(crate) async fn recycling_obstacle(
     host: &Host,
     gateway: Instance,
-    fresh: u64,
+    fresh: Option<u64>,
 ) -> Result<Option<String>> {
     Ok(recycling_cover(host, gateway, fresh).await?.err())
 }
@@ -375,7 +375,7 @@ pub(crate) async fn recycling_obstacle(
 pub(crate) async fn recycle(
     host: &Host,
     gateway: Instance,
-    fresh: u64,
+    fresh: Option<u64>,
     timeout: Duration,
 ) -> Result<()> {
     let cover = recycling_cover(host, gateway, fresh).await?;
@@ -389,11 +389,11 @@ pub(crate) async fn recycle(
 async fn recycling_cover(
     host: &Host,
     gateway: Instance,
-    fresh: u64,
+    fresh: Option<u64>,
 ) -> Result<Result<handover::Cover, String>> {
     let first = host.systemd().await?.unit(Service::Litellm.unit()).await?;
     let steps = [(JobType::Restart, gateway.unit())];
-    let (cover, shortage) = handover::cover(host, &first, &steps, None, Some(fresh)).await?;
+    let (cover, shortage) = handover::cover(host, &first, &steps, None, fresh).await?;
     let cover = cover.filter(|_| first.is_active());
     Ok(cover.ok_or_else(|| {
         shortage.unwrap_or_else(|| "no other gateway can serve meanwhile".to_owned())

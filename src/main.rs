@@ -26,13 +26,10 @@ fn main() -> ExitCode {
     {
         Ok(exit) => exit.into(),
         Err(error) => {
-            // The reader closed its pipe (`| head`).
-            let broken_pipe = error.chain().any(|cause| {
-                cause
-                    .downcast_ref::<std::io::Error>()
-                    .is_some_and(|cause| cause.kind() == std::io::ErrorKind::BrokenPipe)
-            });
-            if !broken_pipe {
+            if !error
+                .chain()
+                .any(|cause| cause.is::<output::ClosedStdout>())
+            {
                 output::say(&format!("error: {error:#}"));
                 if let Some(hint) = error::hint(&error) {
                     output::say(&format!("hint: {hint}"));

@@ -7,17 +7,36 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::Context;
 use serde::Serialize;
+use thiserror::Error;
 
 use crate::error::Result;
 
+/// Nobody reads stdout any more, as after `| head`: no reason for a message.
+#[derive(Debug, Error)]
+#[error("stdout is closed")]
+pub struct ClosedStdout;
+
+/// What a failed write to stdout means.
+pub(crate) fn unwritten(error: io::Error) -> anyhow::Error {
+    match error.kind() {
+        io::ErrorKind::BrokenPipe => ClosedStdout.into(),
+        _ => error.into(),
+    }
+}
+
 /// Prints a line to stdout.
 pub(crate) fn line(text: &str) -> Result<()> {
-    writeln!(io::stdout(), "{text}").map_err(Into::into)
+    writeln!(io::stdout(), "{text}").map_err(unwritten)
 }
 
 /// Prints to stdout, without a line break.
 pub(crate) fn text(text: &str) -> Result<()> {
-    io::stdout().write_all(text.as_bytes()).map_err(Into::into)
+    raw(text.as_bytes())
+}
+
+/// The same, of bytes.
+pub(crate) fn raw(bytes: &[u8]) -> Result<()> {
+    io::stdout().write_all(bytes).map_err(unwritten)
 }
 
 /// Asks a question on stderr, and reads from stdin whether the answer is yes.

@@ -1,6 +1,6 @@
 //! `config`: the effective settings; `config check`: errors in the gateway's configuration; `config export`: all of it.
 
-use std::io::{IsTerminal, Write as _};
+use std::io::IsTerminal;
 
 use secrecy::ExposeSecret;
 use serde::Serialize;
@@ -34,7 +34,7 @@ fn export(host: &Host) -> Result<Exit> {
     }
     let root = &host.paths.deployment;
     let tar = Configuration::of(root)?.whole(root)?.to_tar()?;
-    std::io::stdout().write_all(&tar)?;
+    output::raw(&tar)?;
     Ok(Exit::Success)
 }
 

@@ -56,17 +56,17 @@ async fn remove(host: &Host, systemd: &Systemd) -> Result<()> {
     for unit in ["litellm.target"].into_iter().chain(companions) {
         if systemd.unit(unit).await?.load == LoadState::Loaded {
             systemd.disable(unit).await?;
-            output::line(&format!("disable {unit}"))?;
+            Progress::Data.done(&format!("disable {unit}"));
         }
     }
     remove_secrets(host).await?;
     let plan = UnitPlan::new(&host.paths, &[])?;
     plan.apply()?;
     for change in &plan.changes {
-        output::line(&format!("{} {}", change.verb(), change.path.display()))?;
+        Progress::Data.done(&format!("{} {}", change.verb(), change.path.display()));
     }
     systemd.reload().await?;
-    output::line("reload systemd")?;
+    Progress::Data.done("reload systemd");
     let runtime = host.paths.runtime_state();
     files::remove_directory(&runtime)?;
     for directory in drop_ins(&host.paths.units)?
@@ -98,7 +98,7 @@ async fn remove_secrets(host: &Host) -> Result<()> {
             .run(["secret", "rm"].into_iter().chain(names.iter().copied()))
             .await?;
         let secrets = output::count(names.len(), "secret");
-        output::line(&format!("remove {secrets} from Podman"))?;
+        Progress::Data.done(&format!("remove {secrets} from Podman"));
     }
     Ok(())
 }

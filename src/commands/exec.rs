@@ -9,6 +9,7 @@ use crate::cli;
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 use crate::host::systemd::LoadState;
+use crate::service::Service;
 
 /// On success this process becomes `podman exec`, whose exit status is the command's.
 pub(crate) async fn run(host: &Host, arguments: &cli::Exec) -> Result<Exit> {
@@ -17,15 +18,25 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Exec) -> Result<Exit> {
     if state.load == LoadState::NotFound {
         return Err(super::lifecycle::unknown(host, arguments.service));
     }
+    if arguments.service == Service::Entrance {
+        return Err(Failure::new(format!("{unit} has no container"))
+            .hint("run the command on this host")
+            .into());
+    }
     if !state.is_active() || state.sub != "running" {
+        let hint = if arguments.service == Service::Migrate {
+            "its container ends with the migration: use `litellm-units exec litellm`".to_owned()
+        } else {
+            format!(
+                "start it: `litellm-units start {}`",
+                arguments.service.name()
+            )
+        };
         return Err(Failure::new(format!(
             "{unit} is {} ({}), so no command can run in its container",
             state.active, state.sub
         ))
-        .hint(format!(
-            "start it: `litellm-units start {}`",
-            arguments.service.name()
-        ))
+        .hint(hint)
         .into());
     }
     let mut command = host

@@ -11,6 +11,7 @@ use tokio::process::Command;
 use crate::error::{Failure, Result};
 use crate::host::paths::Scope;
 use crate::host::ssh::RemoteHost;
+use crate::output;
 
 /// Which lines to read.
 #[derive(Clone, Debug)]
@@ -98,6 +99,8 @@ pub(crate) async fn read(
         "--no-pager",
         "--quiet",
         "--output=json",
+        // Else it leaves out what is longer than 4096 bytes.
+        "--all",
         FIELDS,
     ]
     .map(str::to_owned)
@@ -152,11 +155,11 @@ pub(crate) async fn read(
                     held.pop_front();
                 }
             }
-            _ => show(entry)?,
+            _ => show(entry).map_err(output::unwritten)?,
         }
     }
     for entry in held {
-        show(entry)?;
+        show(entry).map_err(output::unwritten)?;
     }
     let mut words = String::new();
     if let Some(mut stderr) = child.stderr.take() {

@@ -186,7 +186,7 @@ fn judge_logs(paths: &Paths, report: &DatabaseReport, now: i64) -> Check {
 fn judge_vacuum(report: &DatabaseReport, local: bool) -> Check {
     // A backup ends by itself.
     let long = report.longest_transaction.as_ref().filter(|session| {
-        session.seconds > LONG_TRANSACTION_SECONDS && session.application != APPLICATION
+        session.seconds > LONG_TRANSACTION_SECONDS && !session.application.starts_with(APPLICATION)
     });
     if let Some(session) = long {
         let message = format!(

@@ -48,6 +48,7 @@ use archive::Recipient;
 use authentication::{BackupKey, Origin};
 use database::Server;
 use manifest::{BackupManifest, DUMP, Encryption, RecoveredFrom, StoredFile};
+use object_store::BackupStore;
 use retention::Retention;
 
 /// What a backup holds the lock as.
@@ -318,20 +319,32 @@ pub(crate) async fn create_from(
     options: &BackupOptions,
 ) -> Result<Backup> {
     let mut interrupt = signal(SignalKind::interrupt()).context("can't listen for Ctrl-C")?;
-    tokio::select! {
-        result = create_uninterrupted(host, settings, server, options) => result,
-        _ = interrupt.recv() => Err(Failure::interrupted("interrupted; the incomplete backup was removed")
+    let (backup, remote) = tokio::select! {
+        made = make(host, settings, server, options) => made?,
+        _ = interrupt.recv() => return Err(Failure::interrupted("interrupted; the incomplete backup was removed")
             .hint("make a new one: `litellm-units backup`")
             .into()),
+    };
+    if let Some(remote) = &remote {
+        tokio::select! {
+            copied = copy(host, remote, &backup, options) => copied?,
+            _ = interrupt.recv() => return Err(Failure::interrupted(format!(
+                "interrupted; backup {} is complete on this host, and not copied", backup.id()
+            ))
+            .hint("make another one, which is copied: `litellm-units backup`")
+            .into()),
+        }
     }
+    Ok(backup)
 }
 
-async fn create_uninterrupted(
+/// Makes a backup on this host. Returns it, and where it is to be copied.
+async fn make(
     host: &Host,
     settings: &Settings,
     server: &Server<'_>,
     options: &BackupOptions,
-) -> Result<Backup> {
+) -> Result<(Backup, Option<BackupStore>)> {
     let begin = std::time::Instant::now();
     let backup_settings = options.to_go_back.is_none().then_some(&settings.backup);
     let of_settings = |pick: fn(&BackupSettings) -> Option<&String>| backup_settings.and_then(pick);
@@ -350,7 +363,7 @@ async fn create_uninterrupted(
         .filter(|_| is_copied);
     // Before the dump, so that a wrong URL is not found after an hour.
     let remote = to
-        .map(|url| object_store::BackupStore::new(url, &settings.backup))
+        .map(|url| BackupStore::new(url, &settings.backup))
         .transpose()?;
     // That of BACKUP_URL may be away for a night: the backup on this host is made all the same.
     if let Some(remote) = remote.as_ref().filter(|_| options.to.is_some()) {
@@ -359,13 +372,14 @@ async fn create_uninterrupted(
     if options.recovered.is_none() {
         restore::recover_with(host, settings, server).await?;
     }
-    if let Some(remote) = remote.as_ref().filter(|_| options.resume)
-        && let Some(backup) = uncopied(&host.paths, remote.url())?
+    if options.resume
+        && let Some(store) = &remote
+        && let Some(backup) = uncopied(&host.paths, store.url())?
     {
-        copy(host, remote, &backup, options).await?;
-        return Ok(backup);
+        return Ok((backup, remote));
     }
 
+    server.end_dumps().await?;
     let mut snapshot = server.snapshot().await?;
     let parent = directory(&host.paths);
     make_private(&parent)?;
@@ -445,17 +459,15 @@ async fn create_uninterrupted(
     ));
     // Now the data of the current cluster is here twice.
     if options.forget_cluster && server.is_local() {
-        postgres::forget_previous(host)?;
+        warn_of_old(host, &backup, postgres::forget_previous(host));
     }
     // Before the copy: while the store is away, backups must not fill the disk.
     if let Some(retention) = options.retention {
         let protected = options.protected_with(backup.id());
-        prune(host, retention, recipient.word().is_some(), &protected)?;
+        let pruned = prune(host, retention, recipient.word().is_some(), &protected);
+        warn_of_old(host, &backup, pruned);
     }
-    if let Some(remote) = &remote {
-        copy(host, remote, &backup, options).await?;
-    }
-    Ok(backup)
+    Ok((backup, remote))
 }
 
 /// The newest backup, if it is to be copied to `url` and still young.
@@ -476,7 +488,7 @@ fn uncopied(paths: &Paths, url: &str) -> Result<Option<Backup>> {
 /// Copies a backup to the store, and removes what is too old there.
 async fn copy(
     host: &Host,
-    remote: &object_store::BackupStore,
+    remote: &BackupStore,
     backup: &Backup,
     options: &BackupOptions,
 ) -> Result<()> {
@@ -496,9 +508,20 @@ async fn copy(
     files::remove_existing(&mark)?;
     if let Some(retention) = options.retention {
         let protected = options.protected_with(backup.id());
-        remote.prune(host, retention, &protected).await?;
+        let pruned = remote.prune(host, retention, &protected).await;
+        warn_of_old(host, backup, pruned.map(drop));
     }
     Ok(())
+}
+
+/// A backup is worth no second attempt because older data can't be removed.
+fn warn_of_old(host: &Host, backup: &Backup, removed: Result<()>) {
+    if let Err(error) = removed {
+        host.progress.warn(&format!(
+            "backup {} is complete, but older data was not removed: {error:#}",
+            backup.id()
+        ));
+    }
 }
 
 fn encryption(recipient: &Recipient) -> Option<Encryption> {
@@ -605,11 +628,15 @@ fn files(
         .map(|path| (deployment, path))
         .chain(mounted.iter().map(|path| (configuration, path)))
     {
-        let name = path
-            .strip_prefix(root)
-            .ok()
-            .and_then(Path::to_str)
-            .with_context(|| format!("{} is not valid UTF-8", path.display()))?;
+        let name = path.strip_prefix(root).ok().and_then(Path::to_str);
+        let Some(name) = name else {
+            // A manifest can't name it. The data is worth more.
+            host.progress.warn(&format!(
+                "{} is not in the backup, since its name is not UTF-8: rename it",
+                path.display()
+            ));
+            continue;
+        };
         files.insert(format!("deployment/{name}"), path.clone());
     }
     for (place, name, directory) in [

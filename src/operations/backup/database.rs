@@ -30,6 +30,11 @@ use crate::service::Service;
 const PREFIX: &str = "litellm_units_";
 /// The name of our sessions at the server.
 pub(crate) const APPLICATION: &str = "litellm-units";
+/// That of a dump and of the snapshot that it reads.
+const DUMPING: &str = "litellm-units-dump";
+/// Lifts what a role or a database may have set, for a session that works for as long as it takes.
+pub(crate) const NO_TIMEOUTS: &str = r"SELECT set_config(name, '0', false) FROM pg_settings WHERE name IN ('statement_timeout', 'lock_timeout', 'transaction_timeout', 'idle_in_transaction_session_timeout') \g /dev/null
+";
 
 /// In a server's container, as the user of its own variables. Over TCP, since that works with any
 /// `pg_hba.conf` that admits the gateway.
@@ -435,11 +440,11 @@ impl<'a> Server<'a> {
             contents: Contents::default(),
         };
         snapshot
-            .ask(
-                "SET statement_timeout = 0;\nSET idle_in_transaction_session_timeout = 0;\n\
+            .ask(&format!(
+                "{NO_TIMEOUTS}SET application_name = '{DUMPING}';\n\
                  BEGIN TRANSACTION ISOLATION LEVEL REPEATABLE READ READ ONLY;\n\
                  SELECT json_build_object('snapshot', pg_export_snapshot(), 'version', current_setting('server_version'), 'size', pg_database_size(current_database()));\n",
-            )
+            ))
             .await;
         let begun: Begun = parse(&snapshot.line().await?)?;
         snapshot.contents = begun.contents(&self.database);
@@ -454,7 +459,10 @@ impl<'a> Server<'a> {
         snapshot: &str,
         sink: impl FnOnce(PipeReader) -> Result<T> + Send + 'static,
     ) -> Result<T> {
-        let words = [&*format!("--snapshot={snapshot}")];
+        let words = [
+            &*format!("--snapshot={snapshot}"),
+            &format!("--dbname=application_name={DUMPING}"),
+        ];
         self.pg_dump(&self.database, &words, sink).await
     }
 
@@ -744,7 +752,7 @@ impl<'a> Server<'a> {
     /// The current contents of `database`.
     pub(crate) async fn contents(&self, database: &str) -> Result<Contents> {
         let sql = format!(
-            "SET statement_timeout = 0;\nSELECT json_build_object('snapshot', '', 'version', current_setting('server_version'), 'size', pg_database_size(current_database()));\n{}",
+            "{NO_TIMEOUTS}SELECT json_build_object('snapshot', '', 'version', current_setting('server_version'), 'size', pg_database_size(current_database()));\n{}",
             contents_script()
         );
         let text = self.query(database, &sql).await?;
@@ -835,11 +843,22 @@ impl<'a> Server<'a> {
         self.lines(self.maintenance(), &sql).await
     }
 
-    /// Ends the sessions that an interrupted run of this program has left.
+    /// Ends the sessions that an interrupted run of this program has left, but not those of the archive.
     pub(crate) async fn end_leftovers(&self) -> Result<()> {
+        self.end_sessions(&[APPLICATION, DUMPING]).await
+    }
+
+    /// Ends the dumps that an interrupted run has left: Podman does not end a program in a container with its client. A
+    /// migration would wait for them, and the gateway for the migration.
+    pub(crate) async fn end_dumps(&self) -> Result<()> {
+        self.end_sessions(&[DUMPING]).await
+    }
+
+    async fn end_sessions(&self, applications: &[&str]) -> Result<()> {
+        let names: Vec<String> = applications.iter().map(|name| literal(name)).collect();
         let sql = format!(
-            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = {} AND pid <> pg_backend_pid();\n",
-            literal(APPLICATION)
+            "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name IN ({}) AND backend_type = 'client backend' AND pid <> pg_backend_pid();\n",
+            names.join(", ")
         );
         self.maintain(&sql).await
     }

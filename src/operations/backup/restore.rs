@@ -13,7 +13,7 @@ use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::database::{Server, is_missing_role, scratch_name};
+use super::database::{NO_TIMEOUTS, Server, is_missing_role, scratch_name};
 use super::manifest::{Contents, DUMP};
 use super::{Backup, CREDENTIALS, Origin, check_space, filled, make_private, remove_unfinished};
 use super::{archive, point_in_time};
@@ -364,7 +364,7 @@ impl<'a> Restore<'a> {
             compare(host, backup, &found)?;
             // The planner would have no statistics until autovacuum runs.
             server
-                .query(&record.staged, "SET statement_timeout = 0;\nANALYZE;\n")
+                .query(&record.staged, &format!("{NO_TIMEOUTS}ANALYZE;\n"))
                 .await
         };
         let attempt = tokio::select! {
@@ -938,13 +938,22 @@ fn restore_sealed(
 }
 
 fn external(backup: &Backup) -> anyhow::Error {
+    let dump = backup.manifest.file(DUMP).map_or_else(
+        |_| Path::new(DUMP).to_owned(),
+        |file| backup.directory.join(&file.stored),
+    );
+    let is_encrypted = dump.extension().is_some_and(|extension| extension == "age");
+    let read = if is_encrypted {
+        format!(
+            "age --decrypt --identity FILE {} | zstd -dc",
+            shell_word(&dump)
+        )
+    } else {
+        format!("zstd -dc {}", shell_word(&dump))
+    };
     Failure::new("the database is on an external server (DATABASE_URL), where litellm-units replaces nothing")
         .hint(format!(
-            "restore it with that server's own tools: `zstd -dc {} | pg_restore --dbname …`",
-            shell_word(backup.manifest.file(DUMP).map_or_else(
-                |_| Path::new(DUMP).to_owned(),
-                |file| backup.directory.join(&file.stored)
-            ))
+            "restore it with that server's own tools: `{read} | pg_restore --dbname …`"
         ))
         .into()
 }

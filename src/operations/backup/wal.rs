@@ -279,9 +279,13 @@ pub(crate) async fn archive(
         history: &progress.history.clone(),
         time,
     };
+    // That of an archive that does not begin, lest each attempt leaves one.
+    let remove_empty = |_: &anyhow::Error| drop(std::fs::remove_dir(&place));
     let mut kept = progress.stored;
     while progress.stored < now.flushed {
-        refuse_full_disk(host, server).await?;
+        refuse_full_disk(host, server)
+            .await
+            .inspect_err(remove_empty)?;
         let segment = Segment::of(now.timeline, now.segment, progress.stored);
         let end = now.flushed.min(segment.position(now.segment));
         let end_offset = end - segment.position(0);
@@ -290,7 +294,10 @@ pub(crate) async fn archive(
         } else {
             progress.stored - segment.position(0)
         };
-        writer.store(&segment, start, end_offset).await?;
+        writer
+            .store(&segment, start, end_offset)
+            .await
+            .inspect_err(remove_empty)?;
         progress.stored = end;
         progress.save(paths)?;
         fail::fail_point!("wal-stored");

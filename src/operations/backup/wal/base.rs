@@ -157,12 +157,17 @@ pub(in crate::operations::backup) async fn base(
 async fn made(host: &Host, settings: &Settings, server: &Server<'_>) -> Result<()> {
     let paths = &host.paths;
     remove_incomplete(&directory(paths))?;
-    let progress = archive(host, settings, server).await?;
-    if !has_base(paths, &progress, YOUNG)? {
-        make_base(host, settings, server, &progress).await?;
-    }
-    // What is on this host does not depend on the store.
+    let made = async {
+        let progress = archive(host, settings, server).await?;
+        if has_base(paths, &progress, YOUNG)? {
+            return Ok(());
+        }
+        make_base(host, settings, server, &progress).await
+    };
+    let made = made.await;
+    // Whatever became of it, or else the archive grows until its disk is full. It does not depend on the store either.
     prune(host).await?;
+    made?;
     let Some(remote) = store_of(&settings.backup)? else {
         return Ok(());
     };

@@ -134,7 +134,11 @@ async fn copy_history(
         copied(position, time).save(paths)?;
     }
     for piece in &replaced {
-        remote.remove_file(&directory, &piece.file).await?;
+        // It is in another one, and removed with it when that is too old.
+        if let Err(error) = remote.remove_file(&directory, &piece.file).await {
+            host.progress.warn(&format!("{error:#}"));
+            break;
+        }
     }
     if !replaced.is_empty() {
         // A recovery lists them and takes them.

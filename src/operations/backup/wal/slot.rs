@@ -69,21 +69,28 @@ pub(super) async fn position(server: &Server<'_>) -> Result<Position> {
 }
 
 /// Lets the server keep its log from now on, until it is archived or the limit is reached.
+///
+/// # Errors
+/// When a disk is too full for that, or with the server's words.
 pub(super) async fn make_slot(host: &Host, server: &Server<'_>, kept: i64) -> Result<()> {
     // What the server keeps must not fill its disk, whatever becomes of the archive.
     let kept = u64::try_from(kept).unwrap_or(KEPT) << 20;
-    let data = host.paths.postgres_data();
-    let Space { free, size } = Space::of(&data)?;
-    let needed = kept.saturating_add(left_free(size));
-    if free < needed {
-        return Err(Failure::new(format!(
-            "the disk of {} has {} of free space, and the archive of the write-ahead log begins when it has {}",
-            data.display(),
-            bytes(free),
-            bytes(needed)
-        ))
-        .hint("free some space; the archive then begins by itself")
-        .into());
+    for (place, more) in [
+        (host.paths.postgres_data(), kept),
+        (directory(&host.paths), 0),
+    ] {
+        let Space { free, size } = Space::of(&place)?;
+        let needed = more.saturating_add(left_free(size));
+        if free < needed {
+            return Err(Failure::new(format!(
+                "the disk of {} has {} of free space, and the archive of the write-ahead log begins when it has {}",
+                place.display(),
+                bytes(free),
+                bytes(needed)
+            ))
+            .hint("free some space; the archive then begins by itself")
+            .into());
+        }
     }
     // As PostgreSQL comes, it would keep everything, and stop when its disk is full.
     let script = format!(

@@ -315,6 +315,14 @@ impl Day<'_> {
             (&time[4..5], &time[10..11], &time[time.len() - 1..]),
             ("-", "T", "Z")
         );
+        // Longer than what journalctl shows by itself.
+        self.bash(
+            r#"podman exec litellm python3 -c 'open("/proc/1/fd/1", "w").write("x" * 6000 + "\n")'
+               for _ in {1..50}; do
+                   litellm-units logs -n 50 litellm | grep -qE 'x{6000}' && exit; sleep 0.2
+               done; exit 1"#,
+        )
+        .ok();
         // Also by the names of units.
         let of_unit = [
             "logs",

@@ -6,6 +6,8 @@
 //! rows; no gateway starts while that is open. Later, returning loses writes, so only the operator does it. The replaced
 //! cluster is kept until the next backup.
 
+mod replication;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
 use std::path::Path;
@@ -36,6 +38,7 @@ use crate::image::ImageReference;
 use crate::output::{Meter, Progress, bytes, duration};
 use crate::quadlet::{self, NEXT_SERVER};
 use crate::service::Service;
+use replication::Replication;
 
 /// The variable of `.env` with the image.
 const IMAGE: &str = "POSTGRES_IMAGE";
@@ -78,6 +81,9 @@ struct ClusterRecord {
     rows: BTreeMap<String, u64>,
     /// The next transaction of the new server before the gateway was started.
     transaction: Option<u64>,
+    /// The new cluster's identifier, by which the replication slots on the current server are found.
+    #[serde(default)]
+    replicated: Option<String>,
     /// The record of the change that this one undoes.
     before: Option<Box<ClusterRecord>>,
 }
@@ -167,8 +173,8 @@ pub(crate) struct ClusterPlan {
     to: ImageReference,
     /// The settings of the running stack.
     settings: Settings,
-    /// What has to be copied, in bytes, if the server runs.
-    size: Option<u64>,
+    /// What has to be copied, in bytes, and why that is not possible while the gateway serves; if the server runs.
+    size: Option<(u64, Option<String>)>,
     /// Of the change that is to be undone.
     done: Option<ClusterRecord>,
 }
@@ -184,8 +190,10 @@ impl ClusterPlan {
         }
         let unit = host.systemd().await?.unit(Service::Postgres.unit()).await?;
         let size = if unit.is_active() {
-            let databases = Server::new(host, &settings).await?.databases().await?;
-            Some(databases.iter().map(|(_, size)| size).sum())
+            let server = Server::new(host, &settings).await?;
+            let databases = server.databases().await?;
+            let size = databases.iter().map(|(_, size)| size).sum();
+            Some((size, replication::examine(&server).await?.err()))
         } else {
             None
         };
@@ -224,6 +232,7 @@ impl ClusterPlan {
 
     /// What will be done, a line each.
     pub(crate) fn lines(&self) -> Vec<String> {
+        let serves = matches!(self.size, Some((_, None)));
         let mut lines = vec![format!(
             "{} PostgreSQL {} -> {}",
             self.verb, self.from, self.to
@@ -234,8 +243,12 @@ impl ClusterPlan {
                     "  pull        the image, if it is missing; nothing is stopped",
                     "  check       versions, space, and the schema in a new cluster beside the current one",
                     "  backup      the database and the configuration, while the gateway serves",
-                    "  copy        roles and databases; the gateway is stopped, and requests wait",
-                    "  compare     tables, indexes and rows",
+                    if serves {
+                        "  copy        roles and databases, and compare rows, while the gateway serves"
+                    } else {
+                        "  copy        roles and databases; the gateway is stopped, and requests wait"
+                    },
+                    "  compare     tables, indexes and rows; the gateway is stopped, and requests wait",
                     "  switch      clusters, .env, units and gateway",
                     "  if a step fails, the current cluster is used again, with every write",
                     "  the current cluster is kept until the next backup; to return to it: `litellm-units rollback --postgres`",
@@ -249,11 +262,21 @@ impl ClusterPlan {
             .into_iter()
             .map(str::to_owned),
         );
-        if let Some(size) = self.size {
-            lines.push(format!(
-                "  {} have to be copied, and the gateway is stopped for as long as that takes",
-                bytes(size)
-            ));
+        match &self.size {
+            Some((size, None)) => lines.push(format!(
+                "  {} have to be copied; requests wait for the switch only",
+                bytes(*size)
+            )),
+            Some((size, Some(obstacle))) => {
+                lines.push(format!(
+                    "  {} have to be copied, and the gateway is stopped for as long as that takes: {obstacle}",
+                    bytes(*size)
+                ));
+                if obstacle.contains("wal_level") {
+                    lines.push(self.hint());
+                }
+            }
+            None => {}
         }
         if let Some(done) = &self.done {
             lines.push(format!(
@@ -262,6 +285,17 @@ impl ClusterPlan {
             ));
         }
         lines
+    }
+
+    /// How the next copy is made while the gateway serves.
+    fn hint(&self) -> String {
+        let user = match &self.settings.database {
+            Database::Local { user, .. } => user,
+            Database::External { .. } => "postgres",
+        };
+        format!(
+            "  to copy while the gateway serves, first run: `litellm-units exec postgres psql -U {user} -d postgres -c \"ALTER SYSTEM SET wal_level = 'logical'\"`, then `litellm-units restart postgres`"
+        )
     }
 
     /// What a rollback loses, in words.
@@ -315,6 +349,7 @@ impl ClusterPlan {
             since: String::new(),
             rows: BTreeMap::new(),
             transaction: None,
+            replicated: None,
             before: self.done.clone().map(Box::new),
         };
         record.save(paths)?;
@@ -420,15 +455,25 @@ impl ClusterPlan {
         timeout: Duration,
     ) -> Result<Duration> {
         let paths = &host.paths;
+        let mut counted = None;
         let begin = if self.done.is_none() {
             self.start_next(host, sizes, timeout).await?;
+            let schema = Server::new(host, &self.settings).await?.schema().await?;
             let (current, next) = self.rehearse(host).await?;
             fail::fail_point!("postgres-rehearsed");
+            let replication = replicate(host, record, (&current, &next)).await?;
             let begin = Instant::now();
             stack::stop(host, &[Service::Litellm.unit()], timeout).await?;
             fail::fail_point!("postgres-stopped");
             current.refuse_writes().await?;
-            record.rows = copy(host, &current, &next, &[]).await?;
+            if let Some(replication) = replication {
+                let (rows, tables) = replication.complete(timeout).await?;
+                refuse_changed_schema(&schema, &current.schema().await?)?;
+                record.rows = rows;
+                counted = Some(tables);
+            } else {
+                record.rows = copy(host, &current, &next, &[]).await?;
+            }
             record.since = now();
             fail::fail_point!("postgres-copied", |_| anyhow::bail!("a test says so"));
             install::remove_temporary(host, NEXT_SERVER).await?;
@@ -455,11 +500,16 @@ impl ClusterPlan {
             // It has the password that was current when it was replaced.
             rotation::renew_postgres_password(host, &settings, timeout).await?;
         }
-        let contents = server.contents(&server.database).await?;
+        let contents = match &counted {
+            Some(tables) => server.contents_of(&server.database, tables).await?,
+            None => server.contents(&server.database).await?,
+        };
         if self.done.is_none() {
-            refuse_differences(&record.rows, &contents.rows, &record.to)?;
+            let mut wanted = record.rows.clone();
+            wanted.retain(|table, _| counted.as_ref().is_none_or(|tables| tables.contains(table)));
+            refuse_differences(&wanted, &contents.rows, &record.to)?;
         }
-        record.rows = contents.rows;
+        record.rows.extend(contents.rows);
         record.since = now();
         record.transaction = Some(server.next_transaction().await?);
         record.reached(paths, State::Switched)?;
@@ -527,6 +577,29 @@ impl ClusterPlan {
     }
 }
 
+/// Copies everything while the gateway serves; `None` if that is not possible.
+async fn replicate<'a>(
+    host: &'a Host,
+    record: &mut ClusterRecord,
+    servers: (&'a Server<'a>, &'a Server<'a>),
+) -> Result<Option<Replication<'a>>> {
+    let databases = match replication::examine(servers.0).await? {
+        Ok(databases) => databases,
+        Err(obstacle) => {
+            host.progress.say(&format!(
+                "the gateway has to be stopped for the copy: {obstacle}"
+            ));
+            return Ok(None);
+        }
+    };
+    let system = replication::identify(servers.1).await?;
+    record.replicated = Some(system.clone());
+    record.save(&host.paths)?;
+    let mut replication = Replication::new(host, servers, databases, system);
+    replication.copy().await?;
+    Ok(Some(replication))
+}
+
 /// Copies everything from one server to the other, and compares the two. Returns the rows of the gateway's database.
 async fn copy(
     host: &Host,
@@ -574,6 +647,18 @@ async fn copy(
         }
     }
     Ok(rows)
+}
+
+/// Refuses a copy with the schema of an earlier moment: only rows are replicated.
+fn refuse_changed_schema(before: &str, after: &str) -> Result<()> {
+    if before == after {
+        return Ok(());
+    }
+    Err(Failure::new(
+        "tables, indexes, views or migrations have changed while the database was copied",
+    )
+    .hint("run the same command again")
+    .into())
 }
 
 /// The error of `pg_restore` without the statement, which can be long.
@@ -725,6 +810,9 @@ async fn undo(host: &Host, mut record: ClusterRecord, timeout: Duration) -> Resu
     let server = Server::new(host, &settings).await?;
     server.accept_writes().await?;
     let gateway = stack::bring_up(host, &settings, timeout).await;
+    if let Some(system) = &record.replicated {
+        replication::end(&server, system).await?;
+    }
     if let Some(before) = record.before {
         keep_other(paths)?;
         before.save(paths)?;
@@ -1029,6 +1117,7 @@ mod tests {
             since: String::new(),
             rows: BTreeMap::new(),
             transaction: None,
+            replicated: None,
             before: None,
         }
     }

@@ -10,7 +10,7 @@ mod replication;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -463,8 +463,12 @@ impl ClusterPlan {
             fail::fail_point!("postgres-rehearsed");
             let replication = replicate(host, record, (&current, &next)).await?;
             let begin = Instant::now();
+            let gateway = host.systemd().await?.unit(Service::Litellm.unit()).await?;
             stack::stop(host, &[Service::Litellm.unit()], timeout).await?;
             fail::fail_point!("postgres-stopped");
+            if replication.is_some() && gateway.is_active() {
+                warm_up(host).await?;
+            }
             current.refuse_writes().await?;
             if let Some(replication) = replication {
                 let (rows, tables) = replication.complete(timeout).await?;
@@ -668,6 +672,19 @@ fn without_command(error: &anyhow::Error) -> anyhow::Error {
     anyhow::anyhow!("{}", &text[..end])
 }
 
+/// While it exists, a gateway that starts waits behind its imports (`units/serve.py`), which take most of its start. It has
+/// no connection to a database then.
+fn hold(paths: &Paths) -> PathBuf {
+    paths.runtime_state().join(quadlet::DEBUG).join("hold")
+}
+
+/// Begins the start of the gateway, which does not go on before [`hold`] is removed.
+async fn warm_up(host: &Host) -> Result<()> {
+    files::write_atomically(&hold(&host.paths), b"", 0o644)?;
+    let mut jobs = Jobs::new(host.systemd().await?).await?;
+    jobs.ask(JobType::Start, Service::Litellm.unit()).await
+}
+
 /// Finishes a change after the new server has shown its rows.
 async fn finish(
     host: &Host,
@@ -676,6 +693,7 @@ async fn finish(
     timeout: Duration,
 ) -> Result<()> {
     fail::fail_point!("postgres-not-ready", |_| anyhow::bail!("a test says so"));
+    files::remove_existing(&hold(&host.paths))?;
     stack::bring_up(host, settings, timeout).await?;
     record.end(&host.paths, &host.progress);
     Ok(())
@@ -809,6 +827,7 @@ async fn undo(host: &Host, mut record: ClusterRecord, timeout: Duration) -> Resu
     stack::start_database(host, &settings, timeout).await?;
     let server = Server::new(host, &settings).await?;
     server.accept_writes().await?;
+    files::remove_existing(&hold(paths))?;
     let gateway = stack::bring_up(host, &settings, timeout).await;
     if let Some(system) = &record.replicated {
         replication::end(&server, system).await?;

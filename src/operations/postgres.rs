@@ -471,8 +471,8 @@ impl ClusterPlan {
             }
             current.refuse_writes().await?;
             if let Some(replication) = replication {
-                let (rows, tables) = replication.complete(timeout).await?;
                 refuse_changed_schema(&schema, &current.schema().await?)?;
+                let (rows, tables) = replication.complete(timeout).await?;
                 record.rows = rows;
                 counted = Some(tables);
             } else {

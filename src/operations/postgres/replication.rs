@@ -408,3 +408,48 @@ fn differ(database: &str, differences: &[String]) -> anyhow::Error {
 fn connection_value(text: &str) -> String {
     format!("'{}'", text.replace('\\', r"\\").replace('\'', r"\'"))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rows_that_change_are_between_two_counts() {
+        let counted = |tables: &[(&str, u64)]| Contents {
+            rows: tables
+                .iter()
+                .map(|(table, count)| ((*table).to_owned(), *count))
+                .collect(),
+            ..Contents::default()
+        };
+        let before = counted(&[("logs", 10), ("keys", 5), ("old", 1)]);
+        let after = counted(&[("logs", 14), ("keys", 3), ("new", 1)]);
+        let differences = |tables| outside(&before, &counted(tables), &after);
+        assert_eq!(
+            differences(&[("logs", 12), ("keys", 4), ("new", 1)]),
+            [""; 0]
+        );
+        assert_eq!(
+            differences(&[("logs", 9), ("keys", 6), ("old", 1)]),
+            [
+                "6 rows in keys instead of 5",
+                "9 rows in logs instead of 10",
+                "none rows in new instead of 1",
+                "1 rows in old instead of none",
+            ]
+        );
+    }
+
+    #[test]
+    fn values_for_libpq() {
+        assert_eq!(connection_value(r"a b'c\d"), r"'a b\'c\\d'");
+    }
+
+    #[test]
+    fn slots_of_one_cluster_only() {
+        assert_eq!(
+            own_slots("7123"),
+            r"pg_replication_slots WHERE slot_name LIKE '%\_7123'"
+        );
+    }
+}

@@ -1,5 +1,5 @@
-//! The settings, most of them sizes, with which a new cluster of PostgreSQL begins. `initdb` writes them into the cluster's `postgresql.conf`, where
-//! the operator finds and changes them; an existing cluster keeps its own.
+//! The sizes with which a new cluster of PostgreSQL begins, and its level of the write-ahead log. `initdb` writes them into
+//! the cluster's `postgresql.conf`, where the operator finds and changes them; an existing cluster keeps its own.
 
 use crate::host::capacity::Capacity;
 

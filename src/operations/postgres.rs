@@ -1,10 +1,11 @@
-//! From one major version of PostgreSQL to another and back: a second cluster beside the current one, filled by
-//! `pg_dump` and `pg_restore`, then swapped with it.
+//! From one major version of PostgreSQL to another and back: a second cluster beside the current one, filled and then
+//! swapped with it.
 //!
-//! While the data is copied, the gateway is stopped, requests to it wait, and the current server refuses writes. The
-//! current cluster is in use again after any failure or interruption until the new server has shown that it has the same
-//! rows; no gateway starts while that is open. Later, returning loses writes, so only the operator does it. The replaced
-//! cluster is kept until the next backup.
+//! The rows are replicated while the gateway serves. Where that is not possible, `pg_dump` and `pg_restore` copy them while
+//! the gateway is stopped. From its stop on, requests wait, and the current server refuses writes. The current cluster is in
+//! use again after any failure or interruption until the new server has shown that it has the same rows; no gateway connects
+//! to a database while that is open. Later, returning loses writes, so only the operator does it. The replaced cluster is
+//! kept until the next backup.
 
 mod replication;
 
@@ -458,7 +459,8 @@ impl ClusterPlan {
         let mut counted = None;
         let begin = if self.done.is_none() {
             self.start_next(host, sizes, timeout).await?;
-            let schema = Server::new(host, &self.settings).await?.schema().await?;
+            let original = Server::new(host, &self.settings).await?;
+            let definitions = replication::definitions(&original).await?;
             let (current, next) = self.rehearse(host).await?;
             fail::fail_point!("postgres-rehearsed");
             let replication = replicate(host, record, (&current, &next)).await?;
@@ -471,8 +473,11 @@ impl ClusterPlan {
             }
             current.refuse_writes().await?;
             if let Some(replication) = replication {
-                refuse_changed_schema(&schema, &current.schema().await?)?;
-                let (rows, tables) = replication.complete(timeout).await?;
+                let ((rows, tables), present) = tokio::try_join!(
+                    replication.complete(timeout),
+                    replication::definitions(&original)
+                )?;
+                refuse_other_definitions(&definitions, &present)?;
                 record.rows = rows;
                 counted = Some(tables);
             } else {
@@ -653,16 +658,16 @@ async fn copy(
     Ok(rows)
 }
 
-/// Refuses a copy with the schema of an earlier moment: only rows are replicated.
-fn refuse_changed_schema(before: &str, after: &str) -> Result<()> {
+/// Refuses a copy with the roles and the schema of an earlier moment: only rows are replicated.
+fn refuse_other_definitions(before: &str, after: &str) -> Result<()> {
     if before == after {
         return Ok(());
     }
-    Err(Failure::new(
-        "tables, indexes, views or migrations have changed while the database was copied",
+    Err(
+        Failure::new("roles, settings or the schema have changed while the database was copied")
+            .hint("run the same command again")
+            .into(),
     )
-    .hint("run the same command again")
-    .into())
 }
 
 /// The error of `pg_restore` without the statement, which can be long.

@@ -279,7 +279,7 @@ fn finds_another_schema(host: &TestHost, who: Who) {
     assert_eq!(ran.code, 1, "{ran:?}");
     assert!(
         ran.stderr.contains(
-            "is in use again, with every write: tables, indexes, views or migrations have changed while the database was copied\nhint: run the same command again\n"
+            "is in use again, with every write: roles, settings or the schema have changed while the database was copied\nhint: run the same command again\n"
         ),
         "{}",
         ran.stderr

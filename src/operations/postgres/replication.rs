@@ -14,6 +14,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use futures_util::future::try_join_all;
 use serde::Deserialize;
+use sha2::{Digest, Sha256};
 use tokio::signal::unix::{SignalKind, signal};
 
 use crate::error::{Failure, Result};
@@ -25,6 +26,7 @@ use crate::operations::backup::wal;
 use crate::operations::stack;
 use crate::output::{Meter, bytes, duration};
 use crate::quadlet::NEXT_SERVER;
+use crate::random::hex;
 
 /// The publications and subscriptions.
 const NAME: &str = "litellm_units_upgrade";
@@ -79,6 +81,34 @@ pub(super) async fn examine(server: &Server<'_>) -> Result<Result<Vec<String>, S
     } else {
         Ok(names)
     })
+}
+
+/// A hash of all but the rows, which alone are replicated: roles, databases with their properties, and schemas.
+pub(super) async fn definitions(server: &Server<'_>) -> Result<String> {
+    let databases = server.databases().await?;
+    let words = [
+        "pg_dump",
+        "--schema-only",
+        "--create",
+        "--no-publications",
+        "--lock-wait-timeout=60s",
+        "--no-password",
+    ];
+    let dumps = databases
+        .iter()
+        .map(|(name, _)| server.run(name, &words, ""));
+    let roles = ["pg_dumpall", "--roles-only", "--no-password"];
+    let roles = server.run(server.maintenance(), &roles, "");
+    let (dumps, roles) = tokio::try_join!(try_join_all(dumps), roles)?;
+    let mut hash = Sha256::new();
+    for text in dumps.iter().chain([&roles]) {
+        // `\restrict` and `\unrestrict` have a random word.
+        let is_kept = |line: &&[u8]| !line.starts_with(b"\\");
+        for line in text.split_inclusive(|byte| *byte == b'\n').filter(is_kept) {
+            hash.update(line);
+        }
+    }
+    Ok(hex(&hash.finalize()))
 }
 
 /// What tells the slots of a next cluster from others.

@@ -198,6 +198,7 @@ impl<'a> Replication<'a> {
             self.subscribe().await?;
             fail::fail_point!("postgres-subscribed");
             self.follow().await?;
+            self.host.progress.say("comparing the rows");
             let vacuum = "SET statement_timeout = 0;\nVACUUM (ANALYZE);\n";
             for name in &self.databases {
                 self.next.query(name, vacuum).await?;
@@ -272,19 +273,25 @@ impl<'a> Replication<'a> {
         followed
     }
 
-    async fn follow_by(&self, meter: &Meter) -> Result<()> {
+    /// How far the subscriptions are.
+    async fn states(&self) -> Result<Vec<Subscribed>> {
         let sql = format!(
             "SELECT json_build_object('open', (SELECT count(*) FROM pg_subscription_rel WHERE srsubstate <> 'r'), 'enabled', subenabled, 'size', pg_database_size(subdbid)) FROM pg_subscription JOIN pg_database d ON d.oid = subdbid WHERE subname = '{NAME}' AND datname = current_database();\n"
         );
+        let states = self.databases.iter();
+        let states = states.map(|name| ask::<Subscribed>(self.next, name, &sql));
+        let states = try_join_all(states).await?;
+        if states.iter().any(|state| !state.enabled) {
+            return Err(self.failed("can't copy the database").await);
+        }
+        Ok(states)
+    }
+
+    async fn follow_by(&self, meter: &Meter) -> Result<()> {
         let mut last = Vec::new();
         let mut changed = Instant::now();
         loop {
-            let states = self.databases.iter();
-            let states = states.map(|name| ask::<Subscribed>(self.next, name, &sql));
-            let states = try_join_all(states).await?;
-            if states.iter().any(|state| !state.enabled) {
-                return Err(self.failed("can't copy the database").await);
-            }
+            let states = self.states().await?;
             if states.iter().all(|state| state.open == 0) {
                 return Ok(());
             }
@@ -369,6 +376,7 @@ impl<'a> Replication<'a> {
                 );
                 return Err(self.failed(&problem).await);
             }
+            self.states().await?;
             tokio::time::sleep(CONFIRM_INTERVAL).await;
         }
     }

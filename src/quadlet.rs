@@ -67,7 +67,8 @@ pub const SERVE: &str = concat!(
 /// database has, for the gateway to compare with the one of its release.
 pub const SCHEMA: &str = "schema";
 
-/// The directory beside it with the time until which the gateways write debug logs.
+/// The directory beside it with the time until which the gateways write debug logs, and with the file that holds a starting
+/// one.
 pub const DEBUG: &str = "debug";
 
 /// The first user and group ID of the host that the processes of a service have with `USER_NAMESPACES`.

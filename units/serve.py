@@ -54,6 +54,9 @@ SCHEMA = "/run/litellm-units/schema"
 DEBUG = "/run/litellm-units/debug/until"
 # So many seconds ahead at most: a damaged file does not leave it on.
 DEBUG_LIMIT = 86400
+# Written by `litellm-units upgrade --postgres`: while it exists, a gateway that starts waits behind its imports, before it
+# connects to a database.
+HOLD = "/run/litellm-units/debug/hold"
 # Read by the health check: until when, by CLOCK_MONOTONIC, the gateway counts as alive. In memory, since a slow disk
 # must not block the event loop.
 ALIVE = "/dev/shm/litellm-units.alive"
@@ -359,6 +362,8 @@ subprocess.Popen.__init__ = without_url(
 
 
 def run(app, **arguments):
+    while os.path.exists(HOLD):
+        time.sleep(0.05)
     if "timeout_worker_healthcheck" in inspect.signature(uvicorn.Config).parameters:
         arguments.setdefault("timeout_worker_healthcheck", WORKER_TIMEOUT)
     config = Config(app, **arguments)

@@ -1,5 +1,5 @@
-//! The sizes with which a new cluster of PostgreSQL begins. `initdb` writes them into the cluster's `postgresql.conf`, where
-//! the operator finds and changes them; an existing cluster keeps its own.
+//! The sizes with which a new cluster of PostgreSQL begins, and its level of the write-ahead log. `initdb` writes them into
+//! the cluster's `postgresql.conf`, where the operator finds and changes them; an existing cluster keeps its own.
 
 use crate::host::capacity::Capacity;
 
@@ -21,6 +21,8 @@ fn sizes(memory: u64) -> Vec<(&'static str, String)> {
         // Twice PostgreSQL's own: for a handover between two gateways of 9 workers with 10 connections each. It does not
         // follow the number of workers.
         ("max_connections", "200".into()),
+        // Another version of PostgreSQL is then copied while the gateway serves.
+        ("wal_level", "logical".into()),
     ]
 }
 
@@ -50,18 +52,18 @@ mod tests {
         let text = |gigabytes: u64| initdb_arguments(&sizes(gigabytes << 30)).unwrap();
         assert_eq!(
             text(2),
-            "--set shared_buffers=128MB --set effective_cache_size=512MB --set maintenance_work_mem=64MB --set work_mem=4MB --set max_connections=200"
+            "--set shared_buffers=128MB --set effective_cache_size=512MB --set maintenance_work_mem=64MB --set work_mem=4MB --set max_connections=200 --set wal_level=logical"
         );
         assert_eq!(
             text(16),
-            "--set shared_buffers=1024MB --set effective_cache_size=4096MB --set maintenance_work_mem=256MB --set work_mem=16MB --set max_connections=200"
+            "--set shared_buffers=1024MB --set effective_cache_size=4096MB --set maintenance_work_mem=256MB --set work_mem=16MB --set max_connections=200 --set wal_level=logical"
         );
         assert_eq!(
             text(1024),
-            "--set shared_buffers=8192MB --set effective_cache_size=65536MB --set maintenance_work_mem=512MB --set work_mem=32MB --set max_connections=200"
+            "--set shared_buffers=8192MB --set effective_cache_size=65536MB --set maintenance_work_mem=512MB --set work_mem=32MB --set max_connections=200 --set wal_level=logical"
         );
         assert_eq!(initdb_arguments(&[]), None);
         assert_eq!(of_this_host(15), []);
-        assert_eq!(of_this_host(16).len(), 5);
+        assert_eq!(of_this_host(16).len(), 6);
     }
 }

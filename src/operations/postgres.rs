@@ -1,14 +1,17 @@
-//! From one major version of PostgreSQL to another and back: a second cluster beside the current one, filled by
-//! `pg_dump` and `pg_restore`, then swapped with it.
+//! From one major version of PostgreSQL to another and back: a second cluster beside the current one, filled and then
+//! swapped with it.
 //!
-//! While the data is copied, the gateway is stopped, requests to it wait, and the current server refuses writes. The
-//! current cluster is in use again after any failure or interruption until the new server has shown that it has the same
-//! rows; no gateway starts while that is open. Later, returning loses writes, so only the operator does it. The replaced
-//! cluster is kept until the next backup.
+//! The rows are replicated while the gateway serves. Where that is not possible, `pg_dump` and `pg_restore` copy them while
+//! the gateway is stopped. From its stop on, requests wait, and the current server refuses writes. The current cluster is in
+//! use again after any failure or interruption until the new server has shown that it has the same rows; no gateway connects
+//! to a database while that is open. Later, returning loses writes, so only the operator does it. The replaced cluster is
+//! kept until the next backup.
+
+mod replication;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::fs::MetadataExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -36,6 +39,7 @@ use crate::image::ImageReference;
 use crate::output::{Meter, Progress, bytes, duration};
 use crate::quadlet::{self, NEXT_SERVER};
 use crate::service::Service;
+use replication::Replication;
 
 /// The variable of `.env` with the image.
 const IMAGE: &str = "POSTGRES_IMAGE";
@@ -78,6 +82,9 @@ struct ClusterRecord {
     rows: BTreeMap<String, u64>,
     /// The next transaction of the new server before the gateway was started.
     transaction: Option<u64>,
+    /// The new cluster's identifier, by which the replication slots on the current server are found.
+    #[serde(default)]
+    replicated: Option<String>,
     /// The record of the change that this one undoes.
     before: Option<Box<ClusterRecord>>,
 }
@@ -167,8 +174,8 @@ pub(crate) struct ClusterPlan {
     to: ImageReference,
     /// The settings of the running stack.
     settings: Settings,
-    /// What has to be copied, in bytes, if the server runs.
-    size: Option<u64>,
+    /// What has to be copied, in bytes, and why that is not possible while the gateway serves; if the server runs.
+    size: Option<(u64, Option<String>)>,
     /// Of the change that is to be undone.
     done: Option<ClusterRecord>,
 }
@@ -184,8 +191,10 @@ impl ClusterPlan {
         }
         let unit = host.systemd().await?.unit(Service::Postgres.unit()).await?;
         let size = if unit.is_active() {
-            let databases = Server::new(host, &settings).await?.databases().await?;
-            Some(databases.iter().map(|(_, size)| size).sum())
+            let server = Server::new(host, &settings).await?;
+            let databases = server.databases().await?;
+            let size = databases.iter().map(|(_, size)| size).sum();
+            Some((size, replication::examine(&server).await?.err()))
         } else {
             None
         };
@@ -224,6 +233,7 @@ impl ClusterPlan {
 
     /// What will be done, a line each.
     pub(crate) fn lines(&self) -> Vec<String> {
+        let serves = matches!(self.size, Some((_, None)));
         let mut lines = vec![format!(
             "{} PostgreSQL {} -> {}",
             self.verb, self.from, self.to
@@ -234,8 +244,12 @@ impl ClusterPlan {
                     "  pull        the image, if it is missing; nothing is stopped",
                     "  check       versions, space, and the schema in a new cluster beside the current one",
                     "  backup      the database and the configuration, while the gateway serves",
-                    "  copy        roles and databases; the gateway is stopped, and requests wait",
-                    "  compare     tables, indexes and rows",
+                    if serves {
+                        "  copy        roles and databases, and compare rows, while the gateway serves"
+                    } else {
+                        "  copy        roles and databases; the gateway is stopped, and requests wait"
+                    },
+                    "  compare     tables, indexes and rows; the gateway is stopped, and requests wait",
                     "  switch      clusters, .env, units and gateway",
                     "  if a step fails, the current cluster is used again, with every write",
                     "  the current cluster is kept until the next backup; to return to it: `litellm-units rollback --postgres`",
@@ -249,11 +263,21 @@ impl ClusterPlan {
             .into_iter()
             .map(str::to_owned),
         );
-        if let Some(size) = self.size {
-            lines.push(format!(
-                "  {} have to be copied, and the gateway is stopped for as long as that takes",
-                bytes(size)
-            ));
+        match &self.size {
+            Some((size, None)) => lines.push(format!(
+                "  {} have to be copied; requests wait for the switch only",
+                bytes(*size)
+            )),
+            Some((size, Some(obstacle))) => {
+                lines.push(format!(
+                    "  {} have to be copied, and the gateway is stopped for as long as that takes: {obstacle}",
+                    bytes(*size)
+                ));
+                if obstacle.contains("wal_level") {
+                    lines.push(self.hint());
+                }
+            }
+            None => {}
         }
         if let Some(done) = &self.done {
             lines.push(format!(
@@ -262,6 +286,17 @@ impl ClusterPlan {
             ));
         }
         lines
+    }
+
+    /// How the next copy is made while the gateway serves.
+    fn hint(&self) -> String {
+        let user = match &self.settings.database {
+            Database::Local { user, .. } => user,
+            Database::External { .. } => "postgres",
+        };
+        format!(
+            "  to copy while the gateway serves, first run: `litellm-units exec postgres psql -U {user} -d postgres -c \"ALTER SYSTEM SET wal_level = 'logical'\"`, then `litellm-units restart postgres`"
+        )
     }
 
     /// What a rollback loses, in words.
@@ -315,6 +350,7 @@ impl ClusterPlan {
             since: String::new(),
             rows: BTreeMap::new(),
             transaction: None,
+            replicated: None,
             before: self.done.clone().map(Box::new),
         };
         record.save(paths)?;
@@ -420,15 +456,33 @@ impl ClusterPlan {
         timeout: Duration,
     ) -> Result<Duration> {
         let paths = &host.paths;
+        let mut counted = None;
         let begin = if self.done.is_none() {
             self.start_next(host, sizes, timeout).await?;
+            let original = Server::new(host, &self.settings).await?;
+            let definitions = replication::definitions(&original).await?;
             let (current, next) = self.rehearse(host).await?;
             fail::fail_point!("postgres-rehearsed");
+            let replication = replicate(host, record, (&current, &next)).await?;
             let begin = Instant::now();
+            let gateway = host.systemd().await?.unit(Service::Litellm.unit()).await?;
             stack::stop(host, &[Service::Litellm.unit()], timeout).await?;
             fail::fail_point!("postgres-stopped");
+            if replication.is_some() && gateway.is_active() {
+                warm_up(host).await?;
+            }
             current.refuse_writes().await?;
-            record.rows = copy(host, &current, &next, &[]).await?;
+            if let Some(replication) = replication {
+                let ((rows, tables), present) = tokio::try_join!(
+                    replication.complete(timeout),
+                    replication::definitions(&original)
+                )?;
+                refuse_other_definitions(&definitions, &present)?;
+                record.rows = rows;
+                counted = Some(tables);
+            } else {
+                record.rows = copy(host, &current, &next, &[]).await?;
+            }
             record.since = now();
             fail::fail_point!("postgres-copied", |_| anyhow::bail!("a test says so"));
             install::remove_temporary(host, NEXT_SERVER).await?;
@@ -455,11 +509,16 @@ impl ClusterPlan {
             // It has the password that was current when it was replaced.
             rotation::renew_postgres_password(host, &settings, timeout).await?;
         }
-        let contents = server.contents(&server.database).await?;
+        let contents = match &counted {
+            Some(tables) => server.contents_of(&server.database, tables).await?,
+            None => server.contents(&server.database).await?,
+        };
         if self.done.is_none() {
-            refuse_differences(&record.rows, &contents.rows, &record.to)?;
+            let mut wanted = record.rows.clone();
+            wanted.retain(|table, _| counted.as_ref().is_none_or(|tables| tables.contains(table)));
+            refuse_differences(&wanted, &contents.rows, &record.to)?;
         }
-        record.rows = contents.rows;
+        record.rows.extend(contents.rows);
         record.since = now();
         record.transaction = Some(server.next_transaction().await?);
         record.reached(paths, State::Switched)?;
@@ -527,6 +586,29 @@ impl ClusterPlan {
     }
 }
 
+/// Copies everything while the gateway serves; `None` if that is not possible.
+async fn replicate<'a>(
+    host: &'a Host,
+    record: &mut ClusterRecord,
+    servers: (&'a Server<'a>, &'a Server<'a>),
+) -> Result<Option<Replication<'a>>> {
+    let databases = match replication::examine(servers.0).await? {
+        Ok(databases) => databases,
+        Err(obstacle) => {
+            host.progress.say(&format!(
+                "the gateway has to be stopped for the copy: {obstacle}"
+            ));
+            return Ok(None);
+        }
+    };
+    let system = replication::identify(servers.1).await?;
+    record.replicated = Some(system.clone());
+    record.save(&host.paths)?;
+    let mut replication = Replication::new(host, servers, databases, system);
+    replication.copy().await?;
+    Ok(Some(replication))
+}
+
 /// Copies everything from one server to the other, and compares the two. Returns the rows of the gateway's database.
 async fn copy(
     host: &Host,
@@ -576,11 +658,36 @@ async fn copy(
     Ok(rows)
 }
 
+/// Refuses a copy with the roles and the schema of an earlier moment: only rows are replicated.
+fn refuse_other_definitions(before: &str, after: &str) -> Result<()> {
+    if before == after {
+        return Ok(());
+    }
+    Err(
+        Failure::new("roles, settings or the schema have changed while the database was copied")
+            .hint("run the same command again")
+            .into(),
+    )
+}
+
 /// The error of `pg_restore` without the statement, which can be long.
 fn without_command(error: &anyhow::Error) -> anyhow::Error {
     let text = format!("{error:#}");
     let end = text.find("\nCommand was: ").unwrap_or(text.len());
     anyhow::anyhow!("{}", &text[..end])
+}
+
+/// While it exists, a gateway that starts waits behind its imports (`units/serve.py`), which take most of its start. It has
+/// no connection to a database then.
+fn hold(paths: &Paths) -> PathBuf {
+    paths.runtime_state().join(quadlet::DEBUG).join("hold")
+}
+
+/// Begins the start of the gateway, which does not go on before [`hold`] is removed.
+async fn warm_up(host: &Host) -> Result<()> {
+    files::write_atomically(&hold(&host.paths), b"", 0o644)?;
+    let mut jobs = Jobs::new(host.systemd().await?).await?;
+    jobs.ask(JobType::Start, Service::Litellm.unit()).await
 }
 
 /// Finishes a change after the new server has shown its rows.
@@ -591,6 +698,7 @@ async fn finish(
     timeout: Duration,
 ) -> Result<()> {
     fail::fail_point!("postgres-not-ready", |_| anyhow::bail!("a test says so"));
+    files::remove_existing(&hold(&host.paths))?;
     stack::bring_up(host, settings, timeout).await?;
     record.end(&host.paths, &host.progress);
     Ok(())
@@ -724,7 +832,11 @@ async fn undo(host: &Host, mut record: ClusterRecord, timeout: Duration) -> Resu
     stack::start_database(host, &settings, timeout).await?;
     let server = Server::new(host, &settings).await?;
     server.accept_writes().await?;
+    files::remove_existing(&hold(paths))?;
     let gateway = stack::bring_up(host, &settings, timeout).await;
+    if let Some(system) = &record.replicated {
+        replication::end(&server, system).await?;
+    }
     if let Some(before) = record.before {
         keep_other(paths)?;
         before.save(paths)?;
@@ -1029,6 +1141,7 @@ mod tests {
             since: String::new(),
             rows: BTreeMap::new(),
             transaction: None,
+            replicated: None,
             before: None,
         }
     }

@@ -228,11 +228,14 @@ fn status_tells_everything(host: &TestHost, who: Who) {
 fn database_has_sizes(host: &TestHost, who: Who) {
     let memory = host.sh(who, "awk '/^MemTotal:/ { print $2 }' /proc/meminfo");
     let memory: u64 = memory.trim().parse().unwrap();
-    let sizes = "select string_agg(setting || ' ' || sourcefile, ',' order by name) from pg_settings where name in ('max_connections', 'shared_buffers')";
+    let sizes = "select string_agg(setting || ' ' || sourcefile, ',' order by name) from pg_settings where name in ('max_connections', 'shared_buffers', 'wal_level')";
     let file = "/var/lib/postgresql/data/postgresql.conf";
     // In blocks of 8 kB.
     let blocks = (memory / 16 / 1024).clamp(128, 8192) * 128;
-    assert_eq!(sql(host, who, sizes), format!("200 {file},{blocks} {file}"));
+    assert_eq!(
+        sql(host, who, sizes),
+        format!("200 {file},{blocks} {file},logical {file}")
+    );
 }
 
 /// Only the gateway listens, and only on the loopback address.

@@ -32,6 +32,9 @@ fn serves(host: &TestHost, who: Who, version: &str, keys: &[&str]) {
         (0, String::new(), String::new())
     );
     assert_eq!(sql(host, who, "show default_transaction_read_only"), "off");
+    // A replication slot that is left would fill the disk.
+    let replication = "select (select count(*) from pg_publication) + (select count(*) from pg_subscription) + (select count(*) from pg_replication_slots where slot_name <> 'litellm_units_archive')";
+    assert_eq!(sql(host, who, replication), "0");
     let left = format!(
         r#"find {} "$1"/data -maxdepth 1 -name '*next*'"#,
         who.quadlets()
@@ -54,6 +57,8 @@ fn add_objects(host: &TestHost, who: Who) {
         r#"grant select on "LiteLLM_SpendLogs" to reporting"#,
         "alter database litellm set work_mem to '8MB'",
         "create database other locale 'C' encoding 'UTF8' template template0",
+        "create table with_identity (id int generated always as identity primary key, text text)",
+        "insert into with_identity (text) select 'some text' from generate_series(1, 1000)",
         "alter system set log_min_duration_statement = 500",
     ] {
         sql(host, who, statement);
@@ -64,6 +69,10 @@ fn add_objects(host: &TestHost, who: Who) {
 fn has_objects(host: &TestHost, who: Who) {
     assert_eq!(sql(host, who, "show work_mem"), "8MB");
     assert_eq!(sql(host, who, "show max_connections"), "200");
+    assert_eq!(sql(host, who, "show wal_level"), "logical");
+    // Its sequence goes on.
+    let next = "insert into with_identity (text) select 'more' from (select count(*), max(id) from with_identity) found where count = max returning 'next'";
+    assert_eq!(sql(host, who, next), "next");
     let rights = r#"select has_table_privilege('reporting', '"LiteLLM_SpendLogs"', 'select')"#;
     assert_eq!(sql(host, who, rights), "t");
     let databases = "select string_agg(datname || ' ' || datcollate, ',' order by datname) from pg_database where not datistemplate";
@@ -157,6 +166,7 @@ fn there_and_back(who: Who, name: &str) {
         ran.stderr
     );
     eprintln!("{}", ran.stderr);
+    assert!(ran.stderr.contains(") while the gateway serves\n"));
     load.assert_no_failure(host, who);
     writer.assert_nothing_lost(host, who);
     let later = new_key(host, who);
@@ -226,6 +236,57 @@ fn another_version_comes_and_goes_rootless() {
     there_and_back(Who::Operator, "postgres-version-user");
 }
 
+/// Where replication is not possible, the plan says why, and the gateway is stopped for the copy.
+fn copies_while_stopped(host: &TestHost, who: Who, key: &str) {
+    let plan = || host.bash(who, &format!("{UPGRADE} --dry-run")).ok();
+    assert!(plan().contains(" have to be copied; requests wait for the switch only\n"));
+    sql(host, who, "create table plain (x int)");
+    let obstacle = "table public.plain has no primary key and no other replica identity";
+    assert!(plan().contains(&format!("for as long as that takes: {obstacle}\n")));
+    sql(host, who, "drop table plain");
+
+    sql(host, who, "alter system set wal_level = 'replica'");
+    host.units(who, &["restart", "postgres"]).ok();
+    let obstacle = "the current server has wal_level = replica";
+    let planned = plan();
+    assert!(planned.contains(&format!("for as long as that takes: {obstacle}\n")));
+    let ran = host.bash(who, &format!("FAILPOINTS=postgres-copied=return {UPGRADE}"));
+    let said = format!("the gateway has to be stopped for the copy: {obstacle}\n");
+    assert!(ran.stderr.contains(&said), "{ran:?}");
+    serves(host, who, "17", &[key]);
+    // The hint is what enables it.
+    let commands = planned.split('`').skip(1).step_by(2);
+    let hint: Vec<&str> = commands
+        .filter(|command| !command.contains("rollback"))
+        .collect();
+    assert_eq!(hint.len(), 2, "{planned}");
+    for command in hint {
+        host.bash(who, command).ok();
+    }
+    assert!(plan().contains(" have to be copied; requests wait for the switch only\n"));
+}
+
+/// Replication copies rows only.
+fn finds_another_schema(host: &TestHost, who: Who) {
+    let column = r#"alter table "LiteLLM_BudgetTable" alter column max_budget"#;
+    let script = format!(
+        r#"FAILPOINTS='postgres-replicated=sleep(5000)' {UPGRADE} 2>/tmp/said & upgrade=$!
+        timeout 240 bash -c "until grep -q ' while the gateway serves' /tmp/said; do sleep 0.2; done"
+        podman exec -i litellm-postgres sh -c 'psql -qU $POSTGRES_USER -d $POSTGRES_DB' <<<'{column} set default 1'
+        status=0; wait $upgrade || status=$?; cat /tmp/said >&2; exit $status"#
+    );
+    let ran = host.bash(who, &script);
+    assert_eq!(ran.code, 1, "{ran:?}");
+    assert!(
+        ran.stderr.contains(
+            "is in use again, with every write: roles, settings or the schema have changed while the database was copied\nhint: run the same command again\n"
+        ),
+        "{}",
+        ran.stderr
+    );
+    sql(host, who, &format!("{column} drop default"));
+}
+
 /// Whatever fails or is killed before the new server has the rows, the current cluster is used again.
 #[test]
 #[ignore = "takes minutes: part of each release (CONTRIBUTING.md)"]
@@ -240,6 +301,8 @@ fn an_interrupted_change_loses_nothing() {
     for point in [
         "postgres-recorded",
         "postgres-rehearsed",
+        "postgres-subscribed",
+        "postgres-replicated",
         "postgres-stopped",
         "postgres-copied",
         "postgres-switching",
@@ -275,7 +338,11 @@ fn an_interrupted_change_loses_nothing() {
         assert_eq!(host.env(who).text(), env.text(), "{failure}");
         assert_eq!(clusters(host, who), ["postgres"], "{failure}");
     }
-    for point in ["postgres-copied", "postgres-not-ready"] {
+    for point in [
+        "postgres-replicated",
+        "postgres-copied",
+        "postgres-not-ready",
+    ] {
         let writer = Writer::begin(host, who);
         let ran = host.bash(who, &format!("FAILPOINTS={point}=return {UPGRADE}"));
         assert_eq!(ran.code, 1, "{ran:?}");
@@ -290,6 +357,10 @@ fn an_interrupted_change_loses_nothing() {
         serves(host, who, "17", &[&key]);
         assert_eq!(host.env(who).text(), env.text(), "{point}");
     }
+
+    copies_while_stopped(host, who, &key);
+    finds_another_schema(host, who);
+    serves(host, who, "17", &[&key]);
 
     // A loss of power between the swap and the units: no gateway starts before it is undone.
     host.kill_at(

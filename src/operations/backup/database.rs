@@ -73,17 +73,17 @@ tail -c "+$3" "$file" | head -c "$4""#;
 
 /// The objects of a database that a dump contains. It leaves out those of extensions, and the indexes that an interrupted
 /// `CREATE INDEX CONCURRENTLY` or `REINDEX CONCURRENTLY` has left.
-const OWN: &str = "SELECT c.relkind, n.nspname, c.relname \
+pub(crate) const OWN: &str = "SELECT c.oid, c.relkind, n.nspname, c.relname \
 FROM pg_class c JOIN pg_namespace n ON n.oid = c.relnamespace LEFT JOIN pg_index i ON i.indexrelid = c.oid \
 WHERE n.nspname NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema' \
 AND (c.relkind <> 'i' OR i.indisvalid AND i.indisready) AND NOT EXISTS \
 (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')";
 
-/// Prints one line per kind of object and one per table, as JSON.
-fn contents_script() -> String {
+/// Prints one line per kind of object and one per table for which `condition` is true, as JSON.
+fn contents_script(condition: &str) -> String {
     format!(
         r"SELECT json_build_object('kind', CASE relkind WHEN 'r' THEN 'table' WHEN 'v' THEN 'view' WHEN 'm' THEN 'materialized view' WHEN 'i' THEN 'index' WHEN 'S' THEN 'sequence' ELSE 'other' END, 'count', count(*)) FROM ({OWN}) own WHERE relkind IN ('r', 'v', 'm', 'i', 'S') GROUP BY relkind;
-SELECT format('SELECT json_build_object(''table'', %L, ''count'', count(*)) FROM %I.%I', nspname || '.' || relname, nspname, relname) FROM ({OWN}) own WHERE relkind = 'r' ORDER BY 1 \gexec
+SELECT format('SELECT json_build_object(''table'', %L, ''count'', count(*)) FROM %I.%I', nspname || '.' || relname, nspname, relname) FROM ({OWN}) own WHERE relkind = 'r' AND {condition} ORDER BY 1 \gexec
 \echo end
 "
     )
@@ -386,7 +386,7 @@ impl<'a> Server<'a> {
     }
 
     /// Runs a program with access to `database` and `input` as its stdin; returns its stdout.
-    async fn run(&self, database: &str, words: &[&str], input: &str) -> Result<Vec<u8>> {
+    pub(crate) async fn run(&self, database: &str, words: &[&str], input: &str) -> Result<Vec<u8>> {
         let mut command = self.command(database, words);
         let mut child = command.spawn().context("can't run podman")?;
         let mut stdin = self.begin_stdin(&mut child).await?;
@@ -751,9 +751,21 @@ impl<'a> Server<'a> {
 
     /// The current contents of `database`.
     pub(crate) async fn contents(&self, database: &str) -> Result<Contents> {
+        self.contents_where(database, "true").await
+    }
+
+    /// The same, with the rows of these tables only.
+    pub(crate) async fn contents_of(&self, database: &str, tables: &[String]) -> Result<Contents> {
+        let names: Vec<String> = tables.iter().map(|table| literal(table)).collect();
+        let names = names.join(", ");
+        let condition = format!("nspname || '.' || relname = ANY (ARRAY[{names}]::text[])");
+        self.contents_where(database, &condition).await
+    }
+
+    async fn contents_where(&self, database: &str, condition: &str) -> Result<Contents> {
         let sql = format!(
             "{NO_TIMEOUTS}SELECT json_build_object('snapshot', '', 'version', current_setting('server_version'), 'size', pg_database_size(current_database()));\n{}",
-            contents_script()
+            contents_script(condition)
         );
         let text = self.query(database, &sql).await?;
         let mut lines = text.lines();
@@ -959,7 +971,7 @@ impl Snapshot {
     /// Counts all objects and rows. The transaction ends when this value is dropped: `pg_dump` may
     /// still need it.
     pub(crate) async fn count(&mut self) -> Result<Contents> {
-        self.ask(&contents_script()).await;
+        self.ask(&contents_script("true")).await;
         loop {
             let line = self.line().await?;
             if line == "end" {

@@ -104,7 +104,7 @@ SELECT pg_create_physical_replication_slot('{SLOT}', true) \\g /dev/null
 }
 
 /// How much of a disk of `size` bytes the archive leaves free.
-pub(super) fn left_free(size: u64) -> u64 {
+pub(crate) fn left_free(size: u64) -> u64 {
     FREE.min(size / 20)
 }
 

@@ -26,10 +26,7 @@ fn main() -> ExitCode {
     {
         Ok(exit) => exit.into(),
         Err(error) => {
-            if !error
-                .chain()
-                .any(|cause| cause.is::<output::ClosedStdout>())
-            {
+            if !error.is::<output::ClosedStdout>() {
                 output::say(&format!("error: {error:#}"));
                 if let Some(hint) = error::hint(&error) {
                     output::say(&format!("hint: {hint}"));

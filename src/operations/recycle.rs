@@ -284,8 +284,8 @@ mod tests {
     use super::*;
 
     fn micros(age: Duration) -> u64 {
-        let since = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-        u64::try_from((since.unwrap() - age).as_micros()).unwrap()
+        let since = (SystemTime::now() - age).duration_since(SystemTime::UNIX_EPOCH);
+        u64::try_from(since.unwrap().as_micros()).unwrap()
     }
 
     fn unit(invocation: &str) -> UnitState {

@@ -139,6 +139,32 @@ litellm
     assert_eq!(services, [Service::Migrate, Service::Litellm]);
 }
 
+/// LiteLLM does not start with `REDIS_HOST` beside the Sentinels.
+#[test]
+fn sentinels_are_the_only_address_of_redis() {
+    let sentinels = r#"[["10.0.0.1",26379],["10.0.0.2",26379]]"#;
+    let settings = settings(&format!(
+        "{ENV}REDIS_SENTINEL_NODES='{sentinels}'\nREDIS_SERVICE_NAME=llm\nREDIS_HOST=cache\nREDIS_PORT=\n"
+    ));
+    let services: Vec<Service> = settings.services().collect();
+    assert_eq!(
+        services,
+        [Service::Postgres, Service::Migrate, Service::Litellm]
+    );
+    let secrets = container_secrets(&settings);
+    let redis: Vec<&str> = { secrets.lines() }
+        .filter(|line| line.contains("REDIS"))
+        .collect();
+    assert_eq!(
+        redis,
+        [
+            "  REDIS_PASSWORD=r",
+            &format!("  REDIS_SENTINEL_NODES={sentinels}"),
+            "  REDIS_SERVICE_NAME=llm"
+        ]
+    );
+}
+
 #[test]
 fn the_migration_gets_its_own_variables() {
     let text = format!(

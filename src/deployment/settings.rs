@@ -14,7 +14,7 @@ use super::variables::{
     self, ACCEPT_VULNERABILITIES, BACKUP_PREFIX, BACKUP_WAL, DRAIN_TIMEOUT, LISTEN, LISTEN_GROUP,
     LISTEN_WITHOUT_TLS, LIVENESS_TIMEOUT, METRICS_FILE, METRICS_LISTEN, NOTIFY_COMMAND, NOTIFY_URL,
     PUBLIC_ADMIN_FROM, PUBLIC_URL, RECYCLE_AT, REDIS_MEMORY, REPLICAS, ROOT_PATH, Recipient,
-    USER_NAMESPACES, WORKERS, is_name, may_be_sealed,
+    SENTINEL_NODES, USER_NAMESPACES, WORKERS, is_name, may_be_sealed,
 };
 use crate::error::{Failure, Result};
 use crate::host::capacity::Capacity;
@@ -88,7 +88,7 @@ pub enum Cache {
         /// What `maxmemory` is set to.
         memory: String,
     },
-    /// An external server: `REDIS_HOST` in `.env`.
+    /// An external server: `REDIS_HOST` or `REDIS_SENTINEL_NODES` in `.env`.
     External,
 }
 
@@ -335,7 +335,8 @@ impl Settings {
                 "choose a shorter one",
             ));
         }
-        let cache = if reader.filled("REDIS_HOST").is_some() {
+        let by_sentinel = reader.filled(SENTINEL_NODES).is_some();
+        let cache = if by_sentinel || reader.filled("REDIS_HOST").is_some() {
             Cache::External
         } else {
             Cache::Local {
@@ -357,7 +358,12 @@ impl Settings {
                 gateway.push(("REDIS_PASSWORD".into(), password.clone()));
             }
             Cache::External => {
-                gateway.extend(reader.given(|recipient| recipient == Recipient::Redis));
+                // Beside the Sentinels, LiteLLM does not start with an address, and prefers a URL.
+                let is_given = |(name, _): &(String, _)| {
+                    !by_sentinel || !variables::OTHER_REDIS.contains(&name.as_str())
+                };
+                let redis = reader.given(|recipient| recipient == Recipient::Redis);
+                gateway.extend(redis.filter(is_given));
             }
         }
         let in_clear = |name: &str| reader.filled(name).map(str::to_owned);

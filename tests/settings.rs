@@ -308,6 +308,12 @@ fn what_can_not_be_used_is_refused_by_name_file_and_line() {
              hint: write it as postgresql://USER:PASSWORD@HOST:PORT/DATABASE, or remove it to use the local PostgreSQL\n".to_owned(),
         ),
         (
+            "DATABASE_URL",
+            "DATABASE_URL=postgresql://a:b@db-1:5432,db-2:5432/x?target_session_attrs=read-write",
+            "error: /srv/.env, line 13: DATABASE_URL names several servers, and Prisma connects to one only\n\
+             hint: name the address that leads to the primary: docs/configuration.md\n".to_owned(),
+        ),
+        (
             "POSTGRES_DB",
             &format!("POSTGRES_DB={}", "d".repeat(64)),
             "error: /srv/.env, line 6: POSTGRES_DB is longer than PostgreSQL's 63 bytes\nhint: choose a shorter one\n".to_owned(),

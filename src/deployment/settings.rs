@@ -314,6 +314,13 @@ impl Settings {
                         "write it as postgresql://USER:PASSWORD@HOST:PORT/DATABASE, or remove it to use the local PostgreSQL",
                     ));
                 }
+                if names_several_servers(url) {
+                    return Err(reader.wrong(
+                        "DATABASE_URL",
+                        "names several servers, and Prisma connects to one only",
+                        "name the address that leads to the primary: docs/configuration.md",
+                    ));
+                }
                 Database::External {
                     url: SecretValue::new(url, &vault),
                 }
@@ -526,6 +533,16 @@ impl Database {
             } => password.clone().into_url(user, name),
         }
     }
+}
+
+/// Whether a URL has several servers, as libpq's may.
+fn names_several_servers(url: &str) -> bool {
+    let authority = url
+        .split("://")
+        .nth(1)
+        .and_then(|rest| rest.split(['/', '?']).next());
+    let servers = authority.and_then(|authority| authority.rsplit('@').next());
+    servers.is_some_and(|servers| servers.contains(','))
 }
 
 /// Reads a `.env`, with its own message when there is none.

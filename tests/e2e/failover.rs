@@ -116,7 +116,7 @@ CONF
     done
     systemctl start patroni@{2,3}
     psql -qh 10.99.0.1 -U postgres -c "create role gate login password 'gate-pass'" -c 'create database company owner gate' \
-        -c '\c company' -c 'set role gate' -c 'create table probe(at timestamptz)'
+        -c 'create database probe owner gate' -c '\c probe' -c 'set role gate' -c 'create table probe(at timestamptz)'
 "#;
 
 const ADDRESSES: [(&str, &str); 4] = [
@@ -137,7 +137,7 @@ const ADDRESSES: [(&str, &str); 4] = [
 const PROBE: &str = r#"
     key=$(litellm-units unit secret litellm LITELLM_MASTER_KEY)
     database() {
-        PGPASSWORD=gate-pass PGCONNECT_TIMEOUT=2 timeout 4 psql -qh 10.99.0.1 -U gate company -c 'insert into probe values (now())'
+        PGPASSWORD=gate-pass PGCONNECT_TIMEOUT=2 timeout 4 psql -qh 10.99.0.1 -U gate probe -c 'insert into probe values (now())'
     }
     gateway() {
         curl -sf --max-time 60 -H "Authorization: Bearer $key" -H 'Content-Type: application/json' \
@@ -322,7 +322,7 @@ fn the_primary_is_lost(host: &TestHost, key: &str) {
         }
     });
     host.wait("the next primary", Duration::from_secs(90), |host| {
-        let psql = "PGPASSWORD=gate-pass PGCONNECT_TIMEOUT=2 psql -h 10.99.0.1 -U gate company -c 'insert into probe values (now())'";
+        let psql = "PGPASSWORD=gate-pass PGCONNECT_TIMEOUT=2 psql -h 10.99.0.1 -U gate probe -c 'insert into probe values (now())'";
         let ran = host.bash(Who::Root, psql);
         if ran.code == 0 { Ok(()) } else { Err(ran.stderr) }
     });

@@ -404,7 +404,7 @@ mod tests {
         }
         assert_eq!(
             refusal(&plan(&all, "/root/rec/example", None, None).unwrap_err()).0,
-            "the old gateway uses several servers of Redis (REDIS_CLUSTER_NODES), for which litellm-units has no setting"
+            "the old gateway uses several servers of Redis (REDIS_CLUSTER_NODES), which an import does not take over"
         );
     }
 }

@@ -159,7 +159,7 @@ fn sentinels_are_the_only_address_of_redis() {
         redis,
         [
             "  REDIS_PASSWORD=r",
-            &format!("  REDIS_SENTINEL_NODES={sentinels}"),
+            &format!("  REDIS_SENTINEL_NODES={}", sentinels.escape_debug()),
             "  REDIS_SERVICE_NAME=llm"
         ]
     );

@@ -436,7 +436,7 @@ fn list(errors: &BTreeMap<String, String>) -> String {
     words.join(", ")
 }
 
-/// Sends SSLRequest, which every PostgreSQL answers with one byte. A load balancer accepts connections without a server
+/// Sends `SSLRequest`, which every PostgreSQL answers with one byte. A load balancer accepts connections without a server
 /// behind it.
 async fn ask_postgres(host: &str, port: u16) -> std::io::Result<()> {
     let mut connection = TcpStream::connect((host, port)).await?;

@@ -12,7 +12,7 @@ use crate::support::releases::NEWEST;
 /// What the nodes need, from Debian. An archive of their own, which only this test needs.
 const PACKAGES: &str = "haproxy patroni python3-etcd etcd-server etcd-client postgresql-17 redis-server redis-sentinel";
 
-/// Three nodes, each a network namespace and a slice, have etcd, PostgreSQL under Patroni, Redis and a Sentinel. HAProxy is
+/// Three nodes, each a network namespace and a slice, have etcd, PostgreSQL under Patroni, Redis and a Sentinel. `HAProxy` is
 /// outside, as the gateway. Everything keeps its defaults, unless a comment says why not.
 const SERVERS: &str = r#"
     export DEBIAN_FRONTEND=noninteractive
@@ -221,10 +221,10 @@ fn sql(host: &TestHost, statement: &str) -> String {
     host.run(Who::Root, &words).ok().trim_end().to_owned()
 }
 
-/// The number of the node that HAProxy takes for the primary of PostgreSQL, once it has two replicas, one of them synchronous.
+/// The number of the node that `HAProxy` takes for the primary of PostgreSQL, once it has two replicas, one of them synchronous.
 #[track_caller]
 fn primary(host: &TestHost) -> String {
-    let script = r#"curl -sf --max-time 5 http://10.99.0.11:8008/cluster || curl -sf --max-time 5 http://10.99.0.12:8008/cluster"#;
+    let script = "curl -sf --max-time 5 http://10.99.0.11:8008/cluster || curl -sf --max-time 5 http://10.99.0.12:8008/cluster";
     host.wait("three members", Duration::from_secs(180), |host| {
         let found = host.bash(Who::Root, script).stdout;
         let cluster: Value = serde_json::from_str(&found).map_err(|_| found.clone())?;
@@ -361,14 +361,14 @@ fn the_primary_is_lost(host: &TestHost, key: &str) {
 }
 
 /// Requests are answered without Redis, and with the next one when the gateway tries it again.
-fn redis_is_lost(host: &TestHost, key: &str, what: &str, lose: impl Fn(&str)) {
+fn redis_is_lost(host: &TestHost, key: &str, what: &str, cut: impl Fn(&str)) {
     let lost = redis_primary(host);
     let process = host.property(Who::Root, "litellm", "MainPID");
     let load = Load::begin(host, Who::Root, key);
-    lose(&lost);
+    cut(&lost);
     host.wait("the next Redis", Duration::from_secs(60), |host| {
         let found = redis_primary(host);
-        if found != lost { Ok(()) } else { Err(found) }
+        if found == lost { Err(found) } else { Ok(()) }
     });
     // The kernel ends a connection to a vanished server after 45 s. LiteLLM tries Redis again after 60 s.
     std::thread::sleep(Duration::from_secs(65));

@@ -327,7 +327,7 @@ fn the_primary_is_lost(host: &TestHost, key: &str) {
         if ran.code == 0 { Ok(()) } else { Err(ran.stderr) }
     });
     host.wait("a new key", Duration::from_secs(15), |host| {
-        let ran = host.units(Who::Root, &["key", "create", "--json"]);
+        let ran = host.units(Who::Root, &["key", "create", "after"]);
         if ran.code == 0 {
             Ok(())
         } else {

@@ -111,6 +111,35 @@ with tempfile.TemporaryDirectory() as place:
     }
 }
 
+/// A connection that the kernel has ended is reported, and a wait without an answer is not.
+#[test]
+fn lost_connections_to_redis() {
+    let script = r#"
+import asyncio
+class Reader:
+    error = None
+    def exception(self): return self.error
+class Connection:
+    _reader, answer = Reader(), None
+    async def read_response(self, timeout): return self.answer
+function("units/serve.py", "report_lost_connections")(Connection, ConnectionError)
+def ask():
+    try: print(asyncio.run(Connection().read_response(timeout=1)))
+    except ConnectionError as error: print(f"{error}; {type(error.__cause__).__name__}")
+ask()
+Reader.error = OSError(110, "Connection timed out")
+ask()
+Connection.answer = b"PONG"
+ask()
+Connection._reader, Connection.answer = None, None
+ask()
+"#;
+    assert_eq!(
+        python(script, &[]),
+        "None\nconnection lost: [Errno 110] Connection timed out; TimeoutError\nb'PONG'\nNone\n"
+    );
+}
+
 /// No chart differs from the table of docs/benchmarks.md.
 #[test]
 fn charts_are_those_of_the_table() {

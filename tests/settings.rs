@@ -139,6 +139,32 @@ litellm
     assert_eq!(services, [Service::Migrate, Service::Litellm]);
 }
 
+/// LiteLLM does not start with `REDIS_HOST` beside the Sentinels.
+#[test]
+fn sentinels_are_the_only_address_of_redis() {
+    let sentinels = r#"[["10.0.0.1",26379],["10.0.0.2",26379]]"#;
+    let settings = settings(&format!(
+        "{ENV}REDIS_SENTINEL_NODES='{sentinels}'\nREDIS_SERVICE_NAME=llm\nREDIS_HOST=cache\nREDIS_PORT=\n"
+    ));
+    let services: Vec<Service> = settings.services().collect();
+    assert_eq!(
+        services,
+        [Service::Postgres, Service::Migrate, Service::Litellm]
+    );
+    let secrets = container_secrets(&settings);
+    let redis: Vec<&str> = { secrets.lines() }
+        .filter(|line| line.contains("REDIS"))
+        .collect();
+    assert_eq!(
+        redis,
+        [
+            "  REDIS_PASSWORD=r",
+            &format!("  REDIS_SENTINEL_NODES={}", sentinels.escape_debug()),
+            "  REDIS_SERVICE_NAME=llm"
+        ]
+    );
+}
+
 #[test]
 fn the_migration_gets_its_own_variables() {
     let text = format!(
@@ -280,6 +306,12 @@ fn what_can_not_be_used_is_refused_by_name_file_and_line() {
             "DATABASE_URL=mysql://secret",
             "error: /srv/.env, line 13: DATABASE_URL is not a PostgreSQL URL\n\
              hint: write it as postgresql://USER:PASSWORD@HOST:PORT/DATABASE, or remove it to use the local PostgreSQL\n".to_owned(),
+        ),
+        (
+            "DATABASE_URL",
+            "DATABASE_URL=postgresql://a:b@db-1:5432,db-2:5432/x?target_session_attrs=read-write",
+            "error: /srv/.env, line 13: DATABASE_URL names several servers, and Prisma connects to one only\n\
+             hint: name the address that leads to the primary: docs/configuration.md\n".to_owned(),
         ),
         (
             "POSTGRES_DB",

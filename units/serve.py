@@ -29,7 +29,9 @@ signal.signal(signal.SIGTERM, lambda *_: None if has_served else os._exit(0))
 # Imported objects stay, so collecting garbage among them only takes time.
 gc.disable()
 
+import redis
 import uvicorn
+from redis.asyncio.connection import AbstractConnection
 from uvicorn.supervisors import Multiprocess, multiprocess
 
 # Timeout at a stop, in seconds, for idle connections.
@@ -359,6 +361,26 @@ multiprocess.Server = Server
 subprocess.Popen.__init__ = without_url(
     subprocess.Popen.__init__, "/app/schema.prisma", lambda words: words[:2] in ([], ["migrate", "diff"])
 )
+
+
+def report_lost_connections(connection, error_class):
+    """Has redis-py report that a server has vanished. The kernel then ends the connection with ETIMEDOUT, which Python
+    counts as a TimeoutError. redis-py takes that for the end of its own wait and returns None. LiteLLM asks again at
+    once, and so blocks the event loop for ever.
+    """
+    read = connection.read_response
+
+    async def read_response(self, *arguments, **named):
+        response = await read(self, *arguments, **named)
+        error = self._reader.exception() if response is None and self._reader else None
+        if error:
+            raise error_class(f"connection lost: {error}") from error
+        return response
+
+    connection.read_response = read_response
+
+
+report_lost_connections(AbstractConnection, redis.ConnectionError)
 
 
 def run(app, **arguments):

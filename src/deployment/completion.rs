@@ -14,6 +14,7 @@ use crate::deployment::settings::{
     DEFAULT_LITELLM_IMAGE, DEFAULT_POSTGRES_NAME, Database, Settings, check_address, parse_env,
     read_env,
 };
+use crate::deployment::variables::SENTINEL_NODES;
 use crate::error::{Failure, PathContext, Result};
 use crate::host::files;
 use crate::host::paths::{Paths, Scope};
@@ -161,7 +162,7 @@ pub fn complete(text: &str, path: &Path, found: Existing, random: Random<'_>) ->
             Ok(DEFAULT_POSTGRES_NAME.to_owned())
         })?;
     }
-    if !editor.has("REDIS_HOST") {
+    if !editor.has("REDIS_HOST") && !editor.has(SENTINEL_NODES) {
         editor.fill(
             "REDIS_PASSWORD",
             &["The local Redis"],

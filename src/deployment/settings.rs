@@ -14,7 +14,7 @@ use super::variables::{
     self, ACCEPT_VULNERABILITIES, BACKUP_PREFIX, BACKUP_WAL, DRAIN_TIMEOUT, LISTEN, LISTEN_GROUP,
     LISTEN_WITHOUT_TLS, LIVENESS_TIMEOUT, METRICS_FILE, METRICS_LISTEN, NOTIFY_COMMAND, NOTIFY_URL,
     PUBLIC_ADMIN_FROM, PUBLIC_URL, RECYCLE_AT, REDIS_MEMORY, REPLICAS, ROOT_PATH, Recipient,
-    USER_NAMESPACES, WORKERS, is_name, may_be_sealed,
+    SENTINEL_NODES, USER_NAMESPACES, WORKERS, is_name, may_be_sealed,
 };
 use crate::error::{Failure, Result};
 use crate::host::capacity::Capacity;
@@ -88,7 +88,7 @@ pub enum Cache {
         /// What `maxmemory` is set to.
         memory: String,
     },
-    /// An external server: `REDIS_HOST` in `.env`.
+    /// An external server: `REDIS_HOST` or `REDIS_SENTINEL_NODES` in `.env`.
     External,
 }
 
@@ -314,6 +314,13 @@ impl Settings {
                         "write it as postgresql://USER:PASSWORD@HOST:PORT/DATABASE, or remove it to use the local PostgreSQL",
                     ));
                 }
+                if names_several_servers(url) {
+                    return Err(reader.wrong(
+                        "DATABASE_URL",
+                        "names several servers, and Prisma connects to one only",
+                        "name the address that leads to the primary: docs/configuration.md",
+                    ));
+                }
                 Database::External {
                     url: SecretValue::new(url, &vault),
                 }
@@ -335,7 +342,8 @@ impl Settings {
                 "choose a shorter one",
             ));
         }
-        let cache = if reader.filled("REDIS_HOST").is_some() {
+        let by_sentinel = reader.filled(SENTINEL_NODES).is_some();
+        let cache = if by_sentinel || reader.filled("REDIS_HOST").is_some() {
             Cache::External
         } else {
             Cache::Local {
@@ -357,7 +365,12 @@ impl Settings {
                 gateway.push(("REDIS_PASSWORD".into(), password.clone()));
             }
             Cache::External => {
-                gateway.extend(reader.given(|recipient| recipient == Recipient::Redis));
+                // Beside the Sentinels, LiteLLM does not start with an address, and prefers a URL.
+                let is_given = |(name, _): &(String, _)| {
+                    !by_sentinel || !variables::OTHER_REDIS.contains(&name.as_str())
+                };
+                let redis = reader.given(|recipient| recipient == Recipient::Redis);
+                gateway.extend(redis.filter(is_given));
             }
         }
         let in_clear = |name: &str| reader.filled(name).map(str::to_owned);
@@ -520,6 +533,16 @@ impl Database {
             } => password.clone().into_url(user, name),
         }
     }
+}
+
+/// Whether a URL has several servers, as libpq's may.
+fn names_several_servers(url: &str) -> bool {
+    let authority = url
+        .split("://")
+        .nth(1)
+        .and_then(|rest| rest.split(['/', '?']).next());
+    let servers = authority.and_then(|authority| authority.rsplit('@').next());
+    servers.is_some_and(|servers| servers.contains(','))
 }
 
 /// Reads a `.env`, with its own message when there is none.

@@ -38,6 +38,8 @@ pub(crate) const ROOT_PATH: &str = "SERVER_ROOT_PATH";
 pub(crate) const RECYCLE_AT: &str = "LITELLM_RECYCLE_AT";
 /// How much the local Redis may hold.
 pub(crate) const REDIS_MEMORY: &str = "REDIS_MAXMEMORY";
+/// The Sentinels that know which external Redis is the primary; LiteLLM reads it.
+pub(crate) const SENTINEL_NODES: &str = "REDIS_SENTINEL_NODES";
 /// How many gateways share the address.
 pub(crate) const REPLICAS: &str = "LITELLM_REPLICAS";
 /// Whether the containers of root have user IDs that no user of the host has.
@@ -47,6 +49,14 @@ pub(crate) const WORKERS: &str = "NUM_WORKERS";
 
 /// So begin the names of variables that concern backups.
 pub(crate) const BACKUP_PREFIX: &str = "BACKUP_";
+
+/// Addresses of an external Redis that the gateway does not get if there are Sentinels.
+pub(crate) const OTHER_REDIS: [&str; 4] = [
+    "REDIS_HOST",
+    "REDIS_PORT",
+    "REDIS_URL",
+    "REDIS_CLUSTER_NODES",
+];
 
 /// Whose a variable is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -162,6 +172,7 @@ static VARIABLES: &[Variable] = &[
     row("REDIS_PASSWORD", Setting, Redis, Secret),
     row("REDIS_HOST", Setting, Redis, Harmless),
     row("REDIS_PORT", Setting, Redis, Harmless),
+    row(SENTINEL_NODES, Setting, Redis, Harmless),
     row("REDIS_DB", Known, Redis, Harmless),
     row("REDIS_SSL", Known, Redis, Harmless),
     row("REDIS_USERNAME", Known, Redis, Harmless),

@@ -10,6 +10,8 @@ pub(crate) enum CheckName {
     /// The archive of the write-ahead log.
     Archive,
     Backup,
+    /// The connection to an external Redis.
+    Cache,
     /// That of the entrance.
     Certificate,
     Cgroup,
@@ -78,6 +80,7 @@ impl CheckName {
             Self::Applied => "applied",
             Self::Archive => "archive",
             Self::Backup => "backup",
+            Self::Cache => "cache",
             Self::Certificate => "certificate",
             Self::Cgroup => "cgroup",
             Self::Clock => "clock",

@@ -249,8 +249,21 @@ def look_up(name):
     try: socket.getaddrinfo(name, None)
     except OSError as error: return str(error)
 def reach_database():
-    try: socket.create_connection((host, int(port)), 3).close()
+    # As ask_postgres in Rust.
+    try:
+        with socket.create_connection((host, int(port)), 3) as connection:
+            connection.sendall(bytes.fromhex('0000000804d2162f'))
+            if not connection.recv(1): return 'the connection is closed without an answer'
     except OSError as error: return str(error)
+def reach_cache(at):
+    try: socket.create_connection(at, 3).close()
+    except OSError as error: return str(error)
+def cache_servers():
+    nodes, at = os.environ.get('REDIS_SENTINEL_NODES'), os.environ.get('REDIS_HOST')
+    try:
+        if nodes: return [(name, int(port)) for name, port in json.loads(nodes)]
+        return [(at, int(os.environ.get('REDIS_PORT') or 6379))] if at else []
+    except (TypeError, ValueError): return []
 def reach(url):
     to = urlsplit(url)
     proxy = getproxies().get(to.scheme)
@@ -264,6 +277,7 @@ def reach(url):
 pool = ThreadPoolExecutor(64)
 asked = {name: pool.submit(look_up, name) for name in names}
 providers = {url: pool.submit(reach, url) for url in sys.argv[4].split()}
+caches = {f'{at[0]}:{at[1]}': pool.submit(reach_cache, at) for at in cache_servers() if sys.argv[5]}
 # glibc asks a name server that does not answer for 10 seconds, and for 20 with a search list.
 end = time.monotonic() + 12
 def answer_of(future):
@@ -273,7 +287,7 @@ def failed(futures):
     return {name: error for name, future in futures.items() if (error := answer_of(future))}
 names = failed(asked)
 database = answer_of(pool.submit(reach_database)) if host and not names else None
-print(json.dumps({'names': names, 'database': database, 'providers': failed(providers)}), flush=True)
+print(json.dumps({'names': names, 'database': database, 'caches': failed(caches), 'providers': failed(providers)}), flush=True)
 # Threads that still wait would be waited for.
 os._exit(0)
 ";
@@ -284,6 +298,8 @@ struct Answers {
     names: HashMap<String, String>,
     /// The error of the connection.
     database: Option<String>,
+    /// Servers of Redis, or Sentinels, that can't be reached, and the errors.
+    caches: BTreeMap<String, String>,
     /// Servers of models that can't be reached, and the errors.
     providers: BTreeMap<String, String>,
 }
@@ -308,10 +324,9 @@ pub(crate) async fn inside(examination: &Examination<'_>) -> Vec<Check> {
         let Some((host, port)) = database.filter(|_| !is_local) else {
             return Vec::new();
         };
-        let attempt =
-            tokio::time::timeout(TIMEOUT, TcpStream::connect((host.as_str(), port))).await;
+        let attempt = tokio::time::timeout(TIMEOUT, ask_postgres(&host, port)).await;
         let error = match attempt {
-            Ok(Ok(_)) => None,
+            Ok(Ok(())) => None,
             Ok(Err(error)) => Some(error.to_string()),
             Err(_) => Some("no answer".to_owned()),
         };
@@ -342,6 +357,10 @@ pub(crate) async fn inside(examination: &Examination<'_>) -> Vec<Check> {
     ]);
     command
         .args([names.join(" "), host, port.to_string(), providers.join(" ")])
+        .arg(match settings.cache {
+            Cache::Local { .. } => "",
+            Cache::External => "external",
+        })
         .kill_on_drop(true);
     let output = match tokio::time::timeout(INSIDE_TIMEOUT, command.output()).await {
         Ok(Ok(output)) => output,
@@ -395,8 +414,41 @@ pub(crate) async fn inside(examination: &Examination<'_>) -> Vec<Check> {
     if let Some((host, port)) = database {
         checks.push(reach(&host, port, answers.database));
     }
+    if !answers.caches.is_empty() {
+        let message = format!(
+            "the gateway's container can't reach {}; while it has no Redis, it counts rate limits and budgets for itself",
+            list(&answers.caches)
+        );
+        checks.push(Check::warning(CheckName::Cache, message).remedy(
+            "check the server, the variables REDIS_… in .env, and the firewalls in between",
+        ));
+    }
     checks.extend(reach_providers(&providers, &answers.providers));
     checks
+}
+
+/// Servers with their errors.
+fn list(errors: &BTreeMap<String, String>) -> String {
+    let words: Vec<String> = errors
+        .iter()
+        .map(|(server, error)| format!("{server} ({error})"))
+        .collect();
+    words.join(", ")
+}
+
+/// Sends `SSLRequest`, which every PostgreSQL answers with one byte. A load balancer accepts connections without a server
+/// behind it.
+async fn ask_postgres(host: &str, port: u16) -> std::io::Result<()> {
+    let mut connection = TcpStream::connect((host, port)).await?;
+    connection
+        .write_all(&[0, 0, 0, 8, 4, 0xd2, 22, 0x2f])
+        .await?;
+    match connection.read(&mut [0]).await? {
+        0 => Err(std::io::Error::other(
+            "the connection is closed without an answer",
+        )),
+        _ => Ok(()),
+    }
 }
 
 /// `None` if the configuration names no server of a model.
@@ -408,14 +460,10 @@ fn reach_providers(servers: &[String], errors: &BTreeMap<String, String>) -> Opt
         let message = format!("every api_base accepts connections: {}", servers.join(", "));
         return Some(Check::ok(CheckName::Providers, message));
     }
-    let words: Vec<String> = errors
-        .iter()
-        .map(|(server, error)| format!("{server} ({error})"))
-        .collect();
     Some(
         Check::failure(
             CheckName::Providers,
-            format!("the gateway's container can't reach {}", words.join(", ")),
+            format!("the gateway's container can't reach {}", list(errors)),
         )
         .remedy("check api_base in config/, the server, and the firewalls in between; a proxy is HTTPS_PROXY in .env"),
     )

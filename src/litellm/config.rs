@@ -26,7 +26,7 @@ use crate::deployment::settings::{
     Cache, Database, Replicas, Settings, check_address, load_env, parse_env, read_env, text_of,
 };
 use crate::deployment::snapshot;
-use crate::deployment::variables::{self, REPLICAS, Recipient};
+use crate::deployment::variables::{self, OTHER_REDIS, REPLICAS, Recipient, SENTINEL_NODES};
 use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::host::capacity::Capacity;
@@ -413,15 +413,22 @@ fn misspelt(config: &Path, env: &EnvFile, env_path: &Path) -> Vec<ConfigFinding>
     names.into_iter().map(finding).collect()
 }
 
-/// Addresses of Redis that the gateway does not get, since only `REDIS_HOST` says that Redis is external.
+/// Addresses of Redis that the gateway does not get: Sentinels come first, and without `REDIS_HOST` Redis is local.
 fn other_redis(env: &EnvFile, env_path: &Path) -> Option<ConfigFinding> {
     let filled = |name: &&str| env.get(name).is_some_and(|value| !value.is_empty());
-    let name = ["REDIS_URL", "REDIS_CLUSTER_NODES", "REDIS_SENTINEL_NODES"]
+    let finding = |name, used, hint| {
+        let message = format!("the gateway uses {used}, and not {name}");
+        ConfigFinding::of_variable(env, env_path, name, message, hint)
+    };
+    if filled(&SENTINEL_NODES) {
+        let name = OTHER_REDIS.into_iter().find(filled)?;
+        return Some(finding(name, SENTINEL_NODES, "remove the line"));
+    }
+    let name = ["REDIS_URL", "REDIS_CLUSTER_NODES"]
         .into_iter()
         .find(filled)?;
-    let message = format!("the gateway uses the local Redis, and not {name}");
     let hint = "for an external Redis, add REDIS_HOST: docs/configuration.md";
-    (!filled(&"REDIS_HOST")).then(|| ConfigFinding::of_variable(env, env_path, name, message, hint))
+    (!filled(&"REDIS_HOST")).then(|| finding(name, "the local Redis", hint))
 }
 
 /// External servers at an address that is the gateway's container itself.
@@ -1114,6 +1121,8 @@ impl Checker<'_> {
             }
             None if OF_THE_IMAGE.contains(&name)
                 || variables::recipient(name) == Recipient::Nobody => {}
+            // The configuration of `generate` names them, and LiteLLM does without.
+            None if OTHER_REDIS.contains(&name) && self.given.contains_key(SENTINEL_NODES) => {}
             // Optional variables are not passed on while they are empty.
             found if found.is_some() || self.env.get(name) == Some("") => {
                 let message = format!("{name} is empty in .env{}", line(name));
@@ -1372,6 +1381,13 @@ mod tests {
         );
         assert!(finding("REDIS_URL=\n").is_none());
         assert!(finding("REDIS_URL=a\nREDIS_HOST=b\n").is_none());
+        assert_eq!(
+            finding("REDIS_SENTINEL_NODES=[]\nREDIS_HOST=b\n")
+                .unwrap()
+                .to_string(),
+            ".env:2:1: warning: the gateway uses REDIS_SENTINEL_NODES, and not REDIS_HOST\n  hint: remove the line"
+        );
+        assert!(finding("REDIS_SENTINEL_NODES=[]\nREDIS_SERVICE_NAME=b\n").is_none());
     }
 
     #[test]

@@ -80,6 +80,7 @@ impl Need {
 
 const SERVE: &str = "serve.py serves on the sockets of systemd";
 const STOP: &str = "serve.py closes connections without cutting off a request";
+const REDIS: &str = "serve.py reports a Redis that has vanished";
 const WORKERS: &str = "serve.py serves with several workers";
 const MIGRATE: &str = "migrate.py migrates the database";
 const ARGUMENTS: &str = "the database's URL stays out of the arguments of Prisma";
@@ -107,6 +108,14 @@ const USES: &[Use] = &[
         SERVE,
     ),
     every(Need::Takes("uvicorn", "Config", &["app", "workers"]), SERVE),
+    every(
+        Need::Takes(
+            "redis.asyncio.connection",
+            "AbstractConnection.read_response",
+            &["timeout"],
+        ),
+        REDIS,
+    ),
     every(Need::Takes("uvicorn", "Config.load", &[]), STOP),
     every(
         Need::Holds(

@@ -15,6 +15,7 @@ mod dev;
 mod docs;
 mod doctor;
 mod external;
+mod failover;
 mod faults;
 mod firewall;
 #[cfg(feature = "fault-points")]

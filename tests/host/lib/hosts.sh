@@ -102,7 +102,7 @@ run_host2() {
 }
 
 boot() {
-  local suite=trixie empty_store='' rootless='' opt_size='' owner='' data directory
+  local suite=trixie empty_store='' rootless='' opt_size='' owner='' own_packages='' data directory
   use_host "${1:-}"
   shift
   while (($#)); do
@@ -112,6 +112,7 @@ boot() {
       --rootless) rootless=yes ;;
       --opt-size) opt_size=$2 && shift ;;
       --owner) owner=$2 && shift ;;
+      --packages) own_packages=$2 && shift ;;
       *) die "boot: $1?" ;;
     esac
     shift

@@ -32,6 +32,7 @@ set_parts() {
   root=$cache/root-$suite-$(recipe make_root "${debian##*/}" root/)
   packages=$ARCHIVE_PACKAGES
   [[ $suite != trixie ]] || packages+=" $PEER_PACKAGES"
+  packages=${own_packages:-$packages}
   archive=$cache/archive-$suite-$(recipe make_archive "${debian##*/}" "$packages")
   tools=$cache/debian-trixie-$(recipe make_debian trixie "$DEBIAN" "$HOST_PACKAGES")
   base=$cache/layer-base-$(recipe make_base "$DEBIAN")

@@ -198,7 +198,7 @@ impl Maker<'_> {
         let several = ["REDIS_CLUSTER_NODES", "REDIS_SENTINEL_NODES"];
         match several.into_iter().find(|name| self.value(name).is_some()) {
             Some(name) => Err(Failure::new(format!(
-                "the old gateway uses several servers of Redis ({name}), for which litellm-units has no setting"
+                "the old gateway uses several servers of Redis ({name}), which an import does not take over"
             ))
             .hint("in the compose file, let REDIS_HOST name one server, and run `docker compose up -d`")
             .into()),
@@ -405,7 +405,7 @@ mod tests {
         }
         assert_eq!(
             refusal(&plan(&all, "/root/rec/example", None, None).unwrap_err()).0,
-            "the old gateway uses several servers of Redis (REDIS_CLUSTER_NODES), for which litellm-units has no setting"
+            "the old gateway uses several servers of Redis (REDIS_CLUSTER_NODES), which an import does not take over"
         );
     }
 }

@@ -351,9 +351,9 @@ pub(crate) async fn check_once(host: &Host, settings: &Settings) -> Result<()> {
 pub(crate) async fn check(host: &Host, settings: &Settings) -> Result<ProbedRelease> {
     let image = &settings.litellm_image;
     let path = host.paths.images_lock();
-    let mut lock = ImagesLock::load(&path)?;
+    let pinned = ImagesLock::load(&path)?.pin(image);
     host.progress.say(&format!("checking that {image} fits"));
-    let release = ask(host, image, &lock.pin(image)).await?;
+    let release = ask(host, image, &pinned).await?;
     let Some(version) = &release.version else {
         return Err(Failure::new(format!("{image} holds no LiteLLM"))
             .hint(format!(
@@ -382,6 +382,8 @@ pub(crate) async fn check(host: &Host, settings: &Settings) -> Result<ProbedRele
         .hint(config::ANOTHER_KEY)
         .into());
     }
+    // Another unit may have recorded an image meanwhile.
+    let mut lock = ImagesLock::load(&path)?;
     if lock.set_version(image, version) {
         lock.save(&path)?;
         // Its tag may have told nothing, or something else.

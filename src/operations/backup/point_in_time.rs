@@ -60,6 +60,15 @@ pub(crate) async fn recover(
         .hint("recover it with that server's own tools; to recover this archive, remove DATABASE_URL from .env, and run `litellm-units apply`")
         .into());
     }
+    let identity = options.restore.identity.as_deref();
+    if let (Some(recipient), None) = (&settings.backup.recipient, identity) {
+        return Err(Failure::new(format!(
+            "what is recovered is kept as a backup, encrypted to {} (BACKUP_AGE_RECIPIENT), and is then read",
+            recipient.trim()
+        ))
+        .hint("name the file with the secret key: `--identity FILE`")
+        .into());
+    }
     let begin = std::time::Instant::now();
     let remote = options.from.as_ref();
     let remote = remote
@@ -79,7 +88,6 @@ pub(crate) async fn recover(
     if found.base.origin == Origin::Own {
         check_origin(host, &found)?;
     }
-    let identity = options.restore.identity.as_deref();
     // Each may be encrypted to another recipient.
     for piece in &found.pieces {
         archive::open_stored(

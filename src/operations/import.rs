@@ -401,6 +401,22 @@ impl Import {
             stack::address::refuse_taken(paths, &self.ports)?;
         }
         stack::start_database(host, settings, timeout).await?;
+        if let Some(old) = self.server(host).await? {
+            let new = Server::new(host, settings).await?;
+            let obstacles = old.obstacles(&new).await?;
+            if !obstacles.is_empty() {
+                return Err(Failure::new(format!(
+                    "database {} of the old gateway can't be copied: it {}",
+                    old.database,
+                    obstacles.join("; it ")
+                ))
+                .hint(format!(
+                    "let the user of DATABASE_URL read the tables, or move them to another database; for an extension, write POSTGRES_IMAGE with an image that has it into {}",
+                    paths.env_file().display()
+                ))
+                .into());
+            }
+        }
         fail::fail_point!("import-prepared");
 
         // From here on, Ctrl-C fails the current step instead of killing the program.

@@ -777,6 +777,26 @@ impl<'a> Server<'a> {
         Ok(contents)
     }
 
+    /// What keeps the database from being dumped, and restored on `target`: tables that its user can't read, and extensions
+    /// that `target` does not have. As the ends of sentences about the database.
+    pub(crate) async fn obstacles(&self, target: &Self) -> Result<Vec<String>> {
+        let tables = format!(
+            "SELECT format('has the table %s.%s, which %s may not read', nspname, relname, current_user) FROM ({OWN}) own WHERE relkind = 'r' AND NOT has_table_privilege(oid, 'SELECT') ORDER BY 1;\n"
+        );
+        let extensions = "SELECT extname FROM pg_extension ORDER BY 1;\n";
+        let available = "SELECT name FROM pg_available_extensions;\n";
+        let mut found = self.lines(&self.database, &tables).await?;
+        let available = target.lines(target.maintenance(), available).await?;
+        let mut missing = self.lines(&self.database, extensions).await?;
+        missing.retain(|extension| !available.contains(extension));
+        found.extend(missing.into_iter().map(|extension| {
+            format!(
+                "uses the extension {extension}, which the new image of PostgreSQL does not have"
+            )
+        }));
+        Ok(found)
+    }
+
     /// The size of the gateway's database in bytes, indexes included.
     pub(crate) async fn size(&self) -> Result<u64> {
         let sql = "SELECT pg_database_size(current_database());\n";

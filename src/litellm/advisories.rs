@@ -431,7 +431,7 @@ impl Judgement {
 
 /// Admits the gateway's image to the deployment, with a warning if its release has known
 /// vulnerabilities. `accepted`: those that the command line accepts in addition to `.env`. `again`:
-/// the command that the hint repeats, if it is known.
+/// the command that the hint repeats.
 pub(crate) fn admit(
     host: &Host,
     settings: &Settings,
@@ -439,17 +439,42 @@ pub(crate) fn admit(
     accepted: &[String],
     again: &str,
 ) -> Result<()> {
+    let advisories = Advisories::load(&host.paths)?;
+    admit_by(host, settings, image, &advisories, Some((accepted, again)))
+}
+
+/// As [`admit`], of an image whose release `images` knows and its tag does not tell. Nothing may have started it yet,
+/// although its units are installed. The command line accepts nothing that it could not know.
+///
+/// # Errors
+/// As [`admit`], and if the release is malicious.
+pub(crate) fn admit_asked(host: &Host, settings: &Settings, images: &ImagesLock) -> Result<()> {
+    let advisories = Advisories {
+        images: images.clone(),
+        ..Advisories::load(&host.paths)?
+    };
+    advisories.refuse(&host.paths, settings, images)?;
+    admit_by(host, settings, &settings.litellm_image, &advisories, None)
+}
+
+fn admit_by(
+    host: &Host,
+    settings: &Settings,
+    image: &ImageReference,
+    advisories: &Advisories,
+    command: Option<(&[String], &str)>,
+) -> Result<()> {
     let paths = &host.paths;
-    let advisories = Advisories::load(paths)?;
     if advisories.check(image, None).is_err() {
         // `refuse` and `pull` report it, with its digest and its place.
         return Ok(());
     }
+    let accepted = command.map_or(&[][..], |(accepted, _)| accepted);
     let accepted = [settings.accepted.as_slice(), accepted].concat();
     let Some(release) = advisories.release(image) else {
         return Ok(());
     };
-    let is_deployed = is_deployed(paths, &advisories, &release)?;
+    let is_deployed = is_deployed(paths, advisories, &release, command.is_some())?;
     let judgement = match advisories.judge(image, &accepted) {
         Ok(Some(judgement)) => judgement,
         Ok(None) => return Ok(()),
@@ -478,20 +503,24 @@ pub(crate) fn admit(
         Some(safe) => format!("use LiteLLM {safe} or later"),
         None => "wait for a release that fixes them".into(),
     };
-    let flag = match again {
-        "" => format!("add `--accept-vulnerability {all}` to the command"),
-        again => format!("`{again} --accept-vulnerability {all}`"),
-    };
+    let flag = command.map_or(String::new(), |(_, again)| {
+        format!("`{again} --accept-vulnerability {all}`, or ")
+    });
     Err(Failure::config(message)
         .hint(format!(
-            "{instead}, or accept the risk: {flag}, or {ACCEPT_VULNERABILITIES}={all} in .env"
+            "{instead}, or accept the risk: {flag}{ACCEPT_VULNERABILITIES}={all} in .env"
         ))
         .into())
 }
 
 /// Whether the deployment has this release already: it is recorded as the current one, was the last
-/// one to be ready, or is named by the installed unit.
-fn is_deployed(paths: &Paths, advisories: &Advisories, release: &Release) -> Result<bool> {
+/// one to be ready, or if `by_unit`, is named by the installed unit.
+fn is_deployed(
+    paths: &Paths,
+    advisories: &Advisories,
+    release: &Release,
+    by_unit: bool,
+) -> Result<bool> {
     let ledger = Ledger::load(paths)?;
     let recorded = ledger.current().and_then(RecordedRelease::gateway);
     let good =
@@ -505,7 +534,7 @@ fn is_deployed(paths: &Paths, advisories: &Advisories, release: &Release) -> Res
         .into_iter()
         .chain(good)
         .filter_map(|image| ImageReference::parse(image).ok())
-        .chain(installed_release::of_unit(paths, Service::Litellm))
+        .chain(installed_release::of_unit(paths, Service::Litellm).filter(|_| by_unit))
         .any(|image| is_it(&image)))
 }
 

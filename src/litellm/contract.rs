@@ -19,7 +19,7 @@ use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::host::paths::Paths;
 use crate::image::ImageReference;
-use crate::litellm::advisories::{self, Advisories};
+use crate::litellm::advisories;
 use crate::litellm::config;
 use crate::litellm::release::Release as Version;
 use crate::random::hex;
@@ -385,10 +385,9 @@ pub(crate) async fn check(host: &Host, settings: &Settings) -> Result<ProbedRele
     // Another unit may have recorded an image meanwhile.
     let mut lock = ImagesLock::load(&path)?;
     if lock.set_version(image, version) {
+        // Without a record, the next command asks the image again.
+        advisories::admit_asked(host, settings, &lock)?;
         lock.save(&path)?;
-        // Its tag may have told nothing, or something else.
-        Advisories::load(&host.paths)?.refuse(&host.paths, settings, &lock)?;
-        advisories::admit(host, settings, image, &[], "")?;
     }
     Ok(release)
 }

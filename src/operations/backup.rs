@@ -379,7 +379,10 @@ async fn make(
         return Ok((backup, remote));
     }
 
-    server.end_dumps().await?;
+    // On an external server, another host may be at its own.
+    if server.is_local() {
+        server.end_dumps().await?;
+    }
     let mut snapshot = server.snapshot().await?;
     let parent = directory(&host.paths);
     make_private(&parent)?;

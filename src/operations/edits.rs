@@ -15,6 +15,7 @@ use crate::deployment::env_file::EnvFile;
 use crate::deployment::sealed::SecretValue;
 use crate::deployment::settings::{self, Cache, Database, Settings, load_env};
 use crate::deployment::snapshot::{self, SnapshotId};
+use crate::deployment::variables::SENTINEL_NODES;
 use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::service::Service;
@@ -295,6 +296,8 @@ pub(crate) async fn unknown_server(
         servers.push(("DATABASE_URL", server.to_owned(), "the local PostgreSQL"));
     }
     if matches!(settings.cache, Cache::External)
+        // Beside the Sentinels, the gateway does not get it.
+        && env.get(SENTINEL_NODES).is_none_or(str::is_empty)
         && let Some(server) = env.get("REDIS_HOST")
     {
         servers.push(("REDIS_HOST", server.to_owned(), "the local Redis"));

@@ -781,6 +781,7 @@ async fn is_unwritten(host: &Host, record: &ClusterRecord, timeout: Duration) ->
 /// Stays with the new cluster, which has writes that the other one lacks, and gives the error to report.
 async fn stay(host: &Host, mut record: ClusterRecord, error: anyhow::Error) -> anyhow::Error {
     let start = async {
+        files::remove_existing(&hold(&host.paths))?;
         record.end(&host.paths, &host.progress);
         // It was not ready in time, so nobody waits for it.
         let systemd = host.systemd().await?;
@@ -859,7 +860,8 @@ pub(crate) fn interrupted(paths: &Paths) -> Result<Option<String>> {
 pub(crate) async fn recover(host: &Host, timeout: Duration) -> Result<()> {
     let record = ClusterRecord::load(&host.paths)?.filter(|record| record.state != State::Done);
     let Some(mut record) = record else {
-        return Ok(());
+        // No gateway waits for the end of a change that has ended.
+        return files::remove_existing(&hold(&host.paths));
     };
     let words = record.words();
     if record.state == State::Switched {

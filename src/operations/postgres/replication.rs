@@ -210,7 +210,8 @@ impl<'a> Replication<'a> {
             }
             // The servers then stop at once.
             for server in [self.next, self.current] {
-                server.query(server.maintenance(), "CHECKPOINT;\n").await?;
+                let checkpoint = format!("{NO_TIMEOUTS}CHECKPOINT;\n");
+                server.query(server.maintenance(), &checkpoint).await?;
             }
             self.confirm(STALL_TIMEOUT).await?;
             fail::fail_point!("postgres-replicated", |_| anyhow::bail!("a test says so"));
@@ -227,10 +228,10 @@ impl<'a> Replication<'a> {
         let next = self.next;
         let script = ["sh", "-c", WRITE_PASSWORD];
         next.run(next.maintenance(), &script, "").await?;
-        let user = self
-            .current
-            .query(self.current.maintenance(), "SELECT current_user;\n");
-        let user = user.await?;
+        let sql =
+            "SELECT json_build_array(current_user, current_setting('server_version_num')::int);\n";
+        let (user, version): (String, u32) =
+            ask(self.current, self.current.maintenance(), sql).await?;
         for (number, name) in self.databases.iter().enumerate() {
             // Named, since a table that is created meanwhile may have no key, and would refuse updates.
             let publication = format!(
@@ -238,12 +239,13 @@ impl<'a> Replication<'a> {
             );
             self.current.query(name, &publication).await?;
             let connection = format!(
-                "host=postgres passfile=/run/postgresql/litellm-units.pass user={} dbname={}",
-                connection_value(user.trim_end_matches('\n')),
-                connection_value(name)
+                "host=postgres passfile=/run/postgresql/litellm-units.pass user={} dbname={} options={}",
+                connection_value(&user),
+                connection_value(name),
+                connection_value(&without_timeouts(version))
             );
             let subscription = format!(
-                "CREATE SUBSCRIPTION {NAME} CONNECTION {} PUBLICATION {NAME} WITH (slot_name = 'litellm_units_{number}_{}', disable_on_error = true);\n",
+                "{NO_TIMEOUTS}CREATE SUBSCRIPTION {NAME} CONNECTION {} PUBLICATION {NAME} WITH (slot_name = 'litellm_units_{number}_{}', disable_on_error = true);\n",
                 literal(&connection),
                 self.system
             );
@@ -294,6 +296,19 @@ impl<'a> Replication<'a> {
             let states = self.states().await?;
             if states.iter().all(|state| state.open == 0) {
                 return Ok(());
+            }
+            let server = self.current;
+            let lost = format!(
+                "SELECT json_build_array(coalesce(bool_or(wal_status = 'lost'), false), current_setting('max_slot_wal_keep_size')) FROM {};\n",
+                own_slots(&self.system)
+            );
+            let (lost, limit): (bool, String) = ask(server, server.maintenance(), &lost).await?;
+            if lost {
+                return Err(Failure::new(format!(
+                    "the current server has removed a part of the write-ahead log that the copy needs, since it keeps {limit} of it (max_slot_wal_keep_size)"
+                ))
+                .hint("raise max_slot_wal_keep_size by ALTER SYSTEM, call pg_reload_conf(), then run the same command again")
+                .into());
             }
             let size: u64 = states.iter().map(|state| state.size).sum();
             meter.add(size.saturating_sub(meter.done()));
@@ -354,7 +369,7 @@ impl<'a> Replication<'a> {
     async fn confirm(&self, timeout: Duration) -> Result<()> {
         let server = self.current;
         // It is written, so all before it is.
-        let position = "SET default_transaction_read_only = off;\nSELECT pg_logical_emit_message(true, 'litellm-units', '') \\g /dev/null\nSELECT pg_current_wal_flush_lsn();\n";
+        let position = "SET default_transaction_read_only = off;\nSET synchronous_commit = on;\nSELECT pg_logical_emit_message(true, 'litellm-units', '') \\g /dev/null\nSELECT pg_current_wal_flush_lsn();\n";
         let position = server.query(server.maintenance(), position).await?;
         let confirmed = format!(
             "SELECT json_build_array(count(*) FILTER (WHERE confirmed_flush_lsn >= {}), coalesce(bool_or(wal_status = 'lost'), false)) FROM {};\n",
@@ -388,6 +403,9 @@ impl<'a> Replication<'a> {
         timeout: Duration,
     ) -> Result<(BTreeMap<String, u64>, Vec<String>)> {
         self.confirm(timeout).await?;
+        for (name, _) in self.current.databases().await? {
+            self.set_sequences(&name).await?;
+        }
         let last = self.databases.iter().map(|name| self.complete_one(name));
         let last = try_join_all(last).await?;
         end(self.current, &self.system).await?;
@@ -401,14 +419,19 @@ impl<'a> Replication<'a> {
         Ok((contents.rows, tables))
     }
 
-    async fn complete_one(&self, database: &str) -> Result<Contents> {
+    /// The values of sequences are not replicated.
+    async fn set_sequences(&self, database: &str) -> Result<()> {
         // pg_dump does the same.
         let sequences = format!(
             "SELECT format('SELECT format(''SELECT setval(%%L, %%s, %%L);'', %L, last_value, is_called) FROM %s', name, name) FROM (SELECT format('%I.%I', nspname, relname) AS name FROM ({OWN}) own WHERE relkind = 'S') sequences \\gexec\n"
         );
         let sequences = self.current.query(database, &sequences).await?;
-        let drop = format!("{sequences}DROP SUBSCRIPTION {NAME};\n");
-        self.next.query(database, &drop).await?;
+        self.next.query(database, &sequences).await.map(drop)
+    }
+
+    async fn complete_one(&self, database: &str) -> Result<Contents> {
+        let end = format!("DROP SUBSCRIPTION {NAME};\n");
+        self.next.query(database, &end).await?;
         let tables = self.counted.get(database).map(|(tables, _)| &tables[..]);
         let tables = tables.unwrap_or_default();
         let (wanted, found) = tokio::try_join!(
@@ -440,6 +463,22 @@ fn differ(database: &str, differences: &[String]) -> anyhow::Error {
         differences.join("\n  ")
     ))
     .into()
+}
+
+/// Lifts what a role or a database of the current server may have set, for the connections that copy. While a table is
+/// copied, nothing confirms that the others are alive.
+fn without_timeouts(version: u32) -> String {
+    let mut names = vec![
+        "statement_timeout",
+        "lock_timeout",
+        "idle_in_transaction_session_timeout",
+        "wal_sender_timeout",
+    ];
+    if version >= 170_000 {
+        names.push("transaction_timeout");
+    }
+    let options = names.iter().map(|name| format!("-c {name}=0"));
+    options.collect::<Vec<_>>().join(" ")
 }
 
 /// Quotes a value for libpq.

@@ -117,9 +117,10 @@ impl Advisories {
     }
 
     fn releases(&self, image: &ImageReference) -> impl Iterator<Item = Release> {
-        let tag = image.tag().filter(|_| image.is_litellm());
         let known = self.images.known_version(image);
-        { tag.and_then(Release::of_tag).into_iter() }.chain(known.and_then(Release::of_version))
+        of_tag(image)
+            .into_iter()
+            .chain(known.and_then(Release::of_version))
     }
 
     /// Loads those that come with the program.
@@ -307,6 +308,12 @@ impl Advisories {
     }
 }
 
+/// The release that the tag of one of LiteLLM's images names.
+fn of_tag(image: &ImageReference) -> Option<Release> {
+    let tag = image.tag().filter(|_| image.is_litellm());
+    tag.and_then(Release::of_tag)
+}
+
 /// A vulnerability that a release has.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub(crate) struct KnownVulnerability {
@@ -454,7 +461,12 @@ pub(crate) fn admit_asked(host: &Host, settings: &Settings, images: &ImagesLock)
         ..Advisories::load(&host.paths)?
     };
     advisories.refuse(&host.paths, settings, images)?;
-    admit_by(host, settings, &settings.litellm_image, &advisories, None)
+    let image = &settings.litellm_image;
+    // One whose tag tells was judged by that.
+    if of_tag(image).is_some() {
+        return Ok(());
+    }
+    admit_by(host, settings, image, &advisories, None)
 }
 
 fn admit_by(

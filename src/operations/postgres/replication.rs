@@ -298,12 +298,13 @@ impl<'a> Replication<'a> {
                 return Ok(());
             }
             let server = self.current;
-            let lost = format!(
+            let removed = format!(
                 "SELECT json_build_array(coalesce(bool_or(wal_status = 'lost'), false), current_setting('max_slot_wal_keep_size')) FROM {};\n",
                 own_slots(&self.system)
             );
-            let (lost, limit): (bool, String) = ask(server, server.maintenance(), &lost).await?;
-            if lost {
+            let (removed, limit): (bool, String) =
+                ask(server, server.maintenance(), &removed).await?;
+            if removed {
                 return Err(Failure::new(format!(
                     "the current server has removed a part of the write-ahead log that the copy needs, since it keeps {limit} of it (max_slot_wal_keep_size)"
                 ))

@@ -185,6 +185,11 @@ fn an_image_that_is_built_here() {
         assert_eq!(chat(&host, who, &key).as_deref(), Ok(HELLO));
         let found = host.sh(who, "podman exec litellm cat /app/built");
         assert_eq!(found, text);
+        // It answers a moment before systemd knows.
+        host.sh(
+            who,
+            "timeout 60 bash -c 'until systemctl is-active -q litellm; do sleep 0.1; done'",
+        );
         let ran = host.units(who, &["doctor"]);
         assert_eq!(ran.code, 0, "{}", ran.stdout);
     };

@@ -108,6 +108,7 @@ const INSTEAD: &[(&str, Instead)] = &[
                section | sed -n '/^#!/,/^```$/{/^```$/d; s|^vault .* >|echo sk-of-the-store >|; p}' |
                  sudo install -m 700 /dev/stdin /usr/local/sbin/openai-key
                echo | sudo podman secret create --driver=shell --driver-opts=list=true,store=true,delete=true,lookup=/usr/local/sbin/openai-key openai -
+               sudo mkdir -p /etc/containers/systemd/litellm.container.d
                section | sed -n '/^\[Container\]/,/^```$/{/^```$/d; p}' | sudo tee /etc/containers/systemd/litellm.container.d/store.conf
                sudo sed -i 's/^OPENAI_API_KEY=.*/OPENAI_API_KEY=/' /opt/litellm-server/.env
                sudo systemctl daemon-reload

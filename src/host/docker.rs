@@ -517,13 +517,20 @@ fn unpack(archive: impl Read, to: &Path) -> std::io::Result<bool> {
         if count > MOST_ENTRIES || bytes > MOST_BYTES {
             return Ok(false);
         }
+        let kind = entry.header().entry_type();
+        if !kind.is_dir() {
+            // Of a FIFO or a device, it would make an empty file.
+            if kind.is_file() || kind.is_symlink() || kind.is_hard_link() {
+                entry.unpack_in(to)?;
+            }
+            continue;
+        }
+        // The directories of files are created with them. The first one may be empty. No deeper one is created here, since a
+        // part of its path may be a link that leads out of `to`.
         let path = entry.path()?.into_owned();
-        let is_inside = |part| matches!(part, Component::Normal(_) | Component::CurDir);
-        if !entry.header().entry_type().is_dir() {
-            entry.unpack_in(to)?;
-        } else if path.components().all(is_inside) {
-            // Not with its own mode, which may be one that lets nothing in.
-            std::fs::create_dir_all(to.join(path))?;
+        let mut parts = path.components();
+        if let (Some(Component::Normal(name)), None) = (parts.next(), parts.next()) {
+            std::fs::create_dir_all(to.join(name))?;
         }
     }
     Ok(true)
@@ -559,6 +566,23 @@ mod tests {
         let mode = std::os::unix::fs::PermissionsExt::mode(&file.metadata().unwrap().permissions());
         assert_eq!(mode & 0o7000, 0);
         assert!(unpack(&small[..700], place.path()).is_err());
+        // A link that leads out is followed by no directory.
+        let outside = tempfile::tempdir().unwrap();
+        let mut hostile = tar::Builder::new(Vec::new());
+        let mut link = tar::Header::new_gnu();
+        link.set_entry_type(tar::EntryType::Symlink);
+        link.set_size(0);
+        hostile
+            .append_link(&mut link, "link", outside.path())
+            .unwrap();
+        let mut directory = tar::Header::new_gnu();
+        directory.set_entry_type(tar::EntryType::Directory);
+        directory.set_size(0);
+        hostile
+            .append_data(&mut directory, "link/made", &[][..])
+            .unwrap();
+        assert!(unpack(&*hostile.into_inner().unwrap(), place.path()).unwrap());
+        assert!(!outside.path().join("made").exists());
         let large = archive(&[("config/data", MOST_BYTES + 1), ("config/never", 1)]);
         assert!(!unpack(&*large, place.path()).unwrap());
         assert!(!place.path().join("config/data").exists());

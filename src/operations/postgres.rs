@@ -82,7 +82,7 @@ struct ClusterRecord {
     rows: BTreeMap<String, u64>,
     /// The next transaction of the new server before the gateway was started.
     transaction: Option<u64>,
-    /// The new cluster's identifier, by which the replication slots on the current server are found.
+    /// The identifier of the new cluster, in which the names of the replication slots on the current server end.
     #[serde(default)]
     replicated: Option<String>,
     /// The record of the change that this one undoes.

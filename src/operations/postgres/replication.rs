@@ -1,8 +1,8 @@
 //! The copy while the gateway serves: logical replication from the current server to the next one, which has the schema.
 //!
-//! Each database with tables gets a publication on the current server and a subscription on the next one. The names of all
-//! replication slots end in the identifier of the next cluster, by which [`end`] finds them after an interruption: one that
-//! is left keeps the write-ahead log until the disk is full.
+//! Each database with tables gets a publication on the current server and a subscription on the next one. The name of every
+//! replication slot ends in the identifier of the next cluster, so [`end`] finds the slots after an interruption. A slot that
+//! stays keeps the write-ahead log until the disk is full.
 //!
 //! What takes longer with a larger database is done while the gateway serves: the copy, the statistics, and the comparison
 //! of all rows, between two counts of the current server. While requests wait, only tables up to [`COUNTED`] bytes in all are
@@ -404,11 +404,10 @@ impl<'a> Replication<'a> {
         timeout: Duration,
     ) -> Result<(BTreeMap<String, u64>, Vec<String>)> {
         self.confirm(timeout).await?;
-        for (name, _) in self.current.databases().await? {
-            self.set_sequences(&name).await?;
-        }
+        let all = self.current.databases().await?;
+        let sequences = all.iter().map(|(name, _)| self.set_sequences(name));
         let last = self.databases.iter().map(|name| self.complete_one(name));
-        let last = try_join_all(last).await?;
+        let (_, last) = tokio::try_join!(try_join_all(sequences), try_join_all(last))?;
         end(self.current, &self.system).await?;
         let mut counted = self.counted;
         let (tables, mut contents) = counted.remove(&self.current.database).unwrap_or_default();
@@ -427,6 +426,9 @@ impl<'a> Replication<'a> {
             "SELECT format('SELECT format(''SELECT setval(%%L, %%s, %%L);'', %L, last_value, is_called) FROM %s', name, name) FROM (SELECT format('%I.%I', nspname, relname) AS name FROM ({OWN}) own WHERE relkind = 'S') sequences \\gexec\n"
         );
         let sequences = self.current.query(database, &sequences).await?;
+        if sequences.is_empty() {
+            return Ok(());
+        }
         self.next.query(database, &sequences).await.map(drop)
     }
 

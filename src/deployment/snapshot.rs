@@ -193,8 +193,8 @@ fn present(paths: &Paths) -> Result<Configuration> {
 
 /// Removes the oldest configurations; failing to is no reason to fail a command.
 fn prune(paths: &Paths, current: &SnapshotId) {
+    // Names, and texts that have names in them.
     let mut needed = vec![current.0.clone()];
-    let mut records = Vec::new();
     needed.extend(last_good(paths).map(|good| good.0));
     // An operation that is under way or interrupted goes back to one of them.
     match Ledger::load(paths).map(|ledger| ledger.unfinished()) {
@@ -211,7 +211,7 @@ fn prune(paths: &Paths, current: &SnapshotId) {
         let Ok(text) = files::read_existing(&record) else {
             return;
         };
-        records.push(String::from_utf8_lossy(&text.unwrap_or_default()).into_owned());
+        needed.push(String::from_utf8_lossy(&text.unwrap_or_default()).into_owned());
     }
     let Ok(entries) = std::fs::read_dir(paths.snapshots()) else {
         return;
@@ -221,8 +221,7 @@ fn prune(paths: &Paths, current: &SnapshotId) {
         .filter(|entry| {
             let name = entry.file_name();
             let name = name.to_string_lossy();
-            needed.iter().all(|needed| *needed != name)
-                && records.iter().all(|record| !record.contains(&*name))
+            needed.iter().all(|needed| !needed.contains(&*name))
         })
         .filter_map(|entry| Some((entry.metadata().ok()?.modified().ok()?, entry.path())))
         .collect();
@@ -242,13 +241,17 @@ mod tests {
     use crate::host::files::{configuration_files, files_below};
     use crate::host::paths::Scope;
 
+    fn paths(root: &Path) -> Paths {
+        Paths {
+            deployment: root.join("litellm-server"),
+            ..Paths::elsewhere(Scope::System)
+        }
+    }
+
     #[test]
     fn what_stays_and_what_comes_back() {
         let root = tempfile::tempdir().unwrap();
-        let paths = Paths {
-            deployment: root.path().join("litellm-server"),
-            ..Paths::elsewhere(Scope::System)
-        };
+        let paths = paths(root.path());
         std::fs::create_dir_all(paths.config()).unwrap();
         let write = |env: &str| std::fs::write(paths.env_file(), env).unwrap();
         let env = || std::fs::read_to_string(paths.env_file()).unwrap();
@@ -271,10 +274,7 @@ mod tests {
     #[test]
     fn certificates_and_files_come_back_with_their_modes() {
         let root = tempfile::tempdir().unwrap();
-        let paths = Paths {
-            deployment: root.path().join("litellm-server"),
-            ..Paths::elsewhere(Scope::System)
-        };
+        let paths = paths(root.path());
         for directory in paths.mounted() {
             std::fs::create_dir_all(directory).unwrap();
         }
@@ -307,10 +307,7 @@ mod tests {
     #[test]
     fn a_directory_with_the_name_of_a_file_comes_back() {
         let root = tempfile::tempdir().unwrap();
-        let paths = Paths {
-            deployment: root.path().join("litellm-server"),
-            ..Paths::elsewhere(Scope::System)
-        };
+        let paths = paths(root.path());
         let part = paths.config().join("part");
         std::fs::create_dir_all(part.join("a/b")).unwrap();
         std::fs::write(paths.env_file(), "").unwrap();
@@ -334,10 +331,7 @@ mod tests {
     #[test]
     fn an_unfinished_operation_keeps_what_it_goes_back_to() {
         let root = tempfile::tempdir().unwrap();
-        let paths = Paths {
-            deployment: root.path().join("litellm-server"),
-            ..Paths::elsewhere(Scope::System)
-        };
+        let paths = paths(root.path());
         std::fs::create_dir_all(paths.config()).unwrap();
         std::fs::write(paths.env_file(), "").unwrap();
         let keep = |env: &str| keep_with(&paths, env).unwrap();

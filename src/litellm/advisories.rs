@@ -203,32 +203,28 @@ impl Advisories {
                 });
             }
         }
-        let malicious = self
-            .known
-            .iter()
-            .filter(|known| known.vulnerability.malicious);
-        for (
-            release,
-            Known {
+        for release in self.releases(image) {
+            for Known {
                 vulnerability,
                 place,
-            },
-        ) in self
-            .releases(image)
-            .flat_map(|release| malicious.clone().map(move |known| (release.clone(), known)))
-        {
-            let listed = vulnerability
-                .lists(&release)
-                .or_else(|| vulnerability.affects(&release).then_some(&release));
-            if let Some(listed) = listed {
-                let source = vulnerability.url.as_ref();
-                let source = source.map_or_else(String::new, |url| format!(" ({url})"));
-                return Err(Compromised {
-                    image: image.to_string(),
-                    what: format!("LiteLLM {listed}, a compromised release"),
-                    reason: format!("{}{source}", vulnerability.summary),
-                    place: place.clone(),
-                });
+            } in &self.known
+            {
+                if !vulnerability.malicious {
+                    continue;
+                }
+                let listed = vulnerability
+                    .lists(&release)
+                    .or_else(|| vulnerability.affects(&release).then_some(&release));
+                if let Some(listed) = listed {
+                    let source = vulnerability.url.as_ref();
+                    let source = source.map_or_else(String::new, |url| format!(" ({url})"));
+                    return Err(Compromised {
+                        image: image.to_string(),
+                        what: format!("LiteLLM {listed}, a compromised release"),
+                        reason: format!("{}{source}", vulnerability.summary),
+                        place: place.clone(),
+                    });
+                }
             }
         }
         Ok(())
@@ -450,8 +446,8 @@ pub(crate) fn admit(
     admit_by(host, settings, image, &advisories, Some((accepted, again)))
 }
 
-/// As [`admit`], of an image whose release `images` knows and its tag does not tell. Nothing may have started it yet,
-/// although its units are installed. The command line accepts nothing that it could not know.
+/// As [`admit`], after a container of the image has said its release, which is in `images`. An installed unit does not count
+/// as a deployment: the current command may have installed it. Only `.env` accepts vulnerabilities here.
 ///
 /// # Errors
 /// As [`admit`], and if the release is malicious.
@@ -462,7 +458,7 @@ pub(crate) fn admit_asked(host: &Host, settings: &Settings, images: &ImagesLock)
     };
     advisories.refuse(&host.paths, settings, images)?;
     let image = &settings.litellm_image;
-    // One whose tag tells was judged by that.
+    // `admit` has judged a release that the tag names.
     if of_tag(image).is_some() {
         return Ok(());
     }
@@ -616,7 +612,7 @@ mod tests {
     }
 
     #[test]
-    fn releases_that_no_tag_tells() {
+    fn releases_that_no_tag_names() {
         let mut all = Advisories::shipped().unwrap();
         let name = format!("ghcr.io/berriai/litellm:main-stable@{}", digest("a"));
         let same = image(&format!("mirror.local/llm@{}", digest("a")));

@@ -346,8 +346,8 @@ pub(crate) async fn check_once(host: &Host, settings: &Settings) -> Result<()> {
 /// Checks the image that `settings` name, which is in local storage, and records its version.
 ///
 /// # Errors
-/// When the image holds no LiteLLM, lacks something that is used, or would not start with these
-/// settings. Nothing was changed then.
+/// When the image holds no LiteLLM, lacks something that is used, would not start with these settings, or is of a release
+/// that must not run. Nothing was changed then.
 pub(crate) async fn check(host: &Host, settings: &Settings) -> Result<ProbedRelease> {
     let image = &settings.litellm_image;
     let path = host.paths.images_lock();
@@ -371,10 +371,10 @@ pub(crate) async fn check(host: &Host, settings: &Settings) -> Result<ProbedRele
         .hint("choose a release that this version of litellm-units was tested with, or install a newer litellm-units")
         .into());
     }
-    let configuration = std::fs::read_to_string(host.paths.config_file()).unwrap_or_default();
+    let configuration = || std::fs::read_to_string(host.paths.config_file()).unwrap_or_default();
     if let Some(key) = settings.master_key.in_clear()
         && is_publicly_known(key.expose_secret(), &release.weak_keys)
-        && !config::permits_weak_master_key(&configuration, &load_env(&host.paths.env_file())?)
+        && !config::permits_weak_master_key(&configuration(), &load_env(&host.paths.env_file())?)
     {
         return Err(Failure::config(format!(
             "LiteLLM {version} does not start with LITELLM_MASTER_KEY, which is publicly known"

@@ -517,7 +517,7 @@ async fn copy(
     Ok(())
 }
 
-/// A backup is worth no second attempt because older data can't be removed.
+/// Warns if older data could not be removed. The backup is complete, and is not made again for that.
 fn warn_of_old(host: &Host, backup: &Backup, removed: Result<()>) {
     if let Err(error) = removed {
         host.progress.warn(&format!(
@@ -633,7 +633,7 @@ fn files(
     {
         let name = path.strip_prefix(root).ok().and_then(Path::to_str);
         let Some(name) = name else {
-            // A manifest can't name it. The data is worth more.
+            // A manifest has UTF-8 only. The backup of the data does not depend on this file.
             host.progress.warn(&format!(
                 "{} is not in the backup, since its name is not UTF-8: rename it",
                 path.display()

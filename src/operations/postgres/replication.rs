@@ -194,34 +194,36 @@ impl<'a> Replication<'a> {
     pub(super) async fn copy(&mut self) -> Result<()> {
         // Between two steps, nobody else would notice it.
         let mut interrupt = signal(SignalKind::interrupt()).context("can't listen for Ctrl-C")?;
-        let steps = async {
-            self.subscribe().await?;
-            fail::fail_point!("postgres-subscribed");
-            self.follow().await?;
-            self.host.progress.say("comparing the rows");
-            let vacuum = format!("{NO_TIMEOUTS}VACUUM (ANALYZE);\n");
-            for name in &self.databases {
-                self.next.query(name, &vacuum).await?;
-            }
-            let mut counted = BTreeMap::new();
-            for name in &self.databases {
-                let tables = self.small_tables(name).await?;
-                counted.insert(name.clone(), (tables, self.compare(name).await?));
-            }
-            // The servers then stop at once.
-            for server in [self.next, self.current] {
-                let checkpoint = format!("{NO_TIMEOUTS}CHECKPOINT;\n");
-                server.query(server.maintenance(), &checkpoint).await?;
-            }
-            self.confirm(STALL_TIMEOUT).await?;
-            fail::fail_point!("postgres-replicated", |_| anyhow::bail!("a test says so"));
-            Ok(counted)
-        };
         self.counted = tokio::select! {
-            done = steps => done?,
+            counted = self.copied() => counted?,
             _ = interrupt.recv() => anyhow::bail!("interrupted by Ctrl-C"),
         };
         Ok(())
+    }
+
+    /// The steps of [`Replication::copy`], and what becomes `counted`.
+    async fn copied(&self) -> Result<BTreeMap<String, (Vec<String>, Contents)>> {
+        self.subscribe().await?;
+        fail::fail_point!("postgres-subscribed");
+        self.follow().await?;
+        self.host.progress.say("comparing the rows");
+        let vacuum = format!("{NO_TIMEOUTS}VACUUM (ANALYZE);\n");
+        for name in &self.databases {
+            self.next.query(name, &vacuum).await?;
+        }
+        let mut counted = BTreeMap::new();
+        for name in &self.databases {
+            let tables = self.small_tables(name).await?;
+            counted.insert(name.clone(), (tables, self.compare(name).await?));
+        }
+        // The servers then stop at once.
+        for server in [self.next, self.current] {
+            let checkpoint = format!("{NO_TIMEOUTS}CHECKPOINT;\n");
+            server.query(server.maintenance(), &checkpoint).await?;
+        }
+        self.confirm(STALL_TIMEOUT).await?;
+        fail::fail_point!("postgres-replicated", |_| anyhow::bail!("a test says so"));
+        Ok(counted)
     }
 
     async fn subscribe(&self) -> Result<()> {

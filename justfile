@@ -16,6 +16,9 @@ fmt:
 lint:
     cargo fmt --check
     cargo clippy --locked --all-targets --features object-stores,fault-points -- -D warnings
+    # As it is installed, without the points of faults.
+    cargo clippy --locked -- -D warnings
+    cargo clippy --locked --features object-stores -- -D warnings
     RUSTDOCFLAGS='-D warnings' cargo doc --locked --features object-stores,fault-points --no-deps --document-private-items
 
 # The tests that need no host: seconds

@@ -1,9 +1,11 @@
 //! What every change of a deployment begins with, and what follows one that was interrupted.
 
+use std::convert::Infallible;
 use std::time::Duration;
 
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::task::spawn_blocking;
 use tokio::time::Instant;
 
 use super::backup::{point_in_time, restore};
@@ -16,12 +18,15 @@ use crate::host::lock::OperationLock;
 use crate::host::ownership;
 use crate::host::paths::Paths;
 use crate::host::record::Change;
-use crate::quadlet::RECOVERY;
+use crate::host::systemd::ActiveState;
+use crate::quadlet::{self, RECOVERY};
 
 /// What `litellm-recovery.service` holds the lock as.
 pub(super) const COMMAND: &str = "unit recover";
 /// Interval between two attempts to take the lock.
 const LOCK_INTERVAL: Duration = Duration::from_millis(100);
+/// Interval between two questions whether the address is still open.
+const SOCKET_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Takes the lock for `command`, then finishes or undoes what an earlier command was interrupted in.
 ///
@@ -70,7 +75,11 @@ async fn take_lock(host: &Host, command: &str, timeout: Duration) -> Result<Oper
 /// # Errors
 /// When it can be neither finished nor rolled back; the next command tries again.
 pub(crate) async fn stand_by(host: &Host) -> Result<()> {
-    OperationLock::wait(&host.paths)?;
+    let paths = host.paths.clone();
+    tokio::select! {
+        ended = spawn_blocking(move || OperationLock::wait(&paths)) => ended??,
+        never = release_stopped_address(host) => match never {},
+    }
     if interrupted(&host.paths)?.is_none() {
         return Ok(());
     }
@@ -92,6 +101,25 @@ pub(crate) async fn stand_by(host: &Host) -> Result<()> {
     let outcome = attempt.await;
     change.end(outcome.is_ok());
     outcome
+}
+
+/// Closes the addresses that systemd gave to this process when the deployment is stopped, so that clients are refused
+/// rather than wait until the operation ends. Never returns.
+async fn release_stopped_address(host: &Host) -> Infallible {
+    let is_stopped = async || -> Result<bool> {
+        let socket = host.systemd().await?.unit(quadlet::SOCKET).await?;
+        Ok(socket.active == ActiveState::Inactive)
+    };
+    while !is_stopped().await.unwrap_or(false) {
+        tokio::time::sleep(SOCKET_INTERVAL).await;
+    }
+    // sd_listen_fds(3)
+    let count = std::env::var("LISTEN_FDS").ok();
+    let count = count.and_then(|count| count.parse().ok()).unwrap_or(0);
+    for address in (3..).take(count) {
+        let _ = nix::unistd::close(address);
+    }
+    std::future::pending().await
 }
 
 /// The operation that was interrupted, if one was. It may still be running.

@@ -126,6 +126,7 @@ fn rootless_start_checks_the_schema() {
 }
 
 #[test]
+#[ignore = "takes minutes: part of each release (CONTRIBUTING.md)"]
 fn releases_that_do_not_fit_are_refused() {
     let who = Who::Root;
     let host = TestHost::boot("contract-fit");

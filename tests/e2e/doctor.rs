@@ -866,6 +866,7 @@ fn rootful_doctor() {
 }
 
 #[test]
+#[ignore = "takes minutes: part of each release (CONTRIBUTING.md)"]
 fn rootless_doctor() {
     let ward = Ward::admit(Who::Operator, "doctor-user");
     ward.is_clean();

@@ -323,6 +323,7 @@ fn full_disk_rootless() {
 
 /// The disk is full while the gateway serves. It goes on serving, and says what it can't.
 #[test]
+#[ignore = "takes minutes: part of each release (CONTRIBUTING.md)"]
 fn full_disk_while_serving() {
     let host = TestHost::boot_with("full-serving", &["--opt-size", "400M"]);
     let who = Who::Root;

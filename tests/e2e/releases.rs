@@ -203,6 +203,10 @@ fn an_image_that_is_built_here() {
     );
     assert!(missing.stderr.contains(&error), "{}", missing.stderr);
     build(first, "one");
+    let one = host.sh(
+        who,
+        &format!("podman image inspect --format '{{{{.Id}}}}' {first}"),
+    );
     upgrade(first).ok();
     serves("one");
 
@@ -234,7 +238,7 @@ fn an_image_that_is_built_here() {
     // A rollback that fails before the switch leaves the tag as it was.
     let lock = || host.sh(who, "cat /opt/litellm-server/images.lock");
     let before = lock();
-    host.sh(who, "podman image prune -f");
+    host.sh(who, &format!("podman image rm {one}"));
     let ran = host.units(who, &["rollback", "--keep-data", "--settle", "0"]);
     assert!(ran.stderr.contains("nothing was changed"), "{ran:?}");
     assert_eq!(lock(), before);

@@ -117,6 +117,7 @@ fn rotate_salt(host: &TestHost, who: Who, key: &str) {
 }
 
 #[test]
+#[ignore = "takes minutes: part of each release (CONTRIBUTING.md)"]
 fn rotations_rootful() {
     let host = TestHost::boot("rotate-rootful");
     let who = Who::Root;

@@ -39,6 +39,7 @@ fn images_are_pulled(who: Who, name: &str) {
 }
 
 #[test]
+#[ignore = "takes minutes: part of each release (CONTRIBUTING.md)"]
 fn images_are_pulled_rootful() {
     images_are_pulled(Who::Root, "pull-rootful");
 }
@@ -274,6 +275,7 @@ fn units_for_an_older_podman_work(who: Who, name: &str) {
 }
 
 #[test]
+#[ignore = "takes minutes: part of each release (CONTRIBUTING.md)"]
 fn units_for_an_older_podman_work_rootful() {
     units_for_an_older_podman_work(Who::Root, "older-rootful");
 }
@@ -358,6 +360,7 @@ fn a_waiting_request_starts_no_given_up_migration(host: &TestHost, who: Who) {
 }
 
 #[test]
+#[ignore = "takes minutes: part of each release (CONTRIBUTING.md)"]
 fn a_failed_migration_fails_the_start_rootful() {
     a_failed_migration_fails_the_start(Who::Root, "migration-rootful");
 }

@@ -161,7 +161,7 @@ fn table(backups: &[Backup]) -> Vec<Vec<String>> {
 }
 
 async fn verify(host: &Host, arguments: cli::Verify) -> Result<Exit> {
-    let _lock = recovery::begin(host, "backup verify", RECOVERY_TIMEOUT).await?;
+    let _lock = recovery::begin(host, backup::VERIFY_COMMAND, RECOVERY_TIMEOUT).await?;
     let settings = Settings::load(&host.paths.env_file())?;
     let found = Backup::find(&host.paths, &arguments.backup)?.admitted(arguments.foreign)?;
     let options = backup::restore::RestoreOptions {
@@ -201,7 +201,7 @@ async fn remote(host: &Host, url: Option<&str>) -> Result<BackupStore> {
 
 async fn fetch(host: &Host, arguments: &cli::Fetch) -> Result<Exit> {
     ownership::check(&host.paths, None)?;
-    let _lock = OperationLock::take(&host.paths, "backup fetch")?;
+    let _lock = OperationLock::take(&host.paths, backup::FETCH_COMMAND)?;
     let remote = remote(host, arguments.from.as_deref()).await?;
     let id = if arguments.backup == "latest" {
         remote.ids().await?.pop().ok_or_else(|| {

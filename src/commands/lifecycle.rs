@@ -13,6 +13,15 @@ use crate::operations::{backup, pull, recycle};
 use crate::output::say;
 use crate::service::{Instance, Service};
 
+/// What takes long and touches no unit: no restart waits for it.
+const BESIDE: [&str; 5] = [
+    backup::COMMAND,
+    backup::VERIFY_COMMAND,
+    backup::FETCH_COMMAND,
+    pull::COMMAND,
+    recycle::COMMAND,
+];
+
 pub(crate) async fn restart(host: &Host, arguments: &cli::Restart) -> Result<Exit> {
     let manner = if arguments.handover {
         Manner::Handover
@@ -38,23 +47,18 @@ async fn change(
         JobType::Restart | JobType::RestartAlone | JobType::Reload => "restart",
         JobType::Stop => "stop",
     };
-    // Stopping must always be possible, and nothing that takes long and touches no unit may delay a restart. On another
-    // machine, only systemd is reached, not the lock.
+    // Stopping must always be possible. On another machine, only systemd is reached, not the lock.
     let is_remote = host.remote.is_some();
-    let beside = [backup::COMMAND, pull::COMMAND, recycle::COMMAND]
-        .into_iter()
-        .find(|command| {
-            verb == JobType::Restart
-                && !is_remote
-                && OperationLock::is_held_by(&host.paths, command)
-        });
+    let beside = BESIDE.into_iter().find(|command| {
+        verb == JobType::Restart && !is_remote && OperationLock::is_held_by(&host.paths, command)
+    });
     if let Some(command) = beside {
         let services = &arguments.services;
         let restarts_database = services.is_empty() || services.contains(&Service::Postgres);
         say(&format!(
             "`litellm-units {command}` is running and {}",
-            if command == backup::COMMAND && restarts_database {
-                "fails if it still reads the database: `litellm-units backup` makes another one"
+            if restarts_database && [backup::COMMAND, backup::VERIFY_COMMAND].contains(&command) {
+                "fails if it still uses the database: run it again then"
             } else {
                 "continues"
             }

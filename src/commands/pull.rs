@@ -5,6 +5,7 @@ use crate::deployment::extra;
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::installed_release;
 use crate::deployment::settings::{Settings, load_env};
+use crate::deployment::snapshot;
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 use crate::host::lock::OperationLock;
@@ -14,8 +15,9 @@ use crate::operations::pull;
 use crate::service::Service;
 
 pub(crate) async fn run(host: &Host, arguments: &cli::Pull) -> Result<Exit> {
-    let settings = Settings::load(&host.paths.env_file())?;
     if arguments.missing {
+        // A start is not to fail for an edit that is not complete.
+        let (settings, _) = snapshot::settings(&host.paths)?;
         // The images of the installed units: an edited .env may name others.
         let lock = ImagesLock::load(&host.paths.images_lock())?;
         let installed = installed_release::installed(host, &settings, &lock).await?;
@@ -30,6 +32,7 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Pull) -> Result<Exit> {
         pull::pull_those(host, &installed, images).await?;
         return Ok(Exit::Success);
     }
+    let settings = Settings::load(&host.paths.env_file())?;
     let _lock = OperationLock::take(&host.paths, pull::COMMAND)?;
     pull::refuse_compromised(host, &settings)?;
     let image = &settings.litellm_image;

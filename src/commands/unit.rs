@@ -26,6 +26,7 @@ use crate::deployment::listen::ListenAddress;
 use crate::deployment::postgres_sizes;
 use crate::deployment::sealed::SecretValue;
 use crate::deployment::settings::{ContainerSecret, SecretTarget, Settings};
+use crate::deployment::snapshot;
 use crate::doctor::{scrape, watch};
 use crate::error::{Exit, Failure, PathContext, Result};
 use crate::host::default_route;
@@ -83,14 +84,14 @@ pub(crate) async fn run(host: &Host, verb: Unit) -> Result<Exit> {
 /// What `litellm-wal.service` runs.
 async fn archive(host: &Host) -> Result<()> {
     ownership::check(&host.paths, None)?;
-    let settings = Settings::load(&host.paths.env_file())?;
+    let (settings, _) = snapshot::settings(&host.paths)?;
     backup::wal::run(host, &settings).await
 }
 
 /// Lets the user of `litellm-entrance.service` read what it starts with.
 fn provide_entrance(host: &Host) -> Result<()> {
     ownership::check(&host.paths, Some(&host::program()?))?;
-    let settings = Settings::load(&host.paths.env_file())?;
+    let (settings, _) = snapshot::settings(&host.paths)?;
     entrance::provide(&host.paths)?;
     let instance = Service::Entrance.into();
     Applied::now(&host.paths, &settings, instance)?.record(&host.paths, instance)
@@ -184,8 +185,14 @@ async fn prepare(host: &Host, started: &Started) -> Result<()> {
         stack::address::complete_interrupted(host).await?;
     }
     let settings = match readable_settings(host, service) {
-        Ok(settings) => settings,
-        Err(error) => {
+        Ok((settings, None)) => settings,
+        Ok((settings, Some(problem))) if !is_asked_for(host, gateway).await? => {
+            host.progress.warn(&format!(
+                "{problem:#}: it starts with the last configuration with which the gateway was ready"
+            ));
+            settings
+        }
+        Ok((_, Some(error))) | Err(error) => {
             return match gateway {
                 Some(gateway) => refuse_start(host, gateway, &file, error).await,
                 None => Err(error),
@@ -295,19 +302,29 @@ fn sizes_file(host: &Host, settings: &Settings, service: Service) -> Result<Opti
     Ok(Some(file))
 }
 
-/// The settings, if the service can read all that it starts with.
-fn readable_settings(host: &Host, service: Service) -> Result<Settings> {
-    let settings = Settings::load(&host.paths.env_file())?;
+/// The settings, if the service can read all that it starts with. As [`snapshot::settings`].
+fn readable_settings(host: &Host, service: Service) -> Result<(Settings, Option<anyhow::Error>)> {
+    let found = snapshot::settings(&host.paths)?;
     if service == Service::Litellm {
         config::refuse_unreadable(&host.paths)?;
         certificates::refuse_invalid(&host.paths)?;
     }
-    Ok(settings)
+    Ok(found)
+}
+
+/// Whether somebody may wait for this start of a gateway: it is neither part of a boot nor systemd's restart after a crash.
+async fn is_asked_for(host: &Host, gateway: Option<Instance>) -> Result<bool> {
+    let Some(gateway) = gateway else {
+        return Ok(false);
+    };
+    let systemd = host.systemd().await?;
+    Ok(systemd.unit(gateway.unit()).await?.restarts == 0 && !systemd.is_booting().await?)
 }
 
 /// Lets the start of the gateway fail for good, since only an edit can help and somebody may wait for it: a failure of
 /// `ExecStartPre=` is retried for ever, so the container says why and exits with the status that ends the attempts.
-/// Where systemd itself restarts a gateway that crashed, nobody waits, and it goes on trying until the edit is complete.
+/// Where systemd itself restarts a gateway that crashed, nobody waits: it starts with the last good `.env`, and goes on
+/// trying until another file can be read.
 async fn refuse_start(
     host: &Host,
     gateway: Instance,
@@ -441,9 +458,9 @@ fn secret(host: &Host, service: Service, name: &str) -> Result<()> {
     Ok(())
 }
 
-/// What `.env` gives the service under this name, if anything.
+/// What `.env` gives the service under this name, if anything: the last good one if it is invalid, as at the start.
 fn value(host: &Host, service: Service, name: &str) -> Result<Option<SecretValue>> {
-    let settings = Settings::load(&host.paths.env_file())?;
+    let (settings, _) = snapshot::settings(&host.paths)?;
     let mut secrets = extra::container_secrets(&host.paths, &settings, service)?.into_iter();
     Ok(secrets
         .find(|secret| secret.name == name)
@@ -512,7 +529,7 @@ async fn check_release(host: &Host) -> Result<()> {
 /// Waits for the image, then for the unit before: the part of `Requires=` with a systemd that has no
 /// `RestartMode=direct`. `TimeoutStartSec=` is the deadline; the next attempt requests their start again.
 async fn await_needs(host: &Host, service: Service) -> Result<()> {
-    let settings = Settings::load(&host.paths.env_file())?;
+    let (settings, _) = snapshot::settings(&host.paths)?;
     let before = match service {
         Service::Litellm => Some(Service::Migrate),
         Service::Migrate => settings

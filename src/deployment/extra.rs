@@ -4,7 +4,8 @@
 use std::path::{Component, Path, PathBuf};
 
 use crate::deployment::env_file::EnvFile;
-use crate::deployment::settings::{ContainerSecret, SecretTarget, Settings, load_env, value_of};
+use crate::deployment::settings::{ContainerSecret, SecretTarget, Settings, value_of};
+use crate::deployment::snapshot;
 use crate::error::{Failure, PathContext, Result};
 use crate::host::files::{self, files_of_extras};
 use crate::host::paths::Paths;
@@ -403,7 +404,7 @@ pub(crate) fn container_secrets(
         return Ok(settings.container_secrets(service));
     }
     let (unit, path) = (unit_text(paths, service), paths.env_file());
-    let env = load_env(&path)?;
+    let env = snapshot::env_in_use(paths)?;
     let prefix = format!("Secret={}.", service.container());
     let names = unit
         .lines()

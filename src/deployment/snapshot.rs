@@ -10,8 +10,9 @@ use anyhow::Context;
 use sha2::{Digest, Sha256};
 
 use crate::deployment::configuration::Configuration;
+use crate::deployment::env_file::EnvFile;
 use crate::deployment::ledger::Ledger;
-use crate::deployment::settings::{Settings, read_env};
+use crate::deployment::settings::{Settings, load_env, parse_env, read_env};
 use crate::error::{Failure, Result};
 use crate::host::files;
 use crate::host::files::private_directory;
@@ -124,6 +125,18 @@ pub(crate) fn settings(paths: &Paths) -> Result<(Settings, Option<anyhow::Error>
     match good {
         Some(good) => Ok((good, Some(problem))),
         None => Err(problem),
+    }
+}
+
+/// The `.env` that [`settings`] are of.
+///
+/// # Errors
+/// As [`settings`].
+pub(crate) fn env_in_use(paths: &Paths) -> Result<EnvFile> {
+    let path = paths.env_file();
+    match settings(paths)? {
+        (_, None) => load_env(&path),
+        (_, Some(problem)) => parse_env(&last_good_env(paths).ok_or(problem)?, &path),
     }
 }
 

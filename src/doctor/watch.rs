@@ -55,8 +55,8 @@ const LONG_OPERATION: Duration = Duration::from_secs(3600);
 const BESIDE: [&str; 5] = [
     backup::COMMAND,
     pull::COMMAND,
-    "backup verify",
-    "backup fetch",
+    backup::VERIFY_COMMAND,
+    backup::FETCH_COMMAND,
     "key rotate service",
 ];
 

@@ -165,6 +165,17 @@ impl Systemd {
             .context("systemd can't reload its units")
     }
 
+    /// Whether the jobs of the boot, or of the start of the user's manager, are not done.
+    ///
+    /// # Errors
+    /// When systemd can't be asked.
+    pub async fn is_booting(&self) -> Result<bool> {
+        let manager = self.manager().await?;
+        let state = manager.system_state().await;
+        let state = state.map_err(|error| explain(error, self.scope))?;
+        Ok(["initializing", "starting"].contains(&state.as_str()))
+    }
+
     /// Enables a unit for boot.
     ///
     /// # Errors

@@ -53,6 +53,8 @@ use retention::Retention;
 
 /// What a backup holds the lock as.
 pub(crate) const COMMAND: &str = "backup";
+pub(crate) const VERIFY_COMMAND: &str = "backup verify";
+pub(crate) const FETCH_COMMAND: &str = "backup fetch";
 /// The logical name of `.env`.
 const ENV: &str = "deployment/.env";
 /// The prefix of the logical names of sealed secrets.

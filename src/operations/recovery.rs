@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use super::backup::{point_in_time, restore};
 use super::stack::{self, RECOVERY_TIMEOUT};
 use super::{apply, import, postgres, rotation, upgrade};
-use crate::deployment::settings::Settings;
+use crate::deployment::snapshot;
 use crate::error::Result;
 use crate::host::Host;
 use crate::host::lock::OperationLock;
@@ -19,12 +19,16 @@ use crate::host::ownership;
 use crate::host::paths::Paths;
 use crate::host::record::Change;
 use crate::host::systemd::ActiveState;
+use crate::output::duration;
 use crate::quadlet::{self, RECOVERY};
 
 /// What `litellm-recovery.service` holds the lock as.
 pub(super) const COMMAND: &str = "unit recover";
 /// Interval between two attempts to take the lock.
 const LOCK_INTERVAL: Duration = Duration::from_millis(100);
+/// How often `litellm-recovery.service` tries, and the pauses between.
+const ATTEMPTS: u32 = 5;
+const ATTEMPT_INTERVAL: Duration = Duration::from_secs(60);
 /// Interval between two questions whether the address is still open.
 const SOCKET_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -70,37 +74,53 @@ async fn take_lock(host: &Host, command: &str, timeout: Duration) -> Result<Oper
 }
 
 /// Waits until no operation is running. Then finishes or undoes the last one, if it was interrupted: what
-/// `litellm-recovery.service` runs.
+/// `litellm-recovery.service` runs. A database may take longer to recover than one attempt lasts.
 ///
 /// # Errors
-/// When it can be neither finished nor rolled back; the next command tries again.
+/// When it can be neither finished nor rolled back in [`ATTEMPTS`]; the next command tries again.
 pub(crate) async fn stand_by(host: &Host) -> Result<()> {
-    let paths = host.paths.clone();
     tokio::select! {
-        ended = spawn_blocking(move || OperationLock::wait(&paths)) => ended??,
+        outcome = complete_interrupted(host) => outcome,
         never = release_stopped_address(host) => match never {},
     }
-    if interrupted(&host.paths)?.is_none() {
-        return Ok(());
-    }
-    // The next command may have been faster: it does the same.
-    let Ok(_lock) = OperationLock::take(&host.paths, COMMAND) else {
-        return Ok(());
-    };
-    let change = Change::begin(host, COMMAND);
-    let attempt = async {
-        ownership::check(&host.paths, None)?;
-        // What an operator has stopped in the middle of a change of release stays stopped. The next start begins this anew.
-        if upgrade::interrupted(&host.paths)?.is_some()
-            && stack::is_shut_down(host.systemd().await?).await?
-        {
-            return point_in_time::clean_up(host).await;
+}
+
+async fn complete_interrupted(host: &Host) -> Result<()> {
+    let paths = host.paths.clone();
+    spawn_blocking(move || OperationLock::wait(&paths)).await??;
+    let mut left = ATTEMPTS;
+    while interrupted(&host.paths)?.is_some() {
+        // The next command may have been faster: it does the same.
+        let Ok(lock) = OperationLock::take(&host.paths, COMMAND) else {
+            return Ok(());
+        };
+        let change = Change::begin(host, COMMAND);
+        let outcome = complete(host).await;
+        change.end(outcome.is_ok());
+        drop(lock);
+        left -= 1;
+        match outcome {
+            Err(error) if left > 0 => host.progress.warn(&format!(
+                "{error:#}; the next attempt is in {}",
+                duration(ATTEMPT_INTERVAL)
+            )),
+            outcome => return outcome,
         }
-        recover(host, RECOVERY_TIMEOUT).await
-    };
-    let outcome = attempt.await;
-    change.end(outcome.is_ok());
-    outcome
+        tokio::time::sleep(ATTEMPT_INTERVAL).await;
+    }
+    Ok(())
+}
+
+/// Finishes or undoes the interrupted operation.
+async fn complete(host: &Host) -> Result<()> {
+    ownership::check(&host.paths, None)?;
+    // What an operator has stopped in the middle of a change of release stays stopped. The next start begins this anew.
+    if upgrade::interrupted(&host.paths)?.is_some()
+        && stack::is_shut_down(host.systemd().await?).await?
+    {
+        return point_in_time::clean_up(host).await;
+    }
+    recover(host, RECOVERY_TIMEOUT).await
 }
 
 /// Closes the addresses that systemd gave to this process when the deployment is stopped, so that clients are refused
@@ -174,7 +194,7 @@ async fn recover(host: &Host, timeout: Duration) -> Result<()> {
     rotation::recover(host, timeout).await?;
     Box::pin(upgrade::recover(host, timeout)).await?;
     if restore::is_unfinished(&host.paths) {
-        let settings = Settings::load(&host.paths.env_file())?;
+        let (settings, _) = snapshot::settings(&host.paths)?;
         stack::start_database(host, &settings, timeout).await?;
         restore::recover(host, &settings).await?;
     }

@@ -391,7 +391,13 @@ fn a_compose_deployment_moves_in_and_out() {
     );
     assert!(!aliases("litellm").contains("later"));
     assert!(aliases(replaced.trim()).contains("later"), "{replaced}");
-    host.units(Who::Root, &["import", "--undo"]).ok();
+    // At the old one's address, so that no client changes.
+    host.set_env(Who::Root, &[("LISTEN", "127.0.0.1:4000")]);
+    host.units(Who::Root, &["apply"]).ok();
     serves(&host, OLD, key);
     refuses_connections(&host, NEW);
+    host.units(Who::Root, &["import", "--undo"]).ok();
+    serves(&host, OLD, key);
+    let containers = host.sh(Who::Root, "podman ps -q | wc -l");
+    assert_eq!(containers, "0\n");
 }

@@ -67,6 +67,8 @@ impl ImportRecord {
         stack::stop_all(host, &[], timeout).await?;
         systemd.disable("litellm.target").await?;
         systemd.reload().await?;
+        // The old gateway may have had the same ones.
+        stack::address::released(&host.paths).await;
         fail::fail_point!("import-new-stopped");
         self.start_old(host, timeout).await?;
         self.reached(&host.paths, ImportState::Prepared)

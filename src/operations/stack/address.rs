@@ -13,6 +13,7 @@ use anyhow::Context;
 use nix::unistd::{AccessFlags, Group, access, getegid, getgroups};
 use socket2::{Domain, Socket, Type};
 use tokio::signal::unix::{SignalKind, signal};
+use tokio::time::Instant;
 
 use super::hold_address;
 use crate::deployment::listen::{Listen, ListenAddress};
@@ -34,6 +35,7 @@ use crate::service::Service;
 const MARKER: &str = "relocation";
 /// How long the end of `litellm-recovery.service` may take.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(10);
+const RELEASE_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Why the gateway can't have an address, and what to do.
 struct Refusal {
@@ -137,6 +139,16 @@ pub(crate) fn refuse_taken(paths: &Paths, except: &[u16]) -> Result<()> {
         }
     }
     Ok(())
+}
+
+/// Waits until nobody has the gateway's addresses, which systemd has closed: `litellm-recovery.service` lets them go a
+/// moment later. At most [`RELEASE_TIMEOUT`]: what takes an address next says who has it.
+pub(crate) async fn released(paths: &Paths) {
+    let deadline = Instant::now() + RELEASE_TIMEOUT;
+    let addresses = Listen::installed(paths).unwrap_or_default().addresses;
+    while addresses.iter().any(is_taken) && Instant::now() < deadline {
+        tokio::time::sleep(RELEASE_INTERVAL).await;
+    }
 }
 
 fn is_taken(address: &ListenAddress) -> bool {

@@ -60,6 +60,27 @@ fn killed_processes_come_back(host: &TestHost, who: Who, key: &str) {
     }
 }
 
+/// What systemd itself starts has the last good `.env`, and says so.
+fn all_start_beside_an_unfinished_edit(host: &TestHost, who: Who, key: &str) {
+    host.sh(
+        who,
+        r#"cp -p "$1/.env" ~/kept.env; echo "BROKEN='" >>"$1/.env""#,
+    );
+    killed_processes_come_back(host, who, key);
+    host.crash();
+    wait_for_chat(host, who, key, Duration::from_secs(120));
+    let journal = host.sh(Who::Root, "journalctl -b -o cat");
+    let warning = ": it starts with the last configuration with which the gateway was ready";
+    assert!(
+        journal.matches(warning).count() >= CONTAINERS.len(),
+        "{journal}"
+    );
+    let asked = format!("{} restart litellm.service", who.systemctl());
+    assert_ne!(host.bash(who, &asked).code, 0);
+    host.sh(who, r#"mv ~/kept.env "$1/.env""#);
+    host.units(who, &["up"]).ok();
+}
+
 /// A gateway whose processes stand still is found out by its health check, and replaced.
 fn a_hung_gateway_is_replaced(host: &TestHost, who: Who, key: &str) {
     let old = process(host, who, "litellm");
@@ -179,7 +200,7 @@ fn comes_back(who: Who, name: &str) {
     let key = new_key(&host, who);
     assert_eq!(chat(&host, who, &key).as_deref(), Ok(HELLO));
     an_unfinished_edit_ends_nothing(&host, who);
-    killed_processes_come_back(&host, who, &key);
+    all_start_beside_an_unfinished_edit(&host, who, &key);
     a_hung_gateway_is_replaced(&host, who, &key);
     reboots_bring_all_back(&host, who, &key);
 }

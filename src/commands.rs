@@ -32,6 +32,7 @@ pub(crate) mod upgrade;
 
 use std::time::Duration;
 
+use crate::deployment::ledger::Ledger;
 use crate::error::{Exit, Result};
 use crate::host::Host;
 use crate::host::lock::OperationLock;
@@ -50,6 +51,19 @@ async fn begin(
         return Ok(None);
     }
     recovery::begin(host, command, timeout).await.map(Some)
+}
+
+/// As [`recovery::begin`]. With a damaged ledger, which does not say what was interrupted, only takes the lock, and returns
+/// why: a restart and a backup are worth no less then.
+async fn begin_without_ledger(
+    host: &Host,
+    command: &str,
+    timeout: Duration,
+) -> Result<(OperationLock, Option<anyhow::Error>)> {
+    Ok(match Ledger::load(&host.paths) {
+        Ok(_) => (recovery::begin(host, command, timeout).await?, None),
+        Err(error) => (OperationLock::take(&host.paths, command)?, Some(error)),
+    })
 }
 
 /// Upgrades to the release that `.env` names.

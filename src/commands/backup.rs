@@ -36,19 +36,12 @@ pub(crate) async fn run(host: &Host, arguments: cli::Backup) -> Result<Exit> {
 }
 
 async fn create(host: &Host, arguments: cli::Create) -> Result<Exit> {
-    // A damaged ledger does not say what to continue and what to keep. The data is no less worth a backup.
-    let is_readable = match Ledger::load(&host.paths) {
-        Ok(_) => true,
-        Err(error) => {
-            warn(&format!("no older backup is removed: {error:#}"));
-            false
-        }
-    };
-    let _lock = if is_readable {
-        recovery::begin(host, backup::COMMAND, RECOVERY_TIMEOUT).await?
-    } else {
-        OperationLock::take(&host.paths, backup::COMMAND)?
-    };
+    let (_lock, damage) =
+        super::begin_without_ledger(host, backup::COMMAND, RECOVERY_TIMEOUT).await?;
+    if let Some(error) = &damage {
+        warn(&format!("no older backup is removed: {error:#}"));
+    }
+    let is_readable = damage.is_none();
     let settings = Settings::load(&host.paths.env_file())?;
     let retention = Retention {
         daily: arguments.keep_daily,

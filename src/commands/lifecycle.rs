@@ -64,8 +64,15 @@ async fn change(
             }
         ));
     }
-    let unlocked = verb == JobType::Stop || beside.is_some() || is_remote;
-    let _lock = super::begin(host, command, unlocked, arguments.timeout).await?;
+    let _lock = if verb == JobType::Stop || beside.is_some() || is_remote {
+        None
+    } else {
+        let (lock, damage) = super::begin_without_ledger(host, command, arguments.timeout).await?;
+        if let Some(error) = damage {
+            host.progress.warn(&format!("{error:#}"));
+        }
+        Some(lock)
+    };
     let systemd = host.systemd().await?;
     if is_remote && verb != JobType::Stop && stack::is_address_held(systemd).await? {
         return Err(Failure::new("another operation is running on that host")

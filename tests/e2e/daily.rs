@@ -762,6 +762,7 @@ impl Day<'_> {
         for (words, warning) in [
             (&["status"][..], "warning: can't determine the release: "),
             (&["backup"], "warning: no older backup is removed: "),
+            (&["restart", "redis"], "warning: "),
         ] {
             let ran = self.units(words);
             assert!(

@@ -5,7 +5,7 @@ use serde_json::Value;
 use crate::support::gateway::{
     HELLO, Load, Writer, allow_mock_delays, chat, new_key, sql, stored_keys,
 };
-use crate::support::host::{TestHost, Who};
+use crate::support::host::{TestHost, Who, tool};
 
 #[track_caller]
 fn list(host: &TestHost, who: Who) -> Vec<Value> {
@@ -864,6 +864,77 @@ fn recovered_to_any_second(who: Who, host: &TestHost) {
     wait_for_archive(host, who, 400);
     // The first one, those of another key and another salt, that after the gap, and this one.
     assert_eq!(host.sh(who, "ls /tmp/copies/archive/wal | wc -l"), "5\n");
+}
+
+/// Copies in a server of others that speaks S3: wrong credentials, parts of a large dump, retention, the archive, and a fresh
+/// deployment from it.
+#[test]
+#[ignore = "takes minutes: part of each release (CONTRIBUTING.md)"]
+fn copies_in_an_object_store() {
+    let who = Who::Root;
+    let host = &TestHost::boot("backup-s3");
+    host.put(&tool("s3s-fs"), "/usr/local/bin/");
+    host.sh(
+        who,
+        "mkdir -p /srv/objects/bucket
+        systemd-run --quiet --unit=objects s3s-fs --host 127.0.0.1 --port 9999 --access-key me --secret-key secret /srv/objects",
+    );
+    host.units(who, &["generate"]).ok();
+    let set = |secret: &str| {
+        let access = [
+            ("BACKUP_AWS_ENDPOINT", "http://127.0.0.1:9999"),
+            ("BACKUP_AWS_ALLOW_HTTP", "true"),
+            ("BACKUP_AWS_ACCESS_KEY_ID", "me"),
+            ("BACKUP_AWS_SECRET_ACCESS_KEY", secret),
+        ];
+        host.set_env(who, &access);
+    };
+    let url = "s3://bucket/litellm";
+    host.set_env(who, &[("BACKUP_WAL", "yes"), ("BACKUP_URL", url)]);
+    set("another");
+    host.units(who, &["up"]).ok();
+    let old = new_key(host, who);
+    // More than two parts, which no compression makes smaller.
+    sql(
+        host,
+        who,
+        "create table large as select gen_random_uuid() from generate_series(1, 1500000)",
+    );
+    let refused = host.units(who, &["backup"]);
+    assert!(
+        refused.code == 1 && !refused.stderr.contains("another"),
+        "{refused:?}"
+    );
+    eprintln!("{}", refused.stderr);
+
+    set("secret");
+    let first = backup(host, who, &[]);
+    let second = backup(host, who, &["--keep-daily", "1", "--keep-monthly", "0"]);
+    assert_eq!(
+        host.units(who, &["backup", "list", "--remote"]).ok(),
+        format!("{second}\n")
+    );
+    let objects = "cd /srv/objects/bucket/litellm; find . -path './2*' -type f -size +16M | wc -l";
+    assert_eq!(host.sh(who, objects), "1\n");
+    host.sh(
+        who,
+        &format!(r#"test ! -e "$1/backups/{first}"; rm -r "$1/backups/{second}""#),
+    );
+    host.units(who, &["backup", "fetch", "latest"]).ok();
+    host.units(who, &["backup", "verify", &second]).ok();
+
+    // The host is lost.
+    wait_for_archive(host, who, 400);
+    let last = new_key(host, who);
+    wait_for_archive(host, who, 400);
+    host.units(who, &["down", "--remove"]).ok();
+    host.sh(who, r#"mv "$1" "$1.lost""#);
+    host.units(who, &["up"]).ok();
+    set("secret");
+    let restore = ["restore", "--to", "latest", "--from", url];
+    let words = [&restore[..], &["--config", "--foreign", "--yes"]].concat();
+    host.units(who, &words).ok();
+    assert!(serves(host, who, &old) && serves(host, who, &last));
 }
 
 #[test]

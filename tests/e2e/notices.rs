@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use crate::support::host::{TestHost, Who};
+use crate::support::host::{TestHost, Who, tool};
 use crate::support::package::{bare_host, install};
 
 /// A webhook that keeps what it gets, and fails while there is a file.
@@ -61,13 +61,6 @@ fn scrape(host: &TestHost) -> String {
         }
     });
     host.sh(who, "cat /root/scraped")
-}
-
-/// A program of this machine that `tests/run` has installed.
-fn tool(name: &str) -> std::path::PathBuf {
-    let path = std::env::var_os("PATH").unwrap();
-    let mut places = std::env::split_paths(&path).map(|place| place.join(name));
-    places.find(|place| place.exists()).unwrap()
 }
 
 /// The examples, with images that are made here: Debian's Prometheus in the place of the published one.

@@ -1,6 +1,7 @@
 //! What every change of a deployment begins with, and what follows one that was interrupted.
 
 use std::convert::Infallible;
+use std::os::fd::RawFd;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -79,9 +80,10 @@ async fn take_lock(host: &Host, command: &str, timeout: Duration) -> Result<Oper
 /// # Errors
 /// When it can be neither finished nor rolled back in [`ATTEMPTS`]; the next command tries again.
 pub(crate) async fn stand_by(host: &Host) -> Result<()> {
+    let addresses = sd_notify::listen_fds().context("can't read what systemd passes")?;
     tokio::select! {
         outcome = complete_interrupted(host) => outcome,
-        never = release_stopped_address(host) => match never {},
+        never = release_stopped(host, addresses) => match never {},
     }
 }
 
@@ -123,9 +125,9 @@ async fn complete(host: &Host) -> Result<()> {
     recover(host, RECOVERY_TIMEOUT).await
 }
 
-/// Closes the addresses that systemd gave to this process when the deployment is stopped, so that clients are refused
-/// rather than wait until the operation ends. Never returns.
-async fn release_stopped_address(host: &Host) -> Infallible {
+/// Closes the addresses, which systemd gave to this process, when the deployment is stopped: clients are refused then, rather
+/// than kept waiting until the operation ends. Never returns.
+async fn release_stopped(host: &Host, addresses: impl Iterator<Item = RawFd>) -> Infallible {
     let is_stopped = async || -> Result<bool> {
         let socket = host.systemd().await?.unit(quadlet::SOCKET).await?;
         Ok(socket.active == ActiveState::Inactive)
@@ -133,10 +135,7 @@ async fn release_stopped_address(host: &Host) -> Infallible {
     while !is_stopped().await.unwrap_or(false) {
         tokio::time::sleep(SOCKET_INTERVAL).await;
     }
-    // sd_listen_fds(3)
-    let count = std::env::var("LISTEN_FDS").ok();
-    let count = count.and_then(|count| count.parse().ok()).unwrap_or(0);
-    for address in (3..).take(count) {
+    for address in addresses {
         let _ = nix::unistd::close(address);
     }
     std::future::pending().await

@@ -438,15 +438,7 @@ fn the_configuration_comes_back(host: &TestHost, who: Who, old: &str) {
         "{}",
         ran.stderr
     );
-    // A terminal that closes sends its signal to every process of the command.
-    let restore = format!(
-        "setsid litellm-units restore {id} --yes --config &
-         until [[ $({} is-active litellm-recovery) == activating ]]; do sleep 0.05; done
-         while kill -HUP -- -$! 2>/dev/null; do sleep 0.1; done
-         wait $!",
-        who.systemctl()
-    );
-    host.bash(who, &restore).ok();
+    host.units(who, &["restore", &id, "--yes", "--config"]).ok();
     assert_eq!(host.env(who).text(), before.text());
     assert_eq!(
         host.sh(

@@ -762,7 +762,6 @@ impl Day<'_> {
         for (words, warning) in [
             (&["status"][..], "warning: can't determine the release: "),
             (&["backup"], "warning: no older backup is removed: "),
-            (&["restart", "redis"], "warning: "),
         ] {
             let ran = self.units(words);
             assert!(

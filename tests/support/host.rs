@@ -365,7 +365,11 @@ pub(crate) fn tool(name: &str) -> PathBuf {
     let path = std::env::var_os("PATH").unwrap();
     let mut places = std::env::split_paths(&path).map(|place| place.join(name));
     let found = places.find(|place| place.exists());
-    found.unwrap_or_else(|| panic!("{name} is missing: `tests/run --release` installs it"))
+    assert!(
+        found.is_some(),
+        "{name} is missing: `tests/run --release` installs it"
+    );
+    found.unwrap()
 }
 
 /// Connects hosts with each other: the first one is 10.98.0.1, and so on.

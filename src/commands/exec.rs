@@ -42,7 +42,7 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Exec) -> Result<Exit> {
     let mut command = host
         .podman()
         .await?
-        .command(["exec", "--interactive"])
+        .command_of_terminal(["exec", "--interactive"])
         .into_std();
     // Podman's own stdin is the caller's.
     command.stdin(std::process::Stdio::inherit());

@@ -300,7 +300,8 @@ impl Docker {
         })
     }
 
-    /// A command line of Docker that reads nothing from stdin, complete: a shell on another host splits it.
+    /// A command line of Docker that reads nothing from stdin, complete: a shell on another host splits it. As of
+    /// [`Podman`](crate::host::podman::Podman), no terminal that closes ends it, but ssh may ask there for a passphrase.
     pub(crate) fn command<A: AsRef<OsStr>>(
         &self,
         arguments: impl IntoIterator<Item = A>,
@@ -308,7 +309,7 @@ impl Docker {
         let mut command = match &self.remote {
             None => {
                 let mut command = Command::new(&self.program);
-                command.args(arguments);
+                command.args(arguments).process_group(0);
                 command
             }
             Some(remote) => {

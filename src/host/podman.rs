@@ -155,10 +155,22 @@ impl Podman {
             .path_context("can't run", &self.generator)
     }
 
-    /// A command line of Podman that reads nothing from stdin. It runs in the root directory, since
-    /// rootless Podman does not start in one that its user can't enter, as after `sudo -u` often.
+    /// A command line of Podman that reads nothing from stdin. A terminal that closes sends SIGHUP to its whole process group:
+    /// this is not part of it, so that no step of an operation ends by it.
     #[must_use]
     pub fn command<A: AsRef<OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Command {
+        let mut command = self.command_of_terminal(arguments);
+        command.process_group(0);
+        command
+    }
+
+    /// As [`Podman::command`], but ended by Ctrl-C and with the terminal. It runs in the root directory, since rootless
+    /// Podman does not start in one that its user can't enter, as after `sudo -u` often.
+    #[must_use]
+    pub(crate) fn command_of_terminal<A: AsRef<OsStr>>(
+        &self,
+        arguments: impl IntoIterator<Item = A>,
+    ) -> Command {
         let mut command = Command::new(&self.program);
         command
             .args(arguments)
@@ -342,7 +354,8 @@ impl Podman {
     /// # Errors
     /// When Podman can't be run.
     pub async fn reason_against(&self, image: &str) -> Result<Option<String>> {
-        let output = self.output(["pull", "--quiet", image]).await?;
+        let mut pull = self.command_of_terminal(["pull", "--quiet", image]);
+        let output = pull.output().await.context("can't run podman")?;
         let words = String::from_utf8_lossy(&output.stderr);
         let last = words.lines().last().unwrap_or_default();
         Ok((!output.status.success()).then(|| last.trim_start_matches("Error: ").to_owned()))
@@ -354,7 +367,7 @@ impl Podman {
     /// When it can't be pulled. Podman's own message is then on stderr.
     pub async fn pull(&self, image: &str) -> Result<()> {
         let status = self
-            .command(["pull", image])
+            .command_of_terminal(["pull", image])
             .stdout(Stdio::null())
             .status()
             .await

@@ -438,7 +438,18 @@ fn the_configuration_comes_back(host: &TestHost, who: Who, old: &str) {
         "{}",
         ran.stderr
     );
-    host.units(who, &["restore", &id, "--yes", "--config"]).ok();
+    // A terminal that closes sends its signal to the whole process group, also while podman runs pg_restore.
+    let restore = format!(
+        r#"while [[ $(SYSTEMCTL is-active litellm-recovery) == activating ]]; do sleep 0.1; done
+        setsid litellm-units restore {id} --yes --config & pid=$!
+        until [[ $(SYSTEMCTL is-active litellm-recovery) == activating ]]; do sleep 0.05; done
+        podman() {{ pgrep -P $pid -x podman | head -n 1; }}
+        until child=$(podman) && sleep 0.2 && [[ $child && $child == "$(podman)" ]]; do :; done
+        kill -HUP -- -$pid
+        wait $pid"#
+    )
+    .replace("SYSTEMCTL", who.systemctl());
+    host.bash(who, &restore).ok();
     assert_eq!(host.env(who).text(), before.text());
     assert_eq!(
         host.sh(

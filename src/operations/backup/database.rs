@@ -348,8 +348,6 @@ impl<'a> Server<'a> {
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            // The end of a terminal's session is sent to its whole group.
-            .process_group(0)
             .kill_on_drop(true);
         command
     }

@@ -191,8 +191,6 @@ impl Recovery<'_> {
             .stdin(reader)
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
-            // As a program of the database.
-            .process_group(0)
             .kill_on_drop(true);
         let child = command.spawn().context("can't run podman")?;
         drop(command);

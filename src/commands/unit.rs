@@ -188,7 +188,7 @@ async fn prepare(host: &Host, started: &Started) -> Result<()> {
         Ok((settings, None)) => settings,
         Ok((settings, Some(problem))) if !is_asked_for(host, gateway).await? => {
             host.progress.warn(&format!(
-                "{problem:#}: it starts with the last configuration with which the gateway was ready"
+                "{problem:#}: it starts with the last .env with which the gateway was ready"
             ));
             settings
         }

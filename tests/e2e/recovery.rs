@@ -70,7 +70,7 @@ fn all_start_beside_an_unfinished_edit(host: &TestHost, who: Who, key: &str) {
     host.crash();
     wait_for_chat(host, who, key, Duration::from_secs(120));
     let journal = host.sh(Who::Root, "journalctl -b -o cat");
-    let warning = ": it starts with the last configuration with which the gateway was ready";
+    let warning = ": it starts with the last .env with which the gateway was ready";
     assert!(
         journal.matches(warning).count() >= CONTAINERS.len(),
         "{journal}"

@@ -894,7 +894,7 @@ fn copies_in_an_object_store() {
     };
     let url = "s3://bucket/litellm";
     host.set_env(who, &[("BACKUP_WAL", "yes"), ("BACKUP_URL", url)]);
-    set("another");
+    set("of-another-store");
     host.units(who, &["up"]).ok();
     let old = new_key(host, who);
     // More than two parts, which no compression makes smaller.
@@ -905,7 +905,7 @@ fn copies_in_an_object_store() {
     );
     let refused = host.units(who, &["backup"]);
     assert!(
-        refused.code == 1 && !refused.stderr.contains("another"),
+        refused.code == 1 && !refused.stderr.contains("of-another-store"),
         "{refused:?}"
     );
     eprintln!("{}", refused.stderr);

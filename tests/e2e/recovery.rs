@@ -75,7 +75,11 @@ fn all_start_beside_an_unfinished_edit(host: &TestHost, who: Who, key: &str) {
         journal.matches(warning).count() >= CONTAINERS.len(),
         "{journal}"
     );
-    let asked = format!("{} restart litellm.service", who.systemctl());
+    // Until all jobs of the boot are done, nobody is taken to have asked.
+    let systemctl = who.systemctl();
+    let asked = format!(
+        "timeout 60 {systemctl} is-system-running --wait || :; {systemctl} restart litellm.service"
+    );
     assert_ne!(host.bash(who, &asked).code, 0);
     host.sh(who, r#"mv ~/kept.env "$1/.env""#);
     host.units(who, &["up"]).ok();

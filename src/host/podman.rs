@@ -231,11 +231,25 @@ impl Podman {
         self.exists("image", image).await
     }
 
-    /// Whether there is an object of this kind: `container`, `image`, `network`.
+    /// Whether there is a network of this name, which must not be hexadecimal.
     ///
     /// # Errors
     /// When Podman can't tell.
-    pub(crate) async fn exists(&self, kind: &str, name: &str) -> Result<bool> {
+    pub(crate) async fn has_network(&self, name: &str) -> Result<bool> {
+        self.exists("network", name).await
+    }
+
+    /// The names of all containers, running or not. `container exists db` also finds one whose identifier begins with db.
+    ///
+    /// # Errors
+    /// With Podman's own message.
+    pub(crate) async fn containers(&self) -> Result<Vec<String>> {
+        let names = self.run(["ps", "--all", "--format", "{{.Names}}"]).await?;
+        Ok(names.lines().map(str::to_owned).collect())
+    }
+
+    /// Whether there is an object of this kind, by its name or by the beginning of its identifier.
+    async fn exists(&self, kind: &str, name: &str) -> Result<bool> {
         let output = self.output([kind, "exists", name]).await?;
         match output.status.code() {
             Some(0) => Ok(true),

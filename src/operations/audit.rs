@@ -450,9 +450,7 @@ impl Audit<'_> {
     /// What Podman shows of every container and of every secret.
     async fn containers(&mut self) -> Result<()> {
         let podman = self.host.podman().await?;
-        let containers = podman
-            .run(["ps", "--all", "--format", "{{.Names}}"])
-            .await?;
+        let containers = podman.containers().await?;
         let hides = podman.version().await? >= PodmanVersion::HIDES_SECRETS;
         if !hides {
             self.host.progress.warn(
@@ -461,7 +459,8 @@ impl Audit<'_> {
         }
         // What it shows of ours is no mistake of anyone's here.
         let containers: Vec<&str> = containers
-            .lines()
+            .iter()
+            .map(String::as_str)
             .filter(|name| hides || !Service::has_container(name))
             .collect();
         self.inspected(podman, "container", &containers).await?;

@@ -313,7 +313,7 @@ pub(crate) async fn unknown_server(
         ) {
             continue;
         }
-        if host.podman().await?.exists("container", &server).await? {
+        if host.podman().await?.containers().await?.contains(&server) {
             continue;
         }
         return Ok(Some(UnknownServer {

@@ -797,7 +797,7 @@ pub(crate) async fn pulls(systemd: &Systemd) -> Result<Vec<&'static str>> {
 /// server forgets its address there. It would keep that one for the network of this name, which has another now.
 pub(crate) async fn restore_network(host: &Host) -> Result<()> {
     let podman = host.podman().await?;
-    let is_missing = !podman.exists("network", NETWORK).await?;
+    let is_missing = !podman.has_network(NETWORK).await?;
     let marker = host.paths.runtime_state().join(LOST_NETWORK);
     if !is_missing && !marker.exists() {
         return Ok(());

@@ -829,6 +829,16 @@ impl Day<'_> {
         let credential = "INSERT INTO \"LiteLLM_CredentialsTable\" (credential_id, credential_name, credential_values, created_by, updated_by, updated_at) VALUES ('1', 'one', '{}', 'me', 'me', now())";
         psql(credential);
         let before = self.runs();
+        // No name of a server, though Podman takes it for one of its containers.
+        let server = self
+            .bash("podman ps -q --no-trunc | head -n 1 | cut -c -40")
+            .ok();
+        let server = server.trim();
+        let url = format!("postgresql://me:S3CR3T@{server}:5432/litellm");
+        let unknown = format!("names the server {server}, and this host knows no such name\n");
+        let service = format!(
+            "hint: {server} may be a service of a compose file: remove DATABASE_URL to use the local PostgreSQL, or write the full name or the address of the server\n"
+        );
         for (name, value, words, hint) in [
             (
                 "LISTEN",
@@ -861,12 +871,7 @@ impl Day<'_> {
                 "is not the one that encrypts what the database holds (LiteLLM_CredentialsTable), so LiteLLM could not read it any more\n",
                 "/.env; to replace it: `litellm-units secrets rotate salt`\n",
             ),
-            (
-                "DATABASE_URL",
-                "postgresql://me:S3CR3T@db:5432/litellm",
-                "names the server db, and this host knows no such name\n",
-                "hint: db may be a service of a compose file: remove DATABASE_URL to use the local PostgreSQL, or write the full name or the address of the server\n",
-            ),
+            ("DATABASE_URL", &url, &unknown, &service),
         ] {
             self.bash(&format!("cp -p {path} /tmp/env")).ok();
             self.host.set_env(self.who, &[(name, value)]);

@@ -102,6 +102,27 @@ impl ImagesLock {
         self.images.insert(image.as_str().to_owned(), locked);
     }
 
+    /// Has a tag mean this image, with all that `earlier` records of it. Returns whether that is news.
+    pub fn restore(
+        &mut self,
+        image: &ImageReference,
+        identity: &ImageIdentity,
+        earlier: &Self,
+    ) -> bool {
+        let is_it = |found: &&Locked| found.identity.is(identity);
+        if image.digest().is_some() || self.get(image).as_ref().is_some_and(is_it) {
+            return false;
+        }
+        match earlier.get(image).filter(is_it) {
+            Some(locked) => {
+                self.images
+                    .insert(image.as_str().to_owned(), locked.clone());
+            }
+            None => self.record(image, identity.clone()),
+        }
+        true
+    }
+
     /// Which image a reference means, as far as it says so itself or a record does.
     #[must_use]
     pub fn identity(&self, image: &ImageReference) -> Option<ImageIdentity> {

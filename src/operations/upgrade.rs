@@ -16,7 +16,7 @@ use std::time::Duration;
 use anyhow::Context;
 use tokio::signal::unix::{SignalKind, signal};
 
-use crate::deployment::images_lock::{ImagesLock, Locked};
+use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::ledger::{
     Ended, Event, Images, Ledger, Operation, OperationOutcome, Reached, RecordedRelease,
     ReleaseVerb, Step,
@@ -253,10 +253,12 @@ impl ReleasePlan {
             data: self.data,
             restore_data: self.restore_data,
         };
+        let images = ImagesLock::load(&host.paths.images_lock())?;
         ledger.append(Event::Begun(operation.clone()))?;
         fail::fail_point!("upgrade-begun");
         let mut run = Run {
             host,
+            images,
             ran: stack::is_wanted(host.systemd().await?).await?,
             ledger,
             operation,
@@ -339,6 +341,7 @@ pub(crate) async fn recover(host: &Host, timeout: Duration) -> Result<()> {
     ));
     let mut run = Run {
         host,
+        images: ImagesLock::load(&host.paths.images_lock())?,
         ran: stack::is_wanted(host.systemd().await?).await?,
         ledger,
         operation,
@@ -402,6 +405,8 @@ struct Run<'a> {
     host: &'a Host,
     /// Whether the target was active at the beginning: if not, its state says nothing of an operator's stop.
     ran: bool,
+    /// What the tags meant when this process began.
+    images: ImagesLock,
     ledger: Ledger,
     operation: Operation,
     options: ReleaseOptions,
@@ -452,7 +457,7 @@ impl Run<'_> {
         let before = Settings::from_text(&snapshot::env(paths, configuration)?, &path)?;
         let after = Settings::from_text(&snapshot::env(paths, wanted)?, &path)?;
         if let Some(image) = image {
-            self.lock(&after.litellm_image, image)?;
+            self.lock(&after.litellm_image, &image)?;
         }
         pull::pull_missing(host, &after, &[]).await?;
         let release = contract::check(host, &after).await?;
@@ -595,12 +600,10 @@ impl Run<'_> {
     }
 
     /// Has the tag mean this image.
-    fn lock(&self, image: &ImageReference, identity: ImageIdentity) -> Result<()> {
+    fn lock(&self, image: &ImageReference, identity: &ImageIdentity) -> Result<()> {
         let path = self.host.paths.images_lock();
         let mut lock = ImagesLock::load(&path)?;
-        let is_known = |found: &Locked| found.identity.is(&identity);
-        if image.digest().is_none() && !lock.get(image).is_some_and(is_known) {
-            lock.record(image, identity);
+        if lock.restore(image, identity, &self.images) {
             lock.save(&path)?;
         }
         Ok(())
@@ -610,7 +613,7 @@ impl Run<'_> {
     fn lock_previous(&self) -> Result<()> {
         for image in self.operation.from.all() {
             if let Ok(reference) = ImageReference::parse(&image.reference) {
-                self.lock(&reference, image.identity.clone())?;
+                self.lock(&reference, &image.identity)?;
             }
         }
         Ok(())

@@ -25,7 +25,7 @@ use crate::service::Service;
 #[command(
     version,
     max_term_width = widest(),
-    after_help = "Exit status: 0 success; 1 failure, or drift with --check; 2 wrong usage; 3 stopped; 4 degraded; 5 newer release and 6 known vulnerabilities (upgrade --check); 78 wrong configuration.\n\nFirst steps: litellm-units up"
+    after_help = "Exit status: 0 success; 1 failure, or drift with --check; 2 wrong usage; 3 stopped; 4 degraded; 5 newer release and 6 known vulnerabilities (upgrade --check); 7 warnings (doctor); 78 wrong configuration.\n\nFirst steps: litellm-units up"
 )]
 pub struct Cli {
     #[command(flatten)]

@@ -38,6 +38,8 @@ pub enum Exit {
     UpgradeAvailable,
     /// `upgrade --check` found that the current release has known vulnerabilities.
     Vulnerable,
+    /// `doctor` has warnings, and no failure.
+    Warned,
     /// `.env` or the gateway's configuration is wrong: `EX_CONFIG` of sysexits(3). The units do
     /// not restart on it, since only an edit can help.
     Config,
@@ -58,6 +60,7 @@ impl From<Exit> for std::process::ExitCode {
             Exit::Degraded => 4,
             Exit::UpgradeAvailable => 5,
             Exit::Vulnerable => 6,
+            Exit::Warned => 7,
             Exit::Config => 78,
             Exit::Interrupted => 130,
             Exit::Terminated => 143,

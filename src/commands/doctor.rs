@@ -49,10 +49,10 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Doctor) -> Result<Exit> {
             ));
         }
     }
-    Ok(if outcome == CheckOutcome::Failure {
-        Exit::Failure
-    } else {
-        Exit::Success
+    Ok(match outcome {
+        CheckOutcome::Failure => Exit::Failure,
+        CheckOutcome::Warning => Exit::Warned,
+        CheckOutcome::Ok => Exit::Success,
     })
 }
 

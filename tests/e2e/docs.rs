@@ -287,6 +287,15 @@ const INSTEAD: &[(&str, Instead)] = &[
         "litellm-units logs -f litellm",
         Instead::Run("timeout --signal INT 2 litellm-units logs -f litellm || test $? = 124"),
     ),
+    // Signatures are not verified there.
+    (
+        "sudo litellm-units doctor",
+        Instead::Run("litellm-units doctor || test $? = 7"),
+    ),
+    (
+        "sudo -u litellm litellm-units doctor",
+        Instead::Run("sudo -u litellm litellm-units doctor || test $? = 7"),
+    ),
     (
         "litellm-units status --watch",
         Instead::Run("timeout --signal INT 3 litellm-units status --watch || test $? = 124"),

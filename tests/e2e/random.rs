@@ -361,6 +361,6 @@ fn two_operators_at_once() {
     host.units(who, &["up"]).ok();
     is_in_order(host, who);
     let doctor = host.units(who, &["doctor"]);
-    assert_eq!(doctor.code, 0, "{}", doctor.stdout);
+    assert_eq!(doctor.code, 7, "{}", doctor.stdout);
     assert_eq!(host.sh(who, "systemctl --failed --no-legend"), "");
 }

@@ -159,7 +159,7 @@ fn a_missing_image_is_named(host: &TestHost, who: Who) {
     assert_eq!(up.code, 0, "{}", up.stderr);
     eprintln!("up after a repaired outage took {:?}", start.elapsed());
     assert_eq!(chat(host, who, &new_key(host, who)).as_deref(), Ok(HELLO));
-    assert_eq!(host.units(who, &["doctor"]).code, 0);
+    assert_eq!(host.units(who, &["doctor"]).code, 7);
 }
 
 /// Earlier versions had one unit for all images. What runs is not stopped when it goes.

@@ -389,7 +389,17 @@ async fn make(
     let parent = directory(&host.paths);
     make_private(&parent)?;
     let expected = expected_size(&host.paths, snapshot.size());
-    check_space(&parent, expected)?;
+    if let Err(refused) = check_space(&parent, expected) {
+        let retention = options.retention.ok_or(refused)?;
+        // The rule may have been changed because the disk is full, and is otherwise kept only after a backup.
+        remove_expired(
+            host,
+            retention,
+            recipient.word().is_some(),
+            &options.protected,
+        )?;
+        check_space(&parent, expected)?;
+    }
     let disk_used = Space::of(&host.paths.postgres_data())
         .ok()
         .filter(|_| server.is_local())
@@ -760,13 +770,29 @@ fn prune(
             ));
         }
     }
+    remove_expired(host, retention, is_encrypted, protected)
+}
+
+/// As [`prune`], without what recoveries have left. The newest complete backup stays, whatever the rule is.
+fn remove_expired(
+    host: &Host,
+    retention: Retention,
+    is_encrypted: bool,
+    protected: &[OperationId],
+) -> Result<()> {
     let present = ids(&host.paths)?;
     let mut passing = present.clone();
     passing.retain(|id| {
         let is_to_go_back = |found: Backup| found.manifest.to_go_back;
         is_encrypted && Backup::load(&host.paths, id).is_ok_and(is_to_go_back)
     });
-    for id in retention::expired_beside(&present, &passing, retention, protected) {
+    let is_complete = |id: &OperationId| {
+        let is_own = |found: Backup| found.manifest.recovered.is_none();
+        !passing.contains(id) && Backup::load(&host.paths, id).is_ok_and(is_own)
+    };
+    let newest = { present.iter().rev() }.find(|id| is_complete(id)).cloned();
+    let protected = [protected, newest.as_slice()].concat();
+    for id in retention::expired_beside(&present, &passing, retention, &protected) {
         remove(&host.paths, &id)?;
         host.progress.say(&format!(
             "removed backup {id}, which the retention rule no longer keeps"
@@ -883,7 +909,7 @@ fn check_space(directory: &Path, needed: u64) -> Result<()> {
         return Ok(());
     }
     Err(Failure::new(format!(
-        "the disk of {} has {} of free space, and about {} are needed; nothing was done",
+        "the disk of {} has {} of free space, and about {} are needed; nothing was begun",
         directory.display(),
         bytes(free),
         bytes(needed)
@@ -961,6 +987,37 @@ mod tests {
         // Not without a word.
         std::fs::write(paths.backup_key(), "damaged").unwrap();
         assert!(recorded_sizes(&paths, 14).is_err());
+    }
+
+    #[test]
+    fn the_newest_complete_backup_stays() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = deployment(root.path());
+        let host = Host::new(paths.clone()).reporting(Progress::Silent);
+        let make = |days: i64, edit: fn(&mut BackupManifest)| {
+            let made = make(&paths, 24 * days, edit);
+            OperationId::parse(files::name(&made).unwrap()).unwrap()
+        };
+        let to_go_back = make(1, |manifest| manifest.to_go_back = true);
+        let damaged = make(3, |_| {});
+        std::fs::remove_file(
+            directory(&paths)
+                .join(damaged.as_str())
+                .join(manifest::FILE),
+        )
+        .unwrap();
+        let complete = make(4, |_| {});
+        let protected = make(5, |_| {});
+        make(6, |_| {});
+        let none = Retention {
+            daily: 0,
+            monthly: 0,
+        };
+        remove_expired(&host, none, true, std::slice::from_ref(&protected)).unwrap();
+        let left = [protected, complete, to_go_back];
+        assert_eq!(ids(&paths).unwrap(), left);
+        remove_expired(&host, none, false, &[]).unwrap();
+        assert_eq!(ids(&paths).unwrap(), left[2..]);
     }
 
     #[test]

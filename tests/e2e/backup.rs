@@ -170,11 +170,20 @@ fn a_full_disk_leaves_nothing(host: &TestHost) {
         assert_eq!(host.sh(who, r#"ls -A "$1/backups""#), "");
         host.sh(who, r#"umount "$1/backups""#);
     }
+    sql(host, who, "drop table noise");
+    // What the rule no longer keeps makes room.
     host.sh(
         who,
-        r#"rmdir "$1/backups"; mv /var/tmp/backups "$1/backups""#,
+        r#"mount -t tmpfs -o size=64M,mode=700 tmpfs "$1/backups"; cd "$1/backups"
+        mkdir -m 700 20240101T020000Z-0a1b2c 20250101T020000Z-0a1b2c
+        head -c 60M /dev/zero >20240101T020000Z-0a1b2c/filler"#,
     );
-    sql(host, who, "drop table noise");
+    let made = backup(host, who, &["--keep-daily", "1", "--keep-monthly", "0"]);
+    assert_eq!(host.sh(who, r#"ls -A "$1/backups""#).trim(), made);
+    host.sh(
+        who,
+        r#"umount "$1/backups"; rmdir "$1/backups"; mv /var/tmp/backups "$1/backups""#,
+    );
     assert_eq!(list(host, who).len(), before);
 }
 

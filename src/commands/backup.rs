@@ -144,13 +144,23 @@ fn table(backups: &[Backup]) -> Vec<Vec<String>> {
         rows.push(vec![
             manifest.id.to_string(),
             bytes(manifest.total_size()),
-            manifest.total_rows().to_string(),
+            rows_of(manifest),
             image.map_or("-".into(), |image| image.reference.clone()),
             yes(manifest.encryption.is_some()),
             yes(found.origin != Origin::Own),
         ]);
     }
     rows
+}
+
+/// All rows that were counted; `+` if there are others.
+fn rows_of(manifest: &backup::manifest::BackupManifest) -> String {
+    let is_partial = !manifest.database.uncounted.is_empty();
+    format!(
+        "{}{}",
+        manifest.total_rows(),
+        if is_partial { "+" } else { "" }
+    )
 }
 
 async fn verify(host: &Host, arguments: cli::Verify) -> Result<Exit> {
@@ -166,8 +176,10 @@ async fn verify(host: &Host, arguments: cli::Verify) -> Result<Exit> {
         output::json(&verified)?;
     } else if verified.restored {
         output::line(&format!(
-            "backup {} is good: {} files, {} rows in {} tables were restored",
-            verified.id, verified.files, verified.rows, verified.tables
+            "backup {} is good: {} files, {} were restored",
+            verified.id,
+            verified.files,
+            found.manifest.rows_in_words()
         ))?;
     } else {
         output::line(&format!(
@@ -243,10 +255,9 @@ pub(crate) async fn restore(host: &Host, arguments: cli::Restore) -> Result<Exit
         }
     }
     say(&format!(
-        "backup {}: {} rows in {} tables, LiteLLM {}",
+        "backup {}: {}, LiteLLM {}",
         found.id(),
-        found.manifest.total_rows(),
-        found.manifest.database.rows.len(),
+        found.manifest.rows_in_words(),
         found
             .manifest
             .images

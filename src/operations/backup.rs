@@ -423,7 +423,9 @@ async fn make(
         let dump = server.dump(&name, move |reader| {
             archive::store(&place, DUMP, true, &recipient, &mut counted.reading(reader))
         });
-        let both = futures_util::future::try_join(dump, snapshot.count()).await;
+        // A rollback says what it loses, and an import is compared as a whole: only other backups leave counts out.
+        let all = options.to_go_back.is_some() || options.recovered.is_some();
+        let both = futures_util::future::try_join(dump, snapshot.count(all)).await;
         meter.clear();
         both
     };
@@ -465,11 +467,10 @@ async fn make(
         origin: Origin::Own,
     };
     host.progress.say(&format!(
-        "backup {} is complete after {}: {} rows in {} tables, {}",
+        "backup {} is complete after {}: {}, {}",
         backup.id(),
         duration(begin.elapsed()),
-        backup.manifest.total_rows(),
-        backup.manifest.database.rows.len(),
+        backup.manifest.rows_in_words(),
         bytes(backup.manifest.total_size())
     ));
     // Now the data of the current cluster is here twice.

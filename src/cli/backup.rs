@@ -89,6 +89,9 @@ pub(crate) struct Verify {
     /// of PostgreSQL
     #[arg(long)]
     pub(crate) foreign: bool,
+    /// Without `--identity`, check only the checksums of an encrypted backup, as the weekly verification does
+    #[arg(long)]
+    pub(crate) unattended: bool,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,

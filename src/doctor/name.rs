@@ -71,6 +71,8 @@ pub(crate) enum CheckName {
     UpgradeCheck,
     /// What keeps PostgreSQL from removing dead rows.
     Vacuum,
+    /// Of the newest backup.
+    Verification,
     Vulnerabilities,
 }
 
@@ -127,6 +129,7 @@ impl CheckName {
             Self::Units => "units",
             Self::UpgradeCheck => "upgrade-check",
             Self::Vacuum => "vacuum",
+            Self::Verification => "verification",
             Self::Vulnerabilities => "vulnerabilities",
         }
     }

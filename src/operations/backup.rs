@@ -13,6 +13,7 @@ pub(crate) mod object_store;
 pub(crate) mod point_in_time;
 pub(crate) mod restore;
 pub(crate) mod retention;
+pub(crate) mod verification;
 pub(crate) mod wal;
 
 use std::collections::BTreeMap;

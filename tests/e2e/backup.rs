@@ -111,6 +111,19 @@ fn the_timer_makes_backups(host: &TestHost, who: Who) {
         ran.stdout.starts_with(&format!("backup {id} is good: ")),
         "{ran:?}"
     );
+    let verified = || {
+        let text = host.sh(who, r#"cat "$1/.litellm-units/verification.json""#);
+        serde_json::from_str::<Value>(&text).unwrap()
+    };
+    let by_hand = verified();
+    assert_eq!(
+        (&by_hand["backup"], &by_hand["error"]),
+        (&first["id"], &Value::Null)
+    );
+    host.systemctl(who, &["start", "litellm-verify.service"]);
+    let by_timer = verified();
+    assert_eq!(by_timer["result"], "restored");
+    assert_ne!(by_timer["time"], by_hand["time"]);
     assert_eq!(leftovers(host, who), "");
 }
 
@@ -328,6 +341,10 @@ fn encrypted_and_elsewhere(host: &TestHost, who: Who) {
             )
         )
     );
+    let checked = host.units(who, &["backup", "verify", &id, "--unattended"]);
+    let expected =
+        "it was not restored, since it is encrypted and no `--identity` names its secret key\n";
+    assert!(checked.ok().ends_with(expected));
     let words = ["backup", "verify", &id, "--identity", "/tmp/key.txt"];
     assert!(host.units(who, &words).ok().contains(" is good: "));
     assert_eq!(leftovers(host, who), "litellm_units_replaced");

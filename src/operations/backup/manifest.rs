@@ -217,22 +217,23 @@ impl BackupManifest {
         let Contents {
             rows, uncounted, ..
         } = &self.database;
-        let mut words = format!(
-            "{} rows in {}",
-            self.total_rows(),
-            count(rows.len(), "table")
-        );
-        if !uncounted.is_empty() {
-            let tables = count(uncounted.len(), "table");
-            words.push_str(&format!(" and {tables} of 1 GiB or more, not counted"));
-        }
-        words
+        rows_in_words(self.total_rows(), rows.len(), uncounted.len())
     }
 
     /// The size of all files in bytes.
     pub(crate) fn total_size(&self) -> u64 {
         self.files.iter().map(|file| file.size).sum()
     }
+}
+
+/// `rows` in `tables`, and further tables that were not counted, in words.
+pub(crate) fn rows_in_words(rows: u64, tables: usize, uncounted: usize) -> String {
+    let mut words = format!("{rows} rows in {}", count(tables, "table"));
+    if uncounted > 0 {
+        let tables = count(uncounted, "table");
+        words.push_str(&format!(" and {tables} of 1 GiB or more, not counted"));
+    }
+    words
 }
 
 /// Refuses names of files that can't all be below one directory: absolute ones, ones that leave it, two

@@ -45,6 +45,8 @@ pub(crate) struct RestoreOptions {
     pub identity: Option<PathBuf>,
     /// Restore `.env` and `config/` as well, except for the settings of the server.
     pub config: bool,
+    /// Without an identity, verify only the checksums of an encrypted backup.
+    pub unattended: bool,
     /// Whether it is a step of a change that is rolled back after an interruption, and so is undone then, even after the
     /// databases were swapped.
     pub is_step: bool,
@@ -56,6 +58,7 @@ impl Default for RestoreOptions {
             timeout: RECOVERY_TIMEOUT,
             identity: None,
             config: false,
+            unattended: false,
             is_step: false,
         }
     }
@@ -72,8 +75,10 @@ pub(crate) struct Verified {
     pub rows: u64,
     /// The number of further tables, whose rows were not counted.
     pub uncounted: usize,
-    /// Whether the dump was restored and counted; otherwise it was only read to its end.
+    /// Whether the dump was restored and counted.
     pub restored: bool,
+    /// Whether the dump was read to its end; otherwise only its checksum is known.
+    pub read: bool,
 }
 
 /// The outcome of an interrupted restore.
@@ -141,14 +146,20 @@ pub(crate) async fn verify(
     check(host, backup).await?;
     let server = Server::new(host, settings).await?;
     recover_with(host, settings, &server).await?;
+    let has_key = backup.manifest.encryption.is_none() || options.identity.is_some();
+    let is_readable = has_key || !options.unattended;
     let verified = Verified {
         id: backup.id().clone(),
         files: backup.manifest.files.len(),
         tables: backup.manifest.database.rows.len(),
         rows: backup.manifest.total_rows(),
         uncounted: backup.manifest.database.uncounted.len(),
-        restored: server.is_local(),
+        restored: is_readable && server.is_local(),
+        read: is_readable,
     };
+    if !is_readable {
+        return Ok(verified);
+    }
     if !server.is_local() {
         let source = open_dump(backup, options)?;
         server.read_through(source).await?;

@@ -39,8 +39,13 @@ pub(crate) async fn run(host: &Host, arguments: cli::Backup) -> Result<Exit> {
 }
 
 async fn create(host: &Host, arguments: cli::Create) -> Result<Exit> {
-    let (_lock, damage) =
-        super::begin_without_ledger(host, backup::COMMAND, RECOVERY_TIMEOUT).await?;
+    let (_lock, damage) = if arguments.dry_run {
+        (None, Ledger::load(&host.paths).err())
+    } else {
+        let begun = super::begin_without_ledger(host, backup::COMMAND, RECOVERY_TIMEOUT);
+        let (lock, damage) = begun.await?;
+        (Some(lock), damage)
+    };
     if let Some(error) = &damage {
         warn(&format!("no older backup is removed: {error:#}"));
     }
@@ -63,6 +68,12 @@ async fn create(host: &Host, arguments: cli::Create) -> Result<Exit> {
         resume: arguments.resume,
         ..backup::BackupOptions::default()
     };
+    if arguments.dry_run {
+        for line in backup::removals(host, &settings, &options).await? {
+            output::line(&format!("remove {line}"))?;
+        }
+        return Ok(Exit::Success);
+    }
     let progress = if arguments.quiet {
         Progress::Silent
     } else {

@@ -84,7 +84,8 @@ pub(crate) struct BackupOptions {
     pub to: Option<String>,
     /// Of this configuration, and neither encrypted nor copied, so that a rollback on this host needs no key.
     pub to_go_back: Option<SnapshotId>,
-    /// Whether it removes the previous cluster of PostgreSQL: only if somebody asked for this backup.
+    /// Whether it removes the previous cluster of PostgreSQL, and databases that were replaced long ago: only if somebody asked
+    /// for this backup.
     pub forget_cluster: bool,
     /// Whether the last backup is copied instead, if its copy has failed.
     pub resume: bool,
@@ -477,6 +478,7 @@ async fn make(
     // Now the data of the current cluster is here twice.
     if options.forget_cluster && server.is_local() {
         warn_of_old(host, &backup, postgres::forget_previous(host));
+        warn_of_old(host, &backup, restore::remove_outdated(host, server).await);
     }
     // Before the copy: while the store is away, backups must not fill the disk.
     if let Some(retention) = options.retention {
@@ -762,17 +764,23 @@ fn prune(
     is_encrypted: bool,
     protected: &[OperationId],
 ) -> Result<()> {
-    for id in ids(&host.paths)? {
-        let is_left =
-            || Backup::load(&host.paths, &id).is_ok_and(|found| found.manifest.recovered.is_some());
-        if !protected.contains(&id) && is_left() {
-            remove(&host.paths, &id)?;
-            host.progress.say(&format!(
-                "removed backup {id}, the rest of an interrupted recovery"
-            ));
-        }
+    for id in left_over(&host.paths, protected)? {
+        remove(&host.paths, &id)?;
+        host.progress.say(&format!(
+            "removed backup {id}, the rest of an interrupted recovery"
+        ));
     }
     remove_expired(host, retention, is_encrypted, protected)
+}
+
+/// What interrupted recoveries have left.
+fn left_over(paths: &Paths, protected: &[OperationId]) -> Result<Vec<OperationId>> {
+    let mut left = ids(paths)?;
+    left.retain(|id| {
+        let is_left = |found: Backup| found.manifest.recovered.is_some();
+        !protected.contains(id) && Backup::load(paths, id).is_ok_and(is_left)
+    });
+    Ok(left)
 }
 
 /// As [`prune`], without what recoveries have left. The newest complete backup stays, whatever the rule is.
@@ -783,24 +791,74 @@ fn remove_expired(
     protected: &[OperationId],
 ) -> Result<()> {
     let present = ids(&host.paths)?;
-    let mut passing = present.clone();
-    passing.retain(|id| {
-        let is_to_go_back = |found: Backup| found.manifest.to_go_back;
-        is_encrypted && Backup::load(&host.paths, id).is_ok_and(is_to_go_back)
-    });
-    let is_complete = |id: &OperationId| {
-        let is_own = |found: Backup| found.manifest.recovered.is_none();
-        !passing.contains(id) && Backup::load(&host.paths, id).is_ok_and(is_own)
-    };
-    let newest = { present.iter().rev() }.find(|id| is_complete(id)).cloned();
-    let protected = [protected, newest.as_slice()].concat();
-    for id in retention::expired_beside(&present, &passing, retention, &protected) {
+    for id in expired(&host.paths, &present, retention, is_encrypted, protected) {
         remove(&host.paths, &id)?;
         host.progress.say(&format!(
             "removed backup {id}, which the retention rule no longer keeps"
         ));
     }
     Ok(())
+}
+
+/// The backups of `present` that the rule does not keep.
+fn expired(
+    paths: &Paths,
+    present: &[OperationId],
+    retention: Retention,
+    is_encrypted: bool,
+    protected: &[OperationId],
+) -> Vec<OperationId> {
+    let mut passing = present.to_vec();
+    passing.retain(|id| {
+        let is_to_go_back = |found: Backup| found.manifest.to_go_back;
+        is_encrypted && Backup::load(paths, id).is_ok_and(is_to_go_back)
+    });
+    let is_complete = |id: &OperationId| {
+        let is_own = |found: Backup| found.manifest.recovered.is_none();
+        !passing.contains(id) && Backup::load(paths, id).is_ok_and(is_own)
+    };
+    let newest = { present.iter().rev() }.find(|id| is_complete(id)).cloned();
+    let protected = [protected, newest.as_slice()].concat();
+    retention::expired_beside(present, &passing, retention, &protected)
+}
+
+/// What a backup with these options removes here once it is complete, as the ends of lines.
+///
+/// # Errors
+/// When the server can't be reached, or the backups can't be listed.
+pub(crate) async fn removals(
+    host: &Host,
+    settings: &Settings,
+    options: &BackupOptions,
+) -> Result<Vec<String>> {
+    let paths = &host.paths;
+    let mut lines = Vec::new();
+    if let Some(retention) = options.retention {
+        let new = OperationId::new(jiff::Timestamp::now())?;
+        let protected = options.protected_with(&new);
+        let left = left_over(paths, &protected)?;
+        let mut present = [ids(paths)?, vec![new]].concat();
+        present.retain(|id| !left.contains(id));
+        let recipient = options.recipient.as_ref();
+        let is_encrypted = recipient.or(settings.backup.recipient.as_ref()).is_some();
+        let gone = expired(paths, &present, retention, is_encrypted, &protected);
+        lines.extend(
+            { left.iter() }
+                .chain(&gone)
+                .map(|id| format!("backup {id}")),
+        );
+    }
+    let server = Server::new(host, settings).await?;
+    if !server.is_local() {
+        return Ok(lines);
+    }
+    let cluster = paths.postgres_previous();
+    if cluster.exists() {
+        lines.push(format!("previous cluster {}", cluster.display()));
+    }
+    let replaced = restore::outdated(&server).await?;
+    lines.extend(replaced.iter().map(|(name, _)| format!("database {name}")));
+    Ok(lines)
 }
 
 /// Removes a backup; an incomplete one is never visible.

@@ -93,6 +93,13 @@ fn the_timer_makes_backups(host: &TestHost, who: Who) {
     let build = "create unique index concurrently planted on twins (number)";
     let psql = "podman exec litellm-postgres psql -U litellm litellm -c";
     host.sh(who, &format!("! {psql} '{build}'"));
+    // A database that was replaced long ago goes with the backup.
+    let replaced = "litellm_units_replaced_20260101t020000z_0a1b2c";
+    sql(host, who, &format!("create database {replaced}"));
+    assert_eq!(
+        host.units(who, &["backup", "create", "--dry-run"]).ok(),
+        format!("remove database {replaced}\n")
+    );
     host.systemctl(who, &["start", "litellm-backup.service"]);
     let listed = list(host, who);
     assert_eq!(listed.len(), 1);

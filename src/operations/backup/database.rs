@@ -17,7 +17,7 @@ use super::archive;
 use super::manifest::Contents;
 use super::wal::{Segment, format_position};
 use crate::deployment::certificates;
-use crate::deployment::settings::{Database, Settings};
+use crate::deployment::settings::{Database, Settings, has_host_parameter};
 use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::host::docker::Docker;
@@ -1124,6 +1124,10 @@ pub(crate) fn parse_url(url: &SecretString) -> Result<(Vec<(&'static str, Secret
                 .hint("write it as postgresql://USER:PASSWORD@HOST:PORT/DATABASE"),
         )
     };
+    // Of a sealed one, nothing else looks at it.
+    if has_host_parameter(url.expose_secret()) {
+        return Err(wrong("has the parameter host"));
+    }
     let url = reqwest::Url::parse(url.expose_secret()).map_err(|_| wrong("is not a URL"))?;
     let decode = |text: &str| -> Result<SecretString> {
         let text = percent_decode_str(text)
@@ -1241,11 +1245,16 @@ mod tests {
     }
 
     #[test]
-    fn urls_without_a_database() {
+    fn urls_that_pg_dump_can_not_use() {
         let error = parse_url(&"postgresql://me:pw@db.example.org".into()).unwrap_err();
         assert_eq!(
             error.to_string(),
             "DATABASE_URL names no database, so pg_dump can't use it"
+        );
+        let error = parse_url(&"postgresql://me:pw@one/x?a=b&host=two".into()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "DATABASE_URL has the parameter host, so pg_dump can't use it"
         );
     }
 

@@ -22,6 +22,8 @@ pub(crate) enum CheckName {
     Compromised,
     /// LiteLLM's own configuration; [`CheckName::Settings`] is `.env`.
     Config,
+    /// How many PostgreSQL takes.
+    Connections,
     /// Whether a command can run in the gateway's container.
     Container,
     DaemonReload,
@@ -89,6 +91,7 @@ impl CheckName {
             Self::Collation => "collation",
             Self::Compromised => "compromised",
             Self::Config => "config",
+            Self::Connections => "connections",
             Self::Container => "container",
             Self::DaemonReload => "daemon-reload",
             Self::Data => "data",

@@ -786,6 +786,17 @@ fn database_faults(ward: &Ward) {
         repair: "cp -p /root/litellm-config.yaml $D/config/",
         ..FAULT
     });
+    ward.treat(&Fault {
+        plant: "cp -p $D/config/litellm-config.yaml /root/ && printf '\\n  database_connection_pool_limit: 200\\n' >>$D/config/litellm-config.yaml",
+        found: &[
+            "warning  applied: *",
+            "         hint: *",
+            "warning  connections: the gateways of this host may open 400 connections with those of the standby, and PostgreSQL takes 200 (max_connections), of which backups and tools need 10",
+            "         hint: lower database_connection_pool_limit in general_settings, *",
+        ],
+        repair: "cp -p /root/litellm-config.yaml $D/config/",
+        ..FAULT
+    });
 }
 
 /// The gateway has to go for these.

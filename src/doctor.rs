@@ -243,6 +243,7 @@ pub(crate) async fn examine(host: &Host) -> Vec<Check> {
         signatures,
         gateway,
         backup,
+        verification,
         archive,
         timers,
         upgrade_check,
@@ -259,6 +260,7 @@ pub(crate) async fn examine(host: &Host) -> Vec<Check> {
         when(podman_works, trust::signatures(&examination)),
         units::gateway(&examination),
         backup::backup(&examination),
+        backup::verification(&examination),
         backup::archive(&examination),
         units::timers(&examination),
         release::upgrade_check(&examination),
@@ -302,6 +304,7 @@ pub(crate) async fn examine(host: &Host) -> Vec<Check> {
     checks.extend(units::debug_logs(host));
     checks.extend(certificate);
     checks.extend(backup);
+    checks.extend(verification);
     checks.extend(archive);
     checks.extend(database::growth(
         &host.paths,

@@ -90,6 +90,11 @@ pub const BACKUP_TIMER: &str = "litellm-backup.timer";
 /// What the timer starts.
 pub const BACKUP_SERVICE: &str = "litellm-backup.service";
 
+/// Verifies the newest backup every week.
+pub const VERIFY_TIMER: &str = "litellm-verify.timer";
+/// What that timer starts.
+pub const VERIFY_SERVICE: &str = "litellm-verify.service";
+
 /// Archives the write-ahead log, if `.env` asks for it.
 pub const WAL_TIMER: &str = "litellm-wal.timer";
 /// What that timer starts.
@@ -112,8 +117,12 @@ pub const WATCH_SERVICE: &str = "litellm-watch.service";
 pub const METRICS_SOCKET: &str = "litellm-metrics.socket";
 
 /// The units that come with a deployment and are enabled apart from the target, and what each is for.
-pub const COMPANIONS: [(&str, &str); 7] = [
+pub const COMPANIONS: [(&str, &str); 8] = [
     (BACKUP_TIMER, "a backup every night"),
+    (
+        VERIFY_TIMER,
+        "a verification of the newest backup every week",
+    ),
     (CHECK_TIMER, "a check for newer releases every day"),
     (RECYCLE_TIMER, "a fresh gateway when its memory grows"),
     (WAL_TIMER, "an archive of the write-ahead log"),
@@ -222,6 +231,8 @@ pub fn render(settings: &Settings, host: &RenderContext<'_>) -> Result<Vec<UnitF
         plain_unit!(common, "litellm-recovery.service")?,
         plain_unit!(common, "litellm-backup.service")?,
         plain_unit!(common, "litellm-backup.timer")?,
+        plain_unit!(common, "litellm-verify.service")?,
+        plain_unit!(common, "litellm-verify.timer")?,
         plain_unit!(common, "litellm-upgrade-check.service")?,
         plain_unit!(common, "litellm-upgrade-check.timer")?,
     ];

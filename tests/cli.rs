@@ -368,7 +368,7 @@ fn output_renders_without_a_host() {
                     );
                 }
                 assert_eq!(tree(&home.path(&out)).matches(" containers/").count(), 6);
-                assert_eq!(tree(&home.path(&out)).matches(" systemd/").count(), 10);
+                assert_eq!(tree(&home.path(&out)).matches(" systemd/").count(), 12);
             }
         }
     }
@@ -385,7 +385,7 @@ fn output_needs_no_deployment_either() {
     let ran = home.run(&["generate", "--user", "--output", "out"]);
     assert_eq!(
         (ran.code, ran.stderr.as_str(), ran.stdout.lines().count()),
-        (0, "", 16)
+        (0, "", 18)
     );
     assert!(!home.path(".local").exists());
 }

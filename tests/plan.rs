@@ -90,6 +90,8 @@ fn an_empty_host_gets_everything_the_gateway_last_and_only_once() {
             "create etc/systemd/system/litellm-recovery.service",
             "create etc/systemd/system/litellm-backup.service",
             "create etc/systemd/system/litellm-backup.timer",
+            "create etc/systemd/system/litellm-verify.service",
+            "create etc/systemd/system/litellm-verify.timer",
             "create etc/systemd/system/litellm-upgrade-check.service",
             "create etc/systemd/system/litellm-upgrade-check.timer",
             "create etc/systemd/system/litellm-recycle.service",

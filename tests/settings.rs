@@ -314,6 +314,12 @@ fn what_can_not_be_used_is_refused_by_name_file_and_line() {
              hint: name the address that leads to the primary: docs/configuration.md\n".to_owned(),
         ),
         (
+            "DATABASE_URL",
+            "DATABASE_URL=postgresql://a:b@db/x?sslmode=require&%68ost=other",
+            "error: /srv/.env, line 13: DATABASE_URL has the parameter host, so Prisma would connect to another server than the one before the database name\n\
+             hint: write the host between @ and the port, and remove the parameter: postgresql://USER:PASSWORD@HOST:PORT/DATABASE\n".to_owned(),
+        ),
+        (
             "POSTGRES_DB",
             &format!("POSTGRES_DB={}", "d".repeat(64)),
             "error: /srv/.env, line 6: POSTGRES_DB is longer than PostgreSQL's 63 bytes\nhint: choose a shorter one\n".to_owned(),

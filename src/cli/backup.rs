@@ -34,8 +34,9 @@ pub(crate) enum Command {
 impl Backup {
     /// As [`super::Command::change`].
     pub(super) fn change(&self) -> Option<&'static str> {
-        match self.command {
-            None | Some(Command::Create(_)) => Some("backup"),
+        match &self.command {
+            None => (!self.create.dry_run).then_some("backup"),
+            Some(Command::Create(create)) => (!create.dry_run).then_some("backup"),
             Some(Command::Fetch(_)) => Some("backup fetch"),
             Some(Command::List(_) | Command::Verify(_)) => None,
         }
@@ -60,6 +61,9 @@ pub(crate) struct Create {
     /// .env]
     #[arg(long, value_name = "URL")]
     pub(crate) to: Option<String>,
+    /// Only show which backups and replaced databases a backup would remove on this host
+    #[arg(long, conflicts_with = "quiet")]
+    pub(crate) dry_run: bool,
     /// Print only warnings and errors
     #[arg(short, long)]
     pub(crate) quiet: bool,
@@ -89,6 +93,9 @@ pub(crate) struct Verify {
     /// of PostgreSQL
     #[arg(long)]
     pub(crate) foreign: bool,
+    /// Without `--identity`, check only the checksums of an encrypted backup, as the weekly verification does
+    #[arg(long)]
+    pub(crate) unattended: bool,
     /// Print JSON
     #[arg(long)]
     pub(crate) json: bool,

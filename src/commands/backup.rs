@@ -11,19 +11,22 @@ use crate::cli::backup as cli;
 use crate::deployment::ledger::Ledger;
 use crate::deployment::operation_id::OperationId;
 use crate::deployment::settings::Settings;
-use crate::error::{Exit, Failure, Result};
+use crate::error::{self, Exit, Failure, Result};
 use crate::host::Host;
 use crate::host::lock::OperationLock;
 use crate::host::ownership;
 use crate::operations::backup::authentication::Origin;
+use crate::operations::backup::manifest::{BackupManifest, rows_in_words};
 use crate::operations::backup::object_store::BackupStore;
 use crate::operations::backup::point_in_time::{self, RecoverOptions, Target};
+use crate::operations::backup::restore::{RestoreOptions, Verified};
 use crate::operations::backup::retention::Retention;
+use crate::operations::backup::verification::Verification;
 use crate::operations::backup::{self, Backup};
 use crate::operations::recovery;
 use crate::operations::stack::RECOVERY_TIMEOUT;
 use crate::output::{self, Loss, Progress, bytes, say, warn};
-use crate::quadlet::BACKUP_SERVICE;
+use crate::quadlet::{BACKUP_SERVICE, VERIFY_SERVICE};
 
 pub(crate) async fn run(host: &Host, arguments: cli::Backup) -> Result<Exit> {
     match arguments.command {
@@ -36,8 +39,13 @@ pub(crate) async fn run(host: &Host, arguments: cli::Backup) -> Result<Exit> {
 }
 
 async fn create(host: &Host, arguments: cli::Create) -> Result<Exit> {
-    let (_lock, damage) =
-        super::begin_without_ledger(host, backup::COMMAND, RECOVERY_TIMEOUT).await?;
+    let (_lock, damage) = if arguments.dry_run {
+        (None, Ledger::load(&host.paths).err())
+    } else {
+        let begun = super::begin_without_ledger(host, backup::COMMAND, RECOVERY_TIMEOUT);
+        let (lock, damage) = begun.await?;
+        (Some(lock), damage)
+    };
     if let Some(error) = &damage {
         warn(&format!("no older backup is removed: {error:#}"));
     }
@@ -60,6 +68,12 @@ async fn create(host: &Host, arguments: cli::Create) -> Result<Exit> {
         resume: arguments.resume,
         ..backup::BackupOptions::default()
     };
+    if arguments.dry_run {
+        for line in backup::removals(host, &settings, &options).await? {
+            output::line(&format!("remove {line}"))?;
+        }
+        return Ok(Exit::Success);
+    }
     let progress = if arguments.quiet {
         Progress::Silent
     } else {
@@ -80,7 +94,7 @@ async fn create(host: &Host, arguments: cli::Create) -> Result<Exit> {
 #[derive(Debug, Serialize)]
 struct Listed<'a> {
     #[serde(flatten)]
-    manifest: &'a backup::manifest::BackupManifest,
+    manifest: &'a BackupManifest,
     directory: &'a std::path::Path,
     bytes: u64,
     /// Whether this deployment did not make it.
@@ -144,7 +158,7 @@ fn table(backups: &[Backup]) -> Vec<Vec<String>> {
         rows.push(vec![
             manifest.id.to_string(),
             bytes(manifest.total_size()),
-            manifest.total_rows().to_string(),
+            rows_of(manifest),
             image.map_or("-".into(), |image| image.reference.clone()),
             yes(manifest.encryption.is_some()),
             yes(found.origin != Origin::Own),
@@ -153,29 +167,68 @@ fn table(backups: &[Backup]) -> Vec<Vec<String>> {
     rows
 }
 
+/// All rows that were counted; `+` if there are others.
+fn rows_of(manifest: &BackupManifest) -> String {
+    let is_partial = !manifest.database.uncounted.is_empty();
+    format!(
+        "{}{}",
+        manifest.total_rows(),
+        if is_partial { "+" } else { "" }
+    )
+}
+
 async fn verify(host: &Host, arguments: cli::Verify) -> Result<Exit> {
     let _lock = recovery::begin(host, backup::VERIFY_COMMAND, RECOVERY_TIMEOUT).await?;
     let settings = Settings::load(&host.paths.env_file())?;
-    let found = Backup::find(&host.paths, &arguments.backup)?.admitted(arguments.foreign)?;
-    let options = backup::restore::RestoreOptions {
-        identity: arguments.identity,
-        ..backup::restore::RestoreOptions::default()
-    };
-    let verified = backup::restore::verify(host, &settings, &found, &options).await?;
+    let newest = backup::ids(&host.paths)?.pop();
+    let found = Backup::find(&host.paths, &arguments.backup);
+    let id = found.as_ref().map(|found| found.id().clone()).ok();
+    let is_newest = arguments.backup == "latest" || id.is_some() && id == newest;
+    let verified = verified(host, &settings, found, &arguments).await;
+    let is_interrupted = |error| error::exit(error) == Exit::Interrupted;
+    if let Some(id) = id.or(newest)
+        && is_newest
+        && !verified.as_ref().is_err_and(is_interrupted)
+    {
+        Verification::keep(&host.paths, id, &verified)?;
+    }
+    let verified = verified?;
+    if is_newest && let Ok(systemd) = host.systemd().await {
+        let _ = systemd.reset_failed(VERIFY_SERVICE).await;
+    }
     if arguments.json {
         output::json(&verified)?;
-    } else if verified.restored {
-        output::line(&format!(
-            "backup {} is good: {} files, {} rows in {} tables were restored",
-            verified.id, verified.files, verified.rows, verified.tables
-        ))?;
-    } else {
-        output::line(&format!(
-            "backup {} has all {} files, and its dump is readable to the end; it was not restored, since the database is external",
-            verified.id, verified.files
-        ))?;
+        return Ok(Exit::Success);
     }
+    let (id, files) = (&verified.id, verified.files);
+    output::line(&if verified.restored {
+        let rows = rows_in_words(verified.rows, verified.tables, verified.uncounted);
+        format!("backup {id} is good: {files} files, {rows} were restored")
+    } else if verified.read {
+        format!(
+            "backup {id} has all {files} files, and its dump is readable to the end; it was not restored, since the database is external"
+        )
+    } else {
+        format!(
+            "backup {id} has all {files} files; it was not restored, since it is encrypted and no `--identity` names its secret key"
+        )
+    })?;
     Ok(Exit::Success)
+}
+
+async fn verified(
+    host: &Host,
+    settings: &Settings,
+    found: Result<Backup>,
+    arguments: &cli::Verify,
+) -> Result<Verified> {
+    let found = found?.admitted(arguments.foreign)?;
+    let options = RestoreOptions {
+        identity: arguments.identity.clone(),
+        unattended: arguments.unattended,
+        ..RestoreOptions::default()
+    };
+    backup::restore::verify(host, settings, &found, &options).await
 }
 
 async fn remote(host: &Host, url: Option<&str>) -> Result<BackupStore> {
@@ -225,11 +278,11 @@ pub(crate) async fn restore(host: &Host, arguments: cli::Restore) -> Result<Exit
         .hint("to restore without a question, add `--yes`")
         .into());
     }
-    let options = backup::restore::RestoreOptions {
+    let options = RestoreOptions {
         timeout: arguments.timeout,
         identity: arguments.identity.clone(),
         config: arguments.config,
-        ..backup::restore::RestoreOptions::default()
+        ..RestoreOptions::default()
     };
     let found = match (&arguments.backup, &arguments.to) {
         (Some(name), _) => Backup::find(&host.paths, name)?.admitted(arguments.foreign)?,
@@ -243,10 +296,9 @@ pub(crate) async fn restore(host: &Host, arguments: cli::Restore) -> Result<Exit
         }
     }
     say(&format!(
-        "backup {}: {} rows in {} tables, LiteLLM {}",
+        "backup {}: {}, LiteLLM {}",
         found.id(),
-        found.manifest.total_rows(),
-        found.manifest.database.rows.len(),
+        found.manifest.rows_in_words(),
         found
             .manifest
             .images
@@ -283,7 +335,7 @@ async fn recover(
     settings: &Settings,
     arguments: &cli::Restore,
     time: &str,
-    restore: &backup::restore::RestoreOptions,
+    restore: &RestoreOptions,
 ) -> Result<Backup> {
     let options = RecoverOptions {
         target: Target::parse(time, &jiff::tz::TimeZone::system())?,

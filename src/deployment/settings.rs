@@ -4,6 +4,7 @@ use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use percent_encoding::percent_decode_str;
 use secrecy::{ExposeSecret, SecretString};
 
 use super::entrance::Entrance;
@@ -321,6 +322,13 @@ impl Settings {
                         "name the address that leads to the primary: docs/configuration.md",
                     ));
                 }
+                if has_host_parameter(url) {
+                    return Err(reader.wrong(
+                        "DATABASE_URL",
+                        "has the parameter host, so Prisma would connect to another server than the one before the database name",
+                        "write the host between @ and the port, and remove the parameter: postgresql://USER:PASSWORD@HOST:PORT/DATABASE",
+                    ));
+                }
                 Database::External {
                     url: SecretValue::new(url, &vault),
                 }
@@ -543,6 +551,15 @@ fn names_several_servers(url: &str) -> bool {
         .and_then(|rest| rest.split(['/', '?']).next());
     let servers = authority.and_then(|authority| authority.rsplit('@').next());
     servers.is_some_and(|servers| servers.contains(','))
+}
+
+/// Whether a URL names its server in a parameter, as Prisma and libpq understand it.
+pub(crate) fn has_host_parameter(url: &str) -> bool {
+    let parameters = url.split_once('?').map_or("", |(_, parameters)| parameters);
+    parameters.split(['&', '#']).any(|parameter| {
+        let name = parameter.split('=').next().unwrap_or_default();
+        percent_decode_str(name).eq(*b"host")
+    })
 }
 
 /// Reads a `.env`, with its own message when there is none.

@@ -10,13 +10,18 @@ use crate::host::Host;
 use crate::host::paths::{Paths, Scope};
 use crate::host::systemd::{LoadState, UnitState};
 use crate::operations::backup;
+use crate::operations::backup::verification::{Outcome, Verification};
 use crate::operations::backup::wal::ArchiveReport;
 use crate::output::duration;
-use crate::quadlet::{BACKUP_SERVICE, BACKUP_TIMER, WAL_SERVICE, WAL_TIMER};
+use crate::quadlet::{
+    BACKUP_SERVICE, BACKUP_TIMER, VERIFY_SERVICE, VERIFY_TIMER, WAL_SERVICE, WAL_TIMER,
+};
 use crate::service::Service;
 
 /// One night may be missed, since the host was off or the timer's random delay differs.
 pub(super) const OLD: Duration = Duration::from_secs(2 * 24 * 3600);
+/// Two weeks without a verification, and a day for the timer's random delay.
+const UNVERIFIED: Duration = Duration::from_secs(15 * 24 * 3600);
 /// Several runs of the archive in a row took nothing.
 const LATE: Duration = Duration::from_secs(120);
 
@@ -51,6 +56,91 @@ pub(super) async fn check(host: &Host) -> Option<Check> {
         last,
         age(&paths.data()),
     ))
+}
+
+pub(crate) async fn verification(examination: &Examination<'_>) -> Option<Check> {
+    examination
+        .units
+        .as_ref()
+        .filter(|units| !units.is_empty())?;
+    verification_check(examination.host).await
+}
+
+/// Whether the newest backup was verified. `None` if systemd does not answer, or the timer is missing or off: checks `drift`
+/// and `timers` report that.
+pub(super) async fn verification_check(host: &Host) -> Option<Check> {
+    let systemd = host.systemd().await.ok()?;
+    let (timer, service, target) = futures_util::try_join!(
+        systemd.unit(VERIFY_TIMER),
+        systemd.unit(VERIFY_SERVICE),
+        systemd.unit("litellm.target"),
+    )
+    .ok()?;
+    if timer.load == LoadState::NotFound || timer.idle().is_some() {
+        return None;
+    }
+    let last = match Verification::load(&host.paths) {
+        Ok(last) => last,
+        Err(error) => return Some(Check::error(CheckName::Verification, &error)),
+    };
+    Some(judge_verification(
+        &service,
+        target.is_active(),
+        last.as_ref(),
+        age(&host.paths.data()),
+    ))
+}
+
+fn judge_verification(
+    service: &UnitState,
+    runs: bool,
+    last: Option<&Verification>,
+    deployed: Option<Duration>,
+) -> Check {
+    let warning = |words: String| Check::warning(CheckName::Verification, words);
+    let since = |time| {
+        let age = jiff::Timestamp::now().duration_since(time);
+        Duration::try_from(age).unwrap_or_default()
+    };
+    if let Some(Verification {
+        error: Some(error),
+        backup,
+        time,
+        ..
+    }) = last
+    {
+        let age = duration(since(*time));
+        return warning(format!(
+            "the verification of backup {backup} failed {age} ago: {error}"
+        ))
+        .remedy("remove the cause, or make another backup; then run `litellm-units backup verify latest`");
+    }
+    let succeeded = last.and_then(|last| last.succeeded).map(since);
+    let words = match (last, succeeded) {
+        (Some(last), Some(age)) => format!("{}, {} ago", of_outcome(last), duration(age)),
+        _ => "no backup was verified yet".to_owned(),
+    };
+    if service.is_failing() {
+        let reason = service.reason();
+        return warning(format!("{VERIFY_SERVICE} failed: {reason}; {words}"))
+            .remedy(see(VERIFY_SERVICE));
+    }
+    // As for a backup: a stopped stack has no new ones.
+    let is_old = |age: Option<Duration>| age.is_none_or(|age| age > UNVERIFIED);
+    if runs && deployed.is_some_and(|age| age > UNVERIFIED) && is_old(succeeded) {
+        return warning(words).remedy("`litellm-units backup verify latest`");
+    }
+    Check::ok(CheckName::Verification, words)
+}
+
+fn of_outcome(last: &Verification) -> String {
+    let backup = &last.backup;
+    match last.result {
+        Outcome::Restored => format!("backup {backup} was restored beside the database"),
+        Outcome::Read => format!("the dump of backup {backup} was read to its end"),
+        Outcome::Checked => format!("the checksums of backup {backup} were verified"),
+        Outcome::Failed => format!("backup {backup} was not verified"),
+    }
 }
 
 pub(crate) async fn archive(examination: &Examination<'_>) -> Option<Check> {
@@ -356,6 +446,55 @@ mod tests {
             )
         );
         assert_eq!(judged(&off, 14), ok(archived));
+    }
+
+    #[test]
+    fn verifications() {
+        let (off, failed) = (unit(ActiveState::Inactive), unit(ActiveState::Failed));
+        let day = |days: i64| jiff::SignedDuration::from_hours(24 * days);
+        let ago = |days| jiff::Timestamp::now() - day(days);
+        let of = |days, result, error: Option<&str>| Verification {
+            time: ago(days),
+            backup: crate::deployment::operation_id::OperationId::parse("20260131T020000Z-0a1b2c")
+                .unwrap(),
+            result,
+            error: error.map(str::to_owned),
+            succeeded: error.is_none().then(|| ago(days)),
+        };
+        let judged = |service, runs, last: Option<Verification>, deployed| {
+            let deployed = Duration::try_from(day(deployed)).ok();
+            let check = judge_verification(service, runs, last.as_ref(), deployed);
+            (check.outcome, check.message)
+        };
+        let ok = |message: &str| (CheckOutcome::Ok, message.to_owned());
+        let warning = |message: &str| (CheckOutcome::Warning, message.to_owned());
+        let none = "no backup was verified yet";
+        assert_eq!(judged(&off, true, None, 14), ok(none));
+        assert_eq!(judged(&off, true, None, 16), warning(none));
+        assert_eq!(judged(&off, false, None, 16), ok(none));
+        let restored = |days| Some(of(days, Outcome::Restored, None));
+        let words = "backup 20260131T020000Z-0a1b2c was restored beside the database";
+        assert_eq!(
+            judged(&off, true, restored(14), 99),
+            ok(&format!("{words}, 14 d ago"))
+        );
+        assert_eq!(
+            judged(&off, true, restored(16), 99),
+            warning(&format!("{words}, 16 d ago"))
+        );
+        assert_eq!(
+            judged(&failed, true, restored(7), 99),
+            warning(&format!(
+                "litellm-verify.service failed: exited with status 5; {words}, 7 d ago"
+            ))
+        );
+        let broken = of(7, Outcome::Failed, Some("it is damaged"));
+        assert_eq!(
+            judged(&failed, true, Some(broken), 99),
+            warning(
+                "the verification of backup 20260131T020000Z-0a1b2c failed 7 d ago: it is damaged"
+            )
+        );
     }
 
     #[test]

@@ -20,6 +20,8 @@ const FEW_LOGS: u64 = 10 << 30;
 const LATE_SECONDS: u64 = 2 * 24 * 3600;
 /// No query of the gateway takes as long.
 const LONG_TRANSACTION_SECONDS: u64 = 3600;
+/// Connections for backups, the archive, migrations and tools.
+const OTHER_CONNECTIONS: u64 = 10;
 /// Of a small table, dead rows are no burden.
 const MANY_ROWS: u64 = 100_000;
 
@@ -103,6 +105,7 @@ pub(super) async fn checks(examination: &Examination<'_>) -> Vec<Check> {
                 judge_vacuum(&report, local),
             ];
             checks.extend(judge_collation(&report));
+            checks.extend(judge_connections(&report, local));
             checks
         }
         Err(error) => {
@@ -198,14 +201,10 @@ fn judge_vacuum(report: &DatabaseReport, local: bool) -> Check {
                 name => format!(", {name}"),
             }
         );
-        let sql = format!("SELECT pg_terminate_backend({})", session.pid);
-        let end = if local {
-            format!(
-                r#"`litellm-units exec -T postgres -- sh -c 'psql -U "$POSTGRES_USER" -d "$POSTGRES_DB" -c "{sql}"'`"#
-            )
-        } else {
-            format!("`{sql}` in psql on that server")
-        };
+        let end = run_sql(
+            &format!("SELECT pg_terminate_backend({})", session.pid),
+            local,
+        );
         return Check::warning(CheckName::Vacuum, message).remedy(format!(
             "unless it is a dump, a migration or the rebuild of an index, end it: {end}"
         ));
@@ -231,6 +230,44 @@ fn judge_vacuum(report: &DatabaseReport, local: bool) -> Check {
         CheckName::Vacuum,
         "no old transaction of a session holds back vacuum",
     )
+}
+
+/// How to run a statement without an apostrophe, as the superuser of a local server.
+fn run_sql(sql: &str, local: bool) -> String {
+    if local {
+        format!(
+            r#"`litellm-units exec -T postgres -- sh -c 'psql -U "$POSTGRES_USER" -d "$POSTGRES_DB" -c "{sql}"'`"#
+        )
+    } else {
+        format!("`{sql}` in psql on that server")
+    }
+}
+
+/// Whether the server takes the connections that the gateways of this host may open. `None` if the configuration can't be read.
+fn judge_connections(report: &DatabaseReport, local: bool) -> Option<Check> {
+    let maximum = report.connections.maximum;
+    let needed = u64::try_from(report.connections.needed?).ok()?;
+    let words = format!(
+        "the gateways of this host may open {needed} connections with those of the standby, and PostgreSQL takes {maximum} (max_connections)"
+    );
+    let wanted = needed.saturating_add(OTHER_CONNECTIONS);
+    if wanted <= maximum {
+        return Some(Check::ok(CheckName::Connections, words));
+    }
+    let raise = format!(
+        "ALTER SYSTEM SET max_connections = {}",
+        wanted.next_multiple_of(50)
+    );
+    let restart = if local {
+        "`litellm-units restart postgres`"
+    } else {
+        "a restart of that server"
+    };
+    let message = format!("{words}, of which backups and tools need {OTHER_CONNECTIONS}");
+    Some(Check::warning(CheckName::Connections, message).remedy(format!(
+        "lower database_connection_pool_limit in general_settings, LITELLM_REPLICAS or NUM_WORKERS; or raise the limit: {}, then {restart}",
+        run_sql(&raise, local)
+    )))
 }
 
 /// A newer image may have a C library that sorts text differently than the indexes.
@@ -288,6 +325,44 @@ mod tests {
 
     fn words(check: Check) -> (CheckOutcome, String) {
         (check.outcome, check.message)
+    }
+
+    #[test]
+    fn connections() {
+        let judged = |needed, maximum, local| {
+            let mut report = report(None, DAY, 0);
+            report.connections.needed = needed;
+            report.connections.maximum = maximum;
+            judge_connections(&report, local).map(|check| (check.message, check.remedy))
+        };
+        assert_eq!(judged(None, 100, true), None);
+        let words = |needed, maximum| {
+            format!(
+                "the gateways of this host may open {needed} connections with those of the standby, and PostgreSQL takes {maximum} (max_connections)"
+            )
+        };
+        assert_eq!(judged(Some(90), 100, true), Some((words(90, 100), None)));
+        let too_many = words(100, 100) + ", of which backups and tools need 10";
+        let lower = "lower database_connection_pool_limit in general_settings, LITELLM_REPLICAS or NUM_WORKERS; or raise the limit: ";
+        let raise = "ALTER SYSTEM SET max_connections = 150";
+        assert_eq!(
+            judged(Some(100), 100, true),
+            Some((
+                too_many.clone(),
+                Some(format!(
+                    r#"{lower}`litellm-units exec -T postgres -- sh -c 'psql -U "$POSTGRES_USER" -d "$POSTGRES_DB" -c "{raise}"'`, then `litellm-units restart postgres`"#
+                ))
+            ))
+        );
+        assert_eq!(
+            judged(Some(100), 100, false),
+            Some((
+                too_many,
+                Some(format!(
+                    "{lower}`{raise}` in psql on that server, then a restart of that server"
+                ))
+            ))
+        );
     }
 
     #[test]

@@ -8,14 +8,15 @@ use super::{Check, CheckOutcome, backup, certificate, database, files, watch};
 use crate::deployment::snapshot;
 use crate::error::Result;
 use crate::host::Host;
-use crate::host::systemd::ActiveState;
+use crate::host::systemd::{ActiveState, UnitState};
 use crate::litellm::health::GatewayHealth;
+use crate::operations::backup::verification::Verification;
 use crate::operations::backup::wal;
 use crate::operations::database::Forecast;
 use crate::operations::recovery::OngoingOperation;
 use crate::operations::stack::report::{self, ServiceReport, State, StatusReport};
 use crate::operations::upgrade::check::Verdict;
-use crate::quadlet::{BACKUP_SERVICE, BACKUP_TIMER};
+use crate::quadlet::{BACKUP_SERVICE, BACKUP_TIMER, VERIFY_SERVICE, VERIFY_TIMER};
 
 /// What [`render`] shows beside the report of `status`.
 #[derive(Debug, Default)]
@@ -32,9 +33,20 @@ struct Others {
     backup_failed: bool,
     /// Whether there will be another one.
     backup_timer: bool,
+    /// If backups are verified every week.
+    verification: Option<Verified>,
     database: Forecast,
     /// The file systems of the deployment, and the bytes that are free.
     disks: Vec<(PathBuf, u64)>,
+}
+
+/// What is known of the verification of backups.
+#[derive(Debug)]
+struct Verified {
+    /// When the last one that did not fail ended.
+    succeeded: Option<jiff::Timestamp>,
+    /// Whether the last one failed.
+    failed: bool,
 }
 
 /// Looks, and returns Prometheus' text format.
@@ -58,8 +70,13 @@ pub(super) async fn text(
     certificate: Option<&Check>,
 ) -> Result<String> {
     let systemd = host.systemd().await?;
-    let (timer, service) =
-        futures_util::try_join!(systemd.unit(BACKUP_TIMER), systemd.unit(BACKUP_SERVICE))?;
+    let (timer, service, verify_timer, verify_service) = futures_util::try_join!(
+        systemd.unit(BACKUP_TIMER),
+        systemd.unit(BACKUP_SERVICE),
+        systemd.unit(VERIFY_TIMER),
+        systemd.unit(VERIFY_SERVICE)
+    )?;
+    let is_on = |timer: &UnitState| timer.file_state == "enabled" && timer.is_active();
     let others = Others {
         now: SystemTime::now().duration_since(UNIX_EPOCH)?,
         // A damaged record may be that of one.
@@ -71,7 +88,18 @@ pub(super) async fn text(
         certificate: certificate.map(|check| check.outcome != CheckOutcome::Ok),
         backup: backup::last(&host.paths)?,
         backup_failed: service.is_failing(),
-        backup_timer: timer.file_state == "enabled" && timer.is_active(),
+        backup_timer: is_on(&timer),
+        verification: is_on(&verify_timer).then(|| {
+            // Check `verification` says why a record can't be read.
+            let last = Verification::load(&host.paths);
+            let is_bad = last.as_ref().map_or(true, |last| {
+                last.as_ref().is_some_and(|last| last.error.is_some())
+            });
+            Verified {
+                succeeded: last.ok().flatten().and_then(|last| last.succeeded),
+                failed: is_bad || verify_service.is_failing(),
+            }
+        }),
         // Check `growth` says why it is not known.
         database: forecast.as_ref().cloned().unwrap_or_default(),
         disks: files::free(host),
@@ -253,6 +281,23 @@ fn render(report: &StatusReport, others: &Others) -> String {
         "whether the timer of the nightly backup is enabled and active",
     );
     text.sample(&[], flag(others.backup_timer));
+    if let Some(verified) = &others.verification {
+        text.add(
+            "verification_failed",
+            "gauge",
+            "whether the last verification of a backup failed",
+        );
+        text.sample(&[], flag(verified.failed));
+        let seconds = verified.succeeded.map(jiff::Timestamp::as_second);
+        if let Some(seconds) = seconds.and_then(|seconds| u64::try_from(seconds).ok()) {
+            text.add(
+                "verification_success_timestamp_seconds",
+                "gauge",
+                "when the last successful verification of a backup ended, since the epoch",
+            );
+            text.sample(&[], whole(seconds));
+        }
+    }
     if let Some(archive) = &report.stack.archive {
         // Not while the first one is being made. One that is made again and again is no excuse.
         let is_overdue = archive.base_age.is_some_and(|age| age > backup::OLD);
@@ -427,6 +472,10 @@ mod tests {
             backup: Some(Duration::from_secs(3600)),
             backup_failed: false,
             backup_timer: true,
+            verification: Some(Verified {
+                succeeded: jiff::Timestamp::from_second(1_799_900_000).ok(),
+                failed: false,
+            }),
             database: Forecast {
                 bytes: Some(1 << 34),
                 bytes_per_day: None,

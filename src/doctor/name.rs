@@ -22,6 +22,8 @@ pub(crate) enum CheckName {
     Compromised,
     /// LiteLLM's own configuration; [`CheckName::Settings`] is `.env`.
     Config,
+    /// How many PostgreSQL takes.
+    Connections,
     /// Whether a command can run in the gateway's container.
     Container,
     DaemonReload,
@@ -71,6 +73,8 @@ pub(crate) enum CheckName {
     UpgradeCheck,
     /// What keeps PostgreSQL from removing dead rows.
     Vacuum,
+    /// Of the newest backup.
+    Verification,
     Vulnerabilities,
 }
 
@@ -87,6 +91,7 @@ impl CheckName {
             Self::Collation => "collation",
             Self::Compromised => "compromised",
             Self::Config => "config",
+            Self::Connections => "connections",
             Self::Container => "container",
             Self::DaemonReload => "daemon-reload",
             Self::Data => "data",
@@ -127,6 +132,7 @@ impl CheckName {
             Self::Units => "units",
             Self::UpgradeCheck => "upgrade-check",
             Self::Vacuum => "vacuum",
+            Self::Verification => "verification",
             Self::Vulnerabilities => "vulnerabilities",
         }
     }

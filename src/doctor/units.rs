@@ -323,6 +323,13 @@ fn stopped(
         .collect()
 }
 
+/// The timers whose own check, if there is one, does not say that they are off.
+const WITHOUT_CHECK: [&str; 3] = [
+    quadlet::VERIFY_TIMER,
+    quadlet::CHECK_TIMER,
+    quadlet::RECYCLE_TIMER,
+];
+
 /// The timers that are enabled apart from the target, but for those of checks `backup`, `archive` and `notices`.
 pub(crate) async fn timers(examination: &Examination<'_>) -> Option<Check> {
     let installed = examination.units.as_ref();
@@ -335,7 +342,7 @@ pub(super) async fn timers_of(host: &Host) -> Option<Check> {
     let systemd = host.systemd().await.ok()?;
     let timers = quadlet::COMPANIONS
         .into_iter()
-        .filter(|(unit, _)| [quadlet::CHECK_TIMER, quadlet::RECYCLE_TIMER].contains(unit));
+        .filter(|(unit, _)| WITHOUT_CHECK.contains(unit));
     let states = timers.map(async |(unit, purpose)| Ok((systemd.unit(unit).await?, purpose)));
     let states: Result<Vec<_>> = futures_util::future::try_join_all(states).await;
     judge_timers(&states.ok()?, host.scope())

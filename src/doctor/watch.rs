@@ -530,6 +530,7 @@ async fn find(
     let space = files::space(host, false).await;
     let checks = { space.into_iter() }
         .chain(super::backup::check(host).await)
+        .chain(super::backup::verification_check(host).await)
         .chain(super::backup::archive_check(host, &settings.backup).await)
         .chain(database::growth(&host.paths, look.forecast))
         .chain(look.certificate.cloned())

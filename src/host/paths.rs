@@ -403,6 +403,12 @@ impl Paths {
         self.state().join("upgrade-check.json")
     }
 
+    /// The result of the last verification of the newest backup.
+    #[must_use]
+    pub fn verification(&self) -> PathBuf {
+        self.state().join("verification.json")
+    }
+
     /// Per-boot files of this program: names of the secrets that each container gets.
     #[must_use]
     pub fn runtime_state(&self) -> PathBuf {

@@ -13,6 +13,7 @@ pub(crate) mod object_store;
 pub(crate) mod point_in_time;
 pub(crate) mod restore;
 pub(crate) mod retention;
+pub(crate) mod verification;
 pub(crate) mod wal;
 
 use std::collections::BTreeMap;
@@ -83,7 +84,8 @@ pub(crate) struct BackupOptions {
     pub to: Option<String>,
     /// Of this configuration, and neither encrypted nor copied, so that a rollback on this host needs no key.
     pub to_go_back: Option<SnapshotId>,
-    /// Whether it removes the previous cluster of PostgreSQL: only if somebody asked for this backup.
+    /// Whether it removes the previous cluster of PostgreSQL, and databases that were replaced long ago: only if somebody asked
+    /// for this backup.
     pub forget_cluster: bool,
     /// Whether the last backup is copied instead, if its copy has failed.
     pub resume: bool,
@@ -389,7 +391,17 @@ async fn make(
     let parent = directory(&host.paths);
     make_private(&parent)?;
     let expected = expected_size(&host.paths, snapshot.size());
-    check_space(&parent, expected)?;
+    if let Err(refused) = check_space(&parent, expected) {
+        let retention = options.retention.ok_or(refused)?;
+        // The rule may have been changed because the disk is full, and is otherwise kept only after a backup.
+        remove_expired(
+            host,
+            retention,
+            recipient.word().is_some(),
+            &options.protected,
+        )?;
+        check_space(&parent, expected)?;
+    }
     let disk_used = Space::of(&host.paths.postgres_data())
         .ok()
         .filter(|_| server.is_local())
@@ -413,7 +425,9 @@ async fn make(
         let dump = server.dump(&name, move |reader| {
             archive::store(&place, DUMP, true, &recipient, &mut counted.reading(reader))
         });
-        let both = futures_util::future::try_join(dump, snapshot.count()).await;
+        // A rollback says what it loses, and an import is compared as a whole: only other backups leave counts out.
+        let all = options.to_go_back.is_some() || options.recovered.is_some();
+        let both = futures_util::future::try_join(dump, snapshot.count(all)).await;
         meter.clear();
         both
     };
@@ -455,16 +469,16 @@ async fn make(
         origin: Origin::Own,
     };
     host.progress.say(&format!(
-        "backup {} is complete after {}: {} rows in {} tables, {}",
+        "backup {} is complete after {}: {}, {}",
         backup.id(),
         duration(begin.elapsed()),
-        backup.manifest.total_rows(),
-        backup.manifest.database.rows.len(),
+        backup.manifest.rows_in_words(),
         bytes(backup.manifest.total_size())
     ));
     // Now the data of the current cluster is here twice.
     if options.forget_cluster && server.is_local() {
         warn_of_old(host, &backup, postgres::forget_previous(host));
+        warn_of_old(host, &backup, restore::remove_outdated(host, server).await);
     }
     // Before the copy: while the store is away, backups must not fill the disk.
     if let Some(retention) = options.retention {
@@ -750,29 +764,101 @@ fn prune(
     is_encrypted: bool,
     protected: &[OperationId],
 ) -> Result<()> {
-    for id in ids(&host.paths)? {
-        let is_left =
-            || Backup::load(&host.paths, &id).is_ok_and(|found| found.manifest.recovered.is_some());
-        if !protected.contains(&id) && is_left() {
-            remove(&host.paths, &id)?;
-            host.progress.say(&format!(
-                "removed backup {id}, the rest of an interrupted recovery"
-            ));
-        }
+    for id in left_over(&host.paths, protected)? {
+        remove(&host.paths, &id)?;
+        host.progress.say(&format!(
+            "removed backup {id}, the rest of an interrupted recovery"
+        ));
     }
-    let present = ids(&host.paths)?;
-    let mut passing = present.clone();
-    passing.retain(|id| {
-        let is_to_go_back = |found: Backup| found.manifest.to_go_back;
-        is_encrypted && Backup::load(&host.paths, id).is_ok_and(is_to_go_back)
+    remove_expired(host, retention, is_encrypted, protected)
+}
+
+/// What interrupted recoveries have left.
+fn left_over(paths: &Paths, protected: &[OperationId]) -> Result<Vec<OperationId>> {
+    let mut left = ids(paths)?;
+    left.retain(|id| {
+        let is_left = |found: Backup| found.manifest.recovered.is_some();
+        !protected.contains(id) && Backup::load(paths, id).is_ok_and(is_left)
     });
-    for id in retention::expired_beside(&present, &passing, retention, protected) {
+    Ok(left)
+}
+
+/// As [`prune`], without what recoveries have left. The newest complete backup stays, whatever the rule is.
+fn remove_expired(
+    host: &Host,
+    retention: Retention,
+    is_encrypted: bool,
+    protected: &[OperationId],
+) -> Result<()> {
+    let present = ids(&host.paths)?;
+    for id in expired(&host.paths, &present, retention, is_encrypted, protected) {
         remove(&host.paths, &id)?;
         host.progress.say(&format!(
             "removed backup {id}, which the retention rule no longer keeps"
         ));
     }
     Ok(())
+}
+
+/// The backups of `present` that the rule does not keep.
+fn expired(
+    paths: &Paths,
+    present: &[OperationId],
+    retention: Retention,
+    is_encrypted: bool,
+    protected: &[OperationId],
+) -> Vec<OperationId> {
+    let mut passing = present.to_vec();
+    passing.retain(|id| {
+        let is_to_go_back = |found: Backup| found.manifest.to_go_back;
+        is_encrypted && Backup::load(paths, id).is_ok_and(is_to_go_back)
+    });
+    let is_complete = |id: &OperationId| {
+        let is_own = |found: Backup| found.manifest.recovered.is_none();
+        !passing.contains(id) && Backup::load(paths, id).is_ok_and(is_own)
+    };
+    let newest = { present.iter().rev() }.find(|id| is_complete(id)).cloned();
+    let protected = [protected, newest.as_slice()].concat();
+    retention::expired_beside(present, &passing, retention, &protected)
+}
+
+/// What a backup with these options removes here once it is complete, as the ends of lines.
+///
+/// # Errors
+/// When the server can't be reached, or the backups can't be listed.
+pub(crate) async fn removals(
+    host: &Host,
+    settings: &Settings,
+    options: &BackupOptions,
+) -> Result<Vec<String>> {
+    let paths = &host.paths;
+    let mut lines = Vec::new();
+    if let Some(retention) = options.retention {
+        let new = OperationId::new(jiff::Timestamp::now())?;
+        let protected = options.protected_with(&new);
+        let left = left_over(paths, &protected)?;
+        let mut present = [ids(paths)?, vec![new]].concat();
+        present.retain(|id| !left.contains(id));
+        let recipient = options.recipient.as_ref();
+        let is_encrypted = recipient.or(settings.backup.recipient.as_ref()).is_some();
+        let gone = expired(paths, &present, retention, is_encrypted, &protected);
+        lines.extend(
+            { left.iter() }
+                .chain(&gone)
+                .map(|id| format!("backup {id}")),
+        );
+    }
+    let server = Server::new(host, settings).await?;
+    if !server.is_local() {
+        return Ok(lines);
+    }
+    let cluster = paths.postgres_previous();
+    if cluster.exists() {
+        lines.push(format!("previous cluster {}", cluster.display()));
+    }
+    let replaced = restore::outdated(&server).await?;
+    lines.extend(replaced.iter().map(|(name, _)| format!("database {name}")));
+    Ok(lines)
 }
 
 /// Removes a backup; an incomplete one is never visible.
@@ -883,7 +969,7 @@ fn check_space(directory: &Path, needed: u64) -> Result<()> {
         return Ok(());
     }
     Err(Failure::new(format!(
-        "the disk of {} has {} of free space, and about {} are needed; nothing was done",
+        "the disk of {} has {} of free space, and about {} are needed; nothing was begun",
         directory.display(),
         bytes(free),
         bytes(needed)
@@ -961,6 +1047,37 @@ mod tests {
         // Not without a word.
         std::fs::write(paths.backup_key(), "damaged").unwrap();
         assert!(recorded_sizes(&paths, 14).is_err());
+    }
+
+    #[test]
+    fn the_newest_complete_backup_stays() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = deployment(root.path());
+        let host = Host::new(paths.clone()).reporting(Progress::Silent);
+        let make = |days: i64, edit: fn(&mut BackupManifest)| {
+            let made = make(&paths, 24 * days, edit);
+            OperationId::parse(files::name(&made).unwrap()).unwrap()
+        };
+        let to_go_back = make(1, |manifest| manifest.to_go_back = true);
+        let damaged = make(3, |_| {});
+        std::fs::remove_file(
+            directory(&paths)
+                .join(damaged.as_str())
+                .join(manifest::FILE),
+        )
+        .unwrap();
+        let complete = make(4, |_| {});
+        let protected = make(5, |_| {});
+        make(6, |_| {});
+        let none = Retention {
+            daily: 0,
+            monthly: 0,
+        };
+        remove_expired(&host, none, true, std::slice::from_ref(&protected)).unwrap();
+        let left = [protected, complete, to_go_back];
+        assert_eq!(ids(&paths).unwrap(), left);
+        remove_expired(&host, none, false, &[]).unwrap();
+        assert_eq!(ids(&paths).unwrap(), left[2..]);
     }
 
     #[test]

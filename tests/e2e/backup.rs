@@ -93,6 +93,13 @@ fn the_timer_makes_backups(host: &TestHost, who: Who) {
     let build = "create unique index concurrently planted on twins (number)";
     let psql = "podman exec litellm-postgres psql -U litellm litellm -c";
     host.sh(who, &format!("! {psql} '{build}'"));
+    // A database that was replaced long ago goes with the backup.
+    let replaced = "litellm_units_replaced_20260101t020000z_0a1b2c";
+    sql(host, who, &format!("create database {replaced}"));
+    assert_eq!(
+        host.units(who, &["backup", "create", "--dry-run"]).ok(),
+        format!("remove database {replaced}\n")
+    );
     host.systemctl(who, &["start", "litellm-backup.service"]);
     let listed = list(host, who);
     assert_eq!(listed.len(), 1);
@@ -111,6 +118,19 @@ fn the_timer_makes_backups(host: &TestHost, who: Who) {
         ran.stdout.starts_with(&format!("backup {id} is good: ")),
         "{ran:?}"
     );
+    let verified = || {
+        let text = host.sh(who, r#"cat "$1/.litellm-units/verification.json""#);
+        serde_json::from_str::<Value>(&text).unwrap()
+    };
+    let by_hand = verified();
+    assert_eq!(
+        (&by_hand["backup"], &by_hand["error"]),
+        (&first["id"], &Value::Null)
+    );
+    host.systemctl(who, &["start", "litellm-verify.service"]);
+    let by_timer = verified();
+    assert_eq!(by_timer["result"], "restored");
+    assert_ne!(by_timer["time"], by_hand["time"]);
     assert_eq!(leftovers(host, who), "");
 }
 
@@ -170,11 +190,20 @@ fn a_full_disk_leaves_nothing(host: &TestHost) {
         assert_eq!(host.sh(who, r#"ls -A "$1/backups""#), "");
         host.sh(who, r#"umount "$1/backups""#);
     }
+    sql(host, who, "drop table noise");
+    // What the rule no longer keeps makes room.
     host.sh(
         who,
-        r#"rmdir "$1/backups"; mv /var/tmp/backups "$1/backups""#,
+        r#"mount -t tmpfs -o size=64M,mode=700 tmpfs "$1/backups"; cd "$1/backups"
+        mkdir -m 700 20240101T020000Z-0a1b2c 20250101T020000Z-0a1b2c
+        head -c 60M /dev/zero >20240101T020000Z-0a1b2c/filler"#,
     );
-    sql(host, who, "drop table noise");
+    let made = backup(host, who, &["--keep-daily", "1", "--keep-monthly", "0"]);
+    assert_eq!(host.sh(who, r#"ls -A "$1/backups""#).trim(), made);
+    host.sh(
+        who,
+        r#"umount "$1/backups"; rmdir "$1/backups"; mv /var/tmp/backups "$1/backups""#,
+    );
     assert_eq!(list(host, who).len(), before);
 }
 
@@ -319,6 +348,10 @@ fn encrypted_and_elsewhere(host: &TestHost, who: Who) {
             )
         )
     );
+    let checked = host.units(who, &["backup", "verify", &id, "--unattended"]);
+    let expected =
+        "it was not restored, since it is encrypted and no `--identity` names its secret key\n";
+    assert!(checked.ok().ends_with(expected));
     let words = ["backup", "verify", &id, "--identity", "/tmp/key.txt"];
     assert!(host.units(who, &words).ok().contains(" is good: "));
     assert_eq!(leftovers(host, who), "litellm_units_replaced");

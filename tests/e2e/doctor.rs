@@ -665,6 +665,16 @@ fn backup_faults(ward: &Ward) {
         ..FAULT
     });
     ward.treat(&Fault {
+        plant: r#"printf '{"time": "2026-02-01T04:30:00Z", "backup": "20260201T020000Z-0a1b2c", "result": "failed", "error": "it is damaged", "succeeded": null}' >$D/.litellm-units/verification.json
+            chown --reference=$D/.env $D/.litellm-units/verification.json"#,
+        found: &[
+            "warning  verification: the verification of backup 20260201T020000Z-0a1b2c failed * ago: it is damaged",
+            "         hint: remove the cause, or make another backup; then run `litellm-units backup verify latest`",
+        ],
+        repair: "rm $D/.litellm-units/verification.json",
+        ..FAULT
+    });
+    ward.treat(&Fault {
         plant: "touch --date='-3 days' $D/data",
         found: &[
             "warning  backup: there is no backup yet",
@@ -776,6 +786,17 @@ fn database_faults(ward: &Ward) {
             "         hint: *",
             "warning  request-logs: LiteLLM does not understand maximum_spend_logs_retention_period: \"30 days\", and deletes no request log",
             "         hint: write it as `30d`: see docs/database.md",
+        ],
+        repair: "cp -p /root/litellm-config.yaml $D/config/",
+        ..FAULT
+    });
+    ward.treat(&Fault {
+        plant: "cp -p $D/config/litellm-config.yaml /root/ && printf '\\n  database_connection_pool_limit: 200\\n' >>$D/config/litellm-config.yaml",
+        found: &[
+            "warning  applied: *",
+            "         hint: *",
+            "warning  connections: the gateways of this host may open 400 connections with those of the standby, and PostgreSQL takes 200 (max_connections), of which backups and tools need 10",
+            "         hint: lower database_connection_pool_limit in general_settings, *",
         ],
         repair: "cp -p /root/litellm-config.yaml $D/config/",
         ..FAULT

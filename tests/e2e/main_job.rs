@@ -511,6 +511,8 @@ create {units}/litellm.socket
 create {units}/litellm-recovery.service
 create {units}/litellm-backup.service
 create {units}/litellm-backup.timer
+create {units}/litellm-verify.service
+create {units}/litellm-verify.timer
 create {units}/litellm-upgrade-check.service
 create {units}/litellm-upgrade-check.timer
 create {units}/litellm-recycle.service
@@ -522,6 +524,7 @@ create {quadlets}/litellm-standby.container
 create {quadlets}/litellm.container
 enable litellm.target
 enable litellm-backup.timer: a backup every night
+enable litellm-verify.timer: a verification of the newest backup every week
 enable litellm-upgrade-check.timer: a check for newer releases every day
 enable litellm-recycle.timer: a fresh gateway when its memory grows
 reload systemd

@@ -357,7 +357,7 @@ const RECOVERED: &str = ": recovered after ";
 const FALSE: &str = "ExecStart=\\nExecStart=/bin/false";
 
 #[cfg(feature = "fault-points")]
-const PLANTED: [Planted; 20] = [
+const PLANTED: [Planted; 21] = [
     Planted {
         plant: |host| host.systemctl(Who::Root, &["stop", "litellm-redis"]),
         notices: &["redis: inactive (dead)"],
@@ -433,6 +433,17 @@ const PLANTED: [Planted; 20] = [
         notices: &["backup: litellm-backup.timer is not active"],
         metrics: &["litellm_units_backup_timer_active 0"],
         repair: "systemctl start litellm-backup.timer",
+        ..PLAIN
+    },
+    Planted {
+        plant: |host| {
+            let start = "systemctl start litellm-verify || :";
+            spoil(host, "litellm-verify.service", FALSE, start);
+        },
+        notices: &["verification: litellm-verify.service failed: "],
+        metrics: &["litellm_units_verification_failed 1"],
+        repair: "rm -r /run/systemd/system/litellm-verify.service.d; systemctl daemon-reload
+               systemctl reset-failed litellm-verify",
         ..PLAIN
     },
     Planted {

@@ -92,7 +92,8 @@ fn quadlet_and_systemd_accept_the_units_of_every_case() {
             expected.push_str("litellm-redis.service\n");
         }
         expected.push_str(
-            "litellm-standby.service\nlitellm-upgrade-check.service\nlitellm-upgrade-check.timer\n",
+            "litellm-standby.service\nlitellm-upgrade-check.service\nlitellm-upgrade-check.timer\n\
+             litellm-verify.service\nlitellm-verify.timer\n",
         );
         if has_companions {
             expected.push_str(

@@ -1,6 +1,7 @@
 //! The database through PostgreSQL's own programs, which run in a container: the server's, or a
 //! throw-away one if the server is external. Passwords never are among the arguments.
 
+use std::collections::BTreeSet;
 use std::io::{self, PipeReader, Read, Write};
 use std::process::Stdio;
 
@@ -16,7 +17,7 @@ use super::archive;
 use super::manifest::Contents;
 use super::wal::{Segment, format_position};
 use crate::deployment::certificates;
-use crate::deployment::settings::{Database, Settings};
+use crate::deployment::settings::{Database, Settings, has_host_parameter};
 use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::host::docker::Docker;
@@ -79,11 +80,15 @@ WHERE n.nspname NOT LIKE 'pg\\_%' AND n.nspname <> 'information_schema' \
 AND (c.relkind <> 'i' OR i.indisvalid AND i.indisready) AND NOT EXISTS \
 (SELECT FROM pg_depend d WHERE d.classid = 'pg_class'::regclass AND d.objid = c.oid AND d.deptype = 'e')";
 
-/// Prints one line per kind of object and one per table for which `condition` is true, as JSON.
-fn contents_script(condition: &str) -> String {
+/// Is true of every table but the large ones, of which a count reads 1 GiB or more.
+const QUICK: &str = "pg_relation_size(oid) < 1 << 30";
+
+/// Prints one line per kind of object and one per table for which `listed` is true, as JSON. Counts the rows of the tables for
+/// which `counted` is true.
+fn contents_script(listed: &str, counted: &str) -> String {
     format!(
         r"SELECT json_build_object('kind', CASE relkind WHEN 'r' THEN 'table' WHEN 'v' THEN 'view' WHEN 'm' THEN 'materialized view' WHEN 'i' THEN 'index' WHEN 'S' THEN 'sequence' ELSE 'other' END, 'count', count(*)) FROM ({OWN}) own WHERE relkind IN ('r', 'v', 'm', 'i', 'S') GROUP BY relkind;
-SELECT format('SELECT json_build_object(''table'', %L, ''count'', count(*)) FROM %I.%I', nspname || '.' || relname, nspname, relname) FROM ({OWN}) own WHERE relkind = 'r' AND {condition} ORDER BY 1 \gexec
+SELECT format(CASE WHEN {counted} THEN 'SELECT json_build_object(''table'', %L, ''count'', count(*)) FROM %I.%I' ELSE 'SELECT json_build_object(''table'', %L, ''count'', NULL)' END, nspname || '.' || relname, nspname, relname) FROM ({OWN}) own WHERE relkind = 'r' AND {listed} ORDER BY 1 \gexec
 \echo end
 "
     )
@@ -171,7 +176,7 @@ impl Begun {
 #[derive(Debug, Deserialize)]
 #[serde(untagged)]
 enum Counted {
-    Table { table: String, count: u64 },
+    Table { table: String, count: Option<u64> },
     Kind { kind: String, count: u64 },
 }
 
@@ -751,21 +756,33 @@ impl<'a> Server<'a> {
 
     /// The current contents of `database`.
     pub(crate) async fn contents(&self, database: &str) -> Result<Contents> {
-        self.contents_where(database, "true").await
+        self.contents_where(database, "true", "true").await
+    }
+
+    /// The same, without the rows of the tables of `uncounted`.
+    pub(crate) async fn contents_without(
+        &self,
+        database: &str,
+        uncounted: &BTreeSet<String>,
+    ) -> Result<Contents> {
+        let counted = format!("NOT {}", among(uncounted));
+        self.contents_where(database, "true", &counted).await
     }
 
     /// The same, with the rows of these tables only.
     pub(crate) async fn contents_of(&self, database: &str, tables: &[String]) -> Result<Contents> {
-        let names: Vec<String> = tables.iter().map(|table| literal(table)).collect();
-        let names = names.join(", ");
-        let condition = format!("nspname || '.' || relname = ANY (ARRAY[{names}]::text[])");
-        self.contents_where(database, &condition).await
+        self.contents_where(database, &among(tables), "true").await
     }
 
-    async fn contents_where(&self, database: &str, condition: &str) -> Result<Contents> {
+    async fn contents_where(
+        &self,
+        database: &str,
+        listed: &str,
+        counted: &str,
+    ) -> Result<Contents> {
         let sql = format!(
             "{NO_TIMEOUTS}SELECT json_build_object('snapshot', '', 'version', current_setting('server_version'), 'size', pg_database_size(current_database()));\n{}",
-            contents_script(condition)
+            contents_script(listed, counted)
         );
         let text = self.query(database, &sql).await?;
         let mut lines = text.lines();
@@ -988,10 +1005,11 @@ impl Snapshot {
         &self.contents.server_version
     }
 
-    /// Counts all objects and rows. The transaction ends when this value is dropped: `pg_dump` may
-    /// still need it.
-    pub(crate) async fn count(&mut self) -> Result<Contents> {
-        self.ask(&contents_script("true")).await;
+    /// Counts all objects, and the rows of all tables or only of those that do not take long. The transaction ends when this
+    /// value is dropped: `pg_dump` may still need it.
+    pub(crate) async fn count(&mut self, all: bool) -> Result<Contents> {
+        let counted = if all { "true" } else { QUICK };
+        self.ask(&contents_script("true", counted)).await;
         loop {
             let line = self.line().await?;
             if line == "end" {
@@ -1004,9 +1022,28 @@ impl Snapshot {
 
 fn add(contents: &mut Contents, counted: Counted) {
     match counted {
-        Counted::Table { table, count } => contents.rows.insert(table, count),
-        Counted::Kind { kind, count } => contents.objects.insert(kind, count),
-    };
+        Counted::Table {
+            table,
+            count: Some(count),
+        } => {
+            contents.rows.insert(table, count);
+        }
+        Counted::Table { table, count: None } => {
+            contents.uncounted.insert(table);
+        }
+        Counted::Kind { kind, count } => {
+            contents.objects.insert(kind, count);
+        }
+    }
+}
+
+/// Is true of the tables of these names, in SQL.
+fn among<'a>(tables: impl IntoIterator<Item = &'a String>) -> String {
+    let names: Vec<String> = tables.into_iter().map(|table| literal(table)).collect();
+    format!(
+        "nspname || '.' || relname = ANY (ARRAY[{}]::text[])",
+        names.join(", ")
+    )
 }
 
 fn parse<T: for<'de> Deserialize<'de>>(line: &str) -> Result<T> {
@@ -1087,6 +1124,10 @@ pub(crate) fn parse_url(url: &SecretString) -> Result<(Vec<(&'static str, Secret
                 .hint("write it as postgresql://USER:PASSWORD@HOST:PORT/DATABASE"),
         )
     };
+    // Of a sealed one, nothing else looks at it.
+    if has_host_parameter(url.expose_secret()) {
+        return Err(wrong("has the parameter host"));
+    }
     let url = reqwest::Url::parse(url.expose_secret()).map_err(|_| wrong("is not a URL"))?;
     let decode = |text: &str| -> Result<SecretString> {
         let text = percent_decode_str(text)
@@ -1204,11 +1245,16 @@ mod tests {
     }
 
     #[test]
-    fn urls_without_a_database() {
+    fn urls_that_pg_dump_can_not_use() {
         let error = parse_url(&"postgresql://me:pw@db.example.org".into()).unwrap_err();
         assert_eq!(
             error.to_string(),
             "DATABASE_URL names no database, so pg_dump can't use it"
+        );
+        let error = parse_url(&"postgresql://me:pw@one/x?a=b&host=two".into()).unwrap_err();
+        assert_eq!(
+            error.to_string(),
+            "DATABASE_URL has the parameter host, so pg_dump can't use it"
         );
     }
 

@@ -12,6 +12,7 @@ use crate::deployment::ledger::Images;
 use crate::deployment::operation_id::OperationId;
 use crate::error::{Failure, PathContext, Result};
 use crate::host::files;
+use crate::output::count;
 
 /// The manifest's name in a backup.
 pub(crate) const FILE: &str = "manifest.json";
@@ -64,6 +65,9 @@ pub(crate) struct Contents {
     pub size: u64,
     /// The rows of each table, by `schema.table`.
     pub rows: BTreeMap<String, u64>,
+    /// The large tables, whose rows were not counted, as `schema.table`.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub uncounted: BTreeSet<String>,
     /// How many tables, views, materialized views, indexes and sequences there are.
     pub objects: BTreeMap<String, u64>,
 }
@@ -203,15 +207,33 @@ impl BackupManifest {
             .ok_or_else(|| Failure::new(format!("backup {} holds no {name}", self.id)).into())
     }
 
-    /// All rows of all tables.
+    /// All rows of the tables whose rows were counted.
     pub(crate) fn total_rows(&self) -> u64 {
         self.database.rows.values().sum()
+    }
+
+    /// The rows and tables, in words.
+    pub(crate) fn rows_in_words(&self) -> String {
+        let Contents {
+            rows, uncounted, ..
+        } = &self.database;
+        rows_in_words(self.total_rows(), rows.len(), uncounted.len())
     }
 
     /// The size of all files in bytes.
     pub(crate) fn total_size(&self) -> u64 {
         self.files.iter().map(|file| file.size).sum()
     }
+}
+
+/// `rows` in `tables`, and further tables that were not counted, in words.
+pub(crate) fn rows_in_words(rows: u64, tables: usize, uncounted: usize) -> String {
+    let mut words = format!("{rows} rows in {}", count(tables, "table"));
+    if uncounted > 0 {
+        let tables = count(uncounted, "table");
+        words.push_str(&format!(" and {tables} of 1 GiB or more, not counted"));
+    }
+    words
 }
 
 /// Refuses names of files that can't all be below one directory: absolute ones, ones that leave it, two
@@ -236,9 +258,24 @@ fn check_names<'a>(names: impl Iterator<Item = &'a str>, taken: &[&'a str]) -> R
 }
 
 impl Contents {
-    /// The differences of `found` from this, as text; empty when rows and objects are the same.
+    /// The differences of `found` from this, as text; empty when rows and objects are the same. A table whose rows were not
+    /// counted in one of them only has to be there.
     pub(crate) fn differences(&self, found: &Self) -> Vec<String> {
-        let mut words = compare("rows in", &self.rows, &found.rows);
+        let (mut wanted, mut rows) = (self.rows.clone(), found.rows.clone());
+        let has = |contents: &Self, table: &String| {
+            contents.rows.contains_key(table) || contents.uncounted.contains(table)
+        };
+        let mut words = Vec::new();
+        for table in self.uncounted.union(&found.uncounted) {
+            wanted.remove(table);
+            rows.remove(table);
+            if !has(found, table) {
+                words.push(format!("no table {table}"));
+            } else if !has(self, table) {
+                words.push(format!("an additional table {table}"));
+            }
+        }
+        words.extend(compare("rows in", &wanted, &rows));
         words.extend(compare("of the kind", &self.objects, &found.objects));
         words
     }
@@ -309,6 +346,7 @@ pub(super) mod tests {
                 server_version: "17.7".into(),
                 size: 0,
                 rows: BTreeMap::new(),
+                uncounted: BTreeSet::new(),
                 objects: BTreeMap::new(),
             },
         );
@@ -367,6 +405,45 @@ pub(super) mod tests {
             let reason = "its position in the write-ahead log is not valid";
             assert_eq!(parse(history, size).unwrap_err().to_string(), reason);
         }
+    }
+
+    #[test]
+    fn a_table_that_was_not_counted_has_to_be_there() {
+        let contents = |rows: &[(&str, u64)], uncounted: &[&str]| Contents {
+            rows: { rows.iter() }
+                .map(|(name, count)| ((*name).to_owned(), *count))
+                .collect(),
+            uncounted: uncounted.iter().map(|name| (*name).to_owned()).collect(),
+            ..manifest(Vec::new()).database
+        };
+        let saved = contents(&[("public.small", 2)], &["public.large"]);
+        let both = [("public.large", 9), ("public.small", 2)];
+        for (found, differences) in [
+            (saved.clone(), &[][..]),
+            (contents(&both, &[]), &[]),
+            (contents(&both[1..], &[]), &["no table public.large"]),
+            (
+                contents(&both[..1], &["public.more"]),
+                &[
+                    "an additional table public.more",
+                    "none rows in public.small instead of 2",
+                ],
+            ),
+        ] {
+            assert_eq!(saved.differences(&found), differences);
+        }
+        let words = |contents| {
+            let mut manifest = manifest(Vec::new());
+            manifest.database = contents;
+            let text = serde_json::to_vec(&manifest).unwrap();
+            assert_eq!(BackupManifest::parse(&text).unwrap(), manifest);
+            manifest.rows_in_words()
+        };
+        assert_eq!(
+            words(saved),
+            "2 rows in 1 table and 1 table of 1 GiB or more, not counted"
+        );
+        assert_eq!(words(contents(&both, &[])), "11 rows in 2 tables");
     }
 
     #[test]

@@ -45,6 +45,8 @@ pub(crate) struct RestoreOptions {
     pub identity: Option<PathBuf>,
     /// Restore `.env` and `config/` as well, except for the settings of the server.
     pub config: bool,
+    /// Without an identity, verify only the checksums of an encrypted backup.
+    pub unattended: bool,
     /// Whether it is a step of a change that is rolled back after an interruption, and so is undone then, even after the
     /// databases were swapped.
     pub is_step: bool,
@@ -56,10 +58,16 @@ impl Default for RestoreOptions {
             timeout: RECOVERY_TIMEOUT,
             identity: None,
             config: false,
+            unattended: false,
             is_step: false,
         }
     }
 }
+
+/// How the names of replaced databases begin.
+const REPLACED: &str = "litellm_units_replaced_";
+/// How long such a database is kept.
+const KEPT: jiff::SignedDuration = jiff::SignedDuration::from_hours(7 * 24);
 
 /// The result of a verification.
 #[derive(Clone, Debug, Serialize)]
@@ -70,8 +78,12 @@ pub(crate) struct Verified {
     pub tables: usize,
     /// The number of rows in them.
     pub rows: u64,
-    /// Whether the dump was restored and counted; otherwise it was only read to its end.
+    /// The number of further tables, whose rows were not counted.
+    pub uncounted: usize,
+    /// Whether the dump was restored and counted.
     pub restored: bool,
+    /// Whether the dump was read to its end; otherwise only its checksum is known.
+    pub read: bool,
 }
 
 /// The outcome of an interrupted restore.
@@ -139,13 +151,20 @@ pub(crate) async fn verify(
     check(host, backup).await?;
     let server = Server::new(host, settings).await?;
     recover_with(host, settings, &server).await?;
+    let has_key = backup.manifest.encryption.is_none() || options.identity.is_some();
+    let is_readable = has_key || !options.unattended;
     let verified = Verified {
         id: backup.id().clone(),
         files: backup.manifest.files.len(),
         tables: backup.manifest.database.rows.len(),
         rows: backup.manifest.total_rows(),
-        restored: server.is_local(),
+        uncounted: backup.manifest.database.uncounted.len(),
+        restored: is_readable && server.is_local(),
+        read: is_readable,
     };
+    if !is_readable {
+        return Ok(verified);
+    }
     if !server.is_local() {
         let source = open_dump(backup, options)?;
         server.read_through(source).await?;
@@ -260,7 +279,7 @@ pub(crate) async fn restore_data(
         ));
     }
     host.progress.say(&format!(
-        "the replaced database is kept as {replaced} until the next restore"
+        "the replaced database is kept as {replaced} for 7 days, and no longer than until the next restore"
     ));
     Ok(())
 }
@@ -536,10 +555,7 @@ pub(super) async fn recover_with(
         recovered = recover_restore(host, settings, record, &own).await?;
         own = server.own_databases().await?;
     }
-    for name in own
-        .iter()
-        .filter(|name| !name.starts_with("litellm_units_replaced_"))
-    {
+    for name in own.iter().filter(|name| !name.starts_with(REPLACED)) {
         server.end_leftovers().await?;
         server.drop_database(name).await?;
         host.progress.say(&format!(
@@ -547,6 +563,31 @@ pub(super) async fn recover_with(
         ));
     }
     Ok(recovered)
+}
+
+/// The replaced databases that have been kept for long enough, each with the time of its replacement.
+pub(super) async fn outdated(server: &Server<'_>) -> Result<Vec<(String, jiff::Timestamp)>> {
+    let old = jiff::Timestamp::now() - KEPT;
+    let own = server.own_databases().await?.into_iter();
+    let replaced = own.filter_map(|name| replaced_at(&name).map(|at| (name, at)));
+    Ok(replaced.filter(|(_, at)| *at < old).collect())
+}
+
+/// Removes them. A nightly backup shows warnings only, and this can't be undone.
+pub(super) async fn remove_outdated(host: &Host, server: &Server<'_>) -> Result<()> {
+    for (name, at) in outdated(server).await? {
+        server.drop_database(&name).await?;
+        host.progress.warn(&format!(
+            "removed database {name}, which was replaced at {at}"
+        ));
+    }
+    Ok(())
+}
+
+fn replaced_at(name: &str) -> Option<jiff::Timestamp> {
+    let (time, suffix) = name.strip_prefix(REPLACED)?.split_once('_')?;
+    let id = OperationId::parse(&format!("{}-{suffix}", time.to_ascii_uppercase()))?;
+    jiff::tz::Offset::UTC.to_timestamp(id.created()).ok()
 }
 
 async fn recover_restore(
@@ -682,7 +723,8 @@ async fn fill(
             .await;
     }
     result.with_context(|| format!("backup {} can't be restored", backup.id()))?;
-    server.contents(name).await
+    let uncounted = &backup.manifest.database.uncounted;
+    server.contents_without(name, uncounted).await
 }
 
 fn compare(host: &Host, backup: &Backup, found: &Contents) -> Result<()> {
@@ -961,6 +1003,15 @@ fn external(backup: &Backup) -> anyhow::Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_name_of_a_replaced_database_has_its_time() {
+        let id = OperationId::parse("20260131T120000Z-0a1b2c").unwrap();
+        let at = |purpose| replaced_at(&scratch_name(purpose, &id)).map(|at| at.to_string());
+        assert_eq!(at("replaced").as_deref(), Some("2026-01-31T12:00:00Z"));
+        assert_eq!(at("verify"), None);
+        assert_eq!(replaced_at("litellm_units_replaced_mine"), None);
+    }
 
     #[test]
     fn what_was_ready_is_not_undone() {

@@ -7,7 +7,7 @@ use secrecy::{ExposeSecret, SecretString};
 use super::Maker;
 use super::chosen::{is_litellm, is_postgres};
 use super::images::{qualified, repository};
-use crate::deployment::settings::DEFAULT_REDIS_IMAGE;
+use crate::deployment::settings::{DEFAULT_REDIS_IMAGE, has_host_parameter};
 use crate::error::{Failure, Result};
 use crate::host::docker::BY_HAND;
 use crate::image::ImageReference;
@@ -46,6 +46,13 @@ impl Maker<'_> {
             return Ok(None);
         };
         let by_hand = || format!("move the deployment by hand: {BY_HAND}");
+        if has_host_parameter(url.expose_secret()) {
+            return Err(Failure::new(
+                "DATABASE_URL of the old gateway has the parameter host, so Prisma connects to another server than the one before the database name",
+            )
+            .hint("in the compose file, write the host between @ and the port, remove the parameter, and run `docker compose up -d`")
+            .into());
+        }
         let (host, port) = address(url.expose_secret(), 5432).ok_or_else(|| {
             Failure::new("DATABASE_URL of the old gateway is not a URL with a host").hint(by_hand())
         })?;
@@ -266,7 +273,7 @@ mod tests {
     };
 
     #[test]
-    fn tables_in_another_schema() {
+    fn parameters_of_the_database() {
         let all = llm(|env| {
             let url = "postgresql://llmproxy:dbpassword9090@db:5432/litellm?schema=llm";
             env.insert("DATABASE_URL".into(), url.into());
@@ -274,6 +281,14 @@ mod tests {
         assert_eq!(
             refusal(&plan(&all, "/root/llm", None, None).unwrap_err()).0,
             "the old gateway's tables are in the schema llm of its database (DATABASE_URL), and a local PostgreSQL has them in public"
+        );
+        let all = llm(|env| {
+            let url = "postgresql://llmproxy:dbpassword9090@localhost/litellm?host=db";
+            env.insert("DATABASE_URL".into(), url.into());
+        });
+        assert_eq!(
+            refusal(&plan(&all, "/root/llm", None, None).unwrap_err()).0,
+            "DATABASE_URL of the old gateway has the parameter host, so Prisma connects to another server than the one before the database name"
         );
         let mut all = containers("parts");
         for container in &mut all {

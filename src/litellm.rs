@@ -5,6 +5,7 @@ pub mod config;
 pub(crate) mod contract;
 pub(crate) mod health;
 pub mod keys;
+pub(crate) mod log;
 pub(crate) mod metrics;
 pub(crate) mod models;
 pub(crate) mod release;

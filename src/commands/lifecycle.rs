@@ -8,6 +8,7 @@ use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 use crate::host::lock::OperationLock;
 use crate::host::systemd::job::JobType;
+use crate::litellm::contract;
 use crate::operations::stack::{self, Manner};
 use crate::operations::{backup, pull, recycle};
 use crate::output::say;
@@ -123,6 +124,9 @@ async fn change(
         }
         stack::stop(host, &units, arguments.timeout).await?;
     } else {
+        if !is_remote && units.contains(&Service::Litellm.unit()) {
+            contract::check_after_update(host).await?;
+        }
         let steps: Vec<_> = units.into_iter().map(|unit| (verb, unit)).collect();
         stack::start_units(host, &steps, manner, arguments.timeout).await?;
     }

@@ -11,6 +11,7 @@ use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 use crate::host::journal::{self, Query};
 use crate::host::systemd::LoadState;
+use crate::litellm::log;
 use crate::operations::stack::report::AdditionalService;
 use crate::operations::stack::{self, LogSource, blockers};
 use crate::output::say;
@@ -49,7 +50,12 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Logs) -> Result<Exit> {
             return Ok(());
         };
         empty = false;
-        for line in entry.message.lines() {
+        let text = if arguments.raw {
+            entry.message
+        } else {
+            log::readable(&entry.message)
+        };
+        for line in text.lines() {
             if !arguments.no_log_prefix {
                 let style = style(&source.unit);
                 let name = &source.name;

@@ -3,6 +3,8 @@
 use std::io::IsTerminal;
 
 use crate::cli::upgrade::Rollback;
+use crate::deployment::images_lock::ImagesLock;
+use crate::deployment::installed_release;
 use crate::deployment::ledger::{Ledger, RecordedRelease};
 use crate::deployment::operation_id::OperationId;
 use crate::deployment::settings::Settings;
@@ -23,6 +25,7 @@ pub(crate) async fn run(host: &Host, arguments: Rollback) -> Result<Exit> {
     let ledger = Ledger::load(&host.paths)?;
     let release = find(&ledger, arguments.to)?;
     admit(host, release, &arguments)?;
+    warn_of_another_image(host, release).await?;
     let backup = ledger
         .backup_of(release.number)
         .filter(|id| Backup::load(&host.paths, id).is_ok());
@@ -102,6 +105,23 @@ fn admit(host: &Host, release: &RecordedRelease, arguments: &Rollback) -> Result
         &arguments.accept.vulnerabilities,
         &again,
     )
+}
+
+/// Warns if the rollback replaces a `LITELLM_IMAGE` that was edited and never applied.
+async fn warn_of_another_image(host: &Host, release: &RecordedRelease) -> Result<()> {
+    let settings = Settings::load(&host.paths.env_file())?;
+    let lock = ImagesLock::load(&host.paths.images_lock())?;
+    let Some(reference) = release.gateway().map(|image| &image.reference) else {
+        return Ok(());
+    };
+    if settings.litellm_image.as_str() != reference
+        && let Some(kept) = installed_release::kept(host, &settings, &lock).await?
+    {
+        let notice = installed_release::notice(&settings, &kept);
+        let words = format!("{notice}; the rollback sets it to {reference}");
+        host.progress.warn(&words);
+    }
+    Ok(())
 }
 
 /// Shows the steps of either choice.

@@ -29,6 +29,9 @@ pub struct Locked {
     /// LiteLLM's version in it, once a container of it was asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
+    /// The SHA-256 of what litellm-units used of LiteLLM when the image was checked for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub contract: Option<String>,
 }
 
 impl Default for ImagesLock {
@@ -96,6 +99,7 @@ impl ImagesLock {
             .filter(|before| before.identity.is(&identity));
         let locked = Locked {
             version: before.and_then(|before| before.version.clone()),
+            contract: before.and_then(|before| before.contract.clone()),
             identity,
             recorded,
         };
@@ -144,6 +148,15 @@ impl ImagesLock {
         let is_news = locked.version != version;
         locked.version = version;
         is_news
+    }
+
+    /// Records that a recorded image has what litellm-units uses of LiteLLM. Returns whether that is news.
+    pub fn set_contract(&mut self, image: &ImageReference, contract: &str) -> bool {
+        let Some(locked) = self.images.get_mut(image.as_str()) else {
+            return false;
+        };
+        let before = locked.contract.replace(contract.to_owned());
+        before.as_deref() != Some(contract)
     }
 
     /// LiteLLM's version in the image of this digest, if it is known.

@@ -283,8 +283,11 @@ fn judge(
         None => "there is no backup yet".to_owned(),
     };
     let systemctl = scope.systemctl();
+    // A stopped stack has no new data, and a new deployment may have old backups of another one.
+    let is_new = deployed.is_none_or(|age| age <= OLD);
+    let overdue = runs && !is_new && last.is_none_or(|age| age > OLD);
     if service.is_failing() {
-        return Check::warning(
+        return Check::failure(
             CheckName::Backup,
             format!("{BACKUP_SERVICE} failed: {}; {words}", service.reason()),
         )
@@ -295,16 +298,16 @@ fn judge(
     }
     // Check `drift` reports a missing timer.
     if let Some(fault) = timer.idle() {
-        return Check::warning(
-            CheckName::Backup,
-            format!("{BACKUP_TIMER} {fault}, so no automatic backup is made; {words}"),
-        )
-        .remedy(format!("`{systemctl} enable --now {BACKUP_TIMER}`"));
+        let words = format!("{BACKUP_TIMER} {fault}, so no automatic backup is made; {words}");
+        let check = if overdue {
+            Check::failure(CheckName::Backup, words)
+        } else {
+            Check::warning(CheckName::Backup, words)
+        };
+        return check.remedy(format!("`{systemctl} enable --now {BACKUP_TIMER}`"));
     }
-    // A stopped stack has no new data, and a new deployment may have old backups of another one.
-    let overdue = deployed.is_some_and(|age| age > OLD) && last.is_none_or(|age| age > OLD);
-    if runs && overdue {
-        return Check::warning(CheckName::Backup, words).remedy("`litellm-units backup`");
+    if overdue {
+        return Check::failure(CheckName::Backup, words).remedy("`litellm-units backup`");
     }
     Check::ok(CheckName::Backup, words)
 }
@@ -507,14 +510,14 @@ mod tests {
             (check.outcome, check.message)
         };
         let ok = |message: &str| (CheckOutcome::Ok, message.to_owned());
-        let warning = |message: &str| (CheckOutcome::Warning, message.to_owned());
+        let failure = |message: &str| (CheckOutcome::Failure, message.to_owned());
         assert_eq!(
             judged(&on, &off, true, None, day(1)),
             ok("there is no backup yet")
         );
         assert_eq!(
             judged(&on, &off, true, None, day(3)),
-            warning("there is no backup yet")
+            failure("there is no backup yet")
         );
         assert_eq!(
             judged(&on, &off, true, day(1), day(9)),
@@ -522,7 +525,7 @@ mod tests {
         );
         assert_eq!(
             judged(&on, &off, true, day(3), day(9)),
-            warning("the last backup is 3 d old")
+            failure("the last backup is 3 d old")
         );
         assert_eq!(
             judged(&on, &off, false, day(3), day(9)),
@@ -534,13 +537,20 @@ mod tests {
         );
         assert_eq!(
             judged(&off, &off, true, day(1), day(9)),
-            warning(
-                "litellm-backup.timer is not active, so no automatic backup is made; the last backup is 24 h old"
+            (
+                CheckOutcome::Warning,
+                "litellm-backup.timer is not active, so no automatic backup is made; the last backup is 24 h old".to_owned()
+            )
+        );
+        assert_eq!(
+            judged(&off, &off, true, day(3), day(9)),
+            failure(
+                "litellm-backup.timer is not active, so no automatic backup is made; the last backup is 3 d old"
             )
         );
         assert_eq!(
             judged(&on, &failed, true, day(1), day(9)),
-            warning(
+            failure(
                 "litellm-backup.service failed: exited with status 5; the last backup is 24 h old"
             )
         );

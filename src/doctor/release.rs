@@ -1,5 +1,7 @@
 //! Known vulnerabilities of the gateway's release, and the last check for newer ones.
 
+use std::time::Duration;
+
 use super::{Check, CheckName, Examination, see};
 use crate::deployment::installed_release;
 use crate::host::systemd::{ActiveState, LoadState};
@@ -71,19 +73,71 @@ pub(crate) async fn upgrade_check(examination: &Examination<'_>) -> Option<Check
         Ok(recorded) => recorded,
         Err(error) => return Some(Check::error(NAME, &error)),
     };
-    let message = match recorded {
-        None => "not run yet".to_owned(),
-        Some(recorded) => {
-            let checked: Option<jiff::Timestamp> = recorded.checked.parse().ok();
-            let age = checked.map(|checked| jiff::Timestamp::now().duration_since(checked));
-            let age = age.and_then(|age| age.try_into().ok()).unwrap_or_default();
-            let found = match (&recorded.recommended, &recorded.error) {
-                (Some(recommended), _) => format!("LiteLLM {} is available", recommended.release),
-                (None, Some(error)) => format!("newer releases could not be listed: {error}"),
-                (None, None) => "no newer release for this deployment".to_owned(),
-            };
-            format!("{found} (checked {} ago)", duration(age))
-        }
+    Some(judge(recorded.as_ref(), jiff::Timestamp::now()))
+}
+
+/// The registry may be away for some days.
+const FAILING: Duration = Duration::from_secs(7 * 24 * 3600);
+
+fn judge(recorded: Option<&Recorded>, now: jiff::Timestamp) -> Check {
+    const NAME: CheckName = CheckName::UpgradeCheck;
+    let Some(recorded) = recorded else {
+        return Check::ok(NAME, "not run yet");
     };
-    Some(Check::ok(NAME, message))
+    let age = |time: &str| -> Option<Duration> {
+        let time: jiff::Timestamp = time.parse().ok()?;
+        now.duration_since(time).try_into().ok()
+    };
+    let failing = recorded.failing_since.as_deref().and_then(age);
+    if let (Some(error), Some(failing)) = (&recorded.error, failing)
+        && failing > FAILING
+    {
+        let message = format!(
+            "newer releases could not be listed for {}: {error}",
+            duration(failing)
+        );
+        let remedy = "if the registry can be reached: `litellm-units upgrade --check`";
+        return Check::warning(NAME, message).remedy(remedy);
+    }
+    let found = match (&recorded.recommended, &recorded.error) {
+        (Some(recommended), _) => format!("LiteLLM {} is available", recommended.release),
+        (None, Some(error)) => format!("newer releases could not be listed: {error}"),
+        (None, None) => "no newer release for this deployment".to_owned(),
+    };
+    let age = age(&recorded.checked).unwrap_or_default();
+    Check::ok(NAME, format!("{found} (checked {} ago)", duration(age)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::CheckOutcome;
+    use super::*;
+
+    #[test]
+    fn a_check_that_fails_for_a_week_is_a_warning() {
+        let now: jiff::Timestamp = "2026-11-29T08:00:00Z".parse().unwrap();
+        let judged = |failing_since: &str| {
+            let record = serde_json::json!({
+                "checked": "2026-11-29T07:00:00Z", "verdict": "unknown", "recommended": null,
+                "error": "no route to host", "failing_since": failing_since,
+            });
+            let recorded: Recorded = serde_json::from_value(record).unwrap();
+            let check = judge(Some(&recorded), now);
+            (check.outcome, check.message)
+        };
+        assert_eq!(
+            judged("2026-11-22T08:00:00Z"),
+            (
+                CheckOutcome::Ok,
+                "newer releases could not be listed: no route to host (checked 60 min ago)".into()
+            )
+        );
+        assert_eq!(
+            judged("2026-11-21T08:00:00Z"),
+            (
+                CheckOutcome::Warning,
+                "newer releases could not be listed for 8 d: no route to host".into()
+            )
+        );
+    }
 }

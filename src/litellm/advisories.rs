@@ -584,6 +584,47 @@ mod tests {
         all.judge(&image, &accepted).unwrap().unwrap()
     }
 
+    /// Readers copy them.
+    #[test]
+    fn documents_name_no_vulnerable_release() {
+        let all = Advisories::shipped().unwrap();
+        let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+        let directories = [
+            "",
+            "docs",
+            "docs/demo",
+            "packaging/man",
+            "packaging/examples",
+            "examples",
+        ];
+        let mut count = 0;
+        for directory in directories {
+            for entry in std::fs::read_dir(root.join(directory)).unwrap() {
+                let path = entry.unwrap().path();
+                // What is no text names no release, and the changelog has the history.
+                let Ok(text) = std::fs::read_to_string(&path) else {
+                    continue;
+                };
+                if path.ends_with("CHANGELOG.md") {
+                    continue;
+                }
+                for rest in text.split("berriai/litellm:").skip(1) {
+                    let is_part = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+                    let tag = rest.split(|c| !is_part(c)).next().unwrap();
+                    let image = image(&format!(
+                        "ghcr.io/berriai/litellm:{}",
+                        tag.trim_end_matches('.')
+                    ));
+                    if let Some(judgement) = all.judge(&image, &[]).unwrap() {
+                        count += 1;
+                        assert_eq!(judgement.words(), None, "{}: {image}", path.display());
+                    }
+                }
+            }
+        }
+        assert!(count > 5, "{count}");
+    }
+
     #[test]
     fn malicious_releases() {
         let all = Advisories::shipped().unwrap();

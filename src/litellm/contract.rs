@@ -327,20 +327,54 @@ pub(crate) fn reads_aes_gcm(version: &str) -> bool {
     Version::of_version(version).is_none_or(|version| version.is_from(READS_AES_GCM))
 }
 
-/// Runs [`check`], unless this image was checked before.
+/// Runs [`check`], unless this image was checked before, for all that this litellm-units uses.
 ///
 /// # Errors
 /// As [`check`].
 pub(crate) async fn check_once(host: &Host, settings: &Settings) -> Result<()> {
-    let image = &settings.litellm_image;
     let lock = ImagesLock::load(&host.paths.images_lock())?;
-    if lock
-        .get(image)
-        .is_some_and(|locked| locked.version.is_some())
-    {
+    if is_checked(&lock, &settings.litellm_image) {
         return Ok(());
     }
     check(host, settings).await.map(drop)
+}
+
+/// Runs [`check`] for the installed release, if an earlier litellm-units has checked it, for less or for something else.
+/// Without a valid `.env` or the image, the start itself says what is wrong.
+///
+/// # Errors
+/// As [`check`].
+pub(crate) async fn check_after_update(host: &Host) -> Result<()> {
+    let Ok(settings) = Settings::load(&host.paths.env_file()) else {
+        return Ok(());
+    };
+    let lock = ImagesLock::load(&host.paths.images_lock())?;
+    let settings = installed_release::installed(host, &settings, &lock).await?;
+    let image = &settings.litellm_image;
+    if lock.known_version(image).is_none()
+        || is_checked(&lock, image)
+        || !host.podman().await?.has_image(&lock.pin(image)).await?
+    {
+        return Ok(());
+    }
+    check(host, &settings).await.map(drop)
+}
+
+fn is_checked(lock: &ImagesLock, image: &ImageReference) -> bool {
+    lock.get(image).is_some_and(|locked| {
+        locked.version.is_some() && locked.contract.as_deref() == Some(&*digest())
+    })
+}
+
+/// The SHA-256 of all that is used and how it is looked for.
+fn digest() -> String {
+    let mut hash = Sha256::new_with_prefix(PROBE);
+    for used in USES {
+        let line = serde_json::json!([used.need.json(), used.since]).to_string();
+        hash.update(line.as_bytes());
+        hash.update(b"\n");
+    }
+    hex(&hash.finalize())
 }
 
 /// Checks the image that `settings` name, which is in local storage, and records its version.
@@ -368,7 +402,7 @@ pub(crate) async fn check(host: &Host, settings: &Settings) -> Result<ProbedRele
             "{image} (LiteLLM {version}) does not fit this litellm-units:\n  {}",
             lacks.join("\n  ")
         ))
-        .hint("choose a release that this version of litellm-units was tested with, or install a newer litellm-units")
+        .hint("choose a release that this version of litellm-units was tested with, or install another version of litellm-units")
         .into());
     }
     let configuration = || std::fs::read_to_string(host.paths.config_file()).unwrap_or_default();
@@ -384,9 +418,12 @@ pub(crate) async fn check(host: &Host, settings: &Settings) -> Result<ProbedRele
     }
     // Another unit may have recorded an image meanwhile.
     let mut lock = ImagesLock::load(&path)?;
-    if lock.set_version(image, version) {
+    let is_news = lock.set_version(image, version);
+    if is_news {
         // Without a record, the next command asks the image again.
         advisories::admit_asked(host, settings, &lock)?;
+    }
+    if lock.set_contract(image, &digest()) || is_news {
         lock.save(&path)?;
     }
     Ok(release)
@@ -449,6 +486,7 @@ async fn ask(host: &Host, image: &ImageReference, pinned: &str) -> Result<Probed
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::image::ImageIdentity;
 
     #[test]
     fn what_a_release_does_not_have_yet_is_not_missed() {
@@ -466,5 +504,30 @@ mod tests {
         assert_eq!(release.lacks(), [format!("x.job is missing ({MIGRATE})")]);
         release.migration = None;
         assert_eq!(release.lacks().len(), 2);
+    }
+
+    #[test]
+    fn an_image_is_checked_again_for_another_contract() {
+        let image = ImageReference::parse("ghcr.io/berriai/litellm:v1.108.14").unwrap();
+        let found = || ImageIdentity::of_digest(&format!("sha256:{}", "1".repeat(64)));
+        let mut lock = ImagesLock::default();
+        assert!(!lock.set_contract(&image, &digest()));
+        lock.record(&image, found());
+        lock.set_version(&image, "1.108.14");
+        // As an earlier litellm-units has recorded it.
+        assert!(!is_checked(&lock, &image));
+        assert!(lock.set_contract(&image, "0"));
+        assert!(!is_checked(&lock, &image));
+        assert!(lock.set_contract(&image, &digest()));
+        assert!(is_checked(&lock, &image));
+        assert!(!lock.set_contract(&image, &digest()));
+        // The same image is still checked, another one is not.
+        lock.record(&image, found());
+        assert!(is_checked(&lock, &image));
+        lock.record(
+            &image,
+            ImageIdentity::of_digest(&format!("sha256:{}", "2".repeat(64))),
+        );
+        assert!(!is_checked(&lock, &image));
     }
 }

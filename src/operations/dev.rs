@@ -12,7 +12,7 @@ use super::{pull, stack};
 use crate::deployment::completion::Completion;
 use crate::deployment::entrance;
 use crate::deployment::images_lock::ImagesLock;
-use crate::deployment::settings::{Cache, Database, Settings};
+use crate::deployment::settings::{Cache, Database, SecretTarget, Settings};
 use crate::error::{Failure, PathContext, Result};
 use crate::host::capacity::Capacity;
 use crate::host::lock;
@@ -166,14 +166,20 @@ fn written(host: &Host, settings: &Settings, port: u16) -> Result<Vec<(PathBuf, 
     let state = host.paths.state();
     let mut files = vec![(dev::program(&state), SecretString::from(dev::PROGRAM))];
     let mut of_host = String::new();
+    let mut left_out = Vec::new();
     for service in SERVICES {
         let mut text = String::new();
         for secret in settings.container_secrets(service) {
             let name = &secret.name;
             let value = secret.value.open()?;
             let value = value.expose_secret();
-            // The file of Redis' configuration; or what no file of variables can hold.
+            // The file of Redis' configuration.
+            if secret.target == SecretTarget::File {
+                continue;
+            }
+            // No file of variables can hold it.
             if value.contains('\n') {
+                left_out.push(name.clone());
                 continue;
             }
             let _ = writeln!(text, "{name}={value}");
@@ -192,6 +198,13 @@ fn written(host: &Host, settings: &Settings, port: u16) -> Result<Vec<(PathBuf, 
         files.push((dev::env_file(&state, service), text.into()));
     }
     files.push((host.paths.deployment.join("dev.env"), of_host.into()));
+    if !left_out.is_empty() {
+        host.progress.warn(&format!(
+            "{}: left out, since a container of development gets no value with several lines: {}",
+            host.paths.env_file().display(),
+            left_out.join(", ")
+        ));
+    }
     Ok(files)
 }
 

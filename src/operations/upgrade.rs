@@ -459,6 +459,13 @@ impl Run<'_> {
         if let Some(image) = image {
             self.lock(&after.litellm_image, &image)?;
         }
+        let reads = self.operation.data.is_none() && !self.options.accept_unreadable;
+        let named = Advisories::load(paths)?.release(&after.litellm_image);
+        if let Some(named) = named.filter(|named| reads && !named.is_from(contract::READS_AES_GCM))
+        {
+            stack::start_database(host, &before, self.options.timeout).await?;
+            refuse_unreadable(&named.to_string(), &Server::new(host, &before).await?).await?;
+        }
         pull::pull_missing(host, &after, &[]).await?;
         let release = contract::check(host, &after).await?;
         self.reached(Step::Pulled)?;
@@ -470,8 +477,9 @@ impl Run<'_> {
             Some(id) => Some(Backup::load(paths, id)?.admitted(false)?),
             None => None,
         };
-        if data.is_none() && !self.options.accept_unreadable {
-            refuse_unreadable(&release, &server).await?;
+        if reads && !release.reads_aes_gcm {
+            let version = release.version.as_deref().unwrap_or("of this image");
+            refuse_unreadable(version, &server).await?;
         }
         let size = server.size().await?;
         let copy = match &data {
@@ -876,18 +884,14 @@ fn time(backup: &OperationId) -> String {
         .to_string()
 }
 
-/// Refuses a release that can't read credentials that the current one has encrypted.
-async fn refuse_unreadable(release: &contract::ProbedRelease, server: &Server<'_>) -> Result<()> {
-    if release.reads_aes_gcm {
-        return Ok(());
-    }
+/// Refuses a release that does not read AES-256-GCM, if the current one has encrypted credentials with it.
+async fn refuse_unreadable(version: &str, server: &Server<'_>) -> Result<()> {
     let tables = server.tables_with_aes_gcm().await?;
     if tables.is_empty() {
         return Ok(());
     }
     Err(Failure::new(format!(
-        "LiteLLM {} can't read what is encrypted with AES-256-GCM in {}",
-        release.version.as_deref().unwrap_or("of this image"),
+        "LiteLLM {version} can't read what is encrypted with AES-256-GCM in {}",
         tables.join(", ")
     ))
     .hint(format!(

@@ -51,7 +51,11 @@ fn nobody_else_gets_the_address(host: &TestHost, who: Who, id: &str, key: &str) 
     let another = "a process of another user (uid 0) has the address";
     assert_eq!(
         host.units(Who::Operator, &["health"]).all(),
-        (3, format!("does not answer: {another}\n"), String::new())
+        (
+            3,
+            format!("does not answer: {another}\n"),
+            "hint: see why: `litellm-units status`; to start it: `litellm-units up`\n".to_owned()
+        )
     );
 }
 

@@ -89,7 +89,7 @@ const INSTEAD: &[(&str, Instead)] = &[
         Instead::Elsewhere,
     ),
     (
-        "sudo litellm-units trust --accept ghcr.io/berriai/litellm:v1.83.0@sha256:…",
+        "sudo litellm-units trust --accept ghcr.io/berriai/litellm:v1.108.14@sha256:…",
         Instead::Elsewhere,
     ),
     (

@@ -677,7 +677,7 @@ fn backup_faults(ward: &Ward) {
     ward.treat(&Fault {
         plant: "touch --date='-3 days' $D/data",
         found: &[
-            "warning  backup: there is no backup yet",
+            "FAILURE  backup: there is no backup yet",
             "         hint: `litellm-units backup`",
         ],
         ..FAULT
@@ -685,7 +685,7 @@ fn backup_faults(ward: &Ward) {
     ward.treat(&Fault {
         plant: "install -d -m 700 -o $(stat -c %u $D/.env) $D/backups $D/backups/$(date -u --date='-3 days' +%Y%m%dT%H%M%SZ)-0a1b2c",
         found: &[
-            "warning  backup: the last backup is 3 d old",
+            "FAILURE  backup: the last backup is 3 d old",
             "         hint: `litellm-units backup`",
         ],
         ..FAULT
@@ -725,7 +725,7 @@ fn backup_faults(ward: &Ward) {
             ! {systemctl} start litellm-backup.service"
         ),
         found: &[
-            "warning  backup: litellm-backup.service failed: exited with status 1; the last backup is * s old",
+            "FAILURE  backup: litellm-backup.service failed: exited with status 1; the last backup is * s old",
             "         hint: see why: `litellm-units logs litellm-backup`; then run `litellm-units backup`",
         ],
         repair: &format!(

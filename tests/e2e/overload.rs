@@ -259,8 +259,7 @@ fn hung_servers_are_replaced(host: &TestHost, key: &str) {
             Who::Root,
             &format!("kill -STOP {}", processes.replace('\n', " ")),
         );
-        let named =
-            format!("answers, but is not ready: {container} does not answer its health check\n");
+        let named = format!("hung: {container} does not answer its health check\n");
         host.wait("health to name it", Duration::from_secs(40), |host| {
             let health = host.units(Who::Root, &["health"]);
             if health.code == 4 && health.stdout == named {

@@ -27,6 +27,7 @@ use crate::host::paths::Scope;
 use crate::host::{self, Host};
 use crate::litellm::Client;
 use crate::litellm::health::GatewayHealth;
+use crate::litellm::log;
 use crate::litellm::metrics::Requests;
 use crate::operations::stack::report::{Services, TIMEOUT, gather};
 use crate::output;
@@ -490,8 +491,7 @@ fn why_ended(result: Result<()>) -> String {
 /// Leaves out the gateway's access log of health checks.
 fn add_unless_probe(lines: &mut Lines, entry: &Entry) {
     let is_probe = |line: &str| {
-        line.ends_with(" 200 OK")
-            && (line.contains("\"GET /health/live") || line.contains("\"GET /health/readi"))
+        log::Request::of(line).is_some_and(|request| request.is_probe && request.status == 200)
     };
     if !entry.message.lines().all(is_probe) {
         add(lines, entry);
@@ -502,6 +502,6 @@ fn add(lines: &mut Lines, entry: &Entry) {
     let instance = Instance::all().find(|instance| instance.unit() == entry.unit);
     let service = instance.map(Instance::service);
     if let Some(service) = service.or_else(|| Service::optional(&entry.unit)) {
-        lines.push(service, &entry.message);
+        lines.push(service, &log::readable(&entry.message));
     }
 }

@@ -4,7 +4,7 @@ use std::collections::HashSet;
 
 use crate::host::journal::{self, Entry, Query};
 use crate::host::systemd::Systemd;
-use crate::litellm;
+use crate::litellm::{self, log};
 use crate::output::printable;
 
 /// How many lines of a journal are looked at for an error or a report of all that is wrong: a traceback of LiteLLM takes
@@ -100,9 +100,12 @@ impl Quoted {
         if entries.iter().any(|entry| entry.own) {
             entries.retain(|entry| entry.own);
         }
-        let lines = entries.iter().flat_map(|entry| entry.message.lines());
+        let texts = entries
+            .iter()
+            .map(|entry| log::without_times(&entry.message));
+        let texts: Vec<String> = texts.collect();
         Self {
-            lines: telling(lines, count),
+            lines: telling(texts.iter().flat_map(|text| text.lines()), count),
             recent,
             out_of_memory,
         }
@@ -324,7 +327,12 @@ Setting Cache on Proxy
             out_of_memory: message == "killed",
         };
         let mut entries = vec![
-            entry(1, "1", true, "error: old"),
+            entry(
+                1,
+                "1",
+                true,
+                r#"{"message": "old", "level": "ERROR", "timestamp": "2026-11-29T08:00:00"}"#,
+            ),
             entry(2, "1", false, "killed"),
             entry(3, "2", false, "Starting a.service"),
             entry(3, "2", true, "starting"),
@@ -352,7 +360,7 @@ Setting Cache on Proxy
         assert!(two.lines[0].is_error);
         // The last run wrote nothing itself.
         entries.remove(3);
-        assert_eq!(of(&entries, None, 3), (only("error: old"), false, false));
+        assert_eq!(of(&entries, None, 3), (only("ERROR old"), false, false));
         entries.remove(0);
         let of_systemd = of(&entries, None, 3).0;
         assert_eq!(

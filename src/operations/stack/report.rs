@@ -15,7 +15,7 @@ use crate::deployment::settings::Settings;
 use crate::deployment::snapshot;
 use crate::error::Result;
 use crate::host::Host;
-use crate::host::container_state;
+use crate::host::container_state::{self, ContainerHealth};
 use crate::host::systemd::{ActiveState, Systemd, UnitResult, UnitState};
 use crate::litellm::advisories::{Advisories, Judgement, KnownVulnerability};
 use crate::litellm::health::GatewayHealth;
@@ -126,7 +126,7 @@ pub(crate) struct ServiceReport {
     /// Whether systemd has a job for the unit.
     pub(crate) queued: bool,
     /// Podman's health check; null if the container is not running or has none.
-    pub(crate) health: Option<container_state::ContainerHealth>,
+    pub(crate) health: Option<ContainerHealth>,
     /// Null if the unit is not active.
     pub(crate) uptime_seconds: Option<u64>,
     /// Automatic restarts by systemd since the start.
@@ -477,27 +477,33 @@ impl ServiceReport {
     }
 
     pub(crate) fn is_well(&self) -> bool {
-        self.active == ActiveState::Active
-            && self
-                .health
-                .is_none_or(container_state::ContainerHealth::is_good)
+        self.active == ActiveState::Active && self.health.is_none_or(ContainerHealth::is_good)
     }
 
     pub(crate) fn is_starting(&self) -> bool {
-        match &self.active {
-            ActiveState::Activating => true,
-            ActiveState::Inactive => self.queued,
-            ActiveState::Active => self.health == Some(container_state::ContainerHealth::Starting),
-            _ => false,
-        }
+        starts(&self.active, self.queued, self.health)
     }
 
     pub(crate) fn is_broken(&self) -> bool {
         self.active == ActiveState::Failed
             || self.sub.starts_with("auto-restart")
-            || (self.active == ActiveState::Active && self.health.is_some_and(container_state::ContainerHealth::is_bad))
+            || (self.active == ActiveState::Active && self.health.is_some_and(ContainerHealth::is_bad))
             // An attempt after a failure.
             || (self.active == ActiveState::Activating && self.restarts > 0)
+    }
+}
+
+/// Whether a unit starts, or its container has not passed its first health check.
+pub(crate) fn is_starting(unit: &UnitState, health: Option<ContainerHealth>) -> bool {
+    starts(&unit.active, unit.queued, health)
+}
+
+fn starts(active: &ActiveState, queued: bool, health: Option<ContainerHealth>) -> bool {
+    match active {
+        ActiveState::Activating => true,
+        ActiveState::Inactive => queued,
+        ActiveState::Active => health == Some(ContainerHealth::Starting),
+        _ => false,
     }
 }
 

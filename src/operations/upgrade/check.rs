@@ -115,6 +115,9 @@ pub(crate) struct Recorded {
     pub recommended: Option<Recommended>,
     /// Why the registry could not be asked.
     pub error: Option<String>,
+    /// Since when no check could ask it, in RFC 3339.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub failing_since: Option<String>,
 }
 
 impl ReleaseReport {
@@ -185,17 +188,31 @@ impl ReleaseReport {
         })
     }
 
+    /// What is kept of it, after `before`.
+    fn recorded(&self, before: Option<Recorded>) -> Recorded {
+        let since = before.and_then(|before| {
+            let first = before.error.map(|_| before.checked);
+            before.failing_since.or(first)
+        });
+        let fails = self.error.is_some();
+        let failing_since = fails.then(|| since.unwrap_or_else(|| self.checked.clone()));
+        Recorded {
+            checked: self.checked.clone(),
+            verdict: self.verdict,
+            recommended: self.recommended.clone(),
+            error: self.error.clone(),
+            failing_since,
+        }
+    }
+
     fn record(&self, paths: &Paths) -> Result<()> {
         // Without it, nothing was ever brought up here.
         if !paths.state().is_dir() {
             return Ok(());
         }
-        let recorded = Recorded {
-            checked: self.checked.clone(),
-            verdict: self.verdict,
-            recommended: self.recommended.clone(),
-            error: self.error.clone(),
-        };
+        // A damaged record is replaced.
+        let before = Recorded::load(paths).ok().flatten();
+        let recorded = self.recorded(before);
         let mut text = serde_json::to_string_pretty(&recorded).context("can't write the report")?;
         text.push('\n');
         files::write_atomically(&paths.upgrade_check(), text.as_bytes(), 0o600)
@@ -417,6 +434,33 @@ mod tests {
         let image = ImageReference::parse(image).unwrap();
         let tags = tags.iter().map(|tag| (*tag).to_owned()).collect();
         ReleaseReport::new(&image, &[], &Advisories::shipped().unwrap(), Ok(tags)).unwrap()
+    }
+
+    #[test]
+    fn failures_count_from_the_first_one() {
+        let image = ImageReference::parse(&format!("{NAME}:v1.108.14")).unwrap();
+        let at = |checked: &str, tags| {
+            let advisories = Advisories::shipped().unwrap();
+            let mut report = ReleaseReport::new(&image, &[], &advisories, tags).unwrap();
+            report.checked = checked.to_owned();
+            report
+        };
+        let fails = |checked| at(checked, Err(anyhow::anyhow!("no route to host")));
+        let first = fails("1").recorded(None);
+        assert_eq!(first.failing_since.as_deref(), Some("1"));
+        let second = fails("2").recorded(Some(first.clone()));
+        assert_eq!(second.failing_since.as_deref(), Some("1"));
+        // As an earlier version has recorded it.
+        let before = Recorded {
+            failing_since: None,
+            ..first
+        };
+        let second = fails("2").recorded(Some(before));
+        assert_eq!(second.failing_since.as_deref(), Some("1"));
+        let works = at("3", Ok(Vec::new())).recorded(Some(second));
+        assert_eq!(works.failing_since, None);
+        let again = fails("4").recorded(Some(works));
+        assert_eq!(again.failing_since.as_deref(), Some("4"));
     }
 
     fn found(report: &ReleaseReport) -> Vec<(&str, &[Newest])> {

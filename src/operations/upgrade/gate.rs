@@ -13,6 +13,7 @@ use crate::host::Host;
 use crate::host::journal;
 use crate::litellm::Client;
 use crate::litellm::health::GatewayHealth;
+use crate::litellm::log::Request;
 use crate::operations::stack;
 use crate::output::duration;
 use crate::service::{Instance, Service};
@@ -28,7 +29,7 @@ const BEFORE: Duration = Duration::from_secs(300);
 /// Fewer errors than these are no burst.
 const BURST: usize = 5;
 
-/// The requests that the gateway's access log shows.
+/// The requests that the gateway's access log shows, without those for its health, which would hide failures of others.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Traffic {
     requests: usize,
@@ -68,16 +69,13 @@ impl Traffic {
         traffic
     }
 
-    /// Counts a line of uvicorn's access log: `INFO: 10.0.0.1:1 - "GET /x HTTP/1.1" 200 OK`.
+    /// Counts a line, if it is one of the access log.
     fn add(&mut self, line: &str) {
-        let Some((_, rest)) = line.split_once(" HTTP/1.1\" ") else {
-            return;
-        };
-        let Ok(status) = rest.split(' ').next().unwrap_or_default().parse::<u16>() else {
+        let Some(request) = Request::of(line).filter(|request| !request.is_probe) else {
             return;
         };
         self.requests += 1;
-        if status >= 500 {
+        if request.status >= 500 {
             self.failures += 1;
         }
     }
@@ -248,10 +246,10 @@ mod tests {
         let mut found = Traffic::default();
         for line in [
             r#"INFO:     10.89.0.1:57282 - "POST /v1/chat/completions HTTP/1.1" 200 OK"#,
-            r#"INFO:     10.89.0.1:57282 - "POST /v1/chat/completions HTTP/1.1" 500 Internal Server Error"#,
-            r#"INFO:     10.89.0.1:57282 - "GET /health/liveliness HTTP/1.1" 503"#,
+            r#"INFO:     10.89.0.1:57282 - "POST /v1/chat/completions HTTP/1.0" 500 Internal Server Error"#,
+            r#"{"message": "10.89.0.1:57282 - \"POST /v1/chat/completions HTTP/1.1\" 500", "level": "INFO", "timestamp": "2026-11-29T08:00:00.123456"}"#,
+            r#"INFO:     10.89.0.1:57282 - "GET /health/liveliness HTTP/1.1" 200 OK"#,
             "INFO:     Application startup complete.",
-            r#"GET /x HTTP/1.1" later"#,
         ] {
             found.add(line);
         }

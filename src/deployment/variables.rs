@@ -212,6 +212,7 @@ static VARIABLES: &[Variable] = &[
     row("LISTEN_FDNAMES", Known, Refused(SOCKET_HINT), Unknown),
     row("LISTEN_FDS", Known, Refused(SOCKET_HINT), Unknown),
     row("LISTEN_PID", Known, Refused(SOCKET_HINT), Unknown),
+    harmless("DATABASE_HOST"),
     harmless("LITELLM_LOCAL_MODEL_COST_MAP"),
     harmless(ROOT_PATH),
     harmless("STORE_MODEL_IN_DB"),

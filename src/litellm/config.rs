@@ -23,7 +23,7 @@ use super::release::Release;
 use crate::deployment::certificates;
 use crate::deployment::env_file::EnvFile;
 use crate::deployment::settings::{
-    Cache, Database, Replicas, Settings, check_address, load_env, parse_env, read_env, text_of,
+    Cache, Database, Replicas, Settings, check_edit, load_env, parse_env, read_env, text_of,
 };
 use crate::deployment::snapshot;
 use crate::deployment::variables::{self, OTHER_REDIS, REPLICAS, Recipient, SENTINEL_NODES};
@@ -171,7 +171,7 @@ pub fn check_deployment(host: &Host) -> Result<Vec<ConfigFinding>> {
 /// The findings in the deployment of `paths`, whose `.env` is meant for `env_path`.
 fn findings(paths: &Paths, env_path: &Path) -> Result<Vec<ConfigFinding>> {
     let env = parse_env(&read_env(&paths.env_file())?, env_path)?;
-    check_address(&env, env_path)?;
+    check_edit(&env, env_path)?;
     let settings = Settings::from_env(&env, env_path)?;
     certificates::refuse_invalid(paths)?;
     let path = paths.config_file();
@@ -413,22 +413,33 @@ fn misspelt(config: &Path, env: &EnvFile, env_path: &Path) -> Vec<ConfigFinding>
     names.into_iter().map(finding).collect()
 }
 
-/// Addresses of Redis that the gateway does not get: Sentinels come first, and without `REDIS_HOST` Redis is local.
+/// Variables of Redis that the gateway does not get: Sentinels come first, and without `REDIS_HOST` Redis is local.
 fn other_redis(env: &EnvFile, env_path: &Path) -> Option<ConfigFinding> {
     let filled = |name: &&str| env.get(name).is_some_and(|value| !value.is_empty());
-    let finding = |name, used, hint| {
-        let message = format!("the gateway uses {used}, and not {name}");
-        ConfigFinding::of_variable(env, env_path, name, message, hint)
+    let finding = |names: &[&str], used, hint| {
+        let first = names.first()?;
+        let message = format!("the gateway uses {used}, and not {}", names.join(", "));
+        Some(ConfigFinding::of_variable(
+            env, env_path, first, message, hint,
+        ))
     };
     if filled(&SENTINEL_NODES) {
-        let name = OTHER_REDIS.into_iter().find(filled)?;
-        return Some(finding(name, SENTINEL_NODES, "remove the line"));
+        let names: Vec<_> = OTHER_REDIS.into_iter().filter(filled).collect();
+        return finding(&names, SENTINEL_NODES, "remove them from .env");
     }
-    let name = ["REDIS_URL", "REDIS_CLUSTER_NODES"]
-        .into_iter()
-        .find(filled)?;
-    let hint = "for an external Redis, add REDIS_HOST: docs/configuration.md";
-    (!filled(&"REDIS_HOST")).then(|| finding(name, "the local Redis", hint))
+    if filled(&"REDIS_HOST") {
+        return None;
+    }
+    // Of a name that is misspelt, another warning says more.
+    let has_no_effect = |name: &&str| {
+        variables::recipient(name) == Recipient::Redis
+            && *name != "REDIS_PASSWORD"
+            && nearest(name, variables::settings()).is_none_or(|setting| setting == *name)
+    };
+    let given = env.iter().map(|(name, _)| name);
+    let names: Vec<_> = given.filter(filled).filter(has_no_effect).collect();
+    let hint = "for an external Redis, add REDIS_HOST (docs/configuration.md); for the local one, remove them from .env";
+    finding(&names, "the local Redis", hint)
 }
 
 /// External servers at an address that is the gateway's container itself.
@@ -1377,7 +1388,16 @@ mod tests {
         let finding = |env: &str| other_redis(&EnvFile::parse(env).unwrap(), Path::new(".env"));
         assert_eq!(
             finding("A=1\nREDIS_URL=rediss://a\n").unwrap().to_string(),
-            ".env:2:1: warning: the gateway uses the local Redis, and not REDIS_URL\n  hint: for an external Redis, add REDIS_HOST: docs/configuration.md"
+            ".env:2:1: warning: the gateway uses the local Redis, and not REDIS_URL\n  hint: for an external Redis, add REDIS_HOST (docs/configuration.md); for the local one, remove them from .env"
+        );
+        let others = "REDIS_PASSWORD=a\nREDIS_MAXMEMORY=1gb\nREDIS_MAX_MEMORY=1gb\nREDIS_PORT=1\nREDIS_NAMESPACE=a\nREDIS_DB=\nREDIS_SSL=true\n";
+        let found = finding(others).unwrap();
+        assert_eq!(
+            (found.line, &*found.message),
+            (
+                4,
+                "the gateway uses the local Redis, and not REDIS_PORT, REDIS_NAMESPACE, REDIS_SSL"
+            )
         );
         assert!(finding("REDIS_URL=\n").is_none());
         assert!(finding("REDIS_URL=a\nREDIS_HOST=b\n").is_none());
@@ -1385,7 +1405,7 @@ mod tests {
             finding("REDIS_SENTINEL_NODES=[]\nREDIS_HOST=b\n")
                 .unwrap()
                 .to_string(),
-            ".env:2:1: warning: the gateway uses REDIS_SENTINEL_NODES, and not REDIS_HOST\n  hint: remove the line"
+            ".env:2:1: warning: the gateway uses REDIS_SENTINEL_NODES, and not REDIS_HOST\n  hint: remove them from .env"
         );
         assert!(finding("REDIS_SENTINEL_NODES=[]\nREDIS_SERVICE_NAME=b\n").is_none());
     }

@@ -619,6 +619,38 @@ fn an_edit_does_not_move_the_gateway() {
 }
 
 #[test]
+fn servers_of_the_stack_bypass_a_proxy() {
+    const LOCAL: &str = "localhost,127.0.0.1,::1,host.containers.internal,postgres,redis";
+    let proxy = "HTTPS_PROXY=http://user:pass@proxy:3128\n";
+    for (more, expected) in [
+        (String::new(), None),
+        ("HTTPS_PROXY=\nNO_PROXY=a\n".into(), Some("a".to_owned())),
+        (proxy.into(), Some(LOCAL.to_owned())),
+        (
+            format!("{proxy}NO_PROXY=.example.com, redis\n"),
+            Some(
+                ".example.com,redis,localhost,127.0.0.1,::1,host.containers.internal,postgres"
+                    .into(),
+            ),
+        ),
+        (format!("{proxy}NO_PROXY=*\n"), Some("*".into())),
+        (
+            "https_proxy=http://proxy\nno_proxy=a\n".into(),
+            Some(format!("a,{LOCAL}")),
+        ),
+    ] {
+        let secrets = settings(&format!("{ENV}{more}")).container_secrets(Service::Litellm);
+        let mut lists = secrets
+            .iter()
+            .filter(|secret| secret.name.eq_ignore_ascii_case("NO_PROXY"));
+        let list = lists
+            .next()
+            .map(|secret| secret.value.open().unwrap().expose_secret().to_owned());
+        assert_eq!((list, lists.count()), (expected, 0), "{more}");
+    }
+}
+
+#[test]
 fn a_database_in_parts_is_refused() {
     let path = Path::new("/srv/.env");
     let parts = "DATABASE_HOST=db\nDATABASE_USERNAME=a\nDATABASE_PASSWORD=b\nDATABASE_NAME=c\n";

@@ -672,7 +672,7 @@ impl Checker<'_> {
         // Another image may have any module.
         let is_published = self.settings.litellm_image.name().contains("/berriai/");
         for (at, module) in std::mem::take(&mut self.modules) {
-            let name = module.replace('.', "/") + ".py";
+            let name = file_of_module(&module);
             if paths.config().join(&name).is_file() {
                 continue;
             }
@@ -1220,6 +1220,45 @@ fn module(text: &str) -> Option<String> {
     (module.split('.').all(is_name) && !package.starts_with("litellm")).then(|| module.to_owned())
 }
 
+fn file_of_module(module: &str) -> String {
+    module.replace('.', "/") + ".py"
+}
+
+/// The files of the Python modules that a configuration has LiteLLM import, relative to the directory of the configuration.
+/// Nothing of a text that is not YAML.
+pub(crate) fn modules(text: &str) -> Vec<String> {
+    fn walk<'a>(node: &'a Node, path: &mut Vec<&'a str>, depth: usize, found: &mut Vec<String>) {
+        if depth > 10 {
+            return;
+        }
+        match &node.value {
+            Value::Scalar { text, .. } if is_callable(path) => {
+                found.extend(module(text).as_deref().map(file_of_module));
+            }
+            Value::Scalar { .. } => {}
+            Value::Sequence(items) => {
+                for item in items {
+                    walk(item, path, depth + 1, found);
+                }
+            }
+            Value::Mapping(_) => {
+                for (key, value) in node.entries() {
+                    path.push(key.text().unwrap_or_default());
+                    walk(value, path, depth + 1, found);
+                    path.pop();
+                }
+            }
+        }
+    }
+    let mut found = Vec::new();
+    if let Some(root) = yaml::parse(text).ok().flatten() {
+        walk(&root, &mut Vec::new(), 0, &mut found);
+    }
+    found.sort();
+    found.dedup();
+    found
+}
+
 /// The variable that a value refers to.
 fn reference(node: &Node) -> Option<&str> {
     node.text()?.strip_prefix(REFERENCE)
@@ -1381,6 +1420,15 @@ mod tests {
         let found = misspelt(directory.path(), &env, Path::new(".env"));
         let lines: Vec<usize> = found.iter().map(|finding| finding.line).collect();
         assert_eq!(lines, [2]);
+    }
+
+    #[test]
+    fn modules_that_are_imported() {
+        let text = "litellm_settings:\n  callbacks: [own.hooks.handler, prometheus, own.hooks.other]\n  drop_params: true\n\
+                    general_settings: {custom_auth: auth.user, master_key: a.b}\n\
+                    guardrails:\n- litellm_params: {guardrail: guard.Own}\n";
+        assert_eq!(modules(text), ["auth.py", "guard.py", "own/hooks.py"]);
+        assert_eq!(modules("a: ["), [""; 0]);
     }
 
     #[test]

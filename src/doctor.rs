@@ -293,6 +293,7 @@ pub(crate) async fn examine(host: &Host) -> Vec<Check> {
         Some(missing) => checks.push(missing),
         None => checks.extend(units::states(&examination, is_current)),
     }
+    checks.extend(units::drop_ins(&host.paths));
     checks.extend(digests);
     checks.extend(compromised);
     checks.extend(release::vulnerabilities(&examination));

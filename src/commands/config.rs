@@ -7,6 +7,7 @@ use serde::Serialize;
 
 use crate::cli::{Config, ConfigCommand};
 use crate::deployment::configuration::Configuration;
+use crate::deployment::extra;
 use crate::deployment::settings::{SecretTarget, Settings};
 use crate::deployment::variables::{Secrecy, secrecy};
 use crate::error::{Exit, Failure, Result};
@@ -142,7 +143,7 @@ fn gather(host: &Host, settings: &Settings, unmask: bool) -> Result<Effective> {
         .services()
         .map(|service| {
             let (mut variables, mut files) = (Vec::new(), Vec::new());
-            for secret in settings.container_secrets(service) {
+            for secret in extra::container_secrets(&host.paths, settings, service)? {
                 let value = if unmask {
                     secret.value.open()?.expose_secret().to_owned()
                 } else {
@@ -269,7 +270,7 @@ mod tests {
              LITELLM_DRAIN_TIMEOUT LITELLM_RECYCLE_AT NUM_WORKERS USER_NAMESPACES POSTGRES_IMAGE POSTGRES_USER POSTGRES_DB REDIS_IMAGE \
              REDIS_MAXMEMORY REDIS_HOST REDIS_PORT REDIS_SENTINEL_NODES REDIS_DB REDIS_SSL REDIS_USERNAME UI_USERNAME \
              PROXY_BASE_URL FORWARDED_ALLOW_IPS LISTEN LISTEN_GROUP LISTEN_WITHOUT_TLS PUBLIC_URL PUBLIC_ADMIN_FROM METRICS_FILE METRICS_LISTEN \
-             BACKUP_AGE_RECIPIENT BACKUP_URL BACKUP_WAL LITELLM_LOG LITELLM_MODE \
+             BACKUP_AGE_RECIPIENT BACKUP_URL BACKUP_WAL LITELLM_LOG LITELLM_MODE DATABASE_HOST NO_PROXY \
              LITELLM_LOCAL_MODEL_COST_MAP SERVER_ROOT_PATH STORE_MODEL_IN_DB TZ"
         );
         assert_eq!(
@@ -279,7 +280,7 @@ mod tests {
              LITELLM_BUILD_SPEND_LOGS_INDEXES LITELLM_MIGRATION_DIR LITELLM_MIGRATION_LOCK_TIMEOUT \
              LITELLM_SET_REPLICA_IDENTITY_FULL USE_V2_MIGRATION_RESOLVER \
              DISABLE_SCHEMA_UPDATE HOST PORT SSL_KEYFILE_PATH SSL_CERTFILE_PATH LISTEN_FDNAMES LISTEN_FDS \
-             LISTEN_PID"
+             LISTEN_PID HTTP_PROXY HTTPS_PROXY ALL_PROXY"
         );
     }
 

@@ -11,7 +11,7 @@ use nix::unistd::{Gid, Uid};
 use crate::deployment::env_file::EnvFile;
 use crate::deployment::extra::{self, Extra};
 use crate::deployment::settings::{
-    DEFAULT_LITELLM_IMAGE, DEFAULT_POSTGRES_NAME, Database, Settings, check_address, parse_env,
+    DEFAULT_LITELLM_IMAGE, DEFAULT_POSTGRES_NAME, Database, Settings, check_edit, parse_env,
     read_env,
 };
 use crate::deployment::variables::SENTINEL_NODES;
@@ -90,7 +90,7 @@ pub struct Completed {
 /// When `text` can't be parsed, or a value is missing that only the operator can know.
 pub fn complete(text: &str, path: &Path, found: Existing, random: Random<'_>) -> Result<Completed> {
     let env = parse_env(text, path)?;
-    check_address(&env, path)?;
+    check_edit(&env, path)?;
     let mut editor = Editor {
         env,
         path,

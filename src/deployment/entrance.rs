@@ -23,7 +23,7 @@ const SITE: &str = "site.caddy";
 const HTTPS: u16 = 443;
 
 /// Paths of inference, with or without `v1/` before them. Everything that is not named is management.
-const INFERENCE: [&str; 13] = [
+const INFERENCE: [&str; 25] = [
     "chat/completions",
     "completions",
     "embeddings",
@@ -34,9 +34,49 @@ const INFERENCE: [&str; 13] = [
     "messages",
     "images",
     "audio",
+    "videos",
     "files",
     "batches",
+    "fine_tuning",
+    "vector_stores",
+    "assistants",
+    "threads",
+    "containers",
+    "interactions",
     "realtime",
+    "live",
+    "rag",
+    "search",
+    "ocr",
+    "engines",
+];
+/// Paths of inference that are nothing else with `v1/` before them: LiteLLM's other forms of the above, agents, MCP, and
+/// what LiteLLM passes on to providers. It asks for a key at each; for MCP, see docs/reverse-proxy.md.
+const INFERENCE_AT_THE_ROOT: [&str; 24] = [
+    "v1beta",
+    "v2/rerank",
+    "cursor/chat/completions",
+    "utils/token_counter",
+    "a2a",
+    "mcp",
+    "anthropic",
+    "assemblyai",
+    "eu.assemblyai",
+    "azure",
+    "azure_ai",
+    "bedrock",
+    "cohere",
+    "deepgram",
+    "gemini",
+    "mistral",
+    "nvidia_nim",
+    "openai",
+    "openai_passthrough",
+    "openrouter",
+    "vertex-ai",
+    "vertex_ai",
+    "vllm",
+    "watsonx",
 ];
 
 /// Where the gateway is published: `PUBLIC_URL` and `PUBLIC_ADMIN_FROM`.
@@ -99,14 +139,20 @@ impl Entrance {
     #[must_use]
     pub fn is_ambiguous(&self) -> bool {
         let first = self.root.split('/').nth(1).unwrap_or_default();
-        let others = ["v1", "chat", "openai", "health"];
-        { INFERENCE.iter().chain(&others) }.any(|word| word.eq_ignore_ascii_case(first))
+        let paths = INFERENCE.iter().chain(&INFERENCE_AT_THE_ROOT);
+        {
+            paths
+                .chain(&["v1", "health"])
+                .flat_map(|path| path.split('/').next())
+        }
+        .any(|word| word.eq_ignore_ascii_case(first))
     }
 
     /// The paths that everyone with a key may call, as a part of a regular expression.
     #[must_use]
     pub fn inference(&self) -> String {
-        INFERENCE.join("|")
+        let root = INFERENCE_AT_THE_ROOT.join("|").replace('.', r"\.");
+        format!("((v1/)?({})|{root})", INFERENCE.join("|"))
     }
 
     /// The root path as the beginning of a regular expression.
@@ -302,6 +348,40 @@ mod tests {
         ] {
             assert!(Entrance::parse(url).is_err(), "{url}");
         }
+    }
+
+    #[test]
+    fn a_root_that_begins_as_inference_is_ambiguous() {
+        let mut entrance = Entrance::parse("https://llm.example.com").unwrap();
+        for (root, expected) in [
+            ("", false),
+            ("/llm", false),
+            ("/llm/v1", false),
+            ("/v1", true),
+            ("/Chat/x", true),
+            ("/health", true),
+            ("/openai", true),
+            ("/mcp", true),
+        ] {
+            entrance.root = root.to_owned();
+            assert_eq!(entrance.is_ambiguous(), expected, "{root}");
+        }
+    }
+
+    /// That for Caddy is compared with the rendered file.
+    #[test]
+    fn the_example_for_nginx_names_the_same_paths() {
+        let nginx = include_str!("../../packaging/examples/nginx.conf");
+        let words = |begin: &str| -> Vec<String> {
+            let lines = nginx.lines().filter_map(|line| {
+                let rest = line.trim().strip_prefix(begin)?;
+                rest.strip_suffix(")(/|$) 1;")
+            });
+            let words = lines.flat_map(|line| line.split('|'));
+            words.map(|word| word.replace('\\', "")).collect()
+        };
+        assert_eq!(words("~^/(v1/)?("), INFERENCE);
+        assert_eq!(words("~^/(?:"), INFERENCE_AT_THE_ROOT);
     }
 
     #[test]

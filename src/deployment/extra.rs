@@ -4,7 +4,9 @@
 use std::path::{Component, Path, PathBuf};
 
 use crate::deployment::env_file::EnvFile;
-use crate::deployment::settings::{ContainerSecret, SecretTarget, Settings, value_of};
+use crate::deployment::settings::{
+    ContainerSecret, SecretTarget, Settings, bypass_proxy, value_of,
+};
 use crate::deployment::snapshot;
 use crate::error::{Failure, PathContext, Result};
 use crate::host::files::{self, files_of_extras};
@@ -401,7 +403,13 @@ pub(crate) fn container_secrets(
     service: Service,
 ) -> Result<Vec<ContainerSecret>> {
     if !service.is_extra() {
-        return Ok(settings.container_secrets(service));
+        let mut secrets = settings.container_secrets(service);
+        if service == Service::Litellm {
+            let extras = wanted(paths);
+            let names: Vec<&str> = extras.iter().map(|extra| extra.name()).collect();
+            bypass_proxy(&mut secrets, &names);
+        }
+        return Ok(secrets);
     }
     let (unit, path) = (unit_text(paths, service), paths.env_file());
     let env = snapshot::env_in_use(paths)?;

@@ -51,6 +51,16 @@ const MEMORY_OF_A_WORKER: u64 = 4 << 30;
 /// The percentage of the machine's memory that all gateways together may use.
 const MEMORY_OF_GATEWAYS: usize = 80;
 
+/// Servers that the gateway never reaches by a proxy: its own processes, those beside it, and this host.
+const LOCAL_SERVERS: [&str; 6] = [
+    "localhost",
+    "127.0.0.1",
+    "::1",
+    "host.containers.internal",
+    "postgres",
+    "redis",
+];
+
 /// The most that one value may have, in bytes: a quarter of Podman's limit of 512,000 for one
 /// secret, since every byte of Redis' password takes four, and less than the kernel's 128 KiB for
 /// one variable with its name.
@@ -515,11 +525,14 @@ impl Settings {
                 .filter(|(name, _)| matches!(variables::recipient(name), Recipient::Migration(_)))
                 .map(|(name, value)| variable(name, value.clone()))
                 .collect(),
-            (Service::Litellm, ..) => self
-                .gateway
-                .iter()
-                .map(|(name, value)| variable(name, value.clone()))
-                .collect(),
+            (Service::Litellm, ..) => {
+                let own = self.gateway.iter();
+                let mut secrets = own
+                    .map(|(name, value)| variable(name, value.clone()))
+                    .collect();
+                bypass_proxy(&mut secrets, &LOCAL_SERVERS);
+                secrets
+            }
             (Service::Postgres | Service::Redis | Service::Entrance | Service::Extra(_), ..) => {
                 Vec::new()
             }
@@ -540,6 +553,39 @@ impl Database {
                 ..
             } => password.clone().into_url(user, name),
         }
+    }
+}
+
+/// Adds these servers to the `NO_PROXY` of a container, if its variables name a proxy. A sealed `NO_PROXY` stays as it is.
+pub(crate) fn bypass_proxy(secrets: &mut Vec<ContainerSecret>, servers: &[&str]) {
+    let is = |secret: &ContainerSecret, name: &str| secret.name.eq_ignore_ascii_case(name);
+    let has_proxy = secrets.iter().any(|secret| {
+        let mut names = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"].into_iter();
+        names.any(|name| is(secret, name)) && !secret.value.is_empty()
+    });
+    if !has_proxy {
+        return;
+    }
+    if !secrets.iter().any(|secret| is(secret, "NO_PROXY")) {
+        secrets.push(ContainerSecret {
+            name: "NO_PROXY".into(),
+            target: SecretTarget::Variable,
+            value: SecretValue::clear(""),
+        });
+    }
+    // Python prefers no_proxy to NO_PROXY.
+    for secret in secrets.iter_mut().filter(|secret| is(secret, "NO_PROXY")) {
+        let Some(list) = secret.value.in_clear() else {
+            continue;
+        };
+        let given = list.expose_secret().split(',').map(str::trim);
+        let mut all: Vec<&str> = given.filter(|word| !word.is_empty()).collect();
+        for server in servers {
+            if !all.contains(server) && !all.contains(&"*") {
+                all.push(server);
+            }
+        }
+        secret.value = SecretValue::clear(&all.join(","));
     }
 }
 
@@ -610,22 +656,27 @@ pub fn load_env(path: &Path) -> Result<EnvFile> {
     parse_env(&read_env(path)?, path)
 }
 
-/// Refuses variables that would give the gateway another address than the one that systemd holds. Only an edit is
-/// refused: a gateway that restarts, starts without them.
+/// Refuses variables that would give the gateway another address than the one that systemd holds, and a database that
+/// it would not get. Only an edit is refused: a gateway that restarts, starts without them.
 ///
 /// # Errors
 /// With file, line and what to do instead.
-pub fn check_address(env: &EnvFile, path: &Path) -> Result<()> {
-    match variables::refused().find(|(name, _)| env.get(name).is_some()) {
-        Some((name, hint)) => Err(wrong(
+pub fn check_edit(env: &EnvFile, path: &Path) -> Result<()> {
+    if let Some((name, hint)) = variables::refused().find(|(name, _)| env.get(name).is_some()) {
+        let problem = "would change the gateway's address, which litellm.socket holds";
+        return Err(wrong(env, path, name, problem, hint));
+    }
+    let is_filled = |name| env.get(name).is_some_and(|value| !value.is_empty());
+    if is_filled("DATABASE_HOST") && !is_filled("DATABASE_URL") {
+        return Err(wrong(
             env,
             path,
-            name,
-            "would change the gateway's address, which litellm.socket holds",
-            hint,
-        )),
-        None => Ok(()),
+            "DATABASE_HOST",
+            "names a database, but without DATABASE_URL the gateway uses the local PostgreSQL",
+            "write DATABASE_URL=postgresql://USER:PASSWORD@HOST:PORT/DATABASE instead of the variables DATABASE_HOST, DATABASE_USERNAME, DATABASE_PASSWORD and DATABASE_NAME; or, for the local PostgreSQL, remove them",
+        ));
     }
+    Ok(())
 }
 
 /// What a container gets for a variable of `.env` by its name.

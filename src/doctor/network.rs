@@ -219,7 +219,7 @@ pub(crate) fn loopback(examination: &Examination<'_>) -> Check {
 /// A container's Quadlet file and its drop-ins.
 fn unit_files(host: &Host, container: &str) -> Vec<PathBuf> {
     let file = format!("{container}.container");
-    let drop_ins = check::drop_ins(&host.paths, &file);
+    let drop_ins = check::drop_ins(&host.paths.quadlets, &file);
     [vec![host.paths.quadlets.join(&file)], drop_ins].concat()
 }
 

@@ -105,12 +105,39 @@ pub(crate) async fn drops_bridge(paths: &Paths) -> Option<Dropped> {
     }
     let output = Command::new("iptables").arg("--list-rules").output().await;
     let dropped = judge(&String::from_utf8_lossy(&output.ok()?.stdout))?;
-    // With iptables, netavark has a rule of its own in the same chain, once a container runs.
-    (driver(paths).await.as_deref() == Some("nftables")).then_some(dropped)
+    let netavark = netavark().await.unwrap_or_default();
+    if driver(paths, &netavark).as_deref() == Some("nftables") {
+        return Some(dropped);
+    }
+    // With iptables, netavark has rules of its own in the same chains, once a container runs.
+    (dropped.names && is_without_rule_for_names(&netavark)).then_some(Dropped {
+        forwarded: false,
+        ..dropped
+    })
+}
+
+/// Whether this netavark is older than 1.8, and accepts no questions to the name server (containers/netavark pull 780).
+fn is_without_rule_for_names(netavark: &serde_json::Value) -> bool {
+    let version = netavark.get("version").and_then(serde_json::Value::as_str);
+    let mut numbers = { version.unwrap_or_default().split('.') }.map(|part| part.parse::<u32>());
+    match (numbers.next(), numbers.next()) {
+        (Some(Ok(major)), Some(Ok(minor))) => (major, minor) < (1, 8),
+        _ => false,
+    }
+}
+
+/// What netavark says of itself.
+async fn netavark() -> Option<serde_json::Value> {
+    for program in NETAVARK {
+        if let Ok(output) = Command::new(program).arg("version").output().await {
+            return serde_json::from_slice(&output.stdout).ok();
+        }
+    }
+    None
 }
 
 /// What netavark writes its rules with. Versions that do not say it have iptables.
-async fn driver(paths: &Paths) -> Option<String> {
+fn driver(paths: &Paths, netavark: &serde_json::Value) -> Option<String> {
     let directory = paths.containers();
     let mut places = files::entries(&directory.join("containers.conf.d")).unwrap_or_default();
     places.insert(0, directory.join("containers.conf"));
@@ -121,17 +148,7 @@ async fn driver(paths: &Paths) -> Option<String> {
         let (_, value) = lines.rfind(|(key, _)| key.trim() == "firewall_driver")?;
         Some(value.split('#').next()?.trim().trim_matches('"').to_owned())
     });
-    if configured.is_some() {
-        return configured;
-    }
-    for program in NETAVARK {
-        let Ok(output) = Command::new(program).arg("version").output().await else {
-            continue;
-        };
-        let said: serde_json::Value = serde_json::from_slice(&output.stdout).ok()?;
-        return Some(said.get("default_fw_driver")?.as_str()?.to_owned());
-    }
-    None
+    configured.or_else(|| Some(netavark.get("default_fw_driver")?.as_str()?.to_owned()))
 }
 
 /// `rules`: what `iptables -S` prints.
@@ -303,6 +320,15 @@ mod tests {
             judge(closed).unwrap().remedy(),
             "`iptables -I FORWARD -i podman+ -j ACCEPT && iptables -I FORWARD -o podman+ -j ACCEPT && iptables -I INPUT -i podman+ -p udp --dport 53 -j ACCEPT`; to keep it at each boot: add the rules to the configuration of your firewall"
         );
+    }
+
+    #[test]
+    fn a_netavark_without_a_rule_for_names() {
+        for (version, expected) in [("1.4.0", true), ("1.8.0", false), ("1.14.0", false)] {
+            let said = serde_json::json!({ "version": version });
+            assert_eq!(is_without_rule_for_names(&said), expected, "{version}");
+        }
+        assert!(!is_without_rule_for_names(&serde_json::Value::Null));
     }
 
     #[test]

@@ -23,7 +23,7 @@ use super::release::Release;
 use crate::deployment::certificates;
 use crate::deployment::env_file::EnvFile;
 use crate::deployment::settings::{
-    Cache, Database, Replicas, Settings, check_address, load_env, parse_env, read_env, text_of,
+    Cache, Database, Replicas, Settings, check_edit, load_env, parse_env, read_env, text_of,
 };
 use crate::deployment::snapshot;
 use crate::deployment::variables::{self, OTHER_REDIS, REPLICAS, Recipient, SENTINEL_NODES};
@@ -171,7 +171,7 @@ pub fn check_deployment(host: &Host) -> Result<Vec<ConfigFinding>> {
 /// The findings in the deployment of `paths`, whose `.env` is meant for `env_path`.
 fn findings(paths: &Paths, env_path: &Path) -> Result<Vec<ConfigFinding>> {
     let env = parse_env(&read_env(&paths.env_file())?, env_path)?;
-    check_address(&env, env_path)?;
+    check_edit(&env, env_path)?;
     let settings = Settings::from_env(&env, env_path)?;
     certificates::refuse_invalid(paths)?;
     let path = paths.config_file();
@@ -413,22 +413,33 @@ fn misspelt(config: &Path, env: &EnvFile, env_path: &Path) -> Vec<ConfigFinding>
     names.into_iter().map(finding).collect()
 }
 
-/// Addresses of Redis that the gateway does not get: Sentinels come first, and without `REDIS_HOST` Redis is local.
+/// Variables of Redis that the gateway does not get: Sentinels come first, and without `REDIS_HOST` Redis is local.
 fn other_redis(env: &EnvFile, env_path: &Path) -> Option<ConfigFinding> {
     let filled = |name: &&str| env.get(name).is_some_and(|value| !value.is_empty());
-    let finding = |name, used, hint| {
-        let message = format!("the gateway uses {used}, and not {name}");
-        ConfigFinding::of_variable(env, env_path, name, message, hint)
+    let finding = |names: &[&str], used, hint| {
+        let first = names.first()?;
+        let message = format!("the gateway uses {used}, and not {}", names.join(", "));
+        Some(ConfigFinding::of_variable(
+            env, env_path, first, message, hint,
+        ))
     };
     if filled(&SENTINEL_NODES) {
-        let name = OTHER_REDIS.into_iter().find(filled)?;
-        return Some(finding(name, SENTINEL_NODES, "remove the line"));
+        let names: Vec<_> = OTHER_REDIS.into_iter().filter(filled).collect();
+        return finding(&names, SENTINEL_NODES, "remove them from .env");
     }
-    let name = ["REDIS_URL", "REDIS_CLUSTER_NODES"]
-        .into_iter()
-        .find(filled)?;
-    let hint = "for an external Redis, add REDIS_HOST: docs/configuration.md";
-    (!filled(&"REDIS_HOST")).then(|| finding(name, "the local Redis", hint))
+    if filled(&"REDIS_HOST") {
+        return None;
+    }
+    // Of a name that is misspelt, another warning says more.
+    let has_no_effect = |name: &&str| {
+        variables::recipient(name) == Recipient::Redis
+            && *name != "REDIS_PASSWORD"
+            && nearest(name, variables::settings()).is_none_or(|setting| setting == *name)
+    };
+    let given = env.iter().map(|(name, _)| name);
+    let names: Vec<_> = given.filter(filled).filter(has_no_effect).collect();
+    let hint = "for an external Redis, add REDIS_HOST (docs/configuration.md); for the local one, remove them from .env";
+    finding(&names, "the local Redis", hint)
 }
 
 /// External servers at an address that is the gateway's container itself.
@@ -661,7 +672,7 @@ impl Checker<'_> {
         // Another image may have any module.
         let is_published = self.settings.litellm_image.name().contains("/berriai/");
         for (at, module) in std::mem::take(&mut self.modules) {
-            let name = module.replace('.', "/") + ".py";
+            let name = file_of_module(&module);
             if paths.config().join(&name).is_file() {
                 continue;
             }
@@ -1209,6 +1220,45 @@ fn module(text: &str) -> Option<String> {
     (module.split('.').all(is_name) && !package.starts_with("litellm")).then(|| module.to_owned())
 }
 
+fn file_of_module(module: &str) -> String {
+    module.replace('.', "/") + ".py"
+}
+
+/// The files of the Python modules that a configuration has LiteLLM import, relative to the directory of the configuration.
+/// Nothing of a text that is not YAML.
+pub(crate) fn modules(text: &str) -> Vec<String> {
+    fn walk<'a>(node: &'a Node, path: &mut Vec<&'a str>, depth: usize, found: &mut Vec<String>) {
+        if depth > 10 {
+            return;
+        }
+        match &node.value {
+            Value::Scalar { text, .. } if is_callable(path) => {
+                found.extend(module(text).as_deref().map(file_of_module));
+            }
+            Value::Scalar { .. } => {}
+            Value::Sequence(items) => {
+                for item in items {
+                    walk(item, path, depth + 1, found);
+                }
+            }
+            Value::Mapping(_) => {
+                for (key, value) in node.entries() {
+                    path.push(key.text().unwrap_or_default());
+                    walk(value, path, depth + 1, found);
+                    path.pop();
+                }
+            }
+        }
+    }
+    let mut found = Vec::new();
+    if let Some(root) = yaml::parse(text).ok().flatten() {
+        walk(&root, &mut Vec::new(), 0, &mut found);
+    }
+    found.sort();
+    found.dedup();
+    found
+}
+
 /// The variable that a value refers to.
 fn reference(node: &Node) -> Option<&str> {
     node.text()?.strip_prefix(REFERENCE)
@@ -1373,11 +1423,29 @@ mod tests {
     }
 
     #[test]
+    fn modules_that_are_imported() {
+        let text = "litellm_settings:\n  callbacks: [own.hooks.handler, prometheus, own.hooks.other]\n  drop_params: true\n\
+                    general_settings: {custom_auth: auth.user, master_key: a.b}\n\
+                    guardrails:\n- litellm_params: {guardrail: guard.Own}\n";
+        assert_eq!(modules(text), ["auth.py", "guard.py", "own/hooks.py"]);
+        assert_eq!(modules("a: ["), [""; 0]);
+    }
+
+    #[test]
     fn a_redis_that_is_not_used_is_named() {
         let finding = |env: &str| other_redis(&EnvFile::parse(env).unwrap(), Path::new(".env"));
         assert_eq!(
             finding("A=1\nREDIS_URL=rediss://a\n").unwrap().to_string(),
-            ".env:2:1: warning: the gateway uses the local Redis, and not REDIS_URL\n  hint: for an external Redis, add REDIS_HOST: docs/configuration.md"
+            ".env:2:1: warning: the gateway uses the local Redis, and not REDIS_URL\n  hint: for an external Redis, add REDIS_HOST (docs/configuration.md); for the local one, remove them from .env"
+        );
+        let others = "REDIS_PASSWORD=a\nREDIS_MAXMEMORY=1gb\nREDIS_MAX_MEMORY=1gb\nREDIS_PORT=1\nREDIS_NAMESPACE=a\nREDIS_DB=\nREDIS_SSL=true\n";
+        let found = finding(others).unwrap();
+        assert_eq!(
+            (found.line, &*found.message),
+            (
+                4,
+                "the gateway uses the local Redis, and not REDIS_PORT, REDIS_NAMESPACE, REDIS_SSL"
+            )
         );
         assert!(finding("REDIS_URL=\n").is_none());
         assert!(finding("REDIS_URL=a\nREDIS_HOST=b\n").is_none());
@@ -1385,7 +1453,7 @@ mod tests {
             finding("REDIS_SENTINEL_NODES=[]\nREDIS_HOST=b\n")
                 .unwrap()
                 .to_string(),
-            ".env:2:1: warning: the gateway uses REDIS_SENTINEL_NODES, and not REDIS_HOST\n  hint: remove the line"
+            ".env:2:1: warning: the gateway uses REDIS_SENTINEL_NODES, and not REDIS_HOST\n  hint: remove them from .env"
         );
         assert!(finding("REDIS_SENTINEL_NODES=[]\nREDIS_SERVICE_NAME=b\n").is_none());
     }

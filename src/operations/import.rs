@@ -29,7 +29,7 @@ use crate::deployment::settings::{Database, Settings, load_env, text_of};
 use crate::deployment::snapshot;
 use crate::error::{Failure, PathContext, Result};
 use crate::host::Host;
-use crate::host::docker::{BY_HAND, Docker};
+use crate::host::docker::{BY_HAND, Container, Docker};
 use crate::host::files;
 use crate::host::firewall;
 use crate::host::ssh::RemoteHost;
@@ -120,6 +120,7 @@ impl Import {
                 let text = read_config(&docker, gateway.name(), &file).await?;
                 inside.includes.push((file, text));
             }
+            inside.modules = modules(&docker, gateway, &path, &text, &inside.includes).await;
             inside.config = Some(text);
         }
         let mounts = gateway.mounts.iter();
@@ -638,6 +639,36 @@ fn belongs(host: &Host, before: &ImportRecord) -> anyhow::Error {
     ))
     .hint("choose another directory with `--litellm-dir DIR`")
     .into()
+}
+
+/// The Python modules of the configuration at `path` that are in the image or were copied into the container: their paths
+/// there, and in config/. One that is found nowhere is for the check of the configuration.
+async fn modules(
+    docker: &Docker,
+    gateway: &Container,
+    path: &str,
+    text: &str,
+    includes: &[(String, String)],
+) -> Vec<(String, String)> {
+    let included = includes.iter().flat_map(|(_, text)| config::modules(text));
+    let mut found = Vec::new();
+    for module in config::modules(text).into_iter().chain(included) {
+        // As LiteLLM looks for it.
+        let beside = Path::new(path).with_file_name(&module);
+        let places = [beside, Path::new(&gateway.config.working_dir).join(&module)];
+        for place in places {
+            // A mounted one is copied as such.
+            if (gateway.mounts.iter()).any(|mount| place.starts_with(&mount.destination)) {
+                break;
+            }
+            let place = place.display().to_string();
+            if read_config(docker, gateway.name(), &place).await.is_ok() {
+                found.push((place, module));
+                break;
+            }
+        }
+    }
+    found
 }
 
 async fn read_config(docker: &Docker, container: &str, path: &str) -> Result<String> {

@@ -135,7 +135,8 @@ pub(crate) async fn prepare(host: &Host, target: ReleaseTarget) -> Result<Prepar
     }
     let units = UnitPlan::new(&host.paths, &files)?;
     let first = !host.paths.quadlets.join("litellm.container").exists();
-    let has_drop_in = |file: &UnitFile| !check::drop_ins(&host.paths, file.name).is_empty();
+    let has_drop_in =
+        |file: &UnitFile| !check::drop_ins(&host.paths.quadlets, file.name).is_empty();
     if !units.is_empty() || files.iter().any(has_drop_in) {
         check::check(host, &files).await?;
     }

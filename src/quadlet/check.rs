@@ -28,7 +28,7 @@ pub(crate) async fn check(host: &Host, files: &[UnitFile]) -> Result<()> {
     let words = words.replace(&*staged.to_string_lossy(), &quadlets);
     let mut named = { files.iter() }.filter(|file| words.contains(file.name));
     // The generator names the file, whichever drop-in has the line.
-    let added = { files.iter() }.flat_map(|file| drop_ins(&host.paths, file.name));
+    let added = { files.iter() }.flat_map(|file| drop_ins(&host.paths.quadlets, file.name));
     let added: Vec<String> = added.map(|path| path.display().to_string()).collect();
     let hint = if let Some(service) = named.find_map(|file| Service::extra_of(file.name)) {
         format!("correct extra.d/{}.container", service.name())
@@ -50,7 +50,7 @@ pub(crate) async fn check(host: &Host, files: &[UnitFile]) -> Result<()> {
 fn stage(paths: &Paths, files: &[UnitFile], staged: &Path) -> std::io::Result<()> {
     for file in files.iter().filter(|file| file.place == Place::Quadlet) {
         std::fs::write(staged.join(file.name), &file.text)?;
-        let drop_ins = drop_ins(paths, file.name);
+        let drop_ins = drop_ins(&paths.quadlets, file.name);
         if drop_ins.is_empty() {
             continue;
         }
@@ -70,9 +70,9 @@ fn stage(paths: &Paths, files: &[UnitFile], staged: &Path) -> std::io::Result<()
     Ok(())
 }
 
-/// The operator's drop-ins for a Quadlet file, in the order in which they apply.
-pub(crate) fn drop_ins(paths: &Paths, file: &str) -> Vec<PathBuf> {
-    let mut found = files::entries(&paths.quadlets.join(format!("{file}.d"))).unwrap_or_default();
+/// The operator's drop-ins for a file in `directory`, in the order in which they apply.
+pub(crate) fn drop_ins(directory: &Path, file: &str) -> Vec<PathBuf> {
+    let mut found = files::entries(&directory.join(format!("{file}.d"))).unwrap_or_default();
     found.retain(|path| path.extension().is_some_and(|end| end == "conf"));
     found
 }

@@ -27,8 +27,10 @@ docker compose up -d --quiet-pull
 
 /// As docs/from-docker-compose.md has it.
 const DROP_IN: &str = "[Service]
-ExecStartPost=iptables -I DOCKER-USER -i podman+ -j ACCEPT
-ExecStartPost=iptables -I DOCKER-USER -o podman+ -j ACCEPT
+ExecStartPost=-iptables --wait -D DOCKER-USER -i podman+ -j ACCEPT
+ExecStartPost=iptables --wait -I DOCKER-USER -i podman+ -j ACCEPT
+ExecStartPost=-iptables --wait -D DOCKER-USER -o podman+ -j ACCEPT
+ExecStartPost=iptables --wait -I DOCKER-USER -o podman+ -j ACCEPT
 ";
 
 /// The answer to a request with a JSON body.

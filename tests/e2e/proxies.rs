@@ -119,6 +119,8 @@ fn management_is_limited(host: &TestHost, key: &str) {
         "/KEY/list",
         "/v1/chat/completionsx",
         "/v1/modelsx/../key/list",
+        "/v1/mcp/server",
+        "/vector_store/list",
     ] {
         let words = format!(
             "{key} -H 'X-Forwarded-For: 10.1.1.1' -H 'X-Real-IP: 10.1.1.1' 'https://llm.example.com{path}'"
@@ -372,6 +374,8 @@ fn an_entrance_of_the_stack() {
         "sed -i s,^PUBLIC_ADMIN_FROM=.*,PUBLIC_ADMIN_FROM=203.0.113.0/24,",
     );
     assert_eq!(answer(&host, INSIDE, &managed), "403");
+    let body = host.sh(who, &format!("{} {managed}", curl(INSIDE)));
+    assert!(body.contains("PUBLIC_ADMIN_FROM"), "{body}");
     assert_eq!(answer(&host, OUTSIDE, &managed), "200");
     host.units(who, &["restart", "--handover", "litellm"]).ok();
     host.sh(who, "touch /tmp/enough");

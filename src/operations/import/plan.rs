@@ -72,6 +72,8 @@ pub(crate) struct Inside {
     pub config: Option<String>,
     /// The paths and the texts of the files that it includes.
     pub includes: Vec<(String, String)>,
+    /// The Python modules that are not mounted: their paths, and where they go in config/.
+    pub modules: Vec<(String, String)>,
     /// The paths that the image does not have.
     pub added: Vec<String>,
 }
@@ -152,7 +154,12 @@ impl Plan {
             notes: Vec::new(),
         };
 
-        let (files, renamed) = maker.files(is_file);
+        let (mut files, renamed) = maker.files(is_file);
+        for module in &inside.modules {
+            if files.iter().all(|(_, to)| *to != module.1) {
+                files.push(module.clone());
+            }
+        }
         maker.copied(inside);
         for (path, text) in &inside.includes {
             refuse_include(path, text, &old.env, &renamed)?;
@@ -245,6 +252,26 @@ mod tests {
     use super::fixtures::{containers, fixture, image_of, llm, plan, plan_of, refusal};
     use super::keys::MASTER;
     use super::*;
+
+    #[test]
+    fn modules_of_the_image_are_copied() {
+        let module = ("/app/own/hooks.py".to_owned(), "own/hooks.py".to_owned());
+        let other = (
+            "/app/custom_callbacks.py".into(),
+            "custom_callbacks.py".into(),
+        );
+        let inside = Inside {
+            modules: vec![module.clone(), module.clone(), other],
+            ..Inside::default()
+        };
+        let plan = plan_of(&llm(|_| {}), "/root/llm", None, &inside).unwrap();
+        let of_modules = plan.files.iter().filter(|(_, to)| to.ends_with(".py"));
+        let of_modules: Vec<_> = of_modules.map(|(from, _)| from.as_str()).collect();
+        assert_eq!(
+            of_modules,
+            ["/app/custom_callbacks.py", "/app/own/hooks.py"]
+        );
+    }
 
     #[test]
     fn plans_of_recorded_deployments() {

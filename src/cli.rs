@@ -360,7 +360,7 @@ pub(crate) struct Logs {
     /// Show the time of each line
     #[arg(short = 't', long)]
     pub(crate) timestamps: bool,
-    /// Print the gateway's JSON logs (JSON_LOGS) as they are, not as text
+    /// Print the gateway's JSON logs as they are, not as text
     #[arg(long)]
     pub(crate) raw: bool,
     /// Do not put the service's name before each line

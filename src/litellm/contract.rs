@@ -509,7 +509,7 @@ mod tests {
     #[test]
     fn an_image_is_checked_again_for_another_contract() {
         let image = ImageReference::parse("ghcr.io/berriai/litellm:v1.108.14").unwrap();
-        let found = || ImageIdentity::of_digest(&format!("sha256:{}", "1".repeat(64)));
+        let found = || ImageIdentity::of_digest(format!("sha256:{}", "1".repeat(64)));
         let mut lock = ImagesLock::default();
         assert!(!lock.set_contract(&image, &digest()));
         lock.record(&image, found());
@@ -526,7 +526,7 @@ mod tests {
         assert!(is_checked(&lock, &image));
         lock.record(
             &image,
-            ImageIdentity::of_digest(&format!("sha256:{}", "2".repeat(64))),
+            ImageIdentity::of_digest(format!("sha256:{}", "2".repeat(64))),
         );
         assert!(!is_checked(&lock, &image));
     }

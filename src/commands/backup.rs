@@ -184,10 +184,16 @@ async fn verify(host: &Host, arguments: cli::Verify) -> Result<Exit> {
     let found = Backup::find(&host.paths, &arguments.backup);
     let id = found.as_ref().map(|found| found.id().clone()).ok();
     let is_newest = arguments.backup == "latest" || id.is_some() && id == newest;
+    let is_encrypted = found
+        .as_ref()
+        .is_ok_and(|found| found.manifest.encryption.is_some());
     let verified = verified(host, &settings, found, &arguments).await;
     let is_interrupted = |error| error::exit(error) == Exit::Interrupted;
+    // An operator's missing or wrong key says nothing about the backup.
+    let is_known = verified.is_ok() || arguments.unattended || !is_encrypted;
     if let Some(id) = id.or(newest)
         && is_newest
+        && is_known
         && !verified.as_ref().is_err_and(is_interrupted)
     {
         Verification::keep(&host.paths, id, &verified)?;

@@ -666,7 +666,8 @@ fn backup_faults(ward: &Ward) {
     });
     ward.treat(&Fault {
         plant: r#"printf '{"time": "2026-02-01T04:30:00Z", "backup": "20260201T020000Z-0a1b2c", "result": "failed", "error": "it is damaged", "succeeded": null}' >$D/.litellm-units/verification.json
-            chown --reference=$D/.env $D/.litellm-units/verification.json"#,
+            chown --reference=$D/.env $D/.litellm-units/verification.json
+            chmod 600 $D/.litellm-units/verification.json"#,
         found: &[
             "warning  verification: the verification of backup 20260201T020000Z-0a1b2c failed * ago: it is damaged",
             "         hint: remove the cause, or make another backup; then run `litellm-units backup verify latest`",

@@ -459,7 +459,7 @@ const PLANTED: [Planted; 21] = [
         notices: &["verification: litellm-verify.service failed: "],
         metrics: &["litellm_units_verification_failed 1"],
         repair: "rm -r /run/systemd/system/litellm-verify.service.d; systemctl daemon-reload
-               systemctl reset-failed litellm-verify",
+               systemctl stop litellm-verify",
         ..PLAIN
     },
     Planted {

@@ -143,7 +143,7 @@ impl Entrance {
         {
             paths
                 .chain(&["v1", "health"])
-                .flat_map(|path| path.split('/').next())
+                .filter_map(|path| path.split('/').next())
         }
         .any(|word| word.eq_ignore_ascii_case(first))
     }

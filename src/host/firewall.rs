@@ -119,7 +119,7 @@ pub(crate) async fn drops_bridge(paths: &Paths) -> Option<Dropped> {
 /// Whether this netavark is older than 1.8, and accepts no questions to the name server (containers/netavark pull 780).
 fn is_without_rule_for_names(netavark: &serde_json::Value) -> bool {
     let version = netavark.get("version").and_then(serde_json::Value::as_str);
-    let mut numbers = { version.unwrap_or_default().split('.') }.map(|part| part.parse::<u32>());
+    let mut numbers = { version.unwrap_or_default().split('.') }.map(str::parse::<u32>);
     match (numbers.next(), numbers.next()) {
         (Some(Ok(major)), Some(Ok(minor))) => (major, minor) < (1, 8),
         _ => false,

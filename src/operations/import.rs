@@ -650,9 +650,9 @@ async fn modules(
     text: &str,
     includes: &[(String, String)],
 ) -> Vec<(String, String)> {
-    let included = includes.iter().flat_map(|(_, text)| config::modules(text));
+    let others = includes.iter().flat_map(|(_, text)| config::modules(text));
     let mut found = Vec::new();
-    for module in config::modules(text).into_iter().chain(included) {
+    for module in config::modules(text).into_iter().chain(others) {
         // As LiteLLM looks for it.
         let beside = Path::new(path).with_file_name(&module);
         let places = [beside, Path::new(&gateway.config.working_dir).join(&module)];

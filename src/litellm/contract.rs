@@ -116,6 +116,10 @@ const USES: &[Use] = &[
         ),
         REDIS,
     ),
+    every(
+        Need::Holds("redis/asyncio/connection.py", &["self._reader"]),
+        REDIS,
+    ),
     every(Need::Takes("uvicorn", "Config.load", &[]), STOP),
     every(
         Need::Holds(

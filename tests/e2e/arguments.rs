@@ -104,6 +104,7 @@ fn no_secret_among_arguments(who: Who, name: &str, course: Course) {
         "key info first",
         "key block first",
         "key unblock first",
+        "key update first --max-budget 1",
         "restart litellm",
         "restart --handover litellm",
         "backup",
@@ -118,14 +119,19 @@ fn no_secret_among_arguments(who: Who, name: &str, course: Course) {
         Course::BothReleases => &[
             &upgrade,
             "restart litellm",
+            "restart --handover litellm",
             "restart migrate",
             "secrets rotate postgres",
             "secrets rotate redis",
             "secrets rotate master",
+            "secrets rotate salt",
             "key list",
             "backup",
             "restore latest --yes",
             "rollback --keep-data --settle 1",
+            "secrets rotate postgres",
+            "backup",
+            "restore latest --yes",
         ],
     };
     for words in after {
@@ -137,6 +143,7 @@ fn no_secret_among_arguments(who: Who, name: &str, course: Course) {
         succeeds(&host, who, "secrets audit"),
         "no secret where it does not belong\n"
     );
+    succeeds(&host, who, "key delete first");
     succeeds(&host, who, "down");
 
     let seen = arguments.seen();

@@ -831,7 +831,7 @@ impl Day<'_> {
         let before = self.runs();
         // No name of a server, though Podman takes it for one of its containers.
         let server = self
-            .bash("podman ps -q --no-trunc | head -n 1 | cut -c -40")
+            .bash("podman inspect -f '{{.Id}}' litellm-redis | cut -c -40")
             .ok();
         let server = server.trim();
         let url = format!("postgresql://me:S3CR3T@{server}:5432/litellm");

@@ -290,7 +290,7 @@ const INSTEAD: &[(&str, Instead)] = &[
     // Signatures are not verified there.
     (
         "sudo litellm-units doctor",
-        Instead::Run("litellm-units doctor || test $? = 7"),
+        Instead::Run("sudo litellm-units doctor || test $? = 7"),
     ),
     (
         "sudo -u litellm litellm-units doctor",

@@ -7,7 +7,7 @@ use crate::support::host::{TestHost, Who};
 /// Where the files are that the script needs of a checkout.
 const CHECKOUT: &str = "/root/checkout";
 
-const STEPS: &str = "up upgrade newest rollback pin trust facts user-up user-upgrade arguments";
+const STEPS: &str = "up upgrade newest rollback pin trust facts user-up user-upgrade user-rollback arguments";
 
 /// Signs the later two releases as LiteLLM does, with a key of the test; the oldest one has no signature.
 const SIGN: &str = r#"
@@ -119,7 +119,7 @@ fn stand_ins() {
     for line in [
         "signed: v1.108.14 v1.110.2; taken by the recorded digest, without a signature: v1.80.11-stable\n",
         "==> Nothing differs from the stand-ins of the tests\n",
-        "==> 10 of 10 steps passed; the whole output: ",
+        "==> 11 of 11 steps passed; the whole output: ",
     ] {
         assert!(ran.stdout.contains(line), "{}", ran.stdout);
     }

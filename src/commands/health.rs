@@ -133,14 +133,14 @@ fn find(health: GatewayHealth, gateways: &[Known], server: Option<&str>) -> Find
             .collect();
         let starts = |known: &&Known| report::is_starting(&known.1, known.2);
         let hangs = |known: &&Known| known.2.is_some_and(ContainerHealth::is_bad);
-        let fails = |known: &&Known| known.1.awaits_restart();
+        let fails = |known: &&Known| known.1.is_failing();
         if let Some((instance, unit, _)) = concerned.first() {
             if concerned.iter().all(fails) {
                 let problem = unit.problem().unwrap_or_default();
                 let reason = format!("{} {problem}", instance.unit());
                 return Finding::Answer(GatewayHealth::Down { reason });
             }
-            if concerned.iter().all(starts) {
+            if concerned.iter().all(starts) && (server.is_none() || is_down) {
                 return Finding::Starting { reason };
             }
             if concerned.iter().all(hangs) {
@@ -223,6 +223,9 @@ mod tests {
             || gateway(ActiveState::Active, Some(ContainerHealth::Failing)),
         );
         let stopped = || gateway(ActiveState::Inactive, None);
+        let mut again = starting();
+        again.1.restarts = 2;
+        assert_eq!(printed(busy(), &[again], None).1, 3);
         let starts = is(r#"{"state":"starting","reason":"r","hint":"…"}"#, 4);
         assert_eq!(printed(busy(), &[starting()], None), starts);
         assert_eq!(printed(down(), &[starting(), stopped()], None), starts);
@@ -239,6 +242,10 @@ mod tests {
         assert_eq!(
             printed(ready(), &[good()], Some("litellm-redis")),
             hung("litellm-redis")
+        );
+        assert_eq!(
+            printed(busy(), &[starting()], Some("litellm-postgres")),
+            hung("litellm-postgres")
         );
         assert_eq!(
             printed(ready(), &[bad()], None),

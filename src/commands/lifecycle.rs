@@ -51,7 +51,7 @@ async fn change(
     // Stopping must always be possible. On another machine, only systemd is reached, not the lock.
     let is_remote = host.remote.is_some();
     let beside = BESIDE.into_iter().find(|command| {
-        verb == JobType::Restart && !is_remote && OperationLock::is_held_by(&host.paths, command)
+        verb != JobType::Stop && !is_remote && OperationLock::is_held_by(&host.paths, command)
     });
     if let Some(command) = beside {
         let services = &arguments.services;
@@ -125,7 +125,7 @@ async fn change(
         stack::stop(host, &units, arguments.timeout).await?;
     } else {
         if !is_remote && units.contains(&Service::Litellm.unit()) {
-            contract::check_after_update(host).await?;
+            contract::check_after_update(host).await;
         }
         let steps: Vec<_> = units.into_iter().map(|unit| (verb, unit)).collect();
         stack::start_units(host, &steps, manner, arguments.timeout).await?;

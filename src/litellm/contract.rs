@@ -36,6 +36,8 @@ pub(crate) const REENCRYPTS: &str = include_str!("../../units/reencrypt.py");
 pub(crate) const REENCRYPTS_FROM: &str = "1.104.0";
 /// Timeout of the container; on an idle machine it takes a second.
 const TIMEOUT: Duration = Duration::from_secs(180);
+/// How long a start waits for that.
+const SOON: Duration = Duration::from_secs(30);
 
 /// The first release that refuses to start with a weak master key.
 pub(crate) const REFUSES_WEAK_KEYS: &str = "1.104.0";
@@ -344,11 +346,20 @@ pub(crate) async fn check_once(host: &Host, settings: &Settings) -> Result<()> {
 }
 
 /// Runs [`check`] for the installed release, if an earlier litellm-units has checked it, for less or for something else.
+/// It only warns: a start or a restart is wanted in any emergency, also on a full disk or with an overloaded host.
+pub(crate) async fn check_after_update(host: &Host) {
+    match tokio::time::timeout(SOON, check_installed(host)).await {
+        Ok(Ok(())) => {}
+        Ok(Err(error)) => host.progress.warn(&format!("{error:#}")),
+        Err(_) => host.progress.warn(&format!(
+            "it took more than {} s to check that the image fits this litellm-units, which was updated",
+            SOON.as_secs()
+        )),
+    }
+}
+
 /// Without a valid `.env` or the image, the start itself says what is wrong.
-///
-/// # Errors
-/// As [`check`].
-pub(crate) async fn check_after_update(host: &Host) -> Result<()> {
+async fn check_installed(host: &Host) -> Result<()> {
     let Ok(settings) = Settings::load(&host.paths.env_file()) else {
         return Ok(());
     };

@@ -48,6 +48,26 @@ fn check(text: &str, found: Existing, expected: &str, changes: &[&str]) {
     assert_eq!(second.changes, Vec::<String>::new());
 }
 
+/// Only before there is a local database: a variable without effect stops no gateway that has served with it.
+#[test]
+fn a_new_deployment_refuses_a_database_in_parts() {
+    let parts = "DATABASE_HOST=db\nDATABASE_USERNAME=a\nDATABASE_PASSWORD=b\nDATABASE_NAME=c\n";
+    let text = format!("{WHOLE}{parts}");
+    let error = complete(&text, Path::new("/srv/.env"), NEW, &mut numbered()).unwrap_err();
+    let line = WHOLE.lines().count() + 1;
+    assert_eq!(
+        failure(&error),
+        format!(
+            "error: /srv/.env, line {line}: DATABASE_HOST names a database, but without DATABASE_URL the gateway uses the local PostgreSQL\n\
+             hint: write DATABASE_URL=postgresql://USER:PASSWORD@HOST:PORT/DATABASE instead of the variables DATABASE_HOST, DATABASE_USERNAME, \
+             DATABASE_PASSWORD and DATABASE_NAME; or, for the local PostgreSQL, remove them\n"
+        )
+    );
+    assert_eq!(completed(&text, RUNNING).changes, Vec::<String>::new());
+    let empty = format!("{WHOLE}DATABASE_HOST=\nDATABASE_NAME=c\n");
+    assert_eq!(completed(&empty, NEW).changes, Vec::<String>::new());
+}
+
 /// A `.env` with nothing missing.
 const WHOLE: &str = "\
 LITELLM_IMAGE=ghcr.io/berriai/litellm:v1.108.14

@@ -82,7 +82,7 @@ fn the_example_for_caddy_is_the_entrance() {
         let at = text.find("llm.example.com {").unwrap();
         let own = "\t# For litellm-units, which looks at the certificate: no request to the gateway.\n\trespond /.well-known/litellm-units 204\n\n";
         let text = text[at..].replace(" 10.0.0.0/8 192.168.0.0/16\n", "\n");
-        let named = " \"Management is open to the networks of PUBLIC_ADMIN_FROM only.\"";
+        let named = " \"This path is open to the networks of PUBLIC_ADMIN_FROM only.\"";
         text.replace(own, "").replace(named, "")
     };
     assert_eq!(site(&entrance.unwrap().text), site(example));

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use litellm_units::deployment::env_file::{EnvFile, quote};
 use litellm_units::deployment::listen::Listen;
-use litellm_units::deployment::settings::{MemoryMark, SecretTarget, Settings, check_edit};
+use litellm_units::deployment::settings::{MemoryMark, SecretTarget, Settings, check_address};
 use litellm_units::error::{self, Exit};
 use litellm_units::host::capacity::Capacity;
 use litellm_units::service::Service;
@@ -605,7 +605,7 @@ fn an_edit_does_not_move_the_gateway() {
         for value in ["", "1"] {
             let text = format!("{ENV}{name}={value}\n");
             let env = EnvFile::parse(&text).unwrap();
-            let error = check_edit(&env, path).unwrap_err();
+            let error = check_address(&env, path).unwrap_err();
             assert_eq!(error::exit(&error), Exit::Config);
             assert_eq!(
                 failure(&error),
@@ -621,7 +621,7 @@ fn an_edit_does_not_move_the_gateway() {
             );
         }
     }
-    check_edit(&EnvFile::parse(ENV).unwrap(), path).unwrap();
+    check_address(&EnvFile::parse(ENV).unwrap(), path).unwrap();
 }
 
 #[test]
@@ -653,25 +653,6 @@ fn servers_of_the_stack_bypass_a_proxy() {
             .next()
             .map(|secret| secret.value.open().unwrap().expose_secret().to_owned());
         assert_eq!((list, lists.count()), (expected, 0), "{more}");
-    }
-}
-
-#[test]
-fn a_database_in_parts_is_refused() {
-    let path = Path::new("/srv/.env");
-    let parts = "DATABASE_HOST=db\nDATABASE_USERNAME=a\nDATABASE_PASSWORD=b\nDATABASE_NAME=c\n";
-    let env = EnvFile::parse(&format!("{ENV}{parts}")).unwrap();
-    assert_eq!(
-        failure(&check_edit(&env, path).unwrap_err()),
-        "error: /srv/.env, line 13: DATABASE_HOST names a database, but without DATABASE_URL the gateway uses the local PostgreSQL\n\
-         hint: write DATABASE_URL=postgresql://USER:PASSWORD@HOST:PORT/DATABASE instead of the variables DATABASE_HOST, DATABASE_USERNAME, \
-         DATABASE_PASSWORD and DATABASE_NAME; or, for the local PostgreSQL, remove them\n"
-    );
-    for accepted in [
-        format!("{ENV}{parts}DATABASE_URL=postgresql://a:b@db/c\n"),
-        format!("{ENV}DATABASE_HOST=\nDATABASE_NAME=c\n"),
-    ] {
-        check_edit(&EnvFile::parse(&accepted).unwrap(), path).unwrap();
     }
 }
 

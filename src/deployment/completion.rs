@@ -11,8 +11,8 @@ use nix::unistd::{Gid, Uid};
 use crate::deployment::env_file::EnvFile;
 use crate::deployment::extra::{self, Extra};
 use crate::deployment::settings::{
-    DEFAULT_LITELLM_IMAGE, DEFAULT_POSTGRES_NAME, Database, Settings, check_edit, parse_env,
-    read_env,
+    DEFAULT_LITELLM_IMAGE, DEFAULT_POSTGRES_NAME, Database, Settings, UNUSED_DATABASE,
+    USE_DATABASE, check_address, names_unused_database, parse_env, read_env, wrong,
 };
 use crate::deployment::variables::SENTINEL_NODES;
 use crate::error::{Failure, PathContext, Result};
@@ -90,7 +90,17 @@ pub struct Completed {
 /// When `text` can't be parsed, or a value is missing that only the operator can know.
 pub fn complete(text: &str, path: &Path, found: Existing, random: Random<'_>) -> Result<Completed> {
     let env = parse_env(text, path)?;
-    check_edit(&env, path)?;
+    check_address(&env, path)?;
+    // Beside a cluster, the variable has had no effect so far.
+    if !found.cluster && names_unused_database(&env) {
+        return Err(wrong(
+            &env,
+            path,
+            "DATABASE_HOST",
+            UNUSED_DATABASE,
+            USE_DATABASE,
+        ));
+    }
     let mut editor = Editor {
         env,
         path,

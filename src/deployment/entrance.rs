@@ -148,6 +148,23 @@ impl Entrance {
         .any(|word| word.eq_ignore_ascii_case(first))
     }
 
+    /// Whether everyone may call this path of the gateway, as far as the entrance is concerned.
+    #[must_use]
+    pub fn opens(&self, path: &str) -> bool {
+        let is_below = |path: &str, begin: &str| {
+            path.strip_prefix(begin)
+                .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        };
+        let path = path.trim_start_matches('/');
+        let without_version = path.strip_prefix("v1/").unwrap_or(path);
+        INFERENCE
+            .iter()
+            .any(|begin| is_below(without_version, begin))
+            || INFERENCE_AT_THE_ROOT
+                .iter()
+                .any(|begin| is_below(path, begin))
+    }
+
     /// The paths that everyone with a key may call, as a part of a regular expression.
     #[must_use]
     pub fn inference(&self) -> String {

@@ -656,27 +656,29 @@ pub fn load_env(path: &Path) -> Result<EnvFile> {
     parse_env(&read_env(path)?, path)
 }
 
-/// Refuses variables that would give the gateway another address than the one that systemd holds, and a database that
-/// it would not get. Only an edit is refused: a gateway that restarts, starts without them.
+/// Refuses variables that would give the gateway another address than the one that systemd holds. Only an edit is refused:
+/// a gateway that restarts, starts without them.
 ///
 /// # Errors
 /// With file, line and what to do instead.
-pub fn check_edit(env: &EnvFile, path: &Path) -> Result<()> {
+pub fn check_address(env: &EnvFile, path: &Path) -> Result<()> {
     if let Some((name, hint)) = variables::refused().find(|(name, _)| env.get(name).is_some()) {
         let problem = "would change the gateway's address, which litellm.socket holds";
         return Err(wrong(env, path, name, problem, hint));
     }
-    let is_filled = |name| env.get(name).is_some_and(|value| !value.is_empty());
-    if is_filled("DATABASE_HOST") && !is_filled("DATABASE_URL") {
-        return Err(wrong(
-            env,
-            path,
-            "DATABASE_HOST",
-            "names a database, but without DATABASE_URL the gateway uses the local PostgreSQL",
-            "write DATABASE_URL=postgresql://USER:PASSWORD@HOST:PORT/DATABASE instead of the variables DATABASE_HOST, DATABASE_USERNAME, DATABASE_PASSWORD and DATABASE_NAME; or, for the local PostgreSQL, remove them",
-        ));
-    }
     Ok(())
+}
+
+/// What is wrong with [`names_unused_database`], after the name of the variable.
+pub(crate) const UNUSED_DATABASE: &str =
+    "names a database, but without DATABASE_URL the gateway uses the local PostgreSQL";
+/// What to do about it.
+pub(crate) const USE_DATABASE: &str = "write DATABASE_URL=postgresql://USER:PASSWORD@HOST:PORT/DATABASE instead of the variables DATABASE_HOST, DATABASE_USERNAME, DATABASE_PASSWORD and DATABASE_NAME; or, for the local PostgreSQL, remove them";
+
+/// Whether an external database is named by its parts, which nothing puts together.
+pub(crate) fn names_unused_database(env: &EnvFile) -> bool {
+    let is_filled = |name| env.get(name).is_some_and(|value| !value.is_empty());
+    is_filled("DATABASE_HOST") && !is_filled("DATABASE_URL")
 }
 
 /// What a container gets for a variable of `.env` by its name.

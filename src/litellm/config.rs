@@ -23,7 +23,8 @@ use super::release::Release;
 use crate::deployment::certificates;
 use crate::deployment::env_file::EnvFile;
 use crate::deployment::settings::{
-    Cache, Database, Replicas, Settings, check_edit, load_env, parse_env, read_env, text_of,
+    Cache, Database, Replicas, Settings, UNUSED_DATABASE, USE_DATABASE, check_address, load_env,
+    names_unused_database, parse_env, read_env, text_of,
 };
 use crate::deployment::snapshot;
 use crate::deployment::variables::{self, OTHER_REDIS, REPLICAS, Recipient, SENTINEL_NODES};
@@ -171,7 +172,7 @@ pub fn check_deployment(host: &Host) -> Result<Vec<ConfigFinding>> {
 /// The findings in the deployment of `paths`, whose `.env` is meant for `env_path`.
 fn findings(paths: &Paths, env_path: &Path) -> Result<Vec<ConfigFinding>> {
     let env = parse_env(&read_env(&paths.env_file())?, env_path)?;
-    check_edit(&env, env_path)?;
+    check_address(&env, env_path)?;
     let settings = Settings::from_env(&env, env_path)?;
     certificates::refuse_invalid(paths)?;
     let path = paths.config_file();
@@ -183,6 +184,16 @@ fn findings(paths: &Paths, env_path: &Path) -> Result<Vec<ConfigFinding>> {
     findings.extend(misspelt(&paths.config(), &env, env_path));
     findings.extend(unverified(&env, env_path));
     findings.extend(other_redis(&env, env_path));
+    if names_unused_database(&env) {
+        let message = format!("DATABASE_HOST {UNUSED_DATABASE}");
+        findings.push(ConfigFinding::of_variable(
+            &env,
+            env_path,
+            "DATABASE_HOST",
+            message,
+            USE_DATABASE,
+        ));
+    }
     findings.extend(unreachable(&env, env_path));
     let capacity = Capacity::read();
     findings.extend(of_several(
@@ -723,6 +734,7 @@ impl Checker<'_> {
         self.master_key(root);
         self.database_url(root);
         self.connections(root);
+        self.pass_through(root);
         self.redis(root);
         self.variables(root);
         self.include(root);
@@ -939,6 +951,33 @@ impl Checker<'_> {
                     "{RIGHT}; for an external database, move the URL to DATABASE_URL in .env"
                 )),
             ),
+        }
+    }
+
+    /// LiteLLM asks for no key at such an endpoint of the configuration, unless it is told to.
+    fn pass_through(&mut self, root: &Node) {
+        let Some(entrance) = &self.settings.entrance else {
+            return;
+        };
+        let endpoints = setting(root, "general_settings", "pass_through_endpoints");
+        let Some(Value::Sequence(endpoints)) = endpoints.map(|node| &node.value) else {
+            return;
+        };
+        let open: Vec<(Position, String)> = { endpoints.iter() }
+            .filter(|endpoint| endpoint.get("auth").and_then(Node::text) != Some("true"))
+            .filter_map(|endpoint| endpoint.get("path"))
+            .filter_map(|path| Some((path.at, path.text()?.to_owned())))
+            .filter(|(_, path)| entrance.opens(path))
+            .collect();
+        for (at, path) in open {
+            self.warning(
+                at,
+                format!(
+                    "the entrance of PUBLIC_URL opens {} to everyone, and LiteLLM asks for no key there",
+                    shown(&path)
+                ),
+                Some("add auth: true to it, or choose a path that is none of inference: docs/reverse-proxy.md"),
+            );
         }
     }
 
@@ -1429,6 +1468,22 @@ mod tests {
                     guardrails:\n- litellm_params: {guardrail: guard.Own}\n";
         assert_eq!(modules(text), ["auth.py", "guard.py", "own/hooks.py"]);
         assert_eq!(modules("a: ["), [""; 0]);
+    }
+
+    #[test]
+    fn endpoints_without_a_key_are_named() {
+        let text = "general_settings:\n  pass_through_endpoints:\n  - path: /deepgram/v1/listen\n    target: https://a\n\
+                    \x20 - {path: /v1/rerank, target: https://a, auth: true}\n  - {path: /own, target: https://a}\n";
+        let lines = |env: &str| -> Vec<usize> {
+            let env = EnvFile::parse(&format!("LITELLM_MASTER_KEY=sk-1\nLITELLM_SALT_KEY=s\nLITELLM_IMAGE=ghcr.io/berriai/litellm:v1.108.14\nPOSTGRES_USER=a\nPOSTGRES_PASSWORD=b\nPOSTGRES_DB=c\nREDIS_PASSWORD=d\n{env}")).unwrap();
+            let settings = Settings::from_env(&env, Path::new(".env")).unwrap();
+            let checker = check_one(text, Path::new("a.yaml"), &env, &settings);
+            let found = checker.findings.into_iter();
+            let found = found.filter(|finding| finding.message.starts_with("the entrance"));
+            found.map(|finding| finding.line).collect()
+        };
+        assert_eq!(lines("PUBLIC_URL=https://llm.example.com\n"), [3]);
+        assert_eq!(lines(""), [0; 0]);
     }
 
     #[test]

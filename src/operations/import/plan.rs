@@ -158,6 +158,10 @@ impl Plan {
         for module in &inside.modules {
             if files.iter().all(|(_, to)| *to != module.1) {
                 files.push(module.clone());
+                maker.note(
+                    format!("{}, a module of the image", module.0),
+                    format!("it is copied to config/{}, which comes before the one of a later image: remove the copy if the image has the same path below its working directory", module.1),
+                );
             }
         }
         maker.copied(inside);

@@ -212,7 +212,7 @@ async fn verify(host: &Host, arguments: cli::Verify) -> Result<Exit> {
         format!("backup {id} is good: {files} files, {rows} were restored")
     } else if verified.read {
         format!(
-            "backup {id} has all {files} files, and its dump is readable to the end; it was not restored, since the database is external"
+            "backup {id} has all {files} files, and its dump is readable to the end; it was not restored"
         )
     } else {
         format!(

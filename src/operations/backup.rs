@@ -935,6 +935,16 @@ pub(crate) fn filled(size: u64) -> u64 {
     size.saturating_add(size.min(FILLING))
 }
 
+/// Refuses when the disks can't hold a restored database of `size` bytes, the log of the restore until it is archived, and
+/// its archive, which is compressed: about `dump` bytes.
+fn check_archived_space(paths: &Paths, size: u64, dump: u64) -> Result<()> {
+    let data = paths.postgres_data();
+    check_spaces(&[
+        (&data, size.saturating_add(size.min(wal::KEPT << 20))),
+        (&directory(paths), dump),
+    ])
+}
+
 /// Refuses when the disks can't hold a dump of a database of `size` bytes, and a restored database of `copy` bytes
 /// beside it.
 pub(crate) fn refuse_full_disks(paths: &Paths, size: u64, copy: u64) -> Result<()> {
@@ -1112,7 +1122,10 @@ mod tests {
         assert!(fits(0, 0) && fits(half, 0) && fits(0, half));
         assert!(!fits(4 * free, 0) && !fits(0, 2 * free));
         assert_eq!([filled(9), filled(3 << 30)], [18, 4 << 30]);
+        let archived = |size, dump| check_archived_space(&paths, size, dump).is_ok();
+        assert!(archived(0, free / 2) && !archived(2 * free, 0));
         // Each of them alone would fit.
+        assert!(!archived(free / 5 * 3, free / 5 * 3));
         assert!(fits(free, 0) && fits(0, free / 5 * 3) && !fits(free, free / 5 * 3));
     }
 }

@@ -7,7 +7,8 @@ use crate::support::host::{TestHost, Who};
 /// Where the files are that the script needs of a checkout.
 const CHECKOUT: &str = "/root/checkout";
 
-const STEPS: &str = "up upgrade newest rollback pin trust facts user-up user-upgrade user-rollback arguments";
+const STEPS: &str =
+    "up upgrade newest rollback pin trust facts user-up user-upgrade user-rollback arguments";
 
 /// Signs the later two releases as LiteLLM does, with a key of the test; the oldest one has no signature.
 const SIGN: &str = r#"

@@ -15,7 +15,10 @@ use tokio::signal::unix::{SignalKind, signal};
 
 use super::database::{NO_TIMEOUTS, Server, is_missing_role, scratch_name};
 use super::manifest::{Contents, DUMP};
-use super::{Backup, CREDENTIALS, Origin, check_space, filled, make_private, remove_unfinished};
+use super::{
+    Backup, CREDENTIALS, Origin, check_archived_space, check_space, filled, make_private,
+    remove_unfinished,
+};
 use super::{archive, point_in_time};
 use crate::deployment::env_file::EnvFile;
 use crate::deployment::images_lock::ImagesLock;
@@ -45,7 +48,8 @@ pub(crate) struct RestoreOptions {
     pub identity: Option<PathBuf>,
     /// Restore `.env` and `config/` as well, except for the settings of the server.
     pub config: bool,
-    /// Without an identity, verify only the checksums of an encrypted backup.
+    /// Verify without a key and without a restore that the host is not fit for: without an identity, only the checksums of an
+    /// encrypted backup; with an archive of the write-ahead log, only that the dump is readable.
     pub unattended: bool,
     /// Whether it is a step of a change that is rolled back after an interruption, and so is undone then, even after the
     /// databases were swapped.
@@ -141,7 +145,7 @@ impl RestoreRecord {
 }
 
 /// Restores a backup into a scratch database of the running server, counts what is in it, and
-/// removes it. Without a local server, the dump is only read to its end.
+/// removes it. Where that is not done ([`refused_restore`]), the dump is only read to its end.
 pub(crate) async fn verify(
     host: &Host,
     settings: &Settings,
@@ -153,24 +157,27 @@ pub(crate) async fn verify(
     recover_with(host, settings, &server).await?;
     let has_key = backup.manifest.encryption.is_none() || options.identity.is_some();
     let is_readable = has_key || !options.unattended;
+    let reason = refused_restore(settings, server.is_local(), options);
     let verified = Verified {
         id: backup.id().clone(),
         files: backup.manifest.files.len(),
         tables: backup.manifest.database.rows.len(),
         rows: backup.manifest.total_rows(),
         uncounted: backup.manifest.database.uncounted.len(),
-        restored: is_readable && server.is_local(),
+        restored: is_readable && reason.is_none(),
         read: is_readable,
     };
     if !is_readable {
         return Ok(verified);
     }
-    if !server.is_local() {
+    if let Some(reason) = reason {
+        host.progress
+            .say(&format!("the dump is only read to its end: {reason}"));
         let source = open_dump(backup, options)?;
         server.read_through(source).await?;
         return Ok(verified);
     }
-    check_space_for(host, backup)?;
+    check_space_for_archive(host, settings, backup)?;
     let scratch = scratch_name("verify", backup.id());
     let mut interrupt = signal(SignalKind::interrupt()).context("can't listen for Ctrl-C")?;
     let attempt = tokio::select! {
@@ -182,6 +189,22 @@ pub(crate) async fn verify(
     dropped?;
     compare(host, backup, &found)?;
     Ok(verified)
+}
+
+/// Why a verification only reads the dump.
+fn refused_restore(
+    settings: &Settings,
+    is_local: bool,
+    options: &RestoreOptions,
+) -> Option<&'static str> {
+    if !is_local {
+        Some("the database is external")
+    } else if options.unattended && settings.backup.wal {
+        // Nobody watches whether the archive keeps up with it.
+        Some("a restored copy would be written to the archive of the write-ahead log (BACKUP_WAL)")
+    } else {
+        None
+    }
 }
 
 /// What a restore changes: the tables with another number of rows than now. Nothing if the database does not run.
@@ -226,6 +249,7 @@ pub(crate) async fn restore_data(
     // A failed gateway was meant to run.
     let runs = systemd.unit(unit).await?.active != ActiveState::Inactive;
     stack::start_database(host, settings, options.timeout).await?;
+    check_space_for_archive(host, settings, backup)?;
     let mut restore = Restore::stage(host, settings, backup, options, runs).await?;
     let mut units = vec![unit];
     // The data of another release needs its migrations.
@@ -677,6 +701,15 @@ fn check_space_for(host: &Host, backup: &Backup) -> Result<()> {
     check_space(&host.paths.postgres_data(), size)
 }
 
+/// As [`check_space_for`], with the log of the restore, if it is archived. A rollback is not refused for that.
+fn check_space_for_archive(host: &Host, settings: &Settings, backup: &Backup) -> Result<()> {
+    if !settings.backup.wal {
+        return check_space_for(host, backup);
+    }
+    let dump = backup.manifest.file(DUMP)?.size;
+    check_archived_space(&host.paths, backup.manifest.database.size, dump)
+}
+
 fn open_dump(backup: &Backup, options: &RestoreOptions) -> Result<Box<dyn std::io::Read + Send>> {
     archive::open(
         &backup.directory,
@@ -1011,6 +1044,25 @@ mod tests {
         assert_eq!(at("replaced").as_deref(), Some("2026-01-31T12:00:00Z"));
         assert_eq!(at("verify"), None);
         assert_eq!(replaced_at("litellm_units_replaced_mine"), None);
+    }
+
+    #[test]
+    fn what_nobody_asked_for_is_not_written_to_the_archive() {
+        let path = Path::new("/srv/.env");
+        let env = "LITELLM_MASTER_KEY=sk-1234\nPOSTGRES_PASSWORD=secret\n";
+        let judged = |wal: &str, is_local, unattended| {
+            let env = parse_env(&format!("{env}{wal}"), path).unwrap();
+            let options = RestoreOptions {
+                unattended,
+                ..RestoreOptions::default()
+            };
+            refused_restore(&Settings::from_env(&env, path).unwrap(), is_local, &options)
+        };
+        let wal = "BACKUP_WAL=yes\n";
+        assert_eq!(judged("", false, true), Some("the database is external"));
+        assert_eq!(judged("", true, true), None);
+        assert_eq!(judged(wal, true, false), None);
+        assert!(judged(wal, true, true).is_some_and(|reason| reason.contains("BACKUP_WAL")));
     }
 
     #[test]

@@ -27,7 +27,7 @@ pub(crate) struct Verification {
 pub(crate) enum Outcome {
     /// The dump was restored, and its rows were counted.
     Restored,
-    /// The dump was read to its end, since the database is external.
+    /// The dump was read to its end and not restored: the database is external, its log is archived, or the disk is too full.
     Read,
     /// Only the checksums are known, since the secret key is not on this host.
     Checked,

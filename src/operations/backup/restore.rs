@@ -13,7 +13,7 @@ use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::database::{NO_TIMEOUTS, Server, is_missing_role, scratch_name};
+use super::database::{NO_TIMEOUTS, Server, is_missing_role, is_of_the_server, scratch_name};
 use super::manifest::{Contents, DUMP};
 use super::{
     Backup, CREDENTIALS, Origin, check_archived_space, check_space, filled, make_private,
@@ -27,7 +27,7 @@ use crate::deployment::sealed::{self, Vault};
 use crate::deployment::settings::{Settings, load_env, parse_env};
 use crate::deployment::snapshot::{self, SnapshotId};
 use crate::deployment::variables::{self, BACKUP_WAL};
-use crate::error::{Exit, Failure, PathContext, Result, exit};
+use crate::error::{Exit, Failure, PathContext, Result, exit, is_full_disk};
 use crate::host::Host;
 use crate::host::files;
 use crate::host::paths::Paths;
@@ -145,19 +145,34 @@ impl RestoreRecord {
 }
 
 /// Restores a backup into a scratch database of the running server, counts what is in it, and
-/// removes it. Where that is not done ([`refused_restore`]), the dump is only read to its end.
+/// removes it. Where that is not done ([`refused_restore`]), the dump is only read to its end. The inner result is what is
+/// known of the backup.
+///
+/// # Errors
+/// When it could not be verified: a key is missing, or PostgreSQL or the disk has failed.
 pub(crate) async fn verify(
     host: &Host,
     settings: &Settings,
     backup: &Backup,
     options: &RestoreOptions,
-) -> Result<Verified> {
-    check(host, backup).await?;
+) -> Result<Result<Verified>> {
+    if let Err(damaged) = check(host, backup).await {
+        return Ok(Err(damaged));
+    }
     let server = Server::new(host, settings).await?;
     recover_with(host, settings, &server).await?;
     let has_key = backup.manifest.encryption.is_none() || options.identity.is_some();
     let is_readable = has_key || !options.unattended;
-    let reason = refused_restore(settings, server.is_local(), options);
+    let mut reason = refused_restore(settings, server.is_local(), options).map(str::to_owned);
+    if is_readable
+        && reason.is_none()
+        && let Err(full) = check_space_for_archive(host, settings, backup)
+    {
+        if !options.unattended {
+            return Err(full);
+        }
+        reason = Some(format!("{full:#}"));
+    }
     let verified = Verified {
         id: backup.id().clone(),
         files: backup.manifest.files.len(),
@@ -168,16 +183,15 @@ pub(crate) async fn verify(
         read: is_readable,
     };
     if !is_readable {
-        return Ok(verified);
+        return Ok(Ok(verified));
     }
     if let Some(reason) = reason {
         host.progress
             .say(&format!("the dump is only read to its end: {reason}"));
         let source = open_dump(backup, options)?;
-        server.read_through(source).await?;
-        return Ok(verified);
+        let read = of_the_dump(server.read_through(source).await)?;
+        return Ok(read.map(|()| verified));
     }
-    check_space_for_archive(host, settings, backup)?;
     let scratch = scratch_name("verify", backup.id());
     let mut interrupt = signal(SignalKind::interrupt()).context("can't listen for Ctrl-C")?;
     let attempt = tokio::select! {
@@ -187,8 +201,17 @@ pub(crate) async fn verify(
     let dropped = drop_scratch(&server, &scratch).await;
     let found = attempt?;
     dropped?;
-    compare(host, backup, &found)?;
-    Ok(verified)
+    Ok(found
+        .and_then(|found| compare(host, backup, &found))
+        .map(|()| verified))
+}
+
+/// Takes a failure of `pg_restore` as one of the dump, unless PostgreSQL or the disk is its cause.
+fn of_the_dump<T>(restored: Result<T>) -> Result<Result<T>> {
+    match restored {
+        Err(error) if is_full_disk(&error) || is_of_the_server(&error) => Err(error),
+        restored => Ok(restored),
+    }
 }
 
 /// Why a verification only reads the dump.
@@ -403,7 +426,7 @@ impl<'a> Restore<'a> {
         fail::fail_point!("restore-recorded");
         let mut interrupt = signal(SignalKind::interrupt()).context("can't listen for Ctrl-C")?;
         let fill = async {
-            let found = fill(host, &server, &record.staged, backup, options).await?;
+            let found = fill(host, &server, &record.staged, backup, options).await??;
             compare(host, backup, &found)?;
             // The planner would have no statistics until autovacuum runs.
             server
@@ -719,14 +742,14 @@ fn open_dump(backup: &Backup, options: &RestoreOptions) -> Result<Box<dyn std::i
     )
 }
 
-/// Restores the dump into the new database `name`; returns its contents.
+/// Restores the dump into the new database `name`; returns its contents. The inner error is one of the dump.
 async fn fill(
     host: &Host,
     server: &Server<'_>,
     name: &str,
     backup: &Backup,
     options: &RestoreOptions,
-) -> Result<Contents> {
+) -> Result<Result<Contents>> {
     // Before the database, since the key may be missing.
     let source = open_dump(backup, options)?;
     host.progress.say(&format!(
@@ -755,9 +778,12 @@ async fn fill(
             )
             .await;
     }
-    result.with_context(|| format!("backup {} can't be restored", backup.id()))?;
+    let result = result.with_context(|| format!("backup {} can't be restored", backup.id()));
+    if let Err(damaged) = of_the_dump(result)? {
+        return Ok(Err(damaged));
+    }
     let uncounted = &backup.manifest.database.uncounted;
-    server.contents_without(name, uncounted).await
+    server.contents_without(name, uncounted).await.map(Ok)
 }
 
 fn compare(host: &Host, backup: &Backup, found: &Contents) -> Result<()> {
@@ -1063,6 +1089,31 @@ mod tests {
         assert_eq!(judged("", true, true), None);
         assert_eq!(judged(wal, true, false), None);
         assert!(judged(wal, true, true).is_some_and(|reason| reason.contains("BACKUP_WAL")));
+    }
+
+    #[test]
+    fn a_failed_server_is_no_fault_of_the_dump() {
+        let is_of_the_dump = |words: &'static str| {
+            let error =
+                anyhow::anyhow!("pg_restore: {words}").context("backup x can't be restored");
+            of_the_dump::<()>(Err(error)).is_ok()
+        };
+        for words in [
+            "pg_restore: error: could not read from input file: end of file",
+            "pg_restore: error: could not execute query: ERROR:  invalid byte sequence for encoding \"UTF8\": 0xff",
+        ] {
+            assert!(is_of_the_dump(words), "{words}");
+        }
+        for words in [
+            "pg_restore: error: connection to server on socket \"/run/postgresql/.s.PGSQL.5432\" failed: FATAL:  the database system is starting up",
+            "pg_restore: error: could not execute query: FATAL:  terminating connection due to administrator command",
+            "pg_restore: error: could not execute query: server closed the connection unexpectedly",
+            "pg_restore: error: could not execute query: ERROR:  could not extend file \"base/5/1\": No space left on device",
+            "Error: no container with name or ID \"litellm-postgres\" found: no such container",
+            "it ended without a message",
+        ] {
+            assert!(!is_of_the_dump(words), "{words}");
+        }
     }
 
     #[test]

@@ -31,6 +31,7 @@ pub(crate) enum Outcome {
     Read,
     /// Only the checksums are known, since the secret key is not on this host.
     Checked,
+    /// The backup is at fault.
     Failed,
 }
 
@@ -54,7 +55,7 @@ impl Verification {
         files::load_record(&paths.verification(), hint)
     }
 
-    /// Replaces the record.
+    /// Replaces the record by what was found out about the backup.
     ///
     /// # Errors
     /// When the disk refuses.

@@ -94,7 +94,7 @@ pub(crate) struct Verify {
     #[arg(long)]
     pub(crate) foreign: bool,
     /// Verify as the weekly verification does: without `--identity`, check only the checksums of an encrypted backup; with
-    /// BACKUP_WAL, or without space for a copy, only read the dump
+    /// `BACKUP_WAL`, or without space for a copy, only read the dump
     #[arg(long)]
     pub(crate) unattended: bool,
     /// Print JSON

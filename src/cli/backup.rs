@@ -93,7 +93,8 @@ pub(crate) struct Verify {
     /// of PostgreSQL
     #[arg(long)]
     pub(crate) foreign: bool,
-    /// Without `--identity`, check only the checksums of an encrypted backup, as the weekly verification does
+    /// Verify as the weekly verification does: without `--identity`, check only the checksums of an encrypted backup; with
+    /// `BACKUP_WAL`, or without space for a copy, only read the dump
     #[arg(long)]
     pub(crate) unattended: bool,
     /// Print JSON

@@ -11,7 +11,7 @@ use crate::cli::backup as cli;
 use crate::deployment::ledger::Ledger;
 use crate::deployment::operation_id::OperationId;
 use crate::deployment::settings::Settings;
-use crate::error::{self, Exit, Failure, Result};
+use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 use crate::host::lock::OperationLock;
 use crate::host::ownership;
@@ -184,17 +184,9 @@ async fn verify(host: &Host, arguments: cli::Verify) -> Result<Exit> {
     let found = Backup::find(&host.paths, &arguments.backup);
     let id = found.as_ref().map(|found| found.id().clone()).ok();
     let is_newest = arguments.backup == "latest" || id.is_some() && id == newest;
-    let is_encrypted = found
-        .as_ref()
-        .is_ok_and(|found| found.manifest.encryption.is_some());
-    let verified = verified(host, &settings, found, &arguments).await;
-    let is_interrupted = |error| error::exit(error) == Exit::Interrupted;
-    // An operator's missing or wrong key says nothing about the backup.
-    let is_known = verified.is_ok() || arguments.unattended || !is_encrypted;
+    let verified = verified(host, &settings, found, &arguments).await?;
     if let Some(id) = id.or(newest)
         && is_newest
-        && is_known
-        && !verified.as_ref().is_err_and(is_interrupted)
     {
         Verification::keep(&host.paths, id, &verified)?;
     }
@@ -212,7 +204,7 @@ async fn verify(host: &Host, arguments: cli::Verify) -> Result<Exit> {
         format!("backup {id} is good: {files} files, {rows} were restored")
     } else if verified.read {
         format!(
-            "backup {id} has all {files} files, and its dump is readable to the end; it was not restored, since the database is external"
+            "backup {id} has all {files} files, and its dump is readable to the end; it was not restored"
         )
     } else {
         format!(
@@ -222,13 +214,17 @@ async fn verify(host: &Host, arguments: cli::Verify) -> Result<Exit> {
     Ok(Exit::Success)
 }
 
+/// As [`backup::restore::verify`], of a backup that was found or is damaged.
 async fn verified(
     host: &Host,
     settings: &Settings,
     found: Result<Backup>,
     arguments: &cli::Verify,
-) -> Result<Verified> {
-    let found = found?.admitted(arguments.foreign)?;
+) -> Result<Result<Verified>> {
+    let found = match found.and_then(|found| found.admitted(arguments.foreign)) {
+        Ok(found) => found,
+        Err(error) => return Ok(Err(error)),
+    };
     let options = RestoreOptions {
         identity: arguments.identity.clone(),
         unattended: arguments.unattended,

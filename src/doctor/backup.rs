@@ -9,9 +9,9 @@ use crate::error::Result;
 use crate::host::Host;
 use crate::host::paths::{Paths, Scope};
 use crate::host::systemd::{LoadState, UnitState};
-use crate::operations::backup;
 use crate::operations::backup::verification::{Outcome, Verification};
 use crate::operations::backup::wal::ArchiveReport;
+use crate::operations::backup::{self, Backup};
 use crate::output::duration;
 use crate::quadlet::{
     BACKUP_SERVICE, BACKUP_TIMER, VERIFY_SERVICE, VERIFY_TIMER, WAL_SERVICE, WAL_TIMER,
@@ -88,6 +88,8 @@ pub(super) async fn verification_check(host: &Host) -> Option<Check> {
         target.is_active(),
         last.as_ref(),
         age(&host.paths.data()),
+        Backup::find(&host.paths, "latest")
+            .is_ok_and(|newest| newest.manifest.encryption.is_some()),
     ))
 }
 
@@ -96,7 +98,13 @@ fn judge_verification(
     runs: bool,
     last: Option<&Verification>,
     deployed: Option<Duration>,
+    is_encrypted: bool,
 ) -> Check {
+    let command = if is_encrypted {
+        "`litellm-units backup verify latest --unattended` (only the checksums; with `--identity FILE` instead, all of it)"
+    } else {
+        "`litellm-units backup verify latest`"
+    };
     let warning = |words: String| Check::warning(CheckName::Verification, words);
     let since = |time| {
         let age = jiff::Timestamp::now().duration_since(time);
@@ -113,7 +121,9 @@ fn judge_verification(
         return warning(format!(
             "the verification of backup {backup} failed {age} ago: {error}"
         ))
-        .remedy("remove the cause, or make another backup; then run `litellm-units backup verify latest`");
+        .remedy(format!(
+            "remove the cause, or make another backup; then run {command}"
+        ));
     }
     let succeeded = last.and_then(|last| last.succeeded).map(since);
     let words = match (last, succeeded) {
@@ -128,7 +138,7 @@ fn judge_verification(
     // As for a backup: a stopped stack has no new ones.
     let is_old = |age: Option<Duration>| age.is_none_or(|age| age > UNVERIFIED);
     if runs && deployed.is_some_and(|age| age > UNVERIFIED) && is_old(succeeded) {
-        return warning(words).remedy("`litellm-units backup verify latest`");
+        return warning(words).remedy(command);
     }
     Check::ok(CheckName::Verification, words)
 }
@@ -466,7 +476,7 @@ mod tests {
         };
         let judged = |service, runs, last: Option<Verification>, deployed| {
             let deployed = Duration::try_from(day(deployed)).ok();
-            let check = judge_verification(service, runs, last.as_ref(), deployed);
+            let check = judge_verification(service, runs, last.as_ref(), deployed, false);
             (check.outcome, check.message)
         };
         let ok = |message: &str| (CheckOutcome::Ok, message.to_owned());
@@ -492,6 +502,20 @@ mod tests {
             ))
         );
         let broken = of(7, Outcome::Failed, Some("it is damaged"));
+        let remedy = |last, is_encrypted| {
+            let deployed = Duration::try_from(day(99)).ok();
+            let check = judge_verification(&off, true, last, deployed, is_encrypted);
+            check.remedy.unwrap_or_default()
+        };
+        let plain = "`litellm-units backup verify latest`";
+        assert_eq!(remedy(None, false), plain);
+        assert!(remedy(Some(&broken), false).ends_with(&format!("then run {plain}")));
+        // Without its key, it would end in an error.
+        for last in [None, Some(&broken)] {
+            assert!(
+                remedy(last, true).contains("`litellm-units backup verify latest --unattended`")
+            );
+        }
         assert_eq!(
             judged(&failed, true, Some(broken), 99),
             warning(

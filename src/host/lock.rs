@@ -9,7 +9,8 @@ use std::time::Duration;
 use nix::fcntl::{Flock, FlockArg};
 
 use crate::error::{Failure, PathContext, Result};
-use crate::host::paths::Paths;
+use crate::host::paths::{Paths, Scope};
+use crate::quadlet::VERIFY_SERVICE;
 
 /// The lock of the running operation. The kernel releases it when the process ends, however it
 /// ends.
@@ -54,7 +55,7 @@ impl OperationLock {
                     "another operation is running: {}",
                     owner.trim()
                 ))
-                .hint("wait for it, or end it; it is then finished or rolled back")
+                .hint(way_past(&control_group_of(&owner)))
                 .into());
             }
             Err((_, error)) => {
@@ -148,6 +149,35 @@ fn words(command: &str, process: impl std::fmt::Display) -> String {
     format!("litellm-units {command} (process {process}")
 }
 
+/// The control group of the process that [`words`] name, if it is running.
+fn control_group_of(owner: &str) -> String {
+    let process = { owner.trim_end().strip_suffix(')') }
+        .and_then(|words| words.rsplit_once("(process "))
+        .and_then(|(_, process)| process.parse::<u32>().ok());
+    process
+        .and_then(|process| std::fs::read_to_string(format!("/proc/{process}/cgroup")).ok())
+        .unwrap_or_default()
+}
+
+/// What to do about the operation of a process in this control group. Nobody waits for a verification that a timer began.
+fn way_past(control_group: &str) -> String {
+    if !control_group
+        .trim_end()
+        .ends_with(&format!("/{VERIFY_SERVICE}"))
+    {
+        return "wait for it, or end it; it is then finished or rolled back".to_owned();
+    }
+    let scope = if control_group.contains("/user@") {
+        Scope::User
+    } else {
+        Scope::System
+    };
+    format!(
+        "wait for it, or end the weekly verification: `{} stop {VERIFY_SERVICE}`",
+        scope.systemctl()
+    )
+}
+
 fn is_locked(file: File) -> bool {
     matches!(
         Flock::lock(file, FlockArg::LockSharedNonblock),
@@ -165,4 +195,33 @@ fn lock_patiently(mut file: File) -> Result<Flock<File>, (File, nix::errno::Errn
         std::thread::sleep(Duration::from_millis(10));
     }
     Err((file, nix::errno::Errno::EWOULDBLOCK))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_verification_of_the_timer_can_be_stopped() {
+        let system = "0::/system.slice/litellm-verify.service\n";
+        let user =
+            "0::/user.slice/user-1000.slice/user@1000.service/app.slice/litellm-verify.service\n";
+        let words = "wait for it, or end the weekly verification: ";
+        assert_eq!(
+            [system, user].map(way_past),
+            [
+                format!("{words}`systemctl stop litellm-verify.service`"),
+                format!("{words}`systemctl --user stop litellm-verify.service`"),
+            ]
+        );
+        let other = "wait for it, or end it; it is then finished or rolled back";
+        for group in ["", "0::/user.slice/user-0.slice/session-1.scope\n"] {
+            assert_eq!(way_past(group), other);
+        }
+        // The holder is found by what it has written.
+        let own = std::fs::read_to_string("/proc/self/cgroup").unwrap();
+        let holder = format!("{})\n", super::words("backup verify", std::process::id()));
+        assert_eq!(control_group_of(&holder), own);
+        assert_eq!(control_group_of(""), "");
+    }
 }

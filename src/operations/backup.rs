@@ -392,15 +392,15 @@ async fn make(
     make_private(&parent)?;
     let expected = expected_size(&host.paths, snapshot.size());
     if let Err(refused) = check_space(&parent, expected) {
-        let retention = options.retention.ok_or(refused)?;
         // The rule may have been changed because the disk is full, and is otherwise kept only after a backup.
-        remove_expired(
-            host,
-            retention,
-            recipient.word().is_some(),
-            &options.protected,
-        )?;
-        check_space(&parent, expected)?;
+        let Some(retention) = options.retention else {
+            return Err(refused);
+        };
+        let is_encrypted = recipient.word().is_some();
+        let present = ids(&host.paths)?;
+        let protected = &options.protected;
+        let gone = expired(&host.paths, &present, retention, is_encrypted, protected);
+        make_room(host, &gone, expected)?;
     }
     let disk_used = Space::of(&host.paths.postgres_data())
         .ok()
@@ -783,7 +783,30 @@ fn left_over(paths: &Paths, protected: &[OperationId]) -> Result<Vec<OperationId
     Ok(left)
 }
 
-/// As [`prune`], without what recoveries have left. The newest complete backup stays, whatever the rule is.
+/// Removes the backups `gone`, if `needed` bytes are free then.
+///
+/// # Errors
+/// When there would not be enough space either: then nothing was removed.
+fn make_room(host: &Host, gone: &[OperationId], needed: u64) -> Result<()> {
+    let parent = directory(&host.paths);
+    let mut freed = 0_u64;
+    for id in gone {
+        for file in files::files_below(&parent.join(id.as_str()))? {
+            freed = freed.saturating_add(file.metadata().map_or(0, |file| file.len()));
+        }
+    }
+    check_space_after(&parent, needed, freed)?;
+    for id in gone {
+        remove(&host.paths, id)?;
+        // The nightly backup shows warnings only.
+        host.progress.warn(&format!(
+            "removed backup {id}, which the retention rule does not keep, to make room for a new one"
+        ));
+    }
+    check_space(&parent, needed)
+}
+
+/// As [`prune`], without what recoveries have left. The newest complete backup of this deployment stays, whatever the rule is.
 fn remove_expired(
     host: &Host,
     retention: Retention,
@@ -814,7 +837,8 @@ fn expired(
         is_encrypted && Backup::load(paths, id).is_ok_and(is_to_go_back)
     });
     let is_complete = |id: &OperationId| {
-        let is_own = |found: Backup| found.manifest.recovered.is_none();
+        let is_own =
+            |found: Backup| found.origin == Origin::Own && found.manifest.recovered.is_none();
         !passing.contains(id) && Backup::load(paths, id).is_ok_and(is_own)
     };
     let newest = { present.iter().rev() }.find(|id| is_complete(id)).cloned();
@@ -935,6 +959,16 @@ pub(crate) fn filled(size: u64) -> u64 {
     size.saturating_add(size.min(FILLING))
 }
 
+/// Refuses when the disks can't hold a restored database of `size` bytes, the log of the restore until it is archived, and
+/// its archive, which is compressed: about `dump` bytes.
+fn check_archived_space(paths: &Paths, size: u64, dump: u64) -> Result<()> {
+    let data = paths.postgres_data();
+    check_spaces(&[
+        (&data, size.saturating_add(size.min(wal::KEPT << 20))),
+        (&directory(paths), dump),
+    ])
+}
+
 /// Refuses when the disks can't hold a dump of a database of `size` bytes, and a restored database of `copy` bytes
 /// beside it.
 pub(crate) fn refuse_full_disks(paths: &Paths, size: u64, copy: u64) -> Result<()> {
@@ -962,14 +996,19 @@ fn check_spaces(needed: &[(&Path, u64)]) -> Result<()> {
 
 /// Refuses when the file system of `directory` has less than `needed` bytes and the reserve left.
 fn check_space(directory: &Path, needed: u64) -> Result<()> {
+    check_space_after(directory, needed, 0)
+}
+
+/// As [`check_space`], once `freed` bytes are removed.
+fn check_space_after(directory: &Path, needed: u64, freed: u64) -> Result<()> {
     let Space { free, size } = Space::of(directory)?;
     // On a small file system, the reserve would be most of it.
     let needed = needed.saturating_add(RESERVE.min(size / 20));
-    if free >= needed {
+    if free.saturating_add(freed) >= needed {
         return Ok(());
     }
     Err(Failure::new(format!(
-        "the disk of {} has {} of free space, and about {} are needed; nothing was begun",
+        "the disk of {} has {} of free space, and about {} are needed",
         directory.display(),
         bytes(free),
         bytes(needed)
@@ -1069,6 +1108,10 @@ mod tests {
         let complete = make(4, |_| {});
         let protected = make(5, |_| {});
         make(6, |_| {});
+        // Of another deployment.
+        let foreign = make(2, |_| {});
+        let code = directory(&paths).join(foreign.as_str());
+        std::fs::remove_file(code.join(authentication::FILE)).unwrap();
         let none = Retention {
             daily: 0,
             monthly: 0,
@@ -1078,6 +1121,23 @@ mod tests {
         assert_eq!(ids(&paths).unwrap(), left);
         remove_expired(&host, none, false, &[]).unwrap();
         assert_eq!(ids(&paths).unwrap(), left[2..]);
+    }
+
+    #[test]
+    fn backups_are_removed_only_if_that_makes_room() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = deployment(root.path());
+        let host = Host::new(paths.clone()).reporting(Progress::Silent);
+        let old = make(&paths, 24, |_| {});
+        let gone = ids(&paths).unwrap();
+        let filler = std::fs::File::create(old.join("filler")).unwrap();
+        let Space { free, .. } = Space::of(root.path()).unwrap();
+        let error = make_room(&host, &gone, free.saturating_mul(2)).unwrap_err();
+        assert!(error.to_string().ends_with(" are needed") && old.exists());
+        // It takes no space, so the check of the disk itself fails afterwards.
+        filler.set_len(free * 2).unwrap();
+        assert!(make_room(&host, &gone, free * 2).is_err() && !old.exists());
+        make_room(&host, &[], 0).unwrap();
     }
 
     #[test]
@@ -1112,7 +1172,10 @@ mod tests {
         assert!(fits(0, 0) && fits(half, 0) && fits(0, half));
         assert!(!fits(4 * free, 0) && !fits(0, 2 * free));
         assert_eq!([filled(9), filled(3 << 30)], [18, 4 << 30]);
+        let archived = |size, dump| check_archived_space(&paths, size, dump).is_ok();
+        assert!(archived(0, free / 2) && !archived(2 * free, 0));
         // Each of them alone would fit.
+        assert!(!archived(free / 5 * 3, free / 5 * 3));
         assert!(fits(free, 0) && fits(0, free / 5 * 3) && !fits(free, free / 5 * 3));
     }
 }

@@ -1056,9 +1056,29 @@ pub(crate) fn is_missing_role(error: &anyhow::Error) -> bool {
     text.contains("role \"") && text.contains("does not exist")
 }
 
+/// Whether a failed program lost PostgreSQL or its container, by its words.
+pub(crate) fn is_of_the_server(error: &anyhow::Error) -> bool {
+    let text = format!("{error:#}");
+    [
+        "connection to server",
+        "no connection to the server",
+        "server closed the connection",
+        "terminating connection",
+        // Of Podman.
+        "pg_restore: Error: ",
+        "can't run podman",
+        // Killed.
+        NO_MESSAGE,
+    ]
+    .iter()
+    .any(|words| text.contains(words))
+}
+
+const NO_MESSAGE: &str = "it ended without a message";
+
 fn refused(program: &str, stderr: &[u8]) -> anyhow::Error {
     match String::from_utf8_lossy(stderr).trim() {
-        "" => anyhow::anyhow!("{program}: it ended without a message"),
+        "" => anyhow::anyhow!("{program}: {NO_MESSAGE}"),
         words => anyhow::anyhow!("{program}: {words}"),
     }
 }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use super::authentication;
 use crate::deployment::ledger::Images;
 use crate::deployment::operation_id::OperationId;
-use crate::error::{Failure, PathContext, Result};
+use crate::error::{self, Failure, PathContext, Result};
 use crate::host::files;
 use crate::output::count;
 
@@ -21,6 +21,8 @@ pub(crate) const DUMP: &str = "database.dump";
 /// The logical name of a base backup.
 pub(crate) const BASE: &str = "base.tar";
 const SCHEMA: u32 = 1;
+/// The format of a manifest with tables that were not counted, which former releases would take as missing.
+const SCHEMA_UNCOUNTED: u32 = 2;
 /// What a restored file may be: no setuid, setgid and sticky bit, and no other writer than its owner.
 const MODE: u32 = 0o755;
 
@@ -138,7 +140,11 @@ impl BackupManifest {
     /// An empty one.
     pub(crate) fn new(id: OperationId, created: jiff::Timestamp, database: Contents) -> Self {
         Self {
-            schema: SCHEMA,
+            schema: if database.uncounted.is_empty() {
+                SCHEMA
+            } else {
+                SCHEMA_UNCOUNTED
+            },
             id,
             created: created.to_string(),
             program: env!("CARGO_PKG_VERSION").to_owned(),
@@ -164,20 +170,31 @@ impl BackupManifest {
             .and_then(|mut file| file.read_to_end(&mut text))
             .path_context("can't read", &path)?;
         let manifest = Self::parse(&text).map_err(|error| {
-            Failure::new(format!("{}: {error:#}", path.display()))
-                .hint("this backup is damaged: use another one (`litellm-units backup list`)")
+            Failure::new(format!("{}: {error:#}", path.display())).hint(
+                error::hint(&error).unwrap_or(
+                    "this backup is damaged: use another one (`litellm-units backup list`)",
+                ),
+            )
         })?;
         Ok((manifest, text))
     }
 
     /// Reads a manifest.
     pub(crate) fn parse(text: &[u8]) -> Result<Self> {
+        /// What each format has.
+        #[derive(Deserialize)]
+        struct Format {
+            schema: u32,
+        }
+        let Format { schema } = serde_json::from_slice(text).context("not a manifest")?;
+        if schema > SCHEMA_UNCOUNTED {
+            return Err(Failure::new(format!(
+                "a newer version of litellm-units made it (schema {schema})"
+            ))
+            .hint("upgrade litellm-units on this host, or use another backup (`litellm-units backup list`)")
+            .into());
+        }
         let mut manifest: Self = serde_json::from_slice(text).context("not a manifest")?;
-        anyhow::ensure!(
-            manifest.schema == SCHEMA,
-            "schema {} is not known to this version of litellm-units",
-            manifest.schema
-        );
         if let Some(base) = &manifest.base {
             anyhow::ensure!(
                 base.is_valid(),
@@ -444,6 +461,30 @@ pub(super) mod tests {
             "2 rows in 1 table and 1 table of 1 GiB or more, not counted"
         );
         assert_eq!(words(contents(&both, &[])), "11 rows in 2 tables");
+    }
+
+    #[test]
+    fn formats() {
+        let made = |uncounted: &[&str]| {
+            let mut database = manifest(Vec::new()).database;
+            database.uncounted = uncounted.iter().map(|name| (*name).to_owned()).collect();
+            let id = manifest(Vec::new()).id;
+            let made = BackupManifest::new(id, jiff::Timestamp::UNIX_EPOCH, database);
+            let text = serde_json::to_vec(&made).unwrap();
+            assert_eq!(BackupManifest::parse(&text).unwrap(), made);
+            made.schema
+        };
+        // A program that knows only the first one understands what has no such table.
+        assert_eq!([made(&[]), made(&["public.large"])], [1, 2]);
+        let directory = tempfile::tempdir().unwrap();
+        // Whatever else is in it.
+        fs::write(directory.path().join(FILE), r#"{"schema": 3, "id": []}"#).unwrap();
+        let error = BackupManifest::load(directory.path()).unwrap_err();
+        let words = error.to_string();
+        let end = "manifest.json: a newer version of litellm-units made it (schema 3)";
+        assert!(words.ends_with(end), "{words}");
+        let hint = error::hint(&error).unwrap_or_default();
+        assert!(hint.starts_with("upgrade litellm-units"), "{hint}");
     }
 
     #[test]

@@ -85,6 +85,10 @@ pub(crate) async fn recover(
         catch_up(host, settings).await;
         linked(host, options, staged.path()).await?
     };
+    if settings.backup.wal && host.paths.postgres_data().exists() {
+        let size = found.base.manifest.database.size;
+        super::check_archived_space(&host.paths, size, super::expected_size(&host.paths, size))?;
+    }
     if found.base.origin == Origin::Own {
         check_origin(host, &found)?;
     }

@@ -13,9 +13,12 @@ use secrecy::ExposeSecret;
 use serde::{Deserialize, Serialize};
 use tokio::signal::unix::{SignalKind, signal};
 
-use super::database::{NO_TIMEOUTS, Server, is_missing_role, scratch_name};
+use super::database::{NO_TIMEOUTS, Server, is_missing_role, is_of_the_server, scratch_name};
 use super::manifest::{Contents, DUMP};
-use super::{Backup, CREDENTIALS, Origin, check_space, filled, make_private, remove_unfinished};
+use super::{
+    Backup, CREDENTIALS, Origin, check_archived_space, check_space, filled, make_private,
+    remove_unfinished,
+};
 use super::{archive, point_in_time};
 use crate::deployment::env_file::EnvFile;
 use crate::deployment::images_lock::ImagesLock;
@@ -24,7 +27,7 @@ use crate::deployment::sealed::{self, Vault};
 use crate::deployment::settings::{Settings, load_env, parse_env};
 use crate::deployment::snapshot::{self, SnapshotId};
 use crate::deployment::variables::{self, BACKUP_WAL};
-use crate::error::{Exit, Failure, PathContext, Result, exit};
+use crate::error::{Exit, Failure, PathContext, Result, exit, is_full_disk};
 use crate::host::Host;
 use crate::host::files;
 use crate::host::paths::Paths;
@@ -45,7 +48,8 @@ pub(crate) struct RestoreOptions {
     pub identity: Option<PathBuf>,
     /// Restore `.env` and `config/` as well, except for the settings of the server.
     pub config: bool,
-    /// Without an identity, verify only the checksums of an encrypted backup.
+    /// Verify without a key and without a restore that the host is not fit for: without an identity, only the checksums of an
+    /// encrypted backup; with an archive of the write-ahead log, only that the dump is readable.
     pub unattended: bool,
     /// Whether it is a step of a change that is rolled back after an interruption, and so is undone then, even after the
     /// databases were swapped.
@@ -141,36 +145,53 @@ impl RestoreRecord {
 }
 
 /// Restores a backup into a scratch database of the running server, counts what is in it, and
-/// removes it. Without a local server, the dump is only read to its end.
+/// removes it. Where that is not done ([`refused_restore`]), the dump is only read to its end. The inner result is what is
+/// known of the backup.
+///
+/// # Errors
+/// When it could not be verified: a key is missing, or PostgreSQL or the disk has failed.
 pub(crate) async fn verify(
     host: &Host,
     settings: &Settings,
     backup: &Backup,
     options: &RestoreOptions,
-) -> Result<Verified> {
-    check(host, backup).await?;
+) -> Result<Result<Verified>> {
+    if let Err(damaged) = check(host, backup).await {
+        return Ok(Err(damaged));
+    }
     let server = Server::new(host, settings).await?;
     recover_with(host, settings, &server).await?;
     let has_key = backup.manifest.encryption.is_none() || options.identity.is_some();
     let is_readable = has_key || !options.unattended;
+    let mut reason = refused_restore(settings, server.is_local(), options).map(str::to_owned);
+    if is_readable
+        && reason.is_none()
+        && let Err(full) = check_space_for_archive(host, settings, backup)
+    {
+        if !options.unattended {
+            return Err(full);
+        }
+        reason = Some(format!("{full:#}"));
+    }
     let verified = Verified {
         id: backup.id().clone(),
         files: backup.manifest.files.len(),
         tables: backup.manifest.database.rows.len(),
         rows: backup.manifest.total_rows(),
         uncounted: backup.manifest.database.uncounted.len(),
-        restored: is_readable && server.is_local(),
+        restored: is_readable && reason.is_none(),
         read: is_readable,
     };
     if !is_readable {
-        return Ok(verified);
+        return Ok(Ok(verified));
     }
-    if !server.is_local() {
+    if let Some(reason) = reason {
+        host.progress
+            .say(&format!("the dump is only read to its end: {reason}"));
         let source = open_dump(backup, options)?;
-        server.read_through(source).await?;
-        return Ok(verified);
+        let read = of_the_dump(server.read_through(source).await)?;
+        return Ok(read.map(|()| verified));
     }
-    check_space_for(host, backup)?;
     let scratch = scratch_name("verify", backup.id());
     let mut interrupt = signal(SignalKind::interrupt()).context("can't listen for Ctrl-C")?;
     let attempt = tokio::select! {
@@ -180,8 +201,33 @@ pub(crate) async fn verify(
     let dropped = drop_scratch(&server, &scratch).await;
     let found = attempt?;
     dropped?;
-    compare(host, backup, &found)?;
-    Ok(verified)
+    Ok(found
+        .and_then(|found| compare(host, backup, &found))
+        .map(|()| verified))
+}
+
+/// Takes a failure of `pg_restore` as one of the dump, unless PostgreSQL or the disk is its cause.
+fn of_the_dump<T>(restored: Result<T>) -> Result<Result<T>> {
+    match restored {
+        Err(error) if is_full_disk(&error) || is_of_the_server(&error) => Err(error),
+        restored => Ok(restored),
+    }
+}
+
+/// Why a verification only reads the dump.
+fn refused_restore(
+    settings: &Settings,
+    is_local: bool,
+    options: &RestoreOptions,
+) -> Option<&'static str> {
+    if !is_local {
+        Some("the database is external")
+    } else if options.unattended && settings.backup.wal {
+        // Nobody watches whether the archive keeps up with it.
+        Some("a restored copy would be written to the archive of the write-ahead log (BACKUP_WAL)")
+    } else {
+        None
+    }
 }
 
 /// What a restore changes: the tables with another number of rows than now. Nothing if the database does not run.
@@ -226,6 +272,7 @@ pub(crate) async fn restore_data(
     // A failed gateway was meant to run.
     let runs = systemd.unit(unit).await?.active != ActiveState::Inactive;
     stack::start_database(host, settings, options.timeout).await?;
+    check_space_for_archive(host, settings, backup)?;
     let mut restore = Restore::stage(host, settings, backup, options, runs).await?;
     let mut units = vec![unit];
     // The data of another release needs its migrations.
@@ -379,7 +426,7 @@ impl<'a> Restore<'a> {
         fail::fail_point!("restore-recorded");
         let mut interrupt = signal(SignalKind::interrupt()).context("can't listen for Ctrl-C")?;
         let fill = async {
-            let found = fill(host, &server, &record.staged, backup, options).await?;
+            let found = fill(host, &server, &record.staged, backup, options).await??;
             compare(host, backup, &found)?;
             // The planner would have no statistics until autovacuum runs.
             server
@@ -677,6 +724,15 @@ fn check_space_for(host: &Host, backup: &Backup) -> Result<()> {
     check_space(&host.paths.postgres_data(), size)
 }
 
+/// As [`check_space_for`], with the log of the restore, if it is archived. A rollback is not refused for that.
+fn check_space_for_archive(host: &Host, settings: &Settings, backup: &Backup) -> Result<()> {
+    if !settings.backup.wal {
+        return check_space_for(host, backup);
+    }
+    let dump = backup.manifest.file(DUMP)?.size;
+    check_archived_space(&host.paths, backup.manifest.database.size, dump)
+}
+
 fn open_dump(backup: &Backup, options: &RestoreOptions) -> Result<Box<dyn std::io::Read + Send>> {
     archive::open(
         &backup.directory,
@@ -686,14 +742,14 @@ fn open_dump(backup: &Backup, options: &RestoreOptions) -> Result<Box<dyn std::i
     )
 }
 
-/// Restores the dump into the new database `name`; returns its contents.
+/// Restores the dump into the new database `name`; returns its contents. The inner error is one of the dump.
 async fn fill(
     host: &Host,
     server: &Server<'_>,
     name: &str,
     backup: &Backup,
     options: &RestoreOptions,
-) -> Result<Contents> {
+) -> Result<Result<Contents>> {
     // Before the database, since the key may be missing.
     let source = open_dump(backup, options)?;
     host.progress.say(&format!(
@@ -722,9 +778,12 @@ async fn fill(
             )
             .await;
     }
-    result.with_context(|| format!("backup {} can't be restored", backup.id()))?;
+    let result = result.with_context(|| format!("backup {} can't be restored", backup.id()));
+    if let Err(damaged) = of_the_dump(result)? {
+        return Ok(Err(damaged));
+    }
     let uncounted = &backup.manifest.database.uncounted;
-    server.contents_without(name, uncounted).await
+    server.contents_without(name, uncounted).await.map(Ok)
 }
 
 fn compare(host: &Host, backup: &Backup, found: &Contents) -> Result<()> {
@@ -1011,6 +1070,50 @@ mod tests {
         assert_eq!(at("replaced").as_deref(), Some("2026-01-31T12:00:00Z"));
         assert_eq!(at("verify"), None);
         assert_eq!(replaced_at("litellm_units_replaced_mine"), None);
+    }
+
+    #[test]
+    fn what_nobody_asked_for_is_not_written_to_the_archive() {
+        let path = Path::new("/srv/.env");
+        let env = "LITELLM_MASTER_KEY=sk-1234\nPOSTGRES_PASSWORD=secret\n";
+        let judged = |wal: &str, is_local, unattended| {
+            let env = parse_env(&format!("{env}{wal}"), path).unwrap();
+            let options = RestoreOptions {
+                unattended,
+                ..RestoreOptions::default()
+            };
+            refused_restore(&Settings::from_env(&env, path).unwrap(), is_local, &options)
+        };
+        let wal = "BACKUP_WAL=yes\n";
+        assert_eq!(judged("", false, true), Some("the database is external"));
+        assert_eq!(judged("", true, true), None);
+        assert_eq!(judged(wal, true, false), None);
+        assert!(judged(wal, true, true).is_some_and(|reason| reason.contains("BACKUP_WAL")));
+    }
+
+    #[test]
+    fn a_failed_server_is_no_fault_of_the_dump() {
+        let is_of_the_dump = |words: &'static str| {
+            let error =
+                anyhow::anyhow!("pg_restore: {words}").context("backup x can't be restored");
+            of_the_dump::<()>(Err(error)).is_ok()
+        };
+        for words in [
+            "pg_restore: error: could not read from input file: end of file",
+            "pg_restore: error: could not execute query: ERROR:  invalid byte sequence for encoding \"UTF8\": 0xff",
+        ] {
+            assert!(is_of_the_dump(words), "{words}");
+        }
+        for words in [
+            "pg_restore: error: connection to server on socket \"/run/postgresql/.s.PGSQL.5432\" failed: FATAL:  the database system is starting up",
+            "pg_restore: error: could not execute query: FATAL:  terminating connection due to administrator command",
+            "pg_restore: error: could not execute query: server closed the connection unexpectedly",
+            "pg_restore: error: could not execute query: ERROR:  could not extend file \"base/5/1\": No space left on device",
+            "Error: no container with name or ID \"litellm-postgres\" found: no such container",
+            "it ended without a message",
+        ] {
+            assert!(!is_of_the_dump(words), "{words}");
+        }
     }
 
     #[test]

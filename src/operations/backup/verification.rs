@@ -27,10 +27,11 @@ pub(crate) struct Verification {
 pub(crate) enum Outcome {
     /// The dump was restored, and its rows were counted.
     Restored,
-    /// The dump was read to its end, since the database is external.
+    /// The dump was read to its end and not restored: the database is external, its log is archived, or the disk is too full.
     Read,
     /// Only the checksums are known, since the secret key is not on this host.
     Checked,
+    /// The backup is at fault.
     Failed,
 }
 
@@ -54,7 +55,7 @@ impl Verification {
         files::load_record(&paths.verification(), hint)
     }
 
-    /// Replaces the record.
+    /// Replaces the record by what was found out about the backup.
     ///
     /// # Errors
     /// When the disk refuses.

@@ -46,7 +46,7 @@ pub(crate) use piece::{Piece, Segment, format_position, histories, local_pieces,
 pub(crate) use progress::{ArchiveReport, Progress};
 use progress::{Salt, history};
 pub(super) use slot::end;
-pub(crate) use slot::{LIMIT, left_free};
+pub(crate) use slot::{KEPT, LIMIT, left_free};
 use slot::{advance_slot, make_slot, position, refuse_full_disk};
 
 /// The directory below that of the backups, and below `BACKUP_URL`.

@@ -19,7 +19,7 @@ use crate::output::{bytes, duration};
 /// The replication slot.
 const SLOT: &str = "litellm_units_archive";
 /// How much of the log the server keeps for an archive that has stopped, in MB, and as PostgreSQL writes it.
-const KEPT: u64 = 4096;
+pub(crate) const KEPT: u64 = 4096;
 pub(crate) const LIMIT: &str = "4096MB";
 /// The archive leaves this much of its disk free.
 const FREE: u64 = 1 << 30;

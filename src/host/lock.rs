@@ -10,7 +10,6 @@ use nix::fcntl::{Flock, FlockArg};
 
 use crate::error::{Failure, PathContext, Result};
 use crate::host::paths::{Paths, Scope};
-use crate::quadlet::VERIFY_SERVICE;
 
 /// The lock of the running operation. The kernel releases it when the process ends, however it
 /// ends.
@@ -159,23 +158,20 @@ fn control_group_of(owner: &str) -> String {
         .unwrap_or_default()
 }
 
-/// What to do about the operation of a process in this control group. Nobody waits for a verification that a timer began.
+/// What to do about the operation of a process in this control group. Nobody waits for one that a timer began.
 fn way_past(control_group: &str) -> String {
-    if !control_group
-        .trim_end()
-        .ends_with(&format!("/{VERIFY_SERVICE}"))
-    {
-        return "wait for it, or end it; it is then finished or rolled back".to_owned();
-    }
+    let words = "wait for it, or end it; it is then finished or rolled back";
+    let unit = control_group.trim_end().rsplit('/').next();
+    let Some(unit) = unit.filter(|unit| unit.starts_with("litellm-") && unit.ends_with(".service"))
+    else {
+        return words.to_owned();
+    };
     let scope = if control_group.contains("/user@") {
         Scope::User
     } else {
         Scope::System
     };
-    format!(
-        "wait for it, or end the weekly verification: `{} stop {VERIFY_SERVICE}`",
-        scope.systemctl()
-    )
+    format!("{words}: `{} stop {unit}`", scope.systemctl())
 }
 
 fn is_locked(file: File) -> bool {
@@ -202,21 +198,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_verification_of_the_timer_can_be_stopped() {
+    fn an_operation_of_a_unit_can_be_stopped() {
         let system = "0::/system.slice/litellm-verify.service\n";
         let user =
             "0::/user.slice/user-1000.slice/user@1000.service/app.slice/litellm-verify.service\n";
-        let words = "wait for it, or end the weekly verification: ";
+        let words = "wait for it, or end it; it is then finished or rolled back";
         assert_eq!(
             [system, user].map(way_past),
             [
-                format!("{words}`systemctl stop litellm-verify.service`"),
-                format!("{words}`systemctl --user stop litellm-verify.service`"),
+                format!("{words}: `systemctl stop litellm-verify.service`"),
+                format!("{words}: `systemctl --user stop litellm-verify.service`"),
             ]
         );
-        let other = "wait for it, or end it; it is then finished or rolled back";
         for group in ["", "0::/user.slice/user-0.slice/session-1.scope\n"] {
-            assert_eq!(way_past(group), other);
+            assert_eq!(way_past(group), words);
         }
         // The holder is found by what it has written.
         let own = std::fs::read_to_string("/proc/self/cgroup").unwrap();

@@ -210,7 +210,11 @@ mod tests {
                 format!("{words}: `systemctl --user stop litellm-verify.service`"),
             ]
         );
-        for group in ["", "0::/user.slice/user-0.slice/session-1.scope\n"] {
+        for group in [
+            "",
+            "0::/user.slice/user-0.slice/session-1.scope\n",
+            "0::/litellm.slice/litellm-recovery.service\n",
+        ] {
             assert_eq!(way_past(group), words);
         }
         // The holder is found by what it has written.

@@ -1109,7 +1109,7 @@ mod tests {
         let protected = make(5, |_| {});
         make(6, |_| {});
         // Of another deployment.
-        let foreign = make(2, |_| {});
+        let foreign = make(3, |_| {});
         let code = directory(&paths).join(foreign.as_str());
         std::fs::remove_file(code.join(authentication::FILE)).unwrap();
         let none = Retention {

@@ -175,6 +175,13 @@ fn there_and_back(who: Who, name: &str) {
     // A base backup of the new cluster is not one with which the previous cluster goes.
     archives(host, who, 2);
     assert_eq!(clusters(host, who), ["postgres", "postgres-previous"]);
+    // The weekly verification restores nothing into the archive.
+    let verify = ["backup", "verify", "latest", "--unattended"];
+    let read = host.units(who, &verify).ok();
+    assert!(
+        read.ends_with(", and its dump is readable to the end; it was not restored\n"),
+        "{read}"
+    );
 
     // An older version, and a server that runs already.
     let ran = host.units(who, &["upgrade", "--postgres", OLD]);

@@ -1075,7 +1075,7 @@ mod tests {
     #[test]
     fn what_nobody_asked_for_is_not_written_to_the_archive() {
         let path = Path::new("/srv/.env");
-        let env = "LITELLM_MASTER_KEY=sk-1234\nPOSTGRES_PASSWORD=secret\n";
+        let env = "LITELLM_IMAGE=ghcr.io/berriai/litellm:v1.108.14\nLITELLM_MASTER_KEY=sk-1\nLITELLM_SALT_KEY=sk-salt\nPOSTGRES_PASSWORD=p\nREDIS_PASSWORD=r\n";
         let judged = |wal: &str, is_local, unattended| {
             let env = parse_env(&format!("{env}{wal}"), path).unwrap();
             let options = RestoreOptions {

@@ -265,7 +265,7 @@ pub(super) fn last(paths: &Paths) -> Result<Option<Duration>> {
 }
 
 /// Time since the entries of a directory changed. Those of `data/` are created with the deployment.
-fn age(directory: &Path) -> Option<Duration> {
+pub(super) fn age(directory: &Path) -> Option<Duration> {
     let changed = directory.metadata().ok()?.modified().ok()?;
     SystemTime::now().duration_since(changed).ok()
 }

@@ -264,6 +264,12 @@ fn render(report: &StatusReport, others: &Others) -> String {
             "whether the last check found a newer release",
         );
         text.sample(&[], flag(check.verdict == Verdict::UpgradeAvailable));
+        let listed = check.listed().parse().ok();
+        text.timestamp(
+            "upgrade_check_timestamp_seconds",
+            "when newer releases were last looked for or, if that fails, since when it does, since the epoch",
+            listed,
+        );
     }
     if let Some(age) = others.backup {
         text.add("backup_age_seconds", "gauge", "time since the last backup");
@@ -288,15 +294,11 @@ fn render(report: &StatusReport, others: &Others) -> String {
             "whether the last verification of a backup failed",
         );
         text.sample(&[], flag(verified.failed));
-        let seconds = verified.succeeded.map(jiff::Timestamp::as_second);
-        if let Some(seconds) = seconds.and_then(|seconds| u64::try_from(seconds).ok()) {
-            text.add(
-                "verification_success_timestamp_seconds",
-                "gauge",
-                "when the last successful verification of a backup ended, since the epoch",
-            );
-            text.sample(&[], whole(seconds));
-        }
+        text.timestamp(
+            "verification_success_timestamp_seconds",
+            "when the last successful verification of a backup ended, since the epoch",
+            verified.succeeded,
+        );
     }
     if let Some(archive) = &report.stack.archive {
         // Not while the first one is being made. One that is made again and again is no excuse.
@@ -396,6 +398,15 @@ impl Metrics {
         let _ = writeln!(self.text, "litellm_units_{}{labels} {value}", self.name);
     }
 
+    /// A time, if it is known.
+    fn timestamp(&mut self, name: &'static str, help: &str, time: Option<jiff::Timestamp>) {
+        let seconds = time.and_then(|time| u64::try_from(time.as_second()).ok());
+        if let Some(seconds) = seconds {
+            self.add(name, "gauge", help);
+            self.sample(&[], whole(seconds));
+        }
+    }
+
     /// A metric that each service may have.
     fn of_services(
         &mut self,
@@ -422,6 +433,7 @@ mod tests {
     use crate::operations::backup::wal::ArchiveReport;
     use crate::operations::database::Disk;
     use crate::operations::stack::report::Services;
+    use crate::operations::upgrade::check::Recorded;
     use crate::service::Service;
 
     fn service(service: Service, health: Option<ContainerHealth>) -> ServiceReport {
@@ -452,6 +464,13 @@ mod tests {
                 service(Service::Litellm, Some(ContainerHealth::Healthy)),
             ],
             vulnerabilities: Some(Vec::new()),
+            upgrade_check: Some(Recorded {
+                checked: "2026-11-29T08:00:00Z".into(),
+                verdict: Verdict::Unknown,
+                recommended: None,
+                error: Some("no route to host".into()),
+                failing_since: Some("2026-11-27T08:00:00Z".into()),
+            }),
             archive: Some(ArchiveReport {
                 lag_seconds: Some(14),
                 url: None,

@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 
 use super::{
-    Check, CheckName, CheckOutcome, Examination, certificate, database, files, metrics, see,
+    Check, CheckName, CheckOutcome, Examination, certificate, database, files, metrics, release,
+    see,
 };
 use crate::deployment::listen::ListenAddress;
 use crate::deployment::settings::{Settings, WatchSettings};
@@ -34,7 +35,7 @@ use crate::operations::stack::report::{self, ServiceReport, StatusReport};
 use crate::operations::stack::{self, LogSource, address};
 use crate::operations::{backup, pull, recycle};
 use crate::output::duration;
-use crate::quadlet::{METRICS_SOCKET, RECOVERY, WATCH_SERVICE, WATCH_TIMER};
+use crate::quadlet::{METRICS_SOCKET, RECOVERY, RECYCLE_SERVICE, WATCH_SERVICE, WATCH_TIMER};
 use crate::service::Service;
 
 /// How often in a row a fault is seen before it is reported.
@@ -523,9 +524,11 @@ async fn find(
     for (unit, words) in recycle::Report::of(&host.paths, settings).problems {
         add(&format!("memory of {unit}"), &words, SIGHTINGS);
     }
-    let recovery = host.systemd().await?.unit(RECOVERY).await?;
-    if let Some(problem) = recovery.problem() {
-        add(RECOVERY, &problem, SIGHTINGS);
+    for name in [RECOVERY, RECYCLE_SERVICE] {
+        let unit = host.systemd().await?.unit(name).await?;
+        if let Some(problem) = unit.problem() {
+            add(name, &format!("{problem}; {}", see(name)), SIGHTINGS);
+        }
     }
     let space = files::space(host, false).await;
     let checks = { space.into_iter() }
@@ -534,7 +537,8 @@ async fn find(
         .chain(super::backup::archive_check(host, &settings.backup).await)
         .chain(database::growth(&host.paths, look.forecast))
         .chain(look.certificate.cloned())
-        .chain(super::units::timers_of(host).await);
+        .chain(super::units::timers_of(host).await)
+        .chain(release::check(host).await);
     for check in checks.filter(|check| check.outcome != CheckOutcome::Ok) {
         let remedy = check.remedy.map(|remedy| format!("; {remedy}"));
         let words = check.message + &remedy.unwrap_or_default();

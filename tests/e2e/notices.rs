@@ -522,6 +522,7 @@ const PLANTED: [Planted; 23] = [
     Planted {
         plant: |host| host.systemctl(Who::Root, &["stop", "litellm-upgrade-check.timer"]),
         notices: &["timers: litellm-upgrade-check.timer "],
+        metrics: &["litellm_units_timers_idle 1"],
         repair: "systemctl start litellm-upgrade-check.timer",
         ..PLAIN
     },
@@ -544,6 +545,7 @@ const PLANTED: [Planted; 23] = [
             host.sh(Who::Root, r#"echo LISTEN=nonsense >>"$1/.env""#);
         },
         notices: &[".env: "],
+        metrics: &["litellm_units_env_invalid 1"],
         repair: r#"sed -i '$d' "$1/.env""#,
         ..PLAIN
     },
@@ -583,6 +585,7 @@ const PLANTED: [Planted; 23] = [
             host.sh(Who::Root, script);
         },
         notices: &["release: "],
+        metrics: &["litellm_units_release_mismatch 1"],
         repair: "rm -r /etc/containers/systemd/litellm.container.d; systemctl daemon-reload
                systemctl restart litellm.service",
         ..PLAIN

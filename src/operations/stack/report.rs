@@ -22,6 +22,7 @@ use crate::litellm::health::GatewayHealth;
 use crate::litellm::{self, Client, contract};
 use crate::operations::backup::wal::ArchiveReport;
 use crate::operations::debug;
+use crate::operations::entrance::CertificateReport;
 use crate::operations::recovery::OngoingOperation;
 use crate::operations::recycle;
 use crate::operations::upgrade::check::Recorded;
@@ -38,6 +39,8 @@ pub(crate) struct StatusReport {
     pub(crate) schema: u32,
     pub(crate) state: State,
     pub(crate) gateway: Gateway,
+    /// The certificate of the public address; null without `PUBLIC_URL`, and while its entrance is not active.
+    pub(crate) certificate: Option<CertificateReport>,
     #[serde(flatten)]
     pub(crate) stack: Services,
 }
@@ -133,6 +136,10 @@ pub(crate) struct ServiceReport {
     pub(crate) restarts: u64,
     /// Null if it is not running.
     pub(crate) memory_bytes: Option<u64>,
+    /// Of it, what the kernel can't reclaim, and what is in swap. Null if it is not running.
+    pub(crate) memory_held_bytes: Option<u64>,
+    /// systemd's `MemoryMax`; null if there is no limit.
+    pub(crate) memory_limit_bytes: Option<u64>,
     /// CPU time since the start; null if the kernel does not count it.
     pub(crate) cpu_seconds: Option<f64>,
     /// Of the installed unit, without the digest.
@@ -147,8 +154,16 @@ pub(crate) struct ServiceReport {
 /// Looks at everything.
 pub(crate) async fn gather(host: &Host) -> Result<StatusReport> {
     let client = Client::local(&host.paths, TIMEOUT)?;
-    let (services, health) = futures_util::join!(Services::gather(host), client.health());
-    Ok(services?.with(unless_full(&host.paths, health)))
+    let certificate = async {
+        let (settings, _) = snapshot::settings(&host.paths).ok()?;
+        CertificateReport::of(host, &settings).await
+    };
+    let (services, health, certificate) =
+        futures_util::join!(Services::gather(host), client.health(), certificate);
+    Ok(StatusReport {
+        certificate,
+        ..services?.with(unless_full(&host.paths, health))
+    })
 }
 
 /// The report without the gateway's own answer, which may take longer.
@@ -187,6 +202,9 @@ pub(crate) struct Services {
     /// LiteLLM's version in the gateway's image.
     #[serde(skip)]
     pub(crate) version: Option<String>,
+    /// Whether `.env` is invalid.
+    #[serde(skip)]
+    pub(crate) env_invalid: bool,
     /// If the gateway runs another image than the recorded one: which.
     #[serde(skip)]
     pub(crate) other_image: Option<String>,
@@ -314,6 +332,7 @@ impl Services {
             vulnerabilities: judgement.map(|judgement| judgement.vulnerabilities),
             upgrade_check,
             version: contract::installed_version(&host.paths),
+            env_invalid: !matches!(known, Ok((_, None))),
             other_image,
         })
     }
@@ -333,6 +352,7 @@ impl Services {
                 address: self.address.clone(),
                 health,
             },
+            certificate: None,
             stack: self,
         }
     }
@@ -461,6 +481,8 @@ impl ServiceReport {
             memory_bytes: unit
                 .memory
                 .or_else(|| container_state::resident_memory(&unit.control_group)),
+            memory_held_bytes: container_state::held_memory(&unit.control_group),
+            memory_limit_bytes: unit.memory_max,
             cpu_seconds: unit
                 .cpu
                 .map(Duration::from_nanos)

@@ -1,10 +1,9 @@
 //! What is known of the stack, as Prometheus metrics.
 
 use std::fmt::Write;
-use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::{Check, CheckOutcome, backup, certificate, database, files, units, watch};
+use super::{Check, CheckOutcome, backup, certificate, database, units, watch};
 use crate::deployment::snapshot;
 use crate::error::Result;
 use crate::host::Host;
@@ -38,8 +37,6 @@ struct Others {
     /// If backups are verified every week.
     verification: Option<Verified>,
     database: Forecast,
-    /// The file systems of the deployment, and the bytes that are free.
-    disks: Vec<(PathBuf, u64)>,
 }
 
 /// What is known of the verification of backups.
@@ -115,7 +112,6 @@ pub(super) async fn text(
         }),
         // Check `growth` says why it is not known.
         database: forecast.as_ref().cloned().unwrap_or_default(),
-        disks: files::free(host),
     };
     Ok(render(report, &others))
 }
@@ -403,8 +399,8 @@ fn render(report: &StatusReport, others: &Others) -> String {
         "gauge",
         "free space of each file system of the deployment",
     );
-    for (path, free) in &others.disks {
-        text.sample(&[("path", &path.display().to_string())], whole(*free));
+    for disk in &report.stack.disks {
+        text.sample(&[("path", &disk.path)], whole(disk.free_bytes));
     }
     text.text
 }
@@ -487,6 +483,7 @@ mod tests {
     use crate::operations::database::Disk;
     use crate::operations::entrance::CertificateReport;
     use crate::operations::stack::report::Services;
+    use crate::operations::stack::space::DiskReport;
     use crate::operations::upgrade::check::Recorded;
     use crate::service::Service;
 
@@ -519,6 +516,10 @@ mod tests {
                 service(Service::Redis, Some(ContainerHealth::Unhealthy)),
                 service(Service::Litellm, Some(ContainerHealth::Healthy)),
             ],
+            disks: vec![DiskReport {
+                path: "/srv/\"quoted\"".into(),
+                free_bytes: 1 << 40,
+            }],
             vulnerabilities: Some(Vec::new()),
             upgrade_check: Some(Recorded {
                 checked: "2026-11-29T08:00:00Z".into(),
@@ -570,7 +571,6 @@ mod tests {
                 }),
                 is_outdated: false,
             },
-            disks: vec![("/srv/\"quoted\"".into(), 1 << 40)],
         };
         let text = render(&report, &others);
         assert_eq!(text, include_str!("../../tests/fixtures/metrics.prom"));

@@ -6,26 +6,31 @@ use serde::Serialize;
 
 use super::blockers::{self, Blocker};
 use super::quoted;
-use super::space::unless_full;
+use super::space::{DiskReport, unless_full};
 use crate::deployment::applied::{Applied, Difference};
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::installed_release;
 use crate::deployment::ledger::{Ledger, RecordedRelease};
+use crate::deployment::operation_id::OperationId;
 use crate::deployment::settings::Settings;
 use crate::deployment::snapshot;
 use crate::error::Result;
 use crate::host::Host;
 use crate::host::container_state::{self, ContainerHealth};
+use crate::host::paths::Paths;
 use crate::host::systemd::{ActiveState, Systemd, UnitResult, UnitState};
 use crate::litellm::advisories::{Advisories, Judgement, KnownVulnerability};
 use crate::litellm::health::GatewayHealth;
 use crate::litellm::{self, Client, contract};
+use crate::operations::backup;
+use crate::operations::backup::verification::Verification;
 use crate::operations::backup::wal::ArchiveReport;
 use crate::operations::debug;
 use crate::operations::entrance::CertificateReport;
 use crate::operations::recovery::OngoingOperation;
 use crate::operations::recycle;
 use crate::operations::upgrade::check::Recorded;
+use crate::quadlet::BACKUP_SERVICE;
 use crate::service::{Instance, Service};
 
 /// After this, the gateway counts as down.
@@ -65,6 +70,35 @@ pub(crate) struct Recycled {
     pub(crate) at: jiff::Timestamp,
     /// What it held before.
     pub(crate) memory_bytes: u64,
+}
+
+/// The backups on this host.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct BackupReport {
+    /// The newest complete one; null if there is none.
+    pub(crate) id: Option<OperationId>,
+    /// When it was begun.
+    pub(crate) created: Option<jiff::Timestamp>,
+    /// Time since then.
+    pub(crate) age_seconds: Option<u64>,
+    /// Whether the last nightly run failed.
+    pub(crate) failed: bool,
+    /// The last verification of a newest backup; null if there was none.
+    pub(crate) verification: Option<Verification>,
+}
+
+impl BackupReport {
+    fn of(paths: &Paths, service: &UnitState) -> Result<Self> {
+        let (id, created) = backup::newest(paths)?.unzip();
+        let age = created.map(|created| jiff::Timestamp::now().duration_since(created));
+        Ok(Self {
+            id,
+            created,
+            age_seconds: age.map(|age| u64::try_from(age.as_secs()).unwrap_or_default()),
+            failed: service.is_failing(),
+            verification: Verification::load(paths)?,
+        })
+    }
 }
 
 /// A service that starts and stops with the stack, and is not part of it.
@@ -186,6 +220,10 @@ pub(crate) struct Services {
     pub(crate) vulnerabilities: Option<Vec<KnownVulnerability>>,
     /// The last check for newer releases; null if there was none.
     pub(crate) upgrade_check: Option<Recorded>,
+    /// The backups on this host; null if they can't be read. `warnings` then has the cause.
+    pub(crate) backup: Option<BackupReport>,
+    /// The file systems of the deployment.
+    pub(crate) disks: Vec<DiskReport>,
     /// The archive of the write-ahead log; null if `.env` asks for none.
     pub(crate) archive: Option<ArchiveReport>,
     /// Gateways that were replaced because their memory had grown.
@@ -214,8 +252,11 @@ impl Services {
     /// Looks at the units, their containers and images.
     pub(crate) async fn gather(host: &Host) -> Result<Self> {
         let systemd = host.systemd().await?;
-        let (units, target) =
-            futures_util::try_join!(super::instances(systemd), systemd.unit("litellm.target"))?;
+        let (units, target, backup) = futures_util::try_join!(
+            super::instances(systemd),
+            systemd.unit("litellm.target"),
+            systemd.unit(BACKUP_SERVICE)
+        )?;
         let (blockers, additional) = futures_util::try_join!(
             blockers::find(systemd, &units, quoted::SOME),
             AdditionalService::find(systemd, &target)
@@ -300,6 +341,9 @@ impl Services {
             .ok()
             .flatten()
             .flatten();
+        let backup = BackupReport::of(&host.paths, &backup)
+            .map_err(|error| warnings.push(format!("{error:#}")))
+            .ok();
         let mut recycled = Vec::new();
         if let Some(settings) = settings {
             let report = recycle::Report::of(&host.paths, settings);
@@ -315,6 +359,8 @@ impl Services {
             }));
         }
         Ok(Self {
+            backup,
+            disks: DiskReport::all(&host.paths),
             archive,
             recycled,
             debug_until: debug::until(&host.paths),

@@ -31,6 +31,7 @@ use crate::error::Result;
 use crate::host::Host;
 use crate::host::paths::Scope;
 use crate::host::systemd::UnitState;
+use crate::operations::entrance::CertificateReport;
 use crate::operations::recovery::OngoingOperation;
 use crate::operations::stack::blockers::Blocker;
 use crate::quadlet;
@@ -264,7 +265,7 @@ pub(crate) async fn examine(host: &Host) -> Vec<Check> {
         backup::archive(&examination),
         units::timers(&examination),
         release::upgrade_check(&examination),
-        certificate::check(host, examination.settings.as_ref()),
+        certificate(&examination),
     );
     checks.extend(systemd);
     checks.push(platform::selinux());
@@ -303,7 +304,11 @@ pub(crate) async fn examine(host: &Host) -> Vec<Check> {
     }
     checks.extend(gateway);
     checks.extend(units::debug_logs(host));
-    checks.extend(certificate);
+    checks.extend(certificate::check(
+        host,
+        examination.settings.as_ref(),
+        certificate.as_ref(),
+    ));
     checks.extend(backup);
     checks.extend(verification);
     checks.extend(archive);
@@ -322,6 +327,10 @@ pub(crate) async fn examine(host: &Host) -> Vec<Check> {
     checks.extend(watch::check(&examination).await);
     checks.extend(interrupted(host));
     checks
+}
+
+async fn certificate(examination: &Examination<'_>) -> Option<CertificateReport> {
+    CertificateReport::of(examination.host, examination.settings.as_ref()?).await
 }
 
 /// What a check finds, if what it needs works.

@@ -107,6 +107,8 @@ pub const CHECK_SERVICE: &str = "litellm-upgrade-check.service";
 
 /// Replaces a gateway whose memory has grown, unless `.env` refuses it.
 pub const RECYCLE_TIMER: &str = "litellm-recycle.timer";
+/// What that timer starts.
+pub const RECYCLE_SERVICE: &str = "litellm-recycle.service";
 
 /// Looks for faults and writes metrics, if `.env` names recipients of notices, or a file or an address for metrics.
 pub const WATCH_TIMER: &str = "litellm-watch.timer";

@@ -266,16 +266,13 @@ fn judge_archive(
 
 /// Time since the last backup.
 pub(super) fn last(paths: &Paths) -> Result<Option<Duration>> {
-    let Some(newest) = backup::ids(paths)?.pop() else {
-        return Ok(None);
-    };
-    let created = jiff::tz::Offset::UTC.to_timestamp(newest.created())?;
-    let age = jiff::Timestamp::now().duration_since(created);
-    Ok(Some(age.try_into().unwrap_or_default()))
+    let age =
+        backup::newest(paths)?.map(|(_, created)| jiff::Timestamp::now().duration_since(created));
+    Ok(age.map(|age| age.try_into().unwrap_or_default()))
 }
 
 /// Time since the entries of a directory changed. Those of `data/` are created with the deployment.
-fn age(directory: &Path) -> Option<Duration> {
+pub(super) fn age(directory: &Path) -> Option<Duration> {
     let changed = directory.metadata().ok()?.modified().ok()?;
     SystemTime::now().duration_since(changed).ok()
 }

@@ -1,10 +1,8 @@
 //! The deployment directory and the file systems below it.
 
-use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
-use nix::sys::statvfs::{Statvfs, statvfs};
 use nix::unistd::geteuid;
 
 use super::{Check, CheckName, Examination, Fix};
@@ -22,6 +20,7 @@ use crate::host::{self, Host};
 use crate::image::ImageReference;
 use crate::litellm::advisories::{Advisories, Compromised};
 use crate::litellm::config::{Severity, check_deployment};
+use crate::operations::stack::space;
 use crate::operations::{backup, seal};
 use crate::output::{self, bytes, shell_word};
 use crate::service::Service;
@@ -33,7 +32,7 @@ const LITTLE: u64 = 2 << 30;
 
 /// Of every file system that the deployment and its containers write to.
 pub(crate) async fn space(host: &Host, podman_works: bool) -> Vec<Check> {
-    let mut places = places(host);
+    let mut places = space::places(&host.paths);
     if podman_works
         && let Ok(podman) = host.podman().await
         && let Ok(root) = podman
@@ -42,9 +41,9 @@ pub(crate) async fn space(host: &Host, podman_works: bool) -> Vec<Check> {
     {
         places.push(root.trim().into());
     }
-    let systems = systems(places);
+    let systems = space::systems(places);
     let mut disks: Vec<_> = { systems.iter() }
-        .map(|(path, found)| (bytes_free(found), path))
+        .map(|(path, found)| (space::bytes_free(found), path))
         .collect();
     disks.sort();
     // Each that is nearly full, or the one that will be the first.
@@ -62,48 +61,6 @@ pub(crate) async fn space(host: &Host, podman_works: bool) -> Vec<Check> {
         None => Check::ok(CheckName::Inodes, "the file systems have no limit"),
     };
     disks.chain([inodes]).collect()
-}
-
-/// Where the deployment and its containers write to.
-fn places(host: &Host) -> Vec<PathBuf> {
-    let paths = &host.paths;
-    vec![
-        paths.deployment.clone(),
-        paths.config(),
-        paths.logs(),
-        paths.postgres_data(),
-        paths.redis_data(),
-        backup::directory(paths),
-        paths.storage.clone(),
-    ]
-}
-
-/// The file systems of the deployment, and the bytes that are free.
-pub(super) fn free(host: &Host) -> Vec<(PathBuf, u64)> {
-    let systems = systems(places(host)).into_iter();
-    systems
-        .map(|(path, found)| (path, bytes_free(&found)))
-        .collect()
-}
-
-fn bytes_free(found: &Statvfs) -> u64 {
-    found.blocks_available() * found.fragment_size()
-}
-
-fn systems(places: Vec<PathBuf>) -> Vec<(PathBuf, Statvfs)> {
-    // Each file system by the first place on it.
-    let mut systems: BTreeMap<u64, (PathBuf, Statvfs)> = BTreeMap::new();
-    for place in places {
-        let Some(existing) = place.ancestors().find(|path| path.exists()) else {
-            continue;
-        };
-        if let (Ok(metadata), Ok(found)) = (existing.metadata(), statvfs(existing)) {
-            systems
-                .entry(metadata.dev())
-                .or_insert((existing.to_owned(), found));
-        }
-    }
-    systems.into_values().collect()
 }
 
 fn disk(path: &Path, free: u64) -> Check {

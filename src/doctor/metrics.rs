@@ -1,10 +1,9 @@
 //! What is known of the stack, as Prometheus metrics.
 
 use std::fmt::Write;
-use std::path::PathBuf;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use super::{Check, CheckOutcome, backup, certificate, database, files, watch};
+use super::{Check, CheckOutcome, backup, certificate, database, units, watch};
 use crate::deployment::snapshot;
 use crate::error::Result;
 use crate::host::Host;
@@ -33,11 +32,11 @@ struct Others {
     backup_failed: bool,
     /// Whether there will be another one.
     backup_timer: bool,
+    /// Whether one of the other timers is off, if they are installed.
+    timers_idle: Option<bool>,
     /// If backups are verified every week.
     verification: Option<Verified>,
     database: Forecast,
-    /// The file systems of the deployment, and the bytes that are free.
-    disks: Vec<(PathBuf, u64)>,
 }
 
 /// What is known of the verification of backups.
@@ -54,12 +53,20 @@ pub(crate) async fn gather(host: &Host) -> Result<String> {
     let report = report::gather(host).await?;
     let settings = snapshot::settings(&host.paths).ok();
     let settings = settings.as_ref().map(|(settings, _)| settings);
-    let certificate = certificate::check(host, settings).await;
+    let certificate = certificate::check(host, settings, report.certificate.as_ref());
     let forecast = database::of_backups(&host.paths);
-    text(host, &report, &forecast, certificate.as_ref()).await
+    let timers = units::timers_of(host).await;
+    text(
+        host,
+        &report,
+        &forecast,
+        certificate.as_ref(),
+        timers.as_ref(),
+    )
+    .await
 }
 
-/// The same, with what `report` and `forecast` have seen already.
+/// The same, with what has been seen already.
 ///
 /// # Errors
 /// As [`gather`].
@@ -68,6 +75,7 @@ pub(super) async fn text(
     report: &StatusReport,
     forecast: &Result<Forecast>,
     certificate: Option<&Check>,
+    timers: Option<&Check>,
 ) -> Result<String> {
     let systemd = host.systemd().await?;
     let (timer, service, verify_timer, verify_service) = futures_util::try_join!(
@@ -76,6 +84,7 @@ pub(super) async fn text(
         systemd.unit(VERIFY_TIMER),
         systemd.unit(VERIFY_SERVICE)
     )?;
+    let is_bad = |check: &Check| check.outcome != CheckOutcome::Ok;
     let is_on = |timer: &UnitState| timer.file_state == "enabled" && timer.is_active();
     let others = Others {
         now: SystemTime::now().duration_since(UNIX_EPOCH)?,
@@ -85,10 +94,11 @@ pub(super) async fn text(
         }),
         changing: watch::is_changing(&host.paths),
         base_in_the_making: wal::is_base_in_the_making(&host.paths),
-        certificate: certificate.map(|check| check.outcome != CheckOutcome::Ok),
+        certificate: certificate.map(is_bad),
         backup: backup::last(&host.paths)?,
         backup_failed: service.is_failing(),
         backup_timer: is_on(&timer),
+        timers_idle: timers.map(is_bad),
         verification: is_on(&verify_timer).then(|| {
             // Check `verification` says why a record can't be read.
             let last = Verification::load(&host.paths);
@@ -102,7 +112,6 @@ pub(super) async fn text(
         }),
         // Check `growth` says why it is not known.
         database: forecast.as_ref().cloned().unwrap_or_default(),
-        disks: files::free(host),
     };
     Ok(render(report, &others))
 }
@@ -199,6 +208,20 @@ fn render(report: &StatusReport, others: &Others) -> String {
     );
     text.of_services(
         report,
+        "service_memory_held_bytes",
+        "gauge",
+        "memory of the unit that the kernel can't reclaim, with what is in swap",
+        |service| service.memory_held_bytes.map(whole),
+    );
+    text.of_services(
+        report,
+        "service_memory_limit_bytes",
+        "gauge",
+        "memory that the unit may use (MemoryMax)",
+        |service| service.memory_limit_bytes.map(whole),
+    );
+    text.of_services(
+        report,
         "service_cpu_seconds_total",
         "counter",
         "CPU time since the start",
@@ -216,6 +239,18 @@ fn render(report: &StatusReport, others: &Others) -> String {
                 .map(|changed| whole(changed.len() as u64))
         },
     );
+    text.add(
+        "env_invalid",
+        "gauge",
+        "whether .env is invalid, and the last good one is in use",
+    );
+    text.sample(&[], flag(report.stack.env_invalid));
+    text.add(
+        "release_mismatch",
+        "gauge",
+        "whether the gateway runs another image than the recorded one",
+    );
+    text.sample(&[], flag(report.stack.other_image.is_some()));
     text.add(
         "failing_blockers",
         "gauge",
@@ -264,6 +299,12 @@ fn render(report: &StatusReport, others: &Others) -> String {
             "whether the last check found a newer release",
         );
         text.sample(&[], flag(check.verdict == Verdict::UpgradeAvailable));
+        let listed = check.listed().parse().ok();
+        text.timestamp(
+            "upgrade_check_timestamp_seconds",
+            "when newer releases were last looked for or, if that fails, since when it does, since the epoch",
+            listed,
+        );
     }
     if let Some(age) = others.backup {
         text.add("backup_age_seconds", "gauge", "time since the last backup");
@@ -281,6 +322,14 @@ fn render(report: &StatusReport, others: &Others) -> String {
         "whether the timer of the nightly backup is enabled and active",
     );
     text.sample(&[], flag(others.backup_timer));
+    if let Some(idle) = others.timers_idle {
+        text.add(
+            "timers_idle",
+            "gauge",
+            "whether the timer of the verification, of the check for newer releases, or of the replacement for memory, is not active",
+        );
+        text.sample(&[], flag(idle));
+    }
     if let Some(verified) = &others.verification {
         text.add(
             "verification_failed",
@@ -288,15 +337,11 @@ fn render(report: &StatusReport, others: &Others) -> String {
             "whether the last verification of a backup failed",
         );
         text.sample(&[], flag(verified.failed));
-        let seconds = verified.succeeded.map(jiff::Timestamp::as_second);
-        if let Some(seconds) = seconds.and_then(|seconds| u64::try_from(seconds).ok()) {
-            text.add(
-                "verification_success_timestamp_seconds",
-                "gauge",
-                "when the last successful verification of a backup ended, since the epoch",
-            );
-            text.sample(&[], whole(seconds));
-        }
+        text.timestamp(
+            "verification_success_timestamp_seconds",
+            "when the last successful verification of a backup ended, since the epoch",
+            verified.succeeded,
+        );
     }
     if let Some(archive) = &report.stack.archive {
         // Not while the first one is being made. One that is made again and again is no excuse.
@@ -326,6 +371,12 @@ fn render(report: &StatusReport, others: &Others) -> String {
         );
         text.sample(&[], flag(expiring));
     }
+    let certificate = report.certificate.as_ref();
+    text.timestamp(
+        "certificate_expiry_timestamp_seconds",
+        "when the certificate of the public address expires, since the epoch",
+        certificate.and_then(|certificate| certificate.expires),
+    );
     if let Some(size) = others.database.bytes {
         text.add(
             "database_bytes",
@@ -348,8 +399,8 @@ fn render(report: &StatusReport, others: &Others) -> String {
         "gauge",
         "free space of each file system of the deployment",
     );
-    for (path, free) in &others.disks {
-        text.sample(&[("path", &path.display().to_string())], whole(*free));
+    for disk in &report.stack.disks {
+        text.sample(&[("path", &disk.path)], whole(disk.free_bytes));
     }
     text.text
 }
@@ -396,6 +447,15 @@ impl Metrics {
         let _ = writeln!(self.text, "litellm_units_{}{labels} {value}", self.name);
     }
 
+    /// A time, if it is known.
+    fn timestamp(&mut self, name: &'static str, help: &str, time: Option<jiff::Timestamp>) {
+        let seconds = time.and_then(|time| u64::try_from(time.as_second()).ok());
+        if let Some(seconds) = seconds {
+            self.add(name, "gauge", help);
+            self.sample(&[], whole(seconds));
+        }
+    }
+
     /// A metric that each service may have.
     fn of_services(
         &mut self,
@@ -421,7 +481,10 @@ mod tests {
     use crate::host::systemd::UnitResult;
     use crate::operations::backup::wal::ArchiveReport;
     use crate::operations::database::Disk;
+    use crate::operations::entrance::CertificateReport;
     use crate::operations::stack::report::Services;
+    use crate::operations::stack::space::DiskReport;
+    use crate::operations::upgrade::check::Recorded;
     use crate::service::Service;
 
     fn service(service: Service, health: Option<ContainerHealth>) -> ServiceReport {
@@ -436,6 +499,8 @@ mod tests {
             uptime_seconds: Some(720),
             restarts: 3,
             memory_bytes: Some(93_323_264),
+            memory_held_bytes: Some(90_000_000),
+            memory_limit_bytes: (service == Service::Litellm).then_some(1 << 31),
             cpu_seconds: Some(7.44),
             image: Some("ghcr.io/berriai/litellm:v1.108.14".into()),
             digest: None,
@@ -451,7 +516,18 @@ mod tests {
                 service(Service::Redis, Some(ContainerHealth::Unhealthy)),
                 service(Service::Litellm, Some(ContainerHealth::Healthy)),
             ],
+            disks: vec![DiskReport {
+                path: "/srv/\"quoted\"".into(),
+                free_bytes: 1 << 40,
+            }],
             vulnerabilities: Some(Vec::new()),
+            upgrade_check: Some(Recorded {
+                checked: "2026-11-29T08:00:00Z".into(),
+                verdict: Verdict::Unknown,
+                recommended: None,
+                error: Some("no route to host".into()),
+                failing_since: Some("2026-11-27T08:00:00Z".into()),
+            }),
             archive: Some(ArchiveReport {
                 lag_seconds: Some(14),
                 url: None,
@@ -460,9 +536,16 @@ mod tests {
             }),
             ..Services::default()
         };
-        let report = services.with(GatewayHealth::Ready {
-            version: Some("1.108.14".into()),
-        });
+        let report = StatusReport {
+            certificate: Some(CertificateReport {
+                expires: jiff::Timestamp::from_second(1_807_776_000).ok(),
+                error: None,
+                lifetime: Duration::from_secs(90 * 24 * 3600),
+            }),
+            ..services.with(GatewayHealth::Ready {
+                version: Some("1.108.14".into()),
+            })
+        };
         let others = Others {
             now: Duration::from_secs(1_800_000_000),
             changing: true,
@@ -472,6 +555,7 @@ mod tests {
             backup: Some(Duration::from_secs(3600)),
             backup_failed: false,
             backup_timer: true,
+            timers_idle: Some(false),
             verification: Some(Verified {
                 succeeded: jiff::Timestamp::from_second(1_799_900_000).ok(),
                 failed: false,
@@ -487,7 +571,6 @@ mod tests {
                 }),
                 is_outdated: false,
             },
-            disks: vec![("/srv/\"quoted\"".into(), 1 << 40)],
         };
         let text = render(&report, &others);
         assert_eq!(text, include_str!("../../tests/fixtures/metrics.prom"));

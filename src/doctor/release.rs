@@ -1,9 +1,10 @@
 //! Known vulnerabilities of the gateway's release, and the last check for newer ones.
 
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
-use super::{Check, CheckName, Examination, see};
+use super::{Check, CheckName, Examination, backup, see};
 use crate::deployment::installed_release;
+use crate::host::Host;
 use crate::host::systemd::{ActiveState, LoadState};
 use crate::litellm::advisories::{Advisories, SHIPPED_DATE};
 use crate::operations::upgrade::check::Recorded;
@@ -53,36 +54,58 @@ pub(crate) fn vulnerabilities(examination: &Examination<'_>) -> Option<Check> {
 }
 
 pub(crate) async fn upgrade_check(examination: &Examination<'_>) -> Option<Check> {
-    const NAME: CheckName = CheckName::UpgradeCheck;
     examination
         .units
         .as_ref()
         .filter(|units| !units.is_empty())?;
     let systemd = examination.host.systemd().await.ok()?;
-    let (timer, service) =
-        futures_util::try_join!(systemd.unit(CHECK_TIMER), systemd.unit(CHECK_SERVICE)).ok()?;
-    // Check `drift` reports a missing one.
-    if timer.load == LoadState::NotFound {
-        return None;
-    }
+    let service = systemd.unit(CHECK_SERVICE).await.ok()?;
     if service.active == ActiveState::Failed {
         let message = format!("{CHECK_SERVICE} failed: {}", service.reason());
-        return Some(Check::warning(NAME, message).remedy(see(CHECK_SERVICE)));
+        return Some(Check::warning(CheckName::UpgradeCheck, message).remedy(see(CHECK_SERVICE)));
     }
-    let recorded = match Recorded::load(&examination.host.paths) {
+    check(examination.host).await
+}
+
+/// Whether newer releases are found: no fault until that failed for [`FAILING`]. `None` if systemd does not answer, or the
+/// timer is missing or off: checks `drift` and `timers` report that.
+pub(super) async fn check(host: &Host) -> Option<Check> {
+    let systemd = host.systemd().await.ok()?;
+    let (timer, target) =
+        futures_util::try_join!(systemd.unit(CHECK_TIMER), systemd.unit("litellm.target")).ok()?;
+    if timer.load == LoadState::NotFound || timer.idle().is_some() {
+        return None;
+    }
+    let recorded = match Recorded::load(&host.paths) {
         Ok(recorded) => recorded,
-        Err(error) => return Some(Check::error(NAME, &error)),
+        Err(error) => return Some(Check::error(CheckName::UpgradeCheck, &error)),
     };
-    Some(judge(recorded.as_ref(), jiff::Timestamp::now()))
+    let active = target.active_since.filter(|_| target.is_active());
+    let active = active.and_then(|since| {
+        let since = SystemTime::UNIX_EPOCH + Duration::from_micros(since);
+        since.elapsed().ok()
+    });
+    let is_due = active.is_some_and(|active| active > DUE)
+        && backup::age(&host.paths.data()).is_some_and(|age| age > FAILING);
+    Some(judge(recorded.as_ref(), is_due, jiff::Timestamp::now()))
 }
 
 /// The registry may be away for some days.
 const FAILING: Duration = Duration::from_secs(7 * 24 * 3600);
+/// After a boot or a start, the daily check and its random delay take no longer.
+const DUE: Duration = Duration::from_secs(2 * 24 * 3600);
 
-fn judge(recorded: Option<&Recorded>, now: jiff::Timestamp) -> Check {
+/// `is_due`: whether the stack ran for long enough to have been checked.
+fn judge(recorded: Option<&Recorded>, is_due: bool, now: jiff::Timestamp) -> Check {
     const NAME: CheckName = CheckName::UpgradeCheck;
+    let remedy = "if the registry can be reached: `litellm-units upgrade --check`";
     let Some(recorded) = recorded else {
-        return Check::ok(NAME, "not run yet");
+        let message = "not run yet";
+        return if is_due {
+            Check::warning(NAME, message).remedy(see(CHECK_SERVICE))
+        } else {
+            Check::ok(NAME, message)
+        };
     };
     let age = |time: &str| -> Option<Duration> {
         let time: jiff::Timestamp = time.parse().ok()?;
@@ -96,22 +119,29 @@ fn judge(recorded: Option<&Recorded>, now: jiff::Timestamp) -> Check {
             "newer releases could not be listed for {}: {error}",
             duration(failing)
         );
-        let remedy = "if the registry can be reached: `litellm-units upgrade --check`";
         return Check::warning(NAME, message).remedy(remedy);
+    }
+    let checked = age(&recorded.checked).unwrap_or_default();
+    if is_due && checked > FAILING {
+        let message = format!(
+            "newer releases were last looked for {} ago",
+            duration(checked)
+        );
+        return Check::warning(NAME, message).remedy(see(CHECK_SERVICE));
     }
     let found = match (&recorded.recommended, &recorded.error) {
         (Some(recommended), _) => format!("LiteLLM {} is available", recommended.release),
         (None, Some(error)) => format!("newer releases could not be listed: {error}"),
         (None, None) => "no newer release for this deployment".to_owned(),
     };
-    let age = age(&recorded.checked).unwrap_or_default();
-    Check::ok(NAME, format!("{found} (checked {} ago)", duration(age)))
+    Check::ok(NAME, format!("{found} (checked {} ago)", duration(checked)))
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::CheckOutcome;
     use super::*;
+    use crate::operations::upgrade::check::Verdict;
 
     #[test]
     fn a_check_that_fails_for_a_week_is_a_warning() {
@@ -122,7 +152,7 @@ mod tests {
                 "error": "no route to host", "failing_since": failing_since,
             });
             let recorded: Recorded = serde_json::from_value(record).unwrap();
-            let check = judge(Some(&recorded), now);
+            let check = judge(Some(&recorded), true, now);
             (check.outcome, check.message)
         };
         assert_eq!(
@@ -139,5 +169,34 @@ mod tests {
                 "newer releases could not be listed for 8 d: no route to host".into()
             )
         );
+    }
+    #[test]
+    fn a_check_that_is_not_made_for_a_week_is_a_warning() {
+        let judged = |checked: Option<&str>, is_due| {
+            let recorded = checked.map(|checked| Recorded {
+                checked: checked.to_owned(),
+                verdict: Verdict::UpToDate,
+                recommended: None,
+                error: None,
+                failing_since: None,
+            });
+            let now = "2026-11-29T08:00:00Z".parse().unwrap();
+            let check = judge(recorded.as_ref(), is_due, now);
+            (check.outcome, check.message)
+        };
+        let (ok, warning) = (CheckOutcome::Ok, CheckOutcome::Warning);
+        let old = Some("2026-11-21T08:00:00Z");
+        let last = "newer releases were last looked for 8 d ago";
+        assert_eq!(judged(old, true), (warning, last.into()));
+        // A host that was off, or a gateway that was stopped.
+        let none = "no newer release for this deployment (checked 8 d ago)";
+        assert_eq!(judged(old, false), (ok, none.into()));
+        let none = "no newer release for this deployment (checked 7 d ago)";
+        assert_eq!(
+            judged(Some("2026-11-22T08:00:00Z"), true),
+            (ok, none.into())
+        );
+        assert_eq!(judged(None, false), (ok, "not run yet".into()));
+        assert_eq!(judged(None, true), (warning, "not run yet".into()));
     }
 }

@@ -15,7 +15,8 @@ use serde::{Deserialize, Serialize};
 use tokio::net::TcpStream;
 
 use super::{
-    Check, CheckName, CheckOutcome, Examination, certificate, database, files, metrics, see,
+    Check, CheckName, CheckOutcome, Examination, certificate, database, files, metrics, release,
+    see, units,
 };
 use crate::deployment::listen::ListenAddress;
 use crate::deployment::settings::{Settings, WatchSettings};
@@ -34,7 +35,7 @@ use crate::operations::stack::report::{self, ServiceReport, StatusReport};
 use crate::operations::stack::{self, LogSource, address};
 use crate::operations::{backup, pull, recycle};
 use crate::output::duration;
-use crate::quadlet::{METRICS_SOCKET, RECOVERY, WATCH_SERVICE, WATCH_TIMER};
+use crate::quadlet::{METRICS_SOCKET, RECOVERY, RECYCLE_SERVICE, WATCH_SERVICE, WATCH_TIMER};
 use crate::service::Service;
 
 /// How often in a row a fault is seen before it is reported.
@@ -140,13 +141,14 @@ pub(crate) async fn watch(host: &Host) -> Result<()> {
     let report = report::gather(host).await?;
     // Reads the manifests of 14 days, once.
     let forecast = database::of_backups(&host.paths);
-    let certificate = certificate::check(host, Some(&settings)).await;
+    let certificate = certificate::check(host, Some(&settings), report.certificate.as_ref());
     let look = Look {
         settings: &settings,
         problem: problem.as_ref(),
         report: &report,
         forecast: &forecast,
         certificate: certificate.as_ref(),
+        timers: units::timers_of(host).await,
     };
     let written = write_metrics(host, &look).await;
     // Whatever became of the metrics.
@@ -163,6 +165,7 @@ struct Look<'a> {
     report: &'a StatusReport,
     forecast: &'a Result<Forecast>,
     certificate: Option<&'a Check>,
+    timers: Option<Check>,
 }
 
 /// Whether a command changes units: it reports what it does to them. But it may wait for an answer for ever.
@@ -182,7 +185,8 @@ async fn write_metrics(host: &Host, look: &Look<'_>) -> Result<()> {
     if watch.metrics.is_none() && watch.metrics_address.is_none() {
         return Ok(());
     }
-    let text = metrics::text(host, look.report, look.forecast, look.certificate).await?;
+    let timers = look.timers.as_ref();
+    let text = metrics::text(host, look.report, look.forecast, look.certificate, timers).await?;
     let served = match watch.metrics_address {
         Some(_) => write_atomically(&host.paths.served_metrics(), text.as_bytes(), 0o644),
         None => Ok(()),
@@ -523,9 +527,11 @@ async fn find(
     for (unit, words) in recycle::Report::of(&host.paths, settings).problems {
         add(&format!("memory of {unit}"), &words, SIGHTINGS);
     }
-    let recovery = host.systemd().await?.unit(RECOVERY).await?;
-    if let Some(problem) = recovery.problem() {
-        add(RECOVERY, &problem, SIGHTINGS);
+    for name in [RECOVERY, RECYCLE_SERVICE] {
+        let unit = host.systemd().await?.unit(name).await?;
+        if let Some(problem) = unit.problem() {
+            add(name, &format!("{problem}; {}", see(name)), SIGHTINGS);
+        }
     }
     let space = files::space(host, false).await;
     let checks = { space.into_iter() }
@@ -534,7 +540,8 @@ async fn find(
         .chain(super::backup::archive_check(host, &settings.backup).await)
         .chain(database::growth(&host.paths, look.forecast))
         .chain(look.certificate.cloned())
-        .chain(super::units::timers_of(host).await);
+        .chain(look.timers.clone())
+        .chain(release::check(host).await);
     for check in checks.filter(|check| check.outcome != CheckOutcome::Ok) {
         let remedy = check.remedy.map(|remedy| format!("; {remedy}"));
         let words = check.message + &remedy.unwrap_or_default();

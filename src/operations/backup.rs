@@ -226,6 +226,15 @@ pub(crate) fn ids(paths: &Paths) -> Result<Vec<OperationId>> {
     ids_in(&directory(paths))
 }
 
+/// The name and the time of the newest complete backup.
+pub(crate) fn newest(paths: &Paths) -> Result<Option<(OperationId, jiff::Timestamp)>> {
+    let Some(id) = ids(paths)?.pop() else {
+        return Ok(None);
+    };
+    let created = jiff::tz::Offset::UTC.to_timestamp(id.created())?;
+    Ok(Some((id, created)))
+}
+
 fn ids_in(directory: &Path) -> Result<Vec<OperationId>> {
     let entries = files::entries(directory)?;
     let mut ids: Vec<_> = { entries.iter() }

@@ -11,6 +11,7 @@ use super::recovery;
 use super::stack::{self, RECOVERY_TIMEOUT};
 use crate::deployment::applied::Applied;
 use crate::deployment::settings::Settings;
+use crate::deployment::snapshot;
 use crate::deployment::variables::RECYCLE_AT;
 use crate::error::Result;
 use crate::host::Host;
@@ -118,8 +119,9 @@ struct Grown {
 /// Replaces each gateway that holds more memory than `.env` allows, one after another. While another operation runs, the
 /// next look does.
 pub(crate) async fn run(host: &Host) -> Result<()> {
-    let settings = Settings::load(&host.paths.env_file())?;
-    let Some(mark) = settings.recycle_at else {
+    let (settings, problem) = snapshot::settings(&host.paths)?;
+    // Until `.env` is valid, a fresh gateway could not start. A notice and `doctor` name the line.
+    let Some(mark) = settings.recycle_at.filter(|_| problem.is_none()) else {
         return Ok(());
     };
     let mut record = Record::load(&host.paths);

@@ -27,6 +27,7 @@ use crate::deployment::snapshot::{self, SnapshotId};
 use crate::error::{self, Exit, Failure, PathContext, Result};
 use crate::host::Host;
 use crate::host::paths::Paths;
+use crate::host::record;
 use crate::host::systemd::job::JobType;
 use crate::image::{Image, ImageIdentity, ImageReference};
 use crate::litellm::advisories::Advisories;
@@ -442,7 +443,18 @@ impl Run<'_> {
             operation: self.operation.operation.clone(),
             outcome,
             reason,
-        }))
+        }))?;
+        let (from, to) = (self.from(), self.operation.to.as_str());
+        match outcome {
+            OperationOutcome::Done => {
+                record::release(self.host, &from, to, &self.operation.verb.to_string());
+            }
+            OperationOutcome::Undone if self.switched => {
+                record::release(self.host, to, &from, "automatic rollback");
+            }
+            OperationOutcome::Undone => {}
+        }
+        Ok(())
     }
 
     async fn forward(

@@ -199,6 +199,10 @@ impl Day<'_> {
             "[1,\"healthy\",\"ready\",[],[[],[],[],[]]]\n"
         );
         assert_eq!(
+            self.jq("[.certificate, .backup.failed, (.disks | length > 0), ([.services[] | .memory_held_bytes > 0] | any)]"),
+            "[null,false,true,true]\n"
+        );
+        assert_eq!(
             self.jq("[.services[] | (.uptime_seconds >= 0), (.memory_bytes > 0 or .sub == \"exited\"), (.cpu_seconds > 0 or .sub == \"exited\"), .restarts] | unique"),
             "[true,0]\n"
         );

@@ -357,7 +357,7 @@ const RECOVERED: &str = ": recovered after ";
 const FALSE: &str = "ExecStart=\\nExecStart=/bin/false";
 
 #[cfg(feature = "fault-points")]
-const PLANTED: [Planted; 21] = [
+const PLANTED: [Planted; 23] = [
     // It is back before each look. The restarts of the last 15 minutes count, also those of the crash loop below, which
     // would be another fault if this one were not reported already.
     Planted {
@@ -497,8 +497,32 @@ const PLANTED: [Planted; 21] = [
         ..PLAIN
     },
     Planted {
+        plant: |host| {
+            let start = "systemctl start litellm-recycle || :";
+            spoil(host, "litellm-recycle.service", FALSE, start);
+        },
+        notices: &["litellm-recycle.service: failed: "],
+        repair: "rm -r /run/systemd/system/litellm-recycle.service.d; systemctl daemon-reload
+               systemctl start litellm-recycle",
+        ..PLAIN
+    },
+    // So long ago that the timer has looked in vain for a week.
+    Planted {
+        plant: |host| {
+            let record = r#"{"checked": "2025-01-09T00:00:00Z", "verdict": "unknown", "recommended": null,
+                "error": "no route to host", "failing_since": "2025-01-01T00:00:00Z"}"#;
+            let path = "/opt/litellm-server/.litellm-units/upgrade-check.json";
+            host.write(Who::Root, path, record);
+        },
+        notices: &["upgrade-check: newer releases could not be listed for "],
+        metrics: &["litellm_units_upgrade_check_timestamp_seconds 1735689600"],
+        repair: "rm /opt/litellm-server/.litellm-units/upgrade-check.json",
+        ..PLAIN
+    },
+    Planted {
         plant: |host| host.systemctl(Who::Root, &["stop", "litellm-upgrade-check.timer"]),
         notices: &["timers: litellm-upgrade-check.timer "],
+        metrics: &["litellm_units_timers_idle 1"],
         repair: "systemctl start litellm-upgrade-check.timer",
         ..PLAIN
     },
@@ -521,6 +545,7 @@ const PLANTED: [Planted; 21] = [
             host.sh(Who::Root, r#"echo LISTEN=nonsense >>"$1/.env""#);
         },
         notices: &[".env: "],
+        metrics: &["litellm_units_env_invalid 1"],
         repair: r#"sed -i '$d' "$1/.env""#,
         ..PLAIN
     },
@@ -560,6 +585,7 @@ const PLANTED: [Planted; 21] = [
             host.sh(Who::Root, script);
         },
         notices: &["release: "],
+        metrics: &["litellm_units_release_mismatch 1"],
         repair: "rm -r /etc/containers/systemd/litellm.container.d; systemctl daemon-reload
                systemctl restart litellm.service",
         ..PLAIN

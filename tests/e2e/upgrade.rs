@@ -616,6 +616,15 @@ fn rootful_upgrade_and_rollback() {
     there_and_back(&host, who, OLDEST, DEFAULT);
     host.without_standby(who);
     an_edit_is_an_upgrade_and_data_comes_back(&host, who, OLDEST, PLAIN);
+    let changes = host.sh(
+        who,
+        "journalctl --sync
+         journalctl --no-pager -o json MESSAGE_ID=c1c8369ef65645c8a29e10e4d5886ee4 | jq -r .LITELLM_UNITS_WHY",
+    );
+    assert_eq!(
+        changes,
+        "upgrade\nrollback\nupgrade\nautomatic rollback\nrollback\n"
+    );
 }
 
 #[test]

@@ -502,6 +502,8 @@ mod tests {
             health: (sub == "running").then_some(container_state::ContainerHealth::Healthy),
             restarts: 0,
             memory_bytes: Some(89 << 20),
+            memory_held_bytes: None,
+            memory_limit_bytes: None,
             cpu_seconds: None,
             image: None,
             digest: None,

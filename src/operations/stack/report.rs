@@ -6,25 +6,31 @@ use serde::Serialize;
 
 use super::blockers::{self, Blocker};
 use super::quoted;
-use super::space::unless_full;
+use super::space::{DiskReport, unless_full};
 use crate::deployment::applied::{Applied, Difference};
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::installed_release;
 use crate::deployment::ledger::{Ledger, RecordedRelease};
+use crate::deployment::operation_id::OperationId;
 use crate::deployment::settings::Settings;
 use crate::deployment::snapshot;
 use crate::error::Result;
 use crate::host::Host;
 use crate::host::container_state::{self, ContainerHealth};
+use crate::host::paths::Paths;
 use crate::host::systemd::{ActiveState, Systemd, UnitResult, UnitState};
 use crate::litellm::advisories::{Advisories, Judgement, KnownVulnerability};
 use crate::litellm::health::GatewayHealth;
 use crate::litellm::{self, Client, contract};
+use crate::operations::backup;
+use crate::operations::backup::verification::Verification;
 use crate::operations::backup::wal::ArchiveReport;
 use crate::operations::debug;
+use crate::operations::entrance::CertificateReport;
 use crate::operations::recovery::OngoingOperation;
 use crate::operations::recycle;
 use crate::operations::upgrade::check::Recorded;
+use crate::quadlet::BACKUP_SERVICE;
 use crate::service::{Instance, Service};
 
 /// After this, the gateway counts as down.
@@ -38,6 +44,8 @@ pub(crate) struct StatusReport {
     pub(crate) schema: u32,
     pub(crate) state: State,
     pub(crate) gateway: Gateway,
+    /// The certificate of the public address; null without `PUBLIC_URL`, and while its entrance is not active.
+    pub(crate) certificate: Option<CertificateReport>,
     #[serde(flatten)]
     pub(crate) stack: Services,
 }
@@ -62,6 +70,35 @@ pub(crate) struct Recycled {
     pub(crate) at: jiff::Timestamp,
     /// What it held before.
     pub(crate) memory_bytes: u64,
+}
+
+/// The backups on this host.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct BackupReport {
+    /// The newest complete one; null if there is none.
+    pub(crate) id: Option<OperationId>,
+    /// When it was begun.
+    pub(crate) created: Option<jiff::Timestamp>,
+    /// Time since then.
+    pub(crate) age_seconds: Option<u64>,
+    /// Whether the last nightly run failed.
+    pub(crate) failed: bool,
+    /// The last verification of a newest backup; null if there was none.
+    pub(crate) verification: Option<Verification>,
+}
+
+impl BackupReport {
+    fn of(paths: &Paths, service: &UnitState) -> Result<Self> {
+        let (id, created) = backup::newest(paths)?.unzip();
+        let age = created.map(|created| jiff::Timestamp::now().duration_since(created));
+        Ok(Self {
+            id,
+            created,
+            age_seconds: age.map(|age| u64::try_from(age.as_secs()).unwrap_or_default()),
+            failed: service.is_failing(),
+            verification: Verification::load(paths)?,
+        })
+    }
 }
 
 /// A service that starts and stops with the stack, and is not part of it.
@@ -133,6 +170,10 @@ pub(crate) struct ServiceReport {
     pub(crate) restarts: u64,
     /// Null if it is not running.
     pub(crate) memory_bytes: Option<u64>,
+    /// Of it, what the kernel can't reclaim, and what is in swap. Null if it is not running.
+    pub(crate) memory_held_bytes: Option<u64>,
+    /// systemd's `MemoryMax`; null if there is no limit.
+    pub(crate) memory_limit_bytes: Option<u64>,
     /// CPU time since the start; null if the kernel does not count it.
     pub(crate) cpu_seconds: Option<f64>,
     /// Of the installed unit, without the digest.
@@ -147,8 +188,16 @@ pub(crate) struct ServiceReport {
 /// Looks at everything.
 pub(crate) async fn gather(host: &Host) -> Result<StatusReport> {
     let client = Client::local(&host.paths, TIMEOUT)?;
-    let (services, health) = futures_util::join!(Services::gather(host), client.health());
-    Ok(services?.with(unless_full(&host.paths, health)))
+    let certificate = async {
+        let (settings, _) = snapshot::settings(&host.paths).ok()?;
+        CertificateReport::of(host, &settings).await
+    };
+    let (services, health, certificate) =
+        futures_util::join!(Services::gather(host), client.health(), certificate);
+    Ok(StatusReport {
+        certificate,
+        ..services?.with(unless_full(&host.paths, health))
+    })
 }
 
 /// The report without the gateway's own answer, which may take longer.
@@ -171,6 +220,10 @@ pub(crate) struct Services {
     pub(crate) vulnerabilities: Option<Vec<KnownVulnerability>>,
     /// The last check for newer releases; null if there was none.
     pub(crate) upgrade_check: Option<Recorded>,
+    /// The backups on this host; null if they can't be read. `warnings` then has the cause.
+    pub(crate) backup: Option<BackupReport>,
+    /// The file systems of the deployment.
+    pub(crate) disks: Vec<DiskReport>,
     /// The archive of the write-ahead log; null if `.env` asks for none.
     pub(crate) archive: Option<ArchiveReport>,
     /// Gateways that were replaced because their memory had grown.
@@ -187,6 +240,9 @@ pub(crate) struct Services {
     /// LiteLLM's version in the gateway's image.
     #[serde(skip)]
     pub(crate) version: Option<String>,
+    /// Whether `.env` is invalid.
+    #[serde(skip)]
+    pub(crate) env_invalid: bool,
     /// If the gateway runs another image than the recorded one: which.
     #[serde(skip)]
     pub(crate) other_image: Option<String>,
@@ -196,8 +252,11 @@ impl Services {
     /// Looks at the units, their containers and images.
     pub(crate) async fn gather(host: &Host) -> Result<Self> {
         let systemd = host.systemd().await?;
-        let (units, target) =
-            futures_util::try_join!(super::instances(systemd), systemd.unit("litellm.target"))?;
+        let (units, target, backup) = futures_util::try_join!(
+            super::instances(systemd),
+            systemd.unit("litellm.target"),
+            systemd.unit(BACKUP_SERVICE)
+        )?;
         let (blockers, additional) = futures_util::try_join!(
             blockers::find(systemd, &units, quoted::SOME),
             AdditionalService::find(systemd, &target)
@@ -282,6 +341,9 @@ impl Services {
             .ok()
             .flatten()
             .flatten();
+        let backup = BackupReport::of(&host.paths, &backup)
+            .map_err(|error| warnings.push(format!("{error:#}")))
+            .ok();
         let mut recycled = Vec::new();
         if let Some(settings) = settings {
             let report = recycle::Report::of(&host.paths, settings);
@@ -297,6 +359,8 @@ impl Services {
             }));
         }
         Ok(Self {
+            backup,
+            disks: DiskReport::all(&host.paths),
             archive,
             recycled,
             debug_until: debug::until(&host.paths),
@@ -314,6 +378,7 @@ impl Services {
             vulnerabilities: judgement.map(|judgement| judgement.vulnerabilities),
             upgrade_check,
             version: contract::installed_version(&host.paths),
+            env_invalid: !matches!(known, Ok((_, None))),
             other_image,
         })
     }
@@ -333,6 +398,7 @@ impl Services {
                 address: self.address.clone(),
                 health,
             },
+            certificate: None,
             stack: self,
         }
     }
@@ -461,6 +527,8 @@ impl ServiceReport {
             memory_bytes: unit
                 .memory
                 .or_else(|| container_state::resident_memory(&unit.control_group)),
+            memory_held_bytes: container_state::held_memory(&unit.control_group),
+            memory_limit_bytes: unit.memory_max,
             cpu_seconds: unit
                 .cpu
                 .map(Duration::from_nanos)

@@ -1,6 +1,12 @@
-//! What a full disk does to the servers: they run on, can't write, and don't start again.
+//! The file systems of the deployment, and what a full one does to the servers: they run on, can't write, and don't start
+//! again.
 
+use std::collections::BTreeMap;
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
+
+use nix::sys::statvfs::{Statvfs, statvfs};
+use serde::Serialize;
 
 use crate::error::{Failure, Result};
 use crate::host::Host;
@@ -8,6 +14,7 @@ use crate::host::files::Space;
 use crate::host::paths::Paths;
 use crate::host::systemd::job::JobType;
 use crate::litellm::health::GatewayHealth;
+use crate::operations::backup;
 use crate::output::{bytes, shell_word};
 use crate::service::Service;
 
@@ -71,4 +78,59 @@ fn data(paths: &Paths, service: Service) -> PathBuf {
         Service::Redis => paths.redis_data(),
         _ => paths.postgres_data(),
     }
+}
+
+/// Where the deployment and its containers write to.
+pub(crate) fn places(paths: &Paths) -> Vec<PathBuf> {
+    vec![
+        paths.deployment.clone(),
+        paths.config(),
+        paths.logs(),
+        paths.postgres_data(),
+        paths.redis_data(),
+        backup::directory(paths),
+        paths.storage.clone(),
+    ]
+}
+
+/// A file system of the deployment.
+#[derive(Clone, Debug, Serialize)]
+pub(crate) struct DiskReport {
+    /// The first place of the deployment on it.
+    pub(crate) path: String,
+    pub(crate) free_bytes: u64,
+}
+
+impl DiskReport {
+    /// Each file system once.
+    pub(crate) fn all(paths: &Paths) -> Vec<Self> {
+        let systems = systems(places(paths)).into_iter();
+        let reports = systems.map(|(path, found)| Self {
+            path: path.display().to_string(),
+            free_bytes: bytes_free(&found),
+        });
+        reports.collect()
+    }
+}
+
+/// What users other than root can still write, in bytes.
+pub(crate) fn bytes_free(found: &Statvfs) -> u64 {
+    found.blocks_available() * found.fragment_size()
+}
+
+/// The file system of each place, once.
+pub(crate) fn systems(places: Vec<PathBuf>) -> Vec<(PathBuf, Statvfs)> {
+    // Each file system by the first place on it.
+    let mut systems: BTreeMap<u64, (PathBuf, Statvfs)> = BTreeMap::new();
+    for place in places {
+        let Some(existing) = place.ancestors().find(|path| path.exists()) else {
+            continue;
+        };
+        if let (Ok(metadata), Ok(found)) = (existing.metadata(), statvfs(existing)) {
+            systems
+                .entry(metadata.dev())
+                .or_insert((existing.to_owned(), found));
+        }
+    }
+    systems.into_values().collect()
 }

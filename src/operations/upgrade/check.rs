@@ -280,6 +280,11 @@ impl ReleaseReport {
 }
 
 impl Recorded {
+    /// Until when newer releases could be listed: the last check, or the first one that failed since, in RFC 3339.
+    pub(crate) fn listed(&self) -> &str {
+        self.failing_since.as_ref().unwrap_or(&self.checked)
+    }
+
     /// The last report of this deployment, if there is one.
     pub(crate) fn load(paths: &Paths) -> Result<Option<Self>> {
         let hint = "write it again: `litellm-units upgrade --check`";

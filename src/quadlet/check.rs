@@ -93,7 +93,11 @@ pub(crate) fn lacking_drop_ins(paths: &Paths) -> Option<String> {
     for name in others {
         let mut missing = Vec::new();
         for (directory, of_first, kind) in [
-            (&paths.quadlets, Instance::from(first).quadlet(), "container"),
+            (
+                &paths.quadlets,
+                Instance::from(first).quadlet(),
+                "container",
+            ),
             (&paths.units, first.unit(), "service"),
         ] {
             let own = directory.join(format!("{name}.{kind}.d"));

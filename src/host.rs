@@ -12,6 +12,7 @@ pub(crate) mod listener;
 pub(crate) mod lock;
 pub(crate) mod namespaces;
 pub(crate) mod notice;
+pub mod outgoing_proxy;
 pub(crate) mod ownership;
 pub mod paths;
 pub mod podman;

@@ -20,7 +20,7 @@ use crate::operations::install::{self, Knows, ReleaseTarget};
 use crate::operations::stack::address::Relocation;
 use crate::output::{self, Progress, say, warn};
 use crate::quadlet::plan::UnitChange;
-use crate::quadlet::{self, Place};
+use crate::quadlet::{self, Place, check};
 use crate::random::kernel_random;
 use crate::service::Service;
 
@@ -66,6 +66,7 @@ pub(crate) async fn run(host: &Host, arguments: cli::Generate) -> Result<Exit> {
         .iter()
         .any(UnitChange::is_further_gateway);
     install::install(&host.reporting(Progress::Data), &prepared).await?;
+    check::warn_of_drop_ins(host);
     if Relocation::find(host, prepared.settings()).await?.is_some() {
         say("the gateway keeps its addresses for now; to apply LISTEN: `litellm-units apply`");
         return Ok(Exit::Success);

@@ -44,7 +44,7 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Pull) -> Result<Exit> {
     let images = images_of(host, &settings, own.collect(), &arguments.services)?;
     let mut moved = Vec::new();
     for image in images {
-        if let Some(words) = pull::refresh(host, image, arguments.accept).await? {
+        if let Some(words) = pull::refresh(host, &settings.proxy, image, arguments.accept).await? {
             moved.push(words);
         }
     }

@@ -19,6 +19,7 @@ use super::variables::{
 };
 use crate::error::{Failure, Result};
 use crate::host::capacity::Capacity;
+use crate::host::outgoing_proxy::{self, OutgoingProxy};
 use crate::host::paths::Paths;
 use crate::image::ImageReference;
 use crate::service::{Instance, Service};
@@ -179,6 +180,40 @@ pub struct ContainerSecret {
     pub value: SecretValue,
 }
 
+/// The proxy for requests to other hosts: that of the gateway, this program and the Podman that it runs.
+#[derive(Clone, Debug, Default)]
+pub struct ProxySettings {
+    /// `HTTP_PROXY` or `ALL_PROXY`: a URL, which may hold a password.
+    http: Option<SecretValue>,
+    /// `HTTPS_PROXY` or `ALL_PROXY`: the same.
+    https: Option<SecretValue>,
+    /// `NO_PROXY`: servers that are reached directly.
+    bypass: Option<SecretValue>,
+}
+
+impl ProxySettings {
+    /// The proxy for requests of this host; none where the environment of this process names one.
+    ///
+    /// # Errors
+    /// When a value is sealed and can't be opened.
+    pub fn open(&self) -> Result<OutgoingProxy> {
+        if OutgoingProxy::is_in_environment() {
+            return Ok(OutgoingProxy::default());
+        }
+        self.opened()
+    }
+
+    fn opened(&self) -> Result<OutgoingProxy> {
+        let open = |value: &Option<SecretValue>| value.as_ref().map(SecretValue::open).transpose();
+        let (http, https) = (open(&self.http)?, open(&self.https)?);
+        let mut bypass = LOCAL_SERVERS.join(",");
+        if let Some(servers) = open(&self.bypass)? {
+            bypass = format!("{},{bypass}", servers.expose_secret());
+        }
+        Ok(OutgoingProxy::new(http, https, &bypass))
+    }
+}
+
 /// What `litellm-watch.service` does with what it sees.
 #[derive(Clone, Debug, Default)]
 pub struct WatchSettings {
@@ -190,6 +225,8 @@ pub struct WatchSettings {
     pub metrics: Option<PathBuf>,
     /// `METRICS_LISTEN`: an address of the loopback interface, at which each scrape starts a process.
     pub metrics_address: Option<SocketAddr>,
+    /// The proxy to the server of `NOTIFY_URL`.
+    pub proxy: ProxySettings,
 }
 
 impl WatchSettings {
@@ -219,6 +256,8 @@ pub struct BackupSettings {
     pub wal: bool,
     /// Has the programs for an external database.
     pub postgres_image: ImageReference,
+    /// The proxy to that store.
+    pub proxy: ProxySettings,
 }
 
 /// What `.env` asks for, checked.
@@ -248,6 +287,8 @@ pub struct Settings {
     pub backup: BackupSettings,
     /// Recipients of notices, and the file for metrics.
     pub watch: WatchSettings,
+    /// The proxy for requests to other hosts.
+    pub proxy: ProxySettings,
     /// `LITELLM_ACCEPT_VULNERABILITIES`: identifiers of vulnerabilities that are accepted.
     pub accepted: Vec<String>,
     /// `SERVER_ROOT_PATH`: empty, or what LiteLLM puts before its own paths, such as `/llm`.
@@ -418,6 +459,7 @@ impl Settings {
             master_key,
             backup: reader.backup()?,
             watch: reader.watch()?,
+            proxy: reader.proxy(),
             accepted: reader
                 .filled(ACCEPT_VULNERABILITIES)
                 .map(identifiers)
@@ -560,7 +602,7 @@ impl Database {
 pub(crate) fn bypass_proxy(secrets: &mut Vec<ContainerSecret>, servers: &[&str]) {
     let is = |secret: &ContainerSecret, name: &str| secret.name.eq_ignore_ascii_case(name);
     let has_proxy = secrets.iter().any(|secret| {
-        let mut names = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"].into_iter();
+        let mut names = outgoing_proxy::VARIABLES.iter();
         names.any(|name| is(secret, name)) && !secret.value.is_empty()
     });
     if !has_proxy {
@@ -903,7 +945,22 @@ impl Reader<'_> {
             store,
             wal: wal.is_some(),
             postgres_image: self.image("POSTGRES_IMAGE", Some(DEFAULT_POSTGRES_IMAGE))?,
+            proxy: self.proxy(),
         })
+    }
+
+    fn proxy(&self) -> ProxySettings {
+        let value = |name: &str| {
+            // As Python, which prefers small letters.
+            let value = self.filled(&name.to_ascii_lowercase());
+            let value = value.or_else(|| self.filled(name))?;
+            Some(SecretValue::new(value, self.vault))
+        };
+        ProxySettings {
+            http: value("HTTP_PROXY").or_else(|| value("ALL_PROXY")),
+            https: value("HTTPS_PROXY").or_else(|| value("ALL_PROXY")),
+            bypass: value("NO_PROXY"),
+        }
     }
 
     fn watch(&self) -> Result<WatchSettings> {
@@ -942,6 +999,7 @@ impl Reader<'_> {
             url,
             metrics,
             metrics_address: self.metrics_address()?,
+            proxy: self.proxy(),
         })
     }
 
@@ -1185,4 +1243,47 @@ fn identifiers(text: &str) -> Vec<String> {
         .filter(|id| !id.is_empty())
         .map(str::to_owned)
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_proxy_of_requests() {
+        const LOCAL: &str = "localhost,127.0.0.1,::1,host.containers.internal,postgres,redis,169.254.0.0/16,fd00:ec2::254,metadata.google.internal";
+        let environment = |text: &str| {
+            let path = Path::new("/nowhere/.env");
+            let env = parse_env(text, path).unwrap();
+            let vault = Arc::new(Vault::beside(path));
+            let reader = Reader {
+                env: &env,
+                path,
+                vault: &vault,
+            };
+            let proxy = reader.proxy().opened().unwrap();
+            let variables = proxy.environment().into_iter();
+            variables
+                .map(|(name, value)| format!("{name}={value}").replace(LOCAL, "LOCAL"))
+                .collect::<Vec<_>>()
+        };
+        for (text, expected) in [
+            ("NO_PROXY=a\nHTTPS_PROXY=\n", &[][..]),
+            (
+                "HTTPS_PROXY=http://b:1\nNO_PROXY=.a, 10.0.0.0/8\n",
+                &["HTTPS_PROXY=http://b:1", "NO_PROXY=.a,10.0.0.0/8,LOCAL"],
+            ),
+            (
+                "HTTP_PROXY=http://b:1\nhttp_proxy=http://c:1\nALL_PROXY=http://d:1\n",
+                &[
+                    "HTTP_PROXY=http://c:1",
+                    "HTTPS_PROXY=http://d:1",
+                    "NO_PROXY=LOCAL",
+                ],
+            ),
+            ("HTTPS_PROXY=http://b:1\nNO_PROXY=*\n", &[]),
+        ] {
+            assert_eq!(environment(text), expected, "{text}");
+        }
+    }
 }

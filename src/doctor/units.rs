@@ -178,46 +178,11 @@ pub(crate) async fn missing(examination: &Examination<'_>) -> Option<Check> {
     })
 }
 
-/// Drop-ins of the first gateway that further ones lack. Not those that publish a port, which only one container can have.
+/// Drop-ins of the gateway that the other containers of it lack.
 pub(crate) fn drop_ins(paths: &Paths) -> Option<Check> {
-    let first = Instance::from(Service::Litellm);
-    let mut lacking = Vec::new();
-    for gateway in Instance::further(Instance::MOST) {
-        if !paths.unit_file(gateway).exists() {
-            continue;
-        }
-        let mut missing = Vec::new();
-        for (directory, of_first, own) in [
-            (&paths.quadlets, first.quadlet(), gateway.quadlet()),
-            (&paths.units, first.unit(), gateway.unit()),
-        ] {
-            let place = directory.join(format!("{own}.d"));
-            for path in quadlet::check::drop_ins(directory, of_first) {
-                let text = std::fs::read_to_string(&path).unwrap_or_default();
-                let has_own = path
-                    .file_name()
-                    .is_some_and(|name| place.join(name).exists());
-                if !has_own && !text.contains("PublishPort=") {
-                    missing.push(path.display().to_string());
-                }
-            }
-        }
-        if !missing.is_empty() {
-            lacking.push(format!("{} ({})", gateway.unit(), missing.join(", ")));
-        }
-    }
-    if lacking.is_empty() {
-        return None;
-    }
-    let message = format!(
-        "further gateways lack drop-ins of {}: {}",
-        first.unit(),
-        lacking.join(", ")
-    );
-    Some(
-        Check::warning(CheckName::Units, message)
-            .remedy("give each gateway the same drop-ins: docs/configuration.md, \"Drop-ins\""),
-    )
+    let message = quadlet::check::lacking_drop_ins(paths)?;
+    let check = Check::warning(CheckName::Units, message);
+    Some(check.remedy(quadlet::check::DROP_INS_REMEDY))
 }
 
 /// Whether systemd has read the current files, and whether units failed. Not `is_current`: `generate`
@@ -558,40 +523,6 @@ pub(crate) fn debug_logs(host: &Host) -> Option<Check> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn drop_ins_of_one_gateway_only() {
-        let root = tempfile::tempdir().unwrap();
-        let paths = Paths {
-            quadlets: root.path().join("quadlets"),
-            units: root.path().join("units"),
-            ..Paths::elsewhere(Scope::System)
-        };
-        let write = |name: &str, text: &str| {
-            let path = root.path().join(name);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, text).unwrap();
-        };
-        write("quadlets/litellm-2.container", "");
-        write(
-            "quadlets/litellm.container.d/port.conf",
-            "[Container]\nPublishPort=127.0.0.1:1:1\n",
-        );
-        assert!(drop_ins(&paths).is_none());
-        write(
-            "units/litellm.service.d/override.conf",
-            "[Service]\nMemoryMax=8G\n",
-        );
-        assert_eq!(
-            drop_ins(&paths).unwrap().message,
-            format!(
-                "further gateways lack drop-ins of litellm.service: litellm-2.service ({}/units/litellm.service.d/override.conf)",
-                root.path().display()
-            )
-        );
-        write("units/litellm-2.service.d/override.conf", "");
-        assert!(drop_ins(&paths).is_none());
-    }
 
     #[test]
     fn timers_that_do_nothing() {

@@ -370,7 +370,10 @@ async fn send(watch: &WatchSettings, text: &str) -> Delivery {
     // Together, since the look as a whole has a timeout.
     let sent = recipients.map(async |(name, value)| {
         let result = match (value.open(), name) {
-            (Ok(value), NOTIFY_URL) => notice::post(value.expose_secret(), text).await,
+            (Ok(url), NOTIFY_URL) => match watch.proxy.open() {
+                Ok(proxy) => notice::post(&proxy, url.expose_secret(), text).await,
+                Err(error) => Err(error),
+            },
             (Ok(value), _) => notice::run(value.expose_secret(), text).await,
             (Err(error), _) => Err(error),
         };

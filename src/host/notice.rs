@@ -9,7 +9,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::process::Command;
 
 use crate::error::{Failure, Result};
-use crate::tls;
+use crate::host::outgoing_proxy::OutgoingProxy;
 
 /// How long a notice may take.
 const TIMEOUT: Duration = Duration::from_secs(20);
@@ -21,10 +21,9 @@ const STDERR_TIMEOUT: Duration = Duration::from_secs(1);
 /// # Errors
 /// When the server can't be reached, or answers with another status than 2xx. The message is without the URL: whoever
 /// knows it can write to its channel.
-pub(crate) async fn post(url: &str, text: &str) -> Result<()> {
-    tls::install();
+pub(crate) async fn post(proxy: &OutgoingProxy, url: &str, text: &str) -> Result<()> {
     let url = Url::parse(url).context("it is no URL")?;
-    let client = reqwest::Client::builder().timeout(TIMEOUT).build()?;
+    let client = proxy.client()?.timeout(TIMEOUT).build()?;
     let request = client.post(url).json(&serde_json::json!({ "text": text }));
     let answer = request.send().await.map_err(reqwest::Error::without_url)?;
     if answer.status().is_success() {

@@ -12,6 +12,7 @@ use tokio::io::AsyncWriteExt;
 use tokio::process::Command;
 
 use crate::error::{Failure, PathContext, Result};
+use crate::host::outgoing_proxy::OutgoingProxy;
 use crate::host::paths::Scope;
 use crate::image::{self, Image, ImageIdentity};
 
@@ -323,7 +324,12 @@ impl Podman {
     ///
     /// # Errors
     /// When the registry does not answer in time, or refuses.
-    pub async fn tags(&self, repository: &str, insecure: bool) -> Result<Vec<String>> {
+    pub async fn tags(
+        &self,
+        repository: &str,
+        insecure: bool,
+        proxy: &OutgoingProxy,
+    ) -> Result<Vec<String>> {
         #[derive(Deserialize)]
         #[serde(rename_all = "PascalCase")]
         struct Found {
@@ -344,7 +350,7 @@ impl Podman {
         }
         words.push(repository);
         let mut command = self.command(words);
-        command.kill_on_drop(true);
+        command.envs(proxy.environment()).kill_on_drop(true);
         let output = tokio::time::timeout(REGISTRY_TIMEOUT, command.output())
             .await
             .map_err(|_| {
@@ -367,9 +373,17 @@ impl Podman {
     ///
     /// # Errors
     /// When Podman can't be run.
-    pub async fn reason_against(&self, image: &str) -> Result<Option<String>> {
+    pub async fn reason_against(
+        &self,
+        image: &str,
+        proxy: &OutgoingProxy,
+    ) -> Result<Option<String>> {
         let mut pull = self.command_of_terminal(["pull", "--quiet", image]);
-        let output = pull.output().await.context("can't run podman")?;
+        let output = pull
+            .envs(proxy.environment())
+            .output()
+            .await
+            .context("can't run podman")?;
         let words = String::from_utf8_lossy(&output.stderr);
         let last = words.lines().last().unwrap_or_default();
         Ok((!output.status.success()).then(|| last.trim_start_matches("Error: ").to_owned()))
@@ -379,9 +393,10 @@ impl Podman {
     ///
     /// # Errors
     /// When it can't be pulled. Podman's own message is then on stderr.
-    pub async fn pull(&self, image: &str) -> Result<()> {
+    pub async fn pull(&self, image: &str, proxy: &OutgoingProxy) -> Result<()> {
         let status = self
             .command_of_terminal(["pull", image])
+            .envs(proxy.environment())
             .stdout(Stdio::null())
             .status()
             .await

@@ -9,9 +9,10 @@ use super::trust::{self, Places, known};
 use crate::deployment::extra::Extra;
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::installed_release;
-use crate::deployment::settings::{Settings, place_of};
+use crate::deployment::settings::{ProxySettings, Settings, place_of};
 use crate::error::{Failure, PathContext, Result};
 use crate::host::Host;
+use crate::host::outgoing_proxy::OutgoingProxy;
 use crate::image::{DIGEST_PREFIX, ImageIdentity, ImageReference};
 use crate::litellm::advisories::{Advisories, Compromised};
 use crate::output::duration;
@@ -51,7 +52,7 @@ pub(crate) async fn pull_those(
         let verified = if present {
             None
         } else {
-            pull(host, image, &pinned).await?
+            pull(host, &settings.proxy, image, &pinned).await?
         };
         if lock.lacks(image)
             && let Some(found) = podman.image(image.as_str()).await?
@@ -84,6 +85,7 @@ pub(crate) async fn is_present(host: &Host, settings: &Settings, service: Servic
 /// returns words when the tag means another image.
 pub(crate) async fn refresh(
     host: &Host,
+    proxy: &ProxySettings,
     image: &ImageReference,
     accept: bool,
 ) -> Result<Option<String>> {
@@ -97,10 +99,10 @@ pub(crate) async fn refresh(
         host.progress.say(&format!(
             "{image} has no signature: only its recorded digest is accepted"
         ));
-        pull(host, image, &lock.pin(image)).await?;
+        pull(host, proxy, image, &lock.pin(image)).await?;
         return Ok(None);
     }
-    let verified = pull(host, image, image.as_str()).await?;
+    let verified = pull(host, proxy, image, image.as_str()).await?;
     let Some(found) = podman.image(image.as_str()).await? else {
         anyhow::bail!("{image} was pulled, but Podman shows no digest for it");
     };
@@ -125,7 +127,7 @@ pub(crate) async fn refresh(
     if !image.is_local() {
         // On this host, the tag keeps naming the recorded image, whoever uses it.
         if !podman.has_image(&old).await? {
-            pull(host, image, &old).await?;
+            pull(host, proxy, image, &old).await?;
         }
         podman.run(["tag", &old, image.as_str()]).await?;
     }
@@ -218,7 +220,12 @@ enum Admission {
 /// Verifies the image's signature where `trust` demands one that Podman can't verify itself, and has
 /// Podman take the image by its digest. Nothing is loosened otherwise: Podman has the last word.
 #[cfg(feature = "signatures")]
-async fn admit(host: &Host, image: &ImageReference, reference: &str) -> Result<Admission> {
+async fn admit(
+    host: &Host,
+    proxy: &OutgoingProxy,
+    image: &ImageReference,
+    reference: &str,
+) -> Result<Admission> {
     use crate::operations::trust::{HostFacts, verification};
 
     let places = Places::of(&host.paths);
@@ -231,7 +238,7 @@ async fn admit(host: &Host, image: &ImageReference, reference: &str) -> Result<A
     }
     let facts = HostFacts::of(host.podman().await?).await?;
     let digest = reference.split_once('@').map(|(_, digest)| digest);
-    let found = match verification::verify(image, digest, &record, &places, &facts).await {
+    let found = match verification::verify(image, digest, &record, &places, &facts, proxy).await {
         Ok(found) => found,
         Err(error) => return Ok(Admission::Unasked(format!("{error:#}"))),
     };
@@ -251,7 +258,7 @@ async fn admit(host: &Host, image: &ImageReference, reference: &str) -> Result<A
 
 #[cfg(not(feature = "signatures"))]
 #[expect(clippy::unused_async, reason = "as with the feature")]
-async fn admit(_: &Host, _: &ImageReference, _: &str) -> Result<Admission> {
+async fn admit(_: &Host, _: &OutgoingProxy, _: &ImageReference, _: &str) -> Result<Admission> {
     Ok(Admission::UpToPodman)
 }
 
@@ -270,7 +277,12 @@ fn rest(image: &ImageReference, reference: &str) -> String {
 
 /// Pulls `image` as `reference`, which may have its digest. Returns the digest to pin the image by
 /// if its signature was verified.
-async fn pull(host: &Host, image: &ImageReference, reference: &str) -> Result<Option<String>> {
+async fn pull(
+    host: &Host,
+    proxy: &ProxySettings,
+    image: &ImageReference,
+    reference: &str,
+) -> Result<Option<String>> {
     let podman = host.podman().await?;
     if image.is_local() {
         if podman.has_image(reference).await? {
@@ -285,25 +297,28 @@ async fn pull(host: &Host, image: &ImageReference, reference: &str) -> Result<Op
         ))
         .into());
     }
-    let admission = admit(host, image, reference).await?;
+    let proxy = &proxy.open()?;
+    let admission = admit(host, proxy, image, reference).await?;
     host.progress.say(&format!("pulling {reference}"));
     let start = std::time::Instant::now();
     if let Admission::Pinned(digest) = &admission {
         let pinned = format!("{}@{digest}", image.name());
-        podman.pull(&pinned).await?;
+        podman.pull(&pinned, proxy).await?;
         if !reference.contains('@') {
             podman.run(["tag", &pinned, reference]).await?;
         }
-    } else if let Err(error) = podman.pull(reference).await {
-        return Err(match refusal(host, image, reference, &admission).await? {
-            Some(refusal) => refusal,
-            None => Failure::new(format!("{error:#}"))
-                .hint(format!(
-                    "name another image {}, or check that this host can reach the registry",
-                    place_of(&host.paths, image)
-                ))
-                .into(),
-        });
+    } else if let Err(error) = podman.pull(reference, proxy).await {
+        return Err(
+            match refusal(host, proxy, image, reference, &admission).await? {
+                Some(refusal) => refusal,
+                None => Failure::new(format!("{error:#}"))
+                    .hint(format!(
+                        "name another image {}, or check that this host can reach the registry",
+                        place_of(&host.paths, image)
+                    ))
+                    .into(),
+            },
+        );
     }
     let took = duration(start.elapsed());
     host.progress.say(&format!("pulled {reference} in {took}"));
@@ -316,6 +331,7 @@ async fn pull(host: &Host, image: &ImageReference, reference: &str) -> Result<Op
 /// What to say where Podman's policy was the reason, and not the network or the name.
 async fn refusal(
     host: &Host,
+    proxy: &OutgoingProxy,
     image: &ImageReference,
     reference: &str,
     admission: &Admission,
@@ -328,7 +344,11 @@ async fn refusal(
     if demand.accepts_anything() {
         return Ok(None);
     }
-    let reason = host.podman().await?.reason_against(reference).await?;
+    let reason = host
+        .podman()
+        .await?
+        .reason_against(reference, proxy)
+        .await?;
     let Some(reason) = reason.filter(|reason| reason.contains("rejected")) else {
         return Ok(None);
     };

@@ -8,6 +8,7 @@ use crate::error::Result;
 use crate::host::Host;
 use crate::host::firewall;
 use crate::litellm::{advisories, config, contract};
+use crate::quadlet::check;
 use crate::service::Service;
 
 /// Prepares, pulls and starts what is missing or stopped. The release stays the recorded one.
@@ -44,6 +45,7 @@ pub(crate) async fn bring_up(
     prepared.apply(host).await?;
     config::refuse_errors(host)?;
     config::warn(host)?;
+    check::warn_of_drop_ins(host);
     install::pull_missing(host, prepared, ReleaseTarget::Recorded).await?;
     contract::check_once(host, prepared.installed()).await?;
     edits::refuse_at_start(host, prepared.installed(), timeout).await?;

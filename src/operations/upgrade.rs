@@ -500,6 +500,7 @@ impl Run<'_> {
             None => 0,
         };
         backup::refuse_full_disks(paths, size, backup::filled(copy))?;
+        quadlet::check::warn_of_drop_ins(host);
         let options = backup::BackupOptions {
             retention: None,
             to_go_back: Some(configuration.clone()),

@@ -6,11 +6,15 @@ use std::process::Output;
 
 use anyhow::Context;
 
-use super::{Place, UnitFile};
+use super::{Place, STANDBY, UnitFile};
 use crate::error::{Failure, Result};
 use crate::host::paths::Paths;
 use crate::host::{Host, files};
-use crate::service::Service;
+use crate::service::{Instance, Service};
+
+/// What to do about [`lacking_drop_ins`].
+pub(crate) const DROP_INS_REMEDY: &str =
+    "give each of them the same drop-ins: docs/configuration.md, \"Drop-ins\"";
 
 /// Refuses units that the host's generator refuses, with the drop-ins of the operator.
 pub(crate) async fn check(host: &Host, files: &[UnitFile]) -> Result<()> {
@@ -77,6 +81,54 @@ pub(crate) fn drop_ins(directory: &Path, file: &str) -> Vec<PathBuf> {
     found
 }
 
+/// The installed containers of the gateway that lack drop-ins of the first one, each with the paths of these drop-ins: the
+/// standby and further gateways. Not drop-ins that publish a port, which only one container can have.
+pub(crate) fn lacking_drop_ins(paths: &Paths) -> Option<String> {
+    let first = Service::Litellm;
+    let others = { Instance::further(Instance::MOST) }
+        .map(Instance::name)
+        .chain([STANDBY])
+        .filter(|name| paths.quadlets.join(format!("{name}.container")).exists());
+    let mut lacking = Vec::new();
+    for name in others {
+        let mut missing = Vec::new();
+        for (directory, of_first, kind) in [
+            (
+                &paths.quadlets,
+                Instance::from(first).quadlet(),
+                "container",
+            ),
+            (&paths.units, first.unit(), "service"),
+        ] {
+            let own = directory.join(format!("{name}.{kind}.d"));
+            for path in drop_ins(directory, of_first) {
+                let text = std::fs::read_to_string(&path).unwrap_or_default();
+                let has_own = { path.file_name() }.is_some_and(|name| own.join(name).exists());
+                if !has_own && !text.contains("PublishPort=") {
+                    missing.push(path.display().to_string());
+                }
+            }
+        }
+        if !missing.is_empty() {
+            lacking.push(format!("{name}.service ({})", missing.join(", ")));
+        }
+    }
+    (!lacking.is_empty()).then(|| {
+        format!(
+            "drop-ins of {} are missing for: {}",
+            first.unit(),
+            lacking.join(", ")
+        )
+    })
+}
+
+/// Warns of [`lacking_drop_ins`].
+pub(crate) fn warn_of_drop_ins(host: &Host) {
+    if let Some(message) = lacking_drop_ins(&host.paths) {
+        host.progress.warn(&format!("{message}; {DROP_INS_REMEDY}"));
+    }
+}
+
 /// What the generator says against the installed files.
 pub(crate) async fn installed(host: &Host) -> Result<Vec<String>> {
     let output = { host.podman().await? }
@@ -93,4 +145,57 @@ fn complaints(output: &Output) -> Vec<String> {
     let words = String::from_utf8_lossy(&output.stderr);
     let lines = { words.lines() }.filter(|line| !line.contains("Loading source "));
     lines.map(str::to_owned).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::host::paths::Scope;
+
+    #[test]
+    fn drop_ins_of_the_first_gateway_only() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths {
+            quadlets: root.path().join("quadlets"),
+            units: root.path().join("units"),
+            ..Paths::elsewhere(Scope::System)
+        };
+        let write = |name: &str, text: &str| {
+            let path = root.path().join(name);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(path, text).unwrap();
+        };
+        let said = || {
+            let words = lacking_drop_ins(&paths).unwrap_or_default();
+            words.replace(&*root.path().to_string_lossy(), "")
+        };
+        write("quadlets/litellm.container.d/10-host.conf", "[Container]\n");
+        assert_eq!(said(), "");
+        write("quadlets/litellm-standby.container", "");
+        assert_eq!(
+            said(),
+            "drop-ins of litellm.service are missing for: litellm-standby.service (/quadlets/litellm.container.d/10-host.conf)"
+        );
+        let link = root.path().join("quadlets/litellm-standby.container.d");
+        std::os::unix::fs::symlink("litellm.container.d", link).unwrap();
+        assert_eq!(said(), "");
+        write("quadlets/litellm-2.container", "");
+        write("quadlets/litellm-2.container.d/10-host.conf", "");
+        write(
+            "quadlets/litellm.container.d/20-port.conf",
+            "[Container]\nPublishPort=127.0.0.1:1:1\n",
+        );
+        assert_eq!(said(), "");
+        write(
+            "units/litellm.service.d/override.conf",
+            "[Service]\nMemoryMax=8G\n",
+        );
+        write("units/litellm-standby.service.d/override.conf", "");
+        assert_eq!(
+            said(),
+            "drop-ins of litellm.service are missing for: litellm-2.service (/units/litellm.service.d/override.conf)"
+        );
+        write("units/litellm-2.service.d/override.conf", "");
+        assert_eq!(said(), "");
+    }
 }

@@ -215,7 +215,7 @@ impl<'a> Server<'a> {
                 };
                 let image = settings.backup.postgres_image.as_str();
                 if !podman.has_image(image).await? {
-                    podman.pull(image).await?;
+                    podman.pull(image, &settings.proxy.open()?).await?;
                 }
                 // Stopping the stack ends it.
                 podman

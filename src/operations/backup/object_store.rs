@@ -13,7 +13,7 @@ use object_store::buffered::BufWriter;
 use object_store::local::LocalFileSystem;
 use object_store::path::Path as Key;
 use object_store::{ObjectStore, ObjectStoreExt};
-use secrecy::ExposeSecret;
+use secrecy::{ExposeSecret, SecretString};
 use tokio::io::AsyncWriteExt;
 
 use super::authentication::{self, BackupKey, Origin};
@@ -88,8 +88,14 @@ impl BackupStore {
             .iter()
             .map(|(name, value)| Ok((name.as_str(), value.open()?)))
             .collect::<Result<Vec<_>>>()?;
-        // That of `.env` comes later, and holds.
-        let options = std::iter::once(("timeout", REQUEST_TIMEOUT)).chain(
+        let by_http = |(name, value): &(&str, SecretString)| {
+            name.ends_with("endpoint") && value.expose_secret().starts_with("http://")
+        };
+        let proxy = settings.proxy.open()?;
+        let proxy = proxy.store_options(!options.iter().any(by_http));
+        // Those of `.env` come later, and hold.
+        let own = std::iter::once(("timeout", REQUEST_TIMEOUT)).chain(proxy);
+        let options = own.chain(
             options
                 .iter()
                 .map(|(name, value)| (*name, value.expose_secret())),
@@ -561,6 +567,7 @@ fn key(place: &Key, name: &str) -> Key {
 pub(super) mod tests {
     use super::*;
     use crate::deployment::sealed::SecretValue;
+    use crate::deployment::settings::ProxySettings;
 
     pub(in crate::operations::backup) fn settings(store: &[(&str, &str)]) -> BackupSettings {
         let store = store.iter();
@@ -568,6 +575,7 @@ pub(super) mod tests {
             recipient: None,
             url: None,
             wal: false,
+            proxy: ProxySettings::default(),
             store: store
                 .map(|(name, value)| ((*name).to_owned(), SecretValue::clear(value)))
                 .collect(),

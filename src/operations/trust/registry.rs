@@ -16,9 +16,9 @@ use sha2::{Digest, Sha256};
 
 use super::signature::{Attached, Simple};
 use crate::error::{PathContext, Result};
+use crate::host::outgoing_proxy::OutgoingProxy;
 use crate::host::registries::Endpoint;
 use crate::random;
-use crate::tls;
 
 const INDEXES: [&str; 2] = [
     "application/vnd.oci.image.index.v1+json",
@@ -93,7 +93,7 @@ struct Token {
 impl Repository {
     /// The clients to try for the repository at this place, in order. If `registries.conf` calls
     /// the registry insecure, also one that does not verify its certificate, and one without TLS.
-    pub(crate) fn at(endpoint: &Endpoint) -> Result<Vec<Self>> {
+    pub(crate) fn at(endpoint: &Endpoint, proxy: &OutgoingProxy) -> Result<Vec<Self>> {
         let schemes: &[&str] = if endpoint.insecure {
             &["https", "http"]
         } else {
@@ -101,11 +101,11 @@ impl Repository {
         };
         schemes
             .iter()
-            .map(|scheme| Self::by(scheme, endpoint))
+            .map(|scheme| Self::by(scheme, endpoint, proxy))
             .collect()
     }
 
-    fn by(scheme: &str, endpoint: &Endpoint) -> Result<Self> {
+    fn by(scheme: &str, endpoint: &Endpoint, proxy: &OutgoingProxy) -> Result<Self> {
         let (host, path) = endpoint
             .location
             .split_once('/')
@@ -116,7 +116,9 @@ impl Repository {
         } else {
             host
         };
-        let mut http = client().connect_timeout(Duration::from_secs(10));
+        let mut http = { proxy.client()? }
+            .user_agent(concat!("litellm-units/", env!("CARGO_PKG_VERSION")))
+            .connect_timeout(Duration::from_secs(10));
         for certificate in certificates(host)? {
             http = http.add_root_certificate(certificate);
         }
@@ -334,11 +336,6 @@ impl Repository {
             .map(Some)
             .with_context(|| format!("{} gives a damaged token", self.host))
     }
-}
-
-fn client() -> reqwest::ClientBuilder {
-    tls::install();
-    Client::builder().user_agent(concat!("litellm-units/", env!("CARGO_PKG_VERSION")))
 }
 
 fn digest_of(bytes: &[u8]) -> String {

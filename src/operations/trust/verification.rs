@@ -7,6 +7,7 @@ use super::registry::{Published, Repository};
 use super::signature::{Signed, Signers, Subject};
 use super::{HostFacts, PUBLISHED, Places, REPOSITORIES, TrustRecord, known, read};
 use crate::error::Result;
+use crate::host::outgoing_proxy::OutgoingProxy;
 use crate::host::registries::endpoints;
 use crate::image::ImageReference;
 
@@ -79,6 +80,7 @@ pub(crate) async fn verify(
     record: &TrustRecord,
     places: &Places,
     host: &HostFacts,
+    proxy: &OutgoingProxy,
 ) -> Result<Verification> {
     let signers = record.signers(places)?;
     let names = record.names(image.name());
@@ -93,7 +95,7 @@ pub(crate) async fn verify(
             .as_ref()
             .map_or(reference, |found| found.digest.as_str())
             .to_owned();
-        let (found, repository) = match ask(Repository::at(endpoint)?, &wanted).await {
+        let (found, repository) = match ask(Repository::at(endpoint, proxy)?, &wanted).await {
             Ok(Some(answer)) => answer,
             Ok(None) => continue,
             Err(error) => {

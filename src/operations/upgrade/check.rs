@@ -6,7 +6,7 @@ use anyhow::Context;
 use serde::{Deserialize, Serialize};
 
 use crate::deployment::installed_release;
-use crate::deployment::settings::Settings;
+use crate::deployment::settings::{ProxySettings, Settings};
 use crate::error::{Exit, Result};
 use crate::host::Host;
 use crate::host::files;
@@ -126,7 +126,7 @@ impl ReleaseReport {
         let settings = Settings::load(&host.paths.env_file())?;
         let image = current(&host.paths, &settings);
         let advisories = Advisories::load(&host.paths)?;
-        let tags = tags(host, &image).await;
+        let tags = tags(host, &image, &settings.proxy).await;
         let report = Self::new(&image, &settings.accepted, &advisories, tags)?;
         report.record(&host.paths)?;
         Ok(report)
@@ -299,13 +299,17 @@ fn current(paths: &Paths, settings: &Settings) -> ImageReference {
 }
 
 /// The tags of the image's repository, from where Podman pulls it.
-async fn tags(host: &Host, image: &ImageReference) -> Result<Vec<String>> {
+async fn tags(host: &Host, image: &ImageReference, proxy: &ProxySettings) -> Result<Vec<String>> {
     let podman = host.podman().await?;
+    let proxy = &proxy.open()?;
     let registries = podman.registries().await?;
     let mut problems = Vec::new();
     // `podman search` itself does not follow registries.conf.
     for endpoint in endpoints(image.repository(), &registries) {
-        match podman.tags(&endpoint.location, endpoint.insecure).await {
+        match podman
+            .tags(&endpoint.location, endpoint.insecure, proxy)
+            .await
+        {
             Ok(tags) => return Ok(tags),
             Err(error) => problems.push(format!("{error:#}")),
         }

@@ -73,7 +73,8 @@ impl Recovery<'_> {
         let image = ImageReference::parse(&image)
             .map_err(|error| anyhow::anyhow!("image {image} can't be used: {error}"))?;
         if !self.podman.has_image(image.as_str()).await? {
-            self.podman.pull(image.as_str()).await?;
+            let proxy = settings.proxy.open()?;
+            self.podman.pull(image.as_str(), &proxy).await?;
         }
         let configuration = self.configuration()?;
         let (size, log) = (manifest.database.size, log_size(pieces, self.point));

@@ -1081,8 +1081,7 @@ impl Reader<'_> {
     /// In the grammar of Redis' own option, as a part of its command line.
     fn redis_memory(&self) -> Result<String> {
         let value = self.filled(REDIS_MEMORY).unwrap_or(DEFAULT_REDIS_MEMORY);
-        let is_known = |unit: &str| ["", "b", "k", "kb", "m", "mb", "g", "gb"].contains(&unit);
-        if !amount(value).is_some_and(|(_, unit)| is_known(&unit)) {
+        if !is_redis_memory(value) {
             return Err(self.wrong(
                 REDIS_MEMORY,
                 "is not an amount of memory",
@@ -1235,6 +1234,12 @@ fn amount(text: &str) -> Option<(u64, String)> {
     let number = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
     let unit = text[number.len()..].to_ascii_lowercase();
     Some((number.parse().ok()?, unit))
+}
+
+/// Whether it is an amount of memory as Redis takes it.
+pub(crate) fn is_redis_memory(text: &str) -> bool {
+    let is_known = |unit: &str| ["", "b", "k", "kb", "m", "mb", "g", "gb"].contains(&unit);
+    amount(text).is_some_and(|(_, unit)| is_known(&unit))
 }
 
 /// Splits a list of identifiers at commas and white space.

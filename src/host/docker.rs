@@ -1,6 +1,6 @@
 //! The `docker` program, here or on another host: the containers of a deployment that is to be imported.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::OsStr;
 use std::fs::File;
 use std::io::Read;
@@ -42,6 +42,8 @@ pub(crate) struct Docker {
 #[derive(Clone, Debug, Deserialize)]
 #[serde(rename_all = "PascalCase")]
 pub(crate) struct Container {
+    #[serde(default)]
+    id: String,
     /// With a slash before it.
     name: String,
     /// The ID of its image.
@@ -85,6 +87,17 @@ pub(crate) struct ContainerConfig {
     pub labels: BTreeMap<String, String>,
     #[serde(default)]
     pub working_dir: String,
+    #[serde(default)]
+    pub user: String,
+    /// Docker's own is the begin of the container's ID.
+    #[serde(default)]
+    hostname: String,
+    #[serde(default)]
+    domainname: String,
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub entrypoint: Vec<String>,
+    /// In seconds; None for Docker's 10.
+    pub stop_timeout: Option<i64>,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -93,13 +106,122 @@ pub(crate) struct HostConfig {
     #[serde(default)]
     pub network_mode: String,
     #[serde(default, deserialize_with = "null_is_default")]
-    pub extra_hosts: Vec<String>,
-    /// In bytes; 0 for none.
-    #[serde(default)]
-    pub memory: u64,
-    #[serde(default, deserialize_with = "null_is_default")]
     port_bindings: BTreeMap<String, Option<Vec<Binding>>>,
     restart_policy: RestartPolicy,
+    #[serde(flatten)]
+    pub options: Options,
+}
+
+/// The options of a container that have no effect on how it is found: empty, 0, false or null without one.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub(crate) struct Options {
+    #[serde(deserialize_with = "null_is_default")]
+    pub annotations: BTreeMap<String, String>,
+    #[serde(deserialize_with = "null_is_default")]
+    pub blkio_weight: u16,
+    #[serde(deserialize_with = "null_is_default")]
+    pub blkio_weight_device: Vec<serde_json::Value>,
+    #[serde(deserialize_with = "null_is_default")]
+    pub blkio_device_read_bps: Vec<serde_json::Value>,
+    #[serde(deserialize_with = "null_is_default")]
+    pub blkio_device_write_bps: Vec<serde_json::Value>,
+    #[serde(rename = "BlkioDeviceReadIOps", deserialize_with = "null_is_default")]
+    pub blkio_device_read_iops: Vec<serde_json::Value>,
+    #[serde(rename = "BlkioDeviceWriteIOps", deserialize_with = "null_is_default")]
+    pub blkio_device_write_iops: Vec<serde_json::Value>,
+    /// In either spelling: `NET_ADMIN`, `CAP_NET_ADMIN`.
+    #[serde(deserialize_with = "null_is_default")]
+    pub cap_add: Vec<String>,
+    pub cgroup_parent: String,
+    /// In microseconds; 0 for 100000.
+    pub cpu_period: i64,
+    /// In microseconds of a period.
+    pub cpu_quota: i64,
+    pub cpu_shares: i64,
+    pub cpuset_cpus: String,
+    /// In billionths of a processor.
+    pub nano_cpus: i64,
+    #[serde(deserialize_with = "null_is_default")]
+    pub device_cgroup_rules: Vec<String>,
+    #[serde(deserialize_with = "null_is_default")]
+    pub device_requests: Vec<DeviceRequest>,
+    #[serde(deserialize_with = "null_is_default")]
+    pub devices: Vec<Device>,
+    #[serde(deserialize_with = "null_is_default")]
+    pub dns: Vec<String>,
+    #[serde(rename = "DnsOptions", deserialize_with = "null_is_default")]
+    pub dns_opt: Vec<String>,
+    #[serde(deserialize_with = "null_is_default")]
+    pub dns_search: Vec<String>,
+    #[serde(deserialize_with = "null_is_default")]
+    pub extra_hosts: Vec<String>,
+    #[serde(deserialize_with = "null_is_default")]
+    pub group_add: Vec<String>,
+    pub ipc_mode: String,
+    pub log_config: LogConfig,
+    /// In bytes.
+    pub memory: u64,
+    /// In bytes.
+    pub memory_reservation: u64,
+    /// In bytes, with the memory; -1 for no limit.
+    pub memory_swap: i64,
+    pub oom_score_adj: i64,
+    pub pid_mode: String,
+    #[serde(deserialize_with = "null_is_default")]
+    pub pids_limit: i64,
+    pub privileged: bool,
+    pub readonly_rootfs: bool,
+    pub runtime: String,
+    #[serde(deserialize_with = "null_is_default")]
+    pub security_opt: Vec<String>,
+    /// In bytes.
+    pub shm_size: u64,
+    #[serde(deserialize_with = "null_is_default")]
+    pub sysctls: BTreeMap<String, String>,
+    #[serde(deserialize_with = "null_is_default")]
+    pub tmpfs: BTreeMap<String, String>,
+    #[serde(rename = "UTSMode")]
+    pub uts_mode: String,
+    #[serde(deserialize_with = "null_is_default")]
+    pub ulimits: Vec<Ulimit>,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct Device {
+    pub path_on_host: String,
+    pub path_in_container: String,
+    #[serde(default)]
+    pub cgroup_permissions: String,
+}
+
+/// Devices of a driver, such as GPUs.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct DeviceRequest {
+    /// -1 for all.
+    #[serde(default)]
+    pub count: i64,
+    #[serde(default, rename = "DeviceIDs", deserialize_with = "null_is_default")]
+    pub device_ids: Vec<String>,
+}
+
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub(crate) struct LogConfig {
+    #[serde(rename = "Type")]
+    pub driver: String,
+}
+
+#[derive(Clone, Debug, Deserialize)]
+#[serde(rename_all = "PascalCase")]
+pub(crate) struct Ulimit {
+    pub name: String,
+    #[serde(default)]
+    pub soft: i64,
+    #[serde(default)]
+    pub hard: i64,
 }
 
 #[derive(Clone, Debug, Deserialize)]
@@ -159,6 +281,14 @@ pub(crate) struct DockerImage {
 pub(crate) struct ImageConfig {
     #[serde(default, deserialize_with = "variables")]
     pub env: BTreeMap<String, SecretString>,
+    #[serde(default)]
+    pub user: String,
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub entrypoint: Vec<String>,
+    #[serde(default, deserialize_with = "null_is_default")]
+    pub labels: BTreeMap<String, String>,
+    #[serde(default)]
+    pub working_dir: String,
 }
 
 fn null_is_default<'de, D: Deserializer<'de>, T: Default + Deserialize<'de>>(
@@ -226,16 +356,37 @@ impl Container {
         self.label("service").unwrap_or_else(|| self.name())
     }
 
+    /// Its names and addresses on the networks that it shares with `other`; none without such a network.
+    pub(crate) fn hosts_for<'a>(&'a self, other: &Self) -> BTreeSet<&'a str> {
+        let others = &other.network_settings.networks;
+        let networks = self.network_settings.networks.iter();
+        let shared = networks.filter(|(name, _)| others.contains_key(*name));
+        let hosts = shared.flat_map(|(_, network)| {
+            let aliases = network.aliases.iter().map(String::as_str);
+            aliases.chain([self.service(), self.name(), &network.ip_address])
+        });
+        hosts.filter(|host| !host.is_empty()).collect()
+    }
+
     /// Whether `host` is one of its names or addresses on a network that it shares with `other`.
     pub(crate) fn is_reached_by(&self, other: &Self, host: &str) -> bool {
-        let networks = &self.network_settings.networks;
-        networks.iter().any(|(name, network)| {
-            other.network_settings.networks.contains_key(name)
-                && (network.aliases.iter().any(|alias| alias == host)
-                    || network.ip_address == host
-                    || self.service() == host
-                    || self.name() == host)
-        })
+        self.hosts_for(other).contains(host)
+    }
+
+    /// The name of the host in it, with its domain, if the compose file gives one.
+    pub(crate) fn hostname(&self) -> Option<String> {
+        let ContainerConfig {
+            hostname,
+            domainname,
+            ..
+        } = &self.config;
+        let is_own = self.id.starts_with(hostname.as_str()) || self.id.is_empty();
+        if is_own && domainname.is_empty() || self.host_config.network_mode == "host" {
+            return None;
+        }
+        let parts = [hostname.as_str(), domainname].into_iter();
+        let parts: Vec<&str> = parts.filter(|part| !part.is_empty()).collect();
+        Some(parts.join("."))
     }
 
     /// The addresses on the host that lead to it, with its own port: `0.0.0.0:4000`, 4000. Port 0 is one that Docker

@@ -7,6 +7,7 @@ mod plan;
 mod record;
 mod rewrite;
 
+use std::collections::BTreeMap;
 use std::io::Read;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
@@ -107,7 +108,15 @@ impl Import {
         if let Some(before) = before.filter(|before| before.is_of_another(gateway)) {
             return Err(belongs(host, &before));
         }
-        let image = docker.image(&gateway.image).await?;
+        let mut images = BTreeMap::new();
+        for id in chosen.images() {
+            match docker.image(id).await {
+                Ok(image) => drop(images.insert(id.to_owned(), image)),
+                // A container runs without its image's name, too.
+                Err(error) if id == gateway.image => return Err(error),
+                Err(_) => {}
+            }
+        }
         let mut inside = Inside {
             added: docker.added(gateway.name()).await?,
             ..Inside::default()
@@ -128,7 +137,7 @@ impl Import {
         let regular = docker.regular_files(&mounts).await?;
         let plan = Plan::new(
             &chosen,
-            &image,
+            &images,
             &inside,
             &|path| regular.iter().any(|file| file == path),
             &mut kernel_random,

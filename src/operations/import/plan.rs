@@ -1,5 +1,6 @@
 //! What an import takes over and what it can't, worked out from what Docker says of the containers.
 
+mod arguments;
 mod chosen;
 mod files;
 #[cfg(test)]
@@ -7,12 +8,14 @@ mod fixtures;
 mod images;
 mod keys;
 mod leftovers;
+mod options;
 mod servers;
 mod text;
 mod variables;
 
 use std::collections::BTreeMap;
 
+use anyhow::Context;
 use secrecy::{ExposeSecret, SecretString};
 
 use super::rewrite::{self, Rewrite};
@@ -122,15 +125,18 @@ impl Maker<'_> {
 }
 
 impl Plan {
-    /// `is_file`: whether a path on the host is a regular file.
+    /// `images`: those of the containers as far as Docker has them, by their IDs. `is_file`: whether a path on the host is a
+    /// regular file.
     pub(crate) fn new(
         chosen: &Chosen<'_>,
-        docker_image: &DockerImage,
+        images: &BTreeMap<String, DockerImage>,
         inside: &Inside,
         is_file: &dyn Fn(&str) -> bool,
         random: Random<'_>,
     ) -> Result<Self> {
         let gateway = chosen.gateway();
+        let docker_image = images.get(&gateway.image);
+        let docker_image = docker_image.context("docker shows no image of the gateway")?;
         let (image, digest) = images::image(gateway, docker_image)?;
         let config = inside.config.as_deref();
         let mut env = gateway.config.env.clone();
@@ -194,9 +200,8 @@ impl Plan {
             maker.generate("REDIS_PASSWORD", &password(random)?)?;
         }
         maker.variables(database.is_some(), &renamed)?;
-        let service = cache.as_ref().map(|cache| cache.service.as_str());
-        maker.options(database.as_ref(), service);
-        maker.sidecars(config, database.as_ref(), service);
+        maker.containers(images, database.as_ref(), cache.as_ref())?;
+        maker.sidecars(config, database.as_ref(), cache.as_ref());
         let config = old.rewritten(&Rewrite {
             cache: cache.is_some(),
             paths: &renamed,
@@ -287,6 +292,10 @@ mod tests {
             ("network", "/root/rec/network", None),
             // External servers, one of them in parts, and a sidecar.
             ("parts", "/root/rec/parts", Some("gateway")),
+            // LiteLLM's example of today, with Docker's own value of each option.
+            ("litellm", "/root/litellm", None),
+            // Every option that a compose file can have, and a service of another deployment.
+            ("tuned", "/root/tuned", None),
         ] {
             let config = match name {
                 "llm" => fixture("../compose/config.yaml"),
@@ -324,8 +333,9 @@ mod tests {
         let chosen = Chosen::new(&all, Path::new("/root/llm"), None, None).unwrap();
         let mut image = image_of("ghcr.io/berriai/litellm");
         image.config.env = chosen.gateway().config.env.clone();
+        let images = BTreeMap::from([(chosen.gateway().image.clone(), image)]);
         let mut random = |_: &mut [u8]| Ok(());
-        let plan = Plan::new(&chosen, &image, &Inside::default(), &|_| true, &mut random).unwrap();
+        let plan = Plan::new(&chosen, &images, &Inside::default(), &|_| true, &mut random).unwrap();
         assert_eq!(plan.database.unwrap().service, "db");
         assert_eq!(plan.env.get(MASTER), Some("master-key-without-prefix"));
         assert_eq!(plan.env.get("OPENAI_API_KEY"), None);

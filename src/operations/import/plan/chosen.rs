@@ -18,7 +18,7 @@ pub(crate) struct Chosen<'a> {
     /// The gateway, all containers of its service; a running one first.
     pub gateways: Vec<&'a Container>,
     /// Those beside it.
-    pub(super) others: Vec<&'a Container>,
+    others: Vec<&'a Container>,
     /// All containers of the host: a database may be of another deployment.
     all: &'a [Container],
 }
@@ -154,6 +154,32 @@ impl<'a> Chosen<'a> {
         self.gateways[0]
     }
 
+    /// The container of this name.
+    pub(super) fn named(&self, name: &str) -> Option<&'a Container> {
+        self.all.iter().find(|container| container.name() == name)
+    }
+
+    /// The containers beside the gateway, each with whether it is of the same deployment; those first.
+    pub(super) fn beside(&self) -> Vec<(&'a Container, bool)> {
+        let is_own = |one: &&Container| {
+            let mut own = self.gateways.iter().chain(&self.others);
+            own.any(|own| own.name() == one.name())
+        };
+        let foreign = self.all.iter().filter(|one| !is_own(one));
+        let own = self.others.iter().map(|one| (*one, true));
+        own.chain(foreign.map(|one| (one, false))).collect()
+    }
+
+    /// The IDs of the images of the gateway, and of what may be its database and its cache.
+    pub(crate) fn images(&self) -> BTreeSet<&'a str> {
+        let servers = self
+            .all
+            .iter()
+            .filter(|one| is_postgres(one) || is_redis(one));
+        let images = servers.map(|container| container.image.as_str());
+        images.chain([self.gateway().image.as_str()]).collect()
+    }
+
     /// The port on which the gateway listens in its container.
     pub(super) fn port(&self) -> u16 {
         let gateway = self.gateway();
@@ -243,18 +269,27 @@ impl<'a> Chosen<'a> {
     }
 }
 
+const SHELLS: [&str; 4] = ["sh", "ash", "bash", "dash"];
+
+/// The name of the program that a path leads to.
+pub(super) fn program(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
+}
+
+pub(super) fn is_shell(path: &str) -> bool {
+    SHELLS.contains(&program(path))
+}
+
 /// The words of a container's command line, those of `sh -c` as well, but not the shell's own option.
 pub(super) fn words(container: &Container) -> Vec<String> {
-    const SHELLS: [&str; 4] = ["sh", "ash", "bash", "dash"];
-    let mut is_shell = false;
+    let mut after_shell = false;
     let mut words = Vec::new();
     for whole in std::iter::once(&container.path).chain(&container.args) {
-        if is_shell && whole == "-c" {
-            is_shell = false;
+        if after_shell && whole == "-c" {
+            after_shell = false;
             continue;
         }
-        let program = whole.rsplit('/').next().unwrap_or(whole);
-        is_shell |= SHELLS.contains(&program);
+        after_shell |= is_shell(whole);
         let parts = whole.split_whitespace();
         words.extend(parts.map(|word| word.trim_matches(['"', '\'']).to_owned()));
     }

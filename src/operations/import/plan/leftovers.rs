@@ -1,9 +1,15 @@
 //! What the old deployment has and the new one does not: each with what the operator can do.
 
+use std::collections::BTreeMap;
+
 use super::Maker;
 use super::chosen::words;
-use super::servers::OldDatabase;
+use super::options::PROXY_LABELS;
+use super::servers::{OldCache, OldDatabase};
 use crate::deployment::listen::{GATEWAY_PORT, ListenAddress};
+use crate::error::Result;
+use crate::host::docker::{Container, DockerImage};
+use crate::service::Service;
 
 const OWN_UNIT: &str =
     "write extra.d/NAME.container (docs/configuration.md, \"Units of your own\")";
@@ -11,14 +17,9 @@ const OWN_UNIT: &str =
 impl Maker<'_> {
     pub(super) fn address(&mut self) {
         let own = self.chosen.port();
-        let published: Vec<String> = self
-            .chosen
-            .gateway()
-            .published()
-            .into_iter()
-            .filter(|(_, port)| *port == own)
-            .map(|(address, _)| address)
-            .collect();
+        let published = self.chosen.gateway().published().into_iter();
+        let (published, others): (Vec<_>, Vec<_>) = published.partition(|(_, port)| *port == own);
+        let published: Vec<String> = published.into_iter().map(|(address, _)| address).collect();
         if !published.is_empty() {
             let addresses = published.join(" ");
             let is_local =
@@ -30,24 +31,33 @@ impl Maker<'_> {
                     format!("address {words}, a port that Docker chooses"),
                     format!("the new gateway listens on 127.0.0.1:{GATEWAY_PORT} (docs/configuration.md, \"Addresses\")"),
                 );
-                return;
-            }
-            let without_tls = if published.iter().all(is_local) {
-                ""
             } else {
-                " and LISTEN_WITHOUT_TLS=yes"
-            };
+                let without_tls = if published.iter().all(is_local) {
+                    ""
+                } else {
+                    " and LISTEN_WITHOUT_TLS=yes"
+                };
+                self.note(
+                    format!("address {words}"),
+                    format!("the new gateway listens on 127.0.0.1:{GATEWAY_PORT}; to keep the old address, add LISTEN={addresses}{without_tls} to .env afterwards, then run `litellm-units apply`; or put a reverse proxy there (docs/reverse-proxy.md)"),
+                );
+            }
+        }
+        for (address, port) in others {
             self.note(
-                format!("address {words}"),
-                format!("the new gateway listens on 127.0.0.1:{GATEWAY_PORT}; to keep the old address, add LISTEN={addresses}{without_tls} to .env afterwards, then run `litellm-units apply`; or put a reverse proxy there (docs/reverse-proxy.md)"),
+                format!("address {address} of port {port} in the container"),
+                "LiteLLM listens on one port; for another program there, PublishPort= in a drop-in that the standby does not have (docs/configuration.md, \"Drop-ins\")",
             );
         }
     }
 
-    /// Notes what else the gateway's container has.
-    pub(super) fn options(&mut self, database: Option<&OldDatabase>, cache: Option<&str>) {
-        const OF_SYSTEMD: &str = "`systemctl edit litellm.service`, and the same for litellm-standby.service and further gateways";
-        const DROP_IN: &str = "a drop-in (docs/configuration.md, \"Drop-ins\")";
+    /// Notes what else the containers have. `images`: by their IDs.
+    pub(super) fn containers(
+        &mut self,
+        images: &BTreeMap<String, DockerImage>,
+        database: Option<&OldDatabase>,
+        cache: Option<&OldCache>,
+    ) -> Result<()> {
         let gateway = self.chosen.gateway();
         for word in words(gateway) {
             match word.split('=').next().unwrap_or_default() {
@@ -63,30 +73,24 @@ impl Maker<'_> {
                 _ => {}
             }
         }
+        let images = |container: &Container| images.get(&container.image);
+        self.options(gateway, images(gateway), Service::Litellm);
         let host = &gateway.host_config;
-        if host.memory > 0 {
-            self.note(
-                format!("memory limit of {}", crate::output::bytes(host.memory)),
-                format!("MemoryMax= by {OF_SYSTEMD}"),
-            );
-        }
-        if !host.extra_hosts.is_empty() {
-            self.note(
-                format!("extra_hosts {}", host.extra_hosts.join(", ")),
-                format!("AddHost= in {DROP_IN}"),
-            );
-        }
         if host.network_mode == "host" {
             self.note(
                 "network_mode: host",
                 "the new gateway has a network of its own; it reaches this host as host.containers.internal",
             );
+        } else if host.network_mode.starts_with("container:") {
+            self.note(
+                "network_mode of another container",
+                "the new gateway has a network of its own, so its requests no longer take the way of that container; for a proxy, write HTTPS_PROXY into .env",
+            );
         }
-        let proxy = ["traefik.", "caddy"];
         let labels = gateway.config.labels.keys();
         if let Some(label) = labels
             .into_iter()
-            .find(|label| proxy.iter().any(|word| label.starts_with(word)))
+            .find(|label| PROXY_LABELS.iter().any(|word| label.starts_with(word)))
         {
             self.note(
                 format!("labels for a reverse proxy ({label} …)"),
@@ -94,41 +98,58 @@ impl Maker<'_> {
             );
         }
         let mut left: Vec<&str> = Vec::new();
-        left.extend(database.map(|old| old.service.as_str()));
-        left.extend(cache);
+        if let Some(old) = database
+            && let Some(container) = self.chosen.named(&old.container)
+        {
+            left.push(container.service());
+            self.options(container, images(container), Service::Postgres);
+            self.parameters(container, old);
+        }
+        if let Some(old) = cache
+            && let Some(container) = self.chosen.named(&old.container)
+        {
+            left.push(container.service());
+            self.options(container, images(container), Service::Redis);
+            self.redis_options(container)?;
+        }
         if !left.is_empty() {
             self.note(
                 format!("containers of {}", left.join(" and ")),
                 "they stay as they are, for `litellm-units import --undo`; when you no longer need that: `docker compose down` (without `-v`, the data stays)",
             );
         }
+        Ok(())
     }
 
+    /// Notes the other services of the deployment, and those of others that the gateway reaches by name.
     pub(super) fn sidecars(
         &mut self,
         config: Option<&str>,
         database: Option<&OldDatabase>,
-        cache: Option<&str>,
+        cache: Option<&OldCache>,
     ) {
+        let gateway = self.chosen.gateway();
+        let servers = database.map(|old| &old.container).into_iter();
+        let servers: Vec<&String> = servers.chain(cache.map(|old| &old.container)).collect();
         let mut services: Vec<(&str, &str)> = Vec::new();
-        for other in &self.chosen.others {
+        for (other, is_own) in self.chosen.beside() {
             let service = (other.service(), other.config.image.as_str());
-            let is_known =
-                database.is_some_and(|old| old.service == service.0) || cache == Some(service.0);
-            if !is_known && !services.contains(&service) {
-                services.push(service);
+            if servers.iter().any(|server| *server == other.name()) || services.contains(&service) {
+                continue;
             }
-        }
-        for (service, image) in services {
-            let mut places: Vec<String> = self
-                .env
-                .iter()
-                .filter(|(_, value)| mentions(value, service))
-                .map(|(name, _)| name.to_owned())
-                .collect();
-            if config.is_some_and(|text| mentions(text, service)) {
+            let mut hosts = other.hosts_for(gateway);
+            hosts.extend(is_own.then_some(other.service()));
+            let is_in = |text: &str| hosts.iter().any(|host| mentions(text, host));
+            let env = self.env.iter();
+            let env = env.filter(|(_, value)| is_in(value));
+            let mut places: Vec<String> = env.map(|(name, _)| name.to_owned()).collect();
+            if config.is_some_and(is_in) {
                 places.push("the configuration".into());
             }
+            if places.is_empty() && !is_own {
+                continue;
+            }
+            services.push(service);
             let how = if places.is_empty() {
                 format!("it stays with Docker; to run it here: {OWN_UNIT}")
             } else {
@@ -137,6 +158,7 @@ impl Maker<'_> {
                     places.join(" and ")
                 )
             };
+            let (service, image) = service;
             self.note(format!("service {service} ({image})"), how);
         }
     }

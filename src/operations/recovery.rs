@@ -190,13 +190,13 @@ async fn recover(host: &Host, timeout: Duration) -> Result<()> {
     point_in_time::clean_up(host).await?;
     // First, since the others need the database.
     Box::pin(postgres::recover(host, timeout)).await?;
-    rotation::recover(host, timeout).await?;
+    Box::pin(rotation::recover(host, timeout)).await?;
     Box::pin(upgrade::recover(host, timeout)).await?;
     if restore::is_unfinished(&host.paths) {
         let (settings, _) = snapshot::settings(&host.paths)?;
         stack::start_database(host, &settings, timeout).await?;
-        restore::recover(host, &settings).await?;
+        Box::pin(restore::recover(host, &settings)).await?;
     }
     Box::pin(apply::recover(host, timeout)).await?;
-    import::recover(host, timeout).await
+    Box::pin(import::recover(host, timeout)).await
 }

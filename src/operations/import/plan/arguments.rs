@@ -25,7 +25,16 @@ const REDIS_ADDRESS: [&str; 6] = [
 impl Maker<'_> {
     /// Notes the parameters of the old PostgreSQL.
     pub(super) fn parameters(&mut self, container: &Container, old: &OldDatabase) {
-        let parameters = postgres_parameters(&arguments(container));
+        let parameters = postgres_parameters(&arguments(container)).into_iter();
+        // ALTER SYSTEM refuses it.
+        let (files, parameters): (Vec<_>, Vec<_>) =
+            parameters.partition(|(name, _)| name == "config_file");
+        for (_, file) in files {
+            self.note(
+                format!("parameters in {file} of service {}", old.service),
+                "set each by ALTER SYSTEM (docs/configuration.md, \"Sizes of PostgreSQL\")",
+            );
+        }
         // A command or a connection may have a password.
         let is_shown = |name: &str, value: &str| {
             !is_secret(name, value) && !name.ends_with("_command") && !name.ends_with("conninfo")

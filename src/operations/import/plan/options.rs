@@ -110,7 +110,11 @@ impl Maker<'_> {
             let first = first.split('=').next().unwrap_or_default();
             self.note(format!("command {first} …"), OWN_IMAGE);
         }
-        if image.is_some_and(|image| image.config.user != container.config.user) {
+        let user = |name: &str| match name {
+            "" | "root" | "0:0" | "root:root" => "0".to_owned(),
+            name => name.to_owned(),
+        };
+        if image.is_some_and(|image| user(&image.config.user) != user(&container.config.user)) {
             self.note(
                 format!("user {}", container.config.user),
                 "the unit runs LiteLLM as the user of its image, without capabilities; for a user ID that nothing else on the host has, write USER_NAMESPACES=yes into .env (docs/platforms.md)",
@@ -123,7 +127,10 @@ impl Maker<'_> {
         {
             self.note(
                 format!("stop_grace_period of {seconds} s"),
-                format!("write LITELLM_DRAIN_TIMEOUT={seconds} into .env"),
+                format!(
+                    "write LITELLM_DRAIN_TIMEOUT={} into .env",
+                    seconds.min(3600)
+                ),
             );
         }
         let running = self.chosen.gateways.iter().filter(|one| one.state.running);

@@ -226,7 +226,7 @@ pub struct WatchSettings {
     /// `METRICS_LISTEN`: an address of the loopback interface, at which each scrape starts a process.
     pub metrics_address: Option<SocketAddr>,
     /// The proxy to the server of `NOTIFY_URL`.
-    pub proxy: ProxySettings,
+    pub proxy: Arc<ProxySettings>,
 }
 
 impl WatchSettings {
@@ -257,7 +257,7 @@ pub struct BackupSettings {
     /// Has the programs for an external database.
     pub postgres_image: ImageReference,
     /// The proxy to that store.
-    pub proxy: ProxySettings,
+    pub proxy: Arc<ProxySettings>,
 }
 
 /// What `.env` asks for, checked.
@@ -288,7 +288,7 @@ pub struct Settings {
     /// Recipients of notices, and the file for metrics.
     pub watch: WatchSettings,
     /// The proxy for requests to other hosts.
-    pub proxy: ProxySettings,
+    pub proxy: Arc<ProxySettings>,
     /// `LITELLM_ACCEPT_VULNERABILITIES`: identifiers of vulnerabilities that are accepted.
     pub accepted: Vec<String>,
     /// `SERVER_ROOT_PATH`: empty, or what LiteLLM puts before its own paths, such as `/llm`.
@@ -949,18 +949,18 @@ impl Reader<'_> {
         })
     }
 
-    fn proxy(&self) -> ProxySettings {
+    fn proxy(&self) -> Arc<ProxySettings> {
         let value = |name: &str| {
             // As Python, which prefers small letters.
             let value = self.filled(&name.to_ascii_lowercase());
             let value = value.or_else(|| self.filled(name))?;
             Some(SecretValue::new(value, self.vault))
         };
-        ProxySettings {
+        Arc::new(ProxySettings {
             http: value("HTTP_PROXY").or_else(|| value("ALL_PROXY")),
             https: value("HTTPS_PROXY").or_else(|| value("ALL_PROXY")),
             bypass: value("NO_PROXY"),
-        }
+        })
     }
 
     fn watch(&self) -> Result<WatchSettings> {

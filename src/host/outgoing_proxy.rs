@@ -51,8 +51,8 @@ impl OutgoingProxy {
     /// Whether the environment of this process names a proxy: reqwest and Podman read it themselves.
     pub(crate) fn is_in_environment() -> bool {
         std::env::vars_os().any(|(name, value)| {
-            let is = |variable: &&str| name.eq_ignore_ascii_case(variable);
-            VARIABLES.iter().any(|variable| is(&variable)) && !value.is_empty()
+            let is = |variable: &&str| name.eq_ignore_ascii_case(*variable);
+            VARIABLES.iter().any(is) && !value.is_empty()
         })
     }
 

@@ -567,7 +567,6 @@ fn key(place: &Key, name: &str) -> Key {
 pub(super) mod tests {
     use super::*;
     use crate::deployment::sealed::SecretValue;
-    use crate::deployment::settings::ProxySettings;
 
     pub(in crate::operations::backup) fn settings(store: &[(&str, &str)]) -> BackupSettings {
         let store = store.iter();
@@ -575,7 +574,7 @@ pub(super) mod tests {
             recipient: None,
             url: None,
             wal: false,
-            proxy: ProxySettings::default(),
+            proxy: Arc::default(),
             store: store
                 .map(|(name, value)| ((*name).to_owned(), SecretValue::clear(value)))
                 .collect(),

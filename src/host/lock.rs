@@ -162,8 +162,12 @@ fn control_group_of(owner: &str) -> String {
 fn way_past(control_group: &str) -> String {
     let words = "wait for it, or end it; it is then finished or rolled back";
     let unit = control_group.trim_end().rsplit('/').next();
-    let Some(unit) = unit.filter(|unit| unit.starts_with("litellm-") && unit.ends_with(".service"))
-    else {
+    let is_timed = |unit: &&str| {
+        unit.starts_with("litellm-")
+            && unit.ends_with(".service")
+            && *unit != "litellm-recovery.service"
+    };
+    let Some(unit) = unit.filter(is_timed) else {
         return words.to_owned();
     };
     let scope = if control_group.contains("/user@") {

@@ -205,7 +205,16 @@ impl ProxySettings {
 
     fn opened(&self) -> Result<OutgoingProxy> {
         let open = |value: &Option<SecretValue>| value.as_ref().map(SecretValue::open).transpose();
-        let (http, https) = (open(&self.http)?, open(&self.https)?);
+        // The gateway's name for this host, which has no such name itself.
+        let of_host = |url: SecretString| -> SecretString {
+            url.expose_secret()
+                .replacen("host.containers.internal", "127.0.0.1", 1)
+                .into()
+        };
+        let (http, https) = (
+            open(&self.http)?.map(of_host),
+            open(&self.https)?.map(of_host),
+        );
         let mut bypass = LOCAL_SERVERS.join(",");
         if let Some(servers) = open(&self.bypass)? {
             bypass = format!("{},{bypass}", servers.expose_secret());
@@ -1287,6 +1296,10 @@ mod tests {
                 ],
             ),
             ("HTTPS_PROXY=http://b:1\nNO_PROXY=*\n", &[]),
+            (
+                "HTTPS_PROXY=http://host.containers.internal:1\n",
+                &["HTTPS_PROXY=http://127.0.0.1:1", "NO_PROXY=LOCAL"],
+            ),
         ] {
             assert_eq!(environment(text), expected, "{text}");
         }

@@ -101,9 +101,12 @@ pub(crate) fn lacking_drop_ins(paths: &Paths) -> Option<String> {
             (&paths.units, first.unit(), "service"),
         ] {
             let own = directory.join(format!("{name}.{kind}.d"));
+            // systemd, other than Quadlet, follows no such link.
+            let is_read = kind == "container" || !own.is_symlink();
             for path in drop_ins(directory, of_first) {
                 let text = std::fs::read_to_string(&path).unwrap_or_default();
-                let has_own = { path.file_name() }.is_some_and(|name| own.join(name).exists());
+                let has_own =
+                    is_read && { path.file_name() }.is_some_and(|name| own.join(name).exists());
                 if !has_own && !text.contains("PublishPort=") {
                     missing.push(path.display().to_string());
                 }
@@ -195,6 +198,10 @@ mod tests {
             said(),
             "drop-ins of litellm.service are missing for: litellm-2.service (/units/litellm.service.d/override.conf)"
         );
+        let place = root.path().join("units/litellm-2.service.d");
+        std::os::unix::fs::symlink("litellm.service.d", &place).unwrap();
+        assert_ne!(said(), "");
+        std::fs::remove_file(place).unwrap();
         write("units/litellm-2.service.d/override.conf", "");
         assert_eq!(said(), "");
     }

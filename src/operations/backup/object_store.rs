@@ -25,6 +25,7 @@ use crate::deployment::settings::BackupSettings;
 use crate::error::{Failure, PathContext, Result};
 use crate::host::Host;
 use crate::host::files;
+use crate::host::outgoing_proxy::OutgoingProxy;
 use crate::host::paths::Paths;
 use crate::output::{Meter, Progress, bytes, count, duration, shell_word};
 use crate::tls;
@@ -89,9 +90,17 @@ impl BackupStore {
             .map(|(name, value)| Ok((name.as_str(), value.open()?)))
             .collect::<Result<Vec<_>>>()?;
         let by_http = |(name, value): &(&str, SecretString)| {
-            name.ends_with("endpoint") && value.expose_secret().starts_with("http://")
+            let scheme = value.expose_secret().split_once("://");
+            name.contains("endpoint")
+                && !name.contains("sts")
+                && scheme.is_some_and(|(scheme, _)| scheme.eq_ignore_ascii_case("http"))
         };
-        let proxy = settings.proxy.open()?;
+        let has_own_proxy = options.iter().any(|(name, _)| *name == "proxy_url");
+        let proxy = if has_own_proxy || directory.is_some() {
+            OutgoingProxy::default()
+        } else {
+            settings.proxy.open()?
+        };
         let proxy = proxy.store_options(!options.iter().any(by_http));
         // Those of `.env` come later, and hold.
         let own = std::iter::once(("timeout", REQUEST_TIMEOUT)).chain(proxy);

@@ -529,7 +529,7 @@ const PLANTED: [Planted; 23] = [
     // The host was off for days.
     Planted {
         plant: |host| {
-            let script = r#"cd "$1/data/backups"; mkdir /root/kept; mv 2* /root/kept
+            let script = r#"cd "$1/backups"; mkdir /root/kept; mv 2* /root/kept
                 newest=$(ls /root/kept | tail -n 1)
                 cp -a "/root/kept/$newest" "20250101T000000Z-${newest##*-}"
                 # Nor is the deployment new.
@@ -537,7 +537,7 @@ const PLANTED: [Planted; 23] = [
             host.sh(Who::Root, script);
         },
         notices: &["backup: "],
-        repair: r#"cd "$1/data/backups"; rm -r 2025*; mv /root/kept/* .; rmdir /root/kept"#,
+        repair: r#"cd "$1/backups"; rm -r 2025*; mv /root/kept/* .; rmdir /root/kept"#,
         ..PLAIN
     },
     Planted {

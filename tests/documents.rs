@@ -324,7 +324,8 @@ fn metrics_of_the_examples() {
             "{name}: {heading}"
         );
         assert!(notices.contains(&format!("`{name}`")), "{name}");
-        let tests = read("tests/fixtures/prometheus-rules.test.yml");
+        let tests = read("tests/fixtures/prometheus-rules.test.yml")
+            + &read("tests/fixtures/prometheus-rules-of-weeks.test.yml");
         assert!(
             tests.contains(&format!("alertname: {name}\n")),
             "{name} has no test"

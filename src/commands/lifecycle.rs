@@ -14,7 +14,7 @@ use crate::operations::{backup, pull, recycle};
 use crate::output::say;
 use crate::service::{Instance, Service};
 
-/// What takes long and touches no unit: no restart waits for it.
+/// What takes long and touches no unit: no start and no restart waits for it.
 const BESIDE: [&str; 5] = [
     backup::COMMAND,
     backup::VERIFY_COMMAND,
@@ -55,7 +55,8 @@ async fn change(
     });
     if let Some(command) = beside {
         let services = &arguments.services;
-        let restarts_database = services.is_empty() || services.contains(&Service::Postgres);
+        let restarts_database = verb == JobType::Restart
+            && (services.is_empty() || services.contains(&Service::Postgres));
         say(&format!(
             "`litellm-units {command}` is running and {}",
             if restarts_database && [backup::COMMAND, backup::VERIFY_COMMAND].contains(&command) {

@@ -51,7 +51,8 @@ const INFERENCE: [&str; 25] = [
     "engines",
 ];
 /// Paths of inference that are nothing else with `v1/` before them: LiteLLM's other forms of the above, agents, MCP, and
-/// what LiteLLM passes on to providers. It asks for a key at each; for MCP, see docs/reverse-proxy.md.
+/// what LiteLLM passes on to providers. It asks for a key at each of its own, but not always at those of the configuration
+/// (`pass_through_endpoints`) and of MCP: docs/reverse-proxy.md.
 const INFERENCE_AT_THE_ROOT: [&str; 24] = [
     "v1beta",
     "v2/rerank",
@@ -140,12 +141,10 @@ impl Entrance {
     pub fn is_ambiguous(&self) -> bool {
         let first = self.root.split('/').nth(1).unwrap_or_default();
         let paths = INFERENCE.iter().chain(&INFERENCE_AT_THE_ROOT);
-        {
-            paths
-                .chain(&["v1", "health"])
-                .filter_map(|path| path.split('/').next())
-        }
-        .any(|word| word.eq_ignore_ascii_case(first))
+        paths
+            .chain(&["v1", "health"])
+            .filter_map(|path| path.split('/').next())
+            .any(|word| word.eq_ignore_ascii_case(first))
     }
 
     /// Whether everyone may call this path of the gateway, as far as the entrance is concerned.

@@ -443,6 +443,7 @@ impl Settings {
         }
         let in_clear = |name: &str| reader.filled(name).map(str::to_owned);
         let listen = reader.listen()?;
+        let proxy = reader.proxy();
         let entrance = reader.entrance(&listen)?;
         let url = entrance.as_ref().map(Entrance::url);
         let published = in_clear("PROXY_BASE_URL");
@@ -466,9 +467,9 @@ impl Settings {
             recycle_at: reader.recycle_at()?,
             user_namespaces: reader.user_namespaces()?,
             master_key,
-            backup: reader.backup()?,
-            watch: reader.watch()?,
-            proxy: reader.proxy(),
+            backup: reader.backup(&proxy)?,
+            watch: reader.watch(&proxy)?,
+            proxy,
             accepted: reader
                 .filled(ACCEPT_VULNERABILITIES)
                 .map(identifiers)
@@ -707,17 +708,22 @@ pub fn load_env(path: &Path) -> Result<EnvFile> {
     parse_env(&read_env(path)?, path)
 }
 
-/// Refuses variables that would give the gateway another address than the one that systemd holds. Only an edit is refused:
-/// a gateway that restarts, starts without them.
+/// Refuses variables that would give the gateway another address than the one that systemd holds. Only an edit is
+/// refused: a gateway that restarts, starts without them.
 ///
 /// # Errors
 /// With file, line and what to do instead.
 pub fn check_address(env: &EnvFile, path: &Path) -> Result<()> {
-    if let Some((name, hint)) = variables::refused().find(|(name, _)| env.get(name).is_some()) {
-        let problem = "would change the gateway's address, which litellm.socket holds";
-        return Err(wrong(env, path, name, problem, hint));
+    match variables::refused().find(|(name, _)| env.get(name).is_some()) {
+        Some((name, hint)) => Err(wrong(
+            env,
+            path,
+            name,
+            "would change the gateway's address, which litellm.socket holds",
+            hint,
+        )),
+        None => Ok(()),
     }
-    Ok(())
 }
 
 /// What is wrong with [`names_unused_database`], after the name of the variable.
@@ -926,7 +932,7 @@ impl Reader<'_> {
         Ok(Some(entrance))
     }
 
-    fn backup(&self) -> Result<BackupSettings> {
+    fn backup(&self, proxy: &Arc<ProxySettings>) -> Result<BackupSettings> {
         let own = ["BACKUP_AGE_RECIPIENT", "BACKUP_URL", BACKUP_WAL];
         let wal = self.filled(BACKUP_WAL);
         if wal.is_some_and(|value| value != "yes") {
@@ -954,7 +960,7 @@ impl Reader<'_> {
             store,
             wal: wal.is_some(),
             postgres_image: self.image("POSTGRES_IMAGE", Some(DEFAULT_POSTGRES_IMAGE))?,
-            proxy: self.proxy(),
+            proxy: Arc::clone(proxy),
         })
     }
 
@@ -972,7 +978,7 @@ impl Reader<'_> {
         })
     }
 
-    fn watch(&self) -> Result<WatchSettings> {
+    fn watch(&self, proxy: &Arc<ProxySettings>) -> Result<WatchSettings> {
         let value = |name| {
             let value = self.filled(name)?;
             Some(SecretValue::new(value, self.vault))
@@ -1008,7 +1014,7 @@ impl Reader<'_> {
             url,
             metrics,
             metrics_address: self.metrics_address()?,
-            proxy: self.proxy(),
+            proxy: Arc::clone(proxy),
         })
     }
 

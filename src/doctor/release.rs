@@ -170,6 +170,7 @@ mod tests {
             )
         );
     }
+
     #[test]
     fn a_check_that_is_not_made_for_a_week_is_a_warning() {
         let judged = |checked: Option<&str>, is_due| {

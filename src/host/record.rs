@@ -182,6 +182,7 @@ mod tests {
              LITELLM_UNITS_DIRECTORY=/opt/a MESSAGE=b\n"
         );
     }
+
     #[test]
     fn a_change_of_the_release() {
         let host = Host::new(Paths::elsewhere(Scope::System));

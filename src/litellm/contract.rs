@@ -85,6 +85,7 @@ const STOP: &str = "serve.py closes connections without cutting off a request";
 const REDIS: &str = "serve.py reports a Redis that has vanished";
 const WORKERS: &str = "serve.py serves with several workers";
 const MIGRATE: &str = "migrate.py migrates the database";
+const KEYS: &str = "litellm-units key makes and changes keys";
 const ARGUMENTS: &str = "the database's URL stays out of the arguments of Prisma";
 
 /// What both of uvicorn's protocols for HTTP have.
@@ -258,7 +259,25 @@ const USES: &[Use] = &[
                 "\"/key/delete\"",
             ],
         ),
-        "litellm-units key makes and changes keys",
+        KEYS,
+    ),
+    every(
+        Need::Holds(
+            "litellm/proxy/management_endpoints/internal_user_endpoints.py",
+            &["\"/user/new\"", "auto_create_key"],
+        ),
+        KEYS,
+    ),
+    every(
+        Need::Holds(
+            "litellm/proxy/management_endpoints/team_endpoints.py",
+            &["\"/team/info\""],
+        ),
+        KEYS,
+    ),
+    every(
+        Need::Holds("litellm/proxy/proxy_server.py", &["\"/v2/login\""]),
+        "litellm-units ui tries the login",
     ),
 ];
 

@@ -377,7 +377,8 @@ impl Services {
                 .map(Judgement::count),
             vulnerabilities: judgement.map(|judgement| judgement.vulnerabilities),
             upgrade_check,
-            version: contract::installed_version(&host.paths),
+            // Of another image, only the gateway itself can say it.
+            version: contract::installed_version(&host.paths).filter(|_| other_image.is_none()),
             env_invalid: !matches!(known, Ok((_, None))),
             other_image,
         })

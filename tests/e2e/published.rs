@@ -23,6 +23,9 @@ const SIGN: &str = r#"
             sign berriai/litellm "$digest" ghcr.io/berriai/litellm /root/release.key
         done
     done
+    # A tag of the span that was signed with LiteLLM's second key.
+    curl -sSf -X PUT -H 'Content-Type: application/vnd.oci.image.index.v1+json' --data-binary @/tmp/index \
+        http://127.0.0.1:5000/v2/berriai/litellm/manifests/v1.105.2
 "#;
 
 /// What is not there before, and must not be there afterwards.
@@ -118,7 +121,7 @@ fn stand_ins() {
         .collect();
     assert_eq!(steps.join(" "), STEPS);
     for line in [
-        "signed: v1.108.14 v1.110.2; taken by the recorded digest, without a signature: v1.80.11-stable\n",
+        "signed: v1.108.14 v1.110.2 v1.105.2; taken by the recorded digest, without a signature: v1.80.11-stable\n",
         "==> Nothing differs from the stand-ins of the tests\n",
         "==> 11 of 11 steps passed; the whole output: ",
     ] {

@@ -74,10 +74,9 @@ impl TestHost {
         let owner = std::process::id().to_string();
         let boot = ["boot", &host.name, "--suite", &suite, "--owner", &owner];
         Self::script(&[&boot, options].concat());
-        host.put(
-            Path::new(env!("CARGO_BIN_EXE_litellm-units")),
-            "/usr/bin/litellm-units",
-        );
+        let binary = std::env::var("LITELLM_UNITS_TEST_BINARY")
+            .unwrap_or_else(|_| env!("CARGO_BIN_EXE_litellm-units").into());
+        host.put(Path::new(&binary), "/usr/bin/litellm-units");
         host
     }
 

@@ -263,6 +263,10 @@ async fn prepare(host: &Host, started: &Started) -> Result<()> {
     std::fs::create_dir_all(&directory).path_context("can't create", &directory)?;
     if matches!(service, Service::Migrate | Service::Litellm) {
         create_mounted(host)?;
+        // Here, since the unit shows nothing of a URL, which may be sealed. No z: the label is that of the server.
+        for directory in settings.socket_directories()? {
+            options.push_str(&format!("--volume {directory}:{directory}:ro "));
+        }
     }
     if service == Service::Litellm {
         write_program(host, quadlet::SERVE)?;

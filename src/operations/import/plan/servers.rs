@@ -7,7 +7,10 @@ use secrecy::{ExposeSecret, SecretString};
 use super::Maker;
 use super::chosen::{is_litellm, is_postgres};
 use super::images::{qualified, repository};
-use crate::deployment::settings::{DEFAULT_REDIS_IMAGE, has_host_parameter};
+use crate::deployment::database_url::host_parameter;
+use crate::deployment::env_file::EnvFile;
+use crate::deployment::settings::DEFAULT_REDIS_IMAGE;
+use crate::deployment::variables::SENTINEL_NODES;
 use crate::error::{Failure, Result};
 use crate::host::docker::BY_HAND;
 use crate::image::ImageReference;
@@ -46,11 +49,11 @@ impl Maker<'_> {
             return Ok(None);
         };
         let by_hand = || format!("move the deployment by hand: {BY_HAND}");
-        if has_host_parameter(url.expose_secret()) {
+        if host_parameter(url.expose_secret()).is_some() {
             return Err(Failure::new(
                 "DATABASE_URL of the old gateway has the parameter host, so Prisma connects to another server than the one before the database name",
             )
-            .hint("in the compose file, write the host between @ and the port, remove the parameter, and run `docker compose up -d`")
+            .hint("in the compose file, write the host between @ and the port, remove the parameter, and run `docker compose up -d`; with a Unix socket, move the deployment by hand")
             .into());
         }
         let (host, port) = address(url.expose_secret(), 5432).ok_or_else(|| {

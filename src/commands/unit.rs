@@ -22,6 +22,7 @@ use crate::deployment::completion;
 use crate::deployment::entrance;
 use crate::deployment::extra;
 use crate::deployment::images_lock::ImagesLock;
+use crate::deployment::installed_release;
 use crate::deployment::listen::ListenAddress;
 use crate::deployment::postgres_sizes;
 use crate::deployment::sealed::SecretValue;
@@ -32,6 +33,7 @@ use crate::error::{Exit, Failure, PathContext, Result};
 use crate::host::default_route;
 use crate::host::files;
 use crate::host::lock;
+use crate::host::namespaces;
 use crate::host::ownership;
 use crate::host::paths::Scope;
 use crate::host::podman::{self, Podman};
@@ -54,6 +56,10 @@ use crate::random;
 use crate::service::{Instance, Service};
 
 const NEED_INTERVAL: Duration = Duration::from_millis(500);
+/// How the volumes of the gateway are mounted, in its unit.
+const IDMAP: &str = "LITELLM_UNITS_IDMAP";
+/// LiteLLM's configuration, relative to the deployment directory.
+const CONFIG: &str = "config/litellm-config.yaml";
 /// With which the gateway ends if another start would change nothing.
 const GIVEN_UP: &str = "78";
 
@@ -215,8 +221,12 @@ async fn prepare(host: &Host, started: &Started) -> Result<()> {
         .map(|secret| secret_name(service, secret))
         .collect();
     let inspect = { ["secret", "inspect"].into_iter() }.chain(names.iter().map(String::as_str));
-    let (output, network) = tokio::join!(podman.output(inspect), stack::restore_network(host));
-    network?;
+    let (output, network, idmap) = tokio::join!(
+        podman.output(inspect),
+        stack::restore_network(host),
+        idmap(host, &settings, &images, service)
+    );
+    let idmap = network.and(idmap)?;
     let registered: Vec<Registered> = serde_json::from_slice(&output?.stdout).unwrap_or_default();
     for (secret, name) in container_secrets.iter().zip(&names) {
         let lookup = lookup_command(host, service, secret)?;
@@ -276,7 +286,8 @@ async fn prepare(host: &Host, started: &Started) -> Result<()> {
     }
     // The unit of an operator names its secrets itself.
     if !service.is_extra() {
-        files::write_atomically(&file, format!("{}\n", options.trim_end()).as_bytes(), 0o644)?;
+        let text = format!("{}\n{IDMAP}={idmap}\n", options.trim_end());
+        files::write_atomically(&file, text.as_bytes(), 0o644)?;
     }
     match started {
         Started::Instance(instance) => {
@@ -285,6 +296,56 @@ async fn prepare(host: &Host, started: &Started) -> Result<()> {
         // The record is that of the first gateway.
         Started::Standby => Ok(()),
     }
+}
+
+/// The option with which the gateway has its volumes: what belongs to root on the disk belongs to the user of its image, also
+/// where nobody else on the host may write or read it. The image is there.
+async fn idmap(
+    host: &Host,
+    settings: &Settings,
+    images: &ImagesLock,
+    service: Service,
+) -> Result<String> {
+    if service != Service::Litellm || host.scope() == Scope::User {
+        return Ok(String::new());
+    }
+    let (first, usual) = if settings.user_namespaces {
+        (quadlet::first_id(service), ",idmap")
+    } else {
+        (0, "")
+    };
+    // That of the unit, beside which an edited .env may name another one.
+    let installed = installed_release::of_unit(&host.paths, service);
+    let image = images.pin(installed.as_ref().unwrap_or(&settings.litellm_image));
+    let user = host.podman().await?.image_user(&image).await;
+    let Some((user, group)) = user.ok().as_deref().and_then(numbers) else {
+        return Ok(usual.to_owned());
+    };
+    let paths = &host.paths;
+    let places = [&paths.mounted()[..], &[paths.logs()]].concat();
+    if let Some(obstacle) = namespaces::obstacle_of(host, &places).await? {
+        host.progress.warn(&format!(
+            "the image runs as user {user}, who can't write logs/, nor read private files in config/, certs/ and files/: {obstacle}"
+        ));
+        return Ok(usual.to_owned());
+    }
+    let (user, group) = (first + user, first + group);
+    Ok(format!(",idmap=uids=0-{user}-1;gids=0-{group}-1"))
+}
+
+/// User and group of an image's `USER`, if they are known without a look into it, and not those of root.
+fn numbers(user: &str) -> Option<(u32, u32)> {
+    const NOBODY: u32 = 65_534;
+    let number = |word: &str| match word {
+        "nobody" | "nogroup" => Some(NOBODY),
+        word => word.parse().ok().filter(|number| *number <= NOBODY),
+    };
+    let both = match user.split_once(':') {
+        Some((user, group)) => (number(user)?, number(group)?),
+        None => (number(user)?, NOBODY),
+    };
+    // The group of another user is in the image.
+    (both.0 != 0 && (user.contains(':') || both.0 == NOBODY)).then_some(both)
 }
 
 /// Writes the variable with the sizes of a new cluster. Only `initdb` reads it.
@@ -350,7 +411,8 @@ async fn refuse_start(
         host,
         &format!("import sys\n\nprint({message}, file=sys.stderr)\nsys.exit(78)\n"),
     )?;
-    files::write_atomically(options, b"LITELLM_UNITS_SECRETS=\n", 0o644)
+    let text = format!("LITELLM_UNITS_SECRETS=\n{IDMAP}=\n");
+    files::write_atomically(options, text.as_bytes(), 0o644)
 }
 
 /// Creates the volumes that are not in the deployment directory.
@@ -577,6 +639,29 @@ async fn await_healthy(host: &Host, container: &str) -> Result<()> {
                 "{container} can't be checked: {}",
                 String::from_utf8_lossy(&output.stderr).trim()
             ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_of_images() {
+        for (user, expected) in [
+            ("", None),
+            ("root", None),
+            ("0:0", None),
+            ("nobody", Some((65_534, 65_534))),
+            ("65534", Some((65_534, 65_534))),
+            ("nobody:nogroup", Some((65_534, 65_534))),
+            ("1000:1000", Some((1000, 1000))),
+            ("1000:0", Some((1000, 0))),
+            ("1000", None),
+            ("litellm", None),
+        ] {
+            assert_eq!(numbers(user), expected, "{user}");
         }
     }
 }

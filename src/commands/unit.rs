@@ -190,15 +190,27 @@ async fn prepare(host: &Host, started: &Started) -> Result<()> {
     if gateway == Some(Service::Litellm.into()) {
         stack::address::complete_interrupted(host).await?;
     }
-    let settings = match readable_settings(host, service) {
-        Ok((settings, None)) => settings,
-        Ok((settings, Some(problem))) if !is_asked_for(host, gateway).await? => {
+    let (settings, config) = match readable(host, service) {
+        Ok(Readable {
+            settings,
+            config,
+            problem: None,
+        }) => (settings, config),
+        Ok(Readable {
+            settings,
+            config,
+            problem: Some((files, problem)),
+        }) if !is_asked_for(host, gateway).await? => {
             host.progress.warn(&format!(
-                "{problem:#}: it starts with the last .env with which the gateway was ready"
+                "{problem:#}: it starts with the last {files} with which the gateway was ready"
             ));
-            settings
+            (settings, config)
         }
-        Ok((_, Some(error))) | Err(error) => {
+        Ok(Readable {
+            problem: Some((_, error)),
+            ..
+        })
+        | Err(error) => {
             return match gateway {
                 Some(gateway) => refuse_start(host, gateway, &file, error).await,
                 None => Err(error),
@@ -281,6 +293,13 @@ async fn prepare(host: &Host, started: &Started) -> Result<()> {
     if service == Service::Litellm {
         write_program(host, quadlet::SERVE)?;
     }
+    if let Some(good) = &config {
+        // systemd splits it at blanks that are not between quotes.
+        options.push_str(&format!(
+            "--volume \"{}:/app/{CONFIG}:ro,z{idmap}\" ",
+            good.display()
+        ));
+    }
     if let Some(sizes) = sizes_file(host, &settings, service)? {
         options.push_str(&format!("--env-file {}", sizes.display()));
     }
@@ -291,7 +310,12 @@ async fn prepare(host: &Host, started: &Started) -> Result<()> {
     }
     match started {
         Started::Instance(instance) => {
-            Applied::now(&host.paths, &settings, *instance)?.record(&host.paths, *instance)
+            let mut applied = Applied::now(&host.paths, &settings, *instance)?;
+            if let Some(good) = &config {
+                let bytes = std::fs::read(good).path_context("can't read", good)?;
+                applied = applied.with_file(CONFIG, &bytes);
+            }
+            applied.record(&host.paths, *instance)
         }
         // The record is that of the first gateway.
         Started::Standby => Ok(()),
@@ -367,13 +391,41 @@ fn sizes_file(host: &Host, settings: &Settings, service: Service) -> Result<Opti
     Ok(Some(file))
 }
 
-/// The settings, if the service can read all that it starts with. As [`snapshot::settings`].
-fn readable_settings(host: &Host, service: Service) -> Result<(Settings, Option<anyhow::Error>)> {
-    let found = snapshot::settings(&host.paths)?;
-    if service == Service::Litellm {
-        config::refuse_unreadable(&host.paths)?;
-        certificates::refuse_invalid(&host.paths)?;
+/// What a service starts with. An invalid file is replaced by the one with which the gateway last was ready.
+struct Readable {
+    settings: Settings,
+    /// The configuration of LiteLLM, if it is not the current one.
+    config: Option<PathBuf>,
+    /// Which files are replaced, and why.
+    problem: Option<(&'static str, anyhow::Error)>,
+}
+
+/// Reads it, as [`snapshot::settings`].
+fn readable(host: &Host, service: Service) -> Result<Readable> {
+    let (settings, problem) = snapshot::settings(&host.paths)?;
+    let mut found = Readable {
+        settings,
+        config: None,
+        problem: problem.map(|problem| (".env", problem)),
+    };
+    if service != Service::Litellm {
+        return Ok(found);
     }
+    let path = host.paths.config_file();
+    if let Err(problem) = config::refuse_unreadable(&path) {
+        // Its place is mounted over, so there has to be a file.
+        let good = snapshot::last_good_config(&host.paths)
+            .filter(|good| path.is_file() && config::refuse_unreadable(good).is_ok());
+        if good.is_none() {
+            return Err(problem);
+        }
+        found.config = good;
+        found.problem = Some(match found.problem {
+            Some((_, of_env)) => (".env and config/litellm-config.yaml", of_env),
+            None => (CONFIG, problem),
+        });
+    }
+    certificates::refuse_invalid(&host.paths)?;
     Ok(found)
 }
 
@@ -388,7 +440,7 @@ async fn is_asked_for(host: &Host, gateway: Option<Instance>) -> Result<bool> {
 
 /// Lets the start of the gateway fail for good, since only an edit can help and somebody may wait for it: a failure of
 /// `ExecStartPre=` is retried for ever, so the container says why and exits with the status that ends the attempts.
-/// Where systemd itself restarts a gateway that crashed, nobody waits: it starts with the last good `.env`, and goes on
+/// Where systemd itself restarts a gateway that crashed, nobody waits: it starts with the last good files, and goes on
 /// trying until another file can be read.
 async fn refuse_start(
     host: &Host,

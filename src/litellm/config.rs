@@ -574,9 +574,8 @@ pub fn refuse_weak_master_key(host: &Host, env: &EnvFile, settings: &Settings) -
 
 /// Refuses a file that LiteLLM can't read at all. What else is wrong with it is for commands: a stricter check must not
 /// keep a gateway from starting that started before.
-pub(crate) fn refuse_unreadable(paths: &Paths) -> Result<()> {
-    let path = paths.config_file();
-    match yaml::parse(&read(&path)?) {
+pub(crate) fn refuse_unreadable(path: &Path) -> Result<()> {
+    match yaml::parse(&read(path)?) {
         Ok(_) => Ok(()),
         Err(SyntaxError { at, message }) => Err(Failure::config(format!(
             "{}:{}:{}: not valid YAML: {message}",

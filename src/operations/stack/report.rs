@@ -21,7 +21,7 @@ use crate::host::paths::Paths;
 use crate::host::systemd::{ActiveState, Systemd, UnitResult, UnitState};
 use crate::litellm::advisories::{Advisories, Judgement, KnownVulnerability};
 use crate::litellm::health::GatewayHealth;
-use crate::litellm::{self, Client, contract};
+use crate::litellm::{self, Client, config, contract};
 use crate::operations::backup;
 use crate::operations::backup::verification::Verification;
 use crate::operations::backup::wal::ArchiveReport;
@@ -243,6 +243,9 @@ pub(crate) struct Services {
     /// Whether `.env` is invalid.
     #[serde(skip)]
     pub(crate) env_invalid: bool,
+    /// If `config/litellm-config.yaml` is not valid YAML: why.
+    #[serde(skip)]
+    pub(crate) config_invalid: Option<String>,
     /// If the gateway runs another image than the recorded one: which.
     #[serde(skip)]
     pub(crate) other_image: Option<String>,
@@ -305,6 +308,14 @@ impl Services {
                 None
             }
         };
+        let is_installed = !units.is_empty();
+        let config_invalid = config::refuse_unreadable(&host.paths.config_file())
+            .err()
+            .filter(|_| is_installed)
+            .map(|error| {
+                format!("{error:#}; a gateway that systemd restarts uses the last good file")
+            });
+        warnings.extend(config_invalid.clone());
         let reports = units
             .into_iter()
             .map(|(instance, unit)| {
@@ -379,6 +390,7 @@ impl Services {
             upgrade_check,
             version: contract::installed_version(&host.paths),
             env_invalid: !matches!(known, Ok((_, None))),
+            config_invalid,
             other_image,
         })
     }

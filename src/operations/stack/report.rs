@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::blockers::{self, Blocker};
 use super::quoted;
-use super::space::{DiskReport, unless_full};
+use super::space::{self, DiskReport, unless_full};
 use crate::deployment::applied::{Applied, Difference};
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::installed_release;
@@ -224,7 +224,7 @@ pub(crate) struct Services {
     pub(crate) backup: Option<BackupReport>,
     /// The file systems of the deployment.
     pub(crate) disks: Vec<DiskReport>,
-    /// The archive of the write-ahead log; null if `.env` asks for none.
+    /// The archive of the write-ahead log; null if `.env` asks for none, or its disk does not answer.
     pub(crate) archive: Option<ArchiveReport>,
     /// Gateways that were replaced because their memory had grown.
     pub(crate) recycled: Vec<Recycled>,
@@ -345,16 +345,25 @@ impl Services {
             .map_err(|error| warnings.push(format!("{error:#}")))
             .ok()
             .flatten();
-        let archive = settings
-            .map(|settings| ArchiveReport::of(&host.paths, &settings.backup))
-            .transpose()
-            .map_err(|error| warnings.push(format!("{error:#}")))
-            .ok()
-            .flatten()
-            .flatten();
-        let backup = BackupReport::of(&host.paths, &backup)
-            .map_err(|error| warnings.push(format!("{error:#}")))
-            .ok();
+        let backups = backup::directory(&host.paths);
+        let silent = space::refuse_silent(&backups).await.err();
+        warnings.extend(silent.as_ref().map(|error| format!("{error:#}")));
+        let (mut archive, mut backup_report) = (None, None);
+        let mut places = space::places(&host.paths);
+        if silent.is_some() {
+            places.retain(|place| *place != backups);
+        } else {
+            archive = settings
+                .map(|settings| ArchiveReport::of(&host.paths, &settings.backup))
+                .transpose()
+                .map_err(|error| warnings.push(format!("{error:#}")))
+                .ok()
+                .flatten()
+                .flatten();
+            backup_report = BackupReport::of(&host.paths, &backup)
+                .map_err(|error| warnings.push(format!("{error:#}")))
+                .ok();
+        }
         let mut recycled = Vec::new();
         if let Some(settings) = settings {
             let report = recycle::Report::of(&host.paths, settings);
@@ -370,8 +379,8 @@ impl Services {
             }));
         }
         Ok(Self {
-            backup,
-            disks: DiskReport::all(&host.paths),
+            backup: backup_report,
+            disks: DiskReport::all(places),
             archive,
             recycled,
             debug_until: debug::until(&host.paths),

@@ -429,7 +429,7 @@ fn what_can_not_be_used_is_refused_by_name_file_and_line() {
         (
             "SERVER_ROOT_PATH",
             "SERVER_ROOT_PATH=/models/llm\nPUBLIC_URL=https://llm.example.com",
-            "error: /srv/.env, line 13: SERVER_ROOT_PATH begins as a path of inference, so the entrance of PUBLIC_URL could not limit management below it\n\
+            "error: /srv/.env, line 13: SERVER_ROOT_PATH is a path of inference, so the entrance of PUBLIC_URL could not limit management below it\n\
              hint: choose another path, such as /llm\n".to_owned(),
         ),
         (

@@ -887,7 +887,7 @@ impl Reader<'_> {
         if entrance.is_ambiguous() {
             return Err(self.wrong(
                 ROOT_PATH,
-                "begins as a path of inference, so the entrance of PUBLIC_URL could not limit management below it",
+                "is a path of inference, so the entrance of PUBLIC_URL could not limit management below it",
                 "choose another path, such as /llm",
             ));
         }

@@ -4,6 +4,7 @@ pub(crate) mod applied;
 pub(crate) mod certificates;
 pub mod completion;
 pub mod configuration;
+pub(crate) mod database_url;
 pub mod entrance;
 pub mod env_file;
 pub mod extra;

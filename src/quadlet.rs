@@ -75,7 +75,7 @@ pub const DEBUG: &str = "debug";
 ///
 /// All lie between those that systemd gives out to containers and its foreign IDs, above those of `useradd` and of the
 /// directories that SSSD maps. What mounts the same files has the same ones.
-fn first_id(service: Service) -> u32 {
+pub(crate) fn first_id(service: Service) -> u32 {
     match service {
         Service::Litellm | Service::Migrate => 0x7f00_0000,
         Service::Postgres => 0x7f01_0000,

@@ -198,6 +198,21 @@ fn the_migration_gets_its_own_variables() {
 }
 
 #[test]
+fn sockets_of_external_servers() {
+    let text = format!(
+        "{ENV}DATABASE_URL=postgresql://a:b@localhost:5433/x?schema=llm&host=%2Fsrv%2Fpool\n\
+         DIRECT_URL=postgresql://a:b@localhost/x?host=/run/postgresql/\n"
+    );
+    let directories = settings(&text).socket_directories().unwrap();
+    assert_eq!(
+        Vec::from_iter(directories),
+        ["/run/postgresql/", "/srv/pool"]
+    );
+    let directories = settings(ENV).socket_directories().unwrap();
+    assert!(directories.is_empty());
+}
+
+#[test]
 fn an_external_server_needs_no_password_of_a_local_one() {
     let text = "\
 LITELLM_IMAGE=ghcr.io/berriai/litellm:v1.108.14
@@ -305,7 +320,7 @@ fn what_can_not_be_used_is_refused_by_name_file_and_line() {
             "DATABASE_URL",
             "DATABASE_URL=mysql://secret",
             "error: /srv/.env, line 13: DATABASE_URL is not a PostgreSQL URL\n\
-             hint: write it as postgresql://USER:PASSWORD@HOST:PORT/DATABASE, or remove it to use the local PostgreSQL\n".to_owned(),
+             hint: write it as postgresql://USER:PASSWORD@HOST:PORT/DATABASE, or remove it\n".to_owned(),
         ),
         (
             "DATABASE_URL",
@@ -318,6 +333,30 @@ fn what_can_not_be_used_is_refused_by_name_file_and_line() {
             "DATABASE_URL=postgresql://a:b@db/x?sslmode=require&%68ost=other",
             "error: /srv/.env, line 13: DATABASE_URL has the parameter host, so Prisma would connect to another server than the one before the database name\n\
              hint: write the host between @ and the port, and remove the parameter: postgresql://USER:PASSWORD@HOST:PORT/DATABASE\n".to_owned(),
+        ),
+        (
+            "DIRECT_URL",
+            "DIRECT_URL=postgresql://a:b@localhost/x?host=db-1,db-2",
+            "error: /srv/.env, line 13: DIRECT_URL names several servers, and Prisma connects to one only\n\
+             hint: name the address that leads to the primary: docs/configuration.md\n".to_owned(),
+        ),
+        (
+            "DATABASE_URL",
+            "DATABASE_URL=postgresql:///x?host=/run/postgresql",
+            "error: /srv/.env, line 13: DATABASE_URL names a Unix socket without a user and localhost, so Prisma can't connect to it\n\
+             hint: for a Unix socket, write postgresql://USER:PASSWORD@localhost/DATABASE?host=/run/postgresql\n".to_owned(),
+        ),
+        (
+            "DATABASE_URL",
+            "DATABASE_URL=postgresql://a:b@%2Frun%2Fpostgresql/x",
+            "error: /srv/.env, line 13: DATABASE_URL has the directory of a socket before the database name, where Prisma does not look for it\n\
+             hint: for a Unix socket, write postgresql://USER:PASSWORD@localhost/DATABASE?host=/run/postgresql\n".to_owned(),
+        ),
+        (
+            "DIRECT_URL",
+            "DIRECT_URL=postgresql://a:b@localhost/x?host=/tmp",
+            "error: /srv/.env, line 13: DIRECT_URL has a directory of a socket that the gateway's container can't be given\n\
+             hint: let PostgreSQL make its socket in a directory of its own, such as /run/postgresql (unix_socket_directories), with only letters, digits, dots, hyphens and underscores in its name\n".to_owned(),
         ),
         (
             "POSTGRES_DB",
@@ -390,7 +429,7 @@ fn what_can_not_be_used_is_refused_by_name_file_and_line() {
         (
             "SERVER_ROOT_PATH",
             "SERVER_ROOT_PATH=/models/llm\nPUBLIC_URL=https://llm.example.com",
-            "error: /srv/.env, line 13: SERVER_ROOT_PATH begins as a path of inference, so the entrance of PUBLIC_URL could not limit management below it\n\
+            "error: /srv/.env, line 13: SERVER_ROOT_PATH is a path of inference, so the entrance of PUBLIC_URL could not limit management below it\n\
              hint: choose another path, such as /llm\n".to_owned(),
         ),
         (

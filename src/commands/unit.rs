@@ -22,6 +22,7 @@ use crate::deployment::completion;
 use crate::deployment::entrance;
 use crate::deployment::extra;
 use crate::deployment::images_lock::ImagesLock;
+use crate::deployment::installed_release;
 use crate::deployment::listen::ListenAddress;
 use crate::deployment::postgres_sizes;
 use crate::deployment::sealed::SecretValue;
@@ -32,6 +33,7 @@ use crate::error::{Exit, Failure, PathContext, Result};
 use crate::host::default_route;
 use crate::host::files;
 use crate::host::lock;
+use crate::host::namespaces;
 use crate::host::ownership;
 use crate::host::paths::Scope;
 use crate::host::podman::{self, Podman};
@@ -54,6 +56,10 @@ use crate::random;
 use crate::service::{Instance, Service};
 
 const NEED_INTERVAL: Duration = Duration::from_millis(500);
+/// How the volumes of the gateway are mounted, in its unit.
+const IDMAP: &str = "LITELLM_UNITS_IDMAP";
+/// LiteLLM's configuration, relative to the deployment directory.
+const CONFIG: &str = "config/litellm-config.yaml";
 /// With which the gateway ends if another start would change nothing.
 const GIVEN_UP: &str = "78";
 
@@ -184,15 +190,27 @@ async fn prepare(host: &Host, started: &Started) -> Result<()> {
     if gateway == Some(Service::Litellm.into()) {
         stack::address::complete_interrupted(host).await?;
     }
-    let settings = match readable_settings(host, service) {
-        Ok((settings, None)) => settings,
-        Ok((settings, Some(problem))) if !is_asked_for(host, gateway).await? => {
+    let (settings, config) = match readable(host, service) {
+        Ok(Readable {
+            settings,
+            config,
+            problem: None,
+        }) => (settings, config),
+        Ok(Readable {
+            settings,
+            config,
+            problem: Some((files, problem)),
+        }) if !is_asked_for(host, gateway).await? => {
             host.progress.warn(&format!(
-                "{problem:#}: it starts with the last .env with which the gateway was ready"
+                "{problem:#}: it starts with the last {files} with which the gateway was ready"
             ));
-            settings
+            (settings, config)
         }
-        Ok((_, Some(error))) | Err(error) => {
+        Ok(Readable {
+            problem: Some((_, error)),
+            ..
+        })
+        | Err(error) => {
             return match gateway {
                 Some(gateway) => refuse_start(host, gateway, &file, error).await,
                 None => Err(error),
@@ -215,8 +233,12 @@ async fn prepare(host: &Host, started: &Started) -> Result<()> {
         .map(|secret| secret_name(service, secret))
         .collect();
     let inspect = { ["secret", "inspect"].into_iter() }.chain(names.iter().map(String::as_str));
-    let (output, network) = tokio::join!(podman.output(inspect), stack::restore_network(host));
-    network?;
+    let (output, network, idmap) = tokio::join!(
+        podman.output(inspect),
+        stack::restore_network(host),
+        idmap(host, &settings, &images, service)
+    );
+    let idmap = network.and(idmap)?;
     let registered: Vec<Registered> = serde_json::from_slice(&output?.stdout).unwrap_or_default();
     for (secret, name) in container_secrets.iter().zip(&names) {
         let lookup = lookup_command(host, service, secret)?;
@@ -263,24 +285,91 @@ async fn prepare(host: &Host, started: &Started) -> Result<()> {
     std::fs::create_dir_all(&directory).path_context("can't create", &directory)?;
     if matches!(service, Service::Migrate | Service::Litellm) {
         create_mounted(host)?;
+        // Here, since the unit shows nothing of a URL, which may be sealed. No z: the label is that of the server.
+        for directory in settings.socket_directories()? {
+            options.push_str(&format!("--volume {directory}:{directory}:ro "));
+        }
     }
     if service == Service::Litellm {
         write_program(host, quadlet::SERVE)?;
+    }
+    if let Some(good) = &config {
+        // systemd splits it at blanks that are not between quotes.
+        options.push_str(&format!(
+            "--volume \"{}:/app/{CONFIG}:ro,z{idmap}\" ",
+            good.display()
+        ));
     }
     if let Some(sizes) = sizes_file(host, &settings, service)? {
         options.push_str(&format!("--env-file {}", sizes.display()));
     }
     // The unit of an operator names its secrets itself.
     if !service.is_extra() {
-        files::write_atomically(&file, format!("{}\n", options.trim_end()).as_bytes(), 0o644)?;
+        let text = format!("{}\n{IDMAP}={idmap}\n", options.trim_end());
+        files::write_atomically(&file, text.as_bytes(), 0o644)?;
     }
     match started {
         Started::Instance(instance) => {
-            Applied::now(&host.paths, &settings, *instance)?.record(&host.paths, *instance)
+            let mut applied = Applied::now(&host.paths, &settings, *instance)?;
+            if let Some(good) = &config {
+                let bytes = std::fs::read(good).path_context("can't read", good)?;
+                applied = applied.with_file(CONFIG, &bytes);
+            }
+            applied.record(&host.paths, *instance)
         }
         // The record is that of the first gateway.
         Started::Standby => Ok(()),
     }
+}
+
+/// The option with which the gateway has its volumes: what belongs to root on the disk belongs to the user of its image, also
+/// where nobody else on the host may write or read it. The image is there.
+async fn idmap(
+    host: &Host,
+    settings: &Settings,
+    images: &ImagesLock,
+    service: Service,
+) -> Result<String> {
+    if service != Service::Litellm || host.scope() == Scope::User {
+        return Ok(String::new());
+    }
+    let (first, usual) = if settings.user_namespaces {
+        (quadlet::first_id(service), ",idmap")
+    } else {
+        (0, "")
+    };
+    // That of the unit, beside which an edited .env may name another one.
+    let installed = installed_release::of_unit(&host.paths, service);
+    let image = images.pin(installed.as_ref().unwrap_or(&settings.litellm_image));
+    let user = host.podman().await?.image_user(&image).await;
+    let Some((user, group)) = user.ok().as_deref().and_then(numbers) else {
+        return Ok(usual.to_owned());
+    };
+    let paths = &host.paths;
+    let places = [&paths.mounted()[..], &[paths.logs()]].concat();
+    if let Some(obstacle) = namespaces::obstacle_of(host, &places).await? {
+        host.progress.warn(&format!(
+            "the image runs as user {user}, who can't write logs/, nor read private files in config/, certs/ and files/: {obstacle}"
+        ));
+        return Ok(usual.to_owned());
+    }
+    let (user, group) = (first + user, first + group);
+    Ok(format!(",idmap=uids=0-{user}-1;gids=0-{group}-1"))
+}
+
+/// User and group of an image's `USER`, if they are known without a look into it, and not those of root.
+fn numbers(user: &str) -> Option<(u32, u32)> {
+    const NOBODY: u32 = 65_534;
+    let number = |word: &str| match word {
+        "nobody" | "nogroup" => Some(NOBODY),
+        word => word.parse().ok().filter(|number| *number <= NOBODY),
+    };
+    let both = match user.split_once(':') {
+        Some((user, group)) => (number(user)?, number(group)?),
+        None => (number(user)?, NOBODY),
+    };
+    // The group of another user is in the image.
+    (both.0 != 0 && (user.contains(':') || both.0 == NOBODY)).then_some(both)
 }
 
 /// Writes the variable with the sizes of a new cluster. Only `initdb` reads it.
@@ -302,13 +391,41 @@ fn sizes_file(host: &Host, settings: &Settings, service: Service) -> Result<Opti
     Ok(Some(file))
 }
 
-/// The settings, if the service can read all that it starts with. As [`snapshot::settings`].
-fn readable_settings(host: &Host, service: Service) -> Result<(Settings, Option<anyhow::Error>)> {
-    let found = snapshot::settings(&host.paths)?;
-    if service == Service::Litellm {
-        config::refuse_unreadable(&host.paths)?;
-        certificates::refuse_invalid(&host.paths)?;
+/// What a service starts with. An invalid file is replaced by the one with which the gateway last was ready.
+struct Readable {
+    settings: Settings,
+    /// The configuration of LiteLLM, if it is not the current one.
+    config: Option<PathBuf>,
+    /// Which files are replaced, and why.
+    problem: Option<(&'static str, anyhow::Error)>,
+}
+
+/// Reads it, as [`snapshot::settings`].
+fn readable(host: &Host, service: Service) -> Result<Readable> {
+    let (settings, problem) = snapshot::settings(&host.paths)?;
+    let mut found = Readable {
+        settings,
+        config: None,
+        problem: problem.map(|problem| (".env", problem)),
+    };
+    if service != Service::Litellm {
+        return Ok(found);
     }
+    let path = host.paths.config_file();
+    if let Err(problem) = config::refuse_unreadable(&path) {
+        // Its place is mounted over, so there has to be a file.
+        let good = snapshot::last_good_config(&host.paths)
+            .filter(|good| path.is_file() && config::refuse_unreadable(good).is_ok());
+        if good.is_none() {
+            return Err(problem);
+        }
+        found.config = good;
+        found.problem = Some(match found.problem {
+            Some((_, of_env)) => (".env and config/litellm-config.yaml", of_env),
+            None => (CONFIG, problem),
+        });
+    }
+    certificates::refuse_invalid(&host.paths)?;
     Ok(found)
 }
 
@@ -323,7 +440,7 @@ async fn is_asked_for(host: &Host, gateway: Option<Instance>) -> Result<bool> {
 
 /// Lets the start of the gateway fail for good, since only an edit can help and somebody may wait for it: a failure of
 /// `ExecStartPre=` is retried for ever, so the container says why and exits with the status that ends the attempts.
-/// Where systemd itself restarts a gateway that crashed, nobody waits: it starts with the last good `.env`, and goes on
+/// Where systemd itself restarts a gateway that crashed, nobody waits: it starts with the last good files, and goes on
 /// trying until another file can be read.
 async fn refuse_start(
     host: &Host,
@@ -346,7 +463,8 @@ async fn refuse_start(
         host,
         &format!("import sys\n\nprint({message}, file=sys.stderr)\nsys.exit(78)\n"),
     )?;
-    files::write_atomically(options, b"LITELLM_UNITS_SECRETS=\n", 0o644)
+    let text = format!("LITELLM_UNITS_SECRETS=\n{IDMAP}=\n");
+    files::write_atomically(options, text.as_bytes(), 0o644)
 }
 
 /// Creates the volumes that are not in the deployment directory.
@@ -573,6 +691,29 @@ async fn await_healthy(host: &Host, container: &str) -> Result<()> {
                 "{container} can't be checked: {}",
                 String::from_utf8_lossy(&output.stderr).trim()
             ),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn users_of_images() {
+        for (user, expected) in [
+            ("", None),
+            ("root", None),
+            ("0:0", None),
+            ("nobody", Some((65_534, 65_534))),
+            ("65534", Some((65_534, 65_534))),
+            ("nobody:nogroup", Some((65_534, 65_534))),
+            ("1000:1000", Some((1000, 1000))),
+            ("1000:0", Some((1000, 0))),
+            ("1000", None),
+            ("litellm", None),
+        ] {
+            assert_eq!(numbers(user), expected, "{user}");
         }
     }
 }

@@ -100,13 +100,7 @@ impl Applied {
     fn again(&self, paths: &Paths, settings: &Settings, instance: Instance) -> Result<Self> {
         let service = instance.service();
         let (mut inputs, mut sealed) = (BTreeMap::new(), BTreeMap::new());
-        let hash = |bytes: &[u8]| {
-            let hash = Sha256::new()
-                .chain_update(&self.salt)
-                .chain_update(bytes)
-                .finalize();
-            hex(&hash)
-        };
+        let hash = |bytes: &[u8]| hash(&self.salt, bytes);
         let mut add = |name: String, bytes: &[u8]| {
             inputs.insert(name, hash(bytes));
         };
@@ -152,6 +146,13 @@ impl Applied {
             inputs,
             sealed,
         })
+    }
+
+    /// The same record with another content of a file of the deployment.
+    pub(crate) fn with_file(mut self, name: &str, bytes: &[u8]) -> Self {
+        let hash = hash(&self.salt, bytes);
+        self.inputs.insert(name.to_owned(), hash);
+        self
     }
 
     /// Records that the container starts with these inputs.
@@ -230,6 +231,13 @@ impl Applied {
         differences.sort();
         Ok(differences)
     }
+}
+
+fn hash(salt: &str, bytes: &[u8]) -> String {
+    hex(&Sha256::new()
+        .chain_update(salt)
+        .chain_update(bytes)
+        .finalize())
 }
 
 /// The unit with the digest of its image: a first start may pull a tag, and that tag's digest,

@@ -136,15 +136,14 @@ impl Entrance {
         })
     }
 
-    /// Whether the path could be one of inference without the root: then everything below it would be open.
+    /// Whether the root is a path of inference without it: then everything below it would be open. The beginning of such a
+    /// path, as /v1, is none: what is behind it is inference without it as well.
     #[must_use]
     pub fn is_ambiguous(&self) -> bool {
-        let first = self.root.split('/').nth(1).unwrap_or_default();
-        let paths = INFERENCE.iter().chain(&INFERENCE_AT_THE_ROOT);
-        paths
-            .chain(&["v1", "health"])
-            .filter_map(|path| path.split('/').next())
-            .any(|word| word.eq_ignore_ascii_case(first))
+        let root = self.root.to_ascii_lowercase();
+        let parts = root.split('/').filter(|part| !["", "."].contains(part));
+        let root = parts.collect::<Vec<_>>().join("/");
+        root.split('/').next() == Some("health") || self.opens(&root)
     }
 
     /// Whether everyone may call this path of the gateway, as far as the entrance is concerned.
@@ -373,14 +372,27 @@ mod tests {
             ("", false),
             ("/llm", false),
             ("/llm/v1", false),
-            ("/v1", true),
-            ("/Chat/x", true),
+            ("/v1", false),
+            ("/v2", false),
+            ("/utils", false),
+            ("/cursor", false),
+            ("/chat", false),
+            ("/Chat/Completions", true),
+            ("/v1//./models/x", true),
+            ("/v2/rerank", true),
             ("/health", true),
             ("/openai", true),
             ("/mcp", true),
         ] {
             entrance.root = root.to_owned();
             assert_eq!(entrance.is_ambiguous(), expected, "{root}");
+        }
+        // What is behind the beginning of a path is no management.
+        for path in INFERENCE.iter().chain(&INFERENCE_AT_THE_ROOT) {
+            for (at, _) in path.match_indices('/') {
+                let rest = &path[at + 1..];
+                assert!(entrance.opens(rest) || rest == "token_counter", "{path}");
+            }
         }
     }
 

@@ -2,12 +2,14 @@
 //! later is never run unnoticed.
 
 use std::collections::BTreeMap;
+use std::fs::File;
 use std::path::Path;
 
 use anyhow::Context;
+use nix::fcntl::{Flock, FlockArg};
 use serde::{Deserialize, Serialize};
 
-use crate::error::{Failure, Result};
+use crate::error::{Failure, PathContext, Result};
 use crate::host::files;
 use crate::image::{ImageIdentity, ImageReference};
 
@@ -57,6 +59,28 @@ impl ImagesLock {
                 .hint("restore it from a backup, or remove it and run `litellm-units pull` to record the images anew")
                 .into()
         })
+    }
+
+    /// Changes the file if `change` returns true. Units record images while a command does, so nobody else changes it meanwhile.
+    /// Returns its content.
+    ///
+    /// # Errors
+    /// As [`ImagesLock::load`] and [`ImagesLock::save`], and those of `change`.
+    pub(crate) fn change(
+        path: &Path,
+        change: impl FnOnce(&mut Self) -> Result<bool>,
+    ) -> Result<Self> {
+        let deployment = path.parent().unwrap_or(path);
+        let _turn = File::open(deployment)
+            .and_then(|directory| {
+                Flock::lock(directory, FlockArg::LockExclusive).map_err(|(_, error)| error.into())
+            })
+            .path_context("can't lock", deployment)?;
+        let mut lock = Self::load(path)?;
+        if change(&mut lock)? {
+            lock.save(path)?;
+        }
+        Ok(lock)
     }
 
     /// Writes the file.
@@ -127,6 +151,16 @@ impl ImagesLock {
         true
     }
 
+    /// Records what only `other` has recorded. Returns whether that is news.
+    pub(crate) fn complete(&mut self, other: &Self) -> bool {
+        let before = self.images.len();
+        for (image, locked) in &other.images {
+            let entry = self.images.entry(image.clone());
+            entry.or_insert_with(|| locked.clone());
+        }
+        self.images.len() > before
+    }
+
     /// Which image a reference means, as far as it says so itself or a record does.
     #[must_use]
     pub fn identity(&self, image: &ImageReference) -> Option<ImageIdentity> {
@@ -188,5 +222,37 @@ impl ImagesLock {
             Some(locked) if !image.contains('@') => format!("{image}@{}", locked.identity.digest),
             _ => image.to_owned(),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn units_record_at_the_same_time() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("images.lock");
+        let images: Vec<ImageReference> = (1..=8)
+            .map(|number| ImageReference::parse(&format!("docker.io/library/redis:7.{number}")))
+            .collect::<Result<_, _>>()
+            .unwrap();
+        let identity = ImageIdentity::of_digest(format!("sha256:{:064}", 1));
+        let record = |image| {
+            ImagesLock::change(&path, |lock| {
+                lock.record(image, identity.clone());
+                Ok(true)
+            })
+        };
+        std::thread::scope(|scope| {
+            for image in &images {
+                scope.spawn(|| record(image).unwrap());
+            }
+        });
+        let mut lock = ImagesLock::load(&path).unwrap();
+        assert_eq!(lock.references().count(), images.len());
+        assert!(!lock.complete(&lock.clone()));
+        let mut empty = ImagesLock::default();
+        assert!(empty.complete(&lock) && empty == lock);
     }
 }

@@ -1,12 +1,13 @@
 //! The validated settings of one deployment, read from its `.env`.
 
+use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use percent_encoding::percent_decode_str;
 use secrecy::{ExposeSecret, SecretString};
 
+use super::database_url;
 use super::entrance::Entrance;
 use super::env_file::EnvFile;
 use super::listen::{Listen, ListenAddress};
@@ -354,45 +355,16 @@ impl Settings {
         reader.check_references()?;
         let hint = "write 300 for five minutes, or remove it";
         reader.seconds(LIVENESS_TIMEOUT, &LIVENESS_RANGE, hint)?;
-        let is_wrong =
-            |url: &str| !(url.starts_with("postgresql://") || url.starts_with("postgres://"));
-        if let Some(url) = reader.filled("DIRECT_URL")
-            && !sealed::is_sealed(url)
-            && is_wrong(url)
-        {
-            return Err(reader.wrong(
-                "DIRECT_URL",
-                "is not a PostgreSQL URL",
-                "write it as postgresql://USER:PASSWORD@HOST:PORT/DATABASE, or remove it",
-            ));
+        for name in database_url::NAMES {
+            if let Some(url) = reader.filled(name).filter(|url| !sealed::is_sealed(url)) {
+                database_url::check(url)
+                    .map_err(|(problem, hint)| reader.wrong(name, problem, hint))?;
+            }
         }
         let database = match reader.filled("DATABASE_URL") {
-            Some(url) => {
-                if !sealed::is_sealed(url) && is_wrong(url) {
-                    return Err(reader.wrong(
-                        "DATABASE_URL",
-                        "is not a PostgreSQL URL",
-                        "write it as postgresql://USER:PASSWORD@HOST:PORT/DATABASE, or remove it to use the local PostgreSQL",
-                    ));
-                }
-                if names_several_servers(url) {
-                    return Err(reader.wrong(
-                        "DATABASE_URL",
-                        "names several servers, and Prisma connects to one only",
-                        "name the address that leads to the primary: docs/configuration.md",
-                    ));
-                }
-                if has_host_parameter(url) {
-                    return Err(reader.wrong(
-                        "DATABASE_URL",
-                        "has the parameter host, so Prisma would connect to another server than the one before the database name",
-                        "write the host between @ and the port, and remove the parameter: postgresql://USER:PASSWORD@HOST:PORT/DATABASE",
-                    ));
-                }
-                Database::External {
-                    url: SecretValue::new(url, &vault),
-                }
-            }
+            Some(url) => Database::External {
+                url: SecretValue::new(url, &vault),
+            },
             None => Database::Local {
                 image: reader.image("POSTGRES_IMAGE", Some(DEFAULT_POSTGRES_IMAGE))?,
                 user: reader.postgres_name("POSTGRES_USER")?,
@@ -486,6 +458,23 @@ impl Settings {
         Service::ALL
             .into_iter()
             .filter(|service| self.image(*service).is_some())
+    }
+
+    /// The directories of the Unix sockets of an external PostgreSQL, for the containers of the gateway and the migration.
+    ///
+    /// # Errors
+    /// When a URL is sealed and can't be opened.
+    pub fn socket_directories(&self) -> Result<BTreeSet<String>> {
+        let mut directories = BTreeSet::new();
+        if matches!(self.database, Database::Local { .. }) {
+            return Ok(directories);
+        }
+        for (_, url) in
+            { self.gateway.iter() }.filter(|(name, _)| database_url::NAMES.contains(&name.as_str()))
+        {
+            directories.extend(database_url::socket_directory(url.open()?.expose_secret()));
+        }
+        Ok(directories)
     }
 
     /// The web interface's user name, if one is set.
@@ -639,25 +628,6 @@ pub(crate) fn bypass_proxy(secrets: &mut Vec<ContainerSecret>, servers: &[&str])
         }
         secret.value = SecretValue::clear(&all.join(","));
     }
-}
-
-/// Whether a URL has several servers, as libpq's may.
-fn names_several_servers(url: &str) -> bool {
-    let authority = url
-        .split("://")
-        .nth(1)
-        .and_then(|rest| rest.split(['/', '?']).next());
-    let servers = authority.and_then(|authority| authority.rsplit('@').next());
-    servers.is_some_and(|servers| servers.contains(','))
-}
-
-/// Whether a URL names its server in a parameter, as Prisma and libpq understand it.
-pub(crate) fn has_host_parameter(url: &str) -> bool {
-    let parameters = url.split_once('?').map_or("", |(_, parameters)| parameters);
-    parameters.split(['&', '#']).any(|parameter| {
-        let name = parameter.split('=').next().unwrap_or_default();
-        percent_decode_str(name).eq(*b"host")
-    })
 }
 
 /// Reads a `.env`, with its own message when there is none.
@@ -917,7 +887,7 @@ impl Reader<'_> {
         if entrance.is_ambiguous() {
             return Err(self.wrong(
                 ROOT_PATH,
-                "begins as a path of inference, so the entrance of PUBLIC_URL could not limit management below it",
+                "is a path of inference, so the entrance of PUBLIC_URL could not limit management below it",
                 "choose another path, such as /llm",
             ));
         }

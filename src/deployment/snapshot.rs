@@ -147,6 +147,15 @@ pub(crate) fn last_good(paths: &Paths) -> Option<SnapshotId> {
     SnapshotId::find(paths, text.trim())
 }
 
+/// The `config/litellm-config.yaml` of [`last_good`], if it has one.
+#[must_use]
+pub(crate) fn last_good_config(paths: &Paths) -> Option<PathBuf> {
+    let config = paths.config_file();
+    let name = config.strip_prefix(&paths.deployment).ok()?;
+    let file = directory(paths, &last_good(paths)?).join(name);
+    file.is_file().then_some(file)
+}
+
 /// Every configuration that is kept.
 pub(crate) fn all(paths: &Paths) -> Result<Vec<SnapshotId>> {
     let entries = files::entries(&paths.snapshots())?;
@@ -282,6 +291,20 @@ mod tests {
         assert_eq!(files_below(&paths.config()).unwrap(), Vec::<PathBuf>::new());
         restore(&paths, &kept, &[]).unwrap();
         assert_eq!(env(), before);
+    }
+
+    #[test]
+    fn the_last_good_file_outlives_an_edit() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = paths(root.path());
+        std::fs::create_dir_all(paths.config()).unwrap();
+        std::fs::write(paths.env_file(), "A=1\n").unwrap();
+        std::fs::write(paths.config_file(), "good: 1\n").unwrap();
+        assert_eq!(last_good_config(&paths), None);
+        mark_good(&paths, &keep(&paths).unwrap()).unwrap();
+        std::fs::write(paths.config_file(), "half: [\n").unwrap();
+        let good = last_good_config(&paths).unwrap();
+        assert_eq!(std::fs::read_to_string(good).unwrap(), "good: 1\n");
     }
 
     #[test]

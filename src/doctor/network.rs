@@ -11,6 +11,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpStream, UnixStream};
 
 use super::{Check, CheckName, Examination};
+use crate::deployment::database_url;
 use crate::deployment::extra;
 use crate::deployment::listen::{Listen, ListenAddress};
 use crate::deployment::settings::{Cache, Database};
@@ -251,7 +252,12 @@ def look_up(name):
 def reach_database():
     # As ask_postgres in Rust.
     try:
-        with socket.create_connection((host, int(port)), 3) as connection:
+        if host.startswith('/'):
+            connection = socket.socket(socket.AF_UNIX)
+            connection.settimeout(3)
+            connection.connect(f'{host}/.s.PGSQL.{port}')
+        else: connection = socket.create_connection((host, int(port)), 3)
+        with connection:
             connection.sendall(bytes.fromhex('0000000804d2162f'))
             if not connection.recv(1): return 'the connection is closed without an answer'
     except OSError as error: return str(error)
@@ -439,11 +445,17 @@ fn list(errors: &BTreeMap<String, String>) -> String {
 /// Sends `SSLRequest`, which every PostgreSQL answers with one byte. A load balancer accepts connections without a server
 /// behind it.
 async fn ask_postgres(host: &str, port: u16) -> std::io::Result<()> {
-    let mut connection = TcpStream::connect((host, port)).await?;
-    connection
-        .write_all(&[0, 0, 0, 8, 4, 0xd2, 22, 0x2f])
-        .await?;
-    match connection.read(&mut [0]).await? {
+    const SSL_REQUEST: [u8; 8] = [0, 0, 0, 8, 4, 0xd2, 22, 0x2f];
+    let read = if host.starts_with('/') {
+        let mut connection = UnixStream::connect(format!("{host}/.s.PGSQL.{port}")).await?;
+        connection.write_all(&SSL_REQUEST).await?;
+        connection.read(&mut [0]).await?
+    } else {
+        let mut connection = TcpStream::connect((host, port)).await?;
+        connection.write_all(&SSL_REQUEST).await?;
+        connection.read(&mut [0]).await?
+    };
+    match read {
         0 => Err(std::io::Error::other(
             "the connection is closed without an answer",
         )),
@@ -487,9 +499,13 @@ fn reach(host: &str, port: u16, error: Option<String>) -> Check {
     }
 }
 
-/// Of a PostgreSQL URL. `None` for a socket or several hosts.
+/// Of a PostgreSQL URL. The host is the directory of a Unix socket if it begins with a slash. `None` for several hosts.
 fn host_and_port(url: &str) -> Option<(String, u16)> {
+    let socket = database_url::socket_directory(url);
     let url = reqwest::Url::parse(url).ok()?;
+    if let Some(directory) = socket {
+        return Some((directory, url.port().unwrap_or(5432)));
+    }
     let host = url
         .host_str()
         .filter(|host| !host.is_empty() && !host.contains([',', '%']))?;
@@ -670,7 +686,10 @@ mod tests {
                 "postgres://u:p@[::1]/x?sslmode=require",
                 Some(("::1", 5432)),
             ),
-            ("postgresql:///x?host=/run/postgresql", None),
+            (
+                "postgresql://u:p@localhost/x?schema=a&host=/run/postgresql",
+                Some(("/run/postgresql", 5432)),
+            ),
             ("postgresql://u:p@%2Frun%2Fpostgresql/x", None),
         ] {
             assert_eq!(

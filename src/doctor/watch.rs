@@ -476,6 +476,13 @@ async fn find(
         let words = format!("{problem:#}; the last good one is used; see `litellm-units doctor`");
         add(".env", &words, SIGHTINGS);
     }
+    if let Some(words) = &stack.config_invalid {
+        add(
+            "config",
+            &format!("{words}; see `litellm-units doctor`"),
+            SIGHTINGS,
+        );
+    }
     if let Some(error) = unwritten {
         add("metrics", &format!("{error:#}"), SIGHTINGS);
     }

@@ -57,16 +57,29 @@ pub(crate) async fn obstacle(host: &Host) -> Result<Option<String>> {
     Ok(found)
 }
 
+/// The first reason for which a container without a user namespace can't have these directories with other owners.
+pub(crate) async fn obstacle_of(host: &Host, places: &[PathBuf]) -> Result<Option<String>> {
+    let podman = host.podman().await?;
+    let runtime = ["info", "--format", "{{.Host.OCIRuntime.Name}} overlay true"];
+    let runtime = podman.run(runtime).await?;
+    let read =
+        |path: &str| std::fs::read_to_string(path).with_context(|| format!("can't read {path}"));
+    let release = read("/proc/sys/kernel/osrelease")?;
+    let places = without_links(places);
+    let mounts = read("/proc/1/mountinfo")?;
+    let kernel = kernel(&release).unwrap_or_default();
+    let of_places = || {
+        let mut places = places.iter();
+        places.find_map(|path| of_volume(&mounts, path, kernel))
+    };
+    Ok(of_kernel(&release)
+        .or_else(|| of_podman(&runtime))
+        .or_else(of_places))
+}
+
 /// What the units mount of the deployment, without links, as far as it exists.
 fn volumes(paths: &Paths) -> Vec<PathBuf> {
-    fn resolved(path: &Path) -> PathBuf {
-        match (path.canonicalize(), path.parent(), path.file_name()) {
-            (Ok(path), ..) => path,
-            (Err(_), Some(parent), Some(name)) => resolved(parent).join(name),
-            (Err(_), ..) => path.to_owned(),
-        }
-    }
-    [
+    without_links(&[
         paths.config(),
         paths.certificates(),
         paths.credential_files(),
@@ -74,10 +87,19 @@ fn volumes(paths: &Paths) -> Vec<PathBuf> {
         paths.postgres_data(),
         paths.postgres_next(),
         paths.redis_data(),
-    ]
-    .iter()
-    .map(|path| resolved(path))
-    .collect()
+    ])
+}
+
+/// Where these are, as far as they exist.
+fn without_links(places: &[PathBuf]) -> Vec<PathBuf> {
+    fn resolved(path: &Path) -> PathBuf {
+        match (path.canonicalize(), path.parent(), path.file_name()) {
+            (Ok(path), ..) => path,
+            (Err(_), Some(parent), Some(name)) => resolved(parent).join(name),
+            (Err(_), ..) => path.to_owned(),
+        }
+    }
+    places.iter().map(|path| resolved(path)).collect()
 }
 
 /// Reads `6.12.48+deb13-amd64`.

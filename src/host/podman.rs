@@ -280,6 +280,15 @@ impl Podman {
         Ok(said.lines().find_map(identity))
     }
 
+    /// The `USER` of an image: empty for root.
+    ///
+    /// # Errors
+    /// When there is no such image, or Podman can't be run.
+    pub(crate) async fn image_user(&self, image: &str) -> Result<String> {
+        let words = ["image", "inspect", "--format", "{{.Config.User}}", image];
+        Ok(self.run(words).await?.trim().to_owned())
+    }
+
     /// The image of a container, by the name that it was started with; `None` if there is no such
     /// container.
     ///

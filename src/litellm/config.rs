@@ -21,6 +21,7 @@ use words::{has_secret, host_of, is_secret, is_variable, nearest, nearest_within
 use super::contract;
 use super::release::Release;
 use crate::deployment::certificates;
+use crate::deployment::database_url::socket_directory;
 use crate::deployment::env_file::EnvFile;
 use crate::deployment::settings::{
     Cache, Database, Replicas, Settings, UNUSED_DATABASE, USE_DATABASE, check_address, load_env,
@@ -455,7 +456,10 @@ fn other_redis(env: &EnvFile, env_path: &Path) -> Option<ConfigFinding> {
 
 /// External servers at an address that is the gateway's container itself.
 fn unreachable(env: &EnvFile, env_path: &Path) -> Vec<ConfigFinding> {
-    let is_unreachable = |name: &&str| env.get(name).is_some_and(|at| is_loopback(host_of(at)));
+    let is_unreachable = |name: &&str| {
+        let is_own = |at: &str| is_loopback(host_of(at)) && socket_directory(at).is_none();
+        env.get(name).is_some_and(is_own)
+    };
     let names = ["DATABASE_URL", "REDIS_HOST"].into_iter();
     let findings = names.filter(is_unreachable).map(|name| {
         let message = format!("{name}: {ITSELF}");
@@ -570,9 +574,8 @@ pub fn refuse_weak_master_key(host: &Host, env: &EnvFile, settings: &Settings) -
 
 /// Refuses a file that LiteLLM can't read at all. What else is wrong with it is for commands: a stricter check must not
 /// keep a gateway from starting that started before.
-pub(crate) fn refuse_unreadable(paths: &Paths) -> Result<()> {
-    let path = paths.config_file();
-    match yaml::parse(&read(&path)?) {
+pub(crate) fn refuse_unreadable(path: &Path) -> Result<()> {
+    match yaml::parse(&read(path)?) {
         Ok(_) => Ok(()),
         Err(SyntaxError { at, message }) => Err(Failure::config(format!(
             "{}:{}:{}: not valid YAML: {message}",
@@ -1421,8 +1424,11 @@ mod tests {
         let found = unreachable(&EnvFile::parse(env).unwrap(), Path::new(".env"));
         let lines: Vec<_> = found.iter().map(|one| one.line).collect();
         assert_eq!(lines, [1, 2]);
-        let env = "DATABASE_URL=postgresql://a:b@db/c\nREDIS_HOST=\n";
-        assert!(unreachable(&EnvFile::parse(env).unwrap(), Path::new(".env")).is_empty());
+        for server in ["db/c", "localhost/c?host=/run/postgresql"] {
+            let env = format!("DATABASE_URL=postgresql://a:b@{server}\nREDIS_HOST=\n");
+            let found = unreachable(&EnvFile::parse(&env).unwrap(), Path::new(".env"));
+            assert!(found.is_empty(), "{server}");
+        }
     }
 
     #[test]

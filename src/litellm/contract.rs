@@ -450,16 +450,14 @@ pub(crate) async fn check(host: &Host, settings: &Settings) -> Result<ProbedRele
         .hint(config::ANOTHER_KEY)
         .into());
     }
-    // Another unit may have recorded an image meanwhile.
-    let mut lock = ImagesLock::load(&path)?;
-    let is_news = lock.set_version(image, version);
-    if is_news {
-        // Without a record, the next command asks the image again.
-        advisories::admit_asked(host, settings, &lock)?;
-    }
-    if lock.set_contract(image, &digest()) || is_news {
-        lock.save(&path)?;
-    }
+    ImagesLock::change(&path, |lock| {
+        let is_news = lock.set_version(image, version);
+        if is_news {
+            // Without a record, the next command asks the image again.
+            advisories::admit_asked(host, settings, lock)?;
+        }
+        Ok(lock.set_contract(image, &digest()) || is_news)
+    })?;
     Ok(release)
 }
 

@@ -11,6 +11,7 @@ use super::backup::database::Server;
 use super::postgres;
 use super::rotation::{self, Login};
 use super::stack::{self, address};
+use crate::deployment::database_url;
 use crate::deployment::env_file::EnvFile;
 use crate::deployment::sealed::SecretValue;
 use crate::deployment::settings::{self, Cache, Database, Settings, load_env};
@@ -290,6 +291,7 @@ pub(crate) async fn unknown_server(
     let mut servers = Vec::new();
     if let Database::External { url } = &settings.database
         && let Some(url) = url.in_clear()
+        && database_url::socket_directory(url.expose_secret()).is_none()
         && let Ok(url) = reqwest::Url::parse(url.expose_secret())
         && let Some(server) = url.host_str()
     {

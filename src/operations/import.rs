@@ -590,10 +590,10 @@ impl Import {
         if let Some(digest) = &self.plan.digest
             && self.plan.image.digest().is_none()
         {
-            let path = paths.images_lock();
-            let mut lock = ImagesLock::load(&path)?;
-            lock.record(&self.plan.image, ImageIdentity::of_digest(digest));
-            lock.save(&path)?;
+            ImagesLock::change(&paths.images_lock(), |lock| {
+                lock.record(&self.plan.image, ImageIdentity::of_digest(digest));
+                Ok(true)
+            })?;
         }
         let text = self.plan.env.text();
         files::write_atomically(&paths.env_file(), text.as_bytes(), 0o600)

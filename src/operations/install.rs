@@ -224,7 +224,7 @@ impl Prepared {
         self.deployment.apply()?;
         let lock = host.paths.images_lock();
         if let Some(images) = &self.images {
-            images.save(&lock)?;
+            ImagesLock::change(&lock, |lock| Ok(lock.complete(images)))?;
         }
         for change in &self.deployment.changes {
             progress.done(&format!("prepare {change}"));

@@ -1,16 +1,12 @@
 //! The images that the settings name: into local storage, and recorded by what each tag means.
 
-use std::fs::File;
-
-use nix::fcntl::{Flock, FlockArg};
-
 use super::trust::policy::Demand;
 use super::trust::{self, Places, known};
 use crate::deployment::extra::Extra;
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::installed_release;
 use crate::deployment::settings::{ProxySettings, Settings, place_of};
-use crate::error::{Failure, PathContext, Result};
+use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::host::outgoing_proxy::OutgoingProxy;
 use crate::image::{DIGEST_PREFIX, ImageIdentity, ImageReference};
@@ -169,17 +165,11 @@ async fn record(
             .run(["tag", image.as_str(), &kept])
             .await?;
     }
-    // Each service's unit pulls by itself, at the same time as the others.
-    let deployment = &host.paths.deployment;
-    let _turn = File::open(deployment)
-        .and_then(|directory| {
-            Flock::lock(directory, FlockArg::LockExclusive).map_err(|(_, error)| error.into())
-        })
-        .path_context("can't lock", deployment)?;
-    let path = host.paths.images_lock();
-    *lock = ImagesLock::load(&path)?;
-    lock.record(image, found);
-    lock.save(&path)
+    *lock = ImagesLock::change(&host.paths.images_lock(), |lock| {
+        lock.record(image, found);
+        Ok(true)
+    })?;
+    Ok(())
 }
 
 /// Whether Podman takes the image only by the digest that is recorded, since it has no signature.

@@ -623,10 +623,9 @@ impl Run<'_> {
     /// Has the tag mean this image.
     fn lock(&self, image: &ImageReference, identity: &ImageIdentity) -> Result<()> {
         let path = self.host.paths.images_lock();
-        let mut lock = ImagesLock::load(&path)?;
-        if lock.restore(image, identity, &self.images) {
-            lock.save(&path)?;
-        }
+        ImagesLock::change(&path, |lock| {
+            Ok(lock.restore(image, identity, &self.images))
+        })?;
         Ok(())
     }
 

@@ -12,7 +12,7 @@ use crate::support::releases::{DEFAULT, NEWEST};
 
 /// The certificates, and two servers on a network of their own that `litellm-units` knows nothing of.
 const SERVERS: &str = r#"
-    mkdir /srv/outside; cd /srv/outside
+    mkdir -p /srv/outside/socket; cd /srv/outside
     key='-newkey ec -pkeyopt ec_paramgen_curve:P-256 -nodes'
     for authority in ca other; do
         openssl req -x509 $key -days 30 -subj "/CN=$authority" -addext keyUsage=critical,keyCertSign \
@@ -32,7 +32,8 @@ revoke all on schema public from public;
 SQL
     podman network create --subnet 10.99.0.0/24 outside
     podman run -d --name outside-db --network outside --ip 10.99.0.10 --pull=never -e POSTGRES_PASSWORD=super \
-        -v /srv/outside:/tls:ro -v /srv/outside/first.sql:/docker-entrypoint-initdb.d/first.sql:ro docker.io/library/postgres:17.7 \
+        -v /srv/outside:/tls:ro -v /srv/outside/socket:/var/run/postgresql \
+        -v /srv/outside/first.sql:/docker-entrypoint-initdb.d/first.sql:ro docker.io/library/postgres:17.7 \
         postgres -c ssl=on -c ssl_cert_file=/tls/server.pem -c ssl_key_file=/tls/server.key
     podman run -d --name outside-cache --network outside --ip 10.99.0.11 --pull=never -v /srv/outside:/tls:ro \
         docker.io/library/redis:7.4.6 redis-server --requirepass 'r/edis p@ss' --port 0 --tls-port 6380 --tls-auth-clients no \
@@ -194,6 +195,24 @@ fn another_release_and_back(host: &TestHost, who: Who, key: &str) {
     }
 }
 
+/// The server is a directory of this host, by the URL that Prisma documents.
+fn by_a_socket(host: &TestHost, who: Who, key: &str) {
+    let env = host.env(who).text().to_owned();
+    let url = "postgresql://gate:x@localhost/company?schema=llm&host=/srv/outside/socket";
+    set_url(host, url);
+    host.units(who, &["apply"]).ok();
+    assert_eq!(chat(host, who, key).as_deref(), Ok(HELLO));
+    let doctor = host.units(who, &["doctor"]).stdout;
+    let line = "\nok       database: /srv/outside/socket:5432 accepts connections\n";
+    assert!(doctor.contains(line), "{doctor}");
+    host.units(who, &["backup"]).ok();
+    let by_socket =
+        "select count(*) > 0 from pg_stat_activity where usename = 'gate' and client_addr is null";
+    assert_eq!(outside_sql(host, by_socket), "t");
+    host.write(who, ".env", &env);
+    host.units(who, &["apply"]).ok();
+}
+
 /// The host boots before its servers do. The gateway waits for as long as that takes, and nothing else does.
 fn servers_that_are_down_at_boot(host: &TestHost, who: Who, key: &str) {
     let counter = "systemctl show -P NRestarts litellm-migrate.service";
@@ -266,5 +285,6 @@ fn external_servers_with_tls() {
     restarts_under_load(host, who, &key);
     a_wrong_password_changes_nothing(host, who, &key);
     another_release_and_back(host, who, &key);
+    by_a_socket(host, who, &key);
     servers_that_are_down_at_boot(host, who, &key);
 }

@@ -83,6 +83,21 @@ fn all_start_beside_an_unfinished_edit(host: &TestHost, who: Who, key: &str) {
     assert_ne!(host.bash(who, &asked).code, 0);
     host.sh(who, r#"mv ~/kept.env "$1/.env""#);
     host.units(who, &["up"]).ok();
+    // The same for the configuration of LiteLLM.
+    host.sh(
+        who,
+        r#"cp -p "$1/config/litellm-config.yaml" ~/kept.yaml; echo "broken: [" >>"$1/config/litellm-config.yaml""#,
+    );
+    killed_processes_come_back(host, who, key);
+    wait_for_chat(host, who, key, Duration::from_secs(120));
+    let status = host.units(who, &["status"]);
+    assert!(status.stderr.contains("not valid YAML"), "{status:?}");
+    assert!(
+        status.stdout.contains("config/litellm-config.yaml changed"),
+        "{status:?}"
+    );
+    host.sh(who, r#"mv ~/kept.yaml "$1/config/litellm-config.yaml""#);
+    host.units(who, &["up"]).ok();
 }
 
 /// A gateway whose processes stand still is found out by its health check, and replaced.

@@ -17,7 +17,8 @@ use super::archive;
 use super::manifest::Contents;
 use super::wal::{Segment, format_position};
 use crate::deployment::certificates;
-use crate::deployment::settings::{Database, Settings, has_host_parameter};
+use crate::deployment::database_url;
+use crate::deployment::settings::{Database, Settings};
 use crate::error::{Failure, Result};
 use crate::host::Host;
 use crate::host::docker::Docker;
@@ -146,6 +147,8 @@ enum Access {
         image: String,
         variables: Vec<(&'static str, SecretString)>,
         authorities: Option<String>,
+        /// The option for the directory of the server's Unix socket.
+        volume: Option<String>,
     },
     /// `docker exec` in the container of another deployment, with these variables.
     Docker {
@@ -206,7 +209,10 @@ impl<'a> Server<'a> {
                 })
             }
             Database::External { url } => {
-                let (mut variables, database) = parse_url(&url.open()?)?;
+                let url = url.open()?;
+                let (mut variables, database) = parse_url(&url)?;
+                let volume = database_url::socket_directory(url.expose_secret())
+                    .map(|directory| format!("--volume={directory}:{directory}:ro"));
                 let authorities = if is_verified(&variables) {
                     variables.push(("PGSSLROOTCERT", AUTHORITIES.into()));
                     Some(certificates::authorities(&host.paths)?)
@@ -227,6 +233,7 @@ impl<'a> Server<'a> {
                         image: image.to_owned(),
                         variables,
                         authorities,
+                        volume,
                     },
                     database,
                 })
@@ -306,7 +313,10 @@ impl<'a> Server<'a> {
                 .chain(words),
             ),
             Access::Client {
-                image, authorities, ..
+                image,
+                authorities,
+                volume,
+                ..
             } => self.podman.command(
                 [
                     "run",
@@ -321,7 +331,11 @@ impl<'a> Server<'a> {
                     "--log-driver=none",
                     "--user=nobody",
                     "--entrypoint=sh",
-                    image,
+                ]
+                .into_iter()
+                .chain(volume.as_deref())
+                .chain([
+                    image.as_str(),
                     "-c",
                     if authorities.is_some() {
                         IN_VERIFYING_CLIENT
@@ -329,8 +343,7 @@ impl<'a> Server<'a> {
                         IN_CLIENT
                     },
                     "sh",
-                ]
-                .into_iter()
+                ])
                 .chain(words),
             ),
             Access::Docker {
@@ -1144,8 +1157,9 @@ pub(crate) fn parse_url(url: &SecretString) -> Result<(Vec<(&'static str, Secret
                 .hint("write it as postgresql://USER:PASSWORD@HOST:PORT/DATABASE"),
         )
     };
+    let socket = database_url::socket_directory(url.expose_secret());
     // Of a sealed one, nothing else looks at it.
-    if has_host_parameter(url.expose_secret()) {
+    if socket.is_none() && database_url::host_parameter(url.expose_secret()).is_some() {
         return Err(wrong("has the parameter host"));
     }
     let url = reqwest::Url::parse(url.expose_secret()).map_err(|_| wrong("is not a URL"))?;
@@ -1162,7 +1176,7 @@ pub(crate) fn parse_url(url: &SecretString) -> Result<(Vec<(&'static str, Secret
         .host_str()
         .filter(|host| !host.is_empty())
         .ok_or_else(|| wrong("names no host"))?;
-    let host = host.trim_start_matches('[').trim_end_matches(']');
+    let host = socket.unwrap_or_else(|| host.trim_matches(['[', ']']).to_owned());
     let database = decode(url.path().trim_start_matches('/'))?
         .expose_secret()
         .to_owned();
@@ -1230,6 +1244,17 @@ mod tests {
                 "PGSSLMODE=require"
             ]
         );
+    }
+
+    #[test]
+    fn urls_with_a_socket() {
+        let url = "postgresql://me:pw@localhost:5433/llm?host=%2Frun%2Fpostgresql";
+        let (variables, _) = parse_url(&url.into()).unwrap();
+        let of_server: Vec<&str> = { variables.iter() }
+            .filter(|(name, _)| ["PGHOST", "PGPORT"].contains(name))
+            .map(|(_, value)| value.expose_secret())
+            .collect();
+        assert_eq!(of_server, ["/run/postgresql", "5433"]);
     }
 
     #[test]

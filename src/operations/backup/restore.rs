@@ -946,16 +946,16 @@ fn restore_config(host: &Host, backup: &Backup, options: &RestoreOptions) -> Res
         let kept = tempfile::NamedTempFile::new().context("can't create a temporary file")?;
         std::fs::write(kept.path(), read("deployment/images.lock")?)?;
         let then = ImagesLock::load(kept.path())?;
-        let lock_path = paths.images_lock();
-        let mut lock = ImagesLock::load(&lock_path)?;
-        for image in Settings::from_env(&env, &path)?.images() {
-            if (is_from_elsewhere || lock.lacks(image))
-                && let Some(locked) = then.get(image)
-            {
-                lock.record(image, locked.identity.clone());
+        ImagesLock::change(&paths.images_lock(), |lock| {
+            for image in Settings::from_env(&env, &path)?.images() {
+                if (is_from_elsewhere || lock.lacks(image))
+                    && let Some(locked) = then.get(image)
+                {
+                    lock.record(image, locked.identity.clone());
+                }
             }
-        }
-        lock.save(&lock_path)?;
+            Ok(true)
+        })?;
     }
     restore_sealed(paths, backup, &read)?;
     if seal::is_in_use(&now) {

@@ -196,7 +196,7 @@ impl Plan {
                 "what the old gateway has not written to its database when it stops is lost: import while there are no requests",
             );
         }
-        if maker.env.get("REDIS_HOST").is_none() {
+        if servers::external_cache(&maker.env).is_none() {
             maker.generate("REDIS_PASSWORD", &password(random)?)?;
         }
         maker.variables(database.is_some(), &renamed)?;

@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::blockers::{self, Blocker};
 use super::quoted;
-use super::space::{DiskReport, unless_full};
+use super::space::{self, DiskReport, unless_full};
 use crate::deployment::applied::{Applied, Difference};
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::installed_release;
@@ -21,7 +21,7 @@ use crate::host::paths::Paths;
 use crate::host::systemd::{ActiveState, Systemd, UnitResult, UnitState};
 use crate::litellm::advisories::{Advisories, Judgement, KnownVulnerability};
 use crate::litellm::health::GatewayHealth;
-use crate::litellm::{self, Client, contract};
+use crate::litellm::{self, Client, config, contract};
 use crate::operations::backup;
 use crate::operations::backup::verification::Verification;
 use crate::operations::backup::wal::ArchiveReport;
@@ -224,7 +224,7 @@ pub(crate) struct Services {
     pub(crate) backup: Option<BackupReport>,
     /// The file systems of the deployment.
     pub(crate) disks: Vec<DiskReport>,
-    /// The archive of the write-ahead log; null if `.env` asks for none.
+    /// The archive of the write-ahead log; null if `.env` asks for none, or its disk does not answer.
     pub(crate) archive: Option<ArchiveReport>,
     /// Gateways that were replaced because their memory had grown.
     pub(crate) recycled: Vec<Recycled>,
@@ -243,6 +243,9 @@ pub(crate) struct Services {
     /// Whether `.env` is invalid.
     #[serde(skip)]
     pub(crate) env_invalid: bool,
+    /// If `config/litellm-config.yaml` is not valid YAML: why.
+    #[serde(skip)]
+    pub(crate) config_invalid: Option<String>,
     /// If the gateway runs another image than the recorded one: which.
     #[serde(skip)]
     pub(crate) other_image: Option<String>,
@@ -305,6 +308,14 @@ impl Services {
                 None
             }
         };
+        let is_installed = !units.is_empty();
+        let config_invalid = config::refuse_unreadable(&host.paths.config_file())
+            .err()
+            .filter(|_| is_installed)
+            .map(|error| {
+                format!("{error:#}; a gateway that systemd restarts uses the last good file")
+            });
+        warnings.extend(config_invalid.clone());
         let reports = units
             .into_iter()
             .map(|(instance, unit)| {
@@ -334,16 +345,25 @@ impl Services {
             .map_err(|error| warnings.push(format!("{error:#}")))
             .ok()
             .flatten();
-        let archive = settings
-            .map(|settings| ArchiveReport::of(&host.paths, &settings.backup))
-            .transpose()
-            .map_err(|error| warnings.push(format!("{error:#}")))
-            .ok()
-            .flatten()
-            .flatten();
-        let backup = BackupReport::of(&host.paths, &backup)
-            .map_err(|error| warnings.push(format!("{error:#}")))
-            .ok();
+        let backups = backup::directory(&host.paths);
+        let silent = space::refuse_silent(&backups).await.err();
+        warnings.extend(silent.as_ref().map(|error| format!("{error:#}")));
+        let (mut archive, mut backup_report) = (None, None);
+        let mut places = space::places(&host.paths);
+        if silent.is_some() {
+            places.retain(|place| *place != backups);
+        } else {
+            archive = settings
+                .map(|settings| ArchiveReport::of(&host.paths, &settings.backup))
+                .transpose()
+                .map_err(|error| warnings.push(format!("{error:#}")))
+                .ok()
+                .flatten()
+                .flatten();
+            backup_report = BackupReport::of(&host.paths, &backup)
+                .map_err(|error| warnings.push(format!("{error:#}")))
+                .ok();
+        }
         let mut recycled = Vec::new();
         if let Some(settings) = settings {
             let report = recycle::Report::of(&host.paths, settings);
@@ -359,8 +379,8 @@ impl Services {
             }));
         }
         Ok(Self {
-            backup,
-            disks: DiskReport::all(&host.paths),
+            backup: backup_report,
+            disks: DiskReport::all(places),
             archive,
             recycled,
             debug_until: debug::until(&host.paths),
@@ -380,6 +400,7 @@ impl Services {
             // Of another image, only the gateway itself can say it.
             version: contract::installed_version(&host.paths).filter(|_| other_image.is_none()),
             env_invalid: !matches!(known, Ok((_, None))),
+            config_invalid,
             other_image,
         })
     }

@@ -3,7 +3,8 @@
 
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::sys::statvfs::{Statvfs, statvfs};
 use serde::Serialize;
@@ -15,11 +16,13 @@ use crate::host::paths::Paths;
 use crate::host::systemd::job::JobType;
 use crate::litellm::health::GatewayHealth;
 use crate::operations::backup;
-use crate::output::{bytes, shell_word};
+use crate::output::{bytes, duration, shell_word};
 use crate::service::Service;
 
 /// What a start writes at most: PostgreSQL, two segments of its log.
 const OF_A_START: u64 = 32 << 20;
+/// Of a question to a file system.
+const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 /// With less, the next write may fail.
 const FULL: u64 = 1 << 20;
 
@@ -101,10 +104,27 @@ pub(crate) struct DiskReport {
     pub(crate) free_bytes: u64,
 }
 
+/// Refuses a file system that does not answer, such as one of a network: what looks at it would wait for ever.
+pub(crate) async fn refuse_silent(directory: &Path) -> Result<()> {
+    let asked = directory.to_owned();
+    // Not its entries, which the kernel may know.
+    let answer = tokio::task::spawn_blocking(move || statvfs(&asked).is_ok());
+    if tokio::time::timeout(ANSWER_TIMEOUT, answer).await.is_ok() {
+        return Ok(());
+    }
+    Err(Failure::new(format!(
+        "the disk with {} did not answer in {}",
+        directory.display(),
+        duration(ANSWER_TIMEOUT)
+    ))
+    .hint("check its server and the network; to release a mount of NFS: `sudo umount -f -l DIRECTORY`")
+    .into())
+}
+
 impl DiskReport {
-    /// Each file system once.
-    pub(crate) fn all(paths: &Paths) -> Vec<Self> {
-        let systems = systems(places(paths)).into_iter();
+    /// Each file system of `places` once.
+    pub(crate) fn all(places: Vec<PathBuf>) -> Vec<Self> {
+        let systems = systems(places).into_iter();
         let reports = systems.map(|(path, found)| Self {
             path: path.display().to_string(),
             free_bytes: bytes_free(&found),

@@ -7,7 +7,10 @@ use secrecy::{ExposeSecret, SecretString};
 use super::Maker;
 use super::chosen::{is_litellm, is_postgres};
 use super::images::{qualified, repository};
-use crate::deployment::settings::{DEFAULT_REDIS_IMAGE, has_host_parameter};
+use crate::deployment::database_url::host_parameter;
+use crate::deployment::env_file::EnvFile;
+use crate::deployment::settings::DEFAULT_REDIS_IMAGE;
+use crate::deployment::variables::SENTINEL_NODES;
 use crate::error::{Failure, Result};
 use crate::host::docker::BY_HAND;
 use crate::image::ImageReference;
@@ -46,11 +49,11 @@ impl Maker<'_> {
             return Ok(None);
         };
         let by_hand = || format!("move the deployment by hand: {BY_HAND}");
-        if has_host_parameter(url.expose_secret()) {
+        if host_parameter(url.expose_secret()).is_some() {
             return Err(Failure::new(
                 "DATABASE_URL of the old gateway has the parameter host, so Prisma connects to another server than the one before the database name",
             )
-            .hint("in the compose file, write the host between @ and the port, remove the parameter, and run `docker compose up -d`")
+            .hint("in the compose file, write the host between @ and the port, remove the parameter, and run `docker compose up -d`; with a Unix socket, move the deployment by hand")
             .into());
         }
         let (host, port) = address(url.expose_secret(), 5432).ok_or_else(|| {
@@ -144,6 +147,14 @@ impl Maker<'_> {
 
     /// Finds the cache; returns a local one. An external one gets its variables.
     pub(super) fn cache(&mut self, old: &rewrite::Old) -> Result<Option<OldCache>> {
+        // LiteLLM prefers them to an address in a variable.
+        if let Some(nodes) = self.value(SENTINEL_NODES)
+            && old.redis.is_empty()
+        {
+            self.refuse_old_sentinels(&nodes)?;
+            self.put(SENTINEL_NODES, &nodes)?;
+            return Ok(None);
+        }
         let of_env = self.value("REDIS_HOST").map(|host| rewrite::Redis {
             host,
             port: self.value("REDIS_PORT"),
@@ -202,7 +213,7 @@ impl Maker<'_> {
             }
             return Ok(None);
         }
-        let several = ["REDIS_CLUSTER_NODES", "REDIS_SENTINEL_NODES"];
+        let several = ["REDIS_CLUSTER_NODES", SENTINEL_NODES];
         match several.into_iter().find(|name| self.value(name).is_some()) {
             Some(name) => Err(Failure::new(format!(
                 "the old gateway uses several servers of Redis ({name}), which an import does not take over"
@@ -212,6 +223,32 @@ impl Maker<'_> {
             None => Ok(None),
         }
     }
+
+    /// Refuses Sentinels that the new gateway does not reach.
+    fn refuse_old_sentinels(&self, nodes: &str) -> Result<()> {
+        let nodes: Vec<(String, u16)> = serde_json::from_str(nodes).map_err(|error| {
+            Failure::new(format!("{SENTINEL_NODES} of the old gateway can't be read: {error}"))
+                .hint(r#"in the compose file, write it as [["HOST",26379],["HOST",26379]], and run `docker compose up -d`"#)
+        })?;
+        for (host, port) in &nodes {
+            if let Some(container) = self.chosen.server(host, *port) {
+                return Err(Failure::new(format!(
+                    "a Sentinel of the old gateway is the container {}, which an import does not take over",
+                    container.name()
+                ))
+                .hint("in the compose file, let REDIS_HOST name one server instead of REDIS_SENTINEL_NODES, and run `docker compose up -d`")
+                .into());
+            }
+            refuse_loopback("Sentinel", host)?;
+        }
+        Ok(())
+    }
+}
+
+/// The variable that names an external Redis, if there is one.
+pub(super) fn external_cache(env: &EnvFile) -> Option<&'static str> {
+    let mut names = [SENTINEL_NODES, "REDIS_HOST"].into_iter();
+    names.find(|name| env.get(name).is_some())
 }
 
 /// Refuses an address that is the new gateway's container itself.
@@ -406,6 +443,31 @@ mod tests {
             refusal(&plan(&all, "/root/llm", None, None).unwrap_err()).0,
             "the gateway's database is behind service db (edoburu/pgbouncer:1), which is not PostgreSQL"
         );
+    }
+
+    #[test]
+    fn sentinels() {
+        let with = |nodes: &str| {
+            let mut all = containers("example");
+            for container in &mut all {
+                let env = &mut container.config.env;
+                env.insert("REDIS_SENTINEL_NODES".into(), nodes.into());
+                env.insert("REDIS_SERVICE_NAME".into(), "llm".into());
+            }
+            plan(&all, "/root/rec/example", None, None)
+        };
+        let plan = with(r#"[["10.0.0.1",26379]]"#).unwrap();
+        let taken = ["REDIS_SENTINEL_NODES", "REDIS_SERVICE_NAME", "REDIS_IMAGE"];
+        assert_eq!(
+            taken.map(|name| plan.env.get(name)),
+            [Some(r#"[["10.0.0.1",26379]]"#), Some("llm"), None]
+        );
+        assert!(!plan.generated.contains(&"REDIS_PASSWORD"));
+        assert_eq!(
+            refusal(&with(r#"[["localhost",26379]]"#).unwrap_err()).0,
+            "the old gateway's Sentinel is at localhost, and no container of Docker publishes it there; in the new gateway's container, that address is the container itself"
+        );
+        assert!(with("a:26379").is_err());
     }
 
     #[test]

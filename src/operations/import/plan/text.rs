@@ -1,7 +1,7 @@
 //! The plan as the operator reads it.
 
 use super::keys::SALT;
-use super::servers::OldCache;
+use super::servers::{OldCache, external_cache};
 use super::variables::BY_UNITS;
 use super::{Note, Plan};
 use crate::deployment::variables::is_secret;
@@ -38,11 +38,11 @@ impl Plan {
         );
         row(
             "cache",
-            match (&self.cache, self.env.get("REDIS_HOST")) {
+            match (&self.cache, external_cache(&self.env)) {
                 (Some(OldCache { service, .. }), _) => format!(
                     "service {service}: not copied; LiteLLM keeps cached answers and counters of rate limits in it"
                 ),
-                (None, Some(_)) => "external (REDIS_HOST): stays where it is".into(),
+                (None, Some(name)) => format!("external ({name}): stays where it is"),
                 (None, None) => "none; a local Redis is started".into(),
             },
         );
@@ -55,7 +55,7 @@ impl Plan {
         );
         let names = |secret: bool| {
             let wanted = |name: &str, value: &str| {
-                let is_new = name == "REDIS_PASSWORD" && self.env.get("REDIS_HOST").is_none();
+                let is_new = name == "REDIS_PASSWORD" && external_cache(&self.env).is_none();
                 is_secret(name, value) == secret
                     && name != SALT
                     && !is_new

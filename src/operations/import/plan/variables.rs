@@ -6,6 +6,7 @@ use secrecy::ExposeSecret;
 
 use super::Maker;
 use super::chosen::{option, words};
+use super::servers::external_cache;
 use crate::deployment::variables::{Recipient, is_name, is_refused, recipient};
 use crate::error::Result;
 use crate::operations::import::rewrite;
@@ -39,7 +40,7 @@ impl Maker<'_> {
         local_database: bool,
         renamed: &BTreeMap<String, String>,
     ) -> Result<()> {
-        let local_cache = self.env.get("REDIS_HOST").is_none();
+        let local_cache = external_cache(&self.env).is_none();
         let mut of_address = Vec::new();
         let mut of_others = Vec::new();
         for (name, value) in self.own.clone() {

@@ -33,7 +33,8 @@ function settings() {
   const max = Number(option('connection_limit')) || 10;
   const seconds = Number(option('pool_timeout') ?? option('connect_timeout') ?? 10);
   const ssl = option('sslmode') && !/^(disable|prefer)$/.test(option('sslmode')) ? { rejectUnauthorized: option('sslaccept') === 'strict' } : undefined;
-  url.search = '';
+  const socket = url.searchParams.get('host');
+  url.search = socket ? `?host=${encodeURIComponent(socket)}` : '';
   return {
     schema,
     server: `\`${url.hostname}:${url.port || 5432}\``,

@@ -413,8 +413,15 @@ async fn at_once(
         Relocation::release(host).await?;
         relocation.install(host).await?;
     }
+    let (migrate, gateway) = (Service::Migrate.unit(), Service::Litellm.unit());
+    // Else the gateway, which requires the migration, would restart without a standby.
+    let alone = !steps.iter().any(|(_, unit)| *unit == gateway);
     for (verb, unit) in steps {
-        wait.ask(*verb, unit).await?;
+        let verb = match verb {
+            JobType::Restart if alone && *unit == migrate => JobType::RestartAlone,
+            verb => *verb,
+        };
+        wait.ask(verb, unit).await?;
     }
     if relocation.is_some() {
         // After the gateway: systemd stops that one first, and starts it behind its addresses.

@@ -410,7 +410,7 @@ fn failures_lose_no_write(host: &TestHost, who: Who, key: &str) {
     host.write(
         who,
         "/tmp/image/proxy_server.py",
-        "import time; time.sleep(600)\n",
+        "import time; time.sleep(600)  # \"/v2/login\"\n",
     );
     let silent = image(
         host,
@@ -419,8 +419,11 @@ fn failures_lose_no_write(host: &TestHost, who: Who, key: &str) {
         "1.110.98",
         &format!("COPY proxy_server.py {PACKAGES}/litellm/proxy/proxy_server.py"),
     );
-    let begin = Instant::now();
+    let invocation = || host.property(who, "litellm.service", "InvocationID");
+    let (begin, before) = (Instant::now(), invocation());
     let ran = host.units(who, &["upgrade", "--image", &silent, "--timeout", "30"]);
+    // Only the standby had the new release.
+    assert_eq!(invocation(), before);
     // Long before the gateway would go on.
     assert!(begin.elapsed() < Duration::from_secs(500));
     is_as_before(host, who, &ran, &kept, &env, &[key]);

@@ -200,7 +200,7 @@ async fn prepare(host: &Host, started: &Started) -> Result<()> {
             settings,
             config,
             problem: Some((files, problem)),
-        }) if !is_asked_for(host, gateway).await? => {
+        }) if !is_asked_for(host, started).await? => {
             host.progress.warn(&format!(
                 "{problem:#}: it starts with the last {files} with which the gateway was ready"
             ));
@@ -430,9 +430,12 @@ fn readable(host: &Host, service: Service) -> Result<Readable> {
 }
 
 /// Whether somebody may wait for this start of a gateway: it is neither part of a boot nor systemd's restart after a crash.
-async fn is_asked_for(host: &Host, gateway: Option<Instance>) -> Result<bool> {
-    let Some(gateway) = gateway else {
-        return Ok(false);
+/// A standby is started by a handover only, which then restarts the first gateway.
+async fn is_asked_for(host: &Host, started: &Started) -> Result<bool> {
+    let gateway = match started {
+        Started::Standby => return Ok(true),
+        Started::Instance(instance) if instance.service() == Service::Litellm => instance,
+        Started::Instance(_) => return Ok(false),
     };
     let systemd = host.systemd().await?;
     Ok(systemd.unit(gateway.unit()).await?.restarts == 0 && !systemd.is_booting().await?)

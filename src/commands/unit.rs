@@ -20,6 +20,7 @@ use crate::cli::{Unit, Which};
 use crate::deployment::applied::Applied;
 use crate::deployment::certificates;
 use crate::deployment::completion;
+use crate::deployment::database_url;
 use crate::deployment::entrance;
 use crate::deployment::extra;
 use crate::deployment::images_lock::ImagesLock;
@@ -288,9 +289,9 @@ async fn prepare(host: &Host, started: &Started) -> Result<()> {
     std::fs::create_dir_all(&directory).path_context("can't create", &directory)?;
     if matches!(service, Service::Migrate | Service::Litellm) {
         create_mounted(host)?;
-        // Here, since the unit shows nothing of a URL, which may be sealed. No z: the label is that of the server.
+        // Here, since the unit shows nothing of a URL, which may be sealed.
         for directory in settings.socket_directories()? {
-            options.push_str(&format!("--volume {directory}:{directory}:ro "));
+            options.push_str(&format!("{} ", database_url::volume(&directory)?));
         }
     }
     if service == Service::Litellm {

@@ -2,6 +2,8 @@
 //! brought another. An edit of `LITELLM_IMAGE` alone must not do that: the next crash or reboot would
 //! start the other release, on a schema that is not its own.
 
+use std::path::Path;
+
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::ledger::{Ledger, RecordedRelease};
 use crate::deployment::settings::Settings;

@@ -497,15 +497,11 @@ fn readable(host: &Host, service: Service) -> Result<Readable> {
     if service != Service::Litellm {
         return Ok(found);
     }
-    let path = host.paths.config_file();
-    if let Err(problem) = config::refuse_unreadable(&path) {
-        // Its place is mounted over, so there has to be a file.
-        let good = snapshot::last_good_config(&host.paths)
-            .filter(|good| path.is_file() && config::refuse_unreadable(good).is_ok());
-        if good.is_none() {
+    if let Err(problem) = config::refuse_unreadable(&host.paths.config_file()) {
+        found.config = config::substitute(&host.paths);
+        if found.config.is_none() {
             return Err(problem);
         }
-        found.config = good;
         found.problem = Some(match found.problem {
             Some((_, of_env)) => (".env and config/litellm-config.yaml", of_env),
             None => (CONFIG, problem),

@@ -312,8 +312,13 @@ impl Services {
         let config_invalid = config::refuse_unreadable(&host.paths.config_file())
             .err()
             .filter(|_| is_installed)
-            .map(|error| {
-                format!("{error:#}; a gateway that systemd restarts uses the last good file")
+            .map(|error| match config::substitute(&host.paths) {
+                Some(_) => {
+                    format!("{error:#}; a gateway that systemd restarts uses the last good file")
+                }
+                None => {
+                    format!("{error:#}; a gateway that systemd restarts can't start with it")
+                }
             });
         warnings.extend(config_invalid.clone());
         let reports = units

@@ -418,7 +418,7 @@ impl Mapping {
             ));
             // It may belong to that user, who then writes there as before.
             if foreign == logs {
-                mapping.logs = usual.to_owned();
+                mapping.logs = usual.into();
             }
         }
         Ok(mapping)

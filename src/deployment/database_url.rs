@@ -78,7 +78,8 @@ pub(super) fn check(url: &str) -> std::result::Result<(), (&'static str, &'stati
 /// The directory of the Unix socket at which the server is, in one spelling. `None` for a server with a name or an address.
 pub(crate) fn socket_directory(url: &str) -> Option<String> {
     let directory = PathBuf::from(host_parameter(url)?);
-    let directory = is_mountable(&directory).then(|| directory.components().collect::<PathBuf>())?;
+    let directory =
+        is_mountable(&directory).then(|| directory.components().collect::<PathBuf>())?;
     directory.to_str().map(str::to_owned)
 }
 
@@ -121,7 +122,9 @@ fn authority(url: &str) -> (&str, &str) {
 fn is_mountable(directory: &Path) -> bool {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "/._-".contains(c);
     let mut parts = directory.components();
-    directory.to_str().is_some_and(|text| text.chars().all(is_plain))
+    directory
+        .to_str()
+        .is_some_and(|text| text.chars().all(is_plain))
         && !REFUSED.iter().any(|refused| directory.starts_with(refused))
         && parts.next() == Some(Component::RootDir)
         && parts.clone().count() >= 2

@@ -350,13 +350,11 @@ impl Services {
             .map_err(|error| warnings.push(format!("{error:#}")))
             .ok()
             .flatten();
-        let backups = backup::directory(&host.paths);
-        let silent = space::refuse_silent(&backups).await.err();
-        warnings.extend(silent.as_ref().map(|error| format!("{error:#}")));
+        let (places, silent) = space::answering_places(&host.paths).await;
         let (mut archive, mut backup_report) = (None, None);
-        let mut places = space::places(&host.paths);
-        if silent.is_some() {
-            places.retain(|place| *place != backups);
+        if let Some(error) = silent {
+            let hint = crate::error::hint(&error).unwrap_or_default();
+            warnings.push(format!("{error:#}; {hint}"));
         } else {
             archive = settings
                 .map(|settings| ArchiveReport::of(&host.paths, &settings.backup))

@@ -151,7 +151,9 @@ impl Maker<'_> {
         let is_other = |name| self.value(name).is_some();
         if let Some(nodes) = self.value(SENTINEL_NODES)
             && old.redis.is_empty()
-            && !["REDIS_URL", "REDIS_CLUSTER_NODES"].into_iter().any(is_other)
+            && !["REDIS_URL", "REDIS_CLUSTER_NODES"]
+                .into_iter()
+                .any(is_other)
         {
             self.refuse_old_sentinels(&nodes)?;
             self.put(SENTINEL_NODES, &nodes)?;

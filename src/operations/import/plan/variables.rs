@@ -7,9 +7,7 @@ use secrecy::ExposeSecret;
 use super::Maker;
 use super::chosen::{option, words};
 use super::servers::external_cache;
-use crate::deployment::variables::{
-    Recipient, SENTINEL_NODES, is_name, is_refused, recipient,
-};
+use crate::deployment::variables::{Recipient, SENTINEL_NODES, is_name, is_refused, recipient};
 use crate::error::Result;
 use crate::operations::import::rewrite;
 

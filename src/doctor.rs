@@ -29,8 +29,10 @@ use crate::deployment::env_file::EnvFile;
 use crate::deployment::settings::{Settings, load_env};
 use crate::error::Result;
 use crate::host::Host;
+use crate::host::files::answers;
 use crate::host::paths::Scope;
 use crate::host::systemd::UnitState;
+use crate::operations::backup::directory as backup_directory;
 use crate::operations::entrance::CertificateReport;
 use crate::operations::recovery::OngoingOperation;
 use crate::operations::stack::blockers::Blocker;
@@ -223,6 +225,8 @@ pub(crate) async fn examine(host: &Host) -> Vec<Check> {
         Some(units) => units::blockers(host, units).await,
         None => Vec::new(),
     };
+    // Check `disk` reports it otherwise.
+    let backups_answer = answers(&backup_directory(&host.paths));
     let examination = Examination {
         host,
         env,
@@ -260,9 +264,9 @@ pub(crate) async fn examine(host: &Host) -> Vec<Check> {
         when(podman_works, trust::running(&examination)),
         when(podman_works, trust::signatures(&examination)),
         units::gateway(&examination),
-        backup::backup(&examination),
-        backup::verification(&examination),
-        backup::archive(&examination),
+        when(backups_answer, backup::backup(&examination)),
+        when(backups_answer, backup::verification(&examination)),
+        when(backups_answer, backup::archive(&examination)),
         units::timers(&examination),
         release::upgrade_check(&examination),
         certificate(&examination),
@@ -312,10 +316,12 @@ pub(crate) async fn examine(host: &Host) -> Vec<Check> {
     checks.extend(backup);
     checks.extend(verification);
     checks.extend(archive);
-    checks.extend(database::growth(
-        &host.paths,
-        &database::of_backups(&host.paths),
-    ));
+    if backups_answer {
+        checks.extend(database::growth(
+            &host.paths,
+            &database::of_backups(&host.paths),
+        ));
+    }
     let database_answers = checks
         .iter()
         .any(|check| check.name == CheckName::Database && check.outcome == CheckOutcome::Ok);

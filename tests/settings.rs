@@ -206,7 +206,7 @@ fn sockets_of_external_servers() {
     let directories = settings(&text).socket_directories().unwrap();
     assert_eq!(
         Vec::from_iter(directories),
-        ["/run/postgresql/", "/srv/pool"]
+        ["/run/postgresql", "/srv/pool"]
     );
     let directories = settings(ENV).socket_directories().unwrap();
     assert!(directories.is_empty());

@@ -8,6 +8,7 @@
 //! an invalid `.env` nor a removed program may end a running container.
 
 use std::io::Write;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -19,6 +20,7 @@ use crate::cli::{Unit, Which};
 use crate::deployment::applied::Applied;
 use crate::deployment::certificates;
 use crate::deployment::completion;
+use crate::deployment::database_url;
 use crate::deployment::entrance;
 use crate::deployment::extra;
 use crate::deployment::images_lock::ImagesLock;
@@ -50,14 +52,16 @@ use crate::operations::recovery;
 use crate::operations::recycle;
 use crate::operations::stack;
 use crate::operations::upgrade::check::{ReleaseReport, Verdict};
-use crate::output::{self, say};
-use crate::quadlet;
+use crate::output::{self, say, shell_word};
+use crate::quadlet::{self, check};
 use crate::random;
 use crate::service::{Instance, Service};
 
 const NEED_INTERVAL: Duration = Duration::from_millis(500);
-/// How the volumes of the gateway are mounted, in its unit.
+/// How the volumes of the gateway and of the migration are mounted, in their units.
 const IDMAP: &str = "LITELLM_UNITS_IDMAP";
+/// The same of logs/, which may belong to another user.
+const LOGS_IDMAP: &str = "LITELLM_UNITS_LOGS_IDMAP";
 /// LiteLLM's configuration, relative to the deployment directory.
 const CONFIG: &str = "config/litellm-config.yaml";
 /// With which the gateway ends if another start would change nothing.
@@ -200,7 +204,7 @@ async fn prepare(host: &Host, started: &Started) -> Result<()> {
             settings,
             config,
             problem: Some((files, problem)),
-        }) if !is_asked_for(host, gateway).await? => {
+        }) if !is_asked_for(host, started).await? => {
             host.progress.warn(&format!(
                 "{problem:#}: it starts with the last {files} with which the gateway was ready"
             ));
@@ -233,12 +237,12 @@ async fn prepare(host: &Host, started: &Started) -> Result<()> {
         .map(|secret| secret_name(service, secret))
         .collect();
     let inspect = { ["secret", "inspect"].into_iter() }.chain(names.iter().map(String::as_str));
-    let (output, network, idmap) = tokio::join!(
+    let (output, network, mapping) = tokio::join!(
         podman.output(inspect),
         stack::restore_network(host),
-        idmap(host, &settings, &images, service)
+        Mapping::of(host, &settings, &images, started)
     );
-    let idmap = network.and(idmap)?;
+    let mapping = network.and(mapping)?;
     let registered: Vec<Registered> = serde_json::from_slice(&output?.stdout).unwrap_or_default();
     for (secret, name) in container_secrets.iter().zip(&names) {
         let lookup = lookup_command(host, service, secret)?;
@@ -285,9 +289,9 @@ async fn prepare(host: &Host, started: &Started) -> Result<()> {
     std::fs::create_dir_all(&directory).path_context("can't create", &directory)?;
     if matches!(service, Service::Migrate | Service::Litellm) {
         create_mounted(host)?;
-        // Here, since the unit shows nothing of a URL, which may be sealed. No z: the label is that of the server.
+        // Here, since the unit shows nothing of a URL, which may be sealed.
         for directory in settings.socket_directories()? {
-            options.push_str(&format!("--volume {directory}:{directory}:ro "));
+            options.push_str(&format!("{} ", database_url::volume(&directory)?));
         }
     }
     if service == Service::Litellm {
@@ -296,8 +300,9 @@ async fn prepare(host: &Host, started: &Started) -> Result<()> {
     if let Some(good) = &config {
         // systemd splits it at blanks that are not between quotes.
         options.push_str(&format!(
-            "--volume \"{}:/app/{CONFIG}:ro,z{idmap}\" ",
-            good.display()
+            "--volume \"{}:/app/{CONFIG}:ro,z{}\" ",
+            good.display(),
+            mapping.volumes
         ));
     }
     if let Some(sizes) = sizes_file(host, &settings, service)? {
@@ -305,7 +310,9 @@ async fn prepare(host: &Host, started: &Started) -> Result<()> {
     }
     // The unit of an operator names its secrets itself.
     if !service.is_extra() {
-        let text = format!("{}\n{IDMAP}={idmap}\n", options.trim_end());
+        let Mapping { volumes, logs } = mapping;
+        let options = options.trim_end();
+        let text = format!("{options}\n{IDMAP}={volumes}\n{LOGS_IDMAP}={logs}\n");
         files::write_atomically(&file, text.as_bytes(), 0o644)?;
     }
     match started {
@@ -322,39 +329,118 @@ async fn prepare(host: &Host, started: &Started) -> Result<()> {
     }
 }
 
-/// The option with which the gateway has its volumes: what belongs to root on the disk belongs to the user of its image, also
-/// where nobody else on the host may write or read it. The image is there.
-async fn idmap(
-    host: &Host,
-    settings: &Settings,
-    images: &ImagesLock,
-    service: Service,
-) -> Result<String> {
-    if service != Service::Litellm || host.scope() == Scope::User {
-        return Ok(String::new());
+/// The options with which a container of the gateway or of the migration has its volumes.
+#[derive(Debug, Default)]
+struct Mapping {
+    volumes: String,
+    logs: String,
+}
+
+impl Mapping {
+    fn same(option: impl Into<String>) -> Self {
+        let volumes = option.into();
+        let logs = volumes.clone();
+        Self { volumes, logs }
     }
-    let (first, usual) = if settings.user_namespaces {
-        (quadlet::first_id(service), ",idmap")
-    } else {
-        (0, "")
-    };
-    // That of the unit, beside which an edited .env may name another one.
-    let installed = installed_release::of_unit(&host.paths, service);
-    let image = images.pin(installed.as_ref().unwrap_or(&settings.litellm_image));
-    let user = host.podman().await?.image_user(&image).await;
-    let Some((user, group)) = user.ok().as_deref().and_then(numbers) else {
-        return Ok(usual.to_owned());
-    };
-    let paths = &host.paths;
-    let places = [&paths.mounted()[..], &[paths.logs()]].concat();
-    if let Some(obstacle) = namespaces::obstacle_of(host, &places).await? {
-        host.progress.warn(&format!(
-            "the image runs as user {user}, who can't write logs/, nor read private files in config/, certs/ and files/: {obstacle}"
+
+    /// What belongs to root on the disk belongs to the user of the image, also where nobody else on the host may write or
+    /// read it. The image is there.
+    async fn of(
+        host: &Host,
+        settings: &Settings,
+        images: &ImagesLock,
+        started: &Started,
+    ) -> Result<Self> {
+        let service = started.service();
+        if !matches!(service, Service::Migrate | Service::Litellm) || host.scope() == Scope::User {
+            return Ok(Self::default());
+        }
+        let (first, usual) = if settings.user_namespaces {
+            (quadlet::first_id(service), ",idmap")
+        } else {
+            (0, "")
+        };
+        let paths = &host.paths;
+        let file = |name: &str| format!("{name}.container");
+        let mut unit = file(started.container());
+        // The one to the next release exists only while it runs.
+        let next = file(quadlet::NEXT_MIGRATION);
+        if service == Service::Migrate && paths.quadlets.join(&next).exists() {
+            unit = next;
+        }
+        let drop_ins = check::drop_ins(&paths.quadlets, &unit);
+        if drop_ins.iter().any(|path| names_user(path)) {
+            return Ok(Self::same(usual));
+        }
+        // That of the unit, beside which an edited .env may name another one.
+        let installed = installed_release::of_file(&paths.quadlets.join(&unit));
+        let image = images.pin(installed.as_ref().unwrap_or(&settings.litellm_image));
+        let user = match host.podman().await?.image_user(&image).await {
+            Ok(user) => user,
+            Err(error) => {
+                host.progress.warn(&format!(
+                    "can't read which user the image has, so the volumes are mounted as for root: {error:#}"
+                ));
+                return Ok(Self::same(usual));
+            }
+        };
+        let Some((user, group)) = numbers(&user) else {
+            return Ok(Self::same(usual));
+        };
+        let (places, lost) = match service {
+            Service::Migrate => (
+                vec![paths.certificates()],
+                "can't read private files in certs/",
+            ),
+            _ => (
+                [&paths.mounted()[..], &[paths.logs()]].concat(),
+                "can't write logs/, nor read private files in config/, certs/ and files/",
+            ),
+        };
+        if let Some(obstacle) = namespaces::obstacle_of(host, &places).await? {
+            host.progress.warn(&format!(
+                "the image runs as user {user}, who {lost}: {obstacle}"
+            ));
+            return Ok(Self::same(usual));
+        }
+        let (mapped_user, mapped_group) = (first + user, first + group);
+        let mut mapping = Self::same(format!(
+            ",idmap=uids=0-{mapped_user}-1;gids=0-{mapped_group}-1"
         ));
-        return Ok(usual.to_owned());
+        let logs = paths.logs();
+        if service == Service::Litellm
+            && let Some(foreign) = not_of_root(&logs)
+        {
+            let command = format!("`sudo chown -hR root:root {}`", shell_word(&logs));
+            host.progress.warn(&format!(
+                "{} does not belong to root, so it can't belong to the image's user {user} in the container: {command}, then restart the gateway",
+                foreign.display()
+            ));
+            // It may belong to that user, who then writes there as before.
+            if foreign == logs {
+                mapping.logs = usual.into();
+            }
+        }
+        Ok(mapping)
     }
-    let (user, group) = (first + user, first + group);
-    Ok(format!(",idmap=uids=0-{user}-1;gids=0-{group}-1"))
+}
+
+/// Whether a drop-in of a container decides who runs in it.
+fn names_user(drop_in: &Path) -> bool {
+    let text = std::fs::read_to_string(drop_in).unwrap_or_default();
+    let keys = ["User", "Group", "Image"];
+    let mut lines = { text.lines() }.filter_map(|line| line.split_once('='));
+    lines.any(|(key, _)| keys.contains(&key.trim()))
+}
+
+/// The directory, or the first entry of it, that does not belong to root.
+fn not_of_root(directory: &Path) -> Option<PathBuf> {
+    let mut places = vec![directory.to_owned()];
+    places.extend(files::entries(directory).unwrap_or_default());
+    places.into_iter().find(|path| {
+        let found = path.symlink_metadata();
+        found.is_ok_and(|found| (found.uid(), found.gid()) != (0, 0))
+    })
 }
 
 /// User and group of an image's `USER`, if they are known without a look into it, and not those of root.
@@ -411,15 +497,11 @@ fn readable(host: &Host, service: Service) -> Result<Readable> {
     if service != Service::Litellm {
         return Ok(found);
     }
-    let path = host.paths.config_file();
-    if let Err(problem) = config::refuse_unreadable(&path) {
-        // Its place is mounted over, so there has to be a file.
-        let good = snapshot::last_good_config(&host.paths)
-            .filter(|good| path.is_file() && config::refuse_unreadable(good).is_ok());
-        if good.is_none() {
+    if let Err(problem) = config::refuse_unreadable(&host.paths.config_file()) {
+        found.config = config::substitute(&host.paths);
+        if found.config.is_none() {
             return Err(problem);
         }
-        found.config = good;
         found.problem = Some(match found.problem {
             Some((_, of_env)) => (".env and config/litellm-config.yaml", of_env),
             None => (CONFIG, problem),
@@ -430,9 +512,12 @@ fn readable(host: &Host, service: Service) -> Result<Readable> {
 }
 
 /// Whether somebody may wait for this start of a gateway: it is neither part of a boot nor systemd's restart after a crash.
-async fn is_asked_for(host: &Host, gateway: Option<Instance>) -> Result<bool> {
-    let Some(gateway) = gateway else {
-        return Ok(false);
+/// A standby is started by a handover only, which then restarts the first gateway.
+async fn is_asked_for(host: &Host, started: &Started) -> Result<bool> {
+    let gateway = match started {
+        Started::Standby => return Ok(true),
+        Started::Instance(instance) if instance.service() == Service::Litellm => instance,
+        Started::Instance(_) => return Ok(false),
     };
     let systemd = host.systemd().await?;
     Ok(systemd.unit(gateway.unit()).await?.restarts == 0 && !systemd.is_booting().await?)
@@ -463,7 +548,7 @@ async fn refuse_start(
         host,
         &format!("import sys\n\nprint({message}, file=sys.stderr)\nsys.exit(78)\n"),
     )?;
-    let text = format!("LITELLM_UNITS_SECRETS=\n{IDMAP}=\n");
+    let text = format!("LITELLM_UNITS_SECRETS=\n{IDMAP}=\n{LOGS_IDMAP}=\n");
     files::write_atomically(options, text.as_bytes(), 0o644)
 }
 
@@ -698,6 +783,20 @@ async fn await_healthy(host: &Host, container: &str) -> Result<()> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn drop_ins_that_name_a_user() {
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("a.conf");
+        for (text, expected) in [
+            ("[Container]\nUser=0\n", true),
+            ("[Container]\n Image = localhost/x:1\n", true),
+            ("[Container]\n#User=0\nEnvironment=User=0\n", false),
+        ] {
+            std::fs::write(&path, text).unwrap();
+            assert_eq!(names_user(&path), expected, "{text}");
+        }
+    }
 
     #[test]
     fn users_of_images() {

@@ -2,6 +2,8 @@
 //! brought another. An edit of `LITELLM_IMAGE` alone must not do that: the next crash or reboot would
 //! start the other release, on a schema that is not its own.
 
+use std::path::Path;
+
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::ledger::{Ledger, RecordedRelease};
 use crate::deployment::settings::Settings;
@@ -75,7 +77,12 @@ pub(crate) fn at(settings: &Settings, image: &str) -> Result<Settings> {
 
 /// The image that the installed unit of a service names.
 pub(crate) fn of_unit(paths: &Paths, service: Service) -> Option<ImageReference> {
-    let text = std::fs::read_to_string(paths.unit_file(service.into())).ok()?;
+    of_file(&paths.unit_file(service.into()))
+}
+
+/// As [`of_unit`], of the file of a unit.
+pub(crate) fn of_file(unit: &Path) -> Option<ImageReference> {
+    let text = std::fs::read_to_string(unit).ok()?;
     let image = text.lines().find_map(|line| line.strip_prefix("Image="))?;
     ImageReference::parse(image).ok()
 }

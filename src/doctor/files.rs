@@ -32,7 +32,7 @@ const LITTLE: u64 = 2 << 30;
 
 /// Of every file system that the deployment and its containers write to.
 pub(crate) async fn space(host: &Host, podman_works: bool) -> Vec<Check> {
-    let mut places = space::places(&host.paths);
+    let (mut places, silent) = space::answering_places(&host.paths).await;
     if podman_works
         && let Ok(podman) = host.podman().await
         && let Ok(root) = podman
@@ -60,7 +60,8 @@ pub(crate) async fn space(host: &Host, podman_works: bool) -> Vec<Check> {
         Some((path, found)) => inodes(path, found.files_available(), found.files()),
         None => Check::ok(CheckName::Inodes, "the file systems have no limit"),
     };
-    disks.chain([inodes]).collect()
+    let silent = silent.map(|error| Check::error(CheckName::Disk, &error));
+    silent.into_iter().chain(disks).chain([inodes]).collect()
 }
 
 fn disk(path: &Path, free: u64) -> Check {

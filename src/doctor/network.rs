@@ -330,12 +330,7 @@ pub(crate) async fn inside(examination: &Examination<'_>) -> Vec<Check> {
         let Some((host, port)) = database.filter(|_| !is_local) else {
             return Vec::new();
         };
-        let attempt = tokio::time::timeout(TIMEOUT, ask_postgres(&host, port)).await;
-        let error = match attempt {
-            Ok(Ok(())) => None,
-            Ok(Err(error)) => Some(error.to_string()),
-            Err(_) => Some("no answer".to_owned()),
-        };
+        let error = try_database(&host, port).await;
         return vec![reach(&host, port, error)];
     }
     let mut names = Vec::new();
@@ -418,7 +413,14 @@ pub(crate) async fn inside(examination: &Examination<'_>) -> Vec<Check> {
         ));
     }
     if let Some((host, port)) = database {
-        checks.push(reach(&host, port, answers.database));
+        let is_lost = answers.database.is_some() && host.starts_with('/');
+        let check = reach(&host, port, answers.database);
+        // The container has a directory that the host has no more.
+        checks.push(if is_lost && try_database(&host, port).await.is_none() {
+            check.remedy(format!("PostgreSQL has made {host} anew since the gateway started: `litellm-units restart litellm`; to keep the directory, add RuntimeDirectoryPreserve=yes to the unit of PostgreSQL: docs/configuration.md"))
+        } else {
+            check
+        });
     }
     if !answers.caches.is_empty() {
         let message = format!(
@@ -440,6 +442,15 @@ fn list(errors: &BTreeMap<String, String>) -> String {
         .map(|(server, error)| format!("{server} ({error})"))
         .collect();
     words.join(", ")
+}
+
+/// The error of a connection from this host, if there is one.
+async fn try_database(host: &str, port: u16) -> Option<String> {
+    match tokio::time::timeout(TIMEOUT, ask_postgres(host, port)).await {
+        Ok(Ok(())) => None,
+        Ok(Err(error)) => Some(error.to_string()),
+        Err(_) => Some("no answer".to_owned()),
+    }
 }
 
 /// Sends `SSLRequest`, which every PostgreSQL answers with one byte. A load balancer accepts connections without a server

@@ -6,10 +6,13 @@ use std::io::{self, Write};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::time::Duration;
 
 use anyhow::Context;
 use nix::errno::Errno;
 use nix::fcntl::OFlag;
+use nix::sys::statvfs::statvfs;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
@@ -17,6 +20,8 @@ use crate::error::{Failure, PathContext, Result};
 
 /// The prefix of temporary files.
 pub(crate) const TEMPORARY: &str = ".litellm-units-";
+/// Of [`answers`].
+pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Writes `bytes` to `path`: a temporary file beside it, fsync, rename, fsync of the directory.
 /// The temporary file has `mode` from its creation on; an existing file's owner is kept.
@@ -105,6 +110,15 @@ pub(crate) fn remove_existing(path: &Path) -> Result<()> {
         }
         _ => Ok(()),
     }
+}
+
+/// Whether the file system of a directory answers: what else looks at one of a network that does not, waits for ever.
+pub(crate) fn answers(directory: &Path) -> bool {
+    let (sender, answer) = mpsc::channel();
+    let asked = directory.to_owned();
+    // Not its entries, which the kernel may know.
+    let thread = std::thread::Builder::new().spawn(move || sender.send(statvfs(&asked).is_ok()));
+    thread.is_err() || answer.recv_timeout(ANSWER_TIMEOUT) != Err(RecvTimeoutError::Timeout)
 }
 
 /// What is in a directory, by name; nothing if it does not exist.
@@ -308,8 +322,7 @@ pub(crate) struct Space {
 impl Space {
     /// That of the file system of `directory`.
     pub(crate) fn of(directory: &Path) -> Result<Self> {
-        let found = nix::sys::statvfs::statvfs(directory)
-            .path_context("can't read the free space of", directory)?;
+        let found = statvfs(directory).path_context("can't read the free space of", directory)?;
         Ok(Self {
             free: found.blocks_available() * found.fragment_size(),
             size: found.blocks() * found.fragment_size(),

@@ -152,7 +152,7 @@ impl Trust {
     /// Everything that others can change, in the order of the paths that lead there.
     fn examine(&self, paths: &Paths, program: Option<&Path>) -> Result<Vec<Exposed>> {
         let mut found = Vec::new();
-        let own = [
+        let mut own = vec![
             paths.deployment.clone(),
             paths.env_file(),
             paths.config(),
@@ -165,8 +165,10 @@ impl Trust {
             paths.credentials(),
             paths.service_key(),
             paths.images_lock(),
-            paths.deployment.join("backups"),
         ];
+        let backups = paths.deployment.join("backups");
+        // Nobody can read it either, until it answers.
+        own.extend(files::answers(&backups).then_some(backups));
         for path in own.iter().map(PathBuf::as_path).chain(program) {
             self.path(path, true, &mut found)
                 .path_context("can't examine", path)?;

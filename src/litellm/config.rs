@@ -9,6 +9,7 @@ mod words;
 
 use std::collections::HashSet;
 use std::fmt;
+use std::os::unix::fs::MetadataExt;
 use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
 
@@ -586,6 +587,17 @@ pub(crate) fn refuse_unreadable(path: &Path) -> Result<()> {
         .hint("correct the file, then run `litellm-units apply`")
         .into()),
     }
+}
+
+/// The last good file, with which a gateway starts that nobody asked for while the current one can't be read. `None` if there
+/// is none that serves in its place.
+pub(crate) fn substitute(paths: &Paths) -> Option<PathBuf> {
+    let good = snapshot::last_good_config(paths)?;
+    // Its place is mounted over, so there has to be a file.
+    let (current, kept) = (paths.config_file().metadata().ok()?, good.metadata().ok()?);
+    // No group is kept, by which the user of an image may read the file.
+    let is_as_readable = kept.mode() & 0o004 != 0 || kept.gid() == current.gid();
+    (current.is_file() && is_as_readable && refuse_unreadable(&good).is_ok()).then_some(good)
 }
 
 fn read(path: &Path) -> Result<String> {
@@ -1393,7 +1405,41 @@ fn warnings(findings: &[ConfigFinding]) -> Vec<String> {
 
 #[cfg(test)]
 mod tests {
+    use std::fs::Permissions;
+    use std::os::unix::fs::PermissionsExt;
+
     use super::*;
+    use crate::host::paths::Scope;
+
+    #[test]
+    fn the_last_good_file_serves_if_it_is_as_readable() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths {
+            deployment: root.path().join("litellm-server"),
+            ..Paths::elsewhere(Scope::System)
+        };
+        std::fs::create_dir_all(paths.config()).unwrap();
+        std::fs::write(paths.env_file(), "A=1\n").unwrap();
+        let file = paths.config_file();
+        let write = |text: &str, mode: u32| {
+            std::fs::write(&file, text).unwrap();
+            std::fs::set_permissions(&file, Permissions::from_mode(mode)).unwrap();
+        };
+        assert_eq!(substitute(&paths), None);
+        for (mode, text, is_used) in [
+            (0o644, "good: 1\n", true),
+            (0o600, "good: 2\n", true),
+            (0o644, "bad: [\n", false),
+        ] {
+            write(text, mode);
+            let kept = snapshot::keep(&paths).unwrap();
+            snapshot::mark_good(&paths, &kept).unwrap();
+            write("half: [\n", mode);
+            assert_eq!(substitute(&paths).is_some(), is_used, "{text}");
+        }
+        std::fs::remove_file(&file).unwrap();
+        assert_eq!(substitute(&paths), None);
+    }
 
     #[test]
     fn settings_that_are_nearly_ours() {

@@ -96,6 +96,10 @@ fn all_start_beside_an_unfinished_edit(host: &TestHost, who: Who, key: &str) {
         status.stdout.contains("config/litellm-config.yaml changed"),
         "{status:?}"
     );
+    // A handover is refused before the gateway that serves is stopped.
+    let handover = host.units(who, &["restart", "--handover", "litellm"]);
+    assert_ne!(handover.code, 0, "{handover:?}");
+    assert_eq!(chat(host, who, key).as_deref(), Ok(HELLO));
     host.sh(who, r#"mv ~/kept.yaml "$1/config/litellm-config.yaml""#);
     host.units(who, &["up"]).ok();
 }

@@ -244,4 +244,18 @@ fn an_image_that_is_built_here() {
     assert_eq!(lock(), before);
     host.units(who, &["up"]).ok();
     serves("changed");
+
+    // Its user is not root: on the disk, what it writes belongs to root.
+    let third = "localhost/litellm:1.108.14-3";
+    let script = r#"
+        cd "$(mktemp -d)"
+        printf '%s\n' "FROM $2" 'USER nobody' >Containerfile
+        podman build -q --pull=never -t "$1" .
+    "#;
+    host.bash_with(who, script, &[third, BEFORE]).ok();
+    upgrade(third).ok();
+    assert_eq!(chat(&host, who, &key).as_deref(), Ok(HELLO));
+    host.sh(who, "podman exec litellm touch /app/logs/x");
+    let owner = host.sh(who, "stat -c %u:%g /opt/litellm-server/logs/x");
+    assert_eq!(owner, "0:0\n");
 }

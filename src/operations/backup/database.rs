@@ -212,7 +212,8 @@ impl<'a> Server<'a> {
                 let url = url.open()?;
                 let (mut variables, database) = parse_url(&url)?;
                 let volume = database_url::socket_directory(url.expose_secret())
-                    .map(|directory| format!("--volume={directory}:{directory}:ro"));
+                    .map(|directory| database_url::volume(&directory))
+                    .transpose()?;
                 let authorities = if is_verified(&variables) {
                     variables.push(("PGSSLROOTCERT", AUTHORITIES.into()));
                     Some(certificates::authorities(&host.paths)?)

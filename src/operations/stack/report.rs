@@ -312,8 +312,13 @@ impl Services {
         let config_invalid = config::refuse_unreadable(&host.paths.config_file())
             .err()
             .filter(|_| is_installed)
-            .map(|error| {
-                format!("{error:#}; a gateway that systemd restarts uses the last good file")
+            .map(|error| match config::substitute(&host.paths) {
+                Some(_) => {
+                    format!("{error:#}; a gateway that systemd restarts uses the last good file")
+                }
+                None => {
+                    format!("{error:#}; a gateway that systemd restarts can't start with it")
+                }
             });
         warnings.extend(config_invalid.clone());
         let reports = units
@@ -345,13 +350,11 @@ impl Services {
             .map_err(|error| warnings.push(format!("{error:#}")))
             .ok()
             .flatten();
-        let backups = backup::directory(&host.paths);
-        let silent = space::refuse_silent(&backups).await.err();
-        warnings.extend(silent.as_ref().map(|error| format!("{error:#}")));
+        let (places, silent) = space::answering_places(&host.paths).await;
         let (mut archive, mut backup_report) = (None, None);
-        let mut places = space::places(&host.paths);
-        if silent.is_some() {
-            places.retain(|place| *place != backups);
+        if let Some(error) = silent {
+            let hint = crate::error::hint(&error).unwrap_or_default();
+            warnings.push(format!("{error:#}; {hint}"));
         } else {
             archive = settings
                 .map(|settings| ArchiveReport::of(&host.paths, &settings.backup))

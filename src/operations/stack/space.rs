@@ -4,14 +4,13 @@
 use std::collections::BTreeMap;
 use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use nix::sys::statvfs::{Statvfs, statvfs};
 use serde::Serialize;
 
 use crate::error::{Failure, Result};
 use crate::host::Host;
-use crate::host::files::Space;
+use crate::host::files::{self, Space};
 use crate::host::paths::Paths;
 use crate::host::systemd::job::JobType;
 use crate::litellm::health::GatewayHealth;
@@ -21,8 +20,6 @@ use crate::service::Service;
 
 /// What a start writes at most: PostgreSQL, two segments of its log.
 const OF_A_START: u64 = 32 << 20;
-/// Of a question to a file system.
-const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 /// With less, the next write may fail.
 const FULL: u64 = 1 << 20;
 
@@ -84,7 +81,7 @@ fn data(paths: &Paths, service: Service) -> PathBuf {
 }
 
 /// Where the deployment and its containers write to.
-pub(crate) fn places(paths: &Paths) -> Vec<PathBuf> {
+fn places(paths: &Paths) -> Vec<PathBuf> {
     vec![
         paths.deployment.clone(),
         paths.config(),
@@ -104,18 +101,28 @@ pub(crate) struct DiskReport {
     pub(crate) free_bytes: u64,
 }
 
-/// Refuses a file system that does not answer, such as one of a network: what looks at it would wait for ever.
-pub(crate) async fn refuse_silent(directory: &Path) -> Result<()> {
+/// Those of [`places`] whose file systems answer, and why that of `backups/` does not.
+pub(crate) async fn answering_places(paths: &Paths) -> (Vec<PathBuf>, Option<anyhow::Error>) {
+    let backups = backup::directory(paths);
+    let mut places = places(paths);
+    let silent = refuse_silent(&backups).await.err();
+    if silent.is_some() {
+        places.retain(|place| *place != backups);
+    }
+    (places, silent)
+}
+
+/// Refuses a file system that does not answer.
+async fn refuse_silent(directory: &Path) -> Result<()> {
     let asked = directory.to_owned();
-    // Not its entries, which the kernel may know.
-    let answer = tokio::task::spawn_blocking(move || statvfs(&asked).is_ok());
-    if tokio::time::timeout(ANSWER_TIMEOUT, answer).await.is_ok() {
+    let answer = tokio::task::spawn_blocking(move || files::answers(&asked));
+    if answer.await.unwrap_or(true) {
         return Ok(());
     }
     Err(Failure::new(format!(
         "the disk with {} did not answer in {}",
         directory.display(),
-        duration(ANSWER_TIMEOUT)
+        duration(files::ANSWER_TIMEOUT)
     ))
     .hint("check its server and the network; to release a mount of NFS: `sudo umount -f -l DIRECTORY`")
     .into())

@@ -147,9 +147,13 @@ impl Maker<'_> {
 
     /// Finds the cache; returns a local one. An external one gets its variables.
     pub(super) fn cache(&mut self, old: &rewrite::Old) -> Result<Option<OldCache>> {
-        // LiteLLM prefers them to an address in a variable.
+        // LiteLLM prefers them to REDIS_HOST, and a URL or a cluster to them.
+        let is_other = |name| self.value(name).is_some();
         if let Some(nodes) = self.value(SENTINEL_NODES)
             && old.redis.is_empty()
+            && !["REDIS_URL", "REDIS_CLUSTER_NODES"]
+                .into_iter()
+                .any(is_other)
         {
             self.refuse_old_sentinels(&nodes)?;
             self.put(SENTINEL_NODES, &nodes)?;
@@ -225,7 +229,7 @@ impl Maker<'_> {
     }
 
     /// Refuses Sentinels that the new gateway does not reach.
-    fn refuse_old_sentinels(&self, nodes: &str) -> Result<()> {
+    pub(super) fn refuse_old_sentinels(&self, nodes: &str) -> Result<()> {
         let nodes: Vec<(String, u16)> = serde_json::from_str(nodes).map_err(|error| {
             Failure::new(format!("{SENTINEL_NODES} of the old gateway can't be read: {error}"))
                 .hint(r#"in the compose file, write it as [["HOST",26379],["HOST",26379]], and run `docker compose up -d`"#)
@@ -468,6 +472,21 @@ mod tests {
             "the old gateway's Sentinel is at localhost, and no container of Docker publishes it there; in the new gateway's container, that address is the container itself"
         );
         assert!(with("a:26379").is_err());
+    }
+
+    #[test]
+    fn sentinels_beside_a_url() {
+        let with = |nodes: &str| {
+            let all = llm(|env| {
+                env.retain(|name, _| !name.starts_with("REDIS_"));
+                env.insert("REDIS_URL".into(), "redis://10.0.0.9:6379".into());
+                env.insert("REDIS_SENTINEL_NODES".into(), nodes.into());
+            });
+            plan(&all, "/root/llm", None, None)
+        };
+        let plan = with(r#"[["10.0.0.1",26379]]"#).unwrap();
+        assert_eq!(plan.env.get("REDIS_HOST"), Some("10.0.0.9"));
+        assert!(with(r#"[["localhost",26379]]"#).is_err());
     }
 
     #[test]

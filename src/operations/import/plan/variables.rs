@@ -7,7 +7,7 @@ use secrecy::ExposeSecret;
 use super::Maker;
 use super::chosen::{option, words};
 use super::servers::external_cache;
-use crate::deployment::variables::{Recipient, is_name, is_refused, recipient};
+use crate::deployment::variables::{Recipient, SENTINEL_NODES, is_name, is_refused, recipient};
 use crate::error::Result;
 use crate::operations::import::rewrite;
 
@@ -63,6 +63,9 @@ impl Maker<'_> {
             if !is_name(&name) || recipient(&name) == Recipient::Units {
                 of_others.push(name);
                 continue;
+            }
+            if name == SENTINEL_NODES {
+                self.refuse_old_sentinels(value)?;
             }
             let moved = rewrite::new_path(value, renamed);
             self.put(&name, moved.as_deref().unwrap_or(value))?;

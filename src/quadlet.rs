@@ -2,6 +2,7 @@
 
 pub(crate) mod check;
 pub mod dev;
+pub(crate) mod drop_ins;
 pub mod escape;
 pub mod plan;
 

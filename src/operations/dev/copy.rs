@@ -169,7 +169,7 @@ fn script(salt: &str) -> String {
         names.join(", ")
     };
     format!(
-        r#"{NO_TIMEOUTS}BEGIN;
+        r"{NO_TIMEOUTS}BEGIN;
 SET LOCAL session_replication_role = replica;
 CREATE FUNCTION pg_temp.unnamed(text) RETURNS text LANGUAGE sql IMMUTABLE STRICT AS
 $$SELECT CASE $1 WHEN '' THEN '' ELSE 'x-' || left(encode(sha256(convert_to('{salt}' || $1, 'UTF8')), 'hex'), 20) END$$;
@@ -191,7 +191,7 @@ SELECT 'REFRESH MATERIALIZED VIEW ' || oid::regclass FROM pg_class WHERE relkind
 COMMIT;
 VACUUM FULL;
 ANALYZE;
-"#,
+",
         tables = list(&KEPT_TABLES),
         columns = list(&KEPT_COLUMNS),
     )

@@ -212,7 +212,7 @@ pub(crate) struct Generate {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  litellm-units up\n  litellm-units up --timeout 120\n  litellm-units up --dev --source ~/litellm    (docs/debugging.md)\n  litellm-units up --dev --from-backup"
+    after_help = "Examples:\n  litellm-units up\n  litellm-units up --timeout 120\n  litellm-units up --dev --source ~/litellm    (docs/debugging.md)"
 )]
 pub(crate) struct Up {
     /// Instead, start a LiteLLM for its development, with a database and a cache of its own
@@ -221,13 +221,6 @@ pub(crate) struct Up {
     /// Checkout of LiteLLM that replaces the package in the image, with --dev; an edit is served at once
     #[arg(long, value_name = "DIR", requires = "dev")]
     pub(crate) source: Option<PathBuf>,
-    /// Replace the database of development with a backup of the deployment, without credentials and names, with --dev [default:
-    /// latest]
-    #[arg(long, value_name = "BACKUP", requires = "dev", num_args = 0..=1, default_missing_value = "latest")]
-    pub(crate) from_backup: Option<String>,
-    /// File with the age identity (secret key), if the backup is encrypted
-    #[arg(long, value_name = "FILE", requires = "from_backup")]
-    pub(crate) identity: Option<PathBuf>,
     /// Port of the gateway on 127.0.0.1, with --dev; PostgreSQL has the next one, Redis the one after it
     #[arg(long, requires = "dev", default_value_t = dev::PORT, hide_default_value = true, value_parser = clap::value_parser!(u16).range(1024..=65533))]
     pub(crate) port: u16,
@@ -720,7 +713,6 @@ mod tests {
             ("down --remove", Some("down --remove")),
             ("import --undo", Some("import --undo")),
             ("up --dev --source checkout", Some("up --dev")),
-            ("up --dev --from-backup", Some("up --dev")),
             ("down --dev --remove-data", Some("down --dev")),
             ("debug", None),
             ("debug on --for 90s", Some("debug on")),

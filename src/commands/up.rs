@@ -41,11 +41,7 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Up) -> Result<Exit> {
 async fn develop(host: &Host, arguments: &cli::Up) -> Result<Exit> {
     let host = &host.reporting(Progress::Data);
     let (port, source) = (arguments.port, arguments.source.as_deref());
-    let copied = { arguments.from_backup.as_ref() }.map(|name| dev::copy::Source {
-        name: name.clone(),
-        identity: arguments.identity.clone(),
-    });
-    dev::up(host, port, source, copied.as_ref(), arguments.timeout).await?;
+    dev::up(host, port, source, arguments.timeout).await?;
     let env = shell_word(dev::env_file(host));
     for line in [
         format!("gateway: http://127.0.0.1:{port}, with the master key of {env}"),

@@ -1,8 +1,6 @@
 //! LiteLLM under development: a gateway with a database and a cache of its own, beside the deployment or without one. It is
 //! a deployment directory of its own, `dev/`, with units of other names.
 
-pub(crate) mod copy;
-
 use std::fmt::Write as _;
 use std::net::TcpListener;
 use std::path::{Path, PathBuf};
@@ -60,16 +58,14 @@ fn take_lock(host: &Host) -> Result<impl Drop> {
     })
 }
 
-/// Installs and starts all of it, with a copy of a backup's database if one is named, and waits until the gateway is ready.
+/// Installs and starts all of it, and waits until the gateway is ready.
 pub(crate) async fn up(
     production: &Host,
     port: u16,
     source: Option<&Path>,
-    copied: Option<&copy::Source>,
     timeout: Duration,
 ) -> Result<()> {
     let source = source.map(checkout).transpose()?;
-    let backup = copied.map(|from| from.find(production)).transpose()?;
     let host = &host_of(production);
     ownership::check(&host.paths, Some(&host::program()?))?;
     begin(production, host)?;
@@ -118,14 +114,9 @@ pub(crate) async fn up(
             changed = true;
         }
     }
-    if changed || backup.is_some() {
-        stop(host, timeout).await?;
-    }
     if changed {
+        stop(host, timeout).await?;
         apply(host, &plan).await?;
-    }
-    if let (Some(from), Some(backup)) = (copied, &backup) {
-        copy::fill(host, settings, backup, from, timeout).await?;
     }
     start(host, port, timeout).await
 }

@@ -2,7 +2,6 @@
 
 use std::time::Duration;
 
-use crate::support::gateway::{HELLO, chat, new_key};
 use crate::support::host::{TestHost, Who};
 
 #[test]
@@ -86,10 +85,6 @@ fn development(who: Who, name: &str) {
         "curl -sSf http://127.0.0.1:25000/health/readiness | grep -v from-the-checkout",
     );
 
-    if who == Who::Root {
-        copies_a_backup(&host, who);
-    }
-
     // It leaves its data, or nothing.
     host.units(who, &["down", "--dev"]).ok();
     host.units(who, &["down", "--dev"]).ok();
@@ -101,79 +96,6 @@ fn development(who: Who, name: &str) {
     host.units(who, &["down", "--dev", "--remove-data"]).ok();
     host.sh(who, r#"[ ! -e "$1/dev/data" ] && [ -e "$1/.env" ]"#);
     assert_eq!(host.units(who, &["generate", "--check"]).code, 0);
-}
-
-/// Spend and teams come along, and nothing that is a credential or a name.
-fn copies_a_backup(host: &TestHost, who: Who) {
-    let copy = ["up", "--dev", "--port", "25000", "--from-backup"];
-    let refused = host.units(who, &copy);
-    assert_eq!(refused.code, 1, "{refused:?}");
-    assert!(
-        refused.stderr.contains("there is no backup in"),
-        "{refused:?}"
-    );
-    host.units(who, &["up"]).ok();
-    let key = new_key(host, who);
-    let made = r#"
-        post() { curl -sSf -H "Authorization: Bearer $2" -H 'Content-Type: application/json' -d "$3" "http://127.0.0.1:24157$1"; }
-        master=$(litellm-units unit secret litellm LITELLM_MASTER_KEY)
-        post /user/new "$master" '{"user_id":"ada","user_email":"ada@example.com","metadata":{"note":"seed-user"}}'
-        post /team/new "$master" '{"team_alias":"seed-team","metadata":{"logging":[{"callback_vars":{"key":"seed-callback"}}]}}'
-        post /credentials "$master" '{"credential_name":"seed-credential","credential_values":{"api_key":"seed-value"},"credential_info":{}}'
-    "#;
-    host.bash(who, made).ok();
-    assert_eq!(chat(host, who, &key).as_deref(), Ok(HELLO));
-    host.wait("the request among the spend", TIMEOUT, |host| {
-        let count = sql(
-            host,
-            who,
-            "litellm-postgres",
-            "SELECT count(*) FROM \"LiteLLM_SpendLogs\" WHERE model <> ''",
-        );
-        if count == "0" { Err(count) } else { Ok(()) }
-    });
-    let hash = sql(
-        host,
-        who,
-        "litellm-postgres",
-        "SELECT token FROM \"LiteLLM_VerificationToken\" WHERE key_alias IS NULL LIMIT 1",
-    );
-    host.units(who, &["backup"]).ok();
-    let dump = |container: &str| {
-        let dump =
-            r#"podman exec "$1" sh -c 'pg_dump -U "$POSTGRES_USER" --data-only "$POSTGRES_DB"'"#;
-        host.bash_with(who, dump, &[container]).ok()
-    };
-    let before = dump("litellm-postgres");
-    host.units(who, &copy).ok();
-    let after = dump("litellm-dev-postgres");
-    for word in [
-        "ada@example.com",
-        "seed-user",
-        "seed-team",
-        "seed-callback",
-        "seed-credential",
-        &hash,
-    ] {
-        assert!(before.contains(word), "{word}");
-        assert!(!after.contains(word), "{word}");
-    }
-    let kept = "SELECT count(*) FROM \"LiteLLM_SpendLogs\" JOIN \"LiteLLM_VerificationToken\" ON api_key = token WHERE model <> '' AND token LIKE 'x-%'";
-    assert_ne!(sql(host, who, "litellm-dev-postgres", kept), "0");
-    let teams = "SELECT team_alias LIKE 'x-%', metadata FROM \"LiteLLM_TeamTable\"";
-    assert_eq!(sql(host, who, "litellm-dev-postgres", teams), "t|{}");
-    let left = "SELECT count(*) FROM pg_database WHERE datname LIKE 'litellm\\_units%'";
-    assert_eq!(sql(host, who, "litellm-dev-postgres", left), "0");
-    host.sh(who, "curl -sSf http://127.0.0.1:25000/health/readiness");
-    assert_eq!(chat(host, who, &key).as_deref(), Ok(HELLO));
-    host.units(who, &["down"]).ok();
-}
-
-/// What SQL selects in the database of a container.
-fn sql(host: &TestHost, who: Who, container: &str, statement: &str) -> String {
-    let psql = r#"podman exec "$1" sh -c 'psql -qAtU "$POSTGRES_USER" -d "$POSTGRES_DB" -c "$1"' sql "$2""#;
-    let selected = host.bash_with(who, psql, &[container, statement]).ok();
-    selected.trim_end().to_owned()
 }
 
 /// A changed line is served without a command, and so is a changed configuration.

@@ -135,14 +135,6 @@ const INSTEAD: &[(&str, Instead)] = &[
     ),
     // e2e::dev runs these, with a checkout.
     ("sudo litellm-units up --dev", Instead::Elsewhere),
-    (
-        "sudo litellm-units up --dev --from-backup",
-        Instead::Elsewhere,
-    ),
-    (
-        "litellm-units up --dev --from-backup",
-        Instead::Elsewhere,
-    ),
     ("sudo cat /opt/litellm-server/dev/dev.env", Instead::Elsewhere),
     ("sudo litellm-units down --dev", Instead::Elsewhere),
     (

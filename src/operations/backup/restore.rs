@@ -742,29 +742,6 @@ fn open_dump(backup: &Backup, options: &RestoreOptions) -> Result<Box<dyn std::i
     )
 }
 
-/// Restores a backup into the new database `name` of a server that may be another one than the gateway's.
-///
-/// # Errors
-/// When the backup is damaged or can't be restored; the database may be there then.
-pub(crate) async fn restore_copy(
-    host: &Host,
-    server: &Server<'_>,
-    name: &str,
-    backup: &Backup,
-    identity: Option<PathBuf>,
-) -> Result<()> {
-    check(host, backup).await?;
-    // Each row is written again without its names.
-    let size = filled(backup.manifest.database.size).saturating_mul(2);
-    check_space(&host.paths.postgres_data(), size)?;
-    let options = RestoreOptions {
-        identity,
-        ..RestoreOptions::default()
-    };
-    let found = fill(host, server, name, backup, &options).await??;
-    compare(host, backup, &found)
-}
-
 /// Restores the dump into the new database `name`; returns its contents. The inner error is one of the dump.
 async fn fill(
     host: &Host,

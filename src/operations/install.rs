@@ -133,8 +133,11 @@ pub(crate) async fn prepare(host: &Host, target: ReleaseTarget) -> Result<Prepar
     if !host.paths.packaged_units.join("litellm.target").exists() {
         files.insert(0, quadlet::target(host.scope()));
     }
-    let copies = drop_ins::copies(&host.paths, &files);
-    files.splice(..0, copies);
+    let copies = drop_ins::copies(&host.paths, &files)?;
+    if let Some(warning) = &copies.left_out {
+        host.progress.warn(warning);
+    }
+    files.splice(..0, copies.files);
     let units = UnitPlan::new(&host.paths, &files)?;
     let first = !host.paths.quadlets.join("litellm.container").exists();
     let has_drop_in = |file: &UnitFile| !drop_ins::of(&host.paths.quadlets, file.name).is_empty();

@@ -2,6 +2,7 @@
 
 pub(crate) mod check;
 pub mod dev;
+pub(crate) mod drop_ins;
 pub mod escape;
 pub mod plan;
 
@@ -238,6 +239,9 @@ pub fn render(settings: &Settings, host: &RenderContext<'_>) -> Result<Vec<UnitF
         plain_unit!(common, "litellm-upgrade-check.service")?,
         plain_unit!(common, "litellm-upgrade-check.timer")?,
     ];
+    if settings.backup.by.is_some() {
+        files.retain(|file| ![BACKUP_TIMER, VERIFY_TIMER].contains(&file.name));
+    }
     if settings.recycle_at.is_some() {
         files.push(plain_unit!(common, "litellm-recycle.service")?);
         files.push(plain_unit!(common, "litellm-recycle.timer")?);

@@ -47,6 +47,10 @@ fn mistakes_in_fleet_toml_are_named_without_values() {
             "line 3: expected a map",
         ),
         (&format!("{HOST}\n{HOST}"), "line 5: root@a is there twice"),
+        (
+            &format!("backup = \"root@b\"\n{HOST}"),
+            "line 1: root@b is none of the hosts",
+        ),
         ("# hosts\n", "line 1: no `[[host]]` is there"),
         ("[[host]\n", "line 1: unclosed array table, expected `]`"),
     ] {

@@ -79,7 +79,12 @@ async fn create(host: &Host, arguments: cli::Create) -> Result<Exit> {
     } else {
         Progress::Stderr
     };
-    let made = backup::create(&host.reporting(progress), &settings, &options).await?;
+    let host = &host.reporting(progress);
+    if let Some(words) = backup::made_elsewhere(&settings.backup) {
+        host.progress
+            .say(&format!("{words}; this is a further one"));
+    }
+    let made = backup::create(host, &settings, &options).await?;
     // A nightly backup that failed has its successor now, and counts neither as a fault nor against the limit of starts.
     if let Ok(systemd) = host.systemd().await {
         let _ = systemd.reset_failed(BACKUP_SERVICE).await;

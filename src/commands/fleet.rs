@@ -61,6 +61,7 @@ async fn status(fleet: &Fleet<'_>, as_json: bool) -> Result<Exit> {
             .to_vec(),
     ];
     let (mut hosts, mut problems, mut codes) = (Vec::new(), String::new(), Vec::new());
+    let (mut is_backed_up, mut relies_on_it) = (None, false);
     for answer in fleet.ask("status --json").await {
         let ssh = &answer.member.ssh;
         let answer =
@@ -75,6 +76,11 @@ async fn status(fleet: &Fleet<'_>, as_json: bool) -> Result<Exit> {
                 });
         let (report, code) =
             answer.unwrap_or_else(|error| (json!({ "error": format!("{error:#}") }), 1));
+        let backup = &report["backup"];
+        if *ssh == fleet.backup {
+            is_backed_up = Some(backup["id"].is_string() && backup["failed"] == false);
+        }
+        relies_on_it |= backup["by"] == fleet.backup.to_string();
         let gateway = &report["gateway"];
         let fields = [&report["state"], &gateway["state"], &gateway["version"]];
         let fields = fields.map(|field| field.as_str().unwrap_or("-").to_owned());
@@ -84,6 +90,13 @@ async fn status(fleet: &Fleet<'_>, as_json: bool) -> Result<Exit> {
         rows.push([&[ssh.to_string()], &fields[..]].concat());
         hosts.push(json!({ "host": ssh, "status": report }));
         codes.push(Some(code));
+    }
+    if relies_on_it && is_backed_up == Some(false) {
+        let ssh = &fleet.backup;
+        problems += &format!(
+            "! {ssh} backs up the database of all, and has no backup or its last one failed: `litellm-units --host {ssh} backup`\n"
+        );
+        codes.push(Some(1));
     }
     if as_json {
         output::json(&json!({ "schema": 1, "hosts": hosts }))?;

@@ -151,6 +151,8 @@ fn table(report: &StatusReport) -> String {
         });
     }
     text.extend(archive_note(report).map(|note| format!("{note}\n")));
+    let by = { report.stack.backup.as_ref() }.and_then(|backup| backup.by.as_ref());
+    text.extend(by.map(|by| format!("backups: made by {by}\n")));
     text.extend(report.stack.recycled.iter().map(recycled_note));
     if let Some(until) = report.stack.debug_until {
         let until = debug::time(until);

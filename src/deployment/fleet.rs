@@ -7,6 +7,7 @@ use anyhow::Context;
 use serde::Deserialize;
 
 use crate::deployment::configuration::Configuration;
+use crate::deployment::variables::BACKUP_BY;
 use crate::error::{Failure, Result};
 use crate::host::ssh::RemoteHost;
 
@@ -17,6 +18,8 @@ pub(crate) const FILE: &str = "fleet.toml";
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Fleet {
+    /// The host that backs up the database of all: this one, or the first.
+    backup: Option<RemoteHost>,
     /// In the order of changes.
     #[serde(default, rename = "host")]
     pub(crate) members: Vec<Member>,
@@ -53,6 +56,12 @@ impl Fleet {
             };
             wrong(error.span().map_or(0, |span| span.start), &problem)
         })?;
+        if let Some(backup) = &found.backup
+            && found.members.iter().all(|member| member.ssh != *backup)
+        {
+            let at = text.find("backup").unwrap_or_default();
+            return Err(wrong(at, &format!("{backup} is none of the hosts")).into());
+        }
         if found.members.is_empty() {
             return Err(wrong(0, "no `[[host]]` is there").into());
         }
@@ -68,16 +77,26 @@ impl Fleet {
         }
         Ok(found)
     }
+
+    /// The host that backs up the database of all.
+    pub(crate) fn backup(&self) -> Option<&RemoteHost> {
+        let first = || Some(&self.members.first()?.ssh);
+        self.backup.as_ref().or_else(first)
+    }
 }
 
 impl Member {
-    /// The configuration of this host as a tar.
-    pub(crate) fn tar(&self, directory: &Path) -> Result<Vec<u8>> {
+    /// The configuration of this host as a tar. `backup` backs up the database, if it is external.
+    pub(crate) fn tar(&self, directory: &Path, backup: &RemoteHost) -> Result<Vec<u8>> {
         let shared = Configuration::of(directory)?.whole(directory)?;
         let mut env = shared.env(&directory.join(".env"))?;
         for (name, value) in &self.env {
             let attempt = env.set(name, value);
             attempt.with_context(|| format!("{FILE}: {name} of {} can't be used", self.ssh))?;
+        }
+        let is_external = env.get("DATABASE_URL").is_some_and(|url| !url.is_empty());
+        if is_external && self.ssh != *backup && env.get(BACKUP_BY).is_none() {
+            env.set(BACKUP_BY, &backup.to_string())?;
         }
         shared.with_env(env.text()).to_tar()
     }

@@ -13,10 +13,10 @@ use super::env_file::EnvFile;
 use super::listen::{Listen, ListenAddress};
 use super::sealed::{self, SecretValue, Vault};
 use super::variables::{
-    self, ACCEPT_VULNERABILITIES, BACKUP_PREFIX, BACKUP_WAL, DRAIN_TIMEOUT, LISTEN, LISTEN_GROUP,
-    LISTEN_WITHOUT_TLS, LIVENESS_TIMEOUT, METRICS_FILE, METRICS_LISTEN, NOTIFY_COMMAND, NOTIFY_URL,
-    PUBLIC_ADMIN_FROM, PUBLIC_URL, RECYCLE_AT, REDIS_MEMORY, REPLICAS, ROOT_PATH, Recipient,
-    SENTINEL_NODES, USER_NAMESPACES, WORKERS, is_name, may_be_sealed,
+    self, ACCEPT_VULNERABILITIES, BACKUP_BY, BACKUP_PREFIX, BACKUP_WAL, DRAIN_TIMEOUT, LISTEN,
+    LISTEN_GROUP, LISTEN_WITHOUT_TLS, LIVENESS_TIMEOUT, METRICS_FILE, METRICS_LISTEN,
+    NOTIFY_COMMAND, NOTIFY_URL, PUBLIC_ADMIN_FROM, PUBLIC_URL, RECYCLE_AT, REDIS_MEMORY, REPLICAS,
+    ROOT_PATH, Recipient, SENTINEL_NODES, USER_NAMESPACES, WORKERS, is_name, may_be_sealed,
 };
 use crate::error::{Failure, Result};
 use crate::host::capacity::Capacity;
@@ -264,6 +264,8 @@ pub struct BackupSettings {
     pub store: Vec<(String, SecretValue)>,
     /// `BACKUP_WAL`: whether the write-ahead log is archived, too.
     pub wal: bool,
+    /// `BACKUP_BY`: the other host that backs up the database, which both share.
+    pub by: Option<String>,
     /// Has the programs for an external database.
     pub postgres_image: ImageReference,
     /// The proxy to that store.
@@ -903,7 +905,7 @@ impl Reader<'_> {
     }
 
     fn backup(&self, proxy: &Arc<ProxySettings>) -> Result<BackupSettings> {
-        let own = ["BACKUP_AGE_RECIPIENT", "BACKUP_URL", BACKUP_WAL];
+        let own = ["BACKUP_AGE_RECIPIENT", "BACKUP_URL", BACKUP_WAL, BACKUP_BY];
         let wal = self.filled(BACKUP_WAL);
         if wal.is_some_and(|value| value != "yes") {
             return Err(self.wrong(BACKUP_WAL, "is not yes", "write yes, or remove the line"));
@@ -913,6 +915,14 @@ impl Reader<'_> {
                 BACKUP_WAL,
                 "has no effect, since the database is external (DATABASE_URL)",
                 "remove the line, and let the operator of that server archive its write-ahead log",
+            ));
+        }
+        let by = self.filled(BACKUP_BY).map(str::to_owned);
+        if by.is_some() && self.filled("DATABASE_URL").is_none() {
+            return Err(self.wrong(
+                BACKUP_BY,
+                "names another host, but the database is on this one",
+                "remove the line",
             ));
         }
         let store = self
@@ -929,6 +939,7 @@ impl Reader<'_> {
             url: self.filled("BACKUP_URL").map(str::to_owned),
             store,
             wal: wal.is_some(),
+            by,
             postgres_image: self.image("POSTGRES_IMAGE", Some(DEFAULT_POSTGRES_IMAGE))?,
             proxy: Arc::clone(proxy),
         })

@@ -10,6 +10,7 @@ use Secrecy::{Clear, Harmless, Secret, Unknown, Url};
 pub(crate) const ACCEPT_VULNERABILITIES: &str = "LITELLM_ACCEPT_VULNERABILITIES";
 /// Whether the write-ahead log of the local database is archived.
 pub(crate) const BACKUP_WAL: &str = "BACKUP_WAL";
+pub(crate) const BACKUP_BY: &str = "BACKUP_BY";
 /// For how many seconds a gateway that stops may finish its requests while another one serves.
 pub(crate) const DRAIN_TIMEOUT: &str = "LITELLM_DRAIN_TIMEOUT";
 /// Where the gateway listens.
@@ -193,6 +194,7 @@ static VARIABLES: &[Variable] = &[
     row("BACKUP_AGE_RECIPIENT", Setting, Units, Clear),
     row("BACKUP_URL", Setting, Units, Clear),
     row(BACKUP_WAL, Setting, Units, Clear),
+    row(BACKUP_BY, Setting, Units, Clear),
     // The deployment of `generate` has them.
     row("OPENAI_API_KEY", Known, Gateway(IfFilled), Secret),
     row("ANTHROPIC_API_KEY", Known, Gateway(IfFilled), Secret),

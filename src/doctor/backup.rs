@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use super::{Check, CheckName, Examination, see};
-use crate::deployment::settings::BackupSettings;
+use crate::deployment::settings::{BackupSettings, Settings};
 use crate::error::Result;
 use crate::host::Host;
 use crate::host::paths::{Paths, Scope};
@@ -36,6 +36,9 @@ pub(crate) async fn backup(examination: &Examination<'_>) -> Option<Check> {
 
 /// Whether backups are made. `None` if systemd does not answer.
 pub(super) async fn check(host: &Host) -> Option<Check> {
+    if let Some(words) = made_elsewhere(&host.paths) {
+        return Some(Check::ok(CheckName::Backup, words));
+    }
     let systemd = host.systemd().await.ok()?;
     let (timer, service, target) = futures_util::try_join!(
         systemd.unit(BACKUP_TIMER),
@@ -262,6 +265,12 @@ fn judge_archive(
         .remedy(see(WAL_SERVICE));
     }
     Check::ok(CheckName::Archive, words)
+}
+
+/// As [`backup::made_elsewhere`]. Other checks report a wrong `.env`.
+pub(super) fn made_elsewhere(paths: &Paths) -> Option<String> {
+    let settings = Settings::load(&paths.env_file()).ok()?;
+    backup::made_elsewhere(&settings.backup)
 }
 
 /// Time since the last backup.

@@ -27,11 +27,11 @@ struct Others {
     base_in_the_making: bool,
     /// Whether the certificate of the entrance has to be looked at.
     certificate: Option<bool>,
-    /// Time since the last backup.
+    /// Time since the last backup, if this host makes them.
     backup: Option<Duration>,
     backup_failed: bool,
-    /// Whether there will be another one.
-    backup_timer: bool,
+    /// Whether there will be another one, if this host makes them.
+    backup_timer: Option<bool>,
     /// Whether one of the other timers is off, if they are installed.
     timers_idle: Option<bool>,
     /// If backups are verified every week.
@@ -86,6 +86,7 @@ pub(super) async fn text(
     )?;
     let is_bad = |check: &Check| check.outcome != CheckOutcome::Ok;
     let is_on = |timer: &UnitState| timer.file_state == "enabled" && timer.is_active();
+    let makes_backups = backup::made_elsewhere(&host.paths).is_none();
     let others = Others {
         now: SystemTime::now().duration_since(UNIX_EPOCH)?,
         // A damaged record may be that of one.
@@ -95,9 +96,9 @@ pub(super) async fn text(
         changing: watch::is_changing(&host.paths),
         base_in_the_making: wal::is_base_in_the_making(&host.paths),
         certificate: certificate.map(is_bad),
-        backup: backup::last(&host.paths)?,
+        backup: backup::last(&host.paths)?.filter(|_| makes_backups),
         backup_failed: service.is_failing(),
-        backup_timer: is_on(&timer),
+        backup_timer: makes_backups.then(|| is_on(&timer)),
         timers_idle: timers.map(is_bad),
         verification: is_on(&verify_timer).then(|| {
             // Check `verification` says why a record can't be read.
@@ -316,12 +317,14 @@ fn render(report: &StatusReport, others: &Others) -> String {
         "whether the last nightly backup failed",
     );
     text.sample(&[], flag(others.backup_failed));
-    text.add(
-        "backup_timer_active",
-        "gauge",
-        "whether the timer of the nightly backup is enabled and active",
-    );
-    text.sample(&[], flag(others.backup_timer));
+    if let Some(timer) = others.backup_timer {
+        text.add(
+            "backup_timer_active",
+            "gauge",
+            "whether the timer of the nightly backup is enabled and active",
+        );
+        text.sample(&[], flag(timer));
+    }
     if let Some(idle) = others.timers_idle {
         text.add(
             "timers_idle",
@@ -554,7 +557,7 @@ mod tests {
             certificate: Some(false),
             backup: Some(Duration::from_secs(3600)),
             backup_failed: false,
-            backup_timer: true,
+            backup_timer: Some(true),
             timers_idle: Some(false),
             verification: Some(Verified {
                 succeeded: jiff::Timestamp::from_second(1_799_900_000).ok(),

@@ -22,7 +22,7 @@ use crate::host::systemd::UnitState;
 use crate::litellm::models;
 use crate::operations::stack::address::overlap;
 use crate::output::shell_word;
-use crate::quadlet::{self, check};
+use crate::quadlet::{self, drop_ins};
 use crate::service::{Instance, Service};
 
 /// Of a connection.
@@ -220,7 +220,7 @@ pub(crate) fn loopback(examination: &Examination<'_>) -> Check {
 /// A container's Quadlet file and its drop-ins.
 fn unit_files(host: &Host, container: &str) -> Vec<PathBuf> {
     let file = format!("{container}.container");
-    let drop_ins = check::drop_ins(&host.paths.quadlets, &file);
+    let drop_ins = drop_ins::of(&host.paths.quadlets, &file);
     [vec![host.paths.quadlets.join(&file)], drop_ins].concat()
 }
 

@@ -180,7 +180,7 @@ pub(crate) async fn missing(examination: &Examination<'_>) -> Option<Check> {
 
 /// Drop-ins of the gateway that the other containers of it lack.
 pub(crate) fn drop_ins(paths: &Paths) -> Option<Check> {
-    let message = quadlet::check::lacking_drop_ins(paths)?;
+    let message = quadlet::drop_ins::lacking(paths)?;
     let check = Check::warning(CheckName::Units, message);
     Some(check.remedy(quadlet::check::DROP_INS_REMEDY))
 }

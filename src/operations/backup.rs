@@ -216,6 +216,14 @@ impl Backup {
     }
 }
 
+/// Which other host makes the backups, as a sentence without its end; `None` if this one does.
+pub(crate) fn made_elsewhere(settings: &BackupSettings) -> Option<String> {
+    let by = settings.by.as_ref()?;
+    Some(format!(
+        "the database is backed up by {by} (BACKUP_BY in .env)"
+    ))
+}
+
 /// Where the backups of a deployment are.
 pub(crate) fn directory(paths: &Paths) -> PathBuf {
     paths.deployment.join("backups")

@@ -25,6 +25,8 @@ pub(crate) const APPLY: &str = "apply --from -";
 pub(crate) struct Fleet<'a> {
     host: &'a Host,
     pub(crate) members: Vec<Member>,
+    /// The host that backs up the database of all, also if it is left out.
+    pub(crate) backup: RemoteHost,
 }
 
 /// What a host answered.
@@ -46,7 +48,9 @@ impl<'a> Fleet<'a> {
                 "write it (docs/several-hosts.md), or name its directory: `--litellm-dir DIR`",
             )
         })?;
-        let mut members = fleet::Fleet::parse(&text, &path)?.members;
+        let found = fleet::Fleet::parse(&text, &path)?;
+        let backup = found.backup().context("no host is in the fleet")?.clone();
+        let mut members = found.members;
         if let Some(unknown) = skip
             .iter()
             .find(|ssh| members.iter().all(|member| member.ssh != **ssh))
@@ -54,7 +58,11 @@ impl<'a> Fleet<'a> {
             return Err(Failure::config(format!("{unknown} is not in {}", path.display())).into());
         }
         members.retain(|member| !skip.contains(&member.ssh));
-        Ok(Self { host, members })
+        Ok(Self {
+            host,
+            members,
+            backup,
+        })
     }
 
     /// What each host answers to a command, asked at once.
@@ -82,7 +90,7 @@ impl<'a> Fleet<'a> {
     /// The stdin of a command.
     fn input(&self, member: &Member, line: &str) -> Result<Vec<u8>> {
         if line.starts_with(APPLY) {
-            return member.tar(&self.host.paths.deployment);
+            return member.tar(&self.host.paths.deployment, &self.backup);
         }
         Ok(Vec::new())
     }
@@ -169,6 +177,12 @@ impl<'a> Fleet<'a> {
         if !refused.is_empty() {
             return Err(Failure::config(format!("nothing was changed:{refused}")).into());
         }
+        if line != APPLY
+            && let Some((first, ..)) = changing.first()
+            && **first != self.backup
+        {
+            self.back_up().await?;
+        }
         let mut done = Vec::new();
         let mut changing = changing.into_iter();
         while let Some((ssh, input, previous)) = changing.next() {
@@ -203,6 +217,24 @@ impl<'a> Fleet<'a> {
                 .into());
         }
         Ok(())
+    }
+
+    /// Backs up the database before another host than that one migrates it: the others make no backup of their own.
+    async fn back_up(&self) -> Result<()> {
+        let ssh = &self.backup;
+        if self.members.iter().all(|member| member.ssh != *ssh) {
+            self.host.progress.warn(&format!(
+                "no backup is made, since {ssh}, which backs up the database, is left out"
+            ));
+            return Ok(());
+        }
+        let made = self.take(ssh, "backup", &[]).await;
+        made.map_err(|error| {
+            Failure::new(format!(
+                "nothing was changed, since {ssh} made no backup: {error:#}"
+            ))
+            .into()
+        })
     }
 
     /// Runs a command on a host, which says here what it does.

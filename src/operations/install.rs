@@ -28,7 +28,7 @@ use crate::image::Image;
 use crate::litellm::advisories::{self, Advisories};
 use crate::output::Progress;
 use crate::quadlet::plan::{UnitChange, UnitPlan};
-use crate::quadlet::{self, UnitFile, check};
+use crate::quadlet::{self, UnitFile, check, drop_ins};
 use crate::random::kernel_random;
 use crate::service::{Instance, Service};
 
@@ -133,10 +133,14 @@ pub(crate) async fn prepare(host: &Host, target: ReleaseTarget) -> Result<Prepar
     if !host.paths.packaged_units.join("litellm.target").exists() {
         files.insert(0, quadlet::target(host.scope()));
     }
+    let copies = drop_ins::copies(&host.paths, &files)?;
+    if let Some(warning) = &copies.left_out {
+        host.progress.warn(warning);
+    }
+    files.splice(..0, copies.files);
     let units = UnitPlan::new(&host.paths, &files)?;
     let first = !host.paths.quadlets.join("litellm.container").exists();
-    let has_drop_in =
-        |file: &UnitFile| !check::drop_ins(&host.paths.quadlets, file.name).is_empty();
+    let has_drop_in = |file: &UnitFile| !drop_ins::of(&host.paths.quadlets, file.name).is_empty();
     if !units.is_empty() || files.iter().any(has_drop_in) {
         check::check(host, &files).await?;
     }

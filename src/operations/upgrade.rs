@@ -197,7 +197,13 @@ impl ReleasePlan {
                 None => "  pull        the image, and record its digest; nothing is stopped".into(),
             },
             "  check       that the image fits, in a container without network and data".into(),
-            "  backup      the database and the configuration, while the gateway serves".into(),
+            match backup::made_elsewhere(&self.settings.backup) {
+                Some(words) => format!("  no backup   here: {words}"),
+                None => {
+                    "  backup      the database and the configuration, while the gateway serves"
+                        .into()
+                }
+            },
         ];
         match &self.data {
             Some(backup) => lines.push(format!(
@@ -385,7 +391,8 @@ pub(crate) async fn recover(host: &Host, timeout: Duration) -> Result<()> {
             Err(error) => Err(run.undo(error).await),
         };
     }
-    if run.backup.is_none() {
+    // It is known once the change begins.
+    if run.schema.is_none() {
         run.lock_previous()?;
         run.end(OperationOutcome::Undone, Some("interrupted".into()))?;
         host.progress.say("nothing was changed");
@@ -499,16 +506,24 @@ impl Run<'_> {
             None if self.operation.restore_data && server.is_local() => size,
             None => 0,
         };
-        backup::refuse_full_disks(paths, size, backup::filled(copy))?;
+        let elsewhere = backup::made_elsewhere(&before.backup);
+        if elsewhere.is_none() {
+            backup::refuse_full_disks(paths, size, backup::filled(copy))?;
+        }
         quadlet::check::warn_of_drop_ins(host);
-        let options = backup::BackupOptions {
-            retention: None,
-            to_go_back: Some(configuration.clone()),
-            ..backup::BackupOptions::default()
-        };
-        let made = backup::create(host, &before, &options).await?;
+        if let Some(words) = elsewhere {
+            host.progress
+                .say(&format!("no backup is made here: {words}"));
+        } else {
+            let options = backup::BackupOptions {
+                retention: None,
+                to_go_back: Some(configuration.clone()),
+                ..backup::BackupOptions::default()
+            };
+            let made = backup::create(host, &before, &options).await?;
+            self.backup = Some(made.id().clone());
+        }
         self.schema = Some(server.schema().await?);
-        self.backup = Some(made.id().clone());
         self.ledger.append(Event::Reached(Reached {
             operation: self.operation.operation.clone(),
             step: Step::BackedUp,
@@ -692,7 +707,7 @@ impl Run<'_> {
         let hint = error::hint(&error)
             .unwrap_or("fix what the lines above name, then try again; see what was done: `litellm-units history`")
             .to_owned();
-        if self.backup.is_none() {
+        if self.schema.is_none() {
             let ended = self
                 .lock_previous()
                 .and_then(|()| self.end(OperationOutcome::Undone, reason));

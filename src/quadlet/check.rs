@@ -1,20 +1,20 @@
 //! The units before they are installed, judged by the host's own Quadlet generator. In a daemon-reload its errors
 //! would go to the kernel log only, and the unit would silently be missing.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Output;
 
 use anyhow::Context;
 
-use super::{Place, STANDBY, UnitFile};
+use super::{Place, UnitFile, drop_ins};
 use crate::error::{Failure, Result};
+use crate::host::Host;
 use crate::host::paths::Paths;
-use crate::host::{Host, files};
-use crate::service::{Instance, Service};
+use crate::service::Service;
 
-/// What to do about [`lacking_drop_ins`].
+/// What to do about [`drop_ins::lacking`].
 pub(crate) const DROP_INS_REMEDY: &str =
-    "give each of them the same drop-ins: docs/configuration.md, \"Drop-ins\"";
+    "if NAME.service.d is a link, remove it; then run `litellm-units generate`";
 
 /// Refuses units that the host's generator refuses, with the drop-ins of the operator.
 pub(crate) async fn check(host: &Host, files: &[UnitFile]) -> Result<()> {
@@ -32,7 +32,7 @@ pub(crate) async fn check(host: &Host, files: &[UnitFile]) -> Result<()> {
     let words = words.replace(&*staged.to_string_lossy(), &quadlets);
     let mut named = { files.iter() }.filter(|file| words.contains(file.name));
     // The generator names the file, whichever drop-in has the line.
-    let added = { files.iter() }.flat_map(|file| drop_ins(&host.paths.quadlets, file.name));
+    let added = { files.iter() }.flat_map(|file| drop_ins::of(&host.paths.quadlets, file.name));
     let added: Vec<String> = added.map(|path| path.display().to_string()).collect();
     let hint = if let Some(service) = named.find_map(|file| Service::extra_of(file.name)) {
         format!("correct extra.d/{}.container", service.name())
@@ -53,13 +53,16 @@ pub(crate) async fn check(host: &Host, files: &[UnitFile]) -> Result<()> {
 
 fn stage(paths: &Paths, files: &[UnitFile], staged: &Path) -> std::io::Result<()> {
     for file in files.iter().filter(|file| file.place == Place::Quadlet) {
-        std::fs::write(staged.join(file.name), &file.text)?;
-        let drop_ins = drop_ins(&paths.quadlets, file.name);
+        let place = staged.join(file.name);
+        // That of a drop-in.
+        place.parent().map_or(Ok(()), std::fs::create_dir_all)?;
+        std::fs::write(place, &file.text)?;
+        let drop_ins = drop_ins::of(&paths.quadlets, file.name);
         if drop_ins.is_empty() {
             continue;
         }
         let directory = staged.join(format!("{}.d", file.name));
-        std::fs::create_dir(&directory)?;
+        std::fs::create_dir_all(&directory)?;
         for (path, name) in drop_ins
             .iter()
             .filter_map(|path| Some((path, path.file_name()?)))
@@ -74,60 +77,9 @@ fn stage(paths: &Paths, files: &[UnitFile], staged: &Path) -> std::io::Result<()
     Ok(())
 }
 
-/// The operator's drop-ins for a file in `directory`, in the order in which they apply.
-pub(crate) fn drop_ins(directory: &Path, file: &str) -> Vec<PathBuf> {
-    let mut found = files::entries(&directory.join(format!("{file}.d"))).unwrap_or_default();
-    found.retain(|path| path.extension().is_some_and(|end| end == "conf"));
-    found
-}
-
-/// The installed containers of the gateway that lack drop-ins of the first one, each with the paths of these drop-ins: the
-/// standby and further gateways. Not drop-ins that publish a port, which only one container can have.
-pub(crate) fn lacking_drop_ins(paths: &Paths) -> Option<String> {
-    let first = Service::Litellm;
-    let others = { Instance::further(Instance::MOST) }
-        .map(Instance::name)
-        .chain([STANDBY])
-        .filter(|name| paths.quadlets.join(format!("{name}.container")).exists());
-    let mut lacking = Vec::new();
-    for name in others {
-        let mut missing = Vec::new();
-        for (directory, of_first, kind) in [
-            (
-                &paths.quadlets,
-                Instance::from(first).quadlet(),
-                "container",
-            ),
-            (&paths.units, first.unit(), "service"),
-        ] {
-            let own = directory.join(format!("{name}.{kind}.d"));
-            // systemd, other than Quadlet, follows no such link.
-            let is_read = kind == "container" || !own.is_symlink();
-            for path in drop_ins(directory, of_first) {
-                let text = std::fs::read_to_string(&path).unwrap_or_default();
-                let has_own =
-                    is_read && { path.file_name() }.is_some_and(|name| own.join(name).exists());
-                if !has_own && !text.contains("PublishPort=") {
-                    missing.push(path.display().to_string());
-                }
-            }
-        }
-        if !missing.is_empty() {
-            lacking.push(format!("{name}.service ({})", missing.join(", ")));
-        }
-    }
-    (!lacking.is_empty()).then(|| {
-        format!(
-            "drop-ins of {} are missing for: {}",
-            first.unit(),
-            lacking.join(", ")
-        )
-    })
-}
-
-/// Warns of [`lacking_drop_ins`].
+/// Warns of [`drop_ins::lacking`].
 pub(crate) fn warn_of_drop_ins(host: &Host) {
-    if let Some(message) = lacking_drop_ins(&host.paths) {
+    if let Some(message) = drop_ins::lacking(&host.paths) {
         host.progress.warn(&format!("{message}; {DROP_INS_REMEDY}"));
     }
 }
@@ -148,61 +100,4 @@ fn complaints(output: &Output) -> Vec<String> {
     let words = String::from_utf8_lossy(&output.stderr);
     let lines = { words.lines() }.filter(|line| !line.contains("Loading source "));
     lines.map(str::to_owned).collect()
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::host::paths::Scope;
-
-    #[test]
-    fn drop_ins_of_the_first_gateway_only() {
-        let root = tempfile::tempdir().unwrap();
-        let paths = Paths {
-            quadlets: root.path().join("quadlets"),
-            units: root.path().join("units"),
-            ..Paths::elsewhere(Scope::System)
-        };
-        let write = |name: &str, text: &str| {
-            let path = root.path().join(name);
-            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
-            std::fs::write(path, text).unwrap();
-        };
-        let said = || {
-            let words = lacking_drop_ins(&paths).unwrap_or_default();
-            words.replace(&*root.path().to_string_lossy(), "")
-        };
-        write("quadlets/litellm.container.d/10-host.conf", "[Container]\n");
-        assert_eq!(said(), "");
-        write("quadlets/litellm-standby.container", "");
-        assert_eq!(
-            said(),
-            "drop-ins of litellm.service are missing for: litellm-standby.service (/quadlets/litellm.container.d/10-host.conf)"
-        );
-        let link = root.path().join("quadlets/litellm-standby.container.d");
-        std::os::unix::fs::symlink("litellm.container.d", link).unwrap();
-        assert_eq!(said(), "");
-        write("quadlets/litellm-2.container", "");
-        write("quadlets/litellm-2.container.d/10-host.conf", "");
-        write(
-            "quadlets/litellm.container.d/20-port.conf",
-            "[Container]\nPublishPort=127.0.0.1:1:1\n",
-        );
-        assert_eq!(said(), "");
-        write(
-            "units/litellm.service.d/override.conf",
-            "[Service]\nMemoryMax=8G\n",
-        );
-        write("units/litellm-standby.service.d/override.conf", "");
-        assert_eq!(
-            said(),
-            "drop-ins of litellm.service are missing for: litellm-2.service (/units/litellm.service.d/override.conf)"
-        );
-        let place = root.path().join("units/litellm-2.service.d");
-        std::os::unix::fs::symlink("litellm.service.d", &place).unwrap();
-        assert_ne!(said(), "");
-        std::fs::remove_file(place).unwrap();
-        write("units/litellm-2.service.d/override.conf", "");
-        assert_eq!(said(), "");
-    }
 }

@@ -10,7 +10,7 @@ use crate::deployment::entrance;
 use crate::error::{Failure, PathContext, Result};
 use crate::host::files;
 use crate::host::paths::Paths;
-use crate::quadlet::{self, MARKER_PREFIX, Place, UnitFile, dev};
+use crate::quadlet::{self, MARKER_PREFIX, Place, UnitFile, dev, drop_ins};
 use crate::service::{Instance, Service};
 
 /// One file that differs.
@@ -187,12 +187,17 @@ impl UnitPlan {
             if let Some(text) = &change.after {
                 std::fs::create_dir_all(directory).path_context("can't create", directory)?;
                 // Lines of the operator's own are in it, which may hold a secret.
-                let is_secret = change.path.ends_with(entrance::CONFIGURATION);
+                let is_secret = change.path.ends_with(entrance::CONFIGURATION)
+                    || drop_ins::is_copy(&change.path);
                 let mode = if is_secret { 0o600 } else { 0o644 };
                 files::write_atomically(&change.path, text.as_bytes(), mode)?;
             } else {
                 std::fs::remove_file(&change.path).path_context("can't remove", &change.path)?;
                 files::sync_directory(directory)?;
+                if drop_ins::is_copy(&change.path) {
+                    // The operator may have others there.
+                    let _ = std::fs::remove_dir(directory);
+                }
             }
         }
         Ok(())
@@ -211,7 +216,9 @@ fn present(directory: &Path, place: Place) -> Result<Vec<String>> {
     let entries = files::entries(directory)?;
     let names = entries.iter().filter_map(|path| files::name(path));
     let ours = names.filter(|name| quadlet::is_ours_by_name(place, name));
-    Ok(ours.map(str::to_owned).collect())
+    let ours = ours.map(str::to_owned);
+    let copies = drop_ins::present(directory, place).map(str::to_owned);
+    Ok(ours.chain(copies).collect())
 }
 
 enum OnDisk {

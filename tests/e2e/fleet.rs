@@ -231,10 +231,27 @@ fn several_hosts_are_changed_as_one() {
     let env = second.bash(WHO, "ls /opt/litellm-server");
     assert_ne!(env.code, 0, "{}", env.stdout);
     fleet(operator, &["apply"]).ok();
+    // The first host alone backs up the database.
+    let without_backup = fleet(operator, &["status", "--json"]);
+    assert_eq!(without_backup.code, 1, "{without_backup:?}");
+    operator
+        .units(WHO, &["--host", "root@gateway-1", "backup"])
+        .ok();
     let status: Value = serde_json::from_str(&fleet(operator, &["status", "--json"]).ok()).unwrap();
-    for host in status["hosts"].as_array().unwrap() {
+    for (host, by) in status["hosts"]
+        .as_array()
+        .unwrap()
+        .iter()
+        .zip([Value::Null, "root@gateway-1".into()])
+    {
         assert_eq!(host["status"]["state"], "healthy", "{host}");
+        assert_eq!(host["status"]["backup"]["by"], by, "{host}");
     }
+    assert_eq!(line(first, "BACKUP_BY"), "");
+    assert_eq!(
+        gateways.map(|gateway| gateway.property(WHO, "litellm-backup.timer", "ActiveState")),
+        ["active", "inactive"]
+    );
     balance(operator);
     let master = operator.sh(WHO, "sed -n 's/^LITELLM_MASTER_KEY=//p' /srv/fleet/.env");
     operator.wait("HAProxy", Duration::from_secs(30), |host| {
@@ -274,6 +291,11 @@ fn several_hosts_are_changed_as_one() {
         fleet(operator, &["upgrade", "--image", NEWEST.image])
     })
     .ok();
+    let backups = "ls /opt/litellm-server/backups 2>/dev/null | wc -l";
+    assert_eq!(
+        gateways.map(|gateway| gateway.sh(WHO, backups)),
+        ["2\n", "0\n"]
+    );
     let table = fleet(operator, &["status"]).ok();
     assert_eq!(table.matches(NEWEST.version).count(), 2, "{table}");
     let named = operator.sh(WHO, "grep ^LITELLM_IMAGE= /srv/fleet/.env");

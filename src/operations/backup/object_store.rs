@@ -583,6 +583,7 @@ pub(super) mod tests {
             recipient: None,
             url: None,
             wal: false,
+            by: None,
             proxy: Arc::default(),
             store: store
                 .map(|(name, value)| ((*name).to_owned(), SecretValue::clear(value)))

@@ -85,10 +85,12 @@ pub(crate) struct BackupReport {
     pub(crate) failed: bool,
     /// The last verification of a newest backup; null if there was none.
     pub(crate) verification: Option<Verification>,
+    /// The other host that makes the backups; null if this one does.
+    pub(crate) by: Option<String>,
 }
 
 impl BackupReport {
-    fn of(paths: &Paths, service: &UnitState) -> Result<Self> {
+    fn of(paths: &Paths, service: &UnitState, settings: Option<&Settings>) -> Result<Self> {
         let (id, created) = backup::newest(paths)?.unzip();
         let age = created.map(|created| jiff::Timestamp::now().duration_since(created));
         Ok(Self {
@@ -97,6 +99,7 @@ impl BackupReport {
             age_seconds: age.map(|age| u64::try_from(age.as_secs()).unwrap_or_default()),
             failed: service.is_failing(),
             verification: Verification::load(paths)?,
+            by: settings.and_then(|settings| settings.backup.by.clone()),
         })
     }
 }
@@ -363,7 +366,7 @@ impl Services {
                 .ok()
                 .flatten()
                 .flatten();
-            backup_report = BackupReport::of(&host.paths, &backup)
+            backup_report = BackupReport::of(&host.paths, &backup, settings)
                 .map_err(|error| warnings.push(format!("{error:#}")))
                 .ok();
         }

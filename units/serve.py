@@ -16,6 +16,7 @@ import re
 import signal
 import socket
 import struct
+import tempfile
 import threading
 import time
 import traceback
@@ -28,6 +29,37 @@ signal.signal(signal.SIGTERM, lambda *_: None if has_served else os._exit(0))
 
 # Imported objects stay, so collecting garbage among them only takes time.
 gc.disable()
+
+
+def serve_metrics(port):
+    """Answers scrapes in a process of its own, with what all processes of this gateway have counted.
+
+    LiteLLM's own metrics server (PROMETHEUS_METRICS_PORT) imports LiteLLM again, and ends the start of the gateway if that
+    takes 30 s. This one is forked before anything large is imported, and the gateway serves without it.
+    """
+    directory = os.environ["PROMETHEUS_MULTIPROC_DIR"] = tempfile.mkdtemp(prefix="litellm-metrics-")
+    if os.fork():
+        return
+    gc.enable()
+    # The gateway alone has its addresses.
+    os.closerange(3, 3 + int(os.environ.get("LISTEN_FDS", 0)))
+    try:
+        from prometheus_client import CollectorRegistry, start_http_server
+        from prometheus_client.multiprocess import MultiProcessCollector
+
+        registry = CollectorRegistry()
+        MultiProcessCollector(registry, directory)
+        start_http_server(port, registry=registry)
+        while True:
+            signal.pause()
+    except BaseException:
+        traceback.print_exc()
+    os._exit(1)
+
+
+# A worker of uvicorn runs this file under another name.
+if __name__ == "__main__" and os.environ.get("LITELLM_UNITS_METRICS"):
+    serve_metrics(int(os.environ["LITELLM_UNITS_METRICS"]))
 
 import redis
 import uvicorn

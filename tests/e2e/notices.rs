@@ -4,8 +4,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+#[cfg(feature = "fault-points")]
+use crate::support::alerts;
 use crate::support::host::{TestHost, Who, tool};
 use crate::support::package::{bare_host, install};
+#[cfg(feature = "fault-points")]
+use crate::support::releases::NEWEST;
 
 /// A webhook that keeps what it gets, and fails while there is a file.
 const WEBHOOK: &str = r#"
@@ -319,6 +323,8 @@ struct Planted {
     notices: &'static [&'static str],
     /// What the metrics have, on which the alerts look.
     metrics: &'static [&'static str],
+    /// The alert on it.
+    alert: Option<&'static str>,
     /// How root repairs it.
     repair: &'static str,
     /// Whether the repair ends what `notices` has. All else that was reported must end.
@@ -331,6 +337,7 @@ const PLAIN: Planted = Planted {
     plant: |_| {},
     notices: &[],
     metrics: &[],
+    alert: None,
     repair: ":",
     ends: true,
 };
@@ -370,6 +377,7 @@ const PLANTED: [Planted; 23] = [
             host.sh(Who::Root, script);
         },
         notices: &["restarts of redis: at least 3 in 15 minutes"],
+        alert: Some("LitellmServiceRestarts"),
         ends: false,
         ..PLAIN
     },
@@ -377,6 +385,7 @@ const PLANTED: [Planted; 23] = [
         plant: |host| host.systemctl(Who::Root, &["stop", "litellm-redis"]),
         notices: &["redis: inactive (dead)"],
         metrics: &["litellm_units_service_active{service=\"redis\"} 0"],
+        alert: Some("LitellmServiceUnhealthy"),
         repair: "systemctl start litellm-redis",
         ..PLAIN
     },
@@ -388,6 +397,7 @@ const PLANTED: [Planted; 23] = [
             "litellm_units_service_active{service=\"postgres\"} 0",
             "litellm_units_gateway_ready 0",
         ],
+        alert: Some("LitellmServiceUnhealthy"),
         repair: "systemctl start litellm-postgres",
         ..PLAIN
     },
@@ -399,6 +409,7 @@ const PLANTED: [Planted; 23] = [
             "litellm_units_service_active{service=\"litellm\"} 0",
             "litellm_units_gateway_ready 0",
         ],
+        alert: Some("LitellmGatewayNotReady"),
         repair: "systemctl start litellm.socket litellm.service",
         ..PLAIN
     },
@@ -415,6 +426,7 @@ const PLANTED: [Planted; 23] = [
         },
         notices: &["redis: "],
         metrics: &["litellm_units_service_active{service=\"redis\"} 0"],
+        alert: Some("LitellmServiceUnhealthy"),
         repair: "rm -r /run/systemd/system/litellm-redis.service.d; systemctl daemon-reload
                systemctl reset-failed litellm-redis || :; systemctl restart litellm-redis",
         ..PLAIN
@@ -429,6 +441,7 @@ const PLANTED: [Planted; 23] = [
         },
         notices: &["litellm-images@redis.service: "],
         metrics: &["litellm_units_failing_blockers 1"],
+        alert: Some("LitellmBlocked"),
         repair: "rm -r /run/systemd/system/litellm-images@redis.service.d; systemctl daemon-reload
                systemctl restart litellm-images@redis; systemctl start litellm-redis",
         ..PLAIN
@@ -440,6 +453,7 @@ const PLANTED: [Planted; 23] = [
         },
         notices: &["backup: "],
         metrics: &["litellm_units_backup_failed 1"],
+        alert: Some("LitellmBackup"),
         repair: "rm -r /run/systemd/system/litellm-backup.service.d; systemctl daemon-reload
                systemctl start litellm-backup",
         ..PLAIN
@@ -448,6 +462,7 @@ const PLANTED: [Planted; 23] = [
         plant: |host| host.systemctl(Who::Root, &["stop", "litellm-backup.timer"]),
         notices: &["backup: litellm-backup.timer is not active"],
         metrics: &["litellm_units_backup_timer_active 0"],
+        alert: Some("LitellmBackup"),
         repair: "systemctl start litellm-backup.timer",
         ..PLAIN
     },
@@ -458,6 +473,7 @@ const PLANTED: [Planted; 23] = [
         },
         notices: &["verification: litellm-verify.service failed: "],
         metrics: &["litellm_units_verification_failed 1"],
+        alert: Some("LitellmVerification"),
         repair: "rm -r /run/systemd/system/litellm-verify.service.d; systemctl daemon-reload
                systemctl stop litellm-verify",
         ..PLAIN
@@ -465,6 +481,7 @@ const PLANTED: [Planted; 23] = [
     Planted {
         plant: |host| host.systemctl(Who::Root, &["stop", "litellm-wal.timer"]),
         notices: &["archive: litellm-wal.timer is not enabled and active"],
+        alert: Some("LitellmArchive"),
         repair: "systemctl start litellm-wal.timer",
         ..PLAIN
     },
@@ -473,6 +490,7 @@ const PLANTED: [Planted; 23] = [
         plant: |host| host.kill_at(Who::Root, "change-written", "", "secrets rotate redis"),
         notices: &["operation: "],
         metrics: &["litellm_units_operation_interrupted 1"],
+        alert: Some("LitellmInterrupted"),
         repair: "litellm-units up",
         ..PLAIN
     },
@@ -482,6 +500,7 @@ const PLANTED: [Planted; 23] = [
             spoil(host, "litellm-wal.service", FALSE, start);
         },
         notices: &["archive: litellm-wal.service failed: "],
+        alert: Some("LitellmArchive"),
         repair: "rm -r /run/systemd/system/litellm-wal.service.d; systemctl daemon-reload
                systemctl start litellm-wal",
         ..PLAIN
@@ -516,6 +535,7 @@ const PLANTED: [Planted; 23] = [
         },
         notices: &["upgrade-check: newer releases could not be listed for "],
         metrics: &["litellm_units_upgrade_check_timestamp_seconds 1735689600"],
+        alert: Some("LitellmReleaseCheck"),
         repair: "rm /opt/litellm-server/.litellm-units/upgrade-check.json",
         ..PLAIN
     },
@@ -523,6 +543,7 @@ const PLANTED: [Planted; 23] = [
         plant: |host| host.systemctl(Who::Root, &["stop", "litellm-upgrade-check.timer"]),
         notices: &["timers: litellm-upgrade-check.timer "],
         metrics: &["litellm_units_timers_idle 1"],
+        alert: Some("LitellmTimers"),
         repair: "systemctl start litellm-upgrade-check.timer",
         ..PLAIN
     },
@@ -537,6 +558,7 @@ const PLANTED: [Planted; 23] = [
             host.sh(Who::Root, script);
         },
         notices: &["backup: "],
+        alert: Some("LitellmBackup"),
         repair: r#"cd "$1/backups"; rm -r 2025*; mv /root/kept/* .; rmdir /root/kept"#,
         ..PLAIN
     },
@@ -546,6 +568,7 @@ const PLANTED: [Planted; 23] = [
         },
         notices: &[".env: "],
         metrics: &["litellm_units_env_invalid 1"],
+        alert: Some("LitellmEnvInvalid"),
         repair: r#"sed -i '$d' "$1/.env""#,
         ..PLAIN
     },
@@ -570,6 +593,7 @@ const PLANTED: [Planted; 23] = [
         },
         notices: &["vulnerabilities: attackers use GHSA-xxxx-test-0002"],
         metrics: &["litellm_units_vulnerabilities{exploited=\"true\"} 1"],
+        alert: Some("LitellmExploitedRelease"),
         repair: "rm -r /etc/litellm-units/advisories",
         ..PLAIN
     },
@@ -586,6 +610,7 @@ const PLANTED: [Planted; 23] = [
         },
         notices: &["release: "],
         metrics: &["litellm_units_release_mismatch 1"],
+        alert: Some("LitellmDegraded"),
         repair: "rm -r /etc/containers/systemd/litellm.container.d; systemctl daemon-reload
                systemctl restart litellm.service",
         ..PLAIN
@@ -596,6 +621,7 @@ const PLANTED: [Planted; 23] = [
         },
         notices: &["disk of /opt/litellm-server/logs: "],
         metrics: &["litellm_units_disk_free_bytes{path=\"/opt/litellm-server/logs\"} 1048576"],
+        alert: Some("LitellmDiskFull"),
         repair: r#"umount "$1/logs""#,
         ..PLAIN
     },
@@ -604,13 +630,15 @@ const PLANTED: [Planted; 23] = [
         plant: |host| host.systemctl(Who::Root, &["stop", "litellm-extra-filter"]),
         notices: &["filter: inactive (dead)"],
         metrics: &["litellm_units_service_active{service=\"filter\"} 0"],
+        alert: Some("LitellmServiceUnhealthy"),
         repair: "systemctl start litellm-extra-filter",
         ..PLAIN
     },
 ];
 
 /// Each fault is reported within a minute, maybe with what it causes, and its end within three; and what operators do every
-/// day is no fault.
+/// day is no fault. The alerts are evaluated on the metrics that each had. `LITELLM_UNITS_FAULTS=redis` plants only faults whose
+/// first notice has this word.
 #[cfg(feature = "fault-points")]
 #[test]
 #[ignore = "takes minutes: part of each release (CONTRIBUTING.md)"]
@@ -644,8 +672,14 @@ fn planted_faults() {
             text => Err(text),
         },
     );
+    let mut evaluated = Vec::new();
+    let word = std::env::var("LITELLM_UNITS_FAULTS").unwrap_or_default();
     for fault in PLANTED {
+        if !fault.notices[0].contains(&word) {
+            continue;
+        }
         host.sh(who, ": >/root/told");
+        let before = metrics(&host);
         (fault.plant)(&host);
         host.wait(fault.notices[0], Duration::from_secs(60), |host| {
             let (told, metrics) = (told(host), metrics(host));
@@ -661,6 +695,9 @@ fn planted_faults() {
                 Err(format!("{missing:?}\n{told}"))
             }
         });
+        if let Some(alert) = fault.alert {
+            evaluated.push(alerts::fires(alert, &before, &metrics(&host)));
+        }
         host.sh(who, fault.repair);
         // Of all that was reported, also beside what was expected: the next row may be about the same.
         host.wait("the end", Duration::from_secs(180), |host| {
@@ -683,11 +720,36 @@ fn planted_faults() {
         });
     }
     host.sh(who, ": >/root/told");
+    let sampler = "while :; do curl -s -m 15 http://127.0.0.1:9157/metrics; echo '# end'; sleep 20; done >/root/day";
+    host.run(
+        who,
+        &[
+            "systemd-run",
+            "--quiet",
+            "--unit",
+            "sampler",
+            "sh",
+            "-c",
+            sampler,
+        ],
+    )
+    .ok();
     host.units(who, &["restart"]).ok();
     host.units(who, &["restart", "litellm", "--handover"]).ok();
     host.units(who, &["backup"]).ok();
+    host.units(who, &["backup", "verify", "latest"]).ok();
     host.set_env(who, &[("OPENAI_API_KEY", "sk-another")]);
     host.units(who, &["apply"]).ok();
+    host.units(who, &["upgrade", "--image", NEWEST.image]).ok();
+    host.units(who, &["rollback", "--keep-data"]).ok();
+    host.units(who, &["restore", "latest", "--yes"]).ok();
     std::thread::sleep(Duration::from_secs(90));
     assert_eq!(told(&host), "");
+    let day = host.sh(who, "systemctl stop sampler; cat /root/day");
+    let day: Vec<&str> = day
+        .split("# end\n")
+        .filter(|text| !text.is_empty())
+        .collect();
+    evaluated.push(alerts::none_fires(&day));
+    alerts::evaluate(&evaluated);
 }

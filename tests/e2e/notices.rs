@@ -30,6 +30,81 @@ while (my $client = $server->accept) {
 }
 "#;
 
+/// Shows what it gets, as far as it is text, in the place of a collector of OpenTelemetry.
+const COLLECTOR: &str = r#"
+import http.server, re
+
+class Collector(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        print(self.path, *re.findall("[ -~]{4,}", body.decode("latin-1")), flush=True)
+        self.send_response(200)
+        self.end_headers()
+
+http.server.ThreadingHTTPServer(("", 4318), Collector).serve_forever()
+"#;
+
+/// The recipes of docs/notices.md. Both receivers are on the same host; that of the journal is systemd's own.
+#[test]
+#[ignore = "takes minutes: part of each release (CONTRIBUTING.md)"]
+fn traces_and_the_journal_are_sent() {
+    let host = TestHost::boot_with("receivers", &["--packages", "systemd-journal-remote"]);
+    let who = Who::Root;
+    host.units(who, &["generate"]).ok();
+    let collector = r#"cd "$1"
+        sed -i '/^litellm_settings:/a\  callbacks: ["otel"]\n  turn_off_message_logging: true' config/litellm-config.yaml
+        printf '%s\n' OTEL_EXPORTER_OTLP_PROTOCOL=http/json OTEL_EXPORTER_OTLP_ENDPOINT=http://collector:4318 >>.env
+        mkdir extra.d
+        printf '%s\n' '[Container]' Image=ghcr.io/berriai/litellm:v1.108.14 Entrypoint=python3 Exec=/etc/collector.py \
+            Volume=./collector.py:/etc/collector.py:ro,z DropCapability=all ReadOnly=true >extra.d/collector.container"#;
+    host.sh(who, collector);
+    host.write(who, "/opt/litellm-server/extra.d/collector.py", COLLECTOR);
+    host.units(who, &["up"]).ok();
+    let ask = r#"sed -n 's/^LITELLM_MASTER_KEY=/Authorization: Bearer /p' "$1/.env" |
+        curl -sS --fail -H @- -H 'Content-Type: application/json' http://127.0.0.1:24157/v1/chat/completions \
+            -d '{"model":"hello","messages":[{"role":"user","content":"prompt-of-mine"}]}'"#;
+    host.sh(who, ask);
+    host.wait("a trace", Duration::from_secs(60), |host| {
+        let got = host.sh(who, "journalctl -u litellm-extra-collector -o cat");
+        assert!(!got.contains("prompt-of-mine"), "{got}");
+        let mut traces = got.lines().filter(|line| line.starts_with("/v1/traces "));
+        match traces.find(|line| line.contains("gen_ai.request.model")) {
+            Some(_) => Ok(()),
+            None => Err(got),
+        }
+    });
+
+    host.sh(who, "apt-get -q update");
+    install(&host, "systemd-journal-remote");
+    let script = r"
+        echo 127.0.0.1 logs.example.com >>/etc/hosts
+        openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=logs.example.com -addext subjectAltName=DNS:logs.example.com \
+            -keyout /etc/ssl/private/journal-upload.pem -out /etc/ssl/certs/journal-upload.pem 2>/dev/null
+        cp /etc/ssl/certs/journal-upload.pem /etc/ssl/certs/ca.pem
+        install -o systemd-journal-remote -m 400 /etc/ssl/private/journal-upload.pem /etc/systemd/remote.pem
+        printf '%s\n' '[Remote]' ServerKeyFile=/etc/systemd/remote.pem ServerCertificateFile=/etc/ssl/certs/journal-upload.pem \
+            TrustedCertificateFile=/etc/ssl/certs/ca.pem >/etc/systemd/journal-remote.conf
+        systemctl start systemd-journal-remote.socket
+        printf '%s\n' '[Upload]' URL=https://logs.example.com:19532 \
+            ServerKeyFile=/run/credentials/systemd-journal-upload.service/key \
+            ServerCertificateFile=/etc/ssl/certs/journal-upload.pem TrustedCertificateFile=/etc/ssl/certs/ca.pem \
+            >/etc/systemd/journal-upload.conf
+        install -d /etc/systemd/system/systemd-journal-upload.service.d
+        printf '%s\n' '[Service]' LoadCredential=key:/etc/ssl/private/journal-upload.pem \
+            >/etc/systemd/system/systemd-journal-upload.service.d/key.conf
+        systemctl daemon-reload
+        systemctl enable --now systemd-journal-upload.service";
+    host.sh(who, script);
+    host.wait("the journal", Duration::from_secs(120), |host| {
+        let received = "journalctl -D /var/log/journal/remote -o cat LITELLM_UNITS_COMMAND=up || :
+            journalctl -u systemd-journal-upload -u systemd-journal-remote -n 5 >&2";
+        match host.sh(who, received) {
+            text if text.contains(": begun") && text.contains(": succeeded") => Ok(()),
+            text => Err(text),
+        }
+    });
+}
+
 /// The texts that the webhook got.
 fn hooked(host: &TestHost) -> Vec<String> {
     let bodies = host.sh(Who::Root, "cat /root/hook 2>/dev/null || :");

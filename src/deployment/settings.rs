@@ -1067,14 +1067,16 @@ impl Reader<'_> {
                 return Err(self.wrong(LITELLM_METRICS_PORT, &problem, "write 9160"));
             }
         };
+        // In its container, the gateway itself has the default port.
         let others = (listen.addresses.iter().cloned())
-            .chain(self.metrics_address()?.map(ListenAddress::Tcp));
+            .chain(self.metrics_address()?.map(ListenAddress::Tcp))
+            .chain(Listen::default().addresses);
         for other in others {
             if let ListenAddress::Tcp(other) = other
                 && (first..first + most).contains(&other.port())
             {
                 let problem = format!(
-                    "needs the ports {first} to {}, one for each gateway; {other} is another address of .env",
+                    "needs the ports {first} to {}, one for each gateway; {other} is another address of litellm-units",
                     first + most - 1
                 );
                 return Err(self.wrong(

@@ -284,7 +284,22 @@ fn faults_are_reported_once() {
             ),
         "{refused:?}"
     );
-    host.set_env(who, &[("METRICS_LISTEN", "127.0.0.1:9157")]);
+    host.set_env(
+        who,
+        &[
+            ("METRICS_LISTEN", "127.0.0.1:9157"),
+            ("LITELLM_METRICS_PORT", "8099"),
+        ],
+    );
+    let refused = host.units(who, &["apply"]);
+    assert!(
+        refused.code != 0
+            && (refused.stderr).contains(
+                ": LITELLM_METRICS_PORT needs 127.0.0.1:8099, which is taken by another process\nhint: find and stop it: "
+            ),
+        "{refused:?}"
+    );
+    host.set_env(who, &[("LITELLM_METRICS_PORT", "")]);
     let applied = host.units(who, &["apply"]).ok();
     for unit in [
         "enable litellm-watch.timer: notices of faults, and metrics\n",

@@ -299,8 +299,7 @@ pub fn render(settings: &Settings, host: &RenderContext<'_>) -> Result<Vec<UnitF
             }
             Service::Migrate => file(place, name, &Migrate::new(common, values, false))?,
             Service::Litellm => {
-                let drain_timeout = settings.drain_timeout;
-                files.extend(gateway_files(common, values, gateways, drain_timeout)?);
+                files.extend(gateway_files(common, values, gateways, settings)?);
                 continue;
             }
             Service::Extra(_) | Service::Entrance => continue,
@@ -344,15 +343,18 @@ fn gateway_files(
     common: &Common,
     values: Container,
     gateways: usize,
-    drain_timeout: u32,
+    settings: &Settings,
 ) -> Result<Vec<UnitFile>> {
-    let render = |name, number, standby, service| {
+    let render = |name, number, standby: bool, service| {
+        // The standby serves for seconds, and a port has one owner.
+        let first = settings.metrics_port.filter(|_| !standby);
         let gateway = Gateway {
             common,
             standby,
             number,
             memory: Replicas::memory_percentage(gateways),
-            drain_timeout,
+            drain_timeout: settings.drain_timeout,
+            metrics_port: first.and_then(|port| port.checked_add(u16::try_from(number - 1).ok()?)),
             service,
         };
         file(Place::Quadlet, name, &gateway)
@@ -684,5 +686,7 @@ struct Gateway<'a> {
     memory: u8,
     /// Seconds.
     drain_timeout: u32,
+    /// Of the loopback interface, for LiteLLM's own metrics.
+    metrics_port: Option<u16>,
     service: Container,
 }

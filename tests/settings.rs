@@ -391,6 +391,26 @@ fn what_can_not_be_used_is_refused_by_name_file_and_line() {
              hint: write it into a file below config/ and name the file instead\n".to_owned(),
         ),
         (
+            "LITELLM_METRICS_PORT",
+            "LITELLM_METRICS_PORT=127.0.0.1:9160",
+            "error: /srv/.env, line 13: LITELLM_METRICS_PORT is not a port from 1024 to 65528\n\
+             hint: write 9160\n".to_owned(),
+        ),
+        (
+            "LITELLM_METRICS_PORT at the port of other metrics",
+            "LITELLM_METRICS_PORT=9150\nMETRICS_LISTEN=127.0.0.1:9157",
+            "error: /srv/.env, line 13: LITELLM_METRICS_PORT needs the ports 9150 to 9157, one for each gateway; \
+             127.0.0.1:9157 is another address of litellm-units\n\
+             hint: choose another port, such as 9160\n".to_owned(),
+        ),
+        (
+            "LITELLM_METRICS_PORT at the gateway's port in its container",
+            "LITELLM_METRICS_PORT=24157\nLISTEN=127.0.0.1:8080",
+            "error: /srv/.env, line 13: LITELLM_METRICS_PORT needs the ports 24157 to 24164, one for each gateway; \
+             127.0.0.1:24157 is another address of litellm-units\n\
+             hint: choose another port, such as 9160\n".to_owned(),
+        ),
+        (
             "LITELLM_LIVENESS_TIMEOUT",
             "LITELLM_LIVENESS_TIMEOUT=5m",
             "error: /srv/.env, line 13: LITELLM_LIVENESS_TIMEOUT is not a number of seconds from 10 to 86400\n\

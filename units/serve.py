@@ -29,6 +29,65 @@ signal.signal(signal.SIGTERM, lambda *_: None if has_served else os._exit(0))
 # Imported objects stay, so collecting garbage among them only takes time.
 gc.disable()
 
+
+# The files in which the processes count. The unit mounts a tmpfs without a limit there: prometheus_client writes by mmap, so
+# a full disk would end the gateway.
+METRICS = "/run/litellm-metrics"
+# Seconds without a byte after which a scrape is cut off.
+SCRAPE_TIMEOUT = 5
+# Seconds until the process that answers scrapes is started again.
+SCRAPE_PAUSE = 15
+
+
+def serve_metrics(port):
+    """Answers scrapes in a process of its own, with what all processes of this gateway have counted.
+
+    LiteLLM's own metrics server (PROMETHEUS_METRICS_PORT) imports LiteLLM again, and ends the start of the gateway if that
+    takes 30 s. This one is forked before anything large is imported. Another process starts it again if it ends.
+    """
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = METRICS
+    if os.fork():
+        return
+    # The gateway alone has its addresses.
+    os.closerange(3, 3 + int(os.environ.get("LISTEN_FDS", 0)))
+    while os.fork():
+        os.wait()
+        print(f"the server of LiteLLM's metrics has ended; next start in {SCRAPE_PAUSE} s", file=sys.stderr, flush=True)
+        time.sleep(SCRAPE_PAUSE)
+    try:
+        answer_scrapes(port)
+    except BaseException:
+        traceback.print_exc()
+    os._exit(1)
+
+
+def answer_scrapes(port):
+    """One connection at a time: more of them take no more threads or memory of the gateway."""
+    from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
+
+    from prometheus_client import CollectorRegistry, make_wsgi_app
+    from prometheus_client.multiprocess import MultiProcessCollector
+
+    class Handler(WSGIRequestHandler):
+        timeout = SCRAPE_TIMEOUT
+
+        def log_message(self, *_):
+            """Not a line for each scrape."""
+
+    class Scrapes(WSGIServer):
+        def handle_error(self, *_):
+            """Not a trace for each client that is slow or leaves."""
+
+    gc.enable()
+    registry = CollectorRegistry()
+    MultiProcessCollector(registry, METRICS)
+    make_server("", port, make_wsgi_app(registry), Scrapes, Handler).serve_forever()
+
+
+# A worker of uvicorn runs this file under another name.
+if __name__ == "__main__" and os.environ.get("LITELLM_UNITS_METRICS"):
+    serve_metrics(int(os.environ["LITELLM_UNITS_METRICS"]))
+
 import redis
 import uvicorn
 from redis.asyncio.connection import AbstractConnection

@@ -14,9 +14,10 @@ use super::listen::{Listen, ListenAddress};
 use super::sealed::{self, SecretValue, Vault};
 use super::variables::{
     self, ACCEPT_VULNERABILITIES, BACKUP_BY, BACKUP_PREFIX, BACKUP_WAL, DRAIN_TIMEOUT, LISTEN,
-    LISTEN_GROUP, LISTEN_WITHOUT_TLS, LIVENESS_TIMEOUT, METRICS_FILE, METRICS_LISTEN,
-    NOTIFY_COMMAND, NOTIFY_URL, PUBLIC_ADMIN_FROM, PUBLIC_URL, RECYCLE_AT, REDIS_MEMORY, REPLICAS,
-    ROOT_PATH, Recipient, SENTINEL_NODES, USER_NAMESPACES, WORKERS, is_name, may_be_sealed,
+    LISTEN_GROUP, LISTEN_WITHOUT_TLS, LITELLM_METRICS_PORT, LIVENESS_TIMEOUT, METRICS_FILE,
+    METRICS_LISTEN, NOTIFY_COMMAND, NOTIFY_URL, PUBLIC_ADMIN_FROM, PUBLIC_URL, RECYCLE_AT,
+    REDIS_MEMORY, REPLICAS, ROOT_PATH, Recipient, SENTINEL_NODES, USER_NAMESPACES, WORKERS,
+    is_name, may_be_sealed,
 };
 use crate::error::{Failure, Result};
 use crate::host::capacity::Capacity;
@@ -289,6 +290,8 @@ pub struct Settings {
     pub replicas: Replicas,
     /// `LITELLM_DRAIN_TIMEOUT`: seconds for the requests of a gateway that stops while another one serves.
     pub drain_timeout: u32,
+    /// `LITELLM_METRICS_PORT`: the loopback port for the first gateway's own metrics; further ones have the next ports.
+    pub metrics_port: Option<u16>,
     /// `LITELLM_RECYCLE_AT`; `None` for never.
     pub recycle_at: Option<MemoryMark>,
     /// `USER_NAMESPACES`: whether the containers of root have user IDs of their own.
@@ -417,6 +420,7 @@ impl Settings {
         }
         let in_clear = |name: &str| reader.filled(name).map(str::to_owned);
         let listen = reader.listen()?;
+        let metrics_port = reader.metrics_port(&listen)?;
         let proxy = reader.proxy();
         let entrance = reader.entrance(&listen)?;
         let url = entrance.as_ref().map(Entrance::url);
@@ -438,6 +442,7 @@ impl Settings {
                     "write 600 for ten minutes, or remove it",
                 )?
                 .unwrap_or(DEFAULT_DRAIN_TIMEOUT),
+            metrics_port,
             recycle_at: reader.recycle_at()?,
             user_namespaces: reader.user_namespaces()?,
             master_key,
@@ -1029,6 +1034,41 @@ impl Reader<'_> {
             ));
         }
         Ok(Some(address))
+    }
+
+    fn metrics_port(&self, listen: &Listen) -> Result<Option<u16>> {
+        let Some(value) = self.filled(LITELLM_METRICS_PORT) else {
+            return Ok(None);
+        };
+        let most = u16::try_from(Instance::MOST).unwrap_or_default();
+        let highest = u16::MAX - most + 1;
+        let first = match value.parse() {
+            Ok(first) if (1024..=highest).contains(&first) => first,
+            _ => {
+                let problem = format!("is not a port from 1024 to {highest}");
+                return Err(self.wrong(LITELLM_METRICS_PORT, &problem, "write 9160"));
+            }
+        };
+        // In its container, the gateway itself has the default port.
+        let others = (listen.addresses.iter().cloned())
+            .chain(self.metrics_address()?.map(ListenAddress::Tcp))
+            .chain(Listen::default().addresses);
+        for other in others {
+            if let ListenAddress::Tcp(other) = other
+                && (first..first + most).contains(&other.port())
+            {
+                let problem = format!(
+                    "needs the ports {first} to {}, one for each gateway; {other} is another address of litellm-units",
+                    first + most - 1
+                );
+                return Err(self.wrong(
+                    LITELLM_METRICS_PORT,
+                    &problem,
+                    "choose another port, such as 9160",
+                ));
+            }
+        }
+        Ok(Some(first))
     }
 
     fn postgres_name(&self, name: &str) -> Result<String> {

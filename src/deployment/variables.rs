@@ -21,6 +21,8 @@ pub(crate) const LISTEN_GROUP: &str = "LISTEN_GROUP";
 pub(crate) const LISTEN_WITHOUT_TLS: &str = "LISTEN_WITHOUT_TLS";
 /// For how many seconds the gateway's event loop may be blocked before it is replaced; `units/serve.py` reads it.
 pub(crate) const LIVENESS_TIMEOUT: &str = "LITELLM_LIVENESS_TIMEOUT";
+/// The first of the loopback ports that serve LiteLLM's own metrics, one for each gateway.
+pub(crate) const LITELLM_METRICS_PORT: &str = "LITELLM_METRICS_PORT";
 /// The file that gets the metrics.
 pub(crate) const METRICS_FILE: &str = "METRICS_FILE";
 /// Where the metrics are served by HTTP.
@@ -188,6 +190,7 @@ static VARIABLES: &[Variable] = &[
     row(PUBLIC_ADMIN_FROM, Setting, Units, Clear),
     row(METRICS_FILE, Setting, Units, Clear),
     row(METRICS_LISTEN, Setting, Units, Clear),
+    row(LITELLM_METRICS_PORT, Setting, Units, Clear),
     row(NOTIFY_COMMAND, Setting, Units, Unknown),
     // Whoever knows such a URL can write to its channel.
     row(NOTIFY_URL, Setting, Units, Secret),

@@ -20,7 +20,7 @@ use crate::host::firewall;
 use crate::host::listener::{Listener, listening};
 use crate::host::systemd::UnitState;
 use crate::litellm::models;
-use crate::operations::stack::address::overlap;
+use crate::operations::stack::address::{overlap, published_metrics};
 use crate::output::shell_word;
 use crate::quadlet::{self, drop_ins};
 use crate::service::{Instance, Service};
@@ -89,6 +89,7 @@ pub(crate) fn port(examination: &Examination<'_>) -> Option<Check> {
     Some(
         problem
             .or_else(|| judge_paths(examination, &listen))
+            .or_else(|| judge_metrics(examination))
             .unwrap_or_else(|| {
                 let places: BTreeSet<_> =
                     listen.addresses.iter().map(ListenAddress::place).collect();
@@ -134,10 +135,34 @@ fn judge_port(
             }
             None => (!runs).then(|| "a process of another user".to_owned()),
         })?;
-    Some(
-        Check::failure(CheckName::Port, format!("port {port} is taken by {who}"))
-            .remedy(format!("find and stop it: `ss -ltnp 'sport = :{port}'`")),
-    )
+    Some(taken(port, &who))
+}
+
+fn taken(port: u16, who: &str) -> Check {
+    Check::failure(CheckName::Port, format!("port {port} is taken by {who}"))
+        .remedy(format!("find and stop it: `ss -ltnp 'sport = :{port}'`"))
+}
+
+/// A port for LiteLLM's own metrics that keeps a gateway from starting.
+fn judge_metrics(examination: &Examination<'_>) -> Option<Check> {
+    let units = examination.units.as_ref()?;
+    published_metrics(&examination.host.paths)
+        .into_iter()
+        .find_map(|(gateway, address)| {
+            let (_, unit) = units.iter().find(|(instance, _)| *instance == gateway)?;
+            let mut found = listening(address.port()).into_iter().filter(|listener| {
+                let its = SocketAddr::new(listener.address.to_canonical(), address.port());
+                !unit.is_active() && overlap(its, address)
+            });
+            let who = found.find_map(|listener| match process_with(listener.inode) {
+                Some((process, name)) => {
+                    let ours = is_in(process, &unit.control_group);
+                    (!ours).then(|| format!("{name} (process {process})"))
+                }
+                None => Some("a process of another user".to_owned()),
+            })?;
+            Some(taken(address.port(), &who))
+        })
 }
 
 /// The problem with a Unix socket, if there is one.

@@ -4,8 +4,12 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+#[cfg(feature = "fault-points")]
+use crate::support::alerts;
 use crate::support::host::{TestHost, Who, tool};
 use crate::support::package::{bare_host, install};
+#[cfg(feature = "fault-points")]
+use crate::support::releases::NEWEST;
 
 /// A webhook that keeps what it gets, and fails while there is a file.
 const WEBHOOK: &str = r#"
@@ -25,6 +29,82 @@ while (my $client = $server->accept) {
     close $client;
 }
 "#;
+
+/// Shows what it gets, as far as it is text, in the place of a collector of OpenTelemetry.
+const COLLECTOR: &str = r#"
+import http.server, re
+
+class Collector(http.server.BaseHTTPRequestHandler):
+    def do_POST(self):
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        print(self.path, *re.findall("[ -~]{4,}", body.decode("latin-1")), flush=True)
+        self.send_response(200)
+        self.end_headers()
+
+http.server.ThreadingHTTPServer(("", 4318), Collector).serve_forever()
+"#;
+
+/// The recipes of docs/notices.md. Both receivers are on the same host; that of the journal is systemd's own.
+#[test]
+#[ignore = "takes minutes: part of each release (CONTRIBUTING.md)"]
+fn traces_and_the_journal_are_sent() {
+    let host = TestHost::boot_with("receivers", &["--packages", "systemd-journal-remote"]);
+    let who = Who::Root;
+    host.units(who, &["generate"]).ok();
+    let collector = r#"cd "$1"
+        sed -i '/^litellm_settings:/a\  callbacks: ["otel"]\n  turn_off_message_logging: true' config/litellm-config.yaml
+        printf '%s\n' OTEL_EXPORTER_OTLP_PROTOCOL=http/json OTEL_EXPORTER_OTLP_ENDPOINT=http://collector:4318 >>.env
+        mkdir extra.d
+        printf '%s\n' '[Container]' Image=ghcr.io/berriai/litellm:v1.108.14 Entrypoint=python3 Exec=/etc/collector.py \
+            Volume=./collector.py:/etc/collector.py:ro,z DropCapability=all ReadOnly=true >extra.d/collector.container"#;
+    host.sh(who, collector);
+    host.write(who, "/opt/litellm-server/extra.d/collector.py", COLLECTOR);
+    host.units(who, &["up"]).ok();
+    let ask = r#"sed -n 's/^LITELLM_MASTER_KEY=/Authorization: Bearer /p' "$1/.env" |
+        curl -sS --fail -H @- -H 'Content-Type: application/json' http://127.0.0.1:24157/v1/chat/completions \
+            -d '{"model":"hello","messages":[{"role":"user","content":"prompt-of-mine"}]}'"#;
+    host.sh(who, ask);
+    host.wait("a trace", Duration::from_secs(60), |host| {
+        let got = host.sh(who, "journalctl -u litellm-extra-collector -o cat");
+        assert!(!got.contains("prompt-of-mine"), "{got}");
+        // A long line is several entries of the journal.
+        if got.contains("/v1/traces ") && got.contains("gen_ai.request.model") {
+            Ok(())
+        } else {
+            Err(got)
+        }
+    });
+
+    host.sh(who, "apt-get -q update");
+    install(&host, "systemd-journal-remote");
+    let script = r"
+        echo 127.0.0.1 logs.example.com >>/etc/hosts
+        openssl req -x509 -newkey rsa:2048 -nodes -days 2 -subj /CN=logs.example.com -addext subjectAltName=DNS:logs.example.com \
+            -keyout /etc/ssl/private/journal-upload.pem -out /etc/ssl/certs/journal-upload.pem 2>/dev/null
+        cp /etc/ssl/certs/journal-upload.pem /etc/ssl/certs/ca.pem
+        install -o systemd-journal-remote -m 400 /etc/ssl/private/journal-upload.pem /etc/systemd/remote.pem
+        printf '%s\n' '[Remote]' ServerKeyFile=/etc/systemd/remote.pem ServerCertificateFile=/etc/ssl/certs/journal-upload.pem \
+            TrustedCertificateFile=/etc/ssl/certs/ca.pem >/etc/systemd/journal-remote.conf
+        systemctl start systemd-journal-remote.socket
+        printf '%s\n' '[Upload]' URL=https://logs.example.com:19532 \
+            ServerKeyFile=/run/credentials/systemd-journal-upload.service/key \
+            ServerCertificateFile=/etc/ssl/certs/journal-upload.pem TrustedCertificateFile=/etc/ssl/certs/ca.pem \
+            >/etc/systemd/journal-upload.conf
+        install -d /etc/systemd/system/systemd-journal-upload.service.d
+        printf '%s\n' '[Service]' LoadCredential=key:/etc/ssl/private/journal-upload.pem \
+            >/etc/systemd/system/systemd-journal-upload.service.d/key.conf
+        systemctl daemon-reload
+        systemctl enable --now systemd-journal-upload.service";
+    host.sh(who, script);
+    host.wait("the journal", Duration::from_secs(120), |host| {
+        let received = "journalctl -D /var/log/journal/remote -o cat LITELLM_UNITS_COMMAND=up || :
+            journalctl -u systemd-journal-upload -u systemd-journal-remote -n 5 >&2";
+        match host.sh(who, received) {
+            text if text.contains(": begun") && text.contains(": succeeded") => Ok(()),
+            text => Err(text),
+        }
+    });
+}
 
 /// The texts that the webhook got.
 fn hooked(host: &TestHost) -> Vec<String> {
@@ -204,7 +284,22 @@ fn faults_are_reported_once() {
             ),
         "{refused:?}"
     );
-    host.set_env(who, &[("METRICS_LISTEN", "127.0.0.1:9157")]);
+    host.set_env(
+        who,
+        &[
+            ("METRICS_LISTEN", "127.0.0.1:9157"),
+            ("LITELLM_METRICS_PORT", "8099"),
+        ],
+    );
+    let refused = host.units(who, &["apply"]);
+    assert!(
+        refused.code != 0
+            && (refused.stderr).contains(
+                ": LITELLM_METRICS_PORT needs 127.0.0.1:8099, which is taken by another process\nhint: find and stop it: "
+            ),
+        "{refused:?}"
+    );
+    host.set_env(who, &[("LITELLM_METRICS_PORT", "")]);
     let applied = host.units(who, &["apply"]).ok();
     for unit in [
         "enable litellm-watch.timer: notices of faults, and metrics\n",
@@ -319,6 +414,8 @@ struct Planted {
     notices: &'static [&'static str],
     /// What the metrics have, on which the alerts look.
     metrics: &'static [&'static str],
+    /// The alert on it.
+    alert: Option<&'static str>,
     /// How root repairs it.
     repair: &'static str,
     /// Whether the repair ends what `notices` has. All else that was reported must end.
@@ -331,6 +428,7 @@ const PLAIN: Planted = Planted {
     plant: |_| {},
     notices: &[],
     metrics: &[],
+    alert: None,
     repair: ":",
     ends: true,
 };
@@ -370,6 +468,7 @@ const PLANTED: [Planted; 23] = [
             host.sh(Who::Root, script);
         },
         notices: &["restarts of redis: at least 3 in 15 minutes"],
+        alert: Some("LitellmServiceRestarts"),
         ends: false,
         ..PLAIN
     },
@@ -377,6 +476,7 @@ const PLANTED: [Planted; 23] = [
         plant: |host| host.systemctl(Who::Root, &["stop", "litellm-redis"]),
         notices: &["redis: inactive (dead)"],
         metrics: &["litellm_units_service_active{service=\"redis\"} 0"],
+        alert: Some("LitellmServiceUnhealthy"),
         repair: "systemctl start litellm-redis",
         ..PLAIN
     },
@@ -388,6 +488,7 @@ const PLANTED: [Planted; 23] = [
             "litellm_units_service_active{service=\"postgres\"} 0",
             "litellm_units_gateway_ready 0",
         ],
+        alert: Some("LitellmServiceUnhealthy"),
         repair: "systemctl start litellm-postgres",
         ..PLAIN
     },
@@ -399,6 +500,7 @@ const PLANTED: [Planted; 23] = [
             "litellm_units_service_active{service=\"litellm\"} 0",
             "litellm_units_gateway_ready 0",
         ],
+        alert: Some("LitellmGatewayNotReady"),
         repair: "systemctl start litellm.socket litellm.service",
         ..PLAIN
     },
@@ -415,6 +517,7 @@ const PLANTED: [Planted; 23] = [
         },
         notices: &["redis: "],
         metrics: &["litellm_units_service_active{service=\"redis\"} 0"],
+        alert: Some("LitellmServiceUnhealthy"),
         repair: "rm -r /run/systemd/system/litellm-redis.service.d; systemctl daemon-reload
                systemctl reset-failed litellm-redis || :; systemctl restart litellm-redis",
         ..PLAIN
@@ -429,6 +532,7 @@ const PLANTED: [Planted; 23] = [
         },
         notices: &["litellm-images@redis.service: "],
         metrics: &["litellm_units_failing_blockers 1"],
+        alert: Some("LitellmBlocked"),
         repair: "rm -r /run/systemd/system/litellm-images@redis.service.d; systemctl daemon-reload
                systemctl restart litellm-images@redis; systemctl start litellm-redis",
         ..PLAIN
@@ -440,6 +544,7 @@ const PLANTED: [Planted; 23] = [
         },
         notices: &["backup: "],
         metrics: &["litellm_units_backup_failed 1"],
+        alert: Some("LitellmBackup"),
         repair: "rm -r /run/systemd/system/litellm-backup.service.d; systemctl daemon-reload
                systemctl start litellm-backup",
         ..PLAIN
@@ -448,6 +553,7 @@ const PLANTED: [Planted; 23] = [
         plant: |host| host.systemctl(Who::Root, &["stop", "litellm-backup.timer"]),
         notices: &["backup: litellm-backup.timer is not active"],
         metrics: &["litellm_units_backup_timer_active 0"],
+        alert: Some("LitellmBackup"),
         repair: "systemctl start litellm-backup.timer",
         ..PLAIN
     },
@@ -458,6 +564,7 @@ const PLANTED: [Planted; 23] = [
         },
         notices: &["verification: litellm-verify.service failed: "],
         metrics: &["litellm_units_verification_failed 1"],
+        alert: Some("LitellmVerification"),
         repair: "rm -r /run/systemd/system/litellm-verify.service.d; systemctl daemon-reload
                systemctl stop litellm-verify",
         ..PLAIN
@@ -465,6 +572,7 @@ const PLANTED: [Planted; 23] = [
     Planted {
         plant: |host| host.systemctl(Who::Root, &["stop", "litellm-wal.timer"]),
         notices: &["archive: litellm-wal.timer is not enabled and active"],
+        alert: Some("LitellmArchive"),
         repair: "systemctl start litellm-wal.timer",
         ..PLAIN
     },
@@ -473,6 +581,7 @@ const PLANTED: [Planted; 23] = [
         plant: |host| host.kill_at(Who::Root, "change-written", "", "secrets rotate redis"),
         notices: &["operation: "],
         metrics: &["litellm_units_operation_interrupted 1"],
+        alert: Some("LitellmInterrupted"),
         repair: "litellm-units up",
         ..PLAIN
     },
@@ -482,6 +591,7 @@ const PLANTED: [Planted; 23] = [
             spoil(host, "litellm-wal.service", FALSE, start);
         },
         notices: &["archive: litellm-wal.service failed: "],
+        alert: Some("LitellmArchive"),
         repair: "rm -r /run/systemd/system/litellm-wal.service.d; systemctl daemon-reload
                systemctl start litellm-wal",
         ..PLAIN
@@ -516,6 +626,7 @@ const PLANTED: [Planted; 23] = [
         },
         notices: &["upgrade-check: newer releases could not be listed for "],
         metrics: &["litellm_units_upgrade_check_timestamp_seconds 1735689600"],
+        alert: Some("LitellmReleaseCheck"),
         repair: "rm /opt/litellm-server/.litellm-units/upgrade-check.json",
         ..PLAIN
     },
@@ -523,6 +634,7 @@ const PLANTED: [Planted; 23] = [
         plant: |host| host.systemctl(Who::Root, &["stop", "litellm-upgrade-check.timer"]),
         notices: &["timers: litellm-upgrade-check.timer "],
         metrics: &["litellm_units_timers_idle 1"],
+        alert: Some("LitellmTimers"),
         repair: "systemctl start litellm-upgrade-check.timer",
         ..PLAIN
     },
@@ -537,6 +649,7 @@ const PLANTED: [Planted; 23] = [
             host.sh(Who::Root, script);
         },
         notices: &["backup: "],
+        alert: Some("LitellmBackup"),
         repair: r#"cd "$1/backups"; rm -r 2025*; mv /root/kept/* .; rmdir /root/kept"#,
         ..PLAIN
     },
@@ -546,6 +659,7 @@ const PLANTED: [Planted; 23] = [
         },
         notices: &[".env: "],
         metrics: &["litellm_units_env_invalid 1"],
+        alert: Some("LitellmEnvInvalid"),
         repair: r#"sed -i '$d' "$1/.env""#,
         ..PLAIN
     },
@@ -570,6 +684,7 @@ const PLANTED: [Planted; 23] = [
         },
         notices: &["vulnerabilities: attackers use GHSA-xxxx-test-0002"],
         metrics: &["litellm_units_vulnerabilities{exploited=\"true\"} 1"],
+        alert: Some("LitellmExploitedRelease"),
         repair: "rm -r /etc/litellm-units/advisories",
         ..PLAIN
     },
@@ -586,6 +701,7 @@ const PLANTED: [Planted; 23] = [
         },
         notices: &["release: "],
         metrics: &["litellm_units_release_mismatch 1"],
+        alert: Some("LitellmDegraded"),
         repair: "rm -r /etc/containers/systemd/litellm.container.d; systemctl daemon-reload
                systemctl restart litellm.service",
         ..PLAIN
@@ -596,6 +712,7 @@ const PLANTED: [Planted; 23] = [
         },
         notices: &["disk of /opt/litellm-server/logs: "],
         metrics: &["litellm_units_disk_free_bytes{path=\"/opt/litellm-server/logs\"} 1048576"],
+        alert: Some("LitellmDiskFull"),
         repair: r#"umount "$1/logs""#,
         ..PLAIN
     },
@@ -604,13 +721,15 @@ const PLANTED: [Planted; 23] = [
         plant: |host| host.systemctl(Who::Root, &["stop", "litellm-extra-filter"]),
         notices: &["filter: inactive (dead)"],
         metrics: &["litellm_units_service_active{service=\"filter\"} 0"],
+        alert: Some("LitellmServiceUnhealthy"),
         repair: "systemctl start litellm-extra-filter",
         ..PLAIN
     },
 ];
 
 /// Each fault is reported within a minute, maybe with what it causes, and its end within three; and what operators do every
-/// day is no fault.
+/// day is no fault. The alerts are evaluated on the metrics that each had. `LITELLM_UNITS_FAULTS=redis` plants only faults whose
+/// first notice has this word.
 #[cfg(feature = "fault-points")]
 #[test]
 #[ignore = "takes minutes: part of each release (CONTRIBUTING.md)"]
@@ -644,8 +763,14 @@ fn planted_faults() {
             text => Err(text),
         },
     );
+    let mut evaluated = Vec::new();
+    let word = std::env::var("LITELLM_UNITS_FAULTS").unwrap_or_default();
     for fault in PLANTED {
+        if !fault.notices[0].contains(&word) {
+            continue;
+        }
         host.sh(who, ": >/root/told");
+        let before = metrics(&host);
         (fault.plant)(&host);
         host.wait(fault.notices[0], Duration::from_secs(60), |host| {
             let (told, metrics) = (told(host), metrics(host));
@@ -661,6 +786,9 @@ fn planted_faults() {
                 Err(format!("{missing:?}\n{told}"))
             }
         });
+        if let Some(alert) = fault.alert {
+            evaluated.push(alerts::fires(alert, &before, &metrics(&host)));
+        }
         host.sh(who, fault.repair);
         // Of all that was reported, also beside what was expected: the next row may be about the same.
         host.wait("the end", Duration::from_secs(180), |host| {
@@ -683,11 +811,36 @@ fn planted_faults() {
         });
     }
     host.sh(who, ": >/root/told");
+    let sampler = "while :; do curl -s -m 15 http://127.0.0.1:9157/metrics; echo '# end'; sleep 20; done >/root/day";
+    host.run(
+        who,
+        &[
+            "systemd-run",
+            "--quiet",
+            "--unit",
+            "sampler",
+            "sh",
+            "-c",
+            sampler,
+        ],
+    )
+    .ok();
     host.units(who, &["restart"]).ok();
     host.units(who, &["restart", "litellm", "--handover"]).ok();
     host.units(who, &["backup"]).ok();
+    host.units(who, &["backup", "verify", "latest"]).ok();
     host.set_env(who, &[("OPENAI_API_KEY", "sk-another")]);
     host.units(who, &["apply"]).ok();
+    host.units(who, &["upgrade", "--image", NEWEST.image]).ok();
+    host.units(who, &["rollback", "--keep-data"]).ok();
+    host.units(who, &["restore", "latest", "--yes"]).ok();
     std::thread::sleep(Duration::from_secs(90));
     assert_eq!(told(&host), "");
+    let day = host.sh(who, "systemctl stop sampler; cat /root/day");
+    let day: Vec<&str> = day
+        .split("# end\n")
+        .filter(|text| !text.is_empty())
+        .collect();
+    evaluated.push(alerts::none_fires(&day));
+    alerts::evaluate(&evaluated);
 }

@@ -27,7 +27,7 @@ fn replaces_both(host: &TestHost, key: &str, words: &[&str]) {
     assert_eq!(standby, "inactive", "{words:?}");
 }
 
-fn both_are_seen(host: &TestHost) {
+fn both_are_seen(host: &TestHost, key: &str) {
     let services = host.sh(
         WHO,
         "litellm-units status --json | jq -r '.services[] | [.service, .unit, .active, .health] | join(\" \")' | grep '^litellm'",
@@ -39,6 +39,27 @@ fn both_are_seen(host: &TestHost) {
     let limits = properties(host, "MemoryMax");
     assert_eq!(limits[0], limits[1]);
     assert!(limits[0].parse::<u64>().is_ok(), "{limits:?}");
+    // Each counts what it answered, and none of the other's.
+    let counted = "set -o pipefail; for port in 9160 9161; do curl -sS --fail http://127.0.0.1:$port/metrics; done |
+        awk '/^litellm_proxy_total_requests_metric_total[{]/ { sum += $NF } END { print sum + 0 }'";
+    let chat = format!(
+        "for i in $(seq 20); do curl -s --fail -o /dev/null -H 'Authorization: Bearer {key}' -H 'Content-Type: application/json' \
+         http://127.0.0.1:24157/v1/chat/completions -d '{{\"model\":\"hello\",\"messages\":[{{\"role\":\"user\",\"content\":\"Hi\"}}]}}'; done"
+    );
+    let before: f64 = host.sh(WHO, counted).trim().parse().unwrap();
+    host.sh(WHO, &chat);
+    host.wait(
+        "all requests to be counted",
+        Duration::from_secs(20),
+        |host| {
+            let counted: f64 = host.sh(WHO, counted).trim().parse().unwrap();
+            if (counted - before - 20.0).abs() < 0.5 {
+                Ok(())
+            } else {
+                Err(format!("{counted} after {before}"))
+            }
+        },
+    );
     let metrics = host.units(WHO, &["metrics"]).ok();
     assert!(
         metrics.contains("litellm_units_service_active{service=\"litellm-2\"} 1\n"),
@@ -159,7 +180,7 @@ fn a_bad_edit_reaches_none(host: &TestHost) {
     host.sh(
         WHO,
         &format!(
-            "echo 'raise RuntimeError(1)' >{deployment}/config/broken.py; sed -i '/^litellm_settings:/a\\  callbacks: broken.callback' {config}"
+            "echo 'raise RuntimeError(1)' >{deployment}/config/broken.py; sed -i 's/^  callbacks: .*/  callbacks: broken.callback/' {config}"
         ),
     );
     let ran = host.units(WHO, &["apply"]);
@@ -203,13 +224,21 @@ fn two_gateways() {
     allow_mock_delays(&host, WHO);
     host.set_env(
         WHO,
-        &[("LITELLM_REPLICAS", "2"), ("LITELLM_IMAGE", DEFAULT.image)],
+        &[
+            ("LITELLM_REPLICAS", "2"),
+            ("LITELLM_METRICS_PORT", "9160"),
+            ("LITELLM_IMAGE", DEFAULT.image),
+        ],
+    );
+    host.sh(
+        WHO,
+        r#"sed -i '/^litellm_settings:/a\  callbacks: ["prometheus"]' "$1/config/litellm-config.yaml""#,
     );
     host.units(WHO, &["up"]).ok();
     // Both registered the same secrets at the same moment.
     assert_eq!(properties(&host, "NRestarts"), ["0", "0"]);
     let key = new_key(&host, WHO);
-    both_are_seen(&host);
+    both_are_seen(&host, &key);
     one_that_differs_is_restarted_alone(&host);
     host.set_env(WHO, &[("OPENAI_API_KEY", "sk-another")]);
     replaces_both(&host, &key, &["apply"]);

@@ -91,7 +91,11 @@ pub(crate) fn all() -> Vec<Case> {
                 add("space", "/srv/my gateway", &notify);
                 add("pinned", deployment, "");
                 add("listen", deployment, LISTEN);
-                add("replicas", deployment, "LITELLM_REPLICAS=3\n");
+                add(
+                    "replicas",
+                    deployment,
+                    "LITELLM_REPLICAS=3\nLITELLM_METRICS_PORT=9160\n",
+                );
                 add(
                     "entrance",
                     deployment,

@@ -1,6 +1,8 @@
 //! What several tests share.
 #![expect(clippy::unwrap_used, reason = "a test stops at the first surprise")]
 
+#[cfg(feature = "fault-points")]
+pub(crate) mod alerts;
 pub(crate) mod arguments;
 pub(crate) mod cases;
 pub(crate) mod document;

@@ -18,9 +18,12 @@ use tokio::time::Instant;
 use super::hold_address;
 use crate::deployment::listen::{Listen, ListenAddress};
 use crate::deployment::settings::{Settings, load_env, wrong};
-use crate::deployment::variables::{LISTEN, LISTEN_GROUP, METRICS_LISTEN, PUBLIC_URL};
+use crate::deployment::variables::{
+    LISTEN, LISTEN_GROUP, LITELLM_METRICS_PORT, METRICS_LISTEN, PUBLIC_URL,
+};
 use crate::error::{Failure, Result};
 use crate::host::Host;
+use crate::host::capacity::Capacity;
 use crate::host::files;
 use crate::host::lock::OperationLock;
 use crate::host::ownership;
@@ -29,7 +32,7 @@ use crate::host::systemd::job::{JobType, Jobs};
 use crate::operations::recovery;
 use crate::output::shell_word;
 use crate::quadlet;
-use crate::service::Service;
+use crate::service::{Instance, Service};
 
 /// Exists while systemd may not have opened the addresses of the installed unit.
 const MARKER: &str = "relocation";
@@ -82,28 +85,50 @@ pub(crate) fn refuse(host: &Host, settings: &Settings) -> Result<()> {
     Ok(())
 }
 
-/// As [`refuse`], for the address of the metrics. An installed one is not looked at: the gateway starts without it.
+/// As [`refuse`], for the addresses of metrics. An installed one is not looked at: it may be in use by the units.
 pub(crate) fn refuse_metrics(paths: &Paths, settings: &Settings) -> Result<()> {
-    let Some(address) = settings.watch.metrics_address else {
-        return Ok(());
-    };
-    let none = || Listen {
-        addresses: Vec::new(),
+    let own = settings.watch.metrics_address;
+    let gateways = settings.replicas.count(Capacity::read());
+    let of_gateways = (settings.metrics_port.into_iter())
+        .flat_map(|first| (first..).take(gateways))
+        .map(|port| SocketAddr::from(([127, 0, 0, 1], port)));
+    let wanted = (own.into_iter().map(|own| (METRICS_LISTEN, "is", own)))
+        .chain(of_gateways.map(|address| (LITELLM_METRICS_PORT, "needs", address)));
+    let socket = Listen::of_installed(paths, quadlet::METRICS_SOCKET);
+    let installed = Listen {
+        addresses: (socket.into_iter().flat_map(|socket| socket.addresses))
+            .chain(
+                published_metrics(paths)
+                    .into_iter()
+                    .map(|(_, it)| ListenAddress::Tcp(it)),
+            )
+            .collect(),
         group: None,
     };
-    let installed = Listen::of_installed(paths, quadlet::METRICS_SOCKET).unwrap_or_else(none);
-    if installed.addresses == [ListenAddress::Tcp(address)] {
-        return Ok(());
-    }
-    match refusal_of_port(address, &installed) {
-        Some(Refusal { problem, hint }) => {
+    for (name, verb, address) in wanted {
+        if installed.addresses.contains(&ListenAddress::Tcp(address)) {
+            continue;
+        }
+        if let Some(Refusal { problem, hint }) = refusal_of_port(address, &installed) {
             let path = paths.env_file();
             let env = load_env(&path)?;
-            let problem = format!("is {address}, {problem}");
-            Err(wrong(&env, &path, METRICS_LISTEN, &problem, &hint))
+            let problem = format!("{verb} {address}, {problem}");
+            return Err(wrong(&env, &path, name, &problem, &hint));
         }
-        None => Ok(()),
     }
+    Ok(())
+}
+
+/// The addresses at which the installed gateways publish LiteLLM's own metrics. A gateway does not start if its address is
+/// taken.
+pub(crate) fn published_metrics(paths: &Paths) -> Vec<(Instance, SocketAddr)> {
+    let address = |gateway: Instance| {
+        let file = format!("{}.container", gateway.container());
+        let text = std::fs::read_to_string(paths.quadlets.join(file)).ok()?;
+        let line = { text.lines() }.find_map(|line| line.strip_prefix("PublishPort="))?;
+        Some((gateway, line.rsplit_once(':')?.0.parse().ok()?))
+    };
+    Instance::gateways().filter_map(address).collect()
 }
 
 /// As [`refuse`], for the ports of an entrance that is stopped.
@@ -127,7 +152,10 @@ pub(crate) fn refuse_ports(paths: &Paths, ports: &[u16]) -> Result<()> {
 /// Refuses to start a gateway whose address another process has: systemd's message on that is short, and Podman's is
 /// late. The ports `except` are those of a gateway that stops before.
 pub(crate) fn refuse_taken(paths: &Paths, except: &[u16]) -> Result<()> {
-    for address in Listen::installed(paths).unwrap_or_default().addresses {
+    let metrics = published_metrics(paths);
+    let metrics = { metrics.into_iter() }.map(|(_, address)| ListenAddress::Tcp(address));
+    let gateway = Listen::installed(paths).unwrap_or_default().addresses;
+    for address in gateway.into_iter().chain(metrics) {
         let is_excepted =
             matches!(&address, ListenAddress::Tcp(address) if except.contains(&address.port()));
         if !is_excepted && is_taken(&address) {
@@ -486,5 +514,35 @@ mod tests {
         let socket = format!("[Socket]\nListenStream={address}\n");
         std::fs::write(paths.units.join(quadlet::METRICS_SOCKET), socket).unwrap();
         refuse_metrics(&paths, &settings).unwrap();
+    }
+
+    /// A gateway does not start without its address for LiteLLM's own metrics.
+    #[test]
+    fn a_taken_port_of_a_gateway_s_metrics_is_named() {
+        let root = tempfile::tempdir().unwrap();
+        let paths = Paths {
+            units: root.path().to_owned(),
+            quadlets: root.path().to_owned(),
+            ..Paths::elsewhere(Scope::System)
+        };
+        let socket = "[Socket]\nListenStream=/nowhere/litellm.sock\n";
+        std::fs::write(paths.units.join(quadlet::SOCKET), socket).unwrap();
+        let other = TcpListener::bind(("127.0.0.1", 0)).unwrap();
+        let address = other.local_addr().unwrap();
+        let port = address.port();
+        let unit = format!("[Container]\nPublishPort={address}:{port}\n");
+        std::fs::write(paths.quadlets.join("litellm-2.container"), unit).unwrap();
+        let published = published_metrics(&paths);
+        let numbers: Vec<_> = { published.iter() }
+            .map(|(gateway, its)| (gateway.number(), *its))
+            .collect();
+        assert_eq!(numbers, [(2, address)]);
+        let error = refuse_taken(&paths, &[]).unwrap_err();
+        assert_eq!(
+            format!("{error:#}"),
+            format!("port {port} is taken by another process")
+        );
+        drop(other);
+        refuse_taken(&paths, &[]).unwrap();
     }
 }

@@ -235,7 +235,9 @@ const INSTALL: &str = "[Install]";
 fn is_of_one(section: &str, key: &str, value: &str) -> bool {
     let has_address = |words: &str| words.contains("ip=") || words.contains("ip6=");
     match (section, key) {
-        ("[Container]", "PublishPort" | "IP" | "IP6" | "ContainerName" | "ServiceName") => true,
+        // The last one names the container.
+        ("[Container]", "PublishPort" | "IP" | "IP6" | "ContainerName" | "ServiceName")
+        | ("[Service]", "ExecStart") => true,
         ("[Container]", "Network") => has_address(value),
         ("[Container]", "PodmanArgs") => value.split_whitespace().any(|word| {
             let word = word.trim_matches(['"', '\'']);
@@ -245,8 +247,6 @@ fn is_of_one(section: &str, key: &str, value: &str) -> bool {
                 option => option.starts_with("-p"),
             }
         }),
-        // It names the container.
-        ("[Service]", "ExecStart") => true,
         _ => false,
     }
 }

@@ -6,6 +6,7 @@ pub mod completion;
 pub mod configuration;
 pub mod entrance;
 pub mod env_file;
+pub(crate) mod external;
 pub mod extra;
 pub mod fleet;
 pub mod images_lock;

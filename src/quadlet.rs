@@ -510,7 +510,8 @@ impl Common {
             // In a user's session there is no such target; the restarts make up for it.
             awaits_network: host.paths.scope == Scope::System
                 && (matches!(settings.database, Database::External { .. })
-                    || matches!(settings.cache, Cache::External)),
+                    || matches!(settings.cache, Cache::External)
+                    || settings.lookups().next().is_some()),
             namespaces: settings.user_namespaces,
             idmap: if settings.user_namespaces {
                 ",idmap"

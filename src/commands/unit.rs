@@ -20,6 +20,7 @@ use crate::deployment::applied::Applied;
 use crate::deployment::certificates;
 use crate::deployment::completion;
 use crate::deployment::entrance;
+use crate::deployment::external;
 use crate::deployment::extra;
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::listen::ListenAddress;
@@ -205,6 +206,11 @@ async fn prepare(host: &Host, started: &Started) -> Result<()> {
     let images = ImagesLock::load(&host.paths.images_lock())?;
     Advisories::load(&host.paths)?.refuse(&host.paths, &settings, &images)?;
     let container_secrets = extra::container_secrets(&host.paths, &settings, service)?;
+    let lookups: Vec<_> = container_secrets
+        .iter()
+        .filter_map(|secret| secret.value.external())
+        .collect();
+    external::renew(&host.paths, &lookups, &host.progress)?;
     let podman = host.podman().await?;
 
     // Several gateways start at the same moment, and their secrets have the same names.
@@ -425,18 +431,26 @@ async fn register(podman: &Podman, name: &str, lookup: &str) -> Result<()> {
     )
 }
 
-/// Prints a secret's value. A health check gets a random value instead of a sealed or unreadable one:
+/// Prints a secret's value. A health check gets a random value instead of one that is not in clear or unreadable:
 /// no check needs it, and opening sealed secrets every few seconds would keep a TPM busy. A command in a running container
-/// gets an empty one instead of one that `.env` has no more, since the container was started before that edit.
+/// gets an empty one instead of one that `.env` has no more or that another program gives since, since the container was
+/// started before that edit. Another program was asked when the unit started.
 fn secret(host: &Host, service: Service, name: &str) -> Result<()> {
     let value = if podman::is_health_check() {
-        match value(host, service, name) {
-            Ok(Some(value)) if !value.is_sealed() => value.open()?,
-            _ => random::password(&mut random::kernel_random)?.into(),
+        let value = value(host, service, name).ok().flatten();
+        match value.and_then(|value| value.in_clear()) {
+            Some(value) => value,
+            None => random::password(&mut random::kernel_random)?.into(),
         }
     } else {
-        match value(host, service, name)? {
-            Some(value) => value.open()?,
+        let value = value(host, service, name)?;
+        let known = match value.as_ref().map(|value| (value, value.external())) {
+            Some((_, Some(lookup))) => lookup.last_good(&host.paths)?.map(|kept| kept.value()),
+            Some((value, None)) => Some(value.open()?),
+            None => None,
+        };
+        match known {
+            Some(known) => known,
             None if podman::is_exec() => "".into(),
             None => {
                 return Err(Failure::config(format!(

@@ -45,6 +45,8 @@ use std::ops::Range;
 
 use thiserror::Error;
 
+use super::external;
+
 /// The most that all values of one file may add up to, in bytes.
 const MAX_TOTAL: usize = 16 << 20;
 
@@ -138,6 +140,13 @@ impl EnvFile {
     #[must_use]
     pub fn line(&self, name: &str) -> Option<usize> {
         self.definition(name).map(|found| found.line)
+    }
+
+    /// The value of a variable that names another program to get it from.
+    #[must_use]
+    pub fn reference(&self, name: &str) -> Option<&str> {
+        let found = self.definition(name)?;
+        external::is_reference(&self.text[found.raw.clone()]).then_some(&found.value)
     }
 
     /// All variables with their values, in the order of the definitions that
@@ -334,7 +343,8 @@ impl EnvFile {
 #[must_use]
 pub fn quote(value: &str) -> Cow<'_, str> {
     let is_safe = |c: char| c.is_ascii_alphanumeric() || "_-./:@%+,=".contains(c);
-    if value.chars().all(is_safe) {
+    // Without quotes, it could name a program.
+    if value.chars().all(is_safe) && !external::is_reference(value) {
         Cow::Borrowed(value)
     } else {
         Cow::Owned(quoted(value))

@@ -18,8 +18,9 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use secrecy::{ExposeSecret, SecretString};
 
 use super::env_file::EnvFile;
+use super::external::Lookup;
 use crate::error::{Failure, Result};
-use crate::host::paths::CREDENTIALS;
+use crate::host::paths::{CREDENTIALS, Paths};
 use crate::host::systemd_creds;
 
 /// What a reference begins with. No other value may hold it.
@@ -243,8 +244,18 @@ pub(crate) fn unwritten(name: &str, written: &str) -> Option<SecretString> {
 pub struct SecretValue {
     written: SecretString,
     form: Form,
-    /// Nothing if the value is in clear.
-    vault: Option<Arc<Vault>>,
+    source: Source,
+}
+
+/// Where a value is.
+#[derive(Clone, Debug)]
+enum Source {
+    /// In `.env`.
+    Clear,
+    /// In a file beside it, or a part of it is.
+    Sealed(Arc<Vault>),
+    /// Another program gives it.
+    External(Arc<Lookup>),
 }
 
 /// What is made of a value.
@@ -265,7 +276,20 @@ impl SecretValue {
         Self {
             written: written.into(),
             form: Form::Plain,
-            vault: is_sealed(written).then(|| Arc::clone(vault)),
+            source: if is_sealed(written) {
+                Source::Sealed(Arc::clone(vault))
+            } else {
+                Source::Clear
+            },
+        }
+    }
+
+    /// A value that another program gives.
+    pub(crate) fn of(lookup: Lookup) -> Self {
+        Self {
+            written: lookup.reference().into(),
+            form: Form::Plain,
+            source: Source::External(Arc::new(lookup)),
         }
     }
 
@@ -275,7 +299,7 @@ impl SecretValue {
         Self {
             written: text.into(),
             form: Form::Plain,
-            vault: None,
+            source: Source::Clear,
         }
     }
 
@@ -296,7 +320,7 @@ impl SecretValue {
         Self { form, ..self }
     }
 
-    /// Whether it is empty; a sealed one never is.
+    /// Whether it is empty; one that is not in clear never is.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         matches!(self.form, Form::Plain) && self.written.expose_secret().is_empty()
@@ -305,15 +329,24 @@ impl SecretValue {
     /// Whether it is sealed, or a part of it is.
     #[must_use]
     pub fn is_sealed(&self) -> bool {
-        self.vault.is_some()
+        matches!(self.source, Source::Sealed(_))
+    }
+
+    /// How to get it, if another program gives it.
+    #[must_use]
+    pub fn external(&self) -> Option<&Lookup> {
+        match &self.source {
+            Source::External(lookup) => Some(lookup),
+            Source::Clear | Source::Sealed(_) => None,
+        }
     }
 
     /// What it is made of: of a sealed value, this tells whether it is still the same one.
-    /// Nothing if it is in clear.
+    /// Nothing if it is not sealed.
     #[must_use]
     pub fn sealed(&self) -> Option<String> {
-        self.vault.as_ref()?;
-        Some(format!("{:?} {}", self.form, self.written.expose_secret()))
+        self.is_sealed()
+            .then(|| format!("{:?} {}", self.form, self.written.expose_secret()))
     }
 
     /// What would be made of another value.
@@ -325,20 +358,37 @@ impl SecretValue {
     /// The value, if it is in clear.
     #[must_use]
     pub fn in_clear(&self) -> Option<SecretString> {
-        let clear = self.vault.is_none();
+        let clear = matches!(self.source, Source::Clear);
         clear.then(|| self.form.make(self.written.expose_secret()))
     }
 
     /// The value.
     ///
     /// # Errors
-    /// When it is sealed and can't be opened; the message names the variable.
+    /// When it is sealed and can't be opened; the message names the variable. When another program gives it:
+    /// [`SecretValue::open_at`] opens that.
     pub fn open(&self) -> Result<SecretString> {
         let text = self.written.expose_secret();
-        Ok(match &self.vault {
-            None => self.form.make(text),
-            Some(vault) => self.form.make(vault.open(text)?.expose_secret()),
-        })
+        match &self.source {
+            Source::Clear => Ok(self.form.make(text)),
+            Source::Sealed(vault) => Ok(self.form.make(vault.open(text)?.expose_secret())),
+            Source::External(lookup) => Err(Failure::config(format!(
+                "{} is for containers only, since another program gives it",
+                lookup.variable()
+            ))
+            .into()),
+        }
+    }
+
+    /// The value that a container got, or would get now if none has started yet.
+    ///
+    /// # Errors
+    /// As [`SecretValue::open`] and [`Lookup::fetch`].
+    pub(crate) fn open_at(&self, paths: &Paths) -> Result<SecretString> {
+        match &self.source {
+            Source::External(lookup) => lookup.value(paths),
+            Source::Clear | Source::Sealed(_) => self.open(),
+        }
     }
 }
 

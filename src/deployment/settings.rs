@@ -1,5 +1,6 @@
 //! The validated settings of one deployment, read from its `.env`.
 
+use std::collections::HashMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -9,13 +10,14 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::entrance::Entrance;
 use super::env_file::EnvFile;
+use super::external::Lookup;
 use super::listen::{Listen, ListenAddress};
 use super::sealed::{self, SecretValue, Vault};
 use super::variables::{
     self, ACCEPT_VULNERABILITIES, BACKUP_PREFIX, BACKUP_WAL, DRAIN_TIMEOUT, LISTEN, LISTEN_GROUP,
     LISTEN_WITHOUT_TLS, LIVENESS_TIMEOUT, METRICS_FILE, METRICS_LISTEN, NOTIFY_COMMAND, NOTIFY_URL,
-    PUBLIC_ADMIN_FROM, PUBLIC_URL, RECYCLE_AT, REDIS_MEMORY, REPLICAS, ROOT_PATH, Recipient,
-    SENTINEL_NODES, USER_NAMESPACES, WORKERS, is_name, may_be_sealed,
+    OF_PROGRAMS, PUBLIC_ADMIN_FROM, PUBLIC_URL, RECYCLE_AT, REDIS_MEMORY, REPLICAS, ROOT_PATH,
+    Recipient, SENTINEL_NODES, USER_NAMESPACES, WORKERS, is_name, may_be_external, may_be_sealed,
 };
 use crate::error::{Failure, Result};
 use crate::host::capacity::Capacity;
@@ -352,6 +354,7 @@ impl Settings {
         };
         reader.check_carriage()?;
         reader.check_references()?;
+        let lookups = reader.lookups()?;
         let hint = "write 300 for five minutes, or remove it";
         reader.seconds(LIVENESS_TIMEOUT, &LIVENESS_RANGE, hint)?;
         let is_wrong =
@@ -422,7 +425,9 @@ impl Settings {
         };
         let master_key = reader.required("LITELLM_MASTER_KEY")?;
         let mut gateway: Vec<(String, SecretValue)> = reader
-            .given(|recipient| matches!(recipient, Recipient::Gateway(_) | Recipient::Migration(_)))
+            .given(&lookups, |recipient| {
+                matches!(recipient, Recipient::Gateway(_) | Recipient::Migration(_))
+            })
             .filter(|(name, _)| name != "DATABASE_URL")
             .collect();
         gateway.push(("DATABASE_URL".into(), database.url()));
@@ -437,7 +442,7 @@ impl Settings {
                 let is_given = |(name, _): &(String, _)| {
                     !by_sentinel || !variables::OTHER_REDIS.contains(&name.as_str())
                 };
-                let redis = reader.given(|recipient| recipient == Recipient::Redis);
+                let redis = reader.given(&lookups, |recipient| recipient == Recipient::Redis);
                 gateway.extend(redis.filter(is_given));
             }
         }
@@ -537,6 +542,13 @@ impl Settings {
         self.services()
             .filter(|service| *service != Service::Migrate)
             .filter_map(|service| self.image(service))
+    }
+
+    /// The values that other programs give.
+    pub(crate) fn lookups(&self) -> impl Iterator<Item = &Lookup> {
+        self.gateway
+            .iter()
+            .filter_map(|(_, value)| value.external())
     }
 
     /// What `service` gets from `.env`, and nothing more.
@@ -739,9 +751,20 @@ pub(crate) fn names_unused_database(env: &EnvFile) -> bool {
 }
 
 /// What a container gets for a variable of `.env` by its name.
-pub(crate) fn value_of(env: &EnvFile, path: &Path, name: &str) -> Option<SecretValue> {
+///
+/// # Errors
+/// When another program is to give a value, and can't.
+pub(crate) fn value_of(env: &EnvFile, path: &Path, name: &str) -> Result<Option<SecretValue>> {
     let vault = Arc::new(Vault::beside(path));
-    Some(SecretValue::new(env.get(name)?, &vault))
+    let reader = Reader {
+        env,
+        path,
+        vault: &vault,
+    };
+    let lookups = reader.lookups()?;
+    Ok(env
+        .get(name)
+        .map(|value| reader.value(&lookups, name, value)))
 }
 
 /// The refusal of a variable, with file and line.
@@ -778,14 +801,60 @@ impl Reader<'_> {
     /// The variables that a container gets by their names.
     fn given(
         &self,
+        lookups: &HashMap<String, Lookup>,
         is_wanted: impl Fn(Recipient) -> bool,
     ) -> impl Iterator<Item = (String, SecretValue)> {
         self.env.iter().filter_map(move |(name, value)| {
             let recipient = variables::recipient(name);
             let is_unset = value.is_empty() && recipient.needs_a_value();
             (is_wanted(recipient) && !is_unset)
-                .then(|| (name.to_owned(), SecretValue::new(value, self.vault)))
+                .then(|| (name.to_owned(), self.value(lookups, name, value)))
         })
+    }
+
+    fn value(&self, lookups: &HashMap<String, Lookup>, name: &str, value: &str) -> SecretValue {
+        match lookups.get(name) {
+            Some(lookup) => SecretValue::of(lookup.clone()),
+            None => SecretValue::new(value, self.vault),
+        }
+    }
+
+    /// The values that other programs give.
+    fn lookups(&self) -> Result<HashMap<String, Lookup>> {
+        let of_programs = |name: &str| OF_PROGRAMS.iter().any(|begin| name.starts_with(begin));
+        let environment = self.env.iter().filter(|(name, _)| of_programs(name));
+        let environment =
+            environment.map(|(name, value)| (name.to_owned(), SecretValue::new(value, self.vault)));
+        let environment = Arc::new(environment.collect());
+        let mut lookups = HashMap::new();
+        for (name, value) in self.env.iter() {
+            let Some(reference) = self.env.reference(name) else {
+                continue;
+            };
+            if !may_be_external(name) {
+                return Err(self.wrong(
+                    name,
+                    "names a program (exec:, vault: or sops:), but is needed in .env itself",
+                    "write the value, which `litellm-units secrets seal` can encrypt; if this is the value, put it in single quotes",
+                ));
+            }
+            let place = place(Some(self.env), self.path, name);
+            let lookup = Lookup::parse(name, reference, place, &environment)
+                .map_err(|(problem, hint)| self.wrong(name, problem, hint))?;
+            lookups.insert(name.to_owned(), lookup);
+            let refers = self
+                .env
+                .iter()
+                .find(|(other, text)| self.env.reference(other).is_none() && text.contains(value));
+            if let Some((other, _)) = refers {
+                return Err(self.wrong(
+                    other,
+                    &format!("refers to {name}, which is not in .env, so it would contain {name}'s reference"),
+                    "let a program give the whole value: exec:/PATH/PROGRAM",
+                ));
+            }
+        }
+        Ok(lookups)
     }
 
     fn wrong(&self, name: &str, problem: &str, hint: &str) -> anyhow::Error {

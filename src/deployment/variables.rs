@@ -6,6 +6,8 @@ use Kind::{Database, Known, Setting};
 use Recipient::{Gateway, Migration, Nobody, Redis, Refused, Units};
 use Secrecy::{Clear, Harmless, Secret, Unknown, Url};
 
+use crate::host::outgoing_proxy;
+
 /// Names the known vulnerabilities that the operator accepts.
 pub(crate) const ACCEPT_VULNERABILITIES: &str = "LITELLM_ACCEPT_VULNERABILITIES";
 /// Whether the write-ahead log of the local database is archived.
@@ -224,13 +226,19 @@ static VARIABLES: &[Variable] = &[
 ];
 
 /// By the beginning of a name that has no row.
-static FAMILIES: [Variable; 3] = [
+static FAMILIES: [Variable; 5] = [
     // Options of an object store.
     row(BACKUP_PREFIX, Known, Units, Unknown),
     // Timeouts of the migration's commands.
     row("LITELLM_PRISMA_", Known, Migration(Always), Unknown),
     row("REDIS_", Known, Redis, Unknown),
+    // For the programs that give values: a container needs none of them.
+    row("SOPS_", Known, Units, Unknown),
+    row("VAULT_", Known, Units, Unknown),
 ];
+
+/// So begin the names of variables that programs get which give values.
+pub(crate) const OF_PROGRAMS: [&str; 2] = ["SOPS_", "VAULT_"];
 
 /// Any other.
 static OTHER: Variable = row("", Known, Gateway(Always), Unknown);
@@ -309,6 +317,16 @@ pub(crate) fn is_name(name: &str) -> bool {
 /// Whether the variable may be sealed.
 pub(crate) fn may_be_sealed(name: &str) -> bool {
     secrecy(name) != Clear && is_name(name)
+}
+
+/// Whether another program may give the value: only containers need it, and no other command here changes it.
+pub(crate) fn may_be_external(name: &str) -> bool {
+    let row = variable(name);
+    row.kind == Known
+        && matches!(row.recipient, Gateway(_))
+        && matches!(row.secrecy, Unknown | Secret)
+        && !outgoing_proxy::is_variable(name)
+        && is_name(name)
 }
 
 /// What a variable's name holds if its value is a secret.

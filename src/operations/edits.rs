@@ -1,6 +1,6 @@
 //! Edits of `.env` that can only fail, found before anything is stopped: a login that PostgreSQL refuses, another salt
 //! than the one that stored credentials are encrypted with, an image of PostgreSQL that misreads the indexes, servers whose
-//! names mean nothing here, and addresses of the gateway that can't be had.
+//! names mean nothing here, values that no program gives, and addresses of the gateway that can't be had.
 
 use std::time::Duration;
 
@@ -12,12 +12,14 @@ use super::postgres;
 use super::rotation::{self, Login};
 use super::stack::{self, address};
 use crate::deployment::env_file::EnvFile;
+use crate::deployment::external;
 use crate::deployment::sealed::SecretValue;
 use crate::deployment::settings::{self, Cache, Database, Settings, load_env};
 use crate::deployment::snapshot::{self, SnapshotId};
 use crate::deployment::variables::SENTINEL_NODES;
 use crate::error::{Failure, Result};
 use crate::host::Host;
+use crate::host::paths::Paths;
 use crate::service::Service;
 
 /// How long the host's resolver may take for one name.
@@ -26,12 +28,13 @@ const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The variables that are right only if the data of the local PostgreSQL agrees.
 const LOGIN: [&str; 3] = ["POSTGRES_USER", "POSTGRES_PASSWORD", "POSTGRES_DB"];
 
-/// Refuses addresses that can't be had, an image of PostgreSQL with another C library, and what the running database proves
-/// to be wrong. One that does not run proves nothing.
+/// Refuses addresses that can't be had, an image of PostgreSQL with another C library, values that other programs do not
+/// give, and what the running database proves to be wrong. One that does not run proves nothing.
 pub(crate) async fn refuse(host: &Host, settings: &Settings) -> Result<()> {
     address::refuse(host, settings)?;
     address::refuse_metrics(&host.paths, settings)?;
     refuse_other_library(host, settings)?;
+    refuse_missing_values(&host.paths, settings)?;
     let Some(edit) = Edit::find(host, settings) else {
         return Ok(());
     };
@@ -39,6 +42,20 @@ pub(crate) async fn refuse(host: &Host, settings: &Settings) -> Result<()> {
         return Ok(());
     }
     edit.check(host, settings).await
+}
+
+/// Refuses values that other programs do not give, unless an earlier start got them.
+fn refuse_missing_values(paths: &Paths, settings: &Settings) -> Result<()> {
+    let mut missing = Vec::new();
+    for lookup in settings.lookups() {
+        if lookup.last_good(paths)?.is_none() {
+            missing.push(lookup);
+        }
+    }
+    for fetched in external::fetch_all(paths, &missing) {
+        fetched?;
+    }
+    Ok(())
 }
 
 /// As [`refuse`], for a local PostgreSQL that is stopped: it is started alone and asked, before anything is started that

@@ -14,6 +14,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use crate::deployment::applied::Applied;
 use crate::deployment::env_file::{EnvFile, Written, quote};
+use crate::deployment::external::is_reference;
 use crate::deployment::extra;
 use crate::deployment::sealed::{self, Reference, Vault, is_sealed, unwritten};
 use crate::deployment::settings::{Settings, load_env};
@@ -281,7 +282,11 @@ fn follow_one(
 /// The names of the variables that are sealed when none is named.
 fn secret_names(env: &EnvFile) -> Vec<String> {
     env.definitions()
-        .filter(|found| may_be_sealed(found.name) && is_secret(found.name, found.value))
+        .filter(|found| {
+            may_be_sealed(found.name)
+                && is_secret(found.name, found.value)
+                && !is_reference(found.text)
+        })
         .map(|found| found.name.to_owned())
         .collect()
 }
@@ -291,6 +296,13 @@ fn check_names(env: &EnvFile, names: &[String], path: &Path) -> Result<()> {
     for name in names {
         if env.get(name).is_none_or(str::is_empty) {
             return Err(Failure::new(format!("{name} has no value in {}", path.display())).into());
+        }
+        if let Some(reference) = env.reference(name) {
+            return Err(Failure::new(format!(
+                "{name} is not in {}: another program gives it ({reference})",
+                path.display()
+            ))
+            .into());
         }
         if !may_be_sealed(name) {
             return Err(
@@ -323,6 +335,7 @@ fn sealed(
         let is_meant = secrets.iter().any(|name| name == found.name)
             && !found.value.is_empty()
             && !is_sealed(found.value)
+            && !is_reference(found.text)
             && is_alone(found);
         texts.push(if is_meant {
             let reference = sealer.seal(found.name, found.text)?;
@@ -348,6 +361,7 @@ fn sealed(
         if secrets.iter().any(|name| name == found.name)
             && !found.value.is_empty()
             && !is_sealed(found.value)
+            && !is_reference(found.text)
         {
             return Err(wrong(
                 old.line,

@@ -25,7 +25,7 @@ use crate::deployment::extra;
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::listen::ListenAddress;
 use crate::deployment::postgres_sizes;
-use crate::deployment::sealed::SecretValue;
+use crate::deployment::sealed::{self, SecretValue};
 use crate::deployment::settings::{ContainerSecret, SecretTarget, Settings};
 use crate::deployment::snapshot;
 use crate::doctor::{scrape, watch};
@@ -276,6 +276,20 @@ async fn prepare(host: &Host, started: &Started) -> Result<()> {
     if let Some(sizes) = sizes_file(host, &settings, service)? {
         options.push_str(&format!("--env-file {}", sizes.display()));
     }
+    if service == Service::Litellm
+        && let Some(directory) = open_files(host)?
+    {
+        let idmap = if settings.user_namespaces {
+            ",idmap"
+        } else {
+            ""
+        };
+        let directory = directory.display();
+        options.push_str(&format!(
+            "--volume {directory}:{}:ro,z{idmap}",
+            sealed::FILES
+        ));
+    }
     // The unit of an operator names its secrets itself.
     if !service.is_extra() {
         files::write_atomically(&file, format!("{}\n", options.trim_end()).as_bytes(), 0o644)?;
@@ -287,6 +301,28 @@ async fn prepare(host: &Host, started: &Started) -> Result<()> {
         // The record is that of the first gateway.
         Started::Standby => Ok(()),
     }
+}
+
+/// Writes the sealed files of `files/` into memory, in clear. Returns their directory; nothing if there are none.
+fn open_files(host: &Host) -> Result<Option<PathBuf>> {
+    let opened = sealed::files(&host.paths)?;
+    let directory = host.paths.runtime_state().join("files");
+    for path in files::entries(&directory)? {
+        let is_known = |name: &str| opened.iter().any(|(known, _)| known == name);
+        // Not one that another start is writing.
+        if files::name(&path).is_some_and(|name| sealed::is_file_name(name) && !is_known(name)) {
+            files::remove_existing(&path)?;
+        }
+    }
+    if opened.is_empty() {
+        return Ok(None);
+    }
+    files::make_directory(&directory, 0o700)?;
+    for (name, text) in opened {
+        let text = text.expose_secret().as_bytes();
+        files::write_atomically(&directory.join(name), text, 0o600)?;
+    }
+    Ok(Some(directory))
 }
 
 /// Writes the variable with the sizes of a new cluster. Only `initdb` reads it.

@@ -369,7 +369,11 @@ pub(crate) fn forget_others<'a>(
 ) -> Result<()> {
     let names: Vec<String> = lookups.map(Lookup::record_name).collect();
     for path in files::entries(&directory(paths))? {
-        if files::name(&path).is_none_or(|name| names.iter().all(|known| known != name)) {
+        let is_other = |name: &str| {
+            // What another start is writing has a name of its own.
+            !name.starts_with(files::TEMPORARY) && names.iter().all(|known| known != name)
+        };
+        if files::name(&path).is_some_and(is_other) {
             files::remove_existing(&path)?;
         }
     }

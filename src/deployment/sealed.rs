@@ -19,7 +19,8 @@ use secrecy::{ExposeSecret, SecretString};
 
 use super::env_file::EnvFile;
 use super::external::Lookup;
-use crate::error::{Failure, Result};
+use crate::error::{Failure, PathContext, Result};
+use crate::host::files;
 use crate::host::paths::{CREDENTIALS, Paths};
 use crate::host::systemd_creds;
 
@@ -227,6 +228,43 @@ impl Vault {
         }
         Ok(value.into())
     }
+}
+
+/// What the name of a sealed file ends with.
+pub(crate) const SUFFIX: &str = ".sealed";
+
+/// Where the gateway's container has the sealed files of `files/` in clear, by their names without [`SUFFIX`].
+pub(crate) const FILES: &str = "/run/litellm-units/files";
+
+/// Whether a file of `files/` can be sealed: its name becomes a part of others.
+pub(crate) fn is_file_name(name: &str) -> bool {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name.len() < 200
+        && name.chars().all(is_plain)
+        && !name.ends_with(SUFFIX)
+}
+
+/// The content of the sealed files of `files/`, by their names without [`SUFFIX`].
+///
+/// # Errors
+/// When one can't be opened on this host.
+pub(crate) fn files(paths: &Paths) -> Result<Vec<(String, SecretString)>> {
+    let mut opened = Vec::new();
+    for path in files::entries(&paths.credential_files())? {
+        let name = files::name(&path).and_then(|name| name.strip_suffix(SUFFIX));
+        let Some(name) = name.filter(|name| is_file_name(name)) else {
+            continue;
+        };
+        let ciphertext = std::fs::read(&path).path_context("can't read", &path)?;
+        let text = systemd_creds::decrypt(name, &ciphertext).map_err(|error| {
+            Failure::config(format!("the sealed file {} can't be opened: {error:#}", path.display())).hint(format!(
+                "it can be opened only on the host that sealed it: write {name} into files/ again, then run `litellm-units secrets seal --file {name}`"
+            ))
+        })?;
+        opened.push((name.to_owned(), text));
+    }
+    Ok(opened)
 }
 
 /// What `NAME=written` in a `.env` means; nothing if more than the value is in it.
@@ -472,6 +510,16 @@ mod tests {
             assert!(is_sealed(wrong));
         }
         assert_eq!(Reference::to_credential("A_1.0123456789abcdef.new"), None);
+    }
+
+    #[test]
+    fn names_of_files() {
+        for name in ["google.json", "a", "AWS_token-1"] {
+            assert!(is_file_name(name), "{name}");
+        }
+        for name in ["", ".a", "-a", "a b", "a/b", "..", "a.sealed", "\u{e9}"] {
+            assert!(!is_file_name(name), "{name}");
+        }
     }
 
     #[test]

@@ -22,6 +22,7 @@ use super::contract;
 use super::release::Release;
 use crate::deployment::certificates;
 use crate::deployment::env_file::EnvFile;
+use crate::deployment::sealed;
 use crate::deployment::settings::{
     Cache, Database, Replicas, Settings, UNUSED_DATABASE, USE_DATABASE, check_address, load_env,
     names_unused_database, parse_env, read_env, text_of,
@@ -483,6 +484,16 @@ fn has_word(text: &str, name: &str) -> bool {
 
 /// Where a file of the container is, if it can be there: a relative one is in `config/`.
 fn on_the_host(file: &str, paths: &Paths) -> Option<PathBuf> {
+    if let Some(name) = file.strip_prefix(sealed::FILES) {
+        let name = name
+            .strip_prefix('/')
+            .filter(|name| sealed::is_file_name(name))?;
+        return Some(
+            paths
+                .credential_files()
+                .join(format!("{name}{}", sealed::SUFFIX)),
+        );
+    }
     let file = Path::new(file);
     let (inside, directory) = match file.strip_prefix("/app/files") {
         Ok(inside) => (inside, paths.credential_files()),

@@ -13,7 +13,7 @@ use super::rotation::{self, Login};
 use super::stack::{self, address};
 use crate::deployment::env_file::EnvFile;
 use crate::deployment::external;
-use crate::deployment::sealed::SecretValue;
+use crate::deployment::sealed::{self, SecretValue};
 use crate::deployment::settings::{self, Cache, Database, Settings, load_env};
 use crate::deployment::snapshot::{self, SnapshotId};
 use crate::deployment::variables::SENTINEL_NODES;
@@ -29,12 +29,13 @@ const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
 const LOGIN: [&str; 3] = ["POSTGRES_USER", "POSTGRES_PASSWORD", "POSTGRES_DB"];
 
 /// Refuses addresses that can't be had, an image of PostgreSQL with another C library, values that other programs do not
-/// give, and what the running database proves to be wrong. One that does not run proves nothing.
+/// give, sealed files that can't be opened, and what the running database proves to be wrong. One that does not run proves nothing.
 pub(crate) async fn refuse(host: &Host, settings: &Settings) -> Result<()> {
     address::refuse(host, settings)?;
     address::refuse_metrics(&host.paths, settings)?;
     refuse_other_library(host, settings)?;
     refuse_missing_values(&host.paths, settings)?;
+    sealed::files(&host.paths)?;
     let Some(edit) = Edit::find(host, settings) else {
         return Ok(());
     };

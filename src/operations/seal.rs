@@ -212,6 +212,43 @@ pub(crate) fn seal(host: &Host, options: &SealOptions) -> Result<Sealed> {
     Ok(Sealed { names, kept })
 }
 
+/// Encrypts files of `files/` into files beside them, which the gateway gets in clear at its next start. The caller holds the
+/// operation lock.
+///
+/// # Errors
+/// When this host can't, or a file can't be sealed; those before it are.
+pub(crate) fn seal_files(host: &Host, names: &[String], key: Option<SealingKey>) -> Result<()> {
+    let directory = host.paths.credential_files();
+    let key = SealingKey::choose(key, &host.progress)?;
+    for name in names {
+        let path = directory.join(name);
+        if !sealed::is_file_name(name) {
+            return Err(Failure::new(format!("{} can't be sealed", path.display()))
+                .hint("name a file directly in files/, with only letters, digits and . _ - in its name")
+                .into());
+        }
+        let text = std::fs::read(&path).path_context("can't read", &path)?;
+        let Ok(text) = String::from_utf8(text).map(SecretString::from) else {
+            return Err(Failure::new(format!("{} is not UTF-8", path.display()))
+                .hint("only text can be sealed")
+                .into());
+        };
+        let ciphertext = systemd_creds::encrypt(key, name, &text)
+            .with_context(|| format!("{} can't be sealed", path.display()))?;
+        let back = systemd_creds::decrypt(name, &ciphertext)?;
+        if back.expose_secret() != text.expose_secret() {
+            return Err(Failure::new(format!(
+                "{} differs after decryption, so it was not sealed",
+                path.display()
+            ))
+            .into());
+        }
+        let sealed = directory.join(format!("{name}{}", sealed::SUFFIX));
+        files::write_atomically(&sealed, &ciphertext, 0o600)?;
+    }
+    Ok(())
+}
+
 /// Writes secrets into `.env` again, exactly as they were there. The caller holds the operation
 /// lock.
 ///

@@ -100,6 +100,20 @@ const INSTEAD: &[(&str, Instead)] = &[
         "pass llm/openai | sudo litellm-units secrets seal --stdin OPENAI_API_KEY",
         Instead::Run("echo correct-horse | sudo litellm-units secrets seal --stdin OPENAI_API_KEY"),
     ),
+    (
+        "sudo litellm-units secrets seal --file google.json",
+        Instead::Run(
+            "echo '{}' | sudo install -m 600 /dev/stdin /opt/litellm-server/files/google.json
+             sudo litellm-units secrets seal --file google.json",
+        ),
+    ),
+    (
+        "litellm-units secrets seal --file google.json",
+        Instead::Run(
+            "echo '{}' | install -m 600 /dev/stdin /opt/litellm-server/files/google.json
+             litellm-units secrets seal --file google.json",
+        ),
+    ),
     // There is no Vault. e2e::seal::values_of_other_programs runs programs.
     (
         "sudo env VAULT_ADDR=https://vault.example.com:8200 vault kv get -field=anthropic secret/llm >/dev/null",

@@ -626,8 +626,33 @@ fn values_of_other_programs() {
     let handover = || host.units(who, &["restart", "--handover", "litellm"]).ok();
     let doctor = || host.units(who, &["doctor"]).stdout;
     store("sk-of-the-store-1");
+    // A sealed file is in memory as well.
+    host.sh(
+        who,
+        "echo the-key-of-google | install -m 600 /dev/stdin \"$1/files/google.json\"",
+    );
+    assert_eq!(
+        host.units(who, &["secrets", "seal", "--file", "google.json"])
+            .ok(),
+        "sealed files/google.json\n"
+    );
+    host.sh(who, "rm \"$1/files/google.json\"");
     host.units(who, &["up"]).ok();
     assert_eq!(given().as_deref(), Some("sk-of-the-store-1"));
+    let file = "/run/litellm-units/files/google.json";
+    assert_eq!(
+        host.sh(
+            who,
+            &format!(
+                "podman exec litellm cat {file}; ! podman exec litellm touch {file} 2>/dev/null"
+            )
+        ),
+        "the-key-of-google\n"
+    );
+    assert_eq!(
+        places(&host, &["the-key-of-google".to_owned()]),
+        format!("{file}\n")
+    );
 
     host.sh(who, "rm /run/store");
     handover();

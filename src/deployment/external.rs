@@ -44,8 +44,6 @@ const DIRECTORIES: [&str; 6] = [
 ];
 /// Variables of the caller that a program gets: for keyrings and agents of the user.
 const OF_SESSION: [&str; 2] = ["XDG_RUNTIME_DIR", "DBUS_SESSION_BUS_ADDRESS"];
-/// A shorter value would be found in a message by chance.
-const SHORTEST: usize = 8;
 
 /// Whether the text of a value, as it is written in `.env`, is a reference.
 pub(crate) fn is_reference(text: &str) -> bool {
@@ -177,24 +175,23 @@ impl Lookup {
             .iter()
             .filter_map(|name| Some((name, std::env::var_os(name)?)));
         command.envs(of_session);
+        let mut given = Vec::new();
         for (name, value) in self.environment.iter() {
-            command.env(name, value.open()?.expose_secret());
+            let value = value.open()?;
+            command.env(name, value.expose_secret());
+            given.push(value);
         }
         let output = child::run(&mut command, b"", TIMEOUT, LIMIT)?;
-        let text = String::from_utf8(output.stdout);
         if !output.status.success() {
-            let program = program.display();
-            let said = match (&output.said, &text) {
-                // What it printed may be the secret.
-                (Some(said), Ok(text)) if text.trim().len() >= SHORTEST => {
-                    format!(": {}", said.replace(text.trim(), "********"))
-                }
-                (Some(said), _) => format!(": {said}"),
-                (None, _) => String::new(),
-            };
-            anyhow::bail!("{program} failed ({}){said}", output.status);
+            // What it printed may be the secret.
+            let printed = String::from_utf8_lossy(&output.stdout);
+            let given = given.iter().map(ExposeSecret::expose_secret);
+            let secrets: Vec<&str> = given.chain([&*printed]).collect();
+            let said = output.said(&secrets);
+            let said = said.map(|said| format!(": {said}")).unwrap_or_default();
+            anyhow::bail!("{} failed ({}){said}", program.display(), output.status);
         }
-        let Ok(text) = text else {
+        let Ok(text) = String::from_utf8(output.stdout) else {
             anyhow::bail!("{} printed something that is not UTF-8", program.display());
         };
         let text = SecretString::from(text);

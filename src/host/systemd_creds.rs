@@ -175,7 +175,7 @@ fn run(words: &[&str], input: &[u8]) -> Result<Vec<u8>> {
     command.args(words).args(["-", "-"]).env("LC_ALL", "C");
     // What it opens has at most the size of what was sealed.
     let output = child::run(&mut command, input, TIMEOUT, u64::MAX)?;
-    match output.said {
+    match output.said(&[]) {
         _ if output.status.success() => Ok(output.stdout),
         Some(reason) => anyhow::bail!("{PROGRAM}: {}", reason.trim_end_matches('.')),
         None => anyhow::bail!("{PROGRAM} failed ({})", output.status),

@@ -825,6 +825,11 @@ fn values_of_other_programs() {
         given,
         ["OPENAI_API_KEY None", "LITERAL Some(\"exec:/bin/true\")"]
     );
+    // Without a reference, the gateway gets the same as before there were any.
+    let secrets = settings(&format!("{ENV}VAULT_TOKEN=t\n")).container_secrets(Service::Litellm);
+    assert!(secrets.iter().any(|secret| secret.name == "VAULT_TOKEN"));
+    let text = format!("{ENV}A=exec:/bin/true\nB='exec:/bin/true'\nC=$B\nD='$A'\nE=$$A\n");
+    Settings::from_text(&text, Path::new("/srv/.env")).unwrap();
     let mut env = EnvFile::parse("A=1\n").unwrap();
     env.set("A", "exec:/bin/true").unwrap();
     env.set("B", "sops:/a#b").unwrap();
@@ -876,6 +881,14 @@ error: /srv/.env, line 13: A names no program by an absolute path
 hint: write exec:/PATH/PROGRAM ARGUMENTS; if this is the value itself, put it in single quotes
 "
     );
+    for reference in ["exec:/bin/x $T", "exec:/bin/x ${T:-a}", "vault:$T#a"] {
+        let said = refused(&format!("{ENV}T=secret\nA={reference}\n"));
+        assert!(
+            said.contains("line 14: A refers to another variable, and arguments can be read"),
+            "{said}"
+        );
+    }
+    assert!(refused(&format!("{ENV}A=exec:/bin/true\nB=${{T:-$A}}\n")).contains("B refers to A,"));
     assert_eq!(
         refused(&format!("{ENV}A=exec:/bin/true\nB=x${{A}}\n")),
         "\

@@ -16,8 +16,9 @@ use super::sealed::{self, SecretValue, Vault};
 use super::variables::{
     self, ACCEPT_VULNERABILITIES, BACKUP_PREFIX, BACKUP_WAL, DRAIN_TIMEOUT, LISTEN, LISTEN_GROUP,
     LISTEN_WITHOUT_TLS, LIVENESS_TIMEOUT, METRICS_FILE, METRICS_LISTEN, NOTIFY_COMMAND, NOTIFY_URL,
-    OF_PROGRAMS, PUBLIC_ADMIN_FROM, PUBLIC_URL, RECYCLE_AT, REDIS_MEMORY, REPLICAS, ROOT_PATH,
-    Recipient, SENTINEL_NODES, USER_NAMESPACES, WORKERS, is_name, may_be_external, may_be_sealed,
+    PUBLIC_ADMIN_FROM, PUBLIC_URL, RECYCLE_AT, REDIS_MEMORY, REPLICAS, ROOT_PATH, Recipient,
+    SENTINEL_NODES, USER_NAMESPACES, WORKERS, is_name, is_of_programs, may_be_external,
+    may_be_sealed,
 };
 use crate::error::{Failure, Result};
 use crate::host::capacity::Capacity;
@@ -807,7 +808,9 @@ impl Reader<'_> {
         self.env.iter().filter_map(move |(name, value)| {
             let recipient = variables::recipient(name);
             let is_unset = value.is_empty() && recipient.needs_a_value();
-            (is_wanted(recipient) && !is_unset)
+            // Without such a program, they are variables like any other.
+            let is_of_program = !lookups.is_empty() && is_of_programs(name);
+            (is_wanted(recipient) && !is_unset && !is_of_program)
                 .then(|| (name.to_owned(), self.value(lookups, name, value)))
         })
     }
@@ -821,16 +824,29 @@ impl Reader<'_> {
 
     /// The values that other programs give.
     fn lookups(&self) -> Result<HashMap<String, Lookup>> {
-        let of_programs = |name: &str| OF_PROGRAMS.iter().any(|begin| name.starts_with(begin));
-        let environment = self.env.iter().filter(|(name, _)| of_programs(name));
+        let environment = self.env.iter().filter(|(name, _)| is_of_programs(name));
         let environment =
             environment.map(|(name, value)| (name.to_owned(), SecretValue::new(value, self.vault)));
         let environment = Arc::new(environment.collect());
         let mut lookups = HashMap::new();
-        for (name, value) in self.env.iter() {
+        for (name, _) in self.env.iter() {
             let Some(reference) = self.env.reference(name) else {
+                if let Some(other) = self.env.external_part(name) {
+                    return Err(self.wrong(
+                        name,
+                        &format!("refers to {other}, which is not in .env, so it would contain {other}'s reference"),
+                        "let a program give the whole value: exec:/PATH/PROGRAM",
+                    ));
+                }
                 continue;
             };
+            if self.env.refers(name) {
+                return Err(self.wrong(
+                    name,
+                    "refers to another variable, and arguments can be read by every user of this host",
+                    "let the program read the secret itself; for a plain dollar sign write `$$`",
+                ));
+            }
             if !may_be_external(name) {
                 return Err(self.wrong(
                     name,
@@ -842,17 +858,6 @@ impl Reader<'_> {
             let lookup = Lookup::parse(name, reference, place, &environment)
                 .map_err(|(problem, hint)| self.wrong(name, problem, hint))?;
             lookups.insert(name.to_owned(), lookup);
-            let refers = self
-                .env
-                .iter()
-                .find(|(other, text)| self.env.reference(other).is_none() && text.contains(value));
-            if let Some((other, _)) = refers {
-                return Err(self.wrong(
-                    other,
-                    &format!("refers to {name}, which is not in .env, so it would contain {name}'s reference"),
-                    "let a program give the whole value: exec:/PATH/PROGRAM",
-                ));
-            }
         }
         Ok(lookups)
     }

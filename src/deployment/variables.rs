@@ -226,19 +226,20 @@ static VARIABLES: &[Variable] = &[
 ];
 
 /// By the beginning of a name that has no row.
-static FAMILIES: [Variable; 5] = [
+static FAMILIES: [Variable; 3] = [
     // Options of an object store.
     row(BACKUP_PREFIX, Known, Units, Unknown),
     // Timeouts of the migration's commands.
     row("LITELLM_PRISMA_", Known, Migration(Always), Unknown),
     row("REDIS_", Known, Redis, Unknown),
-    // For the programs that give values: a container needs none of them.
-    row("SOPS_", Known, Units, Unknown),
-    row("VAULT_", Known, Units, Unknown),
 ];
 
-/// So begin the names of variables that programs get which give values.
-pub(crate) const OF_PROGRAMS: [&str; 2] = ["SOPS_", "VAULT_"];
+/// Whether programs that give values get the variable, and then the gateway does not.
+pub(crate) fn is_of_programs(name: &str) -> bool {
+    ["SOPS_", "VAULT_"]
+        .iter()
+        .any(|begin| name.starts_with(begin))
+}
 
 /// Any other.
 static OTHER: Variable = row("", Known, Gateway(Always), Unknown);
@@ -326,6 +327,7 @@ pub(crate) fn may_be_external(name: &str) -> bool {
         && matches!(row.recipient, Gateway(_))
         && matches!(row.secrecy, Unknown | Secret)
         && !outgoing_proxy::is_variable(name)
+        && !is_of_programs(name)
         && is_name(name)
 }
 

@@ -1191,7 +1191,11 @@ impl Checker<'_> {
             }
             _ if self.env.get(name).is_some() => {
                 let message = format!("{name} is in .env{}, but not for the gateway", line(name));
-                let hint = "the gateway gets the database as DATABASE_URL and Redis as REDIS_HOST, REDIS_PORT and REDIS_PASSWORD; an external Redis needs REDIS_HOST in .env";
+                let hint = if variables::is_of_programs(name) {
+                    "it is for the programs that give values of .env: give the gateway the same value under another name"
+                } else {
+                    "the gateway gets the database as DATABASE_URL and Redis as REDIS_HOST, REDIS_PORT and REDIS_PASSWORD; an external Redis needs REDIS_HOST in .env"
+                };
                 self.add(severity, at, message, Some(hint));
             }
             _ if !is_variable(name) => {

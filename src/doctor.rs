@@ -278,6 +278,7 @@ pub(crate) async fn examine(host: &Host) -> Vec<Check> {
         checks.extend(files::sealed(env, &host.paths.env_file()));
         checks.extend(
             { examination.settings.iter() }
+                .filter(|_| is_safe)
                 .filter_map(|settings| files::external(&host.paths, settings)),
         );
         checks.extend(files::data(&examination));

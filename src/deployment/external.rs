@@ -19,6 +19,7 @@ use sha2::{Digest, Sha256};
 
 use super::sealed::{self, SecretValue};
 use super::settings::Settings;
+use super::variables::is_secret;
 use crate::error::{Failure, Result};
 use crate::host::paths::{Paths, Scope};
 use crate::host::{child, files, ownership};
@@ -63,8 +64,6 @@ pub struct Lookup {
     /// A path, or the name of a program.
     program: String,
     arguments: Vec<String>,
-    /// An encrypted file that the program reads.
-    file: Option<PathBuf>,
     /// `FILE, line 3: NAME`.
     place: String,
     /// Variables of `.env` for the program.
@@ -88,14 +87,14 @@ impl Lookup {
                 "let the program read the secret itself",
             ));
         }
-        let (program, arguments, file) = if let Some(line) = reference.strip_prefix(EXEC) {
+        let (program, arguments) = if let Some(line) = reference.strip_prefix(EXEC) {
             let mut words = line.split_whitespace().map(str::to_owned);
             let program = words.next().filter(|program| program.starts_with('/'));
             let program = program.ok_or((
                 "names no program by an absolute path",
                 "write exec:/PATH/PROGRAM ARGUMENTS; if this is the value itself, put it in single quotes",
             ))?;
-            (program, words.collect(), None)
+            (program, words.collect())
         } else if let Some(rest) = reference.strip_prefix(VAULT) {
             let found = rest.rsplit_once('#').filter(|(path, field)| {
                 let is_word = |word: &str| !word.is_empty() && !word.contains(char::is_whitespace);
@@ -106,7 +105,7 @@ impl Lookup {
                 "write vault:PATH#FIELD, as in vault:secret/llm#openai; if this is the value itself, put it in single quotes",
             ))?;
             let words = ["kv", "get", &format!("-field={field}"), path].map(str::to_owned);
-            ("vault".to_owned(), words.into(), None)
+            ("vault".to_owned(), words.into())
         } else {
             let rest = reference.strip_prefix(SOPS).unwrap_or_default();
             let found = rest.rsplit_once('#').filter(|(file, key)| {
@@ -118,15 +117,13 @@ impl Lookup {
                 "write sops:/PATH/FILE#KEY, as in sops:/etc/llm/keys.yaml#openai; if this is the value itself, put it in single quotes",
             ))?;
             let words = ["decrypt", "--extract", &format!("[\"{key}\"]"), file];
-            let words = words.map(str::to_owned).into();
-            ("sops".to_owned(), words, Some(file.into()))
+            ("sops".to_owned(), words.map(str::to_owned).into())
         };
         Ok(Self {
             variable: variable.to_owned(),
             reference: reference.to_owned(),
             program,
             arguments,
-            file,
             place,
             environment: Arc::clone(environment),
         })
@@ -137,21 +134,26 @@ impl Lookup {
         &self.variable
     }
 
+    /// The program as `.env` names it.
+    pub(crate) fn program(&self) -> &str {
+        &self.program
+    }
+
     /// What `.env` has.
     pub(crate) fn reference(&self) -> &str {
         &self.reference
     }
 
-    /// Asks the program now.
+    /// Asks the program now. The caller knows who can write `.env`.
     ///
     /// # Errors
     /// When it fails, takes too long or prints what can't be a value; with file, line and variable.
-    pub(crate) fn fetch(&self, paths: &Paths) -> Result<SecretString> {
+    fn fetch(&self, paths: &Paths) -> Result<SecretString> {
         self.ask(paths.scope).map_err(|error| {
             let failure = Failure::new(format!("{} can't be fetched: {error:#}", self.place));
             match crate::error::hint(&error) {
                 Some(hint) => failure.hint(hint),
-                None => failure.hint(format!("run the program: `{}`", self.command(paths.scope))),
+                None => failure.hint(format!("run the program: {}", self.command(paths.scope))),
             }
             .into()
         })
@@ -159,8 +161,8 @@ impl Lookup {
 
     fn ask(&self, scope: Scope) -> Result<SecretString> {
         let program = self.find()?;
-        for path in std::iter::once(&program).chain(&self.file) {
-            ownership::check_file(scope, path)?;
+        for path in std::iter::once(program.clone()).chain(self.files()) {
+            ownership::check_file(scope, &path)?;
         }
         let mut command = Command::new(&program);
         command.args(&self.arguments).current_dir("/").env_clear();
@@ -206,6 +208,18 @@ impl Lookup {
         Ok(value.into())
     }
 
+    /// The files that arguments name, also as `--option=FILE`. A relative path is one below `/`, where the program runs.
+    fn files(&self) -> impl Iterator<Item = PathBuf> {
+        let values = |argument: &'_ String| {
+            let value = argument.split_once('=').map(|(_, value)| value.to_owned());
+            [Some(argument.clone()), value].into_iter().flatten()
+        };
+        let words = self.arguments.iter().flat_map(values);
+        words
+            .map(|word| Path::new("/").join(word))
+            .filter(|path| path.exists())
+    }
+
     fn find(&self) -> Result<PathBuf> {
         if self.program.starts_with('/') {
             let path = PathBuf::from(&self.program);
@@ -223,23 +237,43 @@ impl Lookup {
         })
     }
 
-    /// For an operator, without what the program prints.
+    /// For an operator, in backticks: without what the program prints, and without secrets, which are named behind it.
     fn command(&self, scope: Scope) -> String {
+        let (mut clear, mut hidden) = (Vec::new(), Vec::new());
+        for (name, value) in self.environment.iter() {
+            match value.in_clear() {
+                Some(value) if !is_secret(name, value.expose_secret()) => {
+                    clear.push(format!("{name}={}", shell_word(value.expose_secret())));
+                }
+                _ => hidden.push(name.as_str()),
+            }
+        }
+        if !clear.is_empty() {
+            clear.insert(0, "env".to_owned());
+        }
+        if scope == Scope::System {
+            clear.insert(0, "sudo".to_owned());
+        }
         let words = std::iter::once(&self.program).chain(&self.arguments);
-        let words: Vec<String> = words.map(shell_word).collect();
-        let sudo = if scope == Scope::System { "sudo " } else { "" };
-        format!("{sudo}{} >/dev/null", words.join(" "))
+        clear.extend(words.map(shell_word));
+        let command = format!("`{} >/dev/null`", clear.join(" "));
+        if hidden.is_empty() {
+            command
+        } else {
+            format!("{command}, with {} of .env", hidden.join(" and "))
+        }
     }
 
     /// The value that the last start got, or one that the program gives now if there was none.
     ///
     /// # Errors
-    /// As [`Lookup::fetch`].
+    /// As [`Lookup::fetch`], and when others can change the deployment.
     pub(crate) fn value(&self, paths: &Paths) -> Result<SecretString> {
-        match self.last_good(paths)? {
-            Some(kept) => Ok(kept.value()),
-            None => self.fetch(paths),
+        if let Some(kept) = self.last_good(paths)? {
+            return Ok(kept.value());
         }
+        ownership::check(paths, None)?;
+        self.fetch(paths)
     }
 
     /// What the last start got.
@@ -252,6 +286,15 @@ impl Lookup {
         files::load_record(&directory(paths).join(self.record_name()), hint)
     }
 
+    /// Ends the report of a failure, since the program gives the kept value again.
+    pub(crate) fn clear_failure(&self, paths: &Paths, kept: LastGood) -> Result<()> {
+        let kept = LastGood {
+            failure: None,
+            ..kept
+        };
+        self.keep(paths, &kept)
+    }
+
     fn keep(&self, paths: &Paths, kept: &LastGood) -> Result<()> {
         let directory = directory(paths);
         files::make_directory(&paths.runtime_state(), 0o755)?;
@@ -259,7 +302,8 @@ impl Lookup {
         files::save_record(&directory.join(self.record_name()), kept)
     }
 
-    /// Another reference is another record, so that a rollback finds the value of the previous one.
+    /// Another reference is another record, so that the rollback of `apply` finds the value of the previous one. When a gateway
+    /// is ready, only the records of its references stay.
     fn record_name(&self) -> String {
         let hash = hex(&Sha256::digest(&self.reference));
         format!("{}.{}", self.variable, &hash[..16])
@@ -295,8 +339,15 @@ pub(crate) fn directory(paths: &Paths) -> PathBuf {
 }
 
 /// Asks all programs at once.
-pub(crate) fn fetch_all(paths: &Paths, lookups: &[&Lookup]) -> Vec<Result<SecretString>> {
-    std::thread::scope(|scope| {
+///
+/// # Errors
+/// When others can change the deployment, and so which programs these are.
+pub(crate) fn fetch_all(paths: &Paths, lookups: &[&Lookup]) -> Result<Vec<Result<SecretString>>> {
+    if lookups.is_empty() {
+        return Ok(Vec::new());
+    }
+    ownership::check(paths, None)?;
+    let fetched = std::thread::scope(|scope| {
         let started: Vec<_> = lookups
             .iter()
             .map(|lookup| scope.spawn(|| lookup.fetch(paths)))
@@ -306,7 +357,8 @@ pub(crate) fn fetch_all(paths: &Paths, lookups: &[&Lookup]) -> Vec<Result<Secret
             thread.join().unwrap_or_else(failed)
         });
         ended.collect()
-    })
+    });
+    Ok(fetched)
 }
 
 /// Keeps the values with which a container starts now. One that can't be fetched stays as it was at an earlier start.
@@ -315,7 +367,7 @@ pub(crate) fn fetch_all(paths: &Paths, lookups: &[&Lookup]) -> Vec<Result<Secret
 /// When a value can't be fetched, and there was none before.
 pub(crate) fn renew(paths: &Paths, lookups: &[&Lookup], progress: &Progress) -> Result<()> {
     let now = jiff::Timestamp::now();
-    for (lookup, fetched) in lookups.iter().zip(fetch_all(paths, lookups)) {
+    for (lookup, fetched) in lookups.iter().zip(fetch_all(paths, lookups)?) {
         let kept = match fetched {
             Ok(value) => LastGood {
                 value: value.expose_secret().to_owned(),
@@ -517,6 +569,10 @@ mod tests {
             "DIR/program failed (exit status: 1): got ********."
         );
         assert_eq!(
+            failed("echo at $VAULT_ADDR >&2; exit 1"),
+            "DIR/program failed (exit status: 1): at ********"
+        );
+        assert_eq!(
             failed("kill -9 $$"),
             "DIR/program failed (signal: 9 (SIGKILL))"
         );
@@ -555,6 +611,56 @@ mod tests {
     }
 
     #[test]
+    fn who_may_change_what_names_it() {
+        let place = Place::new();
+        let lookup = place.lookup("echo 1");
+        let env = place.paths.env_file();
+        files::write_atomically(&env, b"", 0o600).unwrap();
+        files::set_mode(&env, 0o666).unwrap();
+        assert!(fetch_all(&place.paths, &[&lookup]).is_err());
+        assert!(lookup.value(&place.paths).is_err());
+        files::set_mode(&env, 0o600).unwrap();
+        assert_eq!(lookup.value(&place.paths).unwrap().expose_secret(), "1");
+    }
+
+    #[test]
+    fn who_may_change_a_file_of_an_argument() {
+        let place = Place::new();
+        let file = place.root.path().join("key.py");
+        files::write_atomically(&file, b"", 0o600).unwrap();
+        files::set_mode(&file, 0o666).unwrap();
+        let program = place.lookup("echo 1").program;
+        let file = file.display().to_string();
+        for word in [file.as_str(), &format!("--script={file}"), &file[1..]] {
+            let reference = format!("exec:{program} -x {word}");
+            let lookup = Lookup::parse("A", &reference, "A".to_owned(), &Arc::default()).unwrap();
+            let error = lookup.fetch(&place.paths).unwrap_err().to_string();
+            assert!(error.contains("can change "), "{word}: {error}");
+        }
+    }
+
+    #[test]
+    fn the_command_for_an_operator() {
+        let vault = Arc::new(sealed::Vault::beside(Path::new("/srv/.env")));
+        let variables = [("VAULT_ADDR", "http://v"), ("VAULT_TOKEN", "hvs.1")];
+        let environment =
+            variables.map(|(name, value)| (name.to_owned(), SecretValue::new(value, &vault)));
+        let lookup = Lookup::parse(
+            "A",
+            "vault:a#b",
+            String::new(),
+            &Arc::new(environment.into()),
+        )
+        .unwrap();
+        assert_eq!(
+            lookup.command(Scope::System),
+            "`sudo env VAULT_ADDR=http://v vault kv get -field=b a >/dev/null`, with VAULT_TOKEN of .env"
+        );
+        let lookup = Lookup::parse("A", "exec:/bin/a", String::new(), &Arc::default()).unwrap();
+        assert_eq!(lookup.command(Scope::User), "`/bin/a >/dev/null`");
+    }
+
+    #[test]
     fn the_value_of_an_earlier_start() {
         let place = Place::new();
         let start = |script| {
@@ -567,6 +673,15 @@ mod tests {
         let failed: Result<(String, bool)> = start("exit 1");
         assert!(failed.is_err());
         assert_eq!(start("echo one").unwrap(), ("one".to_owned(), false));
+        assert_eq!(start("exit 1").unwrap(), ("one".to_owned(), true));
+        let lookup = place.lookup("echo one");
+        let kept = lookup.last_good(&place.paths).unwrap().unwrap();
+        lookup.clear_failure(&place.paths, kept).unwrap();
+        let kept = lookup.last_good(&place.paths).unwrap().unwrap();
+        assert_eq!(
+            (kept.value.as_str(), kept.failure.is_some()),
+            ("one", false)
+        );
         assert_eq!(start("exit 1").unwrap(), ("one".to_owned(), true));
         assert_eq!(start("echo two").unwrap(), ("two".to_owned(), false));
         let lookup = place.lookup("exit 1");

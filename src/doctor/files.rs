@@ -194,14 +194,19 @@ pub(crate) fn sealed(env: &EnvFile, path: &Path) -> Option<Check> {
     Some(Check::ok(CheckName::Sealed, message))
 }
 
-/// Whether other programs give the values that containers get from them. `None` if `.env` names none.
+/// Whether other programs give the values that containers get from them; if so, a failure at a start is not reported any more.
+/// `None` if `.env` names none.
 pub(crate) fn external(paths: &Paths, settings: &Settings) -> Option<Check> {
     let lookups: Vec<_> = settings.lookups().collect();
     if lookups.is_empty() {
         return None;
     }
+    let fetched = match external::fetch_all(paths, &lookups) {
+        Ok(fetched) => fetched,
+        Err(error) => return Some(Check::error(CheckName::External, &error)),
+    };
     let (mut failed, mut changed) = (Vec::new(), Vec::new());
-    for (lookup, fetched) in lookups.iter().zip(external::fetch_all(paths, &lookups)) {
+    for (lookup, fetched) in lookups.iter().zip(fetched) {
         let kept = match lookup.last_good(paths) {
             Ok(kept) => kept,
             Err(error) => return Some(Check::error(CheckName::External, &error)),
@@ -218,6 +223,12 @@ pub(crate) fn external(paths: &Paths, settings: &Settings) -> Option<Check> {
             }
             (Ok(value), Some(kept)) if kept.value().expose_secret() != value.expose_secret() => {
                 changed.push(lookup.variable());
+            }
+            (Ok(_), Some(kept)) if kept.failure.is_some() => {
+                // The containers have the current value.
+                if let Err(error) = lookup.clear_failure(paths, kept) {
+                    return Some(Check::error(CheckName::External, &error));
+                }
             }
             (Ok(_), _) => {}
         }

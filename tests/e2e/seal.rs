@@ -610,6 +610,12 @@ fn values_of_other_programs() {
            sed -i 's|^OPENAI_API_KEY=.*|OPENAI_API_KEY=exec:/usr/local/sbin/key llm|' "$1/.env""#,
     );
     let failed = "OPENAI_API_KEY can't be fetched: /usr/local/sbin/key failed (exit status: 1): cat: /run/store: No such file or directory";
+    // A dry run only names the program.
+    let dry = host.units(who, &["apply", "--dry-run"]).ok();
+    assert!(
+        dry.contains("# run /usr/local/sbin/key for OPENAI_API_KEY\n"),
+        "{dry}"
+    );
     let ran = host.units(who, &["up"]);
     assert_eq!(ran.code, 1);
     assert!(
@@ -685,6 +691,11 @@ fn values_of_other_programs() {
         )),
         "{journal}"
     );
+
+    // The same value again: nothing is wrong any more.
+    store("sk-of-the-store-1");
+    doctor();
+    assert_eq!(host.units(who, &["status"]).stderr, "");
 
     store("sk-of-the-store-2");
     let found = doctor();

@@ -7,6 +7,7 @@ pub mod configuration;
 pub(crate) mod database_url;
 pub mod entrance;
 pub mod env_file;
+pub(crate) mod external;
 pub mod extra;
 pub mod fleet;
 pub mod images_lock;

@@ -280,6 +280,11 @@ pub(crate) async fn examine(host: &Host) -> Vec<Check> {
     if let Some(env) = &examination.env {
         checks.push(files::secrets(host));
         checks.extend(files::sealed(env, &host.paths.env_file()));
+        checks.extend(
+            { examination.settings.iter() }
+                .filter(|_| is_safe)
+                .filter_map(|settings| files::external(&host.paths, settings)),
+        );
         checks.extend(files::data(&examination));
         checks.extend(files::gateway_config(&examination));
     }

@@ -2,6 +2,7 @@
 
 pub(crate) mod caddy;
 pub mod capacity;
+pub(crate) mod child;
 pub(crate) mod container_state;
 pub(crate) mod default_route;
 pub(crate) mod docker;

@@ -483,6 +483,8 @@ struct Common {
     local_cache: bool,
     rootless: bool,
     awaits_network: bool,
+    /// Whether other programs give values, which may need the network.
+    fetches_secrets: bool,
     namespaces: bool,
     /// Has a volume mounted with the owners that its files have on the disk.
     idmap: &'static str,
@@ -517,6 +519,8 @@ impl Common {
             awaits_network: host.paths.scope == Scope::System
                 && (matches!(settings.database, Database::External { .. })
                     || matches!(settings.cache, Cache::External)),
+            fetches_secrets: host.paths.scope == Scope::System
+                && settings.lookups().next().is_some(),
             namespaces: settings.user_namespaces,
             idmap: if settings.user_namespaces {
                 ",idmap"

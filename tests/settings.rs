@@ -864,3 +864,95 @@ hint: write the value itself
 "
     );
 }
+
+/// In quotes it is a value, and so it is written.
+#[test]
+fn values_of_other_programs() {
+    let text = ENV.replace("OPENAI_API_KEY=", "OPENAI_API_KEY=vault:secret/llm#openai")
+        + "VAULT_TOKEN=t\nLITERAL='exec:/bin/true'\n";
+    let given: Vec<String> = settings(&text)
+        .container_secrets(Service::Litellm)
+        .iter()
+        .filter(|secret| ["OPENAI_API_KEY", "VAULT_TOKEN", "LITERAL"].contains(&&*secret.name))
+        .map(|secret| {
+            let value = secret.value.in_clear();
+            let value = value.map(|value| value.expose_secret().to_owned());
+            format!("{} {value:?}", secret.name)
+        })
+        .collect();
+    assert_eq!(
+        given,
+        ["OPENAI_API_KEY None", "LITERAL Some(\"exec:/bin/true\")"]
+    );
+    // Without a reference, the gateway gets the same as before there were any.
+    let secrets = settings(&format!("{ENV}VAULT_TOKEN=t\n")).container_secrets(Service::Litellm);
+    assert!(secrets.iter().any(|secret| secret.name == "VAULT_TOKEN"));
+    let text = format!("{ENV}A=exec:/bin/true\nB='exec:/bin/true'\nC=$B\nD='$A'\nE=$$A\n");
+    Settings::from_text(&text, Path::new("/srv/.env")).unwrap();
+    let mut env = EnvFile::parse("A=1\n").unwrap();
+    env.set("A", "exec:/bin/true").unwrap();
+    env.set("B", "sops:/a#b").unwrap();
+    assert_eq!(env.text(), "A='exec:/bin/true'\nB='sops:/a#b'\n");
+}
+
+#[test]
+fn values_that_other_programs_can_not_give_are_refused() {
+    let refused = |text: &str| {
+        let error = Settings::from_text(text, Path::new("/srv/.env")).unwrap_err();
+        failure(&error)
+    };
+    for (name, value) in [
+        ("LITELLM_MASTER_KEY", "sk-mine"),
+        ("LITELLM_SALT_KEY", "sk-salt"),
+        ("POSTGRES_PASSWORD", "p"),
+        ("REDIS_PASSWORD", "r"),
+        ("UI_PASSWORD", ""),
+    ] {
+        let text = ENV.replace(
+            &format!("{name}={value}"),
+            &format!("{name}=exec:/bin/true"),
+        );
+        let said = refused(&text);
+        assert!(
+            said.ends_with(&format!(
+                ": {name} names a program (exec:, vault: or sops:), but is needed in .env itself\nhint: write the value, which `litellm-units secrets seal` can encrypt; if this is the value, put it in single quotes\n"
+            )),
+            "{said}"
+        );
+    }
+    for name in [
+        "DATABASE_URL",
+        "HTTPS_PROXY",
+        "no_proxy",
+        "VAULT_TOKEN",
+        "NOTIFY_URL",
+        "LITELLM_LOG",
+    ] {
+        assert!(
+            refused(&format!("{ENV}{name}=exec:/bin/true\n")).contains("is needed in .env itself"),
+            "{name}"
+        );
+    }
+    assert_eq!(
+        refused(&format!("{ENV}A=exec:true\n")),
+        "\
+error: /srv/.env, line 13: A names no program by an absolute path
+hint: write exec:/PATH/PROGRAM ARGUMENTS; if this is the value itself, put it in single quotes
+"
+    );
+    for reference in ["exec:/bin/x $T", "exec:/bin/x ${T:-a}", "vault:$T#a"] {
+        let said = refused(&format!("{ENV}T=secret\nA={reference}\n"));
+        assert!(
+            said.contains("line 14: A refers to another variable, and arguments can be read"),
+            "{said}"
+        );
+    }
+    assert!(refused(&format!("{ENV}A=exec:/bin/true\nB=${{T:-$A}}\n")).contains("B refers to A,"));
+    assert_eq!(
+        refused(&format!("{ENV}A=exec:/bin/true\nB=x${{A}}\n")),
+        "\
+error: /srv/.env, line 14: B refers to A, which is not in .env, so it would contain A's reference
+hint: let a program give the whole value: exec:/PATH/PROGRAM
+"
+    );
+}

@@ -59,7 +59,7 @@ pub(crate) struct RotateSecret {
 
 #[derive(Debug, Args)]
 #[command(
-    after_help = "Examples:\n  litellm-units secrets seal\n  pass llm/openai | litellm-units secrets seal --stdin OPENAI_API_KEY\n\nNothing restarts, since no value changes; after --stdin, run `litellm-units apply`. Run the command again to seal secrets that were added to .env later.\n\nWithout this host, sealed secrets are lost: set BACKUP_AGE_RECIPIENT, so that backups can be restored on another host."
+    after_help = "Examples:\n  litellm-units secrets seal\n  pass llm/openai | litellm-units secrets seal --stdin OPENAI_API_KEY\n  litellm-units secrets seal --file google.json\n\nNothing restarts, since no value changes; after --stdin, run `litellm-units apply`. Run the command again to seal secrets that were added to .env later.\n\nWithout this host, sealed secrets are lost: set BACKUP_AGE_RECIPIENT, so that backups can be restored on another host."
 )]
 pub(crate) struct Seal {
     /// Variables [default: all whose names say that they are secret, and URLs with a password]
@@ -70,6 +70,9 @@ pub(crate) struct Seal {
     /// Read a new value for one variable from stdin; a line break at its end is removed
     #[arg(long)]
     pub(crate) stdin: bool,
+    /// File of files/ to encrypt instead of variables (repeatable)
+    #[arg(long, value_name = "NAME", conflicts_with_all = ["names", "stdin"])]
+    pub(crate) file: Vec<String>,
 }
 
 #[derive(Debug, Args)]

@@ -33,9 +33,10 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Apply) -> Result<Exit> {
             output::line(&format!("# {change}"))?;
         }
         if arguments.dry_run && !changes.is_empty() {
-            replacement
-                .check(host, &arguments.accept.vulnerabilities)
-                .await?;
+            let accepted = &arguments.accept.vulnerabilities;
+            for program in replacement.check(host, accepted).await? {
+                output::line(&format!("# {program}"))?;
+            }
             return Ok(Exit::Success);
         }
     }
@@ -86,6 +87,13 @@ async fn change(host: &Host, arguments: &cli::Apply) -> Result<Exit> {
     let accepted = &arguments.accept.vulnerabilities;
     advisories::admit(host, settings, image, accepted, "litellm-units apply")?;
     edits::refuse(host, settings).await?;
+    if arguments.dry_run {
+        for program in edits::programs_to_run(&host.paths, settings)? {
+            output::line(&format!("# {program}"))?;
+        }
+    } else {
+        edits::refuse_missing_values(&host.paths, settings)?;
+    }
     extra::refuse_missing(&prepared.deployment.extras)?;
     entrance::refuse(host, &prepared).await?;
     up::refuse_firewall(host).await?;

@@ -125,7 +125,7 @@ fn show(host: &Host, arguments: &Config) -> Result<Exit> {
 
 fn gather(host: &Host, settings: &Settings, unmask: bool) -> Result<Effective> {
     let paths = &host.paths;
-    let paths = [
+    let places = [
         ("deployment", &paths.deployment),
         ("env", &paths.env_file()),
         ("config", &paths.config_file()),
@@ -143,9 +143,9 @@ fn gather(host: &Host, settings: &Settings, unmask: bool) -> Result<Effective> {
         .services()
         .map(|service| {
             let (mut variables, mut files) = (Vec::new(), Vec::new());
-            for secret in extra::container_secrets(&host.paths, settings, service)? {
+            for secret in extra::container_secrets(paths, settings, service)? {
                 let value = if unmask {
-                    secret.value.open()?.expose_secret().to_owned()
+                    secret.value.open_at(paths)?.expose_secret().to_owned()
                 } else {
                     match secret.value.in_clear() {
                         Some(value) => masked(&secret.name, value.expose_secret()),
@@ -177,7 +177,7 @@ fn gather(host: &Host, settings: &Settings, unmask: bool) -> Result<Effective> {
         .collect::<Result<_>>()?;
     Ok(Effective {
         schema: 1,
-        paths,
+        paths: places,
         services,
     })
 }

@@ -7,7 +7,7 @@ use anyhow::Context;
 use secrecy::SecretString;
 
 use crate::cli::secrets::{RotateSecret, Seal, Secret, Secrets as Verb, Unseal};
-use crate::deployment::sealed::SecretValue;
+use crate::deployment::sealed::{FILES, SecretValue};
 use crate::deployment::settings::{Cache, Database, Settings, load_env};
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
@@ -104,6 +104,9 @@ async fn seal(host: &Host, arguments: Seal) -> Result<Exit> {
         .hint("they stay in .env, which only this user can read; only a rootful deployment can be sealed")
         .into());
     }
+    if !arguments.file.is_empty() {
+        return seal_files(host, &arguments).await;
+    }
     let value = match arguments.names.as_slice() {
         [_] if arguments.stdin => Some(from_stdin()?),
         _ if arguments.stdin => {
@@ -146,6 +149,18 @@ async fn seal(host: &Host, arguments: Seal) -> Result<Exit> {
     }
     if is_new {
         say("to use the new value: `litellm-units apply`");
+    }
+    Ok(Exit::Success)
+}
+
+async fn seal_files(host: &Host, arguments: &Seal) -> Result<Exit> {
+    let _lock = recovery::begin(host, "secrets seal", RECOVERY_TIMEOUT).await?;
+    seal::seal_files(host, &arguments.file, arguments.with_key)?;
+    for name in &arguments.file {
+        output::line(&format!("sealed files/{name}"))?;
+        say(&format!(
+            "the gateway gets it as {FILES}/{name}: write this path where /app/files/{name} is named, run `litellm-units apply`, then remove files/{name}"
+        ));
     }
     Ok(Exit::Success)
 }

@@ -22,12 +22,13 @@ use crate::deployment::certificates;
 use crate::deployment::completion;
 use crate::deployment::database_url;
 use crate::deployment::entrance;
+use crate::deployment::external;
 use crate::deployment::extra;
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::installed_release;
 use crate::deployment::listen::ListenAddress;
 use crate::deployment::postgres_sizes;
-use crate::deployment::sealed::SecretValue;
+use crate::deployment::sealed::{self, SecretValue};
 use crate::deployment::settings::{ContainerSecret, SecretTarget, Settings};
 use crate::deployment::snapshot;
 use crate::doctor::{scrape, watch};
@@ -53,7 +54,7 @@ use crate::operations::recycle;
 use crate::operations::stack;
 use crate::operations::upgrade::check::{ReleaseReport, Verdict};
 use crate::output::{self, say, shell_word};
-use crate::quadlet::{self, check};
+use crate::quadlet::{self, drop_ins};
 use crate::random;
 use crate::service::{Instance, Service};
 
@@ -227,6 +228,11 @@ async fn prepare(host: &Host, started: &Started) -> Result<()> {
     let images = ImagesLock::load(&host.paths.images_lock())?;
     Advisories::load(&host.paths)?.refuse(&host.paths, &settings, &images)?;
     let container_secrets = extra::container_secrets(&host.paths, &settings, service)?;
+    let lookups: Vec<_> = container_secrets
+        .iter()
+        .filter_map(|secret| secret.value.external())
+        .collect();
+    external::renew(&host.paths, &lookups, &host.progress)?;
     let podman = host.podman().await?;
 
     // Several gateways start at the same moment, and their secrets have the same names.
@@ -308,6 +314,16 @@ async fn prepare(host: &Host, started: &Started) -> Result<()> {
     if let Some(sizes) = sizes_file(host, &settings, service)? {
         options.push_str(&format!("--env-file {}", sizes.display()));
     }
+    if service == Service::Litellm
+        && let Some(directory) = open_files(host)?
+    {
+        options.push_str(&format!(
+            "--volume {}:{}:ro,z{}",
+            directory.display(),
+            sealed::FILES,
+            mapping.volumes
+        ));
+    }
     // The unit of an operator names its secrets itself.
     if !service.is_extra() {
         let Mapping { volumes, logs } = mapping;
@@ -368,8 +384,8 @@ impl Mapping {
         if service == Service::Migrate && paths.quadlets.join(&next).exists() {
             unit = next;
         }
-        let drop_ins = check::drop_ins(&paths.quadlets, &unit);
-        if drop_ins.iter().any(|path| names_user(path)) {
+        let added = drop_ins::of(&paths.quadlets, &unit);
+        if added.iter().any(|path| names_user(path)) {
             return Ok(Self::same(usual));
         }
         // That of the unit, beside which an edited .env may name another one.
@@ -456,6 +472,28 @@ fn numbers(user: &str) -> Option<(u32, u32)> {
     };
     // The group of another user is in the image.
     (both.0 != 0 && (user.contains(':') || both.0 == NOBODY)).then_some(both)
+}
+
+/// Writes the sealed files of `files/` into memory, in clear. Returns their directory; nothing if there are none.
+fn open_files(host: &Host) -> Result<Option<PathBuf>> {
+    let opened = sealed::files(&host.paths)?;
+    let directory = host.paths.runtime_state().join("files");
+    for path in files::entries(&directory)? {
+        let is_known = |name: &str| opened.iter().any(|(known, _)| known == name);
+        // Not one that another start is writing.
+        if files::name(&path).is_some_and(|name| sealed::is_file_name(name) && !is_known(name)) {
+            files::remove_existing(&path)?;
+        }
+    }
+    if opened.is_empty() {
+        return Ok(None);
+    }
+    files::make_directory(&directory, 0o700)?;
+    for (name, text) in opened {
+        let text = text.expose_secret().as_bytes();
+        files::write_atomically(&directory.join(name), text, 0o600)?;
+    }
+    Ok(Some(directory))
 }
 
 /// Writes the variable with the sizes of a new cluster. Only `initdb` reads it.
@@ -628,18 +666,26 @@ async fn register(podman: &Podman, name: &str, lookup: &str) -> Result<()> {
     )
 }
 
-/// Prints a secret's value. A health check gets a random value instead of a sealed or unreadable one:
+/// Prints a secret's value. A health check gets a random value instead of one that is not in clear or unreadable:
 /// no check needs it, and opening sealed secrets every few seconds would keep a TPM busy. A command in a running container
-/// gets an empty one instead of one that `.env` has no more, since the container was started before that edit.
+/// gets an empty one instead of one that `.env` has no more or that another program gives since, since the container was
+/// started before that edit. Another program was asked when the unit started.
 fn secret(host: &Host, service: Service, name: &str) -> Result<()> {
     let value = if podman::is_health_check() {
-        match value(host, service, name) {
-            Ok(Some(value)) if !value.is_sealed() => value.open()?,
-            _ => random::password(&mut random::kernel_random)?.into(),
+        let value = value(host, service, name).ok().flatten();
+        match value.and_then(|value| value.in_clear()) {
+            Some(value) => value,
+            None => random::password(&mut random::kernel_random)?.into(),
         }
     } else {
-        match value(host, service, name)? {
-            Some(value) => value.open()?,
+        let value = value(host, service, name)?;
+        let known = match value.as_ref().map(|value| (value, value.external())) {
+            Some((_, Some(lookup))) => lookup.last_good(&host.paths)?.map(|kept| kept.value()),
+            Some((value, None)) => Some(value.open()?),
+            None => None,
+        };
+        match known {
+            Some(known) => known,
             None if podman::is_exec() => "".into(),
             None => {
                 return Err(Failure::config(format!(

@@ -24,6 +24,7 @@ pub(crate) async fn run(host: &Host, arguments: &cli::Up) -> Result<Exit> {
     let accepted = &arguments.accept.vulnerabilities;
     advisories::admit(host, settings, image, accepted, "litellm-units up")?;
     edits::refuse(host, settings).await?;
+    edits::refuse_missing_values(&host.paths, settings)?;
     extra::refuse_missing(&prepared.deployment.extras)?;
     entrance::refuse(host, &prepared).await?;
     up::refuse_firewall(host).await?;

@@ -114,6 +114,11 @@ impl Applied {
                 SecretTarget::Variable => secret.name,
                 SecretTarget::File => format!("/run/secrets/{}", secret.name),
             };
+            // Which value the program gives is no edit: it counts from the next start on.
+            if let Some(lookup) = secret.value.external() {
+                add(name, lookup.reference().as_bytes());
+                continue;
+            }
             if let Some(made_of) = secret.value.sealed() {
                 let made_of = hash(made_of.as_bytes());
                 let before = self.sealed.get(&name) == Some(&made_of);

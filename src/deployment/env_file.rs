@@ -45,6 +45,8 @@ use std::ops::Range;
 
 use thiserror::Error;
 
+use super::external;
+
 /// The most that all values of one file may add up to, in bytes.
 const MAX_TOTAL: usize = 16 << 20;
 
@@ -73,6 +75,8 @@ struct Definition {
     style: Style,
     /// The value as written, quotes included.
     raw: Range<usize>,
+    /// A variable that it refers to, and that another program gives.
+    external: Option<String>,
 }
 
 /// One definition as it is in the file.
@@ -138,6 +142,25 @@ impl EnvFile {
     #[must_use]
     pub fn line(&self, name: &str) -> Option<usize> {
         self.definition(name).map(|found| found.line)
+    }
+
+    /// The value of a variable that names another program to get it from.
+    #[must_use]
+    pub fn reference(&self, name: &str) -> Option<&str> {
+        let found = self.definition(name)?;
+        external::is_reference(&self.text[found.raw.clone()]).then_some(&found.value)
+    }
+
+    /// A variable that the value of this one refers to (`$OTHER`), and that another program gives.
+    #[must_use]
+    pub fn external_part(&self, name: &str) -> Option<&str> {
+        self.definition(name)?.external.as_deref()
+    }
+
+    /// Whether the value of a variable, as written without quotes, refers to others.
+    pub(crate) fn refers(&self, name: &str) -> bool {
+        self.definition(name)
+            .is_some_and(|found| self.text[found.raw.clone()].replace("$$", "").contains('$'))
     }
 
     /// All variables with their values, in the order of the definitions that
@@ -334,7 +357,8 @@ impl EnvFile {
 #[must_use]
 pub fn quote(value: &str) -> Cow<'_, str> {
     let is_safe = |c: char| c.is_ascii_alphanumeric() || "_-./:@%+,=".contains(c);
-    if value.chars().all(is_safe) {
+    // Without quotes, it could name a program.
+    if value.chars().all(is_safe) && !external::is_reference(value) {
         Cow::Borrowed(value)
     } else {
         Cow::Owned(quoted(value))
@@ -457,6 +481,8 @@ struct Parser<'a> {
     /// Warnings with their bytes.
     noted: Vec<(usize, WarningKind)>,
     budget: Budget,
+    /// As [`Definition::external`], of the value that is read.
+    external: Option<String>,
 }
 
 impl<'a> Parser<'a> {
@@ -469,6 +495,7 @@ impl<'a> Parser<'a> {
             file: EnvFile::default(),
             noted: Vec::new(),
             budget: Budget(MAX_TOTAL),
+            external: None,
         }
     }
 
@@ -551,6 +578,7 @@ impl<'a> Parser<'a> {
             line,
             style,
             raw,
+            external: self.external.take(),
         });
         Ok(())
     }
@@ -845,9 +873,13 @@ impl Expander<'_, '_, '_> {
 
     /// Whether the variable is set.
     fn push_variable(&mut self, name: &str, dollar: usize) -> Result<bool, Fault> {
-        let Some(value) = self.parser.file.get(name) else {
+        let Some(found) = self.parser.file.definition(name) else {
             return Ok(false);
         };
+        if external::is_reference(&self.parser.text[found.raw.clone()]) {
+            self.parser.external = Some(name.to_owned());
+        }
+        let value = &found.value;
         self.parser.budget.spend(value, self.origins.of(dollar))?;
         self.out.push_str(value);
         Ok(true)

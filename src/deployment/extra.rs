@@ -417,15 +417,17 @@ pub(crate) fn container_secrets(
     let names = unit
         .lines()
         .filter_map(|line| line.strip_prefix(&prefix)?.split(',').next());
-    Ok(names
-        .filter_map(|name| {
-            Some(ContainerSecret {
+    let mut secrets = Vec::new();
+    for name in names {
+        if let Some(value) = value_of(&env, &path, name)? {
+            secrets.push(ContainerSecret {
                 name: name.to_owned(),
                 target: SecretTarget::Variable,
-                value: value_of(&env, &path, name)?,
-            })
-        })
-        .collect())
+                value,
+            });
+        }
+    }
+    Ok(secrets)
 }
 
 /// The files of `extra.d/` that a unit names.

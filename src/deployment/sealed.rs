@@ -18,8 +18,10 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, utf8_percent_encode};
 use secrecy::{ExposeSecret, SecretString};
 
 use super::env_file::EnvFile;
-use crate::error::{Failure, Result};
-use crate::host::paths::CREDENTIALS;
+use super::external::Lookup;
+use crate::error::{Failure, PathContext, Result};
+use crate::host::files;
+use crate::host::paths::{CREDENTIALS, Paths};
 use crate::host::systemd_creds;
 
 /// What a reference begins with. No other value may hold it.
@@ -228,6 +230,43 @@ impl Vault {
     }
 }
 
+/// What the name of a sealed file ends with.
+pub(crate) const SUFFIX: &str = ".sealed";
+
+/// Where the gateway's container has the sealed files of `files/` in clear, by their names without [`SUFFIX`].
+pub(crate) const FILES: &str = "/run/litellm-units/files";
+
+/// Whether a file of `files/` can be sealed: its name becomes a part of others.
+pub(crate) fn is_file_name(name: &str) -> bool {
+    let is_plain = |c: char| c.is_ascii_alphanumeric() || "._-".contains(c);
+    name.starts_with(|c: char| c.is_ascii_alphanumeric())
+        && name.len() < 200
+        && name.chars().all(is_plain)
+        && !name.ends_with(SUFFIX)
+}
+
+/// The content of the sealed files of `files/`, by their names without [`SUFFIX`].
+///
+/// # Errors
+/// When one can't be opened on this host.
+pub(crate) fn files(paths: &Paths) -> Result<Vec<(String, SecretString)>> {
+    let mut opened = Vec::new();
+    for path in files::entries(&paths.credential_files())? {
+        let name = files::name(&path).and_then(|name| name.strip_suffix(SUFFIX));
+        let Some(name) = name.filter(|name| is_file_name(name)) else {
+            continue;
+        };
+        let ciphertext = std::fs::read(&path).path_context("can't read", &path)?;
+        let text = systemd_creds::decrypt(name, &ciphertext).map_err(|error| {
+            Failure::config(format!("the sealed file {} can't be opened: {error:#}", path.display())).hint(format!(
+                "it can be opened only on the host that sealed it: write {name} into files/ again, then run `litellm-units secrets seal --file {name}`"
+            ))
+        })?;
+        opened.push((name.to_owned(), text));
+    }
+    Ok(opened)
+}
+
 /// What `NAME=written` in a `.env` means; nothing if more than the value is in it.
 pub(crate) fn unwritten(name: &str, written: &str) -> Option<SecretString> {
     let env = EnvFile::parse(&format!("{name}={written}")).ok()?;
@@ -243,8 +282,18 @@ pub(crate) fn unwritten(name: &str, written: &str) -> Option<SecretString> {
 pub struct SecretValue {
     written: SecretString,
     form: Form,
-    /// Nothing if the value is in clear.
-    vault: Option<Arc<Vault>>,
+    source: Source,
+}
+
+/// Where a value is.
+#[derive(Clone, Debug)]
+enum Source {
+    /// In `.env`.
+    Clear,
+    /// In a file beside it, or a part of it is.
+    Sealed(Arc<Vault>),
+    /// Another program gives it.
+    External(Arc<Lookup>),
 }
 
 /// What is made of a value.
@@ -265,7 +314,20 @@ impl SecretValue {
         Self {
             written: written.into(),
             form: Form::Plain,
-            vault: is_sealed(written).then(|| Arc::clone(vault)),
+            source: if is_sealed(written) {
+                Source::Sealed(Arc::clone(vault))
+            } else {
+                Source::Clear
+            },
+        }
+    }
+
+    /// A value that another program gives.
+    pub(crate) fn of(lookup: Lookup) -> Self {
+        Self {
+            written: lookup.reference().into(),
+            form: Form::Plain,
+            source: Source::External(Arc::new(lookup)),
         }
     }
 
@@ -275,7 +337,7 @@ impl SecretValue {
         Self {
             written: text.into(),
             form: Form::Plain,
-            vault: None,
+            source: Source::Clear,
         }
     }
 
@@ -296,7 +358,7 @@ impl SecretValue {
         Self { form, ..self }
     }
 
-    /// Whether it is empty; a sealed one never is.
+    /// Whether it is empty; one that is not in clear never is.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         matches!(self.form, Form::Plain) && self.written.expose_secret().is_empty()
@@ -305,15 +367,24 @@ impl SecretValue {
     /// Whether it is sealed, or a part of it is.
     #[must_use]
     pub fn is_sealed(&self) -> bool {
-        self.vault.is_some()
+        matches!(self.source, Source::Sealed(_))
+    }
+
+    /// How to get it, if another program gives it.
+    #[must_use]
+    pub fn external(&self) -> Option<&Lookup> {
+        match &self.source {
+            Source::External(lookup) => Some(lookup),
+            Source::Clear | Source::Sealed(_) => None,
+        }
     }
 
     /// What it is made of: of a sealed value, this tells whether it is still the same one.
-    /// Nothing if it is in clear.
+    /// Nothing if it is not sealed.
     #[must_use]
     pub fn sealed(&self) -> Option<String> {
-        self.vault.as_ref()?;
-        Some(format!("{:?} {}", self.form, self.written.expose_secret()))
+        self.is_sealed()
+            .then(|| format!("{:?} {}", self.form, self.written.expose_secret()))
     }
 
     /// What would be made of another value.
@@ -325,20 +396,37 @@ impl SecretValue {
     /// The value, if it is in clear.
     #[must_use]
     pub fn in_clear(&self) -> Option<SecretString> {
-        let clear = self.vault.is_none();
+        let clear = matches!(self.source, Source::Clear);
         clear.then(|| self.form.make(self.written.expose_secret()))
     }
 
     /// The value.
     ///
     /// # Errors
-    /// When it is sealed and can't be opened; the message names the variable.
+    /// When it is sealed and can't be opened; the message names the variable. When another program gives it:
+    /// [`SecretValue::open_at`] opens that.
     pub fn open(&self) -> Result<SecretString> {
         let text = self.written.expose_secret();
-        Ok(match &self.vault {
-            None => self.form.make(text),
-            Some(vault) => self.form.make(vault.open(text)?.expose_secret()),
-        })
+        match &self.source {
+            Source::Clear => Ok(self.form.make(text)),
+            Source::Sealed(vault) => Ok(self.form.make(vault.open(text)?.expose_secret())),
+            Source::External(lookup) => Err(Failure::config(format!(
+                "{} is for containers only, since another program gives it",
+                lookup.variable()
+            ))
+            .into()),
+        }
+    }
+
+    /// The value that a container got, or would get now if none has started yet.
+    ///
+    /// # Errors
+    /// As [`SecretValue::open`] and [`Lookup::fetch`].
+    pub(crate) fn open_at(&self, paths: &Paths) -> Result<SecretString> {
+        match &self.source {
+            Source::External(lookup) => lookup.value(paths),
+            Source::Clear | Source::Sealed(_) => self.open(),
+        }
     }
 }
 
@@ -422,6 +510,16 @@ mod tests {
             assert!(is_sealed(wrong));
         }
         assert_eq!(Reference::to_credential("A_1.0123456789abcdef.new"), None);
+    }
+
+    #[test]
+    fn names_of_files() {
+        for name in ["google.json", "a", "AWS_token-1"] {
+            assert!(is_file_name(name), "{name}");
+        }
+        for name in ["", ".a", "-a", "a b", "a/b", "..", "a.sealed", "\u{e9}"] {
+            assert!(!is_file_name(name), "{name}");
+        }
     }
 
     #[test]

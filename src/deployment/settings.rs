@@ -1,6 +1,6 @@
 //! The validated settings of one deployment, read from its `.env`.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashMap};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use secrecy::{ExposeSecret, SecretString};
 use super::database_url;
 use super::entrance::Entrance;
 use super::env_file::EnvFile;
+use super::external::Lookup;
 use super::listen::{Listen, ListenAddress};
 use super::sealed::{self, SecretValue, Vault};
 use super::variables::{
@@ -17,7 +18,7 @@ use super::variables::{
     LISTEN_GROUP, LISTEN_WITHOUT_TLS, LITELLM_METRICS_PORT, LIVENESS_TIMEOUT, METRICS_FILE,
     METRICS_LISTEN, NOTIFY_COMMAND, NOTIFY_URL, PUBLIC_ADMIN_FROM, PUBLIC_URL, RECYCLE_AT,
     REDIS_MEMORY, REPLICAS, ROOT_PATH, Recipient, SENTINEL_NODES, USER_NAMESPACES, WORKERS,
-    is_name, may_be_sealed,
+    is_name, is_of_programs, may_be_external, may_be_sealed,
 };
 use crate::error::{Failure, Result};
 use crate::host::capacity::Capacity;
@@ -358,6 +359,7 @@ impl Settings {
         };
         reader.check_carriage()?;
         reader.check_references()?;
+        let lookups = reader.lookups()?;
         let hint = "write 300 for five minutes, or remove it";
         reader.seconds(LIVENESS_TIMEOUT, &LIVENESS_RANGE, hint)?;
         for name in database_url::NAMES {
@@ -399,7 +401,9 @@ impl Settings {
         };
         let master_key = reader.required("LITELLM_MASTER_KEY")?;
         let mut gateway: Vec<(String, SecretValue)> = reader
-            .given(|recipient| matches!(recipient, Recipient::Gateway(_) | Recipient::Migration(_)))
+            .given(&lookups, |recipient| {
+                matches!(recipient, Recipient::Gateway(_) | Recipient::Migration(_))
+            })
             .filter(|(name, _)| name != "DATABASE_URL")
             .collect();
         gateway.push(("DATABASE_URL".into(), database.url()));
@@ -414,7 +418,7 @@ impl Settings {
                 let is_given = |(name, _): &(String, _)| {
                     !by_sentinel || !variables::OTHER_REDIS.contains(&name.as_str())
                 };
-                let redis = reader.given(|recipient| recipient == Recipient::Redis);
+                let redis = reader.given(&lookups, |recipient| recipient == Recipient::Redis);
                 gateway.extend(redis.filter(is_given));
             }
         }
@@ -533,6 +537,13 @@ impl Settings {
         self.services()
             .filter(|service| *service != Service::Migrate)
             .filter_map(|service| self.image(service))
+    }
+
+    /// The values that other programs give.
+    pub(crate) fn lookups(&self) -> impl Iterator<Item = &Lookup> {
+        self.gateway
+            .iter()
+            .filter_map(|(_, value)| value.external())
     }
 
     /// What `service` gets from `.env`, and nothing more.
@@ -716,9 +727,20 @@ pub(crate) fn names_unused_database(env: &EnvFile) -> bool {
 }
 
 /// What a container gets for a variable of `.env` by its name.
-pub(crate) fn value_of(env: &EnvFile, path: &Path, name: &str) -> Option<SecretValue> {
+///
+/// # Errors
+/// When another program is to give a value, and can't.
+pub(crate) fn value_of(env: &EnvFile, path: &Path, name: &str) -> Result<Option<SecretValue>> {
     let vault = Arc::new(Vault::beside(path));
-    Some(SecretValue::new(env.get(name)?, &vault))
+    let reader = Reader {
+        env,
+        path,
+        vault: &vault,
+    };
+    let lookups = reader.lookups()?;
+    Ok(env
+        .get(name)
+        .map(|value| reader.value(&lookups, name, value)))
 }
 
 /// The refusal of a variable, with file and line.
@@ -755,14 +777,64 @@ impl Reader<'_> {
     /// The variables that a container gets by their names.
     fn given(
         &self,
+        lookups: &HashMap<String, Lookup>,
         is_wanted: impl Fn(Recipient) -> bool,
     ) -> impl Iterator<Item = (String, SecretValue)> {
         self.env.iter().filter_map(move |(name, value)| {
             let recipient = variables::recipient(name);
             let is_unset = value.is_empty() && recipient.needs_a_value();
-            (is_wanted(recipient) && !is_unset)
-                .then(|| (name.to_owned(), SecretValue::new(value, self.vault)))
+            // Without such a program, they are variables like any other.
+            let is_of_program = !lookups.is_empty() && is_of_programs(name);
+            (is_wanted(recipient) && !is_unset && !is_of_program)
+                .then(|| (name.to_owned(), self.value(lookups, name, value)))
         })
+    }
+
+    fn value(&self, lookups: &HashMap<String, Lookup>, name: &str, value: &str) -> SecretValue {
+        match lookups.get(name) {
+            Some(lookup) => SecretValue::of(lookup.clone()),
+            None => SecretValue::new(value, self.vault),
+        }
+    }
+
+    /// The values that other programs give.
+    fn lookups(&self) -> Result<HashMap<String, Lookup>> {
+        let environment = self.env.iter().filter(|(name, _)| is_of_programs(name));
+        let environment =
+            environment.map(|(name, value)| (name.to_owned(), SecretValue::new(value, self.vault)));
+        let environment = Arc::new(environment.collect());
+        let mut lookups = HashMap::new();
+        for (name, _) in self.env.iter() {
+            let Some(reference) = self.env.reference(name) else {
+                if let Some(other) = self.env.external_part(name) {
+                    return Err(self.wrong(
+                        name,
+                        &format!("refers to {other}, which is not in .env, so it would contain {other}'s reference"),
+                        "let a program give the whole value: exec:/PATH/PROGRAM",
+                    ));
+                }
+                continue;
+            };
+            if self.env.refers(name) {
+                return Err(self.wrong(
+                    name,
+                    "refers to another variable, and arguments can be read by every user of this host",
+                    "let the program read the secret itself; for a plain dollar sign write `$$`",
+                ));
+            }
+            if !may_be_external(name) {
+                return Err(self.wrong(
+                    name,
+                    "names a program (exec:, vault: or sops:), but is needed in .env itself",
+                    "write the value, which `litellm-units secrets seal` can encrypt; if this is the value, put it in single quotes",
+                ));
+            }
+            let place = place(Some(self.env), self.path, name);
+            let lookup = Lookup::parse(name, reference, place, &environment)
+                .map_err(|(problem, hint)| self.wrong(name, problem, hint))?;
+            lookups.insert(name.to_owned(), lookup);
+        }
+        Ok(lookups)
     }
 
     fn wrong(&self, name: &str, problem: &str, hint: &str) -> anyhow::Error {

@@ -6,6 +6,8 @@ use Kind::{Database, Known, Setting};
 use Recipient::{Gateway, Migration, Nobody, Redis, Refused, Units};
 use Secrecy::{Clear, Harmless, Secret, Unknown, Url};
 
+use crate::host::outgoing_proxy;
+
 /// Names the known vulnerabilities that the operator accepts.
 pub(crate) const ACCEPT_VULNERABILITIES: &str = "LITELLM_ACCEPT_VULNERABILITIES";
 /// Whether the write-ahead log of the local database is archived.
@@ -237,6 +239,13 @@ static FAMILIES: [Variable; 3] = [
     row("REDIS_", Known, Redis, Unknown),
 ];
 
+/// Whether programs that give values get the variable, and then the gateway does not.
+pub(crate) fn is_of_programs(name: &str) -> bool {
+    ["SOPS_", "VAULT_"]
+        .iter()
+        .any(|begin| name.starts_with(begin))
+}
+
 /// Any other.
 static OTHER: Variable = row("", Known, Gateway(Always), Unknown);
 
@@ -314,6 +323,17 @@ pub(crate) fn is_name(name: &str) -> bool {
 /// Whether the variable may be sealed.
 pub(crate) fn may_be_sealed(name: &str) -> bool {
     secrecy(name) != Clear && is_name(name)
+}
+
+/// Whether another program may give the value: only containers need it, and no other command here changes it.
+pub(crate) fn may_be_external(name: &str) -> bool {
+    let row = variable(name);
+    row.kind == Known
+        && matches!(row.recipient, Gateway(_))
+        && matches!(row.secrecy, Unknown | Secret)
+        && !outgoing_proxy::is_variable(name)
+        && !is_of_programs(name)
+        && is_name(name)
 }
 
 /// What a variable's name holds if its value is a secret.

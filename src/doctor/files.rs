@@ -4,18 +4,20 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use nix::unistd::geteuid;
+use secrecy::ExposeSecret;
 
 use super::{Check, CheckName, Examination, Fix};
 use crate::deployment::completion::{container_owner, other_library};
 use crate::deployment::env_file::EnvFile;
+use crate::deployment::external;
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::sealed::{Vault, is_sealed};
-use crate::deployment::settings::{DEFAULT_LITELLM_IMAGE, place};
+use crate::deployment::settings::{DEFAULT_LITELLM_IMAGE, Settings, place};
 use crate::deployment::variables::{is_secret, may_be_sealed};
 use crate::error::Result;
 use crate::host::files;
 use crate::host::ownership;
-use crate::host::paths::Scope;
+use crate::host::paths::{Paths, Scope};
 use crate::host::{self, Host};
 use crate::image::ImageReference;
 use crate::litellm::advisories::{Advisories, Compromised};
@@ -160,7 +162,11 @@ pub(crate) fn sealed(env: &EnvFile, path: &Path) -> Option<Check> {
                 return Some(Check::error(CheckName::Sealed, &error));
             }
             count += 1;
-        } else if is_secret(name, value) && may_be_sealed(name) && !value.is_empty() {
+        } else if is_secret(name, value)
+            && may_be_sealed(name)
+            && !value.is_empty()
+            && env.reference(name).is_none()
+        {
             clear.push(name);
         }
     }
@@ -187,6 +193,67 @@ pub(crate) fn sealed(env: &EnvFile, path: &Path) -> Option<Check> {
         ));
     }
     Some(Check::ok(CheckName::Sealed, message))
+}
+
+/// Whether other programs give the values that containers get from them; if so, a failure at a start is not reported any more.
+/// `None` if `.env` names none.
+pub(crate) fn external(paths: &Paths, settings: &Settings) -> Option<Check> {
+    let lookups: Vec<_> = settings.lookups().collect();
+    if lookups.is_empty() {
+        return None;
+    }
+    let fetched = match external::fetch_all(paths, &lookups) {
+        Ok(fetched) => fetched,
+        Err(error) => return Some(Check::error(CheckName::External, &error)),
+    };
+    let (mut failed, mut changed) = (Vec::new(), Vec::new());
+    for (lookup, fetched) in lookups.iter().zip(fetched) {
+        let kept = match lookup.last_good(paths) {
+            Ok(kept) => kept,
+            Err(error) => return Some(Check::error(CheckName::External, &error)),
+        };
+        match (fetched, kept) {
+            (Err(error), None) => return Some(Check::error(CheckName::External, &error)),
+            (Err(error), Some(kept)) => {
+                let remedy = crate::error::hint(&error).map(str::to_owned);
+                let words = format!(
+                    "{error:#}; containers start with the value that was fetched at {:.0}",
+                    kept.fetched
+                );
+                failed.push((words, remedy));
+            }
+            (Ok(value), Some(kept)) if kept.value().expose_secret() != value.expose_secret() => {
+                changed.push(lookup.variable());
+            }
+            (Ok(_), Some(kept)) if kept.failure.is_some() => {
+                // The containers have the current value.
+                if let Err(error) = lookup.clear_failure(paths, kept) {
+                    return Some(Check::error(CheckName::External, &error));
+                }
+            }
+            (Ok(_), _) => {}
+        }
+    }
+    if let Some((_, remedy)) = failed.first() {
+        let remedy = remedy.clone().unwrap_or_default();
+        let words: Vec<_> = failed.iter().map(|(words, _)| words.as_str()).collect();
+        return Some(Check::warning(CheckName::External, words.join("; ")).remedy(remedy));
+    }
+    if !changed.is_empty() {
+        let words = format!(
+            "another value than at the last start: {}",
+            changed.join(", ")
+        );
+        return Some(
+            Check::warning(CheckName::External, words)
+                .remedy("`litellm-units restart --handover litellm`"),
+        );
+    }
+    let count = output::count(lookups.len(), "secret");
+    Some(Check::ok(
+        CheckName::External,
+        format!("other programs give {count}"),
+    ))
 }
 
 /// Removes all permissions of others than the owner.

@@ -40,6 +40,8 @@ pub(crate) enum CheckName {
     Dns,
     Docker,
     Drift,
+    /// Values that other programs give.
+    External,
     Firewall,
     Gateway,
     /// Of the database and its disk; [`CheckName::Disk`] is about what is free now.
@@ -104,6 +106,7 @@ impl CheckName {
             Self::Dns => "dns",
             Self::Docker => "docker",
             Self::Drift => "drift",
+            Self::External => "external",
             Self::Firewall => "firewall",
             Self::Gateway => "gateway",
             Self::Growth => "growth",

@@ -18,6 +18,7 @@ use super::{
     Check, CheckName, CheckOutcome, Examination, certificate, database, files, metrics, release,
     see, units,
 };
+use crate::deployment::external;
 use crate::deployment::listen::ListenAddress;
 use crate::deployment::settings::{Settings, WatchSettings};
 use crate::deployment::snapshot;
@@ -536,6 +537,9 @@ async fn find(
     }
     for (unit, words) in recycle::Report::of(&host.paths, settings).problems {
         add(&format!("memory of {unit}"), &words, SIGHTINGS);
+    }
+    for (name, words) in external::stale(&host.paths, settings)? {
+        add(&name, &words, SIGHTINGS);
     }
     for name in [RECOVERY, RECYCLE_SERVICE] {
         let unit = host.systemd().await?.unit(name).await?;

@@ -8,6 +8,13 @@ use crate::tls;
 
 /// The variables that name a proxy, also in small letters.
 pub(crate) const VARIABLES: [&str; 3] = ["HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY"];
+/// Whether a variable, also in small letters, is about a proxy.
+pub(crate) fn is_variable(name: &str) -> bool {
+    let all = VARIABLES.iter().chain([&"NO_PROXY"]);
+    all.into_iter()
+        .any(|other| name.eq_ignore_ascii_case(other))
+}
+
 /// Servers of a cloud that give its machines their credentials: no proxy reaches them.
 const METADATA_SERVERS: [&str; 3] = [
     "169.254.0.0/16",

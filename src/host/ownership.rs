@@ -32,6 +32,27 @@ pub(crate) fn check(paths: &Paths, program: Option<&Path>) -> Result<()> {
     }
 }
 
+/// Refuses a program or another file that another user can change, itself or above it.
+///
+/// # Errors
+/// When there is such a path; or it can't be examined.
+pub(crate) fn check_file(scope: Scope, path: &Path) -> Result<()> {
+    let mut found = Vec::new();
+    Trust::of(scope)
+        .path(path, true, &mut found)
+        .path_context("can't examine", path)?;
+    let who = who(scope);
+    match found.as_slice() {
+        [] => Ok(()),
+        [first, rest @ ..] => Err(exposure(who, first, rest)
+            .hint(format!(
+                "keep {} in a directory that only {who} can change, and let only {who} write it",
+                path.display()
+            ))
+            .into()),
+    }
+}
+
 /// The first directory above `path` that another user can change.
 pub(crate) fn exposed_above(scope: Scope, path: &Path) -> Result<Option<PathBuf>> {
     let mut found = Vec::new();
@@ -291,18 +312,26 @@ fn below(
     Ok(())
 }
 
-fn refusal(paths: &Paths, program: Option<&Path>, first: &Exposed, rest: &[Exposed]) -> Failure {
-    let who = match paths.scope {
+fn who(scope: Scope) -> &'static str {
+    match scope {
         Scope::System => "root",
         Scope::User => "this user and root",
-    };
-    let failure = Failure::config(format!(
+    }
+}
+
+fn exposure(who: &str, first: &Exposed, rest: &[Exposed]) -> Failure {
+    Failure::config(format!(
         "others than {who} can change {}: it belongs to {} (mode {:04o}){}",
         first.path.display(),
         name_of(first.owner),
         first.mode,
         more(rest.len())
-    ));
+    ))
+}
+
+fn refusal(paths: &Paths, program: Option<&Path>, first: &Exposed, rest: &[Exposed]) -> Failure {
+    let who = who(paths.scope);
+    let failure = exposure(who, first, rest);
     let all: Vec<&Exposed> = std::iter::once(first).chain(rest).collect();
     // A directory above holds other things, too, so it stays as it is.
     let is_above = |path: &Path| {

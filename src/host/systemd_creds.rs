@@ -1,18 +1,16 @@
 //! systemd-creds: text encrypted with a key that does not leave this host.
 
 use std::fmt;
-use std::io::{Read, Write};
 use std::path::Path;
-use std::process::{Command, Stdio};
-use std::sync::mpsc;
+use std::process::Command;
 use std::time::Duration;
 
-use anyhow::Context;
 use clap::ValueEnum;
 use nix::sys::statfs::{FsType, statfs};
 use secrecy::{ExposeSecret, SecretString};
 
 use crate::error::{Failure, Result};
+use crate::host::child;
 use crate::output::Progress;
 
 const PROGRAM: &str = "systemd-creds";
@@ -173,58 +171,14 @@ fn is_forgotten(path: &Path) -> bool {
 
 /// Runs systemd-creds; texts pass through pipes only.
 fn run(words: &[&str], input: &[u8]) -> Result<Vec<u8>> {
-    let mut child = Command::new(PROGRAM)
-        .args(words)
-        .args(["-", "-"])
-        .env("LC_ALL", "C")
-        .stdin(Stdio::piped())
-        .stdout(Stdio::piped())
-        .stderr(Stdio::piped())
-        .spawn()
-        .map_err(|error| {
-            if error.kind() == std::io::ErrorKind::NotFound {
-                anyhow::anyhow!("{PROGRAM} is not installed; it comes with systemd")
-            } else {
-                anyhow::Error::from(error).context(format!("can't run {PROGRAM}"))
-            }
-        })?;
-    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
-    let (Some(mut stdin), Some(mut stdout), Some(mut stderr)) = (stdin, stdout, stderr) else {
-        anyhow::bail!("{PROGRAM} has no pipes");
-    };
-    let (send, answer) = mpsc::channel();
-    let said = std::thread::spawn(move || {
-        let mut bytes = Vec::new();
-        // What was said until it broke off is all there is.
-        let _ = stderr.read_to_end(&mut bytes);
-        bytes
-    });
-    std::thread::spawn(move || {
-        let mut bytes = Vec::new();
-        let result = stdout.read_to_end(&mut bytes).map(|_| bytes);
-        // Nobody listens any more after the deadline.
-        let _ = send.send(result);
-    });
-    // It reads all of its input before it writes. One that ended at once says why.
-    let _ = stdin.write_all(input);
-    drop(stdin);
-    let Ok(output) = answer.recv_timeout(TIMEOUT) else {
-        let _ = child.kill();
-        let _ = child.wait();
-        anyhow::bail!("{PROGRAM} did not answer within {} s", TIMEOUT.as_secs());
-    };
-    let status = child
-        .wait()
-        .with_context(|| format!("can't wait for {PROGRAM}"))?;
-    if status.success() {
-        return output.with_context(|| format!("can't read from {PROGRAM}"));
-    }
-    let said = said.join().unwrap_or_default();
-    let said = String::from_utf8_lossy(&said);
-    let reason = said.lines().rfind(|line| !line.trim().is_empty());
-    match reason {
-        Some(reason) => anyhow::bail!("{PROGRAM}: {}", reason.trim().trim_end_matches('.')),
-        None => anyhow::bail!("{PROGRAM} failed ({status})"),
+    let mut command = Command::new(PROGRAM);
+    command.args(words).args(["-", "-"]).env("LC_ALL", "C");
+    // What it opens has at most the size of what was sealed.
+    let output = child::run(&mut command, input, TIMEOUT, u64::MAX)?;
+    match output.said(&[]) {
+        _ if output.status.success() => Ok(output.stdout),
+        Some(reason) => anyhow::bail!("{PROGRAM}: {}", reason.trim_end_matches('.')),
+        None => anyhow::bail!("{PROGRAM} failed ({})", output.status),
     }
 }
 

@@ -24,6 +24,7 @@ use super::release::Release;
 use crate::deployment::certificates;
 use crate::deployment::database_url::socket_directory;
 use crate::deployment::env_file::EnvFile;
+use crate::deployment::sealed;
 use crate::deployment::settings::{
     Cache, Database, Replicas, Settings, UNUSED_DATABASE, USE_DATABASE, check_address, load_env,
     names_unused_database, parse_env, read_env, text_of,
@@ -488,6 +489,16 @@ fn has_word(text: &str, name: &str) -> bool {
 
 /// Where a file of the container is, if it can be there: a relative one is in `config/`.
 fn on_the_host(file: &str, paths: &Paths) -> Option<PathBuf> {
+    if let Some(name) = file.strip_prefix(sealed::FILES) {
+        let name = name
+            .strip_prefix('/')
+            .filter(|name| sealed::is_file_name(name))?;
+        return Some(
+            paths
+                .credential_files()
+                .join(format!("{name}{}", sealed::SUFFIX)),
+        );
+    }
     let file = Path::new(file);
     let (inside, directory) = match file.strip_prefix("/app/files") {
         Ok(inside) => (inside, paths.credential_files()),
@@ -1195,7 +1206,11 @@ impl Checker<'_> {
             }
             _ if self.env.get(name).is_some() => {
                 let message = format!("{name} is in .env{}, but not for the gateway", line(name));
-                let hint = "the gateway gets the database as DATABASE_URL and Redis as REDIS_HOST, REDIS_PORT and REDIS_PASSWORD; an external Redis needs REDIS_HOST in .env";
+                let hint = if variables::is_of_programs(name) {
+                    "it is for the programs that give values of .env: give the gateway the same value under another name"
+                } else {
+                    "the gateway gets the database as DATABASE_URL and Redis as REDIS_HOST, REDIS_PORT and REDIS_PASSWORD; an external Redis needs REDIS_HOST in .env"
+                };
                 self.add(severity, at, message, Some(hint));
             }
             _ if !is_variable(name) => {

@@ -190,14 +190,16 @@ impl Replacement {
             .collect())
     }
 
-    /// Refuses what [`apply`] would refuse by the settings alone. `accepted`: as for [`advisories::admit`].
-    pub(crate) async fn check(&self, host: &Host, accepted: &[String]) -> Result<()> {
+    /// Refuses what [`apply`] would refuse by the settings alone, without the programs that it would run, which are returned
+    /// in words. `accepted`: as for [`advisories::admit`].
+    pub(crate) async fn check(&self, host: &Host, accepted: &[String]) -> Result<Vec<String>> {
         let path = host.paths.env_file();
         let settings = Settings::from_env(&self.wanted.env(&path)?, &path)?;
         let image = &settings.litellm_image;
         advisories::admit(host, &settings, image, accepted, "litellm-units apply")?;
         edits::refuse(host, &settings).await?;
-        up::refuse_firewall(host).await
+        up::refuse_firewall(host).await?;
+        edits::programs_to_run(&host.paths, &settings)
     }
 
     /// Puts it in place. Until [`apply`], an interruption undoes it.

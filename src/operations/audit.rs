@@ -15,6 +15,7 @@ use serde::Serialize;
 use tokio::io::{AsyncBufReadExt, BufReader};
 use tokio::process::Command;
 
+use crate::deployment::external;
 use crate::deployment::sealed::{Vault, is_sealed};
 use crate::deployment::settings::{Settings, load_env};
 use crate::deployment::variables::{is_secret, password_in_url};
@@ -119,14 +120,26 @@ impl Audit<'_> {
         let path = self.host.paths.env_file();
         let env = load_env(&path)?;
         let vault = Vault::beside(&path);
+        let settings = Settings::from_env(&env, &path);
         for (name, value) in env.iter() {
+            if env.reference(name).is_some() {
+                continue;
+            }
             let sealed = is_sealed(value);
             if is_secret(name, value) || sealed {
                 self.look_for(name, vault.open(value)?.expose_secret(), sealed);
             }
         }
-        // What is derived from several variables.
-        if let Ok(settings) = Settings::from_env(&env, &path) {
+        if let Ok(settings) = settings {
+            for lookup in settings.lookups() {
+                match lookup.last_good(&self.host.paths)? {
+                    Some(kept) => {
+                        self.look_for(lookup.variable(), kept.value().expose_secret(), true);
+                    }
+                    None => self.skip(lookup.variable(), "no container has got it yet"),
+                }
+            }
+            // What is derived from several variables.
             let url = settings.database.url();
             let sealed = url.is_sealed();
             self.look_for("DATABASE_URL", url.open()?.expose_secret(), sealed);
@@ -216,6 +229,7 @@ impl Audit<'_> {
             (paths.env_file(), "all of .env"),
             (paths.service_key(), "the service key"),
             (paths.credentials(), "sealed secrets"),
+            (external::directory(paths), "values of other programs"),
             (paths.state(), "kept configurations"),
             (paths.pending_change(), "an unfinished rotation"),
         ];
@@ -269,7 +283,12 @@ impl Audit<'_> {
     fn sealed_in(&mut self, path: &Path, metadata: &Metadata) {
         if self.patterns.iter().any(|pattern| pattern.sealed) {
             let among = |pattern: &Pattern| pattern.sealed;
-            self.file_among(path, metadata, "in clear, though it is sealed", among);
+            self.file_among(
+                path,
+                metadata,
+                "in clear, though .env has only a reference to it",
+                among,
+            );
         }
     }
 
@@ -295,8 +314,9 @@ impl Audit<'_> {
             ),
             Scope::User => roots.push("/etc/containers/systemd/users".into()),
         }
+        let external = external::directory(paths);
         for root in roots {
-            for (path, metadata, _) in walk(&root, &|_| true) {
+            for (path, metadata, _) in walk(&root, &|path| path != external) {
                 // Links lead to units of others, or to files that are searched by another step.
                 self.file(&path, &metadata, "in a unit or a file that makes one");
             }

@@ -171,7 +171,7 @@ fn written(host: &Host, settings: &Settings, port: u16) -> Result<Vec<(PathBuf, 
         let mut text = String::new();
         for secret in settings.container_secrets(service) {
             let name = &secret.name;
-            let value = secret.value.open()?;
+            let value = secret.value.open_at(&host.paths)?;
             let value = value.expose_secret();
             // The file of Redis' configuration.
             if secret.target == SecretTarget::File {

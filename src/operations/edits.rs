@@ -1,6 +1,6 @@
 //! Edits of `.env` that can only fail, found before anything is stopped: a login that PostgreSQL refuses, another salt
 //! than the one that stored credentials are encrypted with, an image of PostgreSQL that misreads the indexes, servers whose
-//! names mean nothing here, and addresses of the gateway that can't be had.
+//! names mean nothing here, values that no program gives, and addresses of the gateway that can't be had.
 
 use std::time::Duration;
 
@@ -13,12 +13,14 @@ use super::rotation::{self, Login};
 use super::stack::{self, address};
 use crate::deployment::database_url;
 use crate::deployment::env_file::EnvFile;
-use crate::deployment::sealed::SecretValue;
+use crate::deployment::external::{self, Lookup};
+use crate::deployment::sealed::{self, SecretValue};
 use crate::deployment::settings::{self, Cache, Database, Settings, load_env};
 use crate::deployment::snapshot::{self, SnapshotId};
 use crate::deployment::variables::SENTINEL_NODES;
 use crate::error::{Failure, Result};
 use crate::host::Host;
+use crate::host::paths::Paths;
 use crate::service::Service;
 
 /// How long the host's resolver may take for one name.
@@ -27,12 +29,12 @@ const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The variables that are right only if the data of the local PostgreSQL agrees.
 const LOGIN: [&str; 3] = ["POSTGRES_USER", "POSTGRES_PASSWORD", "POSTGRES_DB"];
 
-/// Refuses addresses that can't be had, an image of PostgreSQL with another C library, and what the running database proves
-/// to be wrong. One that does not run proves nothing.
+/// Refuses addresses that can't be had, an image of PostgreSQL with another C library, sealed files that can't be opened, and what the running database proves to be wrong. One that does not run proves nothing.
 pub(crate) async fn refuse(host: &Host, settings: &Settings) -> Result<()> {
     address::refuse(host, settings)?;
     address::refuse_metrics(&host.paths, settings)?;
     refuse_other_library(host, settings)?;
+    sealed::files(&host.paths)?;
     let Some(edit) = Edit::find(host, settings) else {
         return Ok(());
     };
@@ -40,6 +42,33 @@ pub(crate) async fn refuse(host: &Host, settings: &Settings) -> Result<()> {
         return Ok(());
     }
     edit.check(host, settings).await
+}
+
+/// Refuses values that other programs do not give, unless an earlier start got them. The settings are those of the deployment,
+/// or of a backup that is restored: a dry run runs no program that another configuration names.
+pub(crate) fn refuse_missing_values(paths: &Paths, settings: &Settings) -> Result<()> {
+    for fetched in external::fetch_all(paths, &missing_values(paths, settings)?)? {
+        fetched?;
+    }
+    Ok(())
+}
+
+/// Which programs [`refuse_missing_values`] runs, in words.
+pub(crate) fn programs_to_run(paths: &Paths, settings: &Settings) -> Result<Vec<String>> {
+    let missing = missing_values(paths, settings)?.into_iter();
+    Ok(missing
+        .map(|lookup| format!("run {} for {}", lookup.program(), lookup.variable()))
+        .collect())
+}
+
+fn missing_values<'a>(paths: &Paths, settings: &'a Settings) -> Result<Vec<&'a Lookup>> {
+    let mut missing = Vec::new();
+    for lookup in settings.lookups() {
+        if lookup.last_good(paths)?.is_none() {
+            missing.push(lookup);
+        }
+    }
+    Ok(missing)
 }
 
 /// As [`refuse`], for a local PostgreSQL that is stopped: it is started alone and asked, before anything is started that

@@ -14,6 +14,7 @@ use secrecy::{ExposeSecret, SecretString};
 
 use crate::deployment::applied::Applied;
 use crate::deployment::env_file::{EnvFile, Written, quote};
+use crate::deployment::external::is_reference;
 use crate::deployment::extra;
 use crate::deployment::sealed::{self, Reference, Vault, is_sealed, unwritten};
 use crate::deployment::settings::{Settings, load_env};
@@ -211,6 +212,43 @@ pub(crate) fn seal(host: &Host, options: &SealOptions) -> Result<Sealed> {
     Ok(Sealed { names, kept })
 }
 
+/// Encrypts files of `files/` into files beside them, which the gateway gets in clear at its next start. The caller holds the
+/// operation lock.
+///
+/// # Errors
+/// When this host can't, or a file can't be sealed; those before it are.
+pub(crate) fn seal_files(host: &Host, names: &[String], key: Option<SealingKey>) -> Result<()> {
+    let directory = host.paths.credential_files();
+    let key = SealingKey::choose(key, &host.progress)?;
+    for name in names {
+        let path = directory.join(name);
+        if !sealed::is_file_name(name) {
+            return Err(Failure::new(format!("{} can't be sealed", path.display()))
+                .hint("name a file directly in files/, with only letters, digits and . _ - in its name")
+                .into());
+        }
+        let text = std::fs::read(&path).path_context("can't read", &path)?;
+        let Ok(text) = String::from_utf8(text).map(SecretString::from) else {
+            return Err(Failure::new(format!("{} is not UTF-8", path.display()))
+                .hint("only text can be sealed")
+                .into());
+        };
+        let ciphertext = systemd_creds::encrypt(key, name, &text)
+            .with_context(|| format!("{} can't be sealed", path.display()))?;
+        let back = systemd_creds::decrypt(name, &ciphertext)?;
+        if back.expose_secret() != text.expose_secret() {
+            return Err(Failure::new(format!(
+                "{} differs after decryption, so it was not sealed",
+                path.display()
+            ))
+            .into());
+        }
+        let sealed = directory.join(format!("{name}{}", sealed::SUFFIX));
+        files::write_atomically(&sealed, &ciphertext, 0o600)?;
+    }
+    Ok(())
+}
+
 /// Writes secrets into `.env` again, exactly as they were there. The caller holds the operation
 /// lock.
 ///
@@ -281,7 +319,11 @@ fn follow_one(
 /// The names of the variables that are sealed when none is named.
 fn secret_names(env: &EnvFile) -> Vec<String> {
     env.definitions()
-        .filter(|found| may_be_sealed(found.name) && is_secret(found.name, found.value))
+        .filter(|found| {
+            may_be_sealed(found.name)
+                && is_secret(found.name, found.value)
+                && !is_reference(found.text)
+        })
         .map(|found| found.name.to_owned())
         .collect()
 }
@@ -291,6 +333,13 @@ fn check_names(env: &EnvFile, names: &[String], path: &Path) -> Result<()> {
     for name in names {
         if env.get(name).is_none_or(str::is_empty) {
             return Err(Failure::new(format!("{name} has no value in {}", path.display())).into());
+        }
+        if let Some(reference) = env.reference(name) {
+            return Err(Failure::new(format!(
+                "{name} is not in {}: another program gives it ({reference})",
+                path.display()
+            ))
+            .into());
         }
         if !may_be_sealed(name) {
             return Err(
@@ -323,6 +372,7 @@ fn sealed(
         let is_meant = secrets.iter().any(|name| name == found.name)
             && !found.value.is_empty()
             && !is_sealed(found.value)
+            && !is_reference(found.text)
             && is_alone(found);
         texts.push(if is_meant {
             let reference = sealer.seal(found.name, found.text)?;
@@ -348,6 +398,7 @@ fn sealed(
         if secrets.iter().any(|name| name == found.name)
             && !found.value.is_empty()
             && !is_sealed(found.value)
+            && !is_reference(found.text)
         {
             return Err(wrong(
                 old.line,

@@ -19,6 +19,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::Instant;
 
 use crate::deployment::applied::{Applied, Difference};
+use crate::deployment::external;
 use crate::deployment::extra;
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::installed_release;
@@ -486,7 +487,8 @@ async fn remember_good(host: &Host) -> Result<()> {
             snapshot::keep_with(&host.paths, env.text())?
         }
     };
-    snapshot::mark_good(&host.paths, &id)
+    snapshot::mark_good(&host.paths, &id)?;
+    external::forget_others(&host.paths, settings.lookups())
 }
 
 /// Stops units, and with the first gateway the further ones. A request to a gateway that is stopped by a change waits

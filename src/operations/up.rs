@@ -21,6 +21,7 @@ pub(crate) async fn everything(host: &Host, timeout: Duration) -> Result<()> {
     let image = &settings.litellm_image;
     advisories::admit(host, settings, image, &[], "litellm-units up")?;
     edits::refuse(host, settings).await?;
+    edits::refuse_missing_values(&host.paths, settings)?;
     refuse_firewall(host).await?;
     bring_up(host, &prepared, timeout, "up").await
 }

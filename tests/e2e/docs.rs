@@ -100,25 +100,24 @@ const INSTEAD: &[(&str, Instead)] = &[
         "pass llm/openai | sudo litellm-units secrets seal --stdin OPENAI_API_KEY",
         Instead::Run("echo correct-horse | sudo litellm-units secrets seal --stdin OPENAI_API_KEY"),
     ),
-    // The program and the drop-in that the page shows, with a store that is here.
     (
-        "echo | sudo podman secret create --driver=shell --driver-opts=list=true,store=true,delete=true,lookup=/usr/local/sbin/openai-key openai -",
+        "sudo litellm-units secrets seal --file google.json",
         Instead::Run(
-            r#"section() { sed '1,/^## Secrets of another store/d; /^## /,$d' /usr/share/doc/litellm-units/docs/sealed-secrets.md; }
-               section | sed -n '/^#!/,/^```$/{/^```$/d; s|^vault .* >|echo sk-of-the-store >|; p}' |
-                 sudo install -m 700 /dev/stdin /usr/local/sbin/openai-key
-               echo | sudo podman secret create --driver=shell --driver-opts=list=true,store=true,delete=true,lookup=/usr/local/sbin/openai-key openai -
-               sudo mkdir -p /etc/containers/systemd/litellm.container.d
-               section | sed -n '/^\[Container\]/,/^```$/{/^```$/d; p}' | sudo tee /etc/containers/systemd/litellm.container.d/store.conf
-               sudo sed -i 's/^OPENAI_API_KEY=.*/OPENAI_API_KEY=/' /opt/litellm-server/.env
-               sudo systemctl daemon-reload
-               sudo litellm-units apply
-               sudo litellm-units restart --handover litellm
-               [ "$(sudo podman exec litellm printenv OPENAI_API_KEY)" = sk-of-the-store ]
-               sudo sed -i 's|^echo .* >|false >|' /usr/local/sbin/openai-key
-               sudo litellm-units restart litellm
-               [ "$(sudo podman exec litellm printenv OPENAI_API_KEY)" = sk-of-the-store ]"#,
+            "echo '{}' | sudo install -m 600 /dev/stdin /opt/litellm-server/files/google.json
+             sudo litellm-units secrets seal --file google.json",
         ),
+    ),
+    (
+        "litellm-units secrets seal --file google.json",
+        Instead::Run(
+            "echo '{}' | install -m 600 /dev/stdin /opt/litellm-server/files/google.json
+             litellm-units secrets seal --file google.json",
+        ),
+    ),
+    // There is no Vault. e2e::seal::values_of_other_programs runs programs.
+    (
+        "sudo env VAULT_ADDR=https://vault.example.com:8200 vault kv get -field=anthropic secret/llm >/dev/null",
+        Instead::Elsewhere,
     ),
     // e2e::backup::rootful_recovery_to_any_second runs these.
     (

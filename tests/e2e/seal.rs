@@ -3,7 +3,7 @@
 use std::io::Read;
 use std::time::Duration;
 
-use crate::support::gateway::{HELLO, chat, new_key, wait_for_chat};
+use crate::support::gateway::{HELLO, chat, new_key, variable, wait_for_chat};
 use crate::support::host::{TestHost, Who};
 
 const SECRETS: [&str; 5] = [
@@ -267,7 +267,7 @@ fn a_sealed_deployment() {
     for name in SECRETS {
         let found = audit.stdout.lines().any(|line| {
             line.split_whitespace().collect::<Vec<_>>().join(" ")
-                == format!("/opt/litellm-server/old.env {name} in clear, though it is sealed")
+                == format!("/opt/litellm-server/old.env {name} in clear, though .env has only a reference to it")
         });
         assert!(found, "{name}: {}", audit.stdout);
     }
@@ -593,6 +593,146 @@ fn sealing_changes_only_what_it_has_to() {
         &host,
         who,
         &["seal", "PW"],
-        "error: this host can't seal secrets: systemd-creds is not installed; it comes with systemd\nhint: ",
+        "error: this host can't seal secrets: systemd-creds is not installed\nhint: ",
     );
+}
+
+/// They are in memory and in Podman's storage only, and a container starts with them while the store does not answer.
+#[test]
+fn values_of_other_programs() {
+    let host = TestHost::boot("store");
+    let who = Who::Root;
+    host.units(who, &["generate"]).ok();
+    host.sh(
+        who,
+        r#"printf '#!/bin/sh\n[ "$1" = llm ] && cat /run/store\n' >/usr/local/sbin/key
+           chmod 700 /usr/local/sbin/key
+           sed -i 's|^OPENAI_API_KEY=.*|OPENAI_API_KEY=exec:/usr/local/sbin/key llm|' "$1/.env""#,
+    );
+    let failed = "OPENAI_API_KEY can't be fetched: /usr/local/sbin/key failed (exit status: 1): cat: /run/store: No such file or directory";
+    // A dry run only names the program.
+    let dry = host.units(who, &["apply", "--dry-run"]).ok();
+    assert!(
+        dry.contains("# run /usr/local/sbin/key for OPENAI_API_KEY\n"),
+        "{dry}"
+    );
+    let ran = host.units(who, &["up"]);
+    assert_eq!(ran.code, 1);
+    assert!(
+        ran.stderr.contains(&format!(
+            "{failed}\nhint: run the program: `sudo /usr/local/sbin/key llm >/dev/null`\n"
+        )),
+        "{}",
+        ran.stderr
+    );
+    let store = |value: &str| {
+        host.sh(who, &format!("umask 077; echo {value} >/run/store"));
+    };
+    let given = || variable(&host, who, "litellm", "OPENAI_API_KEY");
+    let handover = || host.units(who, &["restart", "--handover", "litellm"]).ok();
+    let doctor = || host.units(who, &["doctor"]).stdout;
+    store("sk-of-the-store-1");
+    // A sealed file is in memory as well.
+    host.sh(
+        who,
+        "echo the-key-of-google | install -m 600 /dev/stdin \"$1/files/google.json\"",
+    );
+    assert_eq!(
+        host.units(who, &["secrets", "seal", "--file", "google.json"])
+            .ok(),
+        "sealed files/google.json\n"
+    );
+    host.sh(who, "rm \"$1/files/google.json\"");
+    host.units(who, &["up"]).ok();
+    assert_eq!(given().as_deref(), Some("sk-of-the-store-1"));
+    let file = "/run/litellm-units/files/google.json";
+    assert_eq!(
+        host.sh(
+            who,
+            &format!(
+                "podman exec litellm cat {file}; ! podman exec litellm touch {file} 2>/dev/null"
+            )
+        ),
+        "the-key-of-google\n"
+    );
+    assert_eq!(
+        places(&host, &["the-key-of-google".to_owned()]),
+        format!("{file}\n")
+    );
+
+    host.sh(who, "rm /run/store");
+    handover();
+    assert_eq!(given().as_deref(), Some("sk-of-the-store-1"));
+    let found = places(&host, &["sk-of-the-store-1".to_owned()]);
+    assert!(
+        found.starts_with("/run/litellm-units/external/OPENAI_API_KEY.")
+            && found.lines().count() == 1,
+        "{found}"
+    );
+    let status = host.units(who, &["status"]);
+    assert!(
+        status
+            .stderr
+            .contains("warning: OPENAI_API_KEY could not be fetched at "),
+        "{}",
+        status.stderr
+    );
+    let found = doctor();
+    assert!(
+        found.contains("warning  external: /opt/litellm-server/.env, line ")
+            && found.contains(failed)
+            && found.contains("containers start with the value that was fetched at "),
+        "{found}"
+    );
+    let journal = host.sh(who, "journalctl -o cat -u litellm");
+    assert!(
+        journal.contains(&format!(
+            "{failed}; the container starts with the value that was fetched at "
+        )),
+        "{journal}"
+    );
+
+    // The same value again: nothing is wrong any more.
+    store("sk-of-the-store-1");
+    doctor();
+    assert_eq!(host.units(who, &["status"]).stderr, "");
+
+    store("sk-of-the-store-2");
+    let found = doctor();
+    assert!(
+        found.contains("warning  external: another value than at the last start: OPENAI_API_KEY\n"),
+        "{found}"
+    );
+    handover();
+    assert_eq!(given().as_deref(), Some("sk-of-the-store-2"));
+    assert_eq!(host.units(who, &["status"]).stderr, "");
+    assert_eq!(
+        host.units(who, &["secrets", "audit"]).ok(),
+        "no secret where it does not belong\n"
+    );
+    // A reference is no secret.
+    let before = host.sh(who, "grep ^OPENAI \"$1/.env\"");
+    host.units(who, &["secrets", "seal"]).ok();
+    assert_eq!(host.sh(who, "grep ^OPENAI \"$1/.env\""), before);
+}
+
+/// What is sealed for the user, outside of the namespace in which Podman asks for values.
+#[test]
+#[ignore = "the same as for root, without root: part of each release (CONTRIBUTING.md)"]
+fn values_of_other_programs_rootless() {
+    let who = Who::Operator;
+    let host = TestHost::boot_for(who, "store-rootless");
+    host.units(who, &["generate"]).ok();
+    host.sh(
+        who,
+        r#"echo sk-of-the-user | systemd-creds --user --name=openai encrypt - ~/openai.cred
+           program="/usr/bin/systemd-creds --user --name=openai decrypt $HOME/openai.cred -"
+           sed -i "s|^OPENAI_API_KEY=.*|OPENAI_API_KEY=exec:$program|" "$1/.env""#,
+    );
+    host.units(who, &["up"]).ok();
+    let given = || variable(&host, who, "litellm", "OPENAI_API_KEY");
+    assert_eq!(given().as_deref(), Some("sk-of-the-user"));
+    host.sh(who, "rm ~/openai.cred");
+    host.units(who, &["restart", "litellm"]).ok();
+    assert_eq!(given().as_deref(), Some("sk-of-the-user"));
 }

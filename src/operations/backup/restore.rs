@@ -33,6 +33,7 @@ use crate::host::files;
 use crate::host::paths::Paths;
 use crate::host::systemd::ActiveState;
 use crate::host::systemd::job::JobType;
+use crate::operations::edits;
 use crate::operations::install::{self, ReleaseTarget};
 use crate::operations::seal;
 use crate::operations::stack::{self, Manner, RECOVERY_TIMEOUT};
@@ -267,6 +268,12 @@ pub(crate) async fn restore_data(
     let id = backup.id();
     check(host, backup).await?;
     refuse(host, backup, options)?;
+    if options.config {
+        let env = env_of(backup, options)?;
+        // Its sealed secrets are beside this path.
+        let settings = Settings::from_env(&env, &backup.directory.join(".env"))?;
+        edits::refuse_missing_values(&host.paths, &settings)?;
+    }
     let systemd = host.systemd().await?;
     let unit = Service::Litellm.unit();
     // A failed gateway was meant to run.

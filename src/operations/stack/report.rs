@@ -8,6 +8,7 @@ use super::blockers::{self, Blocker};
 use super::quoted;
 use super::space::{self, DiskReport, unless_full};
 use crate::deployment::applied::{Applied, Difference};
+use crate::deployment::external;
 use crate::deployment::images_lock::ImagesLock;
 use crate::deployment::installed_release;
 use crate::deployment::ledger::{Ledger, RecordedRelease};
@@ -372,6 +373,12 @@ impl Services {
         }
         let mut recycled = Vec::new();
         if let Some(settings) = settings {
+            match external::stale(&host.paths, settings) {
+                Ok(stale) => {
+                    warnings.extend(stale.iter().map(|(name, words)| format!("{name} {words}")));
+                }
+                Err(error) => warnings.push(format!("{error:#}")),
+            }
             let report = recycle::Report::of(&host.paths, settings);
             warnings.extend(report.problems.into_iter().map(|(_, words)| words));
             let times = report.recycled.into_iter();

@@ -416,6 +416,8 @@ struct Planted {
     metrics: &'static [&'static str],
     /// The alert on it.
     alert: Option<&'static str>,
+    /// Labels of that alert, for one that exists more than once.
+    labels: &'static str,
     /// How root repairs it.
     repair: &'static str,
     /// Whether the repair ends what `notices` has. All else that was reported must end.
@@ -429,6 +431,7 @@ const PLAIN: Planted = Planted {
     notices: &[],
     metrics: &[],
     alert: None,
+    labels: "",
     repair: ":",
     ends: true,
 };
@@ -469,6 +472,7 @@ const PLANTED: [Planted; 23] = [
         },
         notices: &["restarts of redis: at least 3 in 15 minutes"],
         alert: Some("LitellmServiceRestarts"),
+        labels: "service=\"redis\"",
         ends: false,
         ..PLAIN
     },
@@ -477,6 +481,7 @@ const PLANTED: [Planted; 23] = [
         notices: &["redis: inactive (dead)"],
         metrics: &["litellm_units_service_active{service=\"redis\"} 0"],
         alert: Some("LitellmServiceUnhealthy"),
+        labels: "service=\"redis\"",
         repair: "systemctl start litellm-redis",
         ..PLAIN
     },
@@ -489,6 +494,7 @@ const PLANTED: [Planted; 23] = [
             "litellm_units_gateway_ready 0",
         ],
         alert: Some("LitellmServiceUnhealthy"),
+        labels: "service=\"postgres\"",
         repair: "systemctl start litellm-postgres",
         ..PLAIN
     },
@@ -518,6 +524,7 @@ const PLANTED: [Planted; 23] = [
         notices: &["redis: "],
         metrics: &["litellm_units_service_active{service=\"redis\"} 0"],
         alert: Some("LitellmServiceUnhealthy"),
+        labels: "service=\"redis\"",
         repair: "rm -r /run/systemd/system/litellm-redis.service.d; systemctl daemon-reload
                systemctl reset-failed litellm-redis || :; systemctl restart litellm-redis",
         ..PLAIN
@@ -713,6 +720,7 @@ const PLANTED: [Planted; 23] = [
         notices: &["disk of /opt/litellm-server/logs: "],
         metrics: &["litellm_units_disk_free_bytes{path=\"/opt/litellm-server/logs\"} 1048576"],
         alert: Some("LitellmDiskFull"),
+        labels: "path=\"/opt/litellm-server/logs\",severity=\"critical\"",
         repair: r#"umount "$1/logs""#,
         ..PLAIN
     },
@@ -722,6 +730,7 @@ const PLANTED: [Planted; 23] = [
         notices: &["filter: inactive (dead)"],
         metrics: &["litellm_units_service_active{service=\"filter\"} 0"],
         alert: Some("LitellmServiceUnhealthy"),
+        labels: "service=\"filter\"",
         repair: "systemctl start litellm-extra-filter",
         ..PLAIN
     },
@@ -765,10 +774,11 @@ fn planted_faults() {
     );
     let mut evaluated = Vec::new();
     let word = std::env::var("LITELLM_UNITS_FAULTS").unwrap_or_default();
-    for fault in PLANTED {
-        if !fault.notices[0].contains(&word) {
-            continue;
-        }
+    let planted = PLANTED
+        .iter()
+        .filter(|fault| fault.notices[0].contains(&word));
+    assert!(planted.clone().next().is_some(), "no fault has {word}");
+    for fault in planted {
         host.sh(who, ": >/root/told");
         let before = metrics(&host);
         (fault.plant)(&host);
@@ -787,7 +797,7 @@ fn planted_faults() {
             }
         });
         if let Some(alert) = fault.alert {
-            evaluated.push(alerts::fires(alert, &before, &metrics(&host)));
+            evaluated.push(alerts::fires(alert, fault.labels, &before, &metrics(&host)));
         }
         host.sh(who, fault.repair);
         // Of all that was reported, also beside what was expected: the next row may be about the same.
@@ -811,7 +821,7 @@ fn planted_faults() {
         });
     }
     host.sh(who, ": >/root/told");
-    let sampler = "while :; do curl -s -m 15 http://127.0.0.1:9157/metrics; echo '# end'; sleep 20; done >/root/day";
+    let sampler = "while :; do date +%s; curl -sf -m 15 http://127.0.0.1:9157/metrics; echo '# end'; sleep 20; done >/root/day";
     host.run(
         who,
         &[
@@ -837,9 +847,11 @@ fn planted_faults() {
     std::thread::sleep(Duration::from_secs(90));
     assert_eq!(told(&host), "");
     let day = host.sh(who, "systemctl stop sampler; cat /root/day");
-    let day: Vec<&str> = day
-        .split("# end\n")
-        .filter(|text| !text.is_empty())
+    // A scrape that was cut off by the end of the sampler is none.
+    let complete = day.rsplit_once("# end\n").unwrap().0;
+    let day: Vec<_> = { complete.split("# end\n") }
+        .map(|text| text.split_once('\n').unwrap())
+        .map(|(time, text)| (time.parse().unwrap(), text))
         .collect();
     evaluated.push(alerts::none_fires(&day));
     alerts::evaluate(&evaluated);

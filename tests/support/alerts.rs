@@ -16,6 +16,12 @@ const AGES: [&str; 2] = [
 ];
 /// Minutes without the fault.
 const BEFORE: u32 = 60;
+/// Whether a scrape succeeded, as Prometheus records it.
+const UP: &str = "up{job=\"litellm-units\"}";
+/// Seconds between the scrapes of a day.
+const STEP: u32 = 20;
+/// So many more are like the last one: an hour more than the longest `for:`, which is two days.
+const AFTER: u32 = 49 * 3600 / STEP;
 
 /// The values by series. Times are seconds since `begin`, the time at which the test begins: promtool begins in 1970.
 fn samples(text: &str, begin: f64) -> BTreeMap<&str, f64> {
@@ -37,30 +43,21 @@ fn gathered(text: &str) -> f64 {
         .unwrap_or_default()
 }
 
-fn test(
-    name: &str,
-    interval: &str,
-    series: &BTreeMap<&str, String>,
-    minutes: u32,
-    expected: (&str, u8),
-) -> Value {
-    let series: Vec<_> = (series.iter())
+fn test(name: &str, interval: &str, series: BTreeMap<&str, String>, expected: &[Value]) -> Value {
+    let series: Vec<_> = (series.into_iter())
         .map(|(series, values)| json!({"series": series, "values": values}))
         .collect();
     json!({
         "name": name,
         "interval": interval,
         "input_series": series,
-        "promql_expr_test": [{
-            "expr": expected.0,
-            "eval_time": format!("{minutes}m"),
-            "exp_samples": [{"labels": "{}", "value": expected.1}],
-        }],
+        "promql_expr_test": expected,
     })
 }
 
-/// That `alert` fires, at the end of its `for:`, if a fault changes the metrics from `before` to `after` and stays.
-pub(crate) fn fires(alert: &str, before: &str, after: &str) -> Value {
+/// That `alert`, with these labels (`service="redis"`), fires at the end of its `for:`, and not before the fault, if a fault
+/// changes the metrics from `before` to `after` and stays.
+pub(crate) fn fires(alert: &str, labels: &str, before: &str, after: &str) -> Value {
     // The longest `for:` is an hour, but for one, where it is a day.
     let minutes = if alert == "LitellmReleaseCheck" {
         1500
@@ -83,30 +80,68 @@ pub(crate) fn fires(alert: &str, before: &str, after: &str) -> Value {
         format!("{before} {}", part(after.get(name), step, minutes))
     };
     let series = names.into_iter().map(|name| (name, values(name))).collect();
-    let fired = format!(
-        "count(count_over_time(ALERTS{{alertname=\"{alert}\",alertstate=\"firing\"}}[2d])) > bool 0"
-    );
-    test(alert, "1m", &series, BEFORE + minutes - 1, (&fired, 1))
+    let expected = [(BEFORE - 1, 0), (BEFORE + minutes - 1, 1)].map(|(minute, value)| {
+        let firing = format!("ALERTS{{alertname=\"{alert}\",alertstate=\"firing\",{labels}}}");
+        json!({
+            "expr": format!("(count(count_over_time({firing}[2d])) or vector(0)) > bool 0"),
+            "eval_time": format!("{minute}m"),
+            "exp_samples": [{"labels": "{}", "value": value}],
+        })
+    });
+    test(alert, "1m", series, &expected)
 }
 
-/// That no alert fires on the metrics of a day, one text for each 20 s.
-pub(crate) fn none_fires(day: &[&str]) -> Value {
-    let begin = gathered(day[0]);
-    let day: Vec<_> = day.iter().map(|text| samples(text, begin)).collect();
-    let names: BTreeSet<&str> = day.iter().flat_map(|one| one.keys().copied()).collect();
-    let values = |name| {
-        let value = |one: &BTreeMap<&str, f64>| one.get(name).map_or("_".into(), f64::to_string);
-        day.iter().map(value).collect::<Vec<_>>().join(" ")
+/// That no alert fires on the metrics of a day, nor if the last ones stay for two days more. A text for each scrape, after
+/// its time in seconds since 1970; without metrics if the scrape failed.
+pub(crate) fn none_fires(day: &[(f64, &str)]) -> Value {
+    let begin = day[0].0;
+    let scrapes: BTreeMap<u32, BTreeMap<&str, f64>> = (day.iter())
+        .map(|(time, text)| {
+            let mut one = samples(text, begin);
+            one.insert(UP, f64::from(!one.is_empty()));
+            (step(time - begin), one)
+        })
+        .collect();
+    let (steps, end) = scrapes.last_key_value().unwrap();
+    let steps = steps + 1;
+    let complete = { scrapes.values() }.rfind(|one| one.contains_key(GATHERED));
+    let mut last = complete.unwrap().clone();
+    last.insert(UP, end[UP]);
+    let names: BTreeSet<&str> = { scrapes.values() }
+        .flat_map(|one| one.keys().copied())
+        .collect();
+    let values = |name: &str| {
+        let mut values: Vec<String> = (0..steps)
+            .map(
+                |step| match scrapes.get(&step).and_then(|one| one.get(name)) {
+                    Some(value) => value.to_string(),
+                    None => "_".into(),
+                },
+            )
+            .collect();
+        if let Some(value) = last.get(name) {
+            let growth = if name == GATHERED { STEP } else { 0 };
+            values.push(format!("{value}+{growth}x{AFTER}"));
+        }
+        values.join(" ")
     };
     let series = names.into_iter().map(|name| (name, values(name))).collect();
-    let fired = "count(count_over_time(ALERTS{alertstate=\"firing\"}[1d])) or vector(0)";
-    test(
-        "a day",
-        "20s",
-        &series,
-        u32::try_from(day.len() / 3).unwrap(),
-        (fired, 0),
-    )
+    let expected = json!({
+        "expr": "count by (alertname, service) (count_over_time(ALERTS{alertstate=\"firing\"}[4d]))",
+        "eval_time": format!("{}s", (steps + AFTER) * STEP),
+        "exp_samples": [],
+    });
+    test("a day", "20s", series, &[expected])
+}
+
+/// The number of the interval, of 20 s each.
+#[expect(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "a day has few seconds"
+)]
+fn step(seconds: f64) -> u32 {
+    (seconds / f64::from(STEP)) as u32
 }
 
 /// Has promtool evaluate `tests` with the shipped rules.

@@ -3,12 +3,15 @@
 use std::collections::HashSet;
 
 use crate::cli;
+use crate::deployment::certificates;
 use crate::deployment::extra;
+use crate::deployment::settings::Settings;
 use crate::error::{Exit, Failure, Result};
 use crate::host::Host;
 use crate::host::lock::OperationLock;
+use crate::host::paths::Paths;
 use crate::host::systemd::job::JobType;
-use crate::litellm::contract;
+use crate::litellm::{config, contract};
 use crate::operations::stack::{self, Manner};
 use crate::operations::{backup, pull, recycle};
 use crate::output::say;
@@ -125,13 +128,25 @@ async fn change(
         }
         stack::stop(host, &units, arguments.timeout).await?;
     } else {
-        if !is_remote && units.contains(&Service::Litellm.unit()) {
+        let gateway = Service::Litellm.unit();
+        if !is_remote && units.contains(&gateway) {
+            // The start would fail for good, and nothing would serve.
+            if verb == JobType::Restart && systemd.unit(gateway).await?.is_active() {
+                refuse_invalid(&host.paths)?;
+            }
             contract::check_after_update(host).await;
         }
         let steps: Vec<_> = units.into_iter().map(|unit| (verb, unit)).collect();
         stack::start_units(host, &steps, manner, arguments.timeout).await?;
     }
     Ok(Exit::Success)
+}
+
+/// Refuses files with which no start of the gateway succeeds.
+fn refuse_invalid(paths: &Paths) -> Result<()> {
+    Settings::load(&paths.env_file())?;
+    config::refuse_unreadable(&paths.config_file())?;
+    certificates::refuse_invalid(paths)
 }
 
 pub(super) fn none() -> anyhow::Error {

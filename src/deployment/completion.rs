@@ -14,6 +14,7 @@ use crate::deployment::settings::{
     DEFAULT_LITELLM_IMAGE, DEFAULT_POSTGRES_NAME, Database, Settings, UNUSED_DATABASE,
     USE_DATABASE, check_address, names_unused_database, parse_env, read_env, wrong,
 };
+use crate::deployment::snapshot;
 use crate::deployment::variables::SENTINEL_NODES;
 use crate::error::{Failure, PathContext, Result};
 use crate::host::files;
@@ -304,7 +305,8 @@ struct Directory {
 pub struct Completion {
     directories: Vec<Directory>,
     env: Option<String>,
-    config: Option<&'static str>,
+    /// With its mode.
+    config: Option<(Vec<u8>, u32)>,
     paths: Paths,
     /// The settings as they will be.
     pub settings: Settings,
@@ -404,15 +406,28 @@ impl Completion {
             changes.push(Change::Mode(env_path.clone()));
         }
         let config_path = paths.config_file();
-        let config = (!config_path.exists()).then_some(CONFIG);
-        if config.is_some() {
+        let mut restored = None;
+        let mut config = None;
+        if !config_path.exists() {
             changes.push(Change::Configuration(config_path.clone()));
+            config = Some(match snapshot::last_good_config(paths) {
+                Some(kept) => {
+                    restored = Some(format!(
+                        "{} was missing, and is restored from the last configuration with which the gateway was ready",
+                        config_path.display()
+                    ));
+                    let text = std::fs::read(&kept).path_context("can't read", &kept)?;
+                    (text, files::mode(&kept)?)
+                }
+                None => (CONFIG.into(), 0o644),
+            });
         }
         let extras = extra::load(paths, &completed.env)?;
         let warnings = completed.env.warnings().iter();
         let warnings = warnings
             .map(|warning| format!("{}, {warning}", env_path.display()))
             .chain(extras.iter().flat_map(|extra| extra.warnings.clone()))
+            .chain(restored)
             .collect();
         Ok(Self {
             extras,
@@ -446,8 +461,8 @@ impl Completion {
         } else if files::mode(&env_path)? != 0o600 {
             files::set_mode(&env_path, 0o600)?;
         }
-        if let Some(text) = self.config {
-            files::write_atomically(&self.paths.config_file(), text.as_bytes(), 0o644)?;
+        if let Some((text, mode)) = &self.config {
+            files::write_atomically(&self.paths.config_file(), text, *mode)?;
         }
         Ok(())
     }

@@ -46,7 +46,7 @@ pub(crate) async fn running(examination: &Examination<'_>) -> Option<Check> {
 /// Whether Podman verifies the signature of the gateway's image, if it has one.
 pub(crate) async fn signatures(examination: &Examination<'_>) -> Option<Check> {
     let image = &examination.settings.as_ref()?.litellm_image;
-    if !image.is_litellm() {
+    if !image.is_litellm() || image.is_local() {
         return None;
     }
     let places = Places::of(&examination.host.paths);

@@ -584,11 +584,14 @@ pub fn refuse_weak_master_key(host: &Host, env: &EnvFile, settings: &Settings) -
     )
 }
 
-/// Refuses a file that LiteLLM can't read at all. What else is wrong with it is for commands: a stricter check must not
-/// keep a gateway from starting that started before.
+/// Refuses a file that LiteLLM can't read at all, or that is empty. What else is wrong with it is for commands: a stricter
+/// check must not keep a gateway from starting that started before.
 pub(crate) fn refuse_unreadable(path: &Path) -> Result<()> {
     match yaml::parse(&read(path)?) {
-        Ok(_) => Ok(()),
+        Ok(Some(_)) => Ok(()),
+        Ok(None) => Err(Failure::config(format!("{} is empty", path.display()))
+            .hint("write the configuration, then run `litellm-units apply`")
+            .into()),
         Err(SyntaxError { at, message }) => Err(Failure::config(format!(
             "{}:{}:{}: not valid YAML: {message}",
             path.display(),

@@ -60,7 +60,9 @@ pub(super) async fn recover(host: &Host, timeout: Duration) -> Result<()> {
         apply(host, &prepared, timeout).await
     };
     if let Err(error) = attempt.await {
-        host.progress.warn(&format!("{error:#}"));
+        let hint = crate::error::hint(&error).map(|hint| format!("; {hint}"));
+        host.progress
+            .warn(&format!("{error:#}{}", hint.unwrap_or_default()));
     }
     files::remove_existing(&host.paths.applying())
 }

@@ -239,14 +239,21 @@ fn is_of_one(section: &str, key: &str, value: &str) -> bool {
         ("[Container]", "PublishPort" | "IP" | "IP6" | "ContainerName" | "ServiceName")
         | ("[Service]", "ExecStart") => true,
         ("[Container]", "Network") => has_address(value),
-        ("[Container]", "PodmanArgs") => value.split_whitespace().any(|word| {
-            let word = word.trim_matches(['"', '\'']);
-            match word.split_once('=').map_or(word, |(option, _)| option) {
-                "--publish" | "--name" | "--ip" | "--ip6" => true,
-                "--network" | "--net" => has_address(word),
-                option => option.starts_with("-p"),
-            }
-        }),
+        ("[Container]", "PodmanArgs") => {
+            let words = value
+                .split_whitespace()
+                .map(|word| word.trim_matches(['"', '\'']));
+            let next = words.clone().skip(1).chain([""]);
+            words.zip(next).any(|(word, next)| {
+                match word.split_once('=').map_or(word, |(option, _)| option) {
+                    "--publish" | "--name" | "--ip" | "--ip6" => true,
+                    "--network" | "--net" => {
+                        has_address(word) || (!word.contains('=') && has_address(next))
+                    }
+                    option => option.starts_with("-p"),
+                }
+            })
+        }
         _ => false,
     }
 }
@@ -431,7 +438,7 @@ mod tests {
                 "",
             ),
             (
-                "[Container]\nPodmanArgs=--ipc=host -p1:1\nNetwork=a:ip=10.0.0.7\n",
+                "[Container]\nPodmanArgs=--ipc=host --network a:ip=10.0.0.8\nNetwork=a:ip=10.0.0.7\n",
                 "",
                 "Network= PodmanArgs=",
             ),

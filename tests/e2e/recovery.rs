@@ -96,11 +96,27 @@ fn all_start_beside_an_unfinished_edit(host: &TestHost, who: Who, key: &str) {
         status.stdout.contains("config/litellm-config.yaml changed"),
         "{status:?}"
     );
-    // A handover is refused before the gateway that serves is stopped.
-    let handover = host.units(who, &["restart", "--handover", "litellm"]);
-    assert_ne!(handover.code, 0, "{handover:?}");
-    assert_eq!(chat(host, who, key).as_deref(), Ok(HELLO));
-    host.sh(who, r#"mv ~/kept.yaml "$1/config/litellm-config.yaml""#);
+    // A restart is refused before the gateway that serves is stopped.
+    for words in [
+        &["restart", "--handover", "litellm"][..],
+        &["restart", "litellm"],
+    ] {
+        let restart = host.units(who, words);
+        assert_eq!(restart.code, 78, "{restart:?}");
+        assert_eq!(chat(host, who, key).as_deref(), Ok(HELLO));
+    }
+    // A lost file is the last good one again, not the first one.
+    host.sh(who, r#"rm "$1/config/litellm-config.yaml""#);
+    let generated = host.units(who, &["generate"]);
+    let all = format!("{generated:?}");
+    assert!(
+        generated.code == 0 && all.contains(" was missing, and is restored"),
+        "{all}"
+    );
+    host.sh(
+        who,
+        r#"cmp ~/kept.yaml "$1/config/litellm-config.yaml"; rm ~/kept.yaml"#,
+    );
     host.units(who, &["up"]).ok();
 }
 

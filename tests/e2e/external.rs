@@ -209,7 +209,7 @@ fn by_a_socket(host: &TestHost, who: Who, key: &str) {
     let by_socket =
         "select count(*) > 0 from pg_stat_activity where usename = 'gate' and client_addr is null";
     assert_eq!(outside_sql(host, by_socket), "t");
-    host.write(who, ".env", &env);
+    host.write(who, &format!("{}/.env", who.deployment()), &env);
     host.units(who, &["apply"]).ok();
 }
 

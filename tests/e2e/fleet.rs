@@ -234,6 +234,7 @@ fn several_hosts_are_changed_as_one() {
     // The first host alone backs up the database.
     let without_backup = fleet(operator, &["status", "--json"]);
     assert_eq!(without_backup.code, 1, "{without_backup:?}");
+    first.sh(WHO, "mkdir -p /srv/backups/gateway-1");
     operator
         .units(WHO, &["--host", "root@gateway-1", "backup"])
         .ok();

@@ -7,8 +7,9 @@
 //! Podman runs that command for each `podman exec` as well, and so for each health check: neither
 //! an invalid `.env` nor a removed program may end a running container.
 
+mod mapping;
+
 use std::io::Write;
-use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -25,7 +26,6 @@ use crate::deployment::entrance;
 use crate::deployment::external;
 use crate::deployment::extra;
 use crate::deployment::images_lock::ImagesLock;
-use crate::deployment::installed_release;
 use crate::deployment::listen::ListenAddress;
 use crate::deployment::postgres_sizes;
 use crate::deployment::sealed::{self, SecretValue};
@@ -36,7 +36,6 @@ use crate::error::{Exit, Failure, PathContext, Result};
 use crate::host::default_route;
 use crate::host::files;
 use crate::host::lock;
-use crate::host::namespaces;
 use crate::host::ownership;
 use crate::host::paths::Scope;
 use crate::host::podman::{self, Podman};
@@ -53,16 +52,13 @@ use crate::operations::recovery;
 use crate::operations::recycle;
 use crate::operations::stack;
 use crate::operations::upgrade::check::{ReleaseReport, Verdict};
-use crate::output::{self, say, shell_word};
-use crate::quadlet::{self, drop_ins};
+use crate::output::{self, say};
+use crate::quadlet;
 use crate::random;
 use crate::service::{Instance, Service};
+use mapping::Mapping;
 
 const NEED_INTERVAL: Duration = Duration::from_millis(500);
-/// How the volumes of the gateway and of the migration are mounted, in their units.
-const IDMAP: &str = "LITELLM_UNITS_IDMAP";
-/// The same of logs/, which may belong to another user.
-const LOGS_IDMAP: &str = "LITELLM_UNITS_LOGS_IDMAP";
 /// LiteLLM's configuration, relative to the deployment directory.
 const CONFIG: &str = "config/litellm-config.yaml";
 /// With which the gateway ends if another start would change nothing.
@@ -246,7 +242,7 @@ async fn prepare(host: &Host, started: &Started) -> Result<()> {
     let (output, network, mapping) = tokio::join!(
         podman.output(inspect),
         stack::restore_network(host),
-        Mapping::of(host, &settings, &images, started)
+        Mapping::of(host, &settings, &images, service, started.container())
     );
     let mapping = network.and(mapping)?;
     let registered: Vec<Registered> = serde_json::from_slice(&output?.stdout).unwrap_or_default();
@@ -326,9 +322,7 @@ async fn prepare(host: &Host, started: &Started) -> Result<()> {
     }
     // The unit of an operator names its secrets itself.
     if !service.is_extra() {
-        let Mapping { volumes, logs } = mapping;
-        let options = options.trim_end();
-        let text = format!("{options}\n{IDMAP}={volumes}\n{LOGS_IDMAP}={logs}\n");
+        let text = format!("{}\n{}", options.trim_end(), mapping.variables());
         files::write_atomically(&file, text.as_bytes(), 0o644)?;
     }
     match started {
@@ -343,135 +337,6 @@ async fn prepare(host: &Host, started: &Started) -> Result<()> {
         // The record is that of the first gateway.
         Started::Standby => Ok(()),
     }
-}
-
-/// The options with which a container of the gateway or of the migration has its volumes.
-#[derive(Debug, Default)]
-struct Mapping {
-    volumes: String,
-    logs: String,
-}
-
-impl Mapping {
-    fn same(option: impl Into<String>) -> Self {
-        let volumes = option.into();
-        let logs = volumes.clone();
-        Self { volumes, logs }
-    }
-
-    /// What belongs to root on the disk belongs to the user of the image, also where nobody else on the host may write or
-    /// read it. The image is there.
-    async fn of(
-        host: &Host,
-        settings: &Settings,
-        images: &ImagesLock,
-        started: &Started,
-    ) -> Result<Self> {
-        let service = started.service();
-        if !matches!(service, Service::Migrate | Service::Litellm) || host.scope() == Scope::User {
-            return Ok(Self::default());
-        }
-        let (first, usual) = if settings.user_namespaces {
-            (quadlet::first_id(service), ",idmap")
-        } else {
-            (0, "")
-        };
-        let paths = &host.paths;
-        let file = |name: &str| format!("{name}.container");
-        let mut unit = file(started.container());
-        // The one to the next release exists only while it runs.
-        let next = file(quadlet::NEXT_MIGRATION);
-        if service == Service::Migrate && paths.quadlets.join(&next).exists() {
-            unit = next;
-        }
-        let added = drop_ins::of(&paths.quadlets, &unit);
-        if added.iter().any(|path| names_user(path)) {
-            return Ok(Self::same(usual));
-        }
-        // That of the unit, beside which an edited .env may name another one.
-        let installed = installed_release::of_file(&paths.quadlets.join(&unit));
-        let image = images.pin(installed.as_ref().unwrap_or(&settings.litellm_image));
-        let user = match host.podman().await?.image_user(&image).await {
-            Ok(user) => user,
-            Err(error) => {
-                host.progress.warn(&format!(
-                    "can't read which user the image has, so the volumes are mounted as for root: {error:#}"
-                ));
-                return Ok(Self::same(usual));
-            }
-        };
-        let Some((user, group)) = numbers(&user) else {
-            return Ok(Self::same(usual));
-        };
-        let (places, lost) = match service {
-            Service::Migrate => (
-                vec![paths.certificates()],
-                "can't read private files in certs/",
-            ),
-            _ => (
-                [&paths.mounted()[..], &[paths.logs()]].concat(),
-                "can't write logs/, nor read private files in config/, certs/ and files/",
-            ),
-        };
-        if let Some(obstacle) = namespaces::obstacle_of(host, &places).await? {
-            host.progress.warn(&format!(
-                "the image runs as user {user}, who {lost}: {obstacle}"
-            ));
-            return Ok(Self::same(usual));
-        }
-        let (mapped_user, mapped_group) = (first + user, first + group);
-        let mut mapping = Self::same(format!(
-            ",idmap=uids=0-{mapped_user}-1;gids=0-{mapped_group}-1"
-        ));
-        let logs = paths.logs();
-        if service == Service::Litellm
-            && let Some(foreign) = not_of_root(&logs)
-        {
-            let command = format!("`sudo chown -hR root:root {}`", shell_word(&logs));
-            host.progress.warn(&format!(
-                "{} does not belong to root, so it can't belong to the image's user {user} in the container: {command}, then restart the gateway",
-                foreign.display()
-            ));
-            // It may belong to that user, who then writes there as before.
-            if foreign == logs {
-                mapping.logs = usual.into();
-            }
-        }
-        Ok(mapping)
-    }
-}
-
-/// Whether a drop-in of a container decides who runs in it.
-fn names_user(drop_in: &Path) -> bool {
-    let text = std::fs::read_to_string(drop_in).unwrap_or_default();
-    let keys = ["User", "Group", "Image"];
-    let mut lines = { text.lines() }.filter_map(|line| line.split_once('='));
-    lines.any(|(key, _)| keys.contains(&key.trim()))
-}
-
-/// The directory, or the first entry of it, that does not belong to root.
-fn not_of_root(directory: &Path) -> Option<PathBuf> {
-    let mut places = vec![directory.to_owned()];
-    places.extend(files::entries(directory).unwrap_or_default());
-    places.into_iter().find(|path| {
-        let found = path.symlink_metadata();
-        found.is_ok_and(|found| (found.uid(), found.gid()) != (0, 0))
-    })
-}
-
-/// User and group of an image's `USER`, if they are known without a look into it, and not those of root.
-fn numbers(user: &str) -> Option<(u32, u32)> {
-    const NOBODY: u32 = 65_534;
-    let number = |word: &str| match word {
-        "nobody" | "nogroup" => Some(NOBODY),
-        word => word.parse().ok().filter(|number| *number <= NOBODY),
-    };
-    let both = match user.split_once(':') {
-        Some((user, group)) => (number(user)?, number(group)?),
-        None => (number(user)?, NOBODY),
-    };
-    // The group of another user is in the image.
-    (both.0 != 0 && (user.contains(':') || both.0 == NOBODY)).then_some(both)
 }
 
 /// Writes the sealed files of `files/` into memory, in clear. Returns their directory; nothing if there are none.
@@ -586,7 +451,7 @@ async fn refuse_start(
         host,
         &format!("import sys\n\nprint({message}, file=sys.stderr)\nsys.exit(78)\n"),
     )?;
-    let text = format!("LITELLM_UNITS_SECRETS=\n{IDMAP}=\n{LOGS_IDMAP}=\n");
+    let text = format!("LITELLM_UNITS_SECRETS=\n{}", Mapping::default().variables());
     files::write_atomically(options, text.as_bytes(), 0o644)
 }
 
@@ -822,43 +687,6 @@ async fn await_healthy(host: &Host, container: &str) -> Result<()> {
                 "{container} can't be checked: {}",
                 String::from_utf8_lossy(&output.stderr).trim()
             ),
-        }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn drop_ins_that_name_a_user() {
-        let directory = tempfile::tempdir().unwrap();
-        let path = directory.path().join("a.conf");
-        for (text, expected) in [
-            ("[Container]\nUser=0\n", true),
-            ("[Container]\n Image = localhost/x:1\n", true),
-            ("[Container]\n#User=0\nEnvironment=User=0\n", false),
-        ] {
-            std::fs::write(&path, text).unwrap();
-            assert_eq!(names_user(&path), expected, "{text}");
-        }
-    }
-
-    #[test]
-    fn users_of_images() {
-        for (user, expected) in [
-            ("", None),
-            ("root", None),
-            ("0:0", None),
-            ("nobody", Some((65_534, 65_534))),
-            ("65534", Some((65_534, 65_534))),
-            ("nobody:nogroup", Some((65_534, 65_534))),
-            ("1000:1000", Some((1000, 1000))),
-            ("1000:0", Some((1000, 0))),
-            ("1000", None),
-            ("litellm", None),
-        ] {
-            assert_eq!(numbers(user), expected, "{user}");
         }
     }
 }

@@ -87,7 +87,7 @@ impl ImagesLock {
     ///
     /// # Errors
     /// When the disk refuses.
-    pub fn save(&self, path: &Path) -> Result<()> {
+    fn save(&self, path: &Path) -> Result<()> {
         let mut text = serde_json::to_string_pretty(self).context("can't write images.lock")?;
         text.push('\n');
         files::write_atomically(path, text.as_bytes(), 0o644)

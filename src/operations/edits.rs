@@ -29,7 +29,8 @@ const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// The variables that are right only if the data of the local PostgreSQL agrees.
 const LOGIN: [&str; 3] = ["POSTGRES_USER", "POSTGRES_PASSWORD", "POSTGRES_DB"];
 
-/// Refuses addresses that can't be had, an image of PostgreSQL with another C library, sealed files that can't be opened, and what the running database proves to be wrong. One that does not run proves nothing.
+/// Refuses addresses that can't be had, an image of PostgreSQL with another C library, sealed files that can't be opened, and
+/// what the running database proves to be wrong. One that does not run proves nothing.
 pub(crate) async fn refuse(host: &Host, settings: &Settings) -> Result<()> {
     address::refuse(host, settings)?;
     address::refuse_metrics(&host.paths, settings)?;

@@ -368,13 +368,14 @@ fn sealed(
     let mut texts = Vec::new();
     let mut done: Vec<String> = Vec::new();
     let mut values = Vec::new();
-    for found in env.definitions() {
-        let is_meant = secrets.iter().any(|name| name == found.name)
+    let is_in_clear = |found: Written<'_>| {
+        secrets.iter().any(|name| name == found.name)
             && !found.value.is_empty()
             && !is_sealed(found.value)
             && !is_reference(found.text)
-            && is_alone(found);
-        texts.push(if is_meant {
+    };
+    for found in env.definitions() {
+        texts.push(if is_in_clear(found) && is_alone(found) {
             let reference = sealer.seal(found.name, found.text)?;
             values.push((found.name, found.value));
             if !done.iter().any(|name| name == found.name) {
@@ -395,11 +396,7 @@ fn sealed(
     new.rewrite(|_| texts.next().flatten())
         .path_context("can't edit", path)?;
     for (old, found) in env.definitions().zip(new.definitions()) {
-        if secrets.iter().any(|name| name == found.name)
-            && !found.value.is_empty()
-            && !is_sealed(found.value)
-            && !is_reference(found.text)
-        {
+        if is_in_clear(found) {
             return Err(wrong(
                 old.line,
                 &format!("{} refers to other variables, so it can't be sealed itself", found.name),

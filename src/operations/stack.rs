@@ -414,13 +414,14 @@ async fn at_once(
         Relocation::release(host).await?;
         relocation.install(host).await?;
     }
-    let (migrate, gateway) = (Service::Migrate.unit(), Service::Litellm.unit());
-    // Else the gateway, which requires the migration, would restart without a standby.
-    let alone = !steps.iter().any(|(_, unit)| *unit == gateway);
+    let is_alone = !steps
+        .iter()
+        .any(|(_, unit)| *unit == Service::Litellm.unit());
     for (verb, unit) in steps {
-        let verb = match verb {
-            JobType::Restart if alone && *unit == migrate => JobType::RestartAlone,
-            verb => *verb,
+        let verb = if is_alone {
+            serving_on(*verb, unit)
+        } else {
+            *verb
         };
         wait.ask(verb, unit).await?;
     }
@@ -436,6 +437,16 @@ async fn at_once(
     }
     handover::end(host).await;
     Ok(())
+}
+
+/// What to do with a unit while the gateway goes on serving. It requires the migration, and would restart with it, without a
+/// standby.
+fn serving_on(verb: JobType, unit: &str) -> JobType {
+    if verb == JobType::Restart && unit == Service::Migrate.unit() {
+        JobType::RestartAlone
+    } else {
+        verb
+    }
 }
 
 /// Starts a unit that ends by itself, and waits until it has.

@@ -7,7 +7,7 @@ use anyhow::Context;
 use tokio::time::Instant;
 
 use super::address::Relocation;
-use super::{ASK_INTERVAL, STANDBY_UNIT, Wait, failed};
+use super::{ASK_INTERVAL, STANDBY_UNIT, Wait, failed, serving_on};
 use crate::deployment::listen::GATEWAY_PORT;
 use crate::error::Result;
 use crate::host::Host;
@@ -136,7 +136,6 @@ async fn take_over(
     relocation: Option<&Relocation>,
 ) -> Result<()> {
     let gateway = Service::Litellm.unit();
-    let migrate = Service::Migrate.unit();
     let timeout = wait.deadline.saturating_duration_since(wait.begin);
     let asked = |unit: &str| steps.iter().find(|(_, asked)| *asked == unit);
     let further: Vec<_> = Instance::further(Instance::MOST)
@@ -149,9 +148,7 @@ async fn take_over(
         .peekable();
     if others.peek().is_some() {
         for (verb, unit) in others {
-            let alone = *unit == migrate && *verb == JobType::Restart;
-            let verb = if alone { JobType::RestartAlone } else { *verb };
-            wait.ask(verb, unit).await?;
+            wait.ask(serving_on(*verb, unit), unit).await?;
         }
         wait.finish().await?;
     }

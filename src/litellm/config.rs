@@ -609,7 +609,7 @@ pub(crate) fn substitute(paths: &Paths) -> Option<PathBuf> {
     let good = snapshot::last_good_config(paths)?;
     // Its place is mounted over, so there has to be a file.
     let (current, kept) = (paths.config_file().metadata().ok()?, good.metadata().ok()?);
-    // No group is kept, by which the user of an image may read the file.
+    // The kept file does not have the group of the current one, and the user of an image may read the file only by its group.
     let is_as_readable = kept.mode() & 0o004 != 0 || kept.gid() == current.gid();
     (current.is_file() && is_as_readable && refuse_unreadable(&good).is_ok()).then_some(good)
 }

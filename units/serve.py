@@ -62,7 +62,7 @@ def serve_metrics(port):
 
 
 def answer_scrapes(port):
-    """One connection at a time: more of them take no more threads or memory of the gateway."""
+    """Serves one connection at a time, so that many of them take no threads and no memory of the gateway."""
     from wsgiref.simple_server import WSGIRequestHandler, WSGIServer, make_server
 
     from prometheus_client import CollectorRegistry, make_wsgi_app

@@ -531,10 +531,10 @@ async fn register(podman: &Podman, name: &str, lookup: &str) -> Result<()> {
     )
 }
 
-/// Prints a secret's value. A health check gets a random value instead of one that is not in clear or unreadable:
-/// no check needs it, and opening sealed secrets every few seconds would keep a TPM busy. A command in a running container
-/// gets an empty one instead of one that `.env` has no more or that another program gives since, since the container was
-/// started before that edit. Another program was asked when the unit started.
+/// Prints a secret's value. A health check gets a random value instead of one that is sealed, unreadable or given by another
+/// program: no check needs it, and opening sealed secrets every few seconds would keep a TPM busy. Another program was asked
+/// when the unit started. A command in a running container gets an empty value if the container was started before an edit
+/// that removed the variable, or that names another program for it.
 fn secret(host: &Host, service: Service, name: &str) -> Result<()> {
     let value = if podman::is_health_check() {
         let value = value(host, service, name).ok().flatten();

@@ -440,9 +440,9 @@ pub(crate) async fn inside(examination: &Examination<'_>) -> Vec<Check> {
     if let Some((host, port)) = database {
         let is_lost = answers.database.is_some() && host.starts_with('/');
         let check = reach(&host, port, answers.database);
-        // The container has a directory that the host has no more.
+        // The container still has the directory that was removed from the host.
         checks.push(if is_lost && try_database(&host, port).await.is_none() {
-            check.remedy(format!("PostgreSQL has made {host} anew since the gateway started: `litellm-units restart litellm`; to keep the directory, add RuntimeDirectoryPreserve=yes to the unit of PostgreSQL: docs/configuration.md"))
+            check.remedy(format!("{host} was created again after the gateway had started: `litellm-units restart litellm`; to keep the directory, add RuntimeDirectoryPreserve=yes to the unit of PostgreSQL: docs/configuration.md"))
         } else {
             check
         });

@@ -20,7 +20,7 @@ use crate::error::{Failure, PathContext, Result};
 
 /// The prefix of temporary files.
 pub(crate) const TEMPORARY: &str = ".litellm-units-";
-/// Of [`answers`].
+/// Timeout of [`answers`].
 pub(crate) const ANSWER_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// Writes `bytes` to `path`: a temporary file beside it, fsync, rename, fsync of the directory.
@@ -112,7 +112,8 @@ pub(crate) fn remove_existing(path: &Path) -> Result<()> {
     }
 }
 
-/// Whether the file system of a directory answers: what else looks at one of a network that does not, waits for ever.
+/// Whether the file system of a directory answers within [`ANSWER_TIMEOUT`]. Any other access to a file system of a network
+/// that does not answer blocks for ever.
 pub(crate) fn answers(directory: &Path) -> bool {
     let (sender, answer) = mpsc::channel();
     let asked = directory.to_owned();

@@ -336,7 +336,7 @@ fn check_names(env: &EnvFile, names: &[String], path: &Path) -> Result<()> {
         }
         if let Some(reference) = env.reference(name) {
             return Err(Failure::new(format!(
-                "{name} is not in {}: another program gives it ({reference})",
+                "the value of {name} is not in {}: another program gives it ({reference})",
                 path.display()
             ))
             .into());
